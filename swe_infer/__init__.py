@@ -1,0 +1,6 @@
+"""SWE-bench inference as a config-driven experiment: prompts in, patches out.
+
+Importing this package starts nothing and imports no heavy dependency.
+"""
+
+__version__ = "0.1.0"

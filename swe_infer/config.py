@@ -1,0 +1,338 @@
+"""From a composed configuration to constructed objects: conf's place, the check of keys, what identifies a run.
+
+The constructors' signatures are the schema, so a new class needs its file and its YAML and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import re
+import secrets
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from swe_infer.data.base import Dataset
+from swe_infer.errors import ConfigError
+from swe_infer.redaction import without_credentials
+from swe_infer.runners.base import Runner
+from swe_infer.store import write_atomically
+from swe_infer.tracking.base import Tracker
+from swe_infer.types import Budget, Shard
+
+__all__ = [
+    "Experiment",
+    "Objective",
+    "build",
+    "conf_dir",
+    "differences",
+    "identity",
+    "objectives",
+    "resolved",
+    "run_id_of",
+    "run_name",
+    "whole",
+    "whole_name",
+]
+
+GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
+ROOT_KEYS = (*GROUPS, "shard", "budget", "output_dir", "dry_run", "objective")
+
+Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
+"""A figure of ``summary.json`` that a searching sweeper can be told of a run."""
+
+OPERATIONAL = frozenset(
+    {
+        *("max_concurrency", "timeout_s", "mode", "device", "attention", "drafter"),
+        *("executable", "tensor_parallel", "tensor_parallel_size", "pipeline_parallel_size", "ready_timeout_s"),
+    }
+)
+"""Keys of model, provider and decoding that change how fast or where an answer is had, not which answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A run's parts, constructed; nothing is loaded, opened or paid for yet."""
+
+    runner: Runner
+    dataset: Dataset
+    tracker: Tracker
+    shard: Shard
+    budget: Budget
+    output_dir: str | None
+    dry_run: bool
+    objectives: tuple[Objective, ...]
+
+
+def conf_dir() -> Path:
+    """The configuration folder: inside the package in an installation, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """Check every key and construct the run's parts.
+
+    Raises:
+        ConfigError: names the first key that is wrong and what would be right.
+    """
+    unknown = [str(key) for key in cfg if key not in ROOT_KEYS]
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: no such key{_suggestion(unknown[0], ROOT_KEYS)}")
+    try:
+        constructor = _Constructor()
+        for key in GROUPS:  # first of all: an error should name `model.x`, not `runner.model.x`
+            if isinstance(cfg[key], DictConfig) and "_target_" in cfg[key]:
+                constructor.construct(cfg[key], key)
+        for key, example in (("dataset", "sample"), ("runner", "llama"), ("tracker", "none")):
+            if not isinstance(cfg[key], DictConfig) or "_target_" not in cfg[key]:
+                raise ConfigError(f"{key}: no option is chosen; choose one, such as {key}={example}")
+        return Experiment(
+            runner=constructor.construct(cfg.runner, "runner"),
+            dataset=constructor.construct(cfg.dataset, "dataset"),
+            tracker=constructor.construct(cfg.tracker, "tracker"),
+            shard=constructor.construct(cfg.shard, "shard"),
+            budget=constructor.construct(cfg.budget, "budget"),
+            output_dir=_check(cfg.output_dir, str | None, "output_dir"),
+            dry_run=_check(cfg.dry_run, bool, "dry_run"),
+            objectives=objectives(cfg),
+        )
+    except OmegaConfBaseException as error:
+        raise ConfigError(_omegaconf_line(error)) from None
+
+
+def objectives(cfg: DictConfig) -> tuple[Objective, ...]:
+    """The figures that ``objective`` names: one name, or a list of them.
+
+    Raises:
+        ConfigError: a name is none of them.
+    """
+    given = cfg.objective
+    names: tuple[Objective, ...] = _check(
+        [given] if isinstance(given, str) else given, tuple[Objective, ...], "objective"
+    )
+    return names
+
+
+class _Constructor:
+    """Constructs each node once, so that ``runner.model: ${model}`` and ``model`` are one object."""
+
+    def __init__(self) -> None:
+        self._built: dict[int, Any] = {}
+
+    def construct(self, node: DictConfig, key: str) -> Any:
+        if id(node) not in self._built:
+            self._built[id(node)] = self._construct(node, key)
+        return self._built[id(node)]
+
+    def _construct(self, node: DictConfig, key: str) -> Any:
+        from hydra.utils import get_object, instantiate
+
+        target = node["_target_"]
+        if not isinstance(target, str) or not target:
+            raise ConfigError(f"{key}._target_={target}: must be the name of a class")
+        try:
+            factory = get_object(target)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{key}._target_={target}: cannot be imported ({_first_line(error)})") from None
+        parameters = {name: p for name, p in inspect.signature(factory).parameters.items() if p.kind != p.VAR_KEYWORD}
+        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        values: dict[str, Any] = {}
+        for name in (str(n) for n in node if n != "_target_"):
+            if name not in parameters:
+                raise ConfigError(f"{key}.{name}: no such key{_suggestion(name, parameters)}")
+            if OmegaConf.is_missing(node, name):
+                raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
+            values[name] = self._value(node[name], hints.get(name, Any), f"{key}.{name}")
+        for name, parameter in parameters.items():
+            if parameter.default is parameter.empty and name not in values:
+                raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
+        # Partial, so that Hydra checks the target but never sees the values: it would turn dataclasses into configs.
+        return instantiate({"_target_": target, "_partial_": True})(**values)
+
+    def _value(self, value: Any, hint: Any, key: str) -> Any:
+        if isinstance(value, DictConfig) and "_target_" in value:
+            built = self.construct(value, key)
+            protocol = getattr(hint, "_is_protocol", False)
+            if inspect.isclass(hint) and not protocol and not isinstance(built, hint):
+                wanted, given = hint.__name__, type(built).__name__
+                raise ConfigError(f"{key}: must be of {wanted}, not {given}; choose a model and a runner that fit")
+            return built
+        if isinstance(value, DictConfig) and not value and inspect.isclass(hint) and not issubclass(hint, Mapping):
+            raise ConfigError(f"{key}: none is chosen; see --help for the options of {key.rpartition('.')[2]}")
+        if isinstance(value, ListConfig) and any(isinstance(v, DictConfig) and "_target_" in v for v in value):
+            return tuple(self._value(v, Any, f"{key}[{i}]") for i, v in enumerate(value))
+        return _check(value, hint, key)
+
+
+def _check(value: Any, hint: Any, key: str) -> Any:
+    """``value`` as the type that ``hint`` names, or a ConfigError. Numbers are not made of strings or booleans."""
+    from pydantic import TypeAdapter, ValidationError
+
+    plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
+    kinds = _members(hint)
+    wrong_kind = (isinstance(plain, bool) and bool not in kinds and not _allows_any(hint)) or (
+        isinstance(plain, str) and not kinds & {str, Decimal, typing.Literal} and not _allows_any(hint)
+    )
+    if wrong_kind:
+        raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)}")
+    try:
+        return TypeAdapter(hint).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        inner = "".join(f".{part}" for part in first["loc"] if isinstance(part, str) and part.islower())
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            raise ConfigError(f"{key}{inner}: no such key") from None
+        raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)} ({first['msg'].lower()})") from None
+
+
+def _members(hint: Any) -> set[Any]:
+    """The types of a union, ``Literal`` as itself, containers as their origin."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*(_members(arg) for arg in typing.get_args(hint)))
+    return {origin or hint}
+
+
+def _allows_any(hint: Any) -> bool:
+    return hint is Any or Any in _members(hint) or Path in _members(hint)
+
+
+def _described(hint: Any) -> str:
+    """A type in words that a user knows."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_described(arg) for arg in args)
+    if origin is typing.Literal:
+        return " or ".join(map(str, args))
+    if origin in (tuple, list) or hint in (tuple, list):
+        inner = [arg for arg in args if arg is not Ellipsis]
+        return f"a list of {_described(inner[0])}" if inner else "a list"
+    if origin in (dict, Mapping) or (inspect.isclass(origin) and issubclass(origin, Mapping)):
+        return "a mapping"
+    if is_dataclass(hint):
+        return f"a mapping of {', '.join(field.name for field in fields(hint))}"
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+    name = getattr(hint, "__name__", str(hint))
+    return words.get(hint, {"Decimal": "an amount", "Path": "a path"}.get(name, name))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(names)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _omegaconf_line(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None)
+    return f"{key}: {_first_line(error)}" if key else _first_line(error)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, interpolations resolved, passwords inside addresses taken out."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    plain = _without_passwords(container)
+    assert isinstance(plain, dict)
+    runner = plain.get("runner")
+    if isinstance(runner, dict):  # `runner.model: ${model}` would write every group twice
+        plain["runner"] = {k: v for k, v in runner.items() if k not in ROOT_KEYS}
+    return plain
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(inner) for inner in value]
+    return without_credentials(value) if isinstance(value, str) and "://" in value else value
+
+
+def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides the answers, flat: ``{"decoding.temperature": 0.0, …}``.
+
+    How fast the answers are had, what they may cost and who is told is not part of it.
+    """
+    flat: dict[str, Any] = {}
+    for group in ("model", "provider", "decoding", "dataset", "shard"):
+        node = plain.get(group)
+        for key, value in _flat(node if isinstance(node, Mapping) else {}, group):
+            if not (group in ("model", "provider", "decoding") and key.split(".")[1] in OPERATIONAL):
+                flat[key] = value
+    runner = plain.get("runner")
+    flat["runner"] = runner.get("_target_") if isinstance(runner, Mapping) else None
+    return flat
+
+
+def _flat(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key in sorted(node):
+        value = node[key]
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", value
+
+
+def digest(plain: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that two configurations share only if they ask for the same answers."""
+    text = json.dumps(identity(plain), sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What decides the answers and differs, as ``key: before → now``."""
+    a, b = identity(before), identity(now)
+    return [
+        f"{key}: {a.get(key)!r} → {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
+    ]
+
+
+def run_name(plain: Mapping[str, Any], label: str, dataset: str) -> str:
+    """A run's name: readable, safe as a file name, and different for different configurations."""
+    parts = [label, dataset]
+    shard = plain.get("shard") or {}
+    if shard.get("index") is not None:
+        parts.append(f"shard{shard['index']}of{shard['count']}")
+    parts.append(digest(plain))
+    return "__".join(re.sub(r"[^A-Za-z0-9._+=-]+", "-", part).strip("-.")[:60] for part in parts)
+
+
+def whole(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the run that a shard's configuration ``plain`` is a part of."""
+    return {**plain, "shard": {**plain["shard"], "index": None, "count": None}}
+
+
+def whole_name(name: str, plain: Mapping[str, Any]) -> str:
+    """The name of the run that the shard ``name`` with the configuration ``plain`` is a part of."""
+    parts = [part for part in name.split("__")[:-1] if not re.fullmatch(r"shard\d+of\d+", part)]
+    return "__".join([*parts, digest(whole(plain))])
+
+
+def run_id_of(directory: Path, plain: Mapping[str, Any]) -> str:
+    """The run's id: the configuration's digest, and a random part that keeps two directories of one configuration
+    apart. It is kept in the directory, so a resumed run has it again, wherever the directory was moved."""
+    path = directory / "run_id"
+    if not path.exists():
+        write_atomically(path, f"{digest(plain)}-{secrets.token_hex(3)}\n")
+    return path.read_text().strip()

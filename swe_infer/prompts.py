@@ -1,0 +1,78 @@
+"""The SWE-bench prompt format: a system line, an issue, and the files of the repository with line numbers.
+
+It stands below the rooms because datasets split prompts, patches are checked against the files in them, and drafting
+copies from those files. Format: SWE-bench's ``make_datasets/create_instance.py``, styles 2 and 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from itertools import pairwise
+
+from swe_infer.types import Prompt
+
+__all__ = ["files_in_prompt", "split_prompt"]
+
+_MARKER = re.compile(r"^\[(?P<kind>start|end) of (?P<path>[^\n]+)\]$", re.MULTILINE)
+_NUMBER = re.compile(r"(\d{1,9})(?: |$)")
+_ELLIPSIS = "..."
+
+
+def split_prompt(text: str) -> Prompt:
+    """Split a dataset's ``text`` into a system and a user part.
+
+    The first line is the system part, as in SWE-bench, unless it is the only line or is blank. Never raises.
+    """
+    first, separator, rest = text.partition("\n")
+    if not separator or not first.strip() or not rest.strip():
+        return Prompt(system=None, user=text)
+    return Prompt(system=first, user=rest)
+
+
+def files_in_prompt(text: str) -> dict[str, str]:
+    """The files that a prompt shows: ``{path: content}``, line numbers removed, in the prompt's order.
+
+    A file counts when both its ``[start of PATH]`` and ``[end of PATH]`` lines are there. The newline before the end
+    line belongs to the format, so the content is the file's to the byte: one that ends in a newline is shown
+    with an empty last line. Numbers are removed only where the lines count 1, 2, 3 … without a gap, so unnumbered
+    files keep lines that begin with digits. A file of which only excerpts are shown (numbers with gaps, ``...``
+    between) is left out, because nothing can be checked against it. Of a file that occurs twice the first counts.
+    Linear in the length of the text.
+    """
+    ends: dict[str, deque[int]] = defaultdict(deque)
+    starts: list[tuple[str, int]] = []
+    for match in _MARKER.finditer(text):
+        if match["kind"] == "start":
+            starts.append((match["path"], match.end() + 1))
+        else:
+            ends[match["path"]].append(match.start())
+    files: dict[str, str] = {}
+    position = 0
+    for path, body_start in starts:
+        if body_start < position or path in files:
+            continue
+        later = ends[path]
+        while later and later[0] <= body_start:
+            later.popleft()
+        if not later:
+            continue
+        position = later[0]
+        content = _content(text[body_start : position - 1])
+        if content is not None:
+            files[path] = content
+    return files
+
+
+def _content(body: str) -> str | None:
+    """The file behind ``body``, which may be numbered; None where only excerpts of it are shown."""
+    lines = body.split("\n")
+    numbers = [int(match[1]) if (match := _NUMBER.match(line)) else None for line in lines]
+    if numbers == list(range(1, len(lines) + 1)):
+        return "\n".join(line[len(str(n)) + 1 :] for n, line in enumerate(lines, 1))
+    numbered = [number for number in numbers if number is not None]
+    increasing = all(later > earlier for earlier, later in pairwise(numbered))
+    rest = [line for line, number in zip(lines, numbers, strict=True) if number is None]
+    if numbered and increasing and all(line.strip() in (_ELLIPSIS, "") for line in rest) and len(numbered) > 1:
+        return None
+    return body

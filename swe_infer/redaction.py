@@ -1,0 +1,50 @@
+"""Takes what is secret out of texts that are about to be shown or written: passwords in addresses, keys."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+
+__all__ = ["RedactingFormatter", "without_credentials"]
+
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|ORG_ID|PROJECT_ID|PROXY", re.IGNORECASE)
+_SHORTEST = 8
+"""Shorter values are ordinary words more often than secrets."""
+
+_USER = re.compile(r"(\\?:(?:\\?/){2})[^/@\s'\"]+@")
+_PARAMETER = re.compile(
+    r"([?&](?:(?:api|subscription|access)[-_]?)?(?:key|token|sig|signature|secret|password|code)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def without_credentials(text: str) -> str:
+    """``text`` without ``user:password@`` and without the keys in the queries of the addresses in it.
+
+    Hydra's backslashes before colons are allowed for.
+    """
+    if "@" in text:
+        text = _USER.sub(r"\1***@", text)
+    return _PARAMETER.sub(r"\1***", text) if "=" in text else text
+
+
+class RedactingFormatter(logging.Formatter):
+    """A formatter whose lines, traces included, hold no credential of an address, no secret of the environment and
+    nothing that steers a terminal.
+
+    Libraries log what they send when they are told to be verbose, and what is in an exception is not ours to choose.
+    """
+
+    def __init__(self, form: str, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__(form)
+        variables = os.environ if environment is None else environment
+        values = {value for name, value in variables.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST}
+        self._secrets = sorted(values, key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = without_credentials(super().format(record))
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

@@ -1,0 +1,474 @@
+"""The run directory: ``records.jsonl``, ``predictions*.jsonl``, ``summary.json``; append, recover, lock.
+
+``records.jsonl`` is the truth. A record is one ``write`` of one line, so that a process that is killed leaves at most
+one torn line, the last, which the next one cuts off. Predictions and totals are derived from it at every start.
+
+What the directory does not take, because the disk is full or fails, is kept elsewhere (:mod:`swe_infer.spill`) and
+comes back as soon as there is room, in this process or the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from swe_infer.errors import StoreError
+from swe_infer.files import Syncer, discard, probe, sync_directory, write_atomically, write_whole
+from swe_infer.spill import Spill, spilled_lines
+from swe_infer.types import Completion, Failure, Outcome, PatchResult, Skip, Usage
+
+__all__ = ["RunStore", "Status", "Totals", "read_records", "record_of", "write_atomically"]
+
+log = logging.getLogger(__name__)
+
+Status = Literal["completed", "failed", "skipped"]
+Key = tuple[str, int]
+
+_STATUSES = ("completed", "failed", "skipped")
+_MOST_SAMPLES = 1_000_000
+"""A sample has a file of its own; a number above this one was not written by us."""
+
+
+def record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> dict[str, Any]:
+    """The line of ``records.jsonl`` for one outcome. ``patch`` is given for a completion and for nothing else."""
+    record: dict[str, Any] = {"instance_id": key[0], "sample": key[1]}
+    match outcome:
+        case Completion():
+            assert patch is not None
+            record |= {
+                "status": "completed",
+                "finish_reason": outcome.finish_reason,
+                "full_output": outcome.text,
+                "model_patch": patch.patch,
+                "patch_status": patch.status,
+                "patch_reason": patch.reason,
+                "patch_repairs": list(patch.repairs),
+                "patch_format": patch.format,
+                "usage": asdict(outcome.usage),
+                "cost_usd": outcome.cost_usd,
+                "latency_s": round(outcome.latency_s, 4),
+                "attempts": outcome.attempts,
+                "details": dict(outcome.details),
+                "error": None,
+            }
+        case Failure():
+            record |= _unanswered("failed") | {
+                "usage": asdict(outcome.usage),
+                "cost_usd": outcome.cost_usd,
+                "latency_s": round(outcome.latency_s, 4),
+                "attempts": outcome.attempts,
+                "error": {"type": outcome.error_type, "message": outcome.message},
+            }
+        case Skip():
+            record |= _unanswered("skipped") | {"error": {"type": outcome.reason, "message": outcome.message}}
+    record["time"] = round(time.time(), 3)
+    return record
+
+
+def _unanswered(status: Status) -> dict[str, Any]:
+    return {
+        "status": status,
+        "finish_reason": None,
+        "full_output": None,
+        "model_patch": None,
+        "patch_status": None,
+        "usage": asdict(Usage()),
+        "cost_usd": Decimal(0),
+        "latency_s": 0.0,
+        "attempts": 0,
+    }
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    """One JSON line. ASCII, because model output may hold lone surrogates, which UTF-8 cannot."""
+    return (json.dumps(value, default=_number) + "\n").encode("ascii")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file in the order in which they were written; money as Decimal, torn lines left out."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            record = _parse(line)
+            if record is not None:
+                yield record
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None for one that is torn, damaged, or no record."""
+    try:
+        record = json.loads(line, parse_float=Decimal)
+        return record if isinstance(record, dict) and _is_record(record) else None
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        return None
+
+
+_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "finish_reason": (str,),
+    "full_output": (str,),
+    "model_patch": (str,),
+    "patch_status": (str,),
+    "patch_reason": (str,),
+    "patch_repairs": (list,),
+    "patch_format": (str,),
+    "usage": (dict,),
+    "cost_usd": (int, Decimal),
+    "latency_s": (int, Decimal),
+    "attempts": (int,),
+    "details": (dict,),
+    "error": (dict,),
+    "time": (int, Decimal),
+}
+"""What a record may hold beside its key and status; any of it may be null or absent."""
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    sample = record["sample"]
+    if not isinstance(record["instance_id"], str) or record["status"] not in _STATUSES:
+        return False
+    if not isinstance(sample, int) or isinstance(sample, bool) or not 0 <= sample <= _MOST_SAMPLES:
+        return False
+    for name, kinds in _FIELDS.items():
+        value = record.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            return False
+        if isinstance(value, Decimal) and not value.is_finite():
+            return False
+    usage = record.get("usage") or {}
+    known = Usage.__dataclass_fields__.keys()
+    return usage.keys() <= known and all(isinstance(n, int) and n >= 0 for n in usage.values())
+
+
+class Totals:
+    """Sums over a run, kept record by record.
+
+    Counts go by (instance, sample), a later record replacing an earlier one; usage and cost add up over every record,
+    because a failed try may have been paid for too. ``cost_usd`` is None as soon as one price is unknown.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[Key, tuple[Status, str | None]] = {}
+        self._counts: Counter[str] = Counter()
+        self._patches: Counter[str] = Counter()
+        self.usage = Usage()
+        self.cost_usd: Decimal | None = Decimal(0)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        key = (record["instance_id"], record["sample"])
+        if (previous := self._latest.get(key)) is not None:
+            self._counts[previous[0]] -= 1
+            if previous[1] is not None:
+                self._patches[previous[1]] -= 1
+        status, patch_status = record["status"], record.get("patch_status")
+        self._latest[key] = (status, patch_status)
+        self._counts[status] += 1
+        if patch_status is not None:
+            self._patches[patch_status] += 1
+        self.usage += Usage(**{k: int(v) for k, v in (record.get("usage") or {}).items()})
+        cost = record.get("cost_usd")
+        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + Decimal(cost)
+
+    def status(self, key: Key) -> Status | None:
+        """The latest status of an (instance, sample), or None where there is no record of it."""
+        latest = self._latest.get(key)
+        return None if latest is None else latest[0]
+
+    def count(self, status: Status) -> int:
+        return self._counts[status]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "completed": self._counts["completed"],
+            "failed": self._counts["failed"],
+            "skipped": self._counts["skipped"],
+            "patches": {status: n for status, n in sorted(self._patches.items()) if n},
+            "usage": asdict(self.usage),
+            "cost_usd": self.cost_usd,
+        }
+
+
+class RunStore:
+    """An open run directory. One process at a time may hold it; use it as a context manager.
+
+    Args:
+        directory: created where it does not exist.
+        label: ``model_name_or_path`` of the predictions.
+
+    Raises:
+        StoreError: another process holds the directory, or it cannot be written.
+    """
+
+    def __init__(self, directory: Path, label: str) -> None:
+        self.directory = directory
+        self.label = label
+        self.totals = Totals()
+        self._predictions: dict[int, IO[bytes]] = {}
+        self._late_predictions: list[tuple[int, bytes]] = []
+        self._torn = False
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(directory / ".lock")
+        except OSError as error:
+            raise _unwritable(directory, error) from None
+        try:
+            probe(directory)
+            self.resumed = self._recover()
+            self._records = (directory / "records.jsonl").open("ab", buffering=0)
+            sync_directory(directory)
+        except OSError as error:
+            self._close_files()
+            raise _unwritable(directory, error) from None
+        self._spill = Spill(directory)
+        self._syncer = Syncer(self._records.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Bring everything to the disk and let go of the directory."""
+        self._syncer.close()
+        self._records.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for file in self._predictions.values():
+            file.close()
+        self._lock.close()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Keep one record. When this returns, a kill of the process cannot lose it; a loss of power can lose the last
+        half second.
+
+        Raises:
+            StoreError: the disk is full or failing; the file ends with the last whole record.
+        """
+        line = _line(record)
+        prediction = _line(self._prediction(record)) if record["status"] == "completed" else None
+        if (error := self._syncer.error) is not None:
+            raise StoreError(f"{self._records.name}: did not reach the disk ({error.strerror})")
+        # A torn line that could not be cut off is ended first, so that it costs itself alone.
+        written = write_whole(self._records.fileno(), b"\n" + line if self._torn else line)
+        if written is not None:
+            self._torn = written.torn
+            raise StoreError(f"{self._records.name}: cannot be written ({written.reason})")
+        self._torn = False
+        self._syncer.notify(line)
+        # The totals must equal what a later process reads back, so money takes the same way through JSON.
+        self.totals.add({**record, "cost_usd": _as_read_back(record["cost_usd"])})
+        if prediction is not None:
+            self._late_predictions.append((record["sample"], prediction))
+            self._write_predictions()
+
+    def check(self) -> None:
+        """Bring everything to the disk now.
+
+        Raises:
+            StoreError: predictions are still to be written, or the disk did not take what was written. What may not
+                have reached it is kept elsewhere, see :meth:`spill`.
+        """
+        self._write_predictions()
+        if self._late_predictions:
+            raise StoreError(f"{self._predictions_path(self._late_predictions[0][0])}: cannot be written")
+        if (error := self._syncer.flush()) is not None:
+            for line in self._syncer.take():
+                self._spill.add(line)
+            kept = f"; the last records are kept in {self._spill.files[-1]} too" if self._spill.files else ""
+            raise StoreError(f"{self._records.name}: did not reach the disk ({error.strerror}){kept}")
+
+    def spill(self, record: Mapping[str, Any]) -> Path | None:
+        """Keep a record that :meth:`append` did not take in some other place, from where the next process that opens
+        this directory takes it; the file, or None where nothing can be written."""
+        return self._spill.add(_line(record))
+
+    @property
+    def spilled(self) -> tuple[Path, ...]:
+        """The files that hold what :meth:`spill` was given."""
+        return tuple(self._spill.files)
+
+    def forget_spilled(self) -> None:
+        """Everything that was spilled has been appended after all."""
+        self._spill.remove()
+
+    def _write_predictions(self) -> None:
+        """Write predictions that are due. They are derived from the records, so a full disk costs no answer here:
+        they are tried again with the next one, and written anew at the next start."""
+        while self._late_predictions:
+            sample, line = self._late_predictions[0]
+            try:
+                if write_whole(self._predictions_file(sample).fileno(), line) is not None:
+                    return
+            except OSError:  # one more file cannot be opened
+                return
+            del self._late_predictions[0]
+
+    def write_summary(self, summary: Mapping[str, Any], *, soon: bool = False) -> None:
+        """Replace ``summary.json`` in one step.
+
+        Args:
+            soon: without waiting for the disk: within half a second, and with a warning where it cannot be written.
+
+        Raises:
+            StoreError: it cannot be written; the old one is still there.
+        """
+        path, text = self.directory / "summary.json", json.dumps(summary, indent=2, default=_number) + "\n"
+        if soon:
+            self._syncer.replace_soon(path, text)
+        else:
+            self._syncer.replace(path, text)
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of the last try, or an empty one."""
+        try:
+            summary = json.loads((self.directory / "summary.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return summary if isinstance(summary, dict) else {}
+
+    def _recover(self) -> bool:
+        """Cut off a torn last line, take in what was spilled, take the totals, write the predictions anew. True where
+        there were records."""
+        path = self.directory / "records.jsonl"
+        _mend_tail(path)
+        _take_in_spilled(self.directory, path)
+        temporary: dict[int, IO[bytes]] = {}
+        try:
+            temporary[0] = self._new_predictions(0)
+            for record in read_records(path):
+                if record["status"] == "completed" and self.totals.status(_key(record)) != "completed":
+                    sample = record["sample"]
+                    if sample not in temporary:
+                        temporary[sample] = self._new_predictions(sample)
+                    temporary[sample].write(_line(self._prediction(record)))
+                self.totals.add(record)
+            for sample, file in temporary.items():
+                file.close()
+                os.replace(file.name, self._predictions_path(sample))
+        except BaseException:
+            for file in temporary.values():
+                discard(file)
+            raise
+        for sample in temporary:
+            self._predictions_file(sample)
+        return path.exists() and path.stat().st_size > 0
+
+    def _prediction(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "instance_id": record["instance_id"],
+            "model_name_or_path": self.label,
+            "model_patch": record["model_patch"] or "",
+            "patch_status": record.get("patch_status"),
+            "finish_reason": record.get("finish_reason"),
+        }
+
+    def _predictions_path(self, sample: int) -> Path:
+        return self.directory / ("predictions.jsonl" if sample == 0 else f"predictions.sample{sample}.jsonl")
+
+    def _new_predictions(self, sample: int) -> IO[bytes]:
+        path = self._predictions_path(sample)
+        return path.with_name(path.name + ".new").open("wb")
+
+    def _predictions_file(self, sample: int) -> IO[bytes]:
+        if sample not in self._predictions:
+            self._predictions[sample] = self._predictions_path(sample).open("ab", buffering=0)
+        return self._predictions[sample]
+
+
+def _unwritable(directory: Path, error: OSError) -> StoreError:
+    return StoreError(f"output_dir={directory}: cannot be written ({error.strerror})")
+
+
+def _take_in_spilled(directory: Path, records: Path) -> None:
+    """Append what earlier processes had to keep elsewhere, each record once, and remove those files."""
+    spilled = spilled_lines(directory)
+    if not spilled:
+        return
+    known = {_identity(record) for record in read_records(records)}
+    count = 0
+    with records.open("ab", buffering=0) as file:
+        for line in (line for lines in spilled.values() for line in lines):
+            record = _parse(line)
+            if record is None or _identity(record) in known:
+                continue
+            if (failed := write_whole(file.fileno(), line + b"\n")) is not None:
+                raise OSError(failed.number, failed.reason)
+            known.add(_identity(record))
+            count += 1
+        os.fsync(file.fileno())
+    for path in spilled:
+        path.unlink(missing_ok=True)
+    log.warning("%d records that an earlier try had to keep elsewhere are taken in", count)
+
+
+def _identity(record: Mapping[str, Any]) -> tuple[str, int, str]:
+    """What tells one record of an (instance, sample) from another one of it."""
+    return (*_key(record), str(record.get("time")))
+
+
+def _key(record: Mapping[str, Any]) -> Key:
+    return (record["instance_id"], record["sample"])
+
+
+def _as_read_back(cost: Decimal | None) -> Decimal | None:
+    return None if cost is None else Decimal(repr(float(cost)))
+
+
+def _locked(path: Path) -> IO[str]:
+    """An open file with an exclusive lock, which the kernel drops when the process ends, however it ends."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise StoreError(f"output_dir={path.parent}: in use by {owner}; wait for it or choose another") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    return file
+
+
+def _mend_tail(path: Path) -> None:
+    """Cut the file after its last whole line. A last line that only lacks its newline gets it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        start, tail = size, b""
+        while start and b"\n" not in tail:
+            step = min(start, 1 << 16)
+            start -= step
+            file.seek(start)
+            tail = file.read(step) + tail
+        last = tail.rsplit(b"\n", 1)[-1]
+        if not last:
+            return
+        if _parse(last) is not None:
+            file.seek(size)
+            file.write(b"\n")
+        else:
+            file.truncate(size - len(last))

@@ -1,0 +1,386 @@
+"""The nouns of the project: frozen values that every room shares. No behaviour beyond validation lives here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, ClassVar, Literal, Protocol
+
+from swe_infer.errors import ConfigError
+
+__all__ = [
+    "ApiModel",
+    "AttentionChoice",
+    "Budget",
+    "Completion",
+    "Decoding",
+    "DrafterKind",
+    "Failure",
+    "FinishReason",
+    "Instance",
+    "LlamaModel",
+    "Outcome",
+    "PatchResult",
+    "PatchStatus",
+    "Prompt",
+    "Request",
+    "Shard",
+    "Skip",
+    "TokenCounter",
+    "Usage",
+    "seed_of",
+]
+
+FinishReason = Literal["stop", "length", "repetition", "refusal", "content_filter", "other"]
+"""``stop``: end token, stop string or a closed patch. ``length``: ``max_new_tokens`` or the context window was
+reached. ``repetition``: the local engine's loop detector. ``refusal`` and ``content_filter``: the provider's word."""
+
+PatchStatus = Literal["applies", "repaired", "does_not_apply", "unchecked", "none"]
+
+SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
+
+DrafterKind = Literal["diff", "suffix", "none"]
+"""Who guesses a local model's next tokens. The guesses are verified: they change the speed, never the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as providers want it. ``system`` is None where the dataset's text has no system part."""
+
+    system: str | None
+    user: str
+
+    @property
+    def text(self) -> str:
+        """The dataset's text, whole, as a base model reads it."""
+        return self.user if self.system is None else f"{self.system}\n{self.user}"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One task. ``metadata`` holds the dataset's other columns, untouched."""
+
+    instance_id: str
+    prompt: Prompt
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How tokens are chosen. None means that the parameter is not sent and the model's own default holds.
+
+    Args:
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1].
+        max_new_tokens: upper bound on generated tokens (reasoning tokens included, as providers count them).
+        n: samples for each instance.
+        seed: the run's seed; each (instance, sample) derives its own from it, see :func:`seed_of`.
+        stop: strings that end the output; they are not part of it.
+        drafter: speculative decoding of local models; see ``swe_infer.llama.drafting``. Models behind an API decide
+            that for themselves.
+    """
+
+    temperature: float | None = 0.0
+    top_p: float | None = None
+    max_new_tokens: int = 2048
+    n: int = 1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    drafter: DrafterKind = "diff"
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0.0 <= self.temperature <= 2.0:
+            raise ConfigError(f"decoding.temperature={self.temperature}: must be between 0 and 2")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"decoding.top_p={self.top_p}: must be above 0 and at most 1")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"decoding.max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if self.n < 1:
+            raise ConfigError(f"decoding.n={self.n}: must be at least 1")
+        if any(not stop for stop in self.stop):
+            raise ConfigError("decoding.stop holds an empty string, which would end every output at once")
+
+
+def seed_of(decoding: Decoding, instance_id: str, sample: int) -> int:
+    """The 63-bit seed of one (instance, sample).
+
+    It depends on nothing else, so a result depends neither on its neighbours nor on the order of work. A run
+    without ``decoding.seed`` uses 0: results are reproducible unless a different seed is asked for.
+    """
+    name = f"{decoding.seed or 0}\x1f{instance_id}\x1f{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer that is wanted: an instance's prompt, which sample of it, and how to decode it."""
+
+    instance_id: str
+    sample: int
+    prompt: Prompt
+    decoding: Decoding
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.instance_id, self.sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as billed. Cached and cache-written tokens are part of ``input_tokens``; reasoning tokens are
+    part of ``output_tokens``."""
+
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_input_tokens + other.cached_input_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
+            self.output_tokens + other.output_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer.
+
+    Args:
+        text: what the model wrote, without special tokens and stop strings.
+        cost_usd: dollars for all attempts together; 0 for a local model, None where the price is unknown.
+        latency_s: from the first attempt's start to the answer's end, in seconds.
+        attempts: requests sent, 1 where the first one succeeded.
+        details: further facts for the record (JSON values), such as ``model``, ``request_id`` or engine counts.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    cost_usd: Decimal | None
+    latency_s: float
+    attempts: int = 1
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """No answer after all tries. ``error_type`` is the class name, ``message`` one line without secrets.
+
+    ``usage`` and ``cost_usd`` are what was paid all the same (an answer that could not be read, say).
+    """
+
+    error_type: str
+    message: str
+    attempts: int = 1
+    latency_s: float = 0.0
+    usage: Usage = Usage()
+    cost_usd: Decimal | None = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Not asked, and asking again would not help. ``reason`` is a class name such as ``ContextOverflow``."""
+
+    reason: str
+    message: str
+
+
+Outcome = Completion | Failure | Skip
+
+
+@dataclass(frozen=True, slots=True)
+class PatchResult:
+    """What became of an answer.
+
+    Args:
+        patch: a unified diff that ``git apply`` reads, with its final newline; empty where ``status`` is ``none``.
+        reason: why there is no patch, or why (and in which hunk) it does not apply; None where it applies.
+        repairs: what was done to make it apply, in order, in the words of the ``patches`` room.
+        format: how the patch was found in the answer (``fence``, ``tag``, ``raw``, ``search_replace``, …).
+    """
+
+    patch: str
+    status: PatchStatus
+    reason: str | None = None
+    repairs: tuple[str, ...] = ()
+    format: str | None = None
+
+
+class TokenCounter(Protocol):
+    """Counts a prompt's tokens. ``exact`` is False for an estimate, and then ``name`` says which."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def exact(self) -> bool: ...
+
+    def __call__(self, prompt: Prompt) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionChoice:
+    """Attention backends in order of preference; the first that works on the device is used.
+
+    Each name is a module of ``swe_infer.llama.attention``.
+    """
+
+    backends: tuple[str, ...] = ("flash_attn", "varlen", "sdpa")
+
+    def __post_init__(self) -> None:
+        if not self.backends:
+            raise ConfigError("model.attention.backends is empty: name at least one, such as [sdpa]")
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaModel:
+    """A Llama checkpoint in the Hugging Face format.
+
+    Args:
+        path: a directory, or a name on the Hugging Face hub.
+        peft_path: a directory or hub name of a LoRA adapter, merged at load.
+        name: ``model_name_or_path`` of the predictions; by default the last part of the path (and adapter).
+        dtype: ``auto`` takes bfloat16 on a GPU and the checkpoint's own dtype on a CPU.
+        device: ``auto`` takes CUDA where there is one.
+        attention: which backends may be used.
+        prompt_format: ``raw`` feeds the dataset's text, ``chat`` goes through the tokenizer's chat template.
+        context_window: tokens; by default the checkpoint's ``max_position_embeddings``, RoPE scaling included.
+        allow_pickle: load ``pytorch_model.bin`` where there is no safetensors file. Pickled weights can run code.
+        tensor_parallel: processes, each with a GPU of its own, that hold a part of every layer; for a model that
+            exceeds one GPU.
+    """
+
+    path: str
+    peft_path: str | None = None
+    name: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    attention: AttentionChoice = AttentionChoice()
+    prompt_format: Literal["raw", "chat"] = "raw"
+    context_window: int | None = None
+    allow_pickle: bool = False
+    tensor_parallel: int = 1
+
+    @property
+    def label(self) -> str:
+        """The name that predictions carry; the same for every instance of a run."""
+        if self.name is not None:
+            return self.name
+        parts = [p.rstrip("/").rsplit("/", 1)[-1] for p in (self.path, self.peft_path) if p]
+        return "+".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """Dollars for a million tokens, stated by the user; None for a kind means the price of plain input or output."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    input_per_mtok: Decimal
+    output_per_mtok: Decimal
+    cached_input_per_mtok: Decimal | None = None
+    cache_write_per_mtok: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("input_per_mtok", "output_per_mtok", "cached_input_per_mtok", "cache_write_per_mtok"):
+            value = getattr(self, key)
+            if value is not None and (not value.is_finite() or value < 0):
+                raise ConfigError(f"model.pricing.{key}={value}: must be a finite number of dollars, at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiModel:
+    """A model behind an API, with the facts that decide what may be asked of it.
+
+    Args:
+        name: as the provider spells it (Azure: the deployment).
+        context_window: tokens, prompt and output together; None: not known, the provider will say.
+        max_output_tokens: the most that one answer may hold; None: not known.
+        parameters: the sampling parameters that the model accepts. Any other that ``decoding`` sets is an error.
+        max_tokens_key: OpenAI chat's name for the output bound, which differs between generations of models.
+        api_version: ``anthropic-version`` header, or Azure's ``api-version``; None: the provider's default.
+        price_as: the name under which genai-prices knows it, where that differs (a fine-tune, a deployment).
+        pricing: dollars stated by the user, or ``unknown`` (no cap can be set then), or None: genai-prices.
+        extra_body: further fields of the request body, sent as they are (``reasoning_effort``, ``thinking``, …).
+        one_sampler: the model takes ``temperature`` or ``top_p``, not both at once.
+        billed_cache_writes: OpenAI's own prompt cache bills what it writes (gpt-5.6 and later); it is off for
+            prompts that are asked once.
+    """
+
+    name: str
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+    parameters: tuple[SamplingParameter, ...] = ("temperature", "top_p", "stop")
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_completion_tokens"
+    api_version: str | None = None
+    price_as: str | None = None
+    pricing: Pricing | Literal["unknown"] | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    one_sampler: bool = False
+    billed_cache_writes: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ConfigError("model.name is empty: name the model as its provider spells it")
+
+    @property
+    def label(self) -> str:
+        """The name that predictions carry."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of ``count`` disjoint parts of the instances; both None: all of them."""
+
+    index: int | None = None
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.index is None) != (self.count is None):
+            missing = "shard.index" if self.index is None else "shard.count"
+            raise ConfigError(f"{missing} is missing: a shard needs both shard.index and shard.count")
+        if self.index is not None and self.count is not None:
+            if self.count < 1:
+                raise ConfigError(f"shard.count={self.count}: must be at least 1")
+            if not 0 <= self.index < self.count:
+                raise ConfigError(f"shard.index={self.index}: must be between 0 and {self.count - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Hard caps in dollars.
+
+    Args:
+        max_usd: of this run over all its resumes.
+        sweep_max_usd: of all runs of a sweep.
+        across: ``division``: ``max_usd`` and all quotas, stated or learnt, are those of the whole run, and each shard
+            takes an equal part, for workers that share no file. ``ledger``: ``max_usd`` is each shard's own, and what
+            shards share they keep in files.
+    """
+
+    max_usd: Decimal | None = None
+    sweep_max_usd: Decimal | None = None
+    across: Literal["ledger", "division"] = "ledger"
+
+    def __post_init__(self) -> None:
+        if self.across == "division" and self.sweep_max_usd is not None:
+            raise ConfigError(
+                "budget.sweep_max_usd needs the ledger that runs share; with budget.across=division set "
+                "budget.max_usd, which is divided among the shards of one run"
+            )
+        for key in ("max_usd", "sweep_max_usd"):
+            value = getattr(self, key)
+            if value is not None and (not value.is_finite() or value < 0):
+                raise ConfigError(f"budget.{key}={value}: must be a finite number of dollars, at least 0")
+
+
+OnOutcome = Callable[[Request, Outcome], None]
+"""Called once for each request, from the runner's thread, the moment its outcome exists."""

@@ -1,0 +1,28 @@
+"""``python -m tests``: every check of the project, in the order of their cost. Exits with the first failure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("mypy",),
+    ("pytest", "-q", "-n", "2", "--durations=10"),
+)
+
+
+def main() -> int:
+    root = Path(__file__).resolve().parent.parent
+    for tool, *arguments in CHECKS:
+        print(f"== {tool} {' '.join(arguments)}", flush=True)
+        status = subprocess.run([sys.executable, "-m", tool, *arguments], cwd=root, check=False).returncode
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""How the loopback API server answers one call: checks as strict as the vendors', text, usage, faults."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from swe_infer.types import Usage
+from tests.support.api_bodies import Ending, Made
+from tests.support.api_calls import AnswerFunction, Call, small_patch, tokens
+from tests.support.api_clouds import in_words_of
+from tests.support.api_faults import Fault, HttpError, error_of
+from tests.support.api_limits import PromptCache
+
+__all__ = ["Maker"]
+
+_FIXED_SAMPLING = re.compile(r"(o\d|gpt-5)")
+_NEW_API = "2026-"
+
+
+@dataclass
+class Maker:
+    """Makes answers. The same call gets the same text and the same token counts, but for what the cache saves."""
+
+    cache: PromptCache
+    answer: AnswerFunction | None = None
+    context_window: int | None = None
+    models: frozenset[str] | None = None
+    api_key: str | None = None
+    prompt_cache: bool = True
+    strict: bool = True
+    """Refuse, as the vendors do, parameters that the model does not take."""
+
+    def refusal_of(self, call: Call) -> HttpError | None:
+        """What the vendor would reject before doing any work."""
+        if (refused := self.wrong_key(call)) is not None:
+            return refused
+        if self.models is not None and call.model not in self.models:
+            return error_of(Fault("model_not_found"), call, time.time())
+        if self.strict and (complaint := _complaint(call)):
+            kind = "anthropic" if call.vendor == "anthropic" else "openai"
+            error: dict[str, Any] = {"message": complaint, "type": "invalid_request_error"}
+            if kind == "openai":
+                body: dict[str, Any] = {"error": {**error, "param": None, "code": "unsupported_value"}}
+            else:
+                body = {"type": "error", "error": error, "request_id": "req_loopback"}
+            raw, more = json.dumps(body).encode(), {"content-type": "application/json"}
+            if call.cloud is not None:
+                _, raw, headers = in_words_of(call.cloud, 400, raw)
+                more |= headers
+            return HttpError(400, raw, more)
+        window = self.context_window
+        if window is not None and call.input_tokens > window:
+            return error_of(Fault("context_overflow"), call, time.time(), window)
+        if window is not None and call.input_tokens + (call.max_tokens or 0) > window:
+            return error_of(Fault("context_overflow_output"), call, time.time(), window)
+        return None
+
+    def wrong_key(self, call: Call) -> HttpError | None:
+        if self.api_key is None or _key_of(call) == self.api_key:
+            return None
+        return error_of(Fault("auth"), call, time.time())
+
+    def make(self, call: Call, number: int, fault: Fault | None) -> Made:
+        """Text and usage; ``fault`` may make the answer an unwelcome one."""
+        texts, endings = zip(*(self._choice(call, index, fault) for index in range(call.n)), strict=True)
+        reasoning = 64 if call.thinking else 0
+        read, written = self.cache.look_up(call) if self.prompt_cache else (0, 0)
+        usage = Usage(
+            input_tokens=call.input_tokens,
+            cached_input_tokens=read,
+            cache_write_tokens=written,
+            output_tokens=sum(tokens(text) for text in texts) + reasoning * call.n,
+            reasoning_tokens=reasoning * call.n if call.vendor == "openai" else 0,
+        )
+        made = Made(
+            number=number,
+            call=call,
+            texts=texts,
+            endings=endings,
+            usage=usage,
+            created=int(time.time()),
+            model=_snapshot(call.model),
+        )
+        return replace(made, with_usage=False) if fault and fault.kind == "missing_usage" else made
+
+    def _choice(self, call: Call, index: int, fault: Fault | None) -> tuple[str, Ending]:
+        kind = fault.kind if fault else None
+        if kind == "empty":
+            return "", "stop"
+        if kind == "refusal":
+            return "I cannot help with that.", "refusal"
+        if kind == "content_filter":
+            return "", "content_filter"
+        if kind == "huge":
+            return "x" * 8_000_000, "stop"
+        text = self.answer(call.prompt) if self.answer is not None else small_patch(call, index)
+        cuts = [position for stop in call.stop if (position := text.find(stop)) >= 0]
+        if cuts:
+            text = text[: min(cuts)]
+        if call.max_tokens is not None and tokens(text) > call.max_tokens:
+            return text[: call.max_tokens * 4], "length"
+        return text, "stop"
+
+
+def _complaint(call: Call) -> str | None:
+    body = call.body
+    sampling = [key for key in ("temperature", "top_p", "top_k") if key in body]
+    if call.vendor == "anthropic":
+        version = body.get("anthropic_version") if call.cloud else call.headers.get("anthropic-version")
+        if version is None:
+            return "anthropic-version: header is required"
+        if version.startswith(_NEW_API) and sampling:
+            return f"{sampling[0]}: Extra inputs are not permitted"
+        unknown = [key for key in ("n", "seed", "messages_extra") if key in body]
+        return f"{unknown[0]}: Extra inputs are not permitted" if unknown else None
+    if _FIXED_SAMPLING.match(call.model):
+        if sampling:
+            return f"Unsupported parameter: '{sampling[0]}' is not supported with this model."
+        if "max_tokens" in body:
+            return (
+                "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+            )
+    return None
+
+
+def _key_of(call: Call) -> str | None:
+    headers = call.headers
+    bearer = headers.get("authorization", "").removeprefix("Bearer ")
+    return headers.get("x-api-key") or headers.get("api-key") or bearer or None
+
+
+def _snapshot(model: str) -> str:
+    """Vendors answer with the dated name of what an alias stands for."""
+    return model if re.search(r"\d{4}-?\d{2}-?\d{2}$", model) else f"{model}-2026-01-01"

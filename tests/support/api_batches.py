@@ -1,0 +1,363 @@
+"""OpenAI's files and batches and Anthropic's message batches, as the loopback API server keeps them (in memory)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from email.parser import BytesParser
+from typing import Any, Literal
+
+from tests.support.api_calls import Call, dialect_of, parse_call
+from tests.support.api_faults import ERROR_FAULTS, Fault, error_of
+from tests.support.api_http import HttpRequest
+
+__all__ = ["BatchDesk", "Route"]
+
+Route = tuple[int, bytes | dict[str, Any]]
+"""Status and body."""
+
+AnswerItem = Callable[[Call, str, str], tuple[int, dict[str, Any], Fault | None]]
+"""(call, batch id, custom id) to (status, vendor's body, fault); writes the log."""
+
+_CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+@dataclass
+class _Batch:
+    id: str
+    vendor: Literal["openai", "anthropic"]
+    items: list[dict[str, Any]]
+    created_at: float
+    headers: dict[str, str]
+    endpoint: str = "/v1/messages"
+    input_file_id: str | None = None
+    metadata: dict[str, str] | None = None
+    status: str = "in_progress"
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    ended_at: float | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class BatchDesk:
+    """Takes batches, works on them in the background, hands out results in shuffled order.
+
+    Args:
+        delay_s: how long a batch takes.
+        max_requests: items that one batch may hold.
+    """
+
+    def __init__(self, answer_item: AnswerItem, *, delay_s: float, max_requests: int = 50_000, seed: int = 0) -> None:
+        self.delay_s = delay_s
+        self.max_requests = max_requests
+        self.drop_next_submissions = 0
+        """So many submissions are taken, but the connection breaks before the client learns the id."""
+        self.held = False
+        """While set, no batch ends."""
+        self._answer_item = answer_item
+        self._chance = random.Random(seed)
+        self._files: dict[str, dict[str, Any]] = {}
+        self._batches: dict[str, _Batch] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submitted(self) -> list[str]:
+        """Ids of all batches ever taken, in order."""
+        return list(self._batches)
+
+    def route(self, request: HttpRequest, base: str) -> Route | None:
+        """Answer a request for files or batches; None where the path is neither. ``base``: the server's root."""
+        path = re.sub(r"^(/openai)?(/v1)?", "", request.path)
+        parts = path.strip("/").split("/")
+        match parts:
+            case ["files", *rest]:
+                return self._file_route(request, rest)
+            case ["batches", *rest]:
+                return self._openai_route(request, rest)
+            case ["messages", "batches", *rest]:
+                return self._anthropic_route(request, rest, base)
+            case _:
+                return None
+
+    def _file_route(self, request: HttpRequest, rest: list[str]) -> Route:
+        match request.method, rest:
+            case "POST", []:
+                fields = _multipart(request)
+                stored = self._store_file(fields["file"], fields["purpose"].decode(), fields.get("filename", b""))
+                return 200, _file_object(stored)
+            case "GET", []:
+                files = [f for f in self._files.values() if request.query.get("purpose") in (None, f["purpose"])]
+                return 200, _page([_file_object(f) for f in reversed(files)], request, "after")
+            case _, [file_id, *tail] if file_id in self._files:
+                if tail == ["content"]:
+                    return 200, self._files[file_id]["content"]
+                if request.method == "DELETE":
+                    del self._files[file_id]
+                    return 200, {"id": file_id, "object": "file", "deleted": True}
+                return 200, _file_object(self._files[file_id])
+            case _:
+                return 404, _openai_error("No such File object", "file_not_found")
+
+    def _store_file(self, content: bytes, purpose: str, filename: bytes = b"") -> dict[str, Any]:
+        file_id = f"file-{len(self._files) + 1:06d}"
+        name = filename.decode() or f"{file_id}.jsonl"
+        created = int(time.time())
+        self._files[file_id] = {
+            "id": file_id,
+            "content": content,
+            "purpose": purpose,
+            "filename": name,
+            "created": created,
+        }
+        return self._files[file_id]
+
+    def _openai_route(self, request: HttpRequest, rest: list[str]) -> Route:
+        match request.method, rest:
+            case "POST", []:
+                body = json.loads(request.body)
+                if body["input_file_id"] not in self._files:
+                    return 400, _openai_error("Invalid input_file_id", "invalid_value")
+                return 200, _openai_batch(self._open_openai(body, dict(request.headers)))
+            case "GET", []:
+                found = [b for b in reversed(self._batches.values()) if b.vendor == "openai"]
+                return 200, _page([_openai_batch(b) for b in found], request, "after")
+            case _, [batch_id, *tail] if batch_id in self._batches:
+                if tail == ["cancel"]:
+                    self._cancel(self._batches[batch_id], "cancelling")
+                return 200, _openai_batch(self._batches[batch_id])
+            case _:
+                return 404, _openai_error("No batch found with that id", "not_found")
+
+    def _open_openai(self, body: dict[str, Any], headers: dict[str, str]) -> _Batch:
+        batch = _Batch(
+            id=f"batch_{len(self._batches) + 1:06d}",
+            vendor="openai",
+            items=[],
+            created_at=time.time(),
+            headers=headers,
+            endpoint=body["endpoint"],
+            input_file_id=body["input_file_id"],
+            metadata=body.get("metadata"),
+        )
+        self._batches[batch.id] = batch
+        lines = self._files[body["input_file_id"]]["content"].splitlines()
+        try:
+            batch.items = [json.loads(line) for line in lines]
+        except ValueError as error:
+            batch.errors = [{"code": "invalid_json_line", "message": str(error), "line": 1, "param": None}]
+        if len({item["custom_id"] for item in batch.items}) < len(batch.items):
+            batch.errors = [{"code": "duplicate_custom_id", "message": "custom ids repeat", "line": 1}]
+        if len({item["body"].get("model") for item in batch.items}) > 1:
+            batch.errors = [{"code": "mismatched_model", "message": "one model for each batch", "line": 1}]
+        if len(batch.items) > self.max_requests:
+            batch.errors = [{"code": "too_many_tasks", "message": "too many requests", "line": None}]
+        if batch.errors:
+            batch.status, batch.ended_at = "failed", time.time()
+        else:
+            self._work(batch)
+        return batch
+
+    def _anthropic_route(self, request: HttpRequest, rest: list[str], base: str) -> Route:
+        match request.method, rest:
+            case "POST", []:
+                items = json.loads(request.body)["requests"]
+                ids = [item["custom_id"] for item in items]
+                if len(set(ids)) < len(ids) or not all(_CUSTOM_ID.fullmatch(i) for i in ids) or not ids:
+                    return 400, _anthropic_error("requests: custom_id must be unique and match its pattern")
+                if len(items) > self.max_requests:
+                    return 413, _anthropic_error("batch too large")
+                batch = _Batch(
+                    id=f"msgbatch_{len(self._batches) + 1:06d}",
+                    vendor="anthropic",
+                    items=items,
+                    created_at=time.time(),
+                    headers=dict(request.headers),
+                )
+                self._batches[batch.id] = batch
+                self._work(batch)
+                return 200, _anthropic_batch(batch, base)
+            case "GET", []:
+                found = [b for b in reversed(self._batches.values()) if b.vendor == "anthropic"]
+                return 200, _page([_anthropic_batch(b, base) for b in found], request, "after_id")
+            case _, [batch_id, *tail] if batch_id in self._batches:
+                batch = self._batches[batch_id]
+                if tail == ["results"]:
+                    if batch.ended_at is None:
+                        return 404, _anthropic_error("results are not available yet", "not_found_error")
+                    return 200, b"".join(json.dumps(line).encode() + b"\n" for line in batch.results)
+                if tail == ["cancel"]:
+                    self._cancel(batch, "canceling")
+                return 200, _anthropic_batch(batch, base)
+            case _:
+                return 404, _anthropic_error("batch not found", "not_found_error")
+
+    def _cancel(self, batch: _Batch, status: str) -> None:
+        if batch.ended_at is None:
+            batch.status = status
+            batch.cancelled.set()
+
+    def _work(self, batch: _Batch) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, batch: _Batch) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(batch.cancelled.wait(), self.delay_s)
+        while self.held and not batch.cancelled.is_set():  # noqa: ASYNC110 - set from the test's thread
+            await asyncio.sleep(0.02)
+        results = []
+        for item in batch.items:
+            await asyncio.sleep(0)
+            results += list(self._result(batch, item))
+        self._chance.shuffle(results)
+        batch.results = results
+        if batch.vendor == "openai":
+            good = [line for line in results if line["response"] and line["response"]["status_code"] == 200]
+            bad = [line for line in results if line not in good] if len(good) < len(results) else []
+            for name, lines in (("output_file_id", good), ("error_file_id", bad)):
+                if lines:
+                    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+                    setattr(batch, name, self._store_file(content, "batch_output")["id"])
+        batch.ended_at = time.time()
+        ended = {"openai": "completed", "anthropic": "ended"}[batch.vendor]
+        cancelled = batch.cancelled.is_set() and batch.vendor == "openai"
+        batch.status = "cancelled" if cancelled else ended
+
+    def _result(self, batch: _Batch, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        custom_id = item["custom_id"]
+        if batch.cancelled.is_set():
+            if batch.vendor == "anthropic":
+                yield {"custom_id": custom_id, "result": {"type": "canceled"}}
+            return
+        path = item["url"] if batch.vendor == "openai" else batch.endpoint
+        dialect = dialect_of(path)
+        assert dialect is not None
+        body = item["body"] if batch.vendor == "openai" else item["params"]
+        call = parse_call(dialect, path, batch.headers, body, batch=True)
+        status, answer, fault = self._answer_item(call, batch.id, custom_id)
+        kind = fault.kind if fault else None
+        if kind == "batch_lost":
+            return
+        if kind == "batch_wrong_id":
+            custom_id = f"other-{custom_id}"[:64]
+        if batch.vendor == "openai":
+            yield _openai_line(custom_id, status, answer, expired=kind == "batch_expired")
+        elif kind == "batch_expired":
+            yield {"custom_id": custom_id, "result": {"type": "expired"}}
+        elif status != 200:
+            yield {"custom_id": custom_id, "result": {"type": "errored", "error": answer}}
+        else:
+            yield {"custom_id": custom_id, "result": {"type": "succeeded", "message": answer}}
+
+
+def item_error(fault: Fault | None, call: Call) -> tuple[int, dict[str, Any]] | None:
+    """Status and body of a batch item that fails; None where ``fault`` leaves an answer."""
+    if fault is None or fault.kind not in ERROR_FAULTS or fault.kind == "bad_gateway_html":
+        return None
+    error = error_of(fault, call, time.time())
+    return error.status, json.loads(error.body)
+
+
+def _openai_line(custom_id: str, status: int, body: dict[str, Any], *, expired: bool) -> dict[str, Any]:
+    line: dict[str, Any] = {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": None, "error": None}
+    if expired:
+        message = "This request could not be executed before the completion window expired."
+        return {**line, "error": {"code": "batch_expired", "message": message}}
+    return {**line, "response": {"status_code": status, "request_id": f"req_{custom_id}", "body": body}}
+
+
+def _openai_batch(batch: _Batch) -> dict[str, Any]:
+    done = batch.results if batch.ended_at else []
+    failed = sum(1 for line in done if not line["response"] or line["response"]["status_code"] != 200)
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "errors": {"object": "list", "data": batch.errors} if batch.errors else None,
+        "input_file_id": batch.input_file_id,
+        "completion_window": "24h",
+        "status": batch.status,
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "created_at": int(batch.created_at),
+        "completed_at": int(batch.ended_at) if batch.ended_at else None,
+        "request_counts": {"total": len(batch.items), "completed": len(done) - failed, "failed": failed},
+        "metadata": batch.metadata,
+    }
+
+
+def _anthropic_batch(batch: _Batch, base: str) -> dict[str, Any]:
+    counts = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
+    for line in batch.results:
+        counts[line["result"]["type"]] += 1
+    ended = batch.ended_at is not None
+    stamp = _rfc3339(batch.created_at)
+    return {
+        "id": batch.id,
+        "type": "message_batch",
+        "processing_status": batch.status if not ended else "ended",
+        "request_counts": {"processing": 0 if ended else len(batch.items), **counts},
+        "created_at": stamp,
+        "expires_at": _rfc3339(batch.created_at + 86_400),
+        "ended_at": _rfc3339(batch.ended_at) if batch.ended_at else None,
+        "archived_at": None,
+        "cancel_initiated_at": stamp if batch.cancelled.is_set() else None,
+        "results_url": f"{base}/v1/messages/batches/{batch.id}/results" if ended else None,
+    }
+
+
+def _rfc3339(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def _page(items: list[dict[str, Any]], request: HttpRequest, cursor: str) -> dict[str, Any]:
+    after = request.query.get(cursor)
+    ids = [item["id"] for item in items]
+    start = ids.index(after) + 1 if after in ids else 0
+    limit = int(request.query.get("limit", 20))
+    page = items[start : start + limit]
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    return {"object": "list", "data": page, "has_more": start + limit < len(items), **ends}
+
+
+def _file_object(stored: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": stored["id"],
+        "object": "file",
+        "bytes": len(stored["content"]),
+        "created_at": stored["created"],
+        "filename": stored["filename"],
+        "purpose": stored["purpose"],
+        "status": "processed",
+    }
+
+
+def _multipart(request: HttpRequest) -> dict[str, bytes]:
+    """The fields of a multipart form; the file's name is under ``filename``."""
+    head = f"content-type: {request.headers['content-type']}\r\n\r\n".encode()
+    fields: dict[str, bytes] = {}
+    for part in BytesParser().parsebytes(head + request.body).walk():
+        name = part.get_param("name", header="content-disposition")
+        if isinstance(name, str):
+            payload = part.get_payload(decode=True)
+            assert isinstance(payload, bytes)
+            fields[name] = payload
+            if filename := part.get_filename():
+                fields["filename"] = filename.encode()
+    return fields
+
+
+def _openai_error(message: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+
+
+def _anthropic_error(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": message}}

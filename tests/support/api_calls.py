@@ -1,0 +1,159 @@
+"""What the loopback API server understands of a request: its vendor's dialect, its prompt, its limits.
+
+Every vendor's body is reduced to one :class:`Call`, so that answers, usage, faults and the log are written once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tests.support.api_clouds import Cloud, cloud_of, unwrapped
+
+__all__ = ["AnswerFunction", "Call", "Dialect", "dialect_of", "parse_call", "small_patch", "tokens"]
+
+Dialect = Literal["openai_chat", "openai_responses", "anthropic_messages", "anthropic_complete"]
+
+AnswerFunction = Callable[[str], str]
+"""Prompt to answer."""
+
+_PATHS: tuple[tuple[re.Pattern[str], Dialect], ...] = (
+    (re.compile(r"(/v1|/openai/v1)?/chat/completions"), "openai_chat"),
+    (re.compile(r"/openai/deployments/[^/]+/chat/completions"), "openai_chat"),
+    (re.compile(r"(/v1|/openai|/openai/v1)?/responses"), "openai_responses"),
+    (re.compile(r"/v1/messages"), "anthropic_messages"),
+    (re.compile(r"/v1/complete"), "anthropic_complete"),
+)
+
+_HUMAN = "\n\nHuman:"
+_ASSISTANT = "\n\nAssistant:"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for an answer.
+
+    Args:
+        prompt: system and user text joined by a newline, as :attr:`swe_infer.types.Prompt.text` has them.
+        cache_prefix: the text up to the last ``cache_control`` mark (Anthropic); None without a mark.
+        thinking: the answer begins with a thinking block (Anthropic) or bills reasoning tokens (OpenAI).
+    """
+
+    dialect: Dialect
+    model: str
+    prompt: str
+    max_tokens: int | None
+    n: int
+    stream: bool
+    stop: tuple[str, ...]
+    seed: int | None
+    cache_prefix: str | None
+    thinking: bool
+    body: Mapping[str, Any]
+    headers: Mapping[str, str]
+    azure: bool = False
+    batch: bool = False
+    cloud: Cloud | None = None
+
+    @property
+    def vendor(self) -> Literal["openai", "anthropic"]:
+        return "openai" if self.dialect.startswith("openai") else "anthropic"
+
+    @property
+    def input_tokens(self) -> int:
+        return tokens(self.prompt) + 3
+
+
+def tokens(text: str) -> int:
+    """The server's idea of a token: four characters."""
+    return (len(text) + 3) // 4
+
+
+def dialect_of(path: str) -> Dialect | None:
+    if cloud_of(path) is not None:
+        return "anthropic_messages"
+    return next((dialect for pattern, dialect in _PATHS if pattern.fullmatch(path)), None)
+
+
+def parse_call(
+    dialect: Dialect, path: str, headers: Mapping[str, str], body: Mapping[str, Any], *, batch: bool = False
+) -> Call:
+    """Read a vendor's body. Raises KeyError, TypeError or ValueError where it lacks what that vendor demands."""
+    cloud = cloud_of(path)
+    if cloud is not None:
+        body = unwrapped(path, body)
+    prompt, prefix = _prompt(dialect, body)
+    deployment = re.match(r"/openai/deployments/([^/]+)/", path)
+    model = deployment[1] if deployment else body["model"]
+    limit_keys = {
+        "openai_chat": ("max_completion_tokens", "max_tokens"),
+        "openai_responses": ("max_output_tokens",),
+        "anthropic_messages": ("max_tokens",),
+        "anthropic_complete": ("max_tokens_to_sample",),
+    }[dialect]
+    limit = next((body[key] for key in limit_keys if body.get(key) is not None), None)
+    if limit is None and dialect.startswith("anthropic"):
+        raise KeyError(limit_keys[0])
+    stop = body.get("stop") or body.get("stop_sequences") or ()
+    thinking = body.get("thinking") or {}
+    return Call(
+        dialect=dialect,
+        model=model,
+        prompt=prompt,
+        max_tokens=limit,
+        n=body.get("n") or 1,
+        stream=bool(body.get("stream")),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        seed=body.get("seed"),
+        cache_prefix=prefix,
+        thinking=thinking.get("type") in ("enabled", "adaptive") or bool(re.match(r"(o\d|gpt-5)", model)),
+        body=body,
+        headers=headers,
+        azure=path.startswith("/openai/"),
+        batch=batch,
+        cloud=cloud,
+    )
+
+
+def _prompt(dialect: Dialect, body: Mapping[str, Any]) -> tuple[str, str | None]:
+    """(whole text, text up to the last cache mark)."""
+    if dialect == "anthropic_complete":
+        text = body["prompt"]
+        if not text.startswith(_HUMAN) or not text.rstrip().endswith(_ASSISTANT.strip()):
+            raise ValueError("prompt must start with a human turn and end with an assistant turn")
+        human = text[len(_HUMAN) : text.rindex(_ASSISTANT)]
+        return human.removeprefix(" "), None
+    pieces: list[str] = []
+    marked = 0
+    if dialect == "anthropic_messages":
+        messages = [{"content": body["system"]}] if body.get("system") else []
+        messages += body["messages"]
+    elif dialect == "openai_responses":
+        given = body["input"]
+        messages = [{"content": body["instructions"]}] if body.get("instructions") else []
+        messages += [{"content": given}] if isinstance(given, str) else given
+    else:
+        messages = body["messages"]
+    for message in messages:
+        content = message["content"]
+        blocks = [{"text": content}] if isinstance(content, str) else content
+        pieces.append("".join(block["text"] for block in blocks))
+        if any("cache_control" in block for block in blocks):
+            marked = len(pieces)
+    return "\n".join(pieces), "\n".join(pieces[:marked]) if marked else None
+
+
+def small_patch(call: Call, index: int = 0) -> str:
+    """The default answer: a fenced patch that depends on the prompt, the seed and the choice, and on nothing else.
+
+    It adds a comment at the top of the first file that the prompt shows, and so applies to it.
+    """
+    digest = hashlib.blake2b(f"{call.prompt}\x1f{call.seed}\x1f{index}".encode(), digest_size=6).hexdigest()
+    start = f"\n{call.prompt}".find("\n[start of ")  # a plain search: a pattern would look at every line
+    match = re.compile(r"\[start of ([^\n]+)\]\n([^\n]*)").match(call.prompt, max(0, start))
+    path, line = (match[1], re.sub(r"^\d+ ?", "", match[2])) if match else ("module.py", "import os")
+    hunk = f"@@ -1,1 +1,2 @@\n+# {digest}\n {line}"
+    return f"Here is the change.\n\n```diff\ndiff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n{hunk}\n```\n"

@@ -1,0 +1,93 @@
+"""Small random Llama checkpoints and a byte-level BPE tokenizer, written by transformers itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+__all__ = ["CORPUS", "make_checkpoint", "make_tokenizer", "reference"]
+
+CORPUS = (
+    "def add(left, right):\n    return left + right\n",
+    "class Queue:\n    def __init__(self) -> None:\n        self.items = []\n",
+    "diff --git a/src/queue.py b/src/queue.py\n--- a/src/queue.py\n+++ b/src/queue.py\n@@ -1,3 +1,4 @@\n",
+    "<patch>\n</patch>\n```diff\n```\nThe issue: naïve façades, 東京, emoji 🙂 and tabs\t\tend here.\n",
+)
+
+
+def make_tokenizer(directory: Path, *, bos: bool = True, vocab_size: int = 400) -> Any:
+    """A byte-level BPE tokenizer whose prompts begin with ``<s>`` if ``bos``; saved to ``directory``."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS * 4, trainer)
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+        )
+    factory: Any = PreTrainedTokenizerFast
+    tokenizer = factory(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    tokenizer.save_pretrained(str(directory))
+    return tokenizer
+
+
+def make_checkpoint(
+    directory: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shard_size: str = "1GB",
+    tokenizer: bool = True,
+    **config: Any,
+) -> Path:
+    """A Llama of a few ten thousand parameters, with weights wide enough that logits differ clearly.
+
+    ``config`` goes to ``transformers.LlamaConfig``.
+    """
+    _quiet()
+    torch.manual_seed(seed)
+    values: dict[str, Any] = {
+        "vocab_size": 400,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        **config,
+    }
+    model: Any = LlamaForCausalLM(LlamaConfig(**values))
+    model.to(dtype)
+    model.save_pretrained(str(directory), max_shard_size=shard_size)
+    if tokenizer:
+        make_tokenizer(directory)
+    return directory
+
+
+def reference(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The checkpoint as transformers loads it. Its classes are typed too loosely to be of use here."""
+    _quiet()
+    loader: Any = LlamaForCausalLM
+    return loader.from_pretrained(str(directory), dtype=dtype).eval()
+
+
+def _quiet() -> None:
+    hush: Any = transformers_logging.disable_progress_bar
+    hush()

@@ -1,0 +1,183 @@
+"""Composition: every YAML composes, every wrong key is one line that says what would be right."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from swe_infer import config
+from swe_infer.cli.messages import one_line
+from swe_infer.errors import ConfigError
+from swe_infer.types import ApiModel, Decoding
+
+CONF = config.conf_dir()
+OPTIONS = sorted(
+    (str(path.parent.relative_to(CONF)), path.stem)
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and not str(path.relative_to(CONF)).startswith("hydra/")
+)
+REQUIRED = {
+    "dataset=jsonl": ["dataset.path=instances.jsonl"],
+    "dataset=parquet": ["dataset.path=instances.parquet"],
+    "dataset=disk": ["dataset.path=folder"],
+    "dataset=hub": ["dataset.name=owner/name"],
+    "model=llama": ["model.path=folder"],
+    "runner=api": ["model=gpt-4o"],
+    "model=api": ["model.name=some-model", "provider=openai"],
+    "provider=azure_openai": ["provider.base_url=https://name.openai.azure.com"],
+    "provider=openai_compatible": ["provider.base_url=http://127.0.0.1:8000/v1"],
+}
+"""What an option wants from the user before it can be built."""
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """Composed once for all tests, which only read it: composing takes a tenth of a second."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def error_of(*overrides: str) -> str:
+    """The one line that a user sees."""
+    try:
+        config.build(composed(*overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        return one_line(error)
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError(f"{overrides} was accepted")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_its_parts_are_built(group: str, option: str) -> None:
+    choice = f"{group}={option}"
+    overrides = [choice, *REQUIRED.get(choice, [])]
+    if group == "provider" and option != "none":
+        overrides += ["model=api", "model.name=some-model"]
+    experiment = config.build(composed(*overrides))
+    assert experiment.runner.label
+    assert experiment.dataset.name
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key(group: str, option: str) -> None:
+    choice = f"{group}={option}"
+    node: Any = composed(choice, *REQUIRED.get(choice, []))
+    for part in group.split("/"):
+        node = node.get(part) or {}
+    if "_target_" not in node:
+        return  # an experiment, or an option that stands for none: it combines others and has no class of its own
+    from hydra.utils import get_object
+
+    factory = get_object(node["_target_"])
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    parameters = set(inspect.signature(factory).parameters)
+    assert {str(key) for key in node if key != "_target_"} == parameters, "write each argument with its default"
+    assert parameters <= set(hints), "a parameter without a type hint cannot be checked"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["decoding.tempratur=1"], "decoding.tempratur: no such key; did you mean decoding.temperature?"),
+        (["+decoding.tempratur=1"], "decoding.tempratur: no such key; did you mean temperature?"),
+        (["decoding.temperature=warm"], 'decoding.temperature="warm": must be a number or null'),
+        (["decoding.n=true"], "decoding.n=true: must be a whole number"),
+        (["decoding.n=1.5"], "decoding.n=1.5: must be a whole number"),
+        (["decoding.n='3'"], 'decoding.n="3": must be a whole number'),
+        (["decoding.temperature=3"], "decoding.temperature=3.0: must be between 0 and 2"),
+        (["decoding.stop=[a,3]"], "decoding.stop="),
+        (["model=lama"], "model=lama: no such option; did you mean llama?"),
+        (["dataset=jsonl"], "dataset.path is missing: set dataset.path=…"),
+        (["shard.index=0"], "shard.count is missing: a shard needs both shard.index and shard.count"),
+        (["shard.count=2"], "shard.index is missing: a shard needs both shard.index and shard.count"),
+        (["shard.index=2", "shard.count=2"], "shard.index=2: must be between 0 and 1"),
+        (["budget.max_usd=-1"], "budget.max_usd=-1: must be a finite number of dollars, at least 0"),
+        (["budget.max_usd=nan"], "budget.max_usd"),
+        (["dry_run=maybe"], 'dry_run="maybe": must be true or false'),
+        (["colour=red"], "colour: no such key"),
+        (["+colour=red"], "colour: no such key"),
+        (["runner=api"], "runner.provider: none is chosen"),
+        (["runner=api", "provider=openai"], "is a checkpoint, which provider=openai does not serve"),
+        (["model=gpt-4o", "provider=none"], "runner.provider: none is chosen"),
+        (["tracker=neptune"], "tracker=neptune: no such option"),
+        (["model=api", "model.name=m", "provider=openai", "model.pricing=free"], 'model.pricing="free": must be'),
+        (["model=api", "model.name=m", "provider=openai", "+model.pricing.input=1"], "model.pricing"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line(overrides: list[str], said: str) -> None:
+    message = error_of(*overrides)
+    assert said in message
+    assert "\n" not in message
+
+
+def test_runner_and_group_share_one_object() -> None:
+    experiment = config.build(composed("decoding.n=3"))
+    assert experiment.runner.decoding == Decoding(max_new_tokens=experiment.runner.decoding.max_new_tokens, n=3)
+
+
+def test_money_is_exact_however_it_is_written() -> None:
+    for text in ("0.1", "'0.1'", "1e-1"):
+        assert config.build(composed(f"budget.max_usd={text}")).budget.max_usd == Decimal("0.1")
+
+
+def test_a_model_chooses_its_provider_and_runner_and_each_can_be_overridden() -> None:
+    cfg = composed("model=gpt-4o")
+    assert cfg.runner._target_ == "swe_infer.runners.api.ApiRunner"
+    assert config.build(cfg).runner.label == "gpt-4o"
+    azure = composed("model=gpt-4o", "provider=azure_openai", "provider.base_url=https://x.openai.azure.com")
+    assert azure.provider._target_ != cfg.provider._target_
+
+
+def identity_of(*overrides: str) -> str:
+    return config.digest(config.resolved(composed(*overrides)))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["decoding.temperature=0.5", "decoding.top_p=0.9", "decoding.seed=1", "decoding.n=2", "decoding.max_new_tokens=9",
+     "dataset.limit=3", "model.dtype=bfloat16", "shard={index: 0, count: 2}", "decoding.stop=[x]"],
+)  # fmt: skip
+def test_whatever_decides_an_answer_makes_another_run(override: str) -> None:
+    key = override.partition("=")[0]
+    prefix = "+" if key == "shard" else ""
+    assert identity_of(prefix * 2 + override) != identity_of()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["budget.max_usd=5", "tracker=none", "output_dir=x", "dry_run=true", "model.device=cpu", "decoding.drafter=none"],
+)
+def test_cost_speed_and_tracking_do_not(override: str) -> None:
+    assert identity_of(override) == identity_of()
+
+
+def test_names_are_safe_for_a_file_system_and_differ_for_points_of_a_sweep() -> None:
+    names = {
+        config.run_name(config.resolved(composed(f"decoding.top_p={p}")), "owner/model:x", "../data set")
+        for p in ("0.9", "0.95")
+    }
+    assert len(names) == 2
+    assert all("/" not in name and " " not in name and not name.startswith(".") for name in names)
+
+
+def test_passwords_in_addresses_are_not_written_down() -> None:
+    cfg = composed("model=gpt-4o", "provider.base_url=https://user:secret@host/v1")
+    assert "secret" not in str(config.resolved(cfg))
+    assert "host/v1" in str(config.resolved(cfg))
+
+
+def test_the_configuration_folder_is_found() -> None:
+    assert (CONF / "config.yaml").is_file()
+    assert isinstance(CONF, Path)
+    assert ApiModel("m").label == "m"

@@ -1,0 +1,103 @@
+"""Splitting prompts, and reading the files in them back to the byte."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swe_infer.prompts import files_in_prompt, split_prompt
+from swe_infer.types import Prompt
+
+
+def _prompt(files: dict[str, str], *, numbered: bool = True) -> str:
+    """A prompt as SWE-bench's style 3 writes it."""
+    parts = ["You will be given code.", "<issue>", "It is broken.", "</issue>", "<code>"]
+    for path, content in files.items():
+        lines = content.split("\n")
+        shown = [f"{n} {line}" for n, line in enumerate(lines, 1)] if numbered else lines
+        parts += [f"[start of {path}]", *shown, f"[end of {path}]"]
+    return "\n".join([*parts, "</code>", "Respond below:"]) + "\n"
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_files_come_back_to_the_byte(numbered: bool) -> None:
+    files = {
+        "a.py": "x = 1\n\ny = 2\n",
+        "open.txt": "no newline",
+        "empty.py": "",
+        "blank.py": "\n\n",
+        "d/n.md": "1. a\n2 b\n",
+    }
+    assert files_in_prompt(_prompt(files, numbered=numbered)) == files
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5}){0,2}\.py", fullmatch=True),
+        st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=9)).map(
+            "\n".join
+        ),
+        max_size=4,
+    )
+)
+def test_any_content_comes_back_from_numbered_lines(files: dict[str, str]) -> None:
+    assert files_in_prompt(_prompt(files)) == files
+
+
+def test_blank_last_line_may_have_lost_the_space_behind_its_number() -> None:
+    assert files_in_prompt("[start of a.py]\n1 x\n2\n[end of a.py]\n") == {"a.py": "x\n"}
+
+
+def test_lines_that_begin_with_digits_are_kept_where_the_file_is_not_numbered() -> None:
+    assert files_in_prompt("[start of a.txt]\n3 x\n1 y\n[end of a.txt]\n") == {"a.txt": "3 x\n1 y"}
+
+
+def test_excerpts_are_left_out() -> None:
+    text = "[start of a.py]\n...\n7 x\n8 y\n...\n20 z\n[end of a.py]\n[start of b.py]\n1 x\n[end of b.py]\n"
+    assert files_in_prompt(text) == {"b.py": "x"}
+
+
+def test_file_without_its_end_is_left_out() -> None:
+    assert files_in_prompt("[start of a.py]\n1 x\n[start of b.py]\n1 y\n[end of b.py]\n") == {"b.py": "y"}
+
+
+def test_first_occurrence_of_a_file_counts() -> None:
+    assert files_in_prompt("[start of a]\n1 x\n[end of a]\n[start of a]\n1 y\n[end of a]\n") == {"a": "x"}
+
+
+def test_marker_inside_a_file_does_not_end_another_or_start_one() -> None:
+    text = "[start of a.py]\n1 [end of b.py]\n2 [start of c.py]\n3 \n[end of a.py]\n"
+    assert files_in_prompt(text) == {"a.py": "[end of b.py]\n[start of c.py]\n"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[start of x]\n" * 20_000,
+        "9" * 200_000,
+        "[start of x]\n1 a\n[end of x]\n" * 20_000,
+        "[start of x]\n[end of y]\n" * 9_000,
+    ],
+)
+def test_time_is_linear_in_the_prompt(text: str) -> None:
+    started = time.process_time()
+    files_in_prompt(text)
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("System\nUser\nmore", Prompt("System", "User\nmore")),
+        ("one line", Prompt(None, "one line")),
+        ("", Prompt(None, "")),
+        ("\nUser", Prompt(None, "\nUser")),
+        ("System\n \n", Prompt(None, "System\n \n")),
+    ],
+)
+def test_prompt_is_split_without_ever_raising(text: str, expected: Prompt) -> None:
+    assert split_prompt(text) == expected
