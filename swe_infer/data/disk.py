@@ -1,0 +1,56 @@
+"""A directory that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote (``dataset=disk``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from swe_infer.data.arrow import ArrowRows, choose_split
+from swe_infer.data.base import DatasetOptions
+from swe_infer.errors import ConfigError, DataError
+
+__all__ = ["DiskDataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskDataset(DatasetOptions):
+    """A saved dataset, memory-mapped.
+
+    Args:
+        path: the directory; ``~`` is the home directory, a relative path starts at the working directory.
+        split: which split, where the directory holds several.
+    """
+
+    path: str
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise ConfigError("dataset.path is empty: name a directory that save_to_disk wrote")
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    def open(self) -> ArrowRows:
+        directory = Path(self.path).expanduser()
+        if not directory.exists():
+            raise DataError(
+                f"dataset.path={self.path}: there is no such directory (looked for {directory.absolute()})"
+            )
+        if directory.is_file():
+            raise DataError(f"dataset.path={self.path} is a file: dataset=jsonl or dataset=parquet reads those")
+        if not any((directory / marker).is_file() for marker in ("dataset_info.json", "dataset_dict.json")):
+            raise DataError(
+                f"dataset.path={self.path} was not written by save_to_disk: it holds neither dataset_info.json nor "
+                "dataset_dict.json"
+            )
+        import datasets
+
+        try:
+            loaded = datasets.load_from_disk(str(directory))
+        except Exception as error:  # damaged files raise whatever Arrow, JSON or the OS raises
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"dataset.path={self.path} cannot be loaded: {reason}") from error
+        return ArrowRows(choose_split(loaded, self.split, self.path), self.text_column, self.path)

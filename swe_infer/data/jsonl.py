@@ -1,0 +1,189 @@
+"""JSON lines: one object a line, read by offset, so prompts stay on disk (``dataset=jsonl``)."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from swe_infer.data.base import ID_COLUMN, DatasetOptions, fault_of_text, make_instance
+from swe_infer.errors import ConfigError, DataError
+from swe_infer.types import Instance, Skip
+
+__all__ = ["JsonlDataset", "JsonlRows"]
+
+_BUFFER = 1 << 18
+"""Bytes read at once. With Python's own 8 kB a line of 20 kB is made of pieces, at three times the price."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlDataset(DatasetOptions):
+    """A file of JSON lines with the columns ``instance_id`` and ``text``.
+
+    Args:
+        path: the file; ``~`` is the home directory, a relative path starts at the working directory.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise ConfigError("dataset.path is empty: name a file of JSON lines")
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).stem
+
+    def open(self) -> JsonlRows:
+        return JsonlRows(Path(self.path).expanduser(), self.text_column, label=self.path)
+
+
+class JsonlRows:
+    """An index over a file of JSON lines: ids, offsets and lengths; about 100 bytes of memory a row.
+
+    The whole file is parsed once at opening, so a broken line is known before anything is paid for. A byte-order
+    mark, CRLF and blank lines are tolerated.
+
+    Args:
+        label: how messages call the file.
+
+    Raises:
+        DataError: no such file, no row, a line that is no JSON object, an ``instance_id`` that is missing, no
+            string, blank or used twice, or a file of which no row has a usable prompt.
+    """
+
+    def __init__(self, path: Path, text_column: str = "text", *, label: str | None = None) -> None:
+        self._path = path
+        self._label = label or str(path)
+        self._text_column = text_column
+        self._ids: list[str] = []
+        self._offsets = array("Q")
+        self._sizes = array("Q")
+        self._characters = array("Q")
+        self._faults: dict[int, Skip] = {}
+        with _open(path, self._label) as file:
+            self._index(file)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def characters(self, index: int) -> int:
+        return self._characters[index]
+
+    def fault(self, index: int) -> Skip | None:
+        return self._faults.get(index)
+
+    def __getitem__(self, index: int) -> Instance:
+        changed = (
+            f"{self._label}: row {self._ids[index]} is no longer where it was: the file was changed during the run"
+        )
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offsets[index])
+                row = json.loads(file.read(self._sizes[index]).decode())
+        except (OSError, ValueError) as error:
+            raise DataError(changed) from error
+        if not isinstance(row, dict) or row.get(ID_COLUMN) != self._ids[index]:
+            raise DataError(changed)
+        return make_instance(row, self._text_column)
+
+    def _index(self, file: BinaryIO) -> None:
+        lines: dict[str, int] = {}
+        columns: dict[str, None] = {}
+        for number, offset, line in _lines(file):
+            row = _parse(line, f"{self._label}, line {number}")
+            identity = _identity(row, f"{self._label}, line {number}")
+            if identity in lines:
+                raise DataError(
+                    f"{self._label}, line {number}: {ID_COLUMN} {identity!r} is already used in line "
+                    f"{lines[identity]}; each row needs its own"
+                )
+            lines[identity] = number
+            if not columns.keys() >= row.keys():
+                columns.update(dict.fromkeys(row))
+            self._add(identity, offset, len(line), row.get(self._text_column))
+        if not lines:
+            raise DataError(f"{self._label} holds no row: it should have one JSON object a line")
+        if self._text_column not in columns:
+            raise DataError(
+                f"{self._label} has no column {self._text_column!r}; it has {', '.join(columns)} "
+                "(dataset.text_column names the one that holds the prompt)"
+            )
+        if len(self._faults) == len(self._ids):
+            raise DataError(
+                f"{self._label} has no usable prompt; line {lines[self._ids[0]]}: {self._faults[0].message}"
+            )
+
+    def _add(self, identity: str, offset: int, size: int, text: object) -> None:
+        fault = fault_of_text(text)
+        if fault is not None:
+            self._faults[len(self._ids)] = fault
+        self._ids.append(identity)
+        self._offsets.append(offset)
+        self._sizes.append(size)
+        self._characters.append(len(text) if isinstance(text, str) else 0)
+
+
+def _open(path: Path, label: str) -> BinaryIO:
+    if path.is_dir():
+        raise DataError(
+            f"dataset.path={label} is a directory; dataset=jsonl wants a file (dataset=disk reads save_to_disk)"
+        )
+    if path.suffix == ".parquet":
+        raise DataError(f"dataset.path={label} is a parquet file: choose dataset=parquet")
+    try:
+        return path.open("rb", buffering=_BUFFER)
+    except FileNotFoundError:
+        raise DataError(f"dataset.path={label}: there is no such file (looked for {path.absolute()})") from None
+    except OSError as error:
+        raise DataError(f"dataset.path={label} cannot be read: {error.strerror}") from error
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (line number from 1, offset in bytes, line) for each line that is not blank, byte-order mark removed."""
+    offset = 0
+    for number, line in enumerate(file, 1):
+        begin, size = offset, len(line)
+        offset += size
+        if number == 1 and line.startswith(codecs.BOM_UTF8):
+            begin += len(codecs.BOM_UTF8)
+            line = line[len(codecs.BOM_UTF8) :]
+        if line and not line.isspace():
+            yield number, begin, line
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    if line.startswith(b"\x1f\x8b"):
+        raise DataError(f"{where}: the file is compressed with gzip; unpack it first")
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}, byte {error.start + 1}: not UTF-8, the encoding of JSON lines") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}, column {error.pos + 1}: not a whole JSON object ({error.msg})") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: JSON nested too deeply") from error
+    if not isinstance(row, dict):
+        kind = "a JSON array" if isinstance(row, list) else f"a JSON value of type {type(row).__name__}"
+        raise DataError(f"{where} is {kind}; each line should be one JSON object with {ID_COLUMN} and the prompt")
+    return row
+
+
+def _identity(row: dict[str, Any], where: str) -> str:
+    if ID_COLUMN not in row:
+        raise DataError(f"{where} has no column {ID_COLUMN!r}; it has {', '.join(row) or 'no column at all'}")
+    identity = row[ID_COLUMN]
+    if not isinstance(identity, str) or fault_of_text(identity) is not None:
+        raise DataError(
+            f"{where}: {ID_COLUMN} is {json.dumps(identity)[:60]}; it should be a string that is not blank"
+        )
+    return identity

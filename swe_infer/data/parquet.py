@@ -1,0 +1,76 @@
+"""Parquet files: one, a directory of them, or a pattern (``dataset=parquet``)."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from swe_infer.data.arrow import ArrowRows, check_columns
+from swe_infer.data.base import DatasetOptions
+from swe_infer.errors import ConfigError, DataError
+
+__all__ = ["ParquetDataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetDataset(DatasetOptions):
+    """Parquet files with the columns ``instance_id`` and ``text``, read in the order of their names.
+
+    They are unpacked once into the cache of the ``datasets`` library (``HF_HOME``), which gives random access
+    without a compressed row group being decoded for each row.
+
+    Args:
+        path: a file, a directory or a pattern such as ``data/test-*.parquet``; ``~`` is the home directory.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise ConfigError("dataset.path is empty: name a parquet file, a directory of them or a pattern")
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).stem
+
+    def open(self) -> ArrowRows:
+        files = self._files()
+        self._check(files)
+        import datasets
+
+        datasets.disable_progress_bars()
+        try:
+            table = datasets.Dataset.from_parquet([str(file) for file in files])
+        except Exception as error:  # the builder wraps whatever Arrow or the OS raises
+            cause = error.__cause__ or error
+            raise DataError(f"dataset.path={self.path} cannot be read: {str(cause).splitlines()[0]}") from error
+        assert isinstance(table, datasets.Dataset)
+        return ArrowRows(table, self.text_column, self.path)
+
+    def _files(self) -> list[Path]:
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            files = sorted(path.glob("*.parquet"))
+            if not files:
+                raise DataError(f"dataset.path={self.path}: the directory holds no *.parquet file")
+            return files
+        if path.is_file():
+            return [path]
+        files = [Path(name) for name in sorted(glob.glob(str(path)))]
+        if not files:
+            raise DataError(f"dataset.path={self.path}: there is no such file (looked for {path.absolute()})")
+        return files
+
+    def _check(self, files: list[Path]) -> None:
+        """Read the footers alone, so that a wrong file or column is known before anything is unpacked."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for file in files:
+            try:
+                schema = pq.read_schema(file)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise DataError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
+            check_columns({field.name: str(field.type) for field in schema}, self.text_column, str(file))

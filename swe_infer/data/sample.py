@@ -1,0 +1,28 @@
+"""The bundled sample instances: small real Python files with a real bug, for a first run and for tests."""
+
+from __future__ import annotations
+
+import importlib.resources
+from dataclasses import dataclass
+from pathlib import Path
+
+from swe_infer.data.base import DatasetOptions
+from swe_infer.data.jsonl import JsonlRows
+from swe_infer.errors import DataError
+
+__all__ = ["SampleDataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleDataset(DatasetOptions):
+    """``dataset=sample``: the instances of :mod:`swe_infer.sample`; no network, nothing to download."""
+
+    @property
+    def name(self) -> str:
+        return "sample"
+
+    def open(self) -> JsonlRows:
+        resource = importlib.resources.files("swe_infer") / "sample" / "instances.jsonl"
+        if not isinstance(resource, Path):
+            raise DataError("the sample instances lie in a zip archive: install swe_infer as plain files")
+        return JsonlRows(resource, self.text_column, label="the bundled sample")

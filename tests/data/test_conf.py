@@ -1,0 +1,57 @@
+"""The YAML files of the ``dataset`` group, and the bundled sample."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from swe_infer.data.sample import SampleDataset
+
+FOLDER = Path(__file__).resolve().parents[2] / "conf" / "dataset"
+OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def composed(option: str) -> dict[str, Any]:
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        config = OmegaConf.to_container(compose(option))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_keys_of_each_option_are_the_arguments_of_its_class(option: str) -> None:
+    config = composed(option)
+    target = get_class(config.pop("_target_"))
+    parameters = inspect.signature(target).parameters
+    assert set(config) == set(parameters)
+    required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    assert {key for key, value in config.items() if value == "???"} <= required
+    for name in set(parameters) - required:
+        if option in ("hub", "jsonl", "disk", "parquet", "sample"):
+            assert config[name] == parameters[name].default
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("swebench")])
+def test_presets_name_published_datasets_and_their_test_split(option: str) -> None:
+    config = composed(option)
+    assert config["name"].startswith("princeton-nlp/SWE-bench_")
+    assert config["name"].lower().replace("princeton-nlp/swe-bench", "swebench") == option
+    assert config["split"] == "test"
+    assert yaml.safe_load((FOLDER / f"{option}.yaml").read_text())["defaults"] == ["hub", "_self_"]
+
+
+def test_the_bundled_sample_opens() -> None:
+    rows = SampleDataset().open()
+    assert len(rows) >= 8
+    for index in range(len(rows)):
+        instance = rows[index]
+        assert rows.fault(index) is None
+        assert instance.prompt.text
+        assert instance.metadata["patch"]

@@ -1,0 +1,108 @@
+"""The hub: the real ``datasets`` library, in its own processes, against a stand-in that ``HF_ENDPOINT`` names."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from swe_infer.data.hub import HubDataset
+from swe_infer.errors import ConfigError
+from tests.support.hub import Hub, serve_hub
+
+Row = dict[str, Any]
+
+NAME = "princeton-nlp/SWE-bench_oracle"
+CARD = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: test, path: data/test-*}\n---\n"
+CODE = """
+import json, sys
+from swe_infer.data.hub import HubDataset
+from swe_infer.errors import DataError
+for options in json.loads(sys.argv[1]):
+    try:
+        rows = HubDataset(**options).open()
+    except DataError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        print(json.dumps({"ids": list(rows.ids), "first": rows[0].prompt.text, "columns": sorted(rows[0].metadata)}))
+"""
+
+
+@pytest.fixture
+def hub(rows: list[Row]) -> Iterator[Hub]:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{**row, "input_ids": [1, 2]} for row in rows]), buffer)
+    with serve_hub({f"datasets/{NAME}": {"README.md": CARD, "data/test-0.parquet": buffer.getvalue()}}) as hub:
+        yield hub
+
+
+def load(endpoint: str, home: Path, *options: dict[str, str]) -> list[dict[str, Any]]:
+    """What a fresh process makes of each of the options in turn."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", CODE, json.dumps(options)]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_dataset_of_the_hub_is_read_and_then_had_from_the_cache(hub: Hub, rows: list[Row], tmp_path: Path) -> None:
+    expected = {
+        "ids": [row["instance_id"] for row in rows],
+        "first": rows[0]["text"],
+        "columns": ["patch", "repo"],
+    }
+    assert load(hub.endpoint, tmp_path, {"name": NAME}) == [expected]
+    assert any("resolve" in request for request in hub.requests)
+
+    began = time.monotonic()
+    revisions: tuple[dict[str, str], ...] = ({}, {"revision": hub.commit(f"datasets/{NAME}")}, {"revision": "0" * 40})
+    *same, other = load("http://127.0.0.1:9", tmp_path, *({"name": NAME, **revision} for revision in revisions))
+    assert same == [expected, expected]
+    assert "holds another commit" in other["error"]
+    assert time.monotonic() - began < 90
+
+
+def test_what_the_hub_does_not_have_is_said_in_one_line(hub: Hub, tmp_path: Path) -> None:
+    cases: tuple[tuple[dict[str, str], str], ...] = (
+        ({"name": "nobody/nothing"}, "dataset.name=nobody/nothing (revision main) was not found at http://127.0.0.1"),
+        ({"name": NAME, "revision": "v9"}, "(revision v9) was not found"),
+        ({"name": NAME, "split": "dev"}, "has no split 'dev': Unknown split \"dev\". Should be one of ['test']"),
+        ({"name": NAME, "subset": "odd"}, "dataset.subset=odd does not fit"),
+        ({"name": NAME, "text_column": "prompt"}, f"{NAME} (test) has no column 'prompt'; it has instance_id, text"),
+    )
+    answers = load(hub.endpoint, tmp_path, *(options for options, _ in cases))
+    for (_, message), answer in zip(cases, answers, strict=True):
+        assert message in answer["error"]
+        assert "\n" not in answer["error"]
+
+
+def test_a_hub_that_does_not_answer_is_a_quick_clear_error_without_its_password(tmp_path: Path) -> None:
+    began = time.monotonic()
+    error = load("http://me:hunter2@127.0.0.1:9", tmp_path, {"name": NAME})[0]["error"]
+    assert "could not be fetched from http://127.0.0.1:9" in error
+    assert "hunter2" not in error
+    assert time.monotonic() - began < 90
+
+
+def test_a_local_folder_of_the_same_name_is_never_taken_for_the_dataset(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir(parents=True)
+    (tmp_path / NAME / "test.csv").write_text("instance_id,text\nx,local\n")
+    assert "is also a local path" in load(hub.endpoint, tmp_path, {"name": NAME})[0]["error"]
+
+
+@pytest.mark.parametrize("name", ["", "https://huggingface.co/datasets/a/b", "a/b/c", "../x/y"])
+def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.name="):
+        HubDataset(name=name)

@@ -1,0 +1,202 @@
+"""JSON lines: what is tolerated, what costs a row, what makes a file unusable, and what opening costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+WriteJsonl = Callable[[Sequence[Row]], Path]
+
+
+def good(identity: str, text: object = "a prompt") -> bytes:
+    return json.dumps({"instance_id": identity, "text": text}).encode()
+
+
+def open_bytes(tmp_path: Path, content: bytes, **options: Any) -> Any:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(content)
+    return JsonlDataset(path=str(path), **options).open()
+
+
+def test_rows_are_read_back_with_their_prompt_split_and_their_other_columns(
+    rows: list[Row], write_jsonl: WriteJsonl
+) -> None:
+    opened = JsonlDataset(path=str(write_jsonl(rows))).open()
+
+    assert list(opened.ids) == ["a__a-1", "b__b-2", "c__c-3"]
+    first = opened[0]
+    assert first.instance_id == "a__a-1"
+    assert first.prompt.system == "You fix bugs."
+    assert first.prompt.text == rows[0]["text"]
+    assert first.metadata == {"repo": "a/a", "patch": "p1"}
+    assert opened.characters(0) == len(rows[0]["text"])
+
+
+def test_a_one_line_prompt_has_no_system_part(rows: list[Row], write_jsonl: WriteJsonl) -> None:
+    prompt = JsonlDataset(path=str(write_jsonl(rows))).open()[1].prompt
+    assert (prompt.system, prompt.user) == (None, "one line only")
+
+
+def test_mark_crlf_blank_lines_and_a_missing_final_newline_are_tolerated(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf" + good("a") + b"\r\n\r\n  \t\n" + good("b") + b"\r\n\n" + good("c", "x" * 3_000_000)
+    opened = open_bytes(tmp_path, content)
+    assert [opened[i].instance_id for i in range(len(opened))] == ["a", "b", "c"]
+    assert opened.characters(2) == 3_000_000
+
+
+def test_another_column_can_hold_the_prompt(tmp_path: Path) -> None:
+    line = json.dumps({"instance_id": "a", "prompt": "p", "text": "other"}).encode()
+    instance = open_bytes(tmp_path, line, text_column="prompt")[0]
+    assert instance.prompt.text == "p"
+    assert instance.metadata == {"text": "other"}
+
+
+def test_tokens_of_an_unknown_tokenizer_are_never_read(tmp_path: Path) -> None:
+    row = {"instance_id": "a", "text": "p", "input_ids": [1, 2], "labels": [3], "repo": "r"}
+    assert open_bytes(tmp_path, json.dumps(row).encode())[0].metadata == {"repo": "r"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'""', "BlankPrompt"),
+        (b'" \\n\\t "', "BlankPrompt"),
+        (b"null", "MissingPrompt"),
+        (b"17", "InvalidPrompt"),
+        (b'["p"]', "InvalidPrompt"),
+        (b'"half \\ud83d pair"', "InvalidPrompt"),
+    ],
+)
+def test_a_row_without_a_usable_prompt_costs_that_row_only(tmp_path: Path, text: bytes, reason: str) -> None:
+    content = good("a") + b'\n{"instance_id": "b", "text": ' + text + b"}\n" + good("c")
+    opened = open_bytes(tmp_path, content)
+    fault = opened.fault(1)
+    assert fault is not None
+    assert fault.reason == reason
+    assert opened.fault(0) is None
+    assert opened.fault(2) is None
+    assert opened[2].instance_id == "c"
+    with pytest.raises(DataError, match=r"^b: "):
+        opened[1]
+
+
+def test_a_row_that_lacks_the_prompt_column_costs_that_row_only(tmp_path: Path) -> None:
+    fault = open_bytes(tmp_path, good("a") + b'\n{"instance_id": "b"}').fault(1)
+    assert fault is not None
+    assert fault.reason == "MissingPrompt"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no row"),
+        (b"\n \r\n", "holds no row"),
+        (good("a") + b"\n" + b'{"instance_id": "b", "te', r"line 2, column 22: not a whole JSON object"),
+        (good("a") + b"\n\n" + good("b")[:-1] + b"\n" + good("c"), r"line 3, column 41: not a whole JSON object"),
+        (b"[" + good("a") + b"]", r"line 1 is a JSON array; each line should be one JSON object"),
+        (b"3", r"line 1 is a JSON value of type int"),
+        (good("a") + b"\n" + good("b", "caf\xe9").replace(b"caf\\u00e9", b"caf\xe9"), r"line 2, byte 34: not UTF-8"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (good("a") + b'\n{"text": "p", "repo": "r"}', r"line 2 has no column 'instance_id'; it has text, repo"),
+        (b'{"instance_id": 7, "text": "p"}', r"line 1: instance_id is 7; it should be a string"),
+        (b'{"instance_id": " ", "text": "p"}', r"line 1: instance_id is \" \""),
+        (b'{"instance_id": null, "text": "p"}', r"line 1: instance_id is null"),
+        (b'{"instance_id": "a\\ud800", "text": "p"}', r"line 1: instance_id is .a.ud800.; it should be a string"),
+        (good("a") + b"\n" + good("b") + b"\n\n" + good("a"), r"line 4: instance_id 'a' is already used in line 1"),
+        (b'{"instance_id": "a", "prompt": "p", "repo": "r"}', r"no column 'text'; it has instance_id, prompt, repo"),
+        (good("a", "") + b"\n" + good("b", None), r"no usable prompt; line 1: the prompt is empty"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_makes_the_file_unusable_is_one_line_that_names_the_place(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        open_bytes(tmp_path, content)
+    assert "\n" not in str(caught.value)
+    assert "file.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("nowhere.jsonl", "there is no such file"), (".", "is a directory"), ("x.parquet", "choose dataset=parquet")],
+)
+def test_a_path_that_is_no_such_file_says_what_would_be_right(path: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        JsonlDataset(path=path).open()
+
+
+def test_home_and_relative_paths_are_followed(
+    rows: list[Row], write_jsonl: WriteJsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(rows)
+    monkeypatch.setenv("HOME", str(path.parent))
+    monkeypatch.chdir(path.parent)
+    assert len(JsonlDataset(path="~/rows.jsonl").open()) == 3
+    assert len(JsonlDataset(path="rows.jsonl").open()) == 3
+
+
+def test_a_file_that_changes_during_the_run_is_noticed(rows: list[Row], write_jsonl: WriteJsonl) -> None:
+    path = write_jsonl(rows)
+    opened = JsonlDataset(path=str(path)).open()
+    write_jsonl(rows[1:])
+    with pytest.raises(DataError, match="changed during the run"):
+        opened[1]
+    path.unlink()
+    with pytest.raises(DataError, match="changed during the run"):
+        opened[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": ""}, r"dataset\.path"),
+        ({"path": "x", "limit": 0}, r"dataset\.limit=0: must be at least 1"),
+        ({"path": "x", "max_tokens": 0}, r"dataset\.max_tokens=0"),
+        ({"path": "x", "min_tokens": -1}, r"dataset\.min_tokens=-1"),
+        ({"path": "x", "min_tokens": 9, "max_tokens": 8}, "no prompt can satisfy both"),
+        ({"path": "x", "instance_ids": ()}, r"dataset\.instance_ids is an empty list"),
+        ({"path": "x", "text_column": "instance_id"}, r"dataset\.text_column"),
+    ],
+)
+def test_bad_options_are_refused_at_construction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        JsonlDataset(**options)
+
+
+def test_prompts_stay_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    with path.open("w") as file:
+        for number in range(10_000):
+            file.write(json.dumps({"instance_id": f"i-{number}", "text": "def f(x):\n" * 2_000}) + "\n")
+    code = (
+        "import resource, sys; from swe_infer.data.jsonl import JsonlDataset\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "rows = JsonlDataset(path=sys.argv[1]).open(); assert len(rows) == 10_000\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    grown = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert path.stat().st_size > 200_000_000
+    assert int(grown.stdout) * 1024 < 20_000_000
+
+
+def test_the_real_instances_are_read_whole(real_path: Path) -> None:
+    opened = JsonlDataset(path=str(real_path)).open()
+    with real_path.open() as file:
+        for index, line in enumerate(file):
+            row = json.loads(line)
+            assert opened[index].instance_id == opened.ids[index] == row["instance_id"]
+            assert opened[index].prompt.text == row["text"]
+            assert opened.characters(index) == len(row["text"])
+            assert opened[index].metadata["base_commit"] == row["base_commit"]
+    assert len(opened) == 32

@@ -1,0 +1,245 @@
+"""Selection: ids, limit, shards and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swe_infer.data.base import DatasetOptions
+from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.data.select import Selection, assign_shards, select
+from swe_infer.errors import ConfigError, DataError
+from swe_infer.types import Instance, Prompt, Shard, Skip, TokenCounter
+
+
+class Texts:
+    """Rows in memory, which remember what was read."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.ids = [f"repo__repo-{number}" for number in range(len(texts))]
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def characters(self, index: int) -> int:
+        return len(self.texts[index])
+
+    def fault(self, index: int) -> Skip | None:
+        return None if self.texts[index] else Skip("BlankPrompt", "the prompt is empty")
+
+    def __getitem__(self, index: int) -> Instance:
+        self.read.append(index)
+        return Instance(self.ids[index], Prompt(None, self.texts[index]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DatasetOptions):
+    name: str = "texts"
+
+    def open(self) -> Texts:
+        raise NotImplementedError
+
+
+@dataclass
+class Words:
+    """Counts words; remembers how often it was asked."""
+
+    exact: bool = True
+    name: str = "words"
+    asked: list[str] = field(default_factory=list)
+
+    def __call__(self, prompt: Prompt) -> int:
+        self.asked.append(prompt.text)
+        return len(prompt.text.split())
+
+
+def choose(
+    rows: Texts,
+    options: Options | None = None,
+    *,
+    counter: TokenCounter | None = None,
+    room: int = 0,
+    window: int | None = None,
+    shard: Shard | None = None,
+    longest_first: bool = False,
+) -> Selection:
+    return select(
+        rows,
+        options or Options(),
+        count_tokens=counter,
+        room_for_output=room,
+        context_window=window,
+        shard=shard or Shard(),
+        order="longest_first" if longest_first else "dataset",
+    )
+
+
+def words(count: int) -> str:
+    return "word " * count
+
+
+def test_ids_come_before_the_limit_and_keep_the_datasets_order() -> None:
+    rows = Texts(["a"] * 6)
+    wanted = ("repo__repo-5", "repo__repo-1", "repo__repo-3", "repo__repo-1")
+    assert choose(rows, Options(instance_ids=wanted)).kept == [1, 3, 5]
+    assert choose(rows, Options(instance_ids=wanted, limit=2)).kept == [1, 3]
+    assert choose(rows, Options(limit=99)).kept == list(range(6))
+
+
+def test_an_unknown_id_is_refused_with_the_closest_one() -> None:
+    rows = Texts(["a"] * 12)
+    with pytest.raises(DataError, match=r"'repo_repo-7' is not in texts; .* 12 ids is 'repo__repo-7'"):
+        choose(rows, Options(instance_ids=("repo_repo-7",)))
+    with pytest.raises(DataError, match=r"\(and 1 more that are not there\)"):
+        choose(rows, Options(instance_ids=("x", "y", "repo__repo-1")))
+
+
+def test_longest_first_sorts_by_characters_and_keeps_the_order_of_equals() -> None:
+    assert choose(Texts(["bb", "a", "cc", "dddd", "e"]), longest_first=True).kept == [3, 0, 2, 1, 4]
+
+
+@given(st.lists(st.integers(1, 300_000), max_size=200), st.integers(1, 12))
+def test_shards_are_disjoint_complete_and_balanced(sizes: list[int], count: int) -> None:
+    assignment = assign_shards(sizes, count)
+    assert len(assignment) == len(sizes)
+    members = [[size for size, owner in zip(sizes, assignment, strict=True) if owner == s] for s in range(count)]
+    assert sum(map(len, members)) == len(sizes)
+    loads = [sum(part) for part in members]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+def test_instances_of_one_size_are_dealt_evenly() -> None:
+    assignment = assign_shards([5] * 10, 4)
+    assert sorted(assignment.count(shard) for shard in range(4)) == [2, 2, 3, 3]
+    assert sorted(assign_shards([0] * 4, 4)) == [0, 1, 2, 3]
+
+
+def test_the_shards_of_a_selection_are_disjoint_and_complete_and_come_after_the_limit() -> None:
+    rows = Texts(["x" * (7 * n % 41 + 1) for n in range(50)])
+    parts = [choose(rows, Options(limit=31), shard=Shard(index, 4)).kept for index in range(4)]
+    assert sorted(index for part in parts for index in part) == list(range(31))
+    assert {choose(rows, Options(limit=31), shard=Shard(i, 4)).requested_of_all_shards for i in range(4)} == {31}
+
+
+def test_a_shard_depends_on_the_configuration_alone() -> None:
+    """What is finished, how tokens are counted and the order of work leave it as it is: a resume never overlaps."""
+    rows = Texts([words(n % 17 + 1) for n in range(60)])
+    options = Options(max_tokens=8)
+    plain = choose(rows, options, counter=Words(exact=False), shard=Shard(1, 3))
+    again = choose(rows, options, counter=Words(), shard=Shard(1, 3), longest_first=True)
+    assert set(again.requested) == set(plain.requested)
+    assert {*again.kept, *(s.index for s in again.skipped)} == set(plain.requested)
+
+
+def test_shards_are_balanced_by_what_will_be_asked() -> None:
+    """Prompts that the length filter will leave out cost nothing, so they do not stand for work."""
+    rows = Texts([words(20 + n % 50) for n in range(40)] + [words(3000 + n) for n in range(3)])
+    shards = [choose(rows, Options(max_tokens=1000), counter=Words(), shard=Shard(i, 4)) for i in range(4)]
+    work = [sum(rows.characters(index) for index in shard.kept) for shard in shards]
+    assert max(work) - min(work) <= max(rows.characters(index) for shard in shards for index in shard.kept)
+    assert sorted(index for shard in shards for index in shard.requested) == list(range(43))
+    plain = [choose(rows, shard=Shard(i, 4)) for i in range(4)]
+    by_all = [sum(rows.characters(index) for index in shard.requested if index < 40) for shard in plain]
+    assert max(work) - min(work) < max(by_all) - min(by_all)
+
+
+def test_more_shards_than_instances_leave_some_empty() -> None:
+    assert sorted(len(choose(Texts(["a", "b"]), shard=Shard(i, 5))) for i in range(5)) == [0, 0, 0, 1, 1]
+
+
+def test_what_is_left_out_is_recorded_with_its_reason_and_numbers() -> None:
+    rows = Texts([words(3), "", words(500), words(900)])
+    selection = choose(rows, Options(min_tokens=5, max_tokens=600), counter=Words())
+    assert selection.kept == [2]
+    assert [(s.instance_id, s.reason) for s in selection.skipped] == [
+        ("repo__repo-0", "PromptTooShort"),
+        ("repo__repo-1", "BlankPrompt"),
+        ("repo__repo-3", "PromptTooLong"),
+    ]
+    assert selection.skipped[2].message == "the prompt has 900 tokens (words), above dataset.max_tokens=600"
+
+
+def test_room_for_the_output_stays_free() -> None:
+    rows = Texts([words(900), words(901)])
+    selection = choose(rows, counter=Words(), room=100, window=1000)
+    assert selection.kept == [0]
+    (skipped,) = selection.skipped
+    assert skipped.reason == "ContextOverflow"
+    assert (
+        "901 tokens (words); the context window of 1,000 tokens, less 100 for the output, takes 900"
+        in skipped.message
+    )
+
+
+def test_an_output_that_fills_the_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leaves no room for a prompt"):
+        choose(Texts(["a"]), counter=Words(), room=1000, window=1000)
+
+
+def test_an_estimate_overflows_only_when_it_is_sure_but_decides_max_tokens_and_says_so() -> None:
+    rows = Texts([words(1500), words(1801), words(10)])
+    estimate = Words(exact=False, name="4 characters a token")
+    selection = choose(rows, counter=estimate, room=100, window=1000)
+    assert selection.kept == [0, 2]
+    bounded = choose(rows, Options(max_tokens=1400), counter=estimate)
+    assert bounded.kept == [2]
+    assert "about 1,500 tokens (4 characters a token)" in bounded.skipped[0].message
+
+
+def test_short_prompts_are_not_counted_nor_even_read() -> None:
+    rows = Texts(["a" * 180, "b" * 700, words(300)])
+    counter = Words()
+    selection = choose(rows, Options(max_tokens=1000), counter=counter)
+    assert selection.kept == [0, 1, 2]
+    assert rows.read == [1, 2]  # four bytes a character could be too much: read, and measured in bytes
+    assert counter.asked == [rows.texts[2]]
+
+
+def test_nothing_is_counted_without_bounds() -> None:
+    rows = Texts([words(10_000)])
+    counter = Words()
+    assert choose(rows, counter=counter).kept == [0]
+    assert counter.asked == []
+    assert rows.read == []
+
+
+def test_tokens_are_counted_when_an_instance_comes_up_and_once() -> None:
+    rows = Texts([words(500)] * 100)
+    counter = Words()
+    selection = choose(rows, Options(max_tokens=400), counter=counter)
+    assert counter.asked == []
+    assert selection.verdict(3) is not None
+    assert selection.verdict(3) is not None
+    assert len(counter.asked) == 1
+
+
+def test_bounds_without_a_counter_are_refused() -> None:
+    with pytest.raises(ConfigError, match="need something that counts"):
+        choose(Texts(["a"]), Options(max_tokens=10))
+
+
+def test_shards_of_the_real_instances_are_balanced(real_path: Path) -> None:
+    dataset = JsonlDataset(path=str(real_path))
+    rows = dataset.open()
+    parts = [
+        select(
+            rows,
+            dataset,
+            count_tokens=None,
+            room_for_output=0,
+            context_window=None,
+            shard=Shard(i, 4),
+            order="dataset",
+        )
+        for i in range(4)
+    ]
+    loads = [sum(rows.characters(index) for index in part.kept) for part in parts]
+    assert sorted(index for part in parts for index in part.kept) == list(range(32))
+    assert max(loads) / min(loads) < 1.05
