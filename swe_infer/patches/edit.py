@@ -1,0 +1,229 @@
+"""One file while hunks are put into it, and the patch that they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from swe_infer.patches.diff import CONTEXT, FilePatch, Line, split_lines, write_file
+
+__all__ = ["MOST_CURRENT_VIEWS", "Conflict", "FileEdit", "PlacedLine"]
+
+
+MOST_CURRENT_VIEWS = 16
+"""How often, in one patch, a change is looked for among what earlier changes have made of a file."""
+
+
+class Conflict(Exception):
+    """Two hunks change the same lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLine:
+    """A line of a hunk that has found its place.
+
+    Args:
+        at: the index in the view of a line that is kept or removed; None for one that is added.
+    """
+
+    line: Line
+    at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Changes without a kept line between them: base lines that go, and texts (with their markers) by gap."""
+
+    removed: tuple[int, ...]
+    added: tuple[tuple[int, tuple[tuple[str, bool], ...]], ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Added:
+    text: str
+    no_newline: bool
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class FileEdit:
+    """The lines of a file at the base, those of them that are removed, and those added between them.
+
+    ``added[gap]`` stands before base line ``gap``; ``len(base)`` is the gap at the end. Base lines are never
+    changed in place, so removed and added lines stay in the order in which the hunks have them.
+    """
+
+    content: str
+    base: list[str] = field(init=False)
+    final_newline: bool = field(init=False)
+    removed: set[int] = field(default_factory=set)
+    added: dict[int, list[_Added]] = field(default_factory=dict)
+    _marked: set[int] = field(default_factory=set)
+    _done: set[_Group] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        lines = split_lines(self.content)
+        self.final_newline = not lines or lines[-1].endswith("\n")
+        self.base = [line.removesuffix("\n") for line in lines]
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.removed or any(self.added.values()))
+
+    def put(self, placed: Sequence[PlacedLine]) -> bool:
+        """Put a hunk that was placed in the base; False if all of it is there already.
+
+        Raises:
+            Conflict: it removes a line that is gone, or adds where another hunk has added.
+        """
+        fresh = [group for group in _groups_of(placed) if group not in self._done]
+        for group in fresh:
+            gaps = {gap for gap, _ in group.added}
+            if not self.removed.isdisjoint(group.removed) or any(self.added.get(gap) for gap in gaps):
+                raise Conflict
+        for group in fresh:
+            self._done.add(group)
+            self.removed.update(group.removed)
+            for gap, lines in group.added:
+                self.added[gap] = [_Added(text, no_newline) for text, no_newline in lines]
+        self._marked.update(p.at for p in placed if p.line.no_newline and p.at is not None)
+        return bool(fresh)
+
+    def current(self) -> list[tuple[str, int, _Added | None]]:
+        """The lines as they are now: text, base line or gap, and the added line if it is one."""
+        lines: list[tuple[str, int, _Added | None]] = []
+        for index in range(len(self.base) + 1):
+            lines.extend((added.text, index, added) for added in self.added.get(index, ()))
+            if index < len(self.base) and index not in self.removed:
+                lines.append((self.base[index], index, None))
+        return lines
+
+    def put_in_current(self, placed: Sequence[PlacedLine], lines: list[tuple[str, int, _Added | None]]) -> None:
+        """Put a hunk that was placed in :meth:`current`, whose answer is ``lines``."""
+        previous: tuple[int, _Added | None] | None = None
+        following = [lines[p.at][1:] if p.at is not None else None for p in placed]
+        for number, item in enumerate(placed):
+            if item.at is not None:
+                _, index, added = lines[item.at]
+                previous = (index, added)
+                if item.line.tag == "-" and added is None:
+                    self.removed.add(index)
+                elif item.line.tag == "-" and added is not None:
+                    added.gone = True
+                continue
+            fresh = _Added(item.line.text, item.line.no_newline)
+            if previous is None:
+                next_old = next((f for f in following[number:] if f is not None), (0, None))
+                cells = self.added.setdefault(next_old[0], [])
+                cells.insert(cells.index(next_old[1]) if next_old[1] in cells else len(cells), fresh)
+                previous = (next_old[0], fresh)
+            elif previous[1] is None:
+                self.added.setdefault(previous[0] + 1, []).insert(0, fresh)
+                previous = (previous[0] + 1, fresh)
+            else:
+                cells = self.added[previous[0]]
+                cells.insert(cells.index(previous[1]) + 1, fresh)
+                previous = (previous[0], fresh)
+        for gap, cells in self.added.items():
+            self.added[gap] = [cell for cell in cells if not cell.gone]
+
+    def result(self) -> str:
+        """The file's new content."""
+        lines = [text for text, _, _ in self.current()]
+        return "\n".join(lines) + "\n" * (bool(lines) and self._ends_in_newline())
+
+    def write(self, patch: FilePatch) -> str:
+        """The patch from the base to the result, with fresh context and counts."""
+        groups = list(self._groups())
+        hunks: list[list[Line]] = []
+        starts: list[tuple[int, int]] = []
+        shift = 0
+        for first, last in groups:
+            lines = list(self._hunk(max(0, first - CONTEXT), min(len(self.base), last + CONTEXT), last))
+            before = max(0, first - CONTEXT)
+            hunks.append(lines)
+            starts.append((before, before + shift))
+            shift += sum(line.tag == "+" for line in lines) - sum(line.tag == "-" for line in lines)
+        return write_file(patch, hunks, starts)
+
+    def _groups(self) -> Iterator[tuple[int, int]]:
+        """Stretches ``[first, last)`` of base lines with changes; near ones are one."""
+        points = {(index, index + 1) for index in self.removed}
+        points |= {(gap, gap) for gap, cells in self.added.items() if cells}
+        if self._rewrites_last():
+            points.add((len(self.base) - 1, len(self.base)))
+        current: tuple[int, int] | None = None
+        for first, last in sorted(points):
+            if current is not None and first - current[1] <= 2 * CONTEXT:
+                current = (current[0], max(current[1], last))
+                continue
+            if current is not None:
+                yield current
+            current = (first, last)
+        if current is not None:
+            yield current
+
+    def _hunk(self, start: int, end: int, last_change: int) -> Iterator[Line]:
+        count = len(self.base)
+        for index in range(start, end + 1):
+            if index < end or index == last_change:
+                yield from self._added_lines(index)
+            if index == end:
+                return
+            cut = index == count - 1 and not self.final_newline
+            gone = index in self.removed
+            if not gone and index == count - 1 and self._rewrites_last():
+                yield Line("-", self.base[index], cut)
+                yield Line("+", self.base[index])
+                continue
+            yield Line("-" if gone else " ", self.base[index], cut)
+
+    def _added_lines(self, gap: int) -> Iterator[Line]:
+        cells = self.added.get(gap, [])
+        for number, cell in enumerate(cells):
+            final = number == len(cells) - 1 and self._is_last(gap) and not self._ends_in_newline()
+            yield Line("+", cell.text, final)
+
+    def _is_last(self, gap: int) -> bool:
+        """Whether nothing of the result stands behind ``gap``."""
+        rest = range(len(self.base) - 1, gap - 1, -1)
+        return all(index in self.removed and not self.added.get(index + 1) for index in rest)
+
+    def _rewrites_last(self) -> bool:
+        """Whether the base's last line gets a newline because something is added behind it."""
+        count = len(self.base)
+        return not self.final_newline and bool(self.added.get(count)) and count > 0 and count - 1 not in self.removed
+
+    def _ends_in_newline(self) -> bool:
+        """The result's end: as the hunk that made the last line says, where it says anything; else as the base."""
+        last_gap = max((gap for gap, cells in self.added.items() if cells), default=-1)
+        if last_gap < 0 or not self._is_last(last_gap):
+            last_kept = len(self.base) - 1
+            return self.final_newline or last_kept in self.removed
+        if self.added[last_gap][-1].no_newline:
+            return False
+        return self.final_newline or bool(self._marked)
+
+
+def _groups_of(placed: Sequence[PlacedLine]) -> Iterator[_Group]:
+    removed: list[int] = []
+    added: list[tuple[int, tuple[tuple[str, bool], ...]]] = []
+    run: list[tuple[str, bool]] = []
+    gap = next((item.at for item in placed if item.at is not None), 0)
+    for item in placed:
+        if item.at is None:
+            run.append((item.line.text, item.line.no_newline))
+            continue
+        if run:
+            added.append((gap, tuple(run)))
+            run = []
+        if item.line.tag == "-":
+            removed.append(item.at)
+        elif removed or added:
+            yield _Group(tuple(removed), tuple(added))
+            removed, added = [], []
+        gap = item.at + 1
+    if run:
+        added.append((gap, tuple(run)))
+    if removed or added:
+        yield _Group(tuple(removed), tuple(added))

@@ -1,0 +1,342 @@
+"""Finds the patches that an answer holds: in fences, in tags, or bare in the text.
+
+The answer is read once, line by line. What opens a patch is what a diff opens with, not the fence around it,
+so any fence, tag, nesting or indentation will do; fences and tags only tell where it ends.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from swe_infer.patches.diff import parse_hunk_header
+
+__all__ = ["Block", "cut_off", "find_blocks", "without_reasoning"]
+
+_FENCE = re.compile(r"(?P<indent>[ \t>]*)(?P<mark>`{3,}|~{3,})(?P<info>[^`\n]*)$")
+_TAGS = r"(?P<name>patch|diff|git_?diff|final_?patch|answer|solution|code)\b[^<>]*>"
+_TAG = re.compile(rf"\s*<(?P<close>/?){_TAGS}\s*$", re.IGNORECASE)
+_TAG_BEFORE = re.compile(rf"\s*<{_TAGS}(?=[-d@*I])", re.IGNORECASE)
+_TAG_AFTER = re.compile(rf"</{_TAGS}\s*$", re.IGNORECASE)
+_THOUGHTS = "think|thinking|reasoning|scratchpad"
+_REASONING = re.compile(rf"<(?P<open>{_THOUGHTS})>|</(?P<close>{_THOUGHTS})>")
+_INDENT = " \t>"
+_OPENERS = (
+    "diff --git ",
+    "--- ",
+    "@@",
+    "Index: ",
+    "*** Begin Patch",
+    "*** Update File: ",
+    "*** Add File: ",
+    "*** Delete File: ",
+)
+_DEEPEST = 16
+_EXTENDED = (
+    "index ", "old mode ", "new mode ", "new file mode ", "deleted file mode ", "similarity index ",
+    "dissimilarity index ", "rename ", "copy ", "Binary files ", "GIT binary patch", "diff --git ", "Index: ",
+    "====", "--- ", "+++ ", "*** ",
+)  # fmt: skip
+_WITHOUT_HUNKS = (
+    "rename ",
+    "copy ",
+    "new mode ",
+    "new file mode ",
+    "deleted file mode ",
+    "Binary ",
+    "GIT binary ",
+    "*** ",
+)
+
+
+@dataclass(slots=True)
+class Block:
+    """A stretch of an answer that reads as a diff.
+
+    Args:
+        lines: its lines, without the indentation of the whole and without ``\\r`` at their ends.
+        container: what it stood in.
+        closed: its fence or tag was closed, or it had none and text follows it.
+        hint: text near its start that may name the file (the fence's info, the lines before it).
+    """
+
+    lines: list[str]
+    container: str
+    closed: bool = True
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class _Container:
+    kind: str
+    mark: str
+
+
+@dataclass(slots=True)
+class _Counter:
+    """How many lines the header of the current hunk still promises; None where it promises nothing readable."""
+
+    old: int = 0
+    new: int = 0
+    known: bool = False
+    inside: bool = False
+
+    def open(self, line: str) -> None:
+        header = parse_hunk_header(line)
+        self.inside, self.known = True, header is not None
+        if header is not None:
+            self.old, self.new = header.old_count, header.new_count
+
+    def take(self, sign: str) -> None:
+        self.old -= sign != "+"
+        self.new -= sign != "-"
+
+    @property
+    def done(self) -> bool:
+        return self.known and self.old <= 0 and self.new <= 0
+
+
+def without_reasoning(answer: str) -> str:
+    """Drop what stands between reasoning tags, if the answer goes on after them. Lines keep their places."""
+    kept: list[str] = []
+    depth = position = 0
+    for match in _REASONING.finditer(answer):
+        if match["open"]:
+            if depth == 0:
+                kept.append(answer[position : match.start()])
+            depth += 1
+        elif depth:
+            depth -= 1
+            position = match.end()
+    if depth == 0:
+        kept.append(answer[position:])
+    rest = "".join(kept)
+    return rest if rest.strip() else answer
+
+
+def find_blocks(answer: str) -> list[Block]:
+    """All stretches of ``answer`` that read as a diff, in order. Linear in its length."""
+    return _Scanner(answer.split("\n")).scan()
+
+
+@dataclass(slots=True)
+class _Scanner:
+    raw: list[str]
+    at: int = 0
+    stack: list[_Container] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    last_fence: int = -1
+
+    def __post_init__(self) -> None:
+        self.last_fence = next((n for n in range(len(self.raw) - 1, -1, -1) if _bare_fence(self.raw[n])), -1)
+
+    def scan(self) -> list[Block]:
+        while self.at < len(self.raw):
+            line = self.raw[self.at].rstrip("\r")
+            tag = _TAG_BEFORE.match(line)
+            if tag:
+                self._push("tag", tag["name"].lower())
+                self.raw[self.at] = line = line[tag.end() :]
+            if self._opens_patch(self.at, line):
+                self._collect()
+            else:
+                self._track(line)
+                self.at += 1
+        return self.blocks
+
+    def _track(self, line: str) -> None:
+        """Note a fence or tag that opens or closes outside a patch."""
+        fence = _FENCE.match(line)
+        if fence:
+            mark, info = fence["mark"], fence["info"].strip()
+            depth = next((n for n in range(len(self.stack) - 1, -1, -1) if self.stack[n].kind == "fence"), None)
+            if depth is not None and not info and _closes(self.stack[depth], mark):
+                del self.stack[depth:]
+            else:
+                self._push("fence", mark)
+            return
+        tag = _TAG.match(line)
+        if tag:
+            name = tag["name"].lower()
+            if not tag["close"]:
+                self._push("tag", name)
+            else:
+                self._close_tag(name)
+
+    def _push(self, kind: str, mark: str) -> None:
+        """Deeper nesting than any answer has is not followed, which keeps the work per line bounded."""
+        if len(self.stack) < _DEEPEST:
+            self.stack.append(_Container(kind, mark))
+
+    def _close_tag(self, name: str) -> None:
+        for depth in range(len(self.stack) - 1, -1, -1):
+            if self.stack[depth].kind == "tag" and self.stack[depth].mark == name:
+                del self.stack[depth:]
+                return
+
+    def _opens_patch(self, at: int, line: str) -> bool:
+        body = line.lstrip(_INDENT)
+        if not body.startswith(_OPENERS):
+            return False
+        if body.startswith("--- "):
+            following = next((text for text in self.raw[at + 1 : at + 3] if text.strip()), "")
+            return following.lstrip(" \t>").startswith("+++ ")
+        if body.startswith("@@"):
+            return parse_hunk_header(body) is not None or (bool(self.stack) and _looks_like_hunk(self.raw, at))
+        if body.startswith("Index: "):
+            return any(text.lstrip(" \t>").startswith("--- ") for text in self.raw[at + 1 : at + 4])
+        return True
+
+    def _collect(self) -> None:
+        start = self.at
+        first = self.raw[start]
+        indent = first[: len(first) - len(first.lstrip(_INDENT))]
+        innermost = self.stack[-1].kind if self.stack else "raw"
+        block = Block([], innermost, closed=False, hint=self._hint(start))
+        counter = _Counter()
+        while self.at < len(self.raw):
+            raw = self.raw[self.at]
+            line = _dedent(raw.rstrip("\r"), indent)
+            if self._ends(line, counter):
+                block.closed = True
+                break
+            if (end := self._closed_behind(line)) is not None:
+                block.lines.append(line[:end])
+                block.closed = True
+                self.at += 1
+                break
+            if not self.stack and self._leaves(line, counter):
+                block.closed = True
+                break
+            self._count(line, counter)
+            block.lines.append(line)
+            self.at += 1
+        self.blocks.append(block)
+        if self.at == start:  # a line that opens a patch always belongs to it; this keeps the scan moving
+            self.at += 1
+
+    def _hint(self, start: int) -> str:
+        before = [text.strip() for text in self.raw[max(0, start - 4) : start] if text.strip()]
+        return "\n".join(before)[-1000:]
+
+    def _count(self, line: str, counter: _Counter) -> None:
+        if line.startswith("@@"):
+            counter.open(line)
+        elif line.startswith("diff --git ") or (line.startswith("--- ") and self._header_at(self.at)):
+            counter.inside = counter.known = False
+        elif counter.inside:
+            counter.take(line[:1] or " ")
+
+    def _header_at(self, at: int) -> bool:
+        return at + 1 < len(self.raw) and self.raw[at + 1].lstrip(" \t>").startswith("+++ ")
+
+    def _ends(self, line: str, counter: _Counter) -> bool:
+        """Whether ``line`` closes a fence or tag that the patch stands in."""
+        if not self.stack:
+            return False
+        fence = _FENCE.match(line) if line.lstrip(" \t>").startswith(("```", "~~~")) else None
+        if line[:1] in ("+", "-") and self.at > self.last_fence and not self._goes_on():
+            fence = _FENCE.match(" " + line[1:])  # the closing fence itself was given a sign
+        if fence and not fence["info"].strip():
+            indent = len(fence["indent"])
+            for depth, container in enumerate(self.stack):
+                if container.kind != "fence" or not _closes(container, fence["mark"]):
+                    continue
+                if indent == 0 or counter.done or not counter.inside or not self._goes_on():
+                    del self.stack[depth:]
+                    self.at += 1
+                    return True
+        tag = _TAG.match(line)
+        if tag and tag["close"] and any(c.kind == "tag" and c.mark == tag["name"].lower() for c in self.stack):
+            self._close_tag(tag["name"].lower())
+            self.at += 1
+            return True
+        return False
+
+    def _closed_behind(self, line: str) -> int | None:
+        """Where a tag that the patch stands in is closed at the end of a line of the patch."""
+        after = _TAG_AFTER.search(line) if self.stack and line.rstrip().endswith(">") else None
+        if after is None or f"<{after['name']}" in line:
+            return None
+        name = after["name"].lower()
+        if not any(container.kind == "tag" and container.mark == name for container in self.stack):
+            return None
+        self._close_tag(name)
+        return after.start()
+
+    def _goes_on(self) -> bool:
+        """Whether the line after this one reads as a part of the same hunk."""
+        following = self.raw[self.at + 1] if self.at + 1 < len(self.raw) else ""
+        return following[:1] in ("+", "-", " ", "@")
+
+    def _leaves(self, line: str, counter: _Counter) -> bool:
+        """Whether ``line`` cannot belong to a patch that stands bare in the text."""
+        if line.startswith(("@@", *_EXTENDED)):
+            return False
+        if not counter.inside:
+            return bool(line.strip())
+        if line[:1] in ("+", "-", " "):
+            return counter.done and not self._open_ended(line)
+        if line.startswith("\\ "):
+            return False
+        if not line:
+            return counter.done
+        return True
+
+    def _open_ended(self, line: str) -> bool:
+        """A hunk with more lines than its header counts goes on until a line that is none of a hunk's."""
+        previous = self.raw[self.at - 1] if self.at else ""
+        return bool(previous.strip())
+
+
+def cut_off(block: Block) -> str | None:
+    """Why ``block`` is the first half of something, or None.
+
+    It is where the answer ends inside it: in a header, or in a hunk that lacks more than trailing context. Models
+    miscount context, so what counts is whether all changes are there, and the last of them written to its end.
+    """
+    if block.closed:
+        return None
+    lines = list(block.lines)
+    while lines and not lines[-1]:
+        lines.pop()
+    at = next((n for n in range(len(lines) - 1, -1, -1) if lines[n].startswith("@@")), None)
+    body = [] if at is None else lines[at + 1 :]
+    if not body and any(line.startswith(_WITHOUT_HUNKS) for line in lines):
+        return None
+    header = None if at is None else parse_hunk_header(lines[at])
+    removed, added, kept = (sum(line[:1] == sign for line in body) for sign in "-+ ")
+    kept += body.count("")
+    counted = header is not None and kept + removed >= header.old_count and kept + added >= header.new_count
+    if not body or body[-1].startswith(("diff --git ", "index ")) or (counted and body[-1].startswith("--- ")):
+        return "the answer ends in a patch's header"
+    if body[-1].startswith("+++ ") and body[-2:-1] and body[-2].startswith("--- "):
+        return "the answer ends in a patch's header"
+    if counted:
+        return None
+    miscounted = header is not None and header.new_count - header.old_count != added - removed
+    if miscounted or not (added or removed):
+        return "the answer ends inside a hunk: changes that its header counts are missing"
+    return "the answer ends inside a hunk, in its last change" if body[-1][:1] in ("+", "-") else None
+
+
+def _closes(container: _Container, mark: str) -> bool:
+    return mark[0] == container.mark[0] and len(mark) >= len(container.mark)
+
+
+def _bare_fence(line: str) -> bool:
+    text = line.strip(" \t>\r")
+    return len(text) >= 3 and text[0] in "`~" and not text.strip(text[0])
+
+
+def _dedent(line: str, indent: str) -> str:
+    if not indent:
+        return line
+    if line.startswith(indent):
+        return line[len(indent) :]
+    return "" if not line.strip(" \t>") else line
+
+
+def _looks_like_hunk(raw: list[str], at: int) -> bool:
+    """Whether the lines after a header without numbers read as a hunk: a sign at one of the first lines."""
+    return any(text.lstrip(" \t>")[:1] in ("+", "-") for text in raw[at + 1 : at + 12])

@@ -1,0 +1,240 @@
+"""Reads a diff as a model may have written it: whatever can be told apart is, and nothing is judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from swe_infer.patches.diff import FilePatch, Hunk, HunkHeader, Line, Tag, parse_hunk_header, unquote_path
+from swe_infer.patches.paths import PathIndex
+
+__all__ = ["Section", "parse_leniently"]
+
+_RANGES = re.compile(r"@@+ *-(\d{1,9})(?:, ?(\d{1,9}))? +\+?(\d{1,9})(?:, ?(\d{1,9}))? *(?:@@+(.*))?$")
+_NUMBERED = re.compile(r"\s*\d+[:|]? ?(?P<rest>[-+ @].*)?$")
+_DEV_NULL = re.compile(r"/dev/null\b")
+_LONGEST_HEADER = 4096
+
+
+@dataclass(slots=True)
+class Section:
+    """One file's part of a diff as written.
+
+    Args:
+        patch: paths are None also where nothing named them; ``named`` tells the two apart.
+        named: some header line named the file.
+        old_null: its header says that the file does not exist before; ``new_null``: after.
+    """
+
+    patch: FilePatch
+    named: bool = False
+    old_null: bool = False
+    new_null: bool = False
+
+
+def parse_leniently(lines: Sequence[str], index: PathIndex) -> list[Section]:
+    """The sections of a diff. Never raises; what is not understood is passed over."""
+    return _Reader(lines, index).read()
+
+
+@dataclass(slots=True)
+class _Reader:
+    lines: Sequence[str]
+    index: PathIndex
+    at: int = 0
+    sections: list[Section] = field(default_factory=list)
+    hunk: Hunk | None = None
+    old_left: int = 0
+    new_left: int = 0
+
+    def read(self) -> list[Section]:
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if not (self._file_header(line) or self._hunk_header(line) or self._body(line)):
+                self._metadata(line)
+            self.at += 1
+        self._end_hunk()
+        return [s for s in self.sections if s.named or s.patch.hunks]
+
+    def _open_section(self) -> Section:
+        self._end_hunk()
+        section = Section(FilePatch(None, None))
+        self.sections.append(section)
+        return section
+
+    @property
+    def _section(self) -> Section:
+        return self.sections[-1] if self.sections else self._open_section()
+
+    def _file_header(self, line: str) -> bool:
+        if line.startswith("diff --git "):
+            section = self._open_section()
+            names = _git_names(line[len("diff --git ") : _LONGEST_HEADER].strip())
+            if names:
+                section.patch.old_path, section.patch.new_path = (self.index.clean(unquote_path(n)) for n in names)
+                section.named = True
+            return True
+        if line.startswith("*** "):
+            return self._star_header(line)
+        if not line.startswith("--- ") or not self._is_file_line():
+            return False
+        step = self._next_text()
+        fresh = bool(self.sections) and not self._section.patch.hunks
+        section = self._section if fresh and self._follows_git_header() else self._open_section()
+        self._name(section, line[4:], self.lines[self.at + step][4:])
+        self.at += step
+        return True
+
+    def _star_header(self, line: str) -> bool:
+        """The headers of Codex's ``apply_patch`` format, which has neither line numbers nor sides."""
+        verb, colon, name = line.removeprefix("*** ")[:_LONGEST_HEADER].partition(": ")
+        path = self.index.clean(name)
+        if verb == "Move to" and self.sections:
+            self._section.patch.renamed, self._section.patch.new_path = True, path
+        elif colon and verb in ("Update File", "Add File", "Delete File"):
+            section = self._open_section()
+            section.named = True
+            section.old_null, section.new_null = verb == "Add File", verb == "Delete File"
+            section.patch.old_path = None if section.old_null else path
+            section.patch.new_path = None if section.new_null else path
+        elif verb in ("Begin Patch", "End Patch", "End of File"):
+            self._end_hunk()
+        else:
+            return False
+        return True
+
+    def _follows_git_header(self) -> bool:
+        for before in range(self.at - 1, max(self.at - 12, -1), -1):
+            if self.lines[before].startswith("diff --git "):
+                return True
+            if self.lines[before].startswith(("+++ ", "@@")):
+                return False
+        return False
+
+    def _next_text(self) -> int:
+        """How far the next line that is not blank is, one blank line at most between."""
+        return 1 if self.at + 1 < len(self.lines) and self.lines[self.at + 1].strip() else 2
+
+    def _is_file_line(self) -> bool:
+        """A ``---``/``+++`` pair, unless the hunk that it stands in still wants exactly these two lines."""
+        step = self._next_text()
+        if self.at + step >= len(self.lines) or not self.lines[self.at + step].startswith("+++ "):
+            return False
+        if self.hunk is None or self.hunk.header is None:
+            return True
+        if self.old_left < 1 or self.new_left < 1:
+            return True
+        following = self.lines[self.at + step + 1] if self.at + step + 1 < len(self.lines) else ""
+        return following.startswith("@@") and (self.old_left, self.new_left) != (1, 1)
+
+    def _name(self, section: Section, old: str, new: str) -> None:
+        patch = section.patch
+        section.named = True
+        section.old_null, section.new_null = bool(_DEV_NULL.match(old)), bool(_DEV_NULL.match(new))
+        old_path = self.index.clean(unquote_path(old[:_LONGEST_HEADER].strip()))
+        new_path = self.index.clean(unquote_path(new[:_LONGEST_HEADER].strip()))
+        patch.old_path = None if section.old_null else old_path
+        patch.new_path = None if section.new_null else new_path
+
+    def _hunk_header(self, line: str) -> bool:
+        if not line.startswith("@@"):
+            return False
+        self._end_hunk()
+        hunks = self._section.patch.hunks
+        self.hunk = Hunk(_header(line))
+        hunks.append(self.hunk)
+        header = parse_hunk_header(line)
+        self.old_left, self.new_left = (header.old_count, header.new_count) if header else (0, 0)
+        return True
+
+    def _body(self, line: str) -> bool:
+        sign = line[:1]
+        if self.hunk is None:
+            after_header = bool(self.sections) and self._section.named and not self._section.patch.hunks
+            if not after_header or sign not in ("+", "-", " ") or line.startswith(("+++ ", "--- ")):
+                return False
+            self.hunk = Hunk(None)
+            self._section.patch.hunks.append(self.hunk)
+        if sign == "\\":
+            if self.hunk.lines:
+                self.hunk.lines[-1].no_newline = True
+            return True
+        if sign in ("+", "-", " "):
+            tag: Tag = "+" if sign == "+" else "-" if sign == "-" else " "
+            self.hunk.lines.append(Line(tag, line[1:]))
+        else:
+            tag = " "
+            self.hunk.lines.append(Line(tag, line, bare=True))
+        self.old_left -= tag != "+"
+        self.new_left -= tag != "-"
+        return True
+
+    def _end_hunk(self) -> None:
+        """Drop the blank lines without a sign that stand after a hunk, unless its header counts them."""
+        hunk, self.hunk = self.hunk, None
+        if hunk is None:
+            return
+        header = hunk.header
+        while hunk.lines and hunk.lines[-1].bare and not hunk.lines[-1].text.strip():
+            if header and (hunk.old_count, hunk.new_count) == (header.old_count, header.new_count):
+                break
+            hunk.lines.pop()
+        _strip_numbers_before_signs(hunk)
+
+    def _metadata(self, line: str) -> None:
+        if not self.sections or self._section.patch.hunks:
+            return
+        section, patch = self._section, self._section.patch
+        words = line.rstrip().split(" ")
+        if line.startswith("new file mode "):
+            section.old_null, patch.old_path, patch.new_mode = True, None, words[-1]
+        elif line.startswith("deleted file mode "):
+            section.new_null, patch.new_path, patch.old_mode = True, None, words[-1]
+        elif line.startswith("old mode "):
+            patch.old_mode = words[-1]
+        elif line.startswith("new mode "):
+            patch.new_mode = words[-1]
+        elif line.startswith(("rename from ", "copy from ")):
+            patch.renamed, patch.copied = line.startswith("rename"), line.startswith("copy")
+            patch.old_path = unquote_path(" ".join(words[2:]))
+        elif line.startswith(("rename to ", "copy to ")):
+            patch.new_path = unquote_path(" ".join(words[2:]))
+        elif line.startswith(("GIT binary patch", "Binary files ")):
+            patch.binary = True
+
+
+def _git_names(text: str) -> tuple[str, str] | None:
+    """The two names of a ``diff --git`` line; where blanks in them leave a choice, the two equal ones."""
+    middle = len(text) // 2
+    if text[middle : middle + 1] == " " and text[:middle][2:] == text[middle + 1 :][2:]:
+        return text[:middle], text[middle + 1 :]
+    cut = next((at for side in (" b/", ' "b/', " ") if (at := text.find(side)) > 0), -1)
+    return (text[:cut], text[cut + 1 :].strip()) if cut > 0 else None
+
+
+def _header(line: str) -> HunkHeader | None:
+    """A header that git reads, or one that states line numbers in another form; None without numbers."""
+    header = parse_hunk_header(line)
+    if header is not None:
+        return header
+    match = _RANGES.match(line[:_LONGEST_HEADER])
+    if match is None:
+        return None
+    old_start, old_count, new_start, new_count, heading = match.groups()
+    return HunkHeader(
+        int(old_start), int(old_count or 1), int(new_start), int(new_count or 1), (heading or "").strip()
+    )
+
+
+def _strip_numbers_before_signs(hunk: Hunk) -> None:
+    """Undo line numbers written before the signs (``12 -old``), where every line of the hunk has one."""
+    texts = [line for line in hunk.lines if line.text.strip()]
+    if not texts or not all(line.bare for line in texts):
+        return
+    matches = [_NUMBERED.match(line.text) for line in texts]
+    if not all(matches):
+        return
+    for line, match in zip(texts, matches, strict=True):
+        rest = (match["rest"] if match else None) or " "
+        line.tag, line.text, line.bare = "+" if rest[0] == "+" else "-" if rest[0] == "-" else " ", rest[1:], False

@@ -1,0 +1,121 @@
+"""The whole way from an answer to a patch: extract, check, and repair where the patch does not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from swe_infer.patches.check import RefusedPatch, apply_patch
+from swe_infer.patches.diff import PatchError
+from swe_infer.patches.extract import Block, cut_off, find_blocks, without_reasoning
+from swe_infer.patches.paths import PathIndex, refusal
+from swe_infer.patches.repair import repair
+from swe_infer.patches.replace import replacements_to_patch
+from swe_infer.patches.search_replace import find_replacements
+from swe_infer.patches.select import Candidate, candidates
+from swe_infer.prompts import files_in_prompt
+from swe_infer.types import PatchResult
+
+__all__ = ["extract_again", "make_patch"]
+
+
+def extract_again(full_output: str, prompt_text: str) -> PatchResult:
+    """The patch of a recorded answer, from its ``full_output`` and the text of its instance's prompt."""
+    return make_patch(full_output, files_in_prompt(prompt_text))
+
+
+def make_patch(answer: str, files: Mapping[str, str]) -> PatchResult:
+    """Make a patch of what a model answered.
+
+    Args:
+        answer: the whole answer, as it is.
+        files: the files of the prompt, path to content (:func:`swe_infer.prompts.files_in_prompt`).
+
+    Returns:
+        A result whose ``patch`` ``git apply`` takes at the base commit where ``status`` is ``applies`` or
+        ``repaired``. Never raises, whatever the text; time is linear in it.
+    """
+    if not answer.strip():
+        return PatchResult("", "none", "the answer is empty")
+    text = without_reasoning(answer)
+    blocks = find_blocks(text)
+    if not blocks:
+        return _replaced(text, files) or PatchResult("", "none", "no diff and no search/replace block in the answer")
+    result = _from_blocks(blocks, files)
+    if result.status != "does_not_apply":
+        return result
+    replaced = _replaced(text, files)
+    return replaced if replaced is not None and replaced.status == "repaired" else result
+
+
+def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResult:
+    """What becomes of an answer's diffs.
+
+    Of two versions of a patch the first one that applies as it stands is taken, and otherwise the last one that can
+    be made to. A version that is cut off does not count.
+    """
+    found = candidates(blocks, files)
+    cut = [cut_off(candidate.blocks[-1]) for candidate in found]
+    results = [_judge(candidate, files) for candidate, why in zip(found, cut, strict=True) if why is None]
+    if not results:
+        return PatchResult("", "none", cut[-1], format=found[-1].format)
+    for result in results:
+        if result.status == "applies":
+            return result
+    for status in ("repaired", "unchecked"):
+        for result in reversed(results):
+            if result.status == status:
+                return result
+    return results[-1]
+
+
+def _judge(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
+    refused = refusal(section.patch for section in candidate.sections)
+    if refused is not None:
+        return PatchResult("", "none", f"refused: {refused}", format=candidate.format)
+    if candidate.text is None:
+        return _repaired(candidate, files)
+    try:
+        applied = apply_patch(candidate.text, files)
+    except RefusedPatch as error:
+        return PatchResult("", "none", f"refused: {error}", format=candidate.format)
+    except PatchError:
+        return _repaired(candidate, files)
+    if not applied.unheld:
+        return PatchResult(candidate.text, "applies", None, candidate.notes, candidate.format)
+    # The paths may be written in another way than the prompt's, without a/ and b/ for one.
+    repaired = _repaired(candidate, files)
+    if repaired.status == "repaired":
+        return repaired
+    return PatchResult(candidate.text, "unchecked", _unheld(applied.unheld), candidate.notes, candidate.format)
+
+
+def _repaired(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
+    try:
+        fixed = repair(candidate.sections, files, PathIndex(files))
+        applied = apply_patch(fixed.text, files)
+    except PatchError as error:
+        text = candidate.text or "\n".join(line for block in candidate.blocks for line in block.lines) + "\n"
+        return PatchResult(text, "does_not_apply", str(error), candidate.notes, candidate.format)
+    repairs = (*candidate.notes, *(fixed.repairs or ("recounted and moved hunks",)))
+    if applied.unheld:
+        return PatchResult(fixed.text, "unchecked", _unheld(applied.unheld), repairs, candidate.format)
+    return PatchResult(fixed.text, "repaired", None, repairs, candidate.format)
+
+
+def _replaced(text: str, files: Mapping[str, str]) -> PatchResult | None:
+    """The patch of an answer in search/replace form; None where it has no such form."""
+    replacements, problem = find_replacements(text)
+    if not replacements:
+        return PatchResult("", "none", problem) if problem else None
+    form = replacements[0].form
+    try:
+        patch, notes = replacements_to_patch(replacements, files, PathIndex(files))
+        apply_patch(patch, files)
+    except PatchError as error:
+        return PatchResult("", "none", str(error), format=form)
+    word = "made a diff of whole files" if form == "whole_file" else "made a diff of search/replace edits"
+    return PatchResult(patch, "repaired", None, (word, *notes), form)
+
+
+def _unheld(paths: Sequence[str]) -> str:
+    return f"not in the prompt: {', '.join(dict.fromkeys(paths))}"

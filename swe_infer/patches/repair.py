@@ -1,0 +1,251 @@
+"""Turns a diff as a model wrote it into one that ``git apply`` takes, where the files leave no doubt about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, write_file
+from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine
+from swe_infer.patches.lenient_parse import Section
+from swe_infer.patches.line_index import FileIndexes, LineIndex
+from swe_infer.patches.paths import PathIndex
+from swe_infer.patches.place import Misfit, Placement, place
+
+__all__ = ["Repaired", "repair"]
+
+
+@dataclass(slots=True)
+class Repaired:
+    """A rewritten patch.
+
+    Args:
+        repairs: what was done, in order, each once.
+        unheld: paths that it changes and the prompt does not hold; their parts are only recounted.
+    """
+
+    text: str
+    repairs: list[str]
+    unheld: list[str]
+
+
+def repair(sections: Sequence[Section], files: Mapping[str, str], index: PathIndex) -> Repaired:
+    """Rewrite ``sections`` against ``files``.
+
+    Raises:
+        PatchError: some hunk has no place, or more than one; the message says which.
+    """
+    return _Repair(files, index).run(sections)
+
+
+@dataclass(slots=True)
+class _File:
+    """All that a patch does to one file of the prompt."""
+
+    patch: FilePatch
+    edit: FileEdit
+    lines: LineIndex
+    hunks: int = 0
+
+
+@dataclass(slots=True)
+class _Repair:
+    files: Mapping[str, str]
+    index: PathIndex
+    repairs: list[str] = field(default_factory=list)
+    unheld: list[str] = field(default_factory=list)
+    parts: dict[str, str | _File] = field(default_factory=dict)
+    views: int = 0
+    indexes: FileIndexes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.indexes = FileIndexes(self.files)
+
+    def run(self, sections: Sequence[Section]) -> Repaired:
+        for section in sections:
+            self._section(section)
+        texts = []
+        for part in self.parts.values():
+            if isinstance(part, str):
+                texts.append(part)
+            elif part.edit.changed or part.patch.metadata_only:
+                part.patch.hunks = [Hunk(None)] if part.edit.changed else []
+                texts.append(part.edit.write(part.patch))
+        if not texts:
+            raise PatchError("no hunk that changes anything")
+        return Repaired("".join(texts), self.repairs, self.unheld)
+
+    def _note(self, what: str) -> None:
+        if what not in self.repairs:
+            self.repairs.append(what)
+
+    def _section(self, section: Section) -> None:
+        patch = section.patch
+        hunks = [hunk for hunk in patch.hunks if hunk.changes]
+        if len(hunks) < len(patch.hunks):
+            self._note("dropped a hunk that changes nothing")
+        if not hunks and not patch.metadata_only:
+            return
+        if not section.named:
+            self._unnamed(hunks)
+        elif section.new_null:
+            self._removal(patch, hunks)
+        elif section.old_null or self._creates(patch, hunks):
+            self._creation(patch, hunks)
+        else:
+            self._change(patch, hunks)
+
+    def _creates(self, patch: FilePatch, hunks: Sequence[Hunk]) -> bool:
+        """A file that the prompt does not hold, of which the only hunk says that nothing was there before."""
+        header = hunks[0].header if len(hunks) == 1 else None
+        if header is None or header.old_start or header.old_count or self.index.find(patch.path):
+            return False
+        return all(line.tag == "+" for line in hunks[0].lines)
+
+    def _creation(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
+        path = patch.path
+        if path in self.files:
+            raise PatchError(f"{path}: already exists, but the patch creates it")
+        if path in self.parts:
+            if self.parts[path] == self._created(patch, hunks):
+                return self._note("dropped a repeated hunk")
+            raise PatchError(f"{path}: created twice")
+        self.parts[path] = self._created(patch, hunks)
+        return None
+
+    def _created(self, patch: FilePatch, hunks: Sequence[Hunk]) -> str:
+        if len(hunks) > 1:
+            raise PatchError(f"{patch.path}: a new file of several hunks")
+        lines: list[Line] = []
+        for line in hunks[0].lines if hunks else ():
+            if line.tag != "+" and line.text.strip():
+                raise PatchError(f"{patch.path}: a new file with lines that are not added")
+            lines.append(replace(line, tag="+"))
+        created = FilePatch(None, patch.path, list(hunks), new_mode=patch.new_mode)
+        return write_file(created, [lines] if lines else [], [(0, 0)] if lines else [])
+
+    def _removal(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
+        path = self.index.find(patch.old_path or "")
+        if path is None:
+            return self._unknown(patch, hunks)
+        held = self._held(path, replace(patch, old_path=path, hunks=[]))
+        self._place_all(held, path, hunks)
+        if not hunks:
+            held.edit.removed.update(range(len(held.edit.base)))
+        if held.edit.result():
+            raise PatchError(f"{path}: the patch removes the file but leaves some of its lines")
+        return None
+
+    def _change(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
+        path = self._resolve(patch)
+        if path is None:
+            return self._unknown(patch, hunks)
+        if patch.renamed or patch.copied:
+            target = patch.new_path
+            if target in self.files or target in self.parts:
+                raise PatchError(f"{target}: already exists, but the patch renames {path} to it")
+        else:
+            target = path
+        held = self._held(path, replace(patch, old_path=path, new_path=target, hunks=[]))
+        self._place_all(held, path, hunks)
+        return None
+
+    def _resolve(self, patch: FilePatch) -> str | None:
+        """The file of the prompt that a patch changes; of two different names, the one that is held."""
+        names = [name for name in (patch.old_path, patch.new_path) if name is not None]
+        if patch.renamed or patch.copied:
+            names = names[:1]
+        for name in names:
+            if name in self.files:
+                if patch.old_path != patch.new_path and not (patch.renamed or patch.copied):
+                    self._note(f"took {name} for the file that is meant")
+                return name
+        for name in names:
+            found = self.index.find(name)
+            if found is not None:
+                self._note(f"took {found} for {name}")
+                return found
+        return None
+
+    def _held(self, path: str, patch: FilePatch) -> _File:
+        part = self.parts.get(path)
+        if isinstance(part, _File):
+            if part.patch.new_path != patch.new_path:
+                raise PatchError(f"{path}: the patch treats the file in two ways")
+            return part
+        if part is not None:
+            raise PatchError(f"{path}: the patch treats the file in two ways")
+        fresh = _File(patch, FileEdit(self.files[path]), self.indexes[path])
+        self.parts[path] = fresh
+        return fresh
+
+    def _place_all(self, held: _File, path: str, hunks: Sequence[Hunk]) -> None:
+        for hunk in hunks:
+            held.hunks += 1
+            try:
+                notes = self._put(held, hunk)
+            except (Misfit, Conflict) as error:
+                why = "changes lines that another hunk changes" if isinstance(error, Conflict) else str(error)
+                raise PatchError(f"{path}: hunk {held.hunks} {why}") from error
+            for note in notes:
+                self._note(note)
+
+    def _put(self, held: _File, hunk: Hunk) -> list[str]:
+        """Put a hunk into the base, or else into what the hunks before it have made of the file."""
+        edit = held.edit
+        if not edit.base and not any(line.tag != "+" for line in hunk.lines):
+            placement = _place_in_empty(hunk)
+        else:
+            try:
+                placement = place(hunk, held.lines)
+                return placement.repairs if edit.put(placement.lines) else ["dropped a repeated hunk"]
+            except (Misfit, Conflict):
+                if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
+                    raise
+                self.views += 1
+                current = edit.current()
+                placement = place(hunk, LineIndex([text for text, _, _ in current]))
+                edit.put_in_current(placement.lines, current)
+                return placement.repairs
+        edit.put(placement.lines)
+        return placement.repairs
+
+    def _unnamed(self, hunks: Sequence[Hunk]) -> None:
+        """Hunks without a file header: they belong to the only file of the prompt in which all have a place."""
+        fits = [path for path in self.files if _all_fit(hunks, self.indexes[path])]
+        if len(fits) != 1:
+            number = "no file" if not fits else "more than one file"
+            raise PatchError(f"a hunk without a file header, which fits {number} of the prompt")
+        self._note("added a file header")
+        path = fits[0]
+        self._place_all(self._held(path, FilePatch(path, path)), path, hunks)
+
+    def _unknown(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
+        """A file that the prompt does not hold: nothing can be placed, but counts can be right."""
+        self.unheld.append(patch.path)
+        starts: list[tuple[int, int]] = []
+        for hunk in hunks:
+            header = hunk.header
+            if header is None:
+                raise PatchError(f"{patch.path}: not in the prompt, and a hunk without line numbers cannot be placed")
+            old, new = header.old_start - bool(hunk.old_count), header.new_start - bool(hunk.new_count)
+            starts.append((max(old, 0), max(new, 0)))
+        text = write_file(replace(patch, hunks=list(hunks)), [hunk.lines for hunk in hunks], starts)
+        before = self.parts.get(patch.path, "")
+        if not isinstance(before, str):
+            raise PatchError(f"{patch.path}: the patch treats the file in two ways")
+        self.parts[patch.path] = before + text
+
+
+def _all_fit(hunks: Sequence[Hunk], lines: LineIndex) -> bool:
+    try:
+        for hunk in hunks:
+            place(hunk, lines)
+    except Misfit:
+        return False
+    return True
+
+
+def _place_in_empty(hunk: Hunk) -> Placement:
+    """All of a hunk's lines, for a file without any."""
+    return Placement([PlacedLine(line, None) for line in hunk.lines], [])

@@ -1,0 +1,157 @@
+"""Which of the diffs in an answer are the patch: parts of one, or versions of one of which the last counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from swe_infer.patches.diff import Hunk
+from swe_infer.patches.extract import Block
+from swe_infer.patches.lenient_parse import Section, parse_leniently
+from swe_infer.patches.line_index import FileIndexes
+from swe_infer.patches.paths import PathIndex
+from swe_infer.patches.place import Misfit, place
+
+__all__ = ["Candidate", "candidates"]
+
+_BETWEEN_WORDS = re.compile(r"[\s`*\"'()\[\],;=]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Sections that are one patch together.
+
+    Args:
+        text: the sections as written; None where they are parts of blocks only, and cannot be quoted.
+        notes: which blocks were left out, and what was understood from around them.
+        format: what the first block stood in.
+    """
+
+    blocks: tuple[Block, ...]
+    sections: list[Section]
+    text: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def format(self) -> str:
+        return self.blocks[0].container
+
+
+@dataclass(slots=True)
+class _Read:
+    """A block and what it says."""
+
+    block: Block
+    sections: list[Section]
+    notes: tuple[str, ...]
+
+    def paths(self) -> set[str]:
+        return {section.patch.path for section in self.sections}
+
+
+def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candidate]:
+    """The patches that ``blocks`` may mean: one, or else the first and the last version of it.
+
+    What stands in a tag such as ``<patch>`` is the answer, as prompts ask for it; else all blocks are. Blocks that
+    write the same lines of a file are versions: a model that thinks aloud writes a patch, and then a better one.
+    """
+    tagged = [block for block in blocks if block.container == "tag"]
+    note = ("took the patch that is tagged as one",) if 0 < len(tagged) < len(blocks) else ()
+    index = PathIndex(files)
+    read = [_read(block, index) for block in tagged or blocks]
+    if not _are_versions(read, files, index):
+        return [_candidate(read, note, None)]
+    return [
+        _candidate(read, (*note, f"took the {word} version of a file"), _owners(read, last=word == "last"))
+        for word in ("first", "last")
+    ]
+
+
+def _read(block: Block, index: PathIndex) -> _Read:
+    sections = parse_leniently(block.lines, index)
+    notes: tuple[str, ...] = ()
+    if sections and not sections[0].named and (path := _hinted(block.hint, index)) is not None:
+        sections[0].patch.old_path = sections[0].patch.new_path = path
+        sections[0].named = True
+        notes = ("added the file header that the text before the hunk names",)
+    return _Read(block, sections, notes)
+
+
+def _hinted(hint: str, index: PathIndex) -> str | None:
+    """The only file of the prompt that the text before a block names."""
+    words = {word.strip(".:") for word in _BETWEEN_WORDS.split(hint)}
+    found = {path for word in words if "." in word and (path := index.find(index.clean(word))) is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _owners(read: Sequence[_Read], *, last: bool) -> dict[str, int]:
+    """For each path the block whose version of it is taken."""
+    owners: dict[str, int] = {}
+    for number, one in enumerate(read):
+        for path in one.paths():
+            owners[path] = number if last else owners.get(path, number)
+    return owners
+
+
+def _candidate(read: Sequence[_Read], notes: tuple[str, ...], owners: dict[str, int] | None) -> Candidate:
+    taken: list[_Read] = []
+    whole = True
+    for number, one in enumerate(read):
+        kept = [s for s in one.sections if owners is None or owners[s.patch.path] == number]
+        if kept or owners is None:
+            taken.append(_Read(one.block, kept, one.notes))
+            whole = whole and len(kept) == len(one.sections)
+    lines = [line for one in taken for line in one.block.lines]
+    return Candidate(
+        tuple(one.block for one in taken),
+        [section for one in taken for section in one.sections],
+        "\n".join(lines).rstrip("\n") + "\n" if whole else None,
+        (*notes, *dict.fromkeys(note for one in taken for note in one.notes)),
+    )
+
+
+def _are_versions(read: Sequence[_Read], files: Mapping[str, str], index: PathIndex) -> bool:
+    """Whether two blocks write the same lines of a file."""
+    writers: dict[str, list[tuple[int, Section]]] = {}
+    for number, one in enumerate(read):
+        for section in one.sections:
+            if section.patch.path:
+                writers.setdefault(section.patch.path, []).append((number, section))
+    indexes = FileIndexes(files)
+    for path, written in writers.items():
+        if len({number for number, _ in written}) < 2:
+            continue
+        spans = [
+            (*_span(hunk, indexes, index.find(path)), number)
+            for number, section in written
+            for hunk in section.patch.hunks
+            if hunk.changes
+        ]
+        if len(spans) < 2 or any(_overlap(sorted(spans))):
+            return True
+    return False
+
+
+def _overlap(spans: Sequence[tuple[int, int, int]]) -> Iterator[bool]:
+    """For each span (first line, line behind the last, block): whether it meets an earlier one of another block."""
+    reach: dict[int, int] = {}
+    furthest: list[tuple[int, int]] = []
+    for first, last, block in spans:
+        yield any(end > first and owner != block for end, owner in furthest)
+        reach[block] = max(reach.get(block, last), last)
+        furthest = sorted(((end, owner) for owner, end in reach.items()), reverse=True)[:2]
+        reach = {owner: end for end, owner in furthest}
+
+
+def _span(hunk: Hunk, indexes: FileIndexes, path: str | None) -> tuple[int, int]:
+    """The lines of the file that a hunk stands on: where it fits, or else where its header says."""
+    if path is not None:
+        try:
+            ats = [item.at for item in place(hunk, indexes[path]).lines if item.at is not None]
+            return min(ats), max(ats) + 1
+        except Misfit:
+            pass
+    if hunk.header is None:
+        return 0, 1 << 30
+    return hunk.header.old_start, hunk.header.old_start + max(hunk.old_count, 1)

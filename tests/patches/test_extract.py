@@ -1,0 +1,157 @@
+"""Finding the patch in whatever a model wrote around it."""
+
+from __future__ import annotations
+
+import pytest
+
+from swe_infer.patches.pipeline import make_patch
+from tests.patches.damage import WRAPPERS
+
+FILES = {
+    "pkg/mod.py": "import os\n\n\ndef first(a):\n    return a\n\n\ndef second(b):\n    return b\n",
+    "docs/guide.md": "# Guide\n\n```sh\nrun\n```\n\nEnd.\n",
+    "setup.py": "setup()\n",
+}
+DIFF = (
+    "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -2,7 +2,7 @@\n \n \n def first(a):\n"
+    "-    return a\n+    return a + 1\n \n \n def second(b):\n"
+)
+OTHER = """\
+--- a/setup.py
++++ b/setup.py
+@@ -1 +1 @@
+-setup()
++setup(name="pkg")
+"""
+
+
+@pytest.mark.parametrize("wrapper", sorted(WRAPPERS))
+def test_patch_is_found_in_any_wrapping(wrapper: str) -> None:
+    result = make_patch(WRAPPERS[wrapper](DIFF), FILES)
+    assert (result.status, result.patch) == ("applies", DIFF)
+
+
+@pytest.mark.parametrize(
+    "info", ["diff", "patch", "git-diff", "diff file=pkg/mod.py", "diff title='x y'", "", "text", "udiff"]
+)
+def test_fence_with_any_info_is_not_left_in_the_patch(info: str) -> None:
+    assert make_patch(f"So:\n```{info}\n{DIFF}```\n", FILES).patch == DIFF
+
+
+def test_crlf_answer_gives_the_patch_with_plain_line_ends() -> None:
+    result = make_patch(f"Here:\n```diff\n{DIFF}```\nDone.\n".replace("\n", "\r\n"), FILES)
+    assert (result.status, result.patch) == ("applies", DIFF)
+
+
+def test_all_blocks_are_one_patch_and_later_files_are_kept() -> None:
+    result = make_patch(f"First:\n```diff\n{DIFF}```\nThen the setup:\n```diff\n{OTHER}```\n", FILES)
+    assert (result.status, result.patch) == ("applies", DIFF + OTHER)
+
+
+def test_earlier_code_block_does_not_beat_a_raw_diff() -> None:
+    answer = f"The culprit:\n```python\ndef first(a):\n    return a\n```\n\n{DIFF}\nThat is all.\n"
+    assert make_patch(answer, FILES).patch == DIFF
+
+
+def test_fence_inside_the_patch_does_not_cut_it_off() -> None:
+    diff = (
+        "--- a/docs/guide.md\n+++ b/docs/guide.md\n@@ -1,7 +1,10 @@\n # Guide\n \n ```sh\n run\n ```\n \n"
+        "+```sh\n+stop\n+```\n End.\n"
+    )
+    result = make_patch(f"```diff\n{diff}```\n", FILES)
+    assert (result.status, result.patch) == ("applies", diff)
+
+
+@pytest.mark.parametrize("closing", [" ```", "+```", " </patch>"])
+def test_closing_mark_with_a_sign_is_not_a_part_of_the_patch(closing: str) -> None:
+    opening = "<patch>" if "patch" in closing else "```diff"
+    result = make_patch(f"{opening}\n{DIFF}{closing}\n\nThis adds one.\n", FILES)
+    assert (result.status, result.patch) == ("applies", DIFF)
+
+
+def test_tag_closed_at_the_end_of_a_line_ends_the_patch_and_markup_in_it_does_not() -> None:
+    assert make_patch(f"<patch>{DIFF.removesuffix(chr(10))}</patch>", FILES).patch == DIFF
+    markup = DIFF.replace("a + 1", "<b></code>")
+    for fence in ("```diff\n{}```\n", "<patch>\n{}</patch>\n", "<answer>\n```diff\n{}```\n</answer>\n"):
+        assert make_patch(fence.format(markup), FILES).patch == markup
+
+
+def test_unclosed_fence_around_a_whole_patch_is_read_to_the_end() -> None:
+    assert make_patch(f"```diff\n{DIFF}", FILES).patch == DIFF
+    assert make_patch(f"```diff\n{DIFF.removesuffix(chr(10))}", FILES).patch == DIFF
+
+
+def test_text_after_a_raw_diff_is_left_out_even_if_it_looks_like_a_list() -> None:
+    assert make_patch(f"{DIFF}\n- It adds one.\n+ Nothing else.\n", FILES).patch == DIFF
+
+
+def test_quoted_diff_is_read_without_its_quote_marks() -> None:
+    assert make_patch("".join(f"> {line}\n" for line in DIFF.splitlines()), FILES).patch == DIFF
+
+
+def test_reasoning_before_the_answer_is_not_the_answer() -> None:
+    draft = DIFF.replace("a + 1", "a + 2")
+    assert make_patch(f"<think>\nMaybe\n```diff\n{draft}```\n</think>\n```diff\n{DIFF}```\n", FILES).patch == DIFF
+
+
+def test_tagged_patch_wins_over_drafts_around_it() -> None:
+    draft = DIFF.replace("a + 1", "a + 2")
+    assert make_patch(f"A draft:\n```diff\n{draft}```\n<patch>\n{DIFF}</patch>\n", FILES).patch == DIFF
+
+
+def test_first_version_that_applies_is_taken() -> None:
+    second = DIFF.replace("a + 1", "a + 2")
+    result = make_patch(f"```diff\n{DIFF}```\nWait, or rather:\n```diff\n{second}```\n", FILES)
+    assert (result.status, result.patch) == ("applies", DIFF)
+
+
+def test_later_version_is_taken_where_the_first_does_not_apply_as_it_stands() -> None:
+    first = DIFF.replace("@@ -2,7 +2,7 @@", "@@ -2,9 +2,9 @@").replace("a + 1", "a + 2")
+    result = make_patch(f"```diff\n{first}```\nWait, that is wrong. Let me correct it:\n```diff\n{DIFF}```\n", FILES)
+    assert (result.status, result.patch) == ("applies", DIFF)
+
+
+def test_two_blocks_for_different_places_of_a_file_are_both_kept() -> None:
+    second = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -9,1 +9,1 @@\n-    return b\n+    return b + 1\n"
+    result = make_patch(
+        f"```diff\n{DIFF.replace(' def second(b):' + chr(10), '')}```\nand\n```diff\n{second}```\n", FILES
+    )
+    assert result.status == "repaired"
+    assert "+    return a + 1\n" in result.patch
+    assert "+    return b + 1\n" in result.patch
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "   \n",
+        "I cannot help with that.",
+        "The bug is in first(): it should add one.\n- Change it\n- Test it\n",
+        "```python\ndef first(a):\n    return a + 1\n```\n",
+        "--- \nA rule, and a +++ sign.\n",
+        "```\nUse @@ as a mark\n```",
+    ],
+)
+def test_prose_and_refusals_yield_no_patch_but_a_reason(answer: str) -> None:
+    result = make_patch(answer, FILES)
+    assert (result.status, result.patch) == ("none", "")
+    assert result.reason
+
+
+@pytest.mark.parametrize("lines", range(1, 7))
+def test_truncated_half_of_a_patch_yields_none(lines: int) -> None:
+    half = "".join(DIFF.splitlines(keepends=True)[:lines])
+    result = make_patch(f"The fix:\n```diff\n{half}", FILES)
+    assert (result.status, result.patch) == ("none", "")
+    assert result.reason
+
+
+def test_patch_cut_in_the_header_of_its_second_file_yields_none() -> None:
+    for half in ("--- a/setup.py\n", "--- a/setup.py\n+++ b/setup.py\n", "--- a/setup.py\n+++ b/setup.py\n@@ -1"):
+        assert make_patch(f"<patch>\n{DIFF}{half}", FILES).status == "none", half
+
+
+def test_cut_in_trailing_context_alone_is_mended() -> None:
+    result = make_patch("```diff\n" + "".join(DIFF.splitlines(keepends=True)[:-2]), FILES)
+    assert result.status == "repaired"

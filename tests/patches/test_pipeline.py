@@ -1,0 +1,108 @@
+"""Statuses, refusals, cost, and the way from a recorded answer back to its patch."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from swe_infer.patches.pipeline import extract_again, make_patch
+
+FILES = {"pkg/mod.py": "a = 1\nb = 2\nc = 3\n"}
+CHANGE = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,3 +1,3 @@\n a = 1\n-b = 2\n+b = 4\n c = 3\n"
+UNKNOWN = "--- a/pkg/far.py\n+++ b/pkg/far.py\n@@ -5,3 +5,3 @@\n x\n-y\n+z\n w\n"
+
+
+def _add(path: str) -> str:
+    return f"--- /dev/null\n+++ {path}\n@@ -0,0 +1 @@\n+x\n"
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        (_add("b/../outside.py"), "leaves the repository"),
+        (_add("b/pkg/../../outside.py"), "leaves the repository"),
+        (_add("/etc/passwd"), "absolute"),
+        (_add("b//etc/passwd"), "absolute"),
+        (_add("b/C:/windows/x"), "absolute"),
+        (_add("b/.git/hooks/post-checkout"), ".git"),
+        (_add("b/sub/.GIT/config"), ".git"),
+        ("--- a/pkg/mod.py\n+++ /etc/passwd\n@@ -1,3 +1,3 @@\n a = 1\n-b = 2\n+b = 4\n c = 3\n", "absolute"),
+        ("diff --git a/pkg/mod.py b/../x.py\nrename from pkg/mod.py\nrename to ../x.py\n", "leaves the repository"),
+        ("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc\n", "symbolic link"),
+        ("diff --git a/s b/s\nnew file mode 160000\n--- /dev/null\n+++ b/s\n@@ -0,0 +1 @@\n+Subproject\n", "160000"),
+        ("diff --git a/i.png b/i.png\nindex 1..2 100644\nBinary files a/i.png and b/i.png differ\n", "binary"),
+        ("diff --git a/i b/i\nnew file mode 100644\nindex 0..1\nGIT binary patch\nliteral 1\nIcmZ\n", "binary"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["", "@@ -9,9 +9,9 @@\n"])
+def test_path_or_file_that_no_patch_may_touch_is_refused(patch: str, reason: str, damage: str) -> None:
+    for answer in (f"```diff\n{patch}```\n", f"```diff\n{CHANGE}{patch}```\n", f"```diff\n{patch}{damage}```\n"):
+        result = make_patch(answer, FILES)
+        assert (result.status, result.patch) == ("none", "")
+        assert "refused" in (result.reason or "")
+        assert reason in (result.reason or "")
+
+
+def test_file_that_the_prompt_does_not_hold_makes_the_patch_unchecked() -> None:
+    result = make_patch(f"```diff\n{CHANGE}{UNKNOWN}```\n", FILES)
+    assert (result.status, result.patch, result.reason) == (
+        "unchecked", CHANGE + UNKNOWN, "not in the prompt: pkg/far.py",
+    )  # fmt: skip
+    assert make_patch(f"```diff\n{CHANGE}```\n", {}).status == "unchecked"
+
+
+def test_counts_of_an_unchecked_file_are_mended_and_its_neighbour_is_repaired() -> None:
+    damaged = (CHANGE + UNKNOWN).replace("-1,3 +1,3", "-8,9 +8,9").replace("-5,3 +5,3", "-5,7 +5,8")
+    result = make_patch(f"```diff\n{damaged}```\n", FILES)
+    assert result.status == "unchecked"
+    assert "@@ -5,3 +5,3 @@\n x\n-y\n+z\n w\n" in result.patch
+    assert "@@ -1,3 +1,3 @@\n a = 1\n-b = 2\n+b = 4\n c = 3\n" in result.patch
+
+
+def test_misfit_in_a_held_file_weighs_more_than_a_file_that_is_not_held() -> None:
+    result = make_patch(f"```diff\n{CHANGE.replace('b = 2', 'b = 5')}{UNKNOWN}```\n", FILES)
+    assert result.status == "does_not_apply"
+    assert "pkg/mod.py: hunk 1" in (result.reason or "")
+
+
+def test_patch_of_a_recorded_answer_is_made_again_from_the_prompt() -> None:
+    prompt = "System\n<code>\n[start of pkg/mod.py]\n1 a = 1\n2 b = 2\n3 c = 3\n4 \n[end of pkg/mod.py]\n</code>\n"
+    answer = f"<patch>\n{CHANGE.replace('-1,3 +1,3', '-7,4 +7,4')}</patch>\n"
+    result = extract_again(answer, prompt)
+    assert result == make_patch(answer, FILES)
+    assert result.status == "repaired"
+
+
+def _seconds(answer: str, files: dict[str, str]) -> float:
+    started = time.process_time()
+    make_patch(answer, files)
+    return time.process_time() - started
+
+
+_FILES = {"f.py": "".join(f"u{n}\n" for n in range(3000)), "g.py": "a\n" * 3000}
+_HEAD = "--- a/f.py\n+++ b/f.py\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (_HEAD + "@@ -1,3 +1,3 @@\n", "+x\n"),
+        (_HEAD, "@@ -1,3 +1,4 @@\n zz\n u7\n-u8\n+b\n u9\n yy\n"),
+        ("--- a/g.py\n+++ b/g.py\n", "@@ -1,3 +1,4 @@\n zz\n a\n+b\n a\n yy\n"),
+        ("", "```diff\n--- a/f.py\n+++ b/f.py\n@@ -1,3 +1,3 @@\n u1\n-u2\n+b\n```\n"),
+        ("", "@@ -1,3 +1,4 @@\n u3\n-u4\n+b\n"),
+        ("", "```\n"),
+        ("", "<patch>\n"),
+        ("", "<file path=f.py>"),
+        ("", "<<<<<<< SEARCH\nu1\n=======\nb\n>>>>>>> REPLACE\n"),
+        ("--- a/", " "),
+        ("diff --git ", "a/ b/ "),
+    ],
+)
+def test_time_is_linear_in_the_answer(head: str, piece: str) -> None:
+    small, large = head + piece * (40_000 // len(piece)), head + piece * (320_000 // len(piece))
+    _seconds(small, _FILES)
+    short = min(_seconds(small, _FILES) for _ in range(2))
+    # Eight times the text: a quadratic way would take sixty-four times as long.
+    assert _seconds(large, _FILES) < 25 * short + 0.3

@@ -1,0 +1,142 @@
+"""Any ``git diff`` of random files, damaged as models damage them, is repaired to the same result or refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swe_infer.patches.pipeline import make_patch
+from tests.patches.damage import DAMAGES, WRAPPERS
+from tests.patches.git import GitRepository, needs_git
+
+pytestmark = needs_git
+
+_SETTINGS = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+)
+
+_COMMON = ["", "", "    return None", "    pass", "        else:", "}", "# -- a", "++i", "-- x", "    "]
+_LINES = st.one_of(
+    st.sampled_from(_COMMON),
+    st.integers(0, 400).map(lambda n: f"{'    ' * (n % 4)}name_{n} = {n}"),
+    st.text(st.characters(codec="utf-8", exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=12),
+)
+
+
+@st.composite
+def _file(draw: st.DrawFn) -> list[str]:
+    return draw(st.lists(_LINES, min_size=1, max_size=40))
+
+
+@st.composite
+def _edited(draw: st.DrawFn, lines: list[str]) -> list[str]:
+    edited = list(lines)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(edited)))
+        removed = draw(st.integers(0, 3))
+        edited[at : at + removed] = draw(st.lists(_LINES, max_size=3))
+    return edited
+
+
+@st.composite
+def _change(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, str]]:
+    """Two trees of up to three files; some appear, go, or lose the newline at their end."""
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    for path in draw(st.lists(st.sampled_from(["a.py", "src/b.py", "src/deep/c d.py"]), min_size=1, unique=True)):
+        lines = draw(_file())
+        kind = draw(st.sampled_from(["change", "change", "change", "create", "remove"]))
+        old, new = (
+            "\n".join(x) + draw(st.sampled_from(["\n", "\n", "\n", ""])) for x in (lines, draw(_edited(lines)))
+        )
+        if kind != "create":
+            before[path] = old
+        if kind != "remove":
+            after[path] = new
+    return before, after
+
+
+def _without_indentation(files: Mapping[str, str]) -> dict[str, str]:
+    return {path: "\n".join(line.lstrip(" \t") for line in text.split("\n")) for path, text in files.items()}
+
+
+@_SETTINGS
+@given(change=_change())
+def test_check_accepts_every_git_diff_and_gives_its_result(
+    git: GitRepository, change: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    before, after = change
+    diff = git.diff(before, after)
+    if not diff:
+        return
+    result = make_patch(f"```diff\n{diff}```\n", before)
+    assert result.status == "applies", (result.reason, diff)
+    assert git.apply(result.patch, before) == after
+
+
+@_SETTINGS
+@given(
+    change=_change(),
+    damages=st.lists(st.sampled_from(sorted(DAMAGES)), min_size=1, max_size=3, unique=True),
+    wrapper=st.sampled_from(sorted(WRAPPERS)),
+    seed=st.integers(0, 1 << 30),
+)
+def test_damaged_diff_is_repaired_to_the_same_result_or_refused(
+    git: GitRepository,
+    change: tuple[dict[str, str], dict[str, str]],
+    damages: list[str],
+    wrapper: str,
+    seed: int,
+) -> None:
+    before, after = change
+    diff = git.diff(before, after)
+    if not diff:
+        return
+    lines = diff.removesuffix("\n").split("\n")
+    for name in damages:
+        lines = DAMAGES[name](lines, random.Random(seed))
+    damaged = "\n".join(lines) + "\n"
+    result = make_patch(WRAPPERS[wrapper](damaged), before)
+    if result.status in ("does_not_apply", "unchecked", "none"):
+        return
+    applied = git.apply(result.patch, before)
+    assert applied is not None, (damaged, result)
+    # Where git takes the damaged text as it is, its result counts: nothing was repaired.
+    as_it_is = git.apply(damaged.replace("\r", ""), before)
+    # An indentation that nothing in the file contradicts stays as written.
+    settle = _without_indentation if "shift" in damages else dict
+    assert settle(applied) in (settle(after), settle(as_it_is or {})), (damaged, result)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(text=st.text(max_size=300))
+def test_no_text_makes_it_raise(text: str) -> None:
+    result = make_patch(text, {"a.py": "x\n"})
+    assert (result.status == "none") == (result.patch == "")
+
+
+_PIECES = [
+    "--- a/a.py\n", "+++ b/a.py\n", "@@ -1,2 +1,2 @@\n", "@@\n", "@@ -0,0 +1 @@\n", "-x\n", "+y\n", " z\n",
+    "\n", "```\n", "```diff\n", "<patch>\n", "</patch>\n", "diff --git a/a.py b/a.py\n",
+    "new file mode 100644\n", "--- /dev/null\n", "deleted file mode 100644\n", "rename from a.py\n",
+    "rename to b.py\n", "+++ /dev/null\n", "*** Begin Patch\n", "\\ No newline at end of file\n",
+    "*** Update File: a.py\n", "*** Add File: c.py\n", "*** Move to: d.py\n", "*** Delete File: a.py\n",
+    "*** End Patch\n", "<<<<<<< SEARCH\n", "=======\n", ">>>>>>> REPLACE\n", "a.py\n", "x\n",
+    "<file>a.py</file>", "<original>", "</original>", "<patched>", "</patched>", "[start of a.py]\n",
+    "[end of a.py]\n", "Binary files a and b differ\n", "GIT binary patch\n", '--- "a/\\303"\n', "\r\n", "\x00",
+    "\ud800", "    ", "> ", "<think>",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(pieces=st.lists(st.sampled_from(_PIECES), max_size=25))
+def test_no_heap_of_diff_pieces_makes_it_raise(pieces: list[str]) -> None:
+    result = make_patch("".join(pieces), {"a.py": "x\nz\n", "e.py": "", "deep/b.py": "x\ny"})
+    assert (result.status == "none") == (result.patch == "")
+    assert result.status in ("applies", "repaired") or result.reason

@@ -1,0 +1,279 @@
+"""What is repaired, what is refused, and that nothing is invented. Every repaired patch is put to ``git apply``."""
+
+from __future__ import annotations
+
+import pytest
+
+from swe_infer.patches.pipeline import make_patch
+from swe_infer.types import PatchResult
+from tests.patches.git import GitRepository, needs_git
+
+pytestmark = needs_git
+
+MODULE = """\
+import os
+import sys
+
+
+class First:
+    def run(self, value):
+        if value:
+            return self.go(value)
+        return None
+
+    def stop(self):
+        self.running = False
+        return None
+
+
+class Second:
+    def run(self, value):
+        for part in value:
+            self.go(part)
+        return None
+
+    def stop(self):
+        self.halted = True
+        return None
+"""
+FILES = {"pkg/mod.py": MODULE, "pkg/other.py": "x = 1\ny = 2\nz = 3\n", "pkg/__init__.py": ""}
+HEADER = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n"
+
+
+def _repaired(git: GitRepository, diff: str, files: dict[str, str] = FILES) -> tuple[PatchResult, dict[str, str]]:
+    result = make_patch(f"```diff\n{diff}```\n", files)
+    assert result.status == "repaired", result
+    assert result.repairs
+    applied = git.apply(result.patch, files)
+    assert applied is not None, result.patch
+    return result, applied
+
+
+def _refused(diff: str, files: dict[str, str] = FILES) -> str:
+    result = make_patch(f"```diff\n{diff}```\n", files)
+    assert result.status == "does_not_apply", result
+    assert result.reason is not None
+    assert result.patch
+    return result.reason
+
+
+HALTED = MODULE.replace("        self.halted = True\n", "        self.halted = bool(1)\n")
+
+
+@pytest.mark.parametrize(
+    ("diff", "repair"),
+    [
+        (
+            "@@ -21,9 +21,4 @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n"
+            "         return None\n",
+            "recounted and moved hunks",
+        ),
+        (
+            "@@ ... @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n",
+            "recounted and moved hunks",
+        ),
+        (
+            "@@ -21,3 +21,3 @@\n     def stop(self):  \n-        self.halted = True   \n"
+            "+        self.halted = bool(1)\n         return None\n",
+            "forgave white space at line ends",
+        ),
+        (
+            "@@ -21,3 +21,3 @@\n def stop(self):\n-    self.halted = True\n"
+            "+    self.halted = bool(1)\n     return None\n",
+            "forgave indentation",
+        ),
+        (
+            "@@ -22,3 +22,3 @@\n 22     def stop(self):\n-23         self.halted = True\n"
+            "+        self.halted = bool(1)\n 24         return None\n",
+            "dropped line numbers",
+        ),
+        (
+            "@@ -22,3 +22,3 @@\n 22     def stop(self):\n-23         self.halted = True\n"
+            "+23         self.halted = bool(1)\n 24         return None\n",
+            "dropped line numbers",
+        ),
+        (
+            "@@ -20,5 +20,5 @@\n     def pause(self):\n         pass\n-        self.halted = True\n"
+            "+        self.halted = bool(1)\n         return None\n \n     def more(self):\n",
+            "dropped context that the file does not have",
+        ),
+    ],
+)
+def test_hunk_is_put_where_it_fits(git: GitRepository, diff: str, repair: str) -> None:
+    result, files = _repaired(git, HEADER + diff)
+    assert repair in result.repairs
+    assert files["pkg/mod.py"] == HALTED
+
+
+def test_patch_that_applies_is_left_exactly_as_it_is() -> None:
+    exact = HEADER + "@@ -1,3 +1,3 @@ anything\n import os\n-import sys\n+import re\n \n"
+    result = make_patch(f"```diff\n{exact}```\n", FILES)
+    assert (result.status, result.patch, result.repairs) == ("applies", exact, ())
+
+
+@pytest.mark.parametrize(
+    "hunk",
+    [
+        "@@ -8,9 +8,9 @@\n-        return None\n+        return 0\n",
+        "@@ -8,9 +8,9 @@\n     def stop(self):\n+        print()\n",
+        "@@ ... @@\n \n-        return None\n+        return 0\n \n",
+        "@@ -6,9 +6,9 @@\n     def run(self, value):\n+        print(value)\n         raise ValueError(value)\n",
+    ],
+)
+def test_two_places_that_fit_equally_are_not_repaired(hunk: str) -> None:
+    assert "more than one place" in _refused(HEADER + hunk)
+
+
+def test_addition_between_lines_that_are_not_neighbours_is_not_repaired() -> None:
+    reason = _refused(
+        HEADER + "@@ -1,9 +1,9 @@\n import os\n import sys\n+import re\n class First:\n     def run(self, value):\n"
+    )
+    assert "place" in reason
+
+
+def test_removed_line_that_the_file_does_not_have_is_named_with_its_hunk() -> None:
+    good = "@@ -1,2 +1,2 @@\n import os\n-import sys\n+import re\n"
+    bad = "@@ -9,2 +9,2 @@\n     def stop(self):\n-        self.stopped = True\n+        self.stopped = False\n"
+    assert _refused(HEADER + good + bad) == "pkg/mod.py: hunk 2 has old lines that stand nowhere in the file"
+
+
+def test_hunks_out_of_order_with_shared_context_become_one_patch(git: GitRepository) -> None:
+    second = "@@ -22,9 +22,9 @@\n         self.halted = True\n-        return None\n+        return 1\n"
+    first = "@@ -20,9 +20,9 @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n"
+    _, files = _repaired(git, HEADER + second + first)
+    assert files["pkg/mod.py"].endswith("        self.halted = bool(1)\n        return 1\n")
+
+
+def test_later_hunk_may_stand_on_what_an_earlier_one_added(git: GitRepository) -> None:
+    first = "@@ -1,9 +1,9 @@\n import os\n-import sys\n+import re\n"
+    second = "@@ -1,9 +1,9 @@\n import os\n import re\n+import abc\n"
+    _, files = _repaired(git, HEADER + first + second)
+    assert files["pkg/mod.py"].startswith("import os\nimport re\nimport abc\n\n")
+
+
+def test_hunk_whose_context_leaves_lines_out_is_split(git: GitRepository) -> None:
+    hunk = (
+        "@@ -1,9 +1,9 @@\n import os\n-import sys\n+import re\n class First:\n"
+        "     def run(self, value):\n         if value:\n"
+        "-            return self.go(value)\n+            return self.went(value)\n"
+    )
+    result, files = _repaired(git, HEADER + hunk)
+    assert "split a hunk whose context leaves lines out" in result.repairs
+    expected = MODULE.replace("import sys", "import re").replace("return self.go(value)", "return self.went(value)")
+    assert files["pkg/mod.py"] == expected
+
+
+def test_context_line_without_its_sign_keeps_the_added_lines_as_they_are(git: GitRepository) -> None:
+    changes = "-        self.halted = True\n+        self.halted = bool(1)\n"
+    hunk = f"@@ -1,9 +1,9 @@\n    def stop(self):\n{changes}        return None\n"
+    assert _repaired(git, HEADER + hunk)[1]["pkg/mod.py"] == HALTED
+
+
+def test_repeated_and_empty_hunks_are_dropped(git: GitRepository) -> None:
+    hunk = "@@ -1,2 +1,2 @@\n import os\n-import sys\n+import re\n"
+    result, files = _repaired(
+        git, HEADER + hunk + hunk + "@@ -5,2 +5,2 @@\n class First:\n     def run(self, value):\n"
+    )
+    assert set(result.repairs) >= {"dropped a repeated hunk", "dropped a hunk that changes nothing"}
+    assert files["pkg/mod.py"] == MODULE.replace("import sys", "import re")
+
+
+def test_hunks_that_contradict_each_other_are_not_repaired() -> None:
+    one, other = (f"@@ -1,2 +1,2 @@\n import os\n-import sys\n+import {name}\n" for name in ("re", "abc"))
+    _refused(HEADER + one + other)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "--- pkg/mod.py\n+++ pkg/mod.py\n",
+        "--- mod.py\n+++ mod.py\n",
+        "--- a/repository/pkg/mod.py\n+++ b/repository/pkg/mod.py\n",
+        "--- a/pkg/mod.py\n\n+++ b/pkg/mod.py\n",
+        "--- `a/pkg/mod.py`\n+++ `b/pkg/mod.py`\n",
+        "--- a/pkg/mod.py.orig\n+++ b/pkg/mod.py\n",
+        "diff --git a/pkg/mod.py b/pkg/mod.py\n",
+        "",
+    ],
+)
+def test_headers_are_mended(git: GitRepository, header: str) -> None:
+    hunk = "@@ -2,9 +2,9 @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n"
+    assert _repaired(git, header + hunk)[1]["pkg/mod.py"] == HALTED
+
+
+def test_file_that_the_text_before_a_bare_hunk_names_is_taken(git: GitRepository) -> None:
+    files = {**FILES, "pkg/copy.py": MODULE}
+    hunk = "@@ -2,9 +2,9 @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n"
+    result = make_patch(f"Change `pkg/copy.py`:\n```diff\n{hunk}```\n", files)
+    assert result.status == "repaired"
+    assert (git.apply(result.patch, files) or {})["pkg/copy.py"] == HALTED
+    assert make_patch(f"Change this:\n```diff\n{hunk}```\n", files).status == "does_not_apply"
+
+
+def test_new_file_gets_its_header_and_count(git: GitRepository) -> None:
+    for diff in (
+        "diff --git a/new.py b/new.py\n--- /dev/null\n+++ b/new.py\n@@ -0,0 +1,9 @@\n+a = 1\n\n+b = 2\n",
+        "--- a/new.py\n+++ b/new.py\n@@ -0,0 +1,3 @@\n+a = 1\n+\n+b = 2\n",
+        "*** Begin Patch\n*** Add File: new.py\n+a = 1\n+\n+b = 2\n*** End Patch\n",
+    ):
+        assert _repaired(git, diff)[1]["new.py"] == "a = 1\n\nb = 2\n"
+
+
+def test_new_and_removed_files_and_one_line_hunks_survive_a_repair(git: GitRepository) -> None:
+    diff = (
+        HEADER + "@@ -2 +2 @@\n-import sys\n+import re\n"
+        "--- /dev/null\n+++ b/new.py\n@@ -0,0 +1 @@\n+--- a/x\n"
+        "--- a/pkg/other.py\n+++ /dev/null\n@@ -1,9 +0,0 @@\n-x = 1\n-y = 2\n-z = 3\n"
+    )
+    _, files = _repaired(git, diff)
+    assert files == {
+        "pkg/mod.py": MODULE.replace("import sys", "import re"),
+        "new.py": "--- a/x\n",
+        "pkg/__init__.py": "",
+    }
+
+
+def test_content_that_looks_like_a_header_is_not_split(git: GitRepository) -> None:
+    files = {"q.sql": "-- a\n-- b\nselect 1;\n"}
+    diff = "--- a/q.sql\n+++ b/q.sql\n@@ -1,3 +1,9 @@\n --- a\n--- b\n+++ b\n select 1;\n".replace(" --- a", " -- a")
+    assert _repaired(git, diff, files)[1] == {"q.sql": "-- a\n++ b\nselect 1;\n"}
+
+
+def test_rename_is_kept_and_its_hunks_are_placed(git: GitRepository) -> None:
+    diff = (
+        "diff --git a/pkg/other.py b/pkg/moved.py\nrename from pkg/other.py\nrename to pkg/moved.py\n"
+        "--- a/pkg/other.py\n+++ b/pkg/moved.py\n@@ -7,9 +7,9 @@\n x = 1\n-y = 2\n+y = 3\n"
+    )
+    _, files = _repaired(git, diff)
+    assert files["pkg/moved.py"] == "x = 1\ny = 3\nz = 3\n"
+    assert "pkg/other.py" not in files
+
+
+def test_codex_style_patch_is_placed(git: GitRepository) -> None:
+    diff = (
+        "*** Begin Patch\n*** Update File: pkg/mod.py\n@@ class Second:\n     def stop(self):\n"
+        "-        self.halted = True\n+        self.halted = bool(1)\n*** Delete File: pkg/other.py\n*** End Patch\n"
+    )
+    result = make_patch(diff, FILES)
+    assert result.status == "repaired"
+    assert git.apply(result.patch, FILES) == {"pkg/mod.py": HALTED, "pkg/__init__.py": ""}
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_missing_newline_at_the_end_of_the_file_is_kept_as_the_file_has_it(git: GitRepository, end: str) -> None:
+    files = {"a.txt": "one\ntwo" + end}
+    diff = "--- a/a.txt\n+++ b/a.txt\n@@ -1,5 +1,5 @@\n one\n-two\n+TWO\n"
+    assert _repaired(git, diff, files)[1] == {"a.txt": "one\nTWO" + end}
+    grown = "--- a/a.txt\n+++ b/a.txt\n@@ -1,5 +1,5 @@\n one\n two\n+three\n"
+    assert _repaired(git, grown, files)[1] == {"a.txt": "one\ntwo\nthree" + end}
+
+
+def test_crlf_of_the_file_is_kept(git: GitRepository) -> None:
+    files = {"a.txt": "one\r\ntwo\r\nthree\r\n"}
+    diff = "--- a/a.txt\n+++ b/a.txt\n@@ -1,3 +1,3 @@\n one\n-two\n+TWO\n three\n"
+    assert _repaired(git, diff, files)[1] == {"a.txt": "one\r\nTWO\r\nthree\r\n"}
+
+
+def test_empty_file_takes_additions(git: GitRepository) -> None:
+    diff = "--- a/pkg/__init__.py\n+++ b/pkg/__init__.py\n@@ -1,0 +1,4 @@\n+a = 1\n"
+    assert _repaired(git, diff)[1]["pkg/__init__.py"] == "a = 1\n"
