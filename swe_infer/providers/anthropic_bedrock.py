@@ -1,0 +1,122 @@
+"""Claude on Amazon Bedrock: Messages in AWS's wrapping, signed with AWS credentials or sent with a Bedrock API key.
+
+Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-anthropic-claude-messages.html and the
+API reference of InvokeModel and InvokeModelWithResponseStream.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, ClassVar, Literal
+
+from swe_infer.errors import AuthenticationFailed, ConfigError, RequestError
+from swe_infer.providers.anthropic_cloud import AnthropicCloud, first_set
+from swe_infer.providers.checks import check_key
+from swe_infer.providers.faults import one_line
+from swe_infer.types import ApiModel, Decoding
+
+__all__ = ["AnthropicBedrock"]
+
+_REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_EXTRA = "install the extra swe_infer[bedrock]"
+
+
+class AnthropicBedrock(AnthropicCloud):
+    """Claude in one region of Bedrock, which has no batches of Anthropic's kind.
+
+    Args:
+        region: of AWS; None: from AWS_REGION or AWS_DEFAULT_REGION.
+        base_url: None: the region's own endpoint.
+        api_key_env: the environment variable of a Bedrock API key; where it is None or not set, requests are signed
+            with the credentials that AWS's own chain finds (environment, profile, role of the machine).
+        profile: of AWS's configuration files.
+        stream: ``auto`` streams where the output bound is so long that a silent connection would be cut.
+        cache_ttl: how long a cached prompt is kept.
+    """
+
+    priced_by_name: bool = True
+    """The list of prices knows Bedrock's own names, and a region costs more than the world."""
+
+    body_version: ClassVar[str] = "bedrock-2023-05-31"
+
+    def __init__(
+        self,
+        *,
+        name: str = "bedrock",
+        region: str | None = None,
+        base_url: str | None = None,
+        api_key_env: str | None = "AWS_BEARER_TOKEN_BEDROCK",
+        profile: str | None = None,
+        max_concurrency: int = 64,
+        timeout_s: float = 1200.0,
+        pricing_id: str = "aws",
+        mode: Literal["live", "batch"] = "live",
+        stream: Literal["auto", "always", "never"] = "auto",
+        cache_ttl: Literal["5m", "1h"] = "5m",
+    ) -> None:
+        self.region = region or first_set(_REGION_VARIABLES)
+        endpoint = f"https://bedrock-runtime.{self.region}.amazonaws.com" if self.region else ""
+        super().__init__(
+            name=name,
+            base_url=base_url or endpoint,
+            api_key_env=api_key_env,
+            max_concurrency=max_concurrency,
+            timeout_s=timeout_s,
+            pricing_id=pricing_id,
+            mode=mode,
+            stream=stream,
+            cache_ttl=cache_ttl,
+        )
+        self.profile = profile
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        super().check(model, decoding)
+        if self.streams({"max_tokens": decoding.max_new_tokens}) and not _has_boto3():
+            raise ConfigError(f"provider.stream={self.stream}: Bedrock's streams need boto3; {_EXTRA}")
+
+    def check_access(self) -> None:
+        """Raise ConfigError where there is no region or there are no credentials. AWS's chain may look for those in
+        files, in other programs, and at the machine's own metadata service."""
+        if not self.region:
+            raise ConfigError(f"provider.region is not set: name AWS's region there or in {_REGION_VARIABLES[0]}")
+        if self._key():
+            check_key(self.api_key_env)
+            return
+        key = f", or set {self.api_key_env}" if self.api_key_env else ""
+        if not _has_boto3():
+            raise ConfigError(f"provider.name={self.name}: AWS credentials need boto3; {_EXTRA}{key}")
+        import boto3
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            found = boto3.Session(profile_name=self.profile).get_credentials()
+        except BotoCoreError as error:
+            raise ConfigError(f"provider.name={self.name}: {one_line(str(error))}") from None
+        if found is None:
+            raise ConfigError(
+                f"provider.name={self.name}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                f"name a profile in provider.profile{key}"
+            )
+
+    def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
+        import anthropic
+
+        client = anthropic.AsyncAnthropicBedrock(
+            aws_region=self.region, base_url=self.base_url, max_retries=0, http_client=http
+        )
+        # Not as arguments: the client would take another key from the environment, and refuse a profile beside it.
+        client.api_key, client.aws_profile = self._key(), self.profile
+        return anthropic, client
+
+    def _foreign_error(self, error: Exception, where: str) -> RequestError | None:
+        """Credentials that were there when the run began may expire while it goes on, and a stream may be broken."""
+        module = type(error).__module__
+        if module == "botocore.exceptions" or "AWS credentials" in str(error):
+            return AuthenticationFailed(one_line(f"{where}: {error}", self._key()))
+        if module.startswith("botocore."):
+            return self._unreadable(f"a broken stream ({type(error).__name__})", where, {})
+        return None
+
+
+def _has_boto3() -> bool:
+    return importlib.util.find_spec("boto3") is not None

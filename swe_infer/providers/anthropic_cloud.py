@@ -1,0 +1,36 @@
+"""What the clouds that serve Claude have in common: Messages with the version in the body, and no batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from swe_infer.providers.anthropic_client import FIRST_WITHOUT_SAMPLING
+from swe_infer.providers.anthropic_messages import AnthropicMessages
+from swe_infer.types import ApiModel, Request
+
+__all__ = ["AnthropicCloud", "first_set"]
+
+
+class AnthropicCloud(AnthropicMessages):
+    """Claude in a cloud, behind the cloud's own address and credentials."""
+
+    has_batches: bool = False
+    address_may_be_versioned: ClassVar[bool] = True
+    reserved: ClassVar[tuple[str, ...]] = (*AnthropicMessages.reserved, "anthropic_version")
+    body_version: ClassVar[str]
+    """``anthropic_version`` of a model whose interface is older than the one without sampling parameters."""
+
+    def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
+        version = model.api_version or ""
+        wanted = version if version >= FIRST_WITHOUT_SAMPLING else self.body_version
+        return {"anthropic_version": wanted, **super().body(request, model, cache_prompt=cache_prompt)}
+
+    def request_options(self, model: ApiModel) -> dict[str, Any]:
+        return {}  # the version stands in the body
+
+
+def first_set(variables: Sequence[str]) -> str | None:
+    """The first of these environment variables that says something."""
+    return next((os.environ[name] for name in variables if os.environ.get(name)), None)

@@ -1,0 +1,179 @@
+"""Anthropic's Messages. Format: https://docs.anthropic.com/en/api/messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from swe_infer.errors import ConfigError
+from swe_infer.providers.anthropic_batches import AnthropicBatches
+from swe_infer.providers.base import Answer
+from swe_infer.providers.wire import Unreadable, estimated_tokens, token_count
+from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
+
+__all__ = ["AnthropicMessages"]
+
+_FINISH: dict[str | None, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "refusal",
+}
+
+_LONGEST_UNSTREAMED = 16_000
+"""Output tokens. The SDK refuses to wait silently for more than 21,333 (ten minutes at its rate); networks drop idle
+connections earlier than that."""
+
+
+class AnthropicMessages(AnthropicBatches):
+    """Messages.
+
+    Args:
+        api_key_env: the environment variable that holds the key; None: the server wants none.
+        api_version: ``anthropic-version``, unless ``model.api_version`` states one.
+        stream: ``auto`` streams where the output bound is so long that a silent connection would be cut.
+        cache_ttl: how long a cached prompt is kept; writing costs 1.25 times the input for 5 minutes, 2 times for 1
+            hour.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "stop")
+    reserved: ClassVar[tuple[str, ...]] = (
+        "model",
+        "messages",
+        "system",
+        "stream",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "stop_sequences",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str = "anthropic",
+        base_url: str = "https://api.anthropic.com",
+        api_key_env: str | None = "ANTHROPIC_API_KEY",
+        api_version: str = "2023-06-01",
+        max_concurrency: int = 128,
+        timeout_s: float = 1200.0,
+        pricing_id: str = "anthropic",
+        mode: Literal["live", "batch"] = "live",
+        stream: Literal["auto", "always", "never"] = "auto",
+        cache_ttl: Literal["5m", "1h"] = "5m",
+    ) -> None:
+        super().__init__(
+            name=name,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            max_concurrency=max_concurrency,
+            timeout_s=timeout_s,
+            pricing_id=pricing_id,
+            api_version=api_version,
+            mode=mode,
+        )
+        self.stream = stream
+        self.cache_ttl = cache_ttl
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        super().check(model, decoding)
+        thinking = model.extra_body.get("thinking")
+        if not isinstance(thinking, Mapping) or thinking.get("type") not in ("enabled", "adaptive"):
+            return
+        if decoding.temperature not in (None, 1.0):
+            raise ConfigError(
+                f"decoding.temperature={decoding.temperature}: {model.name} thinks (model.extra_body.thinking), and "
+                "then takes no temperature but 1; set decoding.temperature=null"
+            )
+        budget = thinking.get("budget_tokens")
+        if isinstance(budget, int) and budget >= decoding.max_new_tokens:
+            raise ConfigError(
+                f"model.extra_body.thinking.budget_tokens={budget}: must be below decoding.max_new_tokens="
+                f"{decoding.max_new_tokens}, which counts thinking too"
+            )
+
+    def path(self, model: ApiModel) -> str:
+        return "/v1/messages"
+
+    def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
+        decoding = request.decoding
+        body: dict[str, Any] = {
+            "model": model.name,
+            "max_tokens": decoding.max_new_tokens,
+            **self._prompt_fields(request.prompt, cache_prompt=cache_prompt),
+        }
+        if decoding.temperature is not None:
+            body["temperature"] = decoding.temperature
+        if decoding.top_p is not None:
+            body["top_p"] = decoding.top_p
+        if decoding.stop:
+            body["stop_sequences"] = list(decoding.stop)
+        return {**body, **model.extra_body}
+
+    def _prompt_fields(self, prompt: Prompt, *, cache_prompt: bool) -> dict[str, Any]:
+        content: Any = prompt.user
+        if cache_prompt:
+            mark = {"type": "ephemeral"} if self.cache_ttl == "5m" else {"type": "ephemeral", "ttl": self.cache_ttl}
+            content = [{"type": "text", "text": prompt.user, "cache_control": mark}]
+        fields: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
+        return fields if prompt.system is None else {"system": prompt.system, **fields}
+
+    def read(self, body: dict[str, Any], request: Request | None) -> Answer:
+        content = body.get("content")
+        if not isinstance(content, list):
+            raise Unreadable("without content")
+        raw = body.get("stop_reason")
+        if raw is None:
+            raise Unreadable("without a stop reason")
+        blocks = [block for block in content if isinstance(block, dict) and block.get("type") == "text"]
+        text = "".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+        finish: FinishReason = _FINISH.get(raw, "other")
+        details: dict[str, Any] = {"finish_reason": str(raw)} if finish == "other" else {}
+        if finish == "refusal" and isinstance(body.get("stop_details"), dict):
+            details["stop_details"] = body["stop_details"]
+        usage, estimated = _usage(body.get("usage"), request, text)
+        if estimated:
+            details["usage_estimated"] = True
+        name = body.get("model")
+        return Answer(text, finish, usage, model=name if isinstance(name, str) else None, details=details)
+
+    def streams(self, body: Mapping[str, Any]) -> bool:
+        return self.stream == "always" or (self.stream == "auto" and body["max_tokens"] > _LONGEST_UNSTREAMED)
+
+    async def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> dict[str, Any]:
+        whole: dict[str, Any] | None = None
+        parts: list[str] = []
+        async for event in events:
+            match event["type"]:
+                case "message_start":
+                    whole = event["message"]
+                case "content_block_delta" if event["delta"]["type"] == "text_delta":
+                    marks.setdefault("first", time.monotonic())
+                    parts.append(event["delta"]["text"])
+                case "message_delta" if whole is not None:
+                    whole |= {key: value for key, value in event["delta"].items() if value is not None}
+                    if event.get("usage"):  # cumulative; what it leaves out stands in message_start
+                        later = {key: value for key, value in event["usage"].items() if value is not None}
+                        whole["usage"] = {**(whole.get("usage") or {}), **later}
+        if whole is None or whole.get("stop_reason") is None:
+            raise Unreadable("a stream that ends before its answer does")
+        return {**whole, "content": [{"type": "text", "text": "".join(parts)}]}
+
+
+def _usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
+    """(token counts, whether they had to be estimated). Anthropic states cached and written tokens beside
+    ``input_tokens``, not as part of them."""
+    if not isinstance(usage, dict) or usage.get("input_tokens") is None:
+        prompt = request.prompt.text if request is not None else ""
+        return Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text)), True
+    cached = token_count(usage, "cache_read_input_tokens")
+    written = token_count(usage, "cache_creation_input_tokens")
+    return Usage(
+        input_tokens=token_count(usage, "input_tokens") + cached + written,
+        cached_input_tokens=cached,
+        cache_write_tokens=written,
+        output_tokens=token_count(usage, "output_tokens"),
+        reasoning_tokens=token_count(usage.get("output_tokens_details") or {}, "thinking_tokens"),
+    ), False

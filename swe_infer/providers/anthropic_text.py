@@ -1,0 +1,94 @@
+"""Anthropic's legacy Text Completions (Claude 2, Claude Instant). The SDK has dropped them; its transport has not.
+
+Format: https://docs.anthropic.com/en/api/complete.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from swe_infer.providers.anthropic_client import AnthropicProvider
+from swe_infer.providers.base import Answer
+from swe_infer.providers.wire import Unreadable, estimated_tokens
+from swe_infer.types import ApiModel, Request, Usage
+
+__all__ = ["AnthropicText"]
+
+_HUMAN = "\n\nHuman:"
+_ASSISTANT = "\n\nAssistant:"
+
+
+class AnthropicText(AnthropicProvider):
+    """Text Completions. The answers state no usage: tokens are estimated, and the record says so.
+
+    Args:
+        api_version: ``anthropic-version``, unless ``model.api_version`` states one.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "stop")
+    reserved: ClassVar[tuple[str, ...]] = (
+        "model",
+        "prompt",
+        "stream",
+        "max_tokens_to_sample",
+        "temperature",
+        "top_p",
+        "stop_sequences",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str = "anthropic_text",
+        base_url: str = "https://api.anthropic.com",
+        api_key_env: str | None = "ANTHROPIC_API_KEY",
+        api_version: str = "2023-06-01",
+        max_concurrency: int = 16,
+        timeout_s: float = 600.0,
+        pricing_id: str = "anthropic",
+        mode: Literal["live", "batch"] = "live",
+    ) -> None:
+        super().__init__(
+            name=name,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            max_concurrency=max_concurrency,
+            timeout_s=timeout_s,
+            pricing_id=pricing_id,
+            api_version=api_version,
+            mode=mode,
+        )
+
+    def path(self, model: ApiModel) -> str:
+        return "/v1/complete"
+
+    def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
+        decoding = request.decoding
+        body: dict[str, Any] = {
+            "model": model.name,
+            "prompt": f"{_HUMAN} {request.prompt.text}{_ASSISTANT}",
+            "max_tokens_to_sample": decoding.max_new_tokens,
+        }
+        if decoding.temperature is not None:
+            body["temperature"] = decoding.temperature
+        if decoding.top_p is not None:
+            body["top_p"] = decoding.top_p
+        if decoding.stop:
+            body["stop_sequences"] = [_HUMAN, *decoding.stop]
+        return {**body, **model.extra_body}
+
+    def read(self, body: dict[str, Any], request: Request | None) -> Answer:
+        text = body.get("completion")
+        if not isinstance(text, str):
+            raise Unreadable("without a completion")
+        text = text.removeprefix(" ")  # the blank that belongs behind "Assistant:"
+        prompt = "" if request is None else f"{_HUMAN} {request.prompt.text}{_ASSISTANT}"
+        usage = Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text))
+        name = body.get("model")
+        return Answer(
+            text,
+            "length" if body.get("stop_reason") == "max_tokens" else "stop",
+            usage,
+            model=name if isinstance(name, str) else None,
+            details={"usage_estimated": True},
+        )

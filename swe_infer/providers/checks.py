@@ -1,0 +1,112 @@
+"""What can be refused before any request: a missing key, an address that is none, a decoding that the model cannot
+honour. Every message names the key to change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from swe_infer.errors import ConfigError
+from swe_infer.providers.faults import one_line
+from swe_infer.types import ApiModel, Decoding
+
+__all__ = ["check_base_url", "check_decoding", "check_extra_body", "check_key", "host_of"]
+
+
+def check_base_url(base_url: str) -> None:
+    """Raise ConfigError unless ``base_url`` is an absolute http(s) address with a valid port."""
+    if not base_url:
+        raise ConfigError("provider.base_url is not set: give the server's address, such as http://localhost:8000/v1")
+    told = f"provider.base_url={one_line(base_url)}"
+    try:
+        parts = urlsplit(base_url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError as error:
+        raise ConfigError(f"{told}: {error}") from None
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or not port_is_valid
+        or base_url != base_url.strip()
+    ):
+        raise ConfigError(f"{told}: must be an address such as https://host/path")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{told}: must end with its path, without '?' or '#'")
+
+
+def host_of(base_url: str) -> str:
+    """Host and port, without a user or a password."""
+    return urlsplit(base_url).netloc.rpartition("@")[2]
+
+
+def check_key(variable: str | None) -> None:
+    """Raise ConfigError where the environment lacks the key, or the key could never be sent as a header."""
+    if variable is None:
+        return
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(f"{variable} is not set: put the API key into that environment variable")
+    if not key.isascii() or not key.isprintable() or key != key.strip():
+        raise ConfigError(f"{variable} holds blanks, line breaks or other characters that no API key has")
+
+
+def check_decoding(
+    model: ApiModel, decoding: Decoding, *, supported: Iterable[str], highest_temperature: float
+) -> None:
+    """Raise ConfigError for what ``decoding`` sets and the model, or the interface that it is behind, cannot honour.
+
+    Args:
+        supported: the parameters that the interface has a field for.
+        highest_temperature: of the interface.
+    """
+    wanted = {
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "seed": decoding.seed,
+        "stop": decoding.stop or None,
+    }
+    interface = set(supported)
+    for key, value in wanted.items():
+        if value is None:
+            continue
+        nothing = "[]" if key == "stop" else "null"
+        if key not in model.parameters or key not in interface:
+            what = f"the model {model.name} takes" if key not in model.parameters else "this provider's interface has"
+            raise ConfigError(f"decoding.{key}={_shown(value)}: {what} no {key}; set decoding.{key}={nothing}")
+    if model.one_sampler and decoding.temperature is not None and decoding.top_p is not None:
+        raise ConfigError(
+            f"decoding.temperature={decoding.temperature} decoding.top_p={decoding.top_p}: the model {model.name} "
+            "takes one of them, not both; set decoding.top_p=null"
+        )
+    if decoding.temperature is not None and decoding.temperature > highest_temperature:
+        raise ConfigError(
+            f"decoding.temperature={decoding.temperature}: at most {highest_temperature:g} with this provider"
+        )
+    _check_room(model, decoding)
+
+
+def _check_room(model: ApiModel, decoding: Decoding) -> None:
+    wanted = decoding.max_new_tokens
+    if model.max_output_tokens is not None and wanted > model.max_output_tokens:
+        raise ConfigError(
+            f"decoding.max_new_tokens={wanted}: {model.name} writes at most {model.max_output_tokens} tokens"
+        )
+    if model.context_window is not None and wanted >= model.context_window:
+        raise ConfigError(
+            f"decoding.max_new_tokens={wanted}: leaves no room for a prompt in the context window of "
+            f"{model.context_window} tokens of {model.name}"
+        )
+
+
+def check_extra_body(model: ApiModel, reserved: Iterable[str]) -> None:
+    """Raise ConfigError where ``model.extra_body`` would override what this program sends or counts on."""
+    for key in reserved:
+        if key in model.extra_body:
+            raise ConfigError(
+                f"model.extra_body.{key}: is set from other keys (model.name, decoding.*); leave it out"
+            )
+
+
+def _shown(value: object) -> str:
+    return f"[{', '.join(map(repr, value))}]" if isinstance(value, tuple) else str(value)

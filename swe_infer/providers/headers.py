@@ -1,0 +1,119 @@
+"""What an answer's headers say about waiting and about quotas.
+
+Sources: OpenAI's and Anthropic's pages on rate limits; RFC 9110, section 10.2.3, for ``Retry-After``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+from swe_infer.errors import RateLimits
+
+__all__ = ["duration_s", "rate_limits_of", "request_id_of", "retry_after_s"]
+
+_UNITS_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
+_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
+
+
+def duration_s(text: str | None) -> float | None:
+    """Seconds in a duration of Go's form (``6m0s``, ``1.5s``, ``20ms``) or a plain number; None if it is neither."""
+    if text is None:
+        return None
+    text = text.strip()
+    if _DURATION.fullmatch(text):
+        return sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(text))
+    return _number(text)
+
+
+def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds that the server asks to wait: ``retry-after-ms``, or ``retry-after`` in seconds or as an HTTP date.
+
+    None where the headers say nothing that can be read. Never negative.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return max(0.0, milliseconds / 1000)
+    text = headers.get("retry-after")
+    if text is None:
+        return None
+    seconds = _number(text)
+    if seconds is not None:
+        return max(0.0, seconds)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - (_server_time(headers) if now is None else now))
+
+
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    return next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
+
+
+def rate_limits_of(headers: Mapping[str, str]) -> RateLimits:
+    """Quotas as either vendor states them. Where both kinds of token are limited apart (Anthropic), ``tokens`` are
+    input tokens."""
+    if "anthropic-ratelimit-requests-limit" in headers or "anthropic-ratelimit-tokens-limit" in headers:
+        return _anthropic_limits(headers)
+    return RateLimits(
+        limit_requests=_count(headers.get("x-ratelimit-limit-requests")),
+        remaining_requests=_count(headers.get("x-ratelimit-remaining-requests")),
+        reset_requests_s=duration_s(headers.get("x-ratelimit-reset-requests")),
+        limit_tokens=_count(headers.get("x-ratelimit-limit-tokens")),
+        remaining_tokens=_count(headers.get("x-ratelimit-remaining-tokens")),
+        reset_tokens_s=duration_s(headers.get("x-ratelimit-reset-tokens")),
+    )
+
+
+def _anthropic_limits(headers: Mapping[str, str]) -> RateLimits:
+    prefix = "anthropic-ratelimit"
+    now = _server_time(headers)
+    tokens = "input-tokens" if f"{prefix}-input-tokens-limit" in headers else "tokens"
+    return RateLimits(
+        limit_requests=_count(headers.get(f"{prefix}-requests-limit")),
+        remaining_requests=_count(headers.get(f"{prefix}-requests-remaining")),
+        reset_requests_s=_until(headers.get(f"{prefix}-requests-reset"), now),
+        limit_tokens=_count(headers.get(f"{prefix}-{tokens}-limit")),
+        remaining_tokens=_count(headers.get(f"{prefix}-{tokens}-remaining")),
+        reset_tokens_s=_until(headers.get(f"{prefix}-{tokens}-reset"), now),
+        limit_output_tokens=_count(headers.get(f"{prefix}-output-tokens-limit")),
+        remaining_output_tokens=_count(headers.get(f"{prefix}-output-tokens-remaining")),
+        reset_output_tokens_s=_until(headers.get(f"{prefix}-output-tokens-reset"), now),
+    )
+
+
+def _server_time(headers: Mapping[str, str]) -> float:
+    """The server's clock where it states it, so that a wrong local clock makes no difference."""
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except ValueError:
+        return time.time()
+
+
+def _until(rfc3339: str | None, now: float) -> float | None:
+    if rfc3339 is None:
+        return None
+    try:
+        return max(0.0, datetime.fromisoformat(rfc3339).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _count(text: str | None) -> int | None:
+    number = _number(text)
+    return int(number) if number is not None else None

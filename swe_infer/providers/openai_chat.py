@@ -1,0 +1,231 @@
+"""OpenAI's chat completions, and every server that speaks them (vLLM, llama.cpp, OpenRouter, Together, …).
+
+Format: https://platform.openai.com/docs/api-reference/chat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+from swe_infer.providers.base import Answer
+from swe_infer.providers.faults import PromptFiltered
+from swe_infer.providers.openai_batches import OpenAIBatches
+from swe_infer.providers.wire import Unreadable, estimated_tokens, token_count
+from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
+
+__all__ = ["OpenAIChat", "cache_fields", "openai_usage"]
+
+_FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+
+_MOST_CHOICES = 128
+
+
+class OpenAIChat(OpenAIBatches):
+    """Chat completions.
+
+    Args:
+        base_url: as the SDK takes it, with its ``/v1``; None: still to be named.
+        api_key_env: the environment variable that holds the key; None: the server wants none.
+        stream: have answers streamed. They then carry the time to the first token; a proxy that cuts silent
+            connections is kept quiet.
+        send_cache_key: name the prompt to OpenAI's router, so that requests that share it meet the same cache.
+    """
+
+    batch_endpoint: ClassVar[str] = "/v1/chat/completions"
+    reserved: ClassVar[tuple[str, ...]] = (
+        "model",
+        "messages",
+        "stream",
+        "n",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "max_tokens",
+        "max_completion_tokens",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str = "openai",
+        base_url: str | None = "https://api.openai.com/v1",
+        api_key_env: str | None = "OPENAI_API_KEY",
+        max_concurrency: int = 256,
+        timeout_s: float = 900.0,
+        pricing_id: str = "openai",
+        mode: Literal["live", "batch"] = "live",
+        stream: bool = False,
+        send_cache_key: bool = True,
+    ) -> None:
+        super().__init__(
+            name=name,
+            base_url=base_url or "",
+            api_key_env=api_key_env,
+            max_concurrency=max_concurrency,
+            timeout_s=timeout_s,
+            pricing_id=pricing_id,
+            mode=mode,
+        )
+        self.stream = stream
+        self.send_cache_key = send_cache_key
+
+    def path(self, model: ApiModel) -> str:
+        return "/chat/completions"
+
+    def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
+        decoding = request.decoding
+        body: dict[str, Any] = {
+            "model": model.name,
+            "messages": _messages(request.prompt),
+            model.max_tokens_key: decoding.max_new_tokens,
+        }
+        if decoding.temperature is not None:
+            body["temperature"] = decoding.temperature
+        if decoding.top_p is not None:
+            body["top_p"] = decoding.top_p
+        if decoding.seed is not None:
+            body["seed"] = seed_of(decoding, request.instance_id, request.sample)
+        if decoding.stop:
+            body["stop"] = list(decoding.stop)
+        if self.send_cache_key:
+            body |= cache_fields(request.prompt, model, cache_prompt=cache_prompt)
+        return {**body, **model.extra_body}
+
+    def read(self, body: dict[str, Any], request: Request | None) -> Answer:
+        choices = body.get("choices")
+        if not isinstance(choices, list) or not choices:
+            raise Unreadable("without a choice")
+        text, finish, details = _choice(choices[0])
+        usage, estimated = openai_usage(body.get("usage"), request, text)
+        if estimated:
+            details["usage_estimated"] = True
+        return Answer(text, finish, usage, model=_name(body), details=details)
+
+    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
+        """A seed of its own for each sample leaves no room for ``n``, and neither does a stream."""
+        return _MOST_CHOICES if "n" in model.parameters and decoding.seed is None and not self.stream else 1
+
+    async def complete_samples(
+        self, requests: Sequence[Request], model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
+    ) -> list[Answer]:
+        body = {**self.body(requests[0], model, cache_prompt=cache_prompt), "n": len(requests)}
+        try:
+            answered, headers = await self._send(body, model, timeout_s, {})
+        except PromptFiltered as error:
+            verdict = self.verdict(error)
+            assert isinstance(verdict, Answer)
+            return [verdict for _ in requests]
+        where = self._where(model.name)
+        whole = self.understood(answered, requests[0], where, headers)
+        choices = [_choice(choice) for choice in answered["choices"][: len(requests)]]
+        shares = _shares(whole.usage, [text for text, _, _ in choices])
+        marks = {"usage_estimated": True} if "usage_estimated" in whole.details else {}
+        return [
+            self._headed(Answer(text, finish, usage, model=whole.model, details={**details, **marks}), headers)
+            for (text, finish, details), usage in zip(choices, shares, strict=True)
+        ]
+
+    def streams(self, body: Mapping[str, Any]) -> bool:
+        return self.stream
+
+    def _streamed_body(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "stream": True, "stream_options": {"include_usage": True}}
+
+    async def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> dict[str, Any]:
+        texts: dict[str, list[str]] = {"content": [], "refusal": []}
+        finish = None
+        whole: dict[str, Any] = {}
+        async for event in events:
+            if "choices" not in event:
+                raise Unreadable("a stream with an unknown event")
+            whole.setdefault("model", event.get("model"))
+            if event.get("usage"):
+                whole["usage"] = event["usage"]
+            for choice in event["choices"]:
+                delta = choice.get("delta") or {}
+                for key, parts in texts.items():
+                    if delta.get(key):
+                        marks.setdefault("first", time.monotonic())
+                        parts.append(delta[key])
+                finish = choice.get("finish_reason") or finish
+        if finish is None:
+            raise Unreadable("a stream that ends before its answer does")
+        message = {key: "".join(parts) for key, parts in texts.items()}
+        return {**whole, "choices": [{"message": message, "finish_reason": finish}]}
+
+
+def openai_usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
+    """(token counts of a ``usage`` object of either OpenAI interface, whether they had to be estimated)."""
+    if not isinstance(usage, dict):
+        prompt = request.prompt.text if request is not None else ""
+        return Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text)), True
+    of_input = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
+    return Usage(
+        input_tokens=token_count(usage, "prompt_tokens", "input_tokens"),
+        cached_input_tokens=token_count(of_input, "cached_tokens"),
+        cache_write_tokens=token_count(of_input, "cache_write_tokens"),
+        output_tokens=token_count(usage, "completion_tokens", "output_tokens"),
+        reasoning_tokens=token_count(of_output, "reasoning_tokens"),
+    ), False
+
+
+def _choice(choice: Any) -> tuple[str, FinishReason, dict[str, Any]]:
+    """(text, finish reason, details) of one choice."""
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise Unreadable("without a message")
+    text, refusal, raw = _text(message.get("content")), message.get("refusal"), choice.get("finish_reason")
+    finish: FinishReason = _FINISH.get(raw, "other")
+    if isinstance(refusal, str) and refusal:
+        text, finish = text or refusal, "refusal"
+    return text, finish, {"finish_reason": str(raw)} if finish == "other" else {}
+
+
+def _shares(usage: Usage, texts: Sequence[str]) -> list[Usage]:
+    """``usage`` of a request for several choices, parted among them: the first bears the prompt, each bears output in
+    proportion to its length. The parts add up to the whole."""
+    total = sum(map(len, texts))
+    ends = [sum(map(len, texts[:index])) for index in range(len(texts) + 1)]
+    if not total:
+        ends, total = list(range(len(texts) + 1)), len(texts)
+
+    def parts(count: int) -> list[int]:
+        return [count * end // total - count * start // total for start, end in pairwise(ends)]
+
+    output, reasoning = parts(usage.output_tokens), parts(usage.reasoning_tokens)
+    shares = [Usage(output_tokens=o, reasoning_tokens=r) for o, r in zip(output, reasoning, strict=True)]
+    shares[0] += replace(usage, output_tokens=0, reasoning_tokens=0)
+    return shares
+
+
+def cache_fields(prompt: Prompt, model: ApiModel, *, cache_prompt: bool) -> dict[str, Any]:
+    """The fields that steer OpenAI's prompt cache: a name for the prompt, or no cache where writing to it is billed
+    and nobody would read it."""
+    if cache_prompt:
+        return {"prompt_cache_key": hashlib.blake2b(prompt.text.encode(), digest_size=16).hexdigest()}
+    return {"prompt_cache_options": {"mode": "explicit"}} if model.billed_cache_writes else {}
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
+    return [*system, {"role": "user", "content": prompt.user}]
+
+
+def _text(content: Any) -> str:
+    """A message's text; some compatible servers send it in parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _name(body: Mapping[str, Any]) -> str | None:
+    name = body.get("model")
+    return name if isinstance(name, str) else None

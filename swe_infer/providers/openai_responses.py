@@ -1,0 +1,138 @@
+"""OpenAI's responses interface. Format: https://platform.openai.com/docs/api-reference/responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from swe_infer.providers.base import Answer
+from swe_infer.providers.faults import classify
+from swe_infer.providers.openai_batches import OpenAIBatches
+from swe_infer.providers.openai_chat import cache_fields, openai_usage
+from swe_infer.providers.wire import Unreadable
+from swe_infer.types import ApiModel, FinishReason, Request
+
+__all__ = ["OpenAIResponses"]
+
+_INCOMPLETE: dict[str, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
+_LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
+
+
+class OpenAIResponses(OpenAIBatches):
+    """Responses. The interface has neither ``stop`` nor ``seed``.
+
+    Args:
+        stream: have answers streamed; they then carry the time to the first token.
+        store: let OpenAI keep the answers for later retrieval.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p")
+    batch_endpoint: ClassVar[str] = "/v1/responses"
+    reserved: ClassVar[tuple[str, ...]] = (
+        "model",
+        "input",
+        "instructions",
+        "stream",
+        "store",
+        "background",
+        "temperature",
+        "top_p",
+        "max_output_tokens",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str = "openai_responses",
+        base_url: str = "https://api.openai.com/v1",
+        api_key_env: str | None = "OPENAI_API_KEY",
+        max_concurrency: int = 256,
+        timeout_s: float = 900.0,
+        pricing_id: str = "openai",
+        mode: Literal["live", "batch"] = "live",
+        stream: bool = False,
+        store: bool = False,
+    ) -> None:
+        super().__init__(
+            name=name,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            max_concurrency=max_concurrency,
+            timeout_s=timeout_s,
+            pricing_id=pricing_id,
+            mode=mode,
+        )
+        self.stream = stream
+        self.store = store
+
+    def path(self, model: ApiModel) -> str:
+        return "/responses"
+
+    def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
+        decoding, prompt = request.decoding, request.prompt
+        body: dict[str, Any] = {
+            "model": model.name,
+            "input": prompt.user,
+            "max_output_tokens": decoding.max_new_tokens,
+            "store": self.store,
+        }
+        if prompt.system is not None:
+            body["instructions"] = prompt.system
+        if decoding.temperature is not None:
+            body["temperature"] = decoding.temperature
+        if decoding.top_p is not None:
+            body["top_p"] = decoding.top_p
+        return {**body, **cache_fields(prompt, model, cache_prompt=cache_prompt), **model.extra_body}
+
+    def read(self, body: dict[str, Any], request: Request | None) -> Answer:
+        status, output = body.get("status"), body.get("output")
+        if status == "failed":
+            raise classify(None, {"error": body.get("error") or {}}, {}, where=str(body.get("model")))
+        if status not in ("completed", "incomplete") or not isinstance(output, list):
+            raise Unreadable(f"a response with the status {status!r}")
+        texts, refusals = _parts(output)
+        reason = (body.get("incomplete_details") or {}).get("reason")
+        if status == "completed" and not texts and not refusals and not any(_is_message(item) for item in output):
+            raise Unreadable("a completed response without a message")
+        finish: FinishReason = "stop" if status == "completed" else _INCOMPLETE.get(str(reason), "other")
+        text = "".join(texts)
+        if refusals:
+            text, finish = text or "".join(refusals), "refusal"
+        usage, estimated = openai_usage(body.get("usage"), request, text)
+        details: dict[str, Any] = {"finish_reason": str(reason)} if finish == "other" else {}
+        if estimated:
+            details["usage_estimated"] = True
+        name = body.get("model")
+        return Answer(text, finish, usage, model=name if isinstance(name, str) else None, details=details)
+
+    def streams(self, body: Mapping[str, Any]) -> bool:
+        return self.stream
+
+    async def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> dict[str, Any]:
+        whole: dict[str, Any] | None = None
+        async for event in events:
+            kind = event["type"]
+            if kind in ("response.output_text.delta", "response.refusal.delta"):
+                marks.setdefault("first", time.monotonic())
+            elif kind in _LAST_EVENTS:
+                whole = event["response"]
+        if whole is None:
+            raise Unreadable("a stream that ends before its answer does")
+        return whole
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "message"
+
+
+def _parts(output: list[Any]) -> tuple[list[str], list[str]]:
+    """(texts, refusals) of the messages in ``output``, in order; reasoning items are passed over."""
+    parts = [
+        part for item in output if _is_message(item) for part in item.get("content") or () if isinstance(part, dict)
+    ]
+    texts = [
+        part["text"] for part in parts if part.get("type") == "output_text" and isinstance(part.get("text"), str)
+    ]
+    refusals = [p["refusal"] for p in parts if p.get("type") == "refusal" and isinstance(p.get("refusal"), str)]
+    return texts, refusals

@@ -1,0 +1,280 @@
+"""A model that vLLM serves, for checkpoints that are too large, or too new, for the engine of this package.
+
+The server is the user's own installation, started for the run and stopped at its end. Flags:
+https://docs.vllm.ai/en/stable/cli/serve.html.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from swe_infer.errors import ConfigError, ProviderFatal, TransientError
+from swe_infer.providers.base import Answer
+from swe_infer.providers.faults import one_line
+from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.providers.server_process import ServerProcess
+from swe_infer.providers.wire import Unreadable
+from swe_infer.resources import resolve_path
+from swe_infer.types import ApiModel, AttentionChoice, Decoding, LlamaModel, Pricing, Request
+
+__all__ = ["VLLM"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_TOLD_LINES = 12
+_FREE = Pricing(Decimal(0), Decimal(0))
+_SECRET = "_API_KEY"
+
+
+class VLLM(OpenAIChat):
+    """``vllm serve`` on this machine, on a free port of the loopback interface.
+
+    A checkpoint of ``model=llama`` with ``prompt_format=raw`` is asked through text completions, as its prompt is no
+    chat; every other model through chat completions.
+
+    Args:
+        executable: the program ``vllm``, by its name or with its path.
+        tensor_parallel_size: GPUs that each layer is spread over; None: ``model.tensor_parallel``, or 1.
+        pipeline_parallel_size: stages that the layers are cut into.
+        dtype: of weights and activations; None: ``model.dtype``, where the model has one, or vLLM's choice.
+        max_model_len: tokens, prompt and output together; None: ``model.context_window``, or the checkpoint's.
+        extra_args: further arguments of ``vllm serve``, as they are.
+        ready_timeout_s: seconds that the server may take to load the model.
+        max_concurrency: requests in flight at most.
+        timeout_s: seconds that one request may take in all.
+    """
+
+    has_batches: bool = False
+    reserved: ClassVar[tuple[str, ...]] = (*OpenAIChat.reserved, "prompt")
+
+    def __init__(
+        self,
+        *,
+        executable: str = "vllm",
+        tensor_parallel_size: int | None = None,
+        pipeline_parallel_size: int = 1,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+        max_model_len: int | None = None,
+        extra_args: tuple[str, ...] = (),
+        ready_timeout_s: float = 1800.0,
+        max_concurrency: int = 256,
+        timeout_s: float = 3600.0,
+    ) -> None:
+        super().__init__(
+            name="vllm",
+            base_url="http://vllm.localhost/v1",  # its name in messages and cache keys; the port changes every time
+            api_key_env=None,
+            max_concurrency=max_concurrency,
+            timeout_s=timeout_s,
+            send_cache_key=False,
+        )
+        for key, size in (
+            ("tensor_parallel_size", tensor_parallel_size),
+            ("pipeline_parallel_size", pipeline_parallel_size),
+        ):
+            if size is not None and size < 1:
+                raise ConfigError(f"provider.{key}={size}: must be at least 1")
+        if max_model_len is not None and max_model_len < 2:
+            raise ConfigError(f"provider.max_model_len={max_model_len}: must be at least 2 tokens")
+        if not 0 < ready_timeout_s < float("inf"):
+            raise ConfigError(f"provider.ready_timeout_s={ready_timeout_s}: must be a finite number above 0")
+        self.executable = executable
+        self.tensor_parallel_size = tensor_parallel_size
+        self.pipeline_parallel_size = pipeline_parallel_size
+        self.dtype: str | None = dtype
+        self.max_model_len = max_model_len
+        self.extra_args = extra_args
+        self.ready_timeout_s = ready_timeout_s
+        self._served: ApiModel | None = None
+        self._raw = False
+        self._load_format: str | None = None
+        self._log: Path | None = None
+        self._address = ""
+        self._process: ServerProcess | None = None
+
+    def served(self, model: ApiModel | LlamaModel) -> ApiModel:
+        """See :meth:`swe_infer.providers.base.ServingProvider.served`."""
+        if isinstance(model, LlamaModel):
+            _check_llama(model)
+            self._raw = model.prompt_format == "raw"
+            self.dtype = self.dtype or model.dtype
+            self.tensor_parallel_size = self.tensor_parallel_size or model.tensor_parallel
+            self._load_format = None if model.allow_pickle else "safetensors"
+            window = self.max_model_len or model.context_window
+            self._served = ApiModel(
+                resolve_path(model.path),
+                context_window=window,
+                parameters=("temperature", "top_p", "seed", "stop", "n"),
+                max_tokens_key="max_tokens",
+                pricing=_FREE,
+            )
+        else:
+            window = self.max_model_len or model.context_window
+            self._served = replace(model, context_window=window, pricing=model.pricing or _FREE)
+        self.max_model_len = window
+        self.base_url = f"http://{'raw' if self._raw else 'chat'}.{self.dtype or 'auto'}.vllm.localhost/v1"
+        return self._served
+
+    def keep_log(self, directory: Path) -> None:
+        """See :meth:`swe_infer.providers.base.ServingProvider.keep_log`."""
+        self._log = directory / "vllm.log"
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        if self._served is None:
+            raise ConfigError("provider=vllm starts the server of one model: it cannot be one of several deployments")
+        super().check(model, decoding)
+
+    def check_access(self) -> None:
+        if shutil.which(self.executable) is None:
+            raise ConfigError(
+                f"provider.executable={self.executable}: there is no such program; install vLLM into an environment "
+                "of its own and name it with its path, such as provider.executable=/opt/vllm/bin/vllm"
+            )
+        super().check_access()
+
+    def command(self, port: int) -> list[str]:
+        """The server's command line."""
+        assert self._served is not None
+        values = {
+            "--host": "127.0.0.1",
+            "--port": port,
+            "--tensor-parallel-size": self.tensor_parallel_size or 1,
+            "--pipeline-parallel-size": self.pipeline_parallel_size,
+            "--dtype": self.dtype,
+            "--load-format": self._load_format,
+            "--max-model-len": self.max_model_len,
+        }
+        flags = [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
+        return [self.executable, "serve", self._served.name, *flags, *self.extra_args]
+
+    async def open(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+            ProviderFatal: it ended by itself, or was not ready in time. Its last lines are logged.
+        """
+        port = _free_port()
+        log = self._log or Path(tempfile.mkdtemp(prefix="swe-infer-")) / "vllm.log"
+        self._address = f"http://127.0.0.1:{port}/v1"
+        self._process = ServerProcess(self.command(port), log, _environment())
+        logger.info("vLLM is loading %s; its log is %s", self.command(port)[2], log)
+        try:
+            await self._until_ready(f"http://127.0.0.1:{port}/health")
+            await super().open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await super().close()
+        process, self._process = self._process, None
+        if process is not None:
+            await asyncio.get_running_loop().run_in_executor(None, process.stop)
+
+    async def complete(
+        self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
+    ) -> Answer:
+        try:
+            return await super().complete(request, model, timeout_s=timeout_s, cache_prompt=cache_prompt)
+        except TransientError:
+            if self._process is not None and (ended := self._process.ended) is not None:
+                raise self._fatal(self._process, f"the server {ended}") from None
+            raise
+
+    async def _until_ready(self, health: str) -> None:
+        import httpx2
+
+        process = self._process
+        assert process is not None
+        started = time.monotonic()
+        async with httpx2.AsyncClient(timeout=5.0, trust_env=False) as client:
+            while (ended := process.ended) is None:
+                try:
+                    if (await client.get(health)).status_code == 200:
+                        logger.info("vLLM is ready after %.0f s", time.monotonic() - started)
+                        return
+                except httpx2.TransportError:
+                    pass  # it does not listen yet
+                if time.monotonic() - started > self.ready_timeout_s:
+                    key = f"provider.ready_timeout_s={self.ready_timeout_s:g}"
+                    raise self._fatal(process, f"the server was not ready in time ({key})")
+                await asyncio.sleep(_POLL_S)
+        raise self._fatal(process, f"the server {ended} before it was ready")
+
+    def _fatal(self, process: ServerProcess, what: str) -> ProviderFatal:
+        """The end of the run in one line; the last lines of the server's log go before it."""
+        lines = process.last_lines(_TOLD_LINES)
+        for line in lines:
+            logger.error("vllm: %s", line)
+        last = f": {one_line(lines[-1])[:160]}" if lines else ""
+        return ProviderFatal(f"provider=vllm: {what}{last} (its log: {process.log})")
+
+    # Raw prompts: text completions in place of chat completions.
+
+    def path(self, model: ApiModel) -> str:
+        return "/completions" if self._raw else super().path(model)
+
+    def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
+        body = super().body(request, model, cache_prompt=cache_prompt)
+        if self._raw:
+            del body["messages"]
+            body["prompt"] = request.prompt.text
+        return body
+
+    def read(self, body: dict[str, Any], request: Request | None) -> Answer:
+        return super().read(_as_chat(body) if self._raw else body, request)
+
+    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
+        return 1 if self._raw else super().most_samples(model, decoding)  # vLLM keeps the prompt for the next one
+
+    # The client.
+
+    def _http_client(self, **settings: Any) -> Any:
+        return super()._http_client(**settings, trust_env=False)  # no proxy stands before the loopback interface
+
+    def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
+        import openai
+
+        return openai, openai.AsyncOpenAI(base_url=self._address, api_key=key, max_retries=0, http_client=http)
+
+
+def _check_llama(model: LlamaModel) -> None:
+    """Refuse what ``model`` says to the engine of this package and vLLM is not told."""
+    if model.peft_path is not None:
+        raise ConfigError("model.peft_path: provider=vllm loads no adapter; merge it into the checkpoint first")
+    if model.device != "auto":
+        raise ConfigError(f"model.device={model.device}: vLLM takes what CUDA_VISIBLE_DEVICES shows it; set auto")
+    if model.attention != AttentionChoice():
+        raise ConfigError("model.attention: vLLM chooses its own; leave model/attention=auto")
+
+
+def _as_chat(body: dict[str, Any]) -> dict[str, Any]:
+    """A text completion's body in the shape of a chat completion's."""
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise Unreadable("without a choice")
+    return {**body, "choices": [{**choice, "message": {"content": choice.get("text")}} for choice in choices]}
+
+
+def _environment() -> Mapping[str, str]:
+    """The server's environment: no API key, which it has no use for; no report of usage, unless the user wants it."""
+    kept = {name: value for name, value in os.environ.items() if not name.endswith(_SECRET)}
+    return {"VLLM_NO_USAGE_STATS": "1", **kept}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,346 @@
+"""What all providers share: an SDK's client with its retries switched off, one request over it, errors by class.
+
+A vendor's module says which client, which address, which body, and how to read an answer. Requests go through the
+SDK's own ``post`` (its address rules, authentication and error classes) with a body built here, and the answer's JSON
+is read here: the SDKs' typed layer costs half as much CPU again and adds nothing that is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from swe_infer.errors import ConfigError, RequestError, TransientError
+from swe_infer.providers.base import Answer
+from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
+from swe_infer.providers.faults import PromptFiltered, classify, one_line
+from swe_infer.providers.headers import rate_limits_of, request_id_of
+from swe_infer.providers.pools import transport_settings
+from swe_infer.types import ApiModel, Decoding, Request, Usage
+
+__all__ = ["Unreadable", "WireProvider", "estimated_tokens", "token_count"]
+
+_CONNECT_TIMEOUT_S = 15.0
+_KEEP_ALIVE_S = 60.0
+_BYTES_A_TOKEN = 3
+
+
+class Unreadable(Exception):
+    """An answer with status 200 that is not of the vendor's form. The message says what is wrong with it."""
+
+
+def estimated_tokens(text: str) -> int:
+    """Tokens in ``text``, estimated at three bytes each.
+
+    Anthropic's glossary speaks of 3.5 characters of English; code with line numbers has fewer, and a bill that no
+    usage confirms should err on the dear side.
+    """
+    return -(-len(text.encode(errors="replace")) // _BYTES_A_TOKEN)
+
+
+def token_count(counts: Mapping[str, Any], *names: str) -> int:
+    """The first of ``names`` that ``counts`` states; 0 where it states none, or no number. Never negative."""
+    value = next((counts[name] for name in names if counts.get(name) is not None), 0)
+    return max(0, int(value)) if isinstance(value, int | float) else 0
+
+
+class WireProvider(ABC):
+    """A provider over HTTP. Sub-classes translate; this class sends.
+
+    Args:
+        name: the group option.
+        base_url: as the vendor's SDK takes it.
+        api_key_env: the environment variable that holds the key; None: no key is sent.
+        max_concurrency: upper bound on requests in flight, and the number of connections kept.
+        timeout_s: seconds that one request may take in all.
+        pricing_id: genai-prices' name of the provider.
+        mode: ``batch``: answers come through the vendor's batches.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "seed", "stop")
+    """The sampling parameters that the vendor's interface has a field for."""
+
+    highest_temperature: ClassVar[float] = 2.0
+
+    reserved: ClassVar[tuple[str, ...]] = ("model", "messages", "stream", "n", "temperature", "top_p", "seed", "stop")
+    """Fields that ``model.extra_body`` may not set, because they come from other keys."""
+
+    has_batches: bool = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        base_url: str,
+        api_key_env: str | None,
+        max_concurrency: int,
+        timeout_s: float,
+        pricing_id: str,
+        mode: Literal["live", "batch"] = "live",
+    ) -> None:
+        if max_concurrency < 1:
+            raise ConfigError(f"provider.max_concurrency={max_concurrency}: must be at least 1")
+        if not timeout_s > 0:
+            raise ConfigError(f"provider.timeout_s={timeout_s}: must be above 0")
+        if mode == "batch" and not self.has_batches:
+            raise ConfigError(f"provider.mode=batch: the provider {name} has no batches; use provider.mode=live")
+        self.name = name
+        self.base_url = base_url
+        self.api_key_env = api_key_env
+        self.max_concurrency = max_concurrency
+        self.timeout_s = timeout_s
+        self.pricing_id = pricing_id
+        self.mode: Literal["live", "batch"] = mode
+        self._client: Any = None
+        self._sdk: Any = None
+        self._headers: dict[str, Any] = {}
+
+    # What a vendor's module provides.
+
+    @abstractmethod
+    def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
+        """(the vendor's SDK module, its asynchronous client over ``http`` with its own retries switched off)."""
+
+    @abstractmethod
+    def _http_client(self, **settings: Any) -> Any:
+        """The SDK's HTTP client class, constructed with ``settings``."""
+
+    @abstractmethod
+    def path(self, model: ApiModel) -> str: ...
+
+    @abstractmethod
+    def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
+        """The request's JSON body."""
+
+    @abstractmethod
+    def read(self, body: dict[str, Any], request: Request | None) -> Answer:
+        """Translate an answer's JSON body; ``request`` is None for a batch's item, whose prompt is not at hand.
+
+        Raises:
+            Unreadable: it is not of the vendor's form.
+        """
+
+    def streams(self, body: Mapping[str, Any]) -> bool:
+        """Whether this request's answer is to be streamed."""
+        return False
+
+    def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> Any:
+        """An awaitable of the body that a stream's events add up to; ``marks['first']`` is the first text's time."""
+        raise NotImplementedError
+
+    def request_options(self, model: ApiModel) -> dict[str, Any]:
+        """Headers and query parameters of the SDK's request options that depend on the model."""
+        return {}
+
+    # The contract of :class:`~swe_infer.providers.base.Provider`.
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        if self.base_url:
+            check_base_url(self.base_url)
+        check_decoding(model, decoding, supported=self.parameters, highest_temperature=self.highest_temperature)
+        check_extra_body(model, self.reserved)
+
+    def check_access(self) -> None:
+        check_base_url(self.base_url)
+        check_key(self.api_key_env)
+
+    async def open(self) -> None:
+        http = self._http_client(**transport_settings(self.max_concurrency, _KEEP_ALIVE_S))
+        self._sdk, self._client = self._open_client(http, self._key() or "none")
+        if self.api_key_env is None:  # a server that wants no key is sent none; the SDKs insist on having one
+            self._headers = {"Authorization": self._sdk.Omit()}
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def complete(
+        self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
+    ) -> Answer:
+        body = self.body(request, model, cache_prompt=cache_prompt)
+        marks: dict[str, float] = {}
+        started = time.monotonic()
+        try:
+            answered, headers = await self._send(body, model, timeout_s, marks)
+        except PromptFiltered as error:
+            return _filtered(error)
+        answer = self.understood(answered, request, self._where(model.name), headers)
+        first = marks.get("first")
+        seconds = None if first is None else first - started
+        return replace(self._headed(answer, headers), time_to_first_token_s=seconds)
+
+    def _headed(self, answer: Answer, headers: Mapping[str, str]) -> Answer:
+        """``answer`` with what the headers say."""
+        return replace(answer, request_id=request_id_of(headers), rate_limits=rate_limits_of(headers))
+
+    # Sending.
+
+    @asynccontextmanager
+    async def _translated(self, where: str, timeout_s: float | None) -> AsyncIterator[None]:
+        """Turn every error of the SDK and its transport into a RequestError, and bound the time in all."""
+        try:
+            async with asyncio.timeout(timeout_s):  # the SDK's own limit is one of silence, not of time in all
+                yield
+        except TimeoutError:
+            raise TransientError(f"{where}: no whole answer within {timeout_s or 0:g} s") from None
+        except self._sdk.APIError as error:
+            raise self._classified(error, where) from None
+        except self._transport_errors as error:  # the SDKs leave some errors of a stream unwrapped
+            raise TransientError(f"{where}: {self._told(error)}") from None
+        except Exception as error:
+            translated = self._foreign_error(error, where)
+            if translated is None:
+                raise
+            raise translated from None
+
+    async def _send(
+        self, body: dict[str, Any], model: ApiModel, timeout_s: float, marks: dict[str, float]
+    ) -> tuple[dict[str, Any], Mapping[str, str]]:
+        """(decoded body, headers) of an answer with status 200. Raises RequestError."""
+        where = self._where(model.name)
+        options = self._options(timeout_s, self.request_options(model))
+        async with self._translated(where, timeout_s):
+            if self.streams(body):
+                return await self._stream(body, model, options, marks)
+            response = await self._post(self.path(model), body, options)
+        return self._decoded(response, where), response.headers
+
+    async def _call(
+        self, method: Literal["GET", "POST"], path: str, *, timeout_s: float, **request: Any
+    ) -> dict[str, Any]:
+        """The decoded JSON answer of any other address of the vendor's. Raises RequestError."""
+        import httpx2
+
+        where = self._where(path.rpartition("/")[2])
+        send = self._client.get if method == "GET" else self._client.post
+        options = self._options(timeout_s, request.pop("options", {}))
+        async with self._translated(where, timeout_s):
+            response = await send(path, cast_to=httpx2.Response, options=options, **request)
+        return self._decoded(response, where)
+
+    async def _post(self, path: str, body: Mapping[str, Any], options: dict[str, Any]) -> Any:
+        import httpx2
+
+        return await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
+
+    async def _stream(
+        self, body: dict[str, Any], model: ApiModel, options: dict[str, Any], marks: dict[str, float]
+    ) -> tuple[dict[str, Any], Mapping[str, str]]:
+        stream = await self._client.post(
+            self.path(model),
+            cast_to=object,
+            body=self._streamed_body(body),
+            options=options,
+            stream=True,
+            stream_cls=self._sdk.AsyncStream[object],
+        )
+        headers = stream.response.headers
+        where = self._where(model.name)
+        try:
+            return await self.joined(stream, marks), headers
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a broken event, read by the SDK or here
+            raise self._unreadable(f"a broken stream ({type(error).__name__})", where, headers) from None
+        except Unreadable as error:
+            raise self._unreadable(str(error), where, headers) from None
+        finally:
+            await stream.close()
+
+    def _streamed_body(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "stream": True}
+
+    # Errors.
+
+    def _foreign_error(self, error: Exception, where: str) -> RequestError | None:
+        """What an exception amounts to that the SDK let through from a library below it; None: it is another."""
+        return None
+
+    def _classified(self, error: Any, where: str) -> RequestError:
+        """The class of an error that the SDK raised."""
+        if isinstance(error, self._sdk.APITimeoutError):
+            return TransientError(f"{where}: timed out")
+        if isinstance(error, self._sdk.APIConnectionError):
+            return TransientError(f"{where}: {self._told(error.__cause__ or error)}")
+        response = getattr(error, "response", None)
+        headers = response.headers if response is not None else {}
+        status = response.status_code if response is not None else None
+        body = error.body if error.body is not None else (response.text if response is not None else str(error))
+        # An error event inside a stream comes with the stream's own status.
+        return classify(None if status == 200 else status, body, headers, where=where, secret=self._key())
+
+    def _unreadable(self, why: str, where: str, headers: Mapping[str, str]) -> TransientError:
+        told = one_line(f"{where}: the answer is {why}", self._key())
+        return TransientError(told, status=200, request_id=request_id_of(headers))
+
+    def _decoded(self, response: Any, where: str) -> dict[str, Any]:
+        try:
+            decoded = json.loads(response.content)
+        except ValueError:
+            kind = response.headers.get("content-type", "no content type")
+            raise self._unreadable(f"no JSON ({kind}): {response.text[:80]}", where, response.headers) from None
+        if not isinstance(decoded, dict):
+            raise self._unreadable("no JSON object", where, response.headers)
+        if decoded.get("error") and "status" not in decoded:  # some servers say 200 and mean an error
+            code = decoded["error"].get("code") if isinstance(decoded["error"], dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else None
+            raise classify(status, decoded, response.headers, where=where, secret=self._key())
+        return decoded
+
+    def _id(self, made: Mapping[str, Any], what: str) -> str:
+        if not isinstance(made.get("id"), str):
+            raise self._unreadable("without an id", self._where(what), {})
+        return str(made["id"])
+
+    def understood(
+        self, body: dict[str, Any], request: Request | None, where: str, headers: Mapping[str, str]
+    ) -> Answer:
+        """:meth:`read`, with every way in which a body can be of another shape as a TransientError."""
+        try:
+            return self.read(body, request)
+        except Unreadable as error:
+            raise self._unreadable(str(error), where, headers) from None
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise self._unreadable(f"of another shape ({type(error).__name__})", where, headers) from None
+
+    def verdict(self, error: RequestError) -> Answer | RequestError:
+        """``error`` itself, or the answer that it amounts to: a prompt that the vendor's filter refused."""
+        return _filtered(error) if isinstance(error, PromptFiltered) else error
+
+    def _told(self, error: BaseException) -> str:
+        """A connection error in a few words: DNS, TLS, refused, closed."""
+        text = str(error) or str(error.__cause__ or error.__context__ or "") or "the connection broke"
+        return one_line(f"no answer ({type(error).__name__}): {text}", self._key())
+
+    @property
+    def _transport_errors(self) -> tuple[type[Exception], ...]:
+        import httpx2
+
+        return (httpx2.TransportError, httpx2.StreamError)
+
+    def _where(self, what: str) -> str:
+        return f"{host_of(self.base_url)}, {what}"
+
+    def _options(self, timeout_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
+        headers = {**self._headers, **more.get("headers", {})}
+        return {**more, "headers": headers, "timeout": self._timeout(timeout_s)}
+
+    def _timeout(self, timeout_s: float) -> Any:
+        import httpx2
+
+        return httpx2.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, timeout_s))
+
+    def _key(self) -> str | None:
+        """The key, read from the environment when it is needed; it is kept nowhere but in the SDK's client."""
+        return os.environ.get(self.api_key_env) if self.api_key_env is not None else None
+
+
+def _filtered(error: PromptFiltered) -> Answer:
+    """A prompt that the vendor's filter refused has its answer: an empty one, at no cost."""
+    return Answer("", "content_filter", Usage(), request_id=error.request_id, details={"message": str(error)})

@@ -1,0 +1,77 @@
+"""The loopback server, keys in the environment, and every provider of ``conf/provider`` built from its YAML."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from swe_infer.providers.wire import WireProvider
+from swe_infer.types import ApiModel, Decoding, Prompt, Request
+from tests.support.api_server import ApiServer
+
+CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+PROVIDERS = sorted(
+    path.stem
+    for path in (CONF / "provider").glob("*.yaml")
+    if "_target_: swe_infer.providers." in path.read_text() and "\nbase_url:" in path.read_text()
+)
+"""Those that speak to a server at an address; not those that combine others, or that start a server."""
+SECRETS = {
+    "OPENAI_API_KEY": "sk-proj-planted0openai1secret2",
+    "AZURE_OPENAI_API_KEY": "planted0azure1secret2",
+    "ANTHROPIC_API_KEY": "sk-ant-planted0anthropic1secret2",
+    "AWS_BEARER_TOKEN_BEDROCK": "planted0bedrock1secret2",
+    "GOOGLE_OAUTH_ACCESS_TOKEN": "planted0vertex1secret2",
+}
+PLACES = {"AWS_REGION": "eu-west-1", "ANTHROPIC_VERTEX_PROJECT_ID": "a-project"}
+ANTHROPIC = ("anthropic", "anthropic_text", "bedrock", "vertex")
+"""Those that speak to Claude."""
+HAVE_BOTO3 = importlib.util.find_spec("boto3") is not None
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (SECRETS | PLACES).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: ApiServer) -> ApiServer:
+    """The module's server, as new."""
+    shared_server.reset()
+    return shared_server
+
+
+def build(name: str, server: ApiServer | None = None, **changes: Any) -> WireProvider:
+    """The provider of ``conf/provider/NAME.yaml``, at the loopback server, with some keys changed."""
+    keys = yaml.safe_load((CONF / "provider" / f"{name}.yaml").read_text())
+    module, _, attribute = keys.pop("_target_").rpartition(".")
+    if server is not None:
+        versioned = name.startswith("openai") or name == "vertex"
+        keys["base_url"] = server.openai_url if versioned else server.url
+    provider = getattr(importlib.import_module(module), attribute)(**{**keys, **changes})
+    assert isinstance(provider, WireProvider)
+    return provider
+
+
+def model_for(provider: str, /, **changes: Any) -> ApiModel:
+    facts: dict[str, Any] = {"name": "claude-test" if provider in ANTHROPIC else "gpt-test"}
+    return ApiModel(**{**facts, **changes})
+
+
+def request_of(
+    user: str = "Fix the bug.\nNow.", system: str | None = "You fix bugs.", sample: int = 0, **decoding: Any
+) -> Request:
+    return Request("owner__name-1", sample, Prompt(system, user), Decoding(**{"max_new_tokens": 256, **decoding}))

@@ -1,0 +1,113 @@
+"""Waiting times and quotas, as vendors write them into headers."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swe_infer.providers.base import RateLimits
+from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_of, retry_after_s
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("6m0s", 360.0),
+        ("1s", 1.0),
+        ("20ms", 0.02),
+        ("1.5s", 1.5),
+        ("1h2m3.5s", 3723.5),
+        ("1d", 86_400.0),
+        ("12", 12.0),
+        ("0.25", 0.25),
+        ("", None),
+        ("soon", None),
+        ("1x", None),
+        ("nan", None),
+        ("inf", None),
+        (None, None),
+    ],
+)
+def test_durations_are_read_in_each_form(text: str | None, seconds: float | None) -> None:
+    assert duration_s(text) == (pytest.approx(seconds) if seconds is not None else None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": formatdate(NOW + 30, usegmt=True)}, 30.0),
+        ({"retry-after": formatdate(NOW - 30, usegmt=True)}, 0.0),
+        ({"retry-after": "later"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after-ms": "many", "retry-after": "2"}, 2.0),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_each_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_s(headers, now=NOW) == seconds
+
+
+def test_a_wrong_local_clock_does_not_stretch_a_wait() -> None:
+    headers = {"retry-after": "Fri, 15 Jan 2027 08:00:30 GMT", "date": "Fri, 15 Jan 2027 08:00:00 GMT"}
+    assert retry_after_s(headers) == 30.0
+
+
+def test_openai_quotas() -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "10000",
+        "x-ratelimit-remaining-requests": "9999",
+        "x-ratelimit-reset-requests": "6ms",
+        "x-ratelimit-limit-tokens": "30000000",
+        "x-ratelimit-remaining-tokens": "29999000",
+        "x-ratelimit-reset-tokens": "6m0s",
+    }
+    assert rate_limits_of(headers) == RateLimits(10_000, 9_999, 0.006, 30_000_000, 29_999_000, 360.0)
+
+
+def test_anthropic_quotas_keep_input_and_output_apart() -> None:
+    headers = {
+        "date": "Fri, 15 Jan 2027 08:00:00 GMT",
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "49",
+        "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:01Z",
+        "anthropic-ratelimit-tokens-limit": "48000",
+        "anthropic-ratelimit-tokens-remaining": "40000",
+        "anthropic-ratelimit-tokens-reset": "2027-01-15T08:00:09Z",
+        "anthropic-ratelimit-input-tokens-limit": "40000",
+        "anthropic-ratelimit-input-tokens-remaining": "39000",
+        "anthropic-ratelimit-input-tokens-reset": "2027-01-15T08:00:02Z",
+        "anthropic-ratelimit-output-tokens-limit": "8000",
+        "anthropic-ratelimit-output-tokens-remaining": "7000",
+        "anthropic-ratelimit-output-tokens-reset": "2027-01-15T08:00:03+00:00",
+    }
+    assert rate_limits_of(headers) == RateLimits(50, 49, 1.0, 40_000, 39_000, 2.0, 8_000, 7_000, 3.0)
+    without = {key: value for key, value in headers.items() if "put-tokens" not in key}
+    assert rate_limits_of(without) == RateLimits(50, 49, 1.0, 48_000, 40_000, 9.0)
+
+
+def test_the_request_id_is_found_under_each_vendor_s_name() -> None:
+    assert request_id_of({"x-request-id": "a"}) == "a"
+    assert request_id_of({"request-id": "b"}) == "b"
+    assert request_id_of({"apim-request-id": "c"}) == "c"
+    assert request_id_of({}) is None
+
+
+@given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date"]), st.text()))
+def test_no_header_can_break_the_reading_of_a_wait(headers: dict[str, str]) -> None:
+    wait = retry_after_s(headers)
+    assert wait is None or wait >= 0
+
+
+@given(st.text(), st.text(), st.text())
+def test_no_header_can_break_the_reading_of_quotas(a: str, b: str, c: str) -> None:
+    rate_limits_of({"x-ratelimit-limit-requests": a, "x-ratelimit-reset-requests": b, "date": c})
+    rate_limits_of({"anthropic-ratelimit-requests-limit": a, "anthropic-ratelimit-requests-reset": b, "date": c})
