@@ -1,0 +1,443 @@
+"""The life of a run whose answers come through a provider's batches: at half the price, within a day, in any order.
+
+A batch is written down before it is handed in and named by a label that the provider gives back, so that a kill at
+any point, also between submission and its answer, loses nothing and submits nothing twice: a batch whose id is not
+known is looked for by its label before its requests are handed in again. What expires, breaks or is left out goes
+into a later batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from swe_infer.api.batch_journal import Batch, Item, Journal
+from swe_infer.api.budget import Purse
+from swe_infer.api.dispatch import by_prompt
+from swe_infer.api.pricing import Tariff, worst_case
+from swe_infer.api.retry import Retry
+from swe_infer.api.tokens import sure_bound
+from swe_infer.errors import (
+    ConfigError,
+    ContextOverflow,
+    ProviderFatal,
+    RateLimited,
+    RequestError,
+    TransientError,
+)
+from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
+from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Request, Skip, Usage
+
+__all__ = ["BatchSettings", "Batches"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_MEMORY_BYTES = 64_000_000
+"""A batch is in memory, twice, while it is handed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How batches are made and followed.
+
+    Args:
+        max_requests: requests in one batch; None: as many as the provider takes.
+        first_poll_s: seconds until a batch is first asked after; each further wait is a half longer.
+        max_poll_s: bound on that wait.
+        settle_s: seconds after which a batch that the provider's list does not show was not taken.
+    """
+
+    max_requests: int | None = None
+    first_poll_s: float = 5.0
+    max_poll_s: float = 60.0
+    settle_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.max_requests is not None and self.max_requests < 1:
+            raise ConfigError(f"runner.batches.max_requests={self.max_requests}: must be at least 1")
+        for key in ("first_poll_s", "max_poll_s", "settle_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise ConfigError(f"runner.batches.{key}={getattr(self, key)}: must be a finite number above 0")
+
+
+class Batches:
+    """Runs requests through a provider's batches.
+
+    Args:
+        tariff: prices in a batch; None: not known.
+        journal: of the run directory.
+        decoding: of every request of the run.
+    """
+
+    def __init__(
+        self,
+        provider: BatchProvider,
+        model: ApiModel,
+        decoding: Decoding,
+        tariff: Tariff | None,
+        purse: Purse,
+        retry: Retry,
+        settings: BatchSettings,
+        journal: Journal,
+        cached: Callable[[Request], Completion | None],
+        keep: Callable[[Request, Answer], None],
+    ) -> None:
+        self._provider = provider
+        self._model = model
+        self._decoding = decoding
+        self._tariff = tariff
+        self._purse = purse
+        self._retry = retry
+        self._settings = settings
+        self._journal = journal
+        self._cached = cached
+        self._keep = keep
+        self._wanted: set[tuple[str, int]] = set()
+        self._pending: deque[Item] = deque()
+        self.submitted = 0
+        self.usage = Usage()
+
+    @property
+    def open(self) -> int:
+        """Batches at the provider."""
+        return len(self._journal.open)
+
+    async def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """Answer all requests; see :class:`swe_infer.runners.base.Runner`.
+
+        Once ``stop`` is set it returns at once: batches go on at the provider, and the same command collects them.
+        """
+        self._read(requests, on_outcome, stop)
+        self._purse.keep_batches(self._journal.open)
+        watcher = asyncio.create_task(self._watch(stop))
+        following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
+        try:
+            await self._until_done(following, watcher, on_outcome)
+        finally:
+            for task in (watcher, *following):
+                task.cancel()
+            await asyncio.gather(watcher, *following, return_exceptions=True)
+        if self._journal.open:
+            logger.info("%d batches go on at the provider; the same command collects them", self.open)
+
+    async def _until_done(
+        self, following: set[asyncio.Task[None]], stopped: asyncio.Task[None], on_outcome: OnOutcome
+    ) -> None:
+        """Hand in what is pending and follow what is handed in, until nothing is left or ``stopped`` is done."""
+        submitting: asyncio.Task[bool] | None = None
+        has_room = True
+        try:
+            while (self._pending or following or submitting) and not stopped.done():
+                if self._pending and submitting is None and (has_room or not following):
+                    submitting = asyncio.create_task(self._submit_pending(following, on_outcome))
+                waiting: set[asyncio.Task[Any]] = {*following, stopped, *({submitting} if submitting else ())}
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & following:
+                    following.discard(task)
+                    has_room = True
+                    task.result()
+                if submitting is not None and submitting.done():
+                    has_room = submitting.result()
+                    submitting = None
+        finally:
+            if submitting is not None:
+                # As safe as a kill: what the provider took of it is found by its label.
+                submitting.cancel()
+                await asyncio.gather(submitting, return_exceptions=True)
+
+    def _read(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """Write every wanted request down that is in no open batch. Prompts go to disk, keys stay in memory."""
+        in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
+        for group in by_prompt(requests):
+            offset: int | None = None
+            for request in group:
+                if stop.is_set():
+                    return
+                if (hit := self._cached(request)) is not None:
+                    on_outcome(request, hit)
+                    continue
+                self._wanted.add(request.key)
+                if request.key not in in_batches:
+                    offset = self._journal.add_prompt(request.prompt) if offset is None else offset
+                    self._pending.append(Item(request.instance_id, request.sample, offset))
+
+    # Handing in.
+
+    async def _submit_pending(self, following: set[asyncio.Task[None]], on_outcome: OnOutcome) -> bool:
+        """Hand in the next batch; False where the budget has no room before others settle.
+
+        Raises:
+            BudgetExceeded: it has no room, and nothing is left that could settle.
+        """
+        label = f"swe-{secrets.token_hex(6)}"
+        chosen, encoded = self._choose(label, on_outcome)
+        if not chosen:
+            return True
+        fits = self._purse.reserve_batch(label, [self._reserve(item) for item in chosen])
+        for item in reversed(chosen[fits:]):
+            self._pending.appendleft(item)
+        if fits == 0:
+            if following:
+                return False
+            raise self._purse.why_not(self._reserve(chosen[0]))
+        items = {f"{label}-{n}": item for n, item in enumerate(chosen[:fits])}
+        batch = Batch(label, time.time(), items)
+        self._journal.plan(batch)
+        if await self._submit(batch, dict(list(encoded.items())[:fits]), on_outcome):
+            following.add(asyncio.create_task(self._follow(batch, on_outcome)))
+        return True
+
+    def _choose(self, label: str, on_outcome: OnOutcome) -> tuple[list[Item], dict[str, bytes]]:
+        """The next requests that one batch may hold, and their wire form."""
+        most = min(
+            self._provider.max_batch_requests, self._settings.max_requests or self._provider.max_batch_requests
+        )
+        most_bytes = min(self._provider.max_batch_bytes, _MEMORY_BYTES)
+        chosen: list[Item] = []
+        encoded: dict[str, bytes] = {}
+        size = 0
+        while self._pending and len(chosen) < most:
+            item = self._pending[0]
+            request = self._request(item)
+            line = self._provider.batch_item(f"{label}-{len(chosen)}", request, self._model)
+            if chosen and size + len(line) > most_bytes:
+                break
+            self._pending.popleft()
+            if len(line) > most_bytes:
+                self._wanted.discard(item.key)
+                message = f"{len(line)} bytes: a batch holds at most {most_bytes}"
+                on_outcome(request, Failure("InvalidRequest", message))
+                continue
+            encoded[f"{label}-{len(chosen)}"] = line
+            chosen.append(item)
+            size += len(line)
+        return chosen, encoded
+
+    async def _submit(self, batch: Batch, encoded: dict[str, bytes], on_outcome: OnOutcome) -> bool:
+        """Hand a batch in, until it is known to be taken (True) or refused."""
+        tries, began = 0, time.monotonic()
+        while True:
+            tries += 1
+            try:
+                timeout_s = self._provider.timeout_s
+                batch_id = await self._provider.submit(encoded, label=batch.label, timeout_s=timeout_s)
+            except RequestError as error:
+                delay_s = self._retry.delay_s(error, tries, time.monotonic() - began)
+                if isinstance(error, TransientError):  # it may have been taken all the same
+                    logger.warning("a batch was handed in and its answer lost: %s", error)
+                    found = await self._locate(batch)
+                    if found is not None:
+                        batch_id = found
+                        break
+                if isinstance(error, ProviderFatal) or delay_s is None:
+                    self._refused(batch, error, on_outcome)
+                    return False
+                await asyncio.sleep(delay_s)
+            else:
+                break
+        self._journal.submitted(batch, batch_id)
+        self.submitted += 1
+        logger.info("batch %s: %d requests handed in as %s", batch.label, len(batch.items), batch_id)
+        return True
+
+    def _refused(self, batch: Batch, error: RequestError, on_outcome: OnOutcome) -> None:
+        """Close a batch that came to nothing, and hand over its requests as failed.
+
+        Raises:
+            ProviderFatal: ``error``, where it is one; the requests are left as they were.
+        """
+        self._journal.closed(batch, type(error).__name__)
+        self._purse.keep_batches(self._journal.open)
+        if isinstance(error, ProviderFatal):
+            raise error
+        for item in batch.items.values():
+            self._hand_over(item, Failure(type(error).__name__, str(error), item.tries + 1), on_outcome)
+
+    # Following.
+
+    async def _follow(self, batch: Batch, on_outcome: OnOutcome) -> None:
+        """See a batch to its end."""
+        if batch.id is None:
+            found = await self._locate(batch)
+            if found is None:
+                logger.info("batch %s was never taken; its requests are handed in again", batch.label)
+                self._pending.extend(item for item in batch.items.values() if item.key in self._wanted)
+                self._journal.closed(batch, "never taken")
+                self._purse.keep_batches(self._journal.open)
+                return
+            self._journal.submitted(batch, found)
+        assert batch.id is not None
+        status = await self._ended(batch.id)
+        if status.state == "failed":
+            error = status.error or TransientError("the provider gave no reason")
+            logger.warning("batch %s failed: %s", batch.label, error)
+            if isinstance(error, RateLimited | TransientError):
+                await asyncio.sleep(self._retry.delay_s(error, 1, 0.0) or 0.0)
+                self._again(batch.items.values(), on_outcome)
+                self._journal.closed(batch, type(error).__name__)
+                self._purse.keep_batches(self._journal.open)
+            else:
+                self._refused(batch, error, on_outcome)
+            return
+        await self._collect(batch, on_outcome)
+
+    async def _ended(self, batch_id: str) -> BatchStatus:
+        wait_s = self._settings.first_poll_s
+        while True:
+            status = await self._patiently(
+                lambda: self._provider.status(batch_id, timeout_s=self._provider.timeout_s)
+            )
+            if status.state != "running":
+                return status
+            await asyncio.sleep(wait_s)
+            wait_s = min(self._settings.max_poll_s, wait_s * 1.5)
+
+    async def _collect(self, batch: Batch, on_outcome: OnOutcome) -> None:
+        """Hand over every result of an ended batch; what has none goes into a later one.
+
+        Raises:
+            ProviderFatal: a result says that no request of this run can succeed. The others were handed over.
+        """
+        assert batch.id is not None
+        left = dict(batch.items)
+        again: list[Item] = []
+        fatal: ProviderFatal | None = None
+
+        async def read() -> None:
+            nonlocal fatal
+            results: AsyncGenerator[tuple[str, Answer | RequestError], None]
+            results = self._provider.results(batch.id or "", timeout_s=self._provider.timeout_s)
+            async with aclosing(results):
+                async for custom_id, result in results:
+                    item = left.pop(custom_id, None)
+                    if item is None:
+                        logger.warning("batch %s holds a result for %s, which is none of it", batch.label, custom_id)
+                    elif isinstance(result, ProviderFatal):
+                        fatal = result
+                    elif item.key in self._wanted and not self._settle(batch, item, result, on_outcome):
+                        again.append(item)
+
+        await self._patiently(read)
+        self._again([*again, *left.values()], on_outcome)
+        self._journal.closed(batch, "collected")
+        self._purse.keep_batches(self._journal.open)
+        if fatal is not None:  # its requests stay unanswered, for a try with a better key or model
+            raise fatal
+
+    def _settle(self, batch: Batch, item: Item, result: Answer | RequestError, on_outcome: OnOutcome) -> bool:
+        """Hand over one result and pay for it; False where the request is to be handed in again."""
+        reserved = self._reserve(item)
+        if isinstance(result, TransientError | RateLimited):
+            if result.status == 200:  # it was answered, and so billed, but cannot be read
+                self._purse.settle_batch(batch.label, reserved, None)
+            return False
+        if isinstance(result, Answer):
+            usd = None if self._tariff is None else self._tariff.price(result.usage)
+            self._hand_over(item, self._completion(batch, item, result, usd), on_outcome, result)
+            self._purse.settle_batch(batch.label, reserved, usd)
+        elif isinstance(result, ContextOverflow):
+            self._hand_over(item, Skip("ContextOverflow", str(result)), on_outcome)
+        else:
+            self._hand_over(item, Failure(type(result).__name__, str(result), item.tries + 1), on_outcome)
+        return True
+
+    def _completion(self, batch: Batch, item: Item, answer: Answer, usd: Decimal | None) -> Completion:
+        self.usage += answer.usage
+        details = {
+            **answer.details,
+            "provider": self._provider.name,
+            "model": answer.model,
+            "request_id": answer.request_id,
+            "batch_id": batch.id,
+        }
+        latency_s = round(time.time() - batch.planned_at, 3)
+        return Completion(
+            answer.text, answer.finish_reason, answer.usage, usd, latency_s, attempts=item.tries + 1, details=details
+        )
+
+    def _hand_over(self, item: Item, outcome: Outcome, on_outcome: OnOutcome, answer: Answer | None = None) -> None:
+        if item.key in self._wanted:
+            request = self._request(item)
+            on_outcome(request, outcome)
+            self._wanted.discard(item.key)
+            if answer is not None:
+                self._keep(request, answer)
+
+    def _again(self, items: Iterable[Item], on_outcome: OnOutcome) -> None:
+        """Requests without an answer go into a later batch, unless they were in as many as they may."""
+        for item in items:
+            tries = item.tries + 1
+            if item.key not in self._wanted:
+                continue
+            if tries < self._retry.tries:
+                self._pending.append(replace(item, tries=tries))
+            else:
+                failure = Failure("TransientError", f"no answer in {tries} batches", tries)
+                self._hand_over(item, failure, on_outcome)
+
+    # The provider's list.
+
+    async def _locate(self, batch: Batch) -> str | None:
+        """The id of a batch whose submission was not answered, or None where the provider never took it.
+
+        Some providers do not say whose a running batch is (Anthropic); a candidate is then waited for.
+        """
+        asked_from = time.monotonic()
+        wait_s = self._settings.first_poll_s
+        while True:
+            found = await self._patiently(
+                lambda: self._provider.find(batch.label, since=batch.planned_at, timeout_s=self._provider.timeout_s)
+            )
+            known = {other.id for other in self._journal.open.values() if other is not batch}
+            candidates = [f for f in found if f.id not in known and f.total in (0, len(batch.items))]
+            certain = [f.id for f in candidates if f.certain]
+            if certain:
+                for surplus in certain[1:]:
+                    logger.warning("batch %s was taken twice; %s is cancelled", batch.label, surplus)
+                    await self._provider.cancel(surplus, timeout_s=self._provider.timeout_s)
+                return certain[0]
+            if not candidates and time.monotonic() - asked_from >= self._settings.settle_s:
+                return None
+            await asyncio.sleep(wait_s if candidates else min(wait_s, 1.0))
+            wait_s = min(self._settings.max_poll_s, wait_s * 1.5)
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A call that is tried again until it works: a batch of a day is not given up over an hour's outage.
+
+        Raises:
+            RequestError: of a class that another try does not change.
+        """
+        tries = 0
+        while True:
+            try:
+                return await call()
+            except (RateLimited, TransientError) as error:
+                tries += 1
+                logger.info("the provider's batches cannot be read: %s", error)
+                await asyncio.sleep(self._retry.delay_s(error, min(tries, self._retry.tries - 1), 0.0) or 1.0)
+
+    # Small things.
+
+    def _request(self, item: Item) -> Request:
+        return Request(item.instance_id, item.sample, self._journal.prompt(item.offset), self._decoding)
+
+    def _reserve(self, item: Item) -> Decimal:
+        if self._tariff is None:
+            return Decimal(0)
+        bound = sure_bound(self._journal.prompt(item.offset), self._model.extra_body)
+        return worst_case(self._tariff, bound, self._decoding.max_new_tokens, cache_write=False)
+
+    async def _watch(self, stop: threading.Event) -> None:
+        while not stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
+            await asyncio.sleep(0.05)

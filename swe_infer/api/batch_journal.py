@@ -1,0 +1,139 @@
+"""What a run knows of its provider batches, on disk before it is relied on.
+
+Two files in the run directory, both append-only JSON lines:
+
+* ``batches.jsonl``: ``planned`` (label, time, items) is written before a batch is handed in, ``submitted`` (its id)
+  once the provider has named it, ``closed`` once nothing more is to be had from it. A torn last line is cut off.
+* ``batch_prompts.jsonl``: the prompts of the planned requests, so that their answers, which come in any order up to a
+  day later, meet them again without holding them in memory. It is removed when no batch is open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swe_infer.types import Prompt
+
+__all__ = ["Batch", "Item", "Journal", "open_batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request of a batch: its key, where its prompt lies, how often it was handed in before."""
+
+    instance_id: str
+    sample: int
+    offset: int
+    tries: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.instance_id, self.sample)
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch that was planned and is not closed. ``id`` is None while the provider's name for it is not known."""
+
+    label: str
+    planned_at: float
+    items: Mapping[str, Item] = field(default_factory=dict)
+    id: str | None = None
+
+
+class Journal:
+    """The batches of one run directory, which this process holds."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "batches.jsonl"
+        self._prompts_path = directory / "batch_prompts.jsonl"
+        self.open = {batch.label: batch for batch in open_batches(directory)}
+        if not self.open:
+            self._prompts_path.unlink(missing_ok=True)
+        self._file = _appended(self._path)
+        self._prompts = _appended(self._prompts_path)
+        self._reader = self._prompts_path.open("rb")
+
+    def add_prompt(self, prompt: Prompt) -> int:
+        """Write a prompt down; where it lies. It is on disk for sure after :meth:`plan`."""
+        offset = os.lseek(self._prompts, 0, os.SEEK_END)
+        _write(self._prompts, {"system": prompt.system, "user": prompt.user})
+        return offset
+
+    def prompt(self, offset: int) -> Prompt:
+        self._reader.seek(offset)
+        kept = json.loads(self._reader.readline())
+        return Prompt(kept["system"], kept["user"])
+
+    def plan(self, batch: Batch) -> None:
+        """Write down what is about to be handed in."""
+        items = {key: [i.instance_id, i.sample, i.offset, i.tries] for key, i in batch.items.items()}
+        os.fsync(self._prompts)
+        self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items})
+        self.open[batch.label] = batch
+
+    def submitted(self, batch: Batch, batch_id: str) -> None:
+        self._append({"event": "submitted", "label": batch.label, "id": batch_id, "at": time.time()})
+        batch.id = batch_id
+
+    def closed(self, batch: Batch, why: str) -> None:
+        self._append({"event": "closed", "label": batch.label, "why": why, "at": time.time()})
+        self.open.pop(batch.label, None)
+
+    def close(self) -> None:
+        for file in (self._file, self._prompts):
+            os.close(file)
+        self._reader.close()
+        if not self.open:
+            self._prompts_path.unlink(missing_ok=True)
+
+    def _append(self, event: dict[str, Any]) -> None:
+        _write(self._file, event)
+        os.fsync(self._file)
+
+
+def open_batches(directory: Path) -> list[Batch]:
+    """The batches of a run directory that were planned and are not closed, in order. Reads only."""
+    batches: dict[str, Batch] = {}
+    for event in _events(directory / "batches.jsonl"):
+        label = event["label"]
+        match event["event"]:
+            case "planned":
+                items = {key: Item(*item) for key, item in event["items"].items()}
+                batches[label] = Batch(label, event["at"], items)
+            case "submitted":
+                batches[label].id = event["id"]
+            case _:
+                batches.pop(label, None)
+    return list(batches.values())
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+def _appended(path: Path) -> int:
+    """A descriptor that appends to ``path``; a torn last line, which nobody relied on, is cut off."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    size = os.fstat(descriptor).st_size
+    keep, block = size, 1 << 20
+    while keep and os.pread(descriptor, 1, keep - 1) != b"\n":
+        start = max(0, keep - block)
+        keep = start + os.pread(descriptor, keep - start, start).rfind(b"\n") + 1
+    if keep < size:
+        os.ftruncate(descriptor, keep)
+    return descriptor
+
+
+def _write(descriptor: int, value: Any) -> None:
+    line = json.dumps(value, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+    while line:
+        line = line[os.write(descriptor, line) :]

@@ -1,0 +1,192 @@
+"""Answers kept across runs, so that no question is paid for twice.
+
+File format: one SQLite database in write-ahead mode, ``answers.sqlite`` in a directory that any number of processes
+on one machine may use together. The key is a SHA-256 over everything that decides an answer and nothing else, in
+canonical JSON; the question itself is not stored. Refusals, truncated answers and failures are never kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from swe_infer.errors import StoreError
+from swe_infer.providers.base import Answer
+from swe_infer.types import ApiModel, Request, Usage, seed_of
+
+__all__ = ["CacheEntry", "CacheSize", "ResponseCache", "cache_key"]
+
+logger = logging.getLogger(__name__)
+
+_KEEP: frozenset[str] = frozenset({"stop"})
+"""Finish reasons of answers that are whole."""
+
+_SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL, answer TEXT NOT NULL
+) WITHOUT ROWID"""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One kept answer, as :meth:`ResponseCache.entries` lists it."""
+
+    key: str
+    model: str
+    provider: str
+    created: float
+    """Seconds since the epoch."""
+    characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """How much a cache holds."""
+
+    answers: int
+    bytes_on_disk: int
+
+
+def cache_key(request: Request, model: ApiModel, provider: str, base_url: str) -> str:
+    """The key of a request's answer.
+
+    It holds the provider and its host, the model, the API version, further body fields, the messages, the sampling
+    parameters and the sample's index. It does not hold the instance's id, the number of samples, or how the request
+    is carried (timeouts, concurrency, batch or live).
+    """
+    decoding = request.decoding
+    sampling = {
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "max_new_tokens": decoding.max_new_tokens,
+        "seed": None if decoding.seed is None else seed_of(decoding, request.instance_id, request.sample),
+        "stop": list(decoding.stop),
+    }
+    question = {
+        "provider": provider,
+        "host": _host(base_url),
+        "model": model.name,
+        "api_version": model.api_version,
+        "extra_body": _plain(model.extra_body),
+        "system": _digest(request.prompt.system),
+        "user": _digest(request.prompt.user),
+        "sampling": sampling,
+        "sample": request.sample,
+    }
+    text = json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ResponseCache:
+    """The cache of one directory.
+
+    Raises:
+        StoreError: the directory cannot be used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "answers.sqlite"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{directory}: the response cache cannot be used: {error}") from error
+
+    def get(self, key: str) -> Answer | None:
+        """The kept answer, or None. A row or a database that cannot be read counts as none."""
+        try:
+            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            kept: dict[str, Any] = json.loads(row[0])
+            return Answer(
+                text=str(kept["text"]),
+                finish_reason="stop",
+                usage=Usage(**kept["usage"]),
+                model=kept["model"],
+                request_id=kept["request_id"],
+                details=kept["details"],
+            )
+        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s: an answer cannot be read (%s) and is asked for again", self.path, error)
+            return None
+
+    def put(self, key: str, answer: Answer, *, model: str, provider: str) -> bool:
+        """Keep an answer if it is whole and not empty; whether it was kept. The first answer of a key stays.
+
+        A database that cannot be written is logged: the run goes on with the answer it has.
+        """
+        if answer.finish_reason not in _KEEP or not answer.text.strip():
+            return False
+        kept = {
+            "text": answer.text,
+            "usage": asdict(answer.usage),
+            "model": answer.model,
+            "request_id": answer.request_id,
+            "details": answer.details,
+        }
+        row = (key, model, provider, time.time(), json.dumps(kept, ensure_ascii=True, default=str))
+        try:
+            self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            logger.warning("%s: an answer cannot be kept: %s", self.path, error)
+            return False
+        return True
+
+    def holds(self, key: str) -> bool:
+        """Whether the key has an answer."""
+        return self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is not None
+
+    def entries(self) -> Iterator[CacheEntry]:
+        """Every kept answer, oldest first."""
+        query = "SELECT key, model, provider, created, length(answer) FROM answers ORDER BY created, key"
+        for key, model, provider, created, characters in self._db.execute(query):
+            yield CacheEntry(key, model, provider, created, characters)
+
+    def size(self) -> CacheSize:
+        """Count and bytes, write-ahead log included."""
+        (count,) = self._db.execute("SELECT count(*) FROM answers").fetchone()
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
+        return CacheSize(count, sum(file.stat().st_size for file in files if file.exists()))
+
+    def clear(self, *, model: str | None = None, older_than_s: float | None = None) -> int:
+        """Remove answers (of one model; older than some age) and give the space back; how many were removed."""
+        before = float("inf") if older_than_s is None else time.time() - older_than_s
+        cursor = self._db.execute(
+            "DELETE FROM answers WHERE (? IS NULL OR model = ?) AND created <= ?", (model, model, before)
+        )
+        self._db.execute("VACUUM")
+        return cursor.rowcount
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _digest(text: str | None) -> str | None:
+    """A long text's stand-in, which takes a tenth of the time that its JSON form would."""
+    return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _host(base_url: str) -> str:
+    """Host, port and path of an address; what may be secret in it (user, password, query) is left out."""
+    parts = urlsplit(base_url)
+    return f"{parts.hostname or ''}:{parts.port or ''}{parts.path.rstrip('/')}"
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, whatever mapping or sequence type the configuration handed over."""
+    if hasattr(value, "items"):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,336 @@
+"""The life of one request: response cache, limit, budget, provider with retries, price, settlement, outcome.
+
+The limit comes before the budget, although money is scarcer: a reservation is then held only while its request is in
+flight, which keeps more of a cap usable, and whatever a killed process held was indeed sent.
+
+Every failure costs that request, never the run. What stops a run leaves :meth:`Chain.ask` as an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, cast
+
+from swe_infer.api.budget import Purse, Reservation
+from swe_infer.api.cache import ResponseCache, cache_key
+from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
+from swe_infer.api.limits import Halted, SentAway, Ticket
+from swe_infer.api.pricing import caching_pays, worst_case
+from swe_infer.api.retry import Retry, may_have_been_billed
+from swe_infer.api.tokens import CHARACTERS_PER_TOKEN, sure_bound
+from swe_infer.api.warm_prompts import prompt_key
+from swe_infer.errors import ContextOverflow, RateLimited, RequestError, StoreError, TransientError
+from swe_infer.providers.base import Answer, SampleProvider
+from swe_infer.types import Completion, Failure, Outcome, Request, Skip, TokenCounter, Usage
+
+__all__ = ["Chain", "Counts"]
+
+_GRACE_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a chain did, for progress and summary."""
+
+    sent: int = 0
+    retried: int = 0
+    refused: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(slots=True)
+class _Life:
+    """One request on its way, for one sample of a prompt or for several."""
+
+    requests: Sequence[Request]
+    cache_prompt: bool
+    attempts: int = 0
+    began: float = 0.0
+    possibly_billed: Decimal = Decimal(0)
+
+    @property
+    def request(self) -> Request:
+        return self.requests[0]
+
+    @property
+    def output_tokens(self) -> int:
+        """At most so many are written."""
+        return len(self.requests) * self.request.decoding.max_new_tokens
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began if self.began else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Paid:
+    """Answers, where they came from and what each of them cost."""
+
+    answers: Sequence[Answer]
+    endpoint: Endpoint
+    usd: Sequence[Decimal | None]
+
+
+class Chain:
+    """Answers requests, any number of them at once, in one event loop.
+
+    Args:
+        endpoints: where to ask, in order of preference.
+        purse: the caps.
+        retry: when to try again.
+        counter: counts a prompt's tokens; used for a tighter bound near the end of a budget where it is exact.
+        cache: answers of earlier runs.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        purse: Purse,
+        retry: Retry,
+        counter: TokenCounter,
+        cache: ResponseCache | None = None,
+    ) -> None:
+        self._endpoints = endpoints
+        self._purse = purse
+        self._retry = retry
+        self._counter = counter
+        self._cache = cache
+        self._halted = asyncio.Event()
+        self._unsettled = False
+        self.counts = Counts()
+
+    def halt(self) -> None:
+        """Send nothing from now on. What is in flight is finished; who waits to send gives up at once."""
+        self._halted.set()
+        self._endpoints.halt()
+
+    def cached(self, request: Request) -> Completion | None:
+        """The answer that an earlier run paid for, if there is one."""
+        if self._cache is None:
+            return None
+        for endpoint in self._endpoints.all:
+            answer = self._cache.get(self._key(request, endpoint))
+            if answer is not None:
+                self.counts.cache_hits += 1
+                details = {**_details(answer, endpoint), "response_cache": True}
+                return Completion(answer.text, "stop", Usage(), Decimal(0), 0.0, attempts=0, details=details)
+        self.counts.cache_misses += 1
+        return None
+
+    def keep(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:
+        """Keep an answer for later runs."""
+        if self._cache is not None:
+            key = self._key(request, endpoint)
+            self._cache.put(key, answer, model=endpoint.model.name, provider=endpoint.provider.name)
+
+    def caching_pays(self, request: Request, samples: int) -> bool:
+        """Whether so many samples of a prompt cost less where its provider caches it. Shorter prompts than 1,024
+        tokens are cached by no provider; where no price is known, the hardware still has less to do."""
+        tokens = int(len(request.prompt.text) / CHARACTERS_PER_TOKEN)
+        tariff = self._endpoints.all[0].tariff
+        return tokens >= 1024 and (tariff is None or caching_pays(tariff, tokens, samples))
+
+    def prompt_key(self, request: Request) -> bytes:
+        """What the cache of the provider that is asked first goes by."""
+        first = self._endpoints.all[0]
+        return prompt_key(request.prompt, first.model, first.provider.name, first.base_url)
+
+    def most_samples(self, request: Request) -> int:
+        """How many samples of a prompt one request may ask for, wherever it is sent."""
+        return min(most_samples(e.provider, e.model, request.decoding) for e in self._endpoints.all)
+
+    async def ask(
+        self, requests: Sequence[Request], *, cache_prompt: bool = False, urgent: bool = False
+    ) -> Sequence[Outcome]:
+        """Have a request answered by a provider: one, or several that differ in their sample alone.
+
+        Returns the outcomes of the leading requests: of all of them, or of fewer where the provider gave fewer
+        answers, or of none where the run was halted before anything was sent (again).
+
+        Args:
+            requests: at most :meth:`most_samples` of them.
+            cache_prompt: ask the provider to keep the prompt for the requests that follow.
+            urgent: go ahead of other requests that wait.
+
+        Raises:
+            BudgetExceeded: the request does not fit under a cap.
+            ProviderFatal: no request of this run can succeed.
+        """
+        life = _Life(requests, cache_prompt)
+        while True:
+            endpoint = self._endpoints.pick()
+            try:
+                paid = await self._attempt(life, endpoint, urgent or life.attempts > 0)
+            except Halted:
+                return []
+            except SentAway:
+                continue
+            except ContextOverflow as error:
+                return [Skip("ContextOverflow", str(error))] * len(requests)
+            except RequestError as error:
+                if self._endpoints.next_after(endpoint, error):
+                    continue
+                delay_s = self._retry.delay_s(error, life.attempts, life.elapsed_s)
+                if delay_s is None:
+                    failure = Failure(type(error).__name__, str(error), life.attempts, life.elapsed_s)
+                    return [failure] * len(requests)
+                logger.info("%s, try %d: %s", life.request.instance_id, life.attempts, error)
+                self.counts.retried += 1
+                if not await self.sleep(delay_s):
+                    return []
+            else:
+                return self._completions(life, paid)
+
+    async def _attempt(self, life: _Life, endpoint: Endpoint, urgent: bool) -> _Paid:
+        """One try: wait for permission, reserve, send, settle."""
+        size = len(life.request.prompt.text)
+        async with endpoint.limiter.ticket(size, life.output_tokens, urgent=urgent) as ticket:
+            worst, tighter = self._worst_case(life, endpoint)
+            reservation = await self._purse.reserve(worst, tighter)
+            if self._halted.is_set():
+                self._settle(reservation, Decimal(0))
+                raise Halted("the run is stopping")
+            life.attempts += 1
+            life.began = life.began or time.monotonic()
+            self.counts.sent += 1
+            try:
+                answers = await self._send(life, endpoint)
+            except BaseException as error:
+                billed = may_have_been_billed(error)
+                self._settle(reservation, None if billed else Decimal(0))
+                if billed:
+                    life.possibly_billed += reservation.usd
+                self._note(endpoint, ticket, error)
+                raise
+            usage = sum((answer.usage for answer in answers), Usage())
+            try:
+                usd = self._pay(reservation, endpoint, answers, usage)
+            except Exception:  # a paid answer is never lost over its price or a full disk
+                logger.exception(
+                    "%s: the answer is kept, its price is not known: %s", life.request.instance_id, usage
+                )
+                usd = [None] * len(answers)
+            endpoint.limiter.answered(ticket, answers[0].rate_limits, usage)
+            self._endpoints.up(endpoint)
+            return _Paid(answers, endpoint, usd)
+
+    def _pay(
+        self, reservation: Reservation, endpoint: Endpoint, answers: Sequence[Answer], usage: Usage
+    ) -> Sequence[Decimal | None]:
+        """Settle at the price of the whole, and part it among the answers. If it cannot be computed, the reservation
+        stays, for its full worth."""
+        tariff = endpoint.tariff
+        if tariff is None:
+            return [None] * len(answers)
+        usd = tariff.price(usage)
+        self._settle(reservation, usd)
+        others = [tariff.price(answer.usage) for answer in answers[1:]]
+        return [usd - sum(others, Decimal(0)), *others]
+
+    def _settle(self, reservation: Reservation, usd: Decimal | None) -> None:
+        """Settle, if the ledger can be written. Where it cannot, the reservation stays, and holding the next one is
+        what stops the run: an answer and its price are not lost over it."""
+        try:
+            self._purse.settle(reservation, usd)
+        except StoreError as error:
+            if not self._unsettled:
+                logger.warning("%s", error)
+            self._unsettled = True
+
+    async def _send(self, life: _Life, endpoint: Endpoint) -> Sequence[Answer]:
+        timeout_s = self._retry.attempt_timeout_s(life.request.decoding.max_new_tokens, endpoint.provider.timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s + _GRACE_S):  # should a provider fail to keep to it
+                if len(life.requests) > 1:
+                    answers = await cast(SampleProvider, endpoint.provider).complete_samples(
+                        life.requests, endpoint.model, timeout_s=timeout_s, cache_prompt=life.cache_prompt
+                    )
+                    if not answers:
+                        raise TransientError("an answer without a choice", status=200)
+                    return answers
+                return [
+                    await endpoint.provider.complete(
+                        life.request, endpoint.model, timeout_s=timeout_s, cache_prompt=life.cache_prompt
+                    )
+                ]
+        except TimeoutError as error:
+            raise TransientError(f"no answer within {timeout_s:.0f} s") from error
+
+    def _note(self, endpoint: Endpoint, ticket: Ticket, error: BaseException) -> None:
+        if isinstance(error, RateLimited):
+            self.counts.refused += 1
+            endpoint.limiter.refused(ticket, error, self._retry.max_retry_after_s)
+
+    def _worst_case(self, life: _Life, endpoint: Endpoint) -> tuple[Decimal, Callable[[], Decimal] | None]:
+        """A sure bound on the price, and where the tokenizer is at hand a way to a tighter one."""
+        tariff = endpoint.tariff
+        if tariff is None:
+            return Decimal(0), None
+        request = life.request
+        output = life.output_tokens
+        bound = sure_bound(request.prompt, endpoint.model.extra_body)
+
+        def price(tokens: int) -> Decimal:
+            return worst_case(tariff, tokens, output, cache_write=life.cache_prompt)
+
+        if not self._counter.exact:
+            return price(bound), None
+        framing = bound - sure_bound(request.prompt) + 64
+        return price(bound), lambda: price(self._counter(request.prompt) + framing)
+
+    def _completions(self, life: _Life, paid: _Paid) -> list[Completion]:
+        parts = zip(life.requests, paid.answers, paid.usd, strict=False)  # the last answers may be missing
+        return [self._completion(life, paid.endpoint, request, answer, usd) for request, answer, usd in parts]
+
+    def _completion(
+        self, life: _Life, endpoint: Endpoint, request: Request, answer: Answer, usd: Decimal | None
+    ) -> Completion:
+        details = _details(answer, endpoint)
+        if len(life.requests) > 1:
+            details["samples_in_request"] = len(life.requests)
+        if life.possibly_billed:
+            details["possibly_billed_usd"] = str(life.possibly_billed)
+        self.keep(request, answer, endpoint)
+        self.counts.usage += answer.usage
+        return Completion(
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            usage=answer.usage,
+            cost_usd=usd,
+            latency_s=life.elapsed_s,
+            attempts=life.attempts,
+            details=details,
+        )
+
+    def _key(self, request: Request, endpoint: Endpoint) -> str:
+        return cache_key(request, endpoint.model, endpoint.provider.name, endpoint.base_url)
+
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep; False if the run was halted meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._halted.wait()
+        except TimeoutError:
+            return True
+        return False
+
+
+def _details(answer: Answer, endpoint: Endpoint) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        **answer.details,
+        "provider": endpoint.provider.name,
+        "model": answer.model,
+        "request_id": answer.request_id,
+    }
+    if answer.time_to_first_token_s is not None:
+        details["time_to_first_token_s"] = round(answer.time_to_first_token_s, 4)
+    return details

@@ -1,0 +1,100 @@
+"""The same model behind several endpoints (OpenAI and Azure, two regions, two keys): the next takes over where one is
+down or out of quota. Never another model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal, cast
+
+from swe_infer.errors import ConfigError
+from swe_infer.providers.base import Answer, Provider
+from swe_infer.types import ApiModel, Decoding, Request
+
+__all__ = ["Deployments"]
+
+
+class Deployments:
+    """Up to four providers of one model, in order of preference. A provider itself, so it stands wherever one does.
+
+    Args:
+        first, second, third, fourth: the providers.
+        names: what the model is called there, by position (``second: my-deployment``), where that is not
+            ``model.name``. It must be the same model: its price is looked up by ``model.price_as`` or ``model.name``,
+            but where a provider's list has prices under the names there (Bedrock).
+    """
+
+    mode: Literal["live", "batch"] = "live"
+
+    def __init__(
+        self,
+        first: Provider,
+        second: Provider,
+        third: object = None,
+        fourth: object = None,
+        names: Mapping[str, str | None] | None = None,
+        name: str = "deployments",
+    ) -> None:
+        given = {"first": first, "second": second, "third": third, "fourth": fourth}
+        self._parts = {key: cast(Provider, part) for key, part in given.items() if part is not None}
+        self._names = {key: there for key, there in (names or {}).items() if there is not None}
+        for key in self._names:
+            if key not in self._parts:
+                raise ConfigError(f"provider.names.{key}: no such provider; there is {', '.join(self._parts)}")
+        for key, part in self._parts.items():
+            if part.mode != "live":
+                raise ConfigError(f"provider.{key}.mode={part.mode}: several deployments answer live requests only")
+        main = next(iter(self._parts.values()))
+        self.name = name
+        self.pricing_id = main.pricing_id
+        self.base_url = main.base_url
+        self.timeout_s = max(part.timeout_s for part in self._parts.values())
+        self.max_concurrency = max(part.max_concurrency for part in self._parts.values())
+
+    def endpoints(self, model: ApiModel) -> list[tuple[Provider, ApiModel]]:
+        """Every provider with the model as it is called there."""
+        return [(part, self._there(key, model)) for key, part in self._parts.items()]
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        """Check every provider; see :meth:`swe_infer.providers.base.Provider.check`."""
+        for key, part in self._parts.items():
+            with _named(key):
+                part.check(self._there(key, model), decoding)
+
+    def check_access(self) -> None:
+        """See :meth:`swe_infer.providers.base.Provider.check_access`; every provider must be within reach."""
+        for key, part in self._parts.items():
+            with _named(key):
+                part.check_access()
+
+    async def open(self) -> None:
+        for part in self._parts.values():
+            await part.open()
+
+    async def close(self) -> None:
+        for part in self._parts.values():
+            await part.close()
+
+    async def complete(
+        self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
+    ) -> Answer:
+        """Ask the first provider. Who takes over when is the chain's business, which asks the providers itself."""
+        part, there = self.endpoints(model)[0]
+        return await part.complete(request, there, timeout_s=timeout_s, cache_prompt=cache_prompt)
+
+    def _there(self, key: str, model: ApiModel) -> ApiModel:
+        if key not in self._names:
+            return model
+        by_name = getattr(self._parts[key], "priced_by_name", False)
+        price_as = None if by_name else model.price_as or model.name
+        return replace(model, name=self._names[key], price_as=price_as)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """A ConfigError from within says which of the providers is meant."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"provider.{key}: {error}") from None

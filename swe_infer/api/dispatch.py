@@ -1,0 +1,229 @@
+"""Many requests through one chain: read lazily, the samples of a prompt in the order that its cache wants, every
+outcome handed over the moment it exists, and one orderly end whatever the cause."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from swe_infer.api.chain import Chain
+from swe_infer.api.warm_prompts import WarmPrompts
+from swe_infer.errors import ProviderFatal, SweInferError
+from swe_infer.types import Completion, Failure, OnOutcome, Outcome, Request, Skip
+
+__all__ = ["Dispatcher", "PromptCaching", "by_prompt"]
+
+logger = logging.getLogger(__name__)
+
+PromptCaching = Literal["auto", "always", "never"]
+
+_WATCH_S = 0.05
+_ASK_AGAIN_S = 0.2
+_BUGS = 5
+"""So many unforeseen exceptions with no answer between them stop a run before it pays for more of them."""
+
+
+class Dispatcher:
+    """Runs requests through ``chain``.
+
+    Args:
+        room: how many requests may be in memory at once.
+        prompt_caching: see :class:`swe_infer.runners.api.ApiRunner`.
+        warm: the prompts that runs at the same time share; None: this one is by itself.
+    """
+
+    def __init__(
+        self, chain: Chain, room: int, prompt_caching: PromptCaching, warm: WarmPrompts | None = None
+    ) -> None:
+        self._chain = chain
+        self._room = max(1, room)
+        self._prompt_caching = prompt_caching
+        self._warm = warm
+        self._alive = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._error: BaseException | None = None
+        self._halted = False
+        self._bugs = 0
+        self._stop = threading.Event()
+
+    async def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """Answer all requests, or as many as can be.
+
+        Raises:
+            BudgetExceeded, ProviderFatal: after what was in flight has settled and was handed over.
+            SweInferError: unforeseen exceptions came one after the other.
+            Exception: ``requests`` or ``on_outcome`` raised it.
+        """
+        self._stop = stop
+        watcher = asyncio.create_task(self._watch(stop))
+        try:
+            await self._read(requests, on_outcome)
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            watcher.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(watcher, *self._tasks, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
+
+    async def _read(self, requests: Iterable[Request], on_outcome: OnOutcome) -> None:
+        groups = by_prompt(requests)
+        while not self._halted:
+            while self._alive >= self._room and not self._halted:
+                self._freed.clear()
+                await self._freed.wait()
+            try:
+                group = next(groups, None)
+            except Exception as error:  # noqa: BLE001 - raised again once what is in flight was handed over
+                self._halt(error)
+                return
+            if group is None or self._halted:
+                return
+            self._alive += len(group)
+            task = asyncio.create_task(self._group(group, on_outcome))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+            await asyncio.sleep(0)  # let it be sent before the next one is read
+
+    async def _group(self, group: list[Request], on_outcome: OnOutcome) -> None:
+        try:
+            missing = [request for request in group if not self._from_cache(request, on_outcome)]
+            if missing:
+                await self._samples(missing, on_outcome)
+        finally:
+            self._alive -= len(group)
+
+    async def _samples(self, missing: list[Request], on_outcome: OnOutcome) -> None:
+        """The wanted samples of one prompt."""
+        # Several in one request are cheaper than any cache: the prompt is paid for once.
+        most = self._chain.most_samples(missing[0]) if len(missing) > 1 else 1
+        cached = (most == 1 or self._prompt_caching == "always") and self._caches(missing[0], len(missing))
+        followers = cached and await self._goes_ahead(missing)
+        if followers:
+            missing = await self._lead(missing, most, on_outcome)
+        while most > 1 and missing and not self._halted:
+            outcomes = await self._some(missing[:most], on_outcome, cache_prompt=cached, urgent=followers)
+            if not outcomes:
+                return
+            missing = missing[len(outcomes) :]
+        if not missing or self._halted:
+            return
+        if len(missing) == 1:  # no task beside this one: a thousand of them are a load by themselves
+            await self._some(missing, on_outcome, cache_prompt=cached, urgent=followers)
+            return
+        await asyncio.gather(*(self._some([r], on_outcome, cache_prompt=cached, urgent=followers) for r in missing))
+
+    async def _goes_ahead(self, missing: list[Request]) -> bool:
+        """Whether one request of this run has to put the prompt into the provider's cache before others read it.
+        Waits while another run's request is about to."""
+        if self._warm is None:
+            return len(missing) > 1
+        while not self._halted:
+            verdict = self._warm.claim(self._chain.prompt_key(missing[0]))
+            if verdict is not None:
+                return verdict
+            await self._chain.sleep(_ASK_AGAIN_S)
+        return False
+
+    async def _lead(self, missing: list[Request], most: int, on_outcome: OnOutcome) -> list[Request]:
+        """Send one request after the other until one is answered; the samples that may follow."""
+        key, warm, led = self._chain.prompt_key(missing[0]), False, False
+        try:
+            while missing and not warm and not self._halted:
+                outcomes = await self._some(missing[:most], on_outcome, cache_prompt=True, urgent=led)
+                led, missing = True, missing[len(outcomes) :]
+                if not outcomes:
+                    return []
+                if isinstance(outcomes[0], Skip):
+                    for request in missing:
+                        self._hand_over(request, outcomes[0], on_outcome)
+                    return []
+                warm = isinstance(outcomes[0], Completion)
+        finally:
+            if self._warm is not None:
+                self._warm.done(key, warm=warm)
+        return missing
+
+    def _caches(self, request: Request, samples: int) -> bool:
+        """Whether the provider should cache a prompt that so many samples share."""
+        if self._prompt_caching == "never" or (samples == 1 and self._prompt_caching == "auto"):
+            return False
+        return self._chain.caching_pays(request, max(samples, 2))
+
+    def _from_cache(self, request: Request, on_outcome: OnOutcome) -> bool:
+        hit = self._chain.cached(request)
+        if hit is not None:
+            self._hand_over(request, hit, on_outcome)
+        return hit is not None
+
+    async def _some(
+        self, requests: list[Request], on_outcome: OnOutcome, *, cache_prompt: bool, urgent: bool
+    ) -> Sequence[Outcome]:
+        """Ask, and hand over what comes of it: the outcomes of the leading requests."""
+        outcomes: Sequence[Outcome] = []
+        try:
+            outcomes = await self._chain.ask(requests, cache_prompt=cache_prompt, urgent=urgent)
+        except SweInferError as error:
+            self._halt(error)
+        except Exception as error:
+            logger.exception("%s, sample %d: an unforeseen error", *requests[0].key)
+            failure = Failure(type(error).__name__, " ".join(str(error).split())[:500])
+            outcomes = [failure] * len(requests)
+            self._bugs += 1
+            if self._bugs >= _BUGS:
+                self._halt(
+                    SweInferError(
+                        f"stopped after {self._bugs} unforeseen errors with no answer between them, the last one "
+                        f"{failure.error_type}: {failure.message}"
+                    )
+                )
+        else:
+            if any(isinstance(outcome, Completion) for outcome in outcomes):
+                self._bugs = 0
+        for request, outcome in zip(requests, outcomes, strict=False):
+            self._hand_over(request, outcome, on_outcome)
+        return outcomes
+
+    def _hand_over(self, request: Request, outcome: Outcome, on_outcome: OnOutcome) -> None:
+        try:
+            on_outcome(request, outcome)
+        except Exception as error:  # noqa: BLE001 - raised again once what is in flight was handed over
+            self._halt(error)
+        if self._stop.is_set():  # whoever took the outcome can take no more: not one request until the next look
+            self._halt(None)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._halt(error)
+        self._freed.set()
+
+    def _halt(self, error: BaseException | None) -> None:
+        """Start nothing new. The first error stands, but a provider's word that nothing can succeed says more."""
+        if error is not None and (self._error is None or (_fatal(error) and not _fatal(self._error))):
+            self._error = error
+        self._halted = True
+        self._freed.set()
+        self._chain.halt()
+
+    async def _watch(self, stop: threading.Event) -> None:
+        while not stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
+            await asyncio.sleep(_WATCH_S)
+        self._halt(None)
+
+
+def _fatal(error: BaseException) -> bool:
+    return isinstance(error, ProviderFatal)
+
+
+def by_prompt(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    """Neighbours that ask for samples of the same prompt."""
+    for _, group in itertools.groupby(requests, key=lambda request: (request.instance_id, request.decoding)):
+        yield list(group)

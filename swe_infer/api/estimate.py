@@ -1,0 +1,231 @@
+"""What a run would come to, before anything is sent: requests, tokens, dollars and time, each with its bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from swe_infer.api.limits import Limits
+from swe_infer.api.pricing import Tariff, caching_pays
+from swe_infer.types import Usage
+
+__all__ = ["Estimate", "Planned", "Range", "estimate"]
+
+ESTIMATE_ERROR = (Decimal("0.85"), Decimal("1.10"))
+"""Bounds of what a count by characters stands for, as factors: SWE-bench prompts were measured at 3.3 to 3.9
+characters for a token, and 3.0 is allowed for."""
+
+Bottleneck = Literal["nothing to do", "concurrency", "requests per minute", "tokens per minute", "this machine"]
+"""What decides a run's time."""
+
+_TOKENS_PER_S = (100.0, 20.0)
+"""How fast models write, from fast to slow ones."""
+_OVERHEAD_S = (0.5, 5.0)
+"""What a request takes beside its output: queue, prompt, network."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A lower and an upper bound."""
+
+    low: Decimal
+    high: Decimal
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One prompt that would be asked.
+
+    Args:
+        tokens: of the prompt, as counted.
+        samples: how many answers to it are wanted and not at hand.
+    """
+
+    tokens: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would come to; estimates of several runs add up.
+
+    Args:
+        instances: with at least one request to send.
+        requests: to send.
+        response_cache_hits: answers that the response cache already holds; they cost nothing and are not asked for.
+        tokens: how prompts were counted; ``exact`` says whether that is a count or an estimate.
+        input_tokens: of all requests; the bounds are the estimate's error.
+        output_tokens: from one for each request to ``decoding.max_new_tokens`` for each.
+        live_usd: one live request after the other, no prompt cached; None: the price is not known.
+        cached_usd: live, with prompts cached by the provider as ``runner.prompt_caching`` says, or paid for once
+            where one request may ask for several samples.
+        batch_usd: in the provider's batches; None where it has none.
+        seconds: live; from fast answers to slow ones, and as the concurrency and the quotas allow; None: not known
+            before the run, as with a local model.
+        limited_by: what decides the time.
+    """
+
+    instances: int
+    requests: int
+    response_cache_hits: int
+    tokens: str
+    exact: bool
+    input_tokens: Range
+    output_tokens: Range
+    live_usd: Range | None
+    cached_usd: Range | None
+    batch_usd: Range | None
+    seconds: Range | None
+    limited_by: Bottleneck
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Both runs, one after the other."""
+        times = (self.seconds, other.seconds)
+        longer = other if times[0] is not None and times[1] is not None and times[1].high > times[0].high else self
+        sums: dict[str, Range | None] = {}
+        for name in ("live_usd", "cached_usd", "batch_usd", "seconds"):
+            mine, its = getattr(self, name), getattr(other, name)
+            sums[name] = None if mine is None or its is None else mine + its
+        return Estimate(
+            instances=self.instances + other.instances,
+            requests=self.requests + other.requests,
+            response_cache_hits=self.response_cache_hits + other.response_cache_hits,
+            tokens=self.tokens if self.tokens == other.tokens else f"{self.tokens}, {other.tokens}",
+            exact=self.exact and other.exact,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            live_usd=sums["live_usd"],
+            cached_usd=sums["cached_usd"],
+            batch_usd=sums["batch_usd"],
+            seconds=sums["seconds"],
+            limited_by=longer.limited_by,
+        )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Running dollars at one end of the range."""
+
+    live: Decimal = Decimal(0)
+    cached: Decimal = Decimal(0)
+    batch: Decimal = Decimal(0)
+
+
+def estimate(
+    planned: Iterable[Planned],
+    *,
+    tokens: str,
+    exact: bool,
+    max_new_tokens: int,
+    tariff: Tariff | None,
+    batch_tariff: Tariff | None,
+    max_concurrency: int,
+    limits: Limits,
+    prompt_caching: Literal["auto", "always", "never"],
+    most_samples: int = 1,
+) -> Estimate:
+    """Add up what ``planned`` comes to. Reads ``planned`` once and keeps nothing of it.
+
+    Args:
+        tokens: the counter's name; ``exact``: whether its counts are exact.
+        tariff: the live price; None: not known.
+        batch_tariff: the price in a batch; None: not known, or there are no batches.
+        most_samples: how many samples one live request may ask for; the prompt is paid for once in each.
+    """
+    factors = (Decimal(1), Decimal(1)) if exact else ESTIMATE_ERROR
+    outputs = (1, max_new_tokens)
+    instances = requests = answers = counted = 0
+    ends = (_Sums(), _Sums())
+    for prompt in planned:
+        instances += prompt.samples > 0
+        sent = -(-prompt.samples // most_samples)
+        requests += sent
+        answers += prompt.samples
+        counted += prompt.tokens * sent
+        for end, factor, output in zip(ends, factors, outputs, strict=True):
+            size = int(prompt.tokens * factor)
+            _add(end, size, output, prompt.samples, tariff, batch_tariff, prompt_caching, most_samples)
+    input_tokens = Range(Decimal(int(counted * factors[0])), Decimal(int(counted * factors[1])))
+    seconds, limited_by = _time(requests, input_tokens, max_new_tokens, max_concurrency, limits)
+    low, high = ends
+    return Estimate(
+        instances=instances,
+        requests=requests,
+        response_cache_hits=0,
+        tokens=tokens,
+        exact=exact,
+        input_tokens=input_tokens,
+        output_tokens=Range(Decimal(answers), Decimal(answers * max_new_tokens)),
+        live_usd=None if tariff is None else Range(low.live, high.live),
+        cached_usd=None if tariff is None else Range(low.cached, high.cached),
+        batch_usd=None if batch_tariff is None else Range(low.batch, high.batch),
+        seconds=seconds,
+        limited_by=limited_by,
+    )
+
+
+def _add(
+    end: _Sums,
+    size: int,
+    output: int,
+    samples: int,
+    tariff: Tariff | None,
+    batch_tariff: Tariff | None,
+    prompt_caching: Literal["auto", "always", "never"],
+    most_samples: int,
+) -> None:
+    """One prompt's dollars, for all its samples."""
+    if batch_tariff is not None:
+        end.batch += samples * batch_tariff.price(Usage(input_tokens=size, output_tokens=output))
+    if tariff is None or samples == 0:
+        return
+    plain = tariff.price(Usage(input_tokens=size, output_tokens=output))
+    end.live += samples * plain
+    if most_samples > 1 and samples > 1:
+        full, rest = divmod(samples, most_samples)
+        for times, together in ((full, most_samples), (1, rest)):
+            if together:
+                end.cached += times * tariff.price(Usage(input_tokens=size, output_tokens=together * output))
+        return
+    shared = prompt_caching == "always" or (prompt_caching == "auto" and samples > 1)
+    if not shared or size < 1024 or not caching_pays(tariff, size, max(samples, 2)):
+        end.cached += samples * plain
+        return
+    written = tariff.price(Usage(input_tokens=size, cache_write_tokens=size, output_tokens=output))
+    read = tariff.price(Usage(input_tokens=size, cached_input_tokens=size, output_tokens=output))
+    end.cached += written + (samples - 1) * read
+
+
+def _time(
+    requests: int, input_tokens: Range, max_new_tokens: int, max_concurrency: int, limits: Limits
+) -> tuple[Range, Bottleneck]:
+    """Seconds that a live run takes, and what decides them at the slow end."""
+    if requests == 0:
+        return Range(Decimal(0), Decimal(0)), "nothing to do"
+    rounds = max(1.0, requests / max_concurrency)
+    ends = []
+    decides: Bottleneck = "concurrency"
+    # A short answer is a sixteenth of the bound; a long one is all of it.
+    for speed, overhead, share in zip(_TOKENS_PER_S, _OVERHEAD_S, (1 / 16, 1.0), strict=True):
+        seconds = rounds * (overhead + share * max_new_tokens / speed)
+        decides = "concurrency"
+        by_quota: list[tuple[float, Bottleneck]] = []
+        if limits.requests_per_minute is not None:
+            by_quota.append((60 * requests / limits.requests_per_minute, "requests per minute"))
+        if limits.tokens_per_minute is not None:
+            output = 0 if limits.output_tokens_per_minute is not None else requests * max_new_tokens
+            size = float(input_tokens.high if share == 1.0 else input_tokens.low) + output
+            by_quota.append((60 * size / limits.tokens_per_minute, "tokens per minute"))
+        if limits.output_tokens_per_minute is not None:
+            written = requests * share * max_new_tokens
+            by_quota.append((60 * written / limits.output_tokens_per_minute, "tokens per minute"))
+        for bound, name in by_quota:
+            if bound > seconds:
+                seconds, decides = bound, name
+        ends.append(Decimal(round(seconds, 1)).quantize(Decimal("0.1")))
+    return Range(ends[0], ends[1]), decides

@@ -1,0 +1,274 @@
+"""A ledger of dollars that many processes share: what was spent, and what is held for requests in flight.
+
+File format: one SQLite database, written by short immediate transactions, so that any number of processes can hold
+parts of one cap together and a killed one leaves a state that the next opener understands. Amounts are whole
+picodollars (10^-12), which holds every listed price exactly; what must be rounded is rounded up.
+
+* ``spent(run, amount)``: settled dollars of each run.
+* ``held(id, run, owner, amount)``: the worst case of each request that may be in flight.
+  A hold for a provider's batch belongs to the batch, which lives on when its process does not.
+* ``owners(id, host, pid, born, beat)``: the processes that hold. One that is gone (its pid on this host; a heartbeat
+  that stopped, on another) loses its holds. Its requests were in flight, so a provider may bill them: they are
+  charged at the highest share of the worst case that any settled request of this ledger came to, the rest comes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from pathlib import Path
+from typing import Literal
+
+from swe_infer.errors import StoreError
+
+__all__ = ["Hold", "Ledger", "Refused", "born", "is_dead"]
+
+log = logging.getLogger(__name__)
+
+_PICO = Decimal(10) ** 12
+_BEAT_S = 15.0
+_DEAD_AFTER_S = 180.0
+_SHARE = 1_000_000  # the learnt share is kept in millionths
+_MARGIN = 1.1  # on top of the highest share seen
+_BATCH = "batch:"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, amount INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held (
+    id INTEGER PRIMARY KEY, run TEXT NOT NULL, owner TEXT NOT NULL, amount INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS owners (
+    id TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT NOT NULL, beat REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS learnt (id INTEGER PRIMARY KEY CHECK (id = 1), share INTEGER NOT NULL);
+"""
+
+Refused = Literal["wait", "never"]
+"""``wait``: it may fit once others have settled. ``never``: what is spent already leaves no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A part of the cap, set aside until :meth:`Ledger.settle`."""
+
+    id: int
+    amount: int
+
+
+class Ledger:
+    """One cap over everything that is paid through one file.
+
+    Args:
+        path: the database, made where it does not exist; None keeps it in memory, for one process.
+        cap_usd: the most that all runs of the ledger may spend together.
+        run: under which name this process's spending is kept.
+    """
+
+    def __init__(self, path: Path | None, cap_usd: Decimal, run: str) -> None:
+        self._cap = int((cap_usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
+        self._run = run
+        self._owner = uuid.uuid4().hex
+        self._beat = 0.0
+        self.path = path
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path or ":memory:", timeout=60.0, isolation_level=None)
+            # A power cut may lose the last moments; a killed process loses nothing. No write-ahead log: its shared
+            # memory does not work on network file systems, and sweeps run on clusters.
+            self._db.execute("PRAGMA synchronous=OFF")
+            self._db.execute("PRAGMA journal_mode=TRUNCATE" if path else "PRAGMA journal_mode=MEMORY")
+            with self._transaction():
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(
+                    "INSERT INTO owners VALUES (?, ?, ?, ?, ?)",
+                    (self._owner, socket.gethostname(), os.getpid(), born(os.getpid()), time.time()),
+                )
+                self._release_dead()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path}: the ledger of the budget cannot be used: {error}") from error
+
+    def hold(self, usd: Decimal) -> Hold | Refused:
+        """Set ``usd`` aside, if the cap has room for it beside everything spent and held."""
+        amount = to_pico(usd)
+        with self._transaction():
+            if self.path is not None and time.time() - self._beat > _BEAT_S:
+                self._beat = time.time()
+                self._db.execute("UPDATE owners SET beat = ? WHERE id = ?", (self._beat, self._owner))
+            spent, held = self._sums()
+            if spent + held + amount > self._cap and self._release_dead():
+                spent, held = self._sums()
+            if spent + amount > self._cap:
+                return "never"
+            if spent + held + amount > self._cap:
+                return "wait"
+            cursor = self._db.execute(
+                "INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, self._owner, amount)
+            )
+            return Hold(cursor.lastrowid or 0, amount)
+
+    def settle(self, hold: Hold, usd: Decimal | None) -> None:
+        """Replace a hold by what was paid; None: it is not known whether and how much (see :meth:`likely`)."""
+        with self._transaction():
+            amount = self._likely(hold.amount) if usd is None else to_pico(usd)
+            self._db.execute("DELETE FROM held WHERE id = ?", (hold.id,))
+            self._spend(self._run, amount)
+            if usd is not None and hold.amount > 0 and amount > 0:
+                share = -(-amount * _SHARE // hold.amount)
+                self._db.execute(
+                    "INSERT INTO learnt VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET share = max(share, ?)",
+                    (share, share),
+                )
+
+    def hold_batch(self, label: str, amounts: Sequence[Decimal]) -> int:
+        """Set aside as many of the leading ``amounts`` as fit, under the name of a provider's batch; how many.
+
+        The hold belongs to the batch, not to this process: a batch outlives who submitted it.
+        """
+        with self._transaction():
+            spent, held = self._sums()
+            room, total, count = self._cap - spent - held, 0, 0
+            for amount in map(to_pico, amounts):
+                if total + amount > room:
+                    break
+                total += amount
+                count += 1
+            if count:
+                self._db.execute(
+                    "INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, _BATCH + label, total)
+                )
+            return count
+
+    def settle_batch(self, label: str, held: Decimal, paid: Decimal | None) -> None:
+        """Replace ``held``, a part of a batch's hold, by what was paid for it; None: see :meth:`settle`."""
+        with self._transaction():
+            part = to_pico(held)
+            self._db.execute(
+                "UPDATE held SET amount = max(0, amount - ?) WHERE run = ? AND owner = ?",
+                (part, self._run, _BATCH + label),
+            )
+            self._spend(self._run, self._likely(part) if paid is None else to_pico(paid))
+
+    def keep_batches(self, labels: Collection[str]) -> None:
+        """Give back what this run holds for any batch but these."""
+        keep = {_BATCH + label for label in labels}
+        with self._transaction():
+            rows = self._db.execute("SELECT id, owner FROM held WHERE run = ?", (self._run,)).fetchall()
+            for row, owner in rows:
+                if owner.startswith(_BATCH) and owner not in keep:
+                    self._db.execute("DELETE FROM held WHERE id = ?", (row,))
+
+    def count_earlier(self, usd: Decimal) -> None:
+        """What this run spent before is at least ``usd``: raise the ledger's figure to it where it knows less."""
+        with self._transaction():
+            known = self._value("SELECT amount FROM spent WHERE run = ?", (self._run,))
+            self._spend(self._run, max(0, to_pico(usd) - known))
+
+    @property
+    def spent_usd(self) -> Decimal:
+        """Settled dollars of all runs."""
+        return Decimal(self._sums()[0]) / _PICO
+
+    @property
+    def cap_usd(self) -> Decimal:
+        return Decimal(self._cap) / _PICO
+
+    def likely(self, usd: Decimal) -> Decimal:
+        """What a request with the worst case ``usd`` comes to at most, by all that this ledger has seen; ``usd``
+        itself before the first answer."""
+        return Decimal(self._likely(to_pico(usd))) / _PICO
+
+    def close(self) -> None:
+        """Leave the ledger. Holds that were not settled are charged as those of a dead process are; where the disk
+        takes nothing more, the next opener does that."""
+        try:
+            with self._transaction():
+                self._release(self._owner)
+        except StoreError as error:
+            log.warning("%s", error)
+        finally:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """
+        Raises:
+            StoreError: the file cannot be written; nothing of the transaction is done.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: the ledger of the budget cannot be written: {error}") from error
+
+    def _value(self, query: str, arguments: tuple[str, ...] = ()) -> int:
+        row = self._db.execute(query, arguments).fetchone()
+        return 0 if row is None or row[0] is None else int(row[0])
+
+    def _sums(self) -> tuple[int, int]:
+        return self._value("SELECT sum(amount) FROM spent"), self._value("SELECT sum(amount) FROM held")
+
+    def _spend(self, run: str, amount: int) -> None:
+        if amount:
+            self._db.execute(
+                "INSERT INTO spent VALUES (?, ?) ON CONFLICT (run) DO UPDATE SET amount = amount + ?",
+                (run, amount, amount),
+            )
+
+    def _likely(self, amount: int) -> int:
+        share = self._value("SELECT share FROM learnt")
+        return amount if share == 0 else min(amount, int(amount * share * _MARGIN) // _SHARE + 1)
+
+    def _release_dead(self) -> bool:
+        """Settle the holds of processes that are gone; whether there was any."""
+        rows = self._db.execute("SELECT id, host, pid, born, beat FROM owners WHERE id != ?", (self._owner,))
+        dead = [str(owner) for owner, *rest in rows.fetchall() if is_dead(*rest)]
+        for owner in dead:
+            self._release(owner)
+        return bool(dead)
+
+    def _release(self, owner: str) -> None:
+        for run, amount in self._db.execute("SELECT run, amount FROM held WHERE owner = ?", (owner,)).fetchall():
+            self._spend(run, self._likely(amount))
+        self._db.execute("DELETE FROM held WHERE owner = ?", (owner,))
+        self._db.execute("DELETE FROM owners WHERE id = ?", (owner,))
+
+
+def to_pico(usd: Decimal) -> int:
+    """Whole picodollars, rounded up."""
+    return int((usd * _PICO).to_integral_value(rounding=ROUND_CEILING))
+
+
+def born(pid: int) -> str:
+    """When a process started, in its kernel's own count, so that a reused pid is not taken for it; "" if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def is_dead(host: str, pid: int, birth: str, beat: float) -> bool:
+    """Whether the process that was born at ``birth`` is gone; of one on another host, whether its last sign of life,
+    at ``beat`` (seconds since the epoch), is long ago."""
+    if host != socket.gethostname():
+        return time.time() - beat > _DEAD_AFTER_S
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return birth != "" and born(pid) not in ("", birth)

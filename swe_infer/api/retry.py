@@ -1,0 +1,89 @@
+"""When to try again, and after how long. The class of the error decides; see :mod:`swe_infer.errors`."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from swe_infer.errors import ConfigError, RateLimited, RequestError, TransientError
+
+__all__ = ["Retry", "may_have_been_billed"]
+
+
+_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How one request is tried again.
+
+    Rate limits, overload and transient faults are tried again; a refused key, an unknown model, a rejected request or
+    a prompt that is too long never are. The wait grows exponentially with full jitter (Brooker, "Exponential Backoff
+    And Jitter", 2015). A server's Retry-After takes its place, up to a bound, so that no server can stall a run.
+
+    Args:
+        tries: at most so many requests are sent for one answer.
+        total_s: no further try begins after so many seconds from the first one.
+        backoff_s: the first wait is up to so many seconds, each further one up to twice as long.
+        max_backoff_s: bound on that wait.
+        max_retry_after_s: bound on the wait that a server asks for.
+        slowest_tokens_per_s: a try is given up a minute after ``decoding.max_new_tokens`` would have been written at
+            this speed, and after ``provider.timeout_s`` at the latest; None: only then.
+    """
+
+    tries: int = 12
+    total_s: float = 3600.0
+    backoff_s: float = 1.0
+    max_backoff_s: float = 60.0
+    max_retry_after_s: float = 120.0
+    slowest_tokens_per_s: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ConfigError(f"runner.retry.tries={self.tries}: must be at least 1")
+        for key in ("total_s", "backoff_s", "max_backoff_s", "max_retry_after_s", "slowest_tokens_per_s"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"runner.retry.{key}={value}: must be a finite number above 0")
+
+    def attempt_timeout_s(self, max_new_tokens: int, provider_timeout_s: float) -> float:
+        """Seconds after which one try is given up."""
+        if self.slowest_tokens_per_s is None:
+            return provider_timeout_s
+        return min(provider_timeout_s, _PATIENCE_S + max_new_tokens / self.slowest_tokens_per_s)
+
+    def delay_s(self, error: RequestError, attempts: int, elapsed_s: float) -> float | None:
+        """Seconds to wait before the next try, or None where there is none.
+
+        Args:
+            attempts: tries so far, the failed one included.
+            elapsed_s: seconds since the first of them began.
+        """
+        if not isinstance(error, RateLimited | TransientError) or attempts >= self.tries:
+            return None
+        ceiling = min(self.max_backoff_s, self.backoff_s * 2.0 ** min(attempts - 1, 30))
+        wait = random.uniform(0.0, ceiling)
+        if error.retry_after_s is not None:
+            # The jitter on top keeps requests that were refused together from coming back together.
+            asked = min(max(error.retry_after_s, 0.0), self.max_retry_after_s)
+            wait = asked + random.uniform(0.0, min(self.backoff_s, 0.1 * asked + 0.05))
+        return wait if elapsed_s + wait <= self.total_s else None
+
+
+_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError", "gaierror")
+
+
+def may_have_been_billed(error: BaseException) -> bool:
+    """Whether the provider may charge for a request that ended in ``error``.
+
+    An HTTP error status is not charged for. A broken connection, a timeout or an answer that cannot be read may well
+    be, unless the connection never came about, which the chain of causes tells.
+    """
+    if isinstance(error, RequestError) and error.status is not None and error.status >= 400:
+        return False
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ in _NOT_SENT:
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True

@@ -1,0 +1,107 @@
+"""Counting tokens of prompts for models whose tokenizers are not always at hand.
+
+Two questions, two answers. *About how many?* (length filter, pacing, dry run): tiktoken where it knows the model and
+its vocabulary lies on this machine, else an estimate that says so. *At most how many?* (budget): the number of UTF-8
+bytes, which no byte-level tokenizer exceeds, or the exact count where there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swe_infer.types import ApiModel, Prompt, TokenCounter
+
+__all__ = ["CHARACTERS_PER_TOKEN", "EstimatedCounter", "TiktokenCounter", "counter_of", "sure_bound"]
+
+CHARACTERS_PER_TOKEN = 3.3
+"""Of SWE-bench prompts (Python with line numbers), which were measured at 3.3 (long ones) to 3.9 (short ones)."""
+
+_FRAMING_TOKENS = 64
+"""Role names, separators and the start of the answer; providers add fewer than 20 for two messages."""
+
+_VOCABULARIES = "https://openaipublic.blob.core.windows.net/encodings/"
+
+
+class EstimatedCounter:
+    """Characters divided by a constant; ``exact`` is False and the name says how it was had."""
+
+    exact = False
+
+    def __init__(self, characters_per_token: float = CHARACTERS_PER_TOKEN) -> None:
+        self._ratio = characters_per_token
+        self.name = f"estimate:characters/{characters_per_token:g}"
+
+    def __call__(self, prompt: Prompt) -> int:
+        return int(len(prompt.text) / self._ratio) + 1
+
+
+class TiktokenCounter:
+    """OpenAI's own vocabulary. Tokens that frame the messages are counted as in OpenAI's cookbook."""
+
+    exact = True
+
+    def __init__(self, encoding: str) -> None:
+        import tiktoken
+
+        self._encoding = tiktoken.get_encoding(encoding)
+        self.name = f"tiktoken:{encoding}"
+
+    def __call__(self, prompt: Prompt) -> int:
+        parts = [prompt.user] if prompt.system is None else [prompt.system, prompt.user]
+        # disallowed_special: "<|endoftext|>" in an issue is text like any other.
+        return 3 + sum(4 + len(self._encoding.encode(part, disallowed_special=())) for part in parts)
+
+
+def counter_of(model: ApiModel, provider_id: str) -> TokenCounter:
+    """The best counter for a model that needs no network."""
+    encoding = _encoding_name(model.price_as or model.name) if provider_id in ("openai", "azure") else None
+    if encoding is not None and _vocabulary_file(encoding).is_file():
+        try:
+            return TiktokenCounter(encoding)
+        except (OSError, ValueError):  # a damaged file, which tiktoken would fetch again
+            pass
+    return EstimatedCounter()
+
+
+def _encoding_name(model: str) -> str | None:
+    from tiktoken.model import encoding_name_for_model
+
+    try:
+        return encoding_name_for_model(model)
+    except KeyError:
+        return None
+
+
+def _vocabulary_file(encoding: str) -> Path:
+    """Where tiktoken keeps the vocabulary of ``encoding``; its file names are the SHA-1 of the address."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    base = "o200k_base" if encoding.startswith("o200k") else encoding
+    name = hashlib.sha1(f"{_VOCABULARIES}{base}.tiktoken".encode(), usedforsecurity=False).hexdigest()
+    return Path(folder or Path(tempfile.gettempdir()) / "data-gym-cache") / name
+
+
+def sure_bound(prompt: Prompt, extra_body: Mapping[str, Any] | None = None) -> int:
+    """A number of tokens that the prompt cannot exceed with any byte-level tokenizer.
+
+    Every token stands for at least one byte. Some tokenizers normalise first (Claude's published one: NFKC), which
+    can lengthen a text that is not ASCII, so the longer form counts.
+    """
+    total = _FRAMING_TOKENS
+    for part in (prompt.system, prompt.user):
+        if part is not None:
+            total += len(part) if part.isascii() else _bytes(part)
+    if extra_body:
+        total += len(json.dumps(dict(extra_body), default=str))
+    return total
+
+
+def _bytes(text: str) -> int:
+    normalised = unicodedata.normalize("NFKC", text)
+    return max(len(form.encode("utf-8", "surrogatepass")) for form in (text, normalised))

@@ -1,0 +1,230 @@
+"""Provider batches through the real SDKs: kills at any point, results in any order, items that go back, caps."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from swe_infer.api.batch import BatchSettings
+from swe_infer.api.batch_journal import Batch, Item, Journal, open_batches
+from swe_infer.api.pricing import tariff_of
+from swe_infer.api.retry import Retry
+from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound
+from swe_infer.providers.anthropic_messages import AnthropicMessages
+from swe_infer.providers.base import Provider
+from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.runners.api import ApiRunner
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Prompt, Request, Skip
+from tests.api.scripted import context, requests
+from tests.api.test_runner import Outcomes
+from tests.support.api_server import ApiServer, Fault
+
+VENDORS = ("openai", "anthropic")
+QUICK = BatchSettings(first_poll_s=0.05, max_poll_s=0.1, settle_s=0.3)
+FAST = Retry(backoff_s=0.02, max_backoff_s=0.05)
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, "sk-loopback-0123456789")
+
+
+def runner(
+    url: str, vendor: str, directory: Path, *, cap: str | None = None, batches: BatchSettings = QUICK
+) -> ApiRunner:
+    provider: Provider
+    if vendor == "openai":
+        provider, model = OpenAIChat(base_url=f"{url}/v1", mode="batch"), ApiModel("gpt-4o")
+    else:
+        provider, model = AnthropicMessages(base_url=url, mode="batch"), ApiModel("claude-sonnet-4-5")
+    budget = Budget(max_usd=Decimal(cap) if cap else None)
+    api = ApiRunner(model, provider, Decoding(max_new_tokens=64), budget, FAST, batches=batches)
+    api.check()
+    api.begin(context(directory))
+    return api
+
+
+def run(api: ApiRunner, wanted: list[Request]) -> dict[tuple[str, int], Outcome]:
+    outcomes = Outcomes()
+    api.run(wanted, outcomes, threading.Event())
+    return outcomes.by_key
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        api = runner(server.url, vendor, tmp_path, batches=BatchSettings(15, 0.05, 0.1, 0.3))
+        outcomes = run(api, requests(40, samples=2))
+        completions = [o for o in outcomes.values() if isinstance(o, Completion)]
+        assert len(completions) == 80
+        assert set(server.log.answers_by_prompt().values()) == {2}
+        assert len(server.batches.submitted()) == 6
+        live = tariff_of(api.model, vendor)
+        assert live is not None
+        assert all(o.cost_usd is not None and 2 * o.cost_usd == live.price(o.usage) for o in completions)
+        assert sum(o.cost_usd or Decimal(0) for o in completions) == server.log.cost_usd()
+        assert all(o.details["batch_id"] in server.batches.submitted() for o in completions)
+        assert open_batches(tmp_path) == []
+        assert not (tmp_path / "batch_prompts.jsonl").exists()
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_what_expires_is_left_out_or_comes_under_a_strange_id_goes_back(vendor: str, tmp_path: Path) -> None:
+    faults = [
+        Fault(kind, fraction=0.15) for kind in ("batch_expired", "batch_lost", "batch_wrong_id", "server_error")
+    ]
+    with ApiServer(faults=faults) as server:
+        outcomes = run(runner(server.url, vendor, tmp_path), requests(60))
+        assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
+        assert len(outcomes) == 60
+        assert set(server.log.answers_by_prompt().values()) == {1}
+        assert max(o.attempts for o in outcomes.values() if isinstance(o, Completion)) > 1
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_items_that_cannot_succeed_are_failed_or_skipped_alone(vendor: str, tmp_path: Path) -> None:
+    faults = [Fault("bad_request", contains="fix it 3"), Fault("context_overflow", contains="fix it 5")]
+    with ApiServer(faults=faults) as server:
+        outcomes = run(runner(server.url, vendor, tmp_path), requests(10))
+        assert isinstance(outcomes["i3", 0], Failure)
+        assert isinstance(outcomes["i5", 0], Skip)
+        assert sum(isinstance(o, Completion) for o in outcomes.values()) == 8
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_submission_whose_answer_is_lost_is_found_and_not_repeated(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.drop_next_submissions = 1
+        outcomes = run(runner(server.url, vendor, tmp_path), requests(20))
+        assert sum(isinstance(o, Completion) for o in outcomes.values()) == 20
+        assert len(server.batches.submitted()) == 1
+        assert set(server.log.answers_by_prompt().values()) == {1}
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_stop_returns_at_once_and_the_next_try_collects(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.held = True
+        stop, outcomes = threading.Event(), Outcomes()
+
+        def stop_once_submitted() -> None:
+            while not any(batch.id for batch in open_batches(tmp_path)):
+                time.sleep(0.01)
+            stop.set()
+
+        threading.Thread(target=stop_once_submitted, daemon=True).start()
+        runner(server.url, vendor, tmp_path).run(requests(30), outcomes, stop)
+        assert outcomes == []
+        assert len(open_batches(tmp_path)) == 1
+        server.batches.held = False
+        assert len(run(runner(server.url, vendor, tmp_path), requests(30))) == 30
+        assert len(server.batches.submitted()) == 1
+
+
+def test_a_live_run_is_refused_while_its_batches_are_at_the_provider(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.plan(Batch("swe-1", time.time(), {"swe-1-0": Item("a", 0, journal.add_prompt(Prompt(None, "x")))}))
+    journal.close()
+    api = ApiRunner(ApiModel("gpt-4o"), OpenAIChat(), Decoding())
+    with pytest.raises(ConfigError, match=r"provider\.mode=batch first"):
+        api.begin(context(tmp_path))
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_an_unknown_model_stops_the_run_and_leaves_no_batch_open(vendor: str, tmp_path: Path) -> None:
+    with ApiServer(faults=[Fault("model_not_found", contains="fix it 2")]) as server:
+        outcomes = Outcomes()
+        with pytest.raises(ModelNotFound):
+            runner(server.url, vendor, tmp_path).run(requests(5), outcomes, threading.Event())
+        assert len(outcomes) == 4
+        assert open_batches(tmp_path) == []
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_cap_holds_over_batches_and_is_used_up(vendor: str, tmp_path: Path) -> None:
+    with ApiServer(batch_delay_s=0.01) as server:
+        cap = "0.01" if vendor == "openai" else "0.02"
+        outcomes = Outcomes()
+        with pytest.raises(BudgetExceeded, match=r"budget\.max_usd"):
+            runner(server.url, vendor, tmp_path, cap=cap).run(requests(800), outcomes, threading.Event())
+        paid = sum(o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion))
+        assert Decimal("0.9") * Decimal(cap) <= paid == server.log.cost_usd() <= Decimal(cap)
+
+
+def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    prompt = Prompt("system", "line\nline \u00e9 \ud800")
+    batch = Batch("swe-1", 1.0, {"swe-1-0": Item("a", 3, journal.add_prompt(prompt), 2)})
+    journal.plan(batch)
+    journal.close()
+    with (tmp_path / "batches.jsonl").open("a") as file:
+        file.write('{"event": "submitted", "label": "swe-1", "i')
+    again = Journal(tmp_path)
+    kept = again.open["swe-1"]
+    assert kept.id is None
+    assert kept.items["swe-1-0"] == Item("a", 3, 0, 2)
+    assert again.prompt(0) == prompt
+    again.submitted(kept, "batch_1")
+    assert [b.id for b in open_batches(tmp_path)] == ["batch_1"]
+    again.closed(kept, "collected")
+    again.close()
+    assert open_batches(tmp_path) == []
+
+
+CHILD = """
+import json, os, sys, threading
+from pathlib import Path
+from tests.api.test_batches import runner
+from tests.api.scripted import requests
+from swe_infer.types import Completion
+url, vendor, directory = sys.argv[1:]
+records = Path(directory) / "records"
+done = {tuple(json.loads(line)) for line in records.read_text().splitlines()} if records.exists() else set()
+def keep(request, outcome):
+    assert isinstance(outcome, Completion), outcome
+    with records.open("a") as file:
+        file.write(json.dumps(request.key) + "\\n")
+wanted = [r for r in requests(60, samples=2) if r.key not in done]
+from swe_infer.api.batch import BatchSettings
+api = runner(url, vendor, Path(directory), cap="1", batches=BatchSettings(25, 0.02, 0.05, 0.3))
+api.run(wanted, keep, threading.Event())
+"""
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, tmp_path: Path) -> None:
+    chance = random.Random(vendor)
+    with ApiServer(batch_delay_s=0.3) as server:
+        for attempt in range(5):
+            child = subprocess.Popen(
+                [sys.executable, "-c", CHILD, server.url, vendor, str(tmp_path)], cwd=os.getcwd()
+            )
+            if attempt < 4:  # killed around a request that it has just sent
+                seen, more = len(server.log.exchanges), chance.randint(1, 8)
+                while len(server.log.exchanges) < seen + more and child.poll() is None:
+                    time.sleep(0.002)
+                time.sleep(chance.uniform(0.0, 0.02))
+                child.send_signal(signal.SIGKILL)
+            status = child.wait()
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL
+        assert status == 0
+        kept = Counter((tmp_path / "records").read_text().splitlines())
+        assert len(kept) == 120
+        assert set(kept.values()) == {1}
+        assert set(server.log.answers_by_prompt().values()) == {2}
+        spent = json.loads(json.dumps(str(server.log.cost_usd())))
+        assert Decimal(spent) < 1

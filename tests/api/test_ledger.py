@@ -1,0 +1,182 @@
+"""The ledger on disk: many processes, kills, and sums that are right to the last picodollar."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from swe_infer.api.budget import Purse
+from swe_infer.api.ledger import Hold, Ledger
+from swe_infer.errors import BudgetExceeded, StoreError
+
+SPENDER = """
+import sys
+from decimal import Decimal
+from pathlib import Path
+from swe_infer.api.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), Decimal(5), sys.argv[2])
+paid = 0
+while True:
+    hold = ledger.hold(Decimal("0.04"))
+    if hold == "never":
+        break
+    if hold != "wait":
+        ledger.settle(hold, Decimal("0.01"))
+        paid += 1
+print(paid)
+"""
+
+HOLDER = """
+import sys, time
+from decimal import Decimal
+from pathlib import Path
+from swe_infer.api.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), Decimal(10), "killed")
+ledger.settle(ledger.hold(Decimal(1)), Decimal("0.25"))
+for _ in range(4):
+    ledger.hold(Decimal(2))
+print("holding", flush=True)
+time.sleep(600)
+"""
+
+
+def process(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_holds_count_against_the_cap_until_they_are_settled() -> None:
+    ledger = Ledger(None, Decimal(1), "run")
+    first = ledger.hold(Decimal("0.7"))
+    assert isinstance(first, Hold)
+    assert ledger.hold(Decimal("0.4")) == "wait"
+    ledger.settle(first, Decimal("0.1"))
+    assert isinstance(ledger.hold(Decimal("0.9")), Hold)
+    assert ledger.hold(Decimal("0.95")) == "never"
+    assert ledger.spent_usd == Decimal("0.1")
+
+
+def test_processes_together_never_pass_the_cap_and_leave_little_of_it(tmp_path: Path) -> None:
+    spenders = [process(SPENDER, str(tmp_path / "ledger"), f"run{n}") for n in range(4)]
+    paid = [int(spender.communicate(timeout=60)[0]) for spender in spenders]
+    assert Decimal("4.75") <= sum(paid) * Decimal("0.01") <= 5
+    assert Ledger(tmp_path / "ledger", Decimal(5), "look").spent_usd == sum(paid) * Decimal("0.01")
+
+
+def test_what_a_killed_process_held_is_charged_as_its_like_came_to_and_the_rest_comes_back(tmp_path: Path) -> None:
+    holder = process(HOLDER, str(tmp_path / "ledger"))
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "holding\n"
+    living = Ledger(tmp_path / "ledger", Decimal(10), "living")
+    assert living.hold(Decimal(3)) == "wait"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    assert isinstance(living.hold(Decimal(3)), Hold)
+    # One of its requests came to a quarter of its worst case, so the four in flight count for a good quarter of 8.
+    assert Decimal("2.25") < living.spent_usd < Decimal("2.5")
+
+
+def test_the_same_run_goes_on_with_what_it_spent_before(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger", Decimal(1), "run")
+    hold = ledger.hold(Decimal("0.5"))
+    assert isinstance(hold, Hold)
+    ledger.settle(hold, Decimal("0.4"))
+    ledger.close()
+    again = Ledger(tmp_path / "ledger", Decimal(1), "run")
+    again.count_earlier(Decimal("0.3"))  # the records know of less
+    assert again.spent_usd == Decimal("0.4")
+    again.count_earlier(Decimal("0.6"))  # or of more
+    assert again.spent_usd == Decimal("0.6")
+
+
+def test_a_cap_may_be_raised_between_tries(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger", Decimal(1), "run")
+    assert ledger.hold(Decimal(2)) == "never"
+    ledger.close()
+    assert isinstance(Ledger(tmp_path / "ledger", Decimal(3), "run").hold(Decimal(2)), Hold)
+
+
+def test_small_amounts_add_up_exactly() -> None:
+    ledger = Ledger(None, Decimal(1), "run")
+    for _ in range(1000):
+        hold = ledger.hold(Decimal("0.0000003"))
+        assert isinstance(hold, Hold)
+        ledger.settle(hold, Decimal("0.000000075"))  # one token of gpt-4o-mini in a batch
+    assert ledger.spent_usd == Decimal("0.000075")
+
+
+def test_a_file_that_is_no_ledger_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "ledger").write_text("something else entirely, and long enough to be looked at" * 20)
+    with pytest.raises(StoreError, match="ledger"):
+        Ledger(tmp_path / "ledger", Decimal(1), "run")
+
+
+def test_a_request_that_does_not_fit_waits_for_others_and_keeps_its_place() -> None:
+    async def scenario() -> list[str]:
+        purse = Purse([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
+        order: list[str] = []
+        first = await purse.reserve(Decimal(8))
+
+        async def ask(name: str, usd: int) -> None:
+            await purse.reserve(Decimal(usd))
+            order.append(name)
+
+        large = asyncio.create_task(ask("large", 6))
+        await asyncio.sleep(0.01)
+        small = asyncio.create_task(ask("small", 1))
+        await asyncio.sleep(0.01)
+        assert order == []
+        purse.settle(first, Decimal(2))
+        await asyncio.gather(large, small)
+        return order
+
+    assert asyncio.run(scenario()) == ["large", "small"]
+
+
+def test_the_tighter_bound_is_asked_for_only_where_the_cheap_one_does_not_fit() -> None:
+    async def scenario() -> None:
+        purse = Purse([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
+        asked: list[int] = []
+
+        def tighter() -> Decimal:
+            asked.append(1)
+            return Decimal(3)
+
+        await purse.reserve(Decimal(7), tighter)
+        assert asked == []
+        reservation = await purse.reserve(Decimal(7), tighter)
+        assert (asked, reservation.usd) == ([1], Decimal(3))
+        with pytest.raises(BudgetExceeded, match=r"budget\.max_usd=10 "):
+            await purse.reserve(Decimal(11), lambda: Decimal("10.5"))
+
+    asyncio.run(scenario())
+
+
+def test_a_reservation_that_one_cap_refuses_leaves_the_other_untouched(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = Ledger(None, Decimal(10), "run")
+        sweep = Ledger(tmp_path / "ledger", Decimal(4), "run")
+        purse = Purse([("budget.max_usd", run), ("budget.sweep_max_usd", sweep)])
+        with pytest.raises(BudgetExceeded, match="sweep"):
+            await purse.reserve(Decimal(5))
+        assert isinstance(run.hold(Decimal(10)), Hold)
+
+    asyncio.run(scenario())
+
+
+def test_a_hold_and_its_settlement_take_well_under_a_millisecond(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger", Decimal(1000), "run")
+    began = time.process_time()
+    for _ in range(300):
+        hold = ledger.hold(Decimal("0.04"))
+        assert isinstance(hold, Hold)
+        ledger.settle(hold, Decimal("0.01"))
+    assert (time.process_time() - began) / 300 < 0.001

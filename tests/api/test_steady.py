@@ -1,0 +1,32 @@
+"""The event loop of a run, when many answers have come at once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import ExitStack
+
+from swe_infer.api.steady import run_steadily
+
+
+def test_a_timer_does_not_wait_for_all_answers_that_have_come_and_none_of_them_is_missed() -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with ExitStack() as stack:
+            for _ in range(50):
+                here, there = (stack.enter_context(end) for end in socket.socketpair())
+                there.send(b"x")
+                loop.add_reader(here, answered, loop, here)
+            loop.call_later(0.0, order.append, "timer")
+            while len(order) < 51:  # noqa: ASYNC110 - a turn of the loop each
+                await asyncio.sleep(0)
+
+    def answered(loop: asyncio.AbstractEventLoop, end: socket.socket) -> None:
+        loop.remove_reader(end)
+        order.append("answer")
+
+    run_steadily(main())
+    assert order.index("timer") < 40
+    assert order.count("answer") == 50

@@ -1,0 +1,54 @@
+"""Token counts that need no network, and the bound that no tokenizer exceeds."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swe_infer.api.tokens import EstimatedCounter, counter_of, sure_bound
+from swe_infer.types import ApiModel, Prompt
+
+
+def test_without_a_vocabulary_at_hand_an_estimate_says_so_and_no_network_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    began = time.monotonic()
+    counter = counter_of(ApiModel("gpt-4o"), "openai")
+    assert time.monotonic() - began < 3
+    assert not counter.exact
+    assert counter.name.startswith("estimate")
+    assert counter(Prompt("a" * 33, "b" * 32)) == 66 // 3.3 + 1
+
+
+def test_a_damaged_vocabulary_falls_back_to_the_estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    # A proxy that refuses keeps the test off the network.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    address = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
+    (tmp_path / hashlib.sha1(address.encode()).hexdigest()).write_bytes(b"not a vocabulary")
+    assert not counter_of(ApiModel("gpt-4o"), "openai").exact
+
+
+def test_a_model_of_another_vendor_is_never_counted_with_openai_s_vocabulary() -> None:
+    assert isinstance(counter_of(ApiModel("gpt-4o"), "anthropic"), EstimatedCounter)
+
+
+@given(st.text(), st.text())
+def test_the_sure_bound_covers_every_byte_and_what_normalisation_makes_of_them(system: str, user: str) -> None:
+    import unicodedata
+
+    bound = sure_bound(Prompt(system, user))
+    for form in ("NFC", "NFKC"):
+        texts = (unicodedata.normalize(form, text) for text in (system, user))
+        assert bound >= sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+
+
+def test_the_sure_bound_counts_further_body_fields() -> None:
+    prompt = Prompt(None, "x")
+    assert sure_bound(prompt, {"tools": ["y" * 1000]}) >= sure_bound(prompt) + 1000
