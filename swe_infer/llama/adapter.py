@@ -1,0 +1,47 @@
+"""``adapter_config.json`` of a LoRA adapter in the format of the ``peft`` package, read without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swe_infer.errors import CheckpointError
+from swe_infer.llama.config import read_json
+
+__all__ = ["check_adapter"]
+
+_UNSUPPORTED = (
+    "use_dora",
+    "fan_in_fan_out",
+    "layer_replication",
+    "megatron_config",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "target_parameters",
+    "use_qalora",
+    "lora_bias",
+)
+
+
+def check_adapter(directory: Path) -> dict[str, Any]:
+    """Read ``adapter_config.json`` and refuse what cannot be merged, without reading weights.
+
+    Raises:
+        CheckpointError: no such file, another method than LoRA, or a variant that is not supported.
+    """
+    path = directory / "adapter_config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no adapter_config.json, so it is no PEFT adapter")
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path}: peft_type={config.get('peft_type')}; only LORA adapters can be merged")
+    used = [key for key in _UNSUPPORTED if config.get(key)]
+    if config.get("bias", "none") != "none":
+        used.append(f"bias={config['bias']}")
+    if used:
+        raise CheckpointError(f"{path}: {', '.join(used)} is not supported")
+    for key in ("r", "lora_alpha"):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise CheckpointError(f"{path}: {key}={value!r}: must be a positive number")
+    return config

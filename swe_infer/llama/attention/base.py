@@ -1,0 +1,112 @@
+"""The interface of attention backends, and the choice among them.
+
+Shape suffixes: T packed tokens, H query heads, K key-value heads, D head dimension, N cache blocks, B tokens a block,
+S sequences.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from swe_infer.errors import ConfigError
+from swe_infer.types import AttentionChoice
+
+__all__ = ["AttentionBackend", "AttentionShape", "Layout", "choose_backend"]
+
+PlanT = TypeVar("PlanT")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What a backend must know of the model and the cache."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def group(self) -> int:
+        """Query heads for each key-value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which packed query rows belong to which sequence. All lists are on the host and have S entries.
+
+    Sequence ``s`` brings ``query_lens[s]`` rows. They are the last of its ``key_lens[s]`` tokens, whose keys and
+    values lie in the cache, in the blocks ``block_tables[s]``. Each row sees the keys up to its own.
+    """
+
+    query_lens: Sequence[int]
+    key_lens: Sequence[int]
+    block_tables: Sequence[Sequence[int]]
+
+
+class AttentionBackend(ABC, Generic[PlanT]):
+    """Causal grouped-query attention of packed queries over a paged cache.
+
+    ``plan`` turns a layout into what the device needs, once a step; ``attend`` uses it in every layer. A pool is NBKD
+    unless a backend says otherwise.
+    """
+
+    block_size: int
+    """Tokens of a cache block that this backend reads best."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        self.shape = shape
+
+    @classmethod
+    @abstractmethod
+    def why_not(cls, shape: AttentionShape) -> str | None:
+        """Why this backend cannot serve ``shape`` on this machine, or None if it can."""
+
+    @abstractmethod
+    def plan(self, layout: Layout) -> PlanT:
+        """Move ``layout`` to the device."""
+
+    def pool_shape(self, blocks: int) -> tuple[int, int, int, int]:
+        """The shape in which this backend reads the keys (or values) of one layer."""
+        return (blocks, self.block_size, self.shape.kv_heads, self.shape.head_dim)
+
+    def slots(self, places_T: Tensor) -> Tensor:
+        """What :meth:`write` needs of each token's place (``block * block_size + offset``), once a step."""
+        return places_T
+
+    def write(self, pool: Tensor, x_TKD: Tensor, slots: Tensor) -> None:
+        """Put each token's key (or value) into the pool of its layer."""
+        pool.flatten(0, 1).index_copy_(0, slots, x_TKD)
+
+    @abstractmethod
+    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PlanT) -> Tensor:
+        """Attention output of shape THD, over pools of :meth:`pool_shape`. Rows beyond the
+        layout's are padding and come back as zeros."""
+
+
+def choose_backend(choice: AttentionChoice, shape: AttentionShape) -> AttentionBackend[Any]:
+    """The first backend of ``choice`` that works.
+
+    Raises:
+        ConfigError: an unknown name, or none works; the reason of each is given.
+    """
+    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base"))
+    reasons = []
+    for name in choice.backends:
+        if name not in known:
+            raise ConfigError(f"model.attention.backends: unknown backend {name}; there are {', '.join(known)}")
+        backend: type[AttentionBackend[Any]] = importlib.import_module(f"swe_infer.llama.attention.{name}").Backend
+        reason = backend.why_not(shape)
+        if reason is None:
+            return backend(shape)
+        reasons.append(f"{name}: {reason}")
+    raise ConfigError(f"model.attention.backends: none works here ({'; '.join(reasons)})")

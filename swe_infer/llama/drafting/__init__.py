@@ -1,0 +1,25 @@
+"""Speculative patch decoding: guesses of the next tokens, which the engine verifies.
+
+A patch copies most of itself from the prompt. :func:`drafter_of` makes a drafter for one sequence; what the samples
+of a prompt have in common lies in :class:`SharedSuffixes`; :class:`DraftLength` says how much to guess, from what
+:class:`Acceptance` and :class:`PassCost` learned. Nothing in here knows torch.
+"""
+
+from swe_infer.llama.drafting.acceptance import Acceptance
+from swe_infer.llama.drafting.base import Codec, Drafter, NoDrafter
+from swe_infer.llama.drafting.cost import PassCost
+from swe_infer.llama.drafting.factory import drafter_of
+from swe_infer.llama.drafting.length import DraftLength
+from swe_infer.llama.drafting.shared import SharedPrompts, SharedSuffixes
+
+__all__ = [
+    "Acceptance",
+    "Codec",
+    "DraftLength",
+    "Drafter",
+    "NoDrafter",
+    "PassCost",
+    "SharedPrompts",
+    "SharedSuffixes",
+    "drafter_of",
+]

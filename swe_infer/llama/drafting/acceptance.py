@@ -1,0 +1,95 @@
+"""What becomes of drafts, learned over all sequences of an engine: how long they are, and how much is right."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+__all__ = ["Acceptance"]
+
+_MEMORY = 0.98
+"""Weight that what was seen keeps with each further draft of the same situation."""
+_RATE_MEMORY = 0.995
+_RIGHT = 0.8
+"""Share of each place's tokens that are held to be right before any was seen, with the weight of so many drafts:"""
+_WEIGHT = 2.0
+_CAUTION = 0.8
+"""Share of the mean rate that a row must earn: what is known of a situation errs, and errs less where it is tried."""
+_LOOK_AGAIN = 16
+"""Drafts that are left out before a situation in which none pays is tried again, with so many tokens:"""
+_TRIAL = 4
+_MOST_CREDIT = 3.0
+
+
+@dataclass(slots=True)
+class _Places:
+    """For each place of a draft: how often it was in question and came about, given the place before it."""
+
+    most: int
+    idle: int = 0
+    seen: list[float] = field(init=False)
+    right: list[float] = field(init=False)
+    asked: list[float] = field(init=False)
+    filled: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen, self.asked = [_WEIGHT] * self.most, [_WEIGHT] * self.most
+        self.right, self.filled = [_WEIGHT * _RIGHT] * self.most, [_WEIGHT] * self.most
+
+    def learn(self, asked: int, drafted: int, accepted: int) -> None:
+        """Places after the first wrong token, and beyond what was asked for, say nothing (Kaplan and Meier, 1958)."""
+        for place in range(min(asked, drafted + 1)):
+            self.asked[place] = _MEMORY * self.asked[place] + 1.0
+            self.filled[place] = _MEMORY * self.filled[place] + (place < drafted)
+        for place in range(min(drafted, accepted + 1)):
+            self.seen[place] = _MEMORY * self.seen[place] + 1.0
+            self.right[place] = _MEMORY * self.right[place] + (place < accepted)
+
+
+class Acceptance:
+    """How long drafts should be, given where the output stands.
+
+    A drafter says in which *situation* it is, such as within a copied line; drafts of one situation are taken to fare
+    alike. The best length is that at which accepted tokens less the time of rows and guess, valued at the tokens that
+    this time yields on the mean, are the most. Time is counted in passes.
+
+    Args:
+        most: the greatest length.
+        credit: passes' worth of drafts that a sequence may lose before its first success, while nothing is known.
+    """
+
+    def __init__(self, most: int, credit: float = 0.5) -> None:
+        self.most = most
+        self._least_credit = self.credit = credit
+        self._places: dict[Hashable, _Places] = {}
+        self._tokens = self._passes = 1.0
+
+    def best(self, situation: Hashable, row_cost: float, draft_cost: float) -> int:
+        """The length that pays most; 0: none does."""
+        places = self._places.setdefault(situation, _Places(self.most))
+        worth = max(1.0, _CAUTION * self._tokens / self._passes)
+        best, most = 0, 0.0
+        there, good, gain = 1.0, 1.0, -worth * draft_cost
+        for place in range(self.most):
+            there *= places.filled[place] / places.asked[place]
+            good *= places.right[place] / places.seen[place]
+            gain += there * (good - worth * row_cost)
+            if gain > most:
+                best, most = place + 1, gain
+        if best == 0:
+            places.idle += 1
+            if places.idle >= _LOOK_AGAIN:
+                places.idle = 0
+                best = min(_TRIAL, self.most)
+        return best
+
+    def learn(self, situation: Hashable, asked: int, drafted: int, accepted: int) -> None:
+        """What became of a draft of which ``asked`` tokens were wanted."""
+        self._places.setdefault(situation, _Places(self.most)).learn(asked, drafted, accepted)
+
+    def count(self, tokens: int, passes: float, account: float) -> None:
+        """A sequence's step: its tokens, its time in passes, and what is in its account, from which follows how much
+        a new sequence may be trusted with."""
+        self._tokens = _RATE_MEMORY * self._tokens + tokens
+        self._passes = _RATE_MEMORY * self._passes + passes
+        self.credit += 0.05 * (max(self._least_credit, min(_MOST_CREDIT, account)) - self.credit)

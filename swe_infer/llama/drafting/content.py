@@ -1,0 +1,148 @@
+"""What an added line says: votes from the lines that it replaces, from the file around it, and from all else seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from swe_infer.llama.drafting.files import SourceFile
+from swe_infer.llama.drafting.patch_state import Hunk
+from swe_infer.llama.drafting.words import Place, Query, WordIndex, guesses, split_words
+
+__all__ = ["Corpus", "added_line", "prose_line"]
+
+_ALIGNED = 400.0
+"""Weight of the place in the removed line at which the added one stands; each agreeing word counts fourfold."""
+_START = 4
+"""Words that the beginning of a line counts for: a line that replaces another mostly begins like it."""
+_EDITED = 6.0
+"""Weight of the two places at which a line may go on after a word that the removed line does not have: behind the
+word that it may have replaced, or before that word."""
+_LINE = 24
+"""Words of a guess."""
+_SKIP = 8
+"""Words of a removed line that an added one may leave out before it agrees again."""
+
+
+class Corpus:
+    """The words of a prompt's files and of its other text, with the place of each file's lines."""
+
+    def __init__(self, files: Sequence[SourceFile], prose: str) -> None:
+        self.index = WordIndex()
+        self._starts: dict[str, list[int]] = {}
+        self.index.extend(split_words("\n" + prose))
+        for source in files:
+            self.index.extend(["\n\n"])
+            starts = []
+            for line in source.lines:
+                starts.append(len(self.index.words))
+                self.index.extend(split_words("\n" + line))
+            starts.append(len(self.index.words))
+            self._starts[source.path] = starts
+
+    def span(self, path: str, first: int, last: int) -> tuple[int, int]:
+        """The range of words of the lines ``first : last`` of a file; empty where the file is not known."""
+        starts = self._starts.get(path)
+        if not starts:
+            return 0, 0
+        end = len(starts) - 1
+        return starts[min(max(first, 0), end)], starts[min(max(last, 0), end)]
+
+
+def added_line(
+    hunk: Hunk, body: str, view: Sequence[str], corpus: Corpus, others: Sequence[WordIndex], most: int
+) -> Iterator[str]:
+    """Texts that may follow ``body``, the added line so far, up to and without the line's end.
+
+    A text that ends in a newline says that the line ends there.
+    """
+    words = split_words("\n" + "\n".join([*view[-2:], body]))
+    query = _query(hunk, words, corpus)
+    extra = _replacing(hunk, body)
+    if not body:
+        extra += _indented(hunk, view)
+    own = [(corpus.index, 1.0), *((index, 2.0) for index in others)]
+    return (_line_only(text) for text in guesses(query, own, extra, most, _LINE))
+
+
+def prose_line(previous: str, current: str, corpus: Corpus, others: Sequence[WordIndex]) -> Iterator[str]:
+    """Texts that may follow ``current`` outside of a diff, where an answer explains, quotes or writes code."""
+    words = split_words(f"\n{previous}\n{current}")
+    indexes = [(corpus.index, 1.0), *((index, 2.0) for index in others)]
+    return (_line_only(text) for text in guesses(Query(words), indexes, [], 2, _LINE))
+
+
+def _line_only(text: str) -> str:
+    """A guess up to its line's end. Its first character may be the break that the line in the making begins with."""
+    head, rest = text[:1], text[1:]
+    if head == "\n":
+        return "\n"
+    end = rest.find("\n")
+    return text if end < 0 else head + rest[: end + 1]
+
+
+def _query(hunk: Hunk, words: list[str], corpus: Corpus) -> Query:
+    if hunk.source is None:
+        return Query(words)
+    low, high = corpus.span(hunk.source.path, hunk.first, hunk.at + 4)
+    here, _ = corpus.span(hunk.source.path, hunk.at, hunk.at)
+    return Query(words, here, (low + 1, high))
+
+
+def _replacing(hunk: Hunk, body: str) -> list[tuple[str, Place]]:
+    """Votes of the removed lines that no added line has replaced yet."""
+    votes: list[tuple[str, Place]] = []
+    mine = split_words("\n" + body)
+    for place in range(hunk.used, min(hunk.used + 4, len(hunk.removed))):
+        text = hunk.removed[place]
+        theirs = split_words("\n" + text)
+        if hunk.shift and text:
+            theirs[0] = "\n" + " " * max(0, len(theirs[0]) - 1 + hunk.shift)
+        theirs.append("\n")
+        weight = 1.0 / (1 + 3 * (place - hunk.used))
+        votes += _aligned(mine, theirs, weight)
+    return votes
+
+
+def _aligned(mine: list[str], theirs: list[str], weight: float) -> list[tuple[str, Place]]:
+    """Where in ``theirs`` the line so far stands, the last word taken as complete and as incomplete."""
+    end = len(theirs)
+    at, agreed, streak, fresh = 0, 0, _START, False
+    before = at, streak
+    for word in mine:
+        before = at, streak
+        try:
+            found = theirs.index(word, at, at + _SKIP)
+        except ValueError:
+            streak, fresh = 0, True
+            continue
+        streak = streak + 1 if found == at and not fresh else 1
+        at, agreed, fresh = found + 1, agreed + 1, False
+    votes: list[tuple[str, Place]] = []
+    weight *= 1.0 + agreed
+    if at < end and not fresh:
+        votes.append(("", (theirs, at, end, weight * _ALIGNED * 4.0 ** min(streak, 5))))
+    elif at < end:
+        alike = _is_name(mine[-1]) == _is_name(theirs[at])
+        if at + 1 < end:
+            votes.append(("", (theirs, at + 1, end, weight * _EDITED * (1.0 if alike else 0.3))))
+        votes.append(("", (theirs, at, end, weight * _EDITED * (0.9 if alike else 1.0))))
+    at, streak = before
+    for skip in range(at, min(end, at + _SKIP)):
+        votes.append((mine[-1], (theirs, skip, end, weight * _ALIGNED * 4.0 ** min(streak, 5) / (1 + skip - at))))
+    return votes
+
+
+def _is_name(word: str) -> bool:
+    return word.strip().isidentifier()
+
+
+def _indented(hunk: Hunk, view: Sequence[str]) -> list[tuple[str, Place]]:
+    """Votes for the indentation of a line that replaces nothing: that of the line before, or one deeper."""
+    if not view or not view[-1].strip():
+        nearby = hunk.upcoming() or ""
+    else:
+        nearby = view[-1]
+    depth = len(nearby) - len(nearby.lstrip())
+    if nearby.rstrip().endswith((":", "(", "[", "{")) and view and nearby == view[-1]:
+        depth += 4
+    return [("\n", (["\n" + " " * depth], 0, 1, 200.0))] if depth else []

@@ -1,0 +1,92 @@
+"""The drafter that knows unified diffs, with suffix matching where it has nothing to say."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+from swe_infer.llama.drafting.base import Codec
+from swe_infer.llama.drafting.content import added_line, prose_line
+from swe_infer.llama.drafting.junction import Junction
+from swe_infer.llama.drafting.patch_state import Hunk, PatchState
+from swe_infer.llama.drafting.plan import Planner
+from swe_infer.llama.drafting.shared import SharedSuffixes
+from swe_infer.llama.drafting.suffix import SuffixDrafter
+from swe_infer.llama.drafting.words import WordIndex, split_words
+
+__all__ = ["DiffDrafter"]
+
+_CHARACTERS = 4
+"""Characters that a token holds, about."""
+_TRIES = 4
+"""Guesses that may fail to join on to the text before."""
+_SURE = 5
+"""Tokens of a match that is worth more than a vote of words."""
+
+
+class DiffDrafter:
+    """Guesses a patch for the files in a prompt."""
+
+    def __init__(self, codec: Codec, prompt_ids: Sequence[int], shared: SharedSuffixes) -> None:
+        self._shared = shared
+        self._junction = Junction(codec, prompt_ids)
+        self._suffix = SuffixDrafter(prompt_ids, shared.token_indexes)
+        self.written = self._suffix.written
+        self._own = WordIndex()
+        self.state = PatchState(shared.files, shared.habits)
+        opening = "<patch>" if "<patch>" in shared.prompt_text else ""
+        self._planner = Planner(self.state, shared.paths, opening, self._added)
+
+    @property
+    def situation(self) -> Hashable:
+        """Which sort of line the output is in; for an added one, whether it has removed ones to be like, and whether
+        it has begun; between lines of a hunk, which sort the last was."""
+        hunk, current = self.state.hunk, self.state.current
+        if hunk is None:
+            return "@" if current.startswith("@") else "begun" if current else "between"
+        if not current:
+            return "next", self.state.previous[:1]
+        if current[0] == "+":
+            return "+", bool(hunk.removed), len(current) == 1
+        return current[0]
+
+    def draft(self, limit: int) -> list[int]:
+        if limit < 1:
+            return []
+        tries = 0
+        for text in self._planner.texts(limit * _CHARACTERS):
+            if not text:
+                continue
+            ids = self._junction.tokens(text)
+            if ids:
+                return ids[:limit]
+            tries += 1
+            if tries == _TRIES:
+                break
+        return self._repetition(limit)
+
+    def _repetition(self, limit: int) -> list[int]:
+        """Where the diff says nothing: a long match of tokens, else words that agree, else a short match."""
+        length, guess = self._suffix.match(limit)
+        if length >= _SURE or self.state.hunk is not None:
+            return guess
+        others = [self._own, self._shared.output_words]
+        for text in prose_line(self.state.previous, self.state.current, self._shared.corpus, others):
+            ids = self._junction.tokens(text)
+            if ids:
+                return ids[:limit]
+        return guess
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self._suffix.extend(tokens)
+        text = self._junction.push(tokens)
+        if not text:
+            return
+        for line in self.state.push(text):
+            if self.state.hunk is None:
+                self._own.extend(split_words("\n" + line))
+            elif line.startswith("+"):
+                self._own.extend(split_words("\n" + line[1:]))
+
+    def _added(self, hunk: Hunk, body: str, view: Sequence[str], most: int) -> Iterator[str]:
+        others = [self._own, self._shared.output_words]
+        return added_line(hunk, body, view, self._shared.corpus, others, most)

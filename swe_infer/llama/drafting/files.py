@@ -1,0 +1,71 @@
+"""The files of a prompt, as a diff refers to them: by path, line number and section heading."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Mapping
+from functools import cached_property
+
+__all__ = ["SourceFile", "rank_files"]
+
+_HEADING_LENGTH = 80
+_PYTHON = re.compile(r"[ \t]*((?:class|(?:async[ \t]+)?def)[ \t].*)")
+_PLAIN = re.compile(r"([A-Za-z_$].*)")
+
+
+class SourceFile:
+    """A file's lines, without their ends. Line numbers count from 0 here, from 1 in a diff."""
+
+    def __init__(self, path: str, content: str) -> None:
+        self.path = path
+        self.lines = content.split("\n")
+        if self.lines[-1] == "":
+            self.lines.pop()
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        places: dict[str, list[int]] = {}
+        for number, line in enumerate(self.lines):
+            places.setdefault(line, []).append(number)
+        return places
+
+    def nearest(self, line: str, around: int) -> int | None:
+        """The number of the line with this text that is nearest to ``around``."""
+        places = self._places.get(line)
+        if not places:
+            return None
+        at = bisect_left(places, around)
+        return min(places[max(0, at - 1) : at + 1], key=lambda place: abs(place - around))
+
+    @cached_property
+    def _headings(self) -> tuple[list[int], list[str]]:
+        pattern = _PYTHON if self.path.endswith((".py", ".pyi")) else _PLAIN
+        numbers, texts = [], []
+        for number, line in enumerate(self.lines):
+            match = pattern.match(line)
+            if match is not None:
+                numbers.append(number)
+                texts.append(match[1][:_HEADING_LENGTH].rstrip())
+        return numbers, texts
+
+    def heading(self, number: int) -> str:
+        """What git shows behind ``@@`` for a hunk that begins at line ``number``: the last heading before it."""
+        numbers, texts = self._headings
+        at = bisect_left(numbers, number)
+        return texts[at - 1] if at else ""
+
+
+def rank_files(files: Mapping[str, SourceFile], issue: str) -> tuple[list[str], list[str]]:
+    """Paths in the order in which a patch is likely to touch them, those that the issue names first.
+
+    The second list is of the project's front matter, such as its README, which prompts show but patches leave alone.
+    """
+
+    def named(path: str) -> bool:
+        module = path.rpartition(".")[0].replace("/", ".")
+        return path in issue or module in issue
+
+    front = [path for path in files if "/" not in path and path.endswith((".rst", ".md", ".txt"))]
+    code = [path for path in files if path not in front]
+    return sorted(code, key=lambda path: not named(path)), front

@@ -1,0 +1,271 @@
+"""Where an output stands in a unified diff: which file, which hunk, which line of the file comes next.
+
+Format: the unified diff of GNU diff and git. Nothing is required to be right: counts and line numbers that models get
+wrong are noticed and no longer believed, and the place in the file is found again by the lines' text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from swe_infer.llama.drafting.files import SourceFile
+
+__all__ = ["CONTEXT", "Habits", "Hunk", "PatchState"]
+
+CONTEXT = 3
+"""Lines of context that git shows around a change."""
+
+_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)")
+_WORDS = re.compile(r"\w+")
+
+
+@dataclass(slots=True)
+class Habits:
+    """How a model writes diffs, as far as it was seen.
+
+    Args:
+        context: lines that it shows before a change.
+        headings: whether section headings stand behind ``@@``.
+        git_headers: whether ``diff --git`` lines stand before ``---``; None: not seen.
+        right, wrong: hunks whose counts were kept, and were not.
+    """
+
+    context: int = CONTEXT
+    headings: bool = True
+    git_headers: bool | None = None
+    right: int = 0
+    wrong: int = 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether the counts of hunk headers are to be believed."""
+        return 2 * self.wrong <= self.right
+
+
+@dataclass(slots=True)
+class Hunk:
+    """Progress through one hunk.
+
+    Args:
+        at: the old file's line that comes next, from 0.
+        old, new: lines that the header still promises on each side; None: not said, or not believed.
+        run: context lines since the hunk's begin or the last change.
+        removed, added: the lines of the change at hand, without their signs.
+        used: removed lines that added ones have already taken the place of.
+        shift: how much deeper the last such added line was indented.
+        first: the line at which the hunk begins.
+        context: lines of context around a change.
+    """
+
+    source: SourceFile | None
+    at: int
+    old: int | None = None
+    new: int | None = None
+    run: int = 0
+    changed: bool = False
+    removed: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    used: int = 0
+    shift: int = 0
+    first: int = 0
+    context: int = CONTEXT
+
+    def copy(self) -> Hunk:
+        return replace(self, removed=list(self.removed), added=list(self.added))
+
+    @property
+    def over(self) -> bool:
+        return self.old is not None and self.new is not None and self.old <= 0 and self.new <= 0
+
+    def upcoming(self, offset: int = 0) -> str | None:
+        """The old file's next line, None past its end or where the file is not known."""
+        place = self.at + offset
+        if self.source is None or not 0 <= place < len(self.source.lines):
+            return None
+        return self.source.lines[place]
+
+    def take(self, sign: str, text: str) -> None:
+        """Go past one line of the hunk."""
+        if sign != "+":
+            self._find(text)
+            self.at += 1
+            if self.old is not None:
+                self.old -= 1
+        if sign != "-" and self.new is not None:
+            self.new -= 1
+        if sign == " ":
+            self.run += 1
+            self.removed, self.added, self.used, self.shift = [], [], 0, 0
+            return
+        if sign == "-":
+            if self.added:
+                self.removed, self.added, self.used, self.shift = [], [], 0, 0
+            self.removed.append(text)
+        else:
+            self._pair(text)
+            self.added.append(text)
+        self.run, self.changed = 0, True
+
+    def _find(self, text: str) -> None:
+        if self.source is None or self.upcoming() == text or not text.strip():
+            return
+        place = self.source.nearest(text, self.at)
+        if place is not None:
+            self.at = place
+
+    def _pair(self, text: str) -> None:
+        """Which removed line does an added one stand for?"""
+        words = set(_WORDS.findall(text))
+        best, where = 0.4, -1
+        for place in range(self.used, min(self.used + 6, len(self.removed))):
+            other = set(_WORDS.findall(self.removed[place]))
+            if not words and not other:
+                likeness = 1.0 if self.removed[place].strip() == text.strip() else 0.0
+            else:
+                likeness = len(words & other) / max(1, len(words | other))
+            if likeness > best:
+                best, where = likeness, place
+        if where >= 0:
+            self.shift = _indent(text) - _indent(self.removed[where])
+            self.used = where + 1
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+class PatchState:
+    """Follows an output's text, line by line.
+
+    Attributes:
+        current: the line in the making.
+        habits: what was seen of how the model writes diffs; shared with its other outputs.
+        path: of the file that the output is about; None before the first.
+        hunk: None outside of hunks.
+        touched: paths so far, in order.
+        view: the last lines of the new file, as the hunk shows it.
+    """
+
+    def __init__(self, files: Mapping[str, SourceFile], habits: Habits | None = None) -> None:
+        self.files = files
+        self.habits = habits or Habits()
+        self.current = ""
+        self.previous = ""
+        self.path: str | None = None
+        self.hunk: Hunk | None = None
+        self._offset = 0
+        self.lines = 0
+        self.touched: list[str] = []
+        self.view: list[str] = []
+        self.tagged = False
+        self.fence = ""
+        self._promised: tuple[int, int] | None = None
+        self._shown = (0, 0)
+
+    def push(self, text: str) -> list[str]:
+        """Take more of the output. Returns the lines that it completes, without their ends."""
+        *done, self.current = (self.current + text).split("\n")
+        for line in done:
+            self._line(line)
+            self.previous = line
+            self.lines += 1
+        return done
+
+    @property
+    def offset(self) -> int:
+        """Lines that the file's hunks added so far, less those that they removed."""
+        return self._offset + self._shown[1] - self._shown[0]
+
+    @property
+    def source(self) -> SourceFile | None:
+        return None if self.path is None else self.files.get(self.path)
+
+    def opened(self, at: int, old: int | None, new: int | None) -> Hunk:
+        """A hunk of the current file that begins at line ``at``, with counts that its header shows, if any."""
+        if not self.habits.counts:
+            old = new = None
+        context = self.habits.context
+        if old is not None and new is not None and 0 < old < 2 * context and new:
+            context = max(1, min(old // 2, context))  # fewer lines than two contexts: the model shows less of it
+        return Hunk(self.source, at, old, new, first=at, context=context)
+
+    def _line(self, line: str) -> None:
+        hunk = self.hunk
+        if hunk is not None and not self._ends(hunk, line):
+            self._body(hunk, line)
+        else:
+            self._close(hunk)
+            self._header(line)
+
+    def _ends(self, hunk: Hunk, line: str) -> bool:
+        """Whether ``line`` is no longer part of the hunk, whatever its header promised."""
+        if line.startswith(("@@ -", "diff --git ", "</patch>", "```")):
+            return True
+        if hunk.over:
+            return not line.startswith("\\")
+        return line.startswith("--- a/") and not self.habits.counts
+
+    def _body(self, hunk: Hunk, line: str) -> None:
+        sign, text = (line[0], line[1:]) if line else (" ", "")
+        if sign == "\\":
+            return
+        if sign not in " +-":
+            sign, text = " ", line
+        if sign != " " and not hunk.changed and hunk.run and hunk.first:
+            self.habits.context = hunk.run
+        hunk.take(sign, text)
+        old, new = self._shown
+        self._shown = (old + (sign != "+"), new + (sign != "-"))
+        if sign != "-":
+            self.view = [*self.view[-2:], text]
+
+    def _close(self, hunk: Hunk | None) -> None:
+        if hunk is None:
+            return
+        if self._promised is not None:
+            if self._promised == self._shown:
+                self.habits.right += 1
+            else:
+                self.habits.wrong += 1
+        self._offset = self.offset
+        self._shown = (0, 0)
+        self.hunk = None
+        self.view = []
+
+    def _header(self, line: str) -> None:
+        if line.startswith("@@ -"):
+            self._open(line)
+        elif line.startswith("diff --git a/"):
+            self.habits.git_headers = True
+            self._begin(line[13:].partition(" b/")[0])
+        elif line.startswith("--- a/"):
+            if self.habits.git_headers is None:
+                self.habits.git_headers = False
+            self._begin(line[6:].rstrip())
+        elif line.startswith("+++ b/"):
+            self._begin(line[6:].rstrip())
+        elif line.startswith("<patch>"):
+            self.tagged = True
+        elif line.startswith(("```", "~~~")):
+            self.fence = "" if self.fence else line[:3]
+
+    def _begin(self, path: str) -> None:
+        if path != self.path:
+            self.path, self._offset = path, 0
+            if path not in self.touched:
+                self.touched.append(path)
+
+    def _open(self, line: str) -> None:
+        match = _HUNK.match(line)
+        self._promised = None
+        if match is None:
+            self.hunk = self.opened(0, None, None)
+            return
+        start, old, _, new, heading = match.groups(default="1")
+        self._promised = int(old), int(new)
+        self.hunk = self.opened(max(0, int(start) - 1), *self._promised)
+        expected = "" if self.source is None else self.source.heading(self.hunk.at)
+        if heading or expected:
+            self.habits.headings = bool(heading)

@@ -1,0 +1,287 @@
+"""Guesses how a diff goes on: headers, hunk headers, and the lines of a hunk, as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from swe_infer.llama.drafting.patch_state import Hunk, PatchState
+
+__all__ = ["Planner"]
+
+AddedLine = Callable[[Hunk, str, Sequence[str], int], Iterator[str]]
+"""(hunk, line so far, lines before, how many) to texts that may follow, each up to the line's end or short of it."""
+
+_LINES = 24
+_START = re.compile(r"@@ -(\d*)$")
+_OLD = re.compile(r"@@ -(\d+),(\d*)$")
+_NEW = re.compile(r"@@ -(\d+),(\d+) (?:\+(\d*))?$")
+_COUNT = re.compile(r"@@ -(\d+),(\d+) \+\d+,(\d*)$")
+_HEAD = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))?( @?@? ?.*)$")
+
+
+class Planner:
+    """Continuations of a :class:`PatchState`, the likeliest first.
+
+    Args:
+        paths: the prompt's files in the order in which a patch is likely to touch them, and its front matter.
+        opening: what an answer begins with before its first header, such as ``<patch>``.
+        added: guesses an added line's content.
+    """
+
+    def __init__(
+        self, state: PatchState, paths: tuple[Sequence[str], Sequence[str]], opening: str, added: AddedLine
+    ) -> None:
+        self._state = state
+        self._likely, self._unlikely = paths
+        self._opening = opening
+        self._added = added
+
+    def texts(self, size: int) -> Iterator[str]:
+        """Texts of about ``size`` characters that may follow the output so far."""
+        state = self._state
+        hunk = state.hunk
+        if hunk is not None and not hunk.over:
+            yield from self._in_hunk(hunk, state.current, size)
+            if not state.current.strip() and not state.habits.counts:
+                yield from self._between(state.current)
+        elif state.current.startswith("@@"):
+            yield from self._hunk_header(state.current, size)
+        else:
+            yield from self._between(state.current)
+
+    # Headers
+
+    def _between(self, current: str) -> Iterator[str]:
+        for text in self._outside():
+            if len(text) > len(current) and text.startswith(current):
+                yield text[len(current) :]
+        if current.startswith("diff --git a/") and " b/" not in current:
+            path = current[13:]
+            if path.endswith(" "):
+                yield f"b/{path.rstrip()}\n"
+            elif path:
+                yield f" b/{path}\n"
+
+    def _outside(self) -> Iterator[str]:
+        """Whole texts, from the beginning of the line, that may stand where no hunk is open."""
+        state = self._state
+        previous, path = state.previous, state.path or ""
+        new_file = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1,"
+        if previous.startswith("diff --git a/"):
+            yield f"--- a/{path}\n+++ b/{path}\n@@ -"
+            yield f"new file mode 100644\n{new_file}"
+            yield f"deleted file mode 100644\n--- a/{path}\n+++ /dev/null\n@@ -1,"
+        elif previous.startswith("new file mode") or (previous.startswith("index ") and state.source is None):
+            yield new_file
+        elif previous.startswith("index "):
+            yield f"--- a/{path}\n+++ b/{path}\n@@ -"
+        elif previous.startswith("--- /dev/null"):
+            yield f"+++ b/{path}\n@@ -0,0 +1,"
+        elif previous.startswith("--- a/"):
+            yield f"+++ b/{path}\n@@ -"
+        elif previous.startswith("+++ "):
+            yield "@@ -"
+        else:
+            yield from self._next_part()
+
+    def _next_part(self) -> Iterator[str]:
+        state = self._state
+        if not state.touched:
+            if state.lines == 0 and self._opening:
+                for header in self._headers():
+                    yield f"{self._opening}\n{header}"
+            yield from self._headers()
+            return
+        ahead = any(path not in state.touched for path in self._likely)
+        ending = ["\n</patch>\n", "</patch>\n"] if state.tagged else [f"{state.fence}\n"] if state.fence else []
+        files = list(self._headers())
+        yield from (files[:1] if ahead else ending[:1])
+        yield "@@ -"
+        yield from (ending if ahead else files[:1])
+        yield from files[1:]
+        yield from ending[1:]
+
+    def _headers(self) -> Iterator[str]:
+        state = self._state
+        git = state.habits.git_headers is not False
+        for path in (*self._likely, *self._unlikely):
+            if path not in state.touched:
+                first = f"diff --git a/{path} b/{path}\n" if git else ""
+                yield f"{first}--- a/{path}\n+++ b/{path}\n@@ -"
+
+    # Hunk headers
+
+    def _hunk_header(self, current: str, size: int) -> Iterator[str]:
+        """Continuations of ``@@ -start,old +begin,new @@ heading``, whichever part comes next."""
+        usual = 2 * self._state.habits.context
+        if "@@ -".startswith(current):
+            yield "@@ -"[len(current) :]
+        elif match := _START.match(current):
+            if match[1]:
+                yield from self._new_side(int(match[1]), usual + 1, f",{usual + 1} ", size)
+        elif match := _OLD.match(current):
+            start = int(match[1])
+            if match[2]:
+                yield from self._new_side(start, int(match[2]), " ", size)
+            else:
+                yield from self._new_side(start, usual + 1, f"{usual + 1} ", size)
+                yield from self._new_side(start, usual, f"{usual} ", size)
+        elif match := _NEW.match(current):
+            start, old = int(match[1]), int(match[2])
+            for text in self._new_side(start, old, f"@@ -{start},{old} ", size):
+                if text.startswith(current):
+                    yield text[len(current) :]
+        elif match := _COUNT.match(current):
+            start, old = int(match[1]), int(match[2])
+            if match[3]:
+                yield from self._headed(start, old, int(match[3]), " @@", size)
+            else:
+                for new in _sizes(old, self._state.habits.context):
+                    yield from self._headed(start, old, new, f"{new} @@", size)
+        elif match := _HEAD.match(current):
+            for text in self._headed(int(match[1]), int(match[2] or 1), int(match[3] or 1), " @@", size):
+                if text.startswith(match[4]):
+                    yield text[len(match[4]) :]
+
+    def _new_side(self, start: int, old: int, prefix: str, size: int) -> Iterator[str]:
+        """The new side's line is known: the old one's, moved by what the file's hunks changed so far."""
+        new = _sizes(old, self._state.habits.context)[0]
+        return self._headed(start, old, new, f"{prefix}+{start + self._state.offset},{new} @@", size)
+
+    def _headed(self, start: int, old: int, new: int, prefix: str, size: int) -> Iterator[str]:
+        state = self._state
+        at = max(0, start - 1)
+        heading = "" if state.source is None else state.source.heading(at)
+        hunk = state.opened(at, old, new)
+        body = self._lines(hunk, [], size) if start else "+"
+        variants = [f" {heading}" if heading else "", ""]
+        for variant in variants if state.habits.headings else reversed(variants):
+            yield f"{prefix}{variant}\n{body}"
+
+    # The lines of a hunk
+
+    def _in_hunk(self, hunk: Hunk, current: str, size: int) -> Iterator[str]:
+        view = self._state.view
+        kinds = _kinds(hunk) if not current else [current[0]]
+        for kind in kinds:
+            if kind == "+":
+                for text in self._added(hunk, current[1:], view, 3):
+                    lead = "" if current else "+"
+                    yield lead + self._go_on(hunk, current[1:], text, view, size)
+            elif kind in " -":
+                line = hunk.upcoming()
+                if line is None:
+                    continue
+                if current and not line.startswith(current[1:]):
+                    line = self._elsewhere(hunk, current[1:])
+                    if line is None:
+                        continue
+                after = hunk.copy()
+                after.take(kind, line)
+                seen = [*view, line] if kind == " " else view
+                yield f"{kind}{line}"[len(current) :] + "\n" + self._lines(after, seen, size - len(line))
+
+    def _elsewhere(self, hunk: Hunk, begin: str) -> str | None:
+        """The nearest line that begins so, where the header's line number was wrong."""
+        if hunk.source is None or len(begin.strip()) < 2:
+            return None
+        lines = hunk.source.lines
+        for distance in range(1, 40):
+            for place in (hunk.at + distance, hunk.at - distance):
+                if 0 <= place < len(lines) and lines[place].startswith(begin):
+                    return lines[place]
+        return None
+
+    def _go_on(self, hunk: Hunk, body: str, text: str, view: Sequence[str], size: int) -> str:
+        """``text``, which continues an added line, and what follows that line."""
+        if not text.endswith("\n"):
+            return text
+        line = body + text[:-1]
+        after = hunk.copy()
+        after.take("+", line)
+        return text + self._lines(after, [*view, line], size - len(text))
+
+    def _lines(self, hunk: Hunk, view: Sequence[str], size: int) -> str:
+        """The hunk's lines from here, each of the likeliest kind. Changes ``hunk``."""
+        out: list[str] = []
+        room = size
+        for _ in range(_LINES):
+            if room <= 0:
+                break
+            if hunk.over:
+                out.append(next(self._after_hunk(), ""))
+                break
+            kind = _kinds(hunk)[0]
+            if kind == "+":
+                text = next(self._added(hunk, "", view, 1), "")
+                out.append("+" + text)
+                if not text.endswith("\n") or len(text) < 2:
+                    break
+                line = text[:-1]
+            else:
+                upcoming = hunk.upcoming()
+                if upcoming is None:
+                    break
+                line = upcoming
+                out.append(f"{kind}{line}\n")
+            hunk.take(kind, line)
+            if kind != "-":
+                view = [*view[-2:], line]
+            room -= len(line) + 2
+        return "".join(out)
+
+    def _after_hunk(self) -> Iterator[str]:
+        state = self._state
+        ahead = any(path not in state.touched for path in self._likely)
+        if ahead:
+            yield from self._headers()
+        elif state.tagged:
+            yield "\n</patch>\n"
+        elif state.fence:
+            yield f"{state.fence}\n"
+
+
+def _sizes(old: int, context: int) -> list[int]:
+    """Counts of the new side, given the old one's, the likeliest first."""
+    if old <= 2 * context:
+        return [old + 1, old + 2, old + 3]
+    return [old, old + 1, old + 2]
+
+
+def _kinds(hunk: Hunk) -> list[str]:
+    """Signs that the hunk's next line may have, the likeliest first."""
+    if hunk.old is None or hunk.new is None:
+        return _kinds_uncounted(hunk)
+    if hunk.old <= 0:
+        return ["+", " ", "-"]
+    if hunk.new <= 0:
+        return ["-", " ", "+"]
+    if not hunk.changed and max(hunk.old, hunk.new) <= hunk.context:  # a change must come, at the file's end
+        return ["+", "-", " "] if hunk.new > hunk.old else ["-", "+", " "]
+    removals, additions = hunk.old - hunk.context, hunk.new - hunk.context
+    if not hunk.changed and hunk.run < hunk.context:
+        return [" ", "-", "+"]
+    if removals <= 0:
+        return ["+", " ", "-"] if hunk.new > hunk.old else [" ", "-", "+"]
+    if additions <= 0 or (hunk.old - hunk.new == removals and not hunk.added):
+        return ["-", " ", "+"]
+    if hunk.added:
+        if len(hunk.added) < len(hunk.removed) or hunk.new - hunk.old > 0:
+            return ["+", " ", "-"]
+        return [" ", "+", "-"]
+    if hunk.removed:
+        return ["-", "+", " "] if removals <= 3 else ["+", "-", " "]
+    if hunk.run >= (2 * hunk.context if hunk.changed else hunk.context):
+        return ["-", "+", " "]
+    return [" ", "-", "+"]
+
+
+def _kinds_uncounted(hunk: Hunk) -> list[str]:
+    if hunk.removed and not hunk.added:
+        return ["+", "-", " "]
+    if hunk.added and len(hunk.added) < len(hunk.removed):
+        return ["+", " ", "-"]
+    if not hunk.changed and hunk.run >= hunk.context:
+        return ["-", "+", " "]
+    return [" ", "+", "-"]

@@ -1,0 +1,171 @@
+"""What the samples of one prompt have in common: the prompt, read once, and what earlier answers said."""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from swe_infer.llama.drafting.content import Corpus
+from swe_infer.llama.drafting.files import SourceFile, rank_files
+from swe_infer.llama.drafting.patch_state import Habits
+from swe_infer.llama.drafting.suffix import TokenIndex
+from swe_infer.llama.drafting.words import WordIndex, split_words
+from swe_infer.prompts import files_in_prompt
+from swe_infer.types import DrafterKind
+
+__all__ = ["SharedPrompts", "SharedSuffixes"]
+
+_MOST_RUNNING = 8
+"""Unfinished outputs that a guess looks at."""
+
+_INDEXES = ("files", "paths", "corpus", "prompt_tokens", "output_tokens", "output_words", "prompt_text")
+
+
+class SharedSuffixes:
+    """One prompt and the outputs for it. Nothing is read before a drafter needs it; each reading is linear.
+
+    Args:
+        text_of: gives the prompt's text; called at most once between two calls of :meth:`forget`.
+        habits: how the model writes diffs, learned from all its outputs.
+        most_tokens: tokens of earlier outputs that are kept; the oldest output goes first.
+    """
+
+    def __init__(
+        self,
+        text_of: Callable[[], str],
+        prompt_ids: Sequence[int],
+        habits: Habits | None = None,
+        most_tokens: int = 32_768,
+    ) -> None:
+        self.habits = habits or Habits()
+        self._text_of = text_of
+        self.prompt_ids = prompt_ids
+        self._most_tokens = most_tokens
+        self._outputs: deque[tuple[array[int], str]] = deque()
+        self._held = 0
+        self._running: list[TokenIndex] = []
+
+    @cached_property
+    def prompt_text(self) -> str:
+        return self._text_of()
+
+    @cached_property
+    def files(self) -> dict[str, SourceFile]:
+        found = files_in_prompt(self.prompt_text)
+        return {path: SourceFile(path, content) for path, content in found.items()}
+
+    @cached_property
+    def paths(self) -> tuple[list[str], list[str]]:
+        """Paths of code, the likeliest to be patched first; paths of front matter."""
+        return rank_files(self.files, self._issue())
+
+    def _issue(self) -> str:
+        """The prompt's text before the first file and after the last one."""
+        head, _, rest = self.prompt_text.partition("[start of ")
+        return head + rest.rpartition("[end of ")[2].partition("]")[2]
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return Corpus(list(self.files.values()), self._issue())
+
+    @cached_property
+    def prompt_tokens(self) -> TokenIndex:
+        index = TokenIndex()
+        index.extend(self.prompt_ids)
+        return index
+
+    @cached_property
+    def output_tokens(self) -> TokenIndex:
+        index = TokenIndex()
+        for tokens, _ in self._outputs:
+            index.extend(tokens)
+        return index
+
+    @cached_property
+    def output_words(self) -> WordIndex:
+        index = WordIndex()
+        for _, text in self._outputs:
+            index.extend(_output_words(text))
+        return index
+
+    def prepare(self, kind: DrafterKind) -> None:
+        """Read the prompt now, once for all its samples, for a drafter of this kind."""
+        _ = (self.corpus, self.paths) if kind == "diff" else self.prompt_tokens
+
+    def token_indexes(self) -> tuple[TokenIndex, ...]:
+        """Earlier outputs, those that are being written and are furthest on, and the prompt."""
+        ahead = sorted(self._running, key=lambda index: -len(index.tokens))[:_MOST_RUNNING]
+        return self.output_tokens, *ahead, self.prompt_tokens
+
+    def enter(self, written: TokenIndex) -> None:
+        """Let others see an output while it is written."""
+        self._running.append(written)
+
+    def leave(self, written: TokenIndex) -> None:
+        """Undo :meth:`enter`."""
+        self._running = [index for index in self._running if index is not written]
+
+    def add(self, tokens: Sequence[int], text: str) -> None:
+        """Keep an answer for later samples of the same prompt."""
+        self._outputs.append((array("l", tokens), text))
+        self._held += len(tokens)
+        if self._held > self._most_tokens and len(self._outputs) > 1:
+            while self._held > self._most_tokens // 2 and len(self._outputs) > 1:
+                self._held -= len(self._outputs.popleft()[0])
+            self.forget("output_tokens", "output_words")
+            return
+        if "output_tokens" in self.__dict__:
+            self.output_tokens.extend(tokens)
+        if "output_words" in self.__dict__:
+            self.output_words.extend(_output_words(text))
+
+    def forget(self, *names: str) -> None:
+        """Drop what can be computed again (all of it without ``names``). Outputs stay."""
+        for name in names or _INDEXES:
+            self.__dict__.pop(name, None)
+
+
+def _output_words(text: str) -> list[str]:
+    """An output's words, as an added line would hold them: without the signs of a diff."""
+    lines = (line[1:] if line[:1] in ("+", "-", " ") else line for line in text.split("\n"))
+    return split_words("\n" + "\n".join(lines))
+
+
+class SharedPrompts:
+    """The prompts that were seen lately, each with its outputs: what the points of a sweep share.
+
+    Args:
+        decode: from a prompt's tokens to its text.
+        most_prompts: prompts whose outputs are kept.
+        most_tokens: prompt tokens whose indexes are kept, about 300 bytes each.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], most_prompts: int = 4096, most_tokens: int = 1_000_000
+    ) -> None:
+        self._decode = decode
+        self._most_prompts = most_prompts
+        self._most_tokens = most_tokens
+        self._habits = Habits()
+        self._prompts: OrderedDict[tuple[int, ...], SharedSuffixes] = OrderedDict()
+
+    def get(self, prompt_ids: Sequence[int]) -> SharedSuffixes:
+        """What is known of the prompt; the latest to be asked for is the last to be forgotten."""
+        key = tuple(prompt_ids)
+        found = self._prompts.pop(key, None)
+        if found is None:
+            found = SharedSuffixes(lambda: self._decode(key), key, self._habits)
+        self._prompts[key] = found
+        while len(self._prompts) > self._most_prompts:
+            self._prompts.popitem(last=False)
+        self._forget_old()
+        return found
+
+    def _forget_old(self) -> None:
+        tokens = 0
+        for shared in reversed(self._prompts.values()):
+            tokens += len(shared.prompt_ids)
+            if tokens > self._most_tokens:
+                shared.forget()

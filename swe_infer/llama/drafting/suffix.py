@@ -1,0 +1,108 @@
+"""Drafts from repetition: what followed the last time that the latest tokens occurred.
+
+The idea is that of prompt lookup and of SuffixDecoding (Oliaro et al., 2024), over the prompt, the output so far and
+other outputs for the same prompt. A hash of token pairs stands for the suffix tree: building is linear, and a lookup
+compares a bounded number of places.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+__all__ = ["SuffixDrafter", "TokenIndex"]
+
+_PLACES = 64
+"""Occurrences of a pair that are compared: the latest ones."""
+_LONGEST = 32
+"""Tokens up to which matches are told apart."""
+_GRADES = (0, 2, 3, 4, 6, 8, 12, 16, 24)
+"""Lengths of matches from which on guesses are told apart."""
+
+
+class TokenIndex:
+    """Token sequences, and where each pair of tokens occurs in them."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._after: dict[tuple[int, int], list[int]] = {}
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append to the sequence at the end. Linear in the number of tokens."""
+        held, after = self.tokens, self._after
+        for token in tokens:
+            held.append(token)
+            place = len(held)
+            if place > 1:
+                key = (held[-2], token)
+                places = after.get(key)
+                if places is None:
+                    after[key] = [place]
+                else:
+                    places.append(place)
+
+    def longest(self, tail: Sequence[int]) -> tuple[int, int]:
+        """``(length, place)`` of the longest match of ``tail``'s end, the latest of equals.
+
+        ``place`` is where the guess begins; length 0: no pair matches.
+        """
+        if len(tail) < 2:
+            return 0, 0
+        held, best, where = self.tokens, 0, 0
+        deepest = min(_LONGEST, len(tail))
+        for place in reversed(self._after.get((tail[-2], tail[-1]), ())[-_PLACES:]):
+            if place >= len(held):
+                continue
+            length = 2
+            while length < deepest and place > length and held[place - 1 - length] == tail[-1 - length]:
+                length += 1
+            if length > best:
+                best, where = length, place
+                if length == deepest:
+                    break
+        return best, where
+
+
+class SuffixDrafter:
+    """The longest match wins; the output itself is preferred to other sources where lengths are equal.
+
+    Args:
+        prompt_ids: the prompt's last tokens stand before the output.
+        sources: gives the indexes of other outputs and of the prompt, the more trusted ones first.
+    """
+
+    def __init__(self, prompt_ids: Sequence[int], sources: Callable[[], Sequence[TokenIndex]]) -> None:
+        self._sources = sources
+        self.written = TokenIndex()
+        self.written.extend(prompt_ids[-_LONGEST:])
+        self._found: tuple[int, TokenIndex, int] | None = None
+
+    @property
+    def situation(self) -> Hashable:
+        """How long the match is, roughly."""
+        return bisect_right(_GRADES, self._best()[0])
+
+    def draft(self, limit: int) -> list[int]:
+        return self.match(limit)[1]
+
+    def match(self, limit: int) -> tuple[int, list[int]]:
+        """The length of the longest match, and the at most ``limit`` tokens that followed it."""
+        length, index, place = self._best()
+        return length, index.tokens[place : place + limit] if length else []
+
+    def _best(self) -> tuple[int, TokenIndex, int]:
+        """The longest match, where it lies, and the place that follows it there. Kept until the output goes on."""
+        if self._found is not None:
+            return self._found
+        tail = self.written.tokens[-_LONGEST:]
+        best: tuple[int, TokenIndex, int] = (0, self.written, 0)
+        for index in (self.written, *(source for source in self._sources() if source is not self.written)):
+            length, place = index.longest(tail)
+            if length > best[0]:
+                best = length, index, place
+        self._found = best
+        return best
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self._found = None
+        self.written.extend(tokens)

@@ -1,0 +1,443 @@
+"""The flash-Llama engine: requests in, answers out, as many at once as fit.
+
+An :class:`Engine` holds one model and its cache. Its prefix cache outlives a run, so runs that share an engine (the
+points of a sweep) compute a prompt once; :class:`EnginePool` keeps the engine between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swe_infer.errors import ConfigError
+from swe_infer.llama.cluster import RayCluster
+from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config, read_generation_defaults
+from swe_infer.llama.hub import snapshot_directory
+from swe_infer.llama.kv_cache import BlockPool, KVCache
+from swe_infer.llama.memory import available_bytes, free_bytes
+from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.peft import merge_adapter
+from swe_infer.llama.placement import check_room, choose_device, choose_dtype
+from swe_infer.llama.sampler import Draw, Sampler
+from swe_infer.llama.scheduler import Chunk, Scheduler
+from swe_infer.llama.sequence import Generated, GenerationRequest, Sequence
+from swe_infer.llama.speculation import Speculation
+from swe_infer.llama.stats import EngineStats
+from swe_infer.llama.stopping import Stopper
+from swe_infer.llama.tensor_parallel import Followers, Pass, check_tensor_parallel, load_part, run_pass
+from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.llama.weights import load_weights
+from swe_infer.types import LlamaModel
+
+__all__ = ["Engine", "EngineOptions", "PromptTooLong", "end_tokens", "threads_for"]
+
+_log = logging.getLogger(__name__)
+
+_ONE_THREAD_PARAMETERS = 20_000_000
+
+
+class PromptTooLong(Exception):
+    """The prompt leaves no room for a single new token, in the context window or in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How much the engine does at once.
+
+    Args:
+        max_batch_tokens: tokens of a forward pass; longer prompts are run in chunks.
+        max_sequences: sequences in the making at once.
+        kv_cache_gb: gigabytes (10^9 bytes) of the key-value cache; None: from the machine's free memory.
+        workers: engines side by side; None: one for each GPU, and one on a CPU.
+        cluster: where they run; None: on this machine.
+    """
+
+    max_batch_tokens: int = 2048
+    max_sequences: int = 64
+    kv_cache_gb: float | None = None
+    workers: int | None = None
+    cluster: RayCluster | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("max_batch_tokens", "max_sequences"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"runner.{key}={getattr(self, key)}: must be at least 1")
+        if self.kv_cache_gb is not None and not self.kv_cache_gb > 0:
+            raise ConfigError(f"runner.kv_cache_gb={self.kv_cache_gb}: must be above 0, or null to size it by itself")
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        model: with its weights loaded.
+        tokenizer: of the same checkpoint.
+        defaults: what the checkpoint wants where a decoding leaves a parameter open.
+        context_window: tokens; None: the checkpoint's.
+        followers: the processes that hold the other parts of the model.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        tokenizer: LlamaTokenizer,
+        options: EngineOptions | None = None,
+        *,
+        defaults: GenerationDefaults | None = None,
+        context_window: int | None = None,
+        followers: Followers | None = None,
+    ) -> None:
+        self.model = model
+        self._followers = followers
+        self.usable = True
+        self.tokenizer = tokenizer
+        self.options = options or EngineOptions()
+        self.defaults = defaults or GenerationDefaults()
+        self.context_window = context_window or model.config.context_window
+        self.cache = self._make_cache()
+        size = self.cache.block_size
+        self.end_tokens = end_tokens(model.config, self.defaults, tokenizer)
+        self.speculation = Speculation(tokenizer, model.config.vocab_size)
+        self.scheduler = Scheduler(
+            BlockPool(self.cache.blocks),
+            size,
+            self.options.max_batch_tokens,
+            self.options.max_sequences,
+            self._draft,
+            self._copy_block,
+        )
+        self._passing = False
+        self.sampler = Sampler()
+        self.reset_stats()
+
+    @classmethod
+    def load(cls, model: LlamaModel, options: EngineOptions | None = None) -> Engine:
+        """Read a checkpoint, and merge its adapter.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not a Llama that this engine runs.
+            ConfigError: device, dtype or attention backend that this machine does not have, or weights that do not
+                fit its memory.
+        """
+        started = time.perf_counter()
+        directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
+        config = read_config(directory)
+        network, followers = _load_network(model, directory, config)
+        try:
+            engine = cls(
+                network,
+                LlamaTokenizer(directory, model.prompt_format),
+                options,
+                defaults=read_generation_defaults(directory),
+                context_window=model.context_window,
+                followers=followers,
+            )
+        except BaseException:
+            if followers is not None:
+                followers.close()
+            raise
+        _log.info(
+            "loaded %s in %.1f s: %s on %s, attention by %s, cache of %d tokens",
+            model.label,
+            time.perf_counter() - started,
+            str(network.dtype).removeprefix("torch."),
+            network.device if followers is None else f"{model.tensor_parallel} x {network.device.type}",
+            type(network.backend).__module__.rsplit(".", 1)[-1],
+            engine.cache_tokens,
+        )
+        return engine
+
+    def _make_cache(self) -> KVCache:
+        config, size = self.model.config, self.model.backend.block_size
+        block_bytes = KVCache.block_bytes(
+            config.num_hidden_layers, size, self.model.backend.shape.kv_heads, config.head_dim, self.model.dtype
+        )
+        wanted = self.options.kv_cache_gb
+        if wanted is not None:
+            room = int(wanted * 1e9) // self.model.shard.count
+        else:
+            room = available_bytes(self.model.device) if self._followers is None else self._followers.room
+        most = self.options.max_sequences * -(-self.context_window // size)
+        blocks = min(room // block_bytes, most) if wanted is None else room // block_bytes
+        if blocks < 1:
+            raise ConfigError(
+                f"runner.kv_cache_gb: {room / 1e9:.3f} GB hold no block of the cache, which takes {block_bytes} bytes"
+            )
+        if self._followers is not None:
+            self._followers.send(1 + blocks)
+        return self.model.new_cache(1 + blocks)
+
+    def _copy_block(self, source: int, target: int) -> None:
+        if self._followers is not None:
+            self._followers.send((source, target))
+        self.cache.copy(source, target)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens whose keys and values fit."""
+        return self.scheduler.pool.total * self.cache.block_size
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            PromptTooLong: it can never fit.
+            ValueError: an empty prompt, or a token id that the model does not have.
+        """
+        length = len(request.prompt_ids)
+        limit = min(self.context_window, self.cache_tokens)
+        if length >= limit:
+            what = "context window" if self.context_window <= self.cache_tokens else "key-value cache"
+            raise PromptTooLong(f"the prompt has {length} tokens and the {what} holds {limit}")
+        if not request.prompt_ids:
+            raise ValueError("the prompt has no tokens")
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocab_size:
+            raise ValueError("the tokenizer gives token ids that the model's vocabulary does not have")
+        salt = length.to_bytes(8, "big") if self.model.rope.needs_length(length) else b""
+        stopper = Stopper(request.rules, self.tokenizer, request.prompt_ids)
+        self.scheduler.add(Sequence(request, stopper, limit, salt))
+
+    @torch.inference_mode()
+    def step(self) -> list[Generated]:
+        """One forward pass. Returns the answers that it completed."""
+        started = time.perf_counter()
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        complete = [chunk for chunk in chunks if chunk.completes]
+        scheduled = time.perf_counter()
+        self._passing = True
+        chosen = iter(self._run(chunks, complete))
+        self._passing = False
+        if all(chunk.count == 1 for chunk in chunks):
+            self.speculation.passed(sum(len(chunk.draft) for chunk in chunks), time.perf_counter() - scheduled)
+        finished = []
+        for chunk in complete:
+            answer = self._advance(chunk, list(islice(chosen, 1 + len(chunk.draft))))
+            if answer is not None:
+                finished.append(answer)
+        self._count(chunks, finished, time.perf_counter() - started)
+        return finished
+
+    def _draft(self, sequence: Sequence, most: int) -> list[int]:
+        """A guess of the next tokens; the scheduler asks for it."""
+        return self.speculation.draft(sequence, most, len(self.scheduler.running))
+
+    def _advance(self, chunk: Chunk, chosen: list[int]) -> Generated | None:
+        """Give a sequence its next tokens. Returns the answer that they complete, if they do."""
+        sequence = chunk.sequence
+        taken, reason = sequence.advance(chosen, chunk.draft)
+        self.speculation.settle(sequence, chunk.draft, taken)
+        self.stats.output_tokens += len(taken)
+        self.scheduler.settle(chunk)
+        if reason is None:
+            return None
+        self.scheduler.finish(sequence)
+        answer = sequence.result(reason)
+        self.speculation.finished(sequence, answer)
+        return answer
+
+    def _run(self, chunks: list[Chunk], complete: list[Chunk]) -> list[int]:
+        ids: list[int] = []
+        rows: list[int] = []
+        for chunk in chunks:
+            ids += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+            if chunk.completes:
+                rows += range(len(ids) - 1, len(ids) + len(chunk.draft))
+                ids += chunk.draft
+        told = Pass(
+            ids,
+            [chunk.start for chunk in chunks],
+            [chunk.rows for chunk in chunks],
+            [chunk.sequence.blocks for chunk in chunks],
+            rows,
+            self._rope_lengths(chunks),
+        )
+        logits_RV = self._logits(told)
+        if not complete:
+            return []
+        draws = [_draw(chunk.sequence, ahead) for chunk in complete for ahead in range(1 + len(chunk.draft))]
+        return self.sampler(logits_RV, draws)
+
+    def _logits(self, told: Pass) -> Tensor:
+        """The wanted logits of a pass, which all ranks run."""
+        if self._followers is None:
+            return run_pass(self.model, self.cache, told)
+        self._followers.send(told)
+        try:
+            return run_pass(self.model, self.cache, told)
+        except RuntimeError as error:
+            raise self._followers.failure() from error
+
+    def _rope_lengths(self, chunks: list[Chunk]) -> list[int] | None:
+        """For dynamic RoPE: prompt tokens are scaled by the prompt's length, generated ones by their own place."""
+        if self.model.config.rope.type != "dynamic":
+            return None
+        lengths: list[int] = []
+        for chunk in chunks:
+            prompt = len(chunk.sequence.request.prompt_ids)
+            lengths += [max(prompt, p + 1) for p in range(chunk.start, chunk.start + chunk.rows)]
+        return lengths
+
+    def _count(self, chunks: list[Chunk], finished: list[Generated], seconds: float) -> None:
+        stats = self.stats
+        stats.steps += 1
+        stats.busy_s += seconds
+        for chunk in chunks:
+            if chunk.start >= len(chunk.sequence.request.prompt_ids) and chunk.count == 1:
+                stats.decode_rows += chunk.rows
+            else:
+                stats.prefill_rows += chunk.count
+                stats.decode_rows += len(chunk.draft)
+        for answer in finished:
+            stats.finished += 1
+            stats.prompt_tokens += len(answer.request.prompt_ids)
+            stats.cached_tokens += answer.cached_tokens
+
+    def generate(
+        self,
+        requests: Iterable[GenerationRequest],
+        on_rejected: Callable[[GenerationRequest, Exception], None],
+        stop: threading.Event | None = None,
+    ) -> Iterator[Generated]:
+        """Answer ``requests``, which are read as there is room, in the order in which answers are complete.
+
+        Args:
+            on_rejected: called with PromptTooLong or ValueError for a request that cannot be run.
+            stop: once set, nothing new is begun; what is begun is completed.
+        """
+        with threads_for(self.model):
+            yield from self._generate(iter(requests), on_rejected, stop)
+
+    def _generate(
+        self,
+        source: Iterator[GenerationRequest],
+        on_rejected: Callable[[GenerationRequest, Exception], None],
+        stop: threading.Event | None,
+    ) -> Iterator[Generated]:
+        exhausted = False
+        while True:
+            stopping = stop is not None and stop.is_set()
+            if stopping:
+                self.scheduler.drop_unstarted()
+            while not stopping and not exhausted and self._wants_more():
+                request = next(source, None)
+                if request is None:
+                    exhausted = True
+                    break
+                try:
+                    self.add(request)
+                except (PromptTooLong, ValueError) as error:
+                    on_rejected(request, error)
+            if not self.scheduler.busy:
+                return
+            yield from self.step()
+
+    def figures(self) -> dict[str, float]:
+        """Live figures for progress, summary and tracker: counts, rates over the engine's busy time, shares."""
+        pool = self.scheduler.pool
+        return {
+            "running": len(self.scheduler.running),
+            "waiting": len(self.scheduler.waiting),
+            "kv_cache_used": round(pool.held / pool.total, 4),
+            "kv_cache_gb": round(self.cache.nbytes / 1e9, 3),
+            "preemptions": self.scheduler.preemptions - self.stats.preemptions_before,
+            **self.stats.figures(),
+        }
+
+    def reset_stats(self) -> None:
+        """Begin counting anew, for the next run that uses this engine."""
+        self.stats = self.speculation.stats = EngineStats(preemptions_before=self.scheduler.preemptions)
+
+    def _wants_more(self) -> bool:
+        return len(self.scheduler.waiting) + len(self.scheduler.running) < self.options.max_sequences
+
+    def forget(self) -> None:
+        """Empty the prefix cache. Nothing may be in the making."""
+        self.scheduler.pool.forget()
+
+    def close(self) -> None:
+        """End the processes that hold the other parts of the model, if there are any."""
+        self.usable = self._followers is None
+        if self._followers is not None:
+            self._followers.close()
+
+    def abandon(self) -> None:
+        """Drop what is in the making, after an error or an interruption. The prefix cache stays, unless a pass was
+        broken off, after which blocks may not hold what they are named for."""
+        for sequence in self.scheduler.waiting:
+            self.speculation.dropped(sequence)
+        self.scheduler.waiting.clear()
+        for sequence in list(self.scheduler.running):
+            self.speculation.dropped(sequence)
+            self.scheduler.finish(sequence)
+        if self._passing:
+            self.forget()
+            self._passing = False
+            if self._followers is not None:  # they are in the middle of it
+                self.close()
+
+
+@contextmanager
+def threads_for(model: LlamaForCausalLM) -> Iterator[None]:
+    """One thread for a small model on a CPU: its products are so short that threads spend their time waiting for each
+    other, and on a busy machine (measured at load 4 on 2 cores) a run takes five times as long with two of them."""
+    before = torch.get_num_threads()
+    if model.device.type == "cpu" and model.shard.count > 1:
+        torch.set_num_threads(max(1, before // model.shard.count))
+    if model.device.type == "cpu" and model.config.parameters < _ONE_THREAD_PARAMETERS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _load_network(
+    model: LlamaModel, directory: Path, config: LlamaConfig
+) -> tuple[LlamaForCausalLM, Followers | None]:
+    """The model with its weights, or this process's part of it and the processes that hold the others."""
+    device = choose_device(model.device)
+    if model.tensor_parallel > 1:
+        check_tensor_parallel(model, device)
+        model = replace(model, device=str(device))
+        followers = Followers(model, directory, config)
+        try:
+            network = load_part(model, directory, config, followers.shard)
+            followers.meet(available_bytes(network.device))
+        except BaseException:
+            followers.close()
+            raise
+        return network, followers
+    dtype = choose_dtype(model.dtype, device, config.dtype)
+    check_room(config.parameters * dtype.itemsize, free_bytes(device), device)
+    network = LlamaForCausalLM(config, device=device, dtype=dtype, attention=model.attention)
+    load_weights(network, directory, allow_pickle=model.allow_pickle)
+    if model.peft_path is not None:
+        adapter = snapshot_directory(
+            model.peft_path, "adapter_config.json", allow_pickle=model.allow_pickle, key="model.peft_path"
+        )
+        merge_adapter(network, adapter, allow_pickle=model.allow_pickle)
+    network.pack()
+    return network, None
+
+
+def _draw(sequence: Sequence, ahead: int) -> Draw:
+    """For the token that comes ``ahead`` places after the next one."""
+    request = sequence.request
+    return Draw(request.temperature, request.top_p, request.seed, sequence.generated + ahead)
+
+
+def end_tokens(config: LlamaConfig, defaults: GenerationDefaults, tokenizer: LlamaTokenizer) -> frozenset[int]:
+    """Ids that end an output: the configuration's, the generation configuration's and the tokenizer's."""
+    own = () if tokenizer.eos is None else (tokenizer.eos,)
+    return frozenset((*config.eos_token_ids, *defaults.eos_token_ids, *own))

@@ -1,0 +1,294 @@
+"""Data parallelism: several engines side by side behind the interface of one.
+
+The parent encodes prompts and hands them out; engines elsewhere answer them, in processes of this machine
+(:mod:`swe_infer.llama.workers`) or as actors of a Ray cluster (:mod:`swe_infer.llama.actors`). An engine that is lost
+costs what it had computed: its requests go to the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.llama.config import read_config, read_generation_defaults
+from swe_infer.llama.engine import EngineOptions, PromptTooLong, end_tokens
+from swe_infer.llama.handout import HandOut
+from swe_infer.llama.hub import snapshot_directory
+from swe_infer.llama.sequence import Generated, GenerationRequest
+from swe_infer.llama.stats import merged_figures
+from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.types import LlamaModel
+
+__all__ = ["EngineGroup", "Message", "Worker", "WorkerDied"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_LOSSES = 3
+
+Message: TypeAlias = tuple[str, int, Any, Mapping[str, float]]
+"""From an engine: what kind, of which epoch, the content, and the engine's figures."""
+
+
+class WorkerDied(SweInferError):
+    """An engine ended by itself. What no engine has answered is not lost: the same command asks it again."""
+
+
+class Worker(Protocol):
+    """The parent's side of one engine."""
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as is known without asking it."""
+        ...
+
+    def send(self, kind: str, epoch: int, content: Any = None) -> None:
+        """Raises WorkerDied."""
+        ...
+
+    def receive(self) -> list[Message]:
+        """What it has to say, at least one message where :class:`EngineGroup` was told that there is something.
+
+        Raises:
+            WorkerDied: it has ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        ...
+
+
+W = TypeVar("W", bound=Worker)
+
+
+class EngineGroup(Generic[W]):
+    """Engines that are loading already, as one.
+
+    Args:
+        workers: begun; each will say ``ready`` or ``failed``.
+        wait: those of some workers that have something to say or have ended; waits a moment at most.
+        wait_for_all: whether the first request waits until all have loaded, or until one has; the rest join later.
+
+    Raises:
+        CheckpointError, ConfigError: what ``Engine.load`` raised in the first worker that was heard of.
+        WorkerDied: no worker came up.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        options: EngineOptions,
+        workers: Sequence[W],
+        wait: Callable[[Sequence[W]], Sequence[W]],
+        *,
+        wait_for_all: bool = True,
+    ) -> None:
+        self.options = options
+        self._wait = wait
+        self._count = len(workers)
+        self._starting = list(workers)
+        self._ready: list[W] = []
+        self._figures: dict[int, Mapping[str, float]] = {}
+        self._epoch = 0
+        self._hand_out: HandOut[W] = HandOut(options.max_sequences, options.max_batch_tokens)
+        self._returned: deque[GenerationRequest] = deque()
+        self._losses: Counter[Hashable] = Counter()
+        try:
+            directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
+            config = read_config(directory)
+            self.tokenizer = LlamaTokenizer(directory, model.prompt_format)
+            self.defaults = read_generation_defaults(directory)
+            self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
+            self.context_window = model.context_window or config.context_window
+            while not self._ready or (wait_for_all and self._starting):
+                self._hear(self._starting)
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(
+        self,
+        requests: Iterable[GenerationRequest],
+        on_rejected: Callable[[GenerationRequest, Exception], None],
+        stop: threading.Event | None = None,
+    ) -> Iterator[Generated]:
+        """See :meth:`Engine.generate`. Answers come in the order in which they are complete.
+
+        Raises:
+            WorkerDied: the last worker ended by itself.
+        """
+        self._forget_requests()
+        source = iter(requests)
+        exhausted = stopped = False
+        while True:
+            if stop is not None and stop.is_set() and not stopped:
+                stopped = True
+                for worker in list(self._ready):
+                    self._tell(worker, "stop")
+            if stopped:
+                self._returned.clear()
+            else:
+                exhausted = self._hand(source, exhausted, on_rejected)
+            busy = self._hand_out.busy()
+            if not busy and (stopped or (exhausted and not self._returned)):
+                return
+            yield from self._hear([*busy, *self._starting], on_rejected)
+
+    def _hand(
+        self,
+        source: Iterator[GenerationRequest],
+        exhausted: bool,
+        on_rejected: Callable[[GenerationRequest, Exception], None],
+    ) -> bool:
+        """Hand out what there is room for, first of all what came back; returns whether ``source`` is exhausted."""
+        while self._returned or not exhausted:
+            if not self._returned:
+                request = next(source, None)
+                if request is None:
+                    return True
+                self._returned.append(request)
+            request = self._returned[0]
+            if (losses := self._losses[request.key]) >= _MOST_LOSSES:
+                self._returned.popleft()
+                on_rejected(request, WorkerDied(f"{losses} engines ended while they were answering it"))
+            elif (chosen := self._hand_out.choose(request)) is None:
+                break
+            else:
+                self._hand_out.hand(self._returned.popleft(), chosen)
+                self._tell(chosen, "add", request)
+        return exhausted
+
+    def _hear(
+        self,
+        workers: Sequence[W],
+        on_rejected: Callable[[GenerationRequest, Exception], None] | None = None,
+    ) -> list[Generated]:
+        """What some of ``workers`` have to say now; waits a moment at most. Returns the answers among it."""
+        answers: list[Generated] = []
+        for worker in self._wait(workers):
+            try:
+                messages = worker.receive()
+            except WorkerDied as error:
+                self._lose(worker, error)
+                continue
+            for message in messages:
+                answers += self._take(worker, message, on_rejected)
+        return answers
+
+    def _take(
+        self,
+        worker: W,
+        message: Message,
+        on_rejected: Callable[[GenerationRequest, Exception], None] | None,
+    ) -> list[Generated]:
+        kind, epoch, content, figures = message
+        if kind == "failed":
+            if isinstance(content, ConfigError) and not self._ready:
+                raise content
+            self._lose(worker, content)
+        elif kind == "ready":
+            self._starting.remove(worker)
+            self._ready.append(worker)
+            self._hand_out.join(worker)
+            self._figures[id(worker)] = figures
+            _log.info("%s is ready, %d of %d", worker.name, len(self._ready), self._count)
+        elif epoch == self._epoch and worker in self._ready:
+            self._figures[id(worker)] = figures
+            if kind == "begun":
+                self._hand_out.begun(worker, content)
+            elif kind == "rejected":
+                request, reason, text = content
+                self._hand_out.done(worker, request.key)
+                if on_rejected is not None:
+                    on_rejected(request, PromptTooLong(text) if reason == "PromptTooLong" else ValueError(text))
+            elif kind == "dropped":
+                for request in content:
+                    self._hand_out.done(worker, request.key)
+            elif kind == "answers":
+                for answer in content:
+                    self._hand_out.done(worker, answer.request.key)
+                return list(content)
+        return []
+
+    def _tell(self, worker: W, kind: str, content: Any = None) -> None:
+        try:
+            worker.send(kind, self._epoch, content)
+        except WorkerDied as error:
+            self._lose(worker, error)
+
+    def _lose(self, worker: W, error: Exception) -> None:
+        """Go on without ``worker``: what it had goes to the others.
+
+        Raises:
+            SweInferError: there is none.
+        """
+        for workers in (self._starting, self._ready):
+            if worker in workers:
+                workers.remove(worker)
+        self._figures.pop(id(worker), None)
+        requests = self._hand_out.leave(worker)
+        worker.close()
+        left = len(self._starting) + len(self._ready)
+        if not left:
+            raise error if self._count == 1 else WorkerDied(f"all {self._count} engines are gone; the last: {error}")
+        _log.warning("%s; what it had goes to the %d that are left (%d requests)", error, left, len(requests))
+        self._losses.update(request.key for request in requests)
+        self._returned.extend(requests)
+
+    def _forget_requests(self) -> None:
+        self._epoch += 1
+        self._hand_out.clear()
+        self._returned.clear()
+        self._losses.clear()
+
+    @property
+    def workers(self) -> tuple[W, ...]:
+        """Those that have loaded and are not lost."""
+        return tuple(self._ready)
+
+    @property
+    def usable(self) -> bool:
+        """Whether none is lost, as far as is known."""
+        workers = [*self._ready, *self._starting]
+        return len(workers) == self._count and all(worker.alive for worker in workers)
+
+    def abandon(self) -> None:
+        """Drop what is in the making."""
+        self._forget_requests()
+        with suppress(WorkerDied):  # of the last one: that is for who asks next
+            for worker in list(self._ready):
+                self._tell(worker, "abandon")
+
+    def reset_stats(self) -> None:
+        """Begin counting anew. Nothing may be in the making; what comes late of an abandoned run is dropped."""
+        self._epoch += 1
+        for worker in list(self._ready):
+            self._figures.pop(id(worker), None)
+            self._tell(worker, "reset")
+        while missing := [worker for worker in self._ready if id(worker) not in self._figures]:
+            self._hear(missing)
+
+    def figures(self) -> dict[str, float]:
+        """The figures of the engines that live: counts and rates summed, shares averaged."""
+        return {"workers": len(self._ready), **merged_figures(self.figures_of_each())}
+
+    def figures_of_each(self) -> list[Mapping[str, float]]:
+        """What each engine that lives counted, in the order of :attr:`workers`."""
+        return [self._figures[id(worker)] for worker in self._ready if id(worker) in self._figures]
+
+    def close(self) -> None:
+        """End the workers."""
+        workers = [*self._starting, *self._ready]
+        self._starting, self._ready = [], []
+        for worker in workers:
+            worker.close()

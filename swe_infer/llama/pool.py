@@ -1,0 +1,59 @@
+"""Engines that outlive a run. Light to import: an engine, and torch with it, comes in when one is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from swe_infer.types import LlamaModel
+
+if TYPE_CHECKING:
+    from swe_infer.llama.engine import Engine, EngineOptions
+    from swe_infer.llama.group import EngineGroup
+
+__all__ = ["EnginePool"]
+
+
+class EnginePool:
+    """Keeps the last engine, so that the runs of a sweep load a model once and share its prefix cache.
+
+    One model at a time: another takes the place of the one before.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[LlamaModel, EngineOptions] | None = None
+        self._engine: Engine | EngineGroup[Any] | None = None
+
+    def get(self, model: LlamaModel, options: EngineOptions) -> Engine | EngineGroup[Any]:
+        """The engine for ``model``, or several where ``options`` or the machine ask for them; loaded if not there.
+
+        Raises what ``Engine.load`` raises.
+        """
+        key = (model, options)
+        if self._engine is None or self._key != key or not self._engine.usable:
+            self.close()
+            self._engine = _load(model, options)
+            self._key = key
+        return self._engine
+
+    def close(self) -> None:
+        """Let go of the engine, and of its processes where it has some."""
+        engine, self._engine, self._key = self._engine, None, None
+        if engine is not None:
+            engine.close()
+
+
+def _load(model: LlamaModel, options: EngineOptions) -> Engine | EngineGroup[Any]:
+    if options.cluster is not None:
+        from swe_infer.llama.actors import engines_on
+
+        return engines_on(options.cluster, model, options)
+    from swe_infer.llama.placement import worker_devices
+
+    devices = worker_devices(model.device, 1 if model.tensor_parallel > 1 else options.workers)
+    if len(devices) == 1:
+        from swe_infer.llama.engine import Engine
+
+        return Engine.load(model, options)
+    from swe_infer.llama.workers import engines_here
+
+    return engines_here(model, options, devices)

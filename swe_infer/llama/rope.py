@@ -1,0 +1,127 @@
+"""Rotary position embeddings (Su et al., 2021) and their stretched variants.
+
+linear: Chen et al., 2023 (position interpolation). dynamic: NTK-aware scaling that follows the length. yarn: Peng et
+al., 2023. llama3: Llama 3.1's banded scaling. Values agree with ``transformers.modeling_rope_utils``.
+
+Shape suffixes: T tokens, F frequencies (half of D), D head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from swe_infer.llama.config import LlamaConfig, RopeConfig
+
+__all__ = ["RotaryEmbedding", "rotate"]
+
+
+def rotate(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Rotate each pair ``(i, i + D/2)`` of every head. ``sin`` carries the sign of the first half."""
+    half = x_THD.shape[-1] // 2
+    swapped = torch.cat((x_THD[..., half:], x_THD[..., :half]), dim=-1)
+    return torch.addcmul(x_THD * cos_T1D, swapped, sin_T1D)
+
+
+class RotaryEmbedding:
+    """Cosines and sines for packed tokens.
+
+    For all types but ``dynamic`` a token's angle depends on its position alone and comes from a table. ``dynamic``
+    also depends on the sequence's length beyond the original window: prompt tokens on the prompt's length, generated
+    tokens on their own position, which is what a cached generation with transformers computes.
+    """
+
+    def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        freqs_F, self.attention_scaling = _frequencies(config)
+        self._freqs_F = freqs_F.to(device)
+        self._cos_PD = torch.empty(0)
+        self._sin_PD = torch.empty(0)
+        self._grow(min(config.context_window, 4096))
+
+    def needs_length(self, length: int) -> bool:
+        """Whether the angles of a prompt of ``length`` tokens depend on that length."""
+        return self.config.rope.type == "dynamic" and length > self.config.max_position_embeddings
+
+    def __call__(
+        self, positions_T: Tensor, max_position: int, lengths_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(cos, sin)`` of shape T1D, in the model's dtype.
+
+        Args:
+            positions_T: position of each token, int64.
+            max_position: the largest of them, known on the host so that nothing waits for the device.
+            lengths_T: for ``dynamic`` beyond the original window: the length that scales each token's angles.
+        """
+        if lengths_T is not None:
+            return self._dynamic(positions_T, lengths_T)
+        if max_position >= len(self._cos_PD):
+            self._grow(2 * max_position)
+        return self._cos_PD[positions_T].unsqueeze(1), self._sin_PD[positions_T].unsqueeze(1)
+
+    def _grow(self, positions: int) -> None:
+        angles_PF = torch.arange(positions, device=self.device).float()[:, None] * self._freqs_F
+        self._cos_PD, self._sin_PD = self._tables(angles_PF)
+
+    def _tables(self, angles_PF: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = angles_PF.cos() * self.attention_scaling, angles_PF.sin() * self.attention_scaling
+        return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
+
+    def _dynamic(self, positions_T: Tensor, lengths_T: Tensor) -> tuple[Tensor, Tensor]:
+        rope, dim, window = self.config.rope, self.config.head_dim, self.config.max_position_embeddings
+        length_T = lengths_T.clamp(min=window).float()
+        base_T = rope.theta * ((rope.factor * length_T / window) - (rope.factor - 1)) ** (dim / (dim - 2))
+        exponents_F = torch.arange(0, dim, 2, device=self.device).float() / dim
+        freqs_TF = 1.0 / (base_T[:, None] ** exponents_F)
+        cos_TD, sin_TD = self._tables(positions_T[:, None].float() * freqs_TF)
+        return cos_TD.unsqueeze(1), sin_TD.unsqueeze(1)
+
+
+def _frequencies(config: LlamaConfig) -> tuple[Tensor, float]:
+    """Inverse frequencies (F, float32) and the factor on cosines and sines."""
+    rope, dim = config.rope, config.head_dim
+    freqs_F = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    if rope.type == "linear":
+        return freqs_F / rope.factor, 1.0
+    if rope.type == "llama3":
+        return _llama3(freqs_F, rope), 1.0
+    if rope.type == "yarn":
+        return _yarn(rope, dim)
+    return freqs_F, 1.0
+
+
+def _llama3(freqs_F: Tensor, rope: RopeConfig) -> Tensor:
+    original = float(rope.original_max_positions or 0)
+    wavelengths_F = 2 * math.pi / freqs_F
+    smooth_F = (original / wavelengths_F - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blended_F = (1 - smooth_F) * freqs_F / rope.factor + smooth_F * freqs_F
+    scaled_F = torch.where(wavelengths_F > original / rope.low_freq_factor, freqs_F / rope.factor, blended_F)
+    return torch.where(wavelengths_F < original / rope.high_freq_factor, freqs_F, scaled_F)
+
+
+def _yarn(rope: RopeConfig, dim: int) -> tuple[Tensor, float]:
+    def mscale(weight: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+
+    def dimension(rotations: float) -> float:
+        """The dimension whose wavelength makes ``rotations`` turns within the original window."""
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    original = float(rope.original_max_positions or 0)
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    high = high + 0.001 if low == high else high
+    ramp_F = ((torch.arange(dim // 2, dtype=torch.float) - low) / (high - low)).clamp(0, 1)
+    powers_F = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+    freqs_F = ramp_F / (rope.factor * powers_F) + (1 - ramp_F) / powers_F
+    if rope.attention_factor is not None:
+        return freqs_F, rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return freqs_F, mscale(rope.mscale) / mscale(rope.mscale_all_dim)
+    return freqs_F, mscale(1.0)

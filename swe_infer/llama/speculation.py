@@ -1,0 +1,126 @@
+"""Guesses in the engine: when one is asked for, how long it may be, and what is learned from what became of it.
+
+A guess changes the number of passes and never an answer, as long as a row's logits do not depend on the rows beside
+it. In float32 on a CPU they do not, nor in bfloat16 where the matrix library sums a row alike in every batch
+(``tests/llama/test_bfloat16.py`` says whether it does here). On a GPU a guess may turn a choice between two tokens
+whose logits are equal but for rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import takewhile
+
+from swe_infer.llama.drafting import (
+    Acceptance,
+    Codec,
+    Drafter,
+    DraftLength,
+    NoDrafter,
+    PassCost,
+    SharedPrompts,
+    SharedSuffixes,
+    drafter_of,
+)
+from swe_infer.llama.drafting.suffix import TokenIndex
+from swe_infer.llama.sequence import MAX_DRAFT, Generated, Sequence
+from swe_infer.llama.stats import EngineStats
+from swe_infer.types import DrafterKind
+
+__all__ = ["Speculation"]
+
+
+class Speculation:
+    """The drafters of one engine, and what they have in common.
+
+    Args:
+        codec: the tokenizer.
+        vocabulary: token ids that the model has.
+    """
+
+    def __init__(self, codec: Codec, vocabulary: int) -> None:
+        self._codec = codec
+        self._vocabulary = vocabulary
+        self.prompts = SharedPrompts(codec.decode)
+        self.stats = EngineStats()
+        self._written: dict[int, tuple[SharedSuffixes, TokenIndex]] = {}
+        self.pass_cost = PassCost()
+        """What rows cost in this engine's passes, so far."""
+        self._acceptance: dict[DrafterKind, Acceptance] = {}
+        self._look_s = 1e-4
+        self._guess_s = 1e-4
+        """Seconds that it takes to see where a sequence stands, and to guess: running means in which a single slow
+        one counts little."""
+
+    def passed(self, guessed: int, seconds: float) -> None:
+        """A pass in which every sequence decoded was run, with so many guessed rows."""
+        self.pass_cost.record(guessed, seconds)
+
+    def draft(self, sequence: Sequence, most: int, batch: int) -> list[int]:
+        """A guess of at most ``most`` tokens, with ``batch`` sequences in the making.
+
+        A row holds up the whole batch and speeds up one sequence of it, so its cost is that of a batch of rows.
+        """
+        most = min(most, sequence.draftable)
+        kind = sequence.request.drafter
+        if kind == "none" or most < 1:
+            return []
+        row, look = self.pass_cost.shares(batch * self._look_s)
+        guess = look * self._guess_s / self._look_s
+        length = sequence.length
+        if length is None:
+            acceptance = self._acceptance.setdefault(kind, Acceptance(MAX_DRAFT))
+            length = sequence.length = DraftLength(acceptance)
+        if not length.affords(look + guess):
+            return []
+        started = time.perf_counter()
+        drafter = sequence.drafter or self._drafter(sequence, kind)
+        prepared = time.perf_counter()
+        sequence.tell()
+        limit = length.limit(drafter.situation, batch * row, guess, most)
+        looked = time.perf_counter()
+        draft = drafter.draft(limit) if limit else []
+        now = time.perf_counter()
+        self._look_s = _mean(self._look_s, looked - prepared)
+        length.spend(look + batch * row * len(draft))
+        if limit:
+            self._guess_s = _mean(self._guess_s, now - looked)
+            length.spend(guess)
+        self.stats.draft_s += now - started
+        return list(takewhile(lambda token: token < self._vocabulary, draft))
+
+    def _drafter(self, sequence: Sequence, kind: DrafterKind) -> Drafter:
+        shared = self.prompts.get(sequence.request.prompt_ids)
+        shared.prepare(kind)
+        made = drafter_of(kind, sequence.request.prompt_ids, self._codec, shared)
+        sequence.drafter = made
+        if not isinstance(made, NoDrafter):
+            shared.enter(made.written)
+            self._written[id(sequence)] = (shared, made.written)
+        return made
+
+    def settle(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
+        """Learn what became of a guess: ``taken`` is what the model said."""
+        accepted = sum(token == guess for token, guess in zip(taken, draft, strict=False))
+        if sequence.length is not None:
+            sequence.length.record(len(draft), accepted, len(taken))
+        sequence.drafted += len(draft)
+        sequence.accepted += accepted
+        self.stats.drafted_tokens += len(draft)
+        self.stats.accepted_tokens += accepted
+
+    def finished(self, sequence: Sequence, answer: Generated) -> None:
+        """Keep an answer for later samples of its prompt."""
+        self.dropped(sequence)
+        if sequence.drafter is not None:
+            self.prompts.get(sequence.request.prompt_ids).add(answer.token_ids, answer.text)
+
+    def dropped(self, sequence: Sequence) -> None:
+        """The output of ``sequence`` is no longer being written."""
+        shared, written = self._written.pop(id(sequence), (None, None))
+        if shared is not None and written is not None:
+            shared.leave(written)
+
+
+def _mean(mean: float, seconds: float) -> float:
+    return mean + 0.1 * (min(seconds, 5 * mean) - mean)

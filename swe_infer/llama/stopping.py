@@ -1,0 +1,139 @@
+"""When an output ends: end token, stop string, closed patch, length, or a loop. Each sequence is judged on its own
+output alone, on the host, from tokens that are there anyway."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swe_infer.llama.tokenizer import LlamaTokenizer, TextStream
+from swe_infer.types import FinishReason
+
+__all__ = ["StopRules", "Stopper", "repeats"]
+
+FENCE_GRACE = 64
+"""Tokens that may follow a closed diff fence. Answers may hold several fences, one for each file, with prose between
+them; what follows the last one is cut short."""
+
+REPEAT_WINDOW = 256
+REPEAT_PERIOD = 64
+REPEAT_INTERVAL = 16
+
+_PATCH_CLOSED = re.compile(r"^</patch>", re.MULTILINE)
+_FENCE = re.compile(r"^(`{3,}|~{3,})[ \t]*(\w*)", re.MULTILINE)
+_DIFF_LINE = re.compile(r"^(diff --git |--- |\+\+\+ |@@ )", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """What ends an output.
+
+    Args:
+        max_new_tokens: tokens, the end token included.
+        end_tokens: ids; the token is not part of the text.
+        stop: strings; they are not part of the text.
+        closed_patch: whether a closed ``<patch>`` tag, or a diff's closed fence and a little more, is an end.
+        repetition: whether a loop is an end.
+    """
+
+    max_new_tokens: int
+    end_tokens: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+    closed_patch: bool = True
+    repetition: bool = True
+
+
+class Stopper:
+    """Follows one output. :meth:`push` each token; ``text`` is what has been written."""
+
+    def __init__(self, rules: StopRules, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
+        self.rules = rules
+        self._stream = TextStream(tokenizer, prompt_ids)
+        self._longest_stop = max((len(s) for s in rules.stop), default=0)
+        self._line_start = 0
+        self._fence: str | None = None
+        self._fence_start = 0
+        self._grace: int | None = None
+        self.tokens: list[int] = []
+        self._cut: int | None = None
+
+    @property
+    def text(self) -> str:
+        return self._stream.text if self._cut is None else self._stream.text[: self._cut]
+
+    def push(self, token: int) -> FinishReason | None:
+        """Take the next token. A reason means that the output is complete."""
+        self.tokens.append(token)
+        if token in self.rules.end_tokens:
+            self._stream.finish()
+            return "stop"
+        before = len(self._stream.text)
+        self._stream.push(token)
+        if len(self._stream.text) > before and self._text_ends(before):
+            return "stop"
+        if self._grace is not None:
+            self._grace -= 1
+            if self._grace <= 0:
+                return "stop"
+        if len(self.tokens) >= self.rules.max_new_tokens:
+            return self.end("length")
+        if self.rules.repetition and len(self.tokens) % REPEAT_INTERVAL == 0 and repeats(self.tokens):
+            return self.end("repetition")
+        return None
+
+    def end(self, reason: FinishReason) -> FinishReason:
+        """End the output from outside (the context window is full)."""
+        before = len(self._stream.text)
+        self._stream.finish()
+        if len(self._stream.text) > before and self._stop_string(before):
+            return "stop"
+        return reason
+
+    def _text_ends(self, before: int) -> bool:
+        return self._stop_string(before) or (self.rules.closed_patch and self._patch_closed())
+
+    def _stop_string(self, before: int) -> bool:
+        if not self.rules.stop:
+            return False
+        start = max(0, before - self._longest_stop + 1)
+        places = [self._stream.text.find(stop, start) for stop in self.rules.stop]
+        found = [place for place in places if place >= 0]
+        if found:
+            self._cut = min(found)
+        return bool(found)
+
+    def _patch_closed(self) -> bool:
+        """Look at the lines since the last look.
+
+        A tag or fence counts at the start of a line only: a diff's content stands behind a space, plus or minus.
+        """
+        text = self._stream.text
+        if _PATCH_CLOSED.match(text, self._line_start):
+            return True
+        while (end := text.find("\n", self._line_start)) >= 0:
+            self._line(text[self._line_start : end], end)
+            self._line_start = end + 1
+            if _PATCH_CLOSED.match(text, self._line_start):
+                return True
+        return False
+
+    def _line(self, line: str, end: int) -> None:
+        match = _FENCE.match(line)
+        if match is None:
+            return
+        if self._fence is None:
+            self._fence, self._fence_start, self._grace = match[1], end, None
+        elif line.rstrip() == self._fence:
+            body = self._stream.text[self._fence_start : end]
+            self._fence = None
+            if _DIFF_LINE.search(body):
+                self._grace = FENCE_GRACE
+
+
+def repeats(tokens: Sequence[int]) -> bool:
+    """Whether the last ``REPEAT_WINDOW`` tokens repeat one piece of at most ``REPEAT_PERIOD`` tokens."""
+    if len(tokens) < REPEAT_WINDOW:
+        return False
+    tail = tokens[-REPEAT_WINDOW:]
+    return any(tail[:-period] == tail[period:] for period in range(1, REPEAT_PERIOD + 1))

@@ -1,0 +1,234 @@
+"""One model in several processes (tensor parallel): the first rank leads, the others run what it tells them.
+
+The leader is an ordinary :class:`~swe_infer.llama.engine.Engine`: it schedules, samples and answers. Before each pass
+it tells the followers through pipes what the pass consists of; then all run it on their part of the weights and of
+the key-value cache, and add up their sums with ``torch.distributed`` (NCCL on GPUs, gloo on a CPU). So there is one
+schedule, whatever happens. A rank that ends by itself ends the run with one line.
+
+Only gloo has been tried. With NCCL a rank that ends within a pass is found out by NCCL's own watchdog.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.llama.config import LlamaConfig
+from swe_infer.llama.kv_cache import KVCache
+from swe_infer.llama.memory import available_bytes, free_bytes
+from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.placement import check_room, choose_dtype
+from swe_infer.llama.shard import Shard
+from swe_infer.llama.weights import load_weights
+from swe_infer.types import LlamaModel
+
+__all__ = ["Followers", "Pass", "RankDied", "check_tensor_parallel", "load_part", "run_pass"]
+
+_TIMEOUT = timedelta(seconds=120)
+"""For a rank that neither answers nor ends. A pass is far shorter."""
+
+_LOST = 71
+"""Exit code of a rank that another one has left in the middle of a pass."""
+
+
+class RankDied(SweInferError):
+    """A process that holds a part of the model ended by itself. What was not answered is lost; the same command asks
+    it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The arguments of :meth:`LlamaForCausalLM.step`, and the tokens."""
+
+    ids: list[int]
+    starts: list[int]
+    query_lens: list[int]
+    block_tables: list[list[int]]
+    rows: list[int]
+    rope_lengths: list[int] | None
+
+
+def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
+    """Raises ConfigError for what cannot be divided, or not here."""
+    count = model.tensor_parallel
+    if model.peft_path is not None:
+        raise ConfigError(
+            f"model.tensor_parallel={count}: an adapter is merged into whole weights only; merge model.peft_path "
+            "into a checkpoint first"
+        )
+    if device.type == "cuda" and torch.cuda.device_count() < count:
+        raise ConfigError(f"model.tensor_parallel={count}: this machine has {torch.cuda.device_count()} GPUs")
+    if ":" in model.device:
+        raise ConfigError(f"model.tensor_parallel={count}: model.device={model.device} names one device; write cuda")
+
+
+def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: Shard) -> LlamaForCausalLM:
+    """The weights of one rank, straight from the checkpoint. ``model.device`` is ``cpu`` or ``cuda``."""
+    device = torch.device("cuda", shard.rank) if model.device == "cuda" else torch.device(model.device)
+    dtype = choose_dtype(model.dtype, device, config.dtype)
+    check_room(shard.parameters(config) * dtype.itemsize, free_bytes(device), device)
+    network = LlamaForCausalLM(config, device=device, dtype=dtype, attention=model.attention, shard=shard)
+    load_weights(network, directory, allow_pickle=model.allow_pickle)
+    network.pack()
+    return network
+
+
+class Followers:
+    """The leader's side of the other ranks, which begin to load at once. A process leads one model at a time.
+
+    Args:
+        model: with ``device`` ``cpu`` or ``cuda``.
+        directory: of the checkpoint.
+    """
+
+    def __init__(self, model: LlamaModel, directory: Path, config: LlamaConfig) -> None:
+        self.shard = Shard(0, model.tensor_parallel)
+        self.room = 0
+        """Bytes that every rank has for its part of the cache, once all have met."""
+        self._device = model.device
+        self._store = distributed.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", 0, self.shard.count, is_master=True, wait_for_workers=False, timeout=_TIMEOUT
+        )
+        context = multiprocessing.get_context("spawn")
+        self._ranks: list[tuple[Connection, BaseProcess]] = []
+        for rank in range(1, self.shard.count):
+            ours, theirs = context.Pipe()
+            part = Shard(rank, self.shard.count)
+            process: BaseProcess = context.Process(
+                target=_follow, args=(theirs, model, directory, config, part, self._store.port), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._ranks.append((ours, process))
+
+    def meet(self, room: int) -> None:
+        """Wait until all have loaded, and connect them. ``room``: bytes that this rank has for its cache.
+
+        Raises:
+            CheckpointError, ConfigError: what loading raised in a rank.
+            RankDied: a rank did not come up.
+        """
+        rooms = [room]
+        for rank in range(1, self.shard.count):
+            answer = self._receive(rank)
+            if isinstance(answer, SweInferError):
+                raise answer
+            rooms.append(answer)
+        self.room = min(rooms)
+        self.send("meet")
+        try:
+            _meet(self._store, self.shard, self._device)
+        except RuntimeError as error:
+            raise self.failure() from error
+
+    def send(self, message: Any) -> None:
+        """Tell every rank.
+
+        Raises:
+            RankDied: one has ended.
+        """
+        for pipe, _ in self._ranks:
+            try:
+                pipe.send(message)
+            except OSError:
+                raise self.failure() from None
+
+    def failure(self) -> RankDied:
+        """Why the ranks lost each other: the one that has ended, where one has."""
+        ended = wait([process.sentinel for _, process in self._ranks], timeout=5)
+        for rank, (_, process) in enumerate(self._ranks, 1):
+            if process.sentinel in ended:
+                process.join(timeout=5)
+            code = process.exitcode
+            if code is not None and code != _LOST:
+                return RankDied(
+                    f"rank {rank} of the {self.shard.count} that hold the model ended with exit code {code}"
+                )
+        return RankDied(f"the {self.shard.count} ranks that hold the model lost each other")
+
+    def _receive(self, rank: int) -> Any:
+        try:
+            return self._ranks[rank - 1][0].recv()
+        except (EOFError, OSError):
+            raise self.failure() from None
+
+    def close(self) -> None:
+        """End all ranks. The model cannot be run any more."""
+        for pipe, _ in self._ranks:
+            pipe.close()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        for _, process in self._ranks:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+
+def _meet(store: Any, shard: Shard, device: str) -> None:
+    if device == "cuda":
+        torch.cuda.set_device(shard.rank)
+    distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo", store=store, rank=shard.rank, world_size=shard.count, timeout=_TIMEOUT
+    )
+
+
+def _follow(
+    pipe: Connection, model: LlamaModel, directory: Path, config: LlamaConfig, shard: Shard, port: int
+) -> None:
+    """A follower's process: load, meet the others, then do as told until the leader closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader alone reacts to Ctrl-C
+    if model.device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // shard.count))
+    try:
+        network = load_part(model, directory, config, shard)
+        pipe.send(available_bytes(network.device))
+        pipe.recv()
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", port, shard.count, is_master=False, timeout=_TIMEOUT
+        )
+        _meet(store, shard, model.device)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except SweInferError as error:
+        pipe.send(error)
+        return
+    try:
+        _obey(pipe, network)
+    except (EOFError, ConnectionResetError):
+        return
+    except distributed.DistError:
+        sys.exit(_LOST)
+    except RuntimeError as error:
+        if "gloo" not in str(error) and "NCCL" not in str(error):
+            raise
+        sys.exit(_LOST)  # another rank has ended, of which the leader tells
+
+
+@torch.inference_mode()
+def _obey(pipe: Connection, network: LlamaForCausalLM) -> None:
+    cache = network.new_cache(pipe.recv())
+    while True:
+        message = pipe.recv()
+        if isinstance(message, Pass):
+            run_pass(network, cache, message)
+        else:
+            cache.copy(*message)
+
+
+def run_pass(network: LlamaForCausalLM, cache: KVCache, told: Pass) -> Tensor:
+    """Run a pass; returns the wanted logits (RV, float32)."""
+    step = network.step(told.starts, told.query_lens, told.block_tables, told.rows, told.rope_lengths)
+    ids_T = torch.tensor(told.ids, dtype=torch.int64, pin_memory=network.device.type == "cuda")
+    return network.decode(ids_T.to(network.device, non_blocking=True), step, cache)

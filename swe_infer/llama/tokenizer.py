@@ -1,0 +1,148 @@
+"""A checkpoint's tokenizer: prompts to ids, and ids to text as they come.
+
+``tokenizer.json`` is read with the ``tokenizers`` package alone, which takes milliseconds; ``transformers`` is needed
+only for a checkpoint without that file, and to render chat templates. Nothing here runs code from a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from swe_infer.errors import CheckpointError, ConfigError
+from swe_infer.llama.config import read_json
+from swe_infer.types import Prompt
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["LlamaTokenizer", "TextStream"]
+
+_CONTEXT = 8
+"""Tokens of the prompt that the first output tokens are decoded with, so that a leading space survives."""
+
+
+class LlamaTokenizer:
+    """Encodes prompts and decodes outputs.
+
+    Raises:
+        CheckpointError: the directory holds no tokenizer that can be read.
+        ConfigError: ``prompt_format=chat`` with a checkpoint that has no chat template.
+    """
+
+    def __init__(self, directory: Path, prompt_format: Literal["raw", "chat"] = "raw") -> None:
+        self.directory = directory
+        self.prompt_format = prompt_format
+        self._backend = _load(directory)
+        config_path = directory / "tokenizer_config.json"
+        config = read_json(config_path) if config_path.is_file() else {}
+        self._add_bos: bool | None = config.get("add_bos_token")
+        self._bos = self._special(config, "bos_token")
+        self.eos = self._special(config, "eos_token")
+        self._chat: Any = _chat_renderer(directory) if prompt_format == "chat" else None
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt.
+
+        A dataset's text is data: where it spells a special token such as ``</s>``, it is encoded as plain text.
+        """
+        if self._chat is not None:
+            return self._encode_chat(prompt)
+        self._backend.encode_special_tokens = True
+        ids = list(self._backend.encode(prompt.text).ids)
+        starts_with_bos = bool(ids) and ids[0] == self._bos
+        if self._add_bos and self._bos is not None and not starts_with_bos:
+            return [self._bos, *ids]
+        if self._add_bos is False and starts_with_bos:
+            return ids[1:]
+        return ids
+
+    def _encode_chat(self, prompt: Prompt) -> list[int]:
+        messages = [{"role": "user", "content": prompt.user}]
+        if prompt.system is not None:
+            messages.insert(0, {"role": "system", "content": prompt.system})
+        text = self._chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        self._backend.encode_special_tokens = False
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a piece of text: no special tokens, neither added nor recognised."""
+        self._backend.encode_special_tokens = True
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` without special tokens."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def _special(self, config: dict[str, Any], key: str) -> int | None:
+        value = config.get(key)
+        content = value.get("content") if isinstance(value, dict) else value
+        found = None if content is None else self._backend.token_to_id(content)
+        return None if found is None else int(found)
+
+
+class TextStream:
+    """Decodes one output token by token. Text is held back while a character is not complete.
+
+    The tokens before are decoded along with new ones, because decoders treat the first token of a text specially.
+    """
+
+    def __init__(self, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(prompt_ids[-_CONTEXT:])
+        self._prefix = 0
+        self._read = len(self._ids)
+        self.text = ""
+
+    def push(self, token: int) -> None:
+        self._ids.append(token)
+        self._advance(final=False)
+
+    def finish(self) -> None:
+        """Give up waiting for the rest of an incomplete character."""
+        self._advance(final=True)
+
+    def _advance(self, *, final: bool) -> None:
+        before = self._tokenizer.decode(self._ids[self._prefix : self._read])
+        now = self._tokenizer.decode(self._ids[self._prefix :])
+        if len(now) > len(before) and (final or not now.endswith("\ufffd")):
+            self.text += now[len(before) :]
+            self._prefix, self._read = self._read, len(self._ids)
+
+
+def _load(directory: Path) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises bare Exception
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not (directory / "tokenizer.model").is_file():
+        raise CheckpointError(f"{directory} holds neither tokenizer.json nor tokenizer.model")
+    backend: Tokenizer = _transformers(directory).backend_tokenizer
+    return backend
+
+
+def _transformers(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
+    except (OSError, ValueError, ImportError) as error:
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{directory}: the tokenizer cannot be read: {first_line}") from error
+
+
+def _chat_renderer(directory: Path) -> Any:
+    tokenizer = _transformers(directory)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.prompt_format=chat, but {directory} has no chat template; use raw")
+    return tokenizer

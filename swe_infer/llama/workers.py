@@ -1,0 +1,146 @@
+"""Engines in processes of this machine, and what an engine does wherever it serves a parent."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from swe_infer.errors import SweInferError
+from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
+from swe_infer.llama.group import EngineGroup, Message, WorkerDied
+from swe_infer.llama.sequence import Sequence as EngineSequence
+from swe_infer.types import LlamaModel
+
+__all__ = ["ProcessWorker", "engines_here", "serve"]
+
+_POLL_S = 0.2
+
+
+def engines_here(model: LlamaModel, options: EngineOptions, devices: list[str]) -> EngineGroup[ProcessWorker]:
+    """As many engines as ``devices``, which may name one device more than once. See :class:`EngineGroup`."""
+    workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
+    return EngineGroup(model, options, workers, _speaking)
+
+
+def _speaking(workers: Sequence[ProcessWorker]) -> Sequence[ProcessWorker]:
+    """Those that have something to say, or that have ended; waits a moment at most."""
+    ready = wait([worker.pipe for worker in workers] + [worker.process.sentinel for worker in workers], _POLL_S)
+    return [worker for worker in workers if worker.pipe in ready or worker.process.sentinel in ready]
+
+
+class ProcessWorker:
+    """The parent's side of one engine."""
+
+    def __init__(self, model: LlamaModel, options: EngineOptions, share: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_main, args=(theirs, model, options, share), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.name = f"the engine on {model.device}"
+
+    @property
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    def send(self, kind: str, epoch: int, content: Any = None) -> None:
+        try:
+            self.pipe.send((kind, epoch, content))
+        except OSError:
+            raise self._died() from None
+
+    def receive(self) -> list[Message]:
+        try:
+            return [self.pipe.recv()]
+        except (EOFError, OSError):
+            raise self._died() from None
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+
+    def _died(self) -> WorkerDied:
+        self.process.join(timeout=5)
+        return WorkerDied(f"{self.name} ended with exit code {self.process.exitcode}")
+
+
+def _main(pipe: Connection, model: LlamaModel, options: EngineOptions, share: int) -> None:
+    """A worker's process. The parent alone reacts to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(pipe, model, options, max(1, torch.get_num_threads() // share))
+
+
+def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+    """Load an engine, then answer until the parent closes the pipe. ``threads``: of the engine, where it is on a
+    CPU."""
+    if model.device == "cpu" or not torch.cuda.is_available():
+        torch.set_num_threads(threads)
+    try:
+        engine = Engine.load(model, options)
+        pipe.send(("ready", 0, None, engine.figures()))
+        with threads_for(engine.model):
+            _Loop(pipe, engine).run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except SweInferError as error:
+        pipe.send(("failed", 0, error, {}))
+
+
+class _Loop:
+    """Alternates between the parent's messages and the engine's steps."""
+
+    def __init__(self, pipe: Connection, engine: Engine) -> None:
+        self.pipe = pipe
+        self.engine = engine
+        self.epoch = 0
+        self._unbegun: list[EngineSequence] = []
+
+    def run(self) -> None:
+        while True:
+            while not self.engine.scheduler.busy or self.pipe.poll():
+                self._handle(*self.pipe.recv())
+            answers = self.engine.step()
+            self._tell_begun()
+            if answers:
+                self._send("answers", answers)
+
+    def _handle(self, kind: str, epoch: int, content: Any) -> None:
+        self.epoch = epoch
+        if kind == "add":
+            try:
+                self.engine.add(content)
+            except (PromptTooLong, ValueError) as error:
+                self._send("rejected", (content, type(error).__name__, str(error)))
+            else:
+                self._unbegun.append(self.engine.scheduler.waiting[-1])
+        elif kind == "stop":
+            self._unbegun.clear()
+            unstarted = [s.request for s in self.engine.scheduler.waiting if s.started is None]
+            self.engine.scheduler.drop_unstarted()
+            self._send("dropped", unstarted)
+        elif kind == "abandon":
+            self._unbegun.clear()
+            self.engine.abandon()
+        elif kind == "reset":
+            self.engine.reset_stats()
+            self._send("reset", None)
+
+    def _tell_begun(self) -> None:
+        """The parent has others for the place of what is begun."""
+        begun = [sequence.request.key for sequence in self._unbegun if sequence.started is not None]
+        if begun:
+            self._unbegun = [sequence for sequence in self._unbegun if sequence.started is None]
+            self._send("begun", begun)
+
+    def _send(self, kind: str, content: Any) -> None:
+        self.pipe.send((kind, self.epoch, content, self.engine.figures()))

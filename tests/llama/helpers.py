@@ -1,0 +1,88 @@
+"""Loads checkpoints and asks engines in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swe_infer.llama.config import read_config
+from swe_infer.llama.drafting import PassCost
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.sequence import Generated, GenerationRequest
+from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.weights import load_weights
+from swe_infer.types import LlamaModel
+
+__all__ = ["ask", "engine_of", "generate", "load", "random_prompt", "without_a_clock"]
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """The checkpoint in our model."""
+    model = LlamaForCausalLM(read_config(directory), dtype=dtype)
+    load_weights(model, directory, allow_pickle=False)
+    return model
+
+
+def engine_of(
+    directory: Path,
+    *,
+    max_batch_tokens: int = 512,
+    max_sequences: int = 16,
+    cache_tokens: int = 16384,
+    **model: Any,
+) -> Engine:
+    """An engine with a small cache."""
+    config = read_config(directory)
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    options = EngineOptions(max_batch_tokens, max_sequences, cache_tokens * token_bytes / 1e9)
+    return Engine.load(LlamaModel(str(directory), **model), options)
+
+
+class _Unmoved(PassCost):
+    """Costs that no pass changes."""
+
+    def record(self, rows: int, seconds: float) -> None:
+        return
+
+
+def without_a_clock(engine: Engine) -> Engine:
+    """Let an engine guess however long its passes take. Whether a guess is worth its time hangs on a machine's load,
+    so a test that wants guesses must not leave it to that."""
+    engine.speculation.pass_cost = _Unmoved()
+    return engine
+
+
+def ask(
+    key: object,
+    prompt: Iterable[int],
+    tokens: int = 24,
+    *,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    seed: int = 0,
+    end: Iterable[int] = (),
+    stop: tuple[str, ...] = (),
+    loops: bool = False,
+) -> GenerationRequest:
+    """A request that ends by length unless told otherwise."""
+    rules = StopRules(tokens, frozenset(end), stop, closed_patch=False, repetition=loops)
+    return GenerationRequest(str(key), tuple(prompt), rules, temperature, top_p, seed)
+
+
+def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> dict[str, Generated]:
+    """All answers by key; a rejected request is an error."""
+
+    def rejected(_: GenerationRequest, error: Exception) -> None:
+        raise error
+
+    return {str(answer.request.key): answer for answer in engine.generate(requests, rejected)}
+
+
+def random_prompt(length: int, seed: int, vocabulary: int = 400) -> list[int]:
+    """Token ids without special ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return [int(i) for i in torch.randint(3, vocabulary, (length,), generator=generator)]

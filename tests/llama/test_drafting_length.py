@@ -1,0 +1,149 @@
+"""Drafts are as long as they pay, and what they can lose is bounded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from swe_infer.llama.drafting import Acceptance, DraftLength, PassCost
+
+ROW, GUESS = 0.02, 0.01
+
+
+def follow(
+    length: DraftLength,
+    accepted: Callable[[int, int], int],
+    steps: int,
+    *,
+    row: float = ROW,
+    guess: float = GUESS,
+    situation: str = "any",
+) -> tuple[list[int], float]:
+    """The lengths of drafts, and what they took in passes. ``accepted`` is asked for each step and length."""
+    limits: list[int] = []
+    spent = 0.0
+    for step in range(steps):
+        limit = length.limit(situation, row, guess, 32) if length.affords(guess) else 0
+        cost = guess + row * limit if limit else 0.0
+        right = accepted(step, limit)
+        length.spend(cost)
+        length.record(limit, right, 1 + right)
+        limits.append(limit)
+        spent += cost
+    return limits, spent
+
+
+def none(step: int, limit: int) -> int:
+    return 0
+
+
+def whole(step: int, limit: int) -> int:
+    return limit
+
+
+@pytest.mark.parametrize("row", [0.001, 0.01, 0.1, 1.0])
+@pytest.mark.parametrize("guess", [0.0, 0.02, 0.2])
+@pytest.mark.parametrize("steps", [200, 2000])
+def test_what_is_lost_where_nothing_is_accepted_is_at_most_3_percent(row: float, guess: float, steps: int) -> None:
+    _, spent = follow(DraftLength(Acceptance(32)), none, steps, row=row, guess=guess)
+    assert spent / steps <= 0.03
+
+
+def test_what_sequences_lose_after_others_that_gained_is_bounded_as_well() -> None:
+    """The credit that good guesses earned for those that come after is gone once nothing is accepted any more."""
+    acceptance = Acceptance(32)
+    for _ in range(5):
+        follow(DraftLength(acceptance), whole, 100)
+    spent = [follow(DraftLength(acceptance), none, 200, row=0.1)[1] for _ in range(20)]
+    assert max(spent) <= 0.02 * 200 + 3.0
+    assert sum(spent) / (20 * 200) <= 0.03
+
+
+def test_where_all_is_accepted_drafts_reach_their_greatest_length_and_stay() -> None:
+    limits, _ = follow(DraftLength(Acceptance(32)), whole, 30, row=0.01)
+    assert limits[-5:] == [32] * 5
+
+
+def test_a_row_that_costs_a_pass_is_not_drafted() -> None:
+    limits, _ = follow(DraftLength(Acceptance(32)), none, 200, row=1.0, guess=0.0)
+    assert sum(limits) <= 6
+
+
+def test_dearer_rows_make_shorter_drafts() -> None:
+    def drafted(row: float) -> int:
+        length = DraftLength(Acceptance(32))
+        limits, _ = follow(length, lambda step, limit: min(limit, (0, 2, 5, 12)[step % 4]), 200, row=row)
+        return sum(limits[100:])
+
+    assert drafted(0.3) < drafted(0.02)
+
+
+def test_drafting_comes_back_when_guesses_become_good() -> None:
+    length = DraftLength(Acceptance(32))
+    follow(length, none, 500)
+    limits, _ = follow(length, whole, 200)
+    assert sum(limits) > 200
+
+
+def test_a_situation_in_which_guesses_fail_takes_nothing_from_one_in_which_they_are_right() -> None:
+    """Long drafts where they are right, short ones or none where they are not, of one and the same sequence."""
+    length = DraftLength(Acceptance(32))
+    good: list[int] = []
+    bad: list[int] = []
+    for _ in range(100):
+        good += follow(length, whole, 1, situation="copied")[0]
+        bad += follow(length, none, 1, situation="new")[0]
+    assert good[-20:] == [32] * 20
+    assert sum(bad[-50:]) / 50 < 1
+
+
+def test_a_new_sequence_knows_what_became_of_the_drafts_of_others() -> None:
+    acceptance = Acceptance(32)
+    alone, _ = follow(DraftLength(Acceptance(32)), whole, 3, row=0.1)
+    follow(DraftLength(acceptance), whole, 100, row=0.1)
+    later, _ = follow(DraftLength(acceptance), whole, 3, row=0.1)
+    assert later[0] > 2 * alone[0]
+
+
+def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> None:
+    """Drafts that were short because the drafter had no more to say are no sign that longer ones would fail."""
+    acceptance = Acceptance(32)
+    for _ in range(200):
+        acceptance.learn("any", 32, 4, 4)
+    assert acceptance.best("any", 0.1, 0.0) >= 4
+    for _ in range(200):
+        acceptance.learn("any", 32, 32, 6)
+    assert acceptance.best("any", 0.1, 0.0) == 6
+
+
+def test_the_cost_of_a_row_is_learned_from_passes() -> None:
+    cost = PassCost()
+    for step in range(200):
+        rows = step % 40
+        cost.record(rows, 0.010 + 0.0005 * rows)
+    assert cost.row_seconds == pytest.approx(0.0005, rel=0.02)
+    assert cost.base_seconds == pytest.approx(0.010, rel=0.02)
+    row, guess = cost.shares(0.001)
+    assert row == pytest.approx(0.05, rel=0.03)
+    assert guess == pytest.approx(0.1, rel=0.03)
+
+
+def test_passes_of_one_size_say_nothing_about_a_row() -> None:
+    cost = PassCost(row_share=0.03)
+    assert cost.shares(0.1) == (0.03, 0.0)
+    for _ in range(50):
+        cost.record(8, 0.02)
+    assert cost.row_seconds == pytest.approx(0.03 * 0.02)
+
+
+def test_the_scatter_of_a_busy_machine_is_not_taken_for_the_cost_of_rows() -> None:
+    """Passes with hardly a guess whose times are far apart, a few held up for long: a row stays cheap."""
+    for seed in range(20):
+        dice = random.Random(seed)
+        cost = PassCost()
+        for _ in range(60):
+            held_up = 20.0 if dice.random() < 0.03 else 1.0
+            cost.record(dice.choice((0, 0, 0, 1, 2)), 0.010 * dice.lognormvariate(0.0, 0.5) * held_up)
+        assert cost.shares(0.0)[0] < 0.12, seed

@@ -1,0 +1,74 @@
+"""What the engine counts, as a user finds it: in the records, in the summary and in W&B."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swe_infer.store import read_records
+from tests.support.checkpoints import make_checkpoint
+from tests.support.instances import write_instances
+from tests.support.wandb_files import OfflineRun, read_offline_runs
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COUNTS = ("forward_passes", "drafted_tokens", "accepted_tokens")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory: two samples of two instances, drafted, tracked by W&B offline."""
+    home = tmp_path_factory.mktemp("figures")
+    make_checkpoint(home / "model", max_position_embeddings=4096)
+    write_instances(home / "instances.jsonl", 2)
+    command = [
+        sys.executable, "-m", "swe_infer", "model=llama", f"model.path={home / 'model'}", "dataset=jsonl",
+        f"dataset.path={home / 'instances.jsonl'}", "decoding=sample", "decoding.n=2", "decoding.seed=3",
+        "decoding.max_new_tokens=40", "decoding.temperature=0.001", f"output_dir={home / 'run'}",
+        "runner.kv_cache_gb=0.05", "runner.max_sequences=1", "tracker=wandb", "tracker.mode=offline",
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(home)}
+    done = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def counted(directory: Path) -> dict[str, int]:
+    """The sums over the records."""
+    details: list[dict[str, Any]] = [record["details"] for record in read_records(directory / "records.jsonl")]
+    assert len(details) == 4
+    return {key: sum(detail[key] for detail in details) for key in COUNTS}
+
+
+@pytest.fixture(scope="module")
+def tracked(directory: Path) -> OfflineRun:
+    (run,) = read_offline_runs(directory)
+    return run
+
+
+def test_records_count_passes_and_guesses(counted: dict[str, int], directory: Path) -> None:
+    assert counted["drafted_tokens"] > 0, "the first guesses are made before their cost is known"
+    assert counted["drafted_tokens"] >= counted["accepted_tokens"]
+    for record in read_records(directory / "records.jsonl"):
+        detail, written = record["details"], record["usage"]["output_tokens"]
+        assert detail["forward_passes"] + detail["accepted_tokens"] >= written
+
+
+def test_the_summary_holds_the_sums_of_the_records(counted: dict[str, int], directory: Path) -> None:
+    stats = json.loads((directory / "summary.json").read_text())["stats"]
+    assert {key: stats[key] for key in COUNTS} == counted
+
+
+def test_the_tracker_s_curves_end_at_the_sums_of_the_records(counted: dict[str, int], tracked: OfflineRun) -> None:
+    points = [{key: point.get(f"engine/{key}") for key in COUNTS} for point in tracked.history]
+    assert [point for point in points if None not in point.values()][-1] == counted
+    assert {key: tracked.summary[f"engine/{key}"] for key in COUNTS} == counted

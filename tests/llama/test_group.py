@@ -1,0 +1,137 @@
+"""Engines as one, wherever they are: late ones, lost ones, and requests that no engine survives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swe_infer.errors import CheckpointError
+from swe_infer.llama.actors import EngineHost
+from swe_infer.llama.engine import EngineOptions
+from swe_infer.llama.group import EngineGroup, Message, WorkerDied
+from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.types import LlamaModel
+from tests.llama.helpers import ask, engine_of, generate, random_prompt
+
+OPTIONS = EngineOptions(max_batch_tokens=128, max_sequences=2, kv_cache_gb=0.01)
+
+
+class Threaded:
+    """A worker whose engine runs in a thread of this process, as it does within an actor.
+
+    Args:
+        fatal: keys of requests that end it.
+    """
+
+    def __init__(self, model: LlamaModel, name: str, fatal: Sequence[str] = ()) -> None:
+        self.name = name
+        self.alive = True
+        self.held_back = False
+        self.answered: list[str] = []
+        self._fatal = fatal
+        self._host = EngineHost(model, OPTIONS, 1)
+
+    def send(self, kind: str, epoch: int, content: Any = None) -> None:
+        if kind == "add" and content.key in self._fatal:
+            self.alive = False
+        with suppress(OSError):  # that it has ended is told by receive()
+            self._host.post(kind, epoch, content)
+
+    def receive(self) -> list[Message]:
+        if not self.alive:
+            raise WorkerDied(f"{self.name} was lost")
+        messages = self._host.take()
+        self.answered += [str(answer.request.key) for m in messages if m[0] == "answers" for answer in m[2]]
+        return messages
+
+    def close(self) -> None:
+        self.alive = False
+        self._host.close()
+
+
+def heard(workers: Sequence[Threaded]) -> list[Threaded]:
+    """Those that are not held back, after a moment for their engines."""
+    time.sleep(0.002)
+    return [worker for worker in workers if not worker.held_back and (not worker.alive or worker._host.speaks())]
+
+
+@pytest.fixture
+def model(checkpoint: Path) -> LlamaModel:
+    return LlamaModel(str(checkpoint))
+
+
+def group_of(model: LlamaModel, *workers: Threaded) -> EngineGroup[Threaded]:
+    return EngineGroup(model, OPTIONS, workers, heard, wait_for_all=False)
+
+
+def requests(count: int = 12) -> list[GenerationRequest]:
+    return [ask(n, random_prompt(40 + 5 * n, n), 12, temperature=0.8, seed=n) for n in range(count)]
+
+
+def test_one_engine_begins_and_the_rest_join_as_they_come(model: LlamaModel, checkpoint: Path) -> None:
+    first, late = Threaded(model, "first"), Threaded(model, "late")
+    late.held_back = True
+    group = group_of(model, first, late)
+
+    def asked() -> Iterator[GenerationRequest]:
+        for number, request in enumerate(requests()):
+            late.held_back = number < 6
+            yield request
+
+    found = {str(answer.request.key): answer.token_ids for answer in group.generate(asked(), refuse)}
+    expected = generate(engine_of(checkpoint), requests())
+    assert found == {key: answer.token_ids for key, answer in expected.items()}
+    assert len(first.answered) >= 4
+    assert first.answered + late.answered != sorted(first.answered)
+    assert late.answered
+    group.close()
+
+
+def test_a_request_that_ends_three_engines_fails_alone(model: LlamaModel) -> None:
+    workers = [Threaded(model, f"engine {n}", fatal=["5"]) for n in range(4)]
+    group = group_of(model, *workers)
+    refused: dict[str, str] = {}
+    answers = list(group.generate(requests(), lambda r, e: refused.update({str(r.key): f"{type(e).__name__}: {e}"})))
+    assert refused == {"5": "WorkerDied: 3 engines ended while they were answering it"}
+    assert sorted(str(answer.request.key) for answer in answers) == sorted(str(n) for n in range(12) if n != 5)
+    assert sum(worker.alive for worker in workers) == 1
+    group.close()
+
+
+def test_an_engine_that_cannot_load_costs_itself_alone_once_another_works(model: LlamaModel, tmp_path: Path) -> None:
+    good, bad = Threaded(model, "good"), Threaded(LlamaModel(str(tmp_path / "absent")), "bad")
+    bad.held_back = True
+    group = group_of(model, good, bad)
+    bad.held_back = False
+    answers = list(group.generate(requests(), refuse))
+    assert len(answers) == 12
+    assert not group.usable
+    group.close()
+
+
+def test_where_the_first_cannot_load_the_error_is_the_checkpoint_s(model: LlamaModel, tmp_path: Path) -> None:
+    workers = [Threaded(LlamaModel(str(tmp_path / "absent")), f"engine {n}") for n in range(2)]
+    with pytest.raises(CheckpointError, match="there is no such directory"):
+        group_of(model, *workers)
+    assert not any(worker.alive for worker in workers)
+
+
+def test_a_fault_in_an_engine_is_told_in_one_line(model: LlamaModel) -> None:
+    """Not of ours: a message of no known shape stands for what breaks in the middle of a pass."""
+    worker = Threaded(model, "engine")
+    group = group_of(model, worker)
+    worker._host.post("add", 1, None)
+    with pytest.raises(
+        WorkerDied, match=r"^an engine of Ray ended: AttributeError: 'NoneType'.*prompt_ids"
+    ) as caught:
+        list(group.generate(requests(), refuse))
+    assert "\n" not in str(caught.value)
+
+
+def refuse(_: GenerationRequest, error: Exception) -> None:
+    raise error

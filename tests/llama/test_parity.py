@@ -1,0 +1,114 @@
+"""Our Llama against transformers' own, for every variant of the configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
+from tests.support.checkpoints import make_checkpoint, reference
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grouped_query": {},
+    "multi_head": {"num_key_value_heads": 4},
+    "multi_query": {"num_key_value_heads": 1},
+    "explicit_head_dim": {"head_dim": 32},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "tied_embeddings": {"tie_word_embeddings": True},
+    "large_theta": {"rope_parameters": {"rope_theta": 1_000_000.0, "rope_type": "default"}},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}, "max_position_embeddings": 128},
+    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 128},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+    "yarn_with_all_its_options": {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+            "truncate": False,
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp(request.param)
+    return make_checkpoint(directory, **VARIANTS[request.param])
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 300])
+def test_logits_equal_those_of_transformers(variant: Path, length: int) -> None:
+    ids = torch.tensor([random_prompt(length, 1), random_prompt(length, 2)])
+    with torch.no_grad():
+        expected = reference(variant)(ids).logits
+    torch.testing.assert_close(load(variant)(ids), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("length", [30, 180])
+def test_greedy_tokens_equal_those_of_transformers_over_200_tokens(variant: Path, length: int) -> None:
+    prompt = random_prompt(length, 3)
+    model = reference(variant)
+    model.generation_config.eos_token_id = None  # both go on after an end token
+    expected = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, length, dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=200,
+        pad_token_id=0,
+    )[0, length:]
+    engine = engine_of(variant, context_window=512, max_batch_tokens=64)
+    answer = generate(engine, [ask("a", prompt, 200), ask("b", random_prompt(50, 4), 90)])["a"]
+    assert list(answer.token_ids) == expected.tolist()
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling_with_type", "rope_scaling_with_rope_type"])
+def test_rope_is_found_under_its_old_and_new_places(tmp_path: Path, place: str) -> None:
+    directory = make_checkpoint(
+        tmp_path, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0}
+    )
+    expected = load(directory)(torch.tensor([random_prompt(60, 5)]))
+    path = directory / "config.json"
+    raw = json.loads(path.read_text())
+    assert raw.pop("rope_parameters") == {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0}
+    if place == "rope_parameters":
+        raw["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0}
+    else:
+        raw["rope_theta"] = 50_000.0
+        raw["rope_scaling"] = {place.removeprefix("rope_scaling_with_"): "linear", "factor": 4.0}
+    path.write_text(json.dumps(raw))
+    assert torch.equal(load(directory)(torch.tensor([random_prompt(60, 5)])), expected)
+
+
+def test_a_checkpoint_of_many_files_is_the_same_model(tmp_path: Path) -> None:
+    one = make_checkpoint(tmp_path / "one")
+    many = make_checkpoint(tmp_path / "many", shard_size="100KB")
+    assert len(list(many.glob("*.safetensors"))) > 2
+    ids = torch.tensor([random_prompt(20, 6)])
+    assert torch.equal(load(one)(ids), load(many)(ids))
+
+
+def test_bfloat16_logits_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    ids = torch.tensor([random_prompt(200, 7)])
+    exact = load(directory)(ids)
+    with torch.no_grad():
+        theirs = reference(directory, torch.bfloat16)(ids).logits.float()
+    ours = load(directory, torch.bfloat16)(ids)
+    assert (ours - exact).abs().mean() < 1.25 * (theirs - exact).abs().mean()

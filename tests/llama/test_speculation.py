@@ -1,0 +1,319 @@
+"""Guesses change the number of passes, never an answer: greedy and sampled, in any company, whatever is guessed."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from swe_infer.llama.engine import Engine
+from swe_infer.llama.sampler import Draw, Sampler
+from swe_infer.llama.sequence import MAX_DRAFT, Generated, GenerationRequest
+from swe_infer.llama.sequence import Sequence as EngineSequence
+from swe_infer.llama.stopping import Stopper
+from swe_infer.llama.tokenizer import LlamaTokenizer
+from tests.llama.helpers import ask, engine_of, random_prompt, without_a_clock
+from tests.support.checkpoints import make_checkpoint
+
+SHARED = random_prompt(300, 99)
+
+
+@dataclass
+class Prompter:
+    """Knows the answer, and says one token in ``1 / mistakes`` wrong."""
+
+    answer: Sequence[int]
+    mistakes: float
+    seed: int
+    said: int = 0
+    situation = "any"
+
+    def draft(self, limit: int) -> list[int]:
+        dice = random.Random(f"{self.seed} {self.said}")
+        rest = self.answer[self.said : self.said + dice.randint(0, limit)]
+        return [3 + (token + 1) % 390 if dice.random() < self.mistakes else token for token in rest]
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.said += len(tokens)
+
+
+def requests() -> list[GenerationRequest]:
+    """Greedy and sampled, long and short, with common beginnings."""
+    made = []
+    for index, length in enumerate((3, 40, 257, 120, 511, 64)):
+        prompt = random_prompt(length, index)
+        made.append(ask(f"greedy{index}", prompt, 40))
+        made.append(ask(f"sampled{index}", prompt, 40, temperature=0.8, top_p=0.9, seed=index))
+        made.append(ask(f"shared{index}", SHARED + prompt, 24, temperature=1.0, seed=index))
+    return made
+
+
+def run(
+    engine: Engine,
+    asked: Iterable[GenerationRequest],
+    answers: dict[str, tuple[int, ...]] | None = None,
+    mistakes: float = 0.2,
+) -> dict[str, Generated]:
+    """All answers by key. With ``answers`` each sequence gets a :class:`Prompter`."""
+    for place, request in enumerate(asked):
+        engine.add(request if answers is None else replace(request, drafter="suffix"))
+        if answers is not None:
+            engine.scheduler.waiting[-1].drafter = Prompter(answers[str(request.key)], mistakes, place)
+    found: dict[str, Generated] = {}
+    while engine.scheduler.busy:
+        found |= {str(answer.request.key): answer for answer in engine.step()}
+    return found
+
+
+def tokens(found: dict[str, Generated]) -> dict[str, tuple[int, ...]]:
+    return {key: answer.token_ids for key, answer in found.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(directory: Path) -> dict[str, tuple[int, ...]]:
+    """The answers without guesses."""
+    return tokens(run(engine_of(directory), requests()))
+
+
+@pytest.mark.parametrize("mistakes", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("budget", [37, 512])
+def test_guessed_answers_are_the_same(
+    directory: Path, plain: dict[str, tuple[int, ...]], budget: int, mistakes: float
+) -> None:
+    """Drafts of unequal length in one batch, beside prompts in chunks."""
+    engine = without_a_clock(engine_of(directory, max_batch_tokens=budget, max_sequences=7))
+    found = run(engine, requests(), plain, mistakes)
+    assert tokens(found) == plain
+    assert engine.scheduler.pool.held == 0
+    accepted = sum(answer.accepted_tokens for answer in found.values())
+    assert accepted == engine.figures()["accepted_tokens"]
+    assert (accepted == 0) == (mistakes == 1.0)
+    if mistakes == 0.0:
+        assert all(answer.accepted_tokens == answer.drafted_tokens for answer in found.values())
+    for answer in found.values():
+        assert answer.accepted_tokens + answer.steps >= len(answer.token_ids)
+
+
+def test_guesses_save_passes(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
+    engine = without_a_clock(engine_of(directory, max_sequences=1))
+    found = run(engine, requests()[:1], plain, mistakes=0.0)
+    (answer,) = found.values()
+    assert answer.steps < len(answer.token_ids) / 2
+
+
+def test_rejected_tokens_leave_no_trace_in_the_prefix_cache(
+    directory: Path, plain: dict[str, tuple[int, ...]]
+) -> None:
+    """Prompts that go on from guessed answers find those answers' blocks in the cache, and nothing else."""
+    engine = without_a_clock(engine_of(directory))
+    run(engine, requests(), plain, mistakes=0.5)
+    longer = [
+        ask(f"again{index}", [*request.prompt_ids, *plain[str(request.key)], *random_prompt(9, index)], 12)
+        for index, request in enumerate(requests())
+    ]
+    engine.reset_stats()
+    again = tokens(run(engine, longer))
+    if directory.name[:12] != "dynamic_rope":  # whose long prompts share no blocks with longer ones
+        assert engine.figures()["cache_hit_rate"] > 0.8
+    assert again == tokens(run(engine_of(directory), longer))
+
+
+def test_with_preemption(directory: Path) -> None:
+    """Eight outputs that outgrow a cache which holds two of them."""
+    asked = [ask(i, random_prompt(40, i), 200, temperature=0.7, seed=i) for i in range(8)]
+    expected = tokens(run(engine_of(directory), asked))
+    engine = without_a_clock(engine_of(directory, cache_tokens=512))
+    assert tokens(run(engine, asked, expected, mistakes=0.1)) == expected
+    assert engine.figures()["preemptions"] > 0
+    assert engine.scheduler.pool.held == 0
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 17])
+def test_an_answer_never_grows_beyond_its_length(directory: Path, length: int) -> None:
+    asked = ask("a", random_prompt(20, 5), length)
+    expected = tokens(run(engine_of(directory), [replace(asked, rules=replace(asked.rules, max_new_tokens=40))]))
+    (answer,) = run(without_a_clock(engine_of(directory)), [asked], expected, mistakes=0.0).values()
+    assert answer.token_ids == expected["a"][:length]
+    assert answer.finish_reason == "length"
+
+
+def test_the_context_window_ends_an_answer_at_the_same_token(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, max_position_embeddings=64)
+    asked = [ask(i, random_prompt(30 + i, i), 100) for i in range(8)]
+    expected = tokens(run(engine_of(directory), asked))
+    assert tokens(run(without_a_clock(engine_of(directory)), asked, expected, mistakes=0.0)) == expected
+    assert [len(expected[str(i)]) for i in range(8)] == [34 - i for i in range(8)]
+
+
+def test_an_end_token_within_an_accepted_guess_ends_the_answer(directory: Path) -> None:
+    asked = ask("a", random_prompt(20, 5), 40)
+    whole = tokens(run(engine_of(directory), [asked]))["a"]
+    end = whole[11]
+    first = whole.index(end)
+    ending = replace(asked, rules=replace(asked.rules, end_tokens=frozenset([end])))
+    (answer,) = run(without_a_clock(engine_of(directory)), [ending], {"a": whole}, mistakes=0.0).values()
+    assert answer.token_ids == whole[: first + 1]
+    assert answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "budget"), [("diff", 2, 512), ("suffix", 2, 512), ("diff", 16, 61), ("suffix", 7, 200)]
+)
+def test_the_drafters_of_the_engine_change_no_answer(
+    directory: Path, plain: dict[str, tuple[int, ...]], kind: Any, batch: int, budget: int
+) -> None:
+    """In any company, and again where the answers are known already."""
+    engine = without_a_clock(engine_of(directory, max_sequences=batch, max_batch_tokens=budget))
+    asked = [replace(request, drafter=kind) for request in requests()]
+    assert tokens(run(engine, asked)) == plain
+    assert tokens(run(engine, asked[::-1])) == plain
+    assert engine.figures()["accepted_tokens"] > 0
+
+
+@pytest.mark.parametrize("kind", ["diff", "suffix"])
+def test_the_drafters_change_no_answer_of_sequences_that_make_room(directory: Path, kind: Any) -> None:
+    asked = [ask(i, random_prompt(40, i // 2), 120, temperature=0.7, seed=i // 2) for i in range(8)]
+    expected = tokens(run(engine_of(directory), asked))
+    engine = without_a_clock(engine_of(directory, cache_tokens=384))
+    assert tokens(run(engine, [replace(request, drafter=kind) for request in asked])) == expected
+    assert engine.figures()["preemptions"] > 0
+    assert engine.figures()["accepted_tokens"] > 0
+    assert engine.scheduler.pool.held == 0
+
+
+def test_what_was_answered_before_is_drafted_for_the_same_prompt(directory: Path) -> None:
+    """Earlier sweep points and samples: an engine that has answered a prompt needs fewer passes for it."""
+    engine = without_a_clock(engine_of(directory, max_sequences=1))
+    asked = [replace(requests()[1], drafter="suffix")]
+    (first,) = run(engine, asked).values()
+    (again,) = run(engine, asked).values()
+    assert again.token_ids == first.token_ids
+    assert again.steps < first.steps / 2
+
+
+def test_samples_see_what_the_others_of_their_prompt_are_writing(directory: Path) -> None:
+    """A sample that begins later needs fewer passes, though the first has not come to its end."""
+    engine = without_a_clock(engine_of(directory))
+    request = replace(requests()[0], drafter="suffix", rules=replace(requests()[0].rules, max_new_tokens=60))
+    engine.add(replace(request, key="first"))
+    found: list[Generated] = []
+    for _ in range(45):
+        found += engine.step()
+    engine.add(replace(request, key="second", rules=replace(request.rules, max_new_tokens=40)))
+    while not any(answer.request.key == "second" for answer in found):
+        assert not found, "the first answer came to its end too soon for the test"
+        found += engine.step()
+    (second,) = found
+    assert second.steps < 30
+    assert second.accepted_tokens > 10
+
+
+def test_an_abandoned_output_is_guessed_from_no_longer(directory: Path) -> None:
+    engine = without_a_clock(engine_of(directory))
+    engine.add(replace(requests()[0], drafter="suffix"))
+    for _ in range(6):
+        engine.step()
+    shared = engine.speculation.prompts.get(requests()[0].prompt_ids)
+    assert len(shared.token_indexes()) == 3
+    engine.abandon()
+    assert len(shared.token_indexes()) == 2
+
+
+def test_no_guess_is_asked_for_without_a_drafter(directory: Path) -> None:
+    engine = engine_of(directory)
+    found = run(engine, requests()[:3])
+    assert engine.figures()["drafted_tokens"] == 0
+    assert all(answer.steps >= len(answer.token_ids) for answer in found.values())
+
+
+RUNS = 110_000
+"""So many that a share which is off by 0.01 lies more than 6.5 standard deviations away, at the first place."""
+LIMIT = 4.0
+"""Standard deviations that are allowed: of right distributions one in 2,000 exceeds them with one of its 8 shares,
+and an error of 0.01 in a share stays below them at most once in 200 times. Seeds are fixed: all runs are alike."""
+
+Said = tuple[list[list[float]], list[Counter[int]]]
+
+
+@pytest.fixture(scope="module", params=[None, 0.9])
+def said(request: pytest.FixtureRequest, checkpoint: Path) -> Said:
+    """The model's shares at two places, and how often each token was said there with a guess of the first.
+
+    The second place is reached where the guess was accepted, which is in most runs.
+    """
+    top_p: float | None = request.param
+    logits_2V = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
+    guess = int(logits_2V[0].argmax())
+    logits_2V[0, guess] += 1.5
+    draws = [Draw(0.9, top_p, seed, place) for seed in range(RUNS) for place in range(2)]
+    chosen = Sampler()(logits_2V.repeat(RUNS, 1), draws)
+    asked = ask("a", [5], 10**6)
+    tokenizer = LlamaTokenizer(checkpoint)
+    counts: list[Counter[int]] = [Counter(), Counter()]
+    for seed in range(RUNS):
+        if seed % 500 == 0:
+            sequence = EngineSequence(asked, Stopper(asked.rules, tokenizer, (5,)), limit=10**6, salt=b"")
+        taken, _ = sequence.advance(chosen[2 * seed : 2 * seed + 2], [guess])
+        assert len(taken) == 1 + (taken[0] == guess)
+        for place, token in enumerate(taken):
+            counts[place][token] += 1
+    return [expected_shares(logits_V, 0.9, top_p) for logits_V in logits_2V], counts
+
+
+def worst(shares: Sequence[float], counts: Counter[int]) -> float:
+    """The largest difference between a token's count and its share, in standard deviations."""
+    total = counts.total()
+    errors = []
+    for token, share in enumerate(shares):
+        spread = math.sqrt(max(share * (1 - share), 1e-12) / total)
+        errors.append(abs(counts[token] / total - share) / spread)
+    return max(errors)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_sampled_tokens_have_the_model_s_distribution(said: Said, place: int) -> None:
+    """A token that is guessed, or stands after one, is said neither more nor less often for it."""
+    shares, counts = said
+    assert worst(shares[place], counts[place]) <= LIMIT
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_distribution_that_is_off_by_a_hundredth_would_be_found(said: Said, place: int) -> None:
+    """The same counts, beside shares of which the two most likely tokens' are wrong by 0.01 in either direction."""
+    shares, counts = said
+    first, second = sorted(range(8), key=lambda token: -shares[place][token])[:2]
+    for error in (0.01, -0.01):
+        wrong = list(shares[place])
+        wrong[first] += error
+        wrong[second] -= error
+        assert worst(wrong, counts[place]) > LIMIT
+
+
+def expected_shares(logits_V: torch.Tensor, temperature: float, top_p: float | None) -> list[float]:
+    """Temperature and nucleus, written down plainly."""
+    shares = torch.softmax(logits_V.double() / temperature, -1).tolist()
+    if top_p is not None:
+        kept, mass = set(), 0.0
+        for token in sorted(range(len(shares)), key=lambda token: -shares[token]):
+            if mass >= top_p:
+                break
+            kept.add(token)
+            mass += shares[token]
+        shares = [share / mass if token in kept else 0.0 for token, share in enumerate(shares)]
+    return shares
+
+
+def test_a_guess_is_never_longer_than_what_may_still_be_said(directory: Path) -> None:
+    request = ask("a", random_prompt(20, 1), 10)
+    stopper = Stopper(request.rules, LlamaTokenizer(directory), request.prompt_ids)
+    assert EngineSequence(request, stopper, limit=1000, salt=b"").draftable == 9
+    assert EngineSequence(request, stopper, limit=25, salt=b"").draftable == 4
+    long = replace(request, rules=replace(request.rules, max_new_tokens=1000))
+    assert EngineSequence(long, stopper, limit=1000, salt=b"").draftable == MAX_DRAFT

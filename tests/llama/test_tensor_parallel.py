@@ -1,0 +1,142 @@
+"""One model in two processes (gloo): the same answers as one, parts loaded straight, and clear ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swe_infer.errors import CheckpointError, ConfigError
+from swe_infer.llama.config import read_config
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.pool import EnginePool
+from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.llama.shard import Shard
+from swe_infer.llama.tensor_parallel import RankDied
+from swe_infer.llama.weights import load_weights, parameter_views
+from swe_infer.runners.llama import LlamaRunner
+from swe_infer.types import Decoding, LlamaModel
+from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, without_a_clock
+from tests.support.checkpoints import make_checkpoint
+
+OPTIONS = EngineOptions(max_batch_tokens=100, max_sequences=5, kv_cache_gb=0.004)
+
+
+def requests() -> list[GenerationRequest]:
+    made = []
+    for index, length in enumerate((3, 40, 257, 120, 64)):
+        prompt = random_prompt(length, index)
+        made.append(ask(f"greedy{index}", prompt, 16))
+        made.append(ask(f"sampled{index}", prompt, 16, temperature=0.8, top_p=0.9, seed=index))
+    return made
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With biases, which must be added once, not once by each rank."""
+    return make_checkpoint(tmp_path_factory.mktemp("biased"), attention_bias=True, mlp_bias=True)
+
+
+@pytest.fixture
+def divided(biased: Path) -> Iterator[Engine]:
+    engine = Engine.load(LlamaModel(str(biased), tensor_parallel=2, dtype="float32"), OPTIONS)
+    yield engine
+    engine.close()
+
+
+def tokens(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[int, ...]]:
+    return {key: answer.token_ids for key, answer in generate(engine, asked).items()}
+
+
+def test_answers_are_those_of_one_process(biased: Path, divided: Engine) -> None:
+    """Chunked prompts, continuous batching, shared prefixes, copied blocks and guesses included."""
+    expected = tokens(engine_of(biased), requests())
+    without_a_clock(divided)
+    assert tokens(divided, requests()) == expected
+    for _ in range(2):
+        assert tokens(divided, [replace(request, drafter="suffix") for request in requests()]) == expected
+    assert divided.figures()["accepted_tokens"] > 0
+    assert divided.figures()["cache_hit_rate"] > 0.4
+    whole = engine_of(biased)
+    assert divided.cache.keys[0].shape[1] * 2 == whole.cache.keys[0].shape[1], "each rank has half the heads"
+    assert divided.cache.nbytes <= 0.5 * 0.004e9 * 1.05
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_parts_make_up_the_whole(biased: Path, count: int) -> None:
+    """Every weight of the checkpoint is where a rank expects it, none twice but the embeddings and norms."""
+    config = read_config(biased)
+    whole = parameter_views(load(biased))
+    for rank in range(count):
+        part = LlamaForCausalLM(config, shard=Shard(rank, count))
+        load_weights(part, biased, allow_pickle=False)
+        for name, view in parameter_views(part).items():
+            expected = whole[name]
+            for axis, size in enumerate(view.shape):
+                if size < expected.shape[axis]:
+                    expected = expected.narrow(axis, rank * size, size)
+            assert view.equal(expected), name
+    assert "model.layers.0.self_attn.o_proj.bias" not in parameter_views(LlamaForCausalLM(config, shard=Shard(1, 2)))
+
+
+@pytest.mark.parametrize("during_a_pass", [True, False])
+def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during_a_pass: bool) -> None:
+    pool = EnginePool()
+    model = LlamaModel(str(biased), tensor_parallel=2, dtype="float32")
+    engine = pool.get(model, OPTIONS)
+    assert isinstance(engine, Engine)
+    assert engine._followers is not None
+    ((_, process),) = engine._followers._ranks
+    assert process.pid is not None
+    answers = engine.generate([ask(i, random_prompt(40, i), 400) for i in range(4)], _refuse)
+    if during_a_pass:
+        send = engine._followers.send
+
+        def send_and_kill(message: Any) -> None:
+            os.kill(process.pid or 0, signal.SIGSTOP)
+            send(message)
+            os.kill(process.pid or 0, signal.SIGKILL)
+
+        engine._followers.send = send_and_kill  # type: ignore[method-assign]
+    else:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    with pytest.raises(RankDied, match="rank 1 of the 2 that hold the model ended with exit code -9"):
+        list(answers)
+    engine.abandon()
+    assert not engine.usable
+    if during_a_pass:
+        again = pool.get(model, OPTIONS)
+        assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run has a new one"
+    pool.close()
+
+
+def test_a_checkpoint_that_a_rank_cannot_load_is_the_leader_s_error(biased: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "cut"
+    directory.mkdir()
+    for file in biased.iterdir():
+        content = file.read_bytes()
+        (directory / file.name).write_bytes(content[:-4096] if file.name == "model.safetensors" else content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        Engine.load(LlamaModel(str(directory), tensor_parallel=2), OPTIONS)
+
+
+def test_what_cannot_be_divided_is_refused_before_anything_is_loaded(biased: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.tensor_parallel=3: must divide the 4 attention heads"):
+        LlamaRunner(LlamaModel(str(biased), tensor_parallel=3), Decoding()).check()
+    with pytest.raises(ConfigError, match=r"model\.tensor_parallel=0"):
+        LlamaRunner(LlamaModel(str(biased), tensor_parallel=0), Decoding())
+    with pytest.raises(ConfigError, match=r"runner\.workers=2"):
+        LlamaRunner(LlamaModel(str(biased), tensor_parallel=2), Decoding(), workers=2)
+    with pytest.raises(ConfigError, match=r"model\.peft_path"):
+        Engine.load(LlamaModel(str(biased), tensor_parallel=2, peft_path="x"), OPTIONS)
+
+
+def _refuse(_: GenerationRequest, error: Exception) -> None:
+    raise error

@@ -1,0 +1,157 @@
+"""Engines side by side in processes of their own: the same answers, one run, and clear ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from swe_infer.errors import CheckpointError, ConfigError
+from swe_infer.llama.engine import EngineOptions
+from swe_infer.llama.group import EngineGroup, WorkerDied
+from swe_infer.llama.placement import worker_devices
+from swe_infer.llama.pool import EnginePool
+from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.llama.workers import ProcessWorker, engines_here
+from swe_infer.types import LlamaModel
+from tests.llama.helpers import ask, engine_of, generate, random_prompt
+
+OPTIONS = EngineOptions(max_batch_tokens=128, max_sequences=4, kv_cache_gb=0.01, workers=2)
+
+
+def requests() -> list[GenerationRequest]:
+    return [
+        ask((index, sample), random_prompt(60 + 20 * index, index), 16, temperature=0.8, seed=10 * index + sample)
+        for index in range(6)
+        for sample in range(3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def group(checkpoint: Path) -> Iterator[EngineGroup[ProcessWorker]]:
+    made = engines_here(LlamaModel(str(checkpoint)), OPTIONS, ["cpu", "cpu"])
+    yield made
+    made.close()
+
+
+def test_answers_are_those_of_one_engine(checkpoint: Path, group: EngineGroup[ProcessWorker]) -> None:
+    expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
+    found = {str(answer.request.key): answer for answer in group.generate(requests(), _refuse)}
+    assert {key: answer.token_ids for key, answer in found.items()} == expected
+    assert group.figures()["workers"] == 2
+    assert all(figures["forward_passes"] > 0 for figures in group.figures_of_each())
+
+
+def test_counts_of_all_workers_are_summed_from_each_run_s_beginning(group: EngineGroup[ProcessWorker]) -> None:
+    """A worker that has nothing to do in a run brings nothing over from the run before."""
+    drafted = [dataclasses.replace(request, drafter="suffix") for request in requests()]
+    for asked, busy in ((drafted, 2), (drafted[:3], 1)):
+        group.reset_stats()
+        assert group.figures()["forward_passes"] == 0
+        answers = list(group.generate(asked, _refuse))
+        figures = group.figures()
+        # how many that are hangs on the clock: a busy machine may find no guess worth its time
+        assert figures["drafted_tokens"] == sum(answer.drafted_tokens for answer in answers)
+        assert figures["accepted_tokens"] == sum(answer.accepted_tokens for answer in answers)
+        parts = [each["forward_passes"] for each in group.figures_of_each()]
+        assert figures["forward_passes"] == sum(parts)
+        assert sum(part > 0 for part in parts) == busy
+
+
+def test_samples_of_a_prompt_meet_in_one_worker(group: EngineGroup[ProcessWorker]) -> None:
+    prompt = random_prompt(200, 77)
+    answers = list(group.generate([ask(i, prompt, 4, temperature=1.0, seed=i) for i in range(3)], _refuse))
+    assert sorted(answer.cached_tokens for answer in answers) == [0, 199, 199]
+
+
+def test_what_cannot_be_run_is_rejected_and_the_rest_is_answered(group: EngineGroup[ProcessWorker]) -> None:
+    rejected = []
+    asked = [ask("long", random_prompt(1500, 0)), ask("bad", [399, 400]), ask("good", random_prompt(9, 0), 3)]
+    answers = list(group.generate(asked, lambda r, e: rejected.append((r.key, type(e).__name__))))
+    assert [answer.request.key for answer in answers] == ["good"]
+    assert sorted(rejected) == [("bad", "ValueError"), ("long", "PromptTooLong")]
+
+
+def test_after_a_stop_nothing_new_is_begun(group: EngineGroup[ProcessWorker]) -> None:
+    stop = threading.Event()
+    read = []
+
+    def endless() -> Iterator[GenerationRequest]:
+        for index in range(10_000):
+            read.append(index)
+            yield ask(index, random_prompt(30, index), 4)
+
+    answers = []
+    for answer in group.generate(endless(), _refuse, stop):
+        answers.append(answer)
+        stop.set()
+    assert 1 <= len(answers) <= 8
+    assert len(read) < 20
+
+
+def test_an_abandoned_run_leaves_no_answers_to_the_next(group: EngineGroup[ProcessWorker]) -> None:
+    for _ in group.generate([ask(i, random_prompt(50, i), 30) for i in range(8)], _refuse):
+        break
+    group.abandon()
+    answers = list(group.generate([ask("new", random_prompt(5, 0), 3)], _refuse))
+    assert [answer.request.key for answer in answers] == ["new"]
+
+
+def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(checkpoint: Path) -> None:
+    group = engines_here(LlamaModel(str(checkpoint)), OPTIONS, ["cpu", "cpu"])
+    expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
+    found: dict[str, tuple[int, ...]] = {}
+    workers = group.workers
+    for answer in group.generate(requests(), _refuse):
+        if not found:
+            _kill(workers[0])
+        assert str(answer.request.key) not in found
+        found[str(answer.request.key)] = answer.token_ids
+    assert found == expected
+    assert group.figures()["workers"] == 1
+    assert not group.usable, "the next run of this process has both again"
+    answers = group.generate([ask(i, random_prompt(40, i), 900) for i in range(4)], _refuse)
+    _kill(workers[1])
+    with pytest.raises(WorkerDied, match=r"all 2 engines are gone; the last: the engine on cpu ended with .* -9"):
+        list(answers)
+    group.abandon()
+    group.close()
+    assert not any(worker.alive for worker in workers)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_the_parents_error(checkpoint: Path) -> None:
+    model = LlamaModel(str(checkpoint), peft_path=str(checkpoint))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+        engines_here(model, OPTIONS, ["cpu", "cpu"])
+
+
+def test_the_pool_makes_as_many_engines_as_asked_for(checkpoint: Path) -> None:
+    pool = EnginePool()
+    engine = pool.get(LlamaModel(str(checkpoint)), OPTIONS)
+    assert isinstance(engine, EngineGroup)
+    workers = engine.workers
+    assert pool.get(LlamaModel(str(checkpoint)), OPTIONS) is engine
+    assert not isinstance(pool.get(LlamaModel(str(checkpoint)), dataclasses.replace(OPTIONS, workers=1)), EngineGroup)
+    assert not any(worker.alive for worker in workers)
+
+
+def test_workers_are_spread_over_devices() -> None:
+    assert worker_devices("cpu", None) == ["cpu"]
+    assert worker_devices("cpu", 3) == ["cpu"] * 3
+    with pytest.raises(ConfigError, match=r"model\.device=cuda:99"):
+        worker_devices("cuda:99", 2)
+
+
+def _kill(worker: ProcessWorker) -> None:
+    assert worker.process.pid is not None
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.process.join()
+
+
+def _refuse(_: GenerationRequest, error: Exception) -> None:
+    raise error
