@@ -1,0 +1,98 @@
+"""The training script: a short run learns, and goes on from its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from benchmarks.train_tiny import Marks, Settings, Trainer, edited, encode, train
+from swe_infer.sample.generator import make
+
+SMALL = Settings(
+    out=Path(),
+    steps=30,
+    vocabulary=512,
+    hidden=64,
+    mlp=128,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    batch=8,
+    tokenizer_tasks=400,
+    learning_rate=1e-2,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[float]]:
+    settings = replace(SMALL, out=tmp_path_factory.mktemp("tiny"))
+    return settings, train(settings)
+
+
+def test_a_short_run_learns(trained: tuple[Settings, list[float]]) -> None:
+    losses = trained[1]
+    assert len(losses) == 30
+    assert losses[0] > 5.5, "about the logarithm of the vocabulary's size"
+    assert sum(losses[-5:]) / 5 < 3.8
+
+
+def test_a_larger_budget_goes_on_from_the_checkpoint(trained: tuple[Settings, list[float]]) -> None:
+    settings, losses = trained
+    more = train(replace(settings, steps=33))
+    assert len(more) == 3
+    assert max(more) < 0.7 * losses[0]
+    assert Trainer(settings).state.steps == 33
+
+
+def test_what_is_saved_loads_in_transformers_and_gives_the_same_tokens(
+    trained: tuple[Settings, list[float]],
+) -> None:
+    settings = trained[0]
+    trainer = Trainer(settings)
+    tokenizer = AutoTokenizer.from_pretrained(settings.out / "hf")
+    model = AutoModelForCausalLM.from_pretrained(settings.out / "hf", dtype="auto")
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.dtype == torch.bfloat16
+    task = make("validation", 3)
+    tokens, prompt = encode(trainer.tokenizer, task)
+    assert tokenizer(task.text)["input_ids"] == tokens[:prompt]
+    assert tokenizer.decode(tokens[prompt:], skip_special_tokens=True) == task.patch
+    assert tokens[-1] == model.config.eos_token_id
+
+
+def test_a_line_of_code_has_the_same_tokens_in_prompt_and_patch(trained: tuple[Settings, list[float]]) -> None:
+    tokenizer = Trainer(trained[0]).tokenizer
+    line = "        total_price += 12 * price[:-3]\n"
+
+    def tokens(before: str) -> list[str]:
+        return tokenizer.encode("x\n" + before + line, add_special_tokens=False).tokens
+
+    plain = tokens("-")[tokens("-").index("-") + 1 :]
+    for before in ("+", " ", "7 ", "12 "):
+        assert tokens(before)[-len(plain) :] == plain
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ([1, 5, 6, 7, 8, 0, 2, 5, 9, 7, 8, 0, 3, 5, 0, 4], [9, 7, 8]),  # replaced, and two tokens after it
+        ([1, 5, 6, 7, 0, 2, 5, 6, 9, 0, 4], [9, 0]),  # the line's end is the last of them
+        ([1, 5, 6, 7, 0, 2, 5, 7, 0, 4], [7, 0]),  # something was left out
+        ([2, 5, 6, 0, 3, 7, 0, 4], []),  # nothing is removed
+        ([1, 5, 6, 0, 3, 7, 0, 4], []),  # nothing is added
+    ],
+)
+def test_the_loss_knows_where_an_added_line_leaves_the_removed_one(body: list[int], expected: list[int]) -> None:
+    header = [11, 12, 0]
+    tokens = header + body
+    found = edited(tokens, len(header), Marks(pad=10, newline=0, removed=1, added=2))
+    assert tokens[found.start : found.stop] == expected
+
+
+def test_either_minutes_or_steps_are_given() -> None:
+    with pytest.raises(ValueError, match="either minutes or steps"):
+        replace(SMALL, minutes=1.0)
