@@ -1,0 +1,323 @@
+"""The runner for models behind an API: how completions are had from a provider, through the chain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import cast
+
+from swe_infer.api.batch import Batches, BatchSettings
+from swe_infer.api.batch_journal import Journal, open_batches
+from swe_infer.api.budget import Purse
+from swe_infer.api.cache import ResponseCache, cache_key
+from swe_infer.api.chain import Chain
+from swe_infer.api.deployments import Deployments
+from swe_infer.api.dispatch import Dispatcher, PromptCaching, by_prompt
+from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
+from swe_infer.api.estimate import Estimate, Planned, estimate
+from swe_infer.api.ledger import Ledger
+from swe_infer.api.limits import Limiter, Limits
+from swe_infer.api.pricing import Tariff, tariff_of
+from swe_infer.api.retry import Retry
+from swe_infer.api.steady import collected_seldom, run_steadily
+from swe_infer.api.tokens import counter_of
+from swe_infer.api.warm_prompts import WarmPrompts
+from swe_infer.errors import ConfigError
+from swe_infer.providers.base import BatchProvider, Provider, ServingProvider, is_serving
+from swe_infer.runners.base import Order, RunContext
+from swe_infer.types import ApiModel, Budget, Decoding, LlamaModel, OnOutcome, Request, TokenCounter
+
+__all__ = ["ApiRunner"]
+
+logger = logging.getLogger(__name__)
+
+_STOP_POLL_S = 0.2
+
+
+class ApiRunner:
+    """Answers requests through an API.
+
+    Args:
+        model: which model, and the facts about it; a checkpoint where the provider serves it itself.
+        provider: who answers.
+        decoding: how tokens are chosen.
+        budget: caps in dollars.
+        retry: when a request is tried again.
+        limits: concurrency and quotas.
+        batches: how batches are made and followed, for ``provider.mode=batch``.
+        prompt_caching: ``auto`` caches prompts at the provider where several samples share them; ``always`` also
+            where only other runs could share them (a sweep over one dataset), and lets runs at the same time wait for
+            each other's first request of a prompt; ``never`` sends all samples at once.
+        response_cache: a directory of answers that runs share; None: answers are not shared.
+    """
+
+    order: Order = "dataset"
+
+    def __init__(
+        self,
+        model: ApiModel | LlamaModel,
+        provider: Provider,
+        decoding: Decoding,
+        budget: Budget | None = None,
+        retry: Retry | None = None,
+        limits: Limits | None = None,
+        batches: BatchSettings | None = None,
+        prompt_caching: PromptCaching = "auto",
+        response_cache: str | None = None,
+    ) -> None:
+        self.label = model.label
+        self._serving: ServingProvider | None = provider if is_serving(provider) else None
+        if self._serving is not None:
+            model = self._serving.served(model)
+        elif isinstance(model, LlamaModel):
+            raise ConfigError(
+                f"runner=api: {self.label} is a checkpoint, which provider={provider.name} does not serve; choose "
+                "provider=vllm, or runner=llama"
+            )
+        self.model = model
+        self.provider = provider
+        self.decoding = decoding
+        self.budget = budget or Budget()
+        self.retry = retry or Retry()
+        self.limits = limits or Limits()
+        self.batches = batches or BatchSettings()
+        self.prompt_caching = prompt_caching
+        self.response_cache = Path(response_cache).expanduser() if response_cache is not None else None
+        self.context_window = model.context_window
+        self._context: RunContext | None = None
+        self._chain: Chain | None = None
+        self._batches: Batches | None = None
+        self._endpoints: Endpoints | None = None
+
+    def check(self, *, dry_run: bool = False) -> None:
+        if self.model.max_output_tokens is not None and self.decoding.max_new_tokens > self.model.max_output_tokens:
+            raise ConfigError(
+                f"decoding.max_new_tokens={self.decoding.max_new_tokens}: {self.model.name} writes at most "
+                f"{self.model.max_output_tokens} (model.max_output_tokens)"
+            )
+        self.provider.check(self.model, self.decoding)
+        if self.provider.mode == "batch" and not getattr(self.provider, "has_batches", False):
+            raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
+        self._tariff()
+        if not dry_run:
+            self.provider.check_access()
+
+    def begin(self, context: RunContext) -> None:
+        self._context = context
+        if self.budget.across == "division":
+            if context.shards is None:
+                raise ConfigError(
+                    "budget.across=division divides a run among its shards: set shard.count, shard.index"
+                )
+            cap = None if self.budget.max_usd is None else self.budget.max_usd / context.shards
+            self.budget, self.limits = replace(self.budget, max_usd=cap), self.limits.divided(context.shards)
+        if self._serving is not None:
+            self._serving.keep_log(context.directory)
+        if self.provider.mode == "live" and (left := open_batches(context.directory)):
+            raise ConfigError(
+                f"provider.mode=live: {len(left)} batches of this run are still at the provider; collect them with "
+                "provider.mode=batch first"
+            )
+
+    def token_counter(self) -> TokenCounter:
+        return counter_of(self.model, self.provider.pricing_id)
+
+    def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """See :class:`swe_infer.runners.base.Runner`. Everything happens in the calling thread's event loop."""
+        run_steadily(self._run(requests, on_outcome, stop))
+
+    async def _run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        batch = self.provider.mode == "batch"
+        tariff = self._tariff()
+        if tariff is not None:
+            logger.info("prices of %s: %s%s", self.model.name, tariff.source, ", in batches" if batch else "")
+        self._endpoints = Endpoints(
+            [
+                Endpoint(
+                    provider, model, self._tariff_at(provider, model), Limiter(self.limits, provider.max_concurrency)
+                )
+                for provider, model in self._asked()
+            ]
+        )
+        async with AsyncExitStack() as stack:
+            cache = ResponseCache(self.response_cache) if self.response_cache is not None else None
+            if cache is not None:
+                stack.callback(cache.close)
+            purse = self._purse()
+            stack.callback(purse.close)
+            self._chain = Chain(self._endpoints, purse, self.retry, self.token_counter(), cache)
+            for endpoint in self._endpoints.all:
+                stack.callback(endpoint.limiter.close)
+            stack.push_async_callback(self.provider.close)
+            if not await self._opened(stop):
+                return
+            stack.enter_context(collected_seldom())
+            if batch:
+                await self._run_batches(self._endpoints.all[0], purse, requests, on_outcome, stop)
+            else:
+                room = 2 * sum(endpoint.provider.max_concurrency for endpoint in self._endpoints.all)
+                warm = self._warm_prompts()
+                if warm is not None:
+                    stack.callback(warm.close)
+                await Dispatcher(self._chain, room, self.prompt_caching, warm).run(requests, on_outcome, stop)
+
+    async def _opened(self, stop: threading.Event) -> bool:
+        """Open the provider, which may have to load a model first; False where the run was stopped before it had."""
+        opening = asyncio.ensure_future(self.provider.open())
+        while not (await asyncio.wait([opening], timeout=_STOP_POLL_S))[0]:
+            if stop.is_set():
+                opening.cancel()
+        if opening.cancelled():
+            return False
+        await opening
+        return True
+
+    async def _run_batches(
+        self,
+        endpoint: Endpoint,
+        purse: Purse,
+        requests: Iterable[Request],
+        on_outcome: OnOutcome,
+        stop: threading.Event,
+    ) -> None:
+        chain = self._chain
+        assert chain is not None
+        if self._context is None:
+            raise ConfigError("provider.mode=batch: this runner was told of no run directory to keep batches in")
+        journal = Journal(self._context.directory)
+        self._batches = Batches(
+            cast(BatchProvider, self.provider),
+            self.model,
+            self.decoding,
+            endpoint.tariff,
+            purse,
+            self.retry,
+            self.batches,
+            journal,
+            cached=chain.cached,
+            keep=lambda request, answer: chain.keep(request, answer, endpoint),
+        )
+        try:
+            await self._batches.run(requests, on_outcome, stop)
+        finally:
+            journal.close()
+
+    def estimate(self, requests: Iterable[Request]) -> Estimate:
+        """What ``requests`` would come to; nothing is sent. Answers that the response cache holds are left out."""
+        counter = self.token_counter()
+        cache = ResponseCache(self.response_cache) if self.response_cache is not None else None
+        hits = 0
+
+        def planned() -> Iterator[Planned]:
+            nonlocal hits
+            for group in by_prompt(requests):
+                missing = [r for r in group if cache is None or not self._held(cache, r)]
+                hits += len(group) - len(missing)
+                if missing:
+                    yield Planned(counter(missing[0].prompt), len(missing))
+
+        has_batches = getattr(self.provider, "has_batches", False)
+        try:
+            found = estimate(
+                planned(),
+                tokens=counter.name,
+                exact=counter.exact,
+                max_new_tokens=self.decoding.max_new_tokens,
+                tariff=tariff_of(self.model, self.provider.pricing_id),
+                batch_tariff=tariff_of(self.model, self.provider.pricing_id, batch=True) if has_batches else None,
+                max_concurrency=self.provider.max_concurrency,
+                limits=self.limits,
+                prompt_caching=self.prompt_caching,
+                most_samples=min(most_samples(provider, model, self.decoding) for provider, model in self._asked()),
+            )
+        finally:
+            if cache is not None:
+                cache.close()
+        return replace(found, response_cache_hits=hits)
+
+    def _held(self, cache: ResponseCache, request: Request) -> bool:
+        keys = (cache_key(request, model, provider.name, provider.base_url) for provider, model in self._asked())
+        return any(cache.holds(key) for key in keys)
+
+    def stats(self) -> Mapping[str, float]:
+        """Live figures: concurrency and its level, requests sent, retried and refused, cache hits."""
+        chain, endpoints = self._chain, self._endpoints
+        if chain is None or endpoints is None:
+            return {}
+        counts = chain.counts
+        if self._batches is not None:
+            return {
+                "batches_submitted": float(self._batches.submitted),
+                "batches_open": float(self._batches.open),
+                "response_cache_hits": float(counts.cache_hits),
+            }
+        stats = {
+            "concurrency": float(sum(e.limiter.in_flight for e in endpoints.all)),
+            "concurrency_level": float(sum(e.limiter.level for e in endpoints.all)),
+            "requests_sent": float(counts.sent),
+            "requests_retried": float(counts.retried),
+            "requests_refused": float(counts.refused),
+        }
+        if self.response_cache is not None:
+            asked = counts.cache_hits + counts.cache_misses
+            stats["response_cache_hits"] = float(counts.cache_hits)
+            stats["response_cache_hit_rate"] = counts.cache_hits / asked if asked else 0.0
+        if counts.usage.input_tokens:
+            stats["prompt_cache_hit_rate"] = counts.usage.cached_input_tokens / counts.usage.input_tokens
+        return stats
+
+    def _asked(self) -> list[tuple[Provider, ApiModel]]:
+        """Who is asked, in order of preference, with the model as it is called there."""
+        if isinstance(self.provider, Deployments):
+            return self.provider.endpoints(self.model)
+        return [(self.provider, self.model)]
+
+    def _tariff(self) -> Tariff | None:
+        """The price of the configured model, at the provider that is asked first.
+
+        Raises:
+            ConfigError: a price is not known, and either nothing says that it may be so or a cap needs it.
+        """
+        tariffs = [self._tariff_at(provider, model) for provider, model in self._asked()]
+        return tariffs[0]
+
+    def _tariff_at(self, provider: Provider, model: ApiModel) -> Tariff | None:
+        tariff = tariff_of(model, provider.pricing_id, batch=provider.mode == "batch")
+        if tariff is None:
+            for key in ("max_usd", "sweep_max_usd"):
+                if getattr(self.budget, key) is not None:
+                    raise ConfigError(f"budget.{key} needs a price, but model.pricing=unknown: state the price there")
+        return tariff
+
+    def _purse(self) -> Purse:
+        """The caps, with their ledgers on disk, so that also what was in flight when a try was killed counts. Without
+        a context (a runner used by itself) the run's cap is kept in memory."""
+        context = self._context
+        ledgers: list[tuple[str, Ledger]] = []
+        if self.budget.max_usd is not None:
+            path = None if context is None else context.directory / "ledger.sqlite"
+            ledgers.append(("budget.max_usd", self._ledger(path, self.budget.max_usd)))
+        if self.budget.sweep_max_usd is not None:
+            if context is None:
+                raise ConfigError("budget.sweep_max_usd: this runner was told of no sweep; use budget.max_usd")
+            ledgers.append(("budget.sweep_max_usd", self._ledger(context.sweep_ledger, self.budget.sweep_max_usd)))
+        return Purse(ledgers)
+
+    def _warm_prompts(self) -> WarmPrompts | None:
+        """Where runs at the same time tell each other of prompts that the provider has in its cache."""
+        if self.prompt_caching != "always" or self._context is None:
+            return None
+        return WarmPrompts(self._context.sweep_ledger.with_name("warm_prompts.sqlite"))
+
+    def _ledger(self, path: Path | None, cap_usd: Decimal) -> Ledger:
+        context = self._context
+        ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id)
+        if context is not None:
+            ledger.count_earlier(context.spent_usd)
+        return ledger

@@ -1,0 +1,248 @@
+"""The runner for local Llamas: how completions are had from the flash-Llama engine.
+
+Nothing of the engine is imported before it is used, so that a configuration is checked without torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from swe_infer.api.estimate import Estimate, Range
+from swe_infer.errors import ConfigError
+from swe_infer.llama.cluster import RayCluster
+from swe_infer.llama.pool import EnginePool
+from swe_infer.runners.base import Order, RunContext
+from swe_infer.runners.llama_shares import Share, answer_shares
+from swe_infer.types import (
+    Completion,
+    Decoding,
+    LlamaModel,
+    OnOutcome,
+    Prompt,
+    Request,
+    TokenCounter,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from swe_infer.llama.engine import Engine
+    from swe_infer.llama.group import EngineGroup
+    from swe_infer.llama.sequence import Generated
+    from swe_infer.llama.tokenizer import LlamaTokenizer
+
+__all__ = ["LlamaRunner"]
+
+log = logging.getLogger(__name__)
+
+
+class LlamaRunner:
+    """Answers requests with a Llama on this machine, or with engines all over a Ray cluster.
+
+    Args:
+        model: the checkpoint.
+        decoding: how tokens are chosen.
+        max_batch_tokens: tokens of one forward pass; longer prompts are run in chunks.
+        max_sequences: answers in the making at once.
+        kv_cache_gb: gigabytes of the key-value cache; None: from the machine's free memory.
+        workers: engines side by side, each in a process of its own; None: one for each GPU, and one on a CPU.
+        ray: the cluster on which they run, there one on each node where it has no GPU; None: this machine.
+        max_points: points of a sweep that are answered at once, by one engine; 1: one after the other.
+    """
+
+    order: Order = "longest_first"
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        decoding: Decoding,
+        max_batch_tokens: int = 2048,
+        max_sequences: int = 64,
+        kv_cache_gb: float | None = None,
+        workers: int | None = None,
+        ray: RayCluster | None = None,
+        max_points: int = 8,
+    ) -> None:
+        for key, value in (
+            ("max_batch_tokens", max_batch_tokens),
+            ("max_sequences", max_sequences),
+            ("max_points", max_points),
+        ):
+            if value < 1:
+                raise ConfigError(f"runner.{key}={value}: must be at least 1")
+        if kv_cache_gb is not None and not kv_cache_gb > 0:
+            raise ConfigError(f"runner.kv_cache_gb={kv_cache_gb}: must be above 0, or null to size it by itself")
+        self.model = model
+        self.decoding = decoding
+        self.max_batch_tokens = max_batch_tokens
+        self.max_sequences = max_sequences
+        self.max_points = max_points
+        if model.tensor_parallel < 1:
+            raise ConfigError(f"model.tensor_parallel={model.tensor_parallel}: must be at least 1")
+        if model.tensor_parallel > 1 and (workers or 1) > 1 and ray is None:
+            raise ConfigError(
+                f"runner.workers={workers}: a model that is divided (model.tensor_parallel={model.tensor_parallel}) "
+                "runs once; set runner.workers=null"
+            )
+        if workers is not None and workers < 1:
+            raise ConfigError(f"runner.workers={workers}: must be at least 1, or null for one on each GPU")
+        self.kv_cache_gb = kv_cache_gb
+        self.workers = workers
+        self.ray = ray
+        self.label = model.label
+        self.context_window: int | None = model.context_window
+        self._engines = EnginePool()
+        self._engine: Engine | EngineGroup[Any] | None = None
+        self._tokenizer: LlamaTokenizer | None = None
+        self._share: Share | None = None
+        self._load_s = 0.0
+
+    def check(self, *, dry_run: bool = False) -> None:
+        """Read the checkpoint's configuration, not its weights; a dry run needs it no less, for the window.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is no Llama that the engine runs.
+            ConfigError: a context window without room for a prompt and an answer.
+        """
+        from swe_infer.llama.adapter import check_adapter
+        from swe_infer.llama.config import read_config
+        from swe_infer.llama.hub import config_directory
+
+        if self.ray is not None and not dry_run:
+            self.ray.check()
+        config = read_config(config_directory(self.model.path, "config.json"))
+        config.check_division(self.model.tensor_parallel)
+        window = self.model.context_window
+        if window is not None and window < 2:
+            raise ConfigError(f"model.context_window={window}: must be at least 2 tokens")
+        if window is not None and window > config.context_window:
+            log.warning("model.context_window=%d: the checkpoint states %d", window, config.context_window)
+        self.context_window = window or config.context_window
+        if self.model.peft_path is not None:
+            check_adapter(config_directory(self.model.peft_path, "adapter_config.json", key="model.peft_path"))
+
+    def begin(self, context: RunContext) -> None:
+        """From now on the engine is one that the runs of this process share."""
+        self._engines = context.engines
+
+    def token_counter(self) -> TokenCounter:
+        return _Counter(self._load_tokenizer(), self.label)
+
+    def estimate(self, requests: Iterable[Request]) -> Estimate:
+        """Counts with the checkpoint's tokenizer; a local model costs no dollars, and its speed is not known before
+        it runs."""
+        counter = self.token_counter()
+        sizes = [(request.instance_id, counter(request.prompt)) for request in requests]
+        tokens = Decimal(sum(size for _, size in sizes))
+        nothing = Range(Decimal(0), Decimal(0))
+        return Estimate(
+            instances=len({instance_id for instance_id, _ in sizes}),
+            requests=len(sizes),
+            response_cache_hits=0,
+            tokens=counter.name,
+            exact=True,
+            input_tokens=Range(tokens, tokens),
+            output_tokens=Range(Decimal(len(sizes)), Decimal(len(sizes) * self.decoding.max_new_tokens)),
+            live_usd=nothing,
+            cached_usd=nothing,
+            batch_usd=None,
+            seconds=None,
+            limited_by="this machine",
+        )
+
+    def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """See :class:`swe_infer.runners.base.Runner`. All work happens in the calling thread.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded.
+            ConfigError: a device, type or attention backend that this machine does not have.
+        """
+        share = Share(self, requests, on_outcome, stop)
+        answer_shares(self._load_engine(), [share], stop)
+        if share.error is not None:
+            raise share.error
+
+    @staticmethod
+    def answer_together(shares: Sequence[Share], stop: threading.Event) -> None:
+        """Answer the requests of several runs, all of whose runners have the same :attr:`engine_key`, with one
+        engine; ``stop`` ends them all. What goes wrong with one run is in its share; what is raised here concerns
+        all that are not done."""
+        for share in shares:
+            engine = share.runner._load_engine()
+            share.runner._share, share.company = share, len(shares)
+        answer_shares(engine, shares, stop)
+
+    @property
+    def engine_key(self) -> tuple[object, ...]:
+        """Runners with the same one can share an engine."""
+        return (self.model, self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray)
+
+    def stats(self) -> Mapping[str, float]:
+        if self._engine is None:
+            return {}
+        own = {} if self._share is None else self._share.figures()
+        return {"load_s": round(self._load_s, 3), **self._engine.figures(), **own}
+
+    def completion(self, answer: Generated) -> Completion:
+        """What the engine answered, as a run keeps it."""
+        usage = Usage(
+            input_tokens=len(answer.request.prompt_ids),
+            cached_input_tokens=answer.cached_tokens,
+            output_tokens=len(answer.token_ids),
+        )
+        details = {
+            "model": self.label,
+            "first_token_s": round(answer.first_token_s, 4),
+            "forward_passes": answer.steps,
+            "preemptions": answer.preemptions,
+            "drafted_tokens": answer.drafted_tokens,
+            "accepted_tokens": answer.accepted_tokens,
+        }
+        return Completion(
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            usage=usage,
+            cost_usd=Decimal(0),
+            latency_s=answer.latency_s,
+            details=details,
+        )
+
+    def _load_engine(self) -> Engine | EngineGroup[Any]:
+        from swe_infer.llama.engine import EngineOptions
+
+        if self._engine is None:
+            started = time.perf_counter()
+            options = EngineOptions(
+                self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray
+            )
+            self._engine = self._engines.get(self.model, options)
+            self._load_s = time.perf_counter() - started
+            self._engine.reset_stats()
+            self.context_window = self._engine.context_window
+        return self._engine
+
+    def _load_tokenizer(self) -> LlamaTokenizer:
+        from swe_infer.llama.hub import config_directory
+        from swe_infer.llama.tokenizer import LlamaTokenizer
+
+        if self._tokenizer is None:
+            directory = config_directory(self.model.path, "config.json")
+            self._tokenizer = LlamaTokenizer(directory, self.model.prompt_format)
+        return self._tokenizer
+
+
+class _Counter:
+    """Counts with the checkpoint's own tokenizer."""
+
+    exact = True
+
+    def __init__(self, tokenizer: LlamaTokenizer, label: str) -> None:
+        self.name = f"tokenizer of {label}"
+        self._tokenizer = tokenizer
+
+    def __call__(self, prompt: Prompt) -> int:
+        return len(self._tokenizer.encode(prompt))

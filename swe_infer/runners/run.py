@@ -1,0 +1,311 @@
+"""The one loop: instances -> requests -> completions -> patches -> store, tracker, progress.
+
+A runner knows how completions are had; everything that happens to an answer afterwards happens here, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from swe_infer.api.estimate import Estimate
+from swe_infer.data.base import Dataset
+from swe_infer.data.select import Selection, select
+from swe_infer.errors import StoreError, SweInferError
+from swe_infer.patches.pipeline import make_patch
+from swe_infer.prompts import files_in_prompt
+from swe_infer.runners.base import Runner
+from swe_infer.runners.interrupts import Interrupts
+from swe_infer.runners.progress import Progress
+from swe_infer.runners.unsaved import Unsaved
+from swe_infer.store import RunStore, Totals, read_records, record_of
+from swe_infer.tracking.base import RunInfo, Tracker
+from swe_infer.types import Completion, Decoding, Outcome, PatchResult, Prompt, Request, Shard, Skip, TokenCounter
+
+__all__ = ["INTERRUPTED", "Run", "estimated", "outstanding", "selected"]
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+_SUMMARY_INTERVAL_S = 5.0
+_SETTLED = ("completed", "skipped")
+
+
+class _LazyCounter:
+    """The runner's token counter, made when the first prompt has to be measured: a finished run never needs it."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._counter: TokenCounter | None = None
+
+    def _made(self) -> TokenCounter:
+        if self._counter is None:
+            self._counter = self._runner.token_counter()
+        return self._counter
+
+    @property
+    def name(self) -> str:
+        return self._made().name
+
+    @property
+    def exact(self) -> bool:
+        return self._made().exact
+
+    def __call__(self, prompt: Prompt) -> int:
+        return self._made()(prompt)
+
+
+def selected(runner: Runner, dataset: Dataset, shard: Shard) -> Selection:
+    """The instances that a run asks, in the runner's order; nothing is measured before it comes up.
+
+    Raises:
+        DataError: the dataset cannot be read.
+    """
+    return select(
+        dataset.open(),
+        dataset,
+        count_tokens=_LazyCounter(runner),
+        room_for_output=runner.decoding.max_new_tokens,
+        context_window=runner.context_window,
+        shard=shard,
+        order=runner.order,
+    )
+
+
+def outstanding(
+    selection: Selection, decoding: Decoding, totals: Totals
+) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
+    """What is neither completed nor skipped yet: a request, or the reason why there will be none.
+
+    Rows are read, and prompts measured, only when their turn comes.
+    """
+    for index in selection.requested:
+        instance_id = selection.rows.ids[index]
+        wanted = [n for n in range(decoding.n) if totals.status((instance_id, n)) not in _SETTLED]
+        if not wanted:
+            continue
+        left_out = selection.verdict(index)
+        prompt = selection.rows[index].prompt if left_out is None else None
+        for sample in wanted:
+            if prompt is not None:
+                yield Request(instance_id, sample, prompt, decoding)
+            elif left_out is not None:
+                yield (instance_id, sample), left_out
+
+
+def estimated(runner: Runner, selection: Selection, directory: Path) -> Estimate:
+    """What the run in ``directory`` would still come to. Nothing is asked, and nothing written."""
+    totals = Totals()
+    for record in read_records(directory / "records.jsonl"):
+        totals.add(record)
+    wanted = outstanding(selection, runner.decoding, totals)
+    return runner.estimate(request for request in wanted if isinstance(request, Request))
+
+
+class Run:
+    """One run over an open run directory.
+
+    Args:
+        announce: tell the tracker even where nothing is left to do: somebody waits for this run's figures.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        selection: Selection,
+        store: RunStore,
+        tracker: Tracker,
+        info: RunInfo,
+        *,
+        announce: bool = False,
+    ) -> None:
+        self.runner = runner
+        self.selection = selection
+        self.store = store
+        self.tracker = tracker
+        self.info = info
+        self._announce = announce
+        self._samples = runner.decoding.n
+        self.stop = threading.Event()
+        self._unsaved = Unsaved(store)
+        self.interrupts = Interrupts(self.stop)
+        self._files: tuple[str, Mapping[str, str]] = ("", {})
+        self._started = time.monotonic()
+        self._before = store.read_summary()
+        self._wall_before = float(self._before.get("wall_s", 0.0))
+        self._summary_due = 0.0
+        self._ended: tuple[float, Mapping[str, float]] | None = None
+        self.progress_line: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda record, summary: None
+
+    def execute(self) -> int:
+        """Do what is left of the run; returns the exit status, as the README states it."""
+        status = self.begin()
+        if status is not None:
+            return status
+        error: BaseException | None = None
+        with self._progress() as self.progress_line, self.interrupts.handled():
+            try:
+                self.runner.run(self.requests(), self.keep, self.stop)
+            except (Exception, KeyboardInterrupt) as raised:  # noqa: BLE001 - the run ends in order, see settle()
+                error = raised
+            status = self.settle(error)
+        return self.end(status)
+
+    def begin(self) -> int | None:
+        """Tell the tracker; returns the exit status where nothing is left to do.
+
+        What follows, for whoever makes several runs at once: :meth:`requests` and :meth:`keep` until all is answered,
+        :meth:`freeze` at that moment, :meth:`settle` and :meth:`end`.
+        """
+        self._started = time.monotonic()
+        summary = self.summary()
+        if summary["remaining"] or summary["failed"]:
+            self.tracker.start(self.info)
+            return None
+        log.info("nothing is left to do: every instance is completed or skipped")
+        status = 0
+        if self._before.get("instances") != summary["instances"] and not self._written(summary):
+            status = 1
+        if self._announce:
+            self.tracker.start(self.info)
+            self.tracker.finish(summary, self._result_files(), status)
+        return status
+
+    def freeze(self) -> None:
+        """The answering is over: time and figures are those of now, whatever goes on beside."""
+        if self._ended is None:
+            self._ended = (time.monotonic(), dict(self.runner.stats()))
+
+    def end(self, status: int) -> int:
+        """Write the summary and tell the tracker; returns the exit status, given that of the answering."""
+        summary = self.summary()
+        if status == 0 and summary["remaining"] and self.interrupts.count:
+            status = INTERRUPTED
+        if status == 0 and (summary["failed"] or summary["remaining"]):
+            status = 1
+        if not self._written(summary):
+            status = 1
+        self.tracker.finish(summary, self._result_files(), status)
+        return status
+
+    def _written(self, summary: Mapping[str, Any]) -> bool:
+        """Write what is derived from the records, and make sure of those; whether all of it is on the disk."""
+        try:
+            self.store.write_summary(summary)
+            self.store.check()
+        except StoreError as error:
+            log.error("%s; the same command mends it once the disk can be written", error)
+            return False
+        return True
+
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json`` as of now; money as Decimal."""
+        totals = self.store.totals.as_dict()
+        instances = len(self.selection)
+        now, stats = self._ended or (time.monotonic(), self.runner.stats())
+        wall = self._wall_before + now - self._started
+        done = totals["completed"] + totals["failed"] + totals["skipped"]
+        patches = totals["patches"]
+        with_patch = patches.get("applies", 0) + patches.get("repaired", 0)
+        summary = {
+            "instances": instances,
+            "samples": self._samples,
+            **{key: totals[key] for key in ("completed", "failed", "skipped")},
+            "remaining": max(0, instances * self._samples - done),
+            "patches": patches,
+            "apply_rate": round(with_patch / totals["completed"], 6) if totals["completed"] else None,
+            "usage": totals["usage"],
+            "cost_usd": totals["cost_usd"],
+            "wall_s": round(wall, 3),
+            "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall > 0 else 0.0,
+            "stats": dict(stats),
+        }
+        if self._before.get("completed") == totals["completed"]:  # what an evaluation added still holds
+            summary |= {key: value for key, value in self._before.items() if key not in summary}
+        return summary
+
+    def settle(self, error: BaseException | None) -> int:
+        """Say what ended the answering, if not its end, and see that every answer is on the disk; returns the exit
+        status so far."""
+        status = 0 if error is None else _told(error)
+        try:
+            saved = self._unsaved.wait()
+        except KeyboardInterrupt:
+            saved = self._unsaved.give_up()
+        return status if saved else status or 1
+
+    def requests(self) -> Iterator[Request]:
+        """What is left to ask; what is left out is recorded when its turn comes."""
+        for wanted in outstanding(self.selection, self.runner.decoding, self.store.totals):
+            if isinstance(wanted, Request):
+                yield wanted
+            else:
+                key, skip = wanted
+                self._append(record_of(key, skip, None))
+
+    def keep(self, request: Request, outcome: Outcome) -> None:
+        """Keep one outcome the moment it exists."""
+        with self.interrupts.put_off():  # a second Ctrl-C must not come between an answer and the disk
+            patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
+            self._append(record_of(request.key, outcome, patch))
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if not self._unsaved.add(record):
+            self.stop.set()
+            return
+        now = time.monotonic()
+        summary = self.summary()
+        self.tracker.record(record, summary)
+        self.progress_line(record, summary)
+        if now >= self._summary_due:
+            self._summary_due = now + _SUMMARY_INTERVAL_S
+            self.store.write_summary(summary, soon=True)
+
+    def _patch(self, request: Request, outcome: Completion) -> PatchResult:
+        if self._files[0] != request.instance_id:
+            self._files = (request.instance_id, files_in_prompt(request.prompt.text))
+        try:
+            return make_patch(outcome.text, self._files[1])
+        except Exception:  # a fault in our code must not cost a paid answer; re-extraction mends it
+            log.exception("%s: the patch could not be taken from the answer", request.instance_id)
+            return PatchResult("", "none", reason="internal error while extracting; the answer is kept")
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[Mapping[str, Any], Mapping[str, Any]], None]]:
+        summary = self.summary()
+        total = summary["instances"] * self._samples
+        progress = Progress(total, already_done=total - summary["remaining"] - summary["failed"], stream=sys.stderr)
+        try:
+            yield lambda record, totals: progress.update(record, totals, totals["stats"])
+        finally:
+            progress.close()
+
+    def _result_files(self) -> list[Path]:
+        names = ("records.jsonl", "summary.json", "config.yaml")
+        directory = self.store.directory
+        return sorted(directory.glob("predictions*.jsonl")) + [directory / name for name in names]
+
+
+def _told(error: BaseException) -> int:
+    """Log what ended the answering of a run; returns its exit status."""
+    if isinstance(error, StoreError):  # exit status 2 is for what is known before anything is paid for
+        log.error("%s", error)
+        return 1
+    if isinstance(error, SweInferError):
+        log.error("%s", error)
+        return error.exit_status
+    if isinstance(error, OSError | MemoryError):
+        log.error("stopped: %s", " ".join(str(error).split()) or type(error).__name__)
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        log.warning("stopped at once; what was finished is kept")
+        return INTERRUPTED
+    # a fault in our code: the run still ends in order, and the trace says where
+    log.error("stopped by an unforeseen error", exc_info=error)
+    return 1

@@ -1,0 +1,325 @@
+"""Weights & Biases as a tracker. The SDK lives in a process of its own, :mod:`swe_infer.tracking.wandb_worker`.
+
+A process, not a thread, because the SDK is a guest that could otherwise hurt the run: its import and its tables would
+hold the interpreter's lock, it replaces ``sys.exit`` and ``sys.excepthook``, its ``atexit`` hook waits for a server
+that may never answer, and it reads the environment, API keys of other vendors included. Here the run pays for copying
+a small dictionary per record; a guest that crashes or hangs is told off in one line and left behind.
+
+The worker reads the predictions from ``records.jsonl`` itself, so only totals travel, at most one message for each
+``log_interval_s``. There is one slot for them, not a queue: nothing can pile up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from swe_infer.errors import ConfigError
+from swe_infer.tracking.base import RunInfo
+from swe_infer.tracking.wandb_environment import guest_environment
+
+__all__ = ["WandbTracker"]
+
+_log = logging.getLogger(__name__)
+
+_STATE_FILE = "state.json"
+_PROJECT_NAME = re.compile(r"[^/\\#?%:]{1,128}")
+_TAG_LENGTH = 64  # the server's limit
+
+
+class WandbTracker:
+    """``tracker=wandb``.
+
+    Args:
+        project: W&B project.
+        entity: user or team; None: the key's default.
+        mode: ``auto`` is online where ``WANDB_API_KEY`` is set (and ``WANDB_MODE`` does not say otherwise), offline
+            elsewhere; nothing prompts and no ``.netrc`` is read. An online run whose server cannot be reached is
+            logged offline, for ``wandb sync``.
+        group, job_type, tags, notes, name: as W&B shows them; ``name`` defaults to the run's own.
+        log_interval_s: at most one point of the live metrics in so many seconds.
+        init_timeout_s: how long the server may take to accept the run before it is logged offline.
+        finish_timeout_s: how long the end of the run may wait for W&B; what is not uploaded by then stays on disk.
+        alert_failure_rate: alert once when more than this share of at least 20 finished samples has failed.
+        alert_budget: alert once when this share of ``budget.max_usd`` is spent. None switches an alert off.
+
+    Raises:
+        ConfigError: a value is out of range, or ``mode`` is ``online`` without ``WANDB_API_KEY``.
+    """
+
+    def __init__(
+        self,
+        project: str = "swe-infer",
+        entity: str | None = None,
+        mode: Literal["auto", "online", "offline"] = "auto",
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: tuple[str, ...] = (),
+        notes: str | None = None,
+        name: str | None = None,
+        log_interval_s: float = 1.0,
+        init_timeout_s: float = 20.0,
+        finish_timeout_s: float = 60.0,
+        alert_failure_rate: float | None = 0.2,
+        alert_budget: float | None = 0.9,
+    ) -> None:
+        if not _PROJECT_NAME.fullmatch(project):
+            raise ConfigError(f"tracker.project={project!r}: must be 1 to 128 characters, none of them / \\ # ? % :")
+        for key, seconds, least in (
+            ("log_interval_s", log_interval_s, 0.2),
+            ("init_timeout_s", init_timeout_s, 1.0),
+            ("finish_timeout_s", finish_timeout_s, 1.0),
+        ):
+            if not least <= seconds < float("inf"):
+                raise ConfigError(f"tracker.{key}={seconds}: must be a finite number of seconds, at least {least:g}")
+        for key, share in (("alert_failure_rate", alert_failure_rate), ("alert_budget", alert_budget)):
+            if share is not None and not 0.0 < share <= 1.0:
+                raise ConfigError(f"tracker.{key}={share}: must be above 0 and at most 1, or null for no alert")
+        for tag in tags:
+            if not 1 <= len(tag) <= _TAG_LENGTH:
+                raise ConfigError(f"tracker.tags holds {tag[:80]!r}: W&B takes 1 to {_TAG_LENGTH} characters")
+        if mode == "online" and not os.environ.get("WANDB_API_KEY"):
+            raise ConfigError("tracker.mode=online needs WANDB_API_KEY in the environment; offline does not")
+        self._options: dict[str, Any] = {
+            "project": project,
+            "entity": entity,
+            "mode": mode,
+            "group": group,
+            "job_type": job_type,
+            "tags": list(tags),
+            "notes": notes,
+            "name": name,
+            "log_interval_s": log_interval_s,
+            "init_timeout_s": init_timeout_s,
+            "finish_timeout_s": finish_timeout_s,
+            "alert_failure_rate": alert_failure_rate,
+            "alert_budget": alert_budget,
+        }
+        self.address: str | None = None
+        self._worker: _Worker | None = None
+
+    @classmethod
+    def of_run(cls, directory: Path) -> tuple[WandbTracker, RunInfo] | None:
+        """The tracker and run information with which ``directory`` was tracked, so that a later step (evaluation)
+        goes on in the same W&B run; None where it was not tracked by W&B."""
+        try:
+            state = json.loads((directory / "wandb" / _STATE_FILE).read_text(encoding="utf-8"))
+            options = {**state["options"], "tags": tuple(state["options"]["tags"])}
+            if not state["online"]:
+                options["mode"] = "offline"  # a later sync then uploads everything in order
+            elif not os.environ.get("WANDB_API_KEY"):
+                options["mode"] = "auto"
+            run = RunInfo(
+                run_id=state["run_id"], name=state["name"], config={}, directory=directory, resumed=True, labels={}
+            )
+            return cls(**options), run
+        except (OSError, ValueError, KeyError, TypeError, ConfigError):
+            return None
+
+    def start(self, run: RunInfo) -> None:
+        """Start the worker in the background and return at once."""
+        if self._worker is not None:
+            return
+        self.address = None
+        self._worker = _Worker(self, run, self._options)
+        self._worker.start()
+
+    def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
+        """Note the totals. The record itself is read from ``records.jsonl`` by the worker."""
+        if self._worker is not None:
+            self._worker.note(totals)
+
+    def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:
+        """Hand over the summary and wait for the worker, at most ``finish_timeout_s``."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.finish(summary, files, exit_status)
+
+
+class _Worker:
+    """The process, the thread that writes to it, and the thread that reads what it says."""
+
+    def __init__(self, tracker: WandbTracker, run: RunInfo, options: Mapping[str, Any]) -> None:
+        self._tracker = tracker
+        self._options = options
+        self._interval_s: float = options["log_interval_s"]
+        self._start_message = _start_message(run, options)
+        self._directory = run.directory.absolute() / "wandb"
+        self._latest: dict[str, Any] | None = None
+        self._final: dict[str, Any] | None = None
+        self._wake = threading.Event()
+        self._finishing = threading.Event()
+        self._over = threading.Event()
+        self._gone = False
+        self._warned = False
+        self._done = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer = threading.Thread(target=self._write, name="wandb-writer", daemon=True)
+
+    def start(self) -> None:
+        try:
+            self._writer.start()
+        except RuntimeError as error:  # no more threads
+            self._warn(f"cannot start: {error}")
+            self._gone = True
+            self._over.set()
+
+    def note(self, totals: Mapping[str, Any]) -> None:
+        if self._gone:
+            return
+        try:
+            copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in totals.items()}
+        except RuntimeError:  # changed while it was read; the next record brings newer totals
+            return
+        copy["_time"] = time.time()
+        self._latest = copy
+        self._wake.set()
+
+    def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:
+        self._final = {
+            "summary": dict(summary),
+            "files": [str(f.absolute()) for f in files],
+            "exit_status": exit_status,
+        }
+        self._finishing.set()
+        self._wake.set()
+        timeout_s: float = self._options["finish_timeout_s"]
+        try:
+            over = self._over.wait(timeout_s)
+        except KeyboardInterrupt:
+            self._kill()
+            raise
+        if not over:
+            self._warn(f"did not finish in {timeout_s:g} s; what it has lies in {self._directory}")
+            self._kill()
+
+    def _write(self) -> None:
+        """The writer thread: from the start of the process to its end."""
+        try:
+            process = self._process = self._spawn()
+        except (OSError, ValueError) as error:
+            self._warn(f"the worker cannot be started: {error}")
+            self._gone = True
+            self._over.set()
+            return
+        reader = threading.Thread(target=self._read, args=(process,), name="wandb-reader", daemon=True)
+        reader.start()
+        try:
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                _send(pipe, {"start": self._start_message})
+                self._pass_on(pipe)
+        except BrokenPipeError:
+            pass  # the worker is gone, and what it said says why
+        except (OSError, TypeError, ValueError) as error:
+            self._warn(f"{type(error).__name__}: {error}")
+        self._gone = True
+        process.wait()
+        reader.join()
+        if not self._done:
+            log_file = self._directory / "worker.log"
+            self._warn(f"the worker ended with status {process.returncode} (see {log_file})")
+        self._over.set()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with open(self._directory / "worker.log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "swe_infer.tracking.wandb_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=guest_environment(self._directory),
+                start_new_session=True,  # Ctrl-C in the terminal is the run's to handle
+            )
+
+    def _pass_on(self, pipe: IO[bytes]) -> None:
+        while self._final is None:
+            self._wake.wait()
+            self._wake.clear()
+            self._send_latest(pipe)
+            self._finishing.wait(self._interval_s)
+        self._send_latest(pipe)
+        _send(pipe, {"finish": self._final})
+
+    def _send_latest(self, pipe: IO[bytes]) -> None:
+        latest, self._latest = self._latest, None
+        if latest is not None:
+            _send(pipe, {"totals": latest})
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        """The reader thread: address, warnings and the good end."""
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            for line in pipe:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    continue
+                if "address" in message:
+                    self._tracker.address = message["address"]
+                if "warning" in message:
+                    self._warn(message["warning"])
+                if "done" in message:
+                    self._done = True
+                    self._over.set()  # the files are written; nobody needs to wait for an interpreter to shut down
+
+    def _warn(self, text: str) -> None:
+        """One line for the first trouble; the rest would only repeat it."""
+        if not self._warned:
+            self._warned = True
+            _log.warning("W&B: %s. The run goes on.", " ".join(text.split())[:500].rstrip("."))
+
+    def _kill(self) -> None:
+        self._gone = True
+        self._warned = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()  # its wandb-core notices and ends by itself
+            self._writer.join(2.0)
+
+
+def _start_message(run: RunInfo, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "options": dict(options),
+        "run_id": run.run_id,
+        "name": run.name,
+        "config": dict(run.config),
+        "directory": str(run.directory.absolute()),
+        "resumed": run.resumed,
+        "labels": dict(run.labels),
+        "group": run.group,
+        "parent": os.getpid(),
+        "online": _is_online(options["mode"]),
+    }
+
+
+def _is_online(mode: str) -> bool:
+    if mode == "auto":
+        offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
+        return bool(os.environ.get("WANDB_API_KEY")) and not offline
+    return mode == "online"
+
+
+def _send(pipe: IO[bytes], message: Mapping[str, Any]) -> None:
+    pipe.write(json.dumps(message, default=_plain, skipkeys=True).encode() + b"\n")
+    pipe.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    return str(value)

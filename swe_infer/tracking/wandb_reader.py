@@ -1,0 +1,188 @@
+"""The process that reads runs from W&B: ``python -m swe_infer.tracking.wandb_reader``.
+
+Standard input carries one JSON object: the addresses, the cache, and a folder for what the SDK leaves behind.
+Standard output answers with JSON lines: ``run``, ``left_out``, ``error``.
+
+A run that ended has logged its files as an artifact of type ``predictions``, which is a run directory. Where that is
+gone, its table of predictions serves: without answers and earlier tries, with long patches cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, urlsplit
+
+from swe_infer.tracking.wandb_predictions import COLUMNS, record_of_row
+
+if TYPE_CHECKING:
+    from wandb.apis.public import Api, Run
+    from wandb.sdk.artifacts.artifact import Artifact
+
+_FOUND = "found.json"  # marks a version that was fetched whole
+_TIMEOUT_S = 30
+_RETRIES, _LONGEST_WAIT_S = 2, 2.0  # where the server does not answer; the SDK's own 20 last for many minutes
+_NOT_READY = "holds no predictions"
+_PASSWORD = re.compile(r"://[^/@\s]+@")
+
+
+def main() -> int:
+    """Serve one request. Returns the process's exit status."""
+    request = json.loads(sys.stdin.buffer.read())
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not come between the answers
+    os.chdir(request["folder"])
+    try:
+        reader = _Reader(Path(request["cache"]), Path(request["folder"]))
+    except Exception as error:  # noqa: BLE001 - whatever the SDK raises becomes one line
+        _say(answers, error=f"W&B: {_first_line(error)}")
+        return 1
+    for number, (entity, project, kind, name, shown) in enumerate(request["addresses"]):
+        try:
+            for message in reader.read(entity, project, kind, name):
+                if "run" in message:
+                    message["run"]["asked"] = number
+                _say(answers, **message)
+        except Exception as error:  # noqa: BLE001 - as above
+            _say(answers, error=f"{shown}: {_first_line(error)}")
+            return 1
+    return 0
+
+
+class _Reader:
+    """Downloads runs into the cache."""
+
+    def __init__(self, cache: Path, folder: Path) -> None:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            x_graphql_retry_max=_RETRIES,
+            x_graphql_retry_wait_max_seconds=_LONGEST_WAIT_S,
+            x_graphql_timeout_seconds=float(_TIMEOUT_S),
+            x_file_transfer_retry_max=_RETRIES,
+        )
+        wandb.setup(settings=settings)
+        self._api: Api = wandb.Api(api_key=os.environ["WANDB_API_KEY"], timeout=_TIMEOUT_S)
+        self._cache = cache
+        self._folder = folder
+
+    def read(
+        self, entity: str, project: str, kind: Literal["run", "project", "group", "sweep"], name: str | None
+    ) -> Iterator[dict[str, Any]]:
+        """The messages about what one address names."""
+        if kind == "run":
+            try:
+                run = self._api.run(f"{entity}/{project}/{name}")
+            except Exception as error:
+                if "Could not find run" in str(error):
+                    raise LookupError("there is no such run") from None
+                raise
+            yield {"run": self._found(run, entity, project)}
+            return
+        filters: dict[str, Any] = {} if kind == "project" else {kind: name}
+        count = 0
+        for run in self._api.runs(f"{entity}/{project}", filters=filters, order="+created_at", lazy=False):
+            count += 1
+            try:
+                yield {"run": self._found(run, entity, project)}
+            except LookupError as error:
+                yield {"left_out": f"{_address(run, entity, project)} ({run.state}) {error.args[0]}."}
+        if not count:
+            raise LookupError("there are no such runs")
+
+    def _found(self, run: Run, entity: str, project: str) -> dict[str, Any]:
+        """One run as :class:`~swe_infer.tracking.wandb_download.DownloadedRun` has it.
+
+        Raises:
+            LookupError: it has logged no predictions.
+        """
+        host = urlsplit(self._api.settings["base_url"]).netloc.rpartition("@")[2]
+        place = self._cache.joinpath(*(quote(part, safe="") for part in (host, entity, project, run.id)))
+        artifact = max(
+            (a for a in run.logged_artifacts() if a.type == "predictions" and a.state == "COMMITTED"),
+            key=lambda a: str(a.created_at),
+            default=None,
+        )
+        if artifact is not None:
+            version = place / quote(f"{artifact.version}-{artifact.digest}", safe="")
+            remark = self._fetched(version, lambda target: self._take_artifact(run, artifact, target))
+        else:
+            table = run.summary_metrics.get("predictions")
+            if not isinstance(table, Mapping) or not table.get("path"):
+                raise LookupError(_NOT_READY)
+            version = place / quote(f"table-{table.get('sha256')}", safe="")
+            remark = self._fetched(version, lambda target: self._take_table(run, str(table["path"]), target))
+        return {
+            "address": _address(run, entity, project),
+            "name": str(run.name or run.id),
+            "directory": str(version),
+            "remark": remark,
+        }
+
+    def _fetched(self, version: Path, take: Any) -> str | None:
+        """Make ``version`` with ``take(directory)`` unless it is there; returns what ``take`` has to say of it."""
+        if not (version / _FOUND).is_file():
+            target = Path(tempfile.mkdtemp(dir=self._folder))
+            remark = take(target)
+            (target / _FOUND).write_text(json.dumps({"remark": remark}), encoding="utf-8")
+            version.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(version, ignore_errors=True)
+            target.rename(version)
+        found: dict[str, str | None] = json.loads((version / _FOUND).read_text(encoding="utf-8"))
+        return found["remark"]
+
+    def _take_artifact(self, run: Run, artifact: Artifact, target: Path) -> str | None:
+        # The SDK's skip_cache=True sends files that are fetched side by side to each other's paths.
+        artifact.download(root=str(target))
+        if not (target / "records.jsonl").is_file():
+            raise LookupError(f"{_NOT_READY} ({artifact.name} is without records.jsonl)")
+        self._complete(run, target)
+        return None
+
+    def _take_table(self, run: Run, path: str, target: Path) -> str:
+        run.file(path).download(root=str(self._folder), replace=True).close()
+        table = json.loads((self._folder / path).read_text(encoding="utf-8"))
+        wanted = [table["columns"].index(name) for name in COLUMNS]
+        with (target / "records.jsonl").open("w", encoding="utf-8") as file:
+            for row in table["data"]:
+                file.write(json.dumps(record_of_row([row[index] for index in wanted])) + "\n")
+        self._complete(run, target)
+        note = run.summary_metrics.get("predictions_note")
+        return "from its table: no answers, no earlier tries, long patches cut" + (f"; {note}" if note else "")
+
+    def _complete(self, run: Run, target: Path) -> None:
+        """Write what the files of the run did not bring, from what the server knows."""
+        if not (target / "config.yaml").is_file():  # JSON is YAML
+            (target / "config.yaml").write_text(json.dumps(run.config, indent=1), encoding="utf-8")
+        if not (target / "summary.json").is_file():
+            summary: dict[str, Any] = {
+                key: value for key, value in run.summary_metrics.items() if isinstance(value, int | float)
+            }
+            summary["wall_s"] = summary.get("elapsed_s")
+            (target / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def _address(run: Run, entity: str, project: str) -> str:
+    return f"wandb:{entity}/{project}/{run.id}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+    return _PASSWORD.sub("://***@", (text.strip().splitlines() or [type(error).__name__])[0])[:300]
+
+
+def _say(answers: IO[str], **message: Any) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Whole runs through every provider, as a user starts them: real SDKs, a real socket, real processes killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from swe_infer.store import read_records
+from tests.support.api_server import ApiServer, Fault
+from tests.support.instances import write_instances
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KEYS = {
+    "OPENAI_API_KEY": "sk-planted-openai-secret",
+    "AZURE_OPENAI_API_KEY": "planted-azure-secret",
+    "ANTHROPIC_API_KEY": "sk-ant-planted-secret",
+}
+PROVIDERS = {
+    "openai": ["model=gpt-4o"],
+    "azure_openai": ["model=gpt-4o", "provider=azure_openai"],
+    "openai_compatible": ["model.name=local-model", "provider=openai_compatible", "model.pricing=unknown"],
+    "openai_responses": ["model=gpt-4o", "provider=openai_responses"],
+    "anthropic": ["model=claude-sonnet-4-5"],
+    "anthropic_text": ["model=claude-2"],
+}
+
+
+def address(server: ApiServer, provider: str) -> str:
+    url = {
+        "azure_openai": server.azure_url,
+        "anthropic": server.anthropic_url,
+        "anthropic_text": server.anthropic_url,
+    }
+    return f"provider.base_url={url.get(provider, server.openai_url)}"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "swe_infer", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **KEYS, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=400
+    )
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer(latency_s=0.01) as server:
+        yield server
+
+
+def latest(directory: Path) -> dict[tuple[str, int], dict[str, object]]:
+    return {(r["instance_id"], r["sample"]): r for r in read_records(directory / "records.jsonl")}
+
+
+def completed_once(directory: Path, instances: int, samples: int = 1) -> None:
+    """Every (instance, sample) is completed in exactly one record, and predicted exactly once."""
+    counts = Counter(
+        (r["instance_id"], r["sample"])
+        for r in read_records(directory / "records.jsonl")
+        if r["status"] == "completed"
+    )
+    wanted = {(f"example__pkg-{i}", s) for i in range(instances) for s in range(samples)}
+    assert counts.keys() == wanted
+    assert set(counts.values()) == {1}
+    for sample in range(samples):
+        name = "predictions.jsonl" if sample == 0 else f"predictions.sample{sample}.jsonl"
+        predictions = [json.loads(line) for line in (directory / name).read_text().splitlines()]
+        assert sorted(p["instance_id"] for p in predictions) == sorted(i for i, s in wanted if s == sample)
+        assert len({p["model_name_or_path"] for p in predictions}) == 1
+
+
+def holds_no_secret(directory: Path, *outputs: str) -> None:
+    texts = [path.read_bytes() for path in directory.rglob("*") if path.is_file()]
+    texts += [output.encode() for output in outputs]
+    for key in KEYS.values():
+        assert not any(key.encode() in text for text in texts)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_run_answers_every_instance_and_the_same_command_costs_nothing_more(
+    provider: str, server: ApiServer, tmp_path: Path
+) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 6)
+    arguments = [
+        *PROVIDERS[provider], address(server, provider), "dataset=jsonl", f"dataset.path={data}",
+        "decoding.max_new_tokens=512", "tracker=none", f"output_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    directory = tmp_path / "run"
+    assert Path(result.stdout.strip().splitlines()[-1]) == directory
+    completed_once(directory, 6)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (summary["instances"], summary["completed"], summary["remaining"]) == (6, 6, 0)
+    assert summary["patches"] == {"applies": 6}
+    billed = server.log.usage()
+    if provider != "anthropic_text":  # it reports no usage; the record says that it is an estimate
+        assert summary["usage"]["input_tokens"] == billed.input_tokens
+        assert summary["usage"]["output_tokens"] == billed.output_tokens
+        assert summary["usage"]["cached_input_tokens"] == billed.cached_input_tokens
+    if provider == "openai_compatible":
+        assert summary["cost_usd"] is None
+    elif provider != "anthropic_text":
+        assert abs(Decimal(str(summary["cost_usd"])) - server.log.cost_usd()) < Decimal("1e-9")
+    holds_no_secret(directory, result.stdout, result.stderr)
+
+    asked = len(server.log.asked())
+    again = run(*arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len(server.log.asked()) == asked
+    completed_once(directory, 6)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_paid_twice(provider: str, tmp_path: Path) -> None:
+    instances, samples, in_flight = 40, 2, 8
+    wanted = 3 if provider in ("openai", "anthropic") else 1  # the others differ in what they translate
+    data = write_instances(tmp_path / "instances.jsonl", instances)
+    directory = tmp_path / "run"
+    chance = random.Random(provider)
+    with ApiServer(latency_s=(0.05, 0.25)) as server:
+        arguments = [
+            *PROVIDERS[provider], address(server, provider), "dataset=jsonl", f"dataset.path={data}",
+            "decoding.max_new_tokens=512", f"decoding.n={samples}", "tracker=none", f"output_dir={directory}",
+            f"provider.max_concurrency={in_flight}",
+        ]  # fmt: skip
+        kills = 0
+        while kills < wanted:
+            process = subprocess.Popen(
+                command(*arguments),
+                cwd=tmp_path,
+                env=environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            before = len(server.log.asked())
+            deadline = time.monotonic() + 200
+            while len(server.log.asked()) < before + 4 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        completed_once(directory, instances, samples)
+        answered = sum(len(e.texts) for e in server.log.answers())
+        assert answered <= instances * samples + kills * in_flight * samples, "only what was in flight is asked again"
+        recorded = sum((r["cost_usd"] or Decimal(0)) for r in read_records(directory / "records.jsonl"))
+        summary = json.loads((directory / "summary.json").read_text(), parse_float=Decimal)
+        if provider != "openai_compatible":
+            assert abs(summary["cost_usd"] - recorded) < Decimal("1e-9")
+
+
+def test_one_instance_that_keeps_failing_costs_itself_and_is_tried_again(server: ApiServer, tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 5)
+    arguments = [
+        "model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker=none",
+        f"output_dir={tmp_path / 'run'}", "decoding.max_new_tokens=512",
+    ]  # fmt: skip
+    server.script("bad_request")
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    records = latest(tmp_path / "run")
+    assert Counter(r["status"] for r in records.values()) == {"completed": 4, "failed": 1}
+    (failed,) = (r for r in records.values() if r["status"] == "failed")
+    error = failed["error"]
+    assert isinstance(error, dict)
+    assert error["type"] == "InvalidRequest"
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+    completed_once(tmp_path / "run", 5)
+    assert len(server.log.asked()) == 6
+
+
+def test_a_refused_key_stops_the_run_at_once_with_one_line(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 50)
+    with ApiServer(latency_s=0.01, api_key="another") as server:
+        result = run(
+            "model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker=none",
+            f"output_dir={tmp_path / 'run'}", cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert len(server.log.asked()) < 12
+    holds_no_secret(tmp_path, result.stdout, result.stderr)
+
+
+def test_a_cap_is_never_passed_and_more_budget_goes_on(server: ApiServer, tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 60, lines=200)
+    arguments = [
+        "model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker=none",
+        f"output_dir={tmp_path / 'run'}", "decoding.max_new_tokens=128",
+    ]  # fmt: skip
+    result = run(*arguments, "budget.max_usd=0.05", cwd=tmp_path)
+    assert result.returncode == 3, result.stderr
+    assert server.log.cost_usd() <= Decimal("0.05")
+    first = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert first["completed"]
+    assert first["remaining"]
+    result = run(*arguments, "budget.max_usd=5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    completed_once(tmp_path / "run", 60)
+    total = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)["cost_usd"]
+    assert abs(total - server.log.cost_usd()) < Decimal("1e-9")
+
+
+def test_a_prompt_too_long_for_the_model_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 3)
+    with data.open("a") as file:
+        file.write(json.dumps({"instance_id": "long", "text": "system line\n" + "word " * 20_000}) + "\n")
+    with ApiServer(context_window=8_000) as server:
+        result = run(
+            "model.name=small", "provider=openai_compatible", address(server, "openai_compatible"),
+            "model.pricing=unknown", "dataset=jsonl", f"dataset.path={data}", "tracker=none",
+            f"output_dir={tmp_path / 'run'}", cwd=tmp_path,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    record = latest(tmp_path / "run")["long", 0]
+    assert record["status"] == "skipped"
+    error = record["error"]
+    assert isinstance(error, dict)
+    assert error["type"] == "ContextOverflow"
+
+
+def test_ctrl_c_finishes_what_is_in_flight_and_exits_with_130(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 200)
+    with ApiServer(latency_s=0.4) as server:
+        process = subprocess.Popen(
+            command(
+                "model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker=none",
+                f"output_dir={tmp_path / 'run'}", "provider.max_concurrency=4",
+            ),
+            cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while server.in_flight < 1 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=400)
+        assert process.returncode == 130, errors
+        assert output.strip().splitlines()[-1] == str(tmp_path / "run")
+        answered = len(server.log.answers())
+        assert answered < 200
+    records = latest(tmp_path / "run")
+    assert Counter(r["status"] for r in records.values()) == {"completed": answered}
+
+
+def test_faults_that_pass_cost_nobody_an_instance(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 40)
+    faults = [Fault("rate_limit", fraction=0.1), Fault("server_error", fraction=0.1), Fault("reset", fraction=0.1)]
+    with ApiServer(latency_s=0.01, faults=faults) as server:
+        result = run(
+            "model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker=none",
+            f"output_dir={tmp_path / 'run'}", "decoding.max_new_tokens=512", cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert set(server.log.answers_by_prompt().values()) == {1}
+    completed_once(tmp_path / "run", 40)

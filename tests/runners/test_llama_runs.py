@@ -1,0 +1,149 @@
+"""Whole runs of a local Llama, as a user starts them: killed, resumed, finished, swept."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from swe_infer.store import read_records
+from tests.support.checkpoints import make_checkpoint
+from tests.support.instances import write_instances
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+INSTANCES, SAMPLES = 12, 2
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint and instances."""
+    home = tmp_path_factory.mktemp("llama")
+    make_checkpoint(home / "model", max_position_embeddings=4096)
+    write_instances(home / "instances.jsonl", INSTANCES)
+    return home
+
+
+def arguments(home: Path, directory: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "swe_infer", "model=llama", f"model.path={home / 'model'}", "model.dtype=float32",
+        "dataset=jsonl", f"dataset.path={home / 'instances.jsonl'}", "tracker=none", "decoding=sample",
+        f"decoding.n={SAMPLES}", "decoding.seed=3", "decoding.max_new_tokens=48", f"output_dir={directory}",
+        "runner.kv_cache_gb=0.05",
+    ]  # fmt: skip
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=180)
+
+
+def outputs(directory: Path) -> dict[tuple[str, int], str]:
+    """The completed answers, each of which must be there once."""
+    completed = [r for r in read_records(directory / "records.jsonl") if r["status"] == "completed"]
+    counts = Counter((r["instance_id"], r["sample"]) for r in completed)
+    assert set(counts.values()) == {1}
+    return {(r["instance_id"], r["sample"]): r["full_output"] for r in completed}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path) -> dict[tuple[str, int], str]:
+    """The answers of a run that nobody disturbed."""
+    result = run(arguments(home, home / "undisturbed"), home)
+    assert result.returncode == 0, result.stderr
+    return outputs(home / "undisturbed")
+
+
+def test_a_run_answers_everything_and_counts_its_tokens(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
+    assert len(undisturbed) == INSTANCES * SAMPLES
+    summary = json.loads((home / "undisturbed" / "summary.json").read_text())
+    assert summary["cost_usd"] == 0
+    assert summary["usage"]["cached_input_tokens"] > 0, "samples of a prompt share it"
+    for sample in range(SAMPLES):
+        name = "predictions.jsonl" if sample == 0 else f"predictions.sample{sample}.jsonl"
+        predictions = [json.loads(line) for line in (home / "undisturbed" / name).read_text().splitlines()]
+        assert {p["model_name_or_path"] for p in predictions} == {"model"}
+        assert len(predictions) == INSTANCES
+
+
+def test_killed_and_resumed_it_gives_the_answers_of_an_undisturbed_run(
+    home: Path, undisturbed: dict[tuple[str, int], str]
+) -> None:
+    directory = home / "killed"
+    chance = random.Random(7)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        process = subprocess.Popen(
+            arguments(home, directory),
+            cwd=home,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = sum(1 for _ in read_records(directory / "records.jsonl"))
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if sum(1 for _ in read_records(directory / "records.jsonl")) > before:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    result = run(arguments(home, directory), home)
+    assert result.returncode == 0, result.stderr
+    assert outputs(directory) == undisturbed
+
+
+def test_a_finished_run_answers_without_importing_torch(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
+    command = arguments(home, home / "undisturbed")
+    command[1:1] = ["-X", "importtime"]
+    result = run(command, home)
+    assert result.returncode == 0
+    assert result.stdout.strip().splitlines()[-1] == str(home / "undisturbed")
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "|" in line}
+    assert "hydra" in modules
+    assert not modules & {"torch", "transformers"}
+    assert outputs(home / "undisturbed") == undisturbed
+
+
+def test_two_shards_give_the_answers_of_one_run(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
+    found: dict[tuple[str, int], str] = {}
+    for index in range(2):
+        directory = home / f"shard{index}"
+        result = run([*arguments(home, directory), f"shard.index={index}", "shard.count=2"], home)
+        assert result.returncode == 0, result.stderr
+        found |= outputs(directory)
+    assert found == undisturbed
+
+
+def test_another_configuration_may_not_use_the_directory(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
+    result = run([*arguments(home, home / "undisturbed"), "decoding.top_p=0.5"], home)
+    assert result.returncode == 2
+    assert "decoding.top_p: 0.95 → 0.5" in result.stderr
+    assert outputs(home / "undisturbed") == undisturbed
+
+
+def test_points_of_a_sweep_are_answered_at_once_and_a_bad_one_stops_no_other(
+    home: Path, undisturbed: dict[tuple[str, int], str]
+) -> None:
+    command = [*arguments(home, home / "sweep"), "-m", "decoding.temperature=0.2,9,0.8,1.2"]
+    result = run(command, home)
+    assert result.returncode == 2, result.stderr
+    assert "decoding.temperature=9" in result.stderr
+    assert result.stderr.count("loaded model in") == 1
+    runs = [home / line for line in result.stdout.splitlines()]
+    assert len(runs) == 3
+    summaries = [json.loads((directory / "summary.json").read_text()) for directory in runs]
+    assert [summary["stats"]["points_at_once"] for summary in summaries] == [3, 3, 3]
+    rates = [summary["usage"]["cached_input_tokens"] / summary["usage"]["input_tokens"] for summary in summaries]
+    assert sum(rates) / 3 > 0.7, "each prompt is computed once"
+    assert outputs(runs[1]) == undisturbed, "as if the point had been run by itself"
+    points = [json.loads(line) for line in (home / "sweep" / "runs.jsonl").read_text().splitlines()]
+    assert [point["status"] for point in points] == [0, 2, 0, 0]

@@ -1,0 +1,229 @@
+"""The live line, on a real pseudo-terminal and on a pipe."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import os
+import pty
+import re
+import struct
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any, TextIO
+
+import pytest
+
+from swe_infer.runners.progress import Progress
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def totals_after(n: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "completed": n,
+        "failed": 0,
+        "skipped": 0,
+        "remaining": 100 - n,
+        "patches": {"applies": n // 2, "repaired": 1, "none": n - n // 2 - 1},
+        "usage": {"input_tokens": 1000 * n, "output_tokens": 50 * n},
+        "cost_usd": Decimal("0.0125") * n,
+        **changes,
+    }
+
+
+RECORD = {"status": "completed", "usage": {"output_tokens": 50}}
+
+
+@contextmanager
+def terminal(columns: int = 160) -> Iterator[tuple[TextIO, list[bytes]]]:
+    """A pseudo-terminal: the end to write to, and what arrived at the other."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    seen: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(master, 65536)
+            except OSError:
+                return
+            if not data:
+                return
+            seen.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    stream = os.fdopen(slave, "w")
+    try:
+        yield stream, seen
+    finally:
+        stream.close()
+        reader.join(5.0)
+        os.close(master)
+
+
+def screen(data: bytes) -> list[str]:
+    """The lines that a terminal would show: a carriage return with an erase starts the line anew."""
+    lines = data.decode().replace("\r\n", "\n").split("\n")
+    return [re.split(r"\r\x1b\[2K", line)[-1] for line in lines]
+
+
+def test_the_line_shows_counts_patches_dollars_rate_and_time_left() -> None:
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(100, 20, out, clock)
+    clock.now += 10
+    for n in range(1, 11):
+        progress.update(RECORD, totals_after(20 + n), {"concurrency": 8.0})
+    line = progress.line()
+    assert line.startswith("30/100 30% · patches apply 16/30 (53%) · $0.3750")
+    assert "50 tok/s" in line  # 10 answers of 50 tokens in 10 s; the 20 earlier ones do not count
+    assert "0:10 elapsed · 1:10 left" in line  # 70 to do at one a second
+    assert line.endswith("in flight 8")
+
+
+def test_failures_name_the_last_error_and_skips_are_counted() -> None:
+    progress = Progress(100, 0, io.StringIO(), Clock())
+    failed = {"status": "failed", "error": {"type": "RateLimited", "message": "secret"}}
+    progress.update(failed, totals_after(4, failed=3, skipped=2), {})
+    assert "3 failed (last: RateLimited) · 2 skipped" in progress.line()
+    assert "secret" not in progress.line()
+
+
+@pytest.mark.parametrize(
+    ("cost", "shown"),
+    [
+        (None, "cost unknown"),
+        (Decimal(0), "$0.00"),
+        (Decimal("0.00012"), "$0.0001"),
+        (Decimal("1234.5"), "$1,234.50"),
+    ],
+)
+def test_money_is_shown_in_full_and_unknown_money_is_not_nothing(cost: Decimal | None, shown: str) -> None:
+    progress = Progress(10, 0, io.StringIO(), Clock())
+    progress.update(RECORD, totals_after(1, cost_usd=cost), {})
+    assert f" · {shown} · " in progress.line()
+
+
+def test_no_control_character_reaches_the_terminal() -> None:
+    progress = Progress(10, 0, io.StringIO(), Clock())
+    record = {"status": "failed", "error": {"type": "\x1b[2JEvil\r\n"}}
+    progress.update(record, totals_after(1, failed=1), {"speed\x07": 1.0})
+    assert all(c.isprintable() for c in progress.line())
+
+
+def test_elsewhere_than_on_a_terminal_plain_lines_come_at_growing_intervals() -> None:
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(2000, 0, out, clock)
+    for n in range(1, 1201):  # ten minutes, two answers a second
+        clock.now += 0.5
+        progress.update(RECORD, totals_after(n), {})
+    progress.close()
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert 10 <= len(text.splitlines()) <= 16
+    assert text.splitlines()[-1].startswith("1200/2000 60%")
+
+
+def test_a_run_without_an_answer_leaves_no_plain_line() -> None:
+    out = io.StringIO()
+    Progress(5, 5, out, Clock()).close()
+    assert out.getvalue() == ""
+
+
+def test_a_terminal_shows_one_line_that_is_redrawn_at_most_ten_times_a_second() -> None:
+    with terminal() as (stream, seen):
+        clock = Clock()
+        progress = Progress(2000, 0, stream, clock)
+        for n in range(1, 1001):  # one second
+            clock.now += 0.001
+            progress.update(RECORD, totals_after(n), {})
+        progress.close()
+    data = b"".join(seen)
+    assert 5 <= data.count(b"\r\x1b[2K") <= 14
+    shown = [line for line in screen(data) if line]
+    assert len(shown) == 1
+    assert shown[0].startswith("1000/2000 50%")
+
+
+def test_a_narrow_terminal_gets_a_shortened_line() -> None:
+    with terminal(columns=30) as (stream, seen):
+        progress = Progress(100, 0, stream)
+        progress.update(RECORD, totals_after(1), {})
+        progress.close()
+    (line,) = [line for line in screen(b"".join(seen)) if line]
+    assert len(line) < 30
+    assert line.endswith("…")
+
+
+def test_log_lines_stand_whole_above_the_live_line() -> None:
+    logger = logging.getLogger()
+    with terminal() as (stream, seen):
+        handler = logging.StreamHandler(stream)
+        logger.addHandler(handler)
+        try:
+            progress = Progress(100, 0, stream)
+            progress.update(RECORD, totals_after(1), {})
+            logger.warning("a word of warning")
+            progress.update(RECORD, totals_after(2), {})
+            progress.close()
+            assert handler.stream is stream
+            logger.warning("after the end")
+        finally:
+            logger.removeHandler(handler)
+    lines = [line for line in screen(b"".join(seen)) if line]
+    assert lines[0] == "a word of warning"
+    assert lines[1].startswith("2/100")
+    assert lines[2] == "after the end"
+
+
+def test_time_passes_on_the_line_while_no_answer_comes() -> None:
+    with terminal() as (stream, seen):
+        progress = Progress(100, 0, stream)
+        time.sleep(1.3)
+        progress.close()
+    assert b"0:00 elapsed" in b"".join(seen)
+    assert b"0:01 elapsed" in b"".join(seen)
+
+
+def test_a_terminal_that_goes_away_does_not_stop_the_run() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    stream = os.fdopen(write, "w", buffering=1)
+    progress = Progress(10, 0, stream, Clock())
+    progress.update(RECORD, totals_after(1), {})
+    progress.update(RECORD, totals_after(2), {})
+    progress.close()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # so that closing the stream can flush
+    stream.close()
+
+
+def test_threads_may_update_at_once() -> None:
+    out = io.StringIO()
+    progress = Progress(400, 0, out)
+
+    def work() -> None:
+        for _ in range(100):
+            progress.update(RECORD, totals_after(1), {})
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    progress.close()
+    assert out.getvalue().splitlines()[-1].startswith("400/400 100%")

@@ -1,0 +1,180 @@
+"""Runs that one engine answers at once: each is what it would be by itself, and none is stopped by another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.llama.pool import EnginePool
+from swe_infer.runners.base import RunContext
+from swe_infer.runners.llama import LlamaRunner
+from swe_infer.runners.run import INTERRUPTED, Run, selected
+from swe_infer.runners.together import execute_together
+from swe_infer.store import RunStore, read_records
+from swe_infer.tracking.base import NoTracker, RunInfo
+from swe_infer.types import Decoding, LlamaModel, Shard
+from tests.support.checkpoints import make_checkpoint
+from tests.support.instances import write_instances
+from tests.support.threads import single_threaded
+
+INSTANCES = 5
+POINTS = {
+    "greedy": Decoding(temperature=0.0, max_new_tokens=16),
+    "sampled": Decoding(temperature=0.8, max_new_tokens=24, n=2, seed=3),
+    "hot": Decoding(temperature=1.3, top_p=0.9, max_new_tokens=16, seed=4),
+}
+
+OnRecord = Callable[[Mapping[str, Any]], None]
+
+
+class Listener(NoTracker):
+    """Calls back on each record."""
+
+    def __init__(self, on_record: OnRecord) -> None:
+        self.on_record = on_record
+
+    def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
+        self.on_record(record)
+
+
+class Bench:
+    """Makes runs over the same few instances."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.dataset = JsonlDataset(path=str(write_instances(home / "instances.jsonl", INSTANCES)))
+        self.model = LlamaModel(str(make_checkpoint(home / "model", max_position_embeddings=4096)), dtype="float32")
+
+    def execute(self, folder: Path, names: list[str], heard: Mapping[str, OnRecord] | None = None) -> list[Any]:
+        """Runs of the points ``names`` in ``folder``, together."""
+        engines = EnginePool()
+        with ExitStack() as stack:
+            return execute_together([self.opened(stack, folder / name, name, engines, heard or {}) for name in names])
+
+    def opened(
+        self, stack: ExitStack, directory: Path, name: str, engines: EnginePool, heard: Mapping[str, OnRecord]
+    ) -> Run:
+        runner = LlamaRunner(self.model, POINTS[name], max_sequences=8, kv_cache_gb=0.05)
+        runner.check()
+        directory.mkdir(parents=True, exist_ok=True)
+        store = stack.enter_context(RunStore(directory, runner.label))
+        runner.begin(RunContext(directory, name, Decimal(0), directory / "ledger", engines))
+        info = RunInfo(name, name, {}, directory, store.resumed)
+        tracker = Listener(heard[name]) if name in heard else NoTracker()
+        return Run(runner, selected(runner, self.dataset, Shard()), store, tracker, info)
+
+
+def outputs(directory: Path) -> dict[tuple[str, int], str]:
+    completed = [r for r in read_records(directory / "records.jsonl") if r["status"] == "completed"]
+    found = {(r["instance_id"], r["sample"]): r["full_output"] for r in completed}
+    assert len(found) == len(completed), "no answer is there twice"
+    return found
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / "summary.json").read_text()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    with single_threaded():
+        yield
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("together"))
+
+
+@pytest.fixture(scope="module")
+def alone(bench: Bench) -> dict[str, dict[tuple[str, int], str]]:
+    """Each point by itself, with an engine of its own, as a single command makes it."""
+    found = {}
+    for name in POINTS:
+        with ExitStack() as stack:
+            run = bench.opened(stack, bench.home / "alone" / name, name, EnginePool(), {})
+            assert run.execute() == 0
+        found[name] = outputs(bench.home / "alone" / name)
+    return found
+
+
+def test_each_has_the_answers_and_counts_of_a_run_by_itself(
+    bench: Bench, alone: dict[str, dict[tuple[str, int], str]], tmp_path: Path
+) -> None:
+    assert bench.execute(tmp_path, list(POINTS)) == [0, 0, 0]
+    for name, decoding in POINTS.items():
+        assert outputs(tmp_path / name) == alone[name]
+        found, single = summary(tmp_path / name), summary(bench.home / "alone" / name)
+        for key in ("instances", "samples", "completed", "failed", "skipped", "remaining", "patches", "cost_usd"):
+            assert found[key] == single[key]
+        for key in ("input_tokens", "output_tokens"):
+            assert found["usage"][key] == single["usage"][key]
+        assert found["completed"] == INSTANCES * decoding.n
+        assert found["stats"]["points_at_once"] == len(POINTS)
+    cached = [summary(tmp_path / name)["usage"]["cached_input_tokens"] for name in POINTS]
+    total = [summary(tmp_path / name)["usage"]["input_tokens"] for name in POINTS]
+    assert sum(cached) > 0.7 * sum(total), "each prompt is computed once, for all of them"
+    passes = summary(tmp_path / "hot")["stats"]["forward_passes"]
+    assert passes < sum(summary(bench.home / "alone" / name)["stats"]["forward_passes"] for name in POINTS)
+
+
+def test_a_run_that_breaks_stops_no_other_and_goes_on_later(
+    bench: Bench, alone: dict[str, dict[tuple[str, int], str]], tmp_path: Path
+) -> None:
+    def breaks(record: Mapping[str, Any]) -> None:
+        raise RuntimeError("a fault in this run alone")
+
+    assert bench.execute(tmp_path, list(POINTS), {"sampled": breaks}) == [0, 1, 0]
+    assert outputs(tmp_path / "greedy") == alone["greedy"]
+    assert outputs(tmp_path / "hot") == alone["hot"]
+    assert len(outputs(tmp_path / "sampled")) == 1, "what was written before the fault is kept"
+    assert summary(tmp_path / "sampled")["remaining"] == 2 * INSTANCES - 1
+    before = {name: (tmp_path / name / "records.jsonl").read_bytes() for name in ("greedy", "hot")}
+    assert bench.execute(tmp_path, list(POINTS)) == [0, 0, 0]
+    assert outputs(tmp_path / "sampled") == alone["sampled"]
+    assert before == {name: (tmp_path / name / "records.jsonl").read_bytes() for name in before}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_all_of_them_and_they_go_on_later(
+    bench: Bench, alone: dict[str, dict[tuple[str, int], str]], tmp_path: Path, times: int
+) -> None:
+    """Once: what is in flight is finished. Twice: it is dropped, what was finished is kept."""
+    pressed: list[Mapping[str, Any]] = []
+
+    def interrupts(record: Mapping[str, Any]) -> None:
+        if not pressed:
+            pressed.append(record)
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    assert bench.execute(tmp_path, ["sampled", "hot"], {"hot": interrupts}) == [INTERRUPTED, INTERRUPTED]
+    assert signal.getsignal(signal.SIGINT) is before
+    kept = {name: outputs(tmp_path / name) for name in ("sampled", "hot")}
+    assert 0 < sum(map(len, kept.values())) < 3 * INSTANCES
+    if times == 2:
+        assert sum(map(len, kept.values())) <= 2
+    assert bench.execute(tmp_path, ["sampled", "hot"]) == [0, 0]
+    for name in kept:
+        assert outputs(tmp_path / name) == alone[name]
+
+
+def test_an_engine_that_cannot_be_loaded_fails_every_run_in_order(bench: Bench, tmp_path: Path) -> None:
+    engines = EnginePool()
+    with ExitStack() as stack:
+        runs = [bench.opened(stack, tmp_path / name, name, engines, {}) for name in ("greedy", "hot")]
+        for run in runs:
+            assert isinstance(run.runner, LlamaRunner)
+            run.runner.kv_cache_gb = 1e-7
+        assert execute_together(runs) == [2, 2]
+    assert summary(tmp_path / "hot")["remaining"] == INSTANCES

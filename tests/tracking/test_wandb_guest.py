@@ -1,0 +1,150 @@
+"""A W&B that is missing, broken or stuck costs one warning: it never stops, slows or holds the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swe_infer.errors import ConfigError
+from swe_infer.tracking.base import NoTracker
+from swe_infer.tracking.wandb import WandbTracker
+from tests.tracking.scripted import info, play
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def another_wandb(directory: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Put a module named ``wandb`` in front of the real one, for the worker's process."""
+    directory.mkdir()
+    (directory / "wandb.py").write_text(textwrap.dedent(code), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ModuleNotFoundError(\"No module named 'wandb'\")", "No module named 'wandb'"),
+        ("import os; os._exit(3)", "ended with status 3"),
+        (
+            "def init(**given): pass\ndef Settings(**given): raise OSError(28, 'No space left')",
+            "No space left",
+        ),
+    ],
+    ids=["missing", "crashing", "disk full"],
+)
+def test_a_broken_wandb_costs_one_warning(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    another_wandb(tmp_path / "shadow", monkeypatch, code)
+    summary = play(tmp_path / "run", WandbTracker(), info(tmp_path / "run"), range(20), pause_s=0.02)
+    assert summary["completed"] == 20
+    (warning,) = warnings(caplog)
+    assert said in warning
+    assert "\n" not in warning
+
+
+def test_a_stuck_wandb_does_not_hold_the_runs_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    another_wandb(tmp_path / "shadow", monkeypatch, "import time; time.sleep(3600)")
+    started = time.monotonic()
+    tracker = WandbTracker(log_interval_s=0.2, finish_timeout_s=1.0)
+    play(tmp_path / "run", tracker, info(tmp_path / "run"), range(50), instances=50)
+    assert time.monotonic() - started < 5.0
+    (warning,) = warnings(caplog)
+    assert "did not finish in 1 s" in warning
+
+
+def test_a_directory_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wandb").write_text("in the way", encoding="utf-8")
+    summary = play(tmp_path, WandbTracker(), info(tmp_path), range(5))
+    assert summary["completed"] == 5
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_record_costs_the_run_microseconds(tmp_path: Path) -> None:
+    tracker = WandbTracker()
+    tracker.start(info(tmp_path))
+    totals = {"completed": 1, "patches": {"applies": 1}, "usage": {"input_tokens": 5}, "stats": {"concurrency": 1.0}}
+    seconds = []
+    for _ in range(5000):
+        before = time.perf_counter()
+        tracker.record({}, totals)
+        seconds.append(time.perf_counter() - before)
+    tracker.finish(totals, [], 0)
+    assert statistics.median(seconds) < 50e-6
+
+
+def test_start_does_not_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    another_wandb(tmp_path / "shadow", monkeypatch, "import time; time.sleep(3600)")
+    tracker = WandbTracker(finish_timeout_s=1.0)
+    before = time.perf_counter()
+    tracker.start(info(tmp_path / "run"))
+    assert time.perf_counter() - before < 0.1
+    tracker.finish({}, [], 0)
+
+
+def test_finish_and_record_without_a_start_do_nothing(tmp_path: Path) -> None:
+    tracker = WandbTracker()
+    tracker.record({}, {})
+    tracker.finish({}, [tmp_path / "missing"], 0)
+    assert tracker.address is None
+
+
+def test_nothing_but_the_worker_imports_wandb() -> None:
+    code = "import sys, swe_infer.tracking.wandb, swe_infer.tracking.wandb_worker; sys.exit('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"project": ""}, "tracker.project"),
+        ({"project": "a/b"}, "tracker.project"),
+        ({"log_interval_s": 0.0}, "tracker.log_interval_s"),
+        ({"finish_timeout_s": float("inf")}, "tracker.finish_timeout_s"),
+        ({"init_timeout_s": -1.0}, "tracker.init_timeout_s"),
+        ({"tags": ("x" * 65,)}, "tracker.tags"),
+        ({"alert_failure_rate": 0.0}, "tracker.alert_failure_rate"),
+        ({"alert_budget": 1.5}, "tracker.alert_budget"),
+        ({"mode": "online"}, "WANDB_API_KEY"),
+    ],
+)
+def test_a_bad_value_is_one_clear_line(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        WandbTracker(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_tracker_listens_to_everything_and_does_nothing(tmp_path: Path) -> None:
+    play(tmp_path, NoTracker(), info(tmp_path), range(2))
+    assert NoTracker().address is None
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_values_that_json_does_not_know_do_not_hold_the_runs_end(tmp_path: Path) -> None:
+    tracker = WandbTracker(finish_timeout_s=30.0)
+    strange: dict[str, Any] = {"loop": {}}
+    strange["loop"]["again"] = strange["loop"]
+    started = time.monotonic()
+    tracker.start(info(tmp_path, config={"fine": {("a", "key"): 1, "path": tmp_path}}))
+    tracker.record({}, {"completed": 1, "stats": strange})
+    tracker.finish({"completed": 1}, [], 0)
+    assert time.monotonic() - started < 20

@@ -1,0 +1,250 @@
+"""Offline runs of the real SDK, read back from the files that it wrote."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from swe_infer.tracking.wandb import WandbTracker
+from tests.support.wandb_files import OfflineRun, read_offline_runs
+from tests.tracking.scripted import CONFIG, SUMMARY_KEYS, info, play
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-openai-canary-1",
+    "ANTHROPIC_API_KEY": "sk-anthropic-canary-2",
+    "HF_TOKEN": "hf-canary-3",
+    "DATABASE_PASSWORD": "canary-4",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str | None]:
+    """One run: ten answers, one failure, one skip; the run directory, the home directory, the tracker's address."""
+    directory, home = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**SECRETS, "HOME": str(home)}.items():
+            patch.setenv(name, value)
+        for name in [n for n in os.environ if n.startswith(("WANDB_", "XDG_"))]:
+            patch.delenv(name)
+        tracker = WandbTracker(
+            project="a-project",
+            group="a-group",
+            job_type="inference",
+            tags=("one", "two"),
+            notes="n",
+            log_interval_s=0.2,
+        )
+        run = info(directory, labels={"shard": "0/2"})
+        play(directory, tracker, run, range(12), failing=(5,), skipped=(6,), pause_s=0.15, exit_status=1)
+    return directory, home, tracker.address
+
+
+@pytest.fixture(scope="module")
+def offline(tracked: tuple[Path, Path, str | None]) -> OfflineRun:
+    (run,) = read_offline_runs(tracked[0])
+    return run
+
+
+def test_the_run_carries_id_name_group_tags_and_the_resolved_configuration(offline: OfflineRun) -> None:
+    assert offline.run["run_id"] == "run-0001"
+    assert offline.run["display_name"] == "some-model on swe-bench"
+    assert offline.run["project"] == "a-project"
+    assert offline.run["run_group"] == "a-group"
+    assert offline.run["job_type"] == "inference"
+    assert offline.run["notes"] == "n"
+    assert offline.run["tags"] == ["one", "two", "shard=0/2"]
+    assert offline.config == CONFIG
+    assert offline.exit_code == 1
+
+
+def test_live_metrics_grow_with_the_finished_samples_as_their_step(offline: OfflineRun) -> None:
+    live = [row for row in offline.history if "predictions._type" not in row]
+    assert len(live) >= 3
+    steps = [row["_step"] for row in offline.history]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 12
+    for row in live:
+        assert row["_step"] == row["completed"] + row["failed"] + row["skipped"]
+        assert row.keys() >= SUMMARY_KEYS
+        assert row["engine/concurrency"] == 4
+    assert [row["cost_usd"] for row in live] == sorted(row["cost_usd"] for row in live)
+    assert any("window/latency_s_p95" in row for row in live)
+
+
+def test_the_summary_holds_the_last_totals_under_plain_names(offline: OfflineRun) -> None:
+    expected = {
+        "instances": 12,
+        "completed": 10,
+        "failed": 1,
+        "skipped": 1,
+        "remaining": 0,
+        "cost_usd": 0.1,
+        "tokens/input": 100 * (66 - 11),
+        "tokens/cached_input": 100,
+        "tokens/output": 66 - 11,
+        "patches/applies": 3,
+        "patches/repaired": 2,
+        "patches/does_not_apply": 2,
+        "patches/none": 3,
+        "apply_rate": 0.5,
+        "failure_rate": 1 / 11,
+        "latency_s_mean": 5.5,
+        "latency_s_max": 11,
+    }
+    assert {key: offline.summary[key] for key in expected} == pytest.approx(expected)
+    assert not [key for key in offline.summary if key.startswith(("window/", "over_usd/"))]
+
+
+def test_metrics_have_axes_over_time_and_over_dollars(offline: OfflineRun) -> None:
+    assert offline.metrics["apply_rate"]["step_metric"] == "elapsed_s"
+    assert offline.metrics["over_usd/*"]["step_metric"] == "cost_usd"
+    row = offline.history[-2]
+    assert row["over_usd/apply_rate"] == row["apply_rate"]
+
+
+def test_the_table_has_a_row_for_every_sample(offline: OfflineRun) -> None:
+    table = offline.table("predictions")
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["instance_id"] for row in rows] == [f"instance-{n:04}" for n in range(12)]
+    first, failed, skipped, last = rows[4], rows[5], rows[6], rows[10]
+    expected = {"sample": 0, "status": "completed", "finish_reason": "stop", "patch_status": "applies"}
+    expected |= {"prompt_tokens": 400, "cached_tokens": 10, "output_tokens": 4, "cost_usd": 0.01, "latency_s": 4.0}
+    assert expected.items() <= first.items()
+    assert failed["status"] == "failed"
+    assert failed["error"] == "RateLimited: 429 after all tries"
+    assert skipped["status"] == "skipped"
+    assert last["patch"].startswith("x" * 4000)
+    assert last["patch"].endswith("6000 characters more")
+
+
+def test_histograms_count_every_completed_sample(offline: OfflineRun) -> None:
+    last = offline.history[-1]
+    for name in ("latency_s", "prompt_tokens", "output_tokens"):
+        assert last[f"histograms/{name}._type"] == "histogram"
+        counts, edges = last[f"histograms/{name}.values"], last[f"histograms/{name}.bins"]
+        assert sum(counts) == 10
+        assert len(edges) == len(counts) + 1
+    assert last["histograms/latency_s.bins"][0] == 0
+    assert last["histograms/latency_s.bins"][-1] == 11
+
+
+def test_dataset_and_model_are_input_artifacts_and_the_files_are_an_output(offline: OfflineRun) -> None:
+    dataset, model = offline.artifacts["dataset-swe-bench"], offline.artifacts["model-some-model"]
+    for artifact, kind in ((dataset, "dataset"), (model, "model")):
+        assert artifact["type"] == kind
+        assert artifact["use_after_commit"] is True
+        assert json.loads(artifact["metadata"]) == CONFIG[kind]
+        assert [entry["path"] for entry in artifact["manifest"]["contents"]] == [f"{kind}.json"]
+    predictions = offline.artifacts["predictions-run-0001"]
+    assert predictions["type"] == "predictions"
+    assert not predictions.get("use_after_commit")
+    files = {entry["path"] for entry in predictions["manifest"]["contents"]}
+    assert files == {"predictions.jsonl", "records.jsonl"}
+
+
+def test_nothing_about_the_machine_or_its_user_and_no_secret_is_written(
+    offline: OfflineRun, tracked: tuple[Path, Path, str | None]
+) -> None:
+    assert "environment" not in offline.kinds  # command line, executable, program, git, e-mail
+    assert not {"host", "git", "settings"} & offline.run.keys()
+    for path in (tracked[0] / "wandb").rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        for secret in SECRETS.values():
+            assert secret.encode() not in data, f"{path} holds a secret"
+        if path.suffix == ".wandb":
+            assert socket.gethostname().encode() not in data or len(socket.gethostname()) < 4
+            assert getpass.getuser().encode() not in data or len(getpass.getuser()) < 5
+
+
+def test_everything_lies_in_the_run_directory_without_links(tracked: tuple[Path, Path, str | None]) -> None:
+    directory, home, address = tracked
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    assert [path for path in directory.rglob("*") if path.is_symlink()] == []
+    assert address is not None
+    assert Path(address).parent == directory / "wandb"
+
+
+def test_a_resumed_run_goes_on_under_its_id_with_growing_steps_and_a_whole_table(tmp_path: Path) -> None:
+    for numbers, failing in ((range(6), (5,)), (range(5, 9), ())):
+        tracker = WandbTracker(log_interval_s=0.2)
+        play(tmp_path, tracker, info(tmp_path, resumed=failing == ()), numbers, failing=failing, pause_s=0.12)
+    first, second = read_offline_runs(tmp_path)
+    assert first.run["run_id"] == second.run["run_id"] == "run-0001"
+    steps = [row["_step"] for row in first.history + second.history]
+    assert steps == sorted(set(steps))
+    assert second.history[0]["completed"] >= 6  # totals, not counts of this process
+    assert second.summary["completed"] == 9
+    assert second.summary["failed"] == 0
+    assert second.summary["cost_usd"] == pytest.approx(0.09)
+    assert [row[2] for row in second.table("predictions")["data"]] == ["completed"] * 9
+
+
+def test_runs_at_once_in_one_process_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "left-over")  # would merge them
+
+    def one(number: int) -> None:
+        directory = tmp_path / str(number)
+        play(directory, WandbTracker(log_interval_s=0.2), info(directory, f"run-{number}"), range(number + 2))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(2)))
+    for number in range(2):
+        (run,) = read_offline_runs(tmp_path / str(number))
+        assert run.run["run_id"] == f"run-{number}"
+        assert run.summary["completed"] == number + 2
+
+
+def test_alerts_tell_of_a_budget_nearly_used_and_of_many_failures(tmp_path: Path) -> None:
+    config = {**CONFIG, "budget": {"max_usd": "0.16"}}
+    tracker = WandbTracker(log_interval_s=0.2)
+    play(tmp_path, tracker, info(tmp_path, config=config), range(25), instances=25, failing=tuple(range(0, 20, 2)))
+    (run,) = read_offline_runs(tmp_path)
+    assert sorted(alert["title"] for alert in run.alerts) == ["Budget nearly used", "Many failures"]
+
+
+KILLED = """
+import os, sys, threading, time
+from pathlib import Path
+from swe_infer.tracking.wandb import WandbTracker
+from tests.tracking.scripted import info, play
+directory = Path(sys.argv[1])
+def kill_later():
+    while not list(directory.glob("wandb/*run-*/run-*.wandb")):
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.kill(os.getpid(), 9)
+threading.Thread(target=kill_later).start()
+play(directory, WandbTracker(log_interval_s=0.2), info(directory), range(1000), instances=1000, pause_s=0.05)
+"""
+
+
+def test_a_killed_run_leaves_its_metrics_and_shows_as_crashed(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    env = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=env, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while True:
+        (run,) = read_offline_runs(tmp_path)
+        if run.exit_code is not None or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert run.exit_code == 255
+    assert len(run.history) >= 2
+    assert run.history[-1]["completed"] > 1

@@ -1,0 +1,198 @@
+"""Online runs of the real SDK against a stand-in server, read back from the server's side."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from swe_infer.tracking.wandb import WandbTracker
+from tests.support.wandb_files import read_offline_runs
+from tests.support.wandb_server import API_KEY, FakeWandbServer, served
+from tests.tracking.scripted import CONFIG, info, play
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeWandbServer]:
+    with served(tmp_path_factory.mktemp("home")) as (server, _):
+        yield server
+
+
+class _Keep(logging.Handler):
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__(logging.WARNING)
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+
+@dataclass
+class Online:
+    """One run, and the server that got it."""
+
+    server: FakeWandbServer
+    directory: Path
+    address: str | None
+    warnings: list[str]
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
+    directory = tmp_path_factory.mktemp("run")
+    records: list[logging.LogRecord] = []
+    handler = _Keep(records)
+    logging.getLogger("swe_infer").addHandler(handler)
+    try:
+        with served(tmp_path_factory.mktemp("home")) as (server, _):
+            tracker = WandbTracker(project="a-project", group="a-group", tags=("one",), log_interval_s=0.2)
+            play(directory, tracker, info(directory), range(12), failing=(5,), pause_s=0.15)
+            yield Online(server, directory, tracker.address, [record.getMessage() for record in records])
+    finally:
+        logging.getLogger("swe_infer").removeHandler(handler)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_with_a_key_the_server_gets_the_whole_run(online: Online) -> None:
+    assert online.warnings == []
+    (run,) = online.server.runs.values()
+    assert online.address == f"{online.server.url}/team/a-project/runs/run-0001"
+    assert (run.run_id, run.exit_code) == ("run-0001", 0)
+    assert run.fields["groupName"] == "a-group"
+    assert run.fields["tags"] == ["one"]
+    assert {key: run.config[key]["value"] for key in CONFIG} == CONFIG
+    steps = [row["_step"] for row in run.history]
+    assert steps == sorted(set(steps))
+    assert len(steps) >= 3
+    assert run.summary["completed"] == 11
+    assert run.summary["cost_usd"] == pytest.approx(0.11)
+    assert any(name.startswith("media/table/predictions") for name in run.files)
+
+
+def test_artifacts_give_the_lineage_from_dataset_and_model_to_predictions(online: Online) -> None:
+    kinds = {a["type"]: (identity, a) for identity, a in online.server.artifacts.items()}
+    assert set(kinds) == {"dataset", "model", "predictions", "run_table"}
+    assert all(artifact.get("committed") for artifact in online.server.artifacts.values())
+    assert set(online.server.used_artifacts) == {kinds["dataset"][0], kinds["model"][0]}
+    assert kinds["predictions"][1]["files"]["records.jsonl"] == (online.directory / "records.jsonl").read_bytes()
+    assert not (online.directory / "wandb" / "data").exists()  # the copies for the upload
+
+
+def test_no_secret_reaches_the_server_but_the_key_in_its_header(online: Online) -> None:
+    assert online.server.authorizations == {API_KEY}
+    sent = b"\n".join(online.server.bodies)
+    assert b"run-0001" in sent
+    assert API_KEY.encode() not in sent
+    assert b"sk-openai-canary" not in sent
+    for path in online.directory.rglob("*"):
+        assert not path.is_file() or API_KEY.encode() not in path.read_bytes()
+
+
+def test_a_resumed_run_goes_on_in_the_same_run(server: FakeWandbServer, tmp_path: Path) -> None:
+    for numbers in (range(4), range(4, 10)):
+        play(tmp_path, WandbTracker(log_interval_s=0.2), info(tmp_path), numbers, pause_s=0.2)
+    (run,) = server.runs.values()
+    assert run.sessions == 2
+    steps = [row["_step"] for row in run.history]
+    assert steps == sorted(set(steps))
+    assert run.summary["completed"] == 10
+
+
+def test_a_server_that_is_down_costs_one_warning_and_a_later_sync_is_whole(
+    server: FakeWandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    tracker = WandbTracker(log_interval_s=0.2, init_timeout_s=2.0)
+    play(tmp_path, tracker, info(tmp_path), range(8))
+    (warning,) = warnings(caplog)
+    assert "logged offline" in warning
+    assert tracker.address is not None
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    command = [sys.executable, "-m", "wandb", "sync", tracker.address]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    (run,) = server.runs.values()
+    assert run.summary["completed"] == 8
+    assert run.exit_code == 0
+    assert {a["type"] for a in server.artifacts.values() if a.get("committed")} >= {"dataset", "model", "predictions"}
+    assert len(server.used_artifacts) == 2
+
+
+@pytest.mark.parametrize("fault", ["hang", "error"])
+def test_a_server_that_answers_nobody_is_left_for_an_offline_run(
+    fault: str, server: FakeWandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.fault = "hang" if fault == "hang" else "error"
+    started = time.monotonic()
+    play(tmp_path, WandbTracker(init_timeout_s=1.0, finish_timeout_s=30.0), info(tmp_path), range(4))
+    assert time.monotonic() - started < 25
+    assert len(warnings(caplog)) == 1
+    assert read_offline_runs(tmp_path)[-1].summary["completed"] == 4
+
+
+def test_a_server_that_hangs_in_the_middle_neither_slows_the_run_nor_holds_its_end(
+    server: FakeWandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hang() -> None:
+        deadline = time.monotonic() + 20
+        while not server.runs and time.monotonic() < deadline:
+            time.sleep(0.02)
+        server.fault = "hang"
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    tracker = WandbTracker(log_interval_s=0.2, init_timeout_s=2.0, finish_timeout_s=6.0)
+    started = time.monotonic()
+    play(tmp_path, tracker, info(tmp_path), range(100), instances=100, pause_s=0.02)
+    thread.join()
+    assert time.monotonic() - started < 2.0 + 6.0 + 5.0
+    assert len(warnings(caplog)) == 1
+    run = read_offline_runs(tmp_path)[0]  # what the server did not take is on disk
+    assert run.run["run_id"] == "run-0001"
+    assert run.history[-1]["completed"] > 10
+
+
+def test_wandb_mode_offline_in_the_environment_wins_over_a_key(
+    server: FakeWandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    play(tmp_path, WandbTracker(), info(tmp_path), range(2))
+    assert server.bodies == []
+    assert read_offline_runs(tmp_path)[0].summary["completed"] == 2
+
+
+def test_under_a_sweep_agent_the_run_is_the_agents(
+    server: FakeWandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = {"SWEEP_ID": "s1", "RUN_ID": "agent-run", "PROJECT": "sweep-project", "ENTITY": "team"}
+    for name, value in agent.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    play(tmp_path, WandbTracker(project="another"), info(tmp_path), range(2))
+    (run,) = server.runs.values()
+    assert run.run_id == "agent-run"
+    assert run.fields["project"] == "sweep-project"
+    assert run.fields["sweep"] == "s1"
+    assert run.summary["apply_rate"] == 1.0
+
+    for name in agent:  # an evaluation, later and elsewhere
+        monkeypatch.delenv(f"WANDB_{name}")
+    again = WandbTracker.of_run(tmp_path)
+    assert again is not None
+    tracker, later = again
+    tracker.start(later)
+    tracker.finish({"completed": 2, "resolved": 1}, [], 0)
+    assert list(server.runs.values()) == [run]
+    assert (run.fields["project"], run.fields["entity"]) == ("sweep-project", "team")
+    assert run.summary["resolved"] == 1
