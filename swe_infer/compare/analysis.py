@@ -1,0 +1,283 @@
+"""From loaded runs to everything that a comparison shows; plain values, no layout."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Literal
+
+from swe_infer.compare.loading import LoadedRun, Result
+from swe_infer.compare.pairs import Pair, paired_tests
+from swe_infer.compare.statistics import Interval, pass_at_k, wilson
+from swe_infer.types import Usage
+
+__all__ = ["Comparison", "Figures", "Metric", "Rate", "compare", "differ", "score", "solved"]
+
+Metric = Literal["resolved", "applies"]
+
+RESAMPLES = 10_000
+_MOST_DRAWS = 50_000_000  # instances drawn in all resamples together, a few seconds of work
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share of instances, each sample counting as a fraction of its instance (pass@1), with its Wilson interval."""
+
+    successes: float
+    instances: int
+    interval: Interval | None
+
+    @property
+    def value(self) -> float | None:
+        return self.successes / self.instances if self.instances else None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One run in numbers.
+
+    Args:
+        letter: how tables call the run.
+        recorded: instances with a record. Failed and skipped ones are among them, and count as not solved.
+        remaining: (instance, sample) pairs without a record, by ``summary.json``; None where it does not say.
+        resolved: None where the run was not evaluated.
+        unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
+        cost_usd: None where a price is unknown.
+        pass_at: k, estimate, and the instances that had k samples.
+    """
+
+    letter: str
+    run: LoadedRun
+    differs: Mapping[str, Any]
+    recorded: int
+    samples: int
+    statuses: Mapping[str, int]
+    patches: Mapping[str, int]
+    finish_reasons: Mapping[str, int]
+    errors: Mapping[str, int]
+    remaining: int | None
+    applies: Rate
+    resolved: Rate | None
+    unverified: int
+    usage: Usage
+    cost_usd: Decimal | None
+    cost_per_success: Decimal | None
+    wall_s: float | None
+    output_tokens_per_s: float | None
+    median_latency_s: float | None
+    pass_at: Sequence[tuple[int, float, int]]
+    on_front: bool = False
+
+    def rate(self, metric: Metric) -> Rate:
+        return self.resolved if metric == "resolved" and self.resolved is not None else self.applies
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that is shown.
+
+    Args:
+        metric: what counts as solved: ``resolved`` where every run was evaluated, else ``applies``.
+        keys: configuration keys whose values differ, in order.
+        scores: for each instance the share of its samples that solved it, run by run; None without a record.
+        overlap: which runs solved an instance in at least one sample, and how many such instances; largest first.
+    """
+
+    metric: Metric
+    runs: Sequence[Figures]
+    keys: Sequence[str]
+    pairs: Sequence[Pair]
+    scores: Mapping[str, Sequence[float | None]]
+    overlap: Sequence[tuple[tuple[bool, ...], int]]
+    notes: Sequence[str]
+    seed: int
+    resamples: int
+
+
+def compare(
+    runs: Sequence[LoadedRun], *, seed: int = 0, resamples: int = RESAMPLES, notes: Sequence[str] = ()
+) -> Comparison:
+    """Compare runs.
+
+    Args:
+        seed: of the resampling.
+        notes: what else a reader must know.
+        resamples: how often it draws; less, but at least 1,000 times, over very many instances.
+    """
+    metric: Metric = "resolved" if runs and all(run.evaluated for run in runs) else "applies"
+    scores = _scores(runs, metric)
+    resamples = max(1000, min(resamples, _MOST_DRAWS // max(1, len(scores))))
+    keys = _differing_keys(runs)
+    figures = [_figures(run, _letter(index), keys) for index, run in enumerate(runs)]
+    front = _front(figures, metric)
+    figures = [replace(one, on_front=index in front) for index, one in enumerate(figures)]
+    solved_by = Counter(tuple(bool(value) for value in row) for row in scores.values())
+    return Comparison(
+        metric=metric,
+        runs=figures,
+        keys=keys,
+        pairs=paired_tests(runs, scores, seed=seed, resamples=resamples),
+        scores=scores,
+        overlap=sorted(solved_by.items(), key=lambda item: (-item[1], item[0])),
+        notes=[*_notes(figures, metric), *notes],
+        seed=seed,
+        resamples=resamples,
+    )
+
+
+def solved(result: Result, metric: Metric) -> bool:
+    """Whether one sample counts as a success."""
+    return result.resolved is True if metric == "resolved" else result.applies
+
+
+def differ(row: Sequence[float | None]) -> bool:
+    """Whether the runs that have a record of an instance differ on it."""
+    return len({value for value in row if value is not None}) > 1
+
+
+def score(samples: Sequence[Result], metric: Metric) -> float:
+    """The share of an instance's samples that count as successes."""
+    return sum(solved(result, metric) for result in samples) / len(samples)
+
+
+def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
+    instances = run.instances()
+    results = list(run.results.values())
+    applies = _rate(instances.values(), "applies")
+    resolved = _rate(instances.values(), "resolved") if run.evaluated else None
+    costs = [result.cost_usd for result in results]
+    cost = None if None in costs else sum((c for c in costs if c is not None), Decimal(0))
+    usage = sum((result.usage for result in results), Usage())
+    wall = _number(run.summary.get("wall_s"))
+    successes = sum(solved(result, "resolved" if run.evaluated else "applies") for result in results)
+    completed = [result for result in results if result.status == "completed"]
+    return Figures(
+        letter=letter,
+        run=run,
+        differs={key: run.config.get(key) for key in keys},
+        recorded=len(instances),
+        samples=max((len(samples) for samples in instances.values()), default=0),
+        statuses=Counter(result.status for result in results),
+        patches=Counter(result.patch_status for result in results if result.patch_status is not None),
+        finish_reasons=Counter(result.finish_reason for result in results if result.finish_reason is not None),
+        errors=Counter(result.error for result in results if result.error is not None),
+        remaining=run.summary.get("remaining") if isinstance(run.summary.get("remaining"), int) else None,
+        applies=applies,
+        resolved=resolved,
+        unverified=sum(result.resolved is None for result in completed) if run.evaluated else 0,
+        usage=usage,
+        cost_usd=cost,
+        cost_per_success=cost / successes if cost is not None and successes else None,
+        wall_s=wall,
+        output_tokens_per_s=usage.output_tokens / wall if wall else None,
+        median_latency_s=statistics.median(result.latency_s for result in completed) if completed else None,
+        pass_at=_pass_at(instances, "resolved" if run.evaluated else "applies"),
+    )
+
+
+def _rate(instances: Iterable[Sequence[Result]], metric: Metric) -> Rate:
+    scores = [score(samples, metric) for samples in instances]
+    total = sum(scores)
+    return Rate(total, len(scores), wilson(total, len(scores)))
+
+
+def _pass_at(instances: Mapping[str, Sequence[Result]], metric: Metric) -> list[tuple[int, float, int]]:
+    counts = {name: (len(rs), sum(solved(result, metric) for result in rs)) for name, rs in instances.items()}
+    most = max((n for n, _ in counts.values()), default=0)
+    if most < 2:
+        return []
+    wanted = sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most})
+    estimates = [(k, pass_at_k(counts, k)) for k in wanted]
+    return [(k, *estimate) for k, estimate in estimates if estimate is not None]
+
+
+def _aside(key: str) -> bool:
+    """Whether a key says where a run is kept, or who is told of it, which no outcome depends on."""
+    return key == "output_dir" or key.startswith("tracker.")
+
+
+def _differing_keys(runs: Sequence[LoadedRun]) -> list[str]:
+    """Keys that differ among the runs that have a configuration; a class's name only where its keys say nothing."""
+    configs = [run.config for run in runs if run.config]
+    keys = list(dict.fromkeys(key for config in configs for key in config if not _aside(key)))
+    differing = [key for key in keys if len({_plain(config.get(key)) for config in configs}) > 1]
+    plain = [key for key in differing if not key.endswith("_target_")]
+    return plain or differing
+
+
+def _plain(value: Any) -> str:
+    """What a value says, however it is written: W&B keeps 1.0 as 1."""
+    return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
+
+
+def _scores(runs: Sequence[LoadedRun], metric: Metric) -> dict[str, list[float | None]]:
+    grouped = [run.instances() for run in runs]
+    names = sorted({name for instances in grouped for name in instances})
+    return {
+        name: [score(instances[name], metric) if name in instances else None for instances in grouped]
+        for name in names
+    }
+
+
+def _front(figures: Sequence[Figures], metric: Metric) -> set[int]:
+    """Runs that no other beats in cost an instance or in rate without losing in the other (Pareto)."""
+    points = [
+        (index, one.cost_usd / one.recorded, one.rate(metric).value or 0.0)
+        for index, one in enumerate(figures)
+        if one.cost_usd is not None and one.recorded
+    ]
+    return {
+        index
+        for index, cost, rate in points
+        if not any(c <= cost and r >= rate and (c < cost or r > rate) for _, c, r in points)
+    }
+
+
+def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
+    """What a reader must know not to be misled."""
+    notes = []
+    if metric == "applies":
+        some = [one.letter for one in figures if one.resolved is not None]
+        notes.append(
+            "No run was evaluated: a patch that applies counts as solved."
+            if not some
+            else f"Only {', '.join(some)} evaluated: in tests and plots a patch that applies counts as solved."
+        )
+    for what, counts in (
+        ("Not finished, with answers that remain", [one.remaining for one in figures]),
+        ("Lines of records.jsonl that cannot be read are left out", [one.run.unreadable for one in figures]),
+        (
+            "Patches that could not be checked count as not applying",
+            [one.patches.get("unchecked") for one in figures],
+        ),
+        ("Answers without a verdict count as not resolved", [one.unverified for one in figures]),
+    ):
+        concerned = [f"{one.letter} {count:,}" for one, count in zip(figures, counts, strict=True) if count]
+        if concerned:
+            notes.append(f"{what}: {', '.join(concerned)}.")
+    notes += [f"{one.letter} is {one.run.remark}." for one in figures if one.run.remark]
+    unknown = [one.letter for one in figures if not one.run.config]
+    if unknown:
+        notes.append(f"No config.yaml, so how they differ is not known: {', '.join(unknown)}.")
+    if len({frozenset(name for name, _ in one.run.results) for one in figures}) > 1:
+        notes.append(
+            "The runs do not have the same instances: rates are over each run's own, tests over common ones."
+        )
+    return notes
+
+
+def _letter(index: int) -> str:
+    """A, B, … Z, AA, AB, …"""
+    name = ""
+    index += 1
+    while index:
+        index, rest = divmod(index - 1, 26)
+        name = chr(65 + rest) + name
+    return name
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float | Decimal) else None

@@ -1,0 +1,99 @@
+"""The command line of the comparison."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from swe_infer.compare.analysis import RESAMPLES, Comparison, compare
+from swe_infer.compare.export import as_json, write_csv
+from swe_infer.compare.loading import load_sources
+from swe_infer.compare.sources import failed_points, find_sources
+from swe_infer.errors import SweInferError
+
+__all__ = ["run"]
+
+_PLAIN_WIDTH = 160  # columns, where standard output is no terminal and COLUMNS is not set
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Compare runs, print the tables, write the files; returns the exit status (0, or 2 with one line)."""
+    options = _parser().parse_args(arguments)
+    try:
+        sources, left_out = find_sources(options.runs)
+        notes = [f"A point of the sweep has no run: {point}." for point in failed_points(options.runs)]
+        notes += [f"Left out: {line}" for line in left_out]
+        comparison = compare(load_sources(sources), seed=options.seed, resamples=options.resamples, notes=notes)
+        _write(comparison, options)
+        _print(comparison, options.instances)
+    except SweInferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="swe-infer-compare",
+        description="Runs side by side: where their configurations differ, what they solved, what they cost.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="a run directory, or a directory of several (a sweep); or runs on a W&B server: "
+        "wandb:ENTITY/PROJECT/RUN_ID, or all of wandb:ENTITY/PROJECT, …/groups/NAME, …/sweeps/ID",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained interactive page")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each run, instance and sample")
+    parser.add_argument("--instances", action="store_true", help="list every instance, not only some that differ")
+    parser.add_argument("--no-prompts", action="store_true", help="leave the prompts out of the page")
+    parser.add_argument("--seed", type=_natural, default=0, help="of the resampling tests (default 0)")
+    parser.add_argument(
+        "--resamples", type=_natural, default=RESAMPLES, help=f"of the resampling tests (default {RESAMPLES:,})"
+    )
+    return parser
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _print(comparison: Comparison, every_instance: bool) -> None:
+    from rich.console import Console
+
+    from swe_infer.compare.table import print_comparison
+
+    class ComparisonConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with status 1
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH
+    print_comparison(comparison, ComparisonConsole(width=width), every_instance=every_instance)
+
+
+def _write(comparison: Comparison, options: argparse.Namespace) -> None:
+    if options.json is not None:
+        options.json.write_text(json.dumps(as_json(comparison), indent=1) + "\n", encoding="utf-8")
+    if options.csv is not None:
+        with options.csv.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            write_csv(comparison, file)
+    if options.html is not None:
+        from swe_infer.compare.report import write_report
+
+        write_report(comparison, options.html, prompts=not options.no_prompts)
+        print(f"report: {options.html}", file=sys.stderr)

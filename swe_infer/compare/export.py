@@ -1,0 +1,137 @@
+"""The comparison as JSON, whole, and as CSV, one row for each run, instance and sample."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import asdict
+from decimal import Decimal
+from typing import IO, Any
+
+from swe_infer.compare.analysis import Comparison, Figures, Rate
+from swe_infer.compare.pairs import Pair
+from swe_infer.compare.statistics import Bootstrap
+
+__all__ = ["COLUMNS", "as_json", "write_csv"]
+
+COLUMNS = (
+    "run", "instance_id", "sample", "status", "finish_reason", "patch_status", "resolved", "input_tokens",
+    "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "latency_s",
+    "attempts", "error",
+)  # fmt: skip
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything of a comparison as JSON values; unknown costs are null, rates are between 0 and 1."""
+    return {
+        "metric": comparison.metric,
+        "seed": comparison.seed,
+        "resamples": comparison.resamples,
+        "differing_keys": list(comparison.keys),
+        "runs": [_run(one) for one in comparison.runs],
+        "pairs": [_pair(pair, comparison) for pair in comparison.pairs],
+        "instances": {name: list(row) for name, row in comparison.scores.items()},
+        "overlap": [
+            {
+                "solved_by": [one.letter for one, yes in zip(comparison.runs, who, strict=True) if yes],
+                "instances": count,
+            }
+            for who, count in comparison.overlap
+        ],
+        "notes": list(comparison.notes),
+    }
+
+
+def _run(one: Figures) -> dict[str, Any]:
+    return {
+        "letter": one.letter,
+        "name": one.run.name,
+        "directory": str(one.run.directory),
+        "address": one.run.address,
+        "differs": dict(one.differs),
+        "instances": one.recorded,
+        "samples": one.samples,
+        "statuses": dict(one.statuses),
+        "patches": dict(one.patches),
+        "finish_reasons": dict(one.finish_reasons),
+        "errors": dict(one.errors),
+        "remaining": one.remaining,
+        "applies": _rate(one.applies),
+        "resolved": _rate(one.resolved),
+        "without_verdict": one.unverified,
+        "usage": asdict(one.usage),
+        "cost_usd": _float(one.cost_usd),
+        "cost_per_success_usd": _float(one.cost_per_success),
+        "wall_s": one.wall_s,
+        "output_tokens_per_s": one.output_tokens_per_s,
+        "median_latency_s": one.median_latency_s,
+        "pass_at": {str(k): {"value": value, "instances": count} for k, value, count in one.pass_at},
+        "on_front": one.on_front,
+    }
+
+
+def _rate(rate: Rate | None) -> dict[str, Any] | None:
+    if rate is None:
+        return None
+    interval = None if rate.interval is None else [rate.interval.low, rate.interval.high]
+    return {"successes": rate.successes, "instances": rate.instances, "value": rate.value, "wilson_95": interval}
+
+
+def _pair(pair: Pair, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "first": comparison.runs[pair.first].letter,
+        "second": comparison.runs[pair.second].letter,
+        "common_instances": pair.instances,
+        "both": pair.both,
+        "first_only": pair.first_only,
+        "second_only": pair.second_only,
+        "neither": pair.neither,
+        "rate_difference": pair.difference,
+        "test": pair.test,
+        "p": pair.p,
+        "p_holm": pair.p_holm,
+        "cost_per_instance_usd": _cost(pair.cost),
+        "cost_p_holm": pair.cost_p_holm,
+    }
+
+
+def _cost(cost: Bootstrap | None) -> dict[str, Any] | None:
+    if cost is None:
+        return None
+    return {"difference": cost.mean, "bootstrap_95": [cost.interval.low, cost.interval.high], "p": cost.p}
+
+
+def _float(value: Decimal | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def write_csv(comparison: Comparison, file: IO[str]) -> None:
+    """Write one row for each run, instance and sample (RFC 4180). Cells that a spreadsheet would compute are quoted
+    with an apostrophe."""
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
+    for one in comparison.runs:
+        writer.writerows(_rows(one))
+
+
+def _rows(one: Figures) -> Iterator[list[object]]:
+    for result in one.run.results.values():
+        cells = [
+            one.run.name,
+            result.instance_id,
+            result.sample,
+            result.status,
+            result.finish_reason,
+            result.patch_status,
+            result.resolved,
+            *asdict(result.usage).values(),
+            result.cost_usd,
+            result.latency_s,
+            result.attempts,
+            result.error,
+        ]
+        yield [_inert(cell) for cell in cells]
+
+
+def _inert(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -1,0 +1,242 @@
+"""Runs, read from their directories: figures in memory, long texts on demand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from swe_infer.compare.sources import Source, find_sources
+from swe_infer.errors import ConfigError
+from swe_infer.store import read_records
+from swe_infer.types import Usage
+
+__all__ = ["LoadedRun", "Result", "Texts", "load_run", "load_runs", "load_sources", "read_texts"]
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one (instance, sample): its last record, with usage and cost of every try before it.
+
+    Args:
+        resolved: whether the tests pass; None where that was not evaluated.
+        cost_usd: dollars of all tries; None where a price is unknown.
+    """
+
+    instance_id: str
+    sample: int
+    status: str
+    finish_reason: str | None
+    patch_status: str | None
+    resolved: bool | None
+    usage: Usage
+    cost_usd: Decimal | None
+    latency_s: float
+    attempts: int
+    error: str | None
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is a patch that is known to apply."""
+        return self.status == "completed" and self.patch_status in ("applies", "repaired")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """One run directory.
+
+    Args:
+        name: short, and different from those of the other runs that were loaded with it.
+        config: ``config.yaml``, flat: ``{"decoding.temperature": 0.0, …}``; empty where there is none.
+        results: by (instance, sample), in the order of their first records.
+        evaluated: whether any instance has a verdict of its tests.
+        address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was read from W&B.
+        remark: what a reader must know of how it was read.
+        unreadable: lines of ``records.jsonl`` that could not be read.
+    """
+
+    directory: Path
+    name: str
+    config: Mapping[str, Any]
+    nested_config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    results: Mapping[Key, Result]
+    evaluated: bool
+    unreadable: int = 0
+    address: str | None = None
+    remark: str | None = None
+
+    def instances(self) -> dict[str, list[Result]]:
+        """The samples of each instance, by their numbers."""
+        grouped: dict[str, list[Result]] = {}
+        for result in self.results.values():
+            grouped.setdefault(result.instance_id, []).append(result)
+        for samples in grouped.values():
+            samples.sort(key=lambda result: result.sample)
+        return grouped
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The long parts of a record."""
+
+    answer: str
+    patch: str
+    notes: tuple[str, ...] = field(default=())
+
+
+def load_runs(paths: Sequence[str]) -> list[LoadedRun]:
+    """Load every run that ``paths`` name, each once, with names that tell them apart.
+
+    Raises:
+        ConfigError: a path holds no run, or is an address that cannot be read.
+    """
+    return load_sources(find_sources(paths)[0])
+
+
+def load_sources(sources: Sequence[Source]) -> list[LoadedRun]:
+    """Load runs, with names that tell them apart.
+
+    Raises:
+        ConfigError: a file of one cannot be read.
+    """
+    names = _names([source.known_as for source in sources])
+    return [
+        replace(load_run(source.directory, name), address=source.address, remark=source.remark)
+        for source, name in zip(sources, names, strict=True)
+    ]
+
+
+def load_run(directory: Path, name: str | None = None) -> LoadedRun:
+    """Read one run directory; the last record of an (instance, sample) wins.
+
+    Raises:
+        ConfigError: a file of it cannot be read.
+    """
+    verdicts = _verdicts(directory / "evaluation.jsonl")
+    results: dict[Key, Result] = {}
+    records = directory / "records.jsonl"
+    count = 0
+    try:
+        for record in read_records(records):
+            count += 1
+            key = (record["instance_id"], record["sample"])
+            verdict = verdicts.get(key, record.get("resolved"))
+            results[key] = _result(record, results.get(key), verdict if isinstance(verdict, bool) else None)
+        config, summary = _yaml(directory / "config.yaml"), _json(directory / "summary.json")
+        lines = _count_lines(records)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be read ({error.strerror})") from error
+    evaluated = any(result.resolved is not None for result in results.values())
+    flat = dict(_flat(config, ""))
+    return LoadedRun(directory, name or directory.name, flat, config, summary, results, evaluated, lines - count)
+
+
+def read_texts(run: LoadedRun) -> dict[Key, Texts]:
+    """Answers and patches of a run, from its last records. They are not kept by :func:`load_run`."""
+    texts: dict[Key, Texts] = {}
+    for record in read_records(run.directory / "records.jsonl"):
+        error = record.get("error") or {}
+        notes = [
+            *(f"repair: {repair}" for repair in record.get("patch_repairs") or ()),
+            *([str(record["patch_reason"])] if record.get("patch_reason") else []),
+            *([f"{error.get('type')}: {error.get('message')}"] if error else []),
+        ]
+        texts[record["instance_id"], record["sample"]] = Texts(
+            str(record.get("full_output") or ""), str(record.get("model_patch") or ""), tuple(notes)
+        )
+    return texts
+
+
+def _result(record: Mapping[str, Any], before: Result | None, verdict: bool | None) -> Result:
+    usage = Usage(**{name: int((record.get("usage") or {}).get(name) or 0) for name in Usage.__dataclass_fields__})
+    cost = record.get("cost_usd")
+    paid = None if cost is None else Decimal(cost)
+    if before is not None:
+        usage += before.usage
+        paid = None if paid is None or before.cost_usd is None else paid + before.cost_usd
+    error = record.get("error") or {}
+    return Result(
+        instance_id=record["instance_id"],
+        sample=record["sample"],
+        status=str(record["status"]),
+        finish_reason=record.get("finish_reason"),
+        patch_status=record.get("patch_status"),
+        resolved=verdict,
+        usage=usage,
+        cost_usd=paid,
+        latency_s=float(record.get("latency_s") or 0),
+        attempts=int(record.get("attempts") or 0),
+        error=error.get("type") if isinstance(error, dict) else str(error),
+    )
+
+
+def _verdicts(path: Path) -> dict[Key, bool]:
+    """``resolved`` by (instance, sample) of an ``evaluation.jsonl``; empty where there is none."""
+    if not path.exists():
+        return {}
+    verdicts: dict[Key, bool] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            if isinstance(entry["resolved"], bool):
+                verdicts[str(entry["instance_id"]), int(entry.get("sample", 0))] = entry["resolved"]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ConfigError(f"{path}, line {number}: not a verdict with instance_id and resolved") from error
+    return verdicts
+
+
+def _names(directories: list[Path]) -> list[str]:
+    """The shortest ends of the paths, of equal length, that are all different."""
+    for length in range(1, max((len(d.parts) for d in directories), default=1) + 1):
+        names = ["/".join(directory.parts[-length:]) for directory in directories]
+        if len(set(names)) == len(names):
+            return names
+    return [str(directory) for directory in directories]
+
+
+def _count_lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.exists():
+        return {}
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not YAML ({_first_line(error)})") from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({_first_line(error)})") from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _flat(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, name)
+        else:
+            yield name, value

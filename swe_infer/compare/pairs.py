@@ -1,0 +1,146 @@
+"""Two runs at a time, over the instances that both have: who solves more, and who costs more, and is it chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from swe_infer.compare.loading import LoadedRun
+from swe_infer.compare.statistics import Bootstrap, bootstrap_means, holm, mcnemar_exact, sign_flip
+
+__all__ = ["Pair", "paired_tests"]
+
+_FEWEST_FOR_BOOTSTRAP = 10  # instances
+
+_Scores = Mapping[str, Sequence[float | None]]
+_Test = Literal["exact McNemar", "sign-flip permutation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two runs over the instances that both have a record of.
+
+    Args:
+        first_only, second_only: instances with the higher score in one of the two.
+        difference: of the rates over the common instances, second less first.
+        test: which test ``p`` is of; ``p_holm`` is corrected for the number of pairs.
+        cost: dollars an instance, second less first; None where a price is unknown or fewer than ten instances are
+            common, on which a bootstrap would claim far too much.
+    """
+
+    first: int
+    second: int
+    instances: int
+    both: int
+    first_only: int
+    second_only: int
+    neither: int
+    difference: float
+    test: _Test
+    p: float
+    p_holm: float
+    cost: Bootstrap | None
+    cost_p_holm: float | None
+
+
+def paired_tests(runs: Sequence[LoadedRun], scores: _Scores, *, seed: int, resamples: int) -> list[Pair]:
+    """Test every pair of runs that have instances in common, and correct for the number of pairs.
+
+    Args:
+        scores: for each instance the share of its samples that solved it, run by run; None without a record.
+    """
+    drafts = []
+    for first in range(len(runs)):
+        for second in range(first + 1, len(runs)):
+            common = tuple(n for n, row in scores.items() if row[first] is not None and row[second] is not None)
+            if common:
+                drafts.append(_Draft(first, second, common, scores))
+    p_values = _rate_tests(drafts, seed, resamples)
+    costs = _cost_tests(runs, drafts, seed, resamples)
+    adjusted = holm(p_values)
+    known = [index for index, cost in enumerate(costs) if cost is not None]
+    cost_adjusted = dict(zip(known, holm([cost.p for cost in costs if cost is not None]), strict=True))
+    return [
+        Pair(
+            first=draft.first,
+            second=draft.second,
+            instances=len(draft.common),
+            both=draft.both,
+            first_only=draft.first_only,
+            second_only=draft.second_only,
+            neither=draft.neither,
+            difference=sum(draft.differences) / len(draft.common),
+            test="exact McNemar" if draft.yes_or_no else "sign-flip permutation",
+            p=p_values[index],
+            p_holm=adjusted[index],
+            cost=costs[index],
+            cost_p_holm=cost_adjusted.get(index),
+        )
+        for index, draft in enumerate(drafts)
+    ]
+
+
+class _Draft:
+    """Two runs and the instances that both have, before anything is tested."""
+
+    def __init__(self, first: int, second: int, common: tuple[str, ...], scores: _Scores) -> None:
+        self.first, self.second, self.common = first, second, common
+        pairs = [(scores[name][first] or 0.0, scores[name][second] or 0.0) for name in common]
+        self.both = sum(a == b and a > 0 for a, b in pairs)
+        self.neither = sum(a == b == 0 for a, b in pairs)
+        self.first_only = sum(a > b for a, b in pairs)
+        self.second_only = sum(a < b for a, b in pairs)
+        self.differences = [b - a for a, b in pairs]
+        self.yes_or_no = all(value in (0.0, 1.0) for pair in pairs for value in pair)
+
+
+def _rate_tests(drafts: Sequence[_Draft], seed: int, resamples: int) -> list[float]:
+    import numpy as np
+
+    p_values = [mcnemar_exact(draft.first_only, draft.second_only) if draft.yes_or_no else 1.0 for draft in drafts]
+    for indices in _grouped(drafts, [not draft.yes_or_no for draft in drafts]):
+        table = np.array([drafts[index].differences for index in indices]).T
+        for index, p in zip(indices, sign_flip(table, resamples=resamples, seed=seed), strict=True):
+            p_values[index] = p
+    return p_values
+
+
+def _cost_tests(
+    runs: Sequence[LoadedRun], drafts: Sequence[_Draft], seed: int, resamples: int
+) -> list[Bootstrap | None]:
+    """Paired differences of dollars an instance."""
+    import numpy as np
+
+    costs = [_cost_by_instance(run) for run in runs]
+    possible = [
+        len(draft.common) >= _FEWEST_FOR_BOOTSTRAP
+        and all(costs[run][name] is not None for run in (draft.first, draft.second) for name in draft.common)
+        for draft in drafts
+    ]
+    tests: list[Bootstrap | None] = [None] * len(drafts)
+    for indices in _grouped(drafts, possible):
+        pairs = [(costs[drafts[index].first], costs[drafts[index].second]) for index in indices]
+        common = drafts[indices[0]].common
+        table = np.array([[float((b[name] or 0) - (a[name] or 0)) for a, b in pairs] for name in common])
+        for index, test in zip(indices, bootstrap_means(table, resamples=resamples, seed=seed), strict=True):
+            tests[index] = test
+    return tests
+
+
+def _grouped(drafts: Sequence[_Draft], wanted: Sequence[bool]) -> list[list[int]]:
+    """The wanted drafts by their instances: those with the same ones share one resampling, which saves most of it."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, draft in enumerate(drafts):
+        if wanted[index]:
+            groups.setdefault(draft.common, []).append(index)
+    return list(groups.values())
+
+
+def _cost_by_instance(run: LoadedRun) -> dict[str, Decimal | None]:
+    costs: dict[str, Decimal | None] = {}
+    for name, samples in run.instances().items():
+        known = [result.cost_usd for result in samples if result.cost_usd is not None]
+        costs[name] = sum(known, Decimal(0)) if len(known) == len(samples) else None
+    return costs

@@ -1,0 +1,136 @@
+"""Where runs lie: directories, sweeps, W&B. What a command line names becomes a list of run directories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swe_infer.errors import ConfigError
+from swe_infer.tracking.wandb_address import PREFIX, WandbAddress
+
+__all__ = ["Source", "failed_points", "find_runs", "find_sources"]
+
+_MARKS = ("records.jsonl", "summary.json")
+_DEPTH = 3  # how deep below a given directory runs are looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A run directory, and what is known of it from elsewhere.
+
+    Args:
+        known_as: a path whose last parts name the run.
+        address: ``wandb:ENTITY/PROJECT/RUN_ID``; None for a directory that was given as one.
+        remark: what a reader must know of how it was had.
+    """
+
+    directory: Path
+    known_as: Path
+    address: str | None = None
+    remark: str | None = None
+
+
+def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """The runs that ``paths`` name, each once, in their order; those on a W&B server are fetched.
+
+    Returns:
+        the runs, and a line for each run of a W&B project that had to be left out.
+
+    Raises:
+        ConfigError: a path holds no run, or is an address that cannot be read.
+    """
+    local = {path: find_runs(Path(path).expanduser()) for path in paths if not path.startswith(PREFIX)}
+    remote, left_out = _fetched([path for path in paths if path.startswith(PREFIX)])
+    found: dict[Path, Source] = {}
+    for path in paths:
+        if path in local:
+            sources = [Source(run.resolve(), run.resolve()) for run in local[path]]
+        else:
+            sources = remote[path]
+        for source in sources:
+            found.setdefault(source.directory, source)
+    return list(found.values()), left_out
+
+
+def _fetched(paths: list[str]) -> tuple[dict[str, list[Source]], list[str]]:
+    """The runs behind W&B addresses, by address."""
+    if not paths:
+        return {}, []
+    from swe_infer.tracking.wandb_download import download_runs
+
+    runs, left_out = download_runs([WandbAddress.parse(path) for path in paths])
+    sources: dict[str, list[Source]] = {path: [] for path in paths}
+    for run in runs:
+        known_as = Path(run.address.removeprefix(PREFIX)) / run.name.replace("/", " ")
+        sources[paths[run.asked]].append(Source(run.directory, known_as, run.address, run.remark))
+    for path, found in sources.items():
+        if not found:
+            raise ConfigError(f"{path}: no run of it holds predictions yet")
+    return sources, left_out
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run directories that ``path`` is or holds; those of a sweep by its ``runs.jsonl`` too, wherever they lie.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path}: there is no such directory")
+    if _is_run(path):
+        return [path]
+    found = list(dict.fromkeys([*_noted_by_sweep(path), *_below(path, _DEPTH)]))
+    if not found:
+        raise ConfigError(
+            f"{path}: neither a run directory nor a directory of some ({' or '.join(_MARKS)} is missing)"
+        )
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / mark).is_file() for mark in _MARKS)
+
+
+def _below(path: Path, depth: int) -> Iterator[Path]:
+    for child in sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")):
+        if _is_run(child):
+            yield child
+        elif depth > 1:
+            yield from _below(child, depth - 1)
+
+
+def failed_points(paths: Sequence[str]) -> list[str]:
+    """The points of the sweeps among ``paths`` that have no run, by the overrides that not all points share."""
+    failed = []
+    for path in paths:
+        points = [point for point in _points(Path(path).expanduser()) if isinstance(point.get("overrides"), list)]
+        shared = set.intersection(*(set(point["overrides"]) for point in points)) if len(points) > 1 else set()
+        for point in points:
+            run = point.get("run")
+            if run is None or not _is_run(Path(run)):
+                failed.append(" ".join(str(item) for item in point["overrides"] if item not in shared))
+    return failed
+
+
+def _noted_by_sweep(path: Path) -> Iterator[Path]:
+    for point in _points(path):
+        run = point.get("run")
+        if isinstance(run, str) and _is_run(Path(run)):
+            yield Path(run)
+
+
+def _points(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a sweep's ``runs.jsonl``; what cannot be read is left out."""
+    log = path / "runs.jsonl"
+    if not log.is_file():
+        return
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            point = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(point, dict):
+            yield point

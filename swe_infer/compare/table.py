@@ -1,0 +1,192 @@
+"""The comparison in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from swe_infer.compare.analysis import Comparison, Figures, Rate, differ
+from swe_infer.compare.pairs import Pair
+from swe_infer.compare.text import clean, dollars, duration, p_value, percent, shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["print_comparison"]
+
+_MOST_PAIRS = 20
+_MOST_INSTANCES = 20
+
+_METRIC = {"resolved": "resolved", "applies": "patch applies"}
+
+
+def print_comparison(comparison: Comparison, console: Console, *, every_instance: bool = False) -> None:
+    """Print tables of runs, rates, costs, tests, pass@k and instances.
+
+    Args:
+        every_instance: list all instances, not only the first ones on which the runs differ.
+    """
+    tables = [_runs(comparison), _outcomes(comparison), _costs(comparison)]
+    if any(one.pass_at for one in comparison.runs):
+        tables.append(_pass_at(comparison))
+    if comparison.pairs:
+        tables.append(_pairs(comparison))
+    tables.append(_instances(comparison, every_instance))
+    for title, table in tables:
+        console.print(title, style="bold", markup=False, highlight=False)
+        if table.row_count:
+            console.print(table)
+    for note in comparison.notes:
+        console.print(clean(note), markup=False, highlight=False)
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> tuple[str, Table]:
+    """A title and a table whose first ``left`` columns are text and the others figures. No cell is read as markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1))
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    return title, table
+
+
+def _runs(comparison: Comparison) -> tuple[str, Table]:
+    columns = ["", "run", *comparison.keys]
+    rows = [
+        [one.letter, one.run.name, *(shown(one.differs.get(key)) for key in comparison.keys)]
+        for one in comparison.runs
+    ]
+    title = (
+        "Runs, and where their configurations differ" if comparison.keys else "Runs (no difference in configuration)"
+    )
+    return _table(title, columns, rows, left=len(columns))
+
+
+def _outcomes(comparison: Comparison) -> tuple[str, Table]:
+    evaluated = any(one.resolved is not None for one in comparison.runs)
+    columns = [
+        "",
+        "instances",
+        "completed",
+        "failed",
+        "skipped",
+        "patch applies",
+        *(["resolved"] if evaluated else []),
+    ]
+    rows = [
+        [
+            one.letter,
+            f"{one.recorded:,}" + (f" x {one.samples}" if one.samples > 1 else ""),
+            *(f"{one.statuses.get(status, 0):,}" for status in ("completed", "failed", "skipped")),
+            _rate(one.applies),
+            *([_rate(one.resolved)] if evaluated else []),
+        ]
+        for one in comparison.runs
+    ]
+    return _table("Outcomes (95 % Wilson intervals)", columns, rows)
+
+
+def _rate(rate: Rate | None) -> str:
+    if rate is None or rate.value is None or rate.interval is None:
+        return "-"
+    successes = f"{rate.successes:.4g}" if rate.successes % 1 else f"{rate.successes:.0f}"
+    interval = f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f}"
+    return f"{successes}/{rate.instances} {percent(rate.value)} [{interval}]"
+
+
+def _costs(comparison: Comparison) -> tuple[str, Table]:
+    columns = [
+        "",
+        "cost",
+        "per success",
+        "tokens in",
+        "cached",
+        "tokens out",
+        "reasoning",
+        "time",
+        "out/s",
+        "latency",
+    ]
+    return _table(
+        "Cost, tokens and time (of all tries; * on the front of cost and rate)", columns, map(_cost, comparison.runs)
+    )
+
+
+def _cost(one: Figures) -> list[str]:
+    usage = one.usage
+    tokens = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens, usage.reasoning_tokens)
+    return [
+        one.letter + ("*" if one.on_front else ""),
+        dollars(one.cost_usd),
+        "-" if one.cost_per_success is None else dollars(one.cost_per_success),
+        *(f"{count:,}" for count in tokens),
+        duration(one.wall_s),
+        "-" if one.output_tokens_per_s is None else f"{one.output_tokens_per_s:,.1f}",
+        duration(one.median_latency_s),
+    ]
+
+
+def _pass_at(comparison: Comparison) -> tuple[str, Table]:
+    ks = sorted({k for one in comparison.runs for k, _, _ in one.pass_at})
+    rows = []
+    for one in comparison.runs:
+        estimates = {k: (value, instances) for k, value, instances in one.pass_at}
+        cells = [
+            "-"
+            if k not in estimates
+            else percent(estimates[k][0]) + (f" (of {estimates[k][1]})" if estimates[k][1] < one.recorded else "")
+            for k in ks
+        ]
+        rows.append([one.letter, *cells])
+    return _table("pass@k, unbiased", ["", *(f"pass@{k}" for k in ks)], rows)
+
+
+def _pairs(comparison: Comparison) -> tuple[str, Table]:
+    pairs = sorted(comparison.pairs, key=lambda pair: pair.p)
+    columns = ["", "common", "only 1st", "only 2nd", "rate", "p", "p (Holm)", "cost an instance", "p (Holm)", "test"]
+    rows = [_pair(pair, comparison) for pair in pairs[:_MOST_PAIRS]]
+    count = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''}"
+    shown_ = count if len(pairs) <= _MOST_PAIRS else f"the {_MOST_PAIRS} with the smallest p of {count}"
+    what = f"second run less first, by {_METRIC[comparison.metric]}; {shown_}"
+    return _table(f"Paired tests ({what})", columns, rows)
+
+
+def _pair(pair: Pair, comparison: Comparison) -> list[str]:
+    first, second = comparison.runs[pair.first].letter, comparison.runs[pair.second].letter
+    cost = "-" if pair.cost is None else dollars(pair.cost.mean)
+    if pair.cost is not None and pair.cost.mean:
+        cost += f" [{dollars(pair.cost.interval.low)} to {dollars(pair.cost.interval.high)}]"
+    return [
+        f"{first} : {second}",
+        f"{pair.instances:,}",
+        f"{pair.first_only:,}",
+        f"{pair.second_only:,}",
+        f"{100 * pair.difference:+.1f} points",
+        p_value(pair.p),
+        p_value(pair.p_holm),
+        cost,
+        "-" if pair.cost_p_holm is None else p_value(pair.cost_p_holm),
+        pair.test,
+    ]
+
+
+def _instances(comparison: Comparison, every: bool) -> tuple[str, Table]:
+    rows = [(name, row) for name, row in comparison.scores.items() if every or differ(row)]
+    kept = rows if every else rows[:_MOST_INSTANCES]
+    total = len(comparison.scores)
+    title = f"Instances: the runs differ on {sum(map(differ, comparison.scores.values()))} of {total}"
+    if len(kept) < len(rows):
+        title += f"; the first {len(kept)} (--instances lists all)"
+    letters = [one.letter for one in comparison.runs]
+    return _table(title, ["instance", *letters], [[name, *map(_mark, row)] for name, row in kept])
+
+
+def _mark(value: float | None) -> str:
+    if value is None:
+        return ""
+    return {0.0: "-", 1.0: "yes"}.get(value, f"{100 * value:.0f} %")

@@ -1,0 +1,63 @@
+"""Strings from elsewhere, made safe to show: models, datasets and file names decide what is in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+__all__ = ["clean", "dollars", "duration", "p_value", "percent", "shown"]
+
+_CONTROL = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])"  # escape sequences, whole
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters, C0 and C1, but for tab and newline
+    r"|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # marks that turn the direction of what follows
+    r"|[\ud800-\udfff]",  # half surrogate pairs, which no terminal can take
+    re.DOTALL,
+)
+
+
+def clean(text: str) -> str:
+    """``text`` without anything that steers a terminal: escape sequences, control and direction characters.
+
+    Sequences: ECMA-48 (CSI, OSC and other strings, two-character escapes); directions: Unicode TR 9 and 36.
+    """
+    return _CONTROL.sub("", text)
+
+
+def shown(value: Any) -> str:
+    """A configuration's value in a table: short, one line, without control sequences."""
+    if value is None:
+        return "-"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return " ".join(clean(text).split()) or '""'
+
+
+def percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{100 * rate:.1f} %"
+
+
+def dollars(amount: Decimal | float | None) -> str:
+    """Dollars with as many digits as their size deserves; ``unknown`` where a price is."""
+    if amount is None:
+        return "unknown"
+    if not amount:
+        return "$0"
+    size = abs(float(amount))
+    digits = 2 if size >= 100 else 4 if size >= 0.01 else 6
+    return f"{'-' if amount < 0 else ''}${size:,.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def p_value(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"

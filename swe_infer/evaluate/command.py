@@ -1,0 +1,128 @@
+"""The command line of the evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harness, verdicts_of_report
+from swe_infer.evaluate.own_tests import judge, tested_rows
+from swe_infer.evaluate.run_directory import EvaluableRun, open_run
+from swe_infer.evaluate.verdicts import FILE_NAME, Verdict, figures, write_verdicts
+from swe_infer.store import RunStore
+from swe_infer.tracking.wandb import WandbTracker
+
+__all__ = ["evaluate", "run"]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate runs and print their resolved rates.
+
+    Returns the exit status: 0; 1 where the harness failed; 2 with one line for bad input.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    status = 0
+    for directory in options.runs:
+        try:
+            summary = evaluate(directory, options)
+        except SweInferError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = max(status, error.exit_status)
+            continue
+        except OSError as error:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            status = 2
+            continue
+        print(_line(directory, summary))
+    return status
+
+
+def evaluate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Find out what one run resolved; write ``evaluation.jsonl`` and ``summary.json``, and tell the run's tracker.
+
+    Raises:
+        ConfigError: not a run, in use, or nothing to evaluate it with.
+        HarnessError: the harness failed.
+    """
+    if options.report is not None and len(options.runs) > 1:
+        raise ConfigError("--report is about one run: name one RUN_DIR")
+    found = open_run(directory)
+    with RunStore(directory, found.label) as store:  # nobody goes on with the run meanwhile
+        verdicts = write_verdicts(directory, _verdicts(found, options))
+        known = [verdict for verdict in verdicts if (verdict.instance_id, verdict.sample) in found.patches]
+        before = store.read_summary() or _counts(store)
+        summary = {**before, **figures(known, before)}
+        store.write_summary(summary)
+        _tell_tracker(directory, summary)
+    return summary
+
+
+def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
+    if options.report is not None:
+        return verdicts_of_report(found, options.report, options.sample)
+    dataset = None if options.dataset is None else Path(options.dataset).expanduser()
+    rows = tested_rows(found, dataset)
+    if rows is not None:
+        return judge(found, rows, timeout_s=float(options.timeout or 10))
+    check_harness()
+    harness = HarnessOptions(options.dataset, options.split, options.max_workers, options.timeout or 1800)
+    return run_harness(found, harness)
+
+
+def _counts(store: RunStore) -> dict[str, Any]:
+    """A summary for a run that was killed before it wrote one."""
+    totals = store.totals.as_dict()
+    done = totals["completed"] + totals["failed"] + totals["skipped"]
+    return {"instances": done, "samples": 1, **totals}
+
+
+def _tell_tracker(directory: Path, summary: dict[str, Any]) -> None:
+    tracked = WandbTracker.of_run(directory)
+    if tracked is None:
+        return
+    tracker, info = tracked
+    tracker.start(info)
+    names = ("records.jsonl", "summary.json", "config.yaml", FILE_NAME)
+    files = sorted(directory.glob("predictions*.jsonl")) + [directory / name for name in names]
+    unfinished = bool(summary.get("failed") or summary.get("remaining"))
+    tracker.finish(summary, files, int(unfinished))
+
+
+def _line(directory: Path, summary: dict[str, Any]) -> str:
+    rate = summary["resolved_rate"]
+    asked = int(summary.get("instances") or 0) * int(summary.get("samples") or 1)
+    share = "" if rate is None else f" ({100 * rate:.1f}%)"
+    return f"{directory}: resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="swe-infer-evaluate",
+        description="Resolved rates. Datasets that bring their tests (the bundled sample) are tested here; others "
+        "go to the official harness (package swebench, needs Docker), or bring its finished report.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="a finished report of the official harness")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="the sample that --report is about")
+    parser.add_argument("--dataset", metavar="NAME", help="the harness's name, or a file with tests to run")
+    parser.add_argument("--split", metavar="NAME", help="split of the dataset (default: the run's)")
+    parser.add_argument(
+        "--max-workers", type=_positive, default=4, metavar="N", help="containers at once (default 4)"
+    )
+    parser.add_argument(
+        "--timeout", type=_positive, metavar="S", help="for one instance (default 10; the harness's own 1800)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value

@@ -1,0 +1,132 @@
+"""The official harness: the package ``swebench``, in a process of its own; it runs each instance in a container."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.evaluate.reports import read_report
+from swe_infer.evaluate.run_directory import EvaluableRun
+from swe_infer.evaluate.verdicts import Verdict
+
+__all__ = ["HarnessError", "HarnessOptions", "check_harness", "run_harness", "verdicts_of_report"]
+
+_OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
+_OTHERWISE = "or run it on another machine and give its report with --report FILE"
+
+
+class HarnessError(SweInferError):
+    """The harness was started and did not end with a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessOptions:
+    """What the harness is told.
+
+    Args:
+        dataset: the harness's name of a dataset or a file; None: taken from the run's configuration.
+        split: None: taken from the run's configuration.
+        timeout_s: for the tests of one instance, in seconds.
+    """
+
+    dataset: str | None = None
+    split: str | None = None
+    max_workers: int = 4
+    timeout_s: int = 1800
+
+
+def check_harness() -> None:
+    """Refuse early what cannot work.
+
+    Raises:
+        ConfigError: the package is not installed, or no Docker daemon answers.
+    """
+    if importlib.util.find_spec("swebench") is None:
+        raise ConfigError(f"the official harness is not installed: pip install 'swe_infer[evaluate]', {_OTHERWISE}")
+    code = "import docker; docker.from_env(timeout=10).ping()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"the Docker daemon does not answer; start it, {_OTHERWISE}") from None
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
+        raise ConfigError(
+            f"the official harness needs a Docker daemon, and none can be reached ({why}); {_OTHERWISE}"
+        )
+
+
+def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
+    """Evaluate every sample's predictions file; the harness's logs and reports stay in ``RUN_DIR/evaluation``.
+
+    The harness keeps a log for each instance under a run id, and goes on from there when it is called again. The id
+    changes with the predictions, so that an earlier answer's log never stands for a new one.
+
+    Raises:
+        ConfigError: the dataset's name cannot be told from the run's configuration.
+        HarnessError: the harness ended without a report.
+    """
+    dataset = options.dataset or _official_name(run.dataset)
+    if dataset is None:
+        raise ConfigError(
+            f"{run.directory}: its dataset is none that the harness knows by name; "
+            "give the official one with --dataset NAME, such as SWE-bench/SWE-bench_Lite"
+        )
+    if Path(dataset).is_file():
+        dataset = str(Path(dataset).absolute())  # the harness works in a folder of its own
+    split = options.split or str(run.dataset.get("split") or "test")
+    folder = run.directory / "evaluation"
+    folder.mkdir(exist_ok=True)
+    verdicts: list[Verdict] = []
+    for sample in run.samples:
+        run_id = _run_id(run, sample)
+        command = [sys.executable, "-P", "-m", "swebench.harness.run_evaluation"]
+        command += ["--dataset_name", dataset, "--split", split, "--run_id", run_id, "--report_dir", "."]
+        command += ["--predictions_path", str(run.predictions(sample).absolute())]
+        command += ["--max_workers", str(options.max_workers), "--timeout", str(options.timeout_s)]
+        with (folder / f"harness.sample{sample}.log").open("ab") as log:
+            status = subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        reports = sorted(folder.glob(f"*.{run_id}.json"))
+        if status or not reports:
+            raise HarnessError(f"the harness ended with status {status} and no report; see {log.name}")
+        verdicts += verdicts_of_report(run, reports[-1], sample, source="swebench")
+    return verdicts
+
+
+def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: str = "report") -> list[Verdict]:
+    """The verdicts that a finished report holds on one sample of a run.
+
+    Raises:
+        ConfigError: it is no report, or about none of the run's instances.
+    """
+    found = read_report(report)
+    mine = {instance_id: found.get(instance_id) for instance_id, number in run.patches if number == sample}
+    verdicts = [
+        Verdict(instance_id, sample, finding[0], finding[1], source)
+        for instance_id, finding in mine.items()
+        if finding is not None
+    ]
+    if not verdicts:
+        raise ConfigError(f"{report}: is about none of the {len(mine)} instances of {run.directory}, sample {sample}")
+    return verdicts
+
+
+def _official_name(dataset: Mapping[str, Any]) -> str | None:
+    """``SWE-bench/SWE-bench_Lite`` for ``princeton-nlp/SWE-bench_Lite_oracle``, and so on."""
+    match = _OFFICIAL.fullmatch(str(dataset.get("name") or "").rpartition("/")[2])
+    return f"SWE-bench/{match[1]}" if match else None
+
+
+def _run_id(run: EvaluableRun, sample: int) -> str:
+    patches = json.dumps(sorted((i, patch) for (i, number), patch in run.patches.items() if number == sample))
+    return f"{hashlib.sha256(patches.encode()).hexdigest()[:12]}.sample{sample}"

@@ -1,0 +1,125 @@
+"""Datasets that bring their own tests, such as the bundled sample: patches are applied in memory and the tests run.
+
+Such a dataset is a JSON-lines file with the columns ``files`` (``{path: content}`` before the fix) and ``test``
+(Python source with functions ``test…``), see :mod:`swe_infer.sample.testing`. Tests are code, so those of a file run
+only where the user names it for that purpose; the bundled ones are ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from swe_infer.data.sample import SampleDataset
+from swe_infer.errors import ConfigError
+from swe_infer.evaluate.run_directory import EvaluableRun
+from swe_infer.evaluate.verdicts import Verdict
+from swe_infer.patches.check import apply_patch
+from swe_infer.patches.diff import PatchError
+from swe_infer.sample.testing import run_test
+
+__all__ = ["TestedRow", "judge", "tested_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class TestedRow:
+    """The files (path to content) and the test of one instance."""
+
+    __test__: ClassVar[bool] = False  # not a test class for pytest
+
+    files: Mapping[str, str]
+    test: str
+
+
+def tested_rows(run: EvaluableRun, dataset: Path | None) -> dict[str, TestedRow] | None:
+    """The rows of the run's instances, or None where the dataset brings no tests.
+
+    Args:
+        dataset: a JSON-lines file whose tests may be run; None: only the bundled sample's are.
+
+    Raises:
+        ConfigError: the dataset brings tests, but lacks an instance of the run.
+    """
+    rows = _rows(run.dataset, dataset)
+    if rows is None:
+        return None
+    wanted = {instance_id for instance_id, _ in run.patches}
+    found: dict[str, TestedRow] = {}
+    for row in rows:
+        if row.get("instance_id") in wanted:
+            files, test = row.get("files"), row.get("test")
+            if not isinstance(files, Mapping) or not isinstance(test, str):
+                return None
+            found[str(row["instance_id"])] = TestedRow({str(p): str(text) for p, text in files.items()}, test)
+    missing = sorted(wanted - found.keys())
+    if missing and not found:
+        return None
+    if missing:
+        raise ConfigError(
+            f"{run.directory}: the dataset lacks {len(missing)} of its instances, such as {missing[0]}; "
+            "give the file that the run was made from with --dataset FILE"
+        )
+    return found
+
+
+def judge(run: EvaluableRun, rows: Mapping[str, TestedRow], *, timeout_s: float) -> list[Verdict]:
+    """Run the test of every prediction, as many at once as there are processors.
+
+    Args:
+        timeout_s: for one test, in seconds.
+    """
+    items = sorted(run.patches.items())
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        findings = pool.map(lambda item: _finding(item[1], rows[item[0][0]], timeout_s), items)
+        return [
+            Verdict(instance_id, sample, reason is None, reason, "tests")
+            for ((instance_id, sample), _), reason in zip(items, findings, strict=True)
+        ]
+
+
+def _finding(patch: str, row: TestedRow, timeout_s: float) -> str | None:
+    """Why an instance is not resolved; None where it is."""
+    if not patch:
+        return "no patch"
+    try:
+        applied = apply_patch(patch, row.files)
+        if applied.unheld:
+            return f"the patch changes {applied.unheld[0]}, which the repository does not hold"
+        files = {path: text for path, text in {**row.files, **applied.files}.items() if text is not None}
+        return run_test(files, row.test, timeout_s=timeout_s).reason
+    except PatchError as error:
+        return f"the patch does not apply: {error}"
+    except (UnicodeError, OSError, ValueError) as error:  # a name or text that no file system takes
+        return f"the patched files cannot be written ({type(error).__name__})"
+
+
+def _rows(config: Mapping[str, Any], dataset: Path | None) -> Iterator[Mapping[str, Any]] | None:
+    """The rows of a dataset that may bring tests, or None."""
+    if dataset is not None:
+        return _lines(dataset) if dataset.suffix == ".jsonl" else None
+    if not str(config.get("_target_", "")).endswith(".SampleDataset"):
+        return None
+    sample = SampleDataset().open()
+    return ({"instance_id": name, **sample[index].metadata} for index, name in enumerate(sample.ids))
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The file may be meant for the official harness and have no prompts, so it is not opened as a run's dataset."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except ValueError:
+                row = None
+            if not isinstance(row, Mapping):
+                raise ConfigError(f"{path}, line {number}: not a JSON object")
+            yield row

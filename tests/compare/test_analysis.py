@@ -1,0 +1,164 @@
+"""What a comparison concludes from runs whose figures are known."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from swe_infer.compare.analysis import Comparison, compare
+from swe_infer.compare.loading import load_runs
+from tests.compare.runs import Entry, answer, failure, skip, write_run
+
+IDS = [f"i-{number}" for number in range(20)]
+
+
+def compared(*directories: Path) -> Comparison:
+    return compare(load_runs([str(directory) for directory in directories]), resamples=2000)
+
+
+def test_failed_and_skipped_instances_count_as_not_solved(tmp_path: Path) -> None:
+    entries = [answer("a"), answer("b", "repaired"), answer("c", "does_not_apply"), answer("d", "none"), skip("e")]
+    (one,) = compared(write_run(tmp_path / "r", [*entries, failure("f"), answer("g", "unchecked")])).runs
+    assert (one.applies.successes, one.applies.instances) == (2, 7)
+    assert one.statuses == {"completed": 5, "skipped": 1, "failed": 1}
+    assert one.patches == {"applies": 1, "repaired": 1, "does_not_apply": 1, "none": 1, "unchecked": 1}
+    assert one.errors == {"ContextOverflow": 1, "Overloaded": 1}
+    assert one.cost_usd == Decimal("2.5")
+    assert one.cost_per_success == Decimal("1.25")
+    assert one.output_tokens_per_s == pytest.approx(50 / 60)
+
+
+def test_resolved_counts_where_every_run_was_evaluated_and_else_whether_the_patch_applies(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [answer(i) for i in IDS], resolved=IDS[:5])
+    b = write_run(tmp_path / "b", [answer(i) for i in IDS], resolved=IDS[:8])
+    c = write_run(tmp_path / "c", [answer(i) for i in IDS[:3]])
+    both = compared(a, b)
+    assert both.metric == "resolved"
+    assert (both.pairs[0].first_only, both.pairs[0].second_only) == (0, 3)
+    mixed = compared(a, c)
+    assert mixed.metric == "applies"
+    assert mixed.runs[0].resolved is not None
+    assert mixed.runs[0].resolved.successes == 5
+    assert "Only A evaluated" in mixed.notes[0]
+
+
+def test_pairs_are_tested_over_the_instances_that_both_have(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [answer(i, "applies" if n < 2 else "none") for n, i in enumerate(IDS)])
+    b = write_run(tmp_path / "b", [answer(i, "applies" if n < 9 else "none") for n, i in enumerate(IDS[:15])])
+    (pair,) = compared(a, b).pairs
+    assert (pair.instances, pair.both, pair.first_only, pair.second_only, pair.neither) == (15, 2, 0, 7, 6)
+    assert pair.test == "exact McNemar"
+    assert pair.p == pair.p_holm == pytest.approx(2 / 2**7)
+    assert pair.difference == pytest.approx(7 / 15)
+
+
+def test_p_values_are_corrected_for_the_number_of_pairs(tmp_path: Path) -> None:
+    solved = {"a": 0, "b": 6, "c": 12}
+    runs = [
+        write_run(tmp_path / name, [answer(i, "applies" if n < k else "none") for n, i in enumerate(IDS)])
+        for name, k in solved.items()
+    ]
+    pairs = {(pair.first, pair.second): pair for pair in compared(*runs).pairs}
+    assert pairs[0, 2].p_holm == pytest.approx(3 * 2 / 2**12)
+    assert pairs[0, 1].p_holm == pairs[1, 2].p_holm == pytest.approx(2 * 2 / 2**6)
+
+
+def test_costs_are_compared_instance_by_instance(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [answer(i, cost=str(n)) for n, i in enumerate(IDS)])
+    b = write_run(tmp_path / "b", [answer(i, cost=str(n + 0.25)) for n, i in enumerate(IDS)])
+    (pair,) = compared(a, b).pairs
+    assert pair.cost is not None
+    assert pair.cost.mean == pytest.approx(0.25)
+    assert (pair.cost.interval.low, pair.cost.interval.high) == pytest.approx((0.25, 0.25))
+    assert pair.cost.p == pytest.approx(1 / 2001)
+
+
+def test_costs_are_not_compared_where_one_is_unknown_or_instances_are_few(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [answer(i) for i in IDS])
+    unknown = write_run(tmp_path / "b", [answer(i, cost=None if i == "i-3" else "1") for i in IDS])
+    few = write_run(tmp_path / "c", [answer(i) for i in IDS[:9]])
+    comparison = compared(a, unknown, few)
+    assert [pair.cost for pair in comparison.pairs] == [None] * 3
+    assert comparison.runs[1].cost_usd is None
+
+
+def test_only_what_differs_in_the_configuration_is_shown(tmp_path: Path) -> None:
+    base = {
+        "model": {"_target_": "x.Y", "name": "m"},
+        "decoding": {"temperature": 0.0, "stop": []},
+        "output_dir": "o",
+    }
+    hot = {**base, "decoding": {"temperature": 0.8, "stop": []}, "output_dir": "p"}
+    other = {**base, "model": {"_target_": "x.Z", "name": "m"}, "provider": {"name": "p"}}
+    runs = [write_run(tmp_path / n, [answer("a")], c) for n, c in (("1", base), ("2", hot), ("3", other))]
+    comparison = compared(*runs)
+    assert list(comparison.keys) == ["decoding.temperature", "provider.name"]
+    assert comparison.runs[1].differs == {"decoding.temperature": 0.8, "provider.name": None}
+    assert list(compared(runs[0], write_run(tmp_path / "4", [answer("a")], other | {"provider": {}})).keys) == [
+        "provider"
+    ]
+
+
+def test_samples_give_pass_at_k_and_a_permutation_test(tmp_path: Path) -> None:
+    def entries(correct: int) -> list[Entry]:
+        return [answer(i, "applies" if s < correct else "none", sample=s) for i in IDS for s in range(4)]
+
+    a = write_run(tmp_path / "a", entries(1))
+    b = write_run(tmp_path / "b", entries(2))
+    comparison = compared(a, b)
+    assert comparison.runs[0].applies.value == 0.25
+    assert comparison.runs[0].applies.instances == 20
+    assert [k for k, _, _ in comparison.runs[1].pass_at] == [1, 2, 4]
+    assert [value for _, value, _ in comparison.runs[1].pass_at] == pytest.approx([0.5, 1 - 1 / 6, 1.0])
+    (pair,) = comparison.pairs
+    assert pair.test == "sign-flip permutation"
+    assert pair.p == pytest.approx(1 / 2001)
+    assert pair.second_only == 20
+
+
+def test_the_front_holds_what_no_run_beats_in_cost_and_rate(tmp_path: Path) -> None:
+    def run(name: str, solved: int, cost: str | None) -> Path:
+        return write_run(
+            tmp_path / name, [answer(i, "applies" if n < solved else "none", cost=cost) for n, i in enumerate(IDS)]
+        )
+
+    comparison = compared(
+        run("cheap", 4, "0.1"),
+        run("good", 12, "1"),
+        run("worse", 10, "1"),
+        run("dear", 12, "2"),
+        run("free", 20, None),
+    )
+    assert [one.letter for one in comparison.runs if one.on_front] == ["A", "B"]
+
+
+def test_overlap_counts_each_set_of_runs_that_solved_an_instance(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [answer("x"), answer("y"), answer("z", "none")])
+    b = write_run(tmp_path / "b", [answer("x"), answer("y", "none"), answer("z", "none"), answer("w")])
+    comparison = compared(a, b)
+    assert dict(comparison.overlap) == {(True, True): 1, (True, False): 1, (False, False): 1, (False, True): 1}
+    assert comparison.scores == {"w": [None, 1.0], "x": [1.0, 1.0], "y": [1.0, 0.0], "z": [0.0, 0.0]}
+
+
+def test_what_a_reader_must_know_is_said(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [answer("x", "unchecked"), answer("y")], remaining=3)
+    b = write_run(tmp_path / "b", [answer("x")], resolved=[])
+    (b / "config.yaml").unlink()
+    (b / "evaluation.jsonl").unlink()
+    notes = " ".join(compared(a, b).notes)
+    for part in (
+        "No run was evaluated",
+        "answers that remain: A 3.",
+        "count as not applying: A 1.",
+        "how they differ is not known: B.",
+        "do not have the same instances",
+    ):
+        assert part in notes
+
+
+def test_a_run_without_records_can_be_compared(tmp_path: Path) -> None:
+    comparison = compared(write_run(tmp_path / "a", []), write_run(tmp_path / "b", [answer("x")]))
+    assert comparison.runs[0].applies.value is None
+    assert comparison.pairs == []

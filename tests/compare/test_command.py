@@ -1,0 +1,136 @@
+"""The command line as a process of its own: tables, files, exit statuses, and what it does not import."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.compare.runs import answer, failure, skip, write_run
+
+IDS = [f"repo__repo-{number}" for number in range(12)]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compare(*arguments: str | Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    program = ["-c", code] if code else ["-m", "swe_infer.compare"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    def config(temperature: float) -> dict[str, object]:
+        return {"model": {"name": "claude\x1b[31m"}, "decoding": {"temperature": temperature}}
+
+    cold = [answer(i, "applies" if n < 3 else "none", cost="0.125") for n, i in enumerate(IDS)]
+    hot = [answer(i, "repaired" if n < 9 else "none", cost="0.5") for n, i in enumerate(IDS[:-2])]
+    hot += [failure(IDS[-2], error="=cmd()\x1b[2J"), skip(IDS[-1])]
+    return [
+        write_run(tmp_path / "sweep" / "cold", cold, config(0.0)),
+        write_run(tmp_path / "sweep" / "hot", hot, config(0.8)),
+    ]
+
+
+def test_a_sweep_is_shown_as_tables_of_what_differs_and_what_came_of_it(runs: list[Path]) -> None:
+    done = compare(runs[0].parent, "--instances")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for line in (
+        "run decoding.temperature",
+        "A cold 0.0",
+        "A 12 12 0 0 3/12 25.0 % [8.9 to 53.2]",
+        "B 12 10 1 1 9/12 75.0 % [46.8 to 91.1]",
+        "A* $1.5000 $0.5000 1,200 480 120 48 1 min 00 s 2.0 2.0 s",
+        "A : B 12 0 6 +50.0 points 0.0312 0.0312 $0.2917 [$0.1667 to $0.3750] < 0.0001 exact McNemar",
+        "Instances: the runs differ on 6 of 12",
+        "repo__repo-0 yes yes",
+        "repo__repo-5 - yes",
+        "No run was evaluated: a patch that applies counts as solved.",
+    ):
+        assert line in lines, done.stdout
+
+
+def test_nothing_that_a_model_wrote_steers_the_terminal(tmp_path: Path) -> None:
+    evil = write_run(
+        tmp_path / "\x1b]0;run\x07", [answer("id\x1b[2J\u202e[bold]x[/]")], {"model": {"name": "\x1b[31mm"}}
+    )
+    plain = write_run(tmp_path / "b", [answer("x")], {"model": {"name": "n"}})
+    done = compare(evil, plain, "--instances")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "\u202e" not in done.stdout
+    assert "id[bold]x[/]" in done.stdout
+
+
+def test_json_holds_every_figure(runs: list[Path], tmp_path: Path) -> None:
+    done = compare(*runs, "--json", tmp_path / "c.json", "--seed", "3", "--resamples", "1500")
+    assert done.returncode == 0, done.stderr
+    data = json.loads((tmp_path / "c.json").read_text())
+    assert (data["metric"], data["seed"], data["resamples"]) == ("applies", 3, 1500)
+    assert data["differing_keys"] == ["decoding.temperature"]
+    first, second = data["runs"]
+    assert first["applies"]["wilson_95"] == pytest.approx([0.0889, 0.5323], abs=1e-4)
+    assert first["usage"]["reasoning_tokens"] == 48
+    assert second["errors"] == {"ContextOverflow": 1, "=cmd()\x1b[2J": 1}
+    assert data["pairs"][0]["second_only"] == 6
+    assert data["instances"]["repo__repo-5"] == [0.0, 1.0]
+    assert {tuple(row["solved_by"]): row["instances"] for row in data["overlap"]} == {("A", "B"): 3, ("B",): 6, (): 3}
+
+
+def test_csv_holds_a_row_for_each_answer_and_nothing_that_a_spreadsheet_computes(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    assert compare(*runs, "--csv", tmp_path / "c.csv").returncode == 0
+    with (tmp_path / "c.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert rows[0] == rows[0] | {
+        "run": "cold", "instance_id": "repo__repo-0", "sample": "0", "status": "completed", "patch_status": "applies",
+        "input_tokens": "100", "cost_usd": "0.125", "resolved": "",
+    }  # fmt: skip
+    assert rows[-2]["error"] == "'=cmd()\x1b[2J"
+
+
+def test_mistakes_are_one_line_and_exit_2(runs: list[Path], tmp_path: Path) -> None:
+    for arguments, message in (
+        ([tmp_path / "nowhere"], "error: " + str(tmp_path / "nowhere") + ": there is no such directory"),
+        (["wandb:a"], "error: wandb:a: must be wandb:ENTITY/PROJECT/RUN_ID"),
+        ([*runs, "--json", tmp_path / "no" / "c.json"], "No such file or directory"),
+    ):
+        done = compare(*arguments)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert compare().returncode == 2
+
+
+def test_a_reader_that_stops_early_is_no_error(runs: list[Path]) -> None:
+    command = f"{sys.executable} -m swe_infer.compare {runs[0]} {runs[1]} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_neither_torch_nor_hydra_nor_an_sdk_is_imported(runs: list[Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from swe_infer.compare.command import run; status = run(sys.argv[1:])\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'transformers', 'datasets', 'openai', 'anthropic', 'wandb'}\n"
+        "sys.exit(status or ' '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    done = compare(*runs, "--html", tmp_path / "r.html", code=code)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,102 @@
+"""Run directories, sweeps, verdicts, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from swe_infer.compare.loading import load_run, load_runs, read_texts
+from swe_infer.compare.sources import failed_points
+from swe_infer.errors import ConfigError
+from tests.compare.runs import answer, failure, skip, write_run
+
+
+def test_the_last_record_wins_and_every_try_is_paid_for(tmp_path: Path) -> None:
+    directory = write_run(
+        tmp_path / "r", [failure("a", cost="0.25"), answer("b"), answer("a", cost="0.5", text="second"), skip("c")]
+    )
+    run = load_run(directory)
+    first = run.results["a", 0]
+    assert (first.status, first.cost_usd, first.usage.input_tokens) == ("completed", Decimal("0.75"), 100)
+    assert [result.status for result in run.results.values()] == ["completed", "completed", "skipped"]
+    assert read_texts(run)["a", 0].answer == "second"
+    assert read_texts(run)["c", 0].notes == ("ContextOverflow: the prompt is too long",)
+
+
+def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "r", [failure("a", cost="0.25"), answer("a", cost=None)]))
+    assert run.results["a", 0].cost_usd is None
+
+
+def test_a_run_that_is_being_written_is_read_without_its_torn_line(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "r", [answer("a")])
+    with (directory / "records.jsonl").open("a") as file:
+        file.write('{"instance_id": "b", "sam')
+    run = load_run(directory)
+    assert list(run.results) == [("a", 0)]
+    assert run.unreadable == 1
+
+
+def test_verdicts_come_from_the_evaluation_or_from_the_record(tmp_path: Path) -> None:
+    evaluated = load_run(write_run(tmp_path / "e", [answer("a"), answer("b")], resolved=["b"]))
+    assert evaluated.evaluated
+    assert [result.resolved for result in evaluated.results.values()] == [False, True]
+
+    plain = write_run(tmp_path / "p", [answer("a")])
+    assert not load_run(plain).evaluated
+    record = json.loads((plain / "records.jsonl").read_text())
+    (plain / "records.jsonl").write_text(json.dumps({**record, "resolved": True}) + "\n")
+    assert load_run(plain).results["a", 0].resolved is True
+
+
+def test_a_sweep_stands_for_its_runs_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "sweep" / "t0.2", [answer("a")])
+    write_run(tmp_path / "sweep" / "deep" / "er", [answer("a")])
+    write_run(tmp_path / "outputs" / "x", [answer("a")])
+    lines = [
+        {"overrides": ["a=1", "t=0"], "run": "outputs/x"},
+        {"overrides": ["a=1", "t=9"], "run": None, "status": 2},
+        {"overrides": ["a=1", "t=1", "u=2"], "run": "outputs/gone"},
+    ]
+    (tmp_path / "sweep" / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = load_runs(["sweep", "outputs/x"])
+    assert [run.name for run in runs] == ["x", "er", "t0.2"]
+    assert failed_points(["sweep", "outputs/x"]) == ["t=9", "t=1 u=2"]
+
+
+def test_names_are_the_shortest_that_tell_runs_apart(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / group / "run", [answer("a")]) for group in ("one", "two")]
+    assert [run.name for run in load_runs([str(path) for path in paths])] == ["one/run", "two/run"]
+
+
+def test_paths_without_runs_say_so(tmp_path: Path) -> None:
+    for path, message in (
+        (str(tmp_path / "no"), "there is no such directory"),
+        (
+            str(tmp_path),
+            r"neither a run directory nor a directory of some \(records.jsonl or summary.json is missing",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_runs([path])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "a: [", "not YAML"),
+        ("summary.json", "{", "not JSON"),
+        ("evaluation.jsonl", '{"instance_id": "a"}\n', "line 1: not a verdict"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: str, message: str) -> None:
+    directory = write_run(tmp_path / "r", [answer("a")])
+    (directory / file).write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_run(directory)
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)

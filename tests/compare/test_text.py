@@ -1,0 +1,60 @@
+"""Strings from elsewhere, and figures as text."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swe_infer.compare.text import clean, dollars, duration, p_value, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("plain é 😀\n\ttext", "plain é 😀\n\ttext"),
+        ("a\x1b[31mred\x1b[0mb", "aredb"),
+        ("a\x1b]0;title\x07b", "ab"),
+        ("a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\b", "alinkb"),
+        ("a\x1b]52;c;aGk=", "a"),
+        ("a\x1bPq#0\x1b\\b", "ab"),
+        ("a\x1b(0b\x1bcc", "abc"),
+        ("a\x9b2Jb\x08\x7f\r", "a2Jb"),
+        ("a\u202egnp.exe\u2069", "agnp.exe"),
+        ("half \ud83d pair", "half  pair"),
+        ("\x1b", ""),
+    ],
+)
+def test_nothing_that_steers_a_terminal_is_left(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
+
+
+@given(st.text(alphabet=st.characters()))
+def test_no_control_character_is_ever_left(text: str) -> None:
+    left = clean(text)
+    assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 for c in left)
+    left.encode()
+
+
+def test_values_of_a_configuration_take_one_line() -> None:
+    assert shown(None) == "-"
+    assert shown("") == '""'
+    assert shown("two\nlines\x1b[2J") == "two lines"
+    assert shown(["a", 1, None]) == '["a", 1, null]'
+    assert shown(False) == "false"
+
+
+def test_dollars_keep_the_digits_that_matter() -> None:
+    amounts = [None, Decimal(0), Decimal("0.000012"), Decimal("0.25"), 1234.5, -0.03]
+    assert [dollars(amount) for amount in amounts] == [
+        "unknown", "$0", "$0.000012", "$0.2500", "$1,234.50", "-$0.0300",
+    ]  # fmt: skip
+
+
+def test_durations_and_p_values() -> None:
+    assert [duration(s) for s in (None, 0.04, 59.9, 61, 3600, 7384)] == [
+        "-", "0.0 s", "59.9 s", "1 min 01 s", "1 h 00 min", "2 h 03 min",
+    ]  # fmt: skip
+    assert (p_value(0.00001), p_value(0.04)) == ("< 0.0001", "0.0400")
