@@ -1,0 +1,61 @@
+"""``python -m swe_infer.cli.cache DIR [list | size | clear]``: what a response cache holds, and making it forget.
+
+``DIR`` is what ``runner.response_cache`` names. Results go to standard output, ``list`` as tab-separated values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from swe_infer.api.cache import ResponseCache
+from swe_infer.errors import ConfigError, SweInferError
+
+__all__ = ["main"]
+
+_DAY_S = 86_400.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exits with 2 where there is no cache."""
+    parser = argparse.ArgumentParser(prog="python -m swe_infer.cli.cache", description="A response cache's contents.")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what runner.response_cache names")
+    parser.add_argument("command", nargs="?", choices=("size", "list", "clear"), default="size")
+    parser.add_argument("--model", help="clear: only answers of this model")
+    parser.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="clear: only answers older than so many days"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if not (options.directory / "answers.sqlite").is_file():
+            raise ConfigError(f"{options.directory}: holds no response cache")
+        cache = ResponseCache(options.directory)
+    except SweInferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    try:
+        _answer(cache, options)
+    finally:
+        cache.close()
+    return 0
+
+
+def _answer(cache: ResponseCache, options: argparse.Namespace) -> None:
+    match options.command:
+        case "list":
+            for entry in cache.entries():
+                created = datetime.fromtimestamp(entry.created, tz=UTC).isoformat(timespec="seconds")
+                print(entry.key, created, entry.provider, entry.model, entry.characters, sep="\t")
+        case "clear":
+            age_s = None if options.older_than is None else options.older_than * _DAY_S
+            print(f"{cache.clear(model=options.model, older_than_s=age_s)} answers removed")
+        case _:
+            size = cache.size()
+            print(f"{size.answers} answers, {size.bytes_on_disk / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""``swe-infer-merge OUT_DIR RUN_DIR …``: the shards of one run become one run directory.
+
+The shards stay as they are. What is merged is the record of what was asked and answered, so the merged directory is
+what one process would have left, in the order of the shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from swe_infer import config
+from swe_infer.errors import StoreError, SweInferError
+from swe_infer.store import RunStore, read_records, write_atomically
+from swe_infer.tracking.base import RunInfo
+from swe_infer.tracking.wandb import WandbTracker
+
+__all__ = ["main", "merge"]
+
+_FILES = ("records.jsonl", "summary.json", "config.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardRun:
+    """The directory of one shard's run."""
+
+    directory: Path
+    index: int
+    count: int
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def merge(out: Path, directories: Sequence[Path]) -> dict[str, Any]:
+    """Join the runs of all shards; returns the merged summary. Where W&B was told of the shards, it is told of the
+    merged run too, as one run beside their group.
+
+    Raises:
+        StoreError: a directory is no finished shard, shards are missing or double, their configurations differ, an
+            instance is in two of them, or ``out`` holds something already.
+    """
+    shards = sorted((_read(directory) for directory in directories), key=lambda shard: shard.index)
+    _check_complete(shards)
+    if out.exists() and any(out.iterdir()):
+        raise StoreError(f"{out}: is not empty; name a new directory for the merged run")
+    owners: dict[str, Path] = {}
+    label = ""
+    for shard in shards:
+        for record in read_records(shard.directory / "records.jsonl"):
+            owner = owners.setdefault(record["instance_id"], shard.directory)
+            if owner != shard.directory:
+                raise StoreError(
+                    f"{record['instance_id']}: is in {owner} and in {shard.directory}; shards must not overlap"
+                )
+        label = label or _label(shard.directory)
+    with RunStore(out, label) as store:
+        for shard in shards:
+            for record in read_records(shard.directory / "records.jsonl"):
+                store.append(record)
+        merged = config.whole(shards[0].config)
+        write_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(merged)))
+        summary = _summary(shards, store)
+        store.write_summary(summary)
+        _track(shards[0], out, merged, summary)
+    return summary
+
+
+def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Make one W&B run of the merged run, as the shards' own were made; nothing where they were not tracked."""
+    tracked = WandbTracker.of_run(shard.directory)
+    if tracked is None:
+        return
+    tracker, part = tracked
+    name = config.whole_name(part.name, shard.config)
+    tracker.start(RunInfo(config.run_id_of(out, merged), name, merged, out.resolve(), resumed=False))
+    files = [*sorted(out.glob("predictions*.jsonl")), *(out / kept for kept in _FILES)]
+    tracker.finish(summary, files, 0)
+    print(f"W&B run of the merged shards: {tracker.address}", file=sys.stderr)
+
+
+def _read(directory: Path) -> _ShardRun:
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise StoreError(f"{directory}: holds no config.yaml; name the run directories of the shards")
+    plain = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(plain, dict)
+    shard = plain.get("shard") or {}
+    if shard.get("index") is None:
+        raise StoreError(f"{directory}: is not the run of a shard (shard.index is null)")
+    try:
+        summary = json.loads((directory / "summary.json").read_text(), parse_float=Decimal)
+        remaining = summary["remaining"]
+    except (OSError, ValueError, KeyError):
+        raise StoreError(f"{directory}: holds no summary.json; run this shard to its end first") from None
+    if remaining:
+        raise StoreError(f"{directory}: {remaining} samples remain; run this shard to its end first")
+    return _ShardRun(directory, shard["index"], shard["count"], {str(k): v for k, v in plain.items()}, summary)
+
+
+def _check_complete(shards: list[_ShardRun]) -> None:
+    first = shards[0]
+    for shard in shards[1:]:
+        before, now = ({**s.config, "shard": {"count": s.count}} for s in (first, shard))
+        if changed := config.differences(before, now):
+            raise StoreError(f"{shard.directory}: differs from {first.directory} in {'; '.join(changed[:3])}")
+    for one, other in itertools.pairwise(shards):
+        if one.index == other.index:
+            raise StoreError(f"{one.directory} and {other.directory} are both shard {one.index}")
+    missing = sorted(set(range(first.count)) - {shard.index for shard in shards})
+    if missing:
+        raise StoreError(f"shards {', '.join(map(str, missing))} of {first.count} are missing")
+
+
+def _label(directory: Path) -> str:
+    with (directory / "predictions.jsonl").open() as file:
+        for line in file:
+            return str(json.loads(line)["model_name_or_path"])
+    return ""
+
+
+def _summary(shards: list[_ShardRun], store: RunStore) -> dict[str, Any]:
+    """The shards' summaries as one. Shards run beside each other, so the longest one's time is the run's."""
+    totals = store.totals.as_dict()
+    wall = max(float(shard.summary["wall_s"]) for shard in shards)
+    applied = totals["patches"].get("applies", 0) + totals["patches"].get("repaired", 0)
+    return {
+        "instances": sum(shard.summary["instances"] for shard in shards),
+        "samples": shards[0].summary["samples"],
+        **{key: totals[key] for key in ("completed", "failed", "skipped")},
+        "remaining": 0,
+        "patches": totals["patches"],
+        "apply_rate": round(applied / totals["completed"], 6) if totals["completed"] else None,
+        "usage": totals["usage"],
+        "cost_usd": totals["cost_usd"],
+        "wall_s": round(wall, 3),
+        "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall else 0.0,
+        "shards": len(shards),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script. Prints the merged directory; exits with 2 for what cannot be merged."""
+    parser = argparse.ArgumentParser(prog="swe-infer-merge", description="Join the shards of one run.")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the merged run directory, which must be new")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="the run directory of each shard")
+    options = parser.parse_args(arguments)
+    try:
+        merge(options.out, options.runs)
+    except SweInferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    print(options.out)
+    return 0

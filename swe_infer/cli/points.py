@@ -1,0 +1,53 @@
+"""A point of a sweep, as one line of ``runs.jsonl``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+__all__ = ["LOST", "Point", "told_apart"]
+
+LOST = 1
+"""The exit status of a point whose process died before it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """How one point ended.
+
+    Args:
+        overrides: what the sweep set, in the order of the command line.
+        run: the run directory; None where there is none: a bad configuration, a dry run.
+        status: the exit status, as the README states it.
+        objective: the figures that a searching sweeper asked for; None where the point has none.
+        error: one line that says what went wrong.
+        elsewhere: it ran in a process that does not share the sweep's standard output.
+        number: its place among the points; those of earlier launches are below 0.
+    """
+
+    overrides: tuple[str, ...]
+    run: str | None
+    status: int
+    objective: list[float] | None = None
+    error: str | None = None
+    elsewhere: bool = False
+    number: int = 0
+
+    def line(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def of_line(cls, line: str) -> Self | None:
+        """The point of one line; None for a line that a killed process left unfinished."""
+        try:
+            fields = json.loads(line)
+            return cls(**{**fields, "overrides": tuple(fields["overrides"])})
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def told_apart(points: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """For each point, the overrides that not all points share; all of them where there is one point."""
+    shared = set.intersection(*map(set, points)) if len(points) > 1 else set()
+    return {point: " ".join(item for item in point if item not in shared) for point in points}

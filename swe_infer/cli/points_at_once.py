@@ -1,0 +1,112 @@
+"""Points of a sweep that one engine answers at once.
+
+Hydra's launcher hands over one job after the other. A point of a local model is opened and waits; when the next one
+does not fit, or no further one comes, all that wait are run together. So their answers decode together, which costs
+little more than those of one point: a forward pass reads the weights once, however many rows it has.
+
+Points wait in the process of the sweep alone. A launcher's workers, a searching sweeper, which wants to know how a
+point ended before it chooses the next, and a job with an environment of its own run each point when it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swe_infer.cli.one_run import BuiltRun, OpenRun
+from swe_infer.cli.sweep import SweepLog
+from swe_infer.config import Objective
+from swe_infer.llama.pool import EnginePool
+from swe_infer.runners.llama import LlamaRunner
+from swe_infer.runners.run import INTERRUPTED
+from swe_infer.runners.together import execute_together
+
+__all__ = ["PointsAtOnce"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    built: BuiltRun
+    opened: OpenRun
+    sweep: SweepLog
+
+
+class PointsAtOnce:
+    """Collects points and runs them.
+
+    Args:
+        engines: of this process.
+        on_end: told of each point's sweep, directory, exit status or error, and objectives.
+    """
+
+    def __init__(
+        self,
+        engines: EnginePool,
+        on_end: Callable[[SweepLog, Path | None, int | Exception, Sequence[Objective]], Any],
+    ) -> None:
+        self._engines = engines
+        self._on_end = on_end
+        self._waiting: list[_Waiting] = []
+
+    @staticmethod
+    def suit(built: BuiltRun) -> bool:
+        """Whether a run is one that several of can be made at once."""
+        runner = built.experiment.runner
+        return isinstance(runner, LlamaRunner) and runner.max_points > 1 and not built.experiment.dry_run
+
+    def add(self, built: BuiltRun, sweep: SweepLog) -> None:
+        """Open a run and let it wait; run those before it where it cannot join them, or no further one may.
+
+        Raises what :meth:`BuiltRun.open` raises.
+        """
+        if self._waiting and not self._joins(built):
+            self.run()
+        self._waiting.append(_Waiting(built, built.open(self._engines), sweep))
+        if len(self._waiting) >= _llama(built).max_points:
+            self.run()
+
+    def _joins(self, built: BuiltRun) -> bool:
+        directories = [waiting.built.directory for waiting in self._waiting]
+        first = _llama(self._waiting[0].built)
+        return first.engine_key == _llama(built).engine_key and built.directory not in directories
+
+    def run(self) -> None:
+        """Run what waits, and say how it ended, in the order in which it came."""
+        points, self._waiting = self._waiting, []
+        if not points:
+            return
+        if points[0].sweep.is_stopped:
+            self._end_unrun(points)
+            return
+        with ExitStack() as stack:
+            for point in points:
+                stack.enter_context(point.opened)
+            try:
+                ends = execute_together([point.opened.run for point in points])
+            except Exception as error:  # noqa: BLE001 - a fault in our code costs these points; others are still wanted
+                ends = [error] * len(points)
+            for point, end in zip(points, ends, strict=True):
+                if isinstance(end, int):
+                    point.opened.print_summary()
+                    self._on_end(point.sweep, point.built.directory, end, point.built.experiment.objectives)
+                else:
+                    self._on_end(point.sweep, None, end, ())
+
+    def give_up(self) -> None:
+        """The sweep ended before its time: what waits is not run."""
+        points, self._waiting = self._waiting, []
+        self._end_unrun(points)
+
+    def _end_unrun(self, points: Sequence[_Waiting]) -> None:
+        for point in points:
+            with point.opened:
+                self._on_end(point.sweep, None, INTERRUPTED, ())
+
+
+def _llama(built: BuiltRun) -> LlamaRunner:
+    runner = built.experiment.runner
+    assert isinstance(runner, LlamaRunner)
+    return runner

@@ -1,0 +1,222 @@
+"""``swe-infer``: compose with Hydra, build, run. One line and exit 2 for whatever the user got wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from swe_infer import config
+from swe_infer.cli.arguments import prepared, sweep_directory
+from swe_infer.cli.extras import prefer_own_options
+from swe_infer.cli.help import help_text
+from swe_infer.cli.messages import one_line
+from swe_infer.cli.one_run import BuiltRun, run_one
+from swe_infer.cli.points_at_once import PointsAtOnce
+from swe_infer.cli.study import objective_of
+from swe_infer.cli.sweep import SweepLog, finish
+from swe_infer.config import Objective
+from swe_infer.errors import SweInferError
+from swe_infer.llama.pool import EnginePool
+from swe_infer.redaction import RedactingFormatter, without_credentials
+from swe_infer.runners.run import INTERRUPTED
+
+__all__ = ["main"]
+
+log = logging.getLogger("swe_infer")
+
+
+def main() -> NoReturn:
+    """The console script. Exits with the status that the README states."""
+    _set_up_logging()
+    try:
+        sys.argv[1:] = prepared(sys.argv[1:])
+    except SweInferError as error:
+        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    # Hydra prints a composition error over several lines and exits with 1; with this it hands the error on.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    job = _Job()
+    prefer_own_options()
+    try:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
+            sys.exit(0)
+        hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
+        sys.exit(2)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - told of, with its trace where it is our fault
+        if isinstance(error, ValueError) and _from_hydra(error):
+            print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
+            sys.exit(2)
+        job.waiting.give_up()
+        sys.exit(_stopped_sweep(error))
+    sys.exit(job.status)
+
+
+def _stopped_sweep(error: BaseException) -> int:
+    """The exit status of a sweep that its launcher or sweeper gave up, or of the one run where there is no sweep.
+
+    Points do not raise, so this is a worker that died, a job that ran out of time, or Ctrl-C between two points.
+    """
+    directory = sweep_directory(sys.argv[1:])
+    if directory is None or not (directory / "runs.jsonl").exists():
+        return _stopped_run(error)
+    if isinstance(error, KeyboardInterrupt):
+        return max(INTERRUPTED, finish(directory, "interrupted"))
+    trace = without_credentials("".join(traceback.format_exception(error)))
+    (directory / "error.log").write_text(trace, encoding="utf-8")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = without_credentials(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
+    return finish(directory, f"the sweep was given up: {cause} ({directory / 'error.log'})")
+
+
+def _stopped_run(error: BaseException) -> int:
+    """The exit status of a run that ended before or after its work, and one line that says why: a trace only where
+    the fault is ours."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, OSError | MemoryError):
+        told = without_credentials(" ".join(str(error).split()))
+        print(f"error: {told or 'out of memory'}", file=sys.stderr)
+    else:
+        log.critical("an unforeseen error", exc_info=error)
+    return 1
+
+
+def _from_hydra(error: BaseException) -> bool:
+    """Whether Hydra itself raised this: it uses ValueError for flags that contradict each other."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "hydra" in Path(trace.tb_frame.f_code.co_filename).parts
+
+
+class _Job:
+    """Hydra's task function: one run, or one point of a sweep. What runs of one process share lives here."""
+
+    __name__ = "swe_infer"
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.engines = EnginePool()
+        self.elsewhere = False
+        self.reported = False
+        self.group = _process_group()
+        self.waiting = PointsAtOnce(self.engines, self._ended)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a launcher takes to another process: no engine, and the knowledge that it is another one."""
+        return {
+            "status": 0,
+            "engines": EnginePool(),
+            "elsewhere": True,
+            "reported": False,
+            "home": os.getcwd(),
+            "group": _process_group(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In the other process, before Hydra makes any folder there: paths may be relative, and a cluster's workers
+        start wherever the cluster was started."""
+        os.chdir(state.pop("home"))
+        self.__dict__.update(state)
+        self.waiting = PointsAtOnce(self.engines, self._ended)
+
+    def __call__(self, cfg: DictConfig) -> list[float] | float | None:
+        """Returns the objective, for sweepers that search; None where the run has none, or did not end well."""
+        sweep = SweepLog.of(HydraConfig.get())
+        if sweep is None:
+            try:
+                directory, self.status = run_one(cfg, None, self.engines)
+            except SweInferError as error:
+                print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+                self.status = error.exit_status
+                return None
+            if directory is not None:
+                print(directory, flush=True)
+            return None
+        if self.elsewhere:
+            _set_up_logging()
+        if self.group == _process_group():  # a terminal's Ctrl-C comes to all processes of the group
+            return self._point(cfg, sweep)
+        with sweep.interrupts_passed_on():
+            return self._point(cfg, sweep)
+
+    def _point(self, cfg: DictConfig, sweep: SweepLog) -> list[float] | float | None:
+        # An interrupted point ends its sweep: the rest is for the next time.
+        if self.status == INTERRUPTED or sweep.is_stopped:
+            sweep.add(None, INTERRUPTED)
+            return None
+        sweep.begin()
+        directory: Path | None = None
+        end: int | Exception
+        try:
+            built = BuiltRun(cfg, sweep)
+            if self._can_wait(built):
+                self.waiting.add(built, sweep)
+                return None
+            self.waiting.run()
+            directory, end = built.execute(self.engines)
+        except Exception as error:  # noqa: BLE001 - a fault in our code costs this point; the others are still wanted
+            end = error
+        values = self._ended(sweep, directory, end, config.objectives(cfg) if end == 0 else ())
+        return values[0] if values is not None and len(values) == 1 else values
+
+    def _can_wait(self, built: BuiltRun) -> bool:
+        """Whether a point may be run later in this process, at once with others."""
+        return self.reported and not self.elsewhere and not HydraConfig.get().job.env_set and PointsAtOnce.suit(built)
+
+    def _ended(
+        self, sweep: SweepLog, directory: Path | None, end: int | Exception, objectives: Sequence[Objective] = ()
+    ) -> list[float] | None:
+        """Note how a point ended; returns its figures, where it has some and ended well."""
+        status, values, line = (end, None, None) if isinstance(end, int) else (1, None, None)
+        if isinstance(end, SweInferError):
+            line = without_credentials(str(end))
+            print(f"error: {line}", file=sys.stderr)
+            status = end.exit_status
+        elif isinstance(end, Exception):
+            log.error("this point of the sweep failed", exc_info=end)
+            line = without_credentials(f"{type(end).__name__}: {end}")
+        elif end == 0 and directory is not None:
+            try:
+                values = objective_of(directory, objectives)
+            except (OSError, ValueError) as error:
+                status, line = 1, without_credentials(f"{type(error).__name__}: {error}")
+        self.status = max(self.status, status)
+        sweep.add(directory, status, objective=values, error=line, elsewhere=self.elsewhere)
+        if directory is not None and not self.elsewhere:
+            print(directory, flush=True)
+        return values
+
+    def finish(self) -> None:
+        """Run the points that still wait; the sweep's report calls it when all jobs were launched."""
+        self.waiting.run()
+
+
+def _process_group() -> tuple[str, int]:
+    """The group of processes, on which machine, that this one is in."""
+    return os.uname().nodename, os.getpgrp()
+
+
+def _set_up_logging() -> None:
+    """Everything to standard error, without secrets: standard output belongs to results."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("swe_infer").setLevel(logging.INFO)
+    for name in ("hydra", "hydra_plugins"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their errors are shown by main(), in one line

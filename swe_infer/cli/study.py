@@ -1,0 +1,151 @@
+"""Searching sweeps (``hydra/sweeper=optuna``): what a point reports, and how the same command goes on with a study.
+
+The study is not stored: it is made again from ``runs.jsonl``, which holds every point with its figures. So there is
+one record of what happened, and a point that failed or was interrupted is simply tried again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, flag_override
+
+from swe_infer.cli.points import Point
+from swe_infer.config import Objective, objectives
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import InMemoryStorage
+
+__all__ = ["go_on", "grid_sampler", "is_search", "objective_of", "remembered"]
+
+STUDY = "swe-infer"
+DIRECTIONS: Mapping[Objective, str] = {
+    "apply_rate": "maximize",
+    "completed": "maximize",
+    "failed": "minimize",
+    "cost_usd": "minimize",
+    "wall_s": "minimize",
+    "output_tokens_per_s": "maximize",
+}
+
+
+def objective_of(run: Path, names: Sequence[Objective]) -> list[float] | None:
+    """The figures ``names`` of a finished run's ``summary.json``; None where one has no value, such as a price."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    values = [summary.get(name) for name in names]
+    return None if any(value is None for value in values) else [float(value) for value in values]
+
+
+def is_search(hydra: Any) -> bool:
+    """Whether the sweep chooses its points by the figures of those before."""
+    return str(hydra.sweeper.get("_target_")).startswith("hydra_plugins.hydra_optuna_sweeper.")
+
+
+def go_on(config: DictConfig, points: Sequence[Point]) -> None:
+    """Make a composed configuration of Optuna's sweeper do what is left of ``hydra.sweeper.n_trials``.
+
+    A direction that is null becomes the better one for its objective. A seed moves on with the points: from its start
+    it would only propose the first ones again.
+    """
+    sweeper = config.hydra.sweeper
+    finished = sum(1 for point in points if point.status == 0)
+    with flag_override(config, ["readonly", "struct"], False), flag_override(sweeper, ["readonly"], False):
+        sweeper.n_trials = max(0, sweeper.n_trials - finished)
+        if sweeper.direction is None:
+            sweeper.direction = [DIRECTIONS[name] for name in objectives(config)]
+        if sweeper.sampler.get("seed") is not None:
+            sweeper.sampler.seed += len(points)
+
+
+def remembered(
+    directory: str, overrides: Sequence[str], params: Mapping[str, Any] | None, direction: str | Sequence[str]
+) -> InMemoryStorage:
+    """Optuna's storage with a study of the points that the sweep in ``directory`` has run so far.
+
+    Args:
+        overrides: the sweep's own, such as ``decoding.temperature=interval(0,1)``: they are the search space.
+        params: more of them, from the configuration; an override wins.
+        direction: ``maximize`` or ``minimize``, for each objective.
+    """
+    import optuna
+
+    from swe_infer.cli.sweep import SweepLog
+
+    optuna.logging.set_verbosity(logging.ERROR)
+    for name in ("ExperimentalWarning", "FutureWarning"):
+        category = getattr(optuna.exceptions, name, None) or FutureWarning
+        warnings.filterwarnings("ignore", category=category, module="optuna|swe_infer")
+    storage = optuna.storages.InMemoryStorage()
+    directions = [direction] if isinstance(direction, str) else list(direction)
+    study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
+    space = _search_space([f"{key}={value}" for key, value in (params or {}).items()] + list(overrides))
+    for point in SweepLog(Path(directory)).points():
+        values = _values(point, space)
+        if len(values) < len(space):
+            continue  # of another search space
+        if point.status == 0 and point.objective is not None and len(point.objective) == len(directions):
+            trial = optuna.trial.create_trial(params=values, distributions=space, values=point.objective)
+            study.add_trial(trial)
+        elif point.status != 0:
+            study.enqueue_trial(values)
+    return storage
+
+
+def grid_sampler() -> functools.partial[Any]:
+    """Optuna's grid, as its plug-in for Hydra expects it, for a study that goes on.
+
+    The original stops the study after the last combination. Outside ``Study.optimize`` that raises, which the plug-in
+    knows of where the last point has a figure, and not where it failed; it counts the combinations itself. And it
+    knows points that were tried by a mark of its own, which those of an earlier process lack.
+    """
+    from optuna.samplers import GridSampler
+
+    class EqualToGrid(type(GridSampler)):  # type: ignore[misc] # it is a class of classes
+        """The plug-in knows a grid by ``sampler.func == GridSampler``."""
+
+        def __eq__(cls, other: object) -> bool:
+            return other is GridSampler or other is cls
+
+        __hash__ = type.__hash__
+
+    class EndlessGrid(GridSampler, metaclass=EqualToGrid):
+        def after_trial(self, *args: Any, **kwargs: Any) -> None:
+            """Stop nothing."""
+
+        def _get_unvisited_grid_ids(self, study: Any) -> list[int]:
+            tried = [trial.params for trial in study.get_trials(deepcopy=False) if trial.params]
+            points = [dict(zip(self._param_names, values, strict=True)) for values in self._all_grids]
+            return [number for number, point in enumerate(points) if point not in tried]
+
+    return functools.partial(EndlessGrid)
+
+
+def _search_space(overrides: list[str]) -> dict[str, BaseDistribution]:
+    from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+
+    space, fixed = create_params_from_overrides(overrides)
+    return {name: distribution for name, distribution in space.items() if name not in fixed}
+
+
+def _values(point: Point, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The point's values of the search space; those that are not in it are left out."""
+    from optuna.distributions import CategoricalDistribution
+
+    values: dict[str, Any] = {}
+    for name, _, text in (override.partition("=") for override in point.overrides):
+        distribution = space.get(name)
+        if isinstance(distribution, CategoricalDistribution):
+            values.update((name, choice) for choice in distribution.choices if str(choice) == text)
+        elif distribution is not None:
+            number = float(text)
+            value = int(number) if isinstance(distribution.low, int) else number  # type: ignore[attr-defined] # of all but the categorical ones
+            if distribution._contains(distribution.to_internal_repr(value)):
+                values[name] = value
+    return values

@@ -1,0 +1,227 @@
+"""What a sweep keeps beside its runs: which points ran where, with what end, and the exit status of the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import operator
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from pydantic import TypeAdapter
+
+from swe_infer.api.estimate import Estimate
+from swe_infer.cli import extras, study
+from swe_infer.cli.choices import settle_choices, unresolved
+from swe_infer.cli.points import LOST, Point
+from swe_infer.cli.sweep_end import close_sweep
+from swe_infer.errors import SweInferError
+from swe_infer.store import write_atomically
+
+__all__ = ["SweepLog", "SweepReport", "finish"]
+
+log = logging.getLogger(__name__)
+
+_STOP = "stopped"
+_POLL_S = 1.0
+_PASSWORD = re.compile(r"(\\?://)[^/@\s]+@")  # of an address; Hydra escapes its colons
+
+
+@dataclass(frozen=True, slots=True)
+class SweepLog:
+    """``runs.jsonl`` in the sweep's directory: one line for each point, from whichever process ran it.
+
+    ``begun.jsonl`` names the points that were begun, so that those of a worker that died can be told.
+    """
+
+    directory: Path
+    overrides: tuple[str, ...] = ()
+    number: int = 0
+
+    @staticmethod
+    def of(hydra: Any) -> SweepLog | None:
+        """The log of the sweep that the current job belongs to; None for a single run."""
+        if hydra.mode != RunMode.MULTIRUN:
+            return None
+        overrides = tuple(_PASSWORD.sub(r"\1***@", override) for override in unresolved(hydra.overrides.task))
+        return SweepLog(Path(hydra.sweep.dir), overrides, hydra.job.num)
+
+    def start(self, *, keep: bool) -> None:
+        """Forget what an earlier launch of the same sweep noted, unless its points are to be kept: what it ran lies
+        in the run directories."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # What an earlier process ran was printed by it; this one names all runs of the sweep.
+        earlier = [*self.points(), *(Point(overrides, None, LOST) for overrides in self.lost())] if keep else []
+        kept = [
+            dataclasses.replace(point, elsewhere=True, number=place - len(earlier))
+            for place, point in enumerate(earlier)
+        ]
+        write_atomically(self.directory / "runs.jsonl", "".join(point.line() for point in kept))
+        for name in ("begun.jsonl", "estimates.jsonl", _STOP):
+            (self.directory / name).unlink(missing_ok=True)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the sweep was interrupted, so that no further point is to begin."""
+        return (self.directory / _STOP).exists()
+
+    def stop_on_interrupt(self) -> None:
+        """From now on the first Ctrl-C ends the sweep with the points that are running, the second one at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.is_stopped:
+                raise KeyboardInterrupt
+            (self.directory / _STOP).touch()
+            log.warning("interrupted: no further point is begun; once more stops at once")
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handle)
+
+    @contextmanager
+    def interrupts_passed_on(self) -> Iterator[None]:
+        """Within it an interrupt of the sweep interrupts the run of this process too: Ctrl-C does not reach a worker
+        of a cluster. By SIGTERM, as Ray blocks SIGINT in its workers."""
+        over, outside = threading.Event(), signal.getsignal(signal.SIGTERM)
+
+        def watch() -> None:
+            while not over.wait(_POLL_S):
+                if self.is_stopped and signal.getsignal(signal.SIGTERM) is not outside:  # the run has its handler
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+        watcher = threading.Thread(target=watch, name="sweep-interrupt", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def begin(self) -> None:
+        """Note that this point's job has begun."""
+        self._append("begun.jsonl", json.dumps(self.overrides).encode() + b"\n")
+
+    def add(
+        self,
+        run: Path | None,
+        status: int,
+        *,
+        objective: list[float] | None = None,
+        error: str | None = None,
+        elsewhere: bool = False,
+    ) -> None:
+        """Note how this point ended. ``elsewhere``: in a process whose standard output is not the sweep's."""
+        point = Point(self.overrides, str(run) if run else None, status, objective, error, elsewhere, self.number)
+        self._append("runs.jsonl", point.line().encode())
+
+    def _append(self, name: str, line: bytes) -> None:
+        descriptor = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line)  # one write: points of other processes append too
+        finally:
+            os.close(descriptor)
+
+    def add_estimate(self, found: Estimate) -> None:
+        """Keep what a dry run of one point found; they are added up at the end."""
+        self._append("estimates.jsonl", TypeAdapter(Estimate).dump_json(found) + b"\n")
+
+    def estimate(self) -> Estimate | None:
+        """The sum over all points of a dry run; None where there was none."""
+        path = self.directory / "estimates.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        found = [TypeAdapter(Estimate).validate_json(line) for line in lines]
+        return functools.reduce(operator.add, found) if found else None
+
+    def points(self) -> list[Point]:
+        """The points that ended, each once, with its last end, in the sweep's order."""
+        path = self.directory / "runs.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [point for point in map(Point.of_line, lines) if point is not None]
+        last = {point.overrides: point for point in found}
+        return sorted(last.values(), key=lambda point: point.number)
+
+    def lost(self) -> list[tuple[str, ...]]:
+        """The points that were begun and have no end."""
+        path = self.directory / "begun.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        ended = {point.overrides for point in self.points()}
+        return [point for point in dict.fromkeys(tuple(json.loads(line)) for line in lines) if point not in ended]
+
+    def close(self) -> None:
+        """Leave one line for each point, and not the whole configuration, which Hydra has put beside it: it holds
+        addresses as they were given, with a password that may be in one."""
+        (self.directory / "multirun.yaml").unlink(missing_ok=True)
+        write_atomically(self.directory / "runs.jsonl", "".join(point.line() for point in self.points()))
+
+
+@runtime_checkable
+class _PuttingOff(Protocol):
+    """A task function that may put points off until all were launched, if it is ``reported`` that this is so."""
+
+    reported: bool
+
+    def finish(self) -> None: ...
+
+
+class SweepReport(Callback):
+    """Hydra's callback at both ends of a sweep. Points may have run in other processes, so it reads their log."""
+
+    def __init__(self) -> None:
+        self._task: _PuttingOff | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Begin the log. A plug-in that is not installed ends the process here, in one line."""
+        if (missing := extras.missing(config.hydra)) is not None:
+            print(f"error: {missing}", file=sys.stderr)
+            raise SystemExit(2)
+        sweep = SweepLog(Path(config.hydra.sweep.dir))
+        search = study.is_search(config.hydra)
+        try:
+            settle_choices(config)
+            sweep.start(keep=search)
+            if search:
+                study.go_on(config, sweep.points())
+        except (SweInferError, OSError) as error:  # Hydra would make a warning of it and go on
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        sweep.stop_on_interrupt()
+
+    def on_job_start(self, config: DictConfig, *, task_function: Any, **kwargs: Any) -> None:
+        """Tell the task that :meth:`on_multirun_end` will come. A search chooses a point by how those before ended,
+        so none can be put off there."""
+        listed = config.hydra.mode == RunMode.MULTIRUN and not study.is_search(config.hydra)
+        if listed and isinstance(task_function, _PuttingOff):
+            self._task = task_function
+            self._task.reported = True
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Run what was put off, say which points did not end well, compare the runs, and end the process with the
+        sweep's exit status."""
+        if self._task is not None:
+            self._task.finish()
+        # SystemExit, because Hydra's own entry point has no way to hand a sweep's status to its caller.
+        raise SystemExit(finish(Path(config.hydra.sweep.dir)))
+
+
+def finish(directory: Path, stopped: str | None = None) -> int:
+    """Close the sweep in ``directory``; returns its exit status. ``stopped`` says why it ended before its time."""
+    sweep = SweepLog(directory)
+    sweep.close()
+    points, lost = sweep.points(), sweep.lost()
+    if points and all(point.status for point in points) and not lost:
+        stopped = None  # a searching sweeper gives up where no point has a figure, and the points say why
+    return close_sweep(directory, points, lost, sweep.estimate(), stopped)

@@ -1,0 +1,71 @@
+"""What a person reads at the end of a run, or of a dry run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from swe_infer.api.estimate import Estimate, Range
+
+__all__ = ["print_estimate", "print_summary"]
+
+
+def print_estimate(found: Estimate, title: str) -> None:
+    """What a dry run found, to standard output."""
+    count = "counted" if found.exact else "estimated"
+    seconds = found.seconds
+    time = "not known before it runs" if seconds is None else f"{_clock(seconds.low)} to {_clock(seconds.high)}"
+    rows = [
+        ("requests", f"{found.requests:,} for {found.instances:,} instances"),
+        ("at hand", f"{found.response_cache_hits:,} in the response cache" if found.response_cache_hits else ""),
+        ("tokens in", f"{_between(found.input_tokens, ',.0f')} ({count} by {found.tokens})"),
+        ("tokens out", _between(found.output_tokens, ",.0f")),
+        ("live", _dollars(found.live_usd)),
+        ("with cache", _dollars(found.cached_usd)),
+        ("in batch", _dollars(found.batch_usd) if found.batch_usd else "not offered, or its price is unknown"),
+        ("time", f"{time} (limited by {found.limited_by})"),
+    ]
+    print(title)
+    for name, value in rows:
+        if value:
+            print(f"  {name:<10} {value}")
+
+
+def _between(bounds: Range, form: str) -> str:
+    low, high = format(bounds.low, form), format(bounds.high, form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _dollars(bounds: Range | None) -> str:
+    return "unknown price" if bounds is None else "$" + _between(bounds, ",.2f").replace(" to ", " to $")
+
+
+def _clock(seconds: Decimal) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_summary(summary: Mapping[str, Any], address: str | None) -> None:
+    """The closing table, to standard error."""
+    usage = summary["usage"]
+    patches = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in summary["patches"].items())
+    cost = summary["cost_usd"]
+    rows = [
+        ("instances", f"{summary['instances']:,}" + (f" x {summary['samples']}" if summary["samples"] > 1 else "")),
+        ("completed", f"{summary['completed']:,}"),
+        ("failed", f"{summary['failed']:,}" if summary["failed"] else ""),
+        ("skipped", f"{summary['skipped']:,}" if summary["skipped"] else ""),
+        ("remaining", f"{summary['remaining']:,}" if summary["remaining"] else ""),
+        ("patches", patches),
+        ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
+        ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),
+        ("cost", "unknown" if cost is None else f"${cost:,.4f}"),
+        ("time", f"{summary['wall_s']:,.1f} s"),
+        ("tracker", address or ""),
+    ]
+    for name, value in rows:
+        if value:
+            print(f"  {name:<10} {value}", file=sys.stderr)

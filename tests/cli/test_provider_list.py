@@ -1,0 +1,46 @@
+"""``provider=[…]``: several deployments of one model, as a list of the group's options."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from swe_infer import config
+from swe_infer.api.deployments import Deployments
+from swe_infer.cli.arguments import prepared
+from swe_infer.errors import ConfigError
+from swe_infer.runners.api import ApiRunner
+from swe_infer.types import ApiModel
+
+
+def test_a_list_of_providers_is_a_chain_in_its_order() -> None:
+    arguments = prepared(
+        [
+            *("model=gpt-4o", "provider=[openai,azure_openai,openai_compatible]", "dataset=sample", "tracker=none"),
+            "provider.second.base_url=https://name.openai.azure.com",
+            "provider.third.base_url=http://127.0.0.1:1/v1",
+            "provider.names.second=my-deployment",
+        ]
+    )
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        runner = config.build(compose("config", overrides=arguments)).runner
+    assert isinstance(runner, ApiRunner)
+    assert isinstance(runner.provider, Deployments)
+    endpoints = runner.provider.endpoints(ApiModel("gpt-4o"))
+    assert [(provider.name, model.name) for provider, model in endpoints] == [
+        ("openai", "gpt-4o"),
+        ("azure_openai", "my-deployment"),
+        ("openai_compatible", "gpt-4o"),
+    ]
+
+
+def test_a_list_of_one_is_that_provider() -> None:
+    assert prepared(["provider=[anthropic]"]) == ["provider=anthropic"]
+
+
+@pytest.mark.parametrize(
+    "given", ["provider=[]", "provider=[openai,]", "provider=[a,b,c,d,e]", "provider=[a,b],[c,d]"]
+)
+def test_a_list_that_cannot_be_meant_is_refused_in_its_own_words(given: str) -> None:
+    with pytest.raises(ConfigError, match="one to 4 options"):
+        prepared([given])

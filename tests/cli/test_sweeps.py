@@ -1,0 +1,114 @@
+"""Sweeps from the command line: one run for each point, a failed point stops no other, the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "swe_infer", "-m", "tracker=none", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_each_point_is_a_run_and_a_failed_one_stops_no_other(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 4)
+    with ApiServer() as server:
+        arguments = [
+            "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
+            "decoding=sample", "decoding.temperature=0.2,7,0.8", "decoding.top_p=0.9,0.95",
+        ]  # fmt: skip
+        result = sweep(*arguments, cwd=tmp_path)
+        assert result.returncode == 2, result.stderr
+        runs = [Path(line) for line in result.stdout.splitlines() if (tmp_path / line / "summary.json").exists()]
+        assert len(set(runs)) == 4
+        for run in runs:
+            assert json.loads((tmp_path / run / "summary.json").read_text())["completed"] == 4
+        assert "decoding.temperature=7" in result.stderr
+        assert len(server.log.asked()) == 16
+
+        again = sweep(*arguments, cwd=tmp_path)
+        assert again.returncode == 2
+        assert len(server.log.asked()) == 16, "what is finished is not asked again"
+
+
+def test_points_that_share_an_output_dir_get_a_folder_each(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 2)
+    with ApiServer() as server:
+        result = sweep(
+            "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
+            "decoding.temperature=0,1", f"output_dir={tmp_path / 'sweep'}", cwd=tmp_path,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
+
+
+def test_one_cap_over_all_runs_of_a_sweep(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 30, lines=200)
+    with ApiServer() as server:
+        arguments = [
+            "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
+            "decoding.temperature=0,0.5,1", "decoding.max_new_tokens=128",
+        ]  # fmt: skip
+        result = sweep(*arguments, "budget.sweep_max_usd=0.05", cwd=tmp_path)
+        assert result.returncode == 3, result.stderr
+        assert server.log.cost_usd() <= 0.05
+        assert sweep(*arguments, "budget.sweep_max_usd=0.05", cwd=tmp_path).returncode == 3
+        assert server.log.cost_usd() <= 0.05, "the ledger outlives the process"
+        assert sweep(*arguments, "budget.sweep_max_usd=50", cwd=tmp_path).returncode == 0
+        assert set(server.log.answers_by_prompt().values()) == {3}
+
+
+def test_a_dry_run_asks_nothing_leaves_nothing_and_a_sweep_of_them_is_added_up(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 6)
+    with ApiServer() as server:
+        arguments = [
+            "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
+            "dry_run=true", "decoding.n=1,2", f"output_dir={tmp_path / 'sweep'}",
+        ]  # fmt: skip
+        result = sweep(*arguments, cwd=tmp_path)
+        assert server.log.asked() == []
+    assert result.returncode == 0, result.stderr
+    total = result.stdout[result.stdout.index("all 2 points") :]
+    assert "requests   12 for 12 instances" in total, "two samples of a prompt are one request"
+    assert not list((tmp_path / "sweep").glob("*/records.jsonl"))
+
+
+def test_ctrl_c_ends_the_sweep_and_the_same_command_finishes_it(tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 12)
+    with ApiServer(latency_s=0.5) as server:
+        arguments = [
+            "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
+            "decoding.temperature=0,0.5,1", "provider.max_concurrency=2", f"output_dir={tmp_path / 'sweep'}",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "swe_infer", "-m", "tracker=none", *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while not server.in_flight and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert len(server.log.asked()) < 12
+        server.latency_s = 0.0
+        assert sweep(*arguments, cwd=tmp_path).returncode == 0
+        assert set(server.log.answers_by_prompt().values()) == {3}

@@ -1,0 +1,108 @@
+"""``runner=ray``: local models on a real Ray cluster that loses a node, and what is said where there is no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkpoints import make_checkpoint
+from tests.support.instances import write_instances
+from tests.support.ray_cluster import TwoNodes, descendants
+from tests.sweeps.command import ROOT
+
+COUNT = 60
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def command(home: Path, *arguments: str) -> list[str]:
+    """A run of a random Llama over ``COUNT`` instances, 100 tokens each, 8 answers at once in each engine."""
+    if not (home / "model").exists():
+        make_checkpoint(home / "model")
+        write_instances(home / "instances.jsonl", COUNT)
+    return [
+        sys.executable, "-m", "swe_infer", "tracker=none", "model=llama", "model.path=model",
+        "dataset=jsonl", "dataset.path=instances.jsonl", "decoding.max_new_tokens=100", "runner.max_sequences=8",
+        "runner.kv_cache_gb=0.05", *arguments,
+    ]  # fmt: skip
+
+
+def answers(run: Path) -> dict[str, str]:
+    """The answer to each instance; two answers to one are an error."""
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    found = {record["instance_id"]: record["full_output"] for record in records}
+    assert len(found) == len(records)
+    assert {record["status"] for record in records} == {"completed"}
+    return found
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "swe_infer", "tracker=none", "runner=ray"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: runner=ray: needs an extra that is not installed; pip install 'swe_infer[ray]'\n"
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
+def test_where_no_cluster_answers_one_line_says_so_at_once(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        command = [sys.executable, "-m", "swe_infer", "tracker=none", "runner=ray", f"runner.ray.address={address}"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
+        )
+    assert done.returncode == 2
+    assert f"runner.ray.address={address}: no Ray cluster ([Errno 111] Connection refused)" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
+@pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed sockets and pipes of its processes
+def test_a_lost_node_s_instances_are_answered_by_the_other_as_one_process_would(tmp_path: Path) -> None:
+    one = subprocess.run(
+        command(tmp_path, "output_dir=one"), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=True
+    )
+    assert one.stdout.decode().splitlines() == ["one"]
+    with TwoNodes(points=1) as nodes, (tmp_path / "log").open("w+") as log:
+        on_ray = command(tmp_path, "runner=ray", f"runner.ray.address={nodes.address}", "output_dir=two")
+        run = subprocess.Popen(on_ray, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log)
+        # The engine that comes first stands still until the other one is there, so that both have something to do.
+        first = engine_that_is_ready(1, tmp_path / "log", run)
+        os.kill(first, signal.SIGSTOP)
+        engine_that_is_ready(2, tmp_path / "log", run)
+        os.kill(first, signal.SIGCONT)
+        nodes.lose_the_second()
+        run.communicate(timeout=120)
+        told = (tmp_path / "log").read_text()
+        assert run.returncode == 0, told
+        assert re.search(r"was lost .*; what it had goes to the 1 that are left \([1-8] requests\)", told), told
+        assert answers(tmp_path / "two") == answers(tmp_path / "one")
+        head = [pid for pid in descendants(os.getpid()) if b"EngineHost" in command_line(pid)]
+        assert head == [], "no engine is left behind"
+
+
+def engine_that_is_ready(number: int, log: Path, run: subprocess.Popen[bytes]) -> int:
+    """The process of the engine that became ready as the ``number``-th of two."""
+    while run.poll() is None:
+        found = re.search(rf"process (\d+) is ready, {number} of 2", log.read_text())
+        if found:
+            return int(found[1])
+        time.sleep(0.02)
+    raise AssertionError(log.read_text())
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,119 @@
+"""Points in several processes: one cap, one exit status, a lost worker, shards that become one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tests.support.api_server import ApiServer
+from tests.sweeps.command import Sweep
+
+PLUGINS = {"joblib": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher"}
+
+
+@pytest.fixture(params=PLUGINS)
+def launcher(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(f"hydra_plugins.{PLUGINS[request.param]}", reason="the extra is not installed")
+    return f"hydra/launcher={request.param}"
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local"], indirect=True)
+def test_points_side_by_side_share_one_cap_and_one_status(launcher: str, tmp_path: Path) -> None:
+    cap = Decimal("0.06")
+    arguments = (launcher, "decoding.temperature=0,1", "decoding.max_new_tokens=64", "decoding.top_p=0.9,7")
+    with ApiServer(latency_s=0.05) as server:
+        sweep = Sweep(server, tmp_path, count=12)
+        short = sweep.run(*arguments, f"budget.sweep_max_usd={cap / 10}")
+        assert short.returncode == 3, short.stderr
+        assert Decimal(0) < server.log.cost_usd() <= cap / 10
+        whole = sweep.run(*arguments, f"budget.sweep_max_usd={cap}")
+        assert whole.returncode == 2, whole.stderr
+        assert set(server.log.answers_by_prompt().values()) == {2}, "each point once, over both launches"
+    assert len(whole.stdout.splitlines()) == 2, "run directories and nothing else, from other processes too"
+    assert all((tmp_path / run / "summary.json").exists() for run in whole.stdout.splitlines())
+    assert "exit 2: decoding.temperature=1 decoding.top_p=7" in whole.stderr
+    assert "Paired tests" in whole.stderr
+    assert "deprecated" not in whole.stderr
+
+
+def test_the_points_of_a_lost_worker_are_run_again_by_the_same_command(launcher: str, tmp_path: Path) -> None:
+    arguments = (launcher, "decoding.temperature=0,1", "provider.max_concurrency=2", "runner.limits.start=1")
+    with ApiServer(latency_s=0.2) as server:
+        sweep = Sweep(server, tmp_path, count=12)
+        process = sweep.start(*arguments, f"output_dir={tmp_path / 'sweep'}")
+        while len(server.log.asked()) < 6 and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(worker_of(process.pid), signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1, errors
+        assert "Traceback" not in errors
+        assert "lost: decoding.temperature=" in errors
+        assert "The same command finishes what is missing" in errors
+        server.latency_s = 0.0
+        again = sweep.run(*arguments, f"output_dir={tmp_path / 'sweep'}")
+        assert again.returncode == 0, again.stderr
+        assert len(again.stdout.splitlines()) == 2
+        assert len(server.log.asked()) <= 24 + 4, "what was in flight when it died is all that is asked twice"
+
+
+@pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
+def test_the_shards_of_a_run_become_one_run_directory(launcher: str, tmp_path: Path) -> None:
+    arguments = (launcher, "shard.count=2", "shard.index=range(0,2)")
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=7)
+        server.script("bad_request")
+        first = sweep.run(*arguments)
+        assert first.returncode == 1, first.stderr
+        assert "Not merged yet: 1 of 2 shards" in first.stderr
+        result = sweep.run(*arguments)
+        assert result.returncode == 0, result.stderr
+        merged = tmp_path / result.stdout.splitlines()[-1]
+        assert merged.name == "merged"
+        assert json.loads((merged / "summary.json").read_text())["completed"] == 7
+        assert len((merged / "predictions.jsonl").read_text().splitlines()) == 7
+        again = sweep.run(*arguments)
+        assert (again.returncode, again.stdout) == (0, result.stdout), again.stderr
+        assert len(server.log.asked()) == 8
+
+
+def test_ctrl_c_ends_the_points_that_run_and_begins_no_other(launcher: str, tmp_path: Path) -> None:
+    """submitit's processes are in groups of their own, which a terminal's Ctrl-C does not reach; the sweep does."""
+    arguments = (
+        launcher,
+        "decoding.temperature=0,0.5,1",
+        "provider.max_concurrency=2",
+        "runner.limits.start=1",
+    )
+    with ApiServer(latency_s=0.5) as server:
+        sweep = Sweep(server, tmp_path, count=10)
+        process = sweep.start(*arguments)
+        while len(server.log.asked()) < 4 and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 130, errors
+        assert errors.count("exit 130: ") == 3
+        server.latency_s = 0.0
+        again = sweep.run(*arguments)
+        assert again.returncode == 0, again.stderr
+        assert set(server.log.answers_by_prompt().values()) == {3}, "what was in flight was kept"
+
+
+def worker_of(pid: int) -> int:
+    """A process below ``pid`` that runs a point: it has a run directory open."""
+    for child in sorted(descendants(pid)):
+        for descriptor in Path(f"/proc/{child}/fd").glob("*"):
+            if "records.jsonl" in os.readlink(descriptor):
+                return child
+    raise AssertionError("no process runs a point")
+
+
+def descendants(pid: int) -> set[int]:
+    children = {int(p) for f in Path(f"/proc/{pid}/task").glob("*/children") for p in f.read_text().split()}
+    return children | {below for child in children for below in descendants(child)}

@@ -1,0 +1,132 @@
+"""A search with Optuna: what it is told, how the same command goes on, what happens to points that fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.support.api_server import ApiServer
+from tests.sweeps.command import ROOT, Sweep
+
+pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
+
+SEARCH = ("hydra/sweeper=optuna", "decoding.max_new_tokens=range(8,60)", "hydra.sweeper.sampler.seed=1")
+
+
+def points(directory: Path) -> list[dict[str, object]]:
+    (log,) = (directory / "outputs" / "sweeps").glob("*/runs.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_the_cheapest_point_is_found_and_a_longer_search_goes_on_with_the_study(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path)
+        first = sweep.run(*SEARCH, "objective=cost_usd", "hydra.sweeper.n_trials=3")
+        assert first.returncode == 0, first.stderr
+        assert len(server.log.asked()) == 9
+        runs = first.stdout.splitlines()
+        costs = [json.loads((tmp_path / run / "summary.json").read_text())["cost_usd"] for run in runs]
+        assert [point["objective"] for point in points(tmp_path)] == [[cost] for cost in costs]
+        (results,) = (tmp_path / "outputs" / "sweeps").glob("*/optimization_results.yaml")
+        best = OmegaConf.load(results)
+        assert best.best_value == min(costs), "dollars are minimised without being told"
+        assert f"best: decoding.max_new_tokens={best.best_params['decoding.max_new_tokens']} (" in first.stderr
+
+        again = sweep.run(*SEARCH, "objective=cost_usd", "hydra.sweeper.n_trials=3")
+        assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+        assert len(server.log.asked()) == 9, "a finished search asks nothing"
+
+        longer = sweep.run(*SEARCH, "objective=cost_usd", "hydra.sweeper.n_trials=4")
+        assert longer.returncode == 0, longer.stderr
+        assert len(set(longer.stdout.splitlines())) == 4
+        assert set(runs) < set(longer.stdout.splitlines()), "all runs of the search are named"
+        assert len(server.log.asked()) == 12
+
+
+def test_a_grid_with_failed_points_has_a_best_one_and_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    grid = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.top_p=7,0.5,8,0.9")
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path)
+        first = sweep.run(*grid)
+        assert first.returncode == 2, first.stderr
+        known = sorted((point["status"], point["objective"]) for point in points(tmp_path))
+        assert known == [(0, [1.0]), (0, [1.0]), (2, None), (2, None)]
+        assert "exit 2: decoding.top_p=7 (" in first.stderr
+        assert re.search(r"best: decoding.top_p=0.[59] \(1\)", first.stderr)
+        assert "given up" not in first.stderr, "whichever point came last"
+
+        (log,) = (tmp_path / "outputs" / "sweeps").glob("*/runs.jsonl")
+        lines = [line for line in log.read_text().splitlines() if "top_p=0.9" not in line]
+        log.write_text("\n".join(lines) + "\n")  # as if the sweep had been killed before that point
+        again = sweep.run(*grid)
+        assert again.returncode == 2, again.stderr
+        assert len(points(tmp_path)) == 4
+        assert len(server.log.asked()) == 6, "a point that has its answers asks for none"
+
+
+def test_a_search_of_failed_points_alone_says_why_they_failed(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        result = Sweep(server, tmp_path).run(
+            "hydra/sweeper=optuna", "decoding.top_p=interval(2,3)", "hydra.sweeper.n_trials=2"
+        )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("must be above 0 and at most 1)") == 2
+
+
+def test_a_glob_is_a_choice_among_the_options_it_matches(tmp_path: Path) -> None:
+    grid = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid")
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=1)
+        result = sweep.run(*grid, "model=glob(gpt-4o*)", 'hydra.sweeper.params={decoding:"glob(gr*)"}')
+        asked = sorted(exchange.body["model"] for exchange in server.log.asked())
+    assert result.returncode == 0, result.stderr
+    assert asked == ["gpt-4o", "gpt-4o-mini"]
+    chosen = sorted(point["overrides"] for point in points(tmp_path))  # type: ignore[type-var] # lists of strings
+    assert all("decoding=greedy" in overrides for overrides in chosen)  # type: ignore[operator]
+
+
+def test_a_killed_search_finishes_the_point_it_was_at(tmp_path: Path) -> None:
+    with ApiServer(latency_s=0.3) as server:
+        sweep = Sweep(server, tmp_path, count=6)
+        arguments = (*SEARCH, "hydra.sweeper.n_trials=2", "runner.limits.start=1", "provider.max_concurrency=1")
+        process = sweep.start(*arguments)
+        while len(server.log.asked()) < 3 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        server.latency_s = 0.0
+        result = sweep.run(*arguments)
+        assert result.returncode == 0, result.stderr
+        assert len(set(result.stdout.splitlines())) == 2, "the point that was begun is one of the two"
+        assert len(server.log.asked()) <= 13, "at most the request in flight is paid twice"
+
+
+def test_an_objective_that_is_no_figure_of_a_run_is_one_line_before_anything_runs(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        result = Sweep(server, tmp_path).run(*SEARCH, "objective=apply_rat")
+        assert server.log.asked() == []
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: objective=")
+    assert "apply_rate" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "extra"), [("hydra/sweeper=optuna", "optuna"), ("hydra/launcher=joblib", "joblib")]
+)
+def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
+    with ApiServer() as server:
+        result = Sweep(server, tmp_path).run(option, "decoding.temperature=0,1", path=f"{tmp_path}:{ROOT}")
+        assert server.log.asked() == []
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {option}: needs an extra")
+    assert f"swe_infer[{extra}]" in line

@@ -1,0 +1,182 @@
+"""``sweeps/``: every file composes, and a real ``wandb sweep`` and ``wandb agent`` drive one against a server."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from swe_infer import config
+from swe_infer.cli.wandb_agent import AgentRun
+from swe_infer.errors import ConfigError
+from swe_infer.tracking.wandb_metrics import metrics_of
+from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
+from tests.support.wandb_server import API_KEY, FakeWandbServer, wandb_server
+from tests.support.wandb_sweeps import points_of
+from tests.sweeps.command import ROOT
+
+FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
+TOTALS = {
+    "completed": 1, "failed": 0, "skipped": 0, "remaining": 0, "cost_usd": 1, "wall_s": 1.0,
+    "output_tokens_per_s": 1.0, "patches": {"applies": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_point_of_a_sweep_file_composes_and_is_built(file: Path) -> None:
+    sweep = yaml.safe_load(file.read_text())
+    assert sweep["command"] == ["${env}", "${interpreter}", "-m", "${program}", "${args_no_hyphens}"]
+    assert sweep["program"] == "swe_infer"
+    points = list(itertools.islice(points_of(sweep), 20))
+    for point in points:
+        with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+            composed = compose("config", [f"{name}={value}" for name, value in point.items()])
+        config.build(composed)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_metric_of_a_sweep_file_is_one_that_a_run_logs(file: Path) -> None:
+    metric = yaml.safe_load(file.read_text())["metric"]
+    assert metric["name"] in metrics_of(TOTALS)
+    assert metric["goal"] == "maximize"
+
+
+def test_there_is_a_grid_a_random_and_a_bayesian_one() -> None:
+    assert {yaml.safe_load(file.read_text())["method"] for file in FILES} == {"grid", "random", "bayes"}
+
+
+def test_a_run_that_could_not_report_to_its_sweep_is_refused() -> None:
+    with pytest.raises(ConfigError, match="WANDB_API_KEY"):
+        AgentRun.of({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r"})
+    assert AgentRun.of({"WANDB_RUN_ID": "r", "WANDB_API_KEY": "k"}) is None
+
+
+class Cli:
+    """The ``wandb`` command in a checkout."""
+
+    def __init__(self, server: FakeWandbServer, directory: Path) -> None:
+        self.directory = directory
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        self.environment = clean | {
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": API_KEY,
+            "OPENAI_API_KEY": "sk-test",
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(directory),
+            "XDG_STATE_HOME": str(directory / "state"),
+        }
+
+    def __call__(self, *arguments: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", "wandb", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+        assert result.returncode == 0, result.stdout
+        return result.stdout
+
+
+@pytest.fixture
+def server() -> Iterator[FakeWandbServer]:
+    with wandb_server() as server:
+        yield server
+
+
+def adapted(file: Path, target: Path, **parameters: Any) -> Path:
+    """A sweep file as a user edits it: other values, the rest as it stands."""
+    sweep = yaml.safe_load(file.read_text())
+    sweep["parameters"] |= {name.replace("__", "."): spec for name, spec in parameters.items()}
+    target.write_text(yaml.dump(sweep))
+    return target
+
+
+def test_an_agents_runs_are_the_sweeps_share_its_cap_and_are_never_paid_twice(
+    server: FakeWandbServer, tmp_path: Path
+) -> None:
+    wandb = Cli(server, tmp_path)
+    data = write_instances(tmp_path / "instances.jsonl", 20, lines=200)
+    with ApiServer() as vendor:
+        file = adapted(
+            ROOT / "sweeps" / "models.yaml",
+            tmp_path / "models.yaml",
+            model={"values": ["gpt-4o", "gpt-4.1"]},
+            provider__base_url={"value": vendor.openai_url},
+            dataset={"value": "jsonl"},
+            dataset__path={"value": str(data)},
+            decoding__max_new_tokens={"value": 64},
+            budget__sweep_max_usd={"value": 0.12},
+        )
+        first = swept(wandb, file)
+        assert first == "sweep0"
+        handed_out = server.sweeps[first].handed_out
+        assert [point["model"] for point in handed_out.values()] == ["gpt-4o", "gpt-4.1"]
+        runs = [server.runs[run_id] for run_id in handed_out]
+        assert set(server.runs) == set(handed_out), "no run but those that the sweep knows"
+        assert all(run.fields["sweep"] == first for run in runs)
+        assert all(run.summary["apply_rate"] == 1.0 for run in runs)
+        assert [run.exit_code for run in runs] == [0, 3], "the second run finds what the first one left of the cap"
+        bill = vendor.log.cost_usd()
+        assert Decimal("0.08") < bill <= Decimal("0.12")
+        asked = len(vendor.log.asked())
+
+        second = swept(wandb, file, "--count", "1")
+        (run_id,) = server.sweeps[second].handed_out
+        assert server.runs[run_id].summary["completed"] == 20, "a finished point reports to the new sweep"
+        assert server.runs[run_id].exit_code == 0
+        assert len(vendor.log.asked()) == asked
+
+
+def test_an_agent_goes_through_the_grid_with_the_bundled_model(server: FakeWandbServer, tmp_path: Path) -> None:
+    wandb = Cli(server, tmp_path)
+    small = {"dataset__limit": {"value": 1}, "decoding__max_new_tokens": {"value": 8}}
+    sweep = swept(wandb, adapted(ROOT / "sweeps" / "grid.yaml", tmp_path / "grid.yaml", **small), "--count", "1")
+    (run_id,) = server.sweeps[sweep].handed_out
+    run = server.runs[run_id]
+    assert (run.fields["sweep"], run.fields["project"], run.exit_code) == (sweep, "swe-infer", 0)
+    assert run.summary["completed"] == 1
+    assert "apply_rate" in run.summary
+
+
+def test_what_a_server_draws_reaches_the_run_as_it_was_drawn(server: FakeWandbServer, tmp_path: Path) -> None:
+    wandb = Cli(server, tmp_path)
+    data = write_instances(tmp_path / "instances.jsonl", 1)
+    with ApiServer() as vendor:
+        file = adapted(
+            ROOT / "sweeps" / "random.yaml",
+            tmp_path / "random.yaml",
+            model={"value": "gpt-4o"},
+            provider__base_url={"value": vendor.openai_url},
+            dataset={"value": "jsonl"},
+            dataset__path={"value": str(data)},
+        )
+        sweep = swept(wandb, file, "--count", "1")
+        (asked,) = vendor.log.asked()
+    ((run_id, point),) = server.sweeps[sweep].handed_out.items()
+    assert asked.body["temperature"] == pytest.approx(point["decoding.temperature"])
+    assert asked.body["top_p"] == pytest.approx(point["decoding.top_p"])
+    assert server.runs[run_id].summary["apply_rate"] == 1.0
+
+
+def swept(wandb: Cli, file: Path, *options: str) -> str:
+    """Create the sweep and let an agent do it; returns its id."""
+    match = re.search(r"wandb agent (?:\x1b\[\w+m)?(\S+/(\w+))", wandb("sweep", file.name))
+    assert match is not None
+    wandb("agent", *options, match[1])
+    return match[2]
