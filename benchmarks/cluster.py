@@ -1,0 +1,169 @@
+"""Shards of one run on a Ray cluster that loses a node, and what a second worker is worth.
+
+    python -m benchmarks.cluster ray                  # two nodes, 8 shards of 200 instances, one node lost
+    python -m benchmarks.cluster throughput           # one worker beside two, where the server's latency is the limit
+
+``ray`` wants an environment with the extra ``ray``. Each prints what it found as JSON; the exit status is 1 where
+something that must hold does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
+from tests.support.ray_cluster import TwoNodes
+
+ROOT = Path(__file__).resolve().parent.parent
+_JUST_BEFORE_S = 0.5
+"""An answer that left the server so shortly before a node was lost may not have been written down by it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ray = commands.add_parser("ray")
+    ray.add_argument("--shards", type=int, default=8)
+    ray.add_argument("--instances", type=int, default=200, help="of each shard")
+    ray.add_argument("--latency", type=float, default=0.5, help="of the server, in seconds")
+    ray.add_argument("--concurrency", type=int, default=4, help="requests that a shard has in flight")
+    throughput = commands.add_parser("throughput")
+    throughput.add_argument("--instances", type=int, default=400)
+    throughput.add_argument("--latency", type=float, default=1.0)
+    throughput.add_argument("--concurrency", type=int, default=16)
+    throughput.add_argument("--rounds", type=int, default=3)
+    options = vars(parser.parse_args(arguments))
+    os.environ["OPENAI_API_KEY"] = "sk-loopback"
+    measures: dict[str, Callable[..., dict[str, Any]]] = {"ray": lose_a_node, "throughput": two_workers}
+    measure = measures[options.pop("command")]
+    with tempfile.TemporaryDirectory() as home:
+        found = measure(Path(home), **options)
+    print(json.dumps(found, indent=2))
+    return 0 if found["holds"] else 1
+
+
+def lose_a_node(home: Path, shards: int, instances: int, latency: float, concurrency: int) -> dict[str, Any]:
+    """Run the shards on two nodes, end one of them when a third of the answers is there, and account for every
+    request."""
+    count = shards * instances
+    cap = Decimal("0.0009") * count  # what they come to, and a little more
+    began = time.monotonic()
+    with ExitStack() as stack:
+        server = stack.enter_context(ApiServer(latency_s=latency))
+        cluster = stack.enter_context(TwoNodes(points=-(-shards // 4)))
+        sweep = _sweep(
+            home, server, count, concurrency,
+            ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={cluster.address}", f"shard.count={shards}",
+             f"shard.index=range(0,{shards})", f"budget.sweep_max_usd={cap}", f"output_dir={home / 'sweep'}"],
+        )  # fmt: skip
+        while sweep.poll() is None and (len(server.log.answers()) < count / 3 or not cluster.workers()):
+            time.sleep(0.05)
+        running = len(cluster.workers())
+        lost_at = cluster.lose_the_second()
+        out, errors = sweep.communicate()
+        launches = 1
+        if sweep.returncode == 1:  # what Ray gave up
+            out, errors = (again := _repeat(sweep)).communicate()
+            launches, sweep = 2, again
+        billed = Counter(exchange.prompt for exchange in server.log.billed())
+        twice = {prompt for prompt, times in billed.items() if times > 1}
+        in_flight = {
+            exchange.prompt
+            for exchange in server.log.asked()
+            if exchange.received_at <= lost_at
+            and (exchange.answered_at is None or exchange.answered_at > lost_at - _JUST_BEFORE_S)
+        }
+        paid = server.log.cost_usd()
+    merged = _merged(out)
+    return {
+        "exit_status": sweep.returncode,
+        "launches": launches,
+        "points_running_on_the_lost_node": running,
+        "instances": count,
+        "in_the_merged_run": len(merged),
+        "merged_more_than_once": sum(1 for times in merged.values() if times > 1),
+        "paid_usd": float(paid),
+        "cap_usd": float(cap),
+        "in_flight_when_the_node_was_lost": len(in_flight),
+        "paid_twice": len(twice),
+        "paid_twice_and_not_in_flight": len(twice - in_flight),
+        "wall_s": round(time.monotonic() - began, 1),
+        "holds": sweep.returncode == 0
+        and running > 0
+        and len(merged) == count
+        and set(merged.values()) == {1}
+        and paid <= cap
+        and twice <= in_flight,
+        "errors": errors.splitlines()[-5:] if sweep.returncode else [],
+    }
+
+
+def two_workers(home: Path, instances: int, latency: float, concurrency: int, rounds: int) -> dict[str, Any]:
+    """Instances a second of one process and of two that have a shard each, medians; both have the same requests in
+    flight for each process. Time counts from the first request's arrival to the last answer, so without start-up."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for workers in rates:
+            with ApiServer(latency_s=latency, log_bodies=False) as server:
+                folder = home / f"{workers}_{number}"
+                folder.mkdir()
+                extra = ["hydra/launcher=joblib", "shard.count=2", "shard.index=0,1"] if workers == 2 else ["-m"]
+                process = _sweep(folder, server, instances, concurrency, extra)
+                _, errors = process.communicate()
+                if process.returncode:
+                    raise SystemExit(errors)
+                asked = server.log.asked()
+            ends = [exchange.answered_at or 0.0 for exchange in asked]
+            rates[workers].append(instances / (max(ends) - min(exchange.received_at for exchange in asked)))
+    one, two = (sorted(found)[rounds // 2] for found in rates.values())
+    ideal = concurrency / latency
+    return {
+        "one_worker_per_s": round(one, 2),
+        "two_workers_per_s": round(two, 2),
+        "ratio": round(two / one, 3),
+        "of_the_ideal": [round(one / ideal, 3), round(two / (2 * ideal), 3)],
+        "load": os.getloadavg()[0],
+        "holds": two / one >= 1.8,
+    }
+
+
+def _sweep(home: Path, server: ApiServer, count: int, concurrency: int, extra: list[str]) -> subprocess.Popen[str]:
+    data = write_instances(home / "instances.jsonl", count)
+    return subprocess.Popen(
+        [sys.executable, "-m", "swe_infer", "-m", "tracker=none", "model=gpt-4o", "dataset=jsonl",
+         f"provider.base_url={server.openai_url}", f"dataset.path={data}", "decoding.max_new_tokens=256",
+         f"provider.max_concurrency={concurrency}", f"runner.limits.start={concurrency}", *extra],
+        cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _repeat(sweep: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    assert isinstance(sweep.args, list)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(sweep.args, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _merged(out: str) -> Counter[str]:
+    """How often each instance is among the predictions of the merged run, the last directory that a sweep names."""
+    path = Path(out.splitlines()[-1]) / "predictions.jsonl" if out else Path()
+    if path.parent.name != "merged":
+        return Counter()
+    return Counter(json.loads(line)["instance_id"] for line in path.read_text().splitlines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

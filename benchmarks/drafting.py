@@ -1,0 +1,211 @@
+"""Tokens for each forward pass when a gold patch is what the model says, and what drafting costs.
+
+    python -m benchmarks.drafting [INSTANCES.jsonl] [--tokenizer DIR] [--k 8 16 32] [--peer DRAFT_PEERS.py]
+
+``INSTANCES.jsonl`` has the columns of SWE-bench_oracle (``text``, ``patch``); by default the packaged instances.
+Without ``--tokenizer`` a byte-level BPE of 16,000 tokens is trained on the standard library. ``--peer`` also runs
+another script on the same file and tokenizer, as ``PEER INSTANCES TOKENIZER_DIR K``. Times are of this thread's
+processor, medians; what it takes to encode 1,000 characters stands beside them as a measure of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from swe_infer.llama.drafting import Drafter, SharedSuffixes, drafter_of
+from swe_infer.types import DrafterKind
+
+PACKAGED = Path(__file__).resolve().parent.parent / "swe_infer" / "sample" / "instances.jsonl"
+
+
+class Codec:
+    """A ``tokenizer.json``."""
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path))
+
+    def encode_text(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+class PromptLookup:
+    """The n-gram drafter of transformers: the first place where the last three, two or one tokens stand."""
+
+    def __init__(self, prompt_ids: Sequence[int]) -> None:
+        self._tokens: list[int] = []
+        self._first: dict[tuple[int, ...], int] = {}
+        self.extend(prompt_ids)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            place = len(self._tokens)  # of the token that follows the grams that end before it
+            for size in (1, 2, 3):
+                if place >= size:
+                    self._first.setdefault(tuple(self._tokens[place - size : place]), place)
+            self._tokens.append(token)
+
+    @property
+    def situation(self) -> None:
+        """Nothing is learnt from where the output stands: drafts have a fixed length here."""
+
+    def draft(self, limit: int) -> list[int]:
+        for size in (3, 2, 1):
+            place = self._first.get(tuple(self._tokens[-size:]))
+            if place is not None:
+                return self._tokens[place : place + limit]
+        return []
+
+
+@dataclass
+class Tally:
+    """Counts over all instances; times in microseconds."""
+
+    tokens: int = 0
+    passes: int = 0
+    by_instance: list[float] = field(default_factory=list)
+    draft_us: list[float] = field(default_factory=list)
+    extend_us: list[float] = field(default_factory=list)
+
+
+def follow(drafter: Drafter, ids: Sequence[int], k: int, tally: Tally) -> None:
+    """Let ``ids`` be what the model says."""
+    at = passes = 0
+    while at < len(ids):
+        started = time.thread_time()
+        draft = drafter.draft(k)
+        drafted = time.thread_time()
+        accepted = 0
+        while accepted < len(draft) and at + accepted < len(ids) and draft[accepted] == ids[at + accepted]:
+            accepted += 1
+        compared = time.thread_time()
+        drafter.extend(ids[at : at + accepted + 1])
+        tally.extend_us.append((time.thread_time() - compared) * 1e6)
+        tally.draft_us.append((drafted - started) * 1e6)
+        at += accepted + 1
+        passes += 1
+    tally.tokens += len(ids)
+    tally.passes += passes
+    tally.by_instance.append(len(ids) / passes)
+
+
+def train(directory: Path) -> Path:
+    """A tokenizer like that of the other benchmarks' random model."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:150]
+    trainer = trainers.BpeTrainer(
+        vocab_size=16_000,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(path) for path in sources], trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return directory
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Milliseconds of this thread's processor."""
+    started = time.thread_time()
+    action()
+    return (time.thread_time() - started) * 1e3
+
+
+def index(shared: SharedSuffixes) -> None:
+    """What a prompt costs once, for all its samples."""
+    _ = shared.corpus, shared.paths, shared.prompt_tokens
+
+
+def measure(rows: Sequence[dict[str, Any]], codec: Codec, k: int) -> dict[str, Tally]:
+    tallies: dict[str, Tally] = {}
+    for row in rows:
+        text = str(row["text"])
+        prompt_ids = codec.encode_text(text)
+        patch_ids = codec.encode_text(str(row["patch"]).strip() + "\n")
+        follow(PromptLookup(prompt_ids), patch_ids, k, tallies.setdefault("prompt lookup", Tally()))
+        for kind in get_args(DrafterKind):
+            shared = SharedSuffixes(lambda text=text: text, prompt_ids)  # type: ignore[misc]
+            index(shared)
+            follow(drafter_of(kind, prompt_ids, codec, shared), patch_ids, k, tallies.setdefault(kind, Tally()))
+    return tallies
+
+
+def cost(rows: Sequence[dict[str, Any]], codec: Codec, tokens: int, k: int) -> dict[str, float]:
+    """Times at a prompt of ``tokens`` tokens, made of the rows' prompts one after the other."""
+    texts: list[str] = []
+    prompt_ids: list[int] = []
+    for _ in range(1000):
+        row = rows[len(texts) % len(rows)]
+        texts.append(str(row["text"]))
+        prompt_ids += codec.encode_text(texts[-1])
+        if len(prompt_ids) >= tokens:
+            break
+    shared = SharedSuffixes(lambda: "".join(texts), prompt_ids)
+    figures = {"prompt_tokens": float(len(prompt_ids)), "index_ms": timed(lambda: index(shared))}
+    tally = Tally()
+    for row in rows[: len(texts)]:
+        patch_ids = codec.encode_text(str(row["patch"]).strip() + "\n")
+        follow(drafter_of("diff", prompt_ids, codec, shared), patch_ids, k, tally)
+    steps = [a + b for a, b in zip(tally.draft_us, tally.extend_us, strict=True)]
+    sample = texts[0][:1000]
+    return figures | {
+        "step_us_median": statistics.median(steps),
+        "step_us_mean": statistics.fmean(steps),
+        "step_us_95": statistics.quantiles(steps, n=20)[-1],
+        "encode_1000_characters_us": statistics.median(timed(lambda: codec.encode_text(sample)) for _ in range(50))
+        * 1e3,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("instances", nargs="?", type=Path, default=PACKAGED)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--peer", type=Path)
+    parser.add_argument("--most-characters", type=int, default=140_000, help="longer prompts are left out")
+    asked = parser.parse_args(arguments)
+    with asked.instances.open(encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if len(row["text"]) <= asked.most_characters]
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = asked.tokenizer or train(Path(scratch))
+        codec = Codec(directory / "tokenizer.json")
+        for k in asked.k:
+            for name, tally in measure(rows, codec, k).items():
+                draft, extend = statistics.median(tally.draft_us), statistics.median(tally.extend_us)
+                middle, least = statistics.median(tally.by_instance), min(tally.by_instance)
+                print(
+                    f"K = {k:2d}  {name:14s} {tally.tokens / tally.passes:6.3f} tokens a pass"
+                    f"  (instances: median {middle:5.2f}, least {least:5.2f})"
+                    f"  draft {draft:4.0f} us  extend {extend:3.0f} us"
+                )
+            if asked.peer:
+                command = [sys.executable, str(asked.peer), str(asked.instances), str(directory), str(k)]
+                print(
+                    f"K = {k:2d}  peer",
+                    subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(),
+                )
+        print({key: round(value, 1) for key, value in cost(rows, codec, 60_000, max(asked.k)).items()})
+
+
+if __name__ == "__main__":
+    main()

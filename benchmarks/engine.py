@@ -1,0 +1,283 @@
+"""The engine beside transformers and vLLM: one model, one workload, peers in turn, medians.
+
+The workload is SWE-bench-shaped: long prompts of unequal length, short greedy outputs. Prompts are token ids drawn
+with a fixed seed. A sweep's temperatures are asked at once, as a multirun does it, and ``_one_by_one``, as with
+``runner.max_points=1``; vLLM is measured both ways too.
+
+    python -m benchmarks.engine MODEL_DIR [--rounds 5] [--threads 2] [--vllm PYTHON] [--only engine,single]
+
+``--vllm`` names the Python of an environment that holds vLLM. Its peers are left out, with a line that says so, where
+there is none. Prints one JSON line for each peer: median wall and processor seconds over the rounds, tokens per
+second, and how many times as long the peers took. Processor seconds are the fairer figure on a machine that does
+other work as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.llama.stopping import StopRules
+from swe_infer.types import DrafterKind, LlamaModel
+
+TRANSFORMERS = ("single", "padded", "continuous")
+SWEEP = (0.2, 0.4, 0.6, 0.8)
+
+Measure = tuple[float, float, int]
+"""Wall seconds, processor seconds, output tokens."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--shortest", type=int, default=512)
+    parser.add_argument("--longest", type=int, default=1536)
+    parser.add_argument("--new", type=int, default=48, help="output tokens of each prompt")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vllm", default="", help="the Python of vLLM's environment")
+    parser.add_argument("--only", default="", help="names of peers, with commas between")
+    return parser.parse_args()
+
+
+def make_prompts(args: argparse.Namespace, vocabulary: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    prompts = []
+    for _ in range(args.prompts):
+        length = int(torch.randint(args.shortest, args.longest, (1,), generator=generator))
+        prompts.append(torch.randint(5, vocabulary, (length,), generator=generator).tolist())
+    return prompts
+
+
+class EnginePeer:
+    """Our engine. Each round starts with an empty prefix cache."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.new = args.new
+        options = EngineOptions(kv_cache_gb=2.0)
+        self.engine = Engine.load(LlamaModel(args.model, dtype="bfloat16", device=args.device), options)
+        self.prompts = make_prompts(args, self.engine.model.config.vocab_size)
+
+    def run(self, *temperatures: float, samples: int = 1, drafter: DrafterKind = "none") -> int:
+        """All at once, prompt by prompt, as the points of a multirun are asked."""
+        rules = StopRules(self.new, closed_patch=False, repetition=False)
+        requests = [
+            GenerationRequest(
+                (point, index, sample), tuple(prompt), rules, temperature, None, 1000 * index + sample, drafter
+            )
+            for index, prompt in enumerate(self.prompts)
+            for point, temperature in enumerate(temperatures)
+            for sample in range(samples)
+        ]
+
+        def rejected(_: GenerationRequest, error: Exception) -> None:
+            raise error
+
+        return sum(len(answer.token_ids) for answer in self.engine.generate(requests, rejected))
+
+    def base(self) -> int:
+        self.engine.forget()
+        return self.run(0.0)
+
+    def drafted(self) -> int:
+        """Random prompts and weights: what guesses cost where hardly any is accepted."""
+        self.engine.forget()
+        return self.run(0.0, drafter="diff")
+
+    def four_samples(self) -> int:
+        self.engine.forget()
+        return self.run(0.8, samples=4)
+
+    def sweep_of_four(self) -> int:
+        self.engine.forget()
+        return self.run(*SWEEP)
+
+    def sweep_one_by_one(self) -> int:
+        """As with ``runner.max_points=1``."""
+        self.engine.forget()
+        return sum(self.run(temperature) for temperature in SWEEP)
+
+    def drafted_sweep_of_four(self) -> int:
+        self.engine.forget()
+        return self.run(*SWEEP, drafter="diff")
+
+
+class TransformersPeer:
+    """``generate`` one by one and padded, and ``generate_batch``."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from transformers import LlamaForCausalLM
+
+        loader: Any = LlamaForCausalLM
+        model = loader.from_pretrained(args.model, dtype=torch.bfloat16, attn_implementation="sdpa")
+        self.model = model.eval().to(args.device)
+        self.prompts = make_prompts(args, self.model.config.vocab_size)
+        self.options = {
+            "do_sample": False,
+            "max_new_tokens": args.new,
+            "min_new_tokens": args.new,
+            "pad_token_id": 0,
+        }
+        self.new: int = args.new
+
+    @torch.no_grad()
+    def single(self) -> int:
+        for prompt in self.prompts:
+            ids = torch.tensor([prompt], device=self.model.device)
+            self.model.generate(ids, attention_mask=torch.ones_like(ids), **self.options)
+        return self.new * len(self.prompts)
+
+    @torch.no_grad()
+    def padded(self) -> int:
+        longest = max(map(len, self.prompts))
+        ids = torch.zeros(len(self.prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        self.model.generate(ids, attention_mask=mask, **self.options)
+        return self.new * len(self.prompts)
+
+    @torch.no_grad()
+    def continuous(self) -> int:
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        factory: Any = GenerationConfig
+        config = factory(max_new_tokens=self.new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        room: Any = ContinuousBatchingConfig  # its own sizing takes longer than the work
+        blocks = sum(-(-(len(prompt) + self.new) // 256) for prompt in self.prompts) + 8
+        answers = self.model.generate_batch(
+            self.prompts,
+            generation_config=config,
+            continuous_batching_config=room(page_size=256, num_blocks=blocks, max_batch_tokens=2048),
+        )
+        return sum(len(answer.generated_tokens) for answer in answers.values())
+
+
+class VllmPeer:
+    """vLLM in a process of its own, which lives as long as the benchmark."""
+
+    def __init__(self, args: argparse.Namespace, prompts: list[list[int]]) -> None:
+        script = Path(__file__).with_name("engine_vllm.py")
+        self._process = subprocess.Popen(
+            [args.vllm, str(script), args.model, str(args.threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._task = {"prompts": prompts, "new": args.new}
+        self._answer()
+        self.base()  # what is compiled or allocated once is not counted
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"vLLM ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def _run(self, temperatures: tuple[float, ...], samples: int, at_once: bool = True) -> Measure:
+        assert self._process.stdin is not None
+        task = {**self._task, "temperatures": temperatures, "samples": samples, "at_once": at_once}
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        wall, processor, tokens = self._answer()
+        return wall, processor, tokens
+
+    def base(self) -> Measure:
+        return self._run((0.0,), 1)
+
+    def four_samples(self) -> Measure:
+        return self._run((0.8,), 4)
+
+    def sweep_of_four(self) -> Measure:
+        return self._run(SWEEP, 1)
+
+    def sweep_one_by_one(self) -> Measure:
+        return self._run(SWEEP, 1, at_once=False)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def measured(peer: Callable[[], int]) -> Callable[[], Measure]:
+    def measure() -> Measure:
+        wall, processor = time.perf_counter(), time.process_time()
+        tokens = peer()
+        return time.perf_counter() - wall, time.process_time() - processor, tokens
+
+    return measure
+
+
+def report(seen: dict[str, list[Measure]]) -> None:
+    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in seen.items()}
+    best = [min((medians[n][i] for n in medians if n in TRANSFORMERS), default=0.0) for i in (0, 1)]
+    for name, (wall, processor, tokens) in medians.items():
+        line = {
+            "peer": name,
+            "wall_s": round(wall, 2),
+            "processor_s": round(processor, 2),
+            "output_tokens_per_s": round(tokens / wall, 1),
+            "output_tokens_per_processor_s": round(tokens / processor, 1),
+        }
+        if name.startswith("engine"):
+            theirs = medians.get(name.replace("engine", "vllm").replace("_drafted", ""))
+            for peer, figures in (("best_of_transformers", best), ("vllm", theirs)):
+                if figures and figures[0] and (peer == "vllm" or ("_4_" not in name and "_of_4" not in name)):
+                    line[f"{peer}_over_this_wall"] = round(figures[0] / wall, 2)
+                    line[f"{peer}_over_this_processor"] = round(figures[1] / processor, 2)
+        if "_sweep_of_4" in name and (one := medians.get(name.partition("_sweep_of_4")[0])):
+            line["times_one_run_wall"] = round(wall / one[0], 2)
+            line["times_one_run_processor"] = round(processor / one[1], 2)
+        print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    ours = EnginePeer(args)
+    peers: dict[str, Callable[[], Measure]] = {
+        "engine": measured(ours.base),
+        "engine_drafted": measured(ours.drafted),
+        "engine_4_samples": measured(ours.four_samples),
+        "engine_sweep_of_4": measured(ours.sweep_of_four),
+        "engine_sweep_of_4_one_by_one": measured(ours.sweep_one_by_one),
+        "engine_drafted_sweep_of_4": measured(ours.drafted_sweep_of_four),
+    }
+    only = args.only.split(",") if args.only else []
+    if not only or set(only) & set(TRANSFORMERS):
+        theirs = TransformersPeer(args)
+        peers |= {name: measured(getattr(theirs, name)) for name in TRANSFORMERS}
+    vllm = None
+    if args.vllm and Path(args.vllm).exists():
+        vllm = VllmPeer(args, ours.prompts)
+        peers |= {"vllm": vllm.base, "vllm_4_samples": vllm.four_samples, "vllm_sweep_of_4": vllm.sweep_of_four}
+        peers["vllm_sweep_of_4_one_by_one"] = vllm.sweep_one_by_one
+    else:
+        print(f"vLLM is left out: --vllm={args.vllm or 'PYTHON'} names no Python with vLLM", file=sys.stderr)
+    seen: dict[str, list[Measure]] = {name: [] for name in peers if not only or name in only}
+    for _ in range(args.rounds):
+        for name, rows in seen.items():
+            rows.append(peers[name]())
+    if vllm is not None:
+        vllm.close()
+    report(seen)
+
+
+if __name__ == "__main__":
+    main()

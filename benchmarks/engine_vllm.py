@@ -1,0 +1,53 @@
+"""vLLM's side of ``benchmarks.engine``: run by vLLM's own Python, it knows nothing of this project.
+
+    VLLM_PYTHON benchmarks/engine_vllm.py MODEL_DIR THREADS
+
+Reads one JSON line for each task from standard input (``prompts``: token ids, ``new``, ``temperatures``,
+``samples``, ``at_once``: all temperatures in one call), starts with an empty prefix cache, and answers with one line:
+wall seconds, processor seconds, output tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+def main() -> None:
+    model, threads = sys.argv[1], int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM prints goes to standard error
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that this process's time is vLLM's time
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0" if threads == 1 else f"0-{threads - 1}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+
+    engine: Any = LLM(model, dtype="bfloat16", max_model_len=4096, enable_prefix_caching=True, enforce_eager=True)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        task = json.loads(line)
+        prompts = [{"prompt_token_ids": prompt} for prompt in task["prompts"]]
+        engine.reset_prefix_cache()
+        wall, processor, tokens = time.perf_counter(), time.process_time(), 0
+        samplings = [
+            SamplingParams(temperature=temperature, n=task["samples"], max_tokens=task["new"], ignore_eos=True)
+            for temperature in task["temperatures"]
+        ]
+        if task["at_once"]:
+            calls = [[(prompt, sampling) for prompt in prompts for sampling in samplings]]
+        else:
+            calls = [[(prompt, sampling) for prompt in prompts] for sampling in samplings]
+        for call in calls:
+            asked, how = zip(*call, strict=True)
+            for answer in engine.generate(list(asked), list(how), use_tqdm=False):
+                tokens += sum(len(output.token_ids) for output in answer.outputs)
+        taken = [time.perf_counter() - wall, time.process_time() - processor, tokens]
+        print(json.dumps(taken), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Wall time with and without drafting, when a model says the gold patch: real passes, logits steered.
+
+    python -m benchmarks.speculation CHECKPOINT INSTANCES.jsonl [--batch 1 8] [--count 8] [--repeat 3] [--new TOKENS]
+                                     [--nonsense | --own] [--transformers] [--vllm PYTHON]
+
+Every token costs what the checkpoint's passes cost; only the choice is steered. ``--nonsense`` steers to random
+tokens instead, of which no drafter can guess any: what drafting costs where it is of no use. ``--own`` steers to
+nothing: the model says greedily what it says. ``--new`` cuts answers short. ``--transformers`` lets transformers say
+the same, with and without prompt lookup. ``--vllm`` lets vLLM, which cannot be steered, say the model's own words on
+the same prompts, with and without n-gram speculation. Prompts are computed once before the clock starts, so times are
+of generation alone. Sides take turns; ratios are of medians, of wall time and of processor time, which is the fairer
+one on a machine that does other work as well. What the drafters learn from earlier answers to the same prompt is
+forgotten between runs; how long drafts pay in which situation is not, as in a run of many instances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from torch import Tensor
+
+from benchmarks.speculation_peers import STEER, with_transformers, with_vllm
+from swe_infer.llama.drafting import SharedPrompts
+from swe_infer.llama.engine import Engine, EngineOptions, threads_for
+from swe_infer.llama.sampler import Draw, Sampler
+from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.llama.stopping import StopRules
+from swe_infer.prompts import split_prompt
+from swe_infer.types import DrafterKind, LlamaModel
+
+
+class SteeredSampler(Sampler):
+    """Chooses as ever from logits in which the wanted tokens stand out. A request's seed is its instance's number."""
+
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+        self._answers = answers
+
+    def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+        wanted = [self._answers[d.seed][min(d.index, len(self._answers[d.seed]) - 1)] for d in draws]
+        steered = logits.clone()
+        steered[range(len(draws)), wanted] += STEER
+        return super().__call__(steered, draws)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Wall and processor seconds, forward passes, and tokens said."""
+
+    wall: float
+    processor: float
+    passes: int
+    tokens: int
+
+
+def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -> Run:
+    """With ``batch`` answers in the making at once."""
+    engine.speculation.prompts = SharedPrompts(engine.tokenizer.decode)
+    engine.reset_stats()
+    started, processor = time.perf_counter(), time.process_time()
+    for at in range(0, len(requests), batch):
+        for request in requests[at : at + batch]:
+            engine.add(request)
+        while engine.scheduler.busy:
+            engine.step()
+    taken = time.perf_counter() - started, time.process_time() - processor
+    return Run(*taken, engine.stats.steps, engine.stats.output_tokens)
+
+
+def requests_for(
+    prompts: Sequence[Sequence[int]], most: Sequence[int], kind: DrafterKind, end: frozenset[int] = frozenset()
+) -> list[GenerationRequest]:
+    """One of each prompt, with ``most`` new tokens."""
+    return [
+        GenerationRequest(
+            n, tuple(p), StopRules(new, end, closed_patch=False, repetition=False), seed=n, drafter=kind
+        )
+        for n, (p, new) in enumerate(zip(prompts, most, strict=True))
+    ]
+
+
+def compare(engine: Engine, asked: dict[DrafterKind, list[GenerationRequest]], batch: int, repeat: int) -> None:
+    """Sides take turns."""
+    runs: dict[DrafterKind, list[Run]] = {kind: [] for kind in asked}
+    for _ in range(repeat):
+        for kind, requests in asked.items():
+            runs[kind].append(one_run(engine, requests, batch))
+    medians = {
+        kind: (statistics.median(run.wall for run in done), statistics.median(run.processor for run in done))
+        for kind, done in runs.items()
+    }
+    plain = medians["none"]
+    for kind, (wall, processor) in medians.items():
+        passes, tokens = sum(run.passes for run in runs[kind]), sum(run.tokens for run in runs[kind])
+        print(
+            f"batch {batch}: {kind:6s} {wall:6.2f} s  {plain[0] / wall:5.2f} x"
+            f"  {processor:6.2f} processor s  {plain[1] / processor:5.2f} x"
+            f"  {tokens / passes:5.2f} tokens a pass",
+            flush=True,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("instances", type=Path)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--count", type=int, default=8, help="the shortest prompts of the file")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--kv-cache-gb", type=float, default=4.0)
+    parser.add_argument("--new", type=int, default=512, help="tokens of an answer at the most")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--nonsense", action="store_true")
+    words.add_argument("--own", action="store_true")
+    parser.add_argument("--transformers", action="store_true")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON")
+    asked = parser.parse_args(arguments)
+    if (asked.vllm and not asked.own) or (asked.transformers and asked.own):
+        parser.error("vLLM says its own words (--own), transformers what it is steered to")
+    engine = Engine.load(LlamaModel(str(asked.checkpoint)), EngineOptions(kv_cache_gb=asked.kv_cache_gb))
+    with asked.instances.open(encoding="utf-8") as file:
+        rows = sorted(map(json.loads, file), key=lambda row: len(row["text"]))[: asked.count]
+    prompts = [engine.tokenizer.encode_text(row["text"]) for row in rows]
+    answers = [engine.tokenizer.encode_text(row["patch"].strip() + "\n")[: asked.new] for row in rows]
+    if asked.nonsense:
+        dice = random.Random(0)
+        answers = [[dice.randrange(300, engine.model.config.vocab_size) for _ in answer] for answer in answers]
+    if asked.own:
+        prompts = [engine.tokenizer.encode(split_prompt(row["text"])) for row in rows]
+    else:
+        engine.sampler = SteeredSampler(answers)
+    most = [asked.new] * len(rows) if asked.own else [len(answer) for answer in answers]
+    end = engine.end_tokens if asked.own else frozenset()
+    with threads_for(engine.model):
+        one_run(engine, requests_for(prompts, [1] * len(rows), "none"), len(rows))
+        kinds: tuple[DrafterKind, ...] = get_args(DrafterKind)
+        for batch in asked.batch:
+            each = {kind: requests_for(prompts, most, kind, end) for kind in kinds}
+            compare(engine, each, batch, asked.repeat)
+        if asked.transformers:
+            with_transformers(asked.checkpoint, prompts, answers)
+        if asked.vllm:
+            with_vllm(asked.vllm, asked.checkpoint, prompts, asked.new, asked.batch, asked.repeat)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""All figures of speculation, one command after the other: about seven minutes on two quiet cores.
+
+    python -m benchmarks.speculation_table CHECKPOINT ORACLE.jsonl [--vllm PYTHON]
+
+``CHECKPOINT`` is a model of some 100 M parameters, ``ORACLE.jsonl`` real instances; the bundled model and its own
+instances stand beside them. Answers of the larger model are cut to 128 tokens. See ``benchmarks.drafting`` and
+``benchmarks.speculation`` for what each line means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SAMPLE = Path(__file__).resolve().parent.parent / "swe_infer" / "sample"
+
+
+def commands(checkpoint: Path, oracle: Path, vllm: Path | None) -> dict[str, list[str]]:
+    """Modules with their arguments, by heading."""
+    bundled = ["benchmarks.speculation", str(SAMPLE / "tiny_llama"), str(SAMPLE / "instances.jsonl")]
+    small = ["--kv-cache-gb", "0.3", "--count", "8"]
+    larger = ["benchmarks.speculation", str(checkpoint), str(oracle), "--kv-cache-gb", "2", "--count", "8"]
+    beside = [] if vllm is None else ["--vllm", str(vllm)]
+    return {
+        "tokens a pass on gold patches, and the cost of a step at 60,000 prompt tokens": [
+            "benchmarks.drafting", str(oracle), "--tokenizer", str(checkpoint),
+        ],
+        "bundled model, steered to gold patches": [*bundled, *small, "--transformers"],
+        "bundled model, its own words": [*bundled, *small, "--own", "--new", "200", *beside],
+        "bundled model, steered to what cannot be guessed": [*bundled, *small, "--nonsense"],
+        "larger model, steered to gold patches": [
+            *larger, "--new", "128", "--repeat", "1", "--batch", "8", "1", "--transformers",
+        ],
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("oracle", type=Path)
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON")
+    asked = parser.parse_args(arguments)
+    failed = 0
+    for heading, command in commands(asked.checkpoint, asked.oracle, asked.vllm).items():
+        started = time.perf_counter()
+        print(f"# {heading}", flush=True)
+        failed += subprocess.run([sys.executable, "-m", *command], check=False).returncode != 0
+        print(f"# {time.perf_counter() - started:.0f} s\n", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

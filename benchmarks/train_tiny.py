@@ -1,0 +1,401 @@
+"""Trains the tiny Llama of the embedded default on generated repair tasks, on a CPU or a GPU.
+
+    python -m benchmarks.train_tiny --out DIR --minutes 80 --threads 1
+
+Byte-level BPE is trained on the train split first. The loss counts the patch, and a little of the prompt at first.
+Hidden matrices are updated by Muon, the rest by AdamW. The learning rate follows the share of the budget that is used
+up, minutes of wall clock or steps. ``checkpoint.pt`` holds everything: the same command goes on from it, and with a
+larger budget it goes on for longer. ``hf/`` is the model in bfloat16, as transformers saves it, with the weights'
+running average over about a hundred steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+
+from swe_infer.sample.generator import Task, generate, make
+
+__all__ = ["Settings", "train"]
+
+Row = tuple[list[int], int]
+"""The tokens of a task, and how many of them are the prompt's."""
+
+BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
+
+# One token each: the mark that begins a patch line, the space after a line number and before a path, runs of spaces,
+# a newline. A line of code thus has the same tokens in the prompt and in the patch. Two digits are one token.
+PATTERN = (
+    r"(?<=\n)[-+ ]|(?<=\n\d) |(?<=\n\d\d) |(?<=\[start of) |[ _]?[A-Za-z]+|\d{1,2}"
+    r"| ?(?:[=!<>+*/-]=|//|@@|\+\+|--)| ?[^\sA-Za-z\d]| +|\n"
+)
+FIRST_TOKENIZER_TASK = 10_000_000
+"""Of the train split; the model sees the numbers from 0 on."""
+CHECKPOINT = "checkpoint.pt"
+HEADER_WEIGHT = 5.0
+"""Of the tokens of the hunk's header in the loss: where the fault lies is one number, on which all the rest hangs."""
+EDIT_WEIGHT = 4.0
+"""Of the tokens of an added line from where it leaves the removed one to two tokens after it has come back: a copy is
+soon learnt, and what is left to learn is where not to copy."""
+POOL = 16
+"""Batches that are sorted by length together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One training run. ``minutes`` of wall clock or ``steps`` end it, one of the two; a batch is counted in tasks.
+
+    Args:
+        short: the first tasks, whose files have one function each, so that copying is learnt soon; later three
+            of four have.
+        tokenizer_tasks: how many tasks of the train split the tokenizer is trained on.
+        prompt_weight: of a prompt token in the loss at the start; it falls to 0 within the first 15 % of the run.
+    """
+
+    out: Path
+    minutes: float | None = None
+    steps: int | None = None
+    threads: int = 1
+    vocabulary: int = 1536
+    tokenizer_tasks: int = 5000
+    hidden: int = 256
+    mlp: int = 512
+    layers: int = 5
+    heads: int = 4
+    kv_heads: int = 2
+    batch: int = 16
+    learning_rate: float = 4e-3
+    short: int = 8000
+    prompt_weight: float = 0.3
+    save_minutes: float = 4.0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("give either minutes or steps")
+
+
+@dataclass(slots=True)
+class State:
+    """How far a run is. ``next_task`` is the first one that no batch has held."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    next_task: int = 0
+
+    def share(self, settings: Settings) -> float:
+        """The part of the budget that is used up, from 0 to 1."""
+        if settings.steps is not None:
+            return self.steps / settings.steps
+        return self.seconds / 60 / cast(float, settings.minutes)
+
+
+def train_tokenizer(vocabulary: int, tasks: range) -> Tokenizer:
+    """Byte-level BPE on the train split, every number below 100 in its vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    numbers = "\n".join(f"{n} {n:02d}" for n in range(100))
+    texts = [task.text + task.patch for task in islice(generate("train", tasks.start), len(tasks))]
+    tokenizer.train_from_iterator([numbers] * len(tasks) + texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, token_id(tokenizer, BOS))]
+    )
+    return tokenizer
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token {token}")
+    return found
+
+
+def config_of(tokenizer: Tokenizer, settings: Settings) -> LlamaConfig:
+    """A plain Llama; the context window is that of RoPE, training sees less of it."""
+    return LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=settings.hidden,
+        intermediate_size=settings.mlp,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=token_id(tokenizer, BOS),
+        eos_token_id=token_id(tokenizer, EOS),
+        pad_token_id=token_id(tokenizer, PAD),
+    )
+
+
+def plain_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_: object
+) -> tuple[Tensor, None]:
+    """Causal attention as two matrix products, (batch, heads, length, head_dim) to (batch, length, heads, head_dim).
+
+    On a CPU in bf16 and at a few hundred tokens it takes about half the time of torch's fused kernel.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    length = query.shape[2]
+    mask = torch.full((length, length), -1e4, dtype=query.dtype).triu_(1)
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2)) + mask
+    with torch.autocast("cpu", enabled=False):
+        probabilities = torch.softmax(scores, dim=-1)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
+
+
+def encode(tokenizer: Tokenizer, task: Task) -> Row:
+    """The tokens of prompt, patch and end."""
+    prompt = tokenizer.encode(task.text).ids
+    patch = tokenizer.encode(task.patch, add_special_tokens=False).ids
+    return [*prompt, *patch, token_id(tokenizer, EOS)], len(prompt)
+
+
+def batches(tokenizer: Tokenizer, start: int, settings: Settings) -> Iterator[tuple[int, list[Row]]]:
+    """Batches of similar length from task ``start`` on, each with the number of the first task after its pool."""
+    number = start
+    while True:
+        numbers = range(number, number + settings.batch * POOL)
+        most = {n: 1 if n < settings.short or n % 4 else 3 for n in numbers}
+        rows = [encode(tokenizer, make("train", n, functions=most[n])) for n in numbers]
+        number = numbers.stop
+        rows.sort(key=lambda row: len(row[0]))
+        groups = [rows[at : at + settings.batch] for at in range(0, len(rows), settings.batch)]
+        random.Random(number).shuffle(groups)
+        for group in groups:
+            yield number, group
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The tokens that structure a patch, and the one that pads."""
+
+    pad: int
+    newline: int
+    removed: int
+    added: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Marks:
+        return cls(*(token_id(tokenizer, token) for token in (PAD, "Ċ", "-", "+")))
+
+
+def tensors(rows: list[Row], marks: Marks, prompt_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, targets and the loss's weights, each (batch, length)."""
+    longest = max(len(tokens) for tokens, _ in rows)
+    length = -(-longest // 32) * 32 + 1  # few shapes, since oneDNN keeps memory for each
+    ids = torch.full((len(rows), length), marks.pad)
+    weights = torch.zeros(len(rows), length)
+    for row, (tokens, prompt) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        weights[row, :prompt] = prompt_weight
+        weights[row, prompt : len(tokens)] = 1.0
+        header = tokens.index(marks.newline, tokens.index(marks.newline, prompt) + 1) + 1
+        body = tokens.index(marks.newline, header)
+        weights[row, header:body] = HEADER_WEIGHT
+        edit = edited(tokens, body + 1, marks)
+        weights[row, edit.start : edit.stop] = EDIT_WEIGHT
+    return ids[:, :-1], ids[:, 1:], weights[:, 1:]
+
+
+def edited(tokens: list[int], start: int, marks: Marks) -> range:
+    """Where the first added line differs from the first removed one; empty where one of them is missing.
+
+    ``start`` is the place of the hunk's first line, after its header.
+    """
+    lines: dict[int, range] = {}
+    while start < len(tokens) - 1:
+        end = tokens.index(marks.newline, start)
+        lines.setdefault(tokens[start], range(start + 1, end))
+        start = end + 1
+    if marks.removed not in lines or marks.added not in lines:
+        return range(0)
+    old, new = ([tokens[at] for at in lines[mark]] for mark in (marks.removed, marks.added))
+    least = min(len(old), len(new))
+    same = next((at for at in range(least) if old[at] != new[at]), least)
+    back = next((at for at in range(least - same) if old[-1 - at] != new[-1 - at]), least - same)
+    first = lines[marks.added].start
+    return range(first + same, first + min(len(new) - back + 2, len(new) + 1))
+
+
+def loss_of(model: LlamaForCausalLM, ids: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, float]:
+    """The weighted cross entropy to be minimised, and the plain one of the patch tokens, in nats."""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        hidden = model.model(ids).last_hidden_state
+        chosen = weights > 0
+        logits = model.lm_head(hidden[chosen]).float()
+    weight = weights[chosen]
+    losses = nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
+    patch = losses.detach()[weight >= 1.0].mean().item()
+    return (losses * weight).sum() / weight.sum(), patch
+
+
+def optimisers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices within the layers, AdamW for embeddings and norms."""
+    named = list(model.named_parameters())
+    matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name]
+    others = [parameter for name, parameter in named if parameter.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def learning_rate_share(progress: float) -> float:
+    """Of the highest learning rate: up over the first 2 %, flat, down over the last 60 % of the run."""
+    if progress < 0.02:
+        return max(progress, 1e-3) / 0.02
+    return min(1.0, max(0.02, (1.0 - progress) / 0.6))
+
+
+class Trainer:
+    """A model in training, with all that a checkpoint holds."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(0)
+        settings.out.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = self._tokenizer()
+        self.model = LlamaForCausalLM(config_of(self.tokenizer, settings)).train().to(self.device)
+        if self.device == "cpu":
+            AttentionInterface.register("plain", plain_attention)
+            self.model.set_attn_implementation("plain")
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.optimisers = optimisers(self.model, settings.learning_rate)
+        self.state = State()
+        if (settings.out / CHECKPOINT).exists():
+            self._load(torch.load(settings.out / CHECKPOINT, map_location=self.device, weights_only=True))
+
+    def _tokenizer(self) -> Tokenizer:
+        path = self.settings.out / "tokenizer.json"
+        if not path.exists():
+            tasks = range(FIRST_TOKENIZER_TASK, FIRST_TOKENIZER_TASK + self.settings.tokenizer_tasks)
+            train_tokenizer(self.settings.vocabulary, tasks).save(str(path))
+        return Tokenizer.from_file(str(path))
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.average = saved.get("average", {name: value.clone() for name, value in saved["model"].items()})
+        for optimiser, values in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+        self.state = State(**saved["state"])
+
+    def step(self, rows: list[Row]) -> float:
+        """One update; the mean loss of its patch tokens, in nats."""
+        progress = self.state.share(self.settings)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.settings.learning_rate * learning_rate_share(progress)
+        prompt_weight = self.settings.prompt_weight * max(0.0, 1.0 - progress / 0.15)
+        ids, targets, weights = tensors(rows, Marks.of(self.tokenizer), prompt_weight)
+        loss, patch = loss_of(self.model, ids.to(self.device), targets.to(self.device), weights.to(self.device))
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        decay = min(0.99, (1 + self.state.steps) / (10 + self.state.steps))
+        for name, value in self.model.state_dict().items():
+            self.average[name].lerp_(value, 1.0 - decay)
+        self.state.steps += 1
+        self.state.tokens += sum(len(tokens) for tokens, _ in rows)
+        return patch
+
+    def save(self) -> None:
+        """Write ``checkpoint.pt`` in one move, and ``hf/``."""
+        out = self.settings.out
+        state = {field.name: getattr(self.state, field.name) for field in fields(State)}
+        everything = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "state": state,
+        }
+        torch.save(everything, out / "checkpoint.partial")
+        (out / "checkpoint.partial").replace(out / CHECKPOINT)
+        export = LlamaForCausalLM(self.model.config)
+        export.load_state_dict(self.average)
+        nn.Module.to(export, torch.bfloat16)
+        export.save_pretrained(out / "hf")
+        self.tokenizer.save(str(out / "hf" / "tokenizer.json"))
+        tokenizer_config = {
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "model_max_length": self.model.config.max_position_embeddings,
+            "tokenizer_class": "PreTrainedTokenizerFast",  # known to every version of transformers
+        }
+        (out / "hf" / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+
+
+def train(settings: Settings) -> list[float]:
+    """Train until the budget is used up or SIGTERM comes; the loss of each step's patch tokens, in nats."""
+    trainer = Trainer(settings)
+    state = trainer.state
+    print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f} M parameters, {state}", flush=True)
+    losses: list[float] = []
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    begun, before, saved = time.monotonic(), state.seconds, state.seconds
+    for number, rows in batches(trainer.tokenizer, state.next_task, settings):
+        losses.append(trainer.step(rows))
+        state.seconds = before + time.monotonic() - begun
+        if state.steps % 50 == 0:
+            mean = sum(losses[-50:]) / len(losses[-50:])
+            rate = state.tokens / state.seconds
+            print(
+                f"{state.seconds / 60:.1f} min, {state.steps} steps, {state.tokens / 1e6:.2f} M tokens, "
+                f"{rate:.0f} a second, loss {mean:.4f}",
+                flush=True,
+            )
+        done = state.share(settings) >= 1.0 or bool(ended)
+        if done or state.seconds - saved > settings.save_minutes * 60:
+            saved, state.next_task = state.seconds, number
+            trainer.save()
+        if done:
+            break
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_tiny", description="Train the tiny Llama.")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint and of the model")
+    parser.add_argument("--minutes", type=float, default=None)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    if (arguments.minutes is None) == (arguments.steps is None):
+        parser.error("give either --minutes or --steps")
+    train(Settings(**vars(arguments)))
+
+
+if __name__ == "__main__":
+    main()
