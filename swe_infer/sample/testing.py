@@ -31,15 +31,15 @@ _TEST_FILE = "swe_infer_instance_test.py"
 _CHILD = """
 import ctypes, os, resource, sys
 seconds, megabytes = int(sys.argv[1]), int(sys.argv[2])
-for kind, limit in (
-    (resource.RLIMIT_CPU, seconds),
-    (resource.RLIMIT_AS, megabytes * 2**20),
-    (resource.RLIMIT_FSIZE, 2**20),
-    (resource.RLIMIT_NOFILE, 64),
-    (resource.RLIMIT_CORE, 0),
+for kind, soft, hard in (
+    (resource.RLIMIT_CPU, seconds, seconds + 1),  # SIGXCPU first: SIGKILL would not say why
+    (resource.RLIMIT_AS, megabytes * 2**20, megabytes * 2**20),
+    (resource.RLIMIT_FSIZE, 2**20, 2**20),
+    (resource.RLIMIT_NOFILE, 64, 64),
+    (resource.RLIMIT_CORE, 0, 0),
 ):
     try:
-        resource.setrlimit(kind, (limit, limit))
+        resource.setrlimit(kind, (soft, hard))
     except (OSError, ValueError):
         pass
 new_user, new_network = 0x10000000, 0x40000000
@@ -151,15 +151,18 @@ def _run(place: str, word: str, timeout_s: float, max_memory_mib: int) -> str | 
         encoding="utf-8",
         errors="replace",
     )
+    late = f"the test did not end within {timeout_s:g} s"
     try:
         output, errors = process.communicate(word + "\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
         _end(process)
-        return f"the test did not end within {timeout_s:g} s"
+        return late
     if output.rstrip("\n").rpartition("\n")[2] == word:
         return None
     lines = [line for line in errors.splitlines() if line.strip()]
-    if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if process.returncode == -signal.SIGXCPU:  # its processor time was up a moment before the clock's
+        return late
+    if process.returncode == -signal.SIGKILL:
         return f"the test was ended by the system (signal {-process.returncode})"
     return lines[-1][:300] if lines else f"the process ended with status {process.returncode} before the tests did"
 
