@@ -1,6 +1,7 @@
 """Trains the tiny Llama of the embedded default on generated repair tasks, on a CPU or a GPU.
 
     python -m benchmarks.train_tiny --out DIR --minutes 80 --threads 1
+    python -m benchmarks.train_tiny --out DIR --minutes 6 --batch 256 --workers 14   # on a GPU
 
 Byte-level BPE is trained on the train split first. The loss counts the patch, and a little of the prompt at first.
 Hidden matrices are updated by Muon, the rest by AdamW. The learning rate follows the share of the budget that is used
@@ -13,18 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from swe_infer.sample.generator import Task, generate, make
@@ -50,8 +55,10 @@ HEADER_WEIGHT = 5.0
 EDIT_WEIGHT = 4.0
 """Of the tokens of an added line from where it leaves the removed one to two tokens after it has come back: a copy is
 soon learnt, and what is left to learn is where not to copy."""
-POOL = 16
-"""Batches that are sorted by length together."""
+POOL = 256
+"""Tasks that are sorted by length together, in batches of similar length; with large batches four of these."""
+REPORT = 50
+"""Steps between two lines of progress. Only then does the host wait for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class Settings:
     Args:
         short: the first tasks, whose files have one function each, so that copying is learnt soon; later three
             of four have.
+        workers: processes that make tasks ahead of the training; 0: the training makes them itself.
         tokenizer_tasks: how many tasks of the train split the tokenizer is trained on.
         prompt_weight: of a prompt token in the loss at the start; it falls to 0 within the first 15 % of the run.
     """
@@ -69,6 +77,7 @@ class Settings:
     minutes: float | None = None
     steps: int | None = None
     threads: int = 1
+    workers: int = 0
     vocabulary: int = 1536
     tokenizer_tasks: int = 5000
     hidden: int = 256
@@ -177,21 +186,6 @@ def encode(tokenizer: Tokenizer, task: Task) -> Row:
     return [*prompt, *patch, token_id(tokenizer, EOS)], len(prompt)
 
 
-def batches(tokenizer: Tokenizer, start: int, settings: Settings) -> Iterator[tuple[int, list[Row]]]:
-    """Batches of similar length from task ``start`` on, each with the number of the first task after its pool."""
-    number = start
-    while True:
-        numbers = range(number, number + settings.batch * POOL)
-        most = {n: 1 if n < settings.short or n % 4 else 3 for n in numbers}
-        rows = [encode(tokenizer, make("train", n, functions=most[n])) for n in numbers]
-        number = numbers.stop
-        rows.sort(key=lambda row: len(row[0]))
-        groups = [rows[at : at + settings.batch] for at in range(0, len(rows), settings.batch)]
-        random.Random(number).shuffle(groups)
-        for group in groups:
-            yield number, group
-
-
 @dataclass(frozen=True, slots=True)
 class Marks:
     """The tokens that structure a patch, and the one that pads."""
@@ -206,22 +200,73 @@ class Marks:
         return cls(*(token_id(tokenizer, token) for token in (PAD, "Ċ", "-", "+")))
 
 
-def tensors(rows: list[Row], marks: Marks, prompt_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets and the loss's weights, each (batch, length)."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tasks of similar length, padded: ``ids`` (task, place) and, for each place, the ``weights`` of the loss of the
+    token after it. ``tokens`` counts what is no padding. Small types, since batches travel between processes."""
+
+    ids: NDArray[np.int16]
+    weights: NDArray[np.float32]
+    tokens: int
+
+
+def batch_of(rows: list[Row], marks: Marks) -> Batch:
+    """The weight of a prompt's tokens is -1 here; how much they count depends on how far the run is."""
     longest = max(len(tokens) for tokens, _ in rows)
     length = -(-longest // 32) * 32 + 1  # few shapes, since oneDNN keeps memory for each
-    ids = torch.full((len(rows), length), marks.pad)
-    weights = torch.zeros(len(rows), length)
+    ids = np.full((len(rows), length), marks.pad, np.int16)
+    weights = np.zeros((len(rows), length), np.float32)
     for row, (tokens, prompt) in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        weights[row, :prompt] = prompt_weight
+        ids[row, : len(tokens)] = tokens
+        weights[row, :prompt] = -1.0
         weights[row, prompt : len(tokens)] = 1.0
         header = tokens.index(marks.newline, tokens.index(marks.newline, prompt) + 1) + 1
         body = tokens.index(marks.newline, header)
         weights[row, header:body] = HEADER_WEIGHT
         edit = edited(tokens, body + 1, marks)
         weights[row, edit.start : edit.stop] = EDIT_WEIGHT
-    return ids[:, :-1], ids[:, 1:], weights[:, 1:]
+    return Batch(ids, weights[:, 1:], sum(len(tokens) for tokens, _ in rows))
+
+
+class Pools(Dataset[list[Batch]]):
+    """The batches of the tasks from a number on, in the same order whoever makes them."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.marks = Marks.of(tokenizer)
+        self.size = max(POOL, 4 * settings.batch)
+
+    def __getitem__(self, start: int) -> list[Batch]:
+        numbers = range(start, start + self.size)
+        most = {n: 1 if n < self.settings.short or n % 4 else 3 for n in numbers}
+        rows = [encode(self.tokenizer, make("train", n, functions=most[n])) for n in numbers]
+        rows.sort(key=lambda row: len(row[0]))
+        batch = self.settings.batch
+        groups = [batch_of(rows[at : at + batch], self.marks) for at in range(0, len(rows), batch)]
+        random.Random(numbers.stop).shuffle(groups)
+        return groups
+
+
+def batches(tokenizer: Tokenizer, start: int, settings: Settings) -> Iterator[tuple[int, Batch]]:
+    """Batches from task ``start`` on, without end, each with the number of the first task after its pool."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in the workers
+    pools = Pools(tokenizer, settings)
+    loader: DataLoader[list[Batch]] = DataLoader(
+        pools,
+        batch_size=None,
+        sampler=count(start, pools.size),
+        num_workers=settings.workers,
+        collate_fn=_as_it_is,
+    )
+    for number, pool in zip(count(start + pools.size, pools.size), loader, strict=False):
+        for batch in pool:
+            yield number, batch
+
+
+def _as_it_is(pool: list[Batch]) -> list[Batch]:
+    """Tensors would travel through shared memory, of which some machines have little."""
+    return pool
 
 
 def edited(tokens: list[int], start: int, marks: Marks) -> range:
@@ -244,16 +289,29 @@ def edited(tokens: list[int], start: int, marks: Marks) -> range:
     return range(first + same, first + min(len(new) - back + 2, len(new) + 1))
 
 
-def loss_of(model: LlamaForCausalLM, ids: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, float]:
-    """The weighted cross entropy to be minimised, and the plain one of the patch tokens, in nats."""
-    with torch.autocast(ids.device.type, torch.bfloat16):
-        hidden = model.model(ids).last_hidden_state
-        chosen = weights > 0
-        logits = model.lm_head(hidden[chosen]).float()
-    weight = weights[chosen]
-    losses = nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
-    patch = losses.detach()[weight >= 1.0].mean().item()
-    return (losses * weight).sum() / weight.sum(), patch
+def loss_of(model: LlamaForCausalLM, batch: Batch, prompt_weight: float) -> tuple[Tensor, Tensor]:
+    """The weighted cross entropy to be minimised, and the plain one of the patch tokens, in nats.
+
+    Nothing in it waits for the device: the places that count are found on the host.
+    """
+
+    def send(values: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(values)
+        if model.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(model.device, non_blocking=True)
+
+    weights = np.where(batch.weights < 0, np.float32(prompt_weight), batch.weights).ravel()
+    places = np.flatnonzero(weights)
+    patch = np.flatnonzero(weights[places] >= 1.0)
+    ids = send(batch.ids.astype(np.int64))
+    weight, target = send(weights[places]), send(batch.ids[:, 1:].astype(np.int64).ravel()[places])
+    with torch.autocast(model.device.type, torch.bfloat16):
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+        logits = model.lm_head(hidden.index_select(0, send(places))).float()
+    losses = nn.functional.cross_entropy(logits, target, reduction="none")
+    mean = losses.detach().index_select(0, send(patch)).mean()
+    return (losses * weight).sum() / float(weights.sum()), mean
 
 
 def optimisers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -288,6 +346,9 @@ class Trainer:
         if self.device == "cpu":
             AttentionInterface.register("plain", plain_attention)
             self.model.set_attn_implementation("plain")
+        else:  # layer by layer: they are alike, so that one is compiled for all
+            for layer in self.model.model.layers:
+                layer.compile(dynamic=True)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.optimisers = optimisers(self.model, settings.learning_rate)
         self.state = State()
@@ -308,15 +369,14 @@ class Trainer:
             optimiser.load_state_dict(values)
         self.state = State(**saved["state"])
 
-    def step(self, rows: list[Row]) -> float:
-        """One update; the mean loss of its patch tokens, in nats."""
+    def step(self, batch: Batch) -> Tensor:
+        """One update; the mean loss of its patch tokens, in nats, still on the device."""
         progress = self.state.share(self.settings)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.settings.learning_rate * learning_rate_share(progress)
         prompt_weight = self.settings.prompt_weight * max(0.0, 1.0 - progress / 0.15)
-        ids, targets, weights = tensors(rows, Marks.of(self.tokenizer), prompt_weight)
-        loss, patch = loss_of(self.model, ids.to(self.device), targets.to(self.device), weights.to(self.device))
+        loss, patch = loss_of(self.model, batch, prompt_weight)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
@@ -326,7 +386,7 @@ class Trainer:
         for name, value in self.model.state_dict().items():
             self.average[name].lerp_(value, 1.0 - decay)
         self.state.steps += 1
-        self.state.tokens += sum(len(tokens) for tokens, _ in rows)
+        self.state.tokens += batch.tokens
         return patch
 
     def save(self) -> None:
@@ -362,14 +422,18 @@ def train(settings: Settings) -> list[float]:
     state = trainer.state
     print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f} M parameters, {state}", flush=True)
     losses: list[float] = []
+    pending: list[Tensor] = []
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
     begun, before, saved = time.monotonic(), state.seconds, state.seconds
-    for number, rows in batches(trainer.tokenizer, state.next_task, settings):
-        losses.append(trainer.step(rows))
+    for number, batch in batches(trainer.tokenizer, state.next_task, settings):
+        pending.append(trainer.step(batch))
+        if state.steps % REPORT == 0:
+            losses += torch.stack(pending).tolist()
+            pending.clear()
         state.seconds = before + time.monotonic() - begun
-        if state.steps % 50 == 0:
-            mean = sum(losses[-50:]) / len(losses[-50:])
+        if state.steps % REPORT == 0:
+            mean = sum(losses[-REPORT:]) / len(losses[-REPORT:])
             rate = state.tokens / state.seconds
             print(
                 f"{state.seconds / 60:.1f} min, {state.steps} steps, {state.tokens / 1e6:.2f} M tokens, "
@@ -382,15 +446,19 @@ def train(settings: Settings) -> list[float]:
             trainer.save()
         if done:
             break
-    return losses
+    return losses + [patch.item() for patch in pending]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_tiny", description="Train the tiny Llama.")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint and of the model")
-    parser.add_argument("--minutes", type=float, default=None)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--threads", type=int, default=1)
+    kinds = get_type_hints(Settings)
+    for field in fields(Settings):
+        name = "--" + field.name.replace("_", "-")
+        if field.name == "out":
+            parser.add_argument(name, type=Path, required=True, help="directory of the checkpoint and of the model")
+        else:
+            kind = int if kinds[field.name] in (int, int | None) else float
+            parser.add_argument(name, type=kind, default=field.default)
     arguments = parser.parse_args()
     if (arguments.minutes is None) == (arguments.steps is None):
         parser.error("give either --minutes or --steps")

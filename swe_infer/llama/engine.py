@@ -21,6 +21,7 @@ from torch import Tensor
 from swe_infer.errors import ConfigError
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config, read_generation_defaults
+from swe_infer.llama.graphs import DecodeGraphs
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import BlockPool, KVCache
 from swe_infer.llama.memory import available_bytes, free_bytes
@@ -116,6 +117,7 @@ class Engine:
             self._copy_block,
         )
         self._passing = False
+        self._graphs = DecodeGraphs.of(model, self.cache, min(self.context_window, self.cache_tokens))
         self.sampler = Sampler()
         self.reset_stats()
 
@@ -270,6 +272,9 @@ class Engine:
 
     def _logits(self, told: Pass) -> Tensor:
         """The wanted logits of a pass, which all ranks run."""
+        logits_RV = None if self._graphs is None else self._graphs.logits(told)
+        if logits_RV is not None:
+            return logits_RV
         if self._followers is None:
             return run_pass(self.model, self.cache, told)
         self._followers.send(told)

@@ -9,6 +9,8 @@ K key-value heads, D head dimension, I intermediate size, V vocabulary, R rows w
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,7 @@ from swe_infer.llama.rope import RotaryEmbedding, rotate
 from swe_infer.llama.shard import WHOLE, Shard
 from swe_infer.types import AttentionChoice
 
-__all__ = ["LlamaForCausalLM", "Step"]
+__all__ = ["LlamaForCausalLM", "Step", "cache_places"]
 
 MIN_ROWS = 8
 """Matrix products get at least this many rows. With fewer the libraries sum in another order, so that a row's bits
@@ -52,18 +54,32 @@ class Step:
     rope_lengths_T: Tensor | None = None
 
 
+def fused_kernels(device: torch.device) -> Any:
+    """The module :mod:`swe_infer.llama.kernels` where it can run, else None."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("swe_infer.llama.kernels")
+
+
 class RMSNorm(nn.Module):
-    """Root mean square norm (Zhang and Sennrich, 2019), computed in float32."""
+    """Root mean square norm (Zhang and Sennrich, 2019), computed in float32, of a residual stream."""
 
     def __init__(self, size: int, eps: float, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype), requires_grad=False)
         self.eps = eps
+        self._kernels = fused_kernels(device)
 
-    def forward(self, x_TE: Tensor) -> Tensor:
+    def forward(self, x_TE: Tensor, delta_TE: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The stream with what the last block adds to it, and the norm of that."""
+        if self._kernels is not None:
+            total_TE, normed_TE = self._kernels.add_rms_norm(x_TE, delta_TE, self.weight, self.eps)
+            return total_TE, normed_TE
+        if delta_TE is not None:
+            x_TE = x_TE + delta_TE
         wide_TE = x_TE.float()
         scale_T1 = torch.rsqrt(wide_TE.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide_TE * scale_T1).to(x_TE.dtype)
+        return x_TE, self.weight * (wide_TE * scale_T1).to(x_TE.dtype)
 
 
 class Linear(nn.Module):
@@ -96,6 +112,8 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, shard: Shard) -> None:
         super().__init__()
         self.shard = shard
+        kernels = fused_kernels(device)
+        self._rotate = rotate if kernels is None else kernels.rotate
         self.heads, self.kv_heads, self.head_dim = (
             shard.of(config.num_attention_heads),
             shard.of(config.num_key_value_heads),
@@ -118,7 +136,7 @@ class Attention(nn.Module):
         backend: AttentionBackend[Any],
     ) -> Tensor:
         qkv_THD: Tensor = self.qkv_proj(x_TE).view(len(x_TE), -1, self.head_dim)
-        turned_THD = rotate(qkv_THD[:, : self.heads + self.kv_heads], *cos_sin)
+        turned_THD = self._rotate(qkv_THD[:, : self.heads + self.kv_heads], *cos_sin)
         backend.write(cache.keys[layer], turned_THD[:, self.heads :], step.slots)
         backend.write(cache.values[layer], qkv_THD[:, self.heads + self.kv_heads :], step.slots)
         out_THD = backend.attend(turned_THD[:, : self.heads], cache.keys[layer], cache.values[layer], step.plan)
@@ -129,13 +147,19 @@ class FeedForward(nn.Module):
     def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, shard: Shard) -> None:
         super().__init__()
         self.shard = shard
+        self._kernels = fused_kernels(device)
         hidden, inner = config.hidden_size, shard.of(config.intermediate_size)
         self.gate_up_proj = Linear(hidden, 2 * inner, config.mlp_bias, device, dtype)
         self.down_proj = Linear(inner, hidden, config.mlp_bias and shard.rank == 0, device, dtype)
 
     def forward(self, x_TE: Tensor) -> Tensor:
-        gate_TI, up_TI = self.gate_up_proj(x_TE).chunk(2, dim=-1)
-        return self.shard.add_up(self.down_proj(functional.silu(gate_TI).mul_(up_TI)))
+        both_TI = self.gate_up_proj(x_TE)
+        if self._kernels is not None:
+            inner_TI = self._kernels.silu_mul(both_TI)
+        else:
+            gate_TI, up_TI = both_TI.chunk(2, dim=-1)
+            inner_TI = functional.silu(gate_TI).mul_(up_TI)
+        return self.shard.add_up(self.down_proj(inner_TI))
 
 
 class Layer(nn.Module):
@@ -225,17 +249,21 @@ class LlamaForCausalLM(nn.Module):
         ids_T = functional.pad(input_ids_T, (0, padding)) if padding else input_ids_T
         x_TE = functional.embedding(ids_T, self.embed_tokens)
         cos_sin = self.rope(step.positions_T, step.max_position, step.rope_lengths_T)
+        delta_TE = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            attended_TE = layer.self_attn(layer.input_layernorm(x_TE), index, cos_sin, step, cache, self.backend)
-            x_TE = x_TE + attended_TE
-            x_TE = x_TE + layer.mlp(layer.post_attention_layernorm(x_TE))
+            x_TE, normed_TE = layer.input_layernorm(x_TE, delta_TE)
+            delta_TE = layer.self_attn(normed_TE, index, cos_sin, step, cache, self.backend)
+            x_TE, normed_TE = layer.post_attention_layernorm(x_TE, delta_TE)
+            delta_TE = layer.mlp(normed_TE)
         if self.shard.rank:
             return x_TE.new_empty(0, dtype=torch.float32)
         x_RE = x_TE.index_select(0, step.rows_R)
+        if delta_TE is not None:
+            x_RE = x_RE + delta_TE.index_select(0, step.rows_R)
         if wanted < MIN_ROWS:
             x_RE = functional.pad(x_RE, (0, 0, 0, MIN_ROWS - wanted))
-        logits_RV: Tensor = self.lm_head(self.norm(x_RE))
+        logits_RV: Tensor = self.lm_head(self.norm(x_RE, None)[1])
         return logits_RV[:wanted].float()
 
     def step(
@@ -253,15 +281,7 @@ class LlamaForCausalLM(nn.Module):
             rows: packed tokens whose logits are wanted; None: all.
             rope_lengths: for each packed token, where dynamic RoPE needs it.
         """
-        size = self.backend.block_size
-        positions: list[int] = []
-        slots: list[int] = []
-        for start, count, table in zip(starts, query_lens, block_tables, strict=True):
-            positions += range(start, start + count)
-            if count == 1:
-                slots.append(table[start // size] * size + start % size)
-            else:
-                slots += [table[p // size] * size + p % size for p in range(start, start + count)]
+        positions, slots = cache_places(starts, query_lens, block_tables, self.backend.block_size)
         total = len(positions)
         padding = [0] * max(0, MIN_ROWS - total)
         layout = Layout(query_lens, [s + c for s, c in zip(starts, query_lens, strict=True)], block_tables)
@@ -288,3 +308,18 @@ class LlamaForCausalLM(nn.Module):
     def _send(self, values: Sequence[int]) -> Tensor:
         tensor = torch.tensor(values, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         return tensor.to(self.device, non_blocking=True)
+
+
+def cache_places(
+    starts: Sequence[int], query_lens: Sequence[int], block_tables: Sequence[Sequence[int]], size: int
+) -> tuple[list[int], list[int]]:
+    """Of each packed token its place in its sequence, and in a cache of blocks of ``size`` tokens."""
+    positions: list[int] = []
+    slots: list[int] = []
+    for start, count, table in zip(starts, query_lens, block_tables, strict=True):
+        positions += range(start, start + count)
+        if count == 1:
+            slots.append(table[start // size] * size + start % size)
+        else:
+            slots += [table[p // size] * size + p % size for p in range(start, start + count)]
+    return positions, slots

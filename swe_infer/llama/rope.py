@@ -63,6 +63,11 @@ class RotaryEmbedding:
             self._grow(2 * max_position)
         return self._cos_PD[positions_T].unsqueeze(1), self._sin_PD[positions_T].unsqueeze(1)
 
+    def reach(self, positions: int) -> None:
+        """Have the table for so many positions, so that it stays where it is."""
+        if positions > len(self._cos_PD):
+            self._grow(positions)
+
     def _grow(self, positions: int) -> None:
         angles_PF = torch.arange(positions, device=self.device).float()[:, None] * self._freqs_F
         self._cos_PD, self._sin_PD = self._tables(angles_PF)

@@ -1,7 +1,7 @@
 """The interface of attention backends, and the choice among them.
 
 Shape suffixes: T packed tokens, H query heads, K key-value heads, D head dimension, N cache blocks, B tokens a block,
-S sequences.
+S sequences, P blocks of the longest sequence.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from swe_infer.errors import ConfigError
 from swe_infer.types import AttentionChoice
 
-__all__ = ["AttentionBackend", "AttentionShape", "Layout", "choose_backend"]
+__all__ = ["AttentionBackend", "AttentionShape", "Layout", "PagedBackend", "PagedPlan", "choose_backend"]
 
 PlanT = TypeVar("PlanT")
 
@@ -91,6 +92,69 @@ class AttentionBackend(ABC, Generic[PlanT]):
     def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PlanT) -> Tensor:
         """Attention output of shape THD, over pools of :meth:`pool_shape`. Rows beyond the
         layout's are padding and come back as zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class PagedPlan:
+    """What paged flash-attention kernels take; tensors are int32 on the device.
+
+    ``max_queries`` and ``max_keys`` bound the lengths; a kernel of a larger bound computes the same.
+    """
+
+    queries: int
+    cumulative_queries_S1: Tensor
+    key_lens_S: Tensor
+    cumulative_keys_S1: Tensor
+    block_table_SP: Tensor
+    max_queries: int
+    max_keys: int
+
+
+class PagedBackend(AttentionBackend[PagedPlan]):
+    """A flash-attention kernel on CUDA that reads the cache through block tables of 256 tokens a block."""
+
+    block_size = 256
+
+    @classmethod
+    def why_not(cls, shape: AttentionShape) -> str | None:
+        if shape.device.type != "cuda":
+            return f"needs a CUDA device, and this is {shape.device.type}"
+        if shape.dtype not in (torch.bfloat16, torch.float16):
+            return f"needs bfloat16 or float16, and this is {shape.dtype}"
+        if torch.cuda.get_device_capability(shape.device) < (8, 0):
+            return "needs compute capability 8.0"
+        if shape.head_dim > 256 or shape.head_dim % 8:
+            return f"head_dim {shape.head_dim} is not a multiple of 8 up to 256"
+        return None
+
+    def plan(self, layout: Layout) -> PagedPlan:
+        """Pack the layout into pinned memory and send it without waiting."""
+        width = max((len(table) for table in layout.block_tables), default=1)
+
+        def send(values: object) -> Tensor:
+            tensor = torch.tensor(values, dtype=torch.int32, pin_memory=self.shape.device.type == "cuda")
+            return tensor.to(self.shape.device, non_blocking=True)
+
+        return PagedPlan(
+            queries=sum(layout.query_lens),
+            cumulative_queries_S1=send([0, *accumulate(layout.query_lens)]),
+            key_lens_S=send(list(layout.key_lens)),
+            cumulative_keys_S1=send([0, *accumulate(layout.key_lens)]),
+            block_table_SP=send([[*table, *[0] * (width - len(table))] for table in layout.block_tables]),
+            max_queries=max(layout.query_lens, default=0),
+            max_keys=max(layout.key_lens, default=0),
+        )
+
+    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+        if plan.queries == len(q_THD):
+            return self.kernel(q_THD, k_pool, v_pool, plan)
+        out_THD = torch.zeros_like(q_THD)
+        out_THD[: plan.queries] = self.kernel(q_THD[: plan.queries], k_pool, v_pool, plan)
+        return out_THD
+
+    @abstractmethod
+    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+        """:meth:`attend` without padding rows."""
 
 
 def choose_backend(choice: AttentionChoice, shape: AttentionShape) -> AttentionBackend[Any]:

@@ -1,0 +1,171 @@
+"""CUDA graphs of passes in which every sequence decodes: one launch instead of some ten for each layer.
+
+A graph runs on fixed addresses and fixed shapes. So a pass is padded to the next of a few numbers of rows, and what
+varies is written into one buffer, which one copy brings to the device. Padding rows are sequences of their own, whose
+keys lie in the scratch block. Graphs are captured when they are first wanted.
+
+Shape suffixes: R rows, S sequences, P cache blocks of the longest sequence.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swe_infer.llama.attention.base import PagedBackend, PagedPlan
+from swe_infer.llama.kv_cache import SCRATCH, KVCache
+from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, Step, cache_places
+from swe_infer.llama.tensor_parallel import Pass
+
+__all__ = ["DecodeGraphs", "StaticPass"]
+
+ROWS = (MIN_ROWS, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Rows that passes are padded to; larger ones run without a graph, since launches matter little there."""
+
+MOST_QUERIES = 64
+"""Bound of the rows of one sequence, a guess's or padding: attention kernels take as many in one tile anyway."""
+
+LEAST_BLOCKS = 8
+"""Cache blocks of a sequence for which the smallest graphs have room; larger ones are twice as wide each."""
+
+
+class StaticPass:
+    """A pass of exactly ``rows`` rows, whose inputs lie at fixed addresses.
+
+    Args:
+        single: every sequence brings one row, which some kernels compute in another way.
+        blocks: most cache blocks of a sequence.
+        max_position: of any token that will ever be run.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, rows: int, blocks: int, single: bool, max_position: int) -> None:
+        self.model = model
+        self.rows = rows
+        self.single = single
+        sizes = {
+            "ids": rows,
+            "positions": rows,
+            "slots": rows,
+            "key_lens": rows,
+            "cumulative_queries": rows + 1,
+            "cumulative_keys": rows + 1,
+            "tables": rows * blocks,
+        }
+        total = sum(sizes.values())
+        self._host = torch.zeros(total, dtype=torch.int32, pin_memory=model.device.type == "cuda")
+        self._device = torch.zeros(total, dtype=torch.int32, device=model.device)
+        names = list(sizes)
+        parts = [part.numpy() for part in torch.split(self._host, list(sizes.values()))]
+        self._fields = dict(zip(names, parts, strict=True))
+        self._tables = self._fields["tables"].reshape(rows, blocks)
+        sent = dict(zip(names, torch.split(self._device, list(sizes.values())), strict=True))
+        self._ids_R = sent["ids"]
+        self._positions_R, self._slots_R = sent["positions"], sent["slots"]
+        self._rows_R = torch.arange(rows, device=model.device)
+        self._max_position = max_position
+        self._plan = PagedPlan(
+            queries=rows,
+            cumulative_queries_S1=sent["cumulative_queries"],
+            key_lens_S=sent["key_lens"],
+            cumulative_keys_S1=sent["cumulative_keys"],
+            block_table_SP=sent["tables"].view(rows, blocks),
+            max_queries=1 if single else MOST_QUERIES,
+            max_keys=blocks * model.backend.block_size,
+        )
+
+    def fill(self, told: Pass) -> None:
+        """Send a pass's inputs to the device. The last one must have been run."""
+        rows, padding = len(told.ids), self.rows - len(told.ids)
+        queries, starts, tables = list(told.query_lens), list(told.starts), list(told.block_tables)
+        extra = [1] * padding if self.single else [padding] if padding else []
+        queries += extra
+        starts += [0] * len(extra)
+        tables += [[SCRATCH]] * len(extra)
+        positions, slots = cache_places(starts, queries, tables, self.model.backend.block_size)
+        key_lens = [start + count for start, count in zip(starts, queries, strict=True)]
+        unused = self.rows - len(queries)
+        fields = self._fields
+        fields["ids"][:rows] = told.ids
+        fields["ids"][rows:] = 0
+        fields["positions"][:] = positions
+        fields["slots"][:] = slots
+        fields["key_lens"][:] = key_lens + [0] * unused
+        fields["cumulative_queries"][:] = [0, *accumulate(queries + [0] * unused)]
+        fields["cumulative_keys"][:] = [0, *accumulate(key_lens + [0] * unused)]
+        for row, table in enumerate(tables):  # what lies beyond a table is not read
+            self._tables[row, : len(table)] = table
+        self._device.copy_(self._host, non_blocking=True)
+
+    def run(self, cache: KVCache) -> Tensor:
+        """The logits of all rows, padding included (RV, float32). Reads nothing but the device's memory."""
+        step = Step(
+            positions_T=self._positions_R.long(),
+            max_position=self._max_position,
+            slots=self.model.backend.slots(self._slots_R.long()),
+            rows_R=self._rows_R,
+            plan=self._plan,
+        )
+        return self.model.decode(self._ids_R, step, cache)
+
+
+class DecodeGraphs:
+    """The graphs of one engine.
+
+    Args:
+        limit: tokens that no sequence exceeds.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, cache: KVCache, limit: int) -> None:
+        self._model = model
+        self._cache = cache
+        self._limit = limit
+        self._graphs: dict[tuple[int, int, bool], tuple[StaticPass, Any, Tensor]] = {}
+        self._pool: Any = None
+        model.rope.reach(limit)  # the graphs hold the address of its table
+
+    @classmethod
+    def of(cls, model: LlamaForCausalLM, cache: KVCache, limit: int) -> DecodeGraphs | None:
+        """None where passes cannot be captured: on a CPU, with SDPA or dynamic RoPE, and as one of several ranks."""
+        paged = isinstance(model.backend, PagedBackend) and model.device.type == "cuda"
+        if not paged or model.shard.count > 1 or model.config.rope.type == "dynamic":
+            return None
+        return cls(model, cache, limit)
+
+    @property
+    def captured(self) -> int:
+        """How many there are."""
+        return len(self._graphs)
+
+    def logits(self, told: Pass) -> Tensor | None:
+        """The logits of a pass (RV, float32), in memory that the next pass uses again; None: no graph is for it."""
+        rows = len(told.ids)
+        if rows > ROWS[-1] or len(told.rows) != rows or max(told.query_lens) > MOST_QUERIES:
+            return None
+        blocks = LEAST_BLOCKS
+        while blocks < max(map(len, told.block_tables)):
+            blocks *= 2
+        key = (ROWS[bisect_left(ROWS, rows)], blocks, rows == len(told.query_lens))
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(StaticPass(self._model, *key, self._limit - 1), told)
+        static, graph, logits_RV = self._graphs[key]
+        static.fill(told)
+        graph.replay()
+        return logits_RV[:rows]
+
+    def _capture(self, static: StaticPass, told: Pass) -> tuple[StaticPass, Any, Tensor]:
+        """Run the pass once, so that all is allocated and compiled that ever is, then record it."""
+        static.fill(told)
+        stream = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._model.device))
+        with torch.cuda.stream(stream):
+            static.run(self._cache)
+        torch.cuda.current_stream(self._model.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits_RV = static.run(self._cache)
+        self._pool = self._pool or graph.pool()
+        return static, graph, logits_RV

@@ -1,0 +1,134 @@
+"""Passes at fixed addresses compute what ordinary ones do. The attention here reads nothing but the plan's tensors,
+as a captured kernel would; capturing itself is tested in ``test_gpu.py``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from swe_infer.llama.attention.base import AttentionShape, PagedBackend, PagedPlan
+from swe_infer.llama.graphs import MOST_QUERIES, ROWS, DecodeGraphs, StaticPass
+from swe_infer.llama.kv_cache import KVCache
+from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.tensor_parallel import Pass, run_pass
+from tests.llama.helpers import load, random_prompt
+
+LIMIT = 1024
+
+
+class PlainPaged(PagedBackend):
+    """Attention over block tables in plain operations, on any device."""
+
+    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+        out_THD = torch.zeros_like(q_THD)
+        ends = plan.cumulative_queries_S1.tolist()
+        assert len(ends) == len(plan.key_lens_S) + 1 == len(plan.cumulative_keys_S1)
+        for sequence, (start, end) in enumerate(pairwise(ends)):
+            keys, rows = int(plan.key_lens_S[sequence]), end - start
+            assert rows <= plan.max_queries
+            assert keys <= plan.max_keys
+            assert keys == plan.cumulative_keys_S1[sequence + 1] - plan.cumulative_keys_S1[sequence]
+            if not rows:
+                continue
+            blocks = plan.block_table_SP[sequence, : -(-keys // self.block_size)].long()
+            k_HLD, v_HLD = (pool[blocks].flatten(0, 1)[:keys].transpose(0, 1) for pool in (k_pool, v_pool))
+            seen_RL = torch.arange(keys)[None] <= torch.arange(keys - rows, keys)[:, None]
+            attended_HRD = functional.scaled_dot_product_attention(
+                q_THD[start:end].transpose(0, 1)[None], k_HLD[None], v_HLD[None], seen_RL, enable_gqa=True
+            )[0]
+            out_THD[start:end] = attended_HRD.transpose(0, 1)
+        return out_THD
+
+
+@pytest.fixture
+def model(checkpoint: Path) -> LlamaForCausalLM:
+    model = load(checkpoint)
+    shape = model.backend.shape
+    model.backend = PlainPaged(AttentionShape(shape.heads, shape.kv_heads, shape.head_dim, shape.device, shape.dtype))
+    return model
+
+
+def cache_of(model: LlamaForCausalLM, starts: list[int], seed: int) -> tuple[KVCache, list[list[int]]]:
+    """A cache that holds the first ``starts`` tokens of each sequence, in scattered blocks, and room for more."""
+    cache = model.new_cache(64)
+    order = (torch.randperm(63, generator=torch.Generator().manual_seed(seed)) + 1).tolist()
+    tables = [[order.pop() for _ in range((start + MOST_QUERIES) // 256 + 1)] for start in starts]
+    for index, (start, table) in enumerate(zip(starts, tables, strict=True)):
+        if start:
+            run_pass(model, cache, Pass(random_prompt(start, index), [0], [start], [table], [0], None))
+    return cache, tables
+
+
+def told_of(starts: list[int], counts: list[int], tables: list[list[int]], seed: int) -> Pass:
+    rows = sum(counts)
+    return Pass(random_prompt(rows, seed), starts, counts, tables, list(range(rows)), None)
+
+
+@pytest.mark.parametrize(
+    ("starts", "counts", "rows"),
+    [
+        ([5], [1], 8),
+        ([300, 7, 256, 255, 511], [1] * 5, 8),
+        ([9, 300, 40, 77, 12, 600, 3, 255], [1] * 8, 8),
+        ([9, 300, 40], [1, 33, 4], 48),
+        ([500], [64], 64),
+        ([0, 250], [2, 7], 16),
+        ([30, 260], [1, 2], 64),
+    ],
+    ids=["one", "few", "full", "guesses", "no_padding", "a_first_token", "much_padding"],
+)
+@torch.inference_mode()
+def test_a_static_pass_equals_an_ordinary_one(
+    model: LlamaForCausalLM, starts: list[int], counts: list[int], rows: int
+) -> None:
+    cache, tables = cache_of(model, starts, 1)
+    static = StaticPass(model, rows, 4, len(counts) == sum(counts), LIMIT - 1)
+    for seed in (50, 51):  # the second pass finds what the first one left in the buffers
+        told = told_of(starts, counts, tables, seed)
+        expected = run_pass(model, cache, told)
+        static.fill(told)
+        found = static.run(cache)
+        assert found.shape[0] == rows
+        torch.testing.assert_close(found[: sum(counts)], expected, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_what_a_pass_leaves_in_the_buffers_does_not_reach_the_next(model: LlamaForCausalLM) -> None:
+    cache, tables = cache_of(model, [600, 500, 400, 300, 200, 20], 2)
+    static = StaticPass(model, 32, 4, False, LIMIT - 1)
+    static.fill(told_of([600, 500, 400, 300], [8, 8, 8, 8], tables[:4], 60))
+    static.run(cache)
+    told = told_of([200, 20], [3, 1], tables[4:], 61)
+    static.fill(told)
+    torch.testing.assert_close(static.run(cache)[:4], run_pass(model, cache, told), atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_padding_rows_write_to_no_block_but_the_scratch_block(model: LlamaForCausalLM) -> None:
+    cache, tables = cache_of(model, [10], 3)
+    before = cache.keys[0].clone()
+    for single in (True, False):
+        static = StaticPass(model, 24, 2, single, LIMIT - 1)
+        static.fill(told_of([10], [1], tables, 70))
+        static.run(cache)
+    changed = (cache.keys[0] != before).flatten(2).any(-1)
+    assert changed[tables[0][0]].nonzero().flatten().tolist() == [10]
+    assert set(changed.any(-1).nonzero().flatten().tolist()) <= {0, tables[0][0]}
+
+
+def test_passes_that_no_graph_is_for_are_left_to_the_ordinary_path(model: LlamaForCausalLM) -> None:
+    graphs = DecodeGraphs(model, model.new_cache(2), LIMIT)
+    block = [[1]]
+    assert graphs.logits(Pass([3] * 9, [0], [9], block, [8], None)) is None, "a prompt's last chunk"
+    assert graphs.logits(Pass([3] * 65, [0], [65], block, list(range(65)), None)) is None, "too many rows of one"
+    many = ROWS[-1] + 1
+    assert graphs.logits(told_of([0] * many, [1] * many, block * many, 1)) is None
+
+
+def test_a_cpu_has_no_graphs(model: LlamaForCausalLM) -> None:
+    assert DecodeGraphs.of(model, model.new_cache(2), LIMIT) is None
