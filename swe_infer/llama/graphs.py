@@ -125,6 +125,8 @@ class DecodeGraphs:
         self._limit = limit
         self._graphs: dict[tuple[int, int, bool], tuple[StaticPass, Any, Tensor]] = {}
         self._pool: Any = None
+        self.last: Any = None
+        """The ``torch.cuda.CUDAGraph`` that ran last; to replay it computes the same again."""
         model.rope.reach(limit)  # the graphs hold the address of its table
 
     @classmethod
@@ -154,6 +156,7 @@ class DecodeGraphs:
         static, graph, logits_RV = self._graphs[key]
         static.fill(told)
         graph.replay()
+        self.last = graph
         return logits_RV[:rows]
 
     def _capture(self, static: StaticPass, told: Pass) -> tuple[StaticPass, Any, Tensor]:

@@ -1,0 +1,327 @@
+"""The engine on a GPU: prefill and decode as shares of what the machine can do, whole workloads beside transformers.
+
+    python -m benchmarks.engine_gpu [--shape 8b] [--parts prefill,decode,profile,work,peer] [--lengths 2141,2909]
+
+The model has random weights in the shape of Llama 3 8B (grouped-query attention) or of SWE-Llama 7b, made on the
+device. The machine's limits are measured in the same run: a large matrix product in bfloat16, and a copy (bytes read
+and written). Prefill's share counts the operations of the layers' products and of causal attention; decode's share
+counts the bytes of all weights but the embedding, and of the keys and values of all tokens in the cache. ``work``
+answers prompts of the lengths of real SWE-bench prompts, once, in eight samples, and at four temperatures;
+``peer`` is transformers' ``generate_batch`` on the first of these. Prints one JSON line for each figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swe_infer.llama.config import LlamaConfig, RopeConfig
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.tokenizer import LlamaTokenizer
+
+SHAPES = {
+    "8b": LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128, 131072, rope=RopeConfig(500_000.0)),
+    "7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, 100_000, rope=RopeConfig(10_000.0)),
+    "small": LlamaConfig(1536, 512, 1024, 4, 8, 4, 64, 16384, rope=RopeConfig(10_000.0)),
+}
+LENGTHS = (2141, 2909, 3090, 3295, 3586, 3887, 4135, 4517, 5832, 6533, 6689, 7200, 7258, 8428, 8716, 9072)
+"""Tokens of the shorter half of the SWE-bench oracle prompts at hand, estimated from their characters."""
+NEW = 256
+SWEEP = (0.2, 0.4, 0.6, 0.8)
+
+
+def say(**line: object) -> None:
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+
+
+def seconds(work: Callable[[], object], rounds: int = 5) -> float:
+    """Median seconds on the device."""
+    work()
+    times = []
+    for _ in range(rounds):
+        events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+        start, end = events
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return float(statistics.median(times))
+
+
+def limits() -> tuple[float, float]:
+    """Operations and bytes a second that this GPU reaches."""
+    left, right = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16).unbind(0)
+    rate = 2 * 8192**3 / seconds(lambda: left @ right, 10)
+    source = torch.randint(0, 255, (4 << 30,), device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.numel() / seconds(lambda: target.copy_(source), 10)
+    return rate, bandwidth
+
+
+def make_engine(config: LlamaConfig, max_batch_tokens: int) -> Engine:
+    model = LlamaForCausalLM(config, device="cuda", dtype=torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02) if parameter.ndim == 2 else parameter.data.fill_(1.0)
+    with resources.as_file(resources.files("swe_infer.sample") / "tiny_llama") as directory:
+        tokenizer = LlamaTokenizer(Path(directory), "raw")
+    return Engine(model, tokenizer, EngineOptions(max_batch_tokens, 128, 24.0))
+
+
+def prompts(config: LlamaConfig, lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    return [tuple(torch.randint(5, config.vocab_size, (length,), generator=generator).tolist()) for length in lengths]
+
+
+def requests(
+    texts: list[tuple[int, ...]], new: int, temperatures: tuple[float, ...] = (0.0,), samples: int = 1
+) -> Iterator[GenerationRequest]:
+    rules = StopRules(new, closed_patch=False, repetition=False)
+    for index, text in enumerate(texts):
+        for temperature in temperatures:
+            for sample in range(samples):
+                key = (index, temperature, sample)
+                yield GenerationRequest(key, text, rules, temperature, None, 1000 * index + sample)
+
+
+def answer(engine: Engine, asked: Iterator[GenerationRequest]) -> tuple[float, int]:
+    """Wall seconds and output tokens, from an empty prefix cache."""
+
+    def rejected(_: GenerationRequest, error: Exception) -> None:
+        raise error
+
+    engine.forget()
+    engine.reset_stats()
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    tokens = sum(len(found.token_ids) for found in engine.generate(asked, rejected))
+    return time.perf_counter() - begun, tokens
+
+
+def layer_parameters(config: LlamaConfig) -> int:
+    heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    each = 2 * config.hidden_size * (heads + kv) + 3 * config.hidden_size * config.intermediate_size
+    return config.num_hidden_layers * each
+
+
+def prefill(engine: Engine, rate: float, length: int, count: int) -> None:
+    config = engine.model.config
+    texts = prompts(config, (length,) * count)
+    answer(engine, requests(texts[:1], 1))
+    wall = statistics.median(answer(engine, requests(texts, 1))[0] for _ in range(3))
+    tokens = length * count
+    attention = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length * tokens
+    operations = 2 * layer_parameters(config) * tokens + attention
+    say(
+        figure="prefill",
+        prompts=count,
+        length=length,
+        chunk=engine.options.max_batch_tokens,
+        tokens_per_s=tokens / wall,
+        share_of_matrix_rate=operations / wall / rate,
+    )
+
+
+def decode(engine: Engine, bandwidth: float, length: int, count: int, steps: int = 40) -> None:
+    config = engine.model.config
+    engine.forget()
+    for request in requests(prompts(config, (length,) * count), 2 * steps + 40):
+        engine.add(request)
+    while engine.scheduler.waiting or any(sequence.remaining > 1 for sequence in engine.scheduler.running):
+        engine.step()
+    for _ in range(5):
+        engine.step()
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(steps):
+        engine.step()
+    torch.cuda.synchronize()
+    wall = (time.perf_counter() - begun) / steps
+    on_device = device_seconds(engine)
+    engine.abandon()
+    weights = 2 * (layer_parameters(config) + config.vocab_size * config.hidden_size)
+    token = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    moved = weights + token * count * (length + 25)
+    say(
+        figure="decode",
+        sequences=count,
+        length=length,
+        ms_a_step=1000 * wall,
+        tokens_per_s=count / wall,
+        share_of_bandwidth=moved / wall / bandwidth,
+        ms_on_the_device=1000 * on_device,
+        device_share_of_bandwidth=moved / max(on_device, 1e-9) / bandwidth,
+    )
+
+
+def device_seconds(engine: Engine) -> float:
+    """Of one decoding pass without what the host does between passes: what is on the device, again and again."""
+    graphs = engine._graphs
+    if graphs is None or not graphs.last:
+        return 0.0
+    return seconds(graphs.last.replay, 10)
+
+
+def work(engine: Engine, lengths: tuple[int, ...]) -> None:
+    texts = prompts(engine.model.config, lengths)
+    answer(engine, requests(texts[:2], 8))
+    once = 0.0
+    for name, temperatures, samples in (("n=1", (0.0,), 1), ("n=8", (0.8,), 8), ("4 temperatures", SWEEP, 1)):
+        wall, tokens = answer(engine, requests(texts, NEW, temperatures, samples))
+        once = once or wall
+        figures = engine.figures()
+        say(
+            figure="work",
+            what=name,
+            prompts=len(texts),
+            prompt_tokens=sum(lengths),
+            wall_s=wall,
+            output_tokens_per_s=tokens / wall,
+            times_one_run=wall / once,
+            cache_hit_rate=figures["cache_hit_rate"],
+            gb_reserved=torch.cuda.memory_reserved() / 1e9,
+            gb_allocated_at_most=torch.cuda.max_memory_allocated() / 1e9,
+        )
+
+
+@contextmanager
+def time_limit(limit: int) -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise TimeoutError(f"not done within {limit} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def peer(config: LlamaConfig, lengths: tuple[int, ...], limit: int) -> None:
+    """transformers' continuous batching on the workload ``n=1``."""
+    import transformers
+
+    shape: Any = transformers.LlamaConfig
+    values = shape(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        dtype=torch.bfloat16,
+        attn_implementation="sdpa",
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model: Any = transformers.LlamaForCausalLM(values)
+    torch.set_default_dtype(torch.float32)
+    model.eval()
+    generation: Any = transformers.GenerationConfig
+    room: Any = transformers.ContinuousBatchingConfig
+    texts = [list(text) for text in prompts(config, lengths)]
+    blocks = sum(-(-(length + NEW) // 256) for length in lengths) + 8
+
+    def run(new: int, some: list[list[int]]) -> tuple[float, int]:
+        begun = time.perf_counter()
+        answers = model.generate_batch(
+            some,
+            generation_config=generation(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0),
+            continuous_batching_config=room(num_blocks=blocks, max_batch_tokens=2048),
+            progress_bar=False,
+        )
+        return time.perf_counter() - begun, sum(len(found.generated_tokens) for found in answers.values())
+
+    try:
+        with time_limit(limit):
+            run(2, texts[:1])
+            wall, tokens = run(NEW, texts)
+        say(figure="peer", what="transformers generate_batch n=1", wall_s=wall, output_tokens_per_s=tokens / wall)
+    except Exception as error:  # noqa: BLE001  # a peer that fails must not lose the other figures
+        say(figure="peer", what="transformers generate_batch n=1", failed=f"{type(error).__name__}: {error}"[:300])
+
+
+def profile(engine: Engine) -> None:
+    """The kernels that take most of the device's time, of one prompt's prefill and of 20 decoding passes."""
+    text = prompts(engine.model.config, (8192,))
+    for name, asked in (("prefill", requests(text, 1)), ("decode", requests(text * 8, 24))):
+        engine.forget()
+        if name == "decode":
+            for request in asked:
+                engine.add(request)
+            while engine.scheduler.waiting or any(s.remaining > 1 for s in engine.scheduler.running):
+                engine.step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            if name == "prefill":
+                answer(engine, asked)
+            else:
+                for _ in range(20):
+                    engine.step()
+            torch.cuda.synchronize()
+        engine.abandon()
+        rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)
+        whole = sum(row.self_device_time_total for row in rows)
+        for row in rows[:9]:
+            say(
+                profile=name,
+                kernel=row.key[:70],
+                share=row.self_device_time_total / whole,
+                calls=row.count,
+                us_each=row.self_device_time_total / row.count,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--parts", default="prefill,decode,profile,work,peer")
+    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
+    parser.add_argument("--chunk", type=int, default=2048, help="runner.max_batch_tokens")
+    parser.add_argument("--peer-limit", type=int, default=90, help="seconds for the peer")
+    arguments = parser.parse_args()
+    parts, lengths = arguments.parts.split(","), tuple(map(int, arguments.lengths.split(",")))
+    config = SHAPES[arguments.shape]
+    rate, bandwidth = limits()
+    say(
+        figure="limits",
+        device=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        matrix_tflops=rate / 1e12,
+        copy_tb_per_s=bandwidth / 1e12,
+    )
+    engine = make_engine(config, arguments.chunk)
+    backend = type(engine.model.backend).__module__.rpartition(".")[2]
+    say(figure="engine", shape=arguments.shape, attention=backend, graphs=engine._graphs is not None)
+    if "prefill" in parts:
+        prefill(engine, rate, 4096, 8)
+        prefill(engine, rate, 16384, 2)
+    if "decode" in parts:
+        for length, count in ((4096, 1), (4096, 8), (4096, 32), (1024, 64)):
+            decode(engine, bandwidth, length, count)
+    if "profile" in parts:
+        profile(engine)
+    if "work" in parts:
+        work(engine, lengths)
+    if "peer" in parts:
+        del engine
+        torch.cuda.empty_cache()
+        peer(config, lengths, arguments.peer_limit)
+
+
+if __name__ == "__main__":
+    main()
