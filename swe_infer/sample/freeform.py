@@ -254,7 +254,7 @@ class _Writer:
         reaction = self.pick("return None", "return 0", "return $p", "return []", "raise ValueError", "return False")
         condition = self.pick("not $xs", "$p < 0", "$p == 0", "not $s", "$p is None", "$k not in $d", "len($xs) < $n")
         lines = [f"{indent}if {condition}:", f"{indent}    {reaction}"]
-        mark = "+>" if self.random.random() < 0.5 else ""
+        mark = "+>" if self.random.random() < 0.7 else ""
         return [mark + line for line in lines]
 
     def block(self, indent: str, depth: int) -> list[str]:
@@ -266,7 +266,7 @@ class _Writer:
                 lines += self.block(indent + "    ", depth + 1)
             else:
                 lines.append(indent + self.statement())
-                if self.random.random() < 0.12:
+                if self.random.random() < 0.25:
                     lines.append(f"->{indent}{self.extra()}")
         return lines
 
@@ -277,10 +277,10 @@ class _Writer:
         default = f", $r={self.site(('$n', '$m'), 'default')}" if "r" not in self.parameters else ""
         default = default if self.random.random() < 0.15 else ""
         lines = [f"def $f({', '.join('$' + slot for slot in self.parameters)}{default}):"]
-        if self.random.random() < 0.2:
+        if self.random.random() < 0.35:
             lines += self.guard("    ")
         lines += self.block("    ", 0)
-        if lines[-1].startswith("        ") and self.random.random() < 0.3:
+        if lines[-1].startswith("        ") and self.random.random() < 0.5:
             lines.append(f"[[    |        |indent]]{self.ending()}")
         else:
             lines.append("    " + self.ending())

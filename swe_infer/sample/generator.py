@@ -20,7 +20,7 @@ from swe_infer.sample.templates import Bug, Family, Split, families, fill, name_
 
 __all__ = ["VERSION", "Task", "generate", "make", "render_prompt"]
 
-VERSION = 3
+VERSION = 4
 """Of the generator; it changes when any task does."""
 
 _SYSTEM = "You will be provided with a partial code base and an issue statement explaining a problem to resolve."
@@ -131,7 +131,7 @@ def make(split: Split, number: int, *, functions: int = 3) -> Task:
 def _freeform(random_: random.Random) -> Family:
     """A function without a meaning, for training."""
     verbs = tuple(verb for family in families("train") for verb in family.verbs)
-    anywhere = random_.random() < 0.65
+    anywhere = random_.random() < 0.5
     while True:
         family = Family("freeform", verbs, (), freeform_source(random_))
         # Brackets of its own may look like the markup of a place for a bug.
@@ -205,6 +205,8 @@ def _issue(bug: Bug, names: Mapping[str, str], split: Split, random_: random.Ran
         fill(random_.choice(choices), slots)
         for choices in (wordings["openings"], _faults(bug, slots, split, random_), wordings["lines"])
     ]
+    if split == "train" and random_.random() < 0.2:
+        random_.shuffle(sentences)
     if random_.random() < 0.2:
         sentences.append(random_.choice(wordings["closings"]))
     return random_.choice((" ", "\n")).join(sentences)
@@ -215,7 +217,7 @@ def _faults(bug: Bug, slots: Mapping[str, str], split: Split, random_: random.Ra
     by_kind: Mapping[str, list[str]] = _wordings(split)["faults"]
     if bug.kind == ANY_KIND:
         return _both_texts()
-    if split == "train" and slots["wrong"] and slots["right"] and random_.random() < 0.6:
+    if split == "train" and slots["wrong"] and slots["right"] and random_.random() < 0.35:
         return by_kind[ANY_KIND]
     worded = slots["was"] != "" and slots["want"] != "" and bug.kind == "operator"
     turned = bug.right == _TURNED.get(bug.wrong)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from benchmarks.train_tiny import Marks, Settings, Trainer, edited, encode, train
+from benchmarks.train_tiny import Marks, Muon, Settings, Trainer, edited, encode, train
 from swe_infer.sample.generator import make
 
 SMALL = Settings(
@@ -46,6 +46,13 @@ def test_a_larger_budget_goes_on_from_the_checkpoint(trained: tuple[Settings, li
     assert len(more) == 3
     assert max(more) < 0.7 * losses[0]
     assert Trainer(settings).state.steps == 33
+
+
+def test_a_run_may_begin_with_the_weights_of_another(trained: tuple[Settings, list[float]], tmp_path: Path) -> None:
+    settings, losses = trained
+    begun = train(replace(settings, out=tmp_path, start_from=settings.out / "hf", steps=2))
+    assert begun[0] < 0.7 * losses[0]
+    assert (tmp_path / "tokenizer.json").read_bytes() == (settings.out / "tokenizer.json").read_bytes()
 
 
 def test_what_is_saved_loads_in_transformers_and_gives_the_same_tokens(
@@ -91,6 +98,26 @@ def test_the_loss_knows_where_an_added_line_leaves_the_removed_one(body: list[in
     tokens = header + body
     found = edited(tokens, len(header), Marks(pad=10, newline=0, removed=1, added=2))
     assert tokens[found.start : found.stop] == expected
+
+
+def test_muon_over_all_matrices_of_a_shape_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    shapes = [(8, 24), (24, 8), (8, 24), (16, 16)]
+    ours, theirs = ([torch.nn.Parameter(torch.randn(shape)) for shape in shapes] for _ in range(2))
+    for one, other in zip(ours, theirs, strict=True):
+        other.data.copy_(one.data)
+    both = (
+        Muon(ours, lr=0.02, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimiser in both:
+            optimiser.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.data, other.data, atol=2e-3, rtol=0)
 
 
 def test_either_minutes_or_steps_are_given() -> None:
