@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from swe_infer.cli.sweep import SweepLog
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import StoreError
+from swe_infer.evaluate.command import own_tests_of
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.run import Run, estimated, selected
@@ -100,7 +102,15 @@ class BuiltRun:
                     shards=experiment.shard.count,
                 )
             )
-            run = Run(experiment.runner, selection, store, experiment.tracker, info, announce=self._agent is not None)
+            run = Run(
+                experiment.runner,
+                selection,
+                store,
+                experiment.tracker,
+                info,
+                announce=self._agent is not None,
+                evaluate=partial(own_tests_of, self.directory) if experiment.dataset.run_tests else None,
+            )
             return OpenRun(run, stack.pop_all())
 
 
@@ -119,7 +129,7 @@ class OpenRun:
 
     def print_summary(self) -> None:
         """The closing table."""
-        print_summary(self.run.summary(), self.run.tracker.address)
+        print_summary(self.run.summary(), self.run.store.directory, self.run.tracker.address)
 
 
 def _directory(output_dir: str | None, name: str, sweep: SweepLog | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from swe_infer.api.estimate import Estimate, Range
@@ -42,14 +43,27 @@ def _dollars(bounds: Range | None) -> str:
     return "unknown price" if bounds is None else "$" + _between(bounds, ",.2f").replace(" to ", " to $")
 
 
+def _resolved(summary: Mapping[str, Any]) -> str:
+    """Of how many samples the tests pass, where they were run."""
+    if "resolved" not in summary:
+        return ""
+    samples = int(summary["samples"])
+    told = f"{summary['resolved']:,} of {summary['instances'] * samples:,}"
+    if summary.get("resolved_rate") is not None:
+        told += f" ({summary['resolved_rate']:.1%})"
+    if samples > 1 and "resolved_by_any" in summary:
+        told += f"; pass@{samples} {summary['resolved_by_any']:,} of {summary['instances']:,}"
+    return told
+
+
 def _clock(seconds: Decimal) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def print_summary(summary: Mapping[str, Any], address: str | None) -> None:
-    """The closing table, to standard error."""
+def print_summary(summary: Mapping[str, Any], directory: Path, address: str | None) -> None:
+    """The closing table of the run in ``directory``, to standard error."""
     usage = summary["usage"]
     patches = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in summary["patches"].items())
     cost = summary["cost_usd"]
@@ -60,11 +74,14 @@ def print_summary(summary: Mapping[str, Any], address: str | None) -> None:
         ("skipped", f"{summary['skipped']:,}" if summary["skipped"] else ""),
         ("remaining", f"{summary['remaining']:,}" if summary["remaining"] else ""),
         ("patches", patches),
+        ("resolved", _resolved(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
         ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),
         ("cost", "unknown" if cost is None else f"${cost:,.4f}"),
         ("time", f"{summary['wall_s']:,.1f} s"),
         ("tracker", address or ""),
+        ("view", f"swe-infer-compare {directory} --html page.html"),
+        ("compare", f"swe-infer-compare {directory} OTHER_RUN_DIR"),
     ]
     for name, value in rows:
         if value:

@@ -64,6 +64,11 @@ class Dataset(Protocol):
     @property
     def max_tokens(self) -> int | None: ...
 
+    @property
+    def run_tests(self) -> bool:
+        """Whether the dataset brings tests, which the end of a run is to run on its patches."""
+        ...
+
     def open(self) -> Rows:
         """Read what is needed to know every id.
 
@@ -90,6 +95,11 @@ class DatasetOptions:
     instance_ids: tuple[str, ...] | None = None
     min_tokens: int | None = None
     max_tokens: int | None = None
+
+    @property
+    def run_tests(self) -> bool:
+        """Only a dataset of ours brings tests that may be run unasked."""
+        return False
 
     def __post_init__(self) -> None:
         if not self.text_column or self.text_column == ID_COLUMN:

@@ -15,7 +15,14 @@ __all__ = ["SampleDataset"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleDataset(DatasetOptions):
-    """``dataset=sample``: the instances of :mod:`swe_infer.sample`; no network, nothing to download."""
+    """``dataset=sample``: the instances of :mod:`swe_infer.sample`; no network, nothing to download.
+
+    Args:
+        run_tests: run each instance's test on the patched files when a run is done, within the limits of
+            :mod:`swe_infer.sample.testing`.
+    """
+
+    run_tests: bool = True
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from swe_infer.evaluate.verdicts import FILE_NAME, Verdict, figures, write_verdi
 from swe_infer.store import RunStore
 from swe_infer.tracking.wandb import WandbTracker
 
-__all__ = ["evaluate", "run"]
+__all__ = ["evaluate", "own_tests_of", "run"]
+
+_OWN_TIMEOUT_S = 10.0
+"""For one test of a dataset that brings its own."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -54,13 +57,35 @@ def evaluate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--report is about one run: name one RUN_DIR")
     found = open_run(directory)
     with RunStore(directory, found.label) as store:  # nobody goes on with the run meanwhile
-        verdicts = write_verdicts(directory, _verdicts(found, options))
-        known = [verdict for verdict in verdicts if (verdict.instance_id, verdict.sample) in found.patches]
+        verdicts = _verdicts(found, options)
         before = store.read_summary() or _counts(store)
-        summary = {**before, **figures(known, before)}
+        summary = {**before, **_kept(found, verdicts, before)}
         store.write_summary(summary)
         _tell_tracker(directory, summary)
     return summary
+
+
+def own_tests_of(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the tests that the run's dataset brings; for whoever holds the run directory.
+
+    Args:
+        summary: of the run.
+
+    Returns:
+        What they add to the summary; nothing where the dataset brings no tests.
+
+    Raises:
+        ConfigError: nothing in the run is completed, or the directory cannot be read.
+    """
+    found = open_run(directory)
+    rows = tested_rows(found, None)
+    return {} if rows is None else _kept(found, judge(found, rows, timeout_s=_OWN_TIMEOUT_S), summary)
+
+
+def _kept(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep verdicts in the run directory; returns what they add to its summary."""
+    everything = write_verdicts(found.directory, verdicts)
+    return figures([v for v in everything if (v.instance_id, v.sample) in found.patches], summary)
 
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
@@ -69,7 +94,7 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
     dataset = None if options.dataset is None else Path(options.dataset).expanduser()
     rows = tested_rows(found, dataset)
     if rows is not None:
-        return judge(found, rows, timeout_s=float(options.timeout or 10))
+        return judge(found, rows, timeout_s=float(options.timeout or _OWN_TIMEOUT_S))
     check_harness()
     harness = HarnessOptions(options.dataset, options.split, options.max_workers, options.timeout or 1800)
     return run_harness(found, harness)

@@ -63,9 +63,11 @@ def write_verdicts(directory: Path, verdicts: Iterable[Verdict]) -> list[Verdict
 
 def figures(verdicts: Iterable[Verdict], summary: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of ``summary.json``: ``resolved`` and ``evaluated`` count samples; ``resolved_rate`` is over every
-    sample that the run asked for, so that what failed, was skipped or has no patch counts as not resolved."""
+    sample that the run asked for, so that what failed, was skipped or has no patch counts as not resolved.
+    ``resolved_by_any`` counts instances of which one sample at least is resolved."""
     everything = list(verdicts)
     resolved = sum(verdict.resolved for verdict in everything)
     asked = int(summary.get("instances") or 0) * int(summary.get("samples") or 1)
     rate = round(resolved / asked, 6) if asked else None
-    return {"resolved": resolved, "evaluated": len(everything), "resolved_rate": rate}
+    by_any = len({verdict.instance_id for verdict in everything if verdict.resolved})
+    return {"resolved": resolved, "evaluated": len(everything), "resolved_rate": rate, "resolved_by_any": by_any}

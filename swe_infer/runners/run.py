@@ -113,6 +113,8 @@ class Run:
 
     Args:
         announce: tell the tracker even where nothing is left to do: somebody waits for this run's figures.
+        evaluate: told the summary when no answer is wanting any more; returns what it found out of the patches, which
+            is added to the summary.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Run:
         info: RunInfo,
         *,
         announce: bool = False,
+        evaluate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         self.runner = runner
         self.selection = selection
@@ -131,6 +134,7 @@ class Run:
         self.tracker = tracker
         self.info = info
         self._announce = announce
+        self._evaluate = evaluate
         self._samples = runner.decoding.n
         self.stop = threading.Event()
         self._unsaved = Unsaved(store)
@@ -183,7 +187,9 @@ class Run:
             self._ended = (time.monotonic(), dict(self.runner.stats()))
 
     def end(self, status: int) -> int:
-        """Write the summary and tell the tracker; returns the exit status, given that of the answering."""
+        """Write the summary, evaluate the patches, and tell the tracker; returns the exit status, given that of the
+        answering."""
+        self.freeze()
         summary = self.summary()
         if status == 0 and summary["remaining"] and self.interrupts.count:
             status = INTERRUPTED
@@ -191,8 +197,27 @@ class Run:
             status = 1
         if not self._written(summary):
             status = 1
+        elif status == 0:
+            status = self._evaluated(summary)
+            summary = self.summary()
         self.tracker.finish(summary, self._result_files(), status)
         return status
+
+    def _evaluated(self, summary: dict[str, Any]) -> int:
+        """Evaluate the patches, where somebody does; returns the exit status. What goes wrong costs no answer, and
+        ``swe-infer-evaluate`` does it again."""
+        if self._evaluate is None:
+            return 0
+        try:
+            found = self._evaluate(summary)
+        except KeyboardInterrupt:
+            log.warning("stopped before all patches were evaluated; swe-infer-evaluate does it")
+            return INTERRUPTED
+        except (SweInferError, OSError) as error:
+            log.error("the patches were not evaluated: %s", error)
+            return 0
+        self._before = {**summary, **found}
+        return 0 if self._written(self.summary()) else 1
 
     def _written(self, summary: Mapping[str, Any]) -> bool:
         """Write what is derived from the records, and make sure of those; whether all of it is on the disk."""
@@ -289,7 +314,8 @@ class Run:
     def _result_files(self) -> list[Path]:
         names = ("records.jsonl", "summary.json", "config.yaml")
         directory = self.store.directory
-        return sorted(directory.glob("predictions*.jsonl")) + [directory / name for name in names]
+        derived = [*directory.glob("predictions*.jsonl"), *directory.glob("evaluation.jsonl")]
+        return sorted(derived) + [directory / name for name in names]
 
 
 def _told(error: BaseException) -> int:
