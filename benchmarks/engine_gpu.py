@@ -169,7 +169,7 @@ def decode(engine: Engine, bandwidth: float, length: int, count: int, steps: int
 
 def device_seconds(engine: Engine) -> float:
     """Of one decoding pass without what the host does between passes: what is on the device, again and again."""
-    graphs = engine._graphs
+    graphs = engine.graphs
     if graphs is None or not graphs.last:
         return 0.0
     return seconds(graphs.last.replay, 10)
@@ -306,7 +306,7 @@ def main() -> None:
     )
     engine = make_engine(config, arguments.chunk)
     backend = type(engine.model.backend).__module__.rpartition(".")[2]
-    say(figure="engine", shape=arguments.shape, attention=backend, graphs=engine._graphs is not None)
+    say(figure="engine", shape=arguments.shape, attention=backend, graphs=engine.graphs is not None)
     if "prefill" in parts:
         prefill(engine, rate, 4096, 8)
         prefill(engine, rate, 16384, 2)

@@ -117,7 +117,7 @@ class Engine:
             self._copy_block,
         )
         self._passing = False
-        self._graphs = DecodeGraphs.of(model, self.cache, min(self.context_window, self.cache_tokens))
+        self.graphs = DecodeGraphs.of(model, self.cache, min(self.context_window, self.cache_tokens))
         self.sampler = Sampler()
         self.reset_stats()
 
@@ -263,6 +263,7 @@ class Engine:
             [chunk.sequence.blocks for chunk in chunks],
             rows,
             self._rope_lengths(chunks),
+            [chunk.sequence.holder for chunk in chunks],
         )
         logits_RV = self._logits(told)
         if not complete:
@@ -272,7 +273,7 @@ class Engine:
 
     def _logits(self, told: Pass) -> Tensor:
         """The wanted logits of a pass, which all ranks run."""
-        logits_RV = None if self._graphs is None else self._graphs.logits(told)
+        logits_RV = None if self.graphs is None else self.graphs.logits(told)
         if logits_RV is not None:
             return logits_RV
         if self._followers is None:

@@ -273,6 +273,7 @@ class LlamaForCausalLM(nn.Module):
         block_tables: Sequence[Sequence[int]],
         rows: Sequence[int] | None,
         rope_lengths: Sequence[int] | None = None,
+        holders: Sequence[int] | None = None,
     ) -> Step:
         """Prepare a forward pass in which sequence ``s`` brings tokens ``starts[s] : starts[s] + query_lens[s]``.
 
@@ -280,11 +281,13 @@ class LlamaForCausalLM(nn.Module):
             block_tables: each sequence's cache blocks, enough for its tokens.
             rows: packed tokens whose logits are wanted; None: all.
             rope_lengths: for each packed token, where dynamic RoPE needs it.
+            holders: who holds each sequence's blocks, see :class:`Layout`.
         """
         positions, slots = cache_places(starts, query_lens, block_tables, self.backend.block_size)
         total = len(positions)
         padding = [0] * max(0, MIN_ROWS - total)
-        layout = Layout(query_lens, [s + c for s, c in zip(starts, query_lens, strict=True)], block_tables)
+        key_lens = [s + c for s, c in zip(starts, query_lens, strict=True)]
+        layout = Layout(query_lens, key_lens, block_tables, holders)
         lengths_T = None if rope_lengths is None else self._send([*rope_lengths, *padding])
         return Step(
             positions_T=self._send(positions + padding),

@@ -69,6 +69,7 @@ class Scheduler:
         self._draft = draft
         self._copy = copy
         self._step = 0
+        self._admissions = 0
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -161,6 +162,8 @@ class Scheduler:
             return False
         self.pool.share(found)
         sequence.blocks = list(found)
+        self._admissions += 1
+        sequence.holder = self._admissions
         sequence.computed = len(found) * self.block_size + self._copy_beginning(sequence, parent, tokens)
         if sequence.started is None:
             sequence.started = time.perf_counter()

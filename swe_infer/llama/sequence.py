@@ -74,6 +74,8 @@ class Sequence:
     """Sets its blocks apart from those of other prompts; empty where tokens alone decide."""
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    holder: int = 0
+    """A number of its own for each time that it is given its blocks; the scheduler's."""
     names: list[bytes] = field(default_factory=list)
     computed: int = 0
     cached_tokens: int = 0

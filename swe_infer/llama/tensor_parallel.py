@@ -57,6 +57,7 @@ class Pass:
     block_tables: list[list[int]]
     rows: list[int]
     rope_lengths: list[int] | None
+    holders: list[int] | None = None
 
 
 def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
@@ -229,6 +230,6 @@ def _obey(pipe: Connection, network: LlamaForCausalLM) -> None:
 
 def run_pass(network: LlamaForCausalLM, cache: KVCache, told: Pass) -> Tensor:
     """Run a pass; returns the wanted logits (RV, float32)."""
-    step = network.step(told.starts, told.query_lens, told.block_tables, told.rows, told.rope_lengths)
+    step = network.step(told.starts, told.query_lens, told.block_tables, told.rows, told.rope_lengths, told.holders)
     ids_T = torch.tensor(told.ids, dtype=torch.int64, pin_memory=network.device.type == "cuda")
     return network.decode(ids_T.to(network.device, non_blocking=True), step, cache)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from swe_infer.errors import ConfigError
 from swe_infer.llama.engine import Engine
 from swe_infer.llama.rope import rotate
 from swe_infer.types import AttentionChoice
@@ -90,7 +91,7 @@ def test_the_activation_kernel_is_the_plain_activation(dtype: torch.dtype, size:
 
 def paged_engine(directory: Path, **options: Any) -> Engine:
     engine = engine_of(directory, device="cuda", dtype="bfloat16", **options)
-    if engine._graphs is None:
+    if engine.graphs is None:
         pytest.skip("no paged attention kernel is installed here")
     return engine
 
@@ -122,10 +123,10 @@ def test_greedy_answers_in_float32_equal_those_of_the_cpu(large_heads: Path) -> 
 def test_graphs_give_the_answers_that_passes_without_them_give(large_heads: Path) -> None:
     with_graphs = paged_engine(large_heads)
     without = paged_engine(large_heads)
-    without._graphs = None
+    without.graphs = None
     ours, theirs = generate(with_graphs, mixed_requests()), generate(without, mixed_requests())
-    assert with_graphs._graphs is not None
-    assert with_graphs._graphs.captured > 0
+    assert with_graphs.graphs is not None
+    assert with_graphs.graphs.captured > 0
     same_tokens = [ours[key].token_ids == theirs[key].token_ids for key in theirs]
     assert sum(same_tokens) >= len(same_tokens) - 1, "a near-tie may fall differently where shapes differ"
 
@@ -153,8 +154,6 @@ def test_a_decoding_pass_waits_for_the_device_once(large_heads: Path) -> None:
 def test_greedy_tokens_in_bfloat16_are_those_of_transformers_up_to_a_near_tie(
     large_heads: Path, backends: tuple[str, ...]
 ) -> None:
-    from swe_infer.errors import ConfigError
-
     try:
         engine = engine_of(large_heads, device="cuda", dtype="bfloat16", attention=AttentionChoice(backends))
     except ConfigError as error:

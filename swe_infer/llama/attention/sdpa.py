@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
+from swe_infer.llama.kept_keys import KeptKeys, Members
 from swe_infer.llama.shared_prefix import prefix_groups
 
 __all__ = ["Backend", "Plan"]
@@ -44,8 +45,9 @@ SCORES = 1 << 24
 """Most scores that are held at once where products take the place of the fused kernel."""
 
 
-_Row = tuple[int, int, list[int]]
-"""Of a sequence that decodes: its place in the packed queries, its place in the last tile, the blocks of its keys."""
+_Row = tuple[int, int, list[int], int | None]
+"""Of a sequence that decodes: its place in the packed queries, its place in the last tile, the blocks of its keys,
+and who holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class _Decode:
     """Sequences that bring one row each and have the same number of padded keys. ``mask`` is for the last tile."""
 
     queries_S: Tensor
-    rows_SKN: Tensor
+    members: Members
     mask_S11L: Tensor
 
 
@@ -120,6 +122,9 @@ class Backend(AttentionBackend[Plan]):
         self._heads_K = torch.arange(shape.kv_heads, device=shape.device)
         self._scores = torch.empty(0)
         self._gathered = [torch.empty(0), torch.empty(0)]
+        self._kept = KeptKeys(
+            self.block_size, shape.kv_heads, lambda blocks: self._rows(self._device(blocks)), self._device
+        )
         self._mask_RL = torch.empty(0)
         self._grow_mask(4 * TILE)
 
@@ -139,16 +144,20 @@ class Backend(AttentionBackend[Plan]):
         pool.view(-1, self.shape.head_dim).index_copy_(0, slots, x_TKD.flatten(0, 1))
 
     def plan(self, layout: Layout) -> Plan:
+        self._kept.begin()
         prefills, start = [], 0
         decodes: dict[int, list[_Row]] = defaultdict(list)
         guesses: dict[tuple[int, int], list[tuple[int, int, int, list[int]]]] = defaultdict(list)
-        for query_len, key_len, table in zip(layout.query_lens, layout.key_lens, layout.block_tables, strict=True):
+        holders: Sequence[int | None] = layout.holders or [None] * len(layout.key_lens)
+        for query_len, key_len, table, holder in zip(
+            layout.query_lens, layout.key_lens, layout.block_tables, holders, strict=True
+        ):
             padded = -(-key_len // TILE) * TILE
             if padded > self._mask_RL.shape[1]:
                 self._grow_mask(2 * padded)
             blocks = self._blocks(table, padded)
             if query_len == 1:
-                decodes[padded].append((start, (key_len - 1) % TILE, blocks))
+                decodes[padded].append((start, (key_len - 1) % TILE, blocks, holder))
             elif self._products and query_len <= FEW_ROWS and key_len - query_len >= padded - TILE:
                 place, most = (key_len - query_len) % TILE, 1 << (query_len - 1).bit_length()
                 guesses[padded, most].append((start, query_len, place, blocks))
@@ -178,7 +187,7 @@ class Backend(AttentionBackend[Plan]):
                 q_RHD = q_THD[tile.start : tile.stop]
                 out_THD[tile.start : tile.stop] = tile_of(q_RHD, k_KLD[:, : tile.keys], v_KLD[:, : tile.keys], tile)
         for group in plan.decodes:
-            k_SKLD, v_SKLD = self._gather(k_pool, group.rows_SKN, False), self._gather(v_pool, group.rows_SKN, True)
+            k_SKLD, v_SKLD = (self._keys(pool, group.members, pool is v_pool) for pool in (k_pool, v_pool))
             q_SKGD = q_THD.index_select(0, group.queries_S).view(
                 len(group.queries_S), self.shape.kv_heads, self.shape.group, -1
             )
@@ -320,22 +329,32 @@ class Backend(AttentionBackend[Plan]):
         torch.index_select(pool.view(-1, self.block_size, self.shape.head_dim), 0, places, out=blocks)
         return blocks.view(*rows.shape[:-1], -1, self.shape.head_dim)
 
+    def _keys(self, pool: Tensor, members: Members, values: bool) -> Tensor:
+        """Keys, or ``values``, of a group that decodes."""
+        kept_SKLD = self._kept.read(pool, members)
+        if kept_SKLD is not None:
+            return kept_SKLD
+        return self._gather(pool, self._kept.rows(members), values)
+
     def _group(self, members: list[_Row]) -> _Decode:
         queries_S, mask_S11L = self._queries(members)
-        return _Decode(queries_S, self._rows(self._device([blocks for _, _, blocks in members])), mask_S11L)
+        _, rows, blocks, holders = zip(*members, strict=True)
+        tile = len(blocks[0]) * self.block_size - TILE
+        lasts = [tile + row for row in rows]
+        return _Decode(queries_S, self._kept.follow(Members(blocks, lasts, holders)), mask_S11L)
 
     def _queries(self, members: Sequence[_Row]) -> tuple[Tensor, Tensor]:
         """Where the rows of sequences that decode lie, and what each sees of its last tile."""
-        places_S = self._device([row for _, row, _ in members])
+        places_S = self._device([row for _, row, _, _ in members])
         mask_S11L = self._mask_RL[:, -TILE:].index_select(0, places_S)[:, None, None]
-        return self._device([start for start, _, _ in members]), mask_S11L
+        return self._device([start for start, _, _, _ in members]), mask_S11L
 
     def _sharing(self, rows: list[_Row], padded: int) -> tuple[list[_Row], list[_Shared]]:
         """The rows whose sequences share little with others, and groups of those that share much."""
         if not self._products or len(rows) < 2:
             return rows, []
         size = self.block_size
-        counts = [(padded - TILE + row) // size + 1 for _, row, _ in rows]
+        counts = [(padded - TILE + row) // size + 1 for _, row, _, _ in rows]
         most = max(2, min(GATHER_TOKENS // padded, SCORES // (self.shape.heads * padded)))
         alone, groups = [], []
         for group in prefix_groups([rows[i][2][: counts[i]] for i in range(len(rows))], most):
@@ -346,7 +365,7 @@ class Backend(AttentionBackend[Plan]):
             last = max(counts[i] for i in group.members)
             filled = members[0][2][: group.blocks] + [0] * (padded // size - group.blocks)
             filled_KN = self._rows(self._device([filled]))[0]
-            tails_SN = self._device([blocks[group.blocks : last] for _, _, blocks in members])
+            tails_SN = self._device([blocks[group.blocks : last] for _, _, blocks, _ in members])
             queries_S, mask_S11L = self._queries(members)
             rows_KN = filled_KN[:, : group.blocks].contiguous()
             groups.append(_Shared(queries_S, rows_KN, filled_KN, self._rows(tails_SN), mask_S11L))

@@ -1,0 +1,131 @@
+"""Copies of keys that are kept from pass to pass: what comes out has the bits that gathering anew gives."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from swe_infer.llama import kept_keys
+from swe_infer.llama.attention.base import AttentionShape, Layout
+from swe_infer.llama.attention.sdpa import Backend
+
+LAYERS = 2
+
+
+class Decoding:
+    """Sequences that decode over the pools of two layers, in blocks that are given out again as soon as one leaves.
+
+    Every pass is computed twice: by a backend that remembers the passes before, and by one that was just made.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.shape = AttentionShape(6, 2, 32, torch.device("cpu"), dtype)
+        self.backend = Backend(self.shape)
+        self.free = list(range(1, 80))
+        pool = self.backend.pool_shape(80)
+        self.pools = [torch.zeros(pool, dtype=dtype) for _ in range(2 * LAYERS)]
+        self.lengths: list[int] = []
+        self.tables: list[list[int]] = []
+        self.holders: list[int] = []
+        self.entered = 0
+        self.generator = torch.Generator().manual_seed(0)
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator).to(self.shape.dtype)
+
+    def write(self, table: list[int], start: int, count: int) -> None:
+        size = self.backend.block_size
+        places = torch.tensor([table[p // size] * size + p % size for p in range(start, start + count)])
+        for pool in self.pools:
+            self.backend.write(pool, self.random(count, self.shape.kv_heads, self.shape.head_dim),
+                               self.backend.slots(places))  # fmt: skip
+
+    def enter(self, length: int) -> None:
+        table = [self.free.pop() for _ in range(-(-length // self.backend.block_size))]
+        self.write(table, 0, length)
+        self.lengths.append(length)
+        self.tables.append(table)
+        self.entered += 1
+        self.holders.append(self.entered)
+
+    def leave(self, place: int) -> None:
+        self.free += reversed(self.tables.pop(place))
+        del self.lengths[place], self.holders[place]
+
+    def step(self, tokens: int = 1) -> int:
+        """One pass, in which each sequence brings the last of ``tokens`` new tokens; returns how many pools were read
+        from copies."""
+        for place, table in enumerate(self.tables):
+            self.lengths[place] += tokens
+            while len(table) * self.backend.block_size < self.lengths[place]:
+                table.append(self.free.pop())
+            self.write(table, self.lengths[place] - tokens, tokens)
+        tables = [list(table) for table in self.tables]
+        layout = Layout([1] * len(self.lengths), list(self.lengths), tables, list(self.holders))
+        q_THD = self.random(len(self.lengths), self.shape.heads, self.shape.head_dim)
+        plan = self.backend.plan(layout)
+        fresh = Backend(self.shape)
+        for keys, values in zip(self.pools[::2], self.pools[1::2], strict=True):
+            found = self.backend.attend(q_THD, keys, values, plan)
+            assert torch.equal(found, fresh.attend(q_THD, keys, values, fresh.plan(layout)))
+        return sum(len(group.members.copies or {}) for group in plan.decodes)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def decoding(request: pytest.FixtureRequest) -> Decoding:
+    return Decoding(request.param)
+
+
+def test_a_group_that_stays_together_is_read_from_copies(decoding: Decoding) -> None:
+    for length in (40, 150, 90):
+        decoding.enter(length)
+    assert decoding.step() == 0, "the first time nobody knows whether they stay together"
+    for _ in range(40):
+        assert decoding.step() == 2 * LAYERS
+    assert decoding.step(tokens=33) == 2 * LAYERS, "several tokens may have been taken since, over two blocks"
+    assert decoding.step() == 2 * LAYERS
+
+
+def test_a_sequence_that_outgrows_its_tile_changes_groups(decoding: Decoding) -> None:
+    decoding.enter(250)
+    decoding.enter(100)
+    counts = [decoding.step() for _ in range(20)]
+    assert counts[4] == 2 * LAYERS
+    assert counts[-1] == 4 * LAYERS, "two groups, each with its copies"
+
+
+def test_blocks_that_were_given_to_another_sequence_are_read_anew(decoding: Decoding) -> None:
+    decoding.enter(100)
+    decoding.enter(120)
+    for _ in range(3):
+        decoding.step()
+    length, table = decoding.lengths[1], list(decoding.tables[1])
+    decoding.leave(1)
+    decoding.enter(length)
+    assert decoding.tables[1] == table, "the same blocks in the same order"
+    assert decoding.step() == 0
+    assert decoding.step() == 2 * LAYERS
+
+
+def test_sequences_may_come_and_go_at_random(decoding: Decoding) -> None:
+    dice = random.Random(1)
+    read = 0
+    for _ in range(150):
+        if len(decoding.lengths) < 5 and dice.random() < 0.15:
+            decoding.enter(dice.randrange(1, 260))
+        if decoding.lengths and dice.random() < 0.1:
+            decoding.leave(dice.randrange(len(decoding.lengths)))
+        if decoding.lengths:
+            read += decoding.step(dice.choice((1, 1, 1, 2, 5)))
+    assert read > 0
+
+
+def test_what_finds_no_room_is_gathered(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding.enter(100)
+    one = 2 * 256 * 32 * decoding.shape.dtype.itemsize  # heads, keys, dimensions
+    monkeypatch.setattr(kept_keys, "MOST_BYTES", 3 * one)
+    decoding.step()
+    for _ in range(3):
+        assert decoding.step() == 3
