@@ -26,7 +26,7 @@ DIRECTORY = Path(str(files("swe_infer.sample"))) / "tiny_llama"
 INSTANCES: list[dict[str, Any]] = [
     json.loads(line) for line in (files("swe_infer.sample") / "instances.jsonl").read_text().splitlines()
 ]
-LEAST_RESOLVED = 24
+LEAST_RESOLVED = 32
 MAX_NEW_TOKENS = 256
 
 
