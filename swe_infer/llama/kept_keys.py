@@ -20,6 +20,9 @@ __all__ = ["KeptKeys", "Members"]
 MOST_BYTES = 1 << 29
 """Of all copies together. Layers for which there is no room any more are gathered in every pass."""
 
+MOST_PASSES = 32
+"""For which a copy is kept while its group is not together, since one of it has a guess to be verified."""
+
 
 @dataclass(slots=True)
 class Members:
@@ -38,6 +41,8 @@ class Members:
     holders: Sequence[int | None]
     copies: dict[int, Tensor] | None = None
     changed: tuple[Tensor, Tensor] | None = None
+    seen: int = 0
+    """The pass."""
     rows_SKN: Tensor | None = None
     """See :meth:`KeptKeys.rows`."""
 
@@ -62,23 +67,25 @@ class KeptKeys:
         self._kv_heads = kv_heads
         self._rows_of = rows_of
         self._send = send
-        self._before: dict[Hashable, Members] = {}
-        self._now: dict[Hashable, Members] = {}
+        self._groups: dict[Hashable, Members] = {}
+        self._pass = 0
 
     def begin(self) -> None:
-        """A new pass is planned. Only groups of the pass before it can go on."""
-        self._before, self._now = self._now, {}
+        """A new pass is planned."""
+        self._pass += 1
+        self._forget(MOST_PASSES)
 
     def follow(self, members: Members) -> Members:
-        """The same group, with the copies of the pass before where it was together then."""
+        """The same group, with the copies that are kept of it, or will be if it was together in the pass before."""
         if None in members.holders:
             return members
+        members.seen = self._pass
         key = (tuple(members.holders), len(members.blocks[0]))
-        before = self._before.get(key)
-        if before is not None:
-            members.copies = {} if before.copies is None else before.copies
+        before = self._groups.get(key)
+        if before is not None and (before.copies or before.seen == self._pass - 1):
+            members.copies = before.copies or {}
             members.changed = self._changed(before.lasts, members)
-        self._now[key] = members
+        self._groups[key] = members
         return members
 
     def rows(self, members: Members) -> Tensor:
@@ -95,7 +102,10 @@ class KeptKeys:
         copy_xD = copies.get(pool.data_ptr())
         if copy_xD is None:
             rows_SKN, pool_xBD = self.rows(members), pool.flatten(0, 1)
-            if self._bytes() + rows_SKN.numel() * pool_xBD[0].nbytes > MOST_BYTES:
+            needed = rows_SKN.numel() * pool_xBD[0].nbytes
+            if self._bytes() + needed > MOST_BYTES:
+                self._forget(1)
+            if self._bytes() + needed > MOST_BYTES:
                 return None
             copy_xD = pool_xBD.index_select(0, rows_SKN.flatten()).flatten(0, 1)
             copies[pool.data_ptr()] = copy_xD
@@ -116,6 +126,10 @@ class KeptKeys:
                 targets += [(sequence * heads + head) * keys + place for head in range(heads)]
         return self._send(sources), self._send(targets)
 
+    def _forget(self, passes: int) -> None:
+        """Groups that have not been together for so many passes."""
+        self._groups = {key: group for key, group in self._groups.items() if self._pass - group.seen < passes}
+
     def _bytes(self) -> int:
-        groups = self._now.values()
+        groups = self._groups.values()
         return sum(copy.nbytes for members in groups for copy in (members.copies or {}).values())

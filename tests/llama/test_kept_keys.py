@@ -88,6 +88,22 @@ def test_a_group_that_stays_together_is_read_from_copies(decoding: Decoding) -> 
     assert decoding.step() == 2 * LAYERS
 
 
+def test_a_group_that_parts_for_a_pass_finds_its_copies_again(decoding: Decoding) -> None:
+    for length in (40, 60, 90):
+        decoding.enter(length)
+    for _ in range(3):
+        decoding.step()
+    away = (decoding.lengths.pop(), decoding.tables.pop(), decoding.holders.pop())
+    assert decoding.step() == 0
+    decoding.lengths.append(away[0])
+    decoding.tables.append(away[1])
+    decoding.holders.append(away[2])
+    assert decoding.step() == 2 * LAYERS
+    for _ in range(kept_keys.MOST_PASSES):
+        decoding.backend.plan(Layout([], [], [], []))
+    assert decoding.step() == 0, "it was away for too long"
+
+
 def test_a_sequence_that_outgrows_its_tile_changes_groups(decoding: Decoding) -> None:
     decoding.enter(250)
     decoding.enter(100)
