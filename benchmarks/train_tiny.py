@@ -303,7 +303,7 @@ def loss_of(model: LlamaForCausalLM, batch: Batch, prompt_weight: float) -> tupl
 
 class Muon(torch.optim.Optimizer):
     """``torch.optim.Muon`` (Jordan et al., 2024; ``adjust_lr_fn="match_rms_adamw"``) over all matrices of one shape
-    at once. On a GPU torch's own launches some 25 small kernels for each matrix, a quarter of a step's time."""
+    at once. torch's own launches some 25 small kernels for each matrix: half of a step of 50 ms on an H200."""
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         shapes: dict[torch.Size, list[nn.Parameter]] = {}
