@@ -176,6 +176,8 @@ class Run:
         status = 0
         if self._before.get("instances") != summary["instances"] and not self._written(summary):
             status = 1
+        elif summary["completed"] and "evaluated" not in summary:  # the last try ended before it was
+            status = self._evaluated(summary)
         if self._announce:
             self.tracker.start(self.info)
             self.tracker.finish(summary, self._result_files(), status)

@@ -78,6 +78,19 @@ def test_a_finished_run_still_says_it(tested: tuple[Path, str]) -> None:
     assert line in again.splitlines()
 
 
+def test_a_run_that_ended_before_its_tests_does_them_when_it_is_called_again(tested: tuple[Path, str]) -> None:
+    directory, _ = tested
+    known = summary(directory)
+    (directory / "evaluation.jsonl").unlink()
+    (directory / "summary.json").write_text(
+        json.dumps({k: v for k, v in known.items() if not k.startswith(("resolved", "evaluated"))})
+    )
+    again = run(directory).stderr
+    assert "  resolved   " in again
+    assert summary(directory)["resolved"] == known["resolved"]
+    assert len(verdict_lines(directory)) == INSTANCES * SAMPLES
+
+
 def test_they_can_be_left_out(tmp_path: Path) -> None:
     told = run(tmp_path / "run", "dataset.run_tests=false", "tracker=none").stderr
     assert "resolved" not in told
