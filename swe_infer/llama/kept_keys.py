@@ -32,7 +32,8 @@ class Members:
         blocks: where the keys of each lie, as many blocks for each.
         lasts: place of each one's last token.
         holders: who holds the blocks, see :class:`swe_infer.llama.attention.base.Layout`; None: nobody knows.
-        copies: by the address of the pool that they are of; None: the group decodes together for the first time.
+        copies: by the address of the pool that they are of; None: none are kept, since the group was not together in
+            the pass before.
         changed: which of the pool's rows ``(N K B) D`` were written since the last pass, and where in a copy they go.
     """
 
@@ -49,6 +50,9 @@ class Members:
 
 class KeptKeys:
     """The copies of one attention backend.
+
+    A copy holds a sequence's tokens up to the last one that was run in its group. Their keys are never written again
+    while the same holder has the blocks, guesses included: those lie beyond.
 
     Args:
         block_size, kv_heads: of a block.
