@@ -232,7 +232,7 @@ class AttentionChoice:
     Each name is a module of ``swe_infer.llama.attention``.
     """
 
-    backends: tuple[str, ...] = ("flash_attn", "varlen", "sdpa")
+    backends: tuple[str, ...] = ("flash_attn", "varlen", "native", "sdpa")
 
     def __post_init__(self) -> None:
         if not self.backends:

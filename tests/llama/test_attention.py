@@ -62,8 +62,7 @@ class Scene:
             q_RHD = torch.randn(queries, shape.heads, shape.head_dim)
             k_LKD, v_LKD = torch.randn(2, keys, shape.kv_heads, shape.head_dim).to(shape.dtype).unbind(0)
             slots = backend.slots(torch.tensor([table[p // size] * size + p % size for p in range(keys)]).to(DEVICE))
-            backend.write(self.k_pool, k_LKD.to(DEVICE), slots)
-            backend.write(self.v_pool, v_LKD.to(DEVICE), slots)
+            backend.write(self.k_pool, self.v_pool, k_LKD.to(DEVICE), v_LKD.to(DEVICE), slots)
             rows.append(q_RHD.to(shape.dtype))
             self.sequences.append((rows[-1], k_LKD, v_LKD))
         self.q_THD = torch.cat(rows).to(DEVICE)
@@ -190,5 +189,5 @@ def test_a_choice_that_cannot_work_says_why() -> None:
 
 def test_an_unknown_backend_is_a_configuration_error() -> None:
     shape = AttentionShape(4, 2, 64, torch.device("cpu"), torch.float32)
-    with pytest.raises(ConfigError, match=r"unknown backend xformers; there are flash_attn, sdpa, varlen"):
+    with pytest.raises(ConfigError, match=r"unknown backend xformers; there are flash_attn, native, sdpa, varlen"):
         choose_backend(AttentionChoice(("xformers", "sdpa")), shape)

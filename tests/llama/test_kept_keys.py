@@ -38,9 +38,10 @@ class Decoding:
     def write(self, table: list[int], start: int, count: int) -> None:
         size = self.backend.block_size
         places = torch.tensor([table[p // size] * size + p % size for p in range(start, start + count)])
-        for pool in self.pools:
-            self.backend.write(pool, self.random(count, self.shape.kv_heads, self.shape.head_dim),
-                               self.backend.slots(places))  # fmt: skip
+        size_TKD = (count, self.shape.kv_heads, self.shape.head_dim)
+        for keys, values in zip(self.pools[::2], self.pools[1::2], strict=True):
+            k_TKD, v_TKD = self.random(*size_TKD), self.random(*size_TKD)
+            self.backend.write(keys, values, k_TKD, v_TKD, self.backend.slots(places))
 
     def enter(self, length: int) -> None:
         table = [self.free.pop() for _ in range(-(-length // self.backend.block_size))]

@@ -86,9 +86,10 @@ class AttentionBackend(ABC, Generic[PlanT]):
         """What :meth:`write` needs of each token's place (``block * block_size + offset``), once a step."""
         return places_T
 
-    def write(self, pool: Tensor, x_TKD: Tensor, slots: Tensor) -> None:
-        """Put each token's key (or value) into the pool of its layer."""
-        pool.flatten(0, 1).index_copy_(0, slots, x_TKD)
+    def write(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, slots: Tensor) -> None:
+        """Put each token's key and value into the pools of its layer."""
+        k_pool.flatten(0, 1).index_copy_(0, slots, k_TKD)
+        v_pool.flatten(0, 1).index_copy_(0, slots, v_TKD)
 
     @abstractmethod
     def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PlanT) -> Tensor:

@@ -140,8 +140,9 @@ class Backend(AttentionBackend[Plan]):
         rows_TK = (block_T[:, None] * self.shape.kv_heads + self._heads_K) * self.block_size + offset_T[:, None]
         return rows_TK.flatten()
 
-    def write(self, pool: Tensor, x_TKD: Tensor, slots: Tensor) -> None:
-        pool.view(-1, self.shape.head_dim).index_copy_(0, slots, x_TKD.flatten(0, 1))
+    def write(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, slots: Tensor) -> None:
+        for pool, x_TKD in ((k_pool, k_TKD), (v_pool, v_TKD)):
+            pool.view(-1, self.shape.head_dim).index_copy_(0, slots, x_TKD.flatten(0, 1))
 
     def plan(self, layout: Layout) -> Plan:
         self._kept.begin()

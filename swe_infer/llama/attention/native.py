@@ -1,0 +1,102 @@
+"""Attention on a CPU in bfloat16 by our own kernel, :mod:`swe_infer.llama.native`.
+
+It reads keys and values from the cache as they lie, and those that several sequences share once for all of them. What a
+row computes depends on its own sequence alone, bit for bit.
+
+Shape suffixes as in :mod:`swe_infer.llama.attention.base`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
+from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Units, find
+from swe_infer.llama.shared_prefix import prefix_groups
+
+__all__ = ["Backend"]
+
+_LARGEST_HEAD = 256
+_PANEL_BLOCKS = PANEL // BLOCK
+
+
+class Backend(AttentionBackend[Units]):
+    """The compiled kernel over a cache that lies as it reads it."""
+
+    block_size = BLOCK
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        kernels = find()
+        assert not isinstance(kernels, str)
+        self._kernels = kernels
+        self._most_tokens = max(1, ROWS // shape.group)
+
+    @classmethod
+    def why_not(cls, shape: AttentionShape) -> str | None:
+        if shape.device.type != "cpu":
+            return f"needs a CPU, and this is {shape.device.type}"
+        if shape.dtype != torch.bfloat16:
+            return f"needs bfloat16, and this is {shape.dtype}"
+        if shape.head_dim % 32 or shape.head_dim > _LARGEST_HEAD:
+            return f"head_dim {shape.head_dim} is not a multiple of 32 up to {_LARGEST_HEAD}"
+        kernels = find()
+        return kernels if isinstance(kernels, str) else None
+
+    def pool_shape(self, blocks: int) -> tuple[int, int, int, int]:
+        return (blocks, self.shape.kv_heads, self.block_size, self.shape.head_dim)
+
+    def write(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, slots: Tensor) -> None:
+        self._kernels.write_cache(k_pool, v_pool, k_TKD, v_TKD, slots)
+
+    def plan(self, layout: Layout) -> Units:
+        units: list[tuple[int, int, int, int]] = []
+        segments: list[tuple[int, int, int, int, int]] = []
+        tokens: list[int] = []
+        visible: list[int] = []
+        tables: list[int] = []
+        first = 0
+        firsts, starts = [], []
+        for query_len, table in zip(layout.query_lens, layout.block_tables, strict=True):
+            firsts.append(first)
+            starts.append(len(tables))
+            first += query_len
+            tables += table
+        singles = [s for s, query_len in enumerate(layout.query_lens) if query_len == 1]
+        for sequence, (query_len, key_len) in enumerate(zip(layout.query_lens, layout.key_lens, strict=True)):
+            if query_len == 1:
+                continue
+            for row in range(0, query_len, self._most_tokens):
+                count = min(self._most_tokens, query_len - row)
+                end = key_len - query_len + row + count
+                units.append((len(tokens), count, len(segments), 1))
+                segments.append((0, count, starts[sequence], 0, end))
+                tokens += range(firsts[sequence] + row, firsts[sequence] + row + count)
+                visible += range(end - count + 1, end + 1)
+        for members, shared in self._sharing(layout, singles):
+            units.append((len(tokens), len(members), len(segments), len(members) + (shared > 0)))
+            if shared:
+                segments.append((0, len(members), starts[members[0]], 0, shared))
+            for place, sequence in enumerate(members):
+                segments.append((place, 1, starts[sequence], shared, layout.key_lens[sequence]))
+                tokens.append(firsts[sequence])
+                visible.append(layout.key_lens[sequence])
+        return Units.of(units, tokens, visible, segments, tables)
+
+    def _sharing(self, layout: Layout, singles: list[int]) -> list[tuple[list[int], int]]:
+        """Sequences that bring one row, in groups that share so many first keys; 0 where one is alone."""
+        if len(singles) < 2 or self._most_tokens == 1:
+            return [([sequence], 0) for sequence in singles]
+        groups = []
+        for group in prefix_groups([layout.block_tables[s] for s in singles], self._most_tokens):
+            members = [singles[place] for place in group.members]
+            shared = group.blocks // _PANEL_BLOCKS * PANEL
+            if shared:
+                groups.append((members, shared))
+            else:
+                groups += [([member], 0) for member in members]
+        return groups
+
+    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: Units) -> Tensor:
+        return self._kernels.attend(q_THD, k_pool, v_pool, plan)

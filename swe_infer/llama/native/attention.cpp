@@ -1,0 +1,193 @@
+// Causal grouped-query attention over a paged cache (Kwon et al., 2023) with an online softmax (Dao, 2023).
+//
+// A block of the cache holds 32 tokens. The keys of one head in it lie as the tiles of a product Q K^T, its values as
+// those of P V, so that products read the cache as it is. Softmax goes over PANEL keys at a time, counted from the
+// sequence's beginning, so what a row computes depends on its own sequence alone, bit for bit.
+#include "tiles.h"
+
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int BLOCK = 32;
+constexpr int PANEL = 128;
+constexpr int MOST_DIM = 256;
+
+struct Unit {
+    int32_t first_token, tokens, first_segment, segments;
+};
+
+// Keys `begin` to `end` of one block table, for `tokens` tokens of the unit from `first`.
+struct Segment {
+    int32_t first, tokens, table, begin, end;
+};
+
+struct Job {
+    bf16* out;
+    const bf16* q;
+    int64_t q_token;
+    const bf16* keys;
+    const bf16* values;
+    int heads, kv_heads, head_dim;
+    float scale;
+    const int32_t* tokens;
+    const int32_t* visible;
+    const Segment* segments;
+    const int32_t* tables;
+};
+
+struct State {
+    alignas(64) bf16 q[MOST_ROWS * MOST_DIM];
+    alignas(64) float scores[MOST_ROWS * PANEL];
+    alignas(64) bf16 weights[MOST_ROWS * PANEL];
+    alignas(64) float sums[MOST_ROWS * MOST_DIM];
+    float top[MOST_ROWS], total[MOST_ROWS];
+};
+
+// Weights of one row over a panel of which it sees the first `visible` keys.
+void softmax(State& state, int row, int visible, float scale, int head_dim) {
+    constexpr int VECTORS = PANEL / 16;
+    bf16* weights = state.weights + row * PANEL;
+    if (visible <= 0) {
+        memset(weights, 0, PANEL * sizeof(bf16));
+        return;
+    }
+    const float* scores = state.scores + row * PANEL;
+    const __m512 factor = _mm512_set1_ps(scale);
+    __m512 part[VECTORS];
+    __mmask16 seen[VECTORS];
+    for (int i = 0; i < VECTORS; i++) {
+        const int left = visible - 16 * i;
+        seen[i] = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
+        part[i] = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), seen[i],
+                                     _mm512_maskz_loadu_ps(seen[i], scores + 16 * i), factor);
+    }
+    __m512 most = part[0];
+    for (int i = 1; i < VECTORS; i++) most = _mm512_max_ps(most, part[i]);
+    const float before = state.top[row];
+    const float top = fmaxf(before, _mm512_reduce_max_ps(most));
+    const __m512 shift = _mm512_set1_ps(top);
+    __m512 total = _mm512_setzero_ps();
+    for (int i = 0; i < VECTORS; i++) {
+        part[i] = _mm512_maskz_mov_ps(seen[i], exp2_of(_mm512_sub_ps(part[i], shift)));
+        total = _mm512_add_ps(total, part[i]);
+        store_bf16(weights + 16 * i, part[i]);
+    }
+    state.top[row] = top;
+    if (top != before) {
+        const __m512 shrink = exp2_of(_mm512_set1_ps(before - top));
+        float* sums = state.sums + row * head_dim;
+        for (int d = 0; d < head_dim; d += 16)
+            _mm512_store_ps(sums + d, _mm512_mul_ps(_mm512_load_ps(sums + d), shrink));
+        state.total[row] *= _mm512_cvtss_f32(shrink);
+    }
+    state.total[row] += _mm512_reduce_add_ps(total);
+}
+
+void prefetch(const bf16* from, int elements) {
+    for (int i = 0; i < elements; i += 32) _mm_prefetch((const char*)(from + i), _MM_HINT_T0);
+}
+
+// Rows `first` to `first + rows` of a tile, over the keys of one segment.
+void attend_segment(State& state, Tiles& tiles, const Job& job, const Unit& unit, const Segment& segment, int kv_head,
+                    int group) {
+    const int dim = job.head_dim, size = BLOCK * dim, first = segment.first * group, rows = segment.tokens * group;
+    const int32_t* table = job.tables + segment.table;
+    const int32_t* visible = job.visible + unit.first_token + segment.first;
+    const auto block_of = [&](const bf16* pool, int block) {
+        return pool + ((int64_t)table[block] * job.kv_heads + kv_head) * size;
+    };
+    const bf16* b[MOST_DIM / DEEP > PANEL / BLOCK ? MOST_DIM / DEEP : PANEL / BLOCK];
+    for (int begin = segment.begin; begin < segment.end; begin += PANEL) {
+        const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
+        for (int i = 0; i < blocks; i++) {
+            const bf16* keys = block_of(job.keys, begin / BLOCK + i);
+            prefetch(block_of(job.values, begin / BLOCK + i), size);
+            for (int d = 0; d < dim / DEEP; d++) b[d] = keys + d * TILE;
+            tiles.multiply(state.scores + first * PANEL + i * BLOCK, PANEL, state.q + first * dim, dim, rows, b,
+                           dim / DEEP * TILE, dim / DEEP, true);
+        }
+        for (int i = 0; i < PANEL / BLOCK && begin + PANEL + i * BLOCK < segment.end; i++)
+            prefetch(block_of(job.keys, (begin + PANEL) / BLOCK + i), size);
+        for (int row = 0; row < rows; row++)
+            softmax(state, first + row, visible[row / group] - begin, job.scale, dim);
+        for (int d = 0; d < dim; d += 2 * WIDE) {
+            for (int i = 0; i < blocks; i++) b[i] = block_of(job.values, begin / BLOCK + i) + d * DEEP;
+            tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b, TILE,
+                           blocks, false);
+        }
+    }
+}
+
+void attend_unit(State& state, Tiles& tiles, const Job& job, const Unit& unit, int kv_head) {
+    const int dim = job.head_dim, all = job.heads / job.kv_heads;
+    for (int start = 0; start < all; start += MOST_ROWS) {
+        const int group = all - start < MOST_ROWS ? all - start : MOST_ROWS;
+        const int64_t head = (int64_t)(kv_head * all + start) * dim;
+        const int32_t* tokens = job.tokens + unit.first_token;
+        const int rows = unit.tokens * group;
+        for (int t = 0; t < unit.tokens; t++)
+            memcpy(state.q + t * group * dim, job.q + tokens[t] * job.q_token + head, group * dim * sizeof(bf16));
+        memset(state.sums, 0, rows * dim * sizeof(float));
+        for (int row = 0; row < rows; row++) state.top[row] = -INFINITY, state.total[row] = 0;
+        for (int s = 0; s < unit.segments; s++)
+            attend_segment(state, tiles, job, unit, job.segments[unit.first_segment + s], kv_head, group);
+        for (int row = 0; row < rows; row++) {
+            const __m512 share = _mm512_set1_ps(1 / state.total[row]);
+            bf16* out = job.out + (int64_t)tokens[row / group] * job.heads * dim + head + row % group * dim;
+            for (int d = 0; d < dim; d += 16)
+                store_bf16(out + d, _mm512_mul_ps(_mm512_load_ps(state.sums + row * dim + d), share));
+        }
+    }
+}
+
+}  // namespace
+
+// Rows of `out` (T H D, contiguous) that units name. `q` has `q_token` elements between tokens.
+extern "C" void attend(bf16* out, const bf16* q, int64_t q_token, const bf16* keys, const bf16* values, int heads,
+                       int kv_heads, int head_dim, const Unit* units, int count, const int32_t* tokens,
+                       const int32_t* visible, const Segment* segments, const int32_t* tables, int threads) {
+    const float scale = 1.44269504f / sqrtf((float)head_dim);  // exponentials are powers of two
+    const Job job{out,   q,      q_token, keys,    values,   heads, kv_heads,
+                  head_dim, scale, tokens, visible, segments, tables};
+#pragma omp parallel num_threads(threads)
+    {
+        State state;
+        Tiles tiles;
+#pragma omp for schedule(dynamic)
+        for (int i = 0; i < count * kv_heads; i++) attend_unit(state, tiles, job, units[i / kv_heads], i % kv_heads);
+    }
+}
+
+// Put keys and values (T K D) into the cache; `places` counts tokens of it.
+extern "C" void write_cache(bf16* keys, bf16* values, const bf16* k, int64_t k_token, const bf16* v, int64_t v_token,
+                            const int64_t* places, int count, int kv_heads, int head_dim, int threads) {
+    const int tiles = head_dim / DEEP;
+#pragma omp parallel for num_threads(threads) if (count > 64)
+    for (int t = 0; t < count; t++) {
+        const int64_t block = places[t] / BLOCK;
+        const int offset = places[t] % BLOCK;
+        for (int head = 0; head < kv_heads; head++) {
+            const int64_t start = (block * kv_heads + head) * BLOCK * head_dim;
+            const bf16* from = k + t * k_token + head * head_dim;
+            bf16* column = keys + start + offset / WIDE * tiles * TILE + 2 * (offset % WIDE);
+            for (int d = 0; d < head_dim; d += 2) memcpy(column + d * WIDE, from + d, 2 * sizeof(bf16));
+            from = v + t * v_token + head * head_dim;
+            bf16* line = values + start + offset / 2 * 2 * WIDE + offset % 2;
+            for (int d = 0; d < head_dim; d++) line[d / WIDE * TILE + 2 * (d % WIDE)] = from[d];
+        }
+    }
+}
+
+// Once, before anything else: ask Linux for the tile registers. 0 where it does not give them.
+extern "C" int initialise() {
+#ifdef __AMX_BF16__
+    constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return 1;
+#endif
+}

@@ -1,0 +1,116 @@
+"""Compiles the kernels beside this file, once for a machine, with the C++ compiler that is there.
+
+The library is kept under ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``); its name holds the hash of the sources
+and of the flags, so another version never meets it. It takes two seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+__all__ = ["Unavailable", "library"]
+
+_log = logging.getLogger(__name__)
+
+_FLAGS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
+_AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
+_NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
+_AMX = frozenset({"amx_tile", "amx_bf16"})
+_COMPILERS = ("c++", "g++", "clang++")
+_LONGEST_S = 120
+
+
+class Unavailable(Exception):
+    """Why this machine cannot have the kernels."""
+
+
+@cache
+def library(amx: bool = True) -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Args:
+        amx: use the tile registers where the processor has them.
+
+    Raises:
+        Unavailable: another processor, no compiler, or one that cannot.
+    """
+    features = _processor()
+    if not features >= _NEEDED:
+        raise Unavailable("needs a processor with AVX-512 and its bfloat16 products")
+    if amx and features >= _AMX:
+        loaded = _load(_FLAGS + _AMX_FLAGS)
+        if loaded.initialise():
+            return loaded
+        _log.debug("the kernel does not give AMX tiles to this process")
+    return _load(_FLAGS)
+
+
+def _processor() -> frozenset[str]:
+    """What the processor can do, in Linux's words."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return frozenset()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    except OSError as error:
+        _log.debug("/proc/cpuinfo cannot be read: %s", error)
+    return frozenset()
+
+
+def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
+    sources = sorted(Path(__file__).parent.glob("*.cpp"))
+    digest = hashlib.sha256("\0".join(flags).encode())
+    for path in (*sources, *sorted(Path(__file__).parent.glob("*.h"))):
+        digest.update(path.read_bytes())
+    name = f"kernels-{digest.hexdigest()[:16]}.so"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swe_infer"
+    if not (home / name).is_file():
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _compile(sources, flags, home / name)
+        except OSError as error:
+            _log.debug("%s cannot be written (%s); the kernels are compiled for this process alone", home, error)
+            with tempfile.TemporaryDirectory() as alone:
+                _compile(sources, flags, Path(alone) / name)
+                return _open(Path(alone) / name)
+    return _open(home / name)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"the compiled kernels cannot be loaded ({error})") from error
+
+
+def _compile(sources: list[Path], flags: tuple[str, ...], target: Path) -> None:
+    """Compile into ``target``, which appears whole or not at all, whoever else does the same."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
+    if compiler is None:
+        raise Unavailable("no C++ compiler on this machine")
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        command = [*compiler.split(), *flags, *map(str, sources), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S)
+        except (FileNotFoundError, PermissionError) as error:
+            raise Unavailable(f"CXX={compiler}: not a compiler that can be run") from error
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"{compiler} did not end within {_LONGEST_S} s") from error
+        if done.returncode:
+            why = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
+            raise Unavailable(f"{compiler} cannot compile the kernels ({why.strip()})")
+        os.replace(made, target)
+    _log.info("compiled kernels for this processor in %.1f s", time.perf_counter() - started)

@@ -1,0 +1,237 @@
+"""The compiled kernels as functions of tensors: bfloat16 on the CPU, as many threads as torch has.
+
+What a row computes depends on its own sequence alone, bit for bit: every sum goes one way, whatever the number of rows,
+how a prompt is cut, and what the cache held.
+
+Shape suffixes: T tokens, E any size, H query heads, K key-value heads, D head dimension, I inputs, O outputs, N cache
+blocks, B tokens a block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from ctypes import c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from swe_infer.llama.native.build import Unavailable, library
+
+__all__ = ["BLOCK", "PANEL", "Kernels", "PackedWeight", "Units", "find"]
+
+BLOCK = 32
+"""Tokens of a cache block."""
+
+PANEL = 128
+"""Keys whose weights are computed together; segments begin at multiples of it."""
+
+ROWS = 32
+"""Most rows of a unit: its tokens times the query heads of a key-value head, or one token."""
+
+_DEEP, _WIDE = 32, 16
+
+_ARGUMENTS = {
+    "add_rms_norm": [*[c_void_p] * 5, c_float, c_int64, c_int, c_int],
+    "rotate": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
+    "silu_mul": [c_void_p, c_void_p, c_int64, c_int, c_int],
+    "pack": [c_void_p, c_void_p, c_int, c_int, c_int, c_int],
+    "linear": [*[c_void_p] * 4, c_int64, c_int, c_int, c_int, c_int],
+    "attend": [c_void_p, c_void_p, c_int64, *[c_void_p] * 2, *[c_int] * 3, c_void_p, c_int, *[c_void_p] * 4, c_int],
+    "write_cache": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, *[c_int] * 4],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight in the order in which products read it.
+
+    Args:
+        gated: the first half of its outputs are gates of the second, and a product gives the gated values.
+    """
+
+    data: Tensor
+    outputs: int
+    inputs: int
+    gated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What attention computes, in lists of int32. A unit is some tokens, at most :data:`ROWS` rows, and the segments of
+    keys that they see, in order; a segment holds for some of its unit's tokens.
+
+    Args:
+        units: for each ``first token, tokens, first segment, segments``.
+        tokens: which rows of the queries; those of a unit follow one another.
+        visible: how many keys each of these sees.
+        segments: for each ``first token of the unit, tokens, start of its block table, first key, end of keys``.
+        tables: cache blocks.
+    """
+
+    units: Tensor
+    tokens: Tensor
+    visible: Tensor
+    segments: Tensor
+    tables: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        units: Sequence[tuple[int, int, int, int]],
+        tokens: Sequence[int],
+        visible: Sequence[int],
+        segments: Sequence[tuple[int, int, int, int, int]],
+        tables: Sequence[int],
+    ) -> Units:
+        made = [torch.tensor(values, dtype=torch.int32) for values in (units, tokens, visible, segments, tables)]
+        return cls(*made)
+
+
+class Kernels:
+    """See :func:`find`."""
+
+    def __init__(self, compiled: ctypes.CDLL) -> None:
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(compiled, name)
+            function.argtypes, function.restype = arguments, None
+        compiled.packed_size.argtypes, compiled.packed_size.restype = [c_int, c_int], c_int64
+        self._compiled = compiled
+
+    def add_rms_norm(self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """``x + delta`` (``x`` where there is no delta), and its root mean square norm times ``weight``."""
+        tokens, size = x_TE.shape
+        out_TE = torch.empty_like(x_TE)
+        total_TE = x_TE if delta_TE is None else torch.empty_like(x_TE)
+        self._compiled.add_rms_norm(
+            total_TE.data_ptr(),
+            out_TE.data_ptr(),
+            x_TE.data_ptr(),
+            None if delta_TE is None else delta_TE.data_ptr(),
+            weight_E.data_ptr(),
+            eps,
+            tokens,
+            size,
+            torch.get_num_threads(),
+        )
+        return total_TE, out_TE
+
+    def rotate(self, x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        """:func:`swe_infer.llama.rope.rotate`; the heads of a token must lie side by side."""
+        tokens, heads, head_dim = x_THD.shape
+        out_THD = torch.empty((tokens, heads, head_dim), dtype=x_THD.dtype)
+        self._compiled.rotate(
+            out_THD.data_ptr(),
+            x_THD.data_ptr(),
+            x_THD.stride(0),
+            cos_T1D.data_ptr(),
+            sin_T1D.data_ptr(),
+            tokens,
+            heads,
+            head_dim,
+            torch.get_num_threads(),
+        )
+        return out_THD
+
+    def silu_mul(self, gate_up_TI: Tensor) -> Tensor:
+        """``silu`` of the first half of the columns times the second half."""
+        tokens, size = len(gate_up_TI), gate_up_TI.shape[1] // 2
+        out_TI = torch.empty((tokens, size), dtype=gate_up_TI.dtype)
+        self._compiled.silu_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), tokens, size, torch.get_num_threads())
+        return out_TI
+
+    @staticmethod
+    def can_pack(outputs: int, inputs: int, gated: bool = False) -> bool:
+        """Whether :meth:`pack` takes a weight of this shape."""
+        return inputs % _DEEP == 0 and inputs <= 1 << 16 and not (gated and outputs % (2 * _WIDE))
+
+    def pack(self, weight_OI: Tensor, gated: bool = False) -> PackedWeight:
+        """The same weight, in other memory."""
+        outputs, inputs = weight_OI.shape
+        data = torch.empty(self._compiled.packed_size(outputs, inputs), dtype=weight_OI.dtype)
+        self._compiled.pack(
+            data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), torch.get_num_threads()
+        )
+        return PackedWeight(data, outputs, inputs, gated)
+
+    def linear(self, x: Tensor, weight: PackedWeight, bias_O: Tensor | None) -> Tensor:
+        """``x W^T + b`` over the last dimension, or the gated values, half as many."""
+        x = x.contiguous()
+        columns = weight.outputs // 2 if weight.gated else weight.outputs
+        out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
+        self._compiled.linear(
+            out.data_ptr(),
+            x.data_ptr(),
+            weight.data.data_ptr(),
+            None if bias_O is None else bias_O.data_ptr(),
+            math.prod(x.shape[:-1]),
+            weight.outputs,
+            weight.inputs,
+            int(weight.gated),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def write_cache(
+        self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, places_T: Tensor
+    ) -> None:
+        """Put keys and values into pools (NKBD; within a block and head the order is the kernels' own).
+
+        Args:
+            places_T: ``block * BLOCK + offset`` of each token, int64.
+        """
+        tokens, kv_heads, head_dim = k_TKD.shape
+        self._compiled.write_cache(
+            k_pool.data_ptr(),
+            v_pool.data_ptr(),
+            k_TKD.data_ptr(),
+            k_TKD.stride(0),
+            v_TKD.data_ptr(),
+            v_TKD.stride(0),
+            places_T.data_ptr(),
+            tokens,
+            kv_heads,
+            head_dim,
+            torch.get_num_threads(),
+        )
+
+    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, units: Units) -> Tensor:
+        """Attention of the rows that ``units`` names; the others are zero."""
+        tokens, heads, head_dim = q_THD.shape
+        out_THD = torch.empty((tokens, heads, head_dim), dtype=q_THD.dtype)
+        if len(units.tokens) < tokens:
+            out_THD[len(units.tokens) :] = 0
+        self._compiled.attend(
+            out_THD.data_ptr(),
+            q_THD.data_ptr(),
+            q_THD.stride(0),
+            k_pool.data_ptr(),
+            v_pool.data_ptr(),
+            heads,
+            k_pool.shape[1],
+            head_dim,
+            units.units.data_ptr(),
+            len(units.units),
+            units.tokens.data_ptr(),
+            units.visible.data_ptr(),
+            units.segments.data_ptr(),
+            units.tables.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out_THD
+
+
+@cache
+def find(amx: bool = True) -> Kernels | str:
+    """The kernels, compiled where they were not yet, or why this machine has none.
+
+    Args:
+        amx: use AMX where the processor has it, and not AVX-512 alone.
+    """
+    try:
+        return Kernels(library(amx))
+    except Unavailable as error:
+        return str(error)

@@ -1,0 +1,185 @@
+// Products of bfloat16 tiles, on AMX or with AVX-512's bfloat16 dot products, and what the kernels share beside them.
+//
+// A is read as it lies, row by row. B lies in tiles of 32 deep and 16 wide: 16 lines of 16 pairs, where line i holds
+// elements 2i and 2i+1 of each column (the order of TDPBF16PS in Intel's instruction set reference). Each element of C
+// is summed over the depth in one order, whatever the number of rows, so a row's bits never depend on its neighbours.
+#pragma once
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+constexpr int DEEP = 32;            // of a tile
+constexpr int WIDE = 16;            // of a tile
+constexpr int TILE = DEEP * WIDE;   // elements
+constexpr int MOST_ROWS = 32;       // of one product
+
+static inline __m512 widen(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+static inline __m256i narrow(__m512 x) {
+    return (__m256i)_mm512_cvtneps_pbh(x);
+}
+
+// Rounded to bfloat16, as a float.
+static inline __m512 rounded(__m512 x) {
+    return widen(narrow(x));
+}
+
+static inline __m512 load_bf16(const bf16* from) {
+    return widen(_mm256_loadu_si256((const __m256i*)from));
+}
+
+static inline void store_bf16(bf16* to, __m512 x) {
+    _mm256_storeu_si256((__m256i*)to, narrow(x));
+}
+
+// 2^x for x up to 127, within two units in the last place (Taylor series of degree 6 around the nearest integer).
+static inline __m512 exp2_of(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 part = _mm512_sub_ps(x, whole);
+    __m512 sum = _mm512_set1_ps(1.540353039e-4f);
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.333355815e-3f));
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(9.618129108e-3f));
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(5.550410866e-2f));
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(2.402265070e-1f));
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(6.931471806e-1f));
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+// x / (1 + e^-x)
+static inline __m512 silu_of(__m512 x) {
+    const __m512 e = exp2_of(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+#ifdef __AMX_BF16__
+
+// The tile registers of this thread: 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
+class Tiles {
+public:
+    // A product of `rows` rows and 32 columns: C (or 0, where `fresh`) + A B. Tiles of column 0 to 15 lie at `b[i]`,
+    // those of 16 to 31 `second` elements later.
+    void multiply(float* c, int c_row, const bf16* a, int a_row, int rows, const bf16* const* b, int second, int chunks,
+                  bool fresh) {
+        in_memory(a);  // GCC's tile loads do not say that they read memory
+        if (rows > 16) {
+            configure(16, rows - 16);
+            float* low = c + 16 * c_row;
+            if (fresh) {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            } else {
+                _tile_loadd(0, c, 4 * c_row);
+                _tile_loadd(1, c + WIDE, 4 * c_row);
+                _tile_loadd(2, low, 4 * c_row);
+                _tile_loadd(3, low + WIDE, 4 * c_row);
+            }
+            for (int i = 0; i < chunks; i++) {
+                _tile_loadd(6, b[i], 64);
+                _tile_loadd(4, a + i * DEEP, 2 * a_row);
+                _tile_loadd(7, b[i] + second, 64);
+                _tile_loadd(5, a + 16 * a_row + i * DEEP, 2 * a_row);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, c, 4 * c_row);
+            _tile_stored(1, c + WIDE, 4 * c_row);
+            _tile_stored(2, low, 4 * c_row);
+            _tile_stored(3, low + WIDE, 4 * c_row);
+        } else {
+            configure(rows, 16);
+            if (fresh) {
+                _tile_zero(0);
+                _tile_zero(1);
+            } else {
+                _tile_loadd(0, c, 4 * c_row);
+                _tile_loadd(1, c + WIDE, 4 * c_row);
+            }
+            for (int i = 0; i < chunks; i++) {
+                _tile_loadd(6, b[i], 64);
+                _tile_loadd(4, a + i * DEEP, 2 * a_row);
+                _tile_loadd(7, b[i] + second, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+            }
+            _tile_stored(0, c, 4 * c_row);
+            _tile_stored(1, c + WIDE, 4 * c_row);
+        }
+    }
+
+    ~Tiles() {
+        if (upper_) _tile_release();
+    }
+
+private:
+    void configure(int upper, int lower) {
+        if (upper == upper_ && lower == lower_) return;
+        upper_ = upper, lower_ = lower;
+        struct {
+            uint8_t palette, start, reserved[14];
+            uint16_t bytes[16];
+            uint8_t rows[16];
+        } layout;
+        memset(&layout, 0, sizeof layout);
+        layout.palette = 1;
+        const int rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+        for (int i = 0; i < 8; i++) layout.bytes[i] = 64, layout.rows[i] = (uint8_t)rows[i];
+        in_memory(&layout);
+        _tile_loadconfig(&layout);
+    }
+
+    static void in_memory(const void* what) { __asm__ volatile("" ::"r"(what) : "memory"); }
+
+    int upper_ = 0, lower_ = 0;
+};
+
+#else
+
+class Tiles {
+public:
+    void multiply(float* c, int c_row, const bf16* a, int a_row, int rows, const bf16* const* b, int second, int chunks,
+                  bool fresh) {
+        for (; rows >= 8; rows -= 8, c += 8 * c_row, a += 8 * a_row)
+            some<8>(c, c_row, a, a_row, b, second, chunks, fresh);
+        if (rows & 4) some<4>(c, c_row, a, a_row, b, second, chunks, fresh), c += 4 * c_row, a += 4 * a_row;
+        if (rows & 2) some<2>(c, c_row, a, a_row, b, second, chunks, fresh), c += 2 * c_row, a += 2 * a_row;
+        if (rows & 1) some<1>(c, c_row, a, a_row, b, second, chunks, fresh);
+    }
+
+private:
+    template <int ROWS>
+    static void some(float* c, int c_row, const bf16* a, int a_row, const bf16* const* b, int second, int chunks,
+                     bool fresh) {
+        __m512 sums[ROWS][2];
+        for (int r = 0; r < ROWS; r++)
+            for (int half = 0; half < 2; half++)
+                sums[r][half] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * c_row + half * WIDE);
+        for (int i = 0; i < chunks; i++)
+            for (int line = 0; line < DEEP / 2; line++) {
+                const __m512bh left = (__m512bh)_mm512_loadu_si512(b[i] + 2 * WIDE * line);
+                const __m512bh right = (__m512bh)_mm512_loadu_si512(b[i] + second + 2 * WIDE * line);
+                for (int r = 0; r < ROWS; r++) {
+                    int32_t pair;
+                    memcpy(&pair, a + r * a_row + i * DEEP + 2 * line, sizeof pair);
+                    const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                    sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, left);
+                    sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, right);
+                }
+            }
+        for (int r = 0; r < ROWS; r++)
+            for (int half = 0; half < 2; half++) _mm512_storeu_ps(c + r * c_row + half * WIDE, sums[r][half]);
+    }
+};
+
+#endif
