@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout, choose_backend
+from swe_infer.llama.attention.native import Backend as NativeAttention
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, find
+from swe_infer.llama.native.layers import Layers, LayersShape, LayerWeights
 from swe_infer.llama.rope import RotaryEmbedding, rotate
 from swe_infer.llama.shard import WHOLE, Shard
 from swe_infer.types import AttentionChoice
@@ -94,8 +96,8 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """``x W^T + b`` without initialisation: weights are always loaded."""
 
-    gates = False
-    """Whether a product gives the second half of the outputs, let through by the first; set by :meth:`pack`."""
+    packed: Tensor | PackedWeight | None = None
+    """The weight as products read it, once :meth:`pack` was called."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -103,7 +105,6 @@ class Linear(nn.Module):
         self.bias = (
             nn.Parameter(torch.empty(outputs, device=device, dtype=dtype), requires_grad=False) if bias else None
         )
-        self._packed: Tensor | PackedWeight | None = None
         self._kernels = native_kernels(device, dtype)
 
     def pack(self, gated: bool = False) -> None:
@@ -115,19 +116,19 @@ class Linear(nn.Module):
         """
         reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # only where torch has oneDNN
         if self._kernels is not None and self._kernels.can_pack(*self.weight.shape):
-            self.gates = gated and self.bias is None and self._kernels.can_pack(*self.weight.shape, gated=True)
-            self._packed = self._kernels.pack(self.weight.data, self.gates)
+            gated = gated and self.bias is None and self._kernels.can_pack(*self.weight.shape, gated=True)
+            self.packed = self._kernels.pack(self.weight.data, gated)
         elif reorder is not None:
-            self._packed = reorder(self.weight.data, MIN_ROWS)
-        if self._packed is not None:
+            self.packed = reorder(self.weight.data, MIN_ROWS)
+        if self.packed is not None:
             self.weight.data = self.weight.data.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self._packed, PackedWeight):
+        if isinstance(self.packed, PackedWeight):
             assert self._kernels is not None
-            return self._kernels.linear(x, self._packed, self.bias)
-        if self._packed is not None:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+            return self._kernels.linear(x, self.packed, self.bias)
+        if isinstance(self.packed, Tensor):
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
             return product
         return functional.linear(x, self.weight, self.bias)
 
@@ -180,7 +181,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         both_TI = self.gate_up_proj(x_TE)
-        if self.gate_up_proj.gates:
+        if isinstance(self.gate_up_proj.packed, PackedWeight) and self.gate_up_proj.packed.gated:
             inner_TI = both_TI
         elif self._kernels is not None:
             inner_TI = self._kernels.silu_mul(both_TI)
@@ -240,6 +241,7 @@ class LlamaForCausalLM(nn.Module):
         self.lm_head = Linear(config.hidden_size, 0 if shard.rank else config.vocab_size, False, device, dtype)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
+        self._compiled_layers: Layers | None = None
 
     def pack(self) -> None:
         """Once all weights are in place: give them the order in which products are fastest. After it they can no
@@ -249,6 +251,41 @@ class LlamaForCausalLM(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Linear) and not (module is self.lm_head and self.config.tie_word_embeddings):
                 module.pack(gated=name.endswith("gate_up_proj"))
+        self._compiled_layers = self._layers_of(native_kernels(self.device, self.dtype))
+
+    def _layers_of(self, kernels: Kernels | None) -> Layers | None:
+        """The layers as one call, where the kernels have all weights and attention is theirs too."""
+        if kernels is None or self.shard.count > 1 or not isinstance(self.backend, NativeAttention):
+            return None
+        weights = []
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            products = (layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj)
+            packed = [product.packed for product in products if isinstance(product.packed, PackedWeight)]
+            if len(packed) < len(products) or not packed[2].gated:
+                return None
+            qkv, o, gate_up, down = packed
+            weights.append(
+                LayerWeights(
+                    layer.input_layernorm.weight,
+                    layer.post_attention_layernorm.weight,
+                    (qkv, products[0].bias),
+                    (o, products[1].bias),
+                    gate_up,
+                    (down, products[3].bias),
+                )
+            )
+        config = self.config
+        shape = LayersShape(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.rms_norm_eps,
+        )
+        return Layers(kernels, shape, weights)
 
     @torch.inference_mode()
     def forward(self, input_ids_BL: Tensor) -> Tensor:
@@ -278,12 +315,15 @@ class LlamaForCausalLM(nn.Module):
         x_TE = functional.embedding(ids_T, self.embed_tokens)
         cos_sin = self.rope(step.positions_T, step.max_position, step.rope_lengths_T)
         delta_TE = None
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            x_TE, normed_TE = layer.input_layernorm(x_TE, delta_TE)
-            delta_TE = layer.self_attn(normed_TE, index, cos_sin, step, cache, self.backend)
-            x_TE, normed_TE = layer.post_attention_layernorm(x_TE, delta_TE)
-            delta_TE = layer.mlp(normed_TE)
+        if self._compiled_layers is not None:
+            x_TE, delta_TE = self._compiled_layers(x_TE, cos_sin, step.slots, step.plan, cache.keys, cache.values)
+        else:
+            for index, layer in enumerate(self.layers):
+                assert isinstance(layer, Layer)
+                x_TE, normed_TE = layer.input_layernorm(x_TE, delta_TE)
+                delta_TE = layer.self_attn(normed_TE, index, cos_sin, step, cache, self.backend)
+                x_TE, normed_TE = layer.post_attention_layernorm(x_TE, delta_TE)
+                delta_TE = layer.mlp(normed_TE)
         if self.shard.rank:
             return x_TE.new_empty(0, dtype=torch.float32)
         x_RE = x_TE.index_select(0, step.rows_R)

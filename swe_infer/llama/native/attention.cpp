@@ -3,7 +3,7 @@
 // A block of the cache holds 32 tokens. The keys of one head in it lie as the tiles of a product Q K^T, its values as
 // those of P V, so that products read the cache as it is. Softmax goes over PANEL keys at a time, counted from the
 // sequence's beginning, so what a row computes depends on its own sequence alone, bit for bit.
-#include "tiles.h"
+#include "kernels.h"
 
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
@@ -15,15 +15,6 @@ namespace {
 constexpr int BLOCK = 32;
 constexpr int PANEL = 128;
 constexpr int MOST_DIM = 256;
-
-struct Unit {
-    int32_t first_token, tokens, first_segment, segments;
-};
-
-// Keys `begin` to `end` of one block table, for `tokens` tokens of the unit from `first`.
-struct Segment {
-    int32_t first, tokens, table, begin, end;
-};
 
 struct Job {
     bf16* out;
@@ -47,44 +38,54 @@ struct State {
     float top[MOST_ROWS], total[MOST_ROWS];
 };
 
-// Weights of one row over a panel of which it sees the first `visible` keys.
+// The least exponent that is taken, since what underflows takes the processor a hundred times as long.
+__m512 least(__m512 x) {
+    return _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+}
+
+// Weights of one row over a panel of which it sees the first `visible` keys: 2^(score * scale), over a sum that is
+// carried from panel to panel. What the row does not see has weight 0.
+template <bool WHOLE>
 void softmax(State& state, int row, int visible, float scale, int head_dim) {
     constexpr int VECTORS = PANEL / 16;
-    bf16* weights = state.weights + row * PANEL;
-    if (visible <= 0) {
-        memset(weights, 0, PANEL * sizeof(bf16));
-        return;
-    }
     const float* scores = state.scores + row * PANEL;
-    const __m512 factor = _mm512_set1_ps(scale);
+    const __m512 unseen = _mm512_set1_ps(-INFINITY);
     __m512 part[VECTORS];
     __mmask16 seen[VECTORS];
     for (int i = 0; i < VECTORS; i++) {
         const int left = visible - 16 * i;
-        seen[i] = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
-        part[i] = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), seen[i],
-                                     _mm512_maskz_loadu_ps(seen[i], scores + 16 * i), factor);
+        seen[i] = WHOLE || left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
+        part[i] = _mm512_mask_loadu_ps(unseen, seen[i], scores + 16 * i);
     }
     __m512 most = part[0];
     for (int i = 1; i < VECTORS; i++) most = _mm512_max_ps(most, part[i]);
-    const float before = state.top[row];
-    const float top = fmaxf(before, _mm512_reduce_max_ps(most));
-    const __m512 shift = _mm512_set1_ps(top);
+    const float before = state.top[row], top = fmaxf(before, _mm512_reduce_max_ps(most));
+    const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(top * scale);
     __m512 total = _mm512_setzero_ps();
-    for (int i = 0; i < VECTORS; i++) {
-        part[i] = _mm512_maskz_mov_ps(seen[i], exp2_of(_mm512_sub_ps(part[i], shift)));
-        total = _mm512_add_ps(total, part[i]);
-        store_bf16(weights + 16 * i, part[i]);
+    for (int i = 0; i < VECTORS; i += 2) {
+        const __m512 low = exp2_of(least(_mm512_fmsub_ps(part[i], factor, shift)), seen[i]);
+        const __m512 high = exp2_of(least(_mm512_fmsub_ps(part[i + 1], factor, shift)), seen[i + 1]);
+        total = _mm512_add_ps(total, _mm512_add_ps(low, high));
+        store_bf16_pair(state.weights + row * PANEL + 16 * i, low, high);
     }
-    state.top[row] = top;
     if (top != before) {
-        const __m512 shrink = exp2_of(_mm512_set1_ps(before - top));
+        const __m512 shrink = exp2_of(least(_mm512_set1_ps((before - top) * scale)));
         float* sums = state.sums + row * head_dim;
         for (int d = 0; d < head_dim; d += 16)
             _mm512_store_ps(sums + d, _mm512_mul_ps(_mm512_load_ps(sums + d), shrink));
         state.total[row] *= _mm512_cvtss_f32(shrink);
+        state.top[row] = top;
     }
     state.total[row] += _mm512_reduce_add_ps(total);
+}
+
+void weigh(State& state, int row, int visible, float scale, int head_dim) {
+    if (visible >= PANEL)
+        softmax<true>(state, row, PANEL, scale, head_dim);
+    else if (visible > 0)
+        softmax<false>(state, row, visible, scale, head_dim);
+    else
+        memset(state.weights + row * PANEL, 0, PANEL * sizeof(bf16));
 }
 
 void prefetch(const bf16* from, int elements) {
@@ -105,15 +106,17 @@ void attend_segment(State& state, Tiles& tiles, const Job& job, const Unit& unit
         const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
             const bf16* keys = block_of(job.keys, begin / BLOCK + i);
-            prefetch(block_of(job.values, begin / BLOCK + i), size);
+            const int ahead = (begin + PANEL) / BLOCK + i;
+            if (rows <= 16 && ahead * BLOCK < segment.end) {  // with few rows it is memory that is waited for
+                prefetch(block_of(job.keys, ahead), size);
+                prefetch(block_of(job.values, ahead), size);
+            }
             for (int d = 0; d < dim / DEEP; d++) b[d] = keys + d * TILE;
             tiles.multiply(state.scores + first * PANEL + i * BLOCK, PANEL, state.q + first * dim, dim, rows, b,
                            dim / DEEP * TILE, dim / DEEP, true);
         }
-        for (int i = 0; i < PANEL / BLOCK && begin + PANEL + i * BLOCK < segment.end; i++)
-            prefetch(block_of(job.keys, (begin + PANEL) / BLOCK + i), size);
         for (int row = 0; row < rows; row++)
-            softmax(state, first + row, visible[row / group] - begin, job.scale, dim);
+            weigh(state, first + row, visible[row / group] - begin, job.scale, dim);
         for (int d = 0; d < dim; d += 2 * WIDE) {
             for (int i = 0; i < blocks; i++) b[i] = block_of(job.values, begin / BLOCK + i) + d * DEEP;
             tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b, TILE,

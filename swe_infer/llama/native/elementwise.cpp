@@ -1,6 +1,6 @@
 // What lies between the products: norms, rotary embeddings, activations. Each rounds to bfloat16 where the operations
 // of swe_infer.llama.model round.
-#include "tiles.h"
+#include "kernels.h"
 
 namespace {
 

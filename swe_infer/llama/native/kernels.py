@@ -41,6 +41,7 @@ _ARGUMENTS = {
     "pack": [c_void_p, c_void_p, c_int, c_int, c_int, c_int],
     "linear": [*[c_void_p] * 4, c_int64, c_int, c_int, c_int, c_int],
     "attend": [c_void_p, c_void_p, c_int64, *[c_void_p] * 2, *[c_int] * 3, c_void_p, c_int, *[c_void_p] * 4, c_int],
+    "run_layers": [c_void_p] * 3,
     "write_cache": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, *[c_int] * 4],
 }
 
@@ -98,15 +99,16 @@ class Kernels:
         for name, arguments in _ARGUMENTS.items():
             function = getattr(compiled, name)
             function.argtypes, function.restype = arguments, None
+        compiled.layers_room.argtypes, compiled.layers_room.restype = [c_void_p, c_int], c_int64
         compiled.packed_size.argtypes, compiled.packed_size.restype = [c_int, c_int], c_int64
-        self._compiled = compiled
+        self.compiled = compiled
 
     def add_rms_norm(self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """``x + delta`` (``x`` where there is no delta), and its root mean square norm times ``weight``."""
         tokens, size = x_TE.shape
         out_TE = torch.empty_like(x_TE)
         total_TE = x_TE if delta_TE is None else torch.empty_like(x_TE)
-        self._compiled.add_rms_norm(
+        self.compiled.add_rms_norm(
             total_TE.data_ptr(),
             out_TE.data_ptr(),
             x_TE.data_ptr(),
@@ -123,7 +125,7 @@ class Kernels:
         """:func:`swe_infer.llama.rope.rotate`; the heads of a token must lie side by side."""
         tokens, heads, head_dim = x_THD.shape
         out_THD = torch.empty((tokens, heads, head_dim), dtype=x_THD.dtype)
-        self._compiled.rotate(
+        self.compiled.rotate(
             out_THD.data_ptr(),
             x_THD.data_ptr(),
             x_THD.stride(0),
@@ -140,19 +142,19 @@ class Kernels:
         """``silu`` of the first half of the columns times the second half."""
         tokens, size = len(gate_up_TI), gate_up_TI.shape[1] // 2
         out_TI = torch.empty((tokens, size), dtype=gate_up_TI.dtype)
-        self._compiled.silu_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), tokens, size, torch.get_num_threads())
+        self.compiled.silu_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), tokens, size, torch.get_num_threads())
         return out_TI
 
     @staticmethod
     def can_pack(outputs: int, inputs: int, gated: bool = False) -> bool:
         """Whether :meth:`pack` takes a weight of this shape."""
-        return inputs % _DEEP == 0 and inputs <= 1 << 16 and not (gated and outputs % (2 * _WIDE))
+        return inputs % _DEEP == 0 and not (gated and outputs % (2 * _WIDE))
 
     def pack(self, weight_OI: Tensor, gated: bool = False) -> PackedWeight:
         """The same weight, in other memory."""
         outputs, inputs = weight_OI.shape
-        data = torch.empty(self._compiled.packed_size(outputs, inputs), dtype=weight_OI.dtype)
-        self._compiled.pack(
+        data = torch.empty(self.compiled.packed_size(outputs, inputs), dtype=weight_OI.dtype)
+        self.compiled.pack(
             data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), torch.get_num_threads()
         )
         return PackedWeight(data, outputs, inputs, gated)
@@ -162,7 +164,7 @@ class Kernels:
         x = x.contiguous()
         columns = weight.outputs // 2 if weight.gated else weight.outputs
         out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
-        self._compiled.linear(
+        self.compiled.linear(
             out.data_ptr(),
             x.data_ptr(),
             weight.data.data_ptr(),
@@ -184,7 +186,7 @@ class Kernels:
             places_T: ``block * BLOCK + offset`` of each token, int64.
         """
         tokens, kv_heads, head_dim = k_TKD.shape
-        self._compiled.write_cache(
+        self.compiled.write_cache(
             k_pool.data_ptr(),
             v_pool.data_ptr(),
             k_TKD.data_ptr(),
@@ -204,7 +206,7 @@ class Kernels:
         out_THD = torch.empty((tokens, heads, head_dim), dtype=q_THD.dtype)
         if len(units.tokens) < tokens:
             out_THD[len(units.tokens) :] = 0
-        self._compiled.attend(
+        self.compiled.attend(
             out_THD.data_ptr(),
             q_THD.data_ptr(),
             q_THD.stride(0),

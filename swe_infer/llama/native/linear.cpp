@@ -3,14 +3,15 @@
 // Weights are packed once, in panels of 32 outputs whose tiles follow one another. A thread takes as many panels as
 // its second-level cache holds and runs rows past them. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates
 // and the 16 values that they let through, so that one product gives the gated values and nothing else is stored.
-#include "tiles.h"
+#include "kernels.h"
 
 namespace {
 
 constexpr int PANEL = 2 * WIDE;
-constexpr int MOST_CHUNKS = 2048;       // so inputs are at most 65,536
 constexpr int GROUP_BYTES = 512 << 10;  // of panels that a thread takes together
+constexpr int MOST_PANELS = 32;         // of them
 constexpr int ROWS = 512;               // that it runs past them
+constexpr int CHUNKS = 8;               // of the depth: so many of the rows stay in the first-level cache meanwhile
 
 __mmask16 there(int columns) {
     return columns >= WIDE ? 0xffff : columns <= 0 ? 0 : (__mmask16)((1 << columns) - 1);
@@ -66,29 +67,36 @@ extern "C" void linear(bf16* out, const bf16* x, const bf16* packed, const bf16*
                        int inputs, int gated, int threads) {
     const int chunks = inputs / DEEP, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDE : PANEL;
     const int64_t out_row = gated ? outputs / 2 : outputs;
+    const int most = rows <= MOST_ROWS ? 4 : MOST_PANELS;  // panels that are read once are better divided evenly
     int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(bf16));
-    if (rows <= MOST_ROWS && group > 4) group = 4;  // panels are read once, and divided evenly
-    if (group < 1) group = 1;
+    group = group < 1 ? 1 : group > most ? most : group;
     const int blocks = (int)((rows + ROWS - 1) / ROWS), groups = (panels + group - 1) / group;
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
-        alignas(64) float sums[MOST_ROWS * PANEL];
-        const bf16* b[MOST_CHUNKS];
+        alignas(64) float sums[MOST_PANELS][MOST_ROWS * PANEL];
+        const bf16* b[CHUNKS];
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < blocks * groups; i++) {
             const int first = i / blocks * group, last = first + group < panels ? first + group : panels;
             const int64_t begin = (int64_t)(i % blocks) * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
             for (int64_t row = begin; row < end; row += MOST_ROWS) {
                 const int some = end - row < MOST_ROWS ? (int)(end - row) : MOST_ROWS;
+                for (int chunk = 0; chunk < chunks; chunk += CHUNKS)
+                    for (int panel = first; panel < last; panel++) {
+                        const int deep = chunks - chunk < CHUNKS ? chunks - chunk : CHUNKS;
+                        for (int c = 0; c < deep; c++)
+                            b[c] = packed + ((int64_t)panel * chunks + chunk + c) * 2 * TILE;
+                        tiles.multiply(sums[panel - first], PANEL, x + row * inputs + chunk * DEEP, inputs, some, b, TILE,
+                                       deep, chunk == 0);
+                    }
                 for (int panel = first; panel < last; panel++) {
-                    for (int c = 0; c < chunks; c++) b[c] = packed + ((int64_t)panel * chunks + c) * 2 * TILE;
-                    tiles.multiply(sums, PANEL, x + row * inputs, inputs, some, b, TILE, chunks, true);
                     bf16* to = out + row * out_row + panel * wide;
                     if (gated)
-                        store_gated(to, out_row, sums, some);
+                        store_gated(to, out_row, sums[panel - first], some);
                     else
-                        store(to, out_row, sums, some, outputs - panel * PANEL, bias ? bias + panel * PANEL : nullptr);
+                        store(to, out_row, sums[panel - first], some, outputs - panel * PANEL,
+                              bias ? bias + panel * PANEL : nullptr);
                 }
             }
         }

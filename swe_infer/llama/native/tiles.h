@@ -34,13 +34,17 @@ static inline __m512 load_bf16(const bf16* from) {
     return widen(_mm256_loadu_si256((const __m256i*)from));
 }
 
+static inline void store_bf16_pair(bf16* to, __m512 low, __m512 high) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
 static inline void store_bf16(bf16* to, __m512 x) {
     _mm256_storeu_si256((__m256i*)to, narrow(x));
 }
 
-// 2^x for x up to 127, within two units in the last place (Taylor series of degree 6 around the nearest integer).
-static inline __m512 exp2_of(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+// 2^x for finite x up to 127, within two units in the last place (the series of degree 6 around the nearest integer).
+// 0 where `wanted` has no bit.
+static inline __m512 exp2_of(__m512 x, __mmask16 wanted = 0xffff) {
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 part = _mm512_sub_ps(x, whole);
     __m512 sum = _mm512_set1_ps(1.540353039e-4f);
@@ -50,7 +54,7 @@ static inline __m512 exp2_of(__m512 x) {
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(2.402265070e-1f));
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(6.931471806e-1f));
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(sum, whole);
+    return _mm512_maskz_scalef_ps(wanted, sum, whole);
 }
 
 // x / (1 + e^-x)

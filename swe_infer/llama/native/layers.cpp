@@ -1,0 +1,78 @@
+// All layers of a Llama in one call: between two kernels nothing waits for an interpreter whose memory the weights have
+// pushed out of the caches.
+#include "kernels.h"
+
+namespace {
+
+struct Weight {
+    const bf16* packed;
+    const bf16* bias;
+};
+
+struct Layer {
+    const bf16* input_norm;
+    const bf16* post_norm;
+    Weight qkv, o, gate_up, down;
+};
+
+struct Shape {
+    int32_t layers, hidden, inner, heads, kv_heads, head_dim;
+    float eps;
+};
+
+// One pass. What it needs of memory lies in `room`.
+struct Pass {
+    bf16* x;
+    bf16* delta;
+    bf16* room;
+    const bf16* cos;
+    const bf16* sin;
+    bf16* keys;
+    bf16* values;
+    int64_t pool;  // elements from one layer's pool to the next
+    const int64_t* places;
+    const Unit* units;
+    const int32_t* tokens;
+    const int32_t* visible;
+    const Segment* segments;
+    const int32_t* tables;
+    int32_t rows, named, count, threads;
+};
+
+}  // namespace
+
+// Elements of Pass::room.
+extern "C" int64_t layers_room(const Shape* shape, int rows) {
+    const int64_t heads = 3 * shape->heads + 3 * shape->kv_heads;
+    return rows * (shape->hidden + shape->inner + heads * shape->head_dim);
+}
+
+// x (rows x hidden) becomes the stream before the last block's contribution, which goes to delta. Of the rows, units
+// name the first `named`; the others are padding.
+extern "C" void run_layers(const Shape* shape, const Layer* layers, const Pass* pass) {
+    const int rows = pass->rows, hidden = shape->hidden, dim = shape->head_dim, threads = pass->threads;
+    const int heads = shape->heads, turned_heads = heads + shape->kv_heads, all_heads = turned_heads + shape->kv_heads;
+    bf16* normed = pass->room;
+    bf16* qkv = normed + (int64_t)rows * hidden;
+    bf16* turned = qkv + (int64_t)rows * all_heads * dim;
+    bf16* attended = turned + (int64_t)rows * turned_heads * dim;
+    bf16* inner = attended + (int64_t)rows * heads * dim;
+    memset(attended + (int64_t)pass->named * heads * dim, 0, (size_t)(rows - pass->named) * heads * dim * sizeof(bf16));
+    for (int i = 0; i < shape->layers; i++) {
+        const Layer& layer = layers[i];
+        bf16* keys = pass->keys + i * pass->pool;
+        bf16* values = pass->values + i * pass->pool;
+        add_rms_norm(pass->x, normed, pass->x, i ? pass->delta : nullptr, layer.input_norm, shape->eps, rows, hidden,
+                     threads);
+        linear(qkv, normed, layer.qkv.packed, layer.qkv.bias, rows, all_heads * dim, hidden, 0, threads);
+        rotate(turned, qkv, all_heads * dim, pass->cos, pass->sin, rows, turned_heads, dim, threads);
+        write_cache(keys, values, turned + heads * dim, turned_heads * dim, qkv + turned_heads * dim, all_heads * dim,
+                    pass->places, rows, shape->kv_heads, dim, threads);
+        attend(attended, turned, turned_heads * dim, keys, values, heads, shape->kv_heads, dim, pass->units, pass->count,
+               pass->tokens, pass->visible, pass->segments, pass->tables, threads);
+        linear(pass->delta, attended, layer.o.packed, layer.o.bias, rows, hidden, heads * dim, 0, threads);
+        add_rms_norm(pass->x, normed, pass->x, pass->delta, layer.post_norm, shape->eps, rows, hidden, threads);
+        linear(inner, normed, layer.gate_up.packed, nullptr, rows, 2 * shape->inner, hidden, 1, threads);
+        linear(pass->delta, inner, layer.down.packed, layer.down.bias, rows, hidden, shape->inner, 0, threads);
+    }
+}
