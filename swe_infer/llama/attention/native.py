@@ -1,7 +1,7 @@
 """Attention on a CPU in bfloat16 by our own kernel, :mod:`swe_infer.llama.native`.
 
-It reads keys and values from the cache as they lie, and those that several sequences share once for all of them. What a
-row computes depends on its own sequence alone, bit for bit.
+It reads keys and values from the cache as they lie, and those that several sequences share once for all of them.
+What a row computes depends on its own sequence alone, bit for bit.
 
 Shape suffixes as in :mod:`swe_infer.llama.attention.base`.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
-from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Units, find
+from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Kernels, Units, find
 from swe_infer.llama.shared_prefix import prefix_groups
 
 __all__ = ["Backend"]
@@ -26,11 +26,11 @@ class Backend(AttentionBackend[Units]):
 
     block_size = BLOCK
 
-    def __init__(self, shape: AttentionShape) -> None:
+    def __init__(self, shape: AttentionShape, kernels: Kernels | None = None) -> None:
         super().__init__(shape)
-        kernels = find()
-        assert not isinstance(kernels, str)
-        self._kernels = kernels
+        found = kernels or find()
+        assert not isinstance(found, str)
+        self._kernels = found
         self._most_tokens = max(1, ROWS // shape.group)
 
     @classmethod

@@ -1,7 +1,7 @@
 """Compiles the kernels beside this file, once for a machine, with the C++ compiler that is there.
 
-The library is kept under ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``); its name holds the hash of the sources
-and of the flags, so another version never meets it. It takes two seconds.
+The library is kept under ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``); its name holds the hash of the
+sources and of the flags, so another version never meets it. Compiling takes two seconds.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ int64_t packed_size(int outputs, int inputs);
 
 void pack(bf16* packed, const bf16* weight, int outputs, int inputs, int gated, int threads);
 
+void unpack(bf16* out, const bf16* packed, const int64_t* ids, int64_t count, int inputs, int threads);
+
 void linear(bf16* out, const bf16* x, const bf16* packed, const bf16* bias, int64_t rows, int outputs, int inputs,
             int gated, int threads);
 

@@ -1,7 +1,7 @@
 """The compiled kernels as functions of tensors: bfloat16 on the CPU, as many threads as torch has.
 
-What a row computes depends on its own sequence alone, bit for bit: every sum goes one way, whatever the number of rows,
-how a prompt is cut, and what the cache held.
+What a row computes depends on its own sequence alone, bit for bit: every sum goes one way, whatever the number of
+rows, how a prompt is cut, and what the cache held.
 
 Shape suffixes: T tokens, E any size, H query heads, K key-value heads, D head dimension, I inputs, O outputs, N cache
 blocks, B tokens a block.
@@ -10,6 +10,7 @@ blocks, B tokens a block.
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
@@ -34,11 +35,14 @@ ROWS = 32
 
 _DEEP, _WIDE = 32, 16
 
+_log = logging.getLogger(__name__)
+
 _ARGUMENTS = {
     "add_rms_norm": [*[c_void_p] * 5, c_float, c_int64, c_int, c_int],
     "rotate": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
     "silu_mul": [c_void_p, c_void_p, c_int64, c_int, c_int],
     "pack": [c_void_p, c_void_p, c_int, c_int, c_int, c_int],
+    "unpack": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int],
     "linear": [*[c_void_p] * 4, c_int64, c_int, c_int, c_int, c_int],
     "attend": [c_void_p, c_void_p, c_int64, *[c_void_p] * 2, *[c_int] * 3, c_void_p, c_int, *[c_void_p] * 4, c_int],
     "run_layers": [c_void_p] * 3,
@@ -62,8 +66,8 @@ class PackedWeight:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What attention computes, in lists of int32. A unit is some tokens, at most :data:`ROWS` rows, and the segments of
-    keys that they see, in order; a segment holds for some of its unit's tokens.
+    """What attention computes, in lists of int32. A unit is some tokens, at most :data:`ROWS` rows, and the segments
+    of keys that they see, in order; a segment holds for some of its unit's tokens.
 
     Args:
         units: for each ``first token, tokens, first segment, segments``.
@@ -103,7 +107,9 @@ class Kernels:
         compiled.packed_size.argtypes, compiled.packed_size.restype = [c_int, c_int], c_int64
         self.compiled = compiled
 
-    def add_rms_norm(self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(
+        self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         """``x + delta`` (``x`` where there is no delta), and its root mean square norm times ``weight``."""
         tokens, size = x_TE.shape
         out_TE = torch.empty_like(x_TE)
@@ -159,6 +165,20 @@ class Kernels:
         )
         return PackedWeight(data, outputs, inputs, gated)
 
+    def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
+        """Rows of a weight that is not gated (int64, each less than its outputs), as they were: an embedding."""
+        rows_T = rows_T.contiguous()
+        out_TI = torch.empty((len(rows_T), weight.inputs), dtype=weight.data.dtype)
+        self.compiled.unpack(
+            out_TI.data_ptr(),
+            weight.data.data_ptr(),
+            rows_T.data_ptr(),
+            len(rows_T),
+            weight.inputs,
+            torch.get_num_threads(),
+        )
+        return out_TI
+
     def linear(self, x: Tensor, weight: PackedWeight, bias_O: Tensor | None) -> Tensor:
         """``x W^T + b`` over the last dimension, or the gated values, half as many."""
         x = x.contiguous()
@@ -177,9 +197,7 @@ class Kernels:
         )
         return out
 
-    def write_cache(
-        self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, places_T: Tensor
-    ) -> None:
+    def write_cache(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, places_T: Tensor) -> None:
         """Put keys and values into pools (NKBD; within a block and head the order is the kernels' own).
 
         Args:
@@ -236,4 +254,5 @@ def find(amx: bool = True) -> Kernels | str:
     try:
         return Kernels(library(amx))
     except Unavailable as error:
+        _log.info("no compiled kernels here: %s", error)
         return str(error)

@@ -62,6 +62,17 @@ extern "C" void pack(bf16* packed, const bf16* weight, int outputs, int inputs, 
         }
 }
 
+// Rows `ids` of a weight that is not gated, as they were before packing.
+extern "C" void unpack(bf16* out, const bf16* packed, const int64_t* ids, int64_t count, int inputs, int threads) {
+#pragma omp parallel for num_threads(threads) if (count > 64)
+    for (int64_t i = 0; i < count; i++) {
+        const int column = (int)(ids[i] % PANEL);
+        const bf16* from = packed + ids[i] / PANEL * PANEL * inputs + column / WIDE * TILE + 2 * (column % WIDE);
+        for (int d = 0; d < inputs; d += 2)
+            memcpy(out + i * inputs + d, from + d / DEEP * 2 * TILE + d % DEEP * WIDE, 2 * sizeof(bf16));
+    }
+}
+
 // out (rows x outputs; half as many where gated) = x (rows x inputs) W^T + bias. A gated weight has no bias.
 extern "C" void linear(bf16* out, const bf16* x, const bf16* packed, const bf16* bias, int64_t rows, int outputs,
                        int inputs, int gated, int threads) {

@@ -171,8 +171,11 @@ private:
                 sums[r][half] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * c_row + half * WIDE);
         for (int i = 0; i < chunks; i++)
             for (int line = 0; line < DEEP / 2; line++) {
-                const __m512bh left = (__m512bh)_mm512_loadu_si512(b[i] + 2 * WIDE * line);
-                const __m512bh right = (__m512bh)_mm512_loadu_si512(b[i] + second + 2 * WIDE * line);
+                const bf16* from = b[i] + 2 * WIDE * line;  // what follows comes from memory when there are few rows
+                _mm_prefetch((const char*)(from + 2 * TILE), _MM_HINT_T0);
+                _mm_prefetch((const char*)(from + second + 2 * TILE), _MM_HINT_T0);
+                const __m512bh left = (__m512bh)_mm512_loadu_si512(from);
+                const __m512bh right = (__m512bh)_mm512_loadu_si512(from + second);
                 for (int r = 0; r < ROWS; r++) {
                     int32_t pair;
                     memcpy(&pair, a + r * a_row + i * DEEP + 2 * line, sizeof pair);

@@ -1,0 +1,214 @@
+"""The compiled kernels against their definitions, with AMX and with AVX-512 alone, and how they are compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from swe_infer.llama.attention.base import AttentionShape
+from swe_infer.llama.attention.native import Backend
+from swe_infer.llama.native.kernels import Kernels, find
+from swe_infer.llama.rope import rotate
+from tests.llama.helpers import load, random_prompt
+from tests.llama.test_attention import LAYOUTS, Scene
+from tests.support.checkpoints import make_checkpoint
+
+
+@pytest.fixture(params=[True, False], ids=["best", "avx512_alone"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    found = find(amx=request.param)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+def random_bf16(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def assert_rounded(found: Tensor, exact: Tensor, units: float = 1.01) -> None:
+    """Equal to the exact values up to so many units in the last place of bfloat16."""
+    torch.testing.assert_close(found.double(), exact, rtol=units * 2**-8, atol=units * 2**-10)
+
+
+@pytest.mark.parametrize("outputs", [1, 32, 47, 400])
+@pytest.mark.parametrize("rows", [1, 8, 33, 600])
+@pytest.mark.parametrize("inputs", [32, 800])
+def test_linear_is_a_product_and_a_bias(kernels: Kernels, rows: int, inputs: int, outputs: int) -> None:
+    x_TI, weight_OI, bias_O = random_bf16(rows, inputs), random_bf16(outputs, inputs, seed=1), random_bf16(outputs)
+    packed = kernels.pack(weight_OI)
+    exact = x_TI.double() @ weight_OI.double().T
+    scale = inputs**0.5
+    assert_rounded(kernels.linear(x_TI, packed, None).double() / scale, exact / scale)
+    assert_rounded(kernels.linear(x_TI, packed, bias_O).double() / scale, (exact + bias_O.double()) / scale)
+
+
+def test_a_gated_product_is_silu_of_the_first_half_times_the_second(kernels: Kernels) -> None:
+    x_TI, weight_OI = random_bf16(50, 96), random_bf16(128, 96, seed=1) / 8
+    both_TO = (x_TI.double() @ weight_OI.double().T).bfloat16()
+    gated = kernels.linear(x_TI, kernels.pack(weight_OI, gated=True), None)
+    assert gated.shape == (50, 64)
+    assert_rounded(gated, functional.silu(both_TO[:, :64].double()) * both_TO[:, 64:].double(), units=4)
+    assert torch.equal(gated, kernels.silu_mul(kernels.linear(x_TI, kernels.pack(weight_OI), None)))
+
+
+def test_a_row_of_a_product_has_the_same_bits_in_every_batch(kernels: Kernels) -> None:
+    x_TI, packed = random_bf16(600, 800), kernels.pack(random_bf16(400, 800, seed=1))
+    whole = kernels.linear(x_TI, packed, None)
+    for rows in (1, 2, 7, 16, 17, 32, 33, 500):
+        assert torch.equal(kernels.linear(x_TI[:rows], packed, None), whole[:rows]), rows
+
+
+def test_an_embedding_is_read_from_a_packed_weight(kernels: Kernels) -> None:
+    weight_OI, ids_T = random_bf16(47, 64), torch.tensor([0, 46, 31, 32, 3, 3])
+    assert torch.equal(kernels.unpack(kernels.pack(weight_OI), ids_T), weight_OI[ids_T])
+
+
+@pytest.mark.parametrize("size", [20, 64, 770])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_norm_of_a_sum(kernels: Kernels, rows: int, size: int) -> None:
+    x_TE, delta_TE, weight_E = random_bf16(rows, size), random_bf16(rows, size, seed=1), random_bf16(size, seed=2)
+    total_TE, normed_TE = kernels.add_rms_norm(x_TE, delta_TE, weight_E, 1e-5)
+    assert torch.equal(total_TE, x_TE + delta_TE)
+    wide_TE = total_TE.double()
+    exact = wide_TE * torch.rsqrt(wide_TE.square().mean(-1, keepdim=True) + 1e-5) * weight_E.double()
+    assert_rounded(normed_TE, exact, units=2)
+    alone_TE, again_TE = kernels.add_rms_norm(total_TE, None, weight_E, 1e-5)
+    assert torch.equal(alone_TE, total_TE)
+    assert torch.equal(again_TE, normed_TE)
+
+
+@pytest.mark.parametrize("head_dim", [16, 20, 64, 128])
+def test_rotation_is_that_of_the_plain_operations(kernels: Kernels, head_dim: int) -> None:
+    x_THD = random_bf16(30, 7, head_dim)[:, :5]  # a part of each token's heads
+    cos_T1D, sin_T1D = random_bf16(30, 1, head_dim, seed=1), random_bf16(30, 1, head_dim, seed=2)
+    assert_rounded(kernels.rotate(x_THD, cos_T1D, sin_T1D), rotate(x_THD, cos_T1D, sin_T1D).double(), units=2)
+
+
+def test_silu_takes_large_numbers(kernels: Kernels) -> None:
+    gate_T = torch.tensor([-3e38, -200.0, -88.0, 0.0, 88.0, 200.0, 3e38]).bfloat16()
+    found = kernels.silu_mul(torch.stack([gate_T, torch.ones_like(gate_T)], dim=1))
+    torch.testing.assert_close(found[:, 0], functional.silu(gate_T.float()).bfloat16(), atol=1e-30, rtol=0.01)
+
+
+@pytest.mark.parametrize("head_dim", [32, 96, 256])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (71, 1)], ids=["multi_head", "grouped", "many"])
+def test_attention_of_every_head_size(kernels: Kernels, heads: tuple[int, int], head_dim: int) -> None:
+    backend = Backend(AttentionShape(*heads, head_dim, torch.device("cpu"), torch.bfloat16), kernels)
+    scene = Scene(backend, LAYOUTS["decoding_and_chunks"])
+    out_THD = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, backend.plan(scene.layout))
+    torch.testing.assert_close(out_THD.double(), scene.expected(), atol=0.02, rtol=0.02)
+
+
+def test_attention_takes_scores_of_any_size(kernels: Kernels) -> None:
+    """One key outweighs all others by more than a float can hold."""
+    backend = Backend(AttentionShape(2, 2, 32, torch.device("cpu"), torch.bfloat16), kernels)
+    scene = Scene(backend, [(200, 200)])
+    scene.q_THD *= 1e4
+    out_THD = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, backend.plan(scene.layout))
+    scene.sequences = [(scene.q_THD, *scene.sequences[0][1:])]
+    torch.testing.assert_close(out_THD.double(), scene.expected(), atol=0.02, rtol=0.02)
+
+
+@pytest.fixture
+def available() -> None:
+    found = find()
+    if isinstance(found, str):
+        pytest.skip(found)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {"head_dim": 32},
+    "biases": {"head_dim": 32, "attention_bias": True},
+    "tied": {"head_dim": 64, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_all_layers_in_one_call_are_the_layers_one_by_one(shape: dict[str, Any], tmp_path: Path) -> None:
+    """With a bias on the feed-forward, here of zeros, the layers are run one by one. They round as much as torch's
+    own operations do."""
+    directory = make_checkpoint(tmp_path / "together", dtype=torch.bfloat16, **shape)
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    tensors = load_file(directory / "model.safetensors")
+    for name in [name for name in tensors if ".mlp." in name]:
+        zeros = torch.zeros(len(tensors[name]), dtype=torch.bfloat16)
+        tensors[name.replace(".weight", ".bias")] = zeros
+    save_file(tensors, apart / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    (apart / "config.json").write_text(json.dumps({**config, "mlp_bias": True}))
+    ids_BL = torch.tensor([random_prompt(140, 1), random_prompt(140, 2)])
+    logits = []
+    for path in (directory, apart):
+        model = load(path, torch.bfloat16)
+        model.pack()
+        logits.append(model(ids_BL))
+    assert torch.equal(*logits)
+    exact_BLV, plain_BLV = load(directory)(ids_BL), load(directory, torch.bfloat16)(ids_BL)
+    error, usual = ((found_BLV - exact_BLV).square().mean().sqrt() for found_BLV in (logits[0], plain_BLV))
+    assert error < 1.2 * usual
+
+
+_FIND = "from swe_infer.llama.native import kernels; print(kernels.find())"
+
+
+def found_with(**environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", _FIND],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.usefixtures("available")
+def test_kernels_are_compiled_once_and_kept(tmp_path: Path) -> None:
+    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path))
+    (library,) = (tmp_path / "swe_infer").iterdir()
+    made = library.stat().st_mtime_ns
+    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path), CXX="/no/compiler")
+    assert library.stat().st_mtime_ns == made
+
+
+@pytest.mark.usefixtures("available")
+def test_without_a_place_for_them_they_are_compiled_for_the_process(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "not a compiler that can be run"),
+        ("echo 'x.cpp:1: error: no flag' >&2; exit 1", "cannot compile the kernels (x.cpp:1: error: no flag)"),
+        ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "cannot be loaded"),
+    ],
+    ids=["missing", "failing", "wrong"],
+)
+@pytest.mark.usefixtures("available")
+def test_a_compiler_that_cannot_is_a_reason(tmp_path: Path, script: str | None, said: str) -> None:
+    compiler = tmp_path / "compiler"
+    if script is not None:
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+    assert said in found_with(XDG_CACHE_HOME=str(tmp_path / "cache"), CXX=str(compiler))
+
+
+@pytest.mark.usefixtures("available")
+def test_no_compiler_is_a_reason(tmp_path: Path) -> None:
+    assert found_with(XDG_CACHE_HOME=str(tmp_path), PATH=str(tmp_path), CXX="") == "no C++ compiler on this machine"
