@@ -6,6 +6,7 @@ points of a sweep) compute a prompt once; :class:`EnginePool` keeps the engine b
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -147,6 +148,8 @@ class Engine:
             if followers is not None:
                 followers.close()
             raise
+        gc.collect()
+        gc.freeze()  # what is loaded stays, so the collector need not look through it in the midst of a run
         _log.info(
             "loaded %s in %.1f s: %s on %s, attention by %s, cache of %d tokens",
             model.label,

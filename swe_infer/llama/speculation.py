@@ -16,6 +16,7 @@ from swe_infer.llama.drafting import (
     Codec,
     Drafter,
     DraftLength,
+    MakingBudget,
     NoDrafter,
     PassCost,
     SharedPrompts,
@@ -43,10 +44,15 @@ class Speculation:
         self._vocabulary = vocabulary
         self.prompts = SharedPrompts(codec.decode)
         self.stats = EngineStats()
-        self._written: dict[int, tuple[SharedSuffixes, TokenIndex]] = {}
+        self._written: dict[int, tuple[DrafterKind, SharedSuffixes, TokenIndex]] = {}
+        """The outputs that are being written and have a drafter."""
         self.pass_cost = PassCost()
         """What rows cost in this engine's passes, so far."""
         self._acceptance: dict[DrafterKind, Acceptance] = {}
+        self._batch = 1
+        self._making = MakingBudget()
+        self._making_s = 1e-6
+        """Seconds that it takes to make a drafter, for each token of its prompt."""
         self._look_s = 1e-4
         self._guess_s = 1e-4
         """Seconds that it takes to see where a sequence stands, and to guess: running means in which a single slow
@@ -61,6 +67,7 @@ class Speculation:
 
         A row holds up the whole batch and speeds up one sequence of it, so its cost is that of a batch of rows.
         """
+        self._batch = batch
         most = min(most, sequence.draftable)
         kind = sequence.request.drafter
         if kind == "none" or most < 1:
@@ -71,10 +78,13 @@ class Speculation:
         if length is None:
             acceptance = self._acceptance.setdefault(kind, Acceptance(MAX_DRAFT))
             length = sequence.length = DraftLength(acceptance)
+            self._making.earn(batch * row * (len(sequence.request.prompt_ids) - sequence.cached_tokens), 0, batch)
         if not length.affords(look + guess):
             return []
         started = time.perf_counter()
-        drafter = sequence.drafter or self._drafter(sequence, kind)
+        drafter = sequence.drafter or self._drafter(sequence, kind, look / self._look_s)
+        if drafter is None:
+            return []
         prepared = time.perf_counter()
         sequence.tell()
         limit = length.limit(drafter.situation, batch * row, guess, most)
@@ -89,14 +99,28 @@ class Speculation:
         self.stats.draft_s += now - started
         return list(takewhile(lambda token: token < self._vocabulary, draft))
 
-    def _drafter(self, sequence: Sequence, kind: DrafterKind) -> Drafter:
-        shared = self.prompts.get(sequence.request.prompt_ids)
-        shared.prepare(kind)
-        made = drafter_of(kind, sequence.request.prompt_ids, self._codec, shared)
+    def _drafter(self, sequence: Sequence, kind: DrafterKind, passes_per_s: float) -> Drafter | None:
+        """A drafter for a sequence; None as long as the time that it takes is not earned.
+
+        Where guesses fail everywhere, one sequence of all that are in the making goes on trying.
+        """
+        if not self._acceptance[kind].promising and any(other == kind for other, _, _ in self._written.values()):
+            return None
+        prompt = sequence.request.prompt_ids
+        shared = self.prompts.get(prompt)
+        if not shared.is_prepared(kind):
+            cost = len(prompt) * self._making_s * passes_per_s
+            if not self._making.affords(cost):
+                return None
+            self._making.spend(cost)
+            started = time.perf_counter()
+            shared.prepare(kind)
+            self._making_s = _mean(self._making_s, (time.perf_counter() - started) / len(prompt))
+        made = drafter_of(kind, prompt, self._codec, shared)
         sequence.drafter = made
         if not isinstance(made, NoDrafter):
             shared.enter(made.written)
-            self._written[id(sequence)] = (shared, made.written)
+            self._written[id(sequence)] = (kind, shared, made.written)
         return made
 
     def settle(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
@@ -104,6 +128,9 @@ class Speculation:
         accepted = sum(token == guess for token, guess in zip(taken, draft, strict=False))
         if sequence.length is not None:
             sequence.length.record(len(draft), accepted, len(taken))
+            self._making.earn(1.0, accepted, self._batch)
+            if sequence.drafter is not None:
+                self._acceptance[sequence.request.drafter].step(accepted)
         sequence.drafted += len(draft)
         sequence.accepted += accepted
         self.stats.drafted_tokens += len(draft)
@@ -112,13 +139,13 @@ class Speculation:
     def finished(self, sequence: Sequence, answer: Generated) -> None:
         """Keep an answer for later samples of its prompt."""
         self.dropped(sequence)
-        if sequence.drafter is not None:
+        if sequence.request.drafter != "none":
             self.prompts.get(sequence.request.prompt_ids).add(answer.token_ids, answer.text)
 
     def dropped(self, sequence: Sequence) -> None:
         """The output of ``sequence`` is no longer being written."""
-        shared, written = self._written.pop(id(sequence), (None, None))
-        if shared is not None and written is not None:
+        if (entered := self._written.pop(id(sequence), None)) is not None:
+            _, shared, written = entered
             shared.leave(written)
 
 

@@ -19,6 +19,9 @@ _LOOK_AGAIN = 16
 """Drafts that are left out before a situation in which none pays is tried again, with so many tokens:"""
 _TRIAL = 4
 _MOST_CREDIT = 3.0
+_HOPE = 0.5
+"""Accepted tokens for each step of a sequence with a drafter before any was seen, and what it must stay above:"""
+_PROMISING = 0.05
 
 
 @dataclass(slots=True)
@@ -60,9 +63,10 @@ class Acceptance:
 
     def __init__(self, most: int, credit: float = 0.5) -> None:
         self.most = most
-        self._least_credit = self.credit = credit
+        self.credit = credit
         self._places: dict[Hashable, _Places] = {}
         self._tokens = self._passes = 1.0
+        self._accepted = _HOPE
 
     def best(self, situation: Hashable, row_cost: float, draft_cost: float) -> int:
         """The length that pays most; 0: none does."""
@@ -87,9 +91,18 @@ class Acceptance:
         """What became of a draft of which ``asked`` tokens were wanted."""
         self._places.setdefault(situation, _Places(self.most)).learn(asked, drafted, accepted)
 
+    @property
+    def promising(self) -> bool:
+        """Whether guesses have been right of late."""
+        return self._accepted > _PROMISING
+
+    def step(self, accepted: int) -> None:
+        """A step of a sequence that has a drafter."""
+        self._accepted = _MEMORY * self._accepted + (1.0 - _MEMORY) * accepted
+
     def count(self, tokens: int, passes: float, account: float) -> None:
         """A sequence's step: its tokens, its time in passes, and what is in its account, from which follows how much
         a new sequence may be trusted with."""
         self._tokens = _RATE_MEMORY * self._tokens + tokens
         self._passes = _RATE_MEMORY * self._passes + passes
-        self.credit += 0.05 * (max(self._least_credit, min(_MOST_CREDIT, account)) - self.credit)
+        self.credit += 0.05 * (max(0.0, min(_MOST_CREDIT, account)) - self.credit)

@@ -1,4 +1,4 @@
-"""How many tokens to draft: as many as pay, and never more than was earned."""
+"""How many tokens to draft, and whether to begin: as much as pays, and never more than was earned."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Hashable
 
 from swe_infer.llama.drafting.acceptance import Acceptance
 
-__all__ = ["DraftLength"]
+__all__ = ["DraftLength", "MakingBudget"]
 
 _INTEREST = 0.02
 """Share of the passes' time that may go into drafts of which nothing is accepted."""
 _MOST = 4.0
+
+_MAKING_SHARE = 0.01
+"""Share of the passes' time that may go into making drafters of which nothing comes."""
+_MAKING_GAIN = 0.1
+"""Share of a pass that each accepted token adds."""
+_MAKING_MOST = 32.0
 
 
 class DraftLength:
@@ -60,3 +66,28 @@ class DraftLength:
         self._account = min(_MOST, self._account + _INTEREST + accepted - self._spent)
         self._acceptance.count(tokens, 1.0 + self._spent, self._account)
         self._asked, self._spent = 0, 0.0
+
+
+class MakingBudget:
+    """What may be spent on making drafters, which happens once for a prompt, over all sequences of an engine.
+
+    In units of one sequence's pass, as the accounts of :class:`DraftLength`. All sequences fill it, those as well that
+    have no drafter. So where nothing is ever accepted, ``_MAKING_SHARE`` of the time is lost and what it began with.
+
+    Args:
+        passes: what it begins with.
+    """
+
+    def __init__(self, passes: float = 8.0) -> None:
+        self._held = passes
+
+    def earn(self, passes: float, accepted: int, batch: int) -> None:
+        """Passes of one sequence, those of its prompt included, and its accepted tokens, in a batch of so many."""
+        earned = _MAKING_SHARE * passes + _MAKING_GAIN * accepted
+        self._held = max(self._held, min(_MAKING_MOST * batch, self._held + earned))
+
+    def affords(self, passes: float) -> bool:
+        return self._held > passes
+
+    def spend(self, passes: float) -> None:
+        self._held -= passes

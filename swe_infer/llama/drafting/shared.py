@@ -94,6 +94,9 @@ class SharedSuffixes:
         """Read the prompt now, once for all its samples, for a drafter of this kind."""
         _ = (self.corpus, self.paths) if kind == "diff" else self.prompt_tokens
 
+    def is_prepared(self, kind: DrafterKind) -> bool:
+        return ("corpus" if kind == "diff" else "prompt_tokens") in self.__dict__
+
     def token_indexes(self) -> tuple[TokenIndex, ...]:
         """Earlier outputs, those that are being written and are furthest on, and the prompt."""
         ahead = sorted(self._running, key=lambda index: -len(index.tokens))[:_MOST_RUNNING]
