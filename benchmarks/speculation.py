@@ -1,7 +1,7 @@
 """Wall time with and without drafting, when a model says the gold patch: real passes, logits steered.
 
     python -m benchmarks.speculation CHECKPOINT INSTANCES.jsonl [--batch 1 8] [--count 8] [--repeat 3] [--new TOKENS]
-                                     [--nonsense | --own] [--transformers] [--vllm PYTHON]
+                                     [--dtype TYPE] [--nonsense | --own] [--transformers] [--vllm PYTHON]
 
 Every token costs what the checkpoint's passes cost; only the choice is steered. ``--nonsense`` steers to random
 tokens instead, of which no drafter can guess any: what drafting costs where it is of no use. ``--own`` steers to
@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=8, help="the shortest prompts of the file")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--kv-cache-gb", type=float, default=4.0)
+    parser.add_argument("--dtype", default="auto", help="as model.dtype; runs of the bundled model take float32")
     parser.add_argument("--new", type=int, default=512, help="tokens of an answer at the most")
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--nonsense", action="store_true")
@@ -124,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if (asked.vllm and not asked.own) or (asked.transformers and asked.own):
         parser.error("vLLM says its own words (--own), transformers what it is steered to")
-    engine = Engine.load(LlamaModel(str(asked.checkpoint)), EngineOptions(kv_cache_gb=asked.kv_cache_gb))
+    model = LlamaModel(str(asked.checkpoint), dtype=asked.dtype)
+    engine = Engine.load(model, EngineOptions(kv_cache_gb=asked.kv_cache_gb))
     with asked.instances.open(encoding="utf-8") as file:
         rows = sorted(map(json.loads, file), key=lambda row: len(row["text"]))[: asked.count]
     prompts = [engine.tokenizer.encode_text(row["text"]) for row in rows]

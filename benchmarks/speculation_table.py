@@ -1,4 +1,4 @@
-"""All figures of speculation, one command after the other: about seven minutes on two quiet cores.
+"""All figures of speculation, one command after the other: about ten minutes on two quiet cores.
 
     python -m benchmarks.speculation_table CHECKPOINT ORACLE.jsonl [--vllm PYTHON]
 
@@ -23,15 +23,19 @@ def commands(checkpoint: Path, oracle: Path, vllm: Path | None) -> dict[str, lis
     """Modules with their arguments, by heading."""
     bundled = ["benchmarks.speculation", str(SAMPLE / "tiny_llama"), str(SAMPLE / "instances.jsonl")]
     small = ["--kv-cache-gb", "0.3", "--count", "8"]
+    default = ["--dtype", "float32"]  # as conf/model/tiny.yaml has it
+    many = ["--kv-cache-gb", "0.3", "--count", "40", "--batch", "8"]
     larger = ["benchmarks.speculation", str(checkpoint), str(oracle), "--kv-cache-gb", "2", "--count", "8"]
     beside = [] if vllm is None else ["--vllm", str(vllm)]
     return {
         "tokens a pass on gold patches, and the cost of a step at 60,000 prompt tokens": [
             "benchmarks.drafting", str(oracle), "--tokenizer", str(checkpoint),
         ],
-        "bundled model, steered to gold patches": [*bundled, *small, "--transformers"],
-        "bundled model, its own words": [*bundled, *small, "--own", "--new", "200", *beside],
-        "bundled model, steered to what cannot be guessed": [*bundled, *small, "--nonsense"],
+        "bundled model, steered to gold patches": [*bundled, *small, *default, "--transformers"],
+        "bundled model, steered to all 40 gold patches": [*bundled, *many, *default],
+        "the same in bfloat16": [*bundled, *many],
+        "bundled model, its own words": [*bundled, *small, *default, "--own", "--new", "200", *beside],
+        "bundled model, steered to what cannot be guessed": [*bundled, *many, *default, "--nonsense"],
         "larger model, steered to gold patches": [
             *larger, "--new", "128", "--repeat", "1", "--batch", "8", "1", "--transformers",
         ],

@@ -144,23 +144,6 @@ def shared_scene(backend: AttentionBackend[Any], prompts: dict[int, list[int]]) 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="promised on a CPU")
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sdpa_rows_have_the_same_bits_whoever_shares_their_prompt(heads: tuple[int, int], dtype: torch.dtype) -> None:
-    backend = make_backend("sdpa", dtype, *heads, 64)
-    scene, layout = shared_scene(backend, {600: [1, 40, 8, 70], 96: [1, 2, 33], 1100: [5, 6], 300: [9]})
-    plan = backend.plan(layout)
-    if dtype == torch.bfloat16:
-        assert len(plan.shared) == 3
-        assert sum(len(group.queries_S) for group in plan.shared) == 9
-    together = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, plan)
-    for place, (length, table) in enumerate(zip(layout.key_lens, layout.block_tables, strict=True)):
-        q_THD = scene.q_THD[place : place + 1]
-        alone = backend.attend(q_THD, scene.k_pool, scene.v_pool, backend.plan(Layout([1], [length], [table])))
-        assert torch.equal(together[place], alone[0]), (place, length)
-
-
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="promised on a CPU")
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
 def test_native_rows_have_the_same_bits_whoever_shares_their_prompt(heads: tuple[int, int]) -> None:
     backend = make_backend("native", torch.bfloat16, *heads, 64)
     scene, layout = shared_scene(backend, {600: [1, 40, 8, 70], 96: [1, 2, 33], 1100: [5, 6], 300: [9]})

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from swe_infer.llama.drafting import Acceptance, DraftLength, PassCost
+from swe_infer.llama.drafting import Acceptance, DraftLength, MakingBudget, PassCost
 
 ROW, GUESS = 0.02, 0.01
 
@@ -116,6 +116,55 @@ def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> No
     for _ in range(200):
         acceptance.learn("any", 32, 32, 6)
     assert acceptance.best("any", 0.1, 0.0) == 6
+
+
+def test_a_new_sequence_is_trusted_with_what_others_gained_and_not_with_what_they_left_over() -> None:
+    acceptance = Acceptance(32)
+    for _ in range(20):
+        length = DraftLength(acceptance)
+        for _ in range(100):  # nobody guesses
+            length.record(0, 0, 1)
+    assert acceptance.credit < 0.05
+    follow(DraftLength(acceptance), lambda step, limit: 1, 100, row=0.0, guess=0.0)
+    assert acceptance.credit > 2.0
+
+
+@pytest.mark.parametrize("cost", [0.1, 1.0, 6.0])
+def test_making_drafters_of_which_nothing_comes_takes_a_hundredth_of_the_time_at_most(cost: float) -> None:
+    budget, spent, passes = MakingBudget(), 0.0, 20_000
+    for _ in range(passes // 10):  # each prompt is answered in 10 passes
+        if budget.affords(cost):
+            budget.spend(cost)
+            spent += cost
+        budget.earn(10.0, 0, batch=8)
+    assert 0 < spent <= 0.01 * passes + 8.0
+
+
+def test_accepted_tokens_and_long_prompts_pay_for_drafters() -> None:
+    budget = MakingBudget(passes=0.0)
+    budget.earn(1.0, 20, batch=8)
+    assert budget.affords(1.9)
+    budget = MakingBudget(passes=0.0)
+    budget.earn(1000.0, 0, batch=8)
+    assert budget.affords(4.9)
+
+
+def test_what_pays_for_drafters_does_not_pile_up_for_ever() -> None:
+    budget = MakingBudget()
+    for _ in range(10_000):
+        budget.earn(1.0, 20, batch=2)
+    assert not budget.affords(65.0)
+    assert budget.affords(63.0)
+
+
+def test_guesses_promise_something_until_they_fail_for_long_and_again_once_some_are_right() -> None:
+    acceptance = Acceptance(32)
+    seen = [acceptance.promising]
+    for accepted, steps in ((0, 200), (2, 3)):
+        for _ in range(steps):
+            acceptance.step(accepted)
+        seen.append(acceptance.promising)
+    assert seen == [True, False, True]
 
 
 def test_the_cost_of_a_row_is_learned_from_passes() -> None:

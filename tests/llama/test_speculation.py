@@ -144,6 +144,21 @@ def test_an_answer_never_grows_beyond_its_length(directory: Path, length: int) -
     assert answer.finish_reason == "length"
 
 
+def test_where_guesses_fail_everywhere_one_sequence_of_many_has_a_drafter(tmp_path: Path) -> None:
+    """So hot that every token is about as likely as the next, and nothing comes twice."""
+    directory = make_checkpoint(tmp_path)
+    engine = without_a_clock(engine_of(directory, max_sequences=8))
+    most = []
+    asked = [ask(n, random_prompt(40, n), 30, temperature=50.0, seed=n) for n in range(64)]
+    for request in asked:
+        engine.add(replace(request, drafter="suffix"))
+    while engine.scheduler.busy:
+        engine.step()
+        most.append(sum(sequence.drafter is not None for sequence in engine.scheduler.running))
+    assert max(most[:40]) > 1
+    assert max(most[-40:]) == 1
+
+
 def test_the_context_window_ends_an_answer_at_the_same_token(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, max_position_embeddings=64)
     asked = [ask(i, random_prompt(30 + i, i), 100) for i in range(8)]

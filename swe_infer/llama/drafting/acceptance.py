@@ -100,9 +100,9 @@ class Acceptance:
         """A step of a sequence that has a drafter."""
         self._accepted = _MEMORY * self._accepted + (1.0 - _MEMORY) * accepted
 
-    def count(self, tokens: int, passes: float, account: float) -> None:
-        """A sequence's step: its tokens, its time in passes, and what is in its account, from which follows how much
-        a new sequence may be trusted with."""
+    def count(self, tokens: int, passes: float, gained: float) -> None:
+        """A sequence's step: its tokens, its time in passes, and what it gained so far by drafts, from which follows
+        how much a new sequence may be trusted with."""
         self._tokens = _RATE_MEMORY * self._tokens + tokens
         self._passes = _RATE_MEMORY * self._passes + passes
-        self.credit += 0.05 * (max(0.0, min(_MOST_CREDIT, account)) - self.credit)
+        self.credit += 0.05 * (max(0.0, min(_MOST_CREDIT, gained)) - self.credit)

@@ -8,11 +8,11 @@ from swe_infer.llama.drafting.acceptance import Acceptance
 
 __all__ = ["DraftLength", "MakingBudget"]
 
-_INTEREST = 0.02
+_INTEREST = 0.012
 """Share of the passes' time that may go into drafts of which nothing is accepted."""
 _MOST = 4.0
 
-_MAKING_SHARE = 0.01
+_MAKING_SHARE = 0.005
 """Share of the passes' time that may go into making drafters of which nothing comes."""
 _MAKING_GAIN = 0.1
 """Share of a pass that each accepted token adds."""
@@ -33,6 +33,7 @@ class DraftLength:
     def __init__(self, acceptance: Acceptance) -> None:
         self._acceptance = acceptance
         self._account = acceptance.credit
+        self._gained = 0.0
         self._situation: Hashable = None
         self._asked = 0
         self._spent = 0.0
@@ -64,15 +65,17 @@ class DraftLength:
         if self._asked:
             self._acceptance.learn(self._situation, self._asked, drafted, accepted)
         self._account = min(_MOST, self._account + _INTEREST + accepted - self._spent)
-        self._acceptance.count(tokens, 1.0 + self._spent, self._account)
+        self._gained += accepted - self._spent
+        self._acceptance.count(tokens, 1.0 + self._spent, self._gained)
         self._asked, self._spent = 0, 0.0
 
 
 class MakingBudget:
     """What may be spent on making drafters, which happens once for a prompt, over all sequences of an engine.
 
-    In units of one sequence's pass, as the accounts of :class:`DraftLength`. All sequences fill it, those as well that
-    have no drafter. So where nothing is ever accepted, ``_MAKING_SHARE`` of the time is lost and what it began with.
+    In units of one sequence's pass, as the accounts of :class:`DraftLength`. All sequences fill it, those as well
+    that have no drafter. So where nothing is ever accepted, ``_MAKING_SHARE`` of the time is lost and what it began
+    with.
 
     Args:
         passes: what it begins with.

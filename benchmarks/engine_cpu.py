@@ -1,0 +1,164 @@
+"""The engine's passes on a CPU as shares of what the machine can do, and where their time goes.
+
+    python -m benchmarks.engine_cpu MODEL_DIR [--threads 2] [--rounds 5]
+
+The limits are measured in the same run: a product of 2,048 cubed in bfloat16, and a copy of 256 MB, bytes read and
+written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of each of so many sequences
+of 1,024. Prints one JSON line for each: medians of the rounds. ``parts`` are the compiled kernels alone, at the
+shapes of that pass and with each layer's own weights and keys, as shares of the pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from swe_infer.llama.config import read_config
+from swe_infer.llama.model import Layer, LlamaForCausalLM, Step
+from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, find
+from swe_infer.llama.weights import load_weights
+
+CONTEXT = 1024
+PREFILL = 2048
+
+
+def seconds(work: Callable[[], object], rounds: int) -> float:
+    work()
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def limits(rounds: int) -> tuple[float, float]:
+    """Operations and bytes a second."""
+    left, right = torch.randn(2, 2048, 2048).bfloat16().unbind(0)
+    source = torch.ones(1 << 28, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    rate = 2 * 2048**3 / seconds(lambda: left @ right, 4 * rounds)
+    return rate, 2 * source.nbytes / seconds(lambda: target.copy_(source), 4 * rounds)
+
+
+class Passes:
+    """One model, and passes over it."""
+
+    def __init__(self, directory: Path, rounds: int, kernels: Kernels) -> None:
+        self.model = LlamaForCausalLM(read_config(directory), dtype=torch.bfloat16)
+        load_weights(self.model, directory, allow_pickle=False)
+        self.model.pack()
+        self.rounds = rounds
+        self.kernels = kernels
+
+    def report(
+        self, name: str, starts: Sequence[int], count: int, rate: float, bandwidth: float
+    ) -> dict[str, object]:
+        """A pass in which each sequence brings ``count`` tokens from ``starts`` on."""
+        config, size = self.model.config, self.model.backend.block_size
+        tables, used = [], 1
+        for start in starts:
+            blocks = -(-(start + count) // size)
+            tables.append(range(used, used + blocks))
+            used += blocks
+        cache = self.model.new_cache(used)
+        rows = [count * (n + 1) - 1 for n in range(len(starts))]
+        step = self.model.step(starts, [count] * len(starts), tables, rows)
+        ids_T = torch.randint(5, config.vocab_size, (count * len(starts),))
+        for pool in (*cache.keys, *cache.values):
+            pool.normal_()
+        whole = seconds(lambda: self.model.decode(ids_T, step, cache), self.rounds)
+        weights = config.parameters - config.vocab_size * config.hidden_size
+        seen = sum(count * start + count * (count + 1) / 2 for start in starts)
+        heads, dim = config.num_attention_heads, config.head_dim
+        head_weights = config.vocab_size * config.hidden_size
+        operations = 2.0 * (weights - head_weights) * count * len(starts) + 2 * head_weights * len(starts)
+        operations += 4 * seen * heads * dim * config.num_hidden_layers
+        keys = 2 * 2 * sum(start + count for start in starts) * config.num_key_value_heads * dim
+        moved = 2 * weights + keys * config.num_hidden_layers
+        parts = self.parts(step, cache.keys, cache.values)
+        return {
+            "pass": name,
+            "ms": round(1000 * whole, 2),
+            "tokens_per_s": round(count * len(starts) / whole),
+            "of_matrix_rate": round(operations / whole / rate, 3),
+            "of_bandwidth": round(moved / whole / bandwidth, 3),
+            "parts": {part: round(taken / whole, 3) for part, taken in parts.items()},
+        }
+
+    def parts(self, step: Step, k_pools: Sequence[torch.Tensor], v_pools: Sequence[torch.Tensor]) -> dict[str, float]:
+        """Seconds of each kernel in all layers."""
+        config, kernels, tokens = self.model.config, self.kernels, len(step.positions_T)
+        layers = [layer for layer in self.model.layers if isinstance(layer, Layer)]
+        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        x_TE, inner_TI = torch.randn(tokens, config.hidden_size), torch.randn(tokens, config.intermediate_size)
+        x_TE, inner_TI = x_TE.bfloat16(), inner_TI.bfloat16()
+        qkv_THD = torch.randn(tokens, heads + 2 * kv_heads, dim).bfloat16()
+        turned_THD = qkv_THD[:, : heads + kv_heads].contiguous()
+        cos_sin = self.model.rope(step.positions_T, step.max_position)
+        units = step.plan
+        assert isinstance(units, Units)
+
+        def products() -> None:
+            for layer in layers:
+                for product, given in (
+                    (layer.self_attn.qkv_proj, x_TE),
+                    (layer.self_attn.o_proj, turned_THD[:, :heads].flatten(1)),
+                    (layer.mlp.gate_up_proj, x_TE),
+                    (layer.mlp.down_proj, inner_TI),
+                ):
+                    assert isinstance(product.packed, PackedWeight)
+                    kernels.linear(given, product.packed, None)
+
+        def attention() -> None:
+            for k_pool, v_pool in zip(k_pools, v_pools, strict=True):
+                kernels.attend(turned_THD[:, :heads], k_pool, v_pool, units)
+
+        def norms() -> None:
+            for layer in layers:
+                for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                    kernels.add_rms_norm(x_TE, x_TE, norm.weight, norm.eps)
+
+        def rotation() -> None:
+            for _ in layers:
+                kernels.rotate(qkv_THD[:, : heads + kv_heads], *cos_sin)
+
+        def cache_writes() -> None:
+            for k_pool, v_pool in zip(k_pools, v_pools, strict=True):
+                k_TKD, v_TKD = turned_THD[:, heads:], qkv_THD[:, heads + kv_heads :]
+                kernels.write_cache(k_pool, v_pool, k_TKD, v_TKD, step.slots)
+
+        return {
+            part.__name__: seconds(part, self.rounds) for part in (products, attention, norms, rotation, cache_writes)
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    kernels = find()
+    if isinstance(kernels, str):
+        raise SystemExit(f"no compiled kernels here: {kernels}")
+    with torch.inference_mode():
+        rate, bandwidth = limits(asked.rounds)
+        print(json.dumps({"tflop_per_s": round(rate / 1e12, 2), "gb_per_s": round(bandwidth / 1e9, 1)}), flush=True)
+        passes = Passes(asked.model, asked.rounds, kernels)
+        for name, starts, count in (
+            ("prefill", [0, 0], PREFILL // 2),
+            *((f"decode_{batch}", [CONTEXT - 1] * batch, 1) for batch in (1, 8, 32)),
+        ):
+            print(json.dumps(passes.report(name, starts, count, rate, bandwidth)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
