@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    kernels = find()
+    kernels = find(torch.bfloat16)
     if isinstance(kernels, str):
         raise SystemExit(f"no compiled kernels here: {kernels}")
     with torch.inference_mode():

@@ -66,9 +66,9 @@ def fused_kernels(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def native_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    if device.type != "cpu" or dtype != torch.bfloat16:
+    if device.type != "cpu":
         return None
-    kernels = find()
+    kernels = find(dtype)
     return None if isinstance(kernels, str) else kernels
 
 
@@ -119,7 +119,7 @@ class Linear(nn.Module):
             outputs, inputs = self.weight.shape
             gated = gated and self.bias is None and self._kernels.can_pack(outputs, inputs, gated=True)
             self.packed = self._kernels.pack(self.weight.data, gated)
-        elif reorder is not None:
+        elif reorder is not None and self.weight.dtype == torch.bfloat16:
             self.packed = reorder(self.weight.data, MIN_ROWS)
         if self.packed is not None:
             self.weight.data = self.weight.data.new_empty(0)
@@ -247,8 +247,8 @@ class LlamaForCausalLM(nn.Module):
 
     def pack(self) -> None:
         """Once all weights are in place: give them the order in which products are fastest. After it they can no
-        longer be read or changed. Only bfloat16 on a CPU has such an order."""
-        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
+        longer be read or changed. Only a CPU has such an order."""
+        if self.device.type != "cpu":
             return
         self._kernels = native_kernels(self.device, self.dtype)
         for name, module in self.named_modules():

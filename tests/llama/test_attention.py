@@ -109,7 +109,9 @@ def test_rows_beyond_the_layout_come_back_as_zeros(name: str) -> None:
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="promised on a CPU")
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
-@pytest.mark.parametrize(("name", "dtype"), [("sdpa", torch.float32), ("native", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("sdpa", torch.float32), ("native", torch.float32), ("native", torch.bfloat16)]
+)
 def test_rows_have_the_same_bits_however_a_sequence_is_cut(
     name: str, dtype: torch.dtype, heads: tuple[int, int]
 ) -> None:
@@ -144,8 +146,11 @@ def shared_scene(backend: AttentionBackend[Any], prompts: dict[int, list[int]]) 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="promised on a CPU")
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
-def test_native_rows_have_the_same_bits_whoever_shares_their_prompt(heads: tuple[int, int]) -> None:
-    backend = make_backend("native", torch.bfloat16, *heads, 64)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_native_rows_have_the_same_bits_whoever_shares_their_prompt(
+    dtype: torch.dtype, heads: tuple[int, int]
+) -> None:
+    backend = make_backend("native", dtype, *heads, 64)
     scene, layout = shared_scene(backend, {600: [1, 40, 8, 70], 96: [1, 2, 33], 1100: [5, 6], 300: [9]})
     plan = backend.plan(layout)
     assert (plan.units[:, 1] > 1).any()

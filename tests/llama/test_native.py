@@ -20,69 +20,79 @@ from swe_infer.llama.attention.native import Backend
 from swe_infer.llama.native.kernels import Kernels, find
 from swe_infer.llama.rope import rotate
 from tests.llama.helpers import load, random_prompt
-from tests.llama.test_attention import LAYOUTS, Scene
+from tests.llama.test_attention import LAYOUTS, TOLERANCE, Scene
 from tests.support.checkpoints import make_checkpoint
 
 
-@pytest.fixture(params=[True, False], ids=["best", "avx512_alone"])
+@pytest.fixture(
+    params=[(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)],
+    ids=["float32", "bfloat16", "bfloat16_without_amx"],
+)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    found = find(amx=request.param)
+    found = find(*request.param)
     if isinstance(found, str):
         pytest.skip(found)
     return found
 
 
-def random_bf16(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+def drawn(kernels: Kernels, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(kernels.dtype)
 
 
-def assert_rounded(found: Tensor, exact: Tensor, units: float = 1.01) -> None:
-    """Equal to the exact values up to so many units in the last place of bfloat16."""
-    torch.testing.assert_close(found.double(), exact, rtol=units * 2**-8, atol=units * 2**-10)
+def assert_rounded(found: Tensor, exact: Tensor, kernels: Kernels, units: float = 1.01) -> None:
+    """Equal to the exact values up to so many units in the last place; of float32, in which sums round too, 128 times
+    as many."""
+    unit = torch.finfo(kernels.dtype).eps * (128 if kernels.dtype == torch.float32 else 1)
+    torch.testing.assert_close(found.double(), exact, rtol=units * unit, atol=units * unit / 4)
 
 
 @pytest.mark.parametrize("outputs", [1, 32, 47, 400])
 @pytest.mark.parametrize("rows", [1, 8, 33, 600])
 @pytest.mark.parametrize("inputs", [32, 800])
 def test_linear_is_a_product_and_a_bias(kernels: Kernels, rows: int, inputs: int, outputs: int) -> None:
-    x_TI, weight_OI, bias_O = random_bf16(rows, inputs), random_bf16(outputs, inputs, seed=1), random_bf16(outputs)
+    x_TI, weight_OI = drawn(kernels, rows, inputs), drawn(kernels, outputs, inputs, seed=1)
+    bias_O = drawn(kernels, outputs)
     packed = kernels.pack(weight_OI)
     exact = x_TI.double() @ weight_OI.double().T
     scale = inputs**0.5
-    assert_rounded(kernels.linear(x_TI, packed, None).double() / scale, exact / scale)
-    assert_rounded(kernels.linear(x_TI, packed, bias_O).double() / scale, (exact + bias_O.double()) / scale)
+    assert_rounded(kernels.linear(x_TI, packed, None).double() / scale, exact / scale, kernels)
+    assert_rounded(kernels.linear(x_TI, packed, bias_O).double() / scale, (exact + bias_O.double()) / scale, kernels)
 
 
 def test_a_gated_product_is_silu_of_the_first_half_times_the_second(kernels: Kernels) -> None:
-    x_TI, weight_OI = random_bf16(50, 96), random_bf16(128, 96, seed=1) / 8
-    both_TO = (x_TI.double() @ weight_OI.double().T).bfloat16()
+    x_TI, weight_OI = drawn(kernels, 50, 96), drawn(kernels, 128, 96, seed=1) / 8
+    both_TO = (x_TI.double() @ weight_OI.double().T).to(kernels.dtype)
     gated = kernels.linear(x_TI, kernels.pack(weight_OI, gated=True), None)
     assert gated.shape == (50, 64)
-    assert_rounded(gated, functional.silu(both_TO[:, :64].double()) * both_TO[:, 64:].double(), units=4)
+    assert_rounded(gated, functional.silu(both_TO[:, :64].double()) * both_TO[:, 64:].double(), kernels, units=4)
     assert torch.equal(gated, kernels.silu_mul(kernels.linear(x_TI, kernels.pack(weight_OI), None)))
 
 
 def test_a_row_of_a_product_has_the_same_bits_in_every_batch(kernels: Kernels) -> None:
-    x_TI, packed = random_bf16(600, 800), kernels.pack(random_bf16(400, 800, seed=1))
+    x_TI, packed = drawn(kernels, 600, 800), kernels.pack(drawn(kernels, 400, 800, seed=1))
     whole = kernels.linear(x_TI, packed, None)
     for rows in (1, 2, 7, 16, 17, 32, 33, 500):
         assert torch.equal(kernels.linear(x_TI[:rows], packed, None), whole[:rows]), rows
 
 
 def test_an_embedding_is_read_from_a_packed_weight(kernels: Kernels) -> None:
-    weight_OI, ids_T = random_bf16(47, 64), torch.tensor([0, 46, 31, 32, 3, 3])
+    weight_OI, ids_T = drawn(kernels, 47, 64), torch.tensor([0, 46, 31, 32, 3, 3])
     assert torch.equal(kernels.unpack(kernels.pack(weight_OI), ids_T), weight_OI[ids_T])
 
 
 @pytest.mark.parametrize("size", [20, 64, 770])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_norm_of_a_sum(kernels: Kernels, rows: int, size: int) -> None:
-    x_TE, delta_TE, weight_E = random_bf16(rows, size), random_bf16(rows, size, seed=1), random_bf16(size, seed=2)
+    x_TE, delta_TE, weight_E = (
+        drawn(kernels, rows, size),
+        drawn(kernels, rows, size, seed=1),
+        drawn(kernels, size, seed=2),
+    )
     total_TE, normed_TE = kernels.add_rms_norm(x_TE, delta_TE, weight_E, 1e-5)
     assert torch.equal(total_TE, x_TE + delta_TE)
     wide_TE = total_TE.double()
     exact = wide_TE * torch.rsqrt(wide_TE.square().mean(-1, keepdim=True) + 1e-5) * weight_E.double()
-    assert_rounded(normed_TE, exact, units=2)
+    assert_rounded(normed_TE, exact, kernels, units=2)
     alone_TE, again_TE = kernels.add_rms_norm(total_TE, None, weight_E, 1e-5)
     assert torch.equal(alone_TE, total_TE)
     assert torch.equal(again_TE, normed_TE)
@@ -90,29 +100,32 @@ def test_norm_of_a_sum(kernels: Kernels, rows: int, size: int) -> None:
 
 @pytest.mark.parametrize("head_dim", [16, 20, 64, 128])
 def test_rotation_is_that_of_the_plain_operations(kernels: Kernels, head_dim: int) -> None:
-    x_THD = random_bf16(30, 7, head_dim)[:, :5]  # a part of each token's heads
-    cos_T1D, sin_T1D = random_bf16(30, 1, head_dim, seed=1), random_bf16(30, 1, head_dim, seed=2)
-    assert_rounded(kernels.rotate(x_THD, cos_T1D, sin_T1D), rotate(x_THD, cos_T1D, sin_T1D).double(), units=2)
+    x_THD = drawn(kernels, 30, 7, head_dim)[:, :5]  # a part of each token's heads
+    cos_T1D, sin_T1D = drawn(kernels, 30, 1, head_dim, seed=1), drawn(kernels, 30, 1, head_dim, seed=2)
+    assert_rounded(
+        kernels.rotate(x_THD, cos_T1D, sin_T1D), rotate(x_THD, cos_T1D, sin_T1D).double(), kernels, units=2
+    )
 
 
 def test_silu_takes_large_numbers(kernels: Kernels) -> None:
-    gate_T = torch.tensor([-3e38, -200.0, -88.0, 0.0, 88.0, 200.0, 3e38]).bfloat16()
+    gate_T = torch.tensor([-3e38, -200.0, -88.0, 0.0, 88.0, 200.0, 3e38]).to(kernels.dtype)
     found = kernels.silu_mul(torch.stack([gate_T, torch.ones_like(gate_T)], dim=1))
-    torch.testing.assert_close(found[:, 0], functional.silu(gate_T.float()).bfloat16(), atol=1e-30, rtol=0.01)
+    torch.testing.assert_close(found[:, 0], functional.silu(gate_T.float()).to(kernels.dtype), atol=1e-30, rtol=0.01)
 
 
 @pytest.mark.parametrize("head_dim", [32, 96, 256])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (71, 1)], ids=["multi_head", "grouped", "many"])
 def test_attention_of_every_head_size(kernels: Kernels, heads: tuple[int, int], head_dim: int) -> None:
-    backend = Backend(AttentionShape(*heads, head_dim, torch.device("cpu"), torch.bfloat16), kernels)
+    backend = Backend(AttentionShape(*heads, head_dim, torch.device("cpu"), kernels.dtype), kernels)
     scene = Scene(backend, LAYOUTS["decoding_and_chunks"])
     out_THD = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, backend.plan(scene.layout))
-    torch.testing.assert_close(out_THD.double(), scene.expected(), atol=0.02, rtol=0.02)
+    tolerance = TOLERANCE[kernels.dtype]
+    torch.testing.assert_close(out_THD.double(), scene.expected(), atol=tolerance, rtol=tolerance)
 
 
 def test_attention_takes_scores_of_any_size(kernels: Kernels) -> None:
     """One key outweighs all others by more than a float can hold."""
-    backend = Backend(AttentionShape(2, 2, 32, torch.device("cpu"), torch.bfloat16), kernels)
+    backend = Backend(AttentionShape(2, 2, 32, torch.device("cpu"), kernels.dtype), kernels)
     scene = Scene(backend, [(200, 200)])
     scene.q_THD *= 1e4
     out_THD = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, backend.plan(scene.layout))
@@ -122,7 +135,7 @@ def test_attention_takes_scores_of_any_size(kernels: Kernels) -> None:
 
 @pytest.fixture
 def available() -> None:
-    found = find()
+    found = find(torch.bfloat16)
     if isinstance(found, str):
         pytest.skip(found)
 
@@ -135,16 +148,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_all_layers_in_one_call_are_the_layers_one_by_one(shape: dict[str, Any], tmp_path: Path) -> None:
+def test_all_layers_in_one_call_are_the_layers_one_by_one(
+    shape: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
     """With a bias on the feed-forward, here of zeros, the layers are run one by one. They round as much as torch's
     own operations do."""
-    directory = make_checkpoint(tmp_path / "together", dtype=torch.bfloat16, **shape)
+    directory = make_checkpoint(tmp_path / "together", dtype=dtype, **shape)
     apart = tmp_path / "apart"
     apart.mkdir()
     tensors = load_file(directory / "model.safetensors")
     for name in [name for name in tensors if ".mlp." in name]:
-        zeros = torch.zeros(len(tensors[name]), dtype=torch.bfloat16)
+        zeros = torch.zeros(len(tensors[name]), dtype=dtype)
         tensors[name.replace(".weight", ".bias")] = zeros
     save_file(tensors, apart / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
@@ -152,16 +168,17 @@ def test_all_layers_in_one_call_are_the_layers_one_by_one(shape: dict[str, Any],
     ids_BL = torch.tensor([random_prompt(140, 1), random_prompt(140, 2)])
     logits = []
     for path in (directory, apart):
-        model = load(path, torch.bfloat16)
+        model = load(path, dtype)
         model.pack()
         logits.append(model(ids_BL))
     assert torch.equal(*logits)
-    exact_BLV, plain_BLV = load(directory)(ids_BL), load(directory, torch.bfloat16)(ids_BL)
+    wide = torch.float32 if dtype == torch.bfloat16 else torch.float64
+    exact_BLV, plain_BLV = load(directory, wide)(ids_BL), load(directory, dtype)(ids_BL)
     error, usual = ((found_BLV - exact_BLV).square().mean().sqrt() for found_BLV in (logits[0], plain_BLV))
     assert error < 1.2 * usual
 
 
-_FIND = "from swe_infer.llama.native import kernels; print(kernels.find())"
+_FIND = "import torch; from swe_infer.llama.native.kernels import find; print(find(torch.bfloat16))"
 
 
 def found_with(**environment: str) -> str:

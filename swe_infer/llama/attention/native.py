@@ -1,4 +1,4 @@
-"""Attention on a CPU in bfloat16 by our own kernel, :mod:`swe_infer.llama.native`.
+"""Attention on a CPU by our own kernel, :mod:`swe_infer.llama.native`.
 
 It reads keys and values from the cache as they lie, and those that several sequences share once for all of them.
 What a row computes depends on its own sequence alone, bit for bit.
@@ -8,7 +8,6 @@ Shape suffixes as in :mod:`swe_infer.llama.attention.base`.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
@@ -28,7 +27,7 @@ class Backend(AttentionBackend[Units]):
 
     def __init__(self, shape: AttentionShape, kernels: Kernels | None = None) -> None:
         super().__init__(shape)
-        found = kernels or find()
+        found = kernels or find(shape.dtype)
         assert not isinstance(found, str)
         self._kernels = found
         self._most_tokens = max(1, ROWS // shape.group)
@@ -37,11 +36,9 @@ class Backend(AttentionBackend[Units]):
     def why_not(cls, shape: AttentionShape) -> str | None:
         if shape.device.type != "cpu":
             return f"needs a CPU, and this is {shape.device.type}"
-        if shape.dtype != torch.bfloat16:
-            return f"needs bfloat16, and this is {shape.dtype}"
         if shape.head_dim % 32 or shape.head_dim > _LARGEST_HEAD:
             return f"head_dim {shape.head_dim} is not a multiple of 32 up to {_LARGEST_HEAD}"
-        kernels = find()
+        kernels = find(shape.dtype)
         return kernels if isinstance(kernels, str) else None
 
     def pool_shape(self, blocks: int) -> tuple[int, int, int, int]:

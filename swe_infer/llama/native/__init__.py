@@ -1,1 +1,1 @@
-"""Kernels in C++ for bfloat16 on a CPU with AVX-512 or AMX, compiled where they are first used."""
+"""Kernels in C++ for a CPU with AVX-512 or AMX, in float32 and bfloat16, compiled where they are first used."""

@@ -5,7 +5,7 @@
 // sequence's beginning, so what a row computes depends on its own sequence alone, bit for bit.
 #include "kernels.h"
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && !defined(FLOAT32)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -17,11 +17,11 @@ constexpr int PANEL = 128;
 constexpr int MOST_DIM = 256;
 
 struct Job {
-    bf16* out;
-    const bf16* q;
+    element* out;
+    const element* q;
     int64_t q_token;
-    const bf16* keys;
-    const bf16* values;
+    const element* keys;
+    const element* values;
     int heads, kv_heads, head_dim;
     float scale;
     const int32_t* tokens;
@@ -31,9 +31,9 @@ struct Job {
 };
 
 struct State {
-    alignas(64) bf16 q[MOST_ROWS * MOST_DIM];
+    alignas(64) element q[MOST_ROWS * MOST_DIM];
     alignas(64) float scores[MOST_ROWS * PANEL];
-    alignas(64) bf16 weights[MOST_ROWS * PANEL];
+    alignas(64) element weights[MOST_ROWS * PANEL];
     alignas(64) float sums[MOST_ROWS * MOST_DIM];
     float top[MOST_ROWS], total[MOST_ROWS];
 };
@@ -53,8 +53,7 @@ void softmax(State& state, int row, int visible, float scale, int head_dim) {
     __m512 part[VECTORS];
     __mmask16 seen[VECTORS];
     for (int i = 0; i < VECTORS; i++) {
-        const int left = visible - 16 * i;
-        seen[i] = WHOLE || left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
+        seen[i] = WHOLE ? 0xffff : first_columns(visible - 16 * i);
         part[i] = _mm512_mask_loadu_ps(unseen, seen[i], scores + 16 * i);
     }
     __m512 most = part[0];
@@ -66,7 +65,8 @@ void softmax(State& state, int row, int visible, float scale, int head_dim) {
         const __m512 low = exp2_of(least(_mm512_fmsub_ps(part[i], factor, shift)), seen[i]);
         const __m512 high = exp2_of(least(_mm512_fmsub_ps(part[i + 1], factor, shift)), seen[i + 1]);
         total = _mm512_add_ps(total, _mm512_add_ps(low, high));
-        store_bf16_pair(state.weights + row * PANEL + 16 * i, low, high);
+        store(state.weights + row * PANEL + 16 * i, low);
+        store(state.weights + row * PANEL + 16 * (i + 1), high);
     }
     if (top != before) {
         const __m512 shrink = exp2_of(least(_mm512_set1_ps((before - top) * scale)));
@@ -85,11 +85,12 @@ void weigh(State& state, int row, int visible, float scale, int head_dim) {
     else if (visible > 0)
         softmax<false>(state, row, visible, scale, head_dim);
     else
-        memset(state.weights + row * PANEL, 0, PANEL * sizeof(bf16));
+        memset(state.weights + row * PANEL, 0, PANEL * sizeof(element));
 }
 
-void prefetch(const bf16* from, int elements) {
-    for (int i = 0; i < elements; i += 32) _mm_prefetch((const char*)(from + i), _MM_HINT_T0);
+void prefetch(const element* from, int elements) {
+    constexpr int LINE = 64 / sizeof(element);
+    for (int i = 0; i < elements; i += LINE) _mm_prefetch((const char*)(from + i), _MM_HINT_T0);
 }
 
 // Rows `first` to `first + rows` of a tile, over the keys of one segment.
@@ -98,14 +99,15 @@ void attend_segment(State& state, Tiles& tiles, const Job& job, const Unit& unit
     const int dim = job.head_dim, size = BLOCK * dim, first = segment.first * group, rows = segment.tokens * group;
     const int32_t* table = job.tables + segment.table;
     const int32_t* visible = job.visible + unit.first_token + segment.first;
-    const auto block_of = [&](const bf16* pool, int block) {
+    const auto block_of = [&](const element* pool, int block) {
         return pool + ((int64_t)table[block] * job.kv_heads + kv_head) * size;
     };
-    const bf16* b[MOST_DIM / DEEP > PANEL / BLOCK ? MOST_DIM / DEEP : PANEL / BLOCK];
+    constexpr int DEEP_IN_BLOCK = BLOCK / DEEP;
+    const element* b[MOST_DIM / DEEP > PANEL / DEEP ? MOST_DIM / DEEP : PANEL / DEEP];
     for (int begin = segment.begin; begin < segment.end; begin += PANEL) {
         const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
-            const bf16* keys = block_of(job.keys, begin / BLOCK + i);
+            const element* keys = block_of(job.keys, begin / BLOCK + i);
             const int ahead = (begin + PANEL) / BLOCK + i;
             if (rows <= 16 && ahead * BLOCK < segment.end) {  // with few rows it is memory that is waited for
                 prefetch(block_of(job.keys, ahead), size);
@@ -118,9 +120,10 @@ void attend_segment(State& state, Tiles& tiles, const Job& job, const Unit& unit
         for (int row = 0; row < rows; row++)
             weigh(state, first + row, visible[row / group] - begin, job.scale, dim);
         for (int d = 0; d < dim; d += 2 * WIDE) {
-            for (int i = 0; i < blocks; i++) b[i] = block_of(job.values, begin / BLOCK + i) + d * DEEP;
-            tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b, TILE,
-                           blocks, false);
+            for (int i = 0; i < blocks * DEEP_IN_BLOCK; i++)
+                b[i] = block_of(job.values, begin / BLOCK + i / DEEP_IN_BLOCK) + d * BLOCK + i % DEEP_IN_BLOCK * TILE;
+            tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b,
+                           DEEP_IN_BLOCK * TILE, blocks * DEEP_IN_BLOCK, false);
         }
     }
 }
@@ -133,16 +136,16 @@ void attend_unit(State& state, Tiles& tiles, const Job& job, const Unit& unit, i
         const int32_t* tokens = job.tokens + unit.first_token;
         const int rows = unit.tokens * group;
         for (int t = 0; t < unit.tokens; t++)
-            memcpy(state.q + t * group * dim, job.q + tokens[t] * job.q_token + head, group * dim * sizeof(bf16));
+            memcpy(state.q + t * group * dim, job.q + tokens[t] * job.q_token + head, group * dim * sizeof(element));
         memset(state.sums, 0, rows * dim * sizeof(float));
         for (int row = 0; row < rows; row++) state.top[row] = -INFINITY, state.total[row] = 0;
         for (int s = 0; s < unit.segments; s++)
             attend_segment(state, tiles, job, unit, job.segments[unit.first_segment + s], kv_head, group);
         for (int row = 0; row < rows; row++) {
             const __m512 share = _mm512_set1_ps(1 / state.total[row]);
-            bf16* out = job.out + (int64_t)tokens[row / group] * job.heads * dim + head + row % group * dim;
+            element* out = job.out + (int64_t)tokens[row / group] * job.heads * dim + head + row % group * dim;
             for (int d = 0; d < dim; d += 16)
-                store_bf16(out + d, _mm512_mul_ps(_mm512_load_ps(state.sums + row * dim + d), share));
+                store(out + d, _mm512_mul_ps(_mm512_load_ps(state.sums + row * dim + d), share));
         }
     }
 }
@@ -150,13 +153,17 @@ void attend_unit(State& state, Tiles& tiles, const Job& job, const Unit& unit, i
 }  // namespace
 
 // Rows of `out` (T H D, contiguous) that units name. `q` has `q_token` elements between tokens.
-extern "C" void attend(bf16* out, const bf16* q, int64_t q_token, const bf16* keys, const bf16* values, int heads,
+extern "C" void attend(element* out, const element* q, int64_t q_token, const element* keys, const element* values, int heads,
                        int kv_heads, int head_dim, const Unit* units, int count, const int32_t* tokens,
                        const int32_t* visible, const Segment* segments, const int32_t* tables, int threads) {
     const float scale = 1.44269504f / sqrtf((float)head_dim);  // exponentials are powers of two
     const Job job{out,   q,      q_token, keys,    values,   heads, kv_heads,
                   head_dim, scale, tokens, visible, segments, tables};
-#pragma omp parallel num_threads(threads)
+    int64_t work = 0;
+    for (int i = 0; i < count; i++)
+        for (int s = units[i].first_segment; s < units[i].first_segment + units[i].segments; s++)
+            work += (int64_t)segments[s].tokens * (segments[s].end - segments[s].begin) * 2 * heads * head_dim;
+#pragma omp parallel num_threads(useful(threads, work))
     {
         State state;
         Tiles tiles;
@@ -166,28 +173,29 @@ extern "C" void attend(bf16* out, const bf16* q, int64_t q_token, const bf16* ke
 }
 
 // Put keys and values (T K D) into the cache; `places` counts tokens of it.
-extern "C" void write_cache(bf16* keys, bf16* values, const bf16* k, int64_t k_token, const bf16* v, int64_t v_token,
+extern "C" void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v, int64_t v_token,
                             const int64_t* places, int count, int kv_heads, int head_dim, int threads) {
     const int tiles = head_dim / DEEP;
-#pragma omp parallel for num_threads(threads) if (count > 64)
+#pragma omp parallel for num_threads(useful(threads, (int64_t)count * kv_heads * head_dim * 8))
     for (int t = 0; t < count; t++) {
         const int64_t block = places[t] / BLOCK;
         const int offset = places[t] % BLOCK;
         for (int head = 0; head < kv_heads; head++) {
             const int64_t start = (block * kv_heads + head) * BLOCK * head_dim;
-            const bf16* from = k + t * k_token + head * head_dim;
-            bf16* column = keys + start + offset / WIDE * tiles * TILE + 2 * (offset % WIDE);
-            for (int d = 0; d < head_dim; d += 2) memcpy(column + d * WIDE, from + d, 2 * sizeof(bf16));
+            const element* from = k + t * k_token + head * head_dim;
+            element* to = keys + start + offset / WIDE * tiles * TILE;
+            for (int d = 0; d < head_dim; d += GRAIN)
+                memcpy(to + d / DEEP * TILE + spot(d % DEEP, offset % WIDE), from + d, GRAIN * sizeof(element));
             from = v + t * v_token + head * head_dim;
-            bf16* line = values + start + offset / 2 * 2 * WIDE + offset % 2;
-            for (int d = 0; d < head_dim; d++) line[d / WIDE * TILE + 2 * (d % WIDE)] = from[d];
+            to = values + start + offset / DEEP * TILE;
+            for (int d = 0; d < head_dim; d++) to[d / WIDE * WIDE * BLOCK + spot(offset % DEEP, d % WIDE)] = from[d];
         }
     }
 }
 
 // Once, before anything else: ask Linux for the tile registers. 0 where it does not give them.
 extern "C" int initialise() {
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && !defined(FLOAT32)
     constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 #else

@@ -22,9 +22,12 @@ __all__ = ["Unavailable", "library"]
 
 _log = logging.getLogger(__name__)
 
-_FLAGS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-fopenmp", "-shared", "-fPIC", "-Wl,-Bsymbolic")
+_FLOAT32_FLAGS = ("-DFLOAT32",)
+_BFLOAT16_FLAGS = ("-mavx512bf16",)
 _AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
-_NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+_BFLOAT16 = frozenset({"avx512_bf16"})
 _AMX = frozenset({"amx_tile", "amx_bf16"})
 _COMPILERS = ("c++", "g++", "clang++")
 _LONGEST_S = 120
@@ -35,24 +38,29 @@ class Unavailable(Exception):
 
 
 @cache
-def library(amx: bool = True) -> ctypes.CDLL:
+def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
     """The compiled kernels.
 
     Args:
-        amx: use the tile registers where the processor has them.
+        bfloat16: the type of their elements; else float32.
+        amx: use the tile registers for bfloat16 where the processor has them.
 
     Raises:
         Unavailable: another processor, no compiler, or one that cannot.
     """
     features = _processor()
-    if not features >= _NEEDED:
+    if not features >= _AVX512:
+        raise Unavailable("needs a processor with AVX-512")
+    if not bfloat16:
+        return _load(_FLAGS + _FLOAT32_FLAGS)
+    if not features >= _BFLOAT16:
         raise Unavailable("needs a processor with AVX-512 and its bfloat16 products")
     if amx and features >= _AMX:
-        loaded = _load(_FLAGS + _AMX_FLAGS)
+        loaded = _load(_FLAGS + _BFLOAT16_FLAGS + _AMX_FLAGS)
         if loaded.initialise():
             return loaded
         _log.debug("the kernel does not give AMX tiles to this process")
-    return _load(_FLAGS)
+    return _load(_FLAGS + _BFLOAT16_FLAGS)
 
 
 def _processor() -> frozenset[str]:

@@ -12,29 +12,36 @@ struct Segment {
     int32_t first, tokens, table, begin, end;
 };
 
+// Of `threads` as many as are worth waking: for so little work, in multiplications, none but the caller's own. They would
+// spend their time waiting for each other, the more so where other processes want the cores.
+static inline int useful(int threads, int64_t work) {
+    constexpr int64_t LEAST = 1 << 18;
+    return work < LEAST ? 1 : threads;
+}
+
 extern "C" {
 
-void add_rms_norm(bf16* total, bf16* out, const bf16* x, const bf16* delta, const bf16* weight, float eps, int64_t rows,
+void add_rms_norm(element* total, element* out, const element* x, const element* delta, const element* weight, float eps, int64_t rows,
                   int size, int threads);
 
-void rotate(bf16* out, const bf16* x, int64_t x_token, const bf16* cos, const bf16* sin, int64_t tokens, int heads,
+void rotate(element* out, const element* x, int64_t x_token, const element* cos, const element* sin, int64_t tokens, int heads,
             int head_dim, int threads);
 
-void silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int size, int threads);
+void silu_mul(element* out, const element* gate_up, int64_t rows, int size, int threads);
 
 int64_t packed_size(int outputs, int inputs);
 
-void pack(bf16* packed, const bf16* weight, int outputs, int inputs, int gated, int threads);
+void pack(element* packed, const element* weight, int outputs, int inputs, int gated, int threads);
 
-void unpack(bf16* out, const bf16* packed, const int64_t* ids, int64_t count, int inputs, int threads);
+void unpack(element* out, const element* packed, const int64_t* ids, int64_t count, int inputs, int threads);
 
-void linear(bf16* out, const bf16* x, const bf16* packed, const bf16* bias, int64_t rows, int outputs, int inputs,
+void linear(element* out, const element* x, const element* packed, const element* bias, int64_t rows, int outputs, int inputs,
             int gated, int threads);
 
-void write_cache(bf16* keys, bf16* values, const bf16* k, int64_t k_token, const bf16* v, int64_t v_token,
+void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v, int64_t v_token,
                  const int64_t* places, int count, int kv_heads, int head_dim, int threads);
 
-void attend(bf16* out, const bf16* q, int64_t q_token, const bf16* keys, const bf16* values, int heads, int kv_heads,
+void attend(element* out, const element* q, int64_t q_token, const element* keys, const element* values, int heads, int kv_heads,
             int head_dim, const Unit* units, int count, const int32_t* tokens, const int32_t* visible,
             const Segment* segments, const int32_t* tables, int threads);
 }

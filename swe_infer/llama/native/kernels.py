@@ -1,4 +1,4 @@
-"""The compiled kernels as functions of tensors: bfloat16 on the CPU, as many threads as torch has.
+"""The compiled kernels as functions of tensors on the CPU, with as many threads as torch has.
 
 What a row computes depends on its own sequence alone, bit for bit: every sum goes one way, whatever the number of
 rows, how a prompt is cut, and what the cache held.
@@ -33,7 +33,9 @@ PANEL = 128
 ROWS = 32
 """Most rows of a unit: its tokens times the query heads of a key-value head, or one token."""
 
-_DEEP, _WIDE = 32, 16
+_WIDE = 16
+_DEEP = {torch.float32: 16, torch.bfloat16: 32}
+"""What the inputs of a packed weight are a multiple of."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,9 +99,10 @@ class Units:
 
 
 class Kernels:
-    """See :func:`find`."""
+    """For tensors of one type; see :func:`find`."""
 
-    def __init__(self, compiled: ctypes.CDLL) -> None:
+    def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         for name, arguments in _ARGUMENTS.items():
             function = getattr(compiled, name)
             function.argtypes, function.restype = arguments, None
@@ -151,10 +154,9 @@ class Kernels:
         self.compiled.silu_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), tokens, size, torch.get_num_threads())
         return out_TI
 
-    @staticmethod
-    def can_pack(outputs: int, inputs: int, gated: bool = False) -> bool:
+    def can_pack(self, outputs: int, inputs: int, gated: bool = False) -> bool:
         """Whether :meth:`pack` takes a weight of this shape."""
-        return inputs % _DEEP == 0 and not (gated and outputs % (2 * _WIDE))
+        return inputs % _DEEP[self.dtype] == 0 and not (gated and outputs % (2 * _WIDE))
 
     def pack(self, weight_OI: Tensor, gated: bool = False) -> PackedWeight:
         """The same weight, in other memory."""
@@ -245,14 +247,16 @@ class Kernels:
 
 
 @cache
-def find(amx: bool = True) -> Kernels | str:
-    """The kernels, compiled where they were not yet, or why this machine has none.
+def find(dtype: torch.dtype, amx: bool = True) -> Kernels | str:
+    """The kernels for a type, compiled where they were not yet, or why this machine has none.
 
     Args:
         amx: use AMX where the processor has it, and not AVX-512 alone.
     """
+    if dtype not in _DEEP:
+        return f"there are kernels for float32 and bfloat16, and this is {dtype}"
     try:
-        return Kernels(library(amx))
+        return Kernels(library(dtype == torch.bfloat16, amx), dtype)
     except Unavailable as error:
         _log.info("no compiled kernels here: %s", error)
         return str(error)

@@ -5,13 +5,13 @@
 namespace {
 
 struct Weight {
-    const bf16* packed;
-    const bf16* bias;
+    const element* packed;
+    const element* bias;
 };
 
 struct Layer {
-    const bf16* input_norm;
-    const bf16* post_norm;
+    const element* input_norm;
+    const element* post_norm;
     Weight qkv, o, gate_up, down;
 };
 
@@ -22,13 +22,13 @@ struct Shape {
 
 // One pass. What it needs of memory lies in `room`.
 struct Pass {
-    bf16* x;
-    bf16* delta;
-    bf16* room;
-    const bf16* cos;
-    const bf16* sin;
-    bf16* keys;
-    bf16* values;
+    element* x;
+    element* delta;
+    element* room;
+    const element* cos;
+    const element* sin;
+    element* keys;
+    element* values;
     int64_t pool;  // elements from one layer's pool to the next
     const int64_t* places;
     const Unit* units;
@@ -52,16 +52,16 @@ extern "C" int64_t layers_room(const Shape* shape, int rows) {
 extern "C" void run_layers(const Shape* shape, const Layer* layers, const Pass* pass) {
     const int rows = pass->rows, hidden = shape->hidden, dim = shape->head_dim, threads = pass->threads;
     const int heads = shape->heads, turned_heads = heads + shape->kv_heads, all_heads = turned_heads + shape->kv_heads;
-    bf16* normed = pass->room;
-    bf16* qkv = normed + (int64_t)rows * hidden;
-    bf16* turned = qkv + (int64_t)rows * all_heads * dim;
-    bf16* attended = turned + (int64_t)rows * turned_heads * dim;
-    bf16* inner = attended + (int64_t)rows * heads * dim;
-    memset(attended + (int64_t)pass->named * heads * dim, 0, (size_t)(rows - pass->named) * heads * dim * sizeof(bf16));
+    element* normed = pass->room;
+    element* qkv = normed + (int64_t)rows * hidden;
+    element* turned = qkv + (int64_t)rows * all_heads * dim;
+    element* attended = turned + (int64_t)rows * turned_heads * dim;
+    element* inner = attended + (int64_t)rows * heads * dim;
+    memset(attended + (int64_t)pass->named * heads * dim, 0, (size_t)(rows - pass->named) * heads * dim * sizeof(element));
     for (int i = 0; i < shape->layers; i++) {
         const Layer& layer = layers[i];
-        bf16* keys = pass->keys + i * pass->pool;
-        bf16* values = pass->values + i * pass->pool;
+        element* keys = pass->keys + i * pass->pool;
+        element* values = pass->values + i * pass->pool;
         add_rms_norm(pass->x, normed, pass->x, i ? pass->delta : nullptr, layer.input_norm, shape->eps, rows, hidden,
                      threads);
         linear(qkv, normed, layer.qkv.packed, layer.qkv.bias, rows, all_heads * dim, hidden, 0, threads);

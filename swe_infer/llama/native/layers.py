@@ -84,7 +84,7 @@ class Layers:
         self._shape = shape
         self._weights = weights
         self._layers = (_Layer * len(weights))(*map(_layer, weights))
-        self._room = torch.empty(0, dtype=torch.bfloat16)
+        self._room = torch.empty(0, dtype=kernels.dtype)
 
     def __call__(
         self,

@@ -1,8 +1,10 @@
-// Products of bfloat16 tiles, on AMX or with AVX-512's bfloat16 dot products, and what the kernels share beside them.
+// Products of tiles, and what the kernels share beside them. Elements are bfloat16, whose products are AMX's or AVX-512's,
+// or float where FLOAT32 is defined.
 //
-// A is read as it lies, row by row. B lies in tiles of 32 deep and 16 wide: 16 lines of 16 pairs, where line i holds
-// elements 2i and 2i+1 of each column (the order of TDPBF16PS in Intel's instruction set reference). Each element of C
-// is summed over the depth in one order, whatever the number of rows, so a row's bits never depend on its neighbours.
+// A is read as it lies, row by row. B lies in tiles that are DEEP deep and 16 wide. A tile of floats is 16 lines, one for
+// each element of the depth. A tile of bfloat16 is 16 lines of 16 pairs, where line i holds elements 2i and 2i+1 of each
+// column (the order of TDPBF16PS in Intel's instruction set reference). Each element of C is summed over the depth in
+// one order, whatever the number of rows, so a row's bits never depend on its neighbours.
 #pragma once
 
 #include <immintrin.h>
@@ -10,37 +12,63 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef uint16_t bf16;
+#ifdef FLOAT32
+typedef float element;
+constexpr int GRAIN = 1;  // elements of the depth that lie side by side
+#else
+typedef uint16_t element;
+constexpr int GRAIN = 2;
+#endif
 
-constexpr int DEEP = 32;            // of a tile
+constexpr int DEEP = 16 * GRAIN;    // of a tile
 constexpr int WIDE = 16;            // of a tile
 constexpr int TILE = DEEP * WIDE;   // elements
 constexpr int MOST_ROWS = 32;       // of one product
+
+// Where a tile holds an element of its depth in a column.
+static inline int spot(int depth, int column) {
+    return depth / GRAIN * GRAIN * WIDE + column * GRAIN + depth % GRAIN;
+}
+
+static inline __mmask16 first_columns(int count) {
+    return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1 << count) - 1);
+}
+
+#ifdef FLOAT32
+
+static inline __m512 load(const element* from, __mmask16 some = 0xffff) {
+    return _mm512_maskz_loadu_ps(some, from);
+}
+
+static inline void store(element* to, __m512 x, __mmask16 some = 0xffff) {
+    _mm512_mask_storeu_ps(to, some, x);
+}
+
+// As an element would hold it.
+static inline __m512 rounded(__m512 x) {
+    return x;
+}
+
+#else
 
 static inline __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-static inline __m256i narrow(__m512 x) {
-    return (__m256i)_mm512_cvtneps_pbh(x);
+static inline __m512 load(const element* from, __mmask16 some = 0xffff) {
+    return widen(_mm256_maskz_loadu_epi16(some, from));
 }
 
-// Rounded to bfloat16, as a float.
+static inline void store(element* to, __m512 x, __mmask16 some = 0xffff) {
+    _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// As an element would hold it.
 static inline __m512 rounded(__m512 x) {
-    return widen(narrow(x));
+    return widen((__m256i)_mm512_cvtneps_pbh(x));
 }
 
-static inline __m512 load_bf16(const bf16* from) {
-    return widen(_mm256_loadu_si256((const __m256i*)from));
-}
-
-static inline void store_bf16_pair(bf16* to, __m512 low, __m512 high) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-}
-
-static inline void store_bf16(bf16* to, __m512 x) {
-    _mm256_storeu_si256((__m256i*)to, narrow(x));
-}
+#endif
 
 // 2^x for finite x up to 127, within two units in the last place (the series of degree 6 around the nearest integer).
 // 0 where `wanted` has no bit.
@@ -63,15 +91,15 @@ static inline __m512 silu_of(__m512 x) {
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && !defined(FLOAT32)
 
 // The tile registers of this thread: 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
 class Tiles {
 public:
     // A product of `rows` rows and 32 columns: C (or 0, where `fresh`) + A B. Tiles of column 0 to 15 lie at `b[i]`,
     // those of 16 to 31 `second` elements later.
-    void multiply(float* c, int c_row, const bf16* a, int a_row, int rows, const bf16* const* b, int second, int chunks,
-                  bool fresh) {
+    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
+                  int chunks, bool fresh) {
         in_memory(a);  // GCC's tile loads do not say that they read memory
         if (rows > 16) {
             configure(16, rows - 16);
@@ -150,10 +178,22 @@ private:
 
 #else
 
+// 16 lanes of sum += A B over the GRAIN elements at `a`, which are the same for all lanes.
+static inline __m512 accumulated(__m512 sum, const element* a, __m512i line) {
+#ifdef FLOAT32
+    return _mm512_fmadd_ps(_mm512_set1_ps(*a), _mm512_castsi512_ps(line), sum);
+#else
+    int32_t pair;
+    memcpy(&pair, a, sizeof pair);
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)line);
+#endif
+}
+
 class Tiles {
 public:
-    void multiply(float* c, int c_row, const bf16* a, int a_row, int rows, const bf16* const* b, int second, int chunks,
-                  bool fresh) {
+    // As above, in vector registers.
+    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
+                  int chunks, bool fresh) {
         for (; rows >= 8; rows -= 8, c += 8 * c_row, a += 8 * a_row)
             some<8>(c, c_row, a, a_row, b, second, chunks, fresh);
         if (rows & 4) some<4>(c, c_row, a, a_row, b, second, chunks, fresh), c += 4 * c_row, a += 4 * a_row;
@@ -163,25 +203,22 @@ public:
 
 private:
     template <int ROWS>
-    static void some(float* c, int c_row, const bf16* a, int a_row, const bf16* const* b, int second, int chunks,
+    static void some(float* c, int c_row, const element* a, int a_row, const element* const* b, int second, int chunks,
                      bool fresh) {
         __m512 sums[ROWS][2];
         for (int r = 0; r < ROWS; r++)
             for (int half = 0; half < 2; half++)
                 sums[r][half] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * c_row + half * WIDE);
         for (int i = 0; i < chunks; i++)
-            for (int line = 0; line < DEEP / 2; line++) {
-                const bf16* from = b[i] + 2 * WIDE * line;  // what follows comes from memory when there are few rows
-                _mm_prefetch((const char*)(from + 2 * TILE), _MM_HINT_T0);
-                _mm_prefetch((const char*)(from + second + 2 * TILE), _MM_HINT_T0);
-                const __m512bh left = (__m512bh)_mm512_loadu_si512(from);
-                const __m512bh right = (__m512bh)_mm512_loadu_si512(from + second);
+            for (int depth = 0; depth < DEEP; depth += GRAIN) {
+                const element* line = b[i] + spot(depth, 0);
+                _mm_prefetch((const char*)(line + 2 * TILE), _MM_HINT_T0);  // few rows wait for memory
+                _mm_prefetch((const char*)(line + second + 2 * TILE), _MM_HINT_T0);
+                const __m512i left = _mm512_loadu_si512(line), right = _mm512_loadu_si512(line + second);
                 for (int r = 0; r < ROWS; r++) {
-                    int32_t pair;
-                    memcpy(&pair, a + r * a_row + i * DEEP + 2 * line, sizeof pair);
-                    const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-                    sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, left);
-                    sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, right);
+                    const element* from = a + r * a_row + i * DEEP + depth;
+                    sums[r][0] = accumulated(sums[r][0], from, left);
+                    sums[r][1] = accumulated(sums[r][1], from, right);
                 }
             }
         for (int r = 0; r < ROWS; r++)
