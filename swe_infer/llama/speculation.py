@@ -13,10 +13,10 @@ from itertools import takewhile
 
 from swe_infer.llama.drafting import (
     Acceptance,
+    Account,
     Codec,
     Drafter,
     DraftLength,
-    MakingBudget,
     NoDrafter,
     PassCost,
     SharedPrompts,
@@ -49,8 +49,7 @@ class Speculation:
         self.pass_cost = PassCost()
         """What rows cost in this engine's passes, so far."""
         self._acceptance: dict[DrafterKind, Acceptance] = {}
-        self._batch = 1
-        self._making = MakingBudget()
+        self._account = Account()
         self._making_s = 1e-6
         """Seconds that it takes to make a drafter, for each token of its prompt."""
         self._look_s = 1e-4
@@ -67,18 +66,19 @@ class Speculation:
 
         A row holds up the whole batch and speeds up one sequence of it, so its cost is that of a batch of rows.
         """
-        self._batch = batch
+        self._account.batch = batch
+        kind, length = sequence.request.drafter, sequence.length
+        if kind == "none" or (length is not None and length.waits()):
+            return []
         most = min(most, sequence.draftable)
-        kind = sequence.request.drafter
-        if kind == "none" or most < 1:
+        if most < 1:
             return []
         row, look = self.pass_cost.shares(batch * self._look_s)
         guess = look * self._guess_s / self._look_s
-        length = sequence.length
         if length is None:
             acceptance = self._acceptance.setdefault(kind, Acceptance(MAX_DRAFT))
-            length = sequence.length = DraftLength(acceptance)
-            self._making.earn(batch * row * (len(sequence.request.prompt_ids) - sequence.cached_tokens), 0, batch)
+            length = sequence.length = DraftLength(acceptance, self._account)
+            self._account.earn(batch * row * (len(sequence.request.prompt_ids) - sequence.cached_tokens))
         if not length.affords(look + guess):
             return []
         started = time.perf_counter()
@@ -110,9 +110,9 @@ class Speculation:
         shared = self.prompts.get(prompt)
         if not shared.is_prepared(kind):
             cost = len(prompt) * self._making_s * passes_per_s
-            if not self._making.affords(cost):
+            if not self._account.affords(cost):
                 return None
-            self._making.spend(cost)
+            self._account.spend(cost)
             started = time.perf_counter()
             shared.prepare(kind)
             self._making_s = _mean(self._making_s, (time.perf_counter() - started) / len(prompt))
@@ -125,10 +125,9 @@ class Speculation:
 
     def settle(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         """Learn what became of a guess: ``taken`` is what the model said."""
-        accepted = sum(token == guess for token, guess in zip(taken, draft, strict=False))
+        accepted = sum(token == guess for token, guess in zip(taken, draft, strict=False)) if draft else 0
         if sequence.length is not None:
             sequence.length.record(len(draft), accepted, len(taken))
-            self._making.earn(1.0, accepted, self._batch)
             if sequence.drafter is not None:
                 self._acceptance[sequence.request.drafter].step(accepted)
         sequence.drafted += len(draft)

@@ -9,15 +9,15 @@ from swe_infer.llama.drafting.acceptance import Acceptance
 from swe_infer.llama.drafting.base import Codec, Drafter, NoDrafter
 from swe_infer.llama.drafting.cost import PassCost
 from swe_infer.llama.drafting.factory import drafter_of
-from swe_infer.llama.drafting.length import DraftLength, MakingBudget
+from swe_infer.llama.drafting.length import Account, DraftLength
 from swe_infer.llama.drafting.shared import SharedPrompts, SharedSuffixes
 
 __all__ = [
     "Acceptance",
+    "Account",
     "Codec",
     "DraftLength",
     "Drafter",
-    "MakingBudget",
     "NoDrafter",
     "PassCost",
     "SharedPrompts",

@@ -18,7 +18,6 @@ _CAUTION = 0.8
 _LOOK_AGAIN = 16
 """Drafts that are left out before a situation in which none pays is tried again, with so many tokens:"""
 _TRIAL = 4
-_MOST_CREDIT = 3.0
 _HOPE = 0.5
 """Accepted tokens for each step of a sequence with a drafter before any was seen, and what it must stay above:"""
 _PROMISING = 0.05
@@ -58,12 +57,10 @@ class Acceptance:
 
     Args:
         most: the greatest length.
-        credit: passes' worth of drafts that a sequence may lose before its first success, while nothing is known.
     """
 
-    def __init__(self, most: int, credit: float = 0.5) -> None:
+    def __init__(self, most: int) -> None:
         self.most = most
-        self.credit = credit
         self._places: dict[Hashable, _Places] = {}
         self._tokens = self._passes = 1.0
         self._accepted = _HOPE
@@ -100,9 +97,7 @@ class Acceptance:
         """A step of a sequence that has a drafter."""
         self._accepted = _MEMORY * self._accepted + (1.0 - _MEMORY) * accepted
 
-    def count(self, tokens: int, passes: float, gained: float) -> None:
-        """A sequence's step: its tokens, its time in passes, and what it gained so far by drafts, from which follows
-        how much a new sequence may be trusted with."""
+    def count(self, tokens: int, passes: float) -> None:
+        """A sequence's step: its tokens, and its time in passes."""
         self._tokens = _RATE_MEMORY * self._tokens + tokens
         self._passes = _RATE_MEMORY * self._passes + passes
-        self.credit += 0.05 * (max(0.0, min(_MOST_CREDIT, gained)) - self.credit)

@@ -6,41 +6,78 @@ from collections.abc import Hashable
 
 from swe_infer.llama.drafting.acceptance import Acceptance
 
-__all__ = ["DraftLength", "MakingBudget"]
+__all__ = ["Account", "DraftLength"]
 
-_INTEREST = 0.012
-"""Share of the passes' time that may go into drafts of which nothing is accepted."""
+_INTEREST = 0.0075
+"""Share of the passes' time that may go into drafting of which nothing is accepted."""
 _MOST = 4.0
+"""Passes that an account holds at the most, for each sequence of the batch: what can be lost once guesses fail."""
+_PATIENCE = 8
+"""Looks in vain after which a sequence is looked at less often by a step, and the steps that are left out at most."""
 
-_MAKING_SHARE = 0.005
-"""Share of the passes' time that may go into making drafters of which nothing comes."""
-_MAKING_GAIN = 0.1
-"""Share of a pass that each accepted token adds."""
-_MAKING_MOST = 32.0
+
+class Account:
+    """What drafting may cost, over all sequences of an engine.
+
+    In units of one sequence's pass. Whatever drafting takes is paid from it: making drafters, looking where an output
+    stands, guessing, rows to be verified. Accepted tokens fill it, and a small interest on every pass. So what can be
+    lost is bounded, whatever drafters, costs and models do: ``_INTEREST`` of the time, and what the account holds.
+
+    Args:
+        passes: what it begins with.
+    """
+
+    def __init__(self, passes: float = 4.0) -> None:
+        self._held = passes
+        self.batch = 1
+        """Sequences in the making at once."""
+
+    def affords(self, passes: float) -> bool:
+        return self._held > passes
+
+    def rows(self, cost: float, draft_cost: float) -> int:
+        """How many rows it affords at ``cost`` each, and the guess itself."""
+        return max(0, int((self._held - draft_cost) / cost))
+
+    def earn(self, passes: float, accepted: int = 0) -> None:
+        """Passes of one sequence, those of its prompt included, and its accepted tokens."""
+        earned = _INTEREST * passes + accepted
+        self._held = max(self._held, min(_MOST * self.batch, self._held + earned))
+
+    def spend(self, passes: float) -> None:
+        self._held -= passes
 
 
 class DraftLength:
-    """Chooses the draft lengths of one sequence, and keeps its account.
-
-    The account is kept in units of one pass. Drafts are paid from it; accepted tokens and a small interest on every
-    step fill it. So what drafting can lose is bounded, whatever was learned from other sequences: ``_INTEREST`` of
-    the passes and what the account began with.
+    """Chooses the draft lengths of one sequence.
 
     Args:
         acceptance: what is known of drafts; shared by the sequences of an engine.
+        account: what they may cost; shared as well.
     """
 
-    def __init__(self, acceptance: Acceptance) -> None:
+    def __init__(self, acceptance: Acceptance, account: Account) -> None:
         self._acceptance = acceptance
-        self._account = acceptance.credit
-        self._gained = 0.0
+        self._account = account
         self._situation: Hashable = None
         self._asked = 0
         self._spent = 0.0
+        self._in_vain = 0
+        self._pause = 0
+
+    def waits(self) -> bool:
+        """Whether the sequence is to be left alone in this step; asked once a step, and cheap."""
+        if self._pause:
+            self._pause -= 1
+            return True
+        return False
 
     def affords(self, cost: float) -> bool:
-        """Whether the account holds more than ``cost`` passes, such as a look at the sequence and a guess take."""
-        return self._account > cost
+        """Whether the account has ``cost`` passes, such as a look at the sequence and a guess take."""
+        if self._account.affords(cost):
+            return True
+        self._pause = _PATIENCE // 2
+        return False
 
     def limit(self, situation: Hashable, row_cost: float, draft_cost: float, most: int) -> int:
         """The length of the next draft, ``most`` at the most; 0: none.
@@ -52,45 +89,24 @@ class DraftLength:
         """
         best = min(most, self._acceptance.best(situation, row_cost, draft_cost))
         if row_cost > 0:
-            best = min(best, int((self._account - draft_cost) / row_cost))
-        self._situation, self._asked = situation, max(0, best)
-        return self._asked
+            best = min(best, self._account.rows(row_cost, draft_cost))
+        if best == 0:
+            self._in_vain += 1
+            self._pause = min(_PATIENCE, self._in_vain // _PATIENCE)
+        self._situation, self._asked = situation, best
+        return best
 
     def spend(self, passes: float) -> None:
         """Pay for what this step's guess takes: looking, guessing, rows."""
         self._spent += passes
+        self._account.spend(passes)
 
     def record(self, drafted: int, accepted: int, tokens: int) -> None:
         """What became of a step that gave the sequence ``tokens`` tokens."""
         if self._asked:
             self._acceptance.learn(self._situation, self._asked, drafted, accepted)
-        self._account = min(_MOST, self._account + _INTEREST + accepted - self._spent)
-        self._gained += accepted - self._spent
-        self._acceptance.count(tokens, 1.0 + self._spent, self._gained)
+        if accepted:
+            self._in_vain = self._pause = 0
+        self._account.earn(1.0, accepted)
+        self._acceptance.count(tokens, 1.0 + self._spent)
         self._asked, self._spent = 0, 0.0
-
-
-class MakingBudget:
-    """What may be spent on making drafters, which happens once for a prompt, over all sequences of an engine.
-
-    In units of one sequence's pass, as the accounts of :class:`DraftLength`. All sequences fill it, those as well
-    that have no drafter. So where nothing is ever accepted, ``_MAKING_SHARE`` of the time is lost and what it began
-    with.
-
-    Args:
-        passes: what it begins with.
-    """
-
-    def __init__(self, passes: float = 8.0) -> None:
-        self._held = passes
-
-    def earn(self, passes: float, accepted: int, batch: int) -> None:
-        """Passes of one sequence, those of its prompt included, and its accepted tokens, in a batch of so many."""
-        earned = _MAKING_SHARE * passes + _MAKING_GAIN * accepted
-        self._held = max(self._held, min(_MAKING_MOST * batch, self._held + earned))
-
-    def affords(self, passes: float) -> bool:
-        return self._held > passes
-
-    def spend(self, passes: float) -> None:
-        self._held -= passes
