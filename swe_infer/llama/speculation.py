@@ -125,11 +125,14 @@ class Speculation:
 
     def settle(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         """Learn what became of a guess: ``taken`` is what the model said."""
-        accepted = sum(token == guess for token, guess in zip(taken, draft, strict=False)) if draft else 0
+        if sequence.drafter is None:
+            if sequence.length is not None:
+                self._account.earn(1.0)
+            return
+        accepted = sum(token == guess for token, guess in zip(taken, draft, strict=False))
         if sequence.length is not None:
             sequence.length.record(len(draft), accepted, len(taken))
-            if sequence.drafter is not None:
-                self._acceptance[sequence.request.drafter].step(accepted)
+            self._acceptance[sequence.request.drafter].step(accepted)
         sequence.drafted += len(draft)
         sequence.accepted += accepted
         self.stats.drafted_tokens += len(draft)

@@ -41,8 +41,9 @@ class Account:
 
     def earn(self, passes: float, accepted: int = 0) -> None:
         """Passes of one sequence, those of its prompt included, and its accepted tokens."""
-        earned = _INTEREST * passes + accepted
-        self._held = max(self._held, min(_MOST * self.batch, self._held + earned))
+        held = self._held + _INTEREST * passes + accepted
+        most = _MOST * self.batch
+        self._held = held if held < most else max(self._held, most)
 
     def spend(self, passes: float) -> None:
         self._held -= passes
