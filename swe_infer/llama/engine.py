@@ -132,6 +132,9 @@ class Engine:
                 fit its memory.
         """
         started = time.perf_counter()
+        if gc.get_freeze_count():  # by an engine before this one, which may be garbage now: it refers to itself
+            gc.unfreeze()
+            gc.collect()
         directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
         config = read_config(directory)
         network, followers = _load_network(model, directory, config)

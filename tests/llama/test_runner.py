@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from swe_infer.errors import CheckpointError, ConfigError
+from swe_infer.llama.engine import EngineOptions
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.llama import LlamaRunner
@@ -193,6 +195,14 @@ def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_pa
     again = run(runner, requests)
     assert set(again) == {("a", 0), ("b", 0)}
     assert all(isinstance(outcome, Completion) for outcome in again.values())
+
+
+def test_an_engine_that_another_replaced_is_not_kept(checkpoint: Path) -> None:
+    """It refers to itself, so only the collector frees it, and what is loaded is out of the collector's sight."""
+    engines, model = EnginePool(), LlamaModel(str(checkpoint))
+    first = weakref.ref(engines.get(model, EngineOptions(kv_cache_gb=0.01)))
+    engines.get(model, EngineOptions(kv_cache_gb=0.02))
+    assert first() is None
 
 
 def test_the_points_of_a_sweep_load_once_and_compute_each_prompt_once(checkpoint: Path, tmp_path: Path) -> None:
