@@ -74,10 +74,10 @@ class Passes:
         for pool in (*cache.keys, *cache.values):
             pool.normal_()
         whole = seconds(lambda: self.model.decode(ids_T, step, cache), self.rounds)
-        weights = config.parameters - config.vocab_size * config.hidden_size
+        head_weights = config.vocab_size * config.hidden_size
+        weights = config.parameters - (0 if config.tie_word_embeddings else head_weights)  # of all products
         seen = sum(count * start + count * (count + 1) / 2 for start in starts)
         heads, dim = config.num_attention_heads, config.head_dim
-        head_weights = config.vocab_size * config.hidden_size
         operations = 2.0 * (weights - head_weights) * count * len(starts) + 2 * head_weights * len(starts)
         operations += 4 * seen * heads * dim * config.num_hidden_layers
         keys = 2 * 2 * sum(start + count for start in starts) * config.num_key_value_heads * dim
