@@ -73,8 +73,8 @@ class Speculation:
         most = min(most, sequence.draftable)
         if most < 1:
             return []
-        row, look = self.pass_cost.shares(batch * self._look_s)
-        guess = look * self._guess_s / self._look_s
+        row, passes_per_s = self.pass_cost.shares(batch)
+        look, guess = self._look_s * passes_per_s, self._guess_s * passes_per_s
         if length is None:
             acceptance = self._acceptance.setdefault(kind, Acceptance(MAX_DRAFT))
             length = sequence.length = DraftLength(acceptance, self._account)
@@ -82,7 +82,7 @@ class Speculation:
         if not length.affords(look + guess):
             return []
         started = time.perf_counter()
-        drafter = sequence.drafter or self._drafter(sequence, kind, look / self._look_s)
+        drafter = sequence.drafter or self._drafter(sequence, kind, passes_per_s)
         if drafter is None:
             return []
         prepared = time.perf_counter()

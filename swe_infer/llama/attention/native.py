@@ -83,8 +83,6 @@ class Backend(AttentionBackend[Units]):
 
     def _sharing(self, layout: Layout, singles: list[int]) -> list[tuple[list[int], int]]:
         """Sequences that bring one row, in groups that share so many first keys; 0 where one is alone."""
-        if len(singles) < 2 or self._most_tokens == 1:
-            return [([sequence], 0) for sequence in singles]
         groups = []
         for group in prefix_groups([layout.block_tables[s] for s in singles], self._most_tokens):
             members = [singles[place] for place in group.members]

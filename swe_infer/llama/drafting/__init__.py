@@ -2,7 +2,7 @@
 
 A patch copies most of itself from the prompt. :func:`drafter_of` makes a drafter for one sequence; what the samples
 of a prompt have in common lies in :class:`SharedSuffixes`; :class:`DraftLength` says how much to guess, from what
-:class:`Acceptance` and :class:`PassCost` learned. Nothing in here knows torch.
+:class:`Acceptance` and :class:`PassCost` learned and what an :class:`Account` holds. Nothing in here knows torch.
 """
 
 from swe_infer.llama.drafting.acceptance import Acceptance

@@ -95,6 +95,7 @@ class SharedSuffixes:
         _ = (self.corpus, self.paths) if kind == "diff" else self.prompt_tokens
 
     def is_prepared(self, kind: DrafterKind) -> bool:
+        """Whether :meth:`prepare` was called for this kind, and nothing forgotten since."""
         return ("corpus" if kind == "diff" else "prompt_tokens") in self.__dict__
 
     def token_indexes(self) -> tuple[TokenIndex, ...]:

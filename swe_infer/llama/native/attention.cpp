@@ -103,7 +103,8 @@ void attend_segment(State& state, Tiles& tiles, const Job& job, const Unit& unit
         return pool + ((int64_t)table[block] * job.kv_heads + kv_head) * size;
     };
     constexpr int DEEP_IN_BLOCK = BLOCK / DEEP;
-    const element* b[MOST_DIM / DEEP > PANEL / DEEP ? MOST_DIM / DEEP : PANEL / DEEP];
+    static_assert(PANEL <= MOST_DIM, "b holds the tiles of a head, and of a panel");
+    const element* b[MOST_DIM / DEEP];
     for (int begin = segment.begin; begin < segment.end; begin += PANEL) {
         const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
@@ -153,12 +154,11 @@ void attend_unit(State& state, Tiles& tiles, const Job& job, const Unit& unit, i
 }  // namespace
 
 // Rows of `out` (T H D, contiguous) that units name. `q` has `q_token` elements between tokens.
-extern "C" void attend(element* out, const element* q, int64_t q_token, const element* keys, const element* values, int heads,
-                       int kv_heads, int head_dim, const Unit* units, int count, const int32_t* tokens,
+extern "C" void attend(element* out, const element* q, int64_t q_token, const element* keys, const element* values,
+                       int heads, int kv_heads, int head_dim, const Unit* units, int count, const int32_t* tokens,
                        const int32_t* visible, const Segment* segments, const int32_t* tables, int threads) {
     const float scale = 1.44269504f / sqrtf((float)head_dim);  // exponentials are powers of two
-    const Job job{out,   q,      q_token, keys,    values,   heads, kv_heads,
-                  head_dim, scale, tokens, visible, segments, tables};
+    const Job job{out, q, q_token, keys, values, heads, kv_heads, head_dim, scale, tokens, visible, segments, tables};
     int64_t work = 0;
     for (int i = 0; i < count; i++)
         for (int s = units[i].first_segment; s < units[i].first_segment + units[i].segments; s++)
@@ -173,8 +173,9 @@ extern "C" void attend(element* out, const element* q, int64_t q_token, const el
 }
 
 // Put keys and values (T K D) into the cache; `places` counts tokens of it.
-extern "C" void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v, int64_t v_token,
-                            const int64_t* places, int count, int kv_heads, int head_dim, int threads) {
+extern "C" void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v,
+                            int64_t v_token, const int64_t* places, int count, int kv_heads, int head_dim,
+                            int threads) {
     const int tiles = head_dim / DEEP;
 #pragma omp parallel for num_threads(useful(threads, (int64_t)count * kv_heads * head_dim * 8))
     for (int t = 0; t < count; t++) {

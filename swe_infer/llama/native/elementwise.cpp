@@ -9,8 +9,8 @@ constexpr int EACH = 4;  // multiplications that an element's memory traffic and
 }  // namespace
 
 // total = x + delta (no sum is made where delta is null); out = its root mean square norm times weight.
-extern "C" void add_rms_norm(element* total, element* out, const element* x, const element* delta, const element* weight, float eps,
-                             int64_t rows, int size, int threads) {
+extern "C" void add_rms_norm(element* total, element* out, const element* x, const element* delta,
+                             const element* weight, float eps, int64_t rows, int size, int threads) {
 #pragma omp parallel for num_threads(useful(threads, rows * size * EACH))
     for (int64_t row = 0; row < rows; row++) {
         const element* from = x + row * size;
@@ -36,8 +36,8 @@ extern "C" void add_rms_norm(element* total, element* out, const element* x, con
 }
 
 // Rotate `heads` heads of each token, which has `x_token` elements; out is contiguous. The first half of sin is negated.
-extern "C" void rotate(element* out, const element* x, int64_t x_token, const element* cos, const element* sin, int64_t tokens,
-                       int heads, int head_dim, int threads) {
+extern "C" void rotate(element* out, const element* x, int64_t x_token, const element* cos, const element* sin,
+                       int64_t tokens, int heads, int head_dim, int threads) {
     const int half = head_dim / 2;
 #pragma omp parallel for num_threads(useful(threads, tokens * heads * head_dim * EACH))
     for (int64_t token = 0; token < tokens; token++)
@@ -49,10 +49,10 @@ extern "C" void rotate(element* out, const element* x, int64_t x_token, const el
                 const __m512 first = load(from + i, some), second = load(from + half + i, some);
                 const element* c = cos + token * head_dim + i;
                 const element* s = sin + token * head_dim + i;
-                store(to + i, _mm512_fmadd_ps(second, load(s, some),
-                                                         rounded(_mm512_mul_ps(first, load(c, some)))), some);
-                store(to + half + i, _mm512_fmadd_ps(first, load(s + half, some),
-                                                                rounded(_mm512_mul_ps(second, load(c + half, some)))), some);
+                const __m512 low = rounded(_mm512_mul_ps(first, load(c, some)));
+                const __m512 high = rounded(_mm512_mul_ps(second, load(c + half, some)));
+                store(to + i, _mm512_fmadd_ps(second, load(s, some), low), some);
+                store(to + half + i, _mm512_fmadd_ps(first, load(s + half, some), high), some);
             }
         }
 }

@@ -25,7 +25,7 @@ from swe_infer.llama.native.build import Unavailable, library
 __all__ = ["BLOCK", "PANEL", "Kernels", "PackedWeight", "Units", "find"]
 
 BLOCK = 32
-"""Tokens of a cache block."""
+"""Tokens of a cache block; this and the next two as in the C++ sources."""
 
 PANEL = 128
 """Keys whose weights are computed together; segments begin at multiples of it."""

@@ -73,8 +73,8 @@ extern "C" void unpack(element* out, const element* packed, const int64_t* ids, 
 }
 
 // out (rows x outputs; half as many where gated) = x (rows x inputs) W^T + bias. A gated weight has no bias.
-extern "C" void linear(element* out, const element* x, const element* packed, const element* bias, int64_t rows, int outputs,
-                       int inputs, int gated, int threads) {
+extern "C" void linear(element* out, const element* x, const element* packed, const element* bias, int64_t rows,
+                       int outputs, int inputs, int gated, int threads) {
     const int chunks = inputs / DEEP, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDE : PANEL;
     const int64_t out_row = gated ? outputs / 2 : outputs;
     const int most = rows <= MOST_ROWS ? 4 : MOST_PANELS;  // panels that are read once are better divided evenly

@@ -103,50 +103,10 @@ public:
         in_memory(a);  // GCC's tile loads do not say that they read memory
         if (rows > 16) {
             configure(16, rows - 16);
-            float* low = c + 16 * c_row;
-            if (fresh) {
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-            } else {
-                _tile_loadd(0, c, 4 * c_row);
-                _tile_loadd(1, c + WIDE, 4 * c_row);
-                _tile_loadd(2, low, 4 * c_row);
-                _tile_loadd(3, low + WIDE, 4 * c_row);
-            }
-            for (int i = 0; i < chunks; i++) {
-                _tile_loadd(6, b[i], 64);
-                _tile_loadd(4, a + i * DEEP, 2 * a_row);
-                _tile_loadd(7, b[i] + second, 64);
-                _tile_loadd(5, a + 16 * a_row + i * DEEP, 2 * a_row);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_stored(0, c, 4 * c_row);
-            _tile_stored(1, c + WIDE, 4 * c_row);
-            _tile_stored(2, low, 4 * c_row);
-            _tile_stored(3, low + WIDE, 4 * c_row);
+            product<true>(c, c_row, a, a_row, b, second, chunks, fresh);
         } else {
             configure(rows, 16);
-            if (fresh) {
-                _tile_zero(0);
-                _tile_zero(1);
-            } else {
-                _tile_loadd(0, c, 4 * c_row);
-                _tile_loadd(1, c + WIDE, 4 * c_row);
-            }
-            for (int i = 0; i < chunks; i++) {
-                _tile_loadd(6, b[i], 64);
-                _tile_loadd(4, a + i * DEEP, 2 * a_row);
-                _tile_loadd(7, b[i] + second, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-            }
-            _tile_stored(0, c, 4 * c_row);
-            _tile_stored(1, c + WIDE, 4 * c_row);
+            product<false>(c, c_row, a, a_row, b, second, chunks, fresh);
         }
     }
 
@@ -155,6 +115,38 @@ public:
     }
 
 private:
+    // Of more than 16 rows, or of 16 at the most.
+    template <bool TALL>
+    static void product(float* c, int c_row, const element* a, int a_row, const element* const* b, int second, int chunks,
+                        bool fresh) {
+        float* low = c + 16 * c_row;
+        if (fresh) {
+            _tile_zero(0);
+            _tile_zero(1);
+            if (TALL) _tile_zero(2);
+            if (TALL) _tile_zero(3);
+        } else {
+            _tile_loadd(0, c, 4 * c_row);
+            _tile_loadd(1, c + WIDE, 4 * c_row);
+            if (TALL) _tile_loadd(2, low, 4 * c_row);
+            if (TALL) _tile_loadd(3, low + WIDE, 4 * c_row);
+        }
+        for (int i = 0; i < chunks; i++) {
+            _tile_loadd(6, b[i], 64);
+            _tile_loadd(4, a + i * DEEP, 2 * a_row);
+            _tile_loadd(7, b[i] + second, 64);
+            if (TALL) _tile_loadd(5, a + 16 * a_row + i * DEEP, 2 * a_row);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            if (TALL) _tile_dpbf16ps(2, 5, 6);
+            if (TALL) _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, c, 4 * c_row);
+        _tile_stored(1, c + WIDE, 4 * c_row);
+        if (TALL) _tile_stored(2, low, 4 * c_row);
+        if (TALL) _tile_stored(3, low + WIDE, 4 * c_row);
+    }
+
     void configure(int upper, int lower) {
         if (upper == upper_ && lower == lower_) return;
         upper_ = upper, lower_ = lower;
