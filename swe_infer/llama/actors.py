@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from swe_infer.llama.group import EngineGroup, Message, WorkerDied
 from swe_infer.llama.workers import serve
 from swe_infer.types import LlamaModel
 
-__all__ = ["ActorWorker", "EngineHost", "engines_on"]
+__all__ = ["ActorWorker", "EngineHost", "engines_on", "serve_in_a_thread"]
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class EngineHost:
     def __init__(self, model: LlamaModel, options: EngineOptions, threads: int) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
         arguments = (theirs, model, options, threads)
-        threading.Thread(target=_serve_in_a_thread, args=arguments, name="engine", daemon=True).start()
+        threading.Thread(target=serve_in_a_thread, args=arguments, name="engine", daemon=True).start()
 
     def where(self) -> str:
         """The machine and GPUs, for people."""
@@ -174,12 +174,15 @@ class EngineHost:
         self._pipe.close()
 
 
-def _serve_in_a_thread(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+def serve_in_a_thread(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
+    """:func:`swe_infer.llama.workers.serve`, of whose end, whatever it was, the parent hears."""
     try:
         serve(pipe, model, options, threads)
     except Exception as error:  # noqa: BLE001 - whatever ends an engine is told of; the others go on
         _log.exception("the engine ended")
-        pipe.send(("failed", 0, WorkerDied(f"an engine of Ray ended: {type(error).__name__}: {_gist(error)}"), {}))
+        died = WorkerDied(f"an engine of Ray ended: {type(error).__name__}: {_gist(error)}")
+        with suppress(OSError):  # whoever asked may have gone
+            pipe.send(("failed", 0, died, {}))
     finally:
         pipe.close()
 

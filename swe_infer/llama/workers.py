@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -85,15 +86,14 @@ def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: 
     CPU."""
     if model.device == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(threads)
-    try:
-        engine = Engine.load(model, options)
-        pipe.send(("ready", 0, None, engine.figures()))
-        with threads_for(engine.model):
-            _Loop(pipe, engine).run()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except SweInferError as error:
-        pipe.send(("failed", 0, error, {}))
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
+        try:
+            engine = Engine.load(model, options)
+            pipe.send(("ready", 0, None, engine.figures()))
+            with threads_for(engine.model):
+                _Loop(pipe, engine).run()
+        except SweInferError as error:
+            pipe.send(("failed", 0, error, {}))
 
 
 class _Loop:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,10 +13,11 @@ from typing import Any
 import pytest
 
 from swe_infer.errors import CheckpointError
-from swe_infer.llama.actors import EngineHost
+from swe_infer.llama.actors import EngineHost, serve_in_a_thread
 from swe_infer.llama.engine import EngineOptions
 from swe_infer.llama.group import EngineGroup, Message, WorkerDied
 from swe_infer.llama.sequence import GenerationRequest
+from swe_infer.llama.workers import serve
 from swe_infer.types import LlamaModel
 from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
@@ -131,6 +134,25 @@ def test_a_fault_in_an_engine_is_told_in_one_line(model: LlamaModel) -> None:
     ) as caught:
         list(group.generate(requests(), refuse))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("directory", ["absent", None], ids=["cannot_load", "loads"])
+def test_an_engine_that_nobody_hears_ends_quietly(model: LlamaModel, tmp_path: Path, directory: str | None) -> None:
+    """The parent of a group whose first engine failed closes the others, which may still be loading."""
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()
+    serve(theirs, model if directory is None else LlamaModel(str(tmp_path / directory)), OPTIONS, 1)
+
+
+def test_a_fault_that_nobody_hears_ends_an_engine_quietly(model: LlamaModel) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    thread = threading.Thread(target=serve_in_a_thread, args=(theirs, model, OPTIONS, 1))
+    thread.start()
+    assert ours.recv()[0] == "ready"
+    ours.send(("add", 1, None))
+    ours.close()
+    thread.join(timeout=60)
+    assert theirs.closed
 
 
 def refuse(_: GenerationRequest, error: Exception) -> None:
