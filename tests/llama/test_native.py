@@ -25,8 +25,8 @@ from tests.support.checkpoints import make_checkpoint
 
 
 @pytest.fixture(
-    params=[(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)],
-    ids=["float32", "bfloat16", "bfloat16_without_amx"],
+    params=[(dtype, amx) for dtype in (torch.float32, torch.bfloat16) for amx in (True, False)],
+    ids=["float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
 )
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     found = find(*request.param)

@@ -5,13 +5,14 @@
 // sequence's beginning, so what a row computes depends on its own sequence alone, bit for bit.
 #include "kernels.h"
 
-#if defined(__AMX_BF16__) && !defined(FLOAT32)
+#ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace {
 
+constexpr int GRAIN = Order<element>::GRAIN, DEEP = Order<element>::DEEP, TILE = Order<element>::TILE;
 constexpr int BLOCK = 32;
 constexpr int PANEL = 128;
 constexpr int MOST_DIM = 256;
@@ -186,17 +187,17 @@ extern "C" void write_cache(element* keys, element* values, const element* k, in
             const element* from = k + t * k_token + head * head_dim;
             element* to = keys + start + offset / WIDE * tiles * TILE;
             for (int d = 0; d < head_dim; d += GRAIN)
-                memcpy(to + d / DEEP * TILE + spot(d % DEEP, offset % WIDE), from + d, GRAIN * sizeof(element));
+                memcpy(to + d / DEEP * TILE + Order<element>::spot(d % DEEP, offset % WIDE), from + d, GRAIN * sizeof(element));
             from = v + t * v_token + head * head_dim;
             to = values + start + offset / DEEP * TILE;
-            for (int d = 0; d < head_dim; d++) to[d / WIDE * WIDE * BLOCK + spot(offset % DEEP, d % WIDE)] = from[d];
+            for (int d = 0; d < head_dim; d++) to[d / WIDE * WIDE * BLOCK + Order<element>::spot(offset % DEEP, d % WIDE)] = from[d];
         }
     }
 }
 
 // Once, before anything else: ask Linux for the tile registers. 0 where it does not give them.
 extern "C" int initialise() {
-#if defined(__AMX_BF16__) && !defined(FLOAT32)
+#ifdef __AMX_BF16__
     constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 #else

@@ -43,7 +43,7 @@ def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
 
     Args:
         bfloat16: the type of their elements; else float32.
-        amx: use the tile registers for bfloat16 where the processor has them.
+        amx: use the tile registers, where the processor has them, for products with weights of bfloat16.
 
     Raises:
         Unavailable: another processor, no compiler, or one that cannot.
@@ -51,16 +51,15 @@ def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
     features = _processor()
     if not features >= _AVX512:
         raise Unavailable("needs a processor with AVX-512")
-    if not bfloat16:
-        return _load(_FLAGS + _FLOAT32_FLAGS)
-    if not features >= _BFLOAT16:
+    if bfloat16 and not features >= _BFLOAT16:
         raise Unavailable("needs a processor with AVX-512 and its bfloat16 products")
+    flags = _FLAGS + (_BFLOAT16_FLAGS if bfloat16 else _FLOAT32_FLAGS)
     if amx and features >= _AMX:
-        loaded = _load(_FLAGS + _BFLOAT16_FLAGS + _AMX_FLAGS)
+        loaded = _load(flags + _AMX_FLAGS)
         if loaded.initialise():
             return loaded
         _log.debug("the kernel does not give AMX tiles to this process")
-    return _load(_FLAGS + _BFLOAT16_FLAGS)
+    return _load(flags)
 
 
 def _processor() -> frozenset[str]:

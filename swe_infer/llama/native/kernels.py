@@ -43,9 +43,9 @@ _ARGUMENTS = {
     "add_rms_norm": [*[c_void_p] * 5, c_float, c_int64, c_int, c_int],
     "rotate": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
     "silu_mul": [c_void_p, c_void_p, c_int64, c_int, c_int],
-    "pack": [c_void_p, c_void_p, c_int, c_int, c_int, c_int],
-    "unpack": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int],
-    "linear": [*[c_void_p] * 4, c_int64, c_int, c_int, c_int, c_int],
+    "pack": [c_void_p, c_void_p, *[c_int] * 5],
+    "unpack": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
+    "linear": [*[c_void_p] * 4, c_int64, *[c_int] * 5],
     "attend": [c_void_p, c_void_p, c_int64, *[c_void_p] * 2, *[c_int] * 3, c_void_p, c_int, *[c_void_p] * 4, c_int],
     "run_layers": [c_void_p] * 3,
     "write_cache": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, *[c_int] * 4],
@@ -57,6 +57,7 @@ class PackedWeight:
     """A weight in the order in which products read it.
 
     Args:
+        data: bfloat16, too, where the weight is float32 and bfloat16 holds it exactly.
         gated: the first half of its outputs are gates of the second, and a product gives the gated values.
     """
 
@@ -64,6 +65,8 @@ class PackedWeight:
     outputs: int
     inputs: int
     gated: bool
+    narrow: bool
+    """Whether ``data`` is bfloat16 and activations are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, None
         compiled.layers_room.argtypes, compiled.layers_room.restype = [c_void_p, c_int], c_int64
         compiled.packed_size.argtypes, compiled.packed_size.restype = [c_int, c_int], c_int64
+        compiled.fits_bfloat16.argtypes, compiled.fits_bfloat16.restype = [c_void_p, c_int64, c_int], c_int
         self.compiled = compiled
 
     def add_rms_norm(
@@ -161,22 +165,30 @@ class Kernels:
     def pack(self, weight_OI: Tensor, gated: bool = False) -> PackedWeight:
         """The same weight, in other memory."""
         outputs, inputs = weight_OI.shape
-        data = torch.empty(self.compiled.packed_size(outputs, inputs), dtype=weight_OI.dtype)
-        self.compiled.pack(
-            data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), torch.get_num_threads()
+        threads = torch.get_num_threads()
+        narrow = (
+            self.dtype == torch.float32
+            and inputs % _DEEP[torch.bfloat16] == 0
+            and bool(self.compiled.fits_bfloat16(weight_OI.data_ptr(), weight_OI.numel(), threads))
         )
-        return PackedWeight(data, outputs, inputs, gated)
+        dtype = torch.bfloat16 if narrow else self.dtype
+        data = torch.empty(self.compiled.packed_size(outputs, inputs), dtype=dtype)
+        self.compiled.pack(
+            data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), int(narrow), threads
+        )
+        return PackedWeight(data, outputs, inputs, gated, narrow)
 
     def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
         """Rows of a weight that is not gated (int64, each less than its outputs), as they were: an embedding."""
         rows_T = rows_T.contiguous()
-        out_TI = torch.empty((len(rows_T), weight.inputs), dtype=weight.data.dtype)
+        out_TI = torch.empty((len(rows_T), weight.inputs), dtype=self.dtype)
         self.compiled.unpack(
             out_TI.data_ptr(),
             weight.data.data_ptr(),
             rows_T.data_ptr(),
             len(rows_T),
             weight.inputs,
+            int(weight.narrow),
             torch.get_num_threads(),
         )
         return out_TI
@@ -195,6 +207,7 @@ class Kernels:
             weight.outputs,
             weight.inputs,
             int(weight.gated),
+            int(weight.narrow),
             torch.get_num_threads(),
         )
         return out

@@ -1,6 +1,7 @@
 // Products of activations with weights, x W^T, with sums in float.
 //
-// Weights are packed once, in panels of 32 outputs whose tiles follow one another. A thread takes as many panels as
+// Weights of float which bfloat16 holds exactly, as those of most checkpoints, are packed as such: half as much is read,
+// and AMX can multiply them. Weights are packed once, in panels of 32 outputs whose tiles follow one another. A thread takes as many panels as
 // its second-level cache holds and runs rows past them. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates
 // and the 16 values that they let through, so that one product gives the gated values and nothing else is stored.
 #include "kernels.h"
@@ -11,7 +12,73 @@ constexpr int PANEL = 2 * WIDE;
 constexpr int GROUP_BYTES = 512 << 10;  // of panels that a thread takes together
 constexpr int MOST_PANELS = 32;         // of them
 constexpr int ROWS = 512;               // that it runs past them
-constexpr int CHUNKS = 8;               // of the depth: so many of the rows stay in the first-level cache meanwhile
+
+// Some rows of activations, as products with weights of W read them: as they lie.
+template <typename W>
+class Activations {
+public:
+    static constexpr int CHUNKS = 8;  // of the depth: so many of the rows stay in the first-level cache meanwhile
+
+    // Rows that are `row` elements apart, over the depth of `chunks` tiles.
+    void take(const element* x, int row, int rows, int) { x_ = x, row_ = row, rows_ = rows; }
+
+    // C (or 0, where `fresh`) + what was taken times a panel.
+    void multiply(float* c, const W* const* b, int chunks, bool fresh) {
+        tiles_.multiply(c, PANEL, x_, row_, rows_, b, Order<W>::TILE, chunks, fresh);
+    }
+
+private:
+    const element* x_ = nullptr;
+    int row_ = 0, rows_ = 0;
+    Tiles tiles_;
+};
+
+#if defined(FLOAT32) && defined(__AMX_BF16__)
+
+// A float has 24 bits of precision; three numbers of bfloat16, of 8 bits each, sum up to it.
+template <>
+class Activations<bfloat16> {
+public:
+    static constexpr int CHUNKS = 4;
+
+    void take(const float* x, int row, int rows, int chunks) {
+        rows_ = rows;
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < chunks; i++) split(tiles_of(r, i) + r % 16 * DEEP, x + (int64_t)r * row + i * DEEP);
+    }
+
+    void multiply(float* c, const bfloat16* const* b, int chunks, bool fresh) {
+        const Parted a{parts_, DEEP, PARTS * TILE, TILE, CHUNKS * PARTS * TILE};
+        tiles_.multiply<PARTS>(c, PANEL, a, rows_, b, TILE, chunks, fresh);
+    }
+
+private:
+    static constexpr int PARTS = 3, DEEP = Order<bfloat16>::DEEP, TILE = Order<bfloat16>::TILE;
+
+    // The first part of 16 rows, those with this one.
+    bfloat16* tiles_of(int row, int chunk) { return parts_ + (row / 16 * CHUNKS + chunk) * PARTS * TILE; }
+
+    // One row of a tile, into a tile for each part.
+    static void split(bfloat16* to, const float* x) {
+        alignas(64) static constexpr uint16_t UPPER[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+        const __m512i kept = _mm512_set1_epi32(~0xffff), upper = _mm512_load_si512(UPPER);
+        __m512 left = _mm512_loadu_ps(x), right = _mm512_loadu_ps(x + 16);
+        for (int part = 0; part < PARTS; part++) {
+            const __m512i a = _mm512_and_si512(_mm512_castps_si512(left), kept);
+            const __m512i b = _mm512_and_si512(_mm512_castps_si512(right), kept);
+            _mm512_store_si512(to + part * TILE, _mm512_permutex2var_epi16(a, upper, b));
+            left = _mm512_sub_ps(left, _mm512_castsi512_ps(a));
+            right = _mm512_sub_ps(right, _mm512_castsi512_ps(b));
+        }
+    }
+
+    int rows_ = 0;
+    alignas(64) bfloat16 parts_[MOST_ROWS / 16 * CHUNKS * PARTS * TILE];
+    MatrixTiles tiles_;
+};
+
+#endif
 
 __m512 biased(const float* sums, const element* bias, __mmask16 columns) {
     const __m512 x = _mm512_load_ps(sums);
@@ -35,71 +102,89 @@ void store_gated(element* out, int64_t out_row, const float* sums, int rows) {
     }
 }
 
-}  // namespace
-
-// Elements of a packed weight of so many outputs, and inputs, which are a multiple of DEEP.
-extern "C" int64_t packed_size(int outputs, int inputs) {
-    return (int64_t)(outputs + PANEL - 1) / PANEL * PANEL * inputs;
+uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
 }
 
-// Where `gated`, the first half of `outputs` are gates, and half of them is a multiple of 16.
-extern "C" void pack(element* packed, const element* weight, int outputs, int inputs, int gated, int threads) {
+// The same number, which both types hold.
+template <typename To, typename From>
+To converted(From x) {
+    if constexpr (sizeof(To) == sizeof(From)) {
+        return x;
+    } else if constexpr (sizeof(To) < sizeof(From)) {
+        return (To)(bits_of(x) >> 16);
+    } else {
+        const uint32_t bits = (uint32_t)x << 16;
+        To wide;
+        memcpy(&wide, &bits, sizeof wide);
+        return wide;
+    }
+}
+
+template <typename W>
+void pack_as(W* packed, const element* weight, int outputs, int inputs, int gated, int threads) {
+    using In = Order<W>;
 #pragma omp parallel for num_threads(useful(threads, (int64_t)outputs * inputs))
     for (int first = 0; first < outputs; first += PANEL)
         for (int column = 0; column < PANEL; column++) {
             const int output = gated ? first / 2 + column % WIDE + column / WIDE * (outputs / 2) : first + column;
             const element* from = weight + (int64_t)output * inputs;
-            element* to = packed + (int64_t)first * inputs + column / WIDE * TILE;
-            for (int d = 0; d < inputs; d += GRAIN) {
-                element* place = to + d / DEEP * 2 * TILE + spot(d % DEEP, column % WIDE);
-                if (output < outputs)
-                    memcpy(place, from + d, GRAIN * sizeof(element));
-                else
-                    memset(place, 0, GRAIN * sizeof(element));
+            W* to = packed + (int64_t)first * inputs + column / WIDE * In::TILE;
+            for (int d = 0; d < inputs; d++) {
+                W& place = to[d / In::DEEP * 2 * In::TILE + In::spot(d % In::DEEP, column % WIDE)];
+                place = output < outputs ? converted<W>(from[d]) : W(0);
             }
         }
 }
 
-// Rows `ids` of a weight that is not gated, as they were before packing.
-extern "C" void unpack(element* out, const element* packed, const int64_t* ids, int64_t count, int inputs, int threads) {
+template <typename W>
+void unpack_as(element* out, const W* packed, const int64_t* ids, int64_t count, int inputs, int threads) {
+    using In = Order<W>;
 #pragma omp parallel for num_threads(useful(threads, count * inputs))
     for (int64_t i = 0; i < count; i++) {
         const int column = (int)(ids[i] % PANEL);
-        const element* from = packed + ids[i] / PANEL * PANEL * inputs + column / WIDE * TILE;
-        for (int d = 0; d < inputs; d += GRAIN)
-            memcpy(out + i * inputs + d, from + d / DEEP * 2 * TILE + spot(d % DEEP, column % WIDE),
-                   GRAIN * sizeof(element));
+        const W* from = packed + ids[i] / PANEL * PANEL * inputs + column / WIDE * In::TILE;
+        for (int d = 0; d < inputs; d++)
+            out[i * inputs + d] =
+                converted<element>(from[d / In::DEEP * 2 * In::TILE + In::spot(d % In::DEEP, column % WIDE)]);
     }
 }
 
-// out (rows x outputs; half as many where gated) = x (rows x inputs) W^T + bias. A gated weight has no bias.
-extern "C" void linear(element* out, const element* x, const element* packed, const element* bias, int64_t rows,
-                       int outputs, int inputs, int gated, int threads) {
-    const int chunks = inputs / DEEP, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDE : PANEL;
+template <typename W>
+void multiply(element* out, const element* x, const W* packed, const element* bias, int64_t rows, int outputs, int inputs,
+              int gated, int threads) {
+    using In = Order<W>;
+    constexpr int CHUNKS = Activations<W>::CHUNKS;
+    const int chunks = inputs / In::DEEP, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDE : PANEL;
     const int64_t out_row = gated ? outputs / 2 : outputs;
-    const int most = rows <= MOST_ROWS ? 4 : MOST_PANELS;  // panels that are read once are better divided evenly
-    int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(element));
+    const int blocks = (int)((rows + ROWS - 1) / ROWS);
+    const int even = blocks * panels / (4 * threads);
+    const int most = even < 4 ? 4 : even > MOST_PANELS ? MOST_PANELS : even;
+    int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(W));
     group = group < 1 ? 1 : group > most ? most : group;
-    const int blocks = (int)((rows + ROWS - 1) / ROWS), groups = (panels + group - 1) / group;
+    const int groups = (panels + group - 1) / group;
 #pragma omp parallel num_threads(useful(threads, rows * outputs * inputs))
     {
-        Tiles tiles;
+        Activations<W> activations;
         alignas(64) float sums[MOST_PANELS][MOST_ROWS * PANEL];
-        const element* b[CHUNKS];
+        const W* b[CHUNKS];
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < blocks * groups; i++) {
             const int first = i / blocks * group, last = first + group < panels ? first + group : panels;
             const int64_t begin = (int64_t)(i % blocks) * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
             for (int64_t row = begin; row < end; row += MOST_ROWS) {
                 const int some = end - row < MOST_ROWS ? (int)(end - row) : MOST_ROWS;
-                for (int chunk = 0; chunk < chunks; chunk += CHUNKS)
+                for (int chunk = 0; chunk < chunks; chunk += CHUNKS) {
+                    const int deep = chunks - chunk < CHUNKS ? chunks - chunk : CHUNKS;
+                    activations.take(x + row * inputs + chunk * In::DEEP, inputs, some, deep);
                     for (int panel = first; panel < last; panel++) {
-                        const int deep = chunks - chunk < CHUNKS ? chunks - chunk : CHUNKS;
                         for (int c = 0; c < deep; c++)
-                            b[c] = packed + ((int64_t)panel * chunks + chunk + c) * 2 * TILE;
-                        tiles.multiply(sums[panel - first], PANEL, x + row * inputs + chunk * DEEP, inputs, some, b, TILE,
-                                       deep, chunk == 0);
+                            b[c] = packed + ((int64_t)panel * chunks + chunk + c) * 2 * In::TILE;
+                        activations.multiply(sums[panel - first], b, deep, chunk == 0);
                     }
+                }
                 for (int panel = first; panel < last; panel++) {
                     element* to = out + row * out_row + panel * wide;
                     if (gated)
@@ -111,4 +196,46 @@ extern "C" void linear(element* out, const element* x, const element* packed, co
             }
         }
     }
+}
+
+}  // namespace
+
+// Whether bfloat16 holds each of `count` elements exactly.
+extern "C" int fits_bfloat16(const element* weight, int64_t count, int threads) {
+    uint32_t lost = 0;
+#pragma omp parallel for num_threads(useful(threads, count)) reduction(| : lost)
+    for (int64_t i = 0; i < count; i++) lost |= sizeof(element) > 2 ? bits_of(weight[i]) & 0xffff : 0;
+    return !lost;
+}
+
+// Elements of a packed weight of so many outputs, and inputs, which are a multiple of a tile's depth.
+extern "C" int64_t packed_size(int outputs, int inputs) {
+    return (int64_t)(outputs + PANEL - 1) / PANEL * PANEL * inputs;
+}
+
+// Where `gated`, the first half of `outputs` are gates, and half of them is a multiple of 16. Where `narrow`, the packed
+// weight is bfloat16, which must hold it exactly; here and below.
+extern "C" void pack(void* packed, const element* weight, int outputs, int inputs, int gated, int narrow, int threads) {
+    if (narrow)
+        pack_as((bfloat16*)packed, weight, outputs, inputs, gated, threads);
+    else
+        pack_as((element*)packed, weight, outputs, inputs, gated, threads);
+}
+
+// Rows `ids` of a weight that is not gated, as they were before packing.
+extern "C" void unpack(element* out, const void* packed, const int64_t* ids, int64_t count, int inputs, int narrow,
+                       int threads) {
+    if (narrow)
+        unpack_as(out, (const bfloat16*)packed, ids, count, inputs, threads);
+    else
+        unpack_as(out, (const element*)packed, ids, count, inputs, threads);
+}
+
+// out (rows x outputs; half as many where gated) = x (rows x inputs) W^T + bias. A gated weight has no bias.
+extern "C" void linear(element* out, const element* x, const void* packed, const element* bias, int64_t rows, int outputs,
+                       int inputs, int gated, int narrow, int threads) {
+    if (narrow)
+        multiply(out, x, (const bfloat16*)packed, bias, rows, outputs, inputs, gated, threads);
+    else
+        multiply(out, x, (const element*)packed, bias, rows, outputs, inputs, gated, threads);
 }

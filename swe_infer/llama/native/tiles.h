@@ -1,10 +1,11 @@
-// Products of tiles, and what the kernels share beside them. Elements are bfloat16, whose products are AMX's or AVX-512's,
-// or float where FLOAT32 is defined.
+// Products of tiles, and what the kernels share beside them. Elements are bfloat16, or float where FLOAT32 is defined.
 //
-// A is read as it lies, row by row. B lies in tiles that are DEEP deep and 16 wide. A tile of floats is 16 lines, one for
-// each element of the depth. A tile of bfloat16 is 16 lines of 16 pairs, where line i holds elements 2i and 2i+1 of each
-// column (the order of TDPBF16PS in Intel's instruction set reference). Each element of C is summed over the depth in
-// one order, whatever the number of rows, so a row's bits never depend on its neighbours.
+// A is read as it lies, row by row. B lies in tiles that are 16 lines deep and 16 columns wide. A line of floats is one
+// element of each column, a line of bfloat16 a pair: line i holds elements 2i and 2i+1 (the order of TDPBF16PS in Intel's
+// instruction set reference). Each element of C is summed over the depth in one order, whatever the number of rows, so a
+// row's bits never depend on its neighbours.
+//
+// B may be bfloat16 where A is float. AMX then takes A as the sum of three matrices of bfloat16, which is exact.
 #pragma once
 
 #include <immintrin.h>
@@ -12,23 +13,26 @@
 #include <stdint.h>
 #include <string.h>
 
+typedef uint16_t bfloat16;
 #ifdef FLOAT32
 typedef float element;
-constexpr int GRAIN = 1;  // elements of the depth that lie side by side
 #else
-typedef uint16_t element;
-constexpr int GRAIN = 2;
+typedef bfloat16 element;
 #endif
 
-constexpr int DEEP = 16 * GRAIN;    // of a tile
-constexpr int WIDE = 16;            // of a tile
-constexpr int TILE = DEEP * WIDE;   // elements
-constexpr int MOST_ROWS = 32;       // of one product
+constexpr int WIDE = 16;       // of a tile
+constexpr int MOST_ROWS = 32;  // of one product
 
-// Where a tile holds an element of its depth in a column.
-static inline int spot(int depth, int column) {
-    return depth / GRAIN * GRAIN * WIDE + column * GRAIN + depth % GRAIN;
-}
+// The order of a tile of T.
+template <typename T>
+struct Order {
+    static constexpr int GRAIN = 4 / sizeof(T);  // elements of the depth that lie side by side
+    static constexpr int DEEP = 16 * GRAIN;
+    static constexpr int TILE = DEEP * WIDE;  // elements
+
+    // Where a tile holds an element of its depth in a column.
+    static int spot(int depth, int column) { return depth / GRAIN * GRAIN * WIDE + column * GRAIN + depth % GRAIN; }
+};
 
 static inline __mmask16 first_columns(int count) {
     return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1 << count) - 1);
@@ -91,33 +95,41 @@ static inline __m512 silu_of(__m512 x) {
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
-#if defined(__AMX_BF16__) && !defined(FLOAT32)
+#ifdef __AMX_BF16__
+
+// A matrix for MatrixTiles: where its tiles of 16 rows lie, in elements from one to the next. It is the sum of some
+// matrices, its parts.
+struct Parted {
+    const bfloat16* first;
+    int64_t row, chunk, part, lower;  // between rows, tiles along the depth, parts, and the upper and the lower 16 rows
+};
 
 // The tile registers of this thread: 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
-class Tiles {
+class MatrixTiles {
 public:
-    // A product of `rows` rows and 32 columns: C (or 0, where `fresh`) + A B. Tiles of column 0 to 15 lie at `b[i]`,
-    // those of 16 to 31 `second` elements later.
-    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
-                  int chunks, bool fresh) {
-        in_memory(a);  // GCC's tile loads do not say that they read memory
+    // A product of `rows` rows and 32 columns: C (or 0, where `fresh`) + A B. Tiles of column 0 to 15 lie at `b[i]`, those
+    // of 16 to 31 `second` elements later.
+    template <int PARTS>
+    void multiply(float* c, int c_row, const Parted& a, int rows, const bfloat16* const* b, int second, int chunks,
+                  bool fresh) {
+        in_memory(a.first);  // GCC's tile loads do not say that they read memory
         if (rows > 16) {
             configure(16, rows - 16);
-            product<true>(c, c_row, a, a_row, b, second, chunks, fresh);
+            product<PARTS, true>(c, c_row, a, b, second, chunks, fresh);
         } else {
             configure(rows, 16);
-            product<false>(c, c_row, a, a_row, b, second, chunks, fresh);
+            product<PARTS, false>(c, c_row, a, b, second, chunks, fresh);
         }
     }
 
-    ~Tiles() {
+    ~MatrixTiles() {
         if (upper_) _tile_release();
     }
 
 private:
     // Of more than 16 rows, or of 16 at the most.
-    template <bool TALL>
-    static void product(float* c, int c_row, const element* a, int a_row, const element* const* b, int second, int chunks,
+    template <int PARTS, bool TALL>
+    static void product(float* c, int c_row, const Parted& a, const bfloat16* const* b, int second, int chunks,
                         bool fresh) {
         float* low = c + 16 * c_row;
         if (fresh) {
@@ -133,13 +145,16 @@ private:
         }
         for (int i = 0; i < chunks; i++) {
             _tile_loadd(6, b[i], 64);
-            _tile_loadd(4, a + i * DEEP, 2 * a_row);
             _tile_loadd(7, b[i] + second, 64);
-            if (TALL) _tile_loadd(5, a + 16 * a_row + i * DEEP, 2 * a_row);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            if (TALL) _tile_dpbf16ps(2, 5, 6);
-            if (TALL) _tile_dpbf16ps(3, 5, 7);
+            for (int p = 0; p < PARTS; p++) {
+                const bfloat16* upper = a.first + i * a.chunk + p * a.part;
+                _tile_loadd(4, upper, 2 * a.row);
+                if (TALL) _tile_loadd(5, upper + a.lower, 2 * a.row);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                if (TALL) _tile_dpbf16ps(2, 5, 6);
+                if (TALL) _tile_dpbf16ps(3, 5, 7);
+            }
         }
         _tile_stored(0, c, 4 * c_row);
         _tile_stored(1, c + WIDE, 4 * c_row);
@@ -168,24 +183,35 @@ private:
     int upper_ = 0, lower_ = 0;
 };
 
-#else
-
-// 16 lanes of sum += A B over the GRAIN elements at `a`, which are the same for all lanes.
-static inline __m512 accumulated(__m512 sum, const element* a, __m512i line) {
-#ifdef FLOAT32
-    return _mm512_fmadd_ps(_mm512_set1_ps(*a), _mm512_castsi512_ps(line), sum);
-#else
-    int32_t pair;
-    memcpy(&pair, a, sizeof pair);
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)line);
 #endif
+
+// The two columns of 16 sums += A B over a line of B, in which the elements at `a` are the same for all lanes.
+#ifdef FLOAT32
+static inline __m512 accumulated(__m512 sum, const float* a, const float* line) {
+    return _mm512_fmadd_ps(_mm512_set1_ps(*a), _mm512_loadu_ps(line), sum);
 }
 
-class Tiles {
+static inline __m512 accumulated(__m512 sum, const float* a, const bfloat16* line) {
+    const __m512i pairs = _mm512_loadu_si512(line);
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff)));
+    return _mm512_fmadd_ps(_mm512_set1_ps(a[1]), odd, _mm512_fmadd_ps(_mm512_set1_ps(a[0]), even, sum));
+}
+#else
+static inline __m512 accumulated(__m512 sum, const bfloat16* a, const bfloat16* line) {
+    int32_t pair;
+    memcpy(&pair, a, sizeof pair);
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(line));
+}
+#endif
+
+// Products in vector registers.
+class VectorTiles {
 public:
-    // As above, in vector registers.
-    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
-                  int chunks, bool fresh) {
+    // As above, of one matrix of elements, with tiles of T.
+    template <typename T>
+    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const T* const* b, int second, int chunks,
+                  bool fresh) {
         for (; rows >= 8; rows -= 8, c += 8 * c_row, a += 8 * a_row)
             some<8>(c, c_row, a, a_row, b, second, chunks, fresh);
         if (rows & 4) some<4>(c, c_row, a, a_row, b, second, chunks, fresh), c += 4 * c_row, a += 4 * a_row;
@@ -194,23 +220,23 @@ public:
     }
 
 private:
-    template <int ROWS>
-    static void some(float* c, int c_row, const element* a, int a_row, const element* const* b, int second, int chunks,
+    template <int ROWS, typename T>
+    static void some(float* c, int c_row, const element* a, int a_row, const T* const* b, int second, int chunks,
                      bool fresh) {
+        using In = Order<T>;
         __m512 sums[ROWS][2];
         for (int r = 0; r < ROWS; r++)
             for (int half = 0; half < 2; half++)
                 sums[r][half] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * c_row + half * WIDE);
         for (int i = 0; i < chunks; i++)
-            for (int depth = 0; depth < DEEP; depth += GRAIN) {
-                const element* line = b[i] + spot(depth, 0);
-                _mm_prefetch((const char*)(line + 2 * TILE), _MM_HINT_T0);  // few rows wait for memory
-                _mm_prefetch((const char*)(line + second + 2 * TILE), _MM_HINT_T0);
-                const __m512i left = _mm512_loadu_si512(line), right = _mm512_loadu_si512(line + second);
+            for (int depth = 0; depth < In::DEEP; depth += In::GRAIN) {
+                const T* line = b[i] + In::spot(depth, 0);
+                _mm_prefetch((const char*)(line + 2 * In::TILE), _MM_HINT_T0);  // few rows wait for memory
+                _mm_prefetch((const char*)(line + second + 2 * In::TILE), _MM_HINT_T0);
                 for (int r = 0; r < ROWS; r++) {
-                    const element* from = a + r * a_row + i * DEEP + depth;
-                    sums[r][0] = accumulated(sums[r][0], from, left);
-                    sums[r][1] = accumulated(sums[r][1], from, right);
+                    const element* from = a + r * a_row + i * In::DEEP + depth;
+                    sums[r][0] = accumulated(sums[r][0], from, line);
+                    sums[r][1] = accumulated(sums[r][1], from, line + second);
                 }
             }
         for (int r = 0; r < ROWS; r++)
@@ -218,4 +244,20 @@ private:
     }
 };
 
+// Products of elements with tiles of elements.
+#if defined(__AMX_BF16__) && !defined(FLOAT32)
+class Tiles {
+public:
+    void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
+                  int chunks, bool fresh) {
+        tiles_.multiply<1>(c, c_row, {a, a_row, DEEP, 0, 16 * a_row}, rows, b, second, chunks, fresh);
+    }
+
+private:
+    static constexpr int DEEP = Order<element>::DEEP;
+
+    MatrixTiles tiles_;
+};
+#else
+using Tiles = VectorTiles;
 #endif
