@@ -173,9 +173,7 @@ class Kernels:
         )
         dtype = torch.bfloat16 if narrow else self.dtype
         data = torch.empty(self.compiled.packed_size(outputs, inputs), dtype=dtype)
-        self.compiled.pack(
-            data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), int(narrow), threads
-        )
+        self.compiled.pack(data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), int(narrow), threads)
         return PackedWeight(data, outputs, inputs, gated, narrow)
 
     def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
