@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -35,6 +36,27 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return found
 
 
+WithWeights: TypeAlias = tuple[Kernels, Callable[..., Tensor]]
+
+
+@pytest.fixture(
+    params=[(torch.float32, torch.bfloat16, True), (torch.float32, torch.bfloat16, False)]
+    + [(dtype, dtype, amx) for dtype in (torch.float32, torch.bfloat16) for amx in (True, False)],
+    ids=["narrow", "narrow_without_amx", "float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
+)
+def with_weights(request: pytest.FixtureRequest) -> WithWeights:
+    """Kernels, and what draws weights for them: those that are called narrow are of the other type's precision."""
+    dtype, precision, amx = request.param
+    found = find(dtype, amx)
+    if isinstance(found, str):
+        pytest.skip(found)
+
+    def weight(*shape: int, seed: int = 1) -> Tensor:
+        return drawn(found, *shape, seed=seed).to(precision).to(dtype)
+
+    return found, weight
+
+
 def drawn(kernels: Kernels, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(kernels.dtype)
 
@@ -49,8 +71,9 @@ def assert_rounded(found: Tensor, exact: Tensor, kernels: Kernels, units: float 
 @pytest.mark.parametrize("outputs", [1, 32, 47, 400])
 @pytest.mark.parametrize("rows", [1, 8, 33, 600])
 @pytest.mark.parametrize("inputs", [32, 800])
-def test_linear_is_a_product_and_a_bias(kernels: Kernels, rows: int, inputs: int, outputs: int) -> None:
-    x_TI, weight_OI = drawn(kernels, rows, inputs), drawn(kernels, outputs, inputs, seed=1)
+def test_linear_is_a_product_and_a_bias(with_weights: WithWeights, rows: int, inputs: int, outputs: int) -> None:
+    kernels, weight = with_weights
+    x_TI, weight_OI = drawn(kernels, rows, inputs), weight(outputs, inputs)
     bias_O = drawn(kernels, outputs)
     packed = kernels.pack(weight_OI)
     exact = x_TI.double() @ weight_OI.double().T
@@ -59,8 +82,11 @@ def test_linear_is_a_product_and_a_bias(kernels: Kernels, rows: int, inputs: int
     assert_rounded(kernels.linear(x_TI, packed, bias_O).double() / scale, (exact + bias_O.double()) / scale, kernels)
 
 
-def test_a_gated_product_is_silu_of_the_first_half_times_the_second(kernels: Kernels) -> None:
-    x_TI, weight_OI = drawn(kernels, 50, 96), drawn(kernels, 128, 96, seed=1) / 8
+def test_a_gated_product_is_silu_of_the_first_half_times_the_second(
+    with_weights: WithWeights,
+) -> None:
+    kernels, weight = with_weights
+    x_TI, weight_OI = drawn(kernels, 50, 96), weight(128, 96) / 8
     both_TO = (x_TI.double() @ weight_OI.double().T).to(kernels.dtype)
     gated = kernels.linear(x_TI, kernels.pack(weight_OI, gated=True), None)
     assert gated.shape == (50, 64)
@@ -68,15 +94,46 @@ def test_a_gated_product_is_silu_of_the_first_half_times_the_second(kernels: Ker
     assert torch.equal(gated, kernels.silu_mul(kernels.linear(x_TI, kernels.pack(weight_OI), None)))
 
 
-def test_a_row_of_a_product_has_the_same_bits_in_every_batch(kernels: Kernels) -> None:
-    x_TI, packed = drawn(kernels, 600, 800), kernels.pack(drawn(kernels, 400, 800, seed=1))
+def test_a_row_of_a_product_has_the_same_bits_in_every_batch(
+    with_weights: WithWeights,
+) -> None:
+    kernels, weight = with_weights
+    x_TI, packed = drawn(kernels, 600, 800), kernels.pack(weight(400, 800))
     whole = kernels.linear(x_TI, packed, None)
     for rows in (1, 2, 7, 16, 17, 32, 33, 500):
         assert torch.equal(kernels.linear(x_TI[:rows], packed, None), whole[:rows]), rows
 
 
-def test_an_embedding_is_read_from_a_packed_weight(kernels: Kernels) -> None:
-    weight_OI, ids_T = drawn(kernels, 47, 64), torch.tensor([0, 46, 31, 32, 3, 3])
+def test_weights_that_bfloat16_holds_take_half_the_memory(
+    with_weights: WithWeights,
+) -> None:
+    kernels, weight = with_weights
+    weight_OI = weight(64, 96)
+    fits = torch.equal(weight_OI.bfloat16().to(weight_OI.dtype), weight_OI)
+    assert kernels.pack(weight_OI).data.dtype == (torch.bfloat16 if fits else torch.float32)
+    weight_OI[63, 95] = 1 + 2**-20
+    assert kernels.pack(weight_OI).data.dtype == kernels.dtype
+
+
+def test_narrow_products_are_as_exact_as_those_of_torch(
+    with_weights: WithWeights,
+) -> None:
+    """Three numbers of bfloat16 hold all of a float, whatever its size."""
+    kernels, weight = with_weights
+    x_TI, weight_OI = drawn(kernels, 100, 512), weight(200, 512)
+    x_TI *= torch.logspace(-20, 20, 100)[:, None]
+    exact = x_TI.double() @ weight_OI.double().T
+    size = exact.square().mean(1, keepdim=True).sqrt()
+
+    def error(found: Tensor) -> float:
+        return ((found.double() - exact) / size).square().mean().sqrt().item()
+
+    assert error(kernels.linear(x_TI, kernels.pack(weight_OI), None)) < 1.5 * error(x_TI @ weight_OI.T)
+
+
+def test_an_embedding_is_read_from_a_packed_weight(with_weights: WithWeights) -> None:
+    kernels, weight = with_weights
+    weight_OI, ids_T = weight(47, 64), torch.tensor([0, 46, 31, 32, 3, 3])
     assert torch.equal(kernels.unpack(kernels.pack(weight_OI), ids_T), weight_OI[ids_T])
 
 
@@ -148,19 +205,23 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.usefixtures("available")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+    ids=["float32", "narrow", "bfloat16"],
+)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_all_layers_in_one_call_are_the_layers_one_by_one(
-    shape: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+    shape: dict[str, Any], dtype: torch.dtype, stored: torch.dtype, tmp_path: Path
 ) -> None:
     """With a bias on the feed-forward, here of zeros, the layers are run one by one. They round as much as torch's
     own operations do."""
-    directory = make_checkpoint(tmp_path / "together", dtype=dtype, **shape)
+    directory = make_checkpoint(tmp_path / "together", dtype=stored, **shape)
     apart = tmp_path / "apart"
     apart.mkdir()
     tensors = load_file(directory / "model.safetensors")
     for name in [name for name in tensors if ".mlp." in name]:
-        zeros = torch.zeros(len(tensors[name]), dtype=dtype)
+        zeros = torch.zeros(len(tensors[name]), dtype=stored)
         tensors[name.replace(".weight", ".bias")] = zeros
     save_file(tensors, apart / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())

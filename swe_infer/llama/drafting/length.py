@@ -11,9 +11,9 @@ __all__ = ["Account", "DraftLength"]
 _INTEREST = 0.0075
 """Share of the passes' time that may go into drafting of which nothing is accepted."""
 _MOST = 16.0
-"""Passes that an account holds at the most, for each sequence of the batch: what can be lost once guesses fail, of what
-they saved before. With 4, eight sequences wanted more rows in a step than it held, and what it allowed brought no more
-than it cost (the bundled model: 1.2 times as fast as without guesses instead of 1.7)."""
+"""Passes that an account holds at the most, for each sequence of the batch: what can be lost once guesses fail, of
+what they saved before. With 4, eight sequences wanted more rows in a step than it held, and what it allowed brought
+no more than it cost (the bundled model: 1.2 times as fast as without guesses instead of 1.6)."""
 _PATIENCE = 8
 """Looks in vain after which a sequence is looked at less often by a step, and the steps that are left out at most."""
 
