@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -114,8 +115,8 @@ class Engine:
             size,
             self.options.max_batch_tokens,
             self.options.max_sequences,
-            self._draft,
-            self._copy_block,
+            self.speculation.draft,
+            partial(_copy_block, self.cache, followers),
         )
         self._passing = False
         self.graphs = DecodeGraphs.of(model, self.cache, min(self.context_window, self.cache_tokens))
@@ -132,9 +133,6 @@ class Engine:
                 fit its memory.
         """
         started = time.perf_counter()
-        if gc.get_freeze_count():  # by an engine before this one, which may be garbage now: it refers to itself
-            gc.unfreeze()
-            gc.collect()
         directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
         config = read_config(directory)
         network, followers = _load_network(model, directory, config)
@@ -151,7 +149,7 @@ class Engine:
             if followers is not None:
                 followers.close()
             raise
-        gc.collect()
+        gc.collect(1)
         gc.freeze()  # what is loaded stays, so the collector need not look through it in the midst of a run
         _log.info(
             "loaded %s in %.1f s: %s on %s, attention by %s, cache of %d tokens",
@@ -183,11 +181,6 @@ class Engine:
         if self._followers is not None:
             self._followers.send(1 + blocks)
         return self.model.new_cache(1 + blocks)
-
-    def _copy_block(self, source: int, target: int) -> None:
-        if self._followers is not None:
-            self._followers.send((source, target))
-        self.cache.copy(source, target)
 
     @property
     def cache_tokens(self) -> int:
@@ -235,10 +228,6 @@ class Engine:
                 finished.append(answer)
         self._count(chunks, finished, time.perf_counter() - started)
         return finished
-
-    def _draft(self, sequence: Sequence, most: int) -> list[int]:
-        """A guess of the next tokens; the scheduler asks for it."""
-        return self.speculation.draft(sequence, most, len(self.scheduler.running))
 
     def _advance(self, chunk: Chunk, chosen: list[int]) -> Generated | None:
         """Give a sequence its next tokens. Returns the answer that they complete, if they do."""
@@ -397,6 +386,13 @@ class Engine:
             self._passing = False
             if self._followers is not None:  # they are in the middle of it
                 self.close()
+
+
+def _copy_block(cache: KVCache, followers: Followers | None, source: int, target: int) -> None:
+    """For the scheduler, which must not refer to the engine: only the collector frees what refers to itself."""
+    if followers is not None:
+        followers.send((source, target))
+    cache.copy(source, target)
 
 
 @contextmanager

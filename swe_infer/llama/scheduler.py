@@ -49,7 +49,8 @@ class Scheduler:
         pool: blocks of ``block_size`` tokens.
         max_batch_tokens: tokens of a step.
         max_sequences: sequences that are in the making at once.
-        draft: guesses at most so many next tokens of a sequence; asked when all its tokens are run in the step.
+        draft: guesses the next tokens of a sequence, at most so many, while so many sequences run; asked when all its
+            tokens are run in the step.
         copy: copies keys and values from one block to another, before the step's own are written.
     """
 
@@ -59,7 +60,7 @@ class Scheduler:
         block_size: int,
         max_batch_tokens: int,
         max_sequences: int,
-        draft: Callable[[Sequence, int], list[int]] = lambda sequence, most: [],
+        draft: Callable[[Sequence, int, int], list[int]] = lambda sequence, most, running: [],
         copy: Callable[[int, int], None] = lambda source, target: None,
     ) -> None:
         self.pool = pool
@@ -214,7 +215,7 @@ class Scheduler:
         if end == len(sequence.tokens):
             blocks = len(sequence.blocks) + max(0, self.pool.free - others)
             room = min(budget - count - others, blocks * self.block_size - end)
-            draft = self._draft(sequence, room) if room > 0 else []
+            draft = self._draft(sequence, room, len(self.running)) if room > 0 else []
             self._take(sequence, end + len(draft))
         return Chunk(sequence, start, count, tuple(draft))
 

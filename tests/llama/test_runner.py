@@ -198,7 +198,7 @@ def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_pa
 
 
 def test_an_engine_that_another_replaced_is_not_kept(checkpoint: Path) -> None:
-    """It refers to itself, so only the collector frees it, and what is loaded is out of the collector's sight."""
+    """What is loaded is out of the collector's sight, so it must not refer to itself."""
     engines, model = EnginePool(), LlamaModel(str(checkpoint))
     first = weakref.ref(engines.get(model, EngineOptions(kv_cache_gb=0.01)))
     engines.get(model, EngineOptions(kv_cache_gb=0.02))

@@ -65,15 +65,19 @@ extern "C" void run_layers(const Shape* shape, const Layer* layers, const Pass* 
         element* values = pass->values + i * pass->pool;
         add_rms_norm(pass->x, normed, pass->x, i ? pass->delta : nullptr, layer.input_norm, shape->eps, rows, hidden,
                      threads);
-        linear(qkv, normed, layer.qkv.packed, layer.qkv.bias, rows, all_heads * dim, hidden, 0, layer.qkv.narrow, threads);
+        linear(qkv, normed, layer.qkv.packed, layer.qkv.bias, rows, all_heads * dim, hidden, 0, layer.qkv.narrow,
+               threads);
         rotate(turned, qkv, all_heads * dim, pass->cos, pass->sin, rows, turned_heads, dim, threads);
         write_cache(keys, values, turned + heads * dim, turned_heads * dim, qkv + turned_heads * dim, all_heads * dim,
                     pass->places, rows, shape->kv_heads, dim, threads);
         attend(attended, turned, turned_heads * dim, keys, values, heads, shape->kv_heads, dim, pass->units, pass->count,
                pass->tokens, pass->visible, pass->segments, pass->tables, threads);
-        linear(pass->delta, attended, layer.o.packed, layer.o.bias, rows, hidden, heads * dim, 0, layer.o.narrow, threads);
+        linear(pass->delta, attended, layer.o.packed, layer.o.bias, rows, hidden, heads * dim, 0, layer.o.narrow,
+               threads);
         add_rms_norm(pass->x, normed, pass->x, pass->delta, layer.post_norm, shape->eps, rows, hidden, threads);
-        linear(inner, normed, layer.gate_up.packed, nullptr, rows, 2 * shape->inner, hidden, 1, layer.gate_up.narrow, threads);
-        linear(pass->delta, inner, layer.down.packed, layer.down.bias, rows, hidden, shape->inner, 0, layer.down.narrow, threads);
+        linear(inner, normed, layer.gate_up.packed, nullptr, rows, 2 * shape->inner, hidden, 1, layer.gate_up.narrow,
+               threads);
+        linear(pass->delta, inner, layer.down.packed, layer.down.bias, rows, hidden, shape->inner, 0, layer.down.narrow,
+               threads);
     }
 }

@@ -1,9 +1,11 @@
 // Products of activations with weights, x W^T, with sums in float.
 //
-// Weights of float which bfloat16 holds exactly, as those of most checkpoints, are packed as such: half as much is read,
-// and AMX can multiply them. Weights are packed once, in panels of 32 outputs whose tiles follow one another. A thread takes as many panels as
-// its second-level cache holds and runs rows past them. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates
-// and the 16 values that they let through, so that one product gives the gated values and nothing else is stored.
+// Weights are packed once, in panels of 32 outputs whose tiles follow one another. A thread takes as many panels as its
+// second-level cache holds and runs rows past them. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates and the
+// 16 values that they let through, so that one product gives the gated values and nothing else is stored.
+//
+// Float weights that bfloat16 holds exactly, as those of most checkpoints, are packed as bfloat16: half as much is read,
+// and AMX can multiply them. No precision is lost, since activations stay float.
 #include "kernels.h"
 
 namespace {
