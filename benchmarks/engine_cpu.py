@@ -2,8 +2,8 @@
 
     python -m benchmarks.engine_cpu MODEL_DIR [--threads 2] [--rounds 5]
 
-The limits are measured in the same run: a product of 2,048 cubed in bfloat16, and a copy of 256 MB, bytes read and
-written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of each of so many sequences
+The limits are measured in the same run: a product of 2,048 cubed in bfloat16, and a copy of 256 MB on large pages, bytes
+read and written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of each of so many sequences
 of 1,024. Prints one JSON line for each: medians of the rounds. ``parts`` are the compiled kernels alone, at the
 shapes of that pass and with each layer's own weights and keys, as shares of the pass.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from swe_infer.llama.config import read_config
+from swe_infer.llama.large_pages import zeros
 from swe_infer.llama.model import Layer, LlamaForCausalLM, Step
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, find
 from swe_infer.llama.weights import load_weights
@@ -41,8 +42,8 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 def limits(rounds: int) -> tuple[float, float]:
     """Operations and bytes a second."""
     left, right = torch.randn(2, 2048, 2048).bfloat16().unbind(0)
-    source = torch.ones(1 << 28, dtype=torch.uint8)
-    target = torch.empty_like(source)
+    source, target = zeros([2, 1 << 28], torch.uint8).unbind(0)
+    source.fill_(1)
     rate = 2 * 2048**3 / seconds(lambda: left @ right, 4 * rounds)
     return rate, 2 * source.nbytes / seconds(lambda: target.copy_(source), 4 * rounds)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+
+from swe_infer.llama.large_pages import zeros
 
 __all__ = ["BlockPool", "KVCache", "block_hashes"]
 
@@ -26,8 +27,8 @@ SCRATCH = 0
 class KVCache:
     """Keys and values of all layers: for each layer two pools in the shape that the attention backend reads.
 
-    On a CPU the memory comes from an anonymous mapping, which is zero, and real only where it was touched. So a large
-    cache costs nothing until it is used.
+    On a CPU memory is real only where it was touched (:mod:`swe_infer.llama.large_pages`). So a large cache costs
+    nothing until it is used.
 
     Args:
         pool_shape: of the keys of one layer; its first dimension counts blocks.
@@ -41,12 +42,8 @@ class KVCache:
         self.block_size = block_size
         self.blocks = pool_shape[0]
         self.nbytes = math.prod(shape) * dtype.itemsize
-        if device.type == "cpu":
-            mapping = mmap.mmap(-1, self.nbytes)
-            pool = torch.frombuffer(mapping, dtype=dtype).view(shape)
-        else:
-            pool = torch.zeros(shape, device=device, dtype=dtype)
-        self._pool = pool
+        on_cpu = device.type == "cpu"
+        self._pool = pool = zeros(shape, dtype) if on_cpu else torch.zeros(shape, device=device, dtype=dtype)
         self.keys = list(pool[0].unbind(0))
         self.values = list(pool[1].unbind(0))
 

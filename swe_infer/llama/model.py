@@ -23,6 +23,7 @@ from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Lay
 from swe_infer.llama.attention.native import Backend as NativeAttention
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.kv_cache import KVCache
+from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, find
 from swe_infer.llama.native.layers import Layers, LayersShape, LayerWeights
 from swe_infer.llama.rope import RotaryEmbedding, rotate
@@ -107,11 +108,12 @@ class Linear(nn.Module):
         )
         self._kernels = native_kernels(device, dtype)
 
-    def pack(self, gated: bool = False, embeds: bool = False) -> None:
+    def pack(self, arena: Arena, gated: bool = False, embeds: bool = False) -> None:
         """Give the weight the order in which products read it: our kernels', or else oneDNN's, which it would
         otherwise make anew in each product (measured on a Zen 4 with 8 rows: 14 ms instead of 22).
 
         Args:
+            arena: where our kernels' order goes.
             gated: the first half of the outputs are gates of the second, so our kernels may apply them.
             embeds: :meth:`rows` is wanted as well, which oneDNN's order does not give.
         """
@@ -119,7 +121,7 @@ class Linear(nn.Module):
         if self._kernels is not None and self._kernels.can_pack(*self.weight.shape):
             outputs, inputs = self.weight.shape
             gated = gated and self.bias is None and self._kernels.can_pack(outputs, inputs, gated=True)
-            self.packed = self._kernels.pack(self.weight.data, gated)
+            self.packed = self._kernels.pack(self.weight.data, gated, arena)
         elif reorder is not None and self.weight.dtype == torch.bfloat16 and not embeds:
             self.packed = reorder(self.weight.data, MIN_ROWS)
         if self.packed is not None:
@@ -257,10 +259,11 @@ class LlamaForCausalLM(nn.Module):
         longer be read or changed. Only a CPU has such an order."""
         if self.device.type != "cpu":
             return
+        arena = Arena()
         for name, module in self.named_modules():
             if isinstance(module, Linear):
                 embeds = module is self.lm_head and self.config.tie_word_embeddings
-                module.pack(gated=name.endswith("gate_up_proj"), embeds=embeds)
+                module.pack(arena, gated=name.endswith("gate_up_proj"), embeds=embeds)
         self._compiled_layers = self._layers_of(native_kernels(self.device, self.dtype))
 
     def _layers_of(self, kernels: Kernels | None) -> Layers | None:

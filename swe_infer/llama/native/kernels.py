@@ -20,6 +20,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.build import Unavailable, library
 
 __all__ = ["BLOCK", "PANEL", "Kernels", "PackedWeight", "Units", "find"]
@@ -162,8 +163,8 @@ class Kernels:
         """Whether :meth:`pack` takes a weight of this shape."""
         return inputs % _DEEP[self.dtype] == 0 and not (gated and outputs % (2 * _WIDE))
 
-    def pack(self, weight_OI: Tensor, gated: bool = False) -> PackedWeight:
-        """The same weight, in other memory."""
+    def pack(self, weight_OI: Tensor, gated: bool = False, arena: Arena | None = None) -> PackedWeight:
+        """The same weight, in other memory, which may come from an arena."""
         outputs, inputs = weight_OI.shape
         threads = torch.get_num_threads()
         narrow = (
@@ -172,7 +173,7 @@ class Kernels:
             and bool(self.compiled.fits_bfloat16(weight_OI.data_ptr(), weight_OI.numel(), threads))
         )
         dtype = torch.bfloat16 if narrow else self.dtype
-        data = torch.empty(self.compiled.packed_size(outputs, inputs), dtype=dtype)
+        data = (arena or Arena()).empty(self.compiled.packed_size(outputs, inputs), dtype)
         self.compiled.pack(data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), int(narrow), threads)
         return PackedWeight(data, outputs, inputs, gated, narrow)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swe_infer.llama.large_pages import zeros
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units
 
 __all__ = ["LayerWeights", "Layers", "LayersShape"]
@@ -104,7 +105,7 @@ class Layers:
         delta_TE = torch.empty_like(x_TE)
         needed = self._compiled.layers_room(ctypes.byref(self._shape), rows)
         if len(self._room) < needed:
-            self._room = torch.empty(needed, dtype=x_TE.dtype)
+            self._room = zeros([needed], x_TE.dtype)
         cos_T1D, sin_T1D = cos_sin
         following = k_pools[1] if len(k_pools) > 1 else k_pools[0]
         done = _Pass(
