@@ -2,10 +2,10 @@
 
     python -m benchmarks.engine_cpu MODEL_DIR [--threads 2] [--rounds 5]
 
-The limits are measured in the same run: a product of 2,048 cubed in bfloat16, and a copy of 256 MB on large pages, bytes
-read and written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of each of so many sequences
-of 1,024. Prints one JSON line for each: medians of the rounds. ``parts`` are the compiled kernels alone, at the
-shapes of that pass and with each layer's own weights and keys, as shares of the pass.
+The limits are measured in the same run: a product of 2,048 cubed in bfloat16, and a copy of 256 MB on large pages,
+bytes read and written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of each of so
+many sequences of 1,024. Prints one JSON line for each: medians of the rounds. ``parts`` are the compiled kernels
+alone, at the shapes of that pass and with each layer's own weights and keys, as shares of the pass.
 """
 
 from __future__ import annotations
