@@ -33,8 +33,8 @@ from swe_infer.types import AttentionChoice
 __all__ = ["LlamaForCausalLM", "Step", "cache_places"]
 
 MIN_ROWS = 8
-"""Matrix products get at least this many rows. With fewer the libraries sum in another order, so that a row's bits
-would depend on the number of its neighbours; and the products cost no less."""
+"""Products of the libraries get at least this many rows. With fewer they sum in another order, so that a row's bits
+would depend on the number of its neighbours; and they cost no less. Our own kernels take any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +253,7 @@ class LlamaForCausalLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
         self._compiled_layers: Layers | None = None
+        self._least_rows = MIN_ROWS
 
     def pack(self) -> None:
         """Once all weights are in place: give them the order in which products are fastest. After it they can no
@@ -265,6 +266,9 @@ class LlamaForCausalLM(nn.Module):
                 embeds = module is self.lm_head and self.config.tie_word_embeddings
                 module.pack(arena, gated=name.endswith("gate_up_proj"), embeds=embeds)
         self._compiled_layers = self._layers_of(native_kernels(self.device, self.dtype))
+        products = [module for module in self.modules() if isinstance(module, Linear)]
+        if all(isinstance(product.packed, PackedWeight) for product in products):
+            self._least_rows = 1
 
     def _layers_of(self, kernels: Kernels | None) -> Layers | None:
         """The layers as one call, where the kernels have all weights and attention is theirs too."""
@@ -345,8 +349,8 @@ class LlamaForCausalLM(nn.Module):
         x_RE = x_TE.index_select(0, step.rows_R)
         if delta_TE is not None:
             x_RE = x_RE + delta_TE.index_select(0, step.rows_R)
-        if wanted < MIN_ROWS:
-            x_RE = functional.pad(x_RE, (0, 0, 0, MIN_ROWS - wanted))
+        if wanted < self._least_rows:
+            x_RE = functional.pad(x_RE, (0, 0, 0, self._least_rows - wanted))
         logits_RV: Tensor = self.lm_head(self.norm(x_RE, None)[1])
         return logits_RV[:wanted].float()
 
@@ -374,7 +378,7 @@ class LlamaForCausalLM(nn.Module):
         """
         positions, slots = cache_places(starts, query_lens, block_tables, self.backend.block_size)
         total = len(positions)
-        padding = [0] * max(0, MIN_ROWS - total)
+        padding = [0] * max(0, self._least_rows - total)
         key_lens = [s + c for s, c in zip(starts, query_lens, strict=True)]
         layout = Layout(query_lens, key_lens, block_tables, holders)
         lengths_T = None if rope_lengths is None else self._send([*rope_lengths, *padding])
