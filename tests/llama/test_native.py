@@ -269,6 +269,16 @@ def test_without_a_place_for_them_they_are_compiled_for_the_process(tmp_path: Pa
     assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path / "file"))
 
 
+@pytest.mark.usefixtures("available")
+def test_a_compiler_that_does_not_know_amx_makes_kernels_without_it(tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *-mamx*) echo "error: -mamx-tile" >&2; exit 1;; esac\nexec c++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path / "cache"), CXX=str(compiler))
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [

@@ -55,10 +55,14 @@ def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
         raise Unavailable("needs a processor with AVX-512 and its bfloat16 products")
     flags = _FLAGS + (_BFLOAT16_FLAGS if bfloat16 else _FLOAT32_FLAGS)
     if amx and features >= _AMX:
-        loaded = _load(flags + _AMX_FLAGS)
-        if loaded.initialise():
-            return loaded
-        _log.debug("the kernel does not give AMX tiles to this process")
+        try:
+            loaded = _load(flags + _AMX_FLAGS)
+        except Unavailable as error:
+            _log.debug("no kernels with AMX: %s", error)  # an older compiler does not know it
+        else:
+            if loaded.initialise():
+                return loaded
+            _log.debug("the kernel does not give AMX tiles to this process")
     return _load(flags)
 
 
