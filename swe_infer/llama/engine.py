@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -149,8 +149,7 @@ class Engine:
             if followers is not None:
                 followers.close()
             raise
-        gc.collect(1)
-        gc.freeze()  # what is loaded stays, so the collector need not look through it in the midst of a run
+        _spare_the_collector()
         _log.info(
             "loaded %s in %.1f s: %s on %s, attention by %s, cache of %d tokens",
             model.label,
@@ -393,6 +392,13 @@ def _copy_block(cache: KVCache, followers: Followers | None, source: int, target
     if followers is not None:
         followers.send((source, target))
     cache.copy(source, target)
+
+
+@cache
+def _spare_the_collector() -> None:
+    """Once: what was imported stays, so the garbage collector need not look through it in the midst of a run."""
+    gc.collect(1)
+    gc.freeze()
 
 
 @contextmanager
