@@ -10,7 +10,7 @@ CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
-    ("pytest", "-q", "-n", "2", "--durations=10"),
+    ("pytest", "-q", "-n", "3", "--dist", "worksteal", "--durations=10"),  # many wait for processes and servers
 )
 
 
