@@ -1,11 +1,11 @@
 """The engine's passes on a CPU as shares of what the machine can do, and where their time goes.
 
-    python -m benchmarks.engine_cpu MODEL_DIR [--threads 2] [--rounds 5]
+    python -m benchmarks.engine_cpu MODEL_DIR [--threads 2] [--rounds 5] [--dtype float32]
 
-The limits are measured in the same run: a product of 2,048 cubed in bfloat16, and a copy of 256 MB on large pages,
-bytes read and written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of each of so
-many sequences of 1,024. Prints one JSON line for each: medians of the rounds. ``parts`` are the compiled kernels
-alone, at the shapes of that pass and with each layer's own weights and keys, as shares of the pass.
+The limits are measured in the same run: torch's product of 2,048 cubed in the passes' type, and a copy of 256 MB on
+large pages, bytes read and written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of
+each of so many sequences of 1,024. Prints one JSON line for each: medians of the rounds. ``parts`` are the compiled
+kernels alone, at the shapes of that pass and with each layer's own weights and keys, as shares of the pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from swe_infer.llama.config import read_config
 from swe_infer.llama.large_pages import zeros
-from swe_infer.llama.model import Layer, LlamaForCausalLM, Step
+from swe_infer.llama.model import Layer, Linear, LlamaForCausalLM, Step
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, find
 from swe_infer.llama.weights import load_weights
 
@@ -39,9 +39,9 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def limits(rounds: int) -> tuple[float, float]:
+def limits(rounds: int, dtype: torch.dtype) -> tuple[float, float]:
     """Operations and bytes a second."""
-    left, right = torch.randn(2, 2048, 2048).bfloat16().unbind(0)
+    left, right = torch.randn(2, 2048, 2048).to(dtype).unbind(0)
     source, target = zeros([2, 1 << 28], torch.uint8).unbind(0)
     source.fill_(1)
     rate = 2 * 2048**3 / seconds(lambda: left @ right, 4 * rounds)
@@ -52,7 +52,7 @@ class Passes:
     """One model, and passes over it."""
 
     def __init__(self, directory: Path, rounds: int, kernels: Kernels) -> None:
-        self.model = LlamaForCausalLM(read_config(directory), dtype=torch.bfloat16)
+        self.model = LlamaForCausalLM(read_config(directory), dtype=kernels.dtype)
         load_weights(self.model, directory, allow_pickle=False)
         self.model.pack()
         self.rounds = rounds
@@ -81,8 +81,8 @@ class Passes:
         heads, dim = config.num_attention_heads, config.head_dim
         operations = 2.0 * (weights - head_weights) * count * len(starts) + 2 * head_weights * len(starts)
         operations += 4 * seen * heads * dim * config.num_hidden_layers
-        keys = 2 * 2 * sum(start + count for start in starts) * config.num_key_value_heads * dim
-        moved = 2 * weights + keys * config.num_hidden_layers
+        keys = 2 * sum(start + count for start in starts) * config.num_key_value_heads * dim
+        moved = self.packed_bytes() + keys * config.num_hidden_layers * self.kernels.dtype.itemsize
         parts = self.parts(step, cache.keys, cache.values)
         return {
             "pass": name,
@@ -93,14 +93,19 @@ class Passes:
             "parts": {part: round(taken / whole, 3) for part, taken in parts.items()},
         }
 
+    def packed_bytes(self) -> int:
+        """Of all products' weights."""
+        packed = [module.packed for module in self.model.modules() if isinstance(module, Linear)]
+        return sum(weight.data.nbytes for weight in packed if isinstance(weight, PackedWeight))
+
     def parts(self, step: Step, k_pools: Sequence[torch.Tensor], v_pools: Sequence[torch.Tensor]) -> dict[str, float]:
         """Seconds of each kernel in all layers."""
         config, kernels, tokens = self.model.config, self.kernels, len(step.positions_T)
         layers = [layer for layer in self.model.layers if isinstance(layer, Layer)]
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         x_TE, inner_TI = torch.randn(tokens, config.hidden_size), torch.randn(tokens, config.intermediate_size)
-        x_TE, inner_TI = x_TE.bfloat16(), inner_TI.bfloat16()
-        qkv_THD = torch.randn(tokens, heads + 2 * kv_heads, dim).bfloat16()
+        x_TE, inner_TI = x_TE.to(kernels.dtype), inner_TI.to(kernels.dtype)
+        qkv_THD = torch.randn(tokens, heads + 2 * kv_heads, dim).to(kernels.dtype)
         turned_THD = qkv_THD[:, : heads + kv_heads].contiguous()
         cos_sin = self.model.rope(step.positions_T, step.max_position)
         units = step.plan
@@ -145,13 +150,14 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    kernels = find(torch.bfloat16)
+    kernels = find(getattr(torch, asked.dtype))
     if isinstance(kernels, str):
         raise SystemExit(f"no compiled kernels here: {kernels}")
     with torch.inference_mode():
-        rate, bandwidth = limits(asked.rounds)
+        rate, bandwidth = limits(asked.rounds, kernels.dtype)
         print(json.dumps({"tflop_per_s": round(rate / 1e12, 2), "gb_per_s": round(bandwidth / 1e9, 1)}), flush=True)
         passes = Passes(asked.model, asked.rounds, kernels)
         for name, starts, count in (

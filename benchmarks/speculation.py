@@ -8,9 +8,9 @@ tokens instead, of which no drafter can guess any: what drafting costs where it 
 nothing: the model says greedily what it says. ``--new`` cuts answers short. ``--transformers`` lets transformers say
 the same, with and without prompt lookup. ``--vllm`` lets vLLM, which cannot be steered, say the model's own words on
 the same prompts, with and without n-gram speculation. Prompts are computed once before the clock starts, so times are
-of generation alone. Sides take turns; ratios are of medians, of wall time and of processor time, which is the fairer
-one on a machine that does other work as well. What the drafters learn from earlier answers to the same prompt is
-forgotten between runs; how long drafts pay in which situation is not, as in a run of many instances.
+of generation alone. Sides take turns; ratios are medians over the turns, of wall time and of processor time, which is
+the fairer one on a machine that does other work as well. What the drafters learn from earlier answers to the same
+prompt is forgotten between runs; how long drafts pay in which situation is not, as in a run of many instances.
 """
 
 from __future__ import annotations
@@ -87,21 +87,23 @@ def requests_for(
 
 
 def compare(engine: Engine, asked: dict[DrafterKind, list[GenerationRequest]], batch: int, repeat: int) -> None:
-    """Sides take turns."""
+    """Sides take turns, each as often before as after another."""
     runs: dict[DrafterKind, list[Run]] = {kind: [] for kind in asked}
+    order = list(asked)
     for _ in range(repeat):
-        for kind, requests in asked.items():
-            runs[kind].append(one_run(engine, requests, batch))
-    medians = {
-        kind: (statistics.median(run.wall for run in done), statistics.median(run.processor for run in done))
-        for kind, done in runs.items()
-    }
-    plain = medians["none"]
-    for kind, (wall, processor) in medians.items():
-        passes, tokens = sum(run.passes for run in runs[kind]), sum(run.tokens for run in runs[kind])
+        for kind in order:
+            runs[kind].append(one_run(engine, asked[kind], batch))
+        order = [*order[1:], order[0]]
+    for kind, done in runs.items():
+        wall = statistics.median(run.wall for run in done)
+        processor = statistics.median(run.processor for run in done)
+        pairs = list(zip(runs["none"], done, strict=True))
+        faster = statistics.median(plain.wall / run.wall for plain, run in pairs)
+        cheaper = statistics.median(plain.processor / run.processor for plain, run in pairs)
+        passes, tokens = sum(run.passes for run in done), sum(run.tokens for run in done)
         print(
-            f"batch {batch}: {kind:6s} {wall:6.2f} s  {plain[0] / wall:5.2f} x"
-            f"  {processor:6.2f} processor s  {plain[1] / processor:5.2f} x"
+            f"batch {batch}: {kind:6s} {wall:6.2f} s  {faster:6.3f} x"
+            f"  {processor:6.2f} processor s  {cheaper:6.3f} x"
             f"  {tokens / passes:5.2f} tokens a pass",
             flush=True,
         )

@@ -84,6 +84,7 @@ class Speculation:
         started = time.perf_counter()
         drafter = sequence.drafter or self._drafter(sequence, kind, passes_per_s)
         if drafter is None:
+            length.rest()
             return []
         prepared = time.perf_counter()
         sequence.tell()

@@ -8,7 +8,7 @@ from swe_infer.llama.drafting.acceptance import Acceptance
 
 __all__ = ["Account", "DraftLength"]
 
-_INTEREST = 0.0075
+_INTEREST = 0.005
 """Share of the passes' time that may go into drafting of which nothing is accepted."""
 _MOST = 16.0
 """Passes that an account holds at the most, for each sequence of the batch: what can be lost once guesses fail, of
@@ -79,8 +79,12 @@ class DraftLength:
         """Whether the account has ``cost`` passes, such as a look at the sequence and a guess take."""
         if self._account.affords(cost):
             return True
-        self._pause = _PATIENCE // 2
+        self.rest()
         return False
+
+    def rest(self) -> None:
+        """Leave the sequence alone for some steps."""
+        self._pause = _PATIENCE // 2
 
     def limit(self, situation: Hashable, row_cost: float, draft_cost: float, most: int) -> int:
         """The length of the next draft, ``most`` at the most; 0: none.
