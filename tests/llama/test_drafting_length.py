@@ -147,6 +147,16 @@ def test_accepted_tokens_and_long_prompts_fill_an_account() -> None:
     assert account.affords(9.9)
 
 
+def test_an_account_begins_with_four_passes_of_the_largest_batch_and_gets_them_once() -> None:
+    account = Account()
+    assert account.affords(3.9)
+    assert not account.affords(4.1)
+    for batch in (8, 1, 8, 3):
+        account.batch = batch
+    assert account.affords(31.9)
+    assert not account.affords(32.1)
+
+
 def test_an_account_does_not_grow_for_ever() -> None:
     account = Account()
     account.batch = 2

@@ -26,13 +26,25 @@ class Account:
     lost is bounded, whatever drafters, costs and models do: ``_INTEREST`` of the time, and what the account holds.
 
     Args:
-        passes: what it begins with.
+        passes: what it begins with, for each sequence of the largest batch so far.
     """
 
     def __init__(self, passes: float = 4.0) -> None:
+        self._begins_with = passes
         self._held = passes
-        self.batch = 1
+        self._batch = self._largest = 1
+
+    @property
+    def batch(self) -> int:
         """Sequences in the making at once."""
+        return self._batch
+
+    @batch.setter
+    def batch(self, count: int) -> None:
+        self._batch = count
+        if count > self._largest:
+            self._held += self._begins_with * (count - self._largest)
+            self._largest = count
 
     def affords(self, passes: float) -> bool:
         return self._held > passes
@@ -44,7 +56,7 @@ class Account:
     def earn(self, passes: float, accepted: int = 0) -> None:
         """Passes of one sequence, those of its prompt included, and its accepted tokens."""
         held = self._held + _INTEREST * passes + accepted
-        most = _MOST * self.batch
+        most = _MOST * self._batch
         self._held = held if held < most else max(self._held, most)
 
     def spend(self, passes: float) -> None:
