@@ -12,7 +12,8 @@
 
 namespace {
 
-constexpr int GRAIN = Order<element>::GRAIN, DEEP = Order<element>::DEEP, TILE = Order<element>::TILE;
+using In = Order<element>;
+constexpr int GRAIN = In::GRAIN, DEEP = In::DEEP, TILE = In::TILE;
 constexpr int BLOCK = 32;
 constexpr int PANEL = 128;
 constexpr int MOST_DIM = 256;
@@ -187,10 +188,10 @@ extern "C" void write_cache(element* keys, element* values, const element* k, in
             const element* from = k + t * k_token + head * head_dim;
             element* to = keys + start + offset / WIDE * tiles * TILE;
             for (int d = 0; d < head_dim; d += GRAIN)
-                memcpy(to + d / DEEP * TILE + Order<element>::spot(d % DEEP, offset % WIDE), from + d, GRAIN * sizeof(element));
+                memcpy(to + d / DEEP * TILE + In::spot(d % DEEP, offset % WIDE), from + d, GRAIN * sizeof(element));
             from = v + t * v_token + head * head_dim;
             to = values + start + offset / DEEP * TILE;
-            for (int d = 0; d < head_dim; d++) to[d / WIDE * WIDE * BLOCK + Order<element>::spot(offset % DEEP, d % WIDE)] = from[d];
+            for (int d = 0; d < head_dim; d++) to[d / WIDE * WIDE * BLOCK + In::spot(offset % DEEP, d % WIDE)] = from[d];
         }
     }
 }

@@ -60,6 +60,7 @@ class PackedWeight:
     Args:
         data: bfloat16, too, where the weight is float32 and bfloat16 holds it exactly.
         gated: the first half of its outputs are gates of the second, and a product gives the gated values.
+        narrow: ``data`` is bfloat16 and activations are not.
     """
 
     data: Tensor
@@ -67,7 +68,6 @@ class PackedWeight:
     inputs: int
     gated: bool
     narrow: bool
-    """Whether ``data`` is bfloat16 and activations are not."""
 
 
 @dataclass(frozen=True, slots=True)
