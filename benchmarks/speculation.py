@@ -87,7 +87,7 @@ def requests_for(
 
 
 def compare(engine: Engine, asked: dict[DrafterKind, list[GenerationRequest]], batch: int, repeat: int) -> None:
-    """Sides take turns, each as often before as after another."""
+    """Sides take turns, in an order that rotates."""
     runs: dict[DrafterKind, list[Run]] = {kind: [] for kind in asked}
     order = list(asked)
     for _ in range(repeat):

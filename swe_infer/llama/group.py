@@ -161,12 +161,18 @@ class EngineGroup(Generic[W]):
             if (losses := self._losses[request.key]) >= _MOST_LOSSES:
                 self._returned.popleft()
                 on_rejected(request, WorkerDied(f"{losses} engines ended while they were answering it"))
+            elif losses == _MOST_LOSSES - 1 and self._a_last_chance_is_out():
+                break  # of two that were on the same lost engines one may be innocent
             elif (chosen := self._hand_out.choose(request)) is None:
                 break
             else:
                 self._hand_out.hand(self._returned.popleft(), chosen)
                 self._tell(chosen, "add", request)
         return exhausted
+
+    def _a_last_chance_is_out(self) -> bool:
+        """Whether some engine answers a request that is refused if that engine ends, too."""
+        return any(self._losses[key] == _MOST_LOSSES - 1 for key in self._hand_out.outstanding())
 
     def _hear(
         self,

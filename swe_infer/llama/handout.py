@@ -58,6 +58,10 @@ class HandOut(Generic[W]):
         """Who has something to answer."""
         return [worker for worker, seat in self._seats.items() if seat.outstanding]
 
+    def outstanding(self) -> list[Hashable]:
+        """The keys of what was handed out and is not done."""
+        return [key for seat in self._seats.values() for key in seat.outstanding]
+
     def choose(self, request: GenerationRequest) -> W | None:
         """Who should have ``request``; None: nobody has room for it yet.
 

@@ -261,13 +261,12 @@ class LlamaForCausalLM(nn.Module):
         if self.device.type != "cpu":
             return
         arena = Arena()
-        for name, module in self.named_modules():
-            if isinstance(module, Linear):
-                embeds = module is self.lm_head and self.config.tie_word_embeddings
-                module.pack(arena, gated=name.endswith("gate_up_proj"), embeds=embeds)
+        products = {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
+        for name, product in products.items():
+            embeds = product is self.lm_head and self.config.tie_word_embeddings
+            product.pack(arena, gated=name.endswith("gate_up_proj"), embeds=embeds)
         self._compiled_layers = self._layers_of(native_kernels(self.device, self.dtype))
-        products = [module for module in self.modules() if isinstance(module, Linear)]
-        if all(isinstance(product.packed, PackedWeight) for product in products):
+        if all(isinstance(product.packed, PackedWeight) for product in products.values()):
             self._least_rows = 1
 
     def _layers_of(self, kernels: Kernels | None) -> Layers | None:

@@ -25,15 +25,19 @@ from tests.llama.test_attention import LAYOUTS, TOLERANCE, Scene
 from tests.support.checkpoints import make_checkpoint
 
 
+def found_or_skipped(dtype: torch.dtype, amx: bool = True) -> Kernels:
+    found = find(dtype, amx)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
 @pytest.fixture(
     params=[(dtype, amx) for dtype in (torch.float32, torch.bfloat16) for amx in (True, False)],
     ids=["float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
 )
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    found = find(*request.param)
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    return found_or_skipped(*request.param)
 
 
 WithWeights: TypeAlias = tuple[Kernels, Callable[..., Tensor]]
@@ -47,9 +51,7 @@ WithWeights: TypeAlias = tuple[Kernels, Callable[..., Tensor]]
 def with_weights(request: pytest.FixtureRequest) -> WithWeights:
     """Kernels, and what draws weights for them: those that are called narrow are of the other type's precision."""
     dtype, precision, amx = request.param
-    found = find(dtype, amx)
-    if isinstance(found, str):
-        pytest.skip(found)
+    found = found_or_skipped(dtype, amx)
 
     def weight(*shape: int, seed: int = 1) -> Tensor:
         return drawn(found, *shape, seed=seed).to(precision).to(dtype)
@@ -192,9 +194,7 @@ def test_attention_takes_scores_of_any_size(kernels: Kernels) -> None:
 
 @pytest.fixture
 def available() -> None:
-    found = find(torch.bfloat16)
-    if isinstance(found, str):
-        pytest.skip(found)
+    found_or_skipped(torch.bfloat16)
 
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -162,7 +162,7 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
     const int chunks = inputs / In::DEEP, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDE : PANEL;
     const int64_t out_row = gated ? outputs / 2 : outputs;
     const int blocks = (int)((rows + ROWS - 1) / ROWS);
-    const int even = blocks * panels / (4 * threads);
+    const int even = blocks * panels / (4 * threads);  // so that each thread has some groups, and none waits long
     const int most = even < 4 ? 4 : even > MOST_PANELS ? MOST_PANELS : even;
     int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(W));
     group = group < 1 ? 1 : group > most ? most : group;
