@@ -13,7 +13,7 @@ import re
 import secrets
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -31,13 +31,21 @@ from swe_infer.tracking.base import Tracker
 from swe_infer.types import Budget, Shard
 
 __all__ = [
+    "HEADER",
+    "IDENTITY_GROUPS",
     "Experiment",
     "Objective",
+    "as_yaml",
     "build",
+    "changes",
     "conf_dir",
+    "coverage",
     "differences",
+    "digest",
     "identity",
+    "is_identity",
     "objectives",
+    "point_parts",
     "resolved",
     "run_id_of",
     "run_name",
@@ -51,13 +59,35 @@ ROOT_KEYS = (*GROUPS, "shard", "budget", "output_dir", "dry_run", "objective")
 Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
 """A figure of ``summary.json`` that a searching sweeper can be told of a run."""
 
-OPERATIONAL = frozenset(
-    {
-        *("max_concurrency", "timeout_s", "mode", "device", "attention", "drafter"),
-        *("executable", "tensor_parallel", "tensor_parallel_size", "pipeline_parallel_size", "ready_timeout_s"),
-    }
-)
-"""Keys of model, provider and decoding that change how fast or where an answer is had, not which answer."""
+COVERAGE = ("limit", "instance_ids", "min_tokens", "max_tokens")
+"""Keys of the dataset that say which of its instances a command asks. They may change: a run grows."""
+
+_NOT_IDENTITY: Mapping[str, frozenset[str]] = {
+    "model": frozenset(
+        {
+            *("device", "attention", "tensor_parallel", "allow_pickle"),  # where and how fast
+            *("pricing", "price_as", "billed_cache_writes"),  # what it costs
+        }
+    ),
+    "provider": frozenset(
+        {
+            *("base_url", "region", "project", "profile", "api_key_env", "executable"),  # where, and in whose name
+            *("max_concurrency", "timeout_s", "mode", "stream", "send_cache_key", "cache_ttl", "store"),
+            *("tensor_parallel_size", "pipeline_parallel_size", "ready_timeout_s"),
+            "pricing_id",
+        }
+    ),
+    "decoding": frozenset({"drafter"}),
+    "dataset": frozenset({*COVERAGE, "run_tests"}),
+    "shard": frozenset(),
+}
+"""The keys of each group that decide no answer. Whatever else these groups hold is part of a run's identity."""
+
+IDENTITY_GROUPS = frozenset(_NOT_IDENTITY)
+"""Groups that hold what decides answers."""
+
+_CHOICES = frozenset({*IDENTITY_GROUPS, "runner", "experiment"})
+"""Groups whose choice of an option may decide answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,20 +299,46 @@ def _without_passwords(value: Any) -> Any:
     return without_credentials(value) if isinstance(value, str) and "://" in value else value
 
 
-def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides the answers, flat: ``{"decoding.temperature": 0.0, …}``.
+def is_identity(key: str) -> bool:
+    """Whether a key of the configuration, such as ``decoding.temperature``, may decide answers.
 
-    How fast the answers are had, what they may cost and who is told is not part of it.
+    How fast they are had and from which address, which instances a command asks, what it may cost and who is told is
+    not part of a run's identity.
     """
+    group, _, rest = key.partition(".")
+    if not rest:
+        return group in _CHOICES
+    if group == "runner":
+        return rest == "_target_"
+    if group == "provider":
+        rest = re.sub(r"^(first|second|third|fourth)\.", "", rest)  # one of several deployments
+    return group in _NOT_IDENTITY and rest.split(".")[0] not in _NOT_IDENTITY[group]
+
+
+def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides the answers, flat: ``{"decoding.temperature": 0.0, …}``."""
     flat: dict[str, Any] = {}
-    for group in ("model", "provider", "decoding", "dataset", "shard"):
+    for group in _NOT_IDENTITY:
         node = plain.get(group)
-        for key, value in _flat(node if isinstance(node, Mapping) else {}, group):
-            if not (group in ("model", "provider", "decoding") and key.split(".")[1] in OPERATIONAL):
-                flat[key] = value
+        flat.update((k, v) for k, v in _flat(node if isinstance(node, Mapping) else {}, group) if is_identity(k))
     runner = plain.get("runner")
     flat["runner"] = runner.get("_target_") if isinstance(runner, Mapping) else None
     return flat
+
+
+HEADER = "# identity "
+"""How a run's ``config.yaml`` begins, before the digest of its identity. Earlier versions wrote no such line."""
+
+
+def as_yaml(plain: Mapping[str, Any]) -> str:
+    """A resolved configuration as a run directory's ``config.yaml``."""
+    return f"{HEADER}{digest(plain)}\n{OmegaConf.to_yaml(OmegaConf.create(dict(plain)))}"
+
+
+def coverage(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Which instances a resolved configuration asks, flat: ``{"dataset.limit": 4, …}``."""
+    dataset = plain.get("dataset") or {}
+    return {f"dataset.{key}": dataset.get(key) for key in COVERAGE}
 
 
 def _flat(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
@@ -302,20 +358,55 @@ def digest(plain: Mapping[str, Any]) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What decides the answers and differs, as ``key: before → now``."""
-    a, b = identity(before), identity(now)
+    return changes(identity(before), identity(now))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two flat configurations, as ``key: before → now``."""
     return [
-        f"{key}: {a.get(key)!r} → {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
+        f"{key}: {before.get(key)!r} → {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
     ]
 
 
-def run_name(plain: Mapping[str, Any], label: str, dataset: str) -> str:
-    """A run's name: readable, safe as a file name, and different for different configurations."""
+def run_name(plain: Mapping[str, Any], label: str, dataset: str, point: Sequence[str] = ()) -> str:
+    """A run's name: readable, safe as a file name, and different for different configurations.
+
+    Args:
+        point: further parts, see :func:`point_parts`.
+    """
     parts = [label, dataset]
     shard = plain.get("shard") or {}
     if shard.get("index") is not None:
         parts.append(f"shard{shard['index']}of{shard['count']}")
-    parts.append(digest(plain))
-    return "__".join(re.sub(r"[^A-Za-z0-9._+=-]+", "-", part).strip("-.")[:60] for part in parts)
+    parts += [digest(plain), *point]
+    return "__".join(_UNSAFE.sub("-", part).strip("-.")[:60] for part in parts)
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
+_READABLE = 30
+
+
+def point_parts(plain: Mapping[str, Any], swept: Iterable[str]) -> tuple[str, ...]:
+    """What tells a point of a sweep from others with the same answers, as parts of its name: ``("limit=4",)``.
+
+    Args:
+        swept: the keys that the sweep varies. Those of a run's identity are in the name already.
+    """
+    parts = []
+    for key in sorted(set(swept) - {"output_dir"}):
+        if is_identity(key):
+            continue
+        value: Any = plain
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        safe = _UNSAFE.sub("-", text).strip("-.")
+        if safe != text or len(safe) > _READABLE:
+            safe = f"{safe[:_READABLE]}-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
+        parts.append(f"{key.rpartition('.')[2]}={safe}")
+    return tuple(parts)
 
 
 def whole(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,8 +416,7 @@ def whole(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def whole_name(name: str, plain: Mapping[str, Any]) -> str:
     """The name of the run that the shard ``name`` with the configuration ``plain`` is a part of."""
-    parts = [part for part in name.split("__")[:-1] if not re.fullmatch(r"shard\d+of\d+", part)]
-    return "__".join([*parts, digest(whole(plain))])
+    return re.sub(r"__shard\d+of\d+__[0-9a-f]{12}", f"__{digest(whole(plain))}", name, count=1)
 
 
 def run_id_of(directory: Path, plain: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 ``records.jsonl`` is the truth. A record is one ``write`` of one line, so that a process that is killed leaves at most
 one torn line, the last, which the next one cuts off. Predictions and totals are derived from it at every start.
+It keeps everything; predictions and counts cover what the last command asked for (:mod:`swe_infer.asked`).
 
 What the directory does not take, because the disk is full or fails, is kept elsewhere (:mod:`swe_infer.spill`) and
 comes back as soon as there is room, in this process or the next.
@@ -9,25 +10,35 @@ comes back as soon as there is room, in this process or the next.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
+from swe_infer.asked import Asked, asked_ids, read_asked, write_asked
 from swe_infer.errors import StoreError
 from swe_infer.files import Syncer, discard, probe, sync_directory, write_atomically, write_whole
 from swe_infer.spill import Spill, spilled_lines
 from swe_infer.types import Completion, Failure, Outcome, PatchResult, Skip, Usage
 
-__all__ = ["RunStore", "Status", "Totals", "read_records", "record_of", "write_atomically"]
+__all__ = [
+    "RunStore",
+    "Status",
+    "Totals",
+    "paid_answers",
+    "read_records",
+    "record_of",
+    "write_atomically",
+]
 
 log = logging.getLogger(__name__)
 
@@ -158,39 +169,96 @@ def _is_record(record: Mapping[str, Any]) -> bool:
     return usage.keys() <= known and all(isinstance(n, int) and n >= 0 for n in usage.values())
 
 
+def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, dict[str, Any]]:
+    """Records of answers that were paid for already, to be appended in a run that asks for the same ones.
+
+    Such a record costs nothing and uses no token, so that sums over runs count an answer once;
+    ``details.shared_from`` says in which run it was paid for, and how much.
+
+    Args:
+        directories: of runs that ask for the same answers, as far as they are there.
+    """
+    found: dict[Key, dict[str, Any]] = {}
+    for directory in directories:
+        for record in read_records(directory / "records.jsonl"):
+            key = _key(record)
+            if record["status"] != "completed" or key in found or not wanted(key):
+                continue
+            paid = {"run": directory.name, "cost_usd": record.get("cost_usd"), "usage": record.get("usage")}
+            found[key] = {
+                **record,
+                "usage": asdict(Usage()),
+                "cost_usd": Decimal(0),
+                "latency_s": 0.0,
+                "attempts": 0,
+                "details": {"shared_from": paid, **(record.get("details") or {})},  # an earlier origin stays
+                "time": round(time.time(), 3),
+            }
+    return found
+
+
 class Totals:
     """Sums over a run, kept record by record.
 
-    Counts go by (instance, sample), a later record replacing an earlier one; usage and cost add up over every record,
-    because a failed try may have been paid for too. ``cost_usd`` is None as soon as one price is unknown.
+    Counts go by (instance, sample), a later record replacing an earlier one, and cover the instances that the last
+    command asked for. Usage and cost add up over every record: a failed try may have been paid for too, and what was
+    paid for instances that are not asked for any more stays paid. ``cost_usd`` is None as soon as one price is
+    unknown.
+
+    Args:
+        asked: the instances that are counted; None: all.
     """
 
-    def __init__(self) -> None:
-        self._latest: dict[Key, tuple[Status, str | None]] = {}
+    def __init__(self, asked: Collection[str] | None = None) -> None:
+        self.asked = asked
+        self._latest: dict[Key, tuple[Status, str | None, str | None]] = {}
         self._counts: Counter[str] = Counter()
         self._patches: Counter[str] = Counter()
+        self.replaced: set[Key] = set()
+        """Completed once, and left out by a later command."""
+        self.records = 0
         self.usage = Usage()
         self.cost_usd: Decimal | None = Decimal(0)
 
     def add(self, record: Mapping[str, Any]) -> None:
+        self.records += 1
         key = (record["instance_id"], record["sample"])
-        if (previous := self._latest.get(key)) is not None:
+        counted = self.counts(key[0])
+        if (previous := self._latest.get(key)) is not None and counted:
             self._counts[previous[0]] -= 1
             if previous[1] is not None:
                 self._patches[previous[1]] -= 1
         status, patch_status = record["status"], record.get("patch_status")
-        self._latest[key] = (status, patch_status)
-        self._counts[status] += 1
-        if patch_status is not None:
-            self._patches[patch_status] += 1
+        if previous is not None and previous[0] == "completed" != status:
+            self.replaced.add(key)
+        reason = (record.get("error") or {}).get("type") if status == "skipped" else None
+        self._latest[key] = (status, patch_status, reason)
+        if counted:
+            self._counts[status] += 1
+            if patch_status is not None:
+                self._patches[patch_status] += 1
         self.usage += Usage(**{k: int(v) for k, v in (record.get("usage") or {}).items()})
         cost = record.get("cost_usd")
         self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + Decimal(cost)
+
+    def counts(self, instance_id: str) -> bool:
+        """Whether an instance is one of those that are counted."""
+        return self.asked is None or instance_id in self.asked
+
+    @property
+    def instance_ids(self) -> set[str]:
+        """The instances that have a record, counted or not."""
+        return {instance_id for instance_id, _ in self._latest}
 
     def status(self, key: Key) -> Status | None:
         """The latest status of an (instance, sample), or None where there is no record of it."""
         latest = self._latest.get(key)
         return None if latest is None else latest[0]
+
+    def skip_reason(self, key: Key) -> str | None:
+        """Why the latest record of an (instance, sample) is a skip, by its class name; None where it is none."""
+        latest = self._latest.get(key)
+        return None if latest is None else latest[2]
 
     def count(self, status: Status) -> int:
         return self._counts[status]
@@ -221,9 +289,15 @@ class RunStore:
         self.directory = directory
         self.label = label
         self.totals = Totals()
+        self.changed = False
+        """Whether the last command asked for something else, see :meth:`ask`."""
+        self.recheck = False
+        """Whether what is recorded must be held against the bounds on a prompt's length, see :meth:`ask`."""
+        self._asked: Asked | None = None
         self._predictions: dict[int, IO[bytes]] = {}
         self._late_predictions: list[tuple[int, bytes]] = []
         self._torn = False
+        self._stale = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(directory / ".lock")
@@ -259,6 +333,41 @@ class RunStore:
             file.close()
         self._lock.close()
 
+    def ask(self, asked: Asked, before: Asked) -> None:
+        """State which instances this command asks: counts and predictions cover those from now on.
+
+        Args:
+            before: what the last command asked, where the directory does not say it.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        ids = frozenset(asked.instance_ids or ())
+        known = read_asked(self.directory)
+        last = known or before
+        same = self.totals.instance_ids <= ids if known is None else frozenset(known.instance_ids or ()) == ids
+        if self.resumed:
+            self.changed = not same or (last.min_tokens, last.max_tokens) != (asked.min_tokens, asked.max_tokens)
+            if known is None and self.read_summary().get("instances", len(ids)) != len(ids):
+                self.changed = True
+            self.recheck = not last.decides(asked, self.totals.instance_ids)
+        self._asked = replace(asked, decided=not self.recheck)
+        write_asked(self.directory, self._asked)
+        self.totals.asked = ids
+        if self.resumed and not same:
+            try:
+                self._derive(ids)
+            except OSError as error:
+                raise _unwritable(self.directory, error) from None
+
+    def all_decided(self) -> None:
+        """Every instance was held against the bounds, so that the next command with the same ones need not. Where
+        that cannot be written, the next command does it again."""
+        if self._asked is not None and not self._asked.decided:
+            self._asked = replace(self._asked, decided=True)
+            with contextlib.suppress(StoreError):
+                write_asked(self.directory, self._asked)
+
     def append(self, record: Mapping[str, Any]) -> None:
         """Keep one record. When this returns, a kill of the process cannot lose it; a loss of power can lose the last
         half second.
@@ -279,7 +388,9 @@ class RunStore:
         self._syncer.notify(line)
         # The totals must equal what a later process reads back, so money takes the same way through JSON.
         self.totals.add({**record, "cost_usd": _as_read_back(record["cost_usd"])})
-        if prediction is not None:
+        if _key(record) in self.totals.replaced:
+            self._stale = True  # a prediction is to be taken back, or comes back; see check()
+        elif prediction is not None and self.totals.counts(record["instance_id"]):
             self._late_predictions.append((record["sample"], prediction))
             self._write_predictions()
 
@@ -290,6 +401,11 @@ class RunStore:
             StoreError: predictions are still to be written, or the disk did not take what was written. What may not
                 have reached it is kept elsewhere, see :meth:`spill`.
         """
+        if self._stale:
+            try:
+                self._derive(self.totals.asked)
+            except OSError as error:
+                raise StoreError(f"{self._predictions_path(0)}: cannot be written ({error.strerror})") from None
         self._write_predictions()
         if self._late_predictions:
             raise StoreError(f"{self._predictions_path(self._late_predictions[0][0])}: cannot be written")
@@ -354,26 +470,58 @@ class RunStore:
         path = self.directory / "records.jsonl"
         _mend_tail(path)
         _take_in_spilled(self.directory, path)
+        self._derive(asked_ids(self.directory))
+        return path.exists() and path.stat().st_size > 0
+
+    def _derive(self, asked: Collection[str] | None, replaced: Collection[Key] = ()) -> None:
+        """Take the totals, and write the predictions anew.
+
+        Args:
+            replaced: keys that were completed and left out later; of these the last record says what is predicted.
+        """
+        totals = Totals(asked)
         temporary: dict[int, IO[bytes]] = {}
+
+        def predict(record: Mapping[str, Any]) -> None:
+            sample = record["sample"]
+            if sample not in temporary:
+                temporary[sample] = self._new_predictions(sample)
+            temporary[sample].write(_line(self._prediction(record)))
+
+        last: dict[Key, dict[str, Any]] = {}
         try:
             temporary[0] = self._new_predictions(0)
-            for record in read_records(path):
-                if record["status"] == "completed" and self.totals.status(_key(record)) != "completed":
-                    sample = record["sample"]
-                    if sample not in temporary:
-                        temporary[sample] = self._new_predictions(sample)
-                    temporary[sample].write(_line(self._prediction(record)))
-                self.totals.add(record)
+            for record in read_records(self.directory / "records.jsonl"):
+                key = _key(record)
+                if key in replaced:
+                    last[key] = record
+                elif record["status"] == "completed" != totals.status(key) and totals.counts(key[0]):
+                    predict(record)
+                totals.add(record)
+            for record in last.values():
+                if record["status"] == "completed" and totals.counts(record["instance_id"]):
+                    predict(record)
+            if totals.replaced and not replaced:
+                for file in temporary.values():
+                    file.close()
+                self._derive(asked, totals.replaced)
+                return
+            for open_file in self._predictions.values():
+                open_file.close()
+            self._predictions, self._late_predictions, self._stale = {}, [], False
             for sample, file in temporary.items():
                 file.close()
                 os.replace(file.name, self._predictions_path(sample))
+            for path in self.directory.glob("predictions.sample*.jsonl"):
+                if path not in {self._predictions_path(sample) for sample in temporary}:
+                    path.unlink()
         except BaseException:
             for file in temporary.values():
                 discard(file)
             raise
+        self.totals = totals
         for sample in temporary:
             self._predictions_file(sample)
-        return path.exists() and path.stat().st_size > 0
 
     def _prediction(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors"},
     {"types", "resources", "files", "redaction"},
-    {"prompts", "spill"},
+    {"prompts", "spill", "asked"},
     {"providers", "llama", "sample"},
     {"api", "data", "patches", "tracking", "store"},
     {"runners", "compare", "evaluate"},

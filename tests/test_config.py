@@ -146,7 +146,7 @@ def identity_of(*overrides: str) -> str:
 @pytest.mark.parametrize(
     "override",
     ["decoding.temperature=0.5", "decoding.top_p=0.9", "decoding.seed=1", "decoding.n=2", "decoding.max_new_tokens=9",
-     "dataset.limit=3", "model.dtype=bfloat16", "shard={index: 0, count: 2}", "decoding.stop=[x]"],
+     "dataset.text_column=problem", "model.dtype=bfloat16", "shard={index: 0, count: 2}", "decoding.stop=[x]"],
 )  # fmt: skip
 def test_whatever_decides_an_answer_makes_another_run(override: str) -> None:
     key = override.partition("=")[0]
@@ -156,10 +156,36 @@ def test_whatever_decides_an_answer_makes_another_run(override: str) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["budget.max_usd=5", "tracker=none", "output_dir=x", "dry_run=true", "model.device=cpu", "decoding.drafter=none"],
-)
-def test_cost_speed_and_tracking_do_not(override: str) -> None:
+    ["budget.max_usd=5", "tracker=none", "output_dir=x", "dry_run=true", "model.device=cpu", "decoding.drafter=none",
+     "dataset.limit=3", "dataset.instance_ids=[a]", "dataset.min_tokens=1", "dataset.max_tokens=9",
+     "dataset.run_tests=false"],
+)  # fmt: skip
+def test_coverage_cost_speed_and_tracking_do_not(override: str) -> None:
     assert identity_of(override) == identity_of()
+
+
+def test_no_address_is_part_of_the_identity() -> None:
+    for chosen, override in (
+        (["model=gpt-4o"], "provider.base_url=http://elsewhere:8000/v1"),
+        (["model=gpt-4o", "provider=azure_openai"], "provider.base_url=https://x.openai.azure.com"),
+        (["model=claude-sonnet-4-5", "provider=bedrock"], "provider.region=eu-west-1"),
+        (["model=gpt-4o", "provider=deployments"], "provider.second.base_url=https://x.openai.azure.com"),
+        (["model=gpt-4o", "provider=deployments"], "provider.first.max_concurrency=1"),
+    ):
+        assert identity_of(*chosen, override) == identity_of(*chosen), override
+    assert identity_of("model=gpt-4o", "provider=azure_openai") != identity_of("model=gpt-4o")
+
+
+def test_points_that_share_their_answers_have_names_of_their_own() -> None:
+    plains = [config.resolved(composed("model=gpt-4o", f"provider.base_url=http://{a}/v1")) for a in ("u:pw@a", "b")]
+    parts = [config.point_parts(plain, ["provider.base_url", "decoding.temperature"]) for plain in plains]
+    assert parts[0] != parts[1]
+    assert "pw" not in str(parts)
+    assert config.point_parts(config.resolved(composed("dataset.limit=4")), ["dataset.limit"]) == ("limit=4",)
+    shard = config.resolved(composed("shard.index=0", "shard.count=2"))
+    name = config.run_name(shard, "model", "data", ("limit=4",))
+    whole = config.whole(shard)
+    assert config.whole_name(name, shard) == config.run_name(whole, "model", "data", ("limit=4",))
 
 
 def test_names_are_safe_for_a_file_system_and_differ_for_points_of_a_sweep() -> None:

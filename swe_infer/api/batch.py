@@ -78,6 +78,8 @@ class Batches:
         tariff: prices in a batch; None: not known.
         journal: of the run directory.
         decoding: of every request of the run.
+        is_recorded: whether an answer is in the run's records. An open batch may hold requests that this command does
+            not ask for; their answers are kept all the same. None: such answers are passed over.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Batches:
         journal: Journal,
         cached: Callable[[Request], Completion | None],
         keep: Callable[[Request, Answer], None],
+        is_recorded: Callable[[tuple[str, int]], bool] | None = None,
     ) -> None:
         self._provider = provider
         self._model = model
@@ -103,7 +106,9 @@ class Batches:
         self._journal = journal
         self._cached = cached
         self._keep = keep
+        self._is_recorded = is_recorded
         self._wanted: set[tuple[str, int]] = set()
+        self._asked: set[tuple[str, int]] = set()
         self._pending: deque[Item] = deque()
         self.submitted = 0
         self.usage = Usage()
@@ -171,6 +176,9 @@ class Batches:
                 if request.key not in in_batches:
                     offset = self._journal.add_prompt(request.prompt) if offset is None else offset
                     self._pending.append(Item(request.instance_id, request.sample, offset))
+        self._asked = set(self._wanted)
+        if self._is_recorded is not None:
+            self._wanted |= {key for key in in_batches if not self._is_recorded(key)}
 
     # Handing in.
 
@@ -272,7 +280,7 @@ class Batches:
             found = await self._locate(batch)
             if found is None:
                 logger.info("batch %s was never taken; its requests are handed in again", batch.label)
-                self._pending.extend(item for item in batch.items.values() if item.key in self._wanted)
+                self._pending.extend(item for item in batch.items.values() if item.key in self._asked & self._wanted)
                 self._journal.closed(batch, "never taken")
                 self._purse.keep_batches(self._journal.open)
                 return
@@ -378,7 +386,7 @@ class Batches:
         """Requests without an answer go into a later batch, unless they were in as many as they may."""
         for item in items:
             tries = item.tries + 1
-            if item.key not in self._wanted:
+            if item.key not in self._wanted or item.key not in self._asked:
                 continue
             if tries < self._retry.tries:
                 self._pending.append(replace(item, tries=tries))

@@ -19,10 +19,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from swe_infer.errors import StoreError
-from swe_infer.providers.base import Answer
+from swe_infer.providers.base import Answer, Provider
 from swe_infer.types import ApiModel, Request, Usage, seed_of
 
-__all__ = ["CacheEntry", "CacheSize", "ResponseCache", "cache_key"]
+__all__ = ["CacheEntry", "CacheSize", "ResponseCache", "cache_key", "cache_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,25 @@ class CacheSize:
     bytes_on_disk: int
 
 
-def cache_key(request: Request, model: ApiModel, provider: str, base_url: str) -> str:
+def cache_keys(request: Request, model: ApiModel, provider: Provider) -> tuple[str, str]:
+    """The key of a request's answer, and the one under which earlier versions kept it, which held the address."""
+    variant: str = getattr(provider, "variant", "")
+    return (
+        cache_key(request, model, provider.name, variant=variant),
+        cache_key(request, model, provider.name, host=_host(provider.base_url)),
+    )
+
+
+def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str = "", host: str | None = None) -> str:
     """The key of a request's answer.
 
-    It holds the provider and its host, the model, the API version, further body fields, the messages, the sampling
-    parameters and the sample's index. It does not hold the instance's id, the number of samples, or how the request
-    is carried (timeouts, concurrency, batch or live).
+    It holds the provider, the model, the API version, further body fields, the messages, the sampling parameters and
+    the sample's index. It does not hold the address, the instance's id, the number of samples, or how the request is
+    carried (timeouts, concurrency, batch or live).
+
+    Args:
+        variant: what else of the provider decides answers.
+        host: the address, in keys of earlier versions.
     """
     decoding = request.decoding
     sampling = {
@@ -71,7 +84,7 @@ def cache_key(request: Request, model: ApiModel, provider: str, base_url: str) -
     }
     question = {
         "provider": provider,
-        "host": _host(base_url),
+        **({"variant": variant} if host is None else {"host": host}),
         "model": model.name,
         "api_version": model.api_version,
         "extra_body": _plain(model.extra_body),

@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 from swe_infer.api.budget import Purse, Reservation
-from swe_infer.api.cache import ResponseCache, cache_key
+from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
 from swe_infer.api.limits import Halted, SentAway, Ticket
 from swe_infer.api.pricing import caching_pays, worst_case
@@ -118,7 +118,10 @@ class Chain:
         if self._cache is None:
             return None
         for endpoint in self._endpoints.all:
-            answer = self._cache.get(self._key(request, endpoint))
+            key, former = cache_keys(request, endpoint.model, endpoint.provider)
+            answer = self._cache.get(key)
+            if answer is None and (answer := self._cache.get(former)) is not None:
+                self.keep(request, answer, endpoint)  # it is found from then on, wherever the server moves
             if answer is not None:
                 self.counts.cache_hits += 1
                 details = {**_details(answer, endpoint), "response_cache": True}
@@ -129,7 +132,7 @@ class Chain:
     def keep(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:
         """Keep an answer for later runs."""
         if self._cache is not None:
-            key = self._key(request, endpoint)
+            key, _ = cache_keys(request, endpoint.model, endpoint.provider)
             self._cache.put(key, answer, model=endpoint.model.name, provider=endpoint.provider.name)
 
     def caching_pays(self, request: Request, samples: int) -> bool:
@@ -310,9 +313,6 @@ class Chain:
             attempts=life.attempts,
             details=details,
         )
-
-    def _key(self, request: Request, endpoint: Endpoint) -> str:
-        return cache_key(request, endpoint.model, endpoint.provider.name, endpoint.base_url)
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep; False if the run was halted meanwhile."""

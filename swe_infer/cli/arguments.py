@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from swe_infer.cli.choices import stand_ins
+from swe_infer.cli.choices import is_swept, stand_ins
+from swe_infer.config import IDENTITY_GROUPS, is_identity
 from swe_infer.errors import ConfigError
 
 __all__ = ["prepared", "sweep_directory"]
@@ -79,12 +80,27 @@ def _sweep_directory(overrides: Sequence[str]) -> str:
     plain = [o.partition("=")[2] for o in overrides if o.startswith("output_dir=")]
     if plain and not any(character in plain[-1] for character in "$,{}()[]"):
         return plain[-1]
-    deciding = sorted(o for o in overrides if _decides(o))
-    return "outputs/sweeps/" + hashlib.blake2b("\x1f".join(deciding).encode(), digest_size=6).hexdigest()
+    asked = [o for o in overrides if _is_asked(o)]
+    named, former = (_named_after(chosen) for chosen in ([o for o in asked if _decides(o)], asked))
+    return str(former if former.is_dir() and not named.is_dir() else named)
 
 
-def _decides(override: str) -> bool:
-    """Whether an override is part of what is asked; not what it may cost, who is told, or where and how it runs."""
+def _named_after(overrides: Sequence[str]) -> Path:
+    digest = hashlib.blake2b("\x1f".join(sorted(overrides)).encode(), digest_size=6).hexdigest()
+    return Path("outputs/sweeps") / digest
+
+
+def _is_asked(override: str) -> bool:
+    """Whether an override is part of what is asked; not what it may cost, who is told, or where and how it runs.
+    Earlier versions named a sweep after all of these."""
     if override.startswith("hydra.sweeper.params."):
         return True
     return not override.startswith(("budget.", "hydra.", "hydra/launcher", "tracker"))
+
+
+def _decides(override: str) -> bool:
+    """Whether an override makes it another sweep: it is swept, or part of a run's identity. So a sweep whose limit
+    grows or whose server moves keeps its ledger."""
+    key = override.partition("=")[0].lstrip("+~")
+    group = key.partition(".")[0]
+    return group not in IDENTITY_GROUPS or is_identity(key) or is_swept(override)

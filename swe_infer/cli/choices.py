@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from swe_infer.config import conf_dir
 from swe_infer.errors import ConfigError
 
-__all__ = ["settle_choices", "stand_ins", "unresolved"]
+__all__ = ["is_swept", "settle_choices", "stand_ins", "swept_keys", "unresolved"]
 
 
 def stand_ins(overrides: Sequence[str]) -> list[str]:
@@ -61,6 +61,22 @@ def settle_choices(config: DictConfig) -> None:
             override = f"{key}={params[key]}"
             if "glob(" in override:
                 params[key] = _without_glob(_parsed(override), override).partition("=")[2]
+
+
+def swept_keys(config: DictConfig) -> list[str]:
+    """The keys that a composed sweep varies, those of its sweeper's ``params`` included."""
+    params: Any = config.hydra.sweeper.get("params") or {}
+    given = [*unresolved(config.hydra.overrides.task), *(f"{key}={params[key]}" for key in params)]
+    parsed = [_parsed(override) for override in given]
+    return sorted({one.key_or_group for one in parsed if one.is_sweep_override()})
+
+
+def is_swept(override: str) -> bool:
+    """Whether an override stands for several values."""
+    try:
+        return _parsed(override).is_sweep_override()
+    except HydraException:  # Hydra itself says it better
+        return False
 
 
 def unresolved(overrides: Any) -> list[str]:

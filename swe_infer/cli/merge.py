@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from swe_infer import config
+from swe_infer.asked import Asked, apply_rate, read_asked
 from swe_infer.errors import StoreError, SweInferError
 from swe_infer.store import RunStore, read_records, write_atomically
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.wandb import WandbTracker
 
-__all__ = ["main", "merge"]
+__all__ = ["is_merged", "main", "merge"]
 
 _FILES = ("records.jsonl", "summary.json", "config.yaml")
+_MARK = "shards"  # in the summary of a merged run
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,20 @@ class _ShardRun:
     summary: dict[str, Any]
 
 
-def merge(out: Path, directories: Sequence[Path]) -> dict[str, Any]:
+def is_merged(directory: Path) -> bool:
+    """Whether a directory is a merged run."""
+    try:
+        return _MARK in json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) -> dict[str, Any]:
     """Join the runs of all shards; returns the merged summary. Where W&B was told of the shards, it is told of the
     merged run too, as one run beside their group.
+
+    Args:
+        run_id: of the merged run; None: a new one.
 
     Raises:
         StoreError: a directory is no finished shard, shards are missing or double, their configurations differ, an
@@ -62,16 +75,30 @@ def merge(out: Path, directories: Sequence[Path]) -> dict[str, Any]:
                     f"{record['instance_id']}: is in {owner} and in {shard.directory}; shards must not overlap"
                 )
         label = label or _label(shard.directory)
+    asked = _asked(shards)
     with RunStore(out, label) as store:
+        if asked is not None:
+            store.ask(asked, asked)
         for shard in shards:
             for record in read_records(shard.directory / "records.jsonl"):
                 store.append(record)
         merged = config.whole(shards[0].config)
-        write_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(merged)))
+        write_atomically(out / "config.yaml", config.as_yaml(merged))
+        if run_id is not None:
+            write_atomically(out / "run_id", run_id)
         summary = _summary(shards, store)
         store.write_summary(summary)
         _track(shards[0], out, merged, summary)
     return summary
+
+
+def _asked(shards: Sequence[_ShardRun]) -> Asked | None:
+    """What the shards' commands asked together; None where a shard is of a version that did not keep it."""
+    parts = [read_asked(shard.directory) for shard in shards]
+    ids = [part.instance_ids for part in parts if part is not None and part.instance_ids is not None]
+    if len(ids) < len(shards) or parts[0] is None:
+        return None
+    return replace(parts[0], instance_ids=tuple(itertools.chain(*ids)), decided=False)
 
 
 def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -110,7 +137,8 @@ def _check_complete(shards: list[_ShardRun]) -> None:
     first = shards[0]
     for shard in shards[1:]:
         before, now = ({**s.config, "shard": {"count": s.count}} for s in (first, shard))
-        if changed := config.differences(before, now):
+        covered = config.changes(config.coverage(before), config.coverage(now))
+        if changed := [*config.differences(before, now), *covered]:
             raise StoreError(f"{shard.directory}: differs from {first.directory} in {'; '.join(changed[:3])}")
     for one, other in itertools.pairwise(shards):
         if one.index == other.index:
@@ -131,20 +159,19 @@ def _summary(shards: list[_ShardRun], store: RunStore) -> dict[str, Any]:
     """The shards' summaries as one. Shards run beside each other, so the longest one's time is the run's."""
     totals = store.totals.as_dict()
     wall = max(float(shard.summary["wall_s"]) for shard in shards)
-    applied = totals["patches"].get("applies", 0) + totals["patches"].get("repaired", 0)
-    return {
+    summary = {
         "instances": sum(shard.summary["instances"] for shard in shards),
         "samples": shards[0].summary["samples"],
         **{key: totals[key] for key in ("completed", "failed", "skipped")},
         "remaining": 0,
         "patches": totals["patches"],
-        "apply_rate": round(applied / totals["completed"], 6) if totals["completed"] else None,
         "usage": totals["usage"],
         "cost_usd": totals["cost_usd"],
         "wall_s": round(wall, 3),
         "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall else 0.0,
-        "shards": len(shards),
+        _MARK: len(shards),
     }
+    return summary | {"apply_rate": apply_rate(summary)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -10,18 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from swe_infer import config
+from swe_infer.asked import Asked
+from swe_infer.cli.points import swept_keys
+from swe_infer.cli.same_answers import Place, claim, read_config, turn
 from swe_infer.cli.sweep import SweepLog
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import StoreError
-from swe_infer.evaluate.command import own_tests_of
+from swe_infer.evaluate.command import kept_figures, own_tests_of
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.base import RunContext
-from swe_infer.runners.run import Run, estimated, selected
-from swe_infer.store import RunStore, write_atomically
+from swe_infer.runners.run import Run, asked_of, estimated, selected
+from swe_infer.store import RunStore
 from swe_infer.tracking.base import RunInfo
 
 __all__ = ["BuiltRun", "OpenRun", "run_one"]
@@ -49,8 +53,22 @@ class BuiltRun:
         self._agent = AgentRun.of(os.environ) if sweep is None else None
         self._plain = config.resolved(cfg)
         self.experiment.runner.check(dry_run=self.experiment.dry_run)
-        self._name = config.run_name(self._plain, self.experiment.runner.label, self.experiment.dataset.name)
-        self.directory = _directory(self.experiment.output_dir, self._name, sweep)
+        swept = swept_keys(sweep.directory) if sweep is not None else ()
+        named = partial(config.run_name, self._plain, self.experiment.runner.label, self.experiment.dataset.name)
+        self._name = named(config.point_parts(self._plain, swept))
+        self._place = self._placed(named(), swept)
+        self._has_siblings = "output_dir" in swept or not all(map(config.is_identity, swept))
+        self.identity = config.digest(self._plain)
+        self.directory = self._place.directory
+
+    def _placed(self, base: str, swept: Sequence[str]) -> Place:
+        """Where the run is kept. Points of a sweep that share one ``output_dir`` get a folder each within it."""
+        if self.experiment.output_dir is None:
+            return Place.named(Path("outputs"), base, self._name, self._plain)
+        directory = Path(self.experiment.output_dir).expanduser()
+        if self._sweep is not None and (self._sweep.directory == directory or set(swept) > {"output_dir"}):
+            return Place.named(directory, base, self._name, self._plain)
+        return Place(directory)
 
     def execute(self, engines: EnginePool) -> tuple[Path | None, int]:
         """The run by itself; returns its directory (None for a dry run) and exit status."""
@@ -65,7 +83,9 @@ class BuiltRun:
     def _estimate(self) -> None:
         experiment = self.experiment
         selection = selected(experiment.runner, experiment.dataset, experiment.shard)
-        found = estimated(experiment.runner, selection, self.directory)
+        before = _asked_before(read_config(self.directory))
+        shared = self._place.answered(self._plain, self._sweep)
+        found = estimated(experiment.runner, selection, self.directory, before, shared)
         print_estimate(found, f"dry run of {self.directory}")
         if self._sweep is not None:
             self._sweep.add_estimate(found)
@@ -80,8 +100,17 @@ class BuiltRun:
         experiment, plain = self.experiment, self._plain
         selection = selected(experiment.runner, experiment.dataset, experiment.shard)
         with ExitStack() as stack:
+            if self._sweep is not None and self._has_siblings:
+                stack.enter_context(turn(self._sweep, plain, self.directory))
             store = stack.enter_context(RunStore(self.directory, experiment.runner.label))
-            _claim(self.directory, plain)
+            if selection.moved and store.resumed and _is_former(self.directory):
+                raise StoreError(
+                    f"output_dir={self.directory}: was divided into shards by an earlier version, which gave "
+                    f"{selection.moved} of its instances to other shards; finish it with that version, or choose "
+                    "another output_dir"
+                )
+            before = _asked_before(claim(self.directory, plain))
+            store.ask(asked_of(selection), before)
             run_id = config.run_id_of(self.directory, plain)
             info = RunInfo(
                 run_id=self._agent.run_id if self._agent else run_id,
@@ -100,6 +129,7 @@ class BuiltRun:
                     sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
                     engines=engines,
                     shards=experiment.shard.count,
+                    is_recorded=lambda key: store.totals.status(key) == "completed",
                 )
             )
             run = Run(
@@ -110,6 +140,8 @@ class BuiltRun:
                 info,
                 announce=self._agent is not None,
                 evaluate=partial(own_tests_of, self.directory) if experiment.dataset.run_tests else None,
+                evaluated=partial(kept_figures, self.directory),
+                shared=self._place.answered(plain, self._sweep),
             )
             return OpenRun(run, stack.pop_all())
 
@@ -132,30 +164,13 @@ class OpenRun:
         print_summary(self.run.summary(), self.run.store.directory, self.run.tracker.address)
 
 
-def _directory(output_dir: str | None, name: str, sweep: SweepLog | None) -> Path:
-    """The run directory. The points of a sweep that share one ``output_dir`` get a folder each within it."""
-    if output_dir is None:
-        return Path("outputs") / name
-    directory = Path(output_dir).expanduser()
-    return directory / name if sweep is not None and sweep.directory == directory else directory
+def _asked_before(plain: Mapping[str, Any] | None) -> Asked:
+    """What the last command asked, by the configuration that it left; needed where an earlier version ran it."""
+    covered = config.coverage(plain or {})
+    return Asked(None, covered["dataset.min_tokens"], covered["dataset.max_tokens"], decided=True)
 
 
-def _claim(directory: Path, plain: dict[str, Any]) -> None:
-    """Make sure that the directory is this configuration's, and write ``config.yaml`` where it is new."""
+def _is_former(directory: Path) -> bool:
+    """Whether an earlier version left the directory."""
     path = directory / "config.yaml"
-    if path.exists():
-        before = OmegaConf.to_container(OmegaConf.load(path))
-        changed = (
-            config.differences({str(k): v for k, v in before.items()}, plain)
-            if isinstance(before, dict)
-            else ["config.yaml: unreadable"]
-        )
-        if changed:
-            raise StoreError(
-                f"output_dir={directory}: holds a run of another configuration ({'; '.join(changed[:3])}); "
-                "choose another output_dir"
-            )
-    elif (directory / "records.jsonl").exists() and (directory / "records.jsonl").stat().st_size:
-        raise StoreError(f"output_dir={directory}: holds records but no config.yaml; choose another output_dir")
-    else:
-        write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(plain)))
+    return path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(config.HEADER)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Self
 
-__all__ = ["LOST", "Point", "told_apart"]
+from swe_infer.store import write_atomically
+
+__all__ = ["LOST", "Point", "keep_swept_keys", "swept_keys", "told_apart"]
 
 LOST = 1
 """The exit status of a point whose process died before it ended."""
+
+_SWEPT = "swept.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +57,17 @@ def told_apart(points: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """For each point, the overrides that not all points share; all of them where there is one point."""
     shared = set.intersection(*map(set, points)) if len(points) > 1 else set()
     return {point: " ".join(item for item in point if item not in shared) for point in points}
+
+
+def keep_swept_keys(directory: Path, keys: Sequence[str]) -> None:
+    """Write down which keys the sweep in ``directory`` varies, for every process that runs a point of it."""
+    write_atomically(directory / _SWEPT, json.dumps(list(keys)) + "\n")
+
+
+def swept_keys(directory: Path) -> tuple[str, ...]:
+    """The keys that the sweep in ``directory`` varies."""
+    try:
+        found = json.loads((directory / _SWEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return tuple(map(str, found)) if isinstance(found, list) else ()

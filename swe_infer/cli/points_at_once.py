@@ -69,9 +69,9 @@ class PointsAtOnce:
             self.run()
 
     def _joins(self, built: BuiltRun) -> bool:
-        directories = [waiting.built.directory for waiting in self._waiting]
+        identities = [waiting.built.identity for waiting in self._waiting]  # one takes the answers of another
         first = _llama(self._waiting[0].built)
-        return first.engine_key == _llama(built).engine_key and built.directory not in directories
+        return first.engine_key == _llama(built).engine_key and built.identity not in identities
 
     def run(self) -> None:
         """Run what waits, and say how it ended, in the order in which it came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from swe_infer import config
-from swe_infer.cli.merge import merge
-from swe_infer.cli.points import Point
+from swe_infer.asked import asked_ids
+from swe_infer.cli.merge import is_merged, merge
+from swe_infer.cli.points import Point, swept_keys
 
 __all__ = ["merge_shards"]
 
@@ -27,6 +29,7 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
     Returns:
         the merged run directories; None where the points are no shards.
     """
+    swept = swept_keys(directory)
     plains = {Path(point.run): _config(Path(point.run)) for point in points if point.run}
     if any((plain.get("shard") or {}).get("index") is None for plain in plains.values()):
         return None
@@ -36,13 +39,16 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
         return []
     groups: dict[str, list[Path]] = {}
     for run, plain in plains.items():
-        groups.setdefault(config.digest(config.whole(plain)), []).append(run)
+        parts = [config.digest(config.whole(plain)), *config.point_parts(plain, swept)]
+        if "output_dir" in swept:
+            parts.append(str(plain.get("output_dir")).strip("/").replace("/", "-"))
+        groups.setdefault("__".join(parts), []).append(run)
     out = directory / "merged"
     merged = []
-    for digest, runs in groups.items():
-        target = out if len(groups) == 1 else out / digest
+    for name, runs in groups.items():
+        target = out if len(groups) == 1 else out / name
         if not _is_merged(target, runs):
-            merge(target, runs)
+            _merge_anew(target, runs)
         print(f"merged {len(runs)} shards into {target}", file=sys.stderr)
         print(target)
         merged.append(target)
@@ -50,13 +56,27 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
 
 
 def _is_merged(target: Path, runs: Sequence[Path]) -> bool:
-    """Whether ``target`` is what an earlier launch of the same sweep made of ``runs``."""
+    """Whether ``target`` is what an earlier launch of the same sweep made of ``runs`` as they are now."""
     if not (target / "summary.json").is_file():
         return False
     parts = [_summary(run) for run in runs]
-    return {key: sum(part[key] for part in parts) for key in _COUNTS} == {
-        key: _summary(target)[key] for key in _COUNTS
-    }
+    asked: list[frozenset[str] | None] = [asked_ids(run) for run in runs]
+    together = None if None in asked else frozenset().union(*(ids for ids in asked if ids is not None))
+    counts = {key: sum(part[key] for part in parts) for key in _COUNTS}
+    return together == asked_ids(target) and counts == {key: _summary(target)[key] for key in _COUNTS}
+
+
+def _merge_anew(target: Path, runs: Sequence[Path]) -> None:
+    """Merge ``runs`` into ``target``, in the place of what an earlier launch merged there: shards grow. It goes on as
+    the same W&B run."""
+    old = target.with_name(f"{target.name}.old")
+    if old.exists():  # a launch that was killed in here left the new one unfinished
+        shutil.rmtree(target, ignore_errors=True)
+    elif is_merged(target):
+        target.rename(old)
+    run_id = old / "run_id"
+    merge(target, runs, run_id=run_id.read_text() if run_id.exists() else None)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ from pydantic import TypeAdapter
 
 from swe_infer.api.estimate import Estimate
 from swe_infer.cli import extras, study
-from swe_infer.cli.choices import settle_choices, unresolved
-from swe_infer.cli.points import LOST, Point
+from swe_infer.cli.choices import settle_choices, swept_keys, unresolved
+from swe_infer.cli.points import LOST, Point, keep_swept_keys
 from swe_infer.cli.sweep_end import close_sweep
 from swe_infer.errors import SweInferError
 from swe_infer.store import write_atomically
@@ -60,9 +60,13 @@ class SweepLog:
         overrides = tuple(_PASSWORD.sub(r"\1***@", override) for override in unresolved(hydra.overrides.task))
         return SweepLog(Path(hydra.sweep.dir), overrides, hydra.job.num)
 
-    def start(self, *, keep: bool) -> None:
+    def start(self, *, keep: bool, swept: Sequence[str] = ()) -> None:
         """Forget what an earlier launch of the same sweep noted, unless its points are to be kept: what it ran lies
-        in the run directories."""
+        in the run directories.
+
+        Args:
+            swept: the keys that the sweep varies.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         # What an earlier process ran was printed by it; this one names all runs of the sweep.
         earlier = [*self.points(), *(Point(overrides, None, LOST) for overrides in self.lost())] if keep else []
@@ -73,6 +77,7 @@ class SweepLog:
         write_atomically(self.directory / "runs.jsonl", "".join(point.line() for point in kept))
         for name in ("begun.jsonl", "estimates.jsonl", _STOP):
             (self.directory / name).unlink(missing_ok=True)
+        keep_swept_keys(self.directory, swept)
 
     @property
     def is_stopped(self) -> bool:
@@ -192,7 +197,7 @@ class SweepReport(Callback):
         search = study.is_search(config.hydra)
         try:
             settle_choices(config)
-            sweep.start(keep=search)
+            sweep.start(keep=search, swept=swept_keys(config))
             if search:
                 study.go_on(config, sweep.points())
         except (SweInferError, OSError) as error:  # Hydra would make a warning of it and go on

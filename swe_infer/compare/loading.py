@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from swe_infer.asked import asked_ids
 from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import ConfigError
 from swe_infer.store import read_records
@@ -53,7 +54,7 @@ class LoadedRun:
     Args:
         name: short, and different from those of the other runs that were loaded with it.
         config: ``config.yaml``, flat: ``{"decoding.temperature": 0.0, …}``; empty where there is none.
-        results: by (instance, sample), in the order of their first records.
+        results: of what the last command asked for, by (instance, sample), in the order of their first records.
         evaluated: whether any instance has a verdict of its tests.
         address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was read from W&B.
         remark: what a reader must know of how it was read.
@@ -119,6 +120,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         ConfigError: a file of it cannot be read.
     """
     verdicts = _verdicts(directory / "evaluation.jsonl")
+    asked = asked_ids(directory)
     results: dict[Key, Result] = {}
     records = directory / "records.jsonl"
     count = 0
@@ -126,6 +128,8 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         for record in read_records(records):
             count += 1
             key = (record["instance_id"], record["sample"])
+            if asked is not None and key[0] not in asked:
+                continue
             verdict = verdicts.get(key, record.get("resolved"))
             results[key] = _result(record, results.get(key), verdict if isinstance(verdict, bool) else None)
         config, summary = _yaml(directory / "config.yaml"), _json(directory / "summary.json")

@@ -1,5 +1,8 @@
 """Which instances a run asks, and in which order: ids, limit, shard, then the length filter.
 
+A shard's instances are those of its part of the whole dataset: which part that is depends on the dataset alone, so
+that no instance changes its shard when ids, limit or bounds change.
+
 Every step but the last is decided at once and needs no tokenizer. Nothing here looks at what is finished already, so
 a resumed run has the shards of the first one. Tokens are counted when an instance comes up, because counting all of
 a large dataset takes minutes; whoever needs the whole answer at once reads :attr:`Selection.kept`.
@@ -23,7 +26,7 @@ _TEMPLATE_TOKENS = 256
 """More than begin, end and chat template tokens come to; added where a length is bounded without counting."""
 
 _CHARACTERS_PER_TOKEN = 3.3
-"""Of SWE-bench's prompts, by OpenAI's and Llama's tokenizers; good enough to balance shards."""
+"""Of SWE-bench's prompts, by OpenAI's and Llama's tokenizers; part of the former division into shards."""
 
 _ESTIMATE_FACTOR = 2
 """An estimate this far above the room left is taken for sure; below, the provider has the last word."""
@@ -77,10 +80,9 @@ class LengthFilter:
         """
         return not self.min_tokens and 4 * characters + _TEMPLATE_TOKENS <= self._upper()
 
-    def expected_size(self, characters: int) -> int:
-        """What a prompt of so many characters weighs when shards are balanced: its characters, or nothing where it
-        will probably be left out. An estimate of the length alone, so that every shard comes to the same result
-        whatever it has at hand to count with."""
+    def former_size(self, characters: int) -> int:
+        """What a prompt of so many characters weighed where an earlier version balanced shards: its characters, or
+        nothing where the bounds would probably leave it out."""
         tokens = characters / _CHARACTERS_PER_TOKEN
         return (
             0 if tokens > self._upper() or (self.min_tokens is not None and tokens < self.min_tokens) else characters
@@ -126,12 +128,15 @@ class Selection:
     Args:
         requested: row indices in the order for the runner, rows with a fault included.
         requested_of_all_shards: how many instances all shards together have.
+        moved: how many of these another shard had by the division of an earlier version, which depended on ids, limit
+            and bounds.
     """
 
     rows: Rows
     requested: Sequence[int]
     requested_of_all_shards: int
     lengths: LengthFilter
+    moved: int = 0
     _verdicts: dict[int, Skip | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -177,7 +182,8 @@ def select(
     shard: Shard,
     order: Literal["dataset", "longest_first"],
 ) -> Selection:
-    """Apply ``instance_ids``, then ``limit``, then the shard; the length filter acts when a row is decided.
+    """Apply ``instance_ids``, then ``limit``; of these, take the shard's. The length filter acts when a row is
+    decided.
 
     Args:
         count_tokens: the model's tokenizer or an estimate; None: prompts are not measured.
@@ -197,14 +203,15 @@ def select(
         indices = [index for index in indices if rows.ids[index] in wanted]
     if dataset.limit is not None:
         indices = indices[: dataset.limit]
-    requested = len(indices)
+    requested, moved = len(indices), 0
     if shard.index is not None and shard.count is not None:
-        sizes = [lengths.expected_size(rows.characters(index)) for index in indices]
-        assignment = assign_shards(sizes, shard.count)
-        indices = [index for index, owner in zip(indices, assignment, strict=True) if owner == shard.index]
+        owners = assign_shards([rows.characters(index) for index in range(len(rows))], shard.count)
+        former = assign_shards([lengths.former_size(rows.characters(index)) for index in indices], shard.count)
+        moved = sum(owners[index] != owner for index, owner in zip(indices, former, strict=True))
+        indices = [index for index in indices if owners[index] == shard.index]
     if order == "longest_first":
         indices.sort(key=lambda index: (-rows.characters(index), index))
-    return Selection(rows, indices, requested, lengths)
+    return Selection(rows, indices, requested, lengths, moved)
 
 
 def assign_shards(sizes: Sequence[int], count: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from swe_infer.evaluate.verdicts import FILE_NAME, Verdict, figures, write_verdi
 from swe_infer.store import RunStore
 from swe_infer.tracking.wandb import WandbTracker
 
-__all__ = ["evaluate", "own_tests_of", "run"]
+__all__ = ["evaluate", "kept_figures", "own_tests_of", "run"]
 
 _OWN_TIMEOUT_S = 10.0
 """For one test of a dataset that brings its own."""
@@ -84,8 +84,24 @@ def own_tests_of(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kept(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Mapping[str, Any]) -> dict[str, Any]:
     """Keep verdicts in the run directory; returns what they add to its summary."""
-    everything = write_verdicts(found.directory, verdicts)
-    return figures([v for v in everything if (v.instance_id, v.sample) in found.patches], summary)
+    return figures(write_verdicts(found.directory, verdicts, found.patches), summary)
+
+
+def kept_figures(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What earlier evaluations say of what is asked for now, as they add it to the summary; for whoever holds the run
+    directory.
+
+    Raises:
+        ConfigError: a file of verdicts cannot be read.
+    """
+    if not (directory / FILE_NAME).exists():
+        return {}
+    try:
+        found: Container[tuple[str, int]] = open_run(directory).patches
+    except ConfigError:  # nothing of what is asked for now is completed
+        found = ()
+    verdicts = write_verdicts(directory, (), found)
+    return figures(verdicts, summary) if verdicts else {}
 
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swe_infer.asked import asked_ids
 from swe_infer.errors import ConfigError
 from swe_infer.store import read_records
 
@@ -21,7 +22,8 @@ class EvaluableRun:
     """One run directory.
 
     Args:
-        patches: the patch of every completed (instance, sample); empty where the answer held none.
+        patches: the patch of every completed (instance, sample) that the last command asked for; empty where the
+            answer held none.
         label: ``model_name_or_path`` of its predictions.
         dataset: the run's ``dataset`` group as ``config.yaml`` has it.
     """
@@ -51,11 +53,14 @@ def open_run(directory: Path) -> EvaluableRun:
     if not (directory / "records.jsonl").is_file():
         raise ConfigError(f"{directory}: not a run directory (there is no records.jsonl)")
     try:
-        patches = {
-            (record["instance_id"], record["sample"]): str(record.get("model_patch") or "")
-            for record in read_records(directory / "records.jsonl")
-            if record["status"] == "completed"
-        }
+        asked = asked_ids(directory)
+        patches: dict[Key, str] = {}
+        for record in read_records(directory / "records.jsonl"):
+            key = (record["instance_id"], record["sample"])
+            if record["status"] != "completed":
+                patches.pop(key, None)  # a later command left it out
+            elif asked is None or key[0] in asked:
+                patches[key] = str(record.get("model_patch") or "")
         path = directory / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

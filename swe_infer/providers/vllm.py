@@ -99,6 +99,8 @@ class VLLM(OpenAIChat):
         self.ready_timeout_s = ready_timeout_s
         self._served: ApiModel | None = None
         self._raw = False
+        self.variant = ""
+        """What decides answers beside the model's name; part of the response cache's key."""
         self._load_format: str | None = None
         self._log: Path | None = None
         self._address = ""
@@ -124,7 +126,8 @@ class VLLM(OpenAIChat):
             window = self.max_model_len or model.context_window
             self._served = replace(model, context_window=window, pricing=model.pricing or _FREE)
         self.max_model_len = window
-        self.base_url = f"http://{'raw' if self._raw else 'chat'}.{self.dtype or 'auto'}.vllm.localhost/v1"
+        self.variant = f"{'raw' if self._raw else 'chat'}.{self.dtype or 'auto'}"
+        self.base_url = f"http://{self.variant}.vllm.localhost/v1"
         return self._served
 
     def keep_log(self, directory: Path) -> None:

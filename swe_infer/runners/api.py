@@ -15,7 +15,7 @@ from typing import cast
 from swe_infer.api.batch import Batches, BatchSettings
 from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import Purse
-from swe_infer.api.cache import ResponseCache, cache_key
+from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
 from swe_infer.api.deployments import Deployments
 from swe_infer.api.dispatch import Dispatcher, PromptCaching, by_prompt
@@ -202,6 +202,7 @@ class ApiRunner:
             journal,
             cached=chain.cached,
             keep=lambda request, answer: chain.keep(request, answer, endpoint),
+            is_recorded=self._context.is_recorded,
         )
         try:
             await self._batches.run(requests, on_outcome, stop)
@@ -242,8 +243,9 @@ class ApiRunner:
         return replace(found, response_cache_hits=hits)
 
     def _held(self, cache: ResponseCache, request: Request) -> bool:
-        keys = (cache_key(request, model, provider.name, provider.base_url) for provider, model in self._asked())
-        return any(cache.holds(key) for key in keys)
+        return any(
+            cache.holds(key) for provider, model in self._asked() for key in cache_keys(request, model, provider)
+        )
 
     def stats(self) -> Mapping[str, float]:
         """Live figures: concurrency and its level, requests sent, retried and refused, cache hits."""

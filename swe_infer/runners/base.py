@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -29,6 +29,7 @@ class RunContext:
         sweep_ledger: where all runs of a sweep keep what they spend.
         engines: local models that outlive a run of this process.
         shards: of how many shards of one run this is one; None: it is no shard.
+        is_recorded: whether an (instance, sample) is completed, asked for by this command or not; None: not known.
     """
 
     directory: Path
@@ -37,6 +38,7 @@ class RunContext:
     sweep_ledger: Path
     engines: EnginePool
     shards: int | None = None
+    is_recorded: Callable[[tuple[str, int]], bool] | None = None
 
 
 class Runner(Protocol):

@@ -223,10 +223,11 @@ def _counts(totals: Mapping[str, Any], last_error: str | None) -> list[str]:
         parts.append(f"{failed} failed" + (f" (last: {last_error})" if last_error else ""))
     if skipped := totals.get("skipped"):
         parts.append(f"{skipped} skipped")
-    if completed := totals.get("completed"):
+    if totals.get("completed"):
         patches = totals.get("patches") or {}
         applied = patches.get("applies", 0) + patches.get("repaired", 0)
-        parts.append(f"patches apply {applied}/{completed} ({100 * applied / completed:.0f}%)")
+        finished = sum(totals.get(status) or 0 for status in ("completed", "failed", "skipped"))
+        parts.append(f"patches apply {applied}/{finished} ({100 * applied / finished:.0f}%)")
     return parts
 
 

@@ -5,16 +5,18 @@ A runner knows how completions are had; everything that happens to an answer aft
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from swe_infer.api.estimate import Estimate
+from swe_infer.asked import Asked, apply_rate, read_asked
 from swe_infer.data.base import Dataset
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import StoreError, SweInferError
@@ -24,17 +26,19 @@ from swe_infer.runners.base import Runner
 from swe_infer.runners.interrupts import Interrupts
 from swe_infer.runners.progress import Progress
 from swe_infer.runners.unsaved import Unsaved
-from swe_infer.store import RunStore, Totals, read_records, record_of
+from swe_infer.store import RunStore, Totals, paid_answers, read_records, record_of
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import Completion, Decoding, Outcome, PatchResult, Prompt, Request, Shard, Skip, TokenCounter
 
-__all__ = ["INTERRUPTED", "Run", "estimated", "outstanding", "selected"]
+__all__ = ["INTERRUPTED", "Run", "asked_of", "estimated", "outstanding", "selected"]
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 _SUMMARY_INTERVAL_S = 5.0
 _SETTLED = ("completed", "skipped")
+_BOUNDS = ("PromptTooShort", "PromptTooLong")
+"""Reasons to leave an instance out that another command's bounds may change."""
 
 
 class _LazyCounter:
@@ -78,34 +82,67 @@ def selected(runner: Runner, dataset: Dataset, shard: Shard) -> Selection:
     )
 
 
+def asked_of(selection: Selection) -> Asked:
+    """The instances that a selection asks."""
+    ids = tuple(selection.rows.ids[index] for index in sorted(selection.requested))
+    return Asked(ids, selection.lengths.min_tokens, selection.lengths.max_tokens)
+
+
 def outstanding(
-    selection: Selection, decoding: Decoding, totals: Totals
+    selection: Selection, decoding: Decoding, totals: Totals, *, recheck: bool = False
 ) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
     """What is neither completed nor skipped yet: a request, or the reason why there will be none.
 
     Rows are read, and prompts measured, only when their turn comes.
+
+    Args:
+        recheck: the records were made under other bounds on a prompt's length: what they left out is asked where it
+            is within the bounds now, and what is completed is left out where it is not.
     """
+    bounded = selection.lengths.min_tokens is not None or selection.lengths.max_tokens is not None
     for index in selection.requested:
         instance_id = selection.rows.ids[index]
-        wanted = [n for n in range(decoding.n) if totals.status((instance_id, n)) not in _SETTLED]
+
+        def is_open(key: tuple[str, int]) -> bool:
+            status = totals.status(key)
+            if status not in _SETTLED:
+                return True
+            return recheck and (bounded if status == "completed" else totals.skip_reason(key) in _BOUNDS)
+
+        wanted = [n for n in range(decoding.n) if is_open((instance_id, n))]
         if not wanted:
             continue
         left_out = selection.verdict(index)
         prompt = selection.rows[index].prompt if left_out is None else None
         for sample in wanted:
-            if prompt is not None:
+            status = totals.status((instance_id, sample))
+            if prompt is not None and status != "completed":
                 yield Request(instance_id, sample, prompt, decoding)
-            elif left_out is not None:
+            elif left_out is not None and status != "skipped":
+                if status == "completed" and left_out.reason not in _BOUNDS:
+                    continue
                 yield (instance_id, sample), left_out
 
 
-def estimated(runner: Runner, selection: Selection, directory: Path) -> Estimate:
-    """What the run in ``directory`` would still come to. Nothing is asked, and nothing written."""
+def estimated(
+    runner: Runner, selection: Selection, directory: Path, before: Asked, shared: Sequence[Path] = ()
+) -> Estimate:
+    """What the run in ``directory`` would still come to. Nothing is asked, and nothing written.
+
+    Args:
+        before: what the last command asked, where the directory does not say it.
+        shared: run directories whose answers it would take.
+    """
     totals = Totals()
     for record in read_records(directory / "records.jsonl"):
         totals.add(record)
-    wanted = outstanding(selection, runner.decoding, totals)
-    return runner.estimate(request for request in wanted if isinstance(request, Request))
+    last = read_asked(directory) or before
+    recheck = not last.decides(asked_of(selection), totals.instance_ids)
+    wanted = outstanding(selection, runner.decoding, totals, recheck=recheck)
+    requests = (request for request in wanted if isinstance(request, Request))
+    sources = [*shared, *([directory] if totals.replaced else [])]
+    known = paid_answers(sources, lambda key: totals.status(key) != "completed") if sources else {}
+    return runner.estimate(request for request in requests if request.key not in known)
 
 
 class Run:
@@ -115,6 +152,9 @@ class Run:
         announce: tell the tracker even where nothing is left to do: somebody waits for this run's figures.
         evaluate: told the summary when no answer is wanting any more; returns what it found out of the patches, which
             is added to the summary.
+        evaluated: told the summary where the last command asked for something else; returns what earlier evaluations
+            say of what is asked for now.
+        shared: run directories that ask for the same answers: what is there is taken, not asked again.
     """
 
     def __init__(
@@ -127,6 +167,8 @@ class Run:
         *,
         announce: bool = False,
         evaluate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        evaluated: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        shared: Sequence[Path] = (),
     ) -> None:
         self.runner = runner
         self.selection = selection
@@ -135,6 +177,11 @@ class Run:
         self.info = info
         self._announce = announce
         self._evaluate = evaluate
+        self._found_before = evaluated
+        self._sources = [*shared, *([store.directory] if store.totals.replaced else [])]
+        self._paid: dict[tuple[str, int], dict[str, Any]] | None = None
+        self._queue: Iterator[Request] | None = None
+        self._changed = store.changed
         self._samples = runner.decoding.n
         self.stop = threading.Event()
         self._unsaved = Unsaved(store)
@@ -143,6 +190,8 @@ class Run:
         self._started = time.monotonic()
         self._before = store.read_summary()
         self._wall_before = float(self._before.get("wall_s", 0.0))
+        if self._changed:
+            self._before = {}  # its figures are of other instances
         self._summary_due = 0.0
         self._ended: tuple[float, Mapping[str, float]] | None = None
         self.progress_line: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda record, summary: None
@@ -168,19 +217,34 @@ class Run:
         :meth:`freeze` at that moment, :meth:`settle` and :meth:`end`.
         """
         self._started = time.monotonic()
-        summary = self.summary()
-        if summary["remaining"] or summary["failed"]:
+        summary, first = self.summary(), None
+        if self.store.recheck or (self._sources and summary["remaining"] + summary["failed"]):
+            # What is known already is taken first: there may be nothing to load a model or open a connection for.
+            records = self.store.totals.records
+            requests = self._requests()
+            first = next(requests, None)
+            self._queue = itertools.chain([first] if first is not None else [], requests)
+            self._changed = self._changed or self.store.totals.records != records
+            summary = self.summary()
+        if self._changed and self._found_before is not None:
+            try:
+                self._before = {**summary, **self._found_before(summary)}
+            except (SweInferError, OSError) as error:
+                log.error("the verdicts of earlier evaluations are left out: %s", error)
+            summary = self.summary()
+        if first is not None or summary["remaining"] or summary["failed"]:
             self.tracker.start(self.info)
             return None
         log.info("nothing is left to do: every instance is completed or skipped")
         status = 0
-        if self._before.get("instances") != summary["instances"] and not self._written(summary):
+        changed = self._changed or self._before.get("instances") != summary["instances"]
+        if changed and not self._written(summary):
             status = 1
-        elif summary["completed"] and "evaluated" not in summary:  # the last try ended before it was
+        elif summary["completed"] > summary.get("evaluated", 0):  # the last try ended before it was
             status = self._evaluated(summary)
-        if self._announce:
+        if self._announce or self._changed:
             self.tracker.start(self.info)
-            self.tracker.finish(summary, self._result_files(), status)
+            self.tracker.finish(self.summary(), self._result_files(), status)
         return status
 
     def freeze(self) -> None:
@@ -238,21 +302,19 @@ class Run:
         now, stats = self._ended or (time.monotonic(), self.runner.stats())
         wall = self._wall_before + now - self._started
         done = totals["completed"] + totals["failed"] + totals["skipped"]
-        patches = totals["patches"]
-        with_patch = patches.get("applies", 0) + patches.get("repaired", 0)
         summary = {
             "instances": instances,
             "samples": self._samples,
             **{key: totals[key] for key in ("completed", "failed", "skipped")},
             "remaining": max(0, instances * self._samples - done),
-            "patches": patches,
-            "apply_rate": round(with_patch / totals["completed"], 6) if totals["completed"] else None,
+            "patches": totals["patches"],
             "usage": totals["usage"],
             "cost_usd": totals["cost_usd"],
             "wall_s": round(wall, 3),
             "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall > 0 else 0.0,
             "stats": dict(stats),
         }
+        summary["apply_rate"] = apply_rate(summary)
         if self._before.get("completed") == totals["completed"]:  # what an evaluation added still holds
             summary |= {key: value for key, value in self._before.items() if key not in summary}
         return summary
@@ -269,12 +331,30 @@ class Run:
 
     def requests(self) -> Iterator[Request]:
         """What is left to ask; what is left out is recorded when its turn comes."""
-        for wanted in outstanding(self.selection, self.runner.decoding, self.store.totals):
-            if isinstance(wanted, Request):
-                yield wanted
-            else:
+        return self._requests() if self._queue is None else self._queue
+
+    def _requests(self) -> Iterator[Request]:
+        totals = self.store.totals
+        for wanted in outstanding(self.selection, self.runner.decoding, totals, recheck=self.store.recheck):
+            if not isinstance(wanted, Request):
                 key, skip = wanted
                 self._append(record_of(key, skip, None))
+            elif (record := self._paid_before(wanted.key)) is not None:
+                self._append(record)
+            else:
+                yield wanted
+        self.store.all_decided()
+
+    def _paid_before(self, key: tuple[str, int]) -> dict[str, Any] | None:
+        """The record of an answer that is to be had without asking, or None."""
+        if not self._sources:
+            return None
+        if self._paid is None:
+            totals = self.store.totals
+            self._paid = paid_answers(
+                self._sources, lambda k: totals.counts(k[0]) and totals.status(k) != "completed"
+            )
+        return self._paid.pop(key, None)
 
     def keep(self, request: Request, outcome: Outcome) -> None:
         """Keep one outcome the moment it exists."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from swe_infer.asked import apply_rate
+
 __all__ = ["DEFINITIONS", "Alerts", "finished_of", "metrics_of", "quantile", "summary_of"]
 
 DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
@@ -109,12 +111,11 @@ class Alerts:
 
 
 def _rates(totals: Mapping[str, Any]) -> dict[str, float]:
-    """``apply_rate`` is applied patches over completed samples, as in ``summary.json``; ``failure_rate`` is failed
+    """``apply_rate`` is over every sample that was asked for, as in ``summary.json``; ``failure_rate`` is failed
     samples over answered ones."""
     out = {}
-    patches = totals.get("patches") or {}
-    if completed := totals.get("completed"):
-        out["apply_rate"] = (patches.get("applies", 0) + patches.get("repaired", 0)) / completed
+    if (applied := apply_rate(totals)) is not None:
+        out["apply_rate"] = applied
     answered = (totals.get("completed") or 0) + (totals.get("failed") or 0)
     if answered:
         out["failure_rate"] = (totals.get("failed") or 0) / answered

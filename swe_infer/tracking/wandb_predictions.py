@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from swe_infer.asked import asked_ids
+
 __all__ = ["COLUMNS", "Predictions", "histogram", "record_of_row"]
 
 COLUMNS: dict[str, type] = {
@@ -32,10 +34,12 @@ PATCH_CHARACTERS = 4000
 
 
 class Predictions:
-    """Follows a ``records.jsonl``. The last record of an (instance, sample) is the one that holds."""
+    """Follows a ``records.jsonl``, for the instances that the last command asked for. The last record of an
+    (instance, sample) is the one that holds."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._asked = asked_ids(directory)
         self._path = directory / "records.jsonl"
         self._offset = 0
         self._rows: dict[tuple[str, int], list[Any]] = {}
@@ -59,6 +63,8 @@ class Predictions:
                 record = json.loads(line)
                 row = _row(record)
             except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+            if self._asked is not None and row[0] not in self._asked:
                 continue
             self._rows[(row[0], row[1])] = row
             if row[2] == "completed" and row[10] is not None:

@@ -138,16 +138,27 @@ def test_a_shard_depends_on_the_configuration_alone() -> None:
     assert {*again.kept, *(s.index for s in again.skipped)} == set(plain.requested)
 
 
-def test_shards_are_balanced_by_what_will_be_asked() -> None:
-    """Prompts that the length filter will leave out cost nothing, so they do not stand for work."""
-    rows = Texts([words(20 + n % 50) for n in range(40)] + [words(3000 + n) for n in range(3)])
-    shards = [choose(rows, Options(max_tokens=1000), counter=Words(), shard=Shard(i, 4)) for i in range(4)]
-    work = [sum(rows.characters(index) for index in shard.kept) for shard in shards]
-    assert max(work) - min(work) <= max(rows.characters(index) for shard in shards for index in shard.kept)
-    assert sorted(index for shard in shards for index in shard.requested) == list(range(43))
-    plain = [choose(rows, shard=Shard(i, 4)) for i in range(4)]
-    by_all = [sum(rows.characters(index) for index in shard.requested if index < 40) for shard in plain]
-    assert max(work) - min(work) < max(by_all) - min(by_all)
+def test_an_instance_keeps_its_shard_whatever_is_asked() -> None:
+    """Ids, limit and bounds may change between two commands, and a run of shards grows."""
+    rows = Texts([words(1 + 7 * n % 41) for n in range(40)])
+
+    def owners(options: Options) -> dict[int, int]:
+        parts = [choose(rows, options, counter=Words(), shard=Shard(i, 4)) for i in range(4)]
+        return {index: shard for shard, part in enumerate(parts) for index in part.requested}
+
+    whole = owners(Options())
+    assert sorted(whole) == list(range(40))
+    ids = tuple(rows.ids[3:30:5])
+    for options in (Options(limit=9), Options(limit=31), Options(instance_ids=ids), Options(max_tokens=20)):
+        some = owners(options)
+        assert some == {index: whole[index] for index in some}
+        assert len(some) == {9: 9, 31: 31}.get(options.limit or 0, 6 if options.instance_ids else 40)
+
+
+def test_a_division_that_an_earlier_version_made_otherwise_is_noticed() -> None:
+    rows = Texts([words(1 + 7 * n % 41) for n in range(40)])
+    assert choose(rows, shard=Shard(0, 4)).moved == 0
+    assert choose(rows, Options(limit=13), shard=Shard(0, 4)).moved > 0
 
 
 def test_more_shards_than_instances_leave_some_empty() -> None:

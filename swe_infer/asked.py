@@ -1,0 +1,84 @@
+"""What the last command asked of a run directory (``asked.json``), and the rates over it.
+
+``records.jsonl`` keeps every answer that a run ever had. Counts, rates and predictions cover the instances of the
+last command alone, and whoever reads a run directory later learns them here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from swe_infer.files import write_atomically
+
+__all__ = ["FILE_NAME", "Asked", "apply_rate", "asked_ids", "read_asked", "share", "write_asked"]
+
+FILE_NAME = "asked.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The instances of one command.
+
+    Args:
+        instance_ids: in the dataset's order; None: every instance that has a record.
+        min_tokens, max_tokens: the bounds on a prompt's length.
+        decided: every instance was held against the bounds, so that those with a record need not be measured again.
+    """
+
+    instance_ids: tuple[str, ...] | None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    decided: bool = False
+
+    def decides(self, now: Asked, recorded: Set[str]) -> bool:
+        """Whether the records of the instances ``recorded`` need not be held against the bounds of ``now``."""
+        if not self.decided or (self.min_tokens, self.max_tokens) != (now.min_tokens, now.max_tokens):
+            return False
+        return self.instance_ids is None or (recorded & set(now.instance_ids or ())) <= set(self.instance_ids)
+
+
+def read_asked(directory: Path) -> Asked | None:
+    """What the last command asked; None where no file says it, as in runs of earlier versions."""
+    try:
+        found = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
+        ids = found["instance_ids"]
+        if not isinstance(ids, list):
+            return None
+        return Asked(tuple(map(str, ids)), found["min_tokens"], found["max_tokens"], found["decided"] is True)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def asked_ids(directory: Path) -> frozenset[str] | None:
+    """The instances that the figures of a run directory cover; None: all that have a record."""
+    asked = read_asked(directory)
+    return None if asked is None or asked.instance_ids is None else frozenset(asked.instance_ids)
+
+
+def write_asked(directory: Path, asked: Asked) -> None:
+    """
+    Raises:
+        StoreError: it cannot be written; the old file is still there.
+    """
+    write_atomically(directory / FILE_NAME, json.dumps(asdict(asked)) + "\n")
+
+
+def share(count: float, summary: Mapping[str, Any]) -> float | None:
+    """``count`` over every sample that was asked for, failed, skipped and remaining ones included; None where nothing
+    was asked.
+
+    Args:
+        summary: holds ``instances`` and ``samples``.
+    """
+    asked = int(summary.get("instances") or 0) * int(summary.get("samples") or 1)
+    return round(count / asked, 6) if asked else None
+
+
+def apply_rate(summary: Mapping[str, Any]) -> float | None:
+    """The share of samples whose patch applies, as it is or repaired."""
+    patches = summary.get("patches") or {}
+    return share(patches.get("applies", 0) + patches.get("repaired", 0), summary)
