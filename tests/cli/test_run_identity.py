@@ -1,0 +1,276 @@
+"""Runs that grow, shrink, move and share: what one command paid for, no other command pays for again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from swe_infer.cli.one_run import run_one
+from swe_infer.cli.sweep import SweepLog
+from swe_infer.compare.loading import load_run
+from swe_infer.config import conf_dir
+from swe_infer.errors import StoreError
+from swe_infer.llama.pool import EnginePool
+from swe_infer.store import read_records
+from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
+from tests.support.wandb_files import read_offline_runs
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+IDS = [f"example__pkg-{number}" for number in range(12)]
+
+
+class Desk:
+    """A folder with instances, and a server that counts."""
+
+    def __init__(self, folder: Path, server: ApiServer) -> None:
+        self.folder = folder
+        self.server = server
+        self.data = write_instances(folder / "instances.jsonl", 12)
+
+    def run(self, *arguments: str, server: ApiServer | None = None, sweep: SweepLog | None = None) -> Path:
+        """The run directory of one command, or of one point of a sweep, in this process."""
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            cfg = compose("config", overrides=self.completed(arguments, server))
+        directory, status = run_one(cfg, sweep, EnginePool())
+        assert status == 0
+        return self.folder / (directory or "")
+
+    def sweep(self, *arguments: str) -> list[Path]:
+        """The run directories that a sweep printed."""
+        process = subprocess.run(
+            [sys.executable, "-m", "swe_infer", "-m", *self.completed(arguments, None)],
+            cwd=self.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        return [self.folder / line for line in process.stdout.splitlines() if (self.folder / line).is_dir()]
+
+    def completed(self, arguments: Sequence[str], server: ApiServer | None) -> list[str]:
+        """``arguments`` with what every command of the test has in common, where they do not say it."""
+        common = {
+            "model": "gpt-4o",
+            "dataset": "jsonl",
+            "dataset.path": str(self.data),
+            "provider.base_url": (server or self.server).openai_url,
+            "tracker": "none",
+        }
+        given = {argument.partition("=")[0] for argument in arguments}
+        if "dataset" in given:
+            del common["dataset.path"]
+        return [*(f"{key}={value}" for key, value in common.items() if key not in given), *arguments]
+
+    @property
+    def sent(self) -> int:
+        return len(self.server.log.asked())
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with ApiServer() as server:
+        yield Desk(tmp_path, server)
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "summary.json").read_text(), parse_float=Decimal))
+
+
+def predicted(run: Path) -> list[str]:
+    return sorted(json.loads(line)["instance_id"] for line in (run / "predictions.jsonl").read_text().splitlines())
+
+
+def completed(run: Path) -> list[str]:
+    return sorted(r["instance_id"] for r in read_records(run / "records.jsonl") if r["status"] == "completed")
+
+
+def made_by_an_earlier_version(run: Path, name: str) -> Path:
+    """The directory as earlier versions left it: another name, and no word of what was asked."""
+    old = run.rename(run.with_name(name))
+    config = old / "config.yaml"
+    first, _, rest = config.read_text().partition("\n")
+    assert first.startswith("# identity ")
+    config.write_text(rest)
+    (old / "asked.json").unlink()
+    return old
+
+
+def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(desk: Desk) -> None:
+    run = desk.run("dataset.limit=4")
+    assert desk.sent == 4
+    assert desk.run("dataset.limit=8") == run
+    assert desk.sent == 8
+    assert summary(run)["instances"] == summary(run)["completed"] == 8
+    assert predicted(run) == sorted(IDS[:8])
+    paid = summary(run)["cost_usd"]
+
+    # Fewer: the figures are of those, the records keep everything, and the cost is what was paid.
+    assert desk.run("dataset.limit=2") == run
+    small = summary(run)
+    assert (small["instances"], small["completed"], small["remaining"]) == (2, 2, 0)
+    assert (small["patches"], small["apply_rate"]) == ({"applies": 2}, 1)
+    assert predicted(run) == sorted(IDS[:2])
+    assert small["cost_usd"] == paid
+    assert completed(run) == sorted(IDS[:8])
+    assert sorted(load_run(run).instances()) == sorted(IDS[:2])
+    assert "limit: 2" in (run / "config.yaml").read_text()
+
+    # Others, of which two are known, while the server is somewhere else.
+    with ApiServer() as moved:
+        ids = f"dataset.instance_ids=[{','.join([IDS[3], IDS[7], IDS[11]])}]"
+        assert desk.run(ids, server=moved) == run
+        assert len(moved.log.asked()) == 1
+        assert desk.run("dataset.limit=8", "provider.max_concurrency=1", "dry_run=true", server=moved) == desk.folder
+        assert desk.run("dataset.limit=8", server=moved) == run
+        assert len(moved.log.asked()) == 1, "a moved server sends nothing"
+    assert desk.sent == 8
+    assert summary(run)["cost_usd"] > paid
+    assert completed(run) == sorted([*IDS[:8], IDS[11]])
+
+    # The same in a directory that is named.
+    assert desk.run("dataset.limit=4", "output_dir=named") == desk.folder / "named"
+    assert desk.run("dataset.limit=6", "output_dir=named") == desk.folder / "named"
+    assert desk.sent == 14
+    with pytest.raises(StoreError, match=r"decoding\.temperature: 0\.0 → 1"):
+        desk.run("dataset.limit=6", "decoding.temperature=1", "output_dir=named")
+    assert summary(desk.folder / "named")["instances"] == 6
+
+
+def test_bounds_on_the_length_leave_out_what_is_recorded_and_ask_what_was_skipped(desk: Desk) -> None:
+    text = {True: "word " * 900, False: "word " * 20}
+    rows = [{"instance_id": IDS[n], "text": text[n % 2 == 1]} for n in range(6)]
+    desk.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = desk.run("dataset.max_tokens=300")
+    assert (desk.sent, summary(run)["skipped"], predicted(run)) == (3, 3, IDS[0:6:2])
+    assert desk.run("dataset.max_tokens=300") == run
+    assert desk.run() == run
+    assert (desk.sent, summary(run)["skipped"], predicted(run)) == (6, 0, IDS[:6])
+    paid = summary(run)["cost_usd"]
+    # What is too short now is left out again, though its answer is there.
+    assert desk.run("dataset.min_tokens=300") == run
+    short = summary(run)
+    assert (short["instances"], short["completed"], short["skipped"]) == (6, 3, 3)
+    assert short["apply_rate"] == Decimal(short["patches"].get("applies", 0)) / 6, "over all that was asked for"
+    assert predicted(run) == IDS[1:6:2]
+    assert desk.run("dataset.limit=4") == run
+    assert (predicted(run), summary(run)["cost_usd"], desk.sent) == (IDS[:4], paid, 6)
+    assert desk.run() == run
+    assert (predicted(run), summary(run)["cost_usd"], desk.sent) == (IDS[:6], paid, 6)
+
+
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib",)])
+def test_points_that_differ_in_their_instances_or_address_share_what_they_pay_for(
+    desk: Desk, launcher: tuple[str, ...]
+) -> None:
+    with ApiServer() as other:
+        addresses = f"provider.base_url={desk.server.openai_url},{other.openai_url}"
+        runs = desk.sweep("dataset.limit=8,4", addresses, *launcher)
+        assert len(runs) == len({run.name for run in runs}) == 4
+        assert sorted(run.name.rpartition("__")[2] for run in runs) == ["limit=4"] * 2 + ["limit=8"] * 2
+        assert [predicted(run) for run in runs] == [sorted(IDS[: summary(run)["instances"]]) for run in runs]
+        assert desk.sent + len(other.log.asked()) == 8
+        paid = desk.server.log.cost_usd() + other.log.cost_usd()
+        assert abs(sum(summary(run)["cost_usd"] for run in runs) - paid) < Decimal("1e-9")
+        sent = desk.sent
+        assert desk.run("dataset.limit=9") not in runs
+        assert desk.sent == sent + 1, "a run by itself has what the points paid for"
+
+
+def test_under_m_output_dir_is_the_sweeps_folder_and_a_list_gives_each_point_one(desk: Desk) -> None:
+    runs = desk.sweep("output_dir=a,b", "dataset.limit=2")
+    assert runs == [desk.folder / "a", desk.folder / "b"]
+    assert [summary(run)["completed"] for run in runs] == [2, 2]
+    assert desk.sent == 2
+    runs = desk.sweep("output_dir=c,d", "decoding.temperature=0,1", "dataset.limit=2")
+    assert [run.parent.name for run in runs] == ["c", "c", "d", "d"]
+    assert len({run.name for run in runs}) == 2
+    assert desk.sent == 6
+
+
+def test_shards_grow_and_their_merged_run_with_them(desk: Desk) -> None:
+    shards = ["shard.count=3", "shard.index=range(0,3)", "output_dir=sweep"]
+    for limit in (5, 9):
+        desk.sweep(*shards, f"dataset.limit={limit}")
+        merged = desk.folder / "sweep" / "merged"
+        assert predicted(merged) == sorted(IDS[:limit])
+        assert (summary(merged)["instances"], summary(merged)["completed"]) == (limit, limit)
+        assert not merged.with_name("merged.old").exists()
+    assert desk.sent == 9
+    desk.sweep("shard.count=2", "shard.index=0,1", "dataset.limit=4,12", "output_dir=both")
+    merges = sorted((desk.folder / "both" / "merged").iterdir())
+    assert [predicted(merged) for merged in merges] == [sorted(IDS), sorted(IDS[:4])]
+    assert desk.sent == 9 + 12
+
+
+def test_runs_of_an_earlier_version_go_on(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    four, eight = desk.run("dataset.limit=4", "output_dir=x"), desk.run("dataset.limit=8", "output_dir=y")
+    assert desk.sent == 12
+    run = desk.run("dataset.limit=1")
+    sent = desk.sent
+    base = run.name.rpartition("__")[0]
+    outputs = run.parent
+    for path in run.iterdir():
+        path.unlink()
+    run.rmdir()
+    old_four = made_by_an_earlier_version(four, "x-old").rename(outputs / f"{base}__{'0' * 12}")
+    old_eight = made_by_an_earlier_version(eight, "y-old").rename(outputs / f"{base}__{'1' * 12}")
+    caplog.set_level("INFO", "swe_infer")
+    # The directory of the same instances goes on; what others paid for is taken from there.
+    assert desk.run("dataset.limit=4") == old_four
+    assert "was begun by an earlier version and goes on" in caplog.text
+    assert desk.sent == sent
+    assert desk.run("dataset.limit=10") == old_eight
+    assert desk.sent == sent + 2
+    assert desk.run("dataset.limit=10") == old_eight
+    sweep = SweepLog(desk.folder / "sweep")
+    sweep.start(keep=False, swept=["dataset.limit"])
+    assert desk.run("dataset.limit=9", sweep=sweep).name.endswith("limit=9")
+    assert desk.sent == sent + 2
+    assert summary(old_eight)["completed"] == 10
+
+
+def test_shards_that_an_earlier_version_divided_otherwise_are_refused_in_one_line(desk: Desk) -> None:
+    whole = desk.run("shard.count=2", "shard.index=0", "output_dir=whole")
+    made_by_an_earlier_version(whole, "whole-old")
+    assert desk.run("shard.count=2", "shard.index=0", "output_dir=whole-old")
+    sent = desk.sent
+    rows = [{"instance_id": IDS[n], "text": "word " * (10 + 70 * n * n)} for n in range(9)]
+    desk.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    some = desk.run("shard.count=2", "shard.index=0", "output_dir=some", "dataset.limit=6")
+    made_by_an_earlier_version(some, "some-old")
+    with pytest.raises(StoreError, match="was divided into shards by an earlier version"):
+        desk.run("shard.count=2", "shard.index=0", "output_dir=some-old", "dataset.limit=6")
+    assert sent < desk.sent <= sent + 6
+
+
+def test_a_grown_run_is_the_same_run_of_w_and_b_and_its_table_is_what_was_asked(desk: Desk) -> None:
+    arguments = ["tracker=wandb", "tracker.mode=offline", "output_dir=run"]
+    for limit in (3, 6, 2):
+        desk.run(*arguments, f"dataset.limit={limit}")
+    runs = read_offline_runs(desk.folder / "run")
+    assert len({run.run["run_id"] for run in runs}) == 1
+    last = runs[-1]
+    assert (last.summary["instances"], last.summary["completed"]) == (2, 2)
+    assert [row[0] for row in last.table("predictions")["data"]] == sorted(IDS[:2])
+    assert desk.sent == 6
+
+
+def test_verdicts_and_rates_cover_what_was_asked(desk: Desk) -> None:
+    """The bundled instances bring their tests, so that a run ends with an evaluation."""
+    run = desk.folder / "run"
+    for limit in (3, 5, 2, 4):
+        assert desk.run("dataset=sample", "output_dir=run", f"dataset.limit={limit}") == run
+        verdicts = (run / "evaluation.jsonl").read_text().splitlines()
+        assert summary(run)["evaluated"] == len(verdicts) == limit
+        assert summary(run)["resolved_rate"] == round(Decimal(summary(run)["resolved"]) / limit, 6)
+    assert desk.sent == 5
