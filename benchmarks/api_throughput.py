@@ -173,7 +173,8 @@ def _bare(rows: list[dict[str, str]], url: str, concurrency: int) -> None:
                         max_completion_tokens=OUTPUT_TOKENS,
                         temperature=0,
                     )
-                return answer.choices[0].message.content
+                content: str | None = answer.choices[0].message.content
+                return content
 
             answers = await asyncio.gather(*(one(row["text"]) for row in rows))
         assert all(answers)
