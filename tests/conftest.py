@@ -1,13 +1,62 @@
-"""What every test runs under."""
+"""What every test runs under.
+
+Collecting imports no heavy package: every worker of pytest-xdist collects all tests, and most run few of them. A test
+module names such packages, and what imports them, under ``if TYPE_CHECKING:``; these imports are made in the module
+before its first test is set up. Helper modules and fixtures import as usual, or within functions.
+"""
 
 from __future__ import annotations
 
+import ast
 import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
+HEAVY_IMPORTS = pytest.StashKey[list[str]]()
+LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs that tests start see no terminal: pytest-xdist tells its workers one of 80 columns."""
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
+    config.stash[HEAVY_IMPORTS] = [f"pytest itself imports {name}" for name in sorted(HEAVY & sys.modules.keys())]
+    config.stash[LATE_IMPORTS_MADE] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    before = HEAVY & sys.modules.keys()
+    report = yield
+    for name in sorted(HEAVY & sys.modules.keys() - before):
+        collector.config.stash[HEAVY_IMPORTS].append(f"collecting {collector.nodeid} imports {name}")
+    return report
+
+
+@pytest.fixture
+def heavy_imports(request: pytest.FixtureRequest) -> list[str]:
+    """Which heavy packages collecting imported, and where."""
+    return request.config.stash[HEAVY_IMPORTS]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Make the late imports of the item's module."""
+    if isinstance(item, pytest.Function) and item.module.__name__ not in item.config.stash[LATE_IMPORTS_MADE]:
+        make_late_imports(item.module)
+        item.config.stash[LATE_IMPORTS_MADE].add(item.module.__name__)
+
+
+def make_late_imports(module: ModuleType) -> None:
+    """Execute what stands under ``if TYPE_CHECKING:`` at the top of a module, in the module."""
+    path = Path(str(module.__file__))
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            exec(compile(ast.Module(node.body, []), str(path), "exec"), vars(module))

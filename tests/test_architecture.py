@@ -96,3 +96,7 @@ def test_building_a_run_imports_no_heavy_package() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_collecting_imports_no_heavy_package(heavy_imports: list[str]) -> None:
+    assert heavy_imports == [], "import it under TYPE_CHECKING: see tests/conftest.py"

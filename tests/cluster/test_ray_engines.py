@@ -12,13 +12,16 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.checkpoints import make_checkpoint
 from tests.support.instances import write_instances
 from tests.support.ray_cluster import TwoNodes, descendants
 from tests.sweeps.command import ROOT
+
+if TYPE_CHECKING:
+    from tests.support.checkpoints import make_checkpoint
 
 COUNT = 60
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swe_infer.compare.statistics import bootstrap_means, holm, mcnemar_exact, pass_at_k, sign_flip, wilson
+
+if TYPE_CHECKING:
+    import numpy as np
+    import scipy.stats
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

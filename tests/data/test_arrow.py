@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from swe_infer.data.arrow import ArrowRows
@@ -16,6 +13,11 @@ from swe_infer.data.disk import DiskDataset
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.parquet import ParquetDataset
 from swe_infer.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 Row = dict[str, Any]
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.checkpoints import make_checkpoint
-from tests.support.threads import single_threaded
+if TYPE_CHECKING:
+    import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
+    from tests.support.threads import single_threaded
+
     with single_threaded():
         yield
 
@@ -21,6 +23,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain float32 checkpoint with grouped-query attention and a tokenizer."""
+    from tests.support.checkpoints import make_checkpoint
+
     return make_checkpoint(tmp_path_factory.mktemp("llama"))
 
 
@@ -32,4 +36,19 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         "multi_head": {"num_key_value_heads": 4, "head_dim": 24},
         "dynamic_rope": {"max_position_embeddings": 256, "rope_scaling": {"type": "dynamic", "factor": 8.0}},
     }
+    from tests.support.checkpoints import make_checkpoint
+
     return make_checkpoint(tmp_path_factory.mktemp(request.param), **variants[request.param])
+
+
+@pytest.fixture
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """The type that a test names: ``parametrize("dtype", ["float32"], indirect=True)``."""
+    import torch
+
+    found: torch.dtype = getattr(torch, request.param)
+    return found
+
+
+stored = dtype
+"""The type of a checkpoint's weights, named in the same way."""

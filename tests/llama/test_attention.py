@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import Tensor
 
 import swe_infer.llama.attention
 from swe_infer.errors import ConfigError
-from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout, choose_backend
 from swe_infer.llama.shared_prefix import prefix_groups
 from swe_infer.types import AttentionChoice
 
+if TYPE_CHECKING:
+    import torch
+
+    from swe_infer.llama.attention.base import AttentionShape, Layout, choose_backend
+    from tests.llama.scenes import DEVICE, TOLERANCE, Scene, make_backend, shared_scene
+
 FOLDER = Path(swe_infer.llama.attention.__file__).parent
 BACKENDS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = [torch.float32, torch.bfloat16]
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+DTYPES = ["float32", "bfloat16"]
 
 LAYOUTS: dict[str, list[tuple[int, int]]] = {
     # (query rows, keys) of each sequence
@@ -34,57 +33,13 @@ LAYOUTS: dict[str, list[tuple[int, int]]] = {
 }
 
 
-def make_backend(name: str, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> AttentionBackend[Any]:
-    shape = AttentionShape(heads, kv_heads, head_dim, DEVICE, dtype)
-    backend = importlib.import_module(f"swe_infer.llama.attention.{name}").Backend
-    reason = backend.why_not(shape)
-    if reason is not None:
-        pytest.skip(reason)
-    made: AttentionBackend[Any] = backend(shape)
-    return made
+@pytest.fixture
+def on_a_cpu() -> None:
+    if DEVICE.type != "cpu":
+        pytest.skip("promised on a CPU")
 
 
-class Scene:
-    """Random queries, and keys and values scattered over a paged cache whose other places hold large garbage."""
-
-    def __init__(self, backend: AttentionBackend[Any], lengths: list[tuple[int, int]], seed: int = 0) -> None:
-        shape, size = backend.shape, backend.block_size
-        torch.manual_seed(seed)
-        counts = [-(-keys // size) for _, keys in lengths]
-        numbers = (torch.randperm(sum(counts)) + 1).tolist()
-        self.tables = [[numbers.pop() for _ in range(count)] for count in counts]
-        pool = backend.pool_shape(1 + sum(counts))
-        self.k_pool = torch.full(pool, 1e4, dtype=shape.dtype, device=DEVICE)
-        self.v_pool = torch.full(pool, -1e4, dtype=shape.dtype, device=DEVICE)
-        self.sequences = []
-        rows = []
-        for (queries, keys), table in zip(lengths, self.tables, strict=True):
-            q_RHD = torch.randn(queries, shape.heads, shape.head_dim)
-            k_LKD, v_LKD = torch.randn(2, keys, shape.kv_heads, shape.head_dim).to(shape.dtype).unbind(0)
-            slots = backend.slots(torch.tensor([table[p // size] * size + p % size for p in range(keys)]).to(DEVICE))
-            backend.write(self.k_pool, self.v_pool, k_LKD.to(DEVICE), v_LKD.to(DEVICE), slots)
-            rows.append(q_RHD.to(shape.dtype))
-            self.sequences.append((rows[-1], k_LKD, v_LKD))
-        self.q_THD = torch.cat(rows).to(DEVICE)
-        self.layout = Layout([q for q, _ in lengths], [k for _, k in lengths], self.tables)
-
-    def expected(self) -> Tensor:
-        return torch.cat([exact_attention(*sequence) for sequence in self.sequences])
-
-
-def exact_attention(q_RHD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
-    """The definition, in float64."""
-    rows, heads, head_dim = q_RHD.shape
-    group = heads // k_LKD.shape[1]
-    k_LHD, v_LHD = (x.double().repeat_interleave(group, dim=1) for x in (k_LKD, v_LKD))
-    scores_HRL = torch.einsum("rhd,lhd->hrl", q_RHD.double(), k_LHD) / math.sqrt(head_dim)
-    keys = len(k_LKD)
-    hidden_RL = torch.arange(keys)[None] > torch.arange(keys - rows, keys)[:, None]
-    weights_HRL = scores_HRL.masked_fill(hidden_RL, -math.inf).softmax(-1)
-    return torch.einsum("hrl,lhd->rhd", weights_HRL, v_LHD)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
 @pytest.mark.parametrize("lengths", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("name", BACKENDS)
@@ -107,10 +62,10 @@ def test_rows_beyond_the_layout_come_back_as_zeros(name: str) -> None:
     assert not out_THD[3:].any()
 
 
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="promised on a CPU")
+@pytest.mark.usefixtures("on_a_cpu")
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("sdpa", torch.float32), ("native", torch.float32), ("native", torch.bfloat16)]
+    ("name", "dtype"), [("sdpa", "float32"), ("native", "float32"), ("native", "bfloat16")], indirect=["dtype"]
 )
 def test_rows_have_the_same_bits_however_a_sequence_is_cut(
     name: str, dtype: torch.dtype, heads: tuple[int, int]
@@ -129,24 +84,9 @@ def test_rows_have_the_same_bits_however_a_sequence_is_cut(
             start += count
 
 
-def shared_scene(backend: AttentionBackend[Any], prompts: dict[int, list[int]]) -> tuple[Scene, Layout]:
-    """Decoding samples: for each prompt length, the lengths of the outputs that share its full blocks."""
-    size = backend.block_size
-    whole = Scene(backend, [(1, prompt + max(outputs)) for prompt, outputs in prompts.items() for _ in outputs])
-    lens, tables, first = [], [], 0
-    for prompt, outputs in prompts.items():
-        shared = whole.tables[first][: prompt // size]
-        for place, output in enumerate(outputs):
-            lens.append(prompt + output)
-            own = whole.tables[first + place][len(shared) : -(-lens[-1] // size)]
-            tables.append(shared + own)
-        first += len(outputs)
-    return whole, Layout([1] * len(lens), lens, tables)
-
-
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="promised on a CPU")
+@pytest.mark.usefixtures("on_a_cpu")
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
 def test_native_rows_have_the_same_bits_whoever_shares_their_prompt(
     dtype: torch.dtype, heads: tuple[int, int]
 ) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.native.kernels import find
 from swe_infer.llama.sequence import GenerationRequest
-from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
-from tests.support.checkpoints import make_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from swe_infer.llama.model import LlamaForCausalLM
+    from swe_infer.llama.native.kernels import find
+    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
+    from tests.support.checkpoints import make_checkpoint
 
 LEAST_EQUAL = 0.6
 """Share of answers that must be equal anywhere: a wrong key or mask changes nearly all."""

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from swe_infer.llama.engine import Engine
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopRules
-from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
-SHARED = random_prompt(300, 99)
+if TYPE_CHECKING:
+    import torch
+
+    from swe_infer.llama.engine import Engine
+    from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
 
 def requests() -> list[GenerationRequest]:
     """Greedy and sampled, long and short, with common beginnings."""
-    made = []
+    made, shared = [], random_prompt(300, 99)
     for index, length in enumerate((3, 40, 257, 120, 511, 64)):
         prompt = random_prompt(length, index)
         made.append(ask(f"greedy{index}", prompt, 20))
         made.append(ask(f"sampled{index}", prompt, 20, temperature=0.8, top_p=0.9, seed=index))
-        made.append(ask(f"shared{index}", SHARED + prompt, 12, temperature=1.0, seed=index))
+        made.append(ask(f"shared{index}", shared + prompt, 12, temperature=1.0, seed=index))
     return made
 
 

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from swe_infer.store import read_records
-from tests.support.checkpoints import make_checkpoint
 from tests.support.instances import write_instances
 from tests.support.wandb_files import OfflineRun, read_offline_runs
+
+if TYPE_CHECKING:
+    from tests.support.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COUNTS = ("forward_passes", "drafted_tokens", "accepted_tokens")

@@ -6,26 +6,32 @@ import importlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from swe_infer.errors import ConfigError
-from swe_infer.llama.engine import Engine
-from swe_infer.llama.rope import rotate
 from swe_infer.types import AttentionChoice
-from tests.llama.helpers import ask, engine_of, generate, random_prompt
-from tests.support.checkpoints import make_checkpoint, reference
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+    from swe_infer.llama.engine import Engine
+    from swe_infer.llama.rope import rotate
+    from tests.llama.helpers import ask, engine_of, generate, random_prompt
+    from tests.support.checkpoints import make_checkpoint, reference
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
 @pytest.mark.parametrize("size", [96, 256, 4096, 5120])
 @pytest.mark.parametrize("added", [False, True])
 def test_the_norm_kernel_is_the_plain_norm(dtype: torch.dtype, size: int, added: bool) -> None:
@@ -73,7 +79,7 @@ def test_the_norm_kernel_is_the_plain_norm(dtype: torch.dtype, size: int, added:
     same(normed, weight[0] * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
 @pytest.mark.parametrize(("heads", "head_dim"), [(6, 32), (10, 64), (40, 128), (12, 80)])
 def test_the_rotation_kernel_is_the_plain_rotation(dtype: torch.dtype, heads: int, head_dim: int) -> None:
     qkv = torch.randn(5, heads + 4, head_dim, device="cuda", dtype=dtype)
@@ -81,7 +87,7 @@ def test_the_rotation_kernel_is_the_plain_rotation(dtype: torch.dtype, heads: in
     same(kernels().rotate(qkv[:, :heads], cos, sin), rotate(qkv[:, :heads], cos, sin))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
 @pytest.mark.parametrize("size", [96, 1024, 14336])
 def test_the_activation_kernel_is_the_plain_activation(dtype: torch.dtype, size: int) -> None:
     both = torch.randn(5, 2 * size, device="cuda", dtype=dtype)

@@ -3,46 +3,30 @@ as a captured kernel would; capturing itself is tested in ``test_gpu.py``."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import Tensor
-from torch.nn import functional
 
-from swe_infer.llama.attention.base import AttentionShape, PagedBackend, PagedPlan
-from swe_infer.llama.graphs import MOST_QUERIES, ROWS, DecodeGraphs, StaticPass
-from swe_infer.llama.kv_cache import KVCache
-from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.tensor_parallel import Pass, run_pass
-from tests.llama.helpers import load, random_prompt
+if TYPE_CHECKING:
+    import torch
+
+    from swe_infer.llama.attention.base import AttentionShape
+    from swe_infer.llama.graphs import MOST_QUERIES, ROWS, DecodeGraphs, StaticPass
+    from swe_infer.llama.kv_cache import KVCache
+    from swe_infer.llama.model import LlamaForCausalLM
+    from swe_infer.llama.tensor_parallel import Pass, run_pass
+    from tests.llama.helpers import load, random_prompt
+    from tests.llama.scenes import PlainPaged
 
 LIMIT = 1024
 
 
-class PlainPaged(PagedBackend):
-    """Attention over block tables in plain operations, on any device."""
-
-    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
-        out_THD = torch.zeros_like(q_THD)
-        ends = plan.cumulative_queries_S1.tolist()
-        assert len(ends) == len(plan.key_lens_S) + 1 == len(plan.cumulative_keys_S1)
-        for sequence, (start, end) in enumerate(pairwise(ends)):
-            keys, rows = int(plan.key_lens_S[sequence]), end - start
-            assert rows <= plan.max_queries
-            assert keys <= plan.max_keys
-            assert keys == plan.cumulative_keys_S1[sequence + 1] - plan.cumulative_keys_S1[sequence]
-            if not rows:
-                continue
-            blocks = plan.block_table_SP[sequence, : -(-keys // self.block_size)].long()
-            k_HLD, v_HLD = (pool[blocks].flatten(0, 1)[:keys].transpose(0, 1) for pool in (k_pool, v_pool))
-            seen_RL = torch.arange(keys)[None] <= torch.arange(keys - rows, keys)[:, None]
-            attended_HRD = functional.scaled_dot_product_attention(
-                q_THD[start:end].transpose(0, 1)[None], k_HLD[None], v_HLD[None], seen_RL, enable_gqa=True
-            )[0]
-            out_THD[start:end] = attended_HRD.transpose(0, 1)
-        return out_THD
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture
@@ -82,7 +66,6 @@ def told_of(starts: list[int], counts: list[int], tables: list[list[int]], seed:
     ],
     ids=["one", "few", "full", "guesses", "no_padding", "a_first_token", "much_padding"],
 )
-@torch.inference_mode()
 def test_a_static_pass_equals_an_ordinary_one(
     model: LlamaForCausalLM, starts: list[int], counts: list[int], rows: int
 ) -> None:
@@ -97,7 +80,6 @@ def test_a_static_pass_equals_an_ordinary_one(
         torch.testing.assert_close(found[: sum(counts)], expected, atol=1e-4, rtol=0)
 
 
-@torch.inference_mode()
 def test_what_a_pass_leaves_in_the_buffers_does_not_reach_the_next(model: LlamaForCausalLM) -> None:
     cache, tables = cache_of(model, [600, 500, 400, 300, 200, 20], 2)
     static = StaticPass(model, 32, 4, False, LIMIT - 1)
@@ -108,7 +90,6 @@ def test_what_a_pass_leaves_in_the_buffers_does_not_reach_the_next(model: LlamaF
     torch.testing.assert_close(static.run(cache)[:4], run_pass(model, cache, told), atol=1e-4, rtol=0)
 
 
-@torch.inference_mode()
 def test_padding_rows_write_to_no_block_but_the_scratch_block(model: LlamaForCausalLM) -> None:
     cache, tables = cache_of(model, [10], 3)
     before = cache.keys[0].clone()

@@ -8,20 +8,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from swe_infer.errors import CheckpointError
-from swe_infer.llama.actors import EngineHost, serve_in_a_thread
-from swe_infer.llama.engine import EngineOptions
-from swe_infer.llama.group import EngineGroup, Message, WorkerDied
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.workers import serve
 from swe_infer.types import LlamaModel
-from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
-OPTIONS = EngineOptions(max_batch_tokens=128, max_sequences=2, kv_cache_gb=0.01)
+if TYPE_CHECKING:
+    from swe_infer.llama.actors import EngineHost, serve_in_a_thread
+    from swe_infer.llama.engine import EngineOptions
+    from swe_infer.llama.group import EngineGroup, Message, WorkerDied
+    from swe_infer.llama.workers import serve
+    from tests.llama.helpers import ask, engine_of, generate, random_prompt
+
+
+def options() -> EngineOptions:
+    return EngineOptions(max_batch_tokens=128, max_sequences=2, kv_cache_gb=0.01)
 
 
 class Threaded:
@@ -37,7 +41,7 @@ class Threaded:
         self.held_back = False
         self.answered: list[str] = []
         self._fatal = fatal
-        self._host = EngineHost(model, OPTIONS, 1)
+        self._host = EngineHost(model, options(), 1)
 
     def send(self, kind: str, epoch: int, content: Any = None) -> None:
         if kind == "add" and content.key in self._fatal:
@@ -69,7 +73,7 @@ def model(checkpoint: Path) -> LlamaModel:
 
 
 def group_of(model: LlamaModel, *workers: Threaded) -> EngineGroup[Threaded]:
-    return EngineGroup(model, OPTIONS, workers, heard, wait_for_all=False)
+    return EngineGroup(model, options(), workers, heard, wait_for_all=False)
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:
@@ -141,12 +145,12 @@ def test_an_engine_that_nobody_hears_ends_quietly(model: LlamaModel, tmp_path: P
     """The parent of a group whose first engine failed closes the others, which may still be loading."""
     ours, theirs = multiprocessing.Pipe()
     ours.close()
-    serve(theirs, model if directory is None else LlamaModel(str(tmp_path / directory)), OPTIONS, 1)
+    serve(theirs, model if directory is None else LlamaModel(str(tmp_path / directory)), options(), 1)
 
 
 def test_a_fault_that_nobody_hears_ends_an_engine_quietly(model: LlamaModel) -> None:
     ours, theirs = multiprocessing.Pipe()
-    thread = threading.Thread(target=serve_in_a_thread, args=(theirs, model, OPTIONS, 1))
+    thread = threading.Thread(target=serve_in_a_thread, args=(theirs, model, options(), 1))
     thread.start()
     assert ours.recv()[0] == "ready"
     ours.send(("add", 1, None))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from swe_infer.llama import kept_keys
-from swe_infer.llama.attention.base import AttentionShape, Layout
-from swe_infer.llama.attention.sdpa import Backend
+if TYPE_CHECKING:
+    import torch
+
+    from swe_infer.llama import kept_keys
+    from swe_infer.llama.attention.base import AttentionShape, Layout
+    from swe_infer.llama.attention.sdpa import Backend
 
 LAYERS = 2
 
@@ -74,9 +77,9 @@ class Decoding:
         return sum(len(group.members.copies or {}) for group in plan.decodes)
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+@pytest.fixture(params=["float32", "bfloat16"])
 def decoding(request: pytest.FixtureRequest) -> Decoding:
-    return Decoding(request.param)
+    return Decoding(getattr(torch, request.param))
 
 
 def test_a_group_that_stays_together_is_read_from_copies(decoding: Decoding) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from swe_infer.llama.large_pages import Arena, zeros
+if TYPE_CHECKING:
+    import torch
+
+    from swe_infer.llama.large_pages import Arena, zeros
 
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

@@ -8,21 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn import functional
 
-from swe_infer.llama.attention.base import AttentionShape
-from swe_infer.llama.attention.native import Backend
-from swe_infer.llama.native.kernels import Kernels, find
-from swe_infer.llama.rope import rotate
-from tests.llama.helpers import load, random_prompt
-from tests.llama.test_attention import LAYOUTS, TOLERANCE, Scene
-from tests.support.checkpoints import make_checkpoint
+from tests.llama.test_attention import LAYOUTS
+
+if TYPE_CHECKING:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from torch import Tensor
+    from torch.nn import functional
+
+    from swe_infer.llama.attention.base import AttentionShape
+    from swe_infer.llama.attention.native import Backend
+    from swe_infer.llama.native.kernels import Kernels, find
+    from swe_infer.llama.rope import rotate
+    from tests.llama.helpers import load, random_prompt
+    from tests.llama.scenes import TOLERANCE, Scene
+    from tests.support.checkpoints import make_checkpoint
+
+    WithWeights: TypeAlias = tuple[Kernels, Callable[..., Tensor]]
 
 
 def found_or_skipped(dtype: torch.dtype, amx: bool = True) -> Kernels:
@@ -33,24 +39,23 @@ def found_or_skipped(dtype: torch.dtype, amx: bool = True) -> Kernels:
 
 
 @pytest.fixture(
-    params=[(dtype, amx) for dtype in (torch.float32, torch.bfloat16) for amx in (True, False)],
+    params=[(dtype, amx) for dtype in ("float32", "bfloat16") for amx in (True, False)],
     ids=["float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
 )
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return found_or_skipped(*request.param)
-
-
-WithWeights: TypeAlias = tuple[Kernels, Callable[..., Tensor]]
+    dtype, amx = request.param
+    return found_or_skipped(getattr(torch, dtype), amx)
 
 
 @pytest.fixture(
-    params=[(torch.float32, torch.bfloat16, True), (torch.float32, torch.bfloat16, False)]
-    + [(dtype, dtype, amx) for dtype in (torch.float32, torch.bfloat16) for amx in (True, False)],
+    params=[("float32", "bfloat16", True), ("float32", "bfloat16", False)]
+    + [(dtype, dtype, amx) for dtype in ("float32", "bfloat16") for amx in (True, False)],
     ids=["narrow", "narrow_without_amx", "float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
 )
 def with_weights(request: pytest.FixtureRequest) -> WithWeights:
     """Kernels, and what draws weights for them: those that are called narrow are of the other type's precision."""
-    dtype, precision, amx = request.param
+    *names, amx = request.param
+    dtype, precision = (getattr(torch, name) for name in names)
     found = found_or_skipped(dtype, amx)
 
     def weight(*shape: int, seed: int = 1) -> Tensor:
@@ -207,8 +212,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.usefixtures("available")
 @pytest.mark.parametrize(
     ("dtype", "stored"),
-    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+    [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
     ids=["float32", "narrow", "bfloat16"],
+    indirect=True,
 )
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_all_layers_in_one_call_are_the_layers_one_by_one(

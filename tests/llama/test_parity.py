@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
-from tests.support.checkpoints import make_checkpoint, reference
+if TYPE_CHECKING:
+    import torch
+
+    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
+    from tests.support.checkpoints import make_checkpoint, reference
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped_query": {},

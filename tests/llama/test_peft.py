@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 
 from swe_infer.errors import CheckpointError
-from swe_infer.llama.peft import merge_adapter
 from swe_infer.types import LlamaModel
-from tests.llama.helpers import load, random_prompt
-from tests.support.checkpoints import reference
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+
+    from swe_infer.llama.peft import merge_adapter
+    from tests.llama.helpers import load, random_prompt
+    from tests.support.checkpoints import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
 
-IDS = torch.tensor([random_prompt(40, 0)])
+
+def ids() -> torch.Tensor:
+    return torch.tensor([random_prompt(40, 0)])
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
@@ -50,21 +56,21 @@ def make_adapter(base: Path, directory: Path, *, pickled: bool = False, **config
             parameter.data.normal_(std=0.2)
     model.save_pretrained(str(directory), safe_serialization=not pickled)
     with torch.no_grad():
-        logits: torch.Tensor = model.eval()(IDS).logits
+        logits: torch.Tensor = model.eval()(ids()).logits
     return logits
 
 
 def merged(base: Path, adapter: Path, *, allow_pickle: bool = False) -> torch.Tensor:
     model = load(base)
     merge_adapter(model, adapter, allow_pickle=allow_pickle)
-    logits: torch.Tensor = model(IDS)
+    logits: torch.Tensor = model(ids())
     return logits
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_a_merged_adapter_equals_pefts_model(checkpoint: Path, tmp_path: Path, config: dict[str, Any]) -> None:
     expected = make_adapter(checkpoint, tmp_path, **config)
-    assert (load(checkpoint)(IDS) - expected).abs().max() > 0.1
+    assert (load(checkpoint)(ids()) - expected).abs().max() > 0.1
     torch.testing.assert_close(merged(checkpoint, tmp_path), expected, atol=1e-4, rtol=0)
 
 

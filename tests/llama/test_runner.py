@@ -11,17 +11,19 @@ import weakref
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from swe_infer.errors import CheckpointError, ConfigError
-from swe_infer.llama.engine import EngineOptions
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Completion, Decoding, Failure, LlamaModel, Outcome, Prompt, Request, Skip, seed_of
-from tests.support.checkpoints import make_checkpoint, reference
+
+if TYPE_CHECKING:
+    from swe_infer.llama.engine import EngineOptions
+    from tests.support.checkpoints import make_checkpoint, reference
 
 TEXT = "def add(left, right):\n    return left + right\n"
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-from scipy import stats
+from typing import TYPE_CHECKING
 
-from swe_infer.llama.sampler import Draw, Sampler, uniform
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+    from scipy import stats
+
+    from swe_infer.llama.sampler import Draw, Sampler, uniform
 
 VOCABULARY = 600
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swe_infer.llama.kv_cache import BlockPool, block_hashes
-from swe_infer.llama.scheduler import Chunk, Scheduler
 from swe_infer.llama.sequence import GenerationRequest, Sequence
 from swe_infer.llama.stopping import Stopper, StopRules
 from swe_infer.llama.tokenizer import LlamaTokenizer
-from tests.support.checkpoints import make_tokenizer
+
+if TYPE_CHECKING:
+    from swe_infer.llama.kv_cache import BlockPool, block_hashes
+    from swe_infer.llama.scheduler import Chunk, Scheduler
+    from tests.support.checkpoints import make_tokenizer
 
 SIZE = 8
 

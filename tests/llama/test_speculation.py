@@ -8,21 +8,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from swe_infer.llama.engine import Engine
-from swe_infer.llama.sampler import Draw, Sampler
 from swe_infer.llama.sequence import MAX_DRAFT, Generated, GenerationRequest
 from swe_infer.llama.sequence import Sequence as EngineSequence
 from swe_infer.llama.stopping import Stopper
 from swe_infer.llama.tokenizer import LlamaTokenizer
-from tests.llama.helpers import ask, engine_of, random_prompt, without_a_clock
-from tests.support.checkpoints import make_checkpoint
 
-SHARED = random_prompt(300, 99)
+if TYPE_CHECKING:
+    import torch
+
+    from swe_infer.llama.engine import Engine
+    from swe_infer.llama.sampler import Draw, Sampler
+    from tests.llama.helpers import ask, engine_of, random_prompt, without_a_clock
+    from tests.support.checkpoints import make_checkpoint
 
 
 @dataclass
@@ -46,12 +47,12 @@ class Prompter:
 
 def requests() -> list[GenerationRequest]:
     """Greedy and sampled, long and short, with common beginnings."""
-    made = []
+    made, shared = [], random_prompt(300, 99)
     for index, length in enumerate((3, 40, 257, 120, 511, 64)):
         prompt = random_prompt(length, index)
         made.append(ask(f"greedy{index}", prompt, 40))
         made.append(ask(f"sampled{index}", prompt, 40, temperature=0.8, top_p=0.9, seed=index))
-        made.append(ask(f"shared{index}", SHARED + prompt, 24, temperature=1.0, seed=index))
+        made.append(ask(f"shared{index}", shared + prompt, 24, temperature=1.0, seed=index))
     return made
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from swe_infer.llama.stopping import FENCE_GRACE, REPEAT_PERIOD, REPEAT_WINDOW, Stopper, StopRules, repeats
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.types import Prompt
-from tests.support.checkpoints import make_tokenizer
+
+if TYPE_CHECKING:
+    from tests.support.checkpoints import make_tokenizer
 
 DIFF = "--- a/q.py\n+++ b/q.py\n@@ -1,2 +1,2 @@\n-a\n+b\n c\n"
 

@@ -7,25 +7,29 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.config import read_config
-from swe_infer.llama.engine import Engine, EngineOptions
-from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.pool import EnginePool
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.shard import Shard
-from swe_infer.llama.tensor_parallel import RankDied
-from swe_infer.llama.weights import load_weights, parameter_views
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Decoding, LlamaModel
-from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, without_a_clock
-from tests.support.checkpoints import make_checkpoint
 
-OPTIONS = EngineOptions(max_batch_tokens=100, max_sequences=5, kv_cache_gb=0.004)
+if TYPE_CHECKING:
+    from swe_infer.llama.engine import Engine, EngineOptions
+    from swe_infer.llama.model import LlamaForCausalLM
+    from swe_infer.llama.shard import Shard
+    from swe_infer.llama.tensor_parallel import RankDied
+    from swe_infer.llama.weights import load_weights, parameter_views
+    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, without_a_clock
+    from tests.support.checkpoints import make_checkpoint
+
+
+def options() -> EngineOptions:
+    return EngineOptions(max_batch_tokens=100, max_sequences=5, kv_cache_gb=0.004)
 
 
 def requests() -> list[GenerationRequest]:
@@ -45,7 +49,7 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def divided(biased: Path) -> Iterator[Engine]:
-    engine = Engine.load(LlamaModel(str(biased), tensor_parallel=2, dtype="float32"), OPTIONS)
+    engine = Engine.load(LlamaModel(str(biased), tensor_parallel=2, dtype="float32"), options())
     yield engine
     engine.close()
 
@@ -89,7 +93,7 @@ def test_the_parts_make_up_the_whole(biased: Path, count: int) -> None:
 def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during_a_pass: bool) -> None:
     pool = EnginePool()
     model = LlamaModel(str(biased), tensor_parallel=2, dtype="float32")
-    engine = pool.get(model, OPTIONS)
+    engine = pool.get(model, options())
     assert isinstance(engine, Engine)
     assert engine._followers is not None
     ((_, process),) = engine._followers._ranks
@@ -112,7 +116,7 @@ def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during
     engine.abandon()
     assert not engine.usable
     if during_a_pass:
-        again = pool.get(model, OPTIONS)
+        again = pool.get(model, options())
         assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run has a new one"
     pool.close()
 
@@ -124,7 +128,7 @@ def test_a_checkpoint_that_a_rank_cannot_load_is_the_leader_s_error(biased: Path
         content = file.read_bytes()
         (directory / file.name).write_bytes(content[:-4096] if file.name == "model.safetensors" else content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        Engine.load(LlamaModel(str(directory), tensor_parallel=2), OPTIONS)
+        Engine.load(LlamaModel(str(directory), tensor_parallel=2), options())
 
 
 def test_what_cannot_be_divided_is_refused_before_anything_is_loaded(biased: Path) -> None:
@@ -135,7 +139,7 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_loaded(biased: Pat
     with pytest.raises(ConfigError, match=r"runner\.workers=2"):
         LlamaRunner(LlamaModel(str(biased), tensor_parallel=2), Decoding(), workers=2)
     with pytest.raises(ConfigError, match=r"model\.peft_path"):
-        Engine.load(LlamaModel(str(biased), tensor_parallel=2, peft_path="x"), OPTIONS)
+        Engine.load(LlamaModel(str(biased), tensor_parallel=2, peft_path="x"), options())
 
 
 def _refuse(_: GenerationRequest, error: Exception) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
-from transformers import AutoTokenizer
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.tokenizer import LlamaTokenizer, TextStream
 from swe_infer.types import Prompt
-from tests.support.checkpoints import CORPUS, make_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import AutoTokenizer
+
+    from tests.support.checkpoints import CORPUS, make_tokenizer
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"

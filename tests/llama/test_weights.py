@@ -7,22 +7,25 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.config import LlamaConfig, read_config
-from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.hub import snapshot_directory
-from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.placement import check_room, choose_device, choose_dtype
-from swe_infer.llama.weights import load_weights
 from swe_infer.types import LlamaModel
-from tests.llama.helpers import load, random_prompt
-from tests.support.checkpoints import make_checkpoint, reference
+
+if TYPE_CHECKING:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from swe_infer.llama.engine import Engine, EngineOptions
+    from swe_infer.llama.model import LlamaForCausalLM
+    from swe_infer.llama.placement import check_room, choose_device, choose_dtype
+    from swe_infer.llama.weights import load_weights
+    from tests.llama.helpers import load, random_prompt
+    from tests.support.checkpoints import make_checkpoint, reference
 
 PEAK_MEMORY = """
 import sys
@@ -43,7 +46,9 @@ load_weights(model, Path(sys.argv[1]), allow_pickle=False)
 print((peak() - before) / sum(p.numel() * p.itemsize for p in model.parameters()))
 """
 
-IDS = torch.tensor([random_prompt(12, 0)])
+
+def ids() -> torch.Tensor:
+    return torch.tensor([random_prompt(12, 0)])
 
 
 @pytest.fixture
@@ -153,7 +158,7 @@ def test_a_file_that_the_index_names_and_that_is_missing_is_named(copy: Path) ->
 
 def test_pickled_weights_are_refused_unless_asked_for(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
-    expected = load(copy)(IDS)
+    expected = load(copy)(ids())
     (copy / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.allow_pickle=true"):
         load(copy)
@@ -164,7 +169,7 @@ def test_pickled_weights_are_refused_unless_asked_for(copy: Path) -> None:
         load(copy)
     model = LlamaForCausalLM(read_config(copy))
     load_weights(model, copy, allow_pickle=True)
-    assert torch.equal(model(IDS), expected)
+    assert torch.equal(model(ids()), expected)
 
 
 def test_code_in_a_pickle_does_not_run_even_when_pickles_are_allowed(copy: Path, tmp_path: Path) -> None:
@@ -187,16 +192,16 @@ def test_safetensors_are_preferred_to_pickles(copy: Path) -> None:
     (copy / "pytorch_model.bin").write_bytes(b"not a checkpoint")
     model = LlamaForCausalLM(read_config(copy))
     load_weights(model, copy, allow_pickle=True)
-    assert torch.equal(model(IDS), load(copy)(IDS))
+    assert torch.equal(model(ids()), load(copy)(ids()))
 
 
-@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float64"], indirect=True)
 def test_weights_of_another_type_are_converted(copy: Path, stored: torch.dtype) -> None:
     tensors = {name: tensor.to(stored) for name, tensor in load_file(copy / "model.safetensors").items()}
     save_file(tensors, copy / "model.safetensors")
     with torch.no_grad():
-        expected = reference(copy)(IDS).logits
-    torch.testing.assert_close(load(copy)(IDS), expected, atol=1e-4, rtol=0)
+        expected = reference(copy)(ids()).logits
+    torch.testing.assert_close(load(copy)(ids()), expected, atol=1e-4, rtol=0)
 
 
 def test_a_path_that_is_nowhere_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
@@ -212,19 +217,19 @@ def test_a_file_given_as_a_checkpoint_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "checkpoint_type", "device", "expected"),
     [
-        ("auto", "bfloat16", "cpu", torch.bfloat16),
-        ("auto", "float32", "cpu", torch.float32),
-        ("auto", "float16", "cpu", torch.float32),
-        ("auto", None, "cpu", torch.float32),
-        ("auto", "float32", "cuda", torch.bfloat16),
-        ("float16", "bfloat16", "cuda", torch.float16),
-        ("float32", "bfloat16", "cpu", torch.float32),
+        ("auto", "bfloat16", "cpu", "bfloat16"),
+        ("auto", "float32", "cpu", "float32"),
+        ("auto", "float16", "cpu", "float32"),
+        ("auto", None, "cpu", "float32"),
+        ("auto", "float32", "cuda", "bfloat16"),
+        ("float16", "bfloat16", "cuda", "float16"),
+        ("float32", "bfloat16", "cpu", "float32"),
     ],
 )
 def test_the_type_follows_device_and_checkpoint(
-    asked: str, checkpoint_type: str | None, device: str, expected: torch.dtype
+    asked: str, checkpoint_type: str | None, device: str, expected: str
 ) -> None:
-    assert choose_dtype(asked, torch.device(device), checkpoint_type) == expected
+    assert choose_dtype(asked, torch.device(device), checkpoint_type) == getattr(torch, expected)
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "mps", "meta"])

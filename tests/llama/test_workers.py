@@ -8,20 +8,25 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from swe_infer.errors import CheckpointError, ConfigError
-from swe_infer.llama.engine import EngineOptions
-from swe_infer.llama.group import EngineGroup, WorkerDied
-from swe_infer.llama.placement import worker_devices
 from swe_infer.llama.pool import EnginePool
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.workers import ProcessWorker, engines_here
 from swe_infer.types import LlamaModel
-from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
-OPTIONS = EngineOptions(max_batch_tokens=128, max_sequences=4, kv_cache_gb=0.01, workers=2)
+if TYPE_CHECKING:
+    from swe_infer.llama.engine import EngineOptions
+    from swe_infer.llama.group import EngineGroup, WorkerDied
+    from swe_infer.llama.placement import worker_devices
+    from swe_infer.llama.workers import ProcessWorker, engines_here
+    from tests.llama.helpers import ask, engine_of, generate, random_prompt
+
+
+def options() -> EngineOptions:
+    return EngineOptions(max_batch_tokens=128, max_sequences=4, kv_cache_gb=0.01, workers=2)
 
 
 def requests() -> list[GenerationRequest]:
@@ -34,7 +39,7 @@ def requests() -> list[GenerationRequest]:
 
 @pytest.fixture(scope="module")
 def group(checkpoint: Path) -> Iterator[EngineGroup[ProcessWorker]]:
-    made = engines_here(LlamaModel(str(checkpoint)), OPTIONS, ["cpu", "cpu"])
+    made = engines_here(LlamaModel(str(checkpoint)), options(), ["cpu", "cpu"])
     yield made
     made.close()
 
@@ -103,7 +108,7 @@ def test_an_abandoned_run_leaves_no_answers_to_the_next(group: EngineGroup[Proce
 
 
 def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(checkpoint: Path) -> None:
-    group = engines_here(LlamaModel(str(checkpoint)), OPTIONS, ["cpu", "cpu"])
+    group = engines_here(LlamaModel(str(checkpoint)), options(), ["cpu", "cpu"])
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
     found: dict[str, tuple[int, ...]] = {}
     workers = group.workers
@@ -127,16 +132,18 @@ def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(ch
 def test_a_checkpoint_that_cannot_be_loaded_is_the_parents_error(checkpoint: Path) -> None:
     model = LlamaModel(str(checkpoint), peft_path=str(checkpoint))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
-        engines_here(model, OPTIONS, ["cpu", "cpu"])
+        engines_here(model, options(), ["cpu", "cpu"])
 
 
 def test_the_pool_makes_as_many_engines_as_asked_for(checkpoint: Path) -> None:
     pool = EnginePool()
-    engine = pool.get(LlamaModel(str(checkpoint)), OPTIONS)
+    engine = pool.get(LlamaModel(str(checkpoint)), options())
     assert isinstance(engine, EngineGroup)
     workers = engine.workers
-    assert pool.get(LlamaModel(str(checkpoint)), OPTIONS) is engine
-    assert not isinstance(pool.get(LlamaModel(str(checkpoint)), dataclasses.replace(OPTIONS, workers=1)), EngineGroup)
+    assert pool.get(LlamaModel(str(checkpoint)), options()) is engine
+    assert not isinstance(
+        pool.get(LlamaModel(str(checkpoint)), dataclasses.replace(options(), workers=1)), EngineGroup
+    )
     assert not any(worker.alive for worker in workers)
 
 

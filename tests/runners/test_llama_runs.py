@@ -11,12 +11,15 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from swe_infer.store import read_records
-from tests.support.checkpoints import make_checkpoint
 from tests.support.instances import write_instances
+
+if TYPE_CHECKING:
+    from tests.support.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INSTANCES, SAMPLES = 12, 2

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,9 +22,11 @@ from swe_infer.runners.together import execute_together
 from swe_infer.store import RunStore, read_records
 from swe_infer.tracking.base import NoTracker, RunInfo
 from swe_infer.types import Decoding, LlamaModel, Shard
-from tests.support.checkpoints import make_checkpoint
 from tests.support.instances import write_instances
-from tests.support.threads import single_threaded
+
+if TYPE_CHECKING:
+    from tests.support.checkpoints import make_checkpoint
+    from tests.support.threads import single_threaded
 
 INSTANCES = 5
 POINTS = {

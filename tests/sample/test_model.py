@@ -6,21 +6,24 @@ import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.sequence import Generated
 from swe_infer.patches.check import apply_patch
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompts import split_prompt
 from swe_infer.sample.testing import run_test
 from swe_infer.types import LlamaModel
-from tests.llama.helpers import ask, generate
-from tests.support.threads import single_threaded
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    from swe_infer.llama.engine import Engine, EngineOptions
+    from tests.llama.helpers import ask, generate
+    from tests.support.threads import single_threaded
 
 DIRECTORY = Path(str(files("swe_infer.sample"))) / "tiny_llama"
 INSTANCES: list[dict[str, Any]] = [

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from benchmarks.train_tiny import Marks, Muon, Settings, Trainer, edited, encode, train
 from swe_infer.sample.generator import make
 
-SMALL = Settings(
-    out=Path(),
-    steps=30,
-    vocabulary=512,
-    hidden=64,
-    mlp=128,
-    layers=2,
-    heads=2,
-    kv_heads=1,
-    batch=8,
-    tokenizer_tasks=400,
-    learning_rate=1e-2,
-)
+if TYPE_CHECKING:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    from benchmarks.train_tiny import Marks, Muon, Settings, Trainer, edited, encode, train
+
+
+def small(out: Path = Path()) -> Settings:
+    return Settings(
+        out=out,
+        steps=30,
+        vocabulary=512,
+        hidden=64,
+        mlp=128,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        batch=8,
+        tokenizer_tasks=400,
+        learning_rate=1e-2,
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[float]]:
-    settings = replace(SMALL, out=tmp_path_factory.mktemp("tiny"))
+    settings = small(tmp_path_factory.mktemp("tiny"))
     return settings, train(settings)
 
 
@@ -122,4 +128,4 @@ def test_muon_over_all_matrices_of_a_shape_is_that_of_torch() -> None:
 
 def test_either_minutes_or_steps_are_given() -> None:
     with pytest.raises(ValueError, match="either minutes or steps"):
-        replace(SMALL, minutes=1.0)
+        replace(small(), minutes=1.0)
