@@ -5,7 +5,7 @@
         * ``DataError``: a dataset that cannot be read, or lacks a column
         * ``CheckpointError``: a model directory that cannot be loaded
         * ``StoreError``: a run directory that belongs to another configuration, or that another process writes
-    * ``BudgetExceeded``: the next request does not fit under the cap; exit 3, what was paid for is kept
+    * ``BudgetExceeded``: a request does not fit under the cap; exit 3, what was paid for is kept
     * ``RequestError``: one request to a provider failed; costs that instance (or less), never the run
         * ``RateLimited``: 429; try again, after ``retry_after_s`` if stated
         * ``Overloaded``: 503 or 529; try again, and go slower
@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 __all__ = [
     "AuthenticationFailed",
@@ -94,9 +95,19 @@ class StoreError(ConfigError):
 
 
 class BudgetExceeded(SweInferError):
-    """No further request fits under ``budget.max_usd`` or ``budget.sweep_max_usd``."""
+    """A request does not fit under ``budget.max_usd`` or ``budget.sweep_max_usd``, whatever those in flight come to.
+
+    Args:
+        usd: the most that the request can cost.
+        nothing_fits: no request of the run fits any more, however short its prompt.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, *, usd: Decimal = Decimal(0), nothing_fits: bool = False) -> None:
+        super().__init__(message)
+        self.usd = usd
+        self.nothing_fits = nothing_fits
 
 
 class RequestError(SweInferError):

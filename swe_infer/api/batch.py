@@ -22,11 +22,13 @@ from typing import Any, TypeVar
 
 from swe_infer.api.batch_journal import Batch, Item, Journal
 from swe_infer.api.budget import Purse
+from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
-from swe_infer.api.pricing import Tariff, worst_case
+from swe_infer.api.endpoints import Endpoint
+from swe_infer.api.pricing import worst_case
 from swe_infer.api.retry import Retry
-from swe_infer.api.tokens import sure_bound
 from swe_infer.errors import (
+    BudgetExceeded,
     ConfigError,
     ContextOverflow,
     ProviderFatal,
@@ -45,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _MEMORY_BYTES = 64_000_000
 """A batch is in memory, twice, while it is handed in."""
+
+_COUNTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ class Batches:
     """Runs requests through a provider's batches.
 
     Args:
-        tariff: prices in a batch; None: not known.
+        endpoint: where ``provider`` is asked; its tariff are the prices in a batch.
+        bounds: of prompts' tokens.
         journal: of the run directory.
         decoding: of every request of the run.
         is_recorded: whether an answer is in the run's records. An open batch may hold requests that this command does
@@ -87,8 +92,9 @@ class Batches:
         provider: BatchProvider,
         model: ApiModel,
         decoding: Decoding,
-        tariff: Tariff | None,
+        endpoint: Endpoint,
         purse: Purse,
+        bounds: InputBounds,
         retry: Retry,
         settings: BatchSettings,
         journal: Journal,
@@ -99,8 +105,10 @@ class Batches:
         self._provider = provider
         self._model = model
         self._decoding = decoding
-        self._tariff = tariff
+        self._endpoint = endpoint
+        self._tariff = endpoint.tariff
         self._purse = purse
+        self._bounds = bounds
         self._retry = retry
         self._settings = settings
         self._journal = journal
@@ -110,6 +118,8 @@ class Batches:
         self._wanted: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
         self._pending: deque[Item] = deque()
+        self._refused: BudgetExceeded | None = None
+        """Of the requests that no cap has room for, the one with the smallest worst case."""
         self.submitted = 0
         self.usage = Usage()
 
@@ -119,7 +129,8 @@ class Batches:
         return len(self._journal.open)
 
     async def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
-        """Answer all requests; see :class:`swe_infer.runners.base.Runner`.
+        """Answer all requests; see :class:`swe_infer.runners.base.Runner`. One that does not fit under a cap is
+        passed over, and has no outcome.
 
         Once ``stop`` is set it returns at once: batches go on at the provider, and the same command collects them.
         """
@@ -133,6 +144,8 @@ class Batches:
             for task in (watcher, *following):
                 task.cancel()
             await asyncio.gather(watcher, *following, return_exceptions=True)
+        if self._refused is not None and not stop.is_set():
+            raise self._purse.why_not(self._refused.usd)
         if self._journal.open:
             logger.info("%d batches go on at the provider; the same command collects them", self.open)
 
@@ -183,42 +196,83 @@ class Batches:
     # Handing in.
 
     async def _submit_pending(self, following: set[asyncio.Task[None]], on_outcome: OnOutcome) -> bool:
-        """Hand in the next batch; False where the budget has no room before others settle.
-
-        Raises:
-            BudgetExceeded: it has no room, and nothing is left that could settle.
-        """
+        """Hand in the next batch; False where the caps have no room for it before others settle."""
         label = f"swe-{secrets.token_hex(6)}"
         chosen, encoded = self._choose(label, on_outcome)
         if not chosen:
             return True
-        fits = self._purse.reserve_batch(label, [self._reserve(item) for item in chosen])
-        for item in reversed(chosen[fits:]):
-            self._pending.appendleft(item)
-        if fits == 0:
-            if following:
-                return False
-            raise self._purse.why_not(self._reserve(chosen[0]))
-        items = {f"{label}-{n}": item for n, item in enumerate(chosen[:fits])}
-        batch = Batch(label, time.time(), items)
+        amounts, tight = await self._amounts(list(chosen.values()))
+        held = {list(chosen)[index]: amounts[index] for index in self._purse.reserve_batch(label, amounts)}
+        left = self._purse.left()
+        waiting: list[Item] = []
+        for index, (key, item) in enumerate(chosen.items()):
+            if key not in held and left is not None and index in tight and amounts[index] > left.ever:
+                self._refuse(item, amounts[index])
+            elif key not in held:
+                waiting.append(item)
+        self._pending.extendleft(reversed(waiting))
+        if not held:
+            if waiting and not following:  # other processes have to settle
+                await asyncio.sleep(self._settings.first_poll_s)
+            return not waiting
+        batch = Batch(label, time.time(), {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()})
         self._journal.plan(batch)
-        if await self._submit(batch, dict(list(encoded.items())[:fits]), on_outcome):
+        if await self._submit(batch, {key: encoded[key] for key in held}, on_outcome):
             following.add(asyncio.create_task(self._follow(batch, on_outcome)))
         return True
 
-    def _choose(self, label: str, on_outcome: OnOutcome) -> tuple[list[Item], dict[str, bytes]]:
-        """The next requests that one batch may hold, and their wire form."""
+    def _refuse(self, item: Item, usd: Decimal) -> None:
+        """Pass over a request that no cap has room for."""
+        self._wanted.discard(item.key)
+        if self._refused is None or usd < self._refused.usd:
+            self._refused = self._purse.why_not(usd)
+
+    async def _amounts(self, items: list[Item]) -> tuple[list[Decimal], set[int]]:
+        """The worst case of each request, and which of them no count can make smaller. Where the bounds by bytes do
+        not fit under the caps together, tighter ones are asked for, as far as they may be of use: a batch takes
+        hours, and what it has no room for takes more."""
+        requests = [self._request(item) for item in items]
+        sure = [self._bounds.sure(request, self._endpoint) for request in requests]
+        amounts = [self._price(tokens) for tokens in sure]
+        left = self._purse.left()
+        if left is None or not self._bounds.can_be_tighter(self._endpoint):
+            return amounts, set(range(len(items)))
+        done: set[int] = set()
+        if sum(amounts) <= left.now:
+            return amounts, done
+        total = Decimal(0)
+        for start in range(0, len(items), _COUNTS_AT_ONCE):
+            part: list[int] = []
+            for index in range(start, min(start + _COUNTS_AT_ONCE, len(items))):
+                least = self._price(self._bounds.least(requests[index], self._endpoint, sure[index]))
+                if least > left.ever:
+                    done.add(index)
+                elif least <= left.now - total:
+                    part.append(index)
+            counts = await asyncio.gather(*(self._bounds.tight(requests[i], self._endpoint, sure[i]) for i in part))
+            for index, tokens in zip(part, counts, strict=True):
+                amounts[index] = self._price(tokens)
+                total += amounts[index] if total + amounts[index] <= left.now else 0
+            done.update(part)
+        return amounts, done
+
+    def _choose(self, label: str, on_outcome: OnOutcome) -> tuple[dict[str, Item], dict[str, bytes]]:
+        """The next requests that one batch may hold, and their wire form, by custom id."""
         most = min(
             self._provider.max_batch_requests, self._settings.max_requests or self._provider.max_batch_requests
         )
         most_bytes = min(self._provider.max_batch_bytes, _MEMORY_BYTES)
-        chosen: list[Item] = []
+        chosen: dict[str, Item] = {}
         encoded: dict[str, bytes] = {}
         size = 0
         while self._pending and len(chosen) < most:
             item = self._pending[0]
             request = self._request(item)
-            line = self._provider.batch_item(f"{label}-{len(chosen)}", request, self._model)
+            if self._is_too_dear(request):
+                self._refuse(self._pending.popleft(), self._reserve(item))
+                continue
+            key = f"{label}-{len(chosen)}"
+            line = self._provider.batch_item(key, request, self._model)
             if chosen and size + len(line) > most_bytes:
                 break
             self._pending.popleft()
@@ -227,8 +281,8 @@ class Batches:
                 message = f"{len(line)} bytes: a batch holds at most {most_bytes}"
                 on_outcome(request, Failure("InvalidRequest", message))
                 continue
-            encoded[f"{label}-{len(chosen)}"] = line
-            chosen.append(item)
+            encoded[key] = line
+            chosen[key] = item
             size += len(line)
         return chosen, encoded
 
@@ -280,7 +334,8 @@ class Batches:
             found = await self._locate(batch)
             if found is None:
                 logger.info("batch %s was never taken; its requests are handed in again", batch.label)
-                self._pending.extend(item for item in batch.items.values() if item.key in self._asked & self._wanted)
+                wanted = [item for item in batch.items.values() if item.key in self._asked & self._wanted]
+                self._pending.extend(replace(item, usd=None) for item in wanted)
                 self._journal.closed(batch, "never taken")
                 self._purse.keep_batches(self._journal.open)
                 return
@@ -351,6 +406,9 @@ class Batches:
                 self._purse.settle_batch(batch.label, reserved, None)
             return False
         if isinstance(result, Answer):
+            if "usage_estimated" not in result.details:
+                sure = self._bounds.sure(self._request(item), self._endpoint)
+                self._bounds.learn(self._endpoint, result.usage, sure, sure)
             usd = None if self._tariff is None else self._tariff.price(result.usage)
             self._hand_over(item, self._completion(batch, item, result, usd), on_outcome, result)
             self._purse.settle_batch(batch.label, reserved, usd)
@@ -389,7 +447,7 @@ class Batches:
             if item.key not in self._wanted or item.key not in self._asked:
                 continue
             if tries < self._retry.tries:
-                self._pending.append(replace(item, tries=tries))
+                self._pending.append(replace(item, tries=tries, usd=None))
             else:
                 failure = Failure("TransientError", f"no answer in {tries} batches", tries)
                 self._hand_over(item, failure, on_outcome)
@@ -441,10 +499,23 @@ class Batches:
         return Request(item.instance_id, item.sample, self._journal.prompt(item.offset), self._decoding)
 
     def _reserve(self, item: Item) -> Decimal:
+        """What is held for a request of a batch; where none is yet, the bound by its bytes."""
+        if item.usd is not None:
+            return Decimal(item.usd)
+        return self._price(self._bounds.sure(self._request(item), self._endpoint))
+
+    def _is_too_dear(self, request: Request) -> bool:
+        """Whether a request is known not to fit, without a count and without looking at the ledgers."""
+        sure = self._bounds.sure(request, self._endpoint)
+        if not self._purse.never(self._price(sure)):
+            return False
+        return self._purse.never(self._price(self._bounds.least(request, self._endpoint, sure)))
+
+    def _price(self, tokens: int) -> Decimal:
+        """The most that a request with so many input tokens can cost in a batch."""
         if self._tariff is None:
             return Decimal(0)
-        bound = sure_bound(self._journal.prompt(item.offset), self._model.extra_body)
-        return worst_case(self._tariff, bound, self._decoding.max_new_tokens, cache_write=False)
+        return worst_case(self._tariff, tokens, self._decoding.max_new_tokens, cache_write=False)
 
     async def _watch(self, stop: threading.Event) -> None:
         while not stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers

@@ -25,12 +25,14 @@ __all__ = ["Batch", "Item", "Journal", "open_batches"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One request of a batch: its key, where its prompt lies, how often it was handed in before."""
+    """One request of a batch: its key, where its prompt lies, how often it was handed in before, and the dollars that
+    are held for it (None in journals that do not state them: the bound by its bytes is)."""
 
     instance_id: str
     sample: int
     offset: int
     tries: int = 0
+    usd: str | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -73,7 +75,7 @@ class Journal:
 
     def plan(self, batch: Batch) -> None:
         """Write down what is about to be handed in."""
-        items = {key: [i.instance_id, i.sample, i.offset, i.tries] for key, i in batch.items.items()}
+        items = {key: [i.instance_id, i.sample, i.offset, i.tries, i.usd] for key, i in batch.items.items()}
         os.fsync(self._prompts)
         self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items})
         self.open[batch.label] = batch

@@ -11,24 +11,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from swe_infer.api.budget import Purse, Reservation
 from swe_infer.api.cache import ResponseCache, cache_keys
+from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
 from swe_infer.api.limits import Halted, SentAway, Ticket
 from swe_infer.api.pricing import caching_pays, worst_case
 from swe_infer.api.retry import Retry, may_have_been_billed
-from swe_infer.api.tokens import CHARACTERS_PER_TOKEN, sure_bound
+from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
 from swe_infer.api.warm_prompts import prompt_key
-from swe_infer.errors import ContextOverflow, RateLimited, RequestError, StoreError, TransientError
+from swe_infer.errors import (
+    BudgetExceeded,
+    ContextOverflow,
+    RateLimited,
+    RequestError,
+    StoreError,
+    TransientError,
+)
 from swe_infer.providers.base import Answer, SampleProvider
 from swe_infer.types import Completion, Failure, Outcome, Request, Skip, TokenCounter, Usage
 
 __all__ = ["Chain", "Counts"]
+
+_T = TypeVar("_T")
 
 _GRACE_S = 1.0
 
@@ -56,6 +66,10 @@ class _Life:
     attempts: int = 0
     began: float = 0.0
     possibly_billed: Decimal = Decimal(0)
+    sure: int = 0
+    """Bytes: a bound on the input tokens of the present attempt."""
+    used: int = 0
+    """The bound that its reservation is made of."""
 
     @property
     def request(self) -> Request:
@@ -87,7 +101,7 @@ class Chain:
         endpoints: where to ask, in order of preference.
         purse: the caps.
         retry: when to try again.
-        counter: counts a prompt's tokens; used for a tighter bound near the end of a budget where it is exact.
+        counter: counts a prompt's tokens; bounds the price near the end of a budget where it is exact.
         cache: answers of earlier runs.
     """
 
@@ -102,7 +116,7 @@ class Chain:
         self._endpoints = endpoints
         self._purse = purse
         self._retry = retry
-        self._counter = counter
+        self.bounds = InputBounds(counter, self.sleep)
         self._cache = cache
         self._halted = asyncio.Event()
         self._unsettled = False
@@ -112,6 +126,7 @@ class Chain:
         """Send nothing from now on. What is in flight is finished; who waits to send gives up at once."""
         self._halted.set()
         self._endpoints.halt()
+        self._purse.halt()
 
     def cached(self, request: Request) -> Completion | None:
         """The answer that an earlier run paid for, if there is one."""
@@ -165,7 +180,7 @@ class Chain:
             urgent: go ahead of other requests that wait.
 
         Raises:
-            BudgetExceeded: the request does not fit under a cap.
+            BudgetExceeded: the request does not fit under a cap, whatever those in flight come to.
             ProviderFatal: no request of this run can succeed.
         """
         life = _Life(requests, cache_prompt)
@@ -196,9 +211,9 @@ class Chain:
     async def _attempt(self, life: _Life, endpoint: Endpoint, urgent: bool) -> _Paid:
         """One try: wait for permission, reserve, send, settle."""
         size = len(life.request.prompt.text)
+        self._refuse_early(life, endpoint)
         async with endpoint.limiter.ticket(size, life.output_tokens, urgent=urgent) as ticket:
-            worst, tighter = self._worst_case(life, endpoint)
-            reservation = await self._purse.reserve(worst, tighter)
+            reservation = await self._reserve(life, endpoint, ticket)
             if self._halted.is_set():
                 self._settle(reservation, Decimal(0))
                 raise Halted("the run is stopping")
@@ -222,6 +237,8 @@ class Chain:
                     "%s: the answer is kept, its price is not known: %s", life.request.instance_id, usage
                 )
                 usd = [None] * len(answers)
+            if "usage_estimated" not in answers[0].details and life.sure:
+                self.bounds.learn(endpoint, usage, life.sure, life.used)
             endpoint.limiter.answered(ticket, answers[0].rate_limits, usage)
             self._endpoints.up(endpoint)
             return _Paid(answers, endpoint, usd)
@@ -273,22 +290,80 @@ class Chain:
             self.counts.refused += 1
             endpoint.limiter.refused(ticket, error, self._retry.max_retry_after_s)
 
-    def _worst_case(self, life: _Life, endpoint: Endpoint) -> tuple[Decimal, Callable[[], Decimal] | None]:
-        """A sure bound on the price, and where the tokenizer is at hand a way to a tighter one."""
-        tariff = endpoint.tariff
-        if tariff is None:
-            return Decimal(0), None
-        request = life.request
-        output = life.output_tokens
-        bound = sure_bound(request.prompt, endpoint.model.extra_body)
+    # Money before a request.
 
-        def price(tokens: int) -> Decimal:
-            return worst_case(tariff, tokens, output, cache_write=life.cache_prompt)
+    def _refuse_early(self, life: _Life, endpoint: Endpoint) -> None:
+        """Spend neither permission to send nor a count on a request that cannot fit any more.
 
-        if not self._counter.exact:
-            return price(bound), None
-        framing = bound - sure_bound(request.prompt) + 64
-        return price(bound), lambda: price(self._counter(request.prompt) + framing)
+        Raises:
+            BudgetExceeded: it cannot.
+        """
+        if endpoint.tariff is None:
+            return
+        life.sure = self.bounds.sure(life.request, endpoint)
+        usd = self._price(life, endpoint, life.sure)
+        if self._purse.never(usd):
+            least = self.bounds.least(life.request, endpoint, life.sure)
+            if self._purse.never(self._price(life, endpoint, least)):
+                raise self._too_dear(life, endpoint, usd)
+
+    async def _reserve(self, life: _Life, endpoint: Endpoint, ticket: Ticket) -> Reservation:
+        """Hold the worst case of one attempt.
+
+        Raises:
+            BudgetExceeded: it does not fit, and the ticket counts as not used.
+            Halted: the run is stopping.
+        """
+        if endpoint.tariff is None:
+            return await self._purse.reserve(Decimal(0))
+        life.used = life.sure
+
+        async def tighter() -> Decimal:
+            life.used = await self._unless_halted(self.bounds.tight(life.request, endpoint, life.sure))
+            return self._price(life, endpoint, life.used)
+
+        usd = self._price(life, endpoint, life.sure)
+        try:
+            can_be = self.bounds.can_be_tighter(endpoint)
+            return await self._purse.reserve(usd, tighter if can_be else None)
+        except BudgetExceeded as error:
+            endpoint.limiter.unused(ticket)
+            raise self._too_dear(life, endpoint, error.usd) from None
+
+    def _price(self, life: _Life, endpoint: Endpoint, tokens: int) -> Decimal:
+        """The most that ``life`` can cost with a prompt of so many tokens."""
+        assert endpoint.tariff is not None
+        return worst_case(endpoint.tariff, tokens, life.output_tokens, cache_write=life.cache_prompt)
+
+    def _too_dear(self, life: _Life, endpoint: Endpoint, usd: Decimal) -> BudgetExceeded:
+        assert endpoint.tariff is not None
+        shortest = worst_case(endpoint.tariff, 1, life.request.decoding.max_new_tokens, cache_write=False)
+        return self._purse.why_not(usd, nothing_fits=self._purse.never(shortest))
+
+    async def why_not(self, request: Request) -> BudgetExceeded:
+        """Why a request does not fit, by its tightest bound."""
+        life, endpoint = _Life([request], cache_prompt=False), self._endpoints.pick()
+        life.sure = self.bounds.sure(request, endpoint)
+        return self._too_dear(
+            life, endpoint, self._price(life, endpoint, await self.bounds.tight(request, endpoint, life.sure))
+        )
+
+    async def _unless_halted(self, work: Awaitable[_T]) -> _T:
+        """The result of ``work``.
+
+        Raises:
+            Halted: the run was halted first, and ``work`` is cancelled.
+        """
+        task, halted = asyncio.ensure_future(work), asyncio.ensure_future(self._halted.wait())
+        try:
+            await asyncio.wait({task, halted}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Halted("the run is stopping")
+            return task.result()
+        finally:
+            task.cancel()
+            halted.cancel()
+            await asyncio.gather(task, halted, return_exceptions=True)
 
     def _completions(self, life: _Life, paid: _Paid) -> list[Completion]:
         parts = zip(life.requests, paid.answers, paid.usd, strict=False)  # the last answers may be missing

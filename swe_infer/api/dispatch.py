@@ -12,7 +12,7 @@ from typing import Literal
 
 from swe_infer.api.chain import Chain
 from swe_infer.api.warm_prompts import WarmPrompts
-from swe_infer.errors import ProviderFatal, SweInferError
+from swe_infer.errors import BudgetExceeded, ProviderFatal, SweInferError
 from swe_infer.types import Completion, Failure, OnOutcome, Outcome, Request, Skip
 
 __all__ = ["Dispatcher", "PromptCaching", "by_prompt"]
@@ -47,15 +47,19 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._error: BaseException | None = None
+        self._refused: tuple[Request, BudgetExceeded] | None = None
+        """Of the requests that no cap has room for, the one with the smallest worst case."""
         self._halted = False
         self._bugs = 0
         self._stop = threading.Event()
 
     async def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
-        """Answer all requests, or as many as can be.
+        """Answer all requests, or as many as can be. One that does not fit under a cap is passed over, and has no
+        outcome: a later one may be smaller.
 
         Raises:
-            BudgetExceeded, ProviderFatal: after what was in flight has settled and was handed over.
+            BudgetExceeded: a request was passed over, and every other one that fits has its outcome.
+            ProviderFatal: after what was in flight has settled and was handed over.
             SweInferError: unforeseen exceptions came one after the other.
             Exception: ``requests`` or ``on_outcome`` raised it.
         """
@@ -65,6 +69,8 @@ class Dispatcher:
             await self._read(requests, on_outcome)
             while self._tasks:
                 await asyncio.wait(self._tasks)
+            if self._error is None and self._refused is not None and not stop.is_set():
+                self._error = await self._why_not(*self._refused)
         finally:
             watcher.cancel()
             for task in self._tasks:
@@ -107,13 +113,16 @@ class Dispatcher:
         cached = (most == 1 or self._prompt_caching == "always") and self._caches(missing[0], len(missing))
         followers = cached and await self._goes_ahead(missing)
         if followers:
-            missing = await self._lead(missing, most, on_outcome)
+            missing, fits = await self._lead(missing, most, on_outcome)
+            if not fits:
+                cached = followers = False
         while most > 1 and missing and not self._halted:
             outcomes = await self._some(missing[:most], on_outcome, cache_prompt=cached, urgent=followers)
-            if not outcomes:
-                return
-            missing = missing[len(outcomes) :]
-        if not missing or self._halted:
+            if outcomes:
+                missing = missing[len(outcomes) :]
+            else:
+                most = min(most, len(missing)) // 2  # fewer samples cost less, and may fit under the cap
+        if most == 0 or not missing or self._halted:
             return
         if len(missing) == 1:  # no task beside this one: a thousand of them are a load by themselves
             await self._some(missing, on_outcome, cache_prompt=cached, urgent=followers)
@@ -132,24 +141,27 @@ class Dispatcher:
             await self._chain.sleep(_ASK_AGAIN_S)
         return False
 
-    async def _lead(self, missing: list[Request], most: int, on_outcome: OnOutcome) -> list[Request]:
-        """Send one request after the other until one is answered; the samples that may follow."""
+    async def _lead(self, missing: list[Request], most: int, on_outcome: OnOutcome) -> tuple[list[Request], bool]:
+        """Send one request after the other until one is answered.
+
+        Returns the samples that may follow, and False where those that were to go ahead fit under no cap.
+        """
         key, warm, led = self._chain.prompt_key(missing[0]), False, False
         try:
             while missing and not warm and not self._halted:
                 outcomes = await self._some(missing[:most], on_outcome, cache_prompt=True, urgent=led)
                 led, missing = True, missing[len(outcomes) :]
                 if not outcomes:
-                    return []
+                    return missing, False
                 if isinstance(outcomes[0], Skip):
                     for request in missing:
                         self._hand_over(request, outcomes[0], on_outcome)
-                    return []
+                    return [], True
                 warm = isinstance(outcomes[0], Completion)
         finally:
             if self._warm is not None:
                 self._warm.done(key, warm=warm)
-        return missing
+        return missing, True
 
     def _caches(self, request: Request, samples: int) -> bool:
         """Whether the provider should cache a prompt that so many samples share."""
@@ -170,6 +182,14 @@ class Dispatcher:
         outcomes: Sequence[Outcome] = []
         try:
             outcomes = await self._chain.ask(requests, cache_prompt=cache_prompt, urgent=urgent)
+        except BudgetExceeded as error:
+            if cache_prompt and not error.nothing_fits:  # without the price of writing to the cache it may fit
+                return await self._some(requests, on_outcome, cache_prompt=False, urgent=urgent)
+            last = len(requests) == 1 or error.nothing_fits  # several samples are tried again as fewer
+            if last and (self._refused is None or error.usd < self._refused[1].usd):
+                self._refused = (requests[0], error)
+            if error.nothing_fits:
+                self._halt(None)
         except SweInferError as error:
             self._halt(error)
         except Exception as error:
@@ -190,6 +210,16 @@ class Dispatcher:
         for request, outcome in zip(requests, outcomes, strict=False):
             self._hand_over(request, outcome, on_outcome)
         return outcomes
+
+    async def _why_not(self, request: Request, error: BudgetExceeded) -> BudgetExceeded:
+        """``error`` as of now, by the tightest bound where that can be had before the run is stopped."""
+        finding = asyncio.create_task(self._chain.why_not(request))
+        try:
+            while not finding.done() and not self._stop.is_set():
+                await asyncio.wait([finding], timeout=_WATCH_S)
+            return finding.result() if finding.done() else error
+        finally:
+            finding.cancel()
 
     def _hand_over(self, request: Request, outcome: Outcome, on_outcome: OnOutcome) -> None:
         try:

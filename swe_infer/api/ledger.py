@@ -29,7 +29,7 @@ from typing import Literal
 
 from swe_infer.errors import StoreError
 
-__all__ = ["Hold", "Ledger", "Refused", "born", "is_dead"]
+__all__ = ["Hold", "Ledger", "Left", "Refused", "born", "is_dead"]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,14 @@ class Hold:
 
     id: int
     amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Dollars of a cap that are not spent. ``now``: beside everything held; ``ever``: if all of that comes back."""
+
+    now: Decimal
+    ever: Decimal
 
 
 class Ledger:
@@ -99,9 +107,7 @@ class Ledger:
         """Set ``usd`` aside, if the cap has room for it beside everything spent and held."""
         amount = to_pico(usd)
         with self._transaction():
-            if self.path is not None and time.time() - self._beat > _BEAT_S:
-                self._beat = time.time()
-                self._db.execute("UPDATE owners SET beat = ? WHERE id = ?", (self._beat, self._owner))
+            self._beat_again()
             spent, held = self._sums()
             if spent + held + amount > self._cap and self._release_dead():
                 spent, held = self._sums()
@@ -127,24 +133,33 @@ class Ledger:
                     (share, share),
                 )
 
-    def hold_batch(self, label: str, amounts: Sequence[Decimal]) -> int:
-        """Set aside as many of the leading ``amounts`` as fit, under the name of a provider's batch; how many.
+    def left(self) -> Left:
+        """What is left of the cap. What processes that are gone held is settled first."""
+        with self._transaction():
+            self._beat_again()
+            self._release_dead()
+            spent, held = self._sums()
+        return Left(Decimal(self._cap - spent - held) / _PICO, Decimal(self._cap - spent) / _PICO)
+
+    def hold_batch(self, label: str, amounts: Sequence[Decimal]) -> list[int]:
+        """Set aside those of ``amounts`` that fit beside each other, under the name of a provider's batch. One that
+        does not fit is passed over. Returns their indexes, in order.
 
         The hold belongs to the batch, not to this process: a batch outlives who submitted it.
         """
         with self._transaction():
             spent, held = self._sums()
-            room, total, count = self._cap - spent - held, 0, 0
-            for amount in map(to_pico, amounts):
-                if total + amount > room:
-                    break
-                total += amount
-                count += 1
-            if count:
+            free, total = self._cap - spent - held, 0
+            fitting: list[int] = []
+            for index, amount in enumerate(map(to_pico, amounts)):
+                if total + amount <= free:
+                    total += amount
+                    fitting.append(index)
+            if fitting:
                 self._db.execute(
                     "INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, _BATCH + label, total)
                 )
-            return count
+            return fitting
 
     def settle_batch(self, label: str, held: Decimal, paid: Decimal | None) -> None:
         """Replace ``held``, a part of a batch's hold, by what was paid for it; None: see :meth:`settle`."""
@@ -227,6 +242,12 @@ class Ledger:
                 "INSERT INTO spent VALUES (?, ?) ON CONFLICT (run) DO UPDATE SET amount = amount + ?",
                 (run, amount, amount),
             )
+
+    def _beat_again(self) -> None:
+        """Show other hosts that this process lives."""
+        if self.path is not None and time.time() - self._beat > _BEAT_S:
+            self._beat = time.time()
+            self._db.execute("UPDATE owners SET beat = ? WHERE id = ?", (self._beat, self._owner))
 
     def _likely(self, amount: int) -> int:
         share = self._value("SELECT share FROM learnt")

@@ -192,6 +192,12 @@ class Limiter:
         self._blind = False
         self._level.answered(ticket.sent_at, self.in_flight)
 
+    def unused(self, ticket: Ticket) -> None:
+        """Nothing was sent for ``ticket`` after all: its part of the quotas is left for others."""
+        self._requests.correct(1.0)
+        self._tokens.correct(ticket.tokens)
+        self._output.correct(ticket.output_tokens)
+
     def refused(self, ticket: Ticket, error: RateLimited, max_pause_s: float) -> None:
         """A 429, 503 or 529 came: back off, once for each episode, and keep away for as long as it asks."""
         now = self._clock()

@@ -17,6 +17,7 @@ class AnthropicCloud(AnthropicMessages):
     """Claude in a cloud, behind the cloud's own address and credentials."""
 
     has_batches: bool = False
+    counts_input: bool = False
     address_may_be_versioned: ClassVar[bool] = True
     reserved: ClassVar[tuple[str, ...]] = (*AnthropicMessages.reserved, "anthropic_version")
     body_version: ClassVar[str]

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.providers.anthropic_batches import AnthropicBatches
-from swe_infer.providers.base import Answer
-from swe_infer.providers.wire import Unreadable, estimated_tokens, token_count
+from swe_infer.providers.base import Answer, InputCount
+from swe_infer.providers.wire import Unreadable, estimated_tokens, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
 
 __all__ = ["AnthropicMessages"]
@@ -21,6 +21,19 @@ _FINISH: dict[str | None, FinishReason] = {
     "model_context_window_exceeded": "length",
     "refusal": "refusal",
 }
+
+_COUNTED = (
+    "model",
+    "messages",
+    "cache_control",
+    "output_config",
+    "speed",
+    "system",
+    "thinking",
+    "tool_choice",
+    "tools",
+)
+"""Fields that the counting endpoint takes (anthropic.types.MessageCountTokensParams)."""
 
 _LONGEST_UNSTREAMED = 16_000
 """Output tokens. The SDK refuses to wait silently for more than 21,333 (ten minutes at its rate); networks drop idle
@@ -38,6 +51,7 @@ class AnthropicMessages(AnthropicBatches):
             hour.
     """
 
+    counts_input: bool = True
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "stop")
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
@@ -138,6 +152,14 @@ class AnthropicMessages(AnthropicBatches):
             details["usage_estimated"] = True
         name = body.get("model")
         return Answer(text, finish, usage, model=name if isinstance(name, str) else None, details=details)
+
+    async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
+        """Anthropic calls it an estimate, from which the input that is billed may differ by a small amount
+        (https://docs.claude.com/en/docs/build-with-claude/token-counting): a hundredth is allowed for that."""
+        body = {key: value for key, value in self.body(request, model).items() if key in _COUNTED}
+        tokens = await self._counted("/v1/messages/count_tokens", body, model, timeout_s)
+        uncounted = size_of({k: v for k, v in model.extra_body.items() if k not in _COUNTED})
+        return InputCount(tokens, uncounted + 16 + tokens // 100)
 
     def streams(self, body: Mapping[str, Any]) -> bool:
         return self.stream == "always" or (self.stream == "auto" and body["max_tokens"] > _LONGEST_UNSTREAMED)

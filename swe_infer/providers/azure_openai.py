@@ -25,6 +25,8 @@ class AzureOpenAI(OpenAIChat):
         api_version: of the interface, unless ``model.api_version`` states one.
     """
 
+    counts_input: bool = False
+
     def __init__(
         self,
         *,

@@ -17,11 +17,14 @@ __all__ = [
     "Answer",
     "BatchProvider",
     "BatchStatus",
+    "CountingProvider",
     "FoundBatch",
+    "InputCount",
     "Provider",
     "RateLimits",
     "SampleProvider",
     "ServingProvider",
+    "is_counting",
     "is_serving",
 ]
 
@@ -113,6 +116,35 @@ class SampleProvider(Provider, Protocol):
         usages add up to what is billed. Raises RequestError as :meth:`Provider.complete` does.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class InputCount:
+    """A vendor's own count of a request's input.
+
+    Args:
+        tokens: as the vendor states it, unchecked.
+        beyond: tokens at most that may be billed on top: what the count does not cover, or is not exact about.
+    """
+
+    tokens: int
+    beyond: int
+
+
+class CountingProvider(Provider, Protocol):
+    """A provider whose vendor counts the tokens of a request, free of charge, without answering it."""
+
+    counts_input: bool
+    """False where this provider has the method but its vendor or server has no such endpoint."""
+
+    async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
+        """Have a request's input counted. Raises RequestError as :meth:`Provider.complete` does."""
+        ...
+
+
+def is_counting(provider: Provider) -> TypeGuard[CountingProvider]:
+    """Whether ``provider`` can be asked for counts, see :class:`CountingProvider`."""
+    return bool(getattr(provider, "counts_input", False))
 
 
 class ServingProvider(Provider, Protocol):

@@ -12,10 +12,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from swe_infer.providers.base import Answer
+from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import PromptFiltered
 from swe_infer.providers.openai_batches import OpenAIBatches
-from swe_infer.providers.wire import Unreadable, estimated_tokens, token_count
+from swe_infer.providers.openai_client import COUNT_PATH
+from swe_infer.providers.wire import Unreadable, estimated_tokens, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
 
 __all__ = ["OpenAIChat", "cache_fields", "openai_usage"]
@@ -23,6 +24,9 @@ __all__ = ["OpenAIChat", "cache_fields", "openai_usage"]
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 _MOST_CHOICES = 128
+
+_OTHER_FRAMING = 16
+"""Tokens by which the framing of two messages may differ between the interfaces; either has about ten."""
 
 
 class OpenAIChat(OpenAIBatches):
@@ -37,6 +41,7 @@ class OpenAIChat(OpenAIBatches):
     """
 
     batch_endpoint: ClassVar[str] = "/v1/chat/completions"
+    counts_input: bool = True
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
         "messages",
@@ -130,6 +135,13 @@ class OpenAIChat(OpenAIBatches):
             self._headed(Answer(text, finish, usage, model=whole.model, details={**details, **marks}), headers)
             for (text, finish, details), usage in zip(choices, shares, strict=True)
         ]
+
+    async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
+        """The messages as the responses interface counts them. Further fields have other names there, so their bytes
+        are added."""
+        body = {"model": model.name, "input": _messages(request.prompt)}
+        tokens = await self._counted(COUNT_PATH, body, model, timeout_s)
+        return InputCount(tokens, size_of(model.extra_body) + _OTHER_FRAMING)
 
     def streams(self, body: Mapping[str, Any]) -> bool:
         return self.stream

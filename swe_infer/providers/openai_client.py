@@ -6,7 +6,10 @@ from typing import Any
 
 from swe_infer.providers.wire import WireProvider
 
-__all__ = ["OpenAIProvider"]
+__all__ = ["COUNT_PATH", "OpenAIProvider"]
+
+COUNT_PATH = "/responses/input_tokens"
+"""Counts the input of a request to the responses interface (openai.types.responses.InputTokenCountParams)."""
 
 
 class OpenAIProvider(WireProvider):

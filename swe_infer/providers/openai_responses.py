@@ -6,16 +6,32 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from swe_infer.providers.base import Answer
+from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import classify
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_usage
-from swe_infer.providers.wire import Unreadable
+from swe_infer.providers.openai_client import COUNT_PATH
+from swe_infer.providers.wire import Unreadable, size_of
 from swe_infer.types import ApiModel, FinishReason, Request
 
 __all__ = ["OpenAIResponses"]
 
 _INCOMPLETE: dict[str, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
+_COUNTED = (
+    "model",
+    "conversation",
+    "input",
+    "instructions",
+    "parallel_tool_calls",
+    "personality",
+    "previous_response_id",
+    "reasoning",
+    "text",
+    "tool_choice",
+    "tools",
+    "truncation",
+)
+"""Fields that the counting endpoint takes (openai.types.responses.InputTokenCountParams)."""
 _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 
 
@@ -29,6 +45,7 @@ class OpenAIResponses(OpenAIBatches):
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p")
     batch_endpoint: ClassVar[str] = "/v1/responses"
+    counts_input: bool = True
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
         "input",
@@ -105,6 +122,13 @@ class OpenAIResponses(OpenAIBatches):
             details["usage_estimated"] = True
         name = body.get("model")
         return Answer(text, finish, usage, model=name if isinstance(name, str) else None, details=details)
+
+    async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
+        """OpenAI calls it the exact count that the model receives
+        (https://developers.openai.com/api/docs/guides/token-counting)."""
+        body = {key: value for key, value in self.body(request, model).items() if key in _COUNTED}
+        tokens = await self._counted(COUNT_PATH, body, model, timeout_s)
+        return InputCount(tokens, size_of({k: v for k, v in model.extra_body.items() if k not in _COUNTED}))
 
     def streams(self, body: Mapping[str, Any]) -> bool:
         return self.stream

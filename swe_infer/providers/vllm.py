@@ -57,6 +57,7 @@ class VLLM(OpenAIChat):
     """
 
     has_batches: bool = False
+    counts_input: bool = False
     reserved: ClassVar[tuple[str, ...]] = (*OpenAIChat.reserved, "prompt")
 
     def __init__(

@@ -25,7 +25,7 @@ from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
-__all__ = ["Unreadable", "WireProvider", "estimated_tokens", "token_count"]
+__all__ = ["Unreadable", "WireProvider", "estimated_tokens", "size_of", "token_count"]
 
 _CONNECT_TIMEOUT_S = 15.0
 _KEEP_ALIVE_S = 60.0
@@ -51,6 +51,11 @@ def token_count(counts: Mapping[str, Any], *names: str) -> int:
     return max(0, int(value)) if isinstance(value, int | float) else 0
 
 
+def size_of(fields: Mapping[str, Any]) -> int:
+    """Bytes of further body fields as JSON, which no tokenizer makes more tokens of; 0 where there are none."""
+    return len(json.dumps(dict(fields), default=str)) if fields else 0
+
+
 class WireProvider(ABC):
     """A provider over HTTP. Sub-classes translate; this class sends.
 
@@ -73,6 +78,8 @@ class WireProvider(ABC):
     """Fields that ``model.extra_body`` may not set, because they come from other keys."""
 
     has_batches: bool = False
+
+    counts_input: bool = False
 
     def __init__(
         self,
@@ -225,6 +232,16 @@ class WireProvider(ABC):
         async with self._translated(where, timeout_s):
             response = await send(path, cast_to=httpx2.Response, options=options, **request)
         return self._decoded(response, where)
+
+    async def _counted(self, path: str, body: Mapping[str, Any], model: ApiModel, timeout_s: float) -> int:
+        """``input_tokens`` of a counting endpoint's answer, a whole number that is not checked further. Raises
+        RequestError."""
+        options = self.request_options(model)
+        answered = await self._call("POST", path, timeout_s=timeout_s, body=body, options=options)
+        tokens = answered.get("input_tokens")
+        if type(tokens) is not int:
+            raise self._unreadable("without a count of tokens", self._where(path.rpartition("/")[2]), {})
+        return tokens
 
     async def _post(self, path: str, body: Mapping[str, Any], options: dict[str, Any]) -> Any:
         import httpx2

@@ -146,16 +146,19 @@ def test_the_tighter_bound_is_asked_for_only_where_the_cheap_one_does_not_fit() 
         purse = Purse([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
         asked: list[int] = []
 
-        def tighter() -> Decimal:
+        async def tighter() -> Decimal:
             asked.append(1)
             return Decimal(3)
+
+        async def still_too_dear() -> Decimal:
+            return Decimal("10.5")
 
         await purse.reserve(Decimal(7), tighter)
         assert asked == []
         reservation = await purse.reserve(Decimal(7), tighter)
         assert (asked, reservation.usd) == ([1], Decimal(3))
         with pytest.raises(BudgetExceeded, match=r"budget\.max_usd=10 "):
-            await purse.reserve(Decimal(11), lambda: Decimal("10.5"))
+            await purse.reserve(Decimal(11), still_too_dear)
 
     asyncio.run(scenario())
 

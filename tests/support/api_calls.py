@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tests.support.api_clouds import Cloud, cloud_of, unwrapped
 
-__all__ = ["AnswerFunction", "Call", "Dialect", "dialect_of", "parse_call", "small_patch", "tokens"]
+__all__ = ["COUNTING", "AnswerFunction", "Call", "Dialect", "dialect_of", "parse_call", "small_patch", "tokens"]
 
 Dialect = Literal["openai_chat", "openai_responses", "anthropic_messages", "anthropic_complete"]
 
@@ -27,6 +27,12 @@ _PATHS: tuple[tuple[re.Pattern[str], Dialect], ...] = (
     (re.compile(r"/v1/messages"), "anthropic_messages"),
     (re.compile(r"/v1/complete"), "anthropic_complete"),
 )
+
+COUNTING: dict[str, Dialect] = {
+    "/v1/responses/input_tokens": "openai_responses",
+    "/v1/messages/count_tokens": "anthropic_messages",
+}
+"""The paths at which vendors count the input of a request, free of charge."""
 
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"

@@ -36,7 +36,7 @@ from typing import Any, Self
 from tests.support.api_answers import Maker
 from tests.support.api_batches import BatchDesk, item_error
 from tests.support.api_bodies import body_of, events_of
-from tests.support.api_calls import AnswerFunction, Call, Dialect, dialect_of, parse_call
+from tests.support.api_calls import COUNTING, AnswerFunction, Call, Dialect, dialect_of, parse_call
 from tests.support.api_clouds import event_frame, exception_frame
 from tests.support.api_faults import ERROR_FAULTS, Fault, FaultKind, FaultPlan, error_of
 from tests.support.api_http import HttpRequest, Peer, serve
@@ -67,6 +67,7 @@ class ApiServer:
         strict: refuse parameters that a model does not take, as the vendors do.
         stream_pieces: events that a streamed text is cut into, spread over the latency.
         batch_delay_s: how long a batch takes.
+        count: what the counting endpoints state, given the tokens that are billed; None: there are no such endpoints.
         log_path: append the log to this JSON-lines file too.
         log_bodies: False keeps figures only, for benchmarks of hours.
         seed: for fractions of faults, ranges of latency, and the order of batch results.
@@ -89,6 +90,7 @@ class ApiServer:
         strict: bool = True,
         stream_pieces: int = 8,
         batch_delay_s: float = 0.05,
+        count: Callable[[int], object] | None = int,
         log_path: Path | None = None,
         log_bodies: bool = True,
         seed: int = 0,
@@ -96,6 +98,7 @@ class ApiServer:
         self.port = port
         self.latency_s: Latency = latency_s
         self.stream_pieces = stream_pieces
+        self.count = count
         self.limiter = RateLimiter(requests_per_minute, tokens_per_minute, burst_s)
         self.maker = Maker(
             PromptCache(),
@@ -252,10 +255,6 @@ class ApiServer:
             self.log.settled(exchange)
 
     async def _handle_other(self, request: HttpRequest, exchange: Exchange, peer: Peer) -> None:
-        if request.path == "/v1/messages/count_tokens":
-            call = parse_call("anthropic_messages", request.path, request.headers, {**exchange.body, "max_tokens": 1})
-            peer.send(200, _JSON, json.dumps({"input_tokens": call.input_tokens}).encode())
-            return
         bare = _bare_call(request)
         if (refused := self.maker.wrong_key(bare)) is not None:
             peer.send(refused.status, {**_JSON, **refused.headers}, refused.body)
@@ -267,7 +266,7 @@ class ApiServer:
             peer.send(error.status, {**_JSON, **error.headers}, error.body)
             return
         before = len(self.batches.submitted())
-        route = self.batches.route(request, self.url)
+        route = self._counted(request, exchange) or self.batches.route(request, self.url)
         if len(self.batches.submitted()) > before and self.batches.drop_next_submissions > 0:
             self.batches.drop_next_submissions -= 1
             peer.reset()
@@ -288,6 +287,17 @@ class ApiServer:
             peer.send(status, headers, raw[:-2])
         else:
             await self._break(fault, headers, exchange, peer)
+
+    def _counted(self, request: HttpRequest, exchange: Exchange) -> tuple[int, dict[str, Any]] | None:
+        """The answer of a counting endpoint; None where the path is none."""
+        dialect = COUNTING.get(request.path)
+        if dialect is None or self.count is None or request.method != "POST":
+            return None
+        call = parse_call(dialect, request.path, request.headers, {**exchange.body, "max_tokens": 1})
+        exchange.prompt = call.prompt
+        stated = {"input_tokens": self.count(call.input_tokens)}
+        # openai.types.responses.InputTokenCountResponse; anthropic.types.MessageTokensCount has the count alone.
+        return 200, {"object": "response.input_tokens", **stated} if dialect == "openai_responses" else stated
 
     async def _answer(self, call: Call, exchange: Exchange, peer: Peer) -> None:
         headers = {**_JSON, _request_id_header(call): f"req_{exchange.number:08d}"}
