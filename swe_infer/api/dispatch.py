@@ -48,7 +48,7 @@ class Dispatcher:
         self._freed = asyncio.Event()
         self._error: BaseException | None = None
         self._refused: tuple[Request, BudgetExceeded] | None = None
-        """Of the requests that no cap has room for, the one with the smallest worst case."""
+        """Of the requests that no cap has room for, the one with the shortest prompt."""
         self._halted = False
         self._bugs = 0
         self._stop = threading.Event()
@@ -186,7 +186,7 @@ class Dispatcher:
             if cache_prompt and not error.nothing_fits:  # without the price of writing to the cache it may fit
                 return await self._some(requests, on_outcome, cache_prompt=False, urgent=urgent)
             last = len(requests) == 1 or error.nothing_fits  # several samples are tried again as fewer
-            if last and (self._refused is None or error.usd < self._refused[1].usd):
+            if last and (self._refused is None or _size(requests[0]) < _size(self._refused[0])):
                 self._refused = (requests[0], error)
             if error.nothing_fits:
                 self._halt(None)
@@ -247,6 +247,10 @@ class Dispatcher:
         while not stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
             await asyncio.sleep(_WATCH_S)
         self._halt(None)
+
+
+def _size(request: Request) -> int:
+    return len(request.prompt.text)
 
 
 def _fatal(error: BaseException) -> bool:

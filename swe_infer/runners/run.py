@@ -19,7 +19,7 @@ from swe_infer.api.estimate import Estimate
 from swe_infer.asked import Asked, apply_rate, read_asked
 from swe_infer.data.base import Dataset
 from swe_infer.data.select import Selection, select
-from swe_infer.errors import StoreError, SweInferError
+from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompts import files_in_prompt
 from swe_infer.runners.base import Runner
@@ -322,7 +322,14 @@ class Run:
     def settle(self, error: BaseException | None) -> int:
         """Say what ended the answering, if not its end, and see that every answer is on the disk; returns the exit
         status so far."""
-        status = 0 if error is None else _told(error)
+        if isinstance(error, BudgetExceeded):
+            left = self.summary()["remaining"]
+            log.error(
+                "%s; answers that are left: %d, which the same command with a larger budget asks for", error, left
+            )
+            status = error.exit_status
+        else:
+            status = 0 if error is None else _told(error)
         try:
             saved = self._unsaved.wait()
         except KeyboardInterrupt:

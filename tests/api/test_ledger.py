@@ -119,28 +119,6 @@ def test_a_file_that_is_no_ledger_is_refused_by_name(tmp_path: Path) -> None:
         Ledger(tmp_path / "ledger", Decimal(1), "run")
 
 
-def test_a_request_that_does_not_fit_waits_for_others_and_keeps_its_place() -> None:
-    async def scenario() -> list[str]:
-        purse = Purse([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
-        order: list[str] = []
-        first = await purse.reserve(Decimal(8))
-
-        async def ask(name: str, usd: int) -> None:
-            await purse.reserve(Decimal(usd))
-            order.append(name)
-
-        large = asyncio.create_task(ask("large", 6))
-        await asyncio.sleep(0.01)
-        small = asyncio.create_task(ask("small", 1))
-        await asyncio.sleep(0.01)
-        assert order == []
-        purse.settle(first, Decimal(2))
-        await asyncio.gather(large, small)
-        return order
-
-    assert asyncio.run(scenario()) == ["large", "small"]
-
-
 def test_the_tighter_bound_is_asked_for_only_where_the_cheap_one_does_not_fit() -> None:
     async def scenario() -> None:
         purse = Purse([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
