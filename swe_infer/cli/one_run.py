@@ -103,11 +103,10 @@ class BuiltRun:
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(turn(self._sweep, plain, self.directory))
             store = stack.enter_context(RunStore(self.directory, experiment.runner.label))
-            if selection.moved and store.resumed and _is_former(self.directory):
+            if store.resumed and _is_former(self.directory) and (moved := selection.moved()):
                 raise StoreError(
-                    f"output_dir={self.directory}: was divided into shards by an earlier version, which gave "
-                    f"{selection.moved} of its instances to other shards; finish it with that version, or choose "
-                    "another output_dir"
+                    f"output_dir={self.directory}: was divided into shards by an earlier version, which gave {moved} "
+                    "instances to other shards; finish it with that version, or choose another output_dir"
                 )
             before = _asked_before(claim(self.directory, plain))
             store.ask(asked_of(selection), before)

@@ -146,8 +146,10 @@ def score(samples: Sequence[Result], metric: Metric) -> float:
 def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
     instances = run.instances()
     results = list(run.results.values())
-    applies = _rate(instances.values(), "applies")
-    resolved = _rate(instances.values(), "resolved") if run.evaluated else None
+    asked = run.summary.get("instances")
+    asked = max(len(instances), asked if isinstance(asked, int) else 0)
+    applies = _rate(instances.values(), "applies", asked)
+    resolved = _rate(instances.values(), "resolved", asked) if run.evaluated else None
     costs = [result.cost_usd for result in results]
     cost = None if None in costs else sum((c for c in costs if c is not None), Decimal(0))
     usage = sum((result.usage for result in results), Usage())
@@ -178,10 +180,10 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
     )
 
 
-def _rate(instances: Iterable[Sequence[Result]], metric: Metric) -> Rate:
-    scores = [score(samples, metric) for samples in instances]
-    total = sum(scores)
-    return Rate(total, len(scores), wilson(total, len(scores)))
+def _rate(instances: Iterable[Sequence[Result]], metric: Metric, asked: int) -> Rate:
+    """Over the ``asked`` instances, those without a record included."""
+    total = sum(score(samples, metric) for samples in instances)
+    return Rate(total, asked, wilson(total, asked))
 
 
 def _pass_at(instances: Mapping[str, Sequence[Result]], metric: Metric) -> list[tuple[int, float, int]]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from swe_infer.data.base import Dataset, Rows
@@ -128,15 +129,14 @@ class Selection:
     Args:
         requested: row indices in the order for the runner, rows with a fault included.
         requested_of_all_shards: how many instances all shards together have.
-        moved: how many of these another shard had by the division of an earlier version, which depended on ids, limit
-            and bounds.
+        moved: how many of these another shard had by the division of an earlier version.
     """
 
     rows: Rows
     requested: Sequence[int]
     requested_of_all_shards: int
     lengths: LengthFilter
-    moved: int = 0
+    moved: Callable[[], int] = int
     _verdicts: dict[int, Skip | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -203,15 +203,22 @@ def select(
         indices = [index for index in indices if rows.ids[index] in wanted]
     if dataset.limit is not None:
         indices = indices[: dataset.limit]
-    requested, moved = len(indices), 0
+    all_shards = tuple(indices)
+    moved: Callable[[], int] = int  # none
     if shard.index is not None and shard.count is not None:
         owners = assign_shards([rows.characters(index) for index in range(len(rows))], shard.count)
-        former = assign_shards([lengths.former_size(rows.characters(index)) for index in indices], shard.count)
-        moved = sum(owners[index] != owner for index, owner in zip(indices, former, strict=True))
+        moved = partial(_moved, rows, lengths, all_shards, owners, shard.count)
         indices = [index for index in indices if owners[index] == shard.index]
     if order == "longest_first":
         indices.sort(key=lambda index: (-rows.characters(index), index))
-    return Selection(rows, indices, requested, lengths, moved)
+    return Selection(rows, indices, len(all_shards), lengths, moved)
+
+
+def _moved(rows: Rows, lengths: LengthFilter, indices: Sequence[int], owners: Sequence[int], count: int) -> int:
+    """How many of the rows ``indices`` another shard had by the division of an earlier version, which depended on
+    ids, limit and bounds."""
+    former = assign_shards([lengths.former_size(rows.characters(index)) for index in indices], count)
+    return sum(owners[index] != owner for index, owner in zip(indices, former, strict=True))
 
 
 def assign_shards(sizes: Sequence[int], count: int) -> list[int]:

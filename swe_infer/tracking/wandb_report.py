@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import PanelGrid, Report, Runset
 
 TITLE = "Cost against apply rate and resolved rate"
-RATES = {"apply_rate": "share of answers whose patch applies", "resolved_rate": "share of answers that resolve"}
+RATES = {"apply_rate": "share of what was asked whose patch applies", "resolved_rate": "share that resolves"}
 SWEPT = ("decoding.temperature", "decoding.max_new_tokens", "decoding.n")
 """Parameters that every kind of run has a value of: where one is null, the run is not among the coordinates."""
 

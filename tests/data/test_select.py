@@ -157,8 +157,8 @@ def test_an_instance_keeps_its_shard_whatever_is_asked() -> None:
 
 def test_a_division_that_an_earlier_version_made_otherwise_is_noticed() -> None:
     rows = Texts([words(1 + 7 * n % 41) for n in range(40)])
-    assert choose(rows, shard=Shard(0, 4)).moved == 0
-    assert choose(rows, Options(limit=13), shard=Shard(0, 4)).moved > 0
+    assert choose(rows, shard=Shard(0, 4)).moved() == 0
+    assert choose(rows, Options(limit=13), shard=Shard(0, 4)).moved() > 0
 
 
 def test_more_shards_than_instances_leave_some_empty() -> None:

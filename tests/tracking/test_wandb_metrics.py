@@ -15,6 +15,7 @@ from swe_infer.tracking.wandb_metrics import Alerts, finished_of, metrics_of, qu
 from swe_infer.tracking.wandb_predictions import Predictions, histogram
 
 TOTALS = {
+    "instances": 10,
     "completed": 3,
     "failed": 1,
     "skipped": 2,
@@ -43,13 +44,13 @@ def test_a_point_holds_counts_rates_tokens_dollars_and_engine_figures() -> None:
         "tokens/input": 100,
         "tokens/output": 10,
         "engine/concurrency": 8.0,
-        "apply_rate": 2 / 3,
+        "apply_rate": 0.2,
         "failure_rate": 0.25,
         "window/latency_s_mean": 2.0,
         "window/latency_s_p50": 2.0,
         "window/latency_s_p95": pytest.approx(2.9),
         "over_usd/completed": 3,
-        "over_usd/apply_rate": 2 / 3,
+        "over_usd/apply_rate": 0.2,
     }
     assert finished_of(TOTALS) == 6
 

@@ -102,7 +102,7 @@ def test_the_summary_holds_the_last_totals_under_plain_names(offline: OfflineRun
         "patches/repaired": 2,
         "patches/does_not_apply": 2,
         "patches/none": 3,
-        "apply_rate": 0.5,
+        "apply_rate": 0.416667,
         "failure_rate": 1 / 11,
         "latency_s_mean": 5.5,
         "latency_s_max": 11,
