@@ -404,8 +404,8 @@ class RunStore:
         if self._stale:
             try:
                 self._derive(self.totals.asked)
-            except OSError as error:
-                raise StoreError(f"{self._predictions_path(0)}: cannot be written ({error.strerror})") from None
+            except OSError as failed:
+                raise StoreError(f"{self._predictions_path(0)}: cannot be written ({failed.strerror})") from None
         self._write_predictions()
         if self._late_predictions:
             raise StoreError(f"{self._predictions_path(self._late_predictions[0][0])}: cannot be written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -130,6 +132,31 @@ def test_a_stop_returns_at_once_and_the_next_try_collects(vendor: str, tmp_path:
         assert len(open_batches(tmp_path)) == 1
         server.batches.held = False
         assert len(run(runner(server.url, vendor, tmp_path), requests(30))) == 30
+        assert len(server.batches.submitted()) == 1
+
+
+def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        journal = Journal(tmp_path)
+        items = {f"swe-x-{n}": Item(r.instance_id, r.sample, journal.add_prompt(r.prompt)) for n, r in
+                 enumerate(requests(6))}  # fmt: skip
+        journal.plan(Batch("swe-x", time.time(), items))
+        journal.close()
+        first = runner(server.url, "openai", tmp_path)
+        lines = {
+            key: first.provider.batch_item(key, r, first.model) for key, r in zip(items, requests(6), strict=True)
+        }  # type: ignore[attr-defined]
+
+        async def hand_in() -> None:
+            await first.provider.open()
+            await first.provider.submit(lines, label="swe-x", timeout_s=10.0)  # type: ignore[attr-defined]
+            await first.provider.close()
+
+        asyncio.run(hand_in())
+        recorded = [r.key for r in requests(6)[:1]]
+        again = runner(server.url, "openai", tmp_path)
+        again.begin(replace(context(tmp_path), is_recorded=lambda key: key in recorded))
+        assert run(again, requests(6)[1:3]).keys() == {r.key for r in requests(6)[1:]}
         assert len(server.batches.submitted()) == 1
 
 

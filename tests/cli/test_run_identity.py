@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,18 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from swe_infer.cli.one_run import run_one
+from swe_infer.api.cache import cache_keys
+from swe_infer.cli.one_run import BuiltRun, run_one
+from swe_infer.cli.points_at_once import PointsAtOnce
 from swe_infer.cli.sweep import SweepLog
 from swe_infer.compare.loading import load_run
 from swe_infer.config import conf_dir
+from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.errors import StoreError
 from swe_infer.llama.pool import EnginePool
+from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.store import read_records
+from swe_infer.types import ApiModel, Decoding, Request
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.wandb_files import read_offline_runs
@@ -242,7 +250,7 @@ def test_runs_of_an_earlier_version_go_on(desk: Desk, caplog: pytest.LogCaptureF
 def test_shards_that_an_earlier_version_divided_otherwise_are_refused_in_one_line(desk: Desk) -> None:
     whole = desk.run("shard.count=2", "shard.index=0", "output_dir=whole")
     made_by_an_earlier_version(whole, "whole-old")
-    assert desk.run("shard.count=2", "shard.index=0", "output_dir=whole-old")
+    desk.run("shard.count=2", "shard.index=0", "output_dir=whole-old")
     sent = desk.sent
     rows = [{"instance_id": IDS[n], "text": "word " * (10 + 70 * n * n)} for n in range(9)]
     desk.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -263,6 +271,69 @@ def test_a_grown_run_is_the_same_run_of_w_and_b_and_its_table_is_what_was_asked(
     assert (last.summary["instances"], last.summary["completed"]) == (2, 2)
     assert [row[0] for row in last.table("predictions")["data"]] == sorted(IDS[:2])
     assert desk.sent == 6
+
+
+def test_answers_in_the_response_cache_are_found_wherever_the_server_moves(desk: Desk) -> None:
+    cache = f"runner.response_cache={desk.folder / 'cache'}"
+    desk.run("dataset.limit=1", cache, "output_dir=a")
+    row = JsonlDataset(path=str(desk.data)).open()[0]
+    request = Request(row.instance_id, 0, row.prompt, Decoding())
+    key, former = cache_keys(request, ApiModel("gpt-4o"), OpenAIChat(base_url=desk.server.openai_url))
+    with closing(sqlite3.connect(desk.folder / "cache" / "answers.sqlite", isolation_level=None)) as kept:
+        assert kept.execute("UPDATE answers SET key = ? WHERE key = ?", (former, key)).rowcount == 1
+    desk.run("dataset.limit=1", cache, "output_dir=b")
+    with ApiServer() as moved:
+        desk.run("dataset.limit=1", cache, "output_dir=c", server=moved)
+        assert not moved.log.asked()
+    assert desk.sent == 1
+    assert summary(desk.folder / "c")["completed"] == 1
+
+
+def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> None:
+    sweep = SweepLog(desk.folder / "sweep")
+    sweep.start(keep=False, swept=["dataset.limit"])
+    ends: list[int | Exception] = []
+    points = PointsAtOnce(EnginePool(), lambda sweep, directory, end, objectives: ends.append(end))
+    built = []
+    for limit in (1, 2):
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            overrides = ["tracker=none", "decoding.max_new_tokens=8", f"dataset.limit={limit}"]
+            built.append(BuiltRun(compose("config", overrides=overrides), sweep))
+        points.add(built[-1], sweep)
+    points.run()
+    assert ends == [0, 0]
+    origins = [
+        [(r["details"].get("shared_from") or {}).get("run") for r in read_records(one.directory / "records.jsonl")]
+        for one in built
+    ]
+    assert sorted(origins[1], key=str) == [None, built[0].directory.name]
+    assert origins[0] == [None]
+
+
+def test_a_point_that_was_killed_gives_its_turn_and_its_answers_to_the_next(desk: Desk) -> None:
+    """The turn ends with its process, and what was recorded until then is not asked again."""
+    desk.server.latency_s = 0.3
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swe_infer", "-m",
+         *desk.completed(["dataset.limit=12,11", "provider.max_concurrency=2", "output_dir=sweep"], None)],
+        cwd=desk.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not [path for path in desk.folder.glob("sweep/*/records.jsonl") if len(completed(path.parent)) >= 3]:
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    (killed,) = [path.parent for path in desk.folder.glob("sweep/*/records.jsonl")]
+    known = len(completed(killed))
+    desk.server.latency_s = 0.0
+    sent = desk.sent
+    run = desk.run("dataset.limit=11", "output_dir=sweep", sweep=SweepLog(Path("sweep")))
+    assert run.name.endswith("limit=11")
+    assert len(completed(run)) == 11
+    assert desk.sent - sent == 11 - known
 
 
 def test_verdicts_and_rates_cover_what_was_asked(desk: Desk) -> None:
