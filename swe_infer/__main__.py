@@ -1,6 +1,14 @@
-"""``python -m swe_infer``."""
+"""``python -m swe_infer``, and ``swe-infer``."""
 
-from swe_infer.cli.run import main
+from swe_infer.interrupts import run_command
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """One run, or a sweep."""
+    run_command("swe_infer.cli.run", stoppable=False)
+
 
 if __name__ == "__main__":
     main()

@@ -7,13 +7,16 @@ import errno
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from swe_infer.errors import StoreError
 
-__all__ = ["Syncer", "Unwritten", "discard", "probe", "sync_directory", "write_atomically", "write_whole"]
+__all__ = [
+    "Syncer", "Unwritten", "discard", "probe", "replacing", "sync_directory", "write_atomically", "write_whole",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,30 @@ def write_atomically(path: Path, text: str) -> None:
         sync_directory(path.parent)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to be written in the place of ``path``, which it replaces at the end. Where the writing is interrupted,
+    ``path`` stays as it was. What is no regular file, such as ``/dev/stdout``, is written directly.
+
+    Raises:
+        OSError: names ``path``.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = path.resolve()
+    new = target.with_name(target.name + ".new")
+    try:
+        yield new
+        os.replace(new, target)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
 
 
 def probe(directory: Path) -> None:

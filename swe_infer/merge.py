@@ -1,8 +1,14 @@
-"""``python -m swe_infer.merge``."""
+"""``python -m swe_infer.merge``, and ``swe-infer-merge``."""
 
-import sys
+from swe_infer.interrupts import run_command
 
-from swe_infer.cli.merge import main
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Join the shards that the command line names."""
+    run_command("swe_infer.cli.merge")
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

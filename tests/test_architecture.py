@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 
 LEVELS = [
-    {"errors"},
+    {"errors", "interrupts"},
     {"types", "resources", "files", "redaction"},
     {"prompts", "spill", "asked"},
     {"providers", "llama", "sample"},

@@ -118,8 +118,9 @@ class Batches:
         self._wanted: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
         self._pending: deque[Item] = deque()
-        self._refused: BudgetExceeded | None = None
+        self._over_cap: BudgetExceeded | None = None
         """Of the requests that no cap has room for, the one with the smallest worst case."""
+        self._stop = threading.Event()
         self.submitted = 0
         self.usage = Usage()
 
@@ -134,9 +135,10 @@ class Batches:
 
         Once ``stop`` is set it returns at once: batches go on at the provider, and the same command collects them.
         """
-        self._read(requests, on_outcome, stop)
+        self._stop = stop
+        self._read(requests, on_outcome)
         self._purse.keep_batches(self._journal.open)
-        watcher = asyncio.create_task(self._watch(stop))
+        watcher = asyncio.create_task(self._watch())
         following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
         try:
             await self._until_done(following, watcher, on_outcome)
@@ -144,19 +146,20 @@ class Batches:
             for task in (watcher, *following):
                 task.cancel()
             await asyncio.gather(watcher, *following, return_exceptions=True)
-        if self._refused is not None and not stop.is_set():
-            raise self._purse.why_not(self._refused.usd)
+        if self._over_cap is not None and not stop.is_set():
+            raise self._purse.why_not(self._over_cap.usd)
         if self._journal.open:
             logger.info("%d batches go on at the provider; the same command collects them", self.open)
 
     async def _until_done(
         self, following: set[asyncio.Task[None]], stopped: asyncio.Task[None], on_outcome: OnOutcome
     ) -> None:
-        """Hand in what is pending and follow what is handed in, until nothing is left or ``stopped`` is done."""
+        """Hand in what is pending and follow what is handed in, until nothing is left or the run is stopped, of which
+        ``stopped`` tells by its end."""
         submitting: asyncio.Task[bool] | None = None
         has_room = True
         try:
-            while (self._pending or following or submitting) and not stopped.done():
+            while (self._pending or following or submitting) and not self._stop.is_set():
                 if self._pending and submitting is None and (has_room or not following):
                     submitting = asyncio.create_task(self._submit_pending(following, on_outcome))
                 waiting: set[asyncio.Task[Any]] = {*following, stopped, *({submitting} if submitting else ())}
@@ -174,13 +177,13 @@ class Batches:
                 submitting.cancel()
                 await asyncio.gather(submitting, return_exceptions=True)
 
-    def _read(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+    def _read(self, requests: Iterable[Request], on_outcome: OnOutcome) -> None:
         """Write every wanted request down that is in no open batch. Prompts go to disk, keys stay in memory."""
         in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
         for group in by_prompt(requests):
             offset: int | None = None
             for request in group:
-                if stop.is_set():
+                if self._stop.is_set():
                     return
                 if (hit := self._cached(request)) is not None:
                     on_outcome(request, hit)
@@ -197,6 +200,8 @@ class Batches:
 
     async def _submit_pending(self, following: set[asyncio.Task[None]], on_outcome: OnOutcome) -> bool:
         """Hand in the next batch; False where the caps have no room for it before others settle."""
+        if self._stop.is_set():
+            return True
         label = f"swe-{secrets.token_hex(6)}"
         chosen, encoded = self._choose(label, on_outcome)
         if not chosen:
@@ -224,8 +229,8 @@ class Batches:
     def _refuse(self, item: Item, usd: Decimal) -> None:
         """Pass over a request that no cap has room for."""
         self._wanted.discard(item.key)
-        if self._refused is None or usd < self._refused.usd:
-            self._refused = self._purse.why_not(usd)
+        if self._over_cap is None or usd < self._over_cap.usd:
+            self._over_cap = self._purse.why_not(usd)
 
     async def _amounts(self, items: list[Item]) -> tuple[list[Decimal], set[int]]:
         """The worst case of each request, and which of them no count can make smaller. Where the bounds by bytes do
@@ -291,6 +296,8 @@ class Batches:
         tries, began = 0, time.monotonic()
         while True:
             tries += 1
+            if self._stop.is_set():  # as safe as a kill, see _until_done()
+                return False
             try:
                 timeout_s = self._provider.timeout_s
                 batch_id = await self._provider.submit(encoded, label=batch.label, timeout_s=timeout_s)
@@ -517,6 +524,6 @@ class Batches:
             return Decimal(0)
         return worst_case(self._tariff, tokens, self._decoding.max_new_tokens, cache_write=False)
 
-    async def _watch(self, stop: threading.Event) -> None:
-        while not stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
+    async def _watch(self) -> None:
+        while not self._stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
             await asyncio.sleep(0.05)

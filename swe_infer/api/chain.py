@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,9 @@ class Chain:
         self.bounds = InputBounds(counter, self.sleep)
         self._cache = cache
         self._halted = asyncio.Event()
+        self.stop = threading.Event()
+        """Once set, nothing is sent any more, also before :meth:`halt` is called."""
+        self.in_flight = 0
         self._unsettled = False
         self.counts = Counts()
 
@@ -214,12 +218,13 @@ class Chain:
         self._refuse_early(life, endpoint)
         async with endpoint.limiter.ticket(size, life.output_tokens, urgent=urgent) as ticket:
             reservation = await self._reserve(life, endpoint, ticket)
-            if self._halted.is_set():
+            if self._halted.is_set() or self.stop.is_set():
                 self._settle(reservation, Decimal(0))
                 raise Halted("the run is stopping")
             life.attempts += 1
             life.began = life.began or time.monotonic()
             self.counts.sent += 1
+            self.in_flight += 1
             try:
                 answers = await self._send(life, endpoint)
             except BaseException as error:
@@ -229,6 +234,8 @@ class Chain:
                     life.possibly_billed += reservation.usd
                 self._note(endpoint, ticket, error)
                 raise
+            finally:
+                self.in_flight -= 1
             usage = sum((answer.usage for answer in answers), Usage())
             try:
                 usd = self._pay(reservation, endpoint, answers, usage)

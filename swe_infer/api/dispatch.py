@@ -63,7 +63,7 @@ class Dispatcher:
             SweInferError: unforeseen exceptions came one after the other.
             Exception: ``requests`` or ``on_outcome`` raised it.
         """
-        self._stop = stop
+        self._stop = self._chain.stop = stop
         watcher = asyncio.create_task(self._watch(stop))
         try:
             await self._read(requests, on_outcome)
@@ -81,7 +81,7 @@ class Dispatcher:
 
     async def _read(self, requests: Iterable[Request], on_outcome: OnOutcome) -> None:
         groups = by_prompt(requests)
-        while not self._halted:
+        while not self._over:
             while self._alive >= self._room and not self._halted:
                 self._freed.clear()
                 await self._freed.wait()
@@ -90,7 +90,7 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - raised again once what is in flight was handed over
                 self._halt(error)
                 return
-            if group is None or self._halted:
+            if group is None or self._over:
                 return
             self._alive += len(group)
             task = asyncio.create_task(self._group(group, on_outcome))
@@ -234,6 +234,11 @@ class Dispatcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._halt(error)
         self._freed.set()
+
+    @property
+    def _over(self) -> bool:
+        """Whether nothing new is to be begun. The signal's handler sets the event, between any two steps."""
+        return self._halted or self._stop.is_set()
 
     def _halt(self, error: BaseException | None) -> None:
         """Start nothing new. The first error stands, but a provider's word that nothing can succeed says more."""

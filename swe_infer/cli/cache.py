@@ -10,9 +10,13 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from swe_infer.api.cache import ResponseCache
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.interrupts import run_command
+
+if TYPE_CHECKING:
+    from swe_infer.api.cache import ResponseCache
 
 __all__ = ["main"]
 
@@ -21,6 +25,8 @@ _DAY_S = 86_400.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exits with 2 where there is no cache."""
+    from swe_infer.api.cache import ResponseCache
+
     parser = argparse.ArgumentParser(prog="python -m swe_infer.cli.cache", description="A response cache's contents.")
     parser.add_argument("directory", type=Path, metavar="DIR", help="what runner.response_cache names")
     parser.add_argument("command", nargs="?", choices=("size", "list", "clear"), default="size")
@@ -58,4 +64,4 @@ def _answer(cache: ResponseCache, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("swe_infer.cli.cache")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -76,19 +78,19 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) 
                 )
         label = label or _label(shard.directory)
     asked = _asked(shards)
-    with RunStore(out, label) as store:
+    merged = config.whole(shards[0].config)
+    with _whole(out) as directory, RunStore(directory, label) as store:
         if asked is not None:
             store.ask(asked, asked)
         for shard in shards:
             for record in read_records(shard.directory / "records.jsonl"):
                 store.append(record)
-        merged = config.whole(shards[0].config)
-        write_atomically(out / "config.yaml", config.as_yaml(merged))
+        write_atomically(directory / "config.yaml", config.as_yaml(merged))
         if run_id is not None:
-            write_atomically(out / "run_id", run_id)
+            write_atomically(directory / "run_id", run_id)
         summary = _summary(shards, store)
         store.write_summary(summary)
-        _track(shards[0], out, merged, summary)
+    _track(shards[0], out, merged, summary)
     return summary
 
 
@@ -99,6 +101,28 @@ def _asked(shards: Sequence[_ShardRun]) -> Asked | None:
     if len(ids) < len(shards) or parts[0] is None:
         return None
     return replace(parts[0], instance_ids=tuple(itertools.chain(*ids)), decided=False)
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A directory beside ``out`` that takes its place once it is filled, so that the same command can be given again
+    after an interrupt.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    parts = out.absolute().with_name(f".{out.name}.parts")
+    try:
+        shutil.rmtree(parts, ignore_errors=True)  # of a process that was killed
+        parts.mkdir(parents=True)
+        yield parts
+        if out.exists():
+            out.rmdir()
+        parts.rename(out)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: dict[str, Any]) -> None:

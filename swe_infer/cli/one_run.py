@@ -22,6 +22,7 @@ from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import StoreError
 from swe_infer.evaluate.command import kept_figures, own_tests_of
+from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.run import Run, asked_of, estimated, selected
@@ -37,7 +38,9 @@ def run_one(cfg: DictConfig, sweep: SweepLog | None, engines: EnginePool) -> tup
     Raises:
         ConfigError: before anything is loaded or paid for.
     """
-    return BuiltRun(cfg, sweep).execute(engines)
+    with INTERRUPTS.stoppable():
+        built = BuiltRun(cfg, sweep)
+    return built.execute(engines)
 
 
 class BuiltRun:
@@ -73,7 +76,8 @@ class BuiltRun:
     def execute(self, engines: EnginePool) -> tuple[Path | None, int]:
         """The run by itself; returns its directory (None for a dry run) and exit status."""
         if self.experiment.dry_run:
-            self._estimate()
+            with INTERRUPTS.stoppable():
+                self._estimate()
             return None, 0
         with self.open(engines) as opened:
             status = opened.run.execute()
@@ -98,8 +102,8 @@ class BuiltRun:
             StoreError: the directory is another process's, or another configuration's.
         """
         experiment, plain = self.experiment, self._plain
-        selection = selected(experiment.runner, experiment.dataset, experiment.shard)
-        with ExitStack() as stack:
+        with ExitStack() as stack, INTERRUPTS.stoppable():
+            selection = selected(experiment.runner, experiment.dataset, experiment.shard)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(turn(self._sweep, plain, self.directory))
             store = stack.enter_context(RunStore(self.directory, experiment.runner.label))

@@ -19,9 +19,9 @@ from typing import Any
 from swe_infer.cli.one_run import BuiltRun, OpenRun
 from swe_infer.cli.sweep import SweepLog
 from swe_infer.config import Objective
+from swe_infer.interrupts import INTERRUPTED
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.runners.run import INTERRUPTED
 from swe_infer.runners.together import execute_together
 
 __all__ = ["PointsAtOnce"]

@@ -27,9 +27,9 @@ from swe_infer.cli.study import objective_of
 from swe_infer.cli.sweep import SweepLog, finish
 from swe_infer.config import Objective
 from swe_infer.errors import SweInferError
+from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.llama.pool import EnginePool
 from swe_infer.redaction import RedactingFormatter, without_credentials
-from swe_infer.runners.run import INTERRUPTED
 
 __all__ = ["main"]
 
@@ -73,8 +73,8 @@ def _stopped_sweep(error: BaseException) -> int:
     directory = sweep_directory(sys.argv[1:])
     if directory is None or not (directory / "runs.jsonl").exists():
         return _stopped_run(error)
-    if isinstance(error, KeyboardInterrupt):
-        return max(INTERRUPTED, finish(directory, "interrupted"))
+    if INTERRUPTS.stopping:
+        return finish(directory)
     trace = without_credentials("".join(traceback.format_exception(error)))
     (directory / "error.log").write_text(trace, encoding="utf-8")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -85,8 +85,7 @@ def _stopped_sweep(error: BaseException) -> int:
 def _stopped_run(error: BaseException) -> int:
     """The exit status of a run that ended before or after its work, and one line that says why: a trace only where
     the fault is ours."""
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+    if INTERRUPTS.stopping:
         return INTERRUPTED
     if isinstance(error, OSError | MemoryError):
         told = without_credentials(" ".join(str(error).split()))
@@ -114,7 +113,6 @@ class _Job:
         self.engines = EnginePool()
         self.elsewhere = False
         self.reported = False
-        self.group = _process_group()
         self.waiting = PointsAtOnce(self.engines, self._ended)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +123,6 @@ class _Job:
             "elsewhere": True,
             "reported": False,
             "home": os.getcwd(),
-            "group": _process_group(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -137,39 +134,46 @@ class _Job:
 
     def __call__(self, cfg: DictConfig) -> list[float] | float | None:
         """Returns the objective, for sweepers that search; None where the run has none, or did not end well."""
-        sweep = SweepLog.of(HydraConfig.get())
-        if sweep is None:
-            try:
-                directory, self.status = run_one(cfg, None, self.engines)
-            except SweInferError as error:
-                print(f"error: {without_credentials(str(error))}", file=sys.stderr)
-                self.status = error.exit_status
+        with INTERRUPTS.finishing():
+            sweep = SweepLog.of(HydraConfig.get())
+            if sweep is None:
+                self._single(cfg)
                 return None
-            if directory is not None:
-                print(directory, flush=True)
-            return None
-        if self.elsewhere:
+            if not self.elsewhere:
+                return self._point(cfg, sweep)
             _set_up_logging()
-        if self.group == _process_group():  # a terminal's Ctrl-C comes to all processes of the group
-            return self._point(cfg, sweep)
-        with sweep.interrupts_passed_on():
-            return self._point(cfg, sweep)
+            with sweep.interrupts_passed_on():
+                return self._point(cfg, sweep)
+
+    def _single(self, cfg: DictConfig) -> None:
+        try:
+            directory, self.status = run_one(cfg, None, self.engines)
+        except SweInferError as error:
+            print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+            self.status = error.exit_status
+            return
+        if directory is not None:
+            print(directory, flush=True)
 
     def _point(self, cfg: DictConfig, sweep: SweepLog) -> list[float] | float | None:
         # An interrupted point ends its sweep: the rest is for the next time.
-        if self.status == INTERRUPTED or sweep.is_stopped:
+        if INTERRUPTS.stopping or self.status == INTERRUPTED or sweep.is_stopped:
             sweep.add(None, INTERRUPTED)
             return None
         sweep.begin()
         directory: Path | None = None
         end: int | Exception
         try:
-            built = BuiltRun(cfg, sweep)
+            with INTERRUPTS.stoppable():
+                built = BuiltRun(cfg, sweep)
             if self._can_wait(built):
                 self.waiting.add(built, sweep)
                 return None
             self.waiting.run()
             directory, end = built.execute(self.engines)
+        except KeyboardInterrupt:
+            sweep.add(None, INTERRUPTED)
+            raise
         except Exception as error:  # noqa: BLE001 - a fault in our code costs this point; the others are still wanted
             end = error
         values = self._ended(sweep, directory, end, config.objectives(cfg) if end == 0 else ())
@@ -205,11 +209,6 @@ class _Job:
     def finish(self) -> None:
         """Run the points that still wait; the sweep's report calls it when all jobs were launched."""
         self.waiting.run()
-
-
-def _process_group() -> tuple[str, int]:
-    """The group of processes, on which machine, that this one is in."""
-    return os.uname().nodename, os.getpgrp()
 
 
 def _set_up_logging() -> None:

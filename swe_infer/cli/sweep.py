@@ -9,14 +9,12 @@ import logging
 import operator
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 from hydra.experimental.callback import Callback
@@ -30,6 +28,7 @@ from swe_infer.cli.choices import settle_choices, swept_keys, unresolved
 from swe_infer.cli.points import LOST, Point, keep_swept_keys
 from swe_infer.cli.sweep_end import close_sweep
 from swe_infer.errors import SweInferError
+from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.store import write_atomically
 
 __all__ = ["SweepLog", "SweepReport", "finish"]
@@ -37,7 +36,7 @@ __all__ = ["SweepLog", "SweepReport", "finish"]
 log = logging.getLogger(__name__)
 
 _STOP = "stopped"
-_POLL_S = 1.0
+_POLL_S = 0.5
 _PASSWORD = re.compile(r"(\\?://)[^/@\s]+@")  # of an address; Hydra escapes its colons
 
 
@@ -86,26 +85,22 @@ class SweepLog:
 
     def stop_on_interrupt(self) -> None:
         """From now on the first Ctrl-C ends the sweep with the points that are running, the second one at once."""
+        INTERRUPTS.finish_from_now_on(self._stop, says=lambda: "no further point is begun")
 
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self.is_stopped:
-                raise KeyboardInterrupt
+    def _stop(self) -> None:
+        with suppress(OSError):
             (self.directory / _STOP).touch()
-            log.warning("interrupted: no further point is begun; once more stops at once")
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handle)
 
     @contextmanager
     def interrupts_passed_on(self) -> Iterator[None]:
-        """Within it an interrupt of the sweep interrupts the run of this process too: Ctrl-C does not reach a worker
-        of a cluster. By SIGTERM, as Ray blocks SIGINT in its workers."""
-        over, outside = threading.Event(), signal.getsignal(signal.SIGTERM)
+        """Within it an interrupt of the sweep interrupts the run of this process too. A signal may reach the sweep's
+        process alone: a worker of a cluster is elsewhere, and ``kill`` names one process."""
+        over = threading.Event()
 
         def watch() -> None:
             while not over.wait(_POLL_S):
-                if self.is_stopped and signal.getsignal(signal.SIGTERM) is not outside:  # the run has its handler
-                    os.kill(os.getpid(), signal.SIGTERM)
+                if self.is_stopped:
+                    INTERRUPTS.stop()
                     return
 
         watcher = threading.Thread(target=watch, name="sweep-interrupt", daemon=True)
@@ -227,6 +222,9 @@ def finish(directory: Path, stopped: str | None = None) -> int:
     sweep = SweepLog(directory)
     sweep.close()
     points, lost = sweep.points(), sweep.lost()
+    if INTERRUPTS.stopping:
+        return max(INTERRUPTED, close_sweep(directory, points, lost, sweep.estimate(), interrupted=True))
     if points and all(point.status for point in points) and not lost:
         stopped = None  # a searching sweeper gives up where no point has a figure, and the points say why
-    return close_sweep(directory, points, lost, sweep.estimate(), stopped)
+    with INTERRUPTS.stoppable():
+        return close_sweep(directory, points, lost, sweep.estimate(), stopped)

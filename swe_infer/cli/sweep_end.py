@@ -33,6 +33,8 @@ def close_sweep(
     lost: Sequence[tuple[str, ...]],
     estimate: Estimate | None,
     stopped: str | None = None,
+    *,
+    interrupted: bool = False,
 ) -> int:
     """Print the end of the sweep in ``directory``; returns its exit status, which no failure in here changes.
 
@@ -40,6 +42,7 @@ def close_sweep(
         lost: points that were begun and did not end.
         estimate: what a dry run of the whole sweep found.
         stopped: why the sweep ended before its time.
+        interrupted: somebody waits for the end: nothing is merged or compared.
     """
     status = max([point.status for point in points] + [LOST] * bool(lost or stopped), default=0)
     if estimate is not None:
@@ -48,7 +51,7 @@ def close_sweep(
         if point.elsewhere and point.run:
             print(point.run)
     page = None
-    if estimate is None and any(point.run for point in points):
+    if not interrupted and estimate is None and any(point.run for point in points):
         merged: Sequence[Path] | None = None
         with _never_fatal("the shards were not merged"):
             merged = merge_shards(directory, points)

@@ -1,17 +1,13 @@
 """``python -m swe_infer.compare RUN_DIR …``, and ``swe-infer-compare``."""
 
-from __future__ import annotations
-
-import sys
-
-from swe_infer.compare.command import run
+from swe_infer.interrupts import run_command
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Compare the runs that the command line names."""
-    sys.exit(run(sys.argv[1:]))
+    run_command("swe_infer.compare.command", "run")
 
 
 if __name__ == "__main__":

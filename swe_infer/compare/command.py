@@ -14,13 +14,14 @@ from swe_infer.compare.export import as_json, write_csv
 from swe_infer.compare.loading import load_sources
 from swe_infer.compare.sources import failed_points, find_sources
 from swe_infer.errors import SweInferError
+from swe_infer.files import replacing
 
 __all__ = ["run"]
 
 _PLAIN_WIDTH = 160  # columns, where standard output is no terminal and COLUMNS is not set
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Compare runs, print the tables, write the files; returns the exit status (0, or 2 with one line)."""
     options = _parser().parse_args(arguments)
     try:
@@ -88,12 +89,17 @@ def _print(comparison: Comparison, every_instance: bool) -> None:
 
 def _write(comparison: Comparison, options: argparse.Namespace) -> None:
     if options.json is not None:
-        options.json.write_text(json.dumps(as_json(comparison), indent=1) + "\n", encoding="utf-8")
+        with replacing(options.json) as new:
+            new.write_text(json.dumps(as_json(comparison), indent=1) + "\n", encoding="utf-8")
     if options.csv is not None:
-        with options.csv.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with (
+            replacing(options.csv) as new,
+            new.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             write_csv(comparison, file)
     if options.html is not None:
         from swe_infer.compare.report import write_report
 
-        write_report(comparison, options.html, prompts=not options.no_prompts)
+        with replacing(options.html) as new:
+            write_report(comparison, new, prompts=not options.no_prompts)
         print(f"report: {options.html}", file=sys.stderr)

@@ -23,7 +23,7 @@ _OWN_TIMEOUT_S = 10.0
 """For one test of a dataset that brings its own."""
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Evaluate runs and print their resolved rates.
 
     Returns the exit status: 0; 1 where the harness failed; 2 with one line for bad input.

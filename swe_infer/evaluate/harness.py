@@ -6,12 +6,14 @@ import hashlib
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.reports import read_report
@@ -22,6 +24,9 @@ __all__ = ["HarnessError", "HarnessOptions", "check_harness", "run_harness", "ve
 
 _OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
 _OTHERWISE = "or run it on another machine and give its report with --report FILE"
+
+
+_GRACE_S = 8.0
 
 
 class HarnessError(SweInferError):
@@ -95,12 +100,28 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
         command += ["--predictions_path", str(run.predictions(sample).absolute())]
         command += ["--max_workers", str(options.max_workers), "--timeout", str(options.timeout_s)]
         with (folder / f"harness.sample{sample}.log").open("ab") as log:
-            status = subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            status = _run(command, folder, log)
         reports = sorted(folder.glob(f"*.{run_id}.json"))
         if status or not reports:
             raise HarnessError(f"the harness ended with status {status} and no report; see {log.name}")
         verdicts += verdicts_of_report(run, reports[-1], sample, source="swebench")
     return verdicts
+
+
+def _run(command: list[str], folder: Path, log: IO[bytes]) -> int:
+    """The exit status of ``command``. Ctrl-C is passed on to it, so that it can end its containers."""
+    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+        raise
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: str = "report") -> list[Verdict]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +22,12 @@ from swe_infer.evaluate.run_directory import EvaluableRun
 from swe_infer.evaluate.verdicts import Verdict
 from swe_infer.patches.check import apply_patch
 from swe_infer.patches.diff import PatchError
-from swe_infer.sample.testing import run_test
+from swe_infer.sample.testing import end_tests, run_test
 
 __all__ = ["TestedRow", "judge", "tested_rows"]
+
+
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,19 @@ def judge(run: EvaluableRun, rows: Mapping[str, TestedRow], *, timeout_s: float)
     """
     items = sorted(run.patches.items())
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        findings = pool.map(lambda item: _finding(item[1], rows[item[0][0]], timeout_s), items)
-        return [
-            Verdict(instance_id, sample, reason is None, reason, "tests")
-            for ((instance_id, sample), _), reason in zip(items, findings, strict=True)
-        ]
+        findings = [pool.submit(_finding, patch, rows[key[0]], timeout_s) for key, patch in items]
+        try:
+            reasons = [finding.result() for finding in findings]
+        except BaseException:  # Ctrl-C: a test may run for long
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(finding.done() for finding in findings):
+                end_tests()
+                time.sleep(_POLL_S)
+            raise
+    return [
+        Verdict(instance_id, sample, reason is None, reason, "tests")
+        for ((instance_id, sample), _), reason in zip(items, reasons, strict=True)
+    ]
 
 
 def _finding(patch: str, row: TestedRow, timeout_s: float) -> str | None:

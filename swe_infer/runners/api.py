@@ -29,6 +29,7 @@ from swe_infer.api.steady import collected_seldom, run_steadily
 from swe_infer.api.tokens import counter_of
 from swe_infer.api.warm_prompts import WarmPrompts
 from swe_infer.errors import ConfigError
+from swe_infer.interrupts import INTERRUPTS
 from swe_infer.providers.base import BatchProvider, Provider, ServingProvider, is_serving
 from swe_infer.runners.base import Order, RunContext
 from swe_infer.types import ApiModel, Budget, Decoding, LlamaModel, OnOutcome, Request, TokenCounter
@@ -130,7 +131,10 @@ class ApiRunner:
 
     def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         """See :class:`swe_infer.runners.base.Runner`. Everything happens in the calling thread's event loop."""
-        run_steadily(self._run(requests, on_outcome, stop))
+        try:
+            run_steadily(self._run(requests, on_outcome, stop))
+        except asyncio.CancelledError:  # by a second Ctrl-C
+            raise KeyboardInterrupt from None
 
     async def _run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         batch = self.provider.mode == "batch"
@@ -145,7 +149,11 @@ class ApiRunner:
                 for provider, model in self._asked()
             ]
         )
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
         async with AsyncExitStack() as stack:
+            # Between two steps of the loop, so that no answer is lost on its way from the socket to the disk.
+            stack.enter_context(INTERRUPTS.second(lambda: loop.call_soon_threadsafe(task.cancel)))
             cache = ResponseCache(self.response_cache) if self.response_cache is not None else None
             if cache is not None:
                 stack.callback(cache.close)
@@ -247,6 +255,10 @@ class ApiRunner:
         return any(
             cache.holds(key) for provider, model in self._asked() for key in cache_keys(request, model, provider)
         )
+
+    @property
+    def in_flight(self) -> int:
+        return 0 if self._chain is None else self._chain.in_flight
 
     def stats(self) -> Mapping[str, float]:
         """Live figures: concurrency and its level, requests sent, retried and refused, cache hits."""

@@ -88,6 +88,11 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered now. Read by a signal handler: it only looks."""
+        ...
+
     def stats(self) -> Mapping[str, float]:
         """Live figures for progress, summary and tracker, such as ``concurrency`` or ``cache_hit_rate``."""
         ...

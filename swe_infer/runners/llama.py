@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from swe_infer.api.estimate import Estimate, Range
 from swe_infer.errors import ConfigError
+from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.base import Order, RunContext
@@ -99,6 +100,7 @@ class LlamaRunner:
         self._engine: Engine | EngineGroup[Any] | None = None
         self._tokenizer: LlamaTokenizer | None = None
         self._share: Share | None = None
+        self._asked: Share | None = None
         self._load_s = 0.0
 
     def check(self, *, dry_run: bool = False) -> None:
@@ -161,7 +163,7 @@ class LlamaRunner:
             CheckpointError: the checkpoint cannot be loaded.
             ConfigError: a device, type or attention backend that this machine does not have.
         """
-        share = Share(self, requests, on_outcome, stop)
+        share = self._asked = Share(self, requests, on_outcome, stop)
         answer_shares(self._load_engine(), [share], stop)
         if share.error is not None:
             raise share.error
@@ -173,13 +175,18 @@ class LlamaRunner:
         all that are not done."""
         for share in shares:
             engine = share.runner._load_engine()
-            share.runner._share, share.company = share, len(shares)
+            share.runner._share = share.runner._asked = share
+            share.company = len(shares)
         answer_shares(engine, shares, stop)
 
     @property
     def engine_key(self) -> tuple[object, ...]:
         """Runners with the same one can share an engine."""
         return (self.model, self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray)
+
+    @property
+    def in_flight(self) -> int:
+        return 0 if self._asked is None else self._asked.in_flight
 
     def stats(self) -> Mapping[str, float]:
         if self._engine is None:
@@ -219,7 +226,8 @@ class LlamaRunner:
             options = EngineOptions(
                 self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray
             )
-            self._engine = self._engines.get(self.model, options)
+            with INTERRUPTS.stoppable():  # loading takes minutes, and nothing is in flight yet
+                self._engine = self._engines.get(self.model, options)
             self._load_s = time.perf_counter() - started
             self._engine.reset_stats()
             self.context_window = self._engine.context_window

@@ -57,6 +57,11 @@ class Share:
         self.company = 1
         self.prompt_tokens = self.cached_tokens = self.drafted_tokens = self.accepted_tokens = 0
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that the engine has and has not answered."""
+        return len(self._pending)
+
     def next(self) -> Request | None:
         """The next request, which is in the reader's hands until it is begun or rejected; None at the end."""
         self._held = False

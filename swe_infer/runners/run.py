@@ -20,21 +20,20 @@ from swe_infer.asked import Asked, apply_rate, read_asked
 from swe_infer.data.base import Dataset
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
+from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompts import files_in_prompt
 from swe_infer.runners.base import Runner
-from swe_infer.runners.interrupts import Interrupts
 from swe_infer.runners.progress import Progress
 from swe_infer.runners.unsaved import Unsaved
 from swe_infer.store import RunStore, Totals, paid_answers, read_records, record_of
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import Completion, Decoding, Outcome, PatchResult, Prompt, Request, Shard, Skip, TokenCounter
 
-__all__ = ["INTERRUPTED", "Run", "asked_of", "estimated", "outstanding", "selected"]
+__all__ = ["Run", "asked_of", "estimated", "outstanding", "selected"]
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130
 _SUMMARY_INTERVAL_S = 5.0
 _SETTLED = ("completed", "skipped")
 _BOUNDS = ("PromptTooShort", "PromptTooLong")
@@ -185,7 +184,6 @@ class Run:
         self._samples = runner.decoding.n
         self.stop = threading.Event()
         self._unsaved = Unsaved(store)
-        self.interrupts = Interrupts(self.stop)
         self._files: tuple[str, Mapping[str, str]] = ("", {})
         self._started = time.monotonic()
         self._before = store.read_summary()
@@ -198,17 +196,28 @@ class Run:
 
     def execute(self) -> int:
         """Do what is left of the run; returns the exit status, as the README states it."""
-        status = self.begin()
-        if status is not None:
-            return status
-        error: BaseException | None = None
-        with self._progress() as self.progress_line, self.interrupts.handled():
-            try:
-                self.runner.run(self.requests(), self.keep, self.stop)
-            except (Exception, KeyboardInterrupt) as raised:  # noqa: BLE001 - the run ends in order, see settle()
-                error = raised
-            status = self.settle(error)
-        return self.end(status)
+        with INTERRUPTS.finishing(self.stop, says=self.in_progress):
+            status = self.begin()
+            if status is not None:
+                return status
+            error: BaseException | None = None
+            with self._progress() as self.progress_line:
+                try:
+                    if not self.stop.is_set():
+                        self.runner.run(self.requests(), self.keep, self.stop)
+                except (Exception, KeyboardInterrupt) as raised:  # noqa: BLE001 - the run ends in order, see settle()
+                    error = raised
+                status = self.settle(error)
+            return self.end(status)
+
+    def in_progress(self) -> str:
+        """What a first Ctrl-C leaves to be finished, in a few words."""
+        if self._ended is not None:
+            return "writing down what was answered"
+        number = self.runner.in_flight
+        return (
+            f"finishing {number} request{'s' * (number != 1)} in flight" if number else "no further request is sent"
+        )
 
     def begin(self) -> int | None:
         """Tell the tracker; returns the exit status where nothing is left to do.
@@ -244,7 +253,7 @@ class Run:
             status = self._evaluated(summary)
         if self._announce or self._changed:
             self.tracker.start(self.info)
-            self.tracker.finish(self.summary(), self._result_files(), status)
+            return self._tracked(self.summary(), status)
         return status
 
     def freeze(self) -> None:
@@ -257,17 +266,24 @@ class Run:
         answering."""
         self.freeze()
         summary = self.summary()
-        if status == 0 and summary["remaining"] and self.interrupts.count:
+        if INTERRUPTS.stopping:
             status = INTERRUPTED
-        if status == 0 and (summary["failed"] or summary["remaining"]):
+        elif status == 0 and (summary["failed"] or summary["remaining"]):
             status = 1
         if not self._written(summary):
-            status = 1
+            status = status or 1
         elif status == 0:
             status = self._evaluated(summary)
             summary = self.summary()
-        self.tracker.finish(summary, self._result_files(), status)
-        return status
+        return self._tracked(summary, status)
+
+    def _tracked(self, summary: Mapping[str, Any], status: int) -> int:
+        """Tell the tracker how the run ended; returns the exit status."""
+        try:
+            self.tracker.finish(summary, self._result_files(), status)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return INTERRUPTED if INTERRUPTS.stopping else status
 
     def _evaluated(self, summary: dict[str, Any]) -> int:
         """Evaluate the patches, where somebody does; returns the exit status. What goes wrong costs no answer, and
@@ -275,9 +291,10 @@ class Run:
         if self._evaluate is None:
             return 0
         try:
-            found = self._evaluate(summary)
+            with INTERRUPTS.stoppable():
+                found = self._evaluate(summary)
         except KeyboardInterrupt:
-            log.warning("stopped before all patches were evaluated; swe-infer-evaluate does it")
+            log.warning("not all patches were evaluated; the same command does it, or swe-infer-evaluate")
             return INTERRUPTED
         except (SweInferError, OSError) as error:
             log.error("the patches were not evaluated: %s", error)
@@ -365,7 +382,7 @@ class Run:
 
     def keep(self, request: Request, outcome: Outcome) -> None:
         """Keep one outcome the moment it exists."""
-        with self.interrupts.put_off():  # a second Ctrl-C must not come between an answer and the disk
+        with INTERRUPTS.put_off():  # a second Ctrl-C must not come between an answer and the disk
             patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
             self._append(record_of(request.key, outcome, patch))
 
@@ -419,7 +436,8 @@ def _told(error: BaseException) -> int:
         log.error("stopped: %s", " ".join(str(error).split()) or type(error).__name__)
         return 1
     if isinstance(error, KeyboardInterrupt):
-        log.warning("stopped at once; what was finished is kept")
+        if INTERRUPTS.count > 1:
+            log.warning("stopped at once; what was finished is kept")
         return INTERRUPTED
     # a fault in our code: the run still ends in order, and the trace says where
     log.error("stopped by an unforeseen error", exc_info=error)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from swe_infer.runners.interrupts import Interrupts
+from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.runners.llama_shares import Share
 from swe_infer.runners.progress import Progress
-from swe_infer.runners.run import INTERRUPTED, Run
+from swe_infer.runners.run import Run
 
 __all__ = ["execute_together"]
 
@@ -30,14 +30,18 @@ def execute_together(runs: Sequence[Run]) -> list[int | Exception]:
         For each run its exit status, or what it raised before or after its answering.
     """
     stop = threading.Event()
-    interrupts = Interrupts(stop, *(run.stop for run in runs))
-    with interrupts.handled():
-        for run in runs:
-            run.interrupts = interrupts
+    with INTERRUPTS.finishing(stop, *(run.stop for run in runs), says=lambda: _in_progress(runs)):
         ends = [_guarded(run.begin) for run in runs]
         begun = [run for run, end in zip(runs, ends, strict=True) if end is None]
         statuses = iter(_answered(begun, stop) if begun else ())
-    return [_guarded(run.end, next(statuses)) if end is None else end for run, end in zip(runs, ends, strict=True)]
+        return [
+            _guarded(run.end, next(statuses)) if end is None else end for run, end in zip(runs, ends, strict=True)
+        ]
+
+
+def _in_progress(runs: Sequence[Run]) -> str:
+    number = sum(run.runner.in_flight for run in runs)
+    return f"finishing {number} answers" if number else "no further answer is begun"
 
 
 def _guarded(work: Callable[..., int | None], *arguments: int) -> Any:
@@ -58,7 +62,8 @@ def _answered(runs: Sequence[Run], stop: threading.Event) -> list[int]:
     line = _Line(runs)
     try:
         try:
-            LlamaRunner.answer_together(shares, stop)
+            if not stop.is_set():
+                LlamaRunner.answer_together(shares, stop)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it ends all runs that are not done
             for share in shares:
                 share.fail(error)

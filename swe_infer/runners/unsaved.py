@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import StoreError
+from swe_infer.interrupts import INTERRUPTS
 from swe_infer.store import RunStore
 
 __all__ = ["Unsaved"]
@@ -68,6 +69,8 @@ class Unsaved:
                 log.warning("what could not be written before is in the run directory now")
                 return True
             if time.monotonic() - begun > (_LAST_PATIENCE_S if self._in_memory else _PATIENCE_S):
+                return self.give_up()
+            if INTERRUPTS.stopping and not self._in_memory:
                 return self.give_up()
             if self._in_memory and not told:
                 told = True

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-__all__ = ["TestResult", "run_test"]
+__all__ = ["TestResult", "end_tests", "run_test"]
 
+_running: set[subprocess.Popen[str]] = set()
 _TEST_FILE = "swe_infer_instance_test.py"
 
 # Runs in the child. The word of success is read from standard input and printed after the last test, so a patched
@@ -122,6 +123,13 @@ def run_test(
     return TestResult(reason is None, reason, time.monotonic() - begun)
 
 
+def end_tests() -> None:
+    """End the tests that other threads are running; each of them counts as ended by the system."""
+    for process in list(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def _write(root: Path, files: Mapping[str, str]) -> str | None:
     """Write the files; the first path that leads out of ``root`` is returned instead."""
     for path in files:
@@ -151,12 +159,15 @@ def _run(place: str, word: str, timeout_s: float, max_memory_mib: int) -> str | 
         encoding="utf-8",
         errors="replace",
     )
+    _running.add(process)
     late = f"the test did not end within {timeout_s:g} s"
     try:
         output, errors = process.communicate(word + "\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
         _end(process)
         return late
+    finally:
+        _running.discard(process)
     if output.rstrip("\n").rpartition("\n")[2] == word:
         return None
     lines = [line for line in errors.splitlines() if line.strip()]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError
+from swe_infer.interrupts import run_command
 from swe_infer.tracking.wandb_address import PREFIX, WandbAddress
 from swe_infer.tracking.wandb_environment import guest_environment
 
@@ -98,4 +99,4 @@ def _asked(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("swe_infer.tracking.report")

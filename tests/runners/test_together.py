@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.interrupts import INTERRUPTED
 from swe_infer.llama.pool import EnginePool
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.runners.run import INTERRUPTED, Run, selected
+from swe_infer.runners.run import Run, selected
 from swe_infer.runners.together import execute_together
 from swe_infer.store import RunStore, read_records
 from swe_infer.tracking.base import NoTracker, RunInfo
