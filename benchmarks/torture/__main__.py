@@ -3,6 +3,7 @@
     python -m benchmarks.torture                         # everything, minutes; the table comes last
     python -m benchmarks.torture --only kills --kills 20
     python -m benchmarks.torture fuzz --minutes 5        # inputs that no one should write
+    python -m benchmarks.torture interrupts              # Ctrl-C at 40 moments of every kind of command
     python -m benchmarks.torture load                    # 100,000 instances, 1,000 at a time
     python -m benchmarks.torture peers --path PYTHONPATH --inspect PYTHON    # for run_api and Inspect
 
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from benchmarks.torture import fuzz
 
         return fuzz.main(arguments[1:])
+    if arguments[:1] == ["interrupts"]:
+        from benchmarks.torture import interrupts
+
+        return interrupts.main(arguments[1:])
     if arguments[:1] == ["load"]:
         from benchmarks.torture import load
 

@@ -26,7 +26,8 @@ from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
 from swe_infer.api.endpoints import Endpoint
 from swe_infer.api.pricing import worst_case
-from swe_infer.api.retry import Retry
+from swe_infer.api.reach import Reach, Unreachable
+from swe_infer.api.retry import Retry, never_connected
 from swe_infer.errors import (
     BudgetExceeded,
     ConfigError,
@@ -117,6 +118,7 @@ class Batches:
         self._is_recorded = is_recorded
         self._wanted: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
+        self._reach = Reach([provider.base_url])
         self._pending: deque[Item] = deque()
         self._over_cap: BudgetExceeded | None = None
         """Of the requests that no cap has room for, the one with the smallest worst case."""
@@ -301,7 +303,13 @@ class Batches:
             try:
                 timeout_s = self._provider.timeout_s
                 batch_id = await self._provider.submit(encoded, label=batch.label, timeout_s=timeout_s)
+                self._reach.note(self._provider.base_url, None)
             except RequestError as error:
+                try:
+                    if await self._unreached(error, tries):
+                        continue
+                except Unreachable as fatal:
+                    self._refused(batch, fatal, on_outcome)
                 delay_s = self._retry.delay_s(error, tries, time.monotonic() - began)
                 if isinstance(error, TransientError):  # it may have been taken all the same
                     logger.warning("a batch was handed in and its answer lost: %s", error)
@@ -494,11 +502,27 @@ class Batches:
         tries = 0
         while True:
             try:
-                return await call()
+                done = await call()
+                self._reach.note(self._provider.base_url, None)
+                return done
             except (RateLimited, TransientError) as error:
                 tries += 1
+                if await self._unreached(error, tries):
+                    continue
                 logger.info("the provider's batches cannot be read: %s", error)
                 await asyncio.sleep(self._retry.delay_s(error, min(tries, self._retry.tries - 1), 0.0) or 1.0)
+
+    async def _unreached(self, error: RequestError, tries: int) -> bool:
+        """Whether a call did not connect, and none ever has; waits a moment before the next try.
+
+        Raises:
+            Unreachable: further tries are of no use.
+        """
+        self._reach.note(self._provider.base_url, error, tries=tries)
+        if not (self._reach.doubtful and never_connected(error)):
+            return False
+        await asyncio.sleep(self._reach.pause_s(self._provider.base_url))
+        return True
 
     # Small things.
 

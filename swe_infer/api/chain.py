@@ -23,7 +23,8 @@ from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
 from swe_infer.api.limits import Halted, SentAway, Ticket
 from swe_infer.api.pricing import caching_pays, worst_case
-from swe_infer.api.retry import Retry, may_have_been_billed
+from swe_infer.api.reach import Reach, Unreachable
+from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
 from swe_infer.api.warm_prompts import prompt_key
 from swe_infer.errors import (
@@ -42,6 +43,8 @@ __all__ = ["Chain", "Counts"]
 _T = TypeVar("_T")
 
 _GRACE_S = 1.0
+_CONNECT_S = 17.0
+"""A request that has not failed by then has connected."""
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +122,7 @@ class Chain:
         self._retry = retry
         self.bounds = InputBounds(counter, self.sleep)
         self._cache = cache
+        self._reach = Reach([endpoint.base_url for endpoint in endpoints.all])
         self._halted = asyncio.Event()
         self.stop = threading.Event()
         """Once set, nothing is sent any more, also before :meth:`halt` is called."""
@@ -191,28 +195,59 @@ class Chain:
         while True:
             endpoint = self._endpoints.pick()
             try:
-                paid = await self._attempt(life, endpoint, urgent or life.attempts > 0)
+                paid = await self._careful_attempt(life, endpoint, urgent or life.attempts > 0)
             except Halted:
                 return []
             except SentAway:
                 continue
             except ContextOverflow as error:
                 return [Skip("ContextOverflow", str(error))] * len(requests)
+            except Unreachable:  # whichever endpoint was the last to be tried
+                raise
             except RequestError as error:
                 if self._endpoints.next_after(endpoint, error):
                     continue
+                unreached = self._reach.doubtful and never_connected(error)
                 delay_s = self._retry.delay_s(error, life.attempts, life.elapsed_s)
                 if delay_s is None:
                     failure = Failure(type(error).__name__, str(error), life.attempts, life.elapsed_s)
                     return [failure] * len(requests)
-                logger.info("%s, try %d: %s", life.request.instance_id, life.attempts, error)
                 self.counts.retried += 1
+                if unreached:
+                    continue
+                logger.info("%s, try %d: %s", life.request.instance_id, life.attempts, error)
                 if not await self.sleep(delay_s):
                     return []
             else:
                 return self._completions(life, paid)
 
-    async def _attempt(self, life: _Life, endpoint: Endpoint, urgent: bool) -> _Paid:
+    async def _careful_attempt(self, life: _Life, endpoint: Endpoint, urgent: bool) -> _Paid:
+        """:meth:`_attempt`. While nothing has ever connected, one request at a time tries, after a pause.
+
+        Raises:
+            Unreachable: nothing can be reached.
+            SentAway: another endpoint has become the one to ask.
+        """
+        if not self._reach.doubtful:
+            return await self._attempt(life, endpoint, urgent)
+        async with self._reach.turn:
+            if not self._reach.doubtful:
+                attempt = None
+            elif self._endpoints.pick() is not endpoint:
+                raise SentAway("another endpoint is asked")
+            elif not await self.sleep(self._reach.pause_s(endpoint.base_url)):
+                raise Halted("the run is stopping")
+            else:
+                attempt = asyncio.create_task(self._attempt(life, endpoint, urgent, alone=True))
+                try:
+                    await asyncio.wait([attempt], timeout=_CONNECT_S)
+                except asyncio.CancelledError:
+                    attempt.cancel()
+                    await asyncio.gather(attempt, return_exceptions=True)
+                    raise
+        return await (attempt or self._attempt(life, endpoint, urgent))
+
+    async def _attempt(self, life: _Life, endpoint: Endpoint, urgent: bool, *, alone: bool = False) -> _Paid:
         """One try: wait for permission, reserve, send, settle."""
         size = len(life.request.prompt.text)
         self._refuse_early(life, endpoint)
@@ -233,9 +268,12 @@ class Chain:
                 if billed:
                     life.possibly_billed += reservation.usd
                 self._note(endpoint, ticket, error)
+                tries = 1 + alone * self._reach.tries(endpoint.base_url)
+                self._reach.note(endpoint.base_url, error, tries=tries)
                 raise
             finally:
                 self.in_flight -= 1
+            self._reach.note(endpoint.base_url, None)
             usage = sum((answer.usage for answer in answers), Usage())
             try:
                 usd = self._pay(reservation, endpoint, answers, usage)

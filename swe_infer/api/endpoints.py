@@ -73,7 +73,7 @@ class Endpoints:
             ProviderFatal: ``error`` itself, where no other endpoint is left.
         """
         if isinstance(error, ProviderFatal):
-            if endpoint.fatal is None:
+            if endpoint.fatal is None and len(self.all) > 1:
                 logger.warning("%s is of no use: %s", endpoint.provider.name, error)
             endpoint.fatal = error
             if all(other.fatal is not None for other in self.all):

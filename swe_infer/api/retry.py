@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from swe_infer.errors import ConfigError, RateLimited, RequestError, TransientError
 
-__all__ = ["Retry", "may_have_been_billed"]
+__all__ = ["Retry", "may_have_been_billed", "never_connected"]
 
 
 _PATIENCE_S = 60.0
@@ -70,7 +71,8 @@ class Retry:
         return wait if elapsed_s + wait <= self.total_s else None
 
 
-_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError", "gaierror")
+_NOT_CONNECTED = ("ConnectError", "ConnectTimeout", "ProxyError", "ConnectionRefusedError", "gaierror")
+_NOT_SENT = (*_NOT_CONNECTED, "PoolTimeout")
 
 
 def may_have_been_billed(error: BaseException) -> bool:
@@ -81,9 +83,18 @@ def may_have_been_billed(error: BaseException) -> bool:
     """
     if isinstance(error, RequestError) and error.status is not None and error.status >= 400:
         return False
+    return not _caused_by(error, _NOT_SENT)
+
+
+def never_connected(error: BaseException) -> bool:
+    """Whether a request ended in ``error`` because no connection to the server came about (DNS, TCP, TLS, proxy)."""
+    return isinstance(error, RequestError) and error.status is None and _caused_by(error, _NOT_CONNECTED)
+
+
+def _caused_by(error: BaseException, names: Collection[str]) -> bool:
     cause: BaseException | None = error
     while cause is not None:
-        if type(cause).__name__ in _NOT_SENT:
-            return False
+        if type(cause).__name__ in names:
+            return True
         cause = cause.__cause__ or cause.__context__
-    return True
+    return False

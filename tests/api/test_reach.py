@@ -1,0 +1,152 @@
+"""Nobody listens at the address: told of after a few tries. What has connected once is waited for."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from swe_infer.api.batch import BatchSettings
+from swe_infer.api.deployments import Deployments
+from swe_infer.api.reach import Unreachable
+from swe_infer.api.retry import Retry
+from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.runners.api import ApiRunner
+from swe_infer.types import ApiModel, Decoding, Failure, Outcome, Request
+from tests.api.scripted import context, requests
+from tests.support.api_server import ApiServer
+
+BURST = 8
+"""``runner.limits.start``: so many may be on their way when the first one fails."""
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback")
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def no_tls() -> Iterator[tuple[int, list[int]]]:
+    """A port at which somebody listens who speaks no TLS, and a count of the connections."""
+    listener, count = socket.create_server(("127.0.0.1", 0)), [0]
+
+    def accept() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            count[0] += 1
+            peer.sendall(b"this is no TLS\n")
+            peer.close()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        yield listener.getsockname()[1], count
+
+
+def runner(provider: OpenAIChat | Deployments, tries: int = 12) -> ApiRunner:
+    retry = Retry(tries=tries, backoff_s=0.01, max_backoff_s=0.05)
+    return ApiRunner(
+        ApiModel("gpt-4o"),
+        provider,
+        Decoding(max_new_tokens=16),
+        retry=retry,
+        batches=BatchSettings(first_poll_s=0.05),
+    )
+
+
+def nothing_is_answered(request: Request, outcome: Outcome) -> None:
+    raise AssertionError(f"{request.key}: {outcome}")
+
+
+def test_a_closed_port_ends_the_run_after_a_few_tries_in_all_and_names_the_address() -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    api = runner(OpenAIChat(base_url=url))
+    with pytest.raises(Unreachable, match="check the address") as raised:
+        api.run(requests(60), nothing_is_answered, threading.Event())
+    assert f"provider.base_url={url}: " in str(raised.value)
+    assert raised.value.exit_status == 1
+    assert api.stats()["requests_sent"] <= BURST + 6, (
+        "of 60 requests; the level grows a little before the first fails"
+    )
+
+
+def test_a_failing_handshake_counts_as_no_connection() -> None:
+    with no_tls() as (port, connections):
+        with pytest.raises(Unreachable, match=rf"https://127\.0\.0\.1:{port}"):
+            runner(OpenAIChat(base_url=f"https://127.0.0.1:{port}/v1")).run(
+                requests(60), nothing_is_answered, threading.Event()
+            )
+        assert 3 <= connections[0] <= 2 * (BURST + 6)
+
+
+def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_answers_it() -> None:
+    dead = [OpenAIChat(base_url=f"http://127.0.0.1:{free_port()}/v1") for _ in range(2)]
+    with pytest.raises(Unreachable) as raised:
+        runner(Deployments(*dead)).run(requests(20), nothing_is_answered, threading.Event())
+    assert all(provider.base_url in str(raised.value) for provider in dead)
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    with ApiServer() as server:
+        both = Deployments(dead[0], OpenAIChat(base_url=server.openai_url))
+        runner(both).run(requests(20), lambda r, o: outcomes.update({r.key: o}), threading.Event())
+        assert len(server.log.answers()) == len(outcomes) == 20
+
+
+def test_a_server_that_comes_up_in_time_answers_everything() -> None:
+    port, outcomes = free_port(), []
+    api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{port}/v1"))
+    working = threading.Thread(
+        target=api.run, args=(requests(20), lambda r, o: outcomes.append(o), threading.Event()), daemon=True
+    )
+    working.start()
+    while api.stats().get("requests_sent", 0.0) < 1:
+        time.sleep(0.01)
+    with ApiServer(port=port) as server:
+        working.join(120)
+        assert len(outcomes) == len(server.log.answers()) == 20
+
+
+def test_once_a_request_has_connected_the_usual_patience_holds() -> None:
+    """The server answers one request, with an error, and is gone."""
+    outcomes: list[Outcome] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer_one() -> None:
+        peer, _ = listener.accept()
+        listener.close()
+        peer.recv(1 << 16)
+        peer.sendall(b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        peer.close()
+
+    threading.Thread(target=answer_one, daemon=True).start()
+    provider = OpenAIChat(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", max_concurrency=1)
+    runner(provider, tries=5).run(requests(4), lambda r, o: outcomes.append(o), threading.Event())
+    assert [outcome.attempts for outcome in outcomes if isinstance(outcome, Failure)] == [5, 5, 5, 5]
+
+
+def test_a_batch_that_reaches_nobody_ends_the_run_and_is_handed_in_later(tmp_path: Path) -> None:
+    port, outcomes = free_port(), []
+
+    def go() -> None:
+        api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{port}/v1", mode="batch"))
+        api.begin(context(tmp_path))
+        api.run(requests(4), lambda r, o: outcomes.append(o), threading.Event())
+
+    with pytest.raises(Unreachable):
+        go()
+    assert outcomes == []
+    with ApiServer(port=port) as server:
+        go()
+        assert len(outcomes) == len(server.log.answers()) == 4
