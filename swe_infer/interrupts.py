@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,12 +32,12 @@ _UNWIND_S = 10.0
 """A library may swallow KeyboardInterrupt, or keep threads that the interpreter waits for at its end."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Level:
     """What a signal does within one block of the main thread."""
 
-    finishes: bool
-    says: Callable[[], str]
+    def __init__(self, finishes: bool, says: Callable[[], str]) -> None:
+        self.finishes = finishes
+        self.says = says
 
 
 class Interrupts:

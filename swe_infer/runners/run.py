@@ -266,7 +266,7 @@ class Run:
         answering."""
         self.freeze()
         summary = self.summary()
-        if INTERRUPTS.stopping:
+        if INTERRUPTS.stopping and (summary["failed"] or summary["remaining"]):
             status = INTERRUPTED
         elif status == 0 and (summary["failed"] or summary["remaining"]):
             status = 1
@@ -283,7 +283,7 @@ class Run:
             self.tracker.finish(summary, self._result_files(), status)
         except KeyboardInterrupt:
             return INTERRUPTED
-        return INTERRUPTED if INTERRUPTS.stopping else status
+        return status
 
     def _evaluated(self, summary: dict[str, Any]) -> int:
         """Evaluate the patches, where somebody does; returns the exit status. What goes wrong costs no answer, and

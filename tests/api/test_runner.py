@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swe_infer.api.ledger import Ledger
 from swe_infer.api.limits import Limits
 from swe_infer.api.retry import Retry
 from swe_infer.errors import (
@@ -171,18 +172,40 @@ def test_requests_are_read_lazily() -> None:
     assert done == 500
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.005)
+
+
 def test_a_stop_finishes_what_is_in_flight_starts_nothing_and_interrupts_waits() -> None:
     def fate(request: Request, sent_before: int) -> BaseException | None:
         return TransientError("wait", status=500, retry_after_s=60) if request.instance_id == "i0" else None
 
     stop = threading.Event()
     provider = ScriptedProvider(fate, latency_s=0.3, max_concurrency=4)
-    threading.Timer(0.15, stop.set).start()
+    threading.Thread(target=lambda: (wait_for(lambda: len(provider.sent) > 2), stop.set()), daemon=True).start()
     began = time.monotonic()
     outcomes = run(runner(provider, retry=Retry(max_retry_after_s=60)), requests(100), stop)
     assert time.monotonic() - began < 1.0
     assert {r.key for r, _ in outcomes} == {r.key for r in provider.sent} - {("i0", 0)}
     assert 1 <= len(outcomes) < 20
+
+
+def test_a_stop_reaches_those_that_wait_for_a_cap_which_others_hold(tmp_path: Path) -> None:
+    place, cap = context(tmp_path), Decimal(1)
+    others = Ledger(place.sweep_ledger, cap, "another run")
+    others.hold(cap)  # for as long as the other run likes
+    provider, outcomes, stop = ScriptedProvider(), Outcomes(), threading.Event()
+    api = runner(provider, budget=Budget(sweep_max_usd=cap))
+    api.begin(place)
+    working = threading.Thread(target=api.run, args=(requests(20), outcomes, stop), daemon=True)
+    working.start()
+    wait_for(lambda: api.stats().get("concurrency"))
+    stop.set()
+    working.join(60)
+    assert not working.is_alive()
+    assert (provider.sent, outcomes) == ([], [])
+    others.close()
 
 
 def test_an_error_while_handing_over_ends_the_run_with_that_error() -> None:

@@ -1,0 +1,126 @@
+"""Ctrl-C at moments that are told by what the server, or the process, has done; seconds are left to
+``benchmarks.torture interrupts``, which goes over the whole life of each kind of command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.torture.checks import Findings
+from benchmarks.torture.interrupts import KINDS, Trial, handles_signals
+from benchmarks.torture.place import ROOT, wait_until
+from tests.support.api_server import ApiServer
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer(latency_s=0.3) as server:
+        yield server
+
+
+def asked(server: ApiServer, more: int, process: subprocess.Popen[str]) -> None:
+    """Wait until the server has been asked for so many more answers."""
+    before = len(server.log.asked())
+    wait_until(lambda: len(server.log.asked()) >= before + more, process)
+
+
+def test_a_run_is_interrupted_again_and_again_and_pays_for_each_answer_once(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    trial, findings = Trial(KINDS["run"], tmp_path / "run", server), Findings("run")
+    starting = trial.interrupt(findings, handles_signals)
+    assert not server.log.exchanges
+    assert starting.errors == "interrupted\n"
+    answering = trial.interrupt(findings, lambda process: asked(server, 2, process))
+    assert "requests in flight; press Ctrl-C again to stop now" in answering.errors
+    assert answering.output.splitlines()[-1] == "run"
+    trial.interrupt(findings, lambda process: asked(server, 1, process), twice=True)
+    trial.go_on(findings, allowed=3)
+    assert findings.ok, findings
+    assert findings.faults == 3
+
+
+def test_a_sweep_begins_no_further_point_even_where_the_interrupted_one_was_finished(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """All that is left of the first point is in flight when the signal comes: it ends well, the sweep does not."""
+    trial, findings = Trial(KINDS["sweep"], tmp_path / "sweep", server), Findings("sweep")
+    first = trial.interrupt(findings, lambda process: asked(server, 12, process))
+    assert len(server.log.asked()) == 12
+    assert first.errors.count("exit 130: ") == 2
+    second = trial.interrupt(findings, lambda process: asked(server, 1, process))
+    assert second.status == 130
+    trial.go_on(findings)
+    assert findings.ok, findings
+    assert set(server.log.answers_by_prompt().values()) == {3}
+
+
+def test_batches_go_on_at_the_provider_and_are_collected_by_the_same_command(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    trial, findings = Trial(KINDS["batch"], tmp_path / "batch", server), Findings("batch")
+    server.batches.held = True
+    trial.interrupt(findings, lambda process: wait_until(lambda: len(server.batches.submitted()) == 3, process))
+    assert trial.paid == 0 or len(server.batches.submitted()) == 3
+    server.batches.held = False
+    trial.go_on(findings)
+    assert findings.ok, findings
+    assert len(server.batches.submitted()) == 3
+
+
+def test_a_local_run_goes_on_after_each_interrupt(server: ApiServer, tmp_path: Path) -> None:
+    trial, findings = Trial(KINDS["local"], tmp_path / "local", server), Findings("local")
+    records = trial.directory / "run" / "records.jsonl"
+    trial.interrupt(findings, lambda process: wait_until(records.exists, process))
+    answered = trial.interrupt(findings, lambda process: wait_until(lambda: bool(records.stat().st_size), process))
+    assert answered.output == "run\n"
+    assert "resolved" not in answered.errors, "nothing is evaluated after an interrupt"
+    trial.go_on(findings)
+    assert findings.ok, findings
+    assert len(records.read_bytes().splitlines()) == 8
+
+
+@pytest.mark.parametrize("name", ["dry-run", "compare", "evaluate"])
+def test_what_pays_for_nothing_ends_at_once(name: str, server: ApiServer, tmp_path: Path) -> None:
+    trial, findings = Trial(KINDS[name], tmp_path / name, server), Findings(name)
+    trial.interrupt(findings, handles_signals)
+    if name == "evaluate":
+        trial.interrupt(findings, lambda process: wait_until(lambda: bool(children(process)), process))
+    trial.go_on(findings)
+    assert findings.ok, findings
+    assert findings.faults == findings.tries - 1
+    assert not list(trial.directory.glob("*.new"))
+
+
+def children(process: subprocess.Popen[str]) -> str:
+    try:
+        return "".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children"))
+    except OSError:
+        return ""
+
+
+def test_an_entry_point_takes_the_signals_before_it_imports_anything_heavy(tmp_path: Path) -> None:
+    """A stand-in for the module of the signal handlers sees what was imported before it."""
+    code = "import sys; print(*sys.modules); sys.stdout.flush(); import os; os._exit(0)"
+    package = tmp_path / "swe_infer"
+    shutil.copytree(ROOT / "swe_infer", package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    (package / "interrupts.py").write_text(code)
+    for module in ("swe_infer", "swe_infer.compare", "swe_infer.evaluate", "swe_infer.merge"):
+        found = subprocess.run(
+            [sys.executable, "-m", module], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        names = found.stdout.split()
+        assert "swe_infer.interrupts" in names
+        assert {name for name in names if name.startswith("swe_infer")} <= {
+            "swe_infer",
+            "swe_infer.interrupts",
+            module,
+        }
+        assert not {"hydra", "omegaconf", "torch", "pydantic", "dataclasses"} & set(names)
