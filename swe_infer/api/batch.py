@@ -29,7 +29,6 @@ from swe_infer.api.pricing import worst_case
 from swe_infer.api.reach import Reach, Unreachable
 from swe_infer.api.retry import Retry, never_connected
 from swe_infer.errors import (
-    BudgetExceeded,
     ConfigError,
     ContextOverflow,
     ProviderFatal,
@@ -120,8 +119,8 @@ class Batches:
         self._asked: set[tuple[str, int]] = set()
         self._reach = Reach([provider.base_url])
         self._pending: deque[Item] = deque()
-        self._over_cap: BudgetExceeded | None = None
-        """Of the requests that no cap has room for, the one with the smallest worst case."""
+        self._shortest_refused: tuple[int, Item] | None = None
+        """Of the requests that no cap has room for, the one with the shortest prompt, in bytes."""
         self._stop = threading.Event()
         self.submitted = 0
         self.usage = Usage()
@@ -148,8 +147,10 @@ class Batches:
             for task in (watcher, *following):
                 task.cancel()
             await asyncio.gather(watcher, *following, return_exceptions=True)
-        if self._over_cap is not None and not stop.is_set():
-            raise self._purse.why_not(self._over_cap.usd)
+        if self._shortest_refused is not None and not stop.is_set():
+            sure, item = self._shortest_refused
+            tokens = await self._bounds.tight(self._request(item), self._endpoint, sure)
+            raise self._purse.why_not(self._price(tokens))
         if self._journal.open:
             logger.info("%d batches go on at the provider; the same command collects them", self.open)
 
@@ -214,7 +215,7 @@ class Batches:
         waiting: list[Item] = []
         for index, (key, item) in enumerate(chosen.items()):
             if key not in held and left is not None and index in tight and amounts[index] > left.ever:
-                self._refuse(item, amounts[index])
+                self._refuse(item)
             elif key not in held:
                 waiting.append(item)
         self._pending.extendleft(reversed(waiting))
@@ -228,11 +229,12 @@ class Batches:
             following.add(asyncio.create_task(self._follow(batch, on_outcome)))
         return True
 
-    def _refuse(self, item: Item, usd: Decimal) -> None:
+    def _refuse(self, item: Item) -> None:
         """Pass over a request that no cap has room for."""
         self._wanted.discard(item.key)
-        if self._over_cap is None or usd < self._over_cap.usd:
-            self._over_cap = self._purse.why_not(usd)
+        sure = self._bounds.sure(self._request(item), self._endpoint)
+        if self._shortest_refused is None or sure < self._shortest_refused[0]:
+            self._shortest_refused = (sure, item)
 
     async def _amounts(self, items: list[Item]) -> tuple[list[Decimal], set[int]]:
         """The worst case of each request, and which of them no count can make smaller. Where the bounds by bytes do
@@ -251,7 +253,7 @@ class Batches:
         for start in range(0, len(items), _COUNTS_AT_ONCE):
             part: list[int] = []
             for index in range(start, min(start + _COUNTS_AT_ONCE, len(items))):
-                least = self._price(self._bounds.least(requests[index], self._endpoint, sure[index]))
+                least = self._price(self._bounds.least(self._endpoint, sure[index]))
                 if least > left.ever:
                     done.add(index)
                 elif least <= left.now - total:
@@ -276,7 +278,7 @@ class Batches:
             item = self._pending[0]
             request = self._request(item)
             if self._is_too_dear(request):
-                self._refuse(self._pending.popleft(), self._reserve(item))
+                self._refuse(self._pending.popleft())
                 continue
             key = f"{label}-{len(chosen)}"
             line = self._provider.batch_item(key, request, self._model)
@@ -540,7 +542,7 @@ class Batches:
         sure = self._bounds.sure(request, self._endpoint)
         if not self._purse.never(self._price(sure)):
             return False
-        return self._purse.never(self._price(self._bounds.least(request, self._endpoint, sure)))
+        return self._purse.never(self._price(self._bounds.least(self._endpoint, sure)))
 
     def _price(self, tokens: int) -> Decimal:
         """The most that a request with so many input tokens can cost in a batch."""

@@ -348,7 +348,7 @@ class Chain:
         life.sure = self.bounds.sure(life.request, endpoint)
         usd = self._price(life, endpoint, life.sure)
         if self._purse.never(usd):
-            least = self.bounds.least(life.request, endpoint, life.sure)
+            least = self.bounds.least(endpoint, life.sure)
             if self._purse.never(self._price(life, endpoint, least)):
                 raise self._too_dear(life, endpoint, usd)
 

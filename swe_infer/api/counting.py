@@ -72,14 +72,13 @@ class InputBounds:
         """Whether :meth:`tight` may come to less than :meth:`sure`."""
         return self._counter.exact or (is_counting(endpoint.provider) and not self._account(endpoint).off)
 
-    def least(self, request: Request, endpoint: Endpoint, sure: int) -> int:
-        """What :meth:`tight` comes to at least, as far as can be told without asking anybody. It tells where asking
-        is of no use, and is partly learnt from answers: no reservation may be made of it."""
-        if self._counter.exact:
-            return self._exact(request, endpoint, sure)
+    def least(self, endpoint: Endpoint, sure: int) -> int:
+        """What :meth:`tight` comes to at least, as far as can be told without counting. It tells where a count is of
+        no use, and is partly learnt from answers: no reservation may be made of it."""
         if not self.can_be_tighter(endpoint):
             return sure
-        return max(sure // _LARGEST_TOKEN, int(_SLACK * self._account(endpoint).fewest * sure))
+        floor = 0 if self._counter.exact else sure // _LARGEST_TOKEN
+        return max(floor, int(_SLACK * self._account(endpoint).fewest * sure))
 
     async def tight(self, request: Request, endpoint: Endpoint, sure: int) -> int:
         """The tightest bound there is, at most ``sure``. Never raises over a counting endpoint's faults."""

@@ -2,7 +2,7 @@
 
 Two questions, two answers. *About how many?* (length filter, pacing, dry run): tiktoken where it knows the model and
 its vocabulary lies on this machine, else an estimate that says so. *At most how many?* (budget): the number of UTF-8
-bytes, which no byte-level tokenizer exceeds, or the exact count where there is one.
+bytes, which no byte-level tokenizer exceeds; :mod:`swe_infer.api.counting` finds fewer.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_a_cap_that_ten_worst_cases_fit_into_is_spent_to_nine_tenths_and_never_p
 ) -> None:
     chance = random.Random(vendor)
     for turn in range(3):
-        answers = {}
+        answers: dict[str, str] = {}
 
         def answer(prompt: str, chance: random.Random = chance, answers: dict[str, str] = answers) -> str:
             return answers.setdefault(prompt, "x" * chance.randrange(1, 4 * OUTPUT))
@@ -109,7 +109,7 @@ def test_a_cap_that_ten_worst_cases_fit_into_is_spent_to_nine_tenths_and_never_p
             sizes = [int(chance.lognormvariate(9, 1)) + 20 for _ in range(120)]
             model = "claude-sonnet-4-5" if vendor == "anthropic" else "gpt-4o"
             worst = [price(size // 4 + 4, model=model) for size in sizes]
-            cap = max(10 * max(worst), sum(worst) / 20)
+            cap = max(10 * max(worst), sum(worst, Decimal(0)) / 20)
             api = runner(server, vendor, cap, tmp_path / str(turn), concurrency=chance.choice([1, 5, 64]))
             outcomes, error = spend(api, [sized(size, f"i{n}") for n, size in enumerate(sizes)])
             bill = server.log.cost_usd()
@@ -257,7 +257,8 @@ def test_counts_below_what_is_billed_are_used_no_more(tmp_path: Path, caplog: py
 def test_a_stop_reaches_a_run_that_waits_for_a_count(tmp_path: Path) -> None:
     stop = threading.Event()
     with ApiServer() as server:
-        server.script_elsewhere(*["hang"] * 20)
+        for _ in range(20):
+            server.script_elsewhere("hang")
 
         def stop_once_asked() -> None:
             while not counts(server):
