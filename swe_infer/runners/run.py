@@ -341,9 +341,7 @@ class Run:
         status so far."""
         if isinstance(error, BudgetExceeded):
             left = self.summary()["remaining"]
-            log.error(
-                "%s; answers that are left: %d, which the same command with a larger budget asks for", error, left
-            )
+            log.error("%s; still to be answered: %d, by the same command with a larger budget", error, left)
             status = error.exit_status
         else:
             status = 0 if error is None else _told(error)

@@ -271,3 +271,27 @@ def test_faults_that_pass_cost_nobody_an_instance(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert set(server.log.answers_by_prompt().values()) == {1}
     completed_once(tmp_path / "run", 40)
+
+
+def test_a_request_that_no_budget_fits_is_left_and_more_budget_goes_on_with_it_alone(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 5)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["text"] += "x " * 200_000
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        *PROVIDERS["openai"], address(server, "openai"), "dataset=jsonl", f"dataset.path={data}",
+        "decoding.max_new_tokens=512", "tracker=none", f"output_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    result = run(*arguments, "budget.max_usd=0.1", cwd=tmp_path)
+    assert result.returncode == 3, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)
+    assert (summary["completed"], summary["failed"], summary["remaining"]) == (4, 0, 1)
+    (closing,) = [line for line in result.stderr.splitlines() if "is used up" in line]
+    assert "still to be answered: 1," in closing
+    worst = Decimal(closing.partition("can cost up to $")[2].partition(";")[0])
+    result = run(*arguments, f"budget.max_usd={summary['cost_usd'] + worst + Decimal('0.001')}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    completed_once(tmp_path / "run", 5)
+    assert len(server.log.asked()) == 5
