@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -58,32 +60,42 @@ def error_of(*overrides: str) -> str:
     raise AssertionError(f"{overrides} was accepted")
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_its_parts_are_built(group: str, option: str) -> None:
+def fault_of_option(group: str, option: str) -> str | None:
+    """What keeps an option from being composed and built."""
     choice = f"{group}={option}"
     overrides = [choice, *REQUIRED.get(choice, [])]
     if group == "provider" and option != "none":
         overrides += ["model=api", "model.name=some-model"]
-    experiment = config.build(composed(*overrides))
-    assert experiment.runner.label
-    assert experiment.dataset.name
+    try:
+        experiment = config.build(composed(*overrides))
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        return f"{choice}: {type(error).__name__}: {error}"
+    return None if experiment.runner.label and experiment.dataset.name else f"{choice}: something has no name"
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key(group: str, option: str) -> None:
+def test_every_option_composes_and_its_parts_are_built() -> None:
+    assert [fault for option in OPTIONS if (fault := fault_of_option(*option))] == []
+
+
+def faults_of_keys(group: str, option: str) -> Iterator[str]:
+    """How the keys of an option's YAML differ from the arguments of its class."""
     choice = f"{group}={option}"
     node: Any = composed(choice, *REQUIRED.get(choice, []))
     for part in group.split("/"):
         node = node.get(part) or {}
     if "_target_" not in node:
         return  # an experiment, or an option that stands for none: it combines others and has no class of its own
-    from hydra.utils import get_object
-
     factory = get_object(node["_target_"])
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     parameters = set(inspect.signature(factory).parameters)
-    assert {str(key) for key in node if key != "_target_"} == parameters, "write each argument with its default"
-    assert parameters <= set(hints), "a parameter without a type hint cannot be checked"
+    if differ := {str(key) for key in node if key != "_target_"} ^ parameters:
+        yield f"{choice}: write each argument with its default, and no other key: {sorted(differ)}"
+    if untyped := parameters - set(hints):
+        yield f"{choice}: a parameter without a type hint cannot be checked: {sorted(untyped)}"
+
+
+def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
+    assert [fault for option in OPTIONS for fault in faults_of_keys(*option)] == []
 
 
 @pytest.mark.parametrize(
