@@ -24,11 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.data.base import Dataset
 from swe_infer.errors import ConfigError
+from swe_infer.locks import Locks
 from swe_infer.redaction import without_credentials
 from swe_infer.runners.base import Runner
 from swe_infer.store import write_atomically
 from swe_infer.tracking.base import Tracker
-from swe_infer.types import Budget, Shard
+from swe_infer.types import Budget, PathText, Shard
 
 __all__ = [
     "HEADER",
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
-ROOT_KEYS = (*GROUPS, "shard", "budget", "output_dir", "dry_run", "objective")
+ROOT_KEYS = (*GROUPS, "shard", "budget", "output_dir", "locks", "dry_run", "objective")
 
 Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
 """A figure of ``summary.json`` that a searching sweeper can be told of a run."""
@@ -99,7 +100,8 @@ class Experiment:
     tracker: Tracker
     shard: Shard
     budget: Budget
-    output_dir: str | None
+    output_dir: PathText | None
+    locks: Locks
     dry_run: bool
     objectives: tuple[Objective, ...]
 
@@ -135,6 +137,7 @@ def build(cfg: DictConfig) -> Experiment:
             shard=constructor.construct(cfg.shard, "shard"),
             budget=constructor.construct(cfg.budget, "budget"),
             output_dir=_check(cfg.output_dir, str | None, "output_dir"),
+            locks=_check(cfg.locks, Locks, "locks"),
             dry_run=_check(cfg.dry_run, bool, "dry_run"),
             objectives=objectives(cfg),
         )

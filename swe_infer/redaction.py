@@ -40,8 +40,10 @@ class RedactingFormatter(logging.Formatter):
     def __init__(self, form: str, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(form)
         variables = os.environ if environment is None else environment
-        values = {value for name, value in variables.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST}
-        self._secrets = sorted(values, key=len, reverse=True)
+        values = {value for name, value in variables.items() if _SECRET_NAME.search(name)}
+        for name in (name for name in variables if name.endswith("_CUSTOM_HEADERS")):
+            values |= {line.partition(":")[2].strip() for line in variables[name].split("\n")}
+        self._secrets = sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         text = without_credentials(super().format(record))

@@ -1,25 +1,27 @@
-"""Files that travel inside the package, named in configurations as ``package://MODULE/PATH``."""
+"""Where things lie on disk: files that travel inside the package, named in configurations as
+``package://MODULE/PATH``; paths that begin with ``~``; the cache of this user."""
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
 
-__all__ = ["resolve_path"]
+__all__ = ["cache_home", "expanded", "resolve_path"]
 
 _SCHEME = "package://"
 
 
-def resolve_path(path: str) -> str:
+def resolve_path(path: str, key: str = "") -> str:
     """The place on disk of ``package://swe_infer.sample/tiny_llama``; any other path comes back with ``~`` expanded.
 
     Raises:
-        ConfigError: the module does not exist, or holds no such file.
+        ConfigError: the module does not exist, or holds no such file; there is no home directory.
     """
     if not path.startswith(_SCHEME):
-        return str(Path(path).expanduser()) if path.startswith("~") else path
+        return str(expanded(path, key)) if path.startswith("~") else path
     module, _, inner = path.removeprefix(_SCHEME).partition("/")
     try:
         root = Path(str(files(module)))
@@ -29,3 +31,26 @@ def resolve_path(path: str) -> str:
     if not found.exists():
         raise ConfigError(f"{path}: {module} holds no {inner}; is the installation complete?")
     return str(found)
+
+
+def expanded(path: str, key: str = "") -> Path:
+    """``path`` with ``~`` as the home directory.
+
+    Raises:
+        ConfigError: there is none; the message names ``key``.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        told = f"{key}={path}" if key else path
+        raise ConfigError(f"{told}: ~ names no home directory here; set HOME, or write the path out") from None
+
+
+def cache_home() -> Path | None:
+    """This package's folder in ``$XDG_CACHE_HOME`` or ``~/.cache``; None where there is no home directory."""
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "swe_infer"
+    try:
+        return Path.home() / ".cache" / "swe_infer"
+    except RuntimeError:
+        return None

@@ -18,6 +18,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import IO, Any, Literal, Self
 from swe_infer.asked import Asked, asked_ids, read_asked, write_asked
 from swe_infer.errors import StoreError
 from swe_infer.files import Syncer, discard, probe, sync_directory, write_atomically, write_whole
+from swe_infer.locks import Locks, OwnerFile, has_no_locks, no_locks, refuse_owned
 from swe_infer.spill import Spill, spilled_lines
 from swe_infer.types import Completion, Failure, Outcome, PatchResult, Skip, Usage
 
@@ -280,12 +282,13 @@ class RunStore:
     Args:
         directory: created where it does not exist.
         label: ``model_name_or_path`` of the predictions.
+        locks: how other processes are kept out.
 
     Raises:
         StoreError: another process holds the directory, or it cannot be written.
     """
 
-    def __init__(self, directory: Path, label: str) -> None:
+    def __init__(self, directory: Path, label: str, locks: Locks = "os") -> None:
         self.directory = directory
         self.label = label
         self.totals = Totals()
@@ -300,7 +303,7 @@ class RunStore:
         self._stale = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(directory / ".lock")
+            self._lock = _locked(directory / ".lock", locks)
         except OSError as error:
             raise _unwritable(directory, error) from None
         try:
@@ -584,20 +587,31 @@ def _as_read_back(cost: Decimal | None) -> Decimal | None:
     return None if cost is None else Decimal(repr(float(cost)))
 
 
-def _locked(path: Path) -> IO[str]:
-    """An open file with an exclusive lock, which the kernel drops when the process ends, however it ends."""
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise StoreError(f"output_dir={path.parent}: in use by {owner}; wait for it or choose another") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-    file.flush()
-    return file
+def _locked(path: Path, locks: Locks) -> ExitStack:
+    """What keeps other processes out until it is closed: an exclusive lock, which the kernel drops when the process
+    ends, however it ends; with ``single_writer`` a lock file too, and no lock where the file system has none."""
+    what = f"output_dir={path.parent}"
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("a+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise StoreError(f"{what}: in use by {owner}; wait for it or choose another") from None
+        except OSError as error:
+            if not has_no_locks(error):
+                raise
+            if locks == "os":
+                raise no_locks(what, error) from None
+        if locks == "os":
+            refuse_owned(path, what)
+        else:
+            stack.enter_context(OwnerFile(path, what))
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        return stack.pop_all()
 
 
 def _mend_tail(path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from swe_infer.errors import ConfigError
 
@@ -24,6 +24,7 @@ __all__ = [
     "Outcome",
     "PatchResult",
     "PatchStatus",
+    "PathText",
     "Prompt",
     "Request",
     "Shard",
@@ -40,6 +41,9 @@ reached. ``repetition``: the local engine's loop detector. ``refusal`` and ``con
 PatchStatus = Literal["applies", "repaired", "does_not_apply", "unchecked", "none"]
 
 SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
+
+PathText = Annotated[str, "path"]
+"""A string that names a file or a folder."""
 
 DrafterKind = Literal["diff", "suffix", "none"]
 """Who guesses a local model's next tokens. The guesses are verified: they change the speed, never the output."""
@@ -257,8 +261,8 @@ class LlamaModel:
             exceeds one GPU.
     """
 
-    path: str
-    peft_path: str | None = None
+    path: PathText
+    peft_path: PathText | None = None
     name: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"

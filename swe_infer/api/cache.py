@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from swe_infer.errors import StoreError
+from swe_infer.locks import Locks, connect
 from swe_infer.providers.base import Answer, Provider
 from swe_infer.types import ApiModel, Request, Usage, seed_of
 
@@ -104,12 +105,12 @@ class ResponseCache:
         StoreError: the directory cannot be used.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, locks: Locks = "os") -> None:
         self.path = directory / "answers.sqlite"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db = connect(self.path, locks, timeout_s=60.0)
+            self._db.execute(f"PRAGMA journal_mode={'WAL' if locks == 'os' else 'TRUNCATE'}")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from swe_infer.errors import StoreError
+from swe_infer.locks import Locks, born, connect
 
 __all__ = ["Hold", "Ledger", "Left", "Refused", "born", "is_dead"]
 
@@ -76,18 +77,21 @@ class Ledger:
         path: the database, made where it does not exist; None keeps it in memory, for one process.
         cap_usd: the most that all runs of the ledger may spend together.
         run: under which name this process's spending is kept.
+        locks: how other processes are kept from writing at the same time.
     """
 
-    def __init__(self, path: Path | None, cap_usd: Decimal, run: str) -> None:
+    def __init__(self, path: Path | None, cap_usd: Decimal, run: str, locks: Locks = "os") -> None:
         self._cap = int((cap_usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
         self._run = run
         self._owner = uuid.uuid4().hex
         self._beat = 0.0
         self.path = path
         try:
-            if path is not None:
+            if path is None:
+                self._db = sqlite3.connect(":memory:", isolation_level=None)
+            else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path or ":memory:", timeout=60.0, isolation_level=None)
+                self._db = connect(path, locks, timeout_s=60.0)
             # A power cut may lose the last moments; a killed process loses nothing. No write-ahead log: its shared
             # memory does not work on network file systems, and sweeps run on clusters.
             self._db.execute("PRAGMA synchronous=OFF")
@@ -271,14 +275,6 @@ class Ledger:
 def to_pico(usd: Decimal) -> int:
     """Whole picodollars, rounded up."""
     return int((usd * _PICO).to_integral_value(rounding=ROUND_CEILING))
-
-
-def born(pid: int) -> str:
-    """When a process started, in its kernel's own count, so that a reused pid is not taken for it; "" if unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 def is_dead(host: str, pid: int, birth: str, beat: float) -> bool:

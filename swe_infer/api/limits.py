@@ -15,14 +15,14 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from swe_infer.api.level import Level
 from swe_infer.api.pacing import Quota
 from swe_infer.api.shared_pace import SharedPace
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
 from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, SweInferError
-from swe_infer.types import Usage
+from swe_infer.resources import expanded
+from swe_infer.types import PathText, Usage
 
 __all__ = ["Halted", "Limiter", "Limits", "SentAway", "Ticket"]
 
@@ -56,7 +56,7 @@ class Limits:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     output_tokens_per_minute: float | None = None
-    shared: str | None = None
+    shared: PathText | None = None
     parts: int = field(default=1, init=False)
     """How many share the quotas that are learnt; those above are one part already."""
 
@@ -122,7 +122,7 @@ class Limiter:
         self._output = Quota(limits.output_tokens_per_minute, now, limits.parts)
         self._waiters: list[tuple[bool, int, int, float, asyncio.Future[Ticket]]] = []
         self._order = itertools.count()
-        self._shared = SharedPace(Path(limits.shared).expanduser()) if limits.shared is not None else None
+        self._shared = None if limits.shared is None else SharedPace(expanded(limits.shared, "runner.limits.shared"))
         self._timer: asyncio.TimerHandle | None = None
         self._halted = False
         self.in_flight = 0

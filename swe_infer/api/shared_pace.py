@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from swe_infer.errors import StoreError
+from swe_infer.locks import has_no_locks
 
 __all__ = ["SharedPace"]
 
@@ -41,6 +42,13 @@ class SharedPace:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StoreError(f"runner.limits.shared={path}: {error.strerror}") from error
+        try:
+            with self._state():
+                pass
+        except OSError as error:
+            os.close(self._file)
+            why = "its file system has no file locks" if has_no_locks(error) else "cannot be used"
+            raise StoreError(f"runner.limits.shared={path}: {why} ({error.strerror})") from error
 
     def take(self, amounts: Sequence[float], rates: Sequence[float | None]) -> float:
         """Take a turn: 0 where it was taken, else the seconds to wait before asking again.

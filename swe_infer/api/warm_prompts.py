@@ -23,7 +23,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from swe_infer.api.ledger import born, is_dead
+from swe_infer.api.ledger import is_dead
+from swe_infer.errors import StoreError
+from swe_infer.locks import born, connect
 from swe_infer.types import ApiModel, Prompt
 
 __all__ = ["WarmPrompts", "prompt_key"]
@@ -65,11 +67,11 @@ class WarmPrompts:
         self._db: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            self._db = connect(path, "os", timeout_s=_BUSY_S)
             self._db.execute("PRAGMA synchronous=OFF")  # what a power cut loses is asked for again
             self._db.execute("PRAGMA journal_mode=TRUNCATE")
             self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, StoreError) as error:
             self._give_up(error)
 
     def claim(self, key: bytes) -> bool | None:

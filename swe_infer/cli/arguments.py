@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swe_infer.cli.choices import is_swept, stand_ins
+from swe_infer.cli.typed import as_typed, plain_text, quoted
 from swe_infer.config import IDENTITY_GROUPS, is_identity
 from swe_infer.errors import ConfigError
 
@@ -25,27 +26,30 @@ def prepared(arguments: Sequence[str]) -> list[str]:
       ``runner=api``, where no runner is chosen.
     * ``provider=[openai,azure_openai]`` means several deployments of one model in order of preference: it becomes
       ``provider=deployments`` with these options as its ``first``, ``second``, ``third`` and ``fourth``.
+    * A value that is a text or a path is taken as it was typed, see :mod:`swe_infer.cli.typed`.
     * A sweep gets a directory that depends on its overrides alone, so that the same command finds its ledger again.
       If it has one plain ``output_dir``, that is the sweep's directory and each point gets a folder in it.
     * A group that a sweep goes through gets one of its options for the sweep's own configuration, so that keys which
       the options bring are known there.
 
     Raises:
-        ConfigError: a list of providers that holds none, or too many.
+        ConfigError: a list of providers that holds none, or too many; a value that cannot be read.
     """
+    sweep = bool({"-m", "--multirun"} & set(arguments))
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     result = [a for a in arguments if a not in overrides]
     overrides = [part for override in overrides for part in _deployments(override)]
+    overrides = as_typed(overrides, sweep=sweep)
     result += overrides
     chosen = {override.partition("=")[0] for override in overrides}
     if "model.name" in chosen and not chosen & {"model", "experiment"}:
         result.append("model=api")
     if "provider=vllm" in overrides and "runner" not in chosen:
         result.append("runner=api")
-    if {"-m", "--multirun"} & set(arguments):
+    if sweep:
         result += stand_ins([a for a in result if not a.startswith("-")])
         if "hydra.sweep.dir" not in chosen:
-            result.append(f"hydra.sweep.dir={_sweep_directory(overrides)}")
+            result.append(f"hydra.sweep.dir={quoted(_sweep_directory(overrides))}")
     return result
 
 
@@ -72,13 +76,13 @@ def sweep_directory(prepared: Sequence[str]) -> Path | None:
     """The sweep's directory by the arguments that :func:`prepared` made; None for a single run."""
     if not {"-m", "--multirun"} & set(prepared):
         return None
-    named = [a.partition("=")[2] for a in prepared if a.startswith("hydra.sweep.dir=")]
-    return Path(named[-1]) if named else None
+    named = [plain_text(a) for a in prepared if a.startswith("hydra.sweep.dir=")]
+    return Path(named[-1]) if named and named[-1] else None
 
 
 def _sweep_directory(overrides: Sequence[str]) -> str:
-    plain = [o.partition("=")[2] for o in overrides if o.startswith("output_dir=")]
-    if plain and not any(character in plain[-1] for character in "$,{}()[]"):
+    plain = [plain_text(o) for o in overrides if o.startswith("output_dir=")]
+    if plain and plain[-1]:
         return plain[-1]
     asked = [o for o in overrides if _is_asked(o)]
     named, former = (_named_after(chosen) for chosen in ([o for o in asked if _decides(o)], asked))
@@ -95,7 +99,7 @@ def _is_asked(override: str) -> bool:
     Earlier versions named a sweep after all of these."""
     if override.startswith("hydra.sweeper.params."):
         return True
-    return not override.startswith(("budget.", "hydra.", "hydra/launcher", "tracker"))
+    return not override.startswith(("budget.", "locks=", "hydra.", "hydra/launcher", "tracker"))
 
 
 def _decides(override: str) -> bool:

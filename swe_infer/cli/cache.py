@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.interrupts import run_command
+from swe_infer.locks import Locks
 
 if TYPE_CHECKING:
     from swe_infer.api.cache import ResponseCache
@@ -34,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--older-than", type=float, metavar="DAYS", help="clear: only answers older than so many days"
     )
+    parser.add_argument("--locks", choices=get_args(Locks), default="os", help="as the run's key locks")
     options = parser.parse_args(arguments)
     try:
         if not (options.directory / "answers.sqlite").is_file():
             raise ConfigError(f"{options.directory}: holds no response cache")
-        cache = ResponseCache(options.directory)
+        cache = ResponseCache(options.directory, options.locks)
     except SweInferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from swe_infer import config
 from swe_infer.asked import Asked, apply_rate, read_asked
 from swe_infer.errors import StoreError, SweInferError
+from swe_infer.locks import locks_of
 from swe_infer.store import RunStore, read_records, write_atomically
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.wandb import WandbTracker
@@ -79,7 +80,7 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) 
         label = label or _label(shard.directory)
     asked = _asked(shards)
     merged = config.whole(shards[0].config)
-    with _whole(out) as directory, RunStore(directory, label) as store:
+    with _whole(out) as directory, RunStore(directory, label, locks_of(merged)) as store:
         if asked is not None:
             store.ask(asked, asked)
         for shard in shards:

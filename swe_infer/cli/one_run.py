@@ -24,6 +24,7 @@ from swe_infer.errors import StoreError
 from swe_infer.evaluate.command import kept_figures, own_tests_of
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.pool import EnginePool
+from swe_infer.resources import expanded
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.run import Run, asked_of, estimated, selected
 from swe_infer.store import RunStore
@@ -68,7 +69,7 @@ class BuiltRun:
         """Where the run is kept. Points of a sweep that share one ``output_dir`` get a folder each within it."""
         if self.experiment.output_dir is None:
             return Place.named(Path("outputs"), base, self._name, self._plain)
-        directory = Path(self.experiment.output_dir).expanduser()
+        directory = expanded(self.experiment.output_dir, "output_dir")
         if self._sweep is not None and (self._sweep.directory == directory or set(swept) > {"output_dir"}):
             return Place.named(directory, base, self._name, self._plain)
         return Place(directory)
@@ -106,7 +107,7 @@ class BuiltRun:
             selection = selected(experiment.runner, experiment.dataset, experiment.shard)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(turn(self._sweep, plain, self.directory))
-            store = stack.enter_context(RunStore(self.directory, experiment.runner.label))
+            store = stack.enter_context(RunStore(self.directory, experiment.runner.label, experiment.locks))
             if store.resumed and _is_former(self.directory) and (moved := selection.moved()):
                 raise StoreError(
                     f"output_dir={self.directory}: was divided into shards by an earlier version, which gave {moved} "

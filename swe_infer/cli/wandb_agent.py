@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
+from swe_infer.resources import expanded
 
 __all__ = ["AgentRun"]
 
@@ -40,7 +41,7 @@ class AgentRun:
                 f"WANDB_API_KEY is not in the environment: this run of the W&B sweep {sweep} could not report to it; "
                 "set it before `wandb agent`"
             )
-        state = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+        state = Path(environment.get("XDG_STATE_HOME") or expanded("~/.local/state", "XDG_STATE_HOME"))
         parts = [environment.get("WANDB_ENTITY"), environment.get("WANDB_PROJECT"), sweep]
         name = "__".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts if part)
-        return cls(run_id, Path(state) / "swe_infer" / "wandb_sweeps" / f"{name}.sqlite")
+        return cls(run_id, state / "swe_infer" / "wandb_sweeps" / f"{name}.sqlite")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError
+from swe_infer.resources import expanded
 from swe_infer.tracking.wandb_address import PREFIX, WandbAddress
 
 __all__ = ["Source", "failed_points", "find_runs", "find_sources"]
@@ -42,7 +43,7 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[str]]:
     Raises:
         ConfigError: a path holds no run, or is an address that cannot be read.
     """
-    local = {path: find_runs(Path(path).expanduser()) for path in paths if not path.startswith(PREFIX)}
+    local = {path: find_runs(expanded(path)) for path in paths if not path.startswith(PREFIX)}
     remote, left_out = _fetched([path for path in paths if path.startswith(PREFIX)])
     found: dict[Path, Source] = {}
     for path in paths:
@@ -106,7 +107,7 @@ def failed_points(paths: Sequence[str]) -> list[str]:
     """The points of the sweeps among ``paths`` that have no run, by the overrides that not all points share."""
     failed = []
     for path in paths:
-        points = [point for point in _points(Path(path).expanduser()) if isinstance(point.get("overrides"), list)]
+        points = [point for point in _points(expanded(path)) if isinstance(point.get("overrides"), list)]
         shared = set.intersection(*(set(point["overrides"]) for point in points)) if len(points) > 1 else set()
         for point in points:
             run = point.get("run")

@@ -8,6 +8,8 @@ from pathlib import Path
 from swe_infer.data.arrow import ArrowRows, choose_split
 from swe_infer.data.base import DatasetOptions
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.resources import expanded
+from swe_infer.types import PathText
 
 __all__ = ["DiskDataset"]
 
@@ -21,7 +23,7 @@ class DiskDataset(DatasetOptions):
         split: which split, where the directory holds several.
     """
 
-    path: str
+    path: PathText
     split: str | None = None
 
     def __post_init__(self) -> None:
@@ -34,7 +36,7 @@ class DiskDataset(DatasetOptions):
         return Path(self.path).name
 
     def open(self) -> ArrowRows:
-        directory = Path(self.path).expanduser()
+        directory = expanded(self.path, "dataset.path")
         if not directory.exists():
             raise DataError(
                 f"dataset.path={self.path}: there is no such directory (looked for {directory.absolute()})"

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 from swe_infer.data.base import ID_COLUMN, DatasetOptions, fault_of_text, make_instance
 from swe_infer.errors import ConfigError, DataError
-from swe_infer.types import Instance, Skip
+from swe_infer.resources import expanded
+from swe_infer.types import Instance, PathText, Skip
 
 __all__ = ["JsonlDataset", "JsonlRows"]
 
@@ -28,7 +29,7 @@ class JsonlDataset(DatasetOptions):
         path: the file; ``~`` is the home directory, a relative path starts at the working directory.
     """
 
-    path: str
+    path: PathText
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +41,7 @@ class JsonlDataset(DatasetOptions):
         return Path(self.path).stem
 
     def open(self) -> JsonlRows:
-        return JsonlRows(Path(self.path).expanduser(), self.text_column, label=self.path)
+        return JsonlRows(expanded(self.path, "dataset.path"), self.text_column, label=self.path)
 
 
 class JsonlRows:

@@ -9,6 +9,8 @@ from pathlib import Path
 from swe_infer.data.arrow import ArrowRows, check_columns
 from swe_infer.data.base import DatasetOptions
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.resources import expanded
+from swe_infer.types import PathText
 
 __all__ = ["ParquetDataset"]
 
@@ -24,7 +26,7 @@ class ParquetDataset(DatasetOptions):
         path: a file, a directory or a pattern such as ``data/test-*.parquet``; ``~`` is the home directory.
     """
 
-    path: str
+    path: PathText
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +52,7 @@ class ParquetDataset(DatasetOptions):
         return ArrowRows(table, self.text_column, self.path)
 
     def _files(self) -> list[Path]:
-        path = Path(self.path).expanduser()
+        path = expanded(self.path, "dataset.path")
         if path.is_dir():
             files = sorted(path.glob("*.parquet"))
             if not files:

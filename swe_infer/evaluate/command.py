@@ -14,6 +14,7 @@ from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harnes
 from swe_infer.evaluate.own_tests import judge, tested_rows
 from swe_infer.evaluate.run_directory import EvaluableRun, open_run
 from swe_infer.evaluate.verdicts import FILE_NAME, Verdict, figures, write_verdicts
+from swe_infer.resources import expanded
 from swe_infer.store import RunStore
 from swe_infer.tracking.wandb import WandbTracker
 
@@ -56,7 +57,7 @@ def evaluate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     if options.report is not None and len(options.runs) > 1:
         raise ConfigError("--report is about one run: name one RUN_DIR")
     found = open_run(directory)
-    with RunStore(directory, found.label) as store:  # nobody goes on with the run meanwhile
+    with RunStore(directory, found.label, found.locks) as store:  # nobody goes on with the run meanwhile
         verdicts = _verdicts(found, options)
         before = store.read_summary() or _counts(store)
         summary = {**before, **_kept(found, verdicts, before)}
@@ -107,7 +108,7 @@ def kept_figures(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
     if options.report is not None:
         return verdicts_of_report(found, options.report, options.sample)
-    dataset = None if options.dataset is None else Path(options.dataset).expanduser()
+    dataset = None if options.dataset is None else expanded(options.dataset, "--dataset")
     rows = tested_rows(found, dataset)
     if rows is not None:
         return judge(found, rows, timeout_s=float(options.timeout or _OWN_TIMEOUT_S))

@@ -10,6 +10,7 @@ from typing import Any
 
 from swe_infer.asked import asked_ids
 from swe_infer.errors import ConfigError
+from swe_infer.locks import Locks, locks_of
 from swe_infer.store import read_records
 
 __all__ = ["EvaluableRun", "open_run"]
@@ -26,12 +27,14 @@ class EvaluableRun:
             answer held none.
         label: ``model_name_or_path`` of its predictions.
         dataset: the run's ``dataset`` group as ``config.yaml`` has it.
+        locks: how the run keeps other processes out.
     """
 
     directory: Path
     label: str
     patches: Mapping[Key, str]
     dataset: Mapping[str, Any]
+    locks: Locks = "os"
 
     def predictions(self, sample: int) -> Path:
         """The file that the official harness reads."""
@@ -68,8 +71,11 @@ def open_run(directory: Path) -> EvaluableRun:
         raise ConfigError(f"{directory}: cannot be read ({reason})") from None
     if not patches:
         raise ConfigError(f"{directory}: nothing in it is completed, so there is nothing to evaluate")
-    dataset = config.get("dataset") if isinstance(config, dict) else None
-    return EvaluableRun(directory, _label(directory), patches, dataset if isinstance(dataset, dict) else {})
+    config = config if isinstance(config, dict) else {}
+    dataset = config.get("dataset")
+    return EvaluableRun(
+        directory, _label(directory), patches, dataset if isinstance(dataset, dict) else {}, locks_of(config)
+    )
 
 
 def _label(directory: Path) -> str:

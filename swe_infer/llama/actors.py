@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError
@@ -25,6 +24,7 @@ from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.engine import EngineOptions
 from swe_infer.llama.group import EngineGroup, Message, WorkerDied
 from swe_infer.llama.workers import serve
+from swe_infer.resources import expanded
 from swe_infer.types import LlamaModel
 
 __all__ = ["ActorWorker", "EngineHost", "engines_on", "serve_in_a_thread"]
@@ -100,7 +100,7 @@ def _with_absolute_paths(model: LlamaModel) -> LlamaModel:
 
 def _absolute(path: str) -> str:
     """A directory by its whole path; what lies in the package or on the hub as it is named."""
-    directory = Path(path).expanduser()
+    directory = expanded(path, "model.path")
     return str(directory.resolve()) if directory.is_dir() else path
 
 

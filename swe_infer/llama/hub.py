@@ -37,7 +37,7 @@ def snapshot_directory(path: str, marker: str, *, allow_pickle: bool, key: str =
 
 
 def _resolve(path: str, marker: str, key: str, patterns: list[str]) -> Path:
-    directory = Path(resolve_path(path))
+    directory = Path(resolve_path(path, key))
     if directory.is_dir():
         return directory
     if directory.exists():

@@ -12,12 +12,14 @@ from typing import Any, ClassVar, Literal
 from swe_infer.errors import AuthenticationFailed, ConfigError, RequestError
 from swe_infer.providers.anthropic_cloud import AnthropicCloud, first_set
 from swe_infer.providers.checks import check_key
+from swe_infer.providers.environment import address
 from swe_infer.providers.faults import one_line
 from swe_infer.types import ApiModel, Decoding
 
 __all__ = ["AnthropicBedrock"]
 
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_ADDRESS_VARIABLE = "ANTHROPIC_BEDROCK_BASE_URL"
 _EXTRA = "install the extra swe_infer[bedrock]"
 
 
@@ -26,7 +28,7 @@ class AnthropicBedrock(AnthropicCloud):
 
     Args:
         region: of AWS; None: from AWS_REGION or AWS_DEFAULT_REGION.
-        base_url: None: the region's own endpoint.
+        base_url: None: from ANTHROPIC_BEDROCK_BASE_URL, or the region's own endpoint.
         api_key_env: the environment variable of a Bedrock API key; where it is None or not set, requests are signed
             with the credentials that AWS's own chain finds (environment, profile, role of the machine).
         profile: of AWS's configuration files.
@@ -34,6 +36,7 @@ class AnthropicBedrock(AnthropicCloud):
         cache_ttl: how long a cached prompt is kept.
     """
 
+    address_env: ClassVar[str | None] = _ADDRESS_VARIABLE
     priced_by_name: bool = True
     """The list of prices knows Bedrock's own names, and a region costs more than the world."""
 
@@ -58,7 +61,7 @@ class AnthropicBedrock(AnthropicCloud):
         endpoint = f"https://bedrock-runtime.{self.region}.amazonaws.com" if self.region else ""
         super().__init__(
             name=name,
-            base_url=base_url or endpoint,
+            base_url=address(base_url, _ADDRESS_VARIABLE, endpoint),
             api_key_env=api_key_env,
             max_concurrency=max_concurrency,
             timeout_s=timeout_s,
@@ -79,6 +82,7 @@ class AnthropicBedrock(AnthropicCloud):
         files, in other programs, and at the machine's own metadata service."""
         if not self.region:
             raise ConfigError(f"provider.region is not set: name AWS's region there or in {_REGION_VARIABLES[0]}")
+        self._check_environment()
         if self._key():
             check_key(self.api_key_env)
             return

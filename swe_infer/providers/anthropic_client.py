@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from swe_infer.errors import ConfigError
+from swe_infer.providers.environment import address
 from swe_infer.providers.faults import one_line
 from swe_infer.providers.wire import WireProvider
 from swe_infer.types import ApiModel, Decoding
 
-__all__ = ["FIRST_WITHOUT_SAMPLING", "AnthropicProvider"]
+__all__ = ["ANTHROPIC", "FIRST_WITHOUT_SAMPLING", "AnthropicProvider"]
+
+logger = logging.getLogger(__name__)
+
+ANTHROPIC = "https://api.anthropic.com"
+_KEY_VARIABLE = "ANTHROPIC_API_KEY"
+_TOKEN_VARIABLE = "ANTHROPIC_AUTH_TOKEN"
+_OTHER_CREDENTIALS = ("ANTHROPIC_PROFILE", "ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_FILE")
+"""Ways to credentials that the SDK knows and this program does not."""
 
 FIRST_WITHOUT_SAMPLING = "2026-10-21"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -19,7 +30,13 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 class AnthropicProvider(WireProvider):
     """A provider behind ``AsyncAnthropic``. The interface's version is a fact of the model: from 2026-10-21 on it
-    takes no sampling parameters."""
+    takes no sampling parameters.
+
+    A token in ANTHROPIC_AUTH_TOKEN is used where ANTHROPIC_API_KEY is not set, as in the SDK.
+    """
+
+    address_env: ClassVar[str | None] = "ANTHROPIC_BASE_URL"
+    headers_env: ClassVar[str | None] = "ANTHROPIC_CUSTOM_HEADERS"
 
     highest_temperature: ClassVar[float] = 1.0
 
@@ -30,7 +47,7 @@ class AnthropicProvider(WireProvider):
         self,
         *,
         name: str,
-        base_url: str,
+        base_url: str | None,
         api_key_env: str | None,
         max_concurrency: int,
         timeout_s: float,
@@ -40,7 +57,7 @@ class AnthropicProvider(WireProvider):
     ) -> None:
         super().__init__(
             name=name,
-            base_url=base_url,
+            base_url=address(base_url, self.address_env or "", ANTHROPIC),
             api_key_env=api_key_env,
             max_concurrency=max_concurrency,
             timeout_s=timeout_s,
@@ -65,6 +82,27 @@ class AnthropicProvider(WireProvider):
                     "or model.api_version=2023-06-01 where the model still takes it"
                 )
 
+    def check_access(self) -> None:
+        if self.api_key_env == _KEY_VARIABLE and not self._key():
+            for variable in _OTHER_CREDENTIALS:
+                if os.environ.get(variable):
+                    raise ConfigError(
+                        f"{variable} is not supported: put an API key into {_KEY_VARIABLE}, or a token into "
+                        f"{_TOKEN_VARIABLE}"
+                    )
+        super().check_access()
+        if os.environ.get(_TOKEN_VARIABLE) and self._key_variable() not in (None, _TOKEN_VARIABLE):
+            logger.warning("%s is used, and %s is not", self._key_variable(), _TOKEN_VARIABLE)
+
+    def _key_variable(self) -> str | None:
+        if (
+            self.api_key_env == _KEY_VARIABLE
+            and not os.environ.get(_KEY_VARIABLE)
+            and os.environ.get(_TOKEN_VARIABLE)
+        ):
+            return _TOKEN_VARIABLE
+        return self.api_key_env
+
     def request_options(self, model: ApiModel) -> dict[str, Any]:
         return {"headers": {"anthropic-version": model.api_version}} if model.api_version else {}
 
@@ -76,9 +114,11 @@ class AnthropicProvider(WireProvider):
     def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
         import anthropic
 
+        is_token = self._key_variable() == _TOKEN_VARIABLE
         client = anthropic.AsyncAnthropic(
             base_url=self.base_url,
-            api_key=key,
+            api_key=None if is_token else key,
+            auth_token=key if is_token else None,
             default_headers={"anthropic-version": self.api_version},
             max_retries=0,
             http_client=http,

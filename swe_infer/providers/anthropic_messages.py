@@ -68,7 +68,7 @@ class AnthropicMessages(AnthropicBatches):
         self,
         *,
         name: str = "anthropic",
-        base_url: str = "https://api.anthropic.com",
+        base_url: str | None = None,
         api_key_env: str | None = "ANTHROPIC_API_KEY",
         api_version: str = "2023-06-01",
         max_concurrency: int = 128,

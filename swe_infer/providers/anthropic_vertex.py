@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal
 from swe_infer.errors import AuthenticationFailed, ConfigError, RequestError, TransientError
 from swe_infer.providers.anthropic_cloud import AnthropicCloud, first_set
 from swe_infer.providers.checks import check_key
+from swe_infer.providers.environment import address, check_bundle
 from swe_infer.providers.faults import one_line
 
 __all__ = ["AnthropicVertex"]
 
 _PROJECT_VARIABLES = ("ANTHROPIC_VERTEX_PROJECT_ID", "GOOGLE_CLOUD_PROJECT")
+_ADDRESS_VARIABLE = "ANTHROPIC_VERTEX_BASE_URL"
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _HOSTS = {
     "global": "aiplatform.googleapis.com",
@@ -31,13 +33,14 @@ class AnthropicVertex(AnthropicCloud):
     Args:
         project: of Google Cloud; None: from ANTHROPIC_VERTEX_PROJECT_ID or GOOGLE_CLOUD_PROJECT.
         region: the location, such as ``global`` or ``europe-west1``.
-        base_url: None: the location's own endpoint.
+        base_url: None: from ANTHROPIC_VERTEX_BASE_URL, or the location's own endpoint.
         api_key_env: the environment variable of an access token, which lasts an hour; where it is None or not set,
             Google's Application Default Credentials are used, and renewed.
         stream: ``auto`` streams where the output bound is so long that a silent connection would be cut.
         cache_ttl: how long a cached prompt is kept.
     """
 
+    address_env: ClassVar[str | None] = _ADDRESS_VARIABLE
     body_version: ClassVar[str] = "vertex-2023-10-16"
 
     def __init__(
@@ -58,7 +61,7 @@ class AnthropicVertex(AnthropicCloud):
         host = _HOSTS.get(region, f"{region}-aiplatform.googleapis.com")
         super().__init__(
             name=name,
-            base_url=base_url or f"https://{host}/v1",
+            base_url=address(base_url, _ADDRESS_VARIABLE, f"https://{host}/v1"),
             api_key_env=api_key_env,
             max_concurrency=max_concurrency,
             timeout_s=timeout_s,
@@ -80,9 +83,11 @@ class AnthropicVertex(AnthropicCloud):
             raise ConfigError(
                 f"provider.project is not set: name Google Cloud's project there or in {_PROJECT_VARIABLES[0]}"
             )
+        self._check_environment()
         if self._key():
             check_key(self.api_key_env)
         else:
+            check_bundle(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))  # Google's library asks for tokens with requests
             self._found()
 
     async def open(self) -> None:

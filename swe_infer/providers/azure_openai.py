@@ -5,20 +5,28 @@ Format: https://learn.microsoft.com/azure/ai-services/openai/reference.
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from swe_infer.errors import ConfigError
+from swe_infer.providers.environment import address
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.types import ApiModel
 
 __all__ = ["AzureOpenAI"]
 
+logger = logging.getLogger(__name__)
+
 _ENDPOINT_VARIABLE = "AZURE_OPENAI_ENDPOINT"
+_KEY_VARIABLE = "AZURE_OPENAI_API_KEY"
+_TOKEN_VARIABLE = "AZURE_OPENAI_AD_TOKEN"
+_VERSION = "2024-10-21"
 
 
 class AzureOpenAI(OpenAIChat):
-    """A resource of Azure OpenAI.
+    """A resource of Azure OpenAI. A token of Microsoft Entra in AZURE_OPENAI_AD_TOKEN goes before the key, as in the
+    SDK, unless ``api_key_env`` names another variable.
 
     Args:
         base_url: the resource's endpoint, ``https://NAME.openai.azure.com``; None: from AZURE_OPENAI_ENDPOINT.
@@ -26,14 +34,15 @@ class AzureOpenAI(OpenAIChat):
     """
 
     counts_input: bool = False
+    address_env: ClassVar[str | None] = _ENDPOINT_VARIABLE
 
     def __init__(
         self,
         *,
         name: str = "azure_openai",
         base_url: str | None = None,
-        api_key_env: str | None = "AZURE_OPENAI_API_KEY",
-        api_version: str = "2024-10-21",
+        api_key_env: str | None = _KEY_VARIABLE,
+        api_version: str = _VERSION,
         max_concurrency: int = 128,
         timeout_s: float = 900.0,
         pricing_id: str = "azure",
@@ -43,7 +52,7 @@ class AzureOpenAI(OpenAIChat):
     ) -> None:
         super().__init__(
             name=name,
-            base_url=base_url or os.environ.get(_ENDPOINT_VARIABLE, ""),
+            base_url=address(base_url, _ENDPOINT_VARIABLE),
             api_key_env=api_key_env,
             max_concurrency=max_concurrency,
             timeout_s=timeout_s,
@@ -52,7 +61,7 @@ class AzureOpenAI(OpenAIChat):
             stream=stream,
             send_cache_key=send_cache_key,
         )
-        self.api_version = api_version
+        self.api_version = api_version or _VERSION
 
     def check_access(self) -> None:
         if not self.base_url:
@@ -61,6 +70,16 @@ class AzureOpenAI(OpenAIChat):
                 "such as https://NAME.openai.azure.com"
             )
         super().check_access()
+        if (token := os.environ.get(_TOKEN_VARIABLE)) and self.api_key_env is not None:
+            if self._key() != token:
+                logger.warning("provider.api_key_env=%s: %s is not used", self.api_key_env, _TOKEN_VARIABLE)
+            elif os.environ.get(_KEY_VARIABLE):
+                logger.warning("%s and %s are set: the token is used", _KEY_VARIABLE, _TOKEN_VARIABLE)
+
+    def _key_variable(self) -> str | None:
+        if self.api_key_env == _KEY_VARIABLE and os.environ.get(_TOKEN_VARIABLE):
+            return _TOKEN_VARIABLE
+        return self.api_key_env
 
     def request_options(self, model: ApiModel) -> dict[str, Any]:
         return {"params": {"api-version": model.api_version}} if model.api_version else {}
@@ -68,9 +87,11 @@ class AzureOpenAI(OpenAIChat):
     def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
         import openai
 
+        is_token = self._key_variable() == _TOKEN_VARIABLE
         client = openai.AsyncAzureOpenAI(
             azure_endpoint=self.base_url,
-            api_key=key,
+            api_key=None if is_token else key,
+            azure_ad_token=key if is_token else None,
             api_version=self.api_version,
             max_retries=0,
             http_client=http,

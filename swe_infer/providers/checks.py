@@ -14,11 +14,11 @@ from swe_infer.types import ApiModel, Decoding
 __all__ = ["check_base_url", "check_decoding", "check_extra_body", "check_key", "host_of"]
 
 
-def check_base_url(base_url: str) -> None:
-    """Raise ConfigError unless ``base_url`` is an absolute http(s) address with a valid port."""
+def check_base_url(base_url: str, key: str = "provider.base_url") -> None:
+    """Raise ConfigError unless ``base_url``, set by ``key``, is an absolute http(s) address with a valid port."""
     if not base_url:
         raise ConfigError("provider.base_url is not set: give the server's address, such as http://localhost:8000/v1")
-    told = f"provider.base_url={one_line(base_url)}"
+    told = f"{key}={one_line(base_url)}"
     try:
         parts = urlsplit(base_url)
         port_is_valid = parts.port is None or parts.port > 0

@@ -13,9 +13,10 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from swe_infer.providers.base import Answer, InputCount
+from swe_infer.providers.environment import address
 from swe_infer.providers.faults import PromptFiltered
 from swe_infer.providers.openai_batches import OpenAIBatches
-from swe_infer.providers.openai_client import COUNT_PATH
+from swe_infer.providers.openai_client import COUNT_PATH, OPENAI
 from swe_infer.providers.wire import Unreadable, estimated_tokens, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
 
@@ -33,7 +34,8 @@ class OpenAIChat(OpenAIBatches):
     """Chat completions.
 
     Args:
-        base_url: as the SDK takes it, with its ``/v1``; None: still to be named.
+        base_url: as the SDK takes it, with its ``/v1``; None: from OPENAI_BASE_URL, or OpenAI's for
+            ``name="openai"``.
         api_key_env: the environment variable that holds the key; None: the server wants none.
         stream: have answers streamed. They then carry the time to the first token; a proxy that cuts silent
             connections is kept quiet.
@@ -59,7 +61,7 @@ class OpenAIChat(OpenAIBatches):
         self,
         *,
         name: str = "openai",
-        base_url: str | None = "https://api.openai.com/v1",
+        base_url: str | None = None,
         api_key_env: str | None = "OPENAI_API_KEY",
         max_concurrency: int = 256,
         timeout_s: float = 900.0,
@@ -70,7 +72,7 @@ class OpenAIChat(OpenAIBatches):
     ) -> None:
         super().__init__(
             name=name,
-            base_url=base_url or "",
+            base_url=address(base_url, self.address_env or "", OPENAI if name == "openai" else ""),
             api_key_env=api_key_env,
             max_concurrency=max_concurrency,
             timeout_s=timeout_s,

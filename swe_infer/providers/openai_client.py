@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from swe_infer.providers.wire import WireProvider
 
-__all__ = ["COUNT_PATH", "OpenAIProvider"]
+__all__ = ["COUNT_PATH", "OPENAI", "OpenAIProvider"]
 
+OPENAI = "https://api.openai.com/v1"
 COUNT_PATH = "/responses/input_tokens"
 """Counts the input of a request to the responses interface (openai.types.responses.InputTokenCountParams)."""
 
 
 class OpenAIProvider(WireProvider):
-    """A provider behind ``AsyncOpenAI``."""
+    """A provider behind ``AsyncOpenAI``, which reads OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS."""
+
+    address_env: ClassVar[str | None] = "OPENAI_BASE_URL"
+    headers_env: ClassVar[str | None] = "OPENAI_CUSTOM_HEADERS"
+    header_values_env: ClassVar[tuple[str, ...]] = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
     def _http_client(self, **settings: Any) -> Any:
         import openai

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from swe_infer.providers.base import Answer, InputCount
+from swe_infer.providers.environment import address
 from swe_infer.providers.faults import classify
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_usage
-from swe_infer.providers.openai_client import COUNT_PATH
+from swe_infer.providers.openai_client import COUNT_PATH, OPENAI
 from swe_infer.providers.wire import Unreadable, size_of
 from swe_infer.types import ApiModel, FinishReason, Request
 
@@ -39,6 +40,7 @@ class OpenAIResponses(OpenAIBatches):
     """Responses. The interface has neither ``stop`` nor ``seed``.
 
     Args:
+        base_url: as the SDK takes it, with its ``/v1``; None: from OPENAI_BASE_URL, or OpenAI's.
         stream: have answers streamed; they then carry the time to the first token.
         store: let OpenAI keep the answers for later retrieval.
     """
@@ -62,7 +64,7 @@ class OpenAIResponses(OpenAIBatches):
         self,
         *,
         name: str = "openai_responses",
-        base_url: str = "https://api.openai.com/v1",
+        base_url: str | None = None,
         api_key_env: str | None = "OPENAI_API_KEY",
         max_concurrency: int = 256,
         timeout_s: float = 900.0,
@@ -73,7 +75,7 @@ class OpenAIResponses(OpenAIBatches):
     ) -> None:
         super().__init__(
             name=name,
-            base_url=base_url,
+            base_url=address(base_url, "OPENAI_BASE_URL", OPENAI),
             api_key_env=api_key_env,
             max_concurrency=max_concurrency,
             timeout_s=timeout_s,

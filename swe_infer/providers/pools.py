@@ -7,9 +7,11 @@ ends. At 1,000 connections that is milliseconds of processor time for one reques
 from __future__ import annotations
 
 import socket
-import urllib.request
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+
+from swe_infer.providers.environment import Proxy
 
 __all__ = ["transport_settings"]
 
@@ -22,15 +24,25 @@ _QUIET_S = 60
 """Seconds without a byte after which the kernel asks whether the other side is still there: models think for long."""
 
 
-def transport_settings(max_concurrency: int, keep_alive_s: float) -> dict[str, Any]:
+def transport_settings(
+    max_concurrency: int, keep_alive_s: float, context: ssl.SSLContext | None = None, proxy: Proxy | None = None
+) -> dict[str, Any]:
     """Settings of an ``httpx2.AsyncClient`` for so many requests at once.
 
-    Where the environment names a proxy, the client makes its own transports for it, with one pool.
+    Args:
+        context: for TLS; None: the system's.
+        proxy: through which requests go, with one pool; None: straight. The client itself looks for none in the
+            environment: it would refuse one that this address has no use for.
     """
     import httpx2
 
-    if max_concurrency <= _ONE_POOL or urllib.request.getproxies():
-        return {"limits": _limits(max_concurrency, keep_alive_s)}
+    verify = context or httpx2.create_ssl_context()
+    if max_concurrency <= _ONE_POOL or proxy is not None:
+        settings = {"limits": _limits(max_concurrency, keep_alive_s), "verify": verify, "trust_env": False}
+        if proxy is not None:
+            own = verify if proxy.scheme == "https" else None
+            settings["proxy"] = httpx2.Proxy(proxy.url, ssl_context=own)
+        return settings
 
     class Counted(httpx2.AsyncByteStream):
         """An answer's body, and what is to be done when it has been read: until then its connection is taken."""
@@ -54,9 +66,8 @@ def transport_settings(max_concurrency: int, keep_alive_s: float) -> dict[str, A
         def __init__(self, count: int) -> None:
             # Any pool may take more than its share, so that none makes a request wait while others have room.
             limits = _limits(max_concurrency, keep_alive_s)
-            context = httpx2.create_ssl_context()
             self._pools = [
-                httpx2.AsyncHTTPTransport(limits=limits, verify=context, socket_options=_socket_options())
+                httpx2.AsyncHTTPTransport(limits=limits, verify=verify, socket_options=_socket_options())
                 for _ in range(count)
             ]
             self._under_way = [0] * count
@@ -84,7 +95,7 @@ def transport_settings(max_concurrency: int, keep_alive_s: float) -> dict[str, A
             for pool in self._pools:
                 await pool.aclose()
 
-    return {"transport": Pools(-(-max_concurrency // _POOL))}
+    return {"transport": Pools(-(-max_concurrency // _POOL)), "trust_env": False}
 
 
 def _limits(connections: int, keep_alive_s: float) -> Any:

@@ -26,7 +26,7 @@ from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.server_process import ServerProcess
 from swe_infer.providers.wire import Unreadable
 from swe_infer.resources import resolve_path
-from swe_infer.types import ApiModel, AttentionChoice, Decoding, LlamaModel, Pricing, Request
+from swe_infer.types import ApiModel, AttentionChoice, Decoding, LlamaModel, PathText, Pricing, Request
 
 __all__ = ["VLLM"]
 
@@ -59,11 +59,13 @@ class VLLM(OpenAIChat):
     has_batches: bool = False
     counts_input: bool = False
     reserved: ClassVar[tuple[str, ...]] = (*OpenAIChat.reserved, "prompt")
+    address_env: ClassVar[str | None] = None  # the run starts its own server
+    through_proxy: ClassVar[bool] = False  # no proxy stands before the loopback interface
 
     def __init__(
         self,
         *,
-        executable: str = "vllm",
+        executable: PathText = "vllm",
         tensor_parallel_size: int | None = None,
         pipeline_parallel_size: int = 1,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
@@ -117,7 +119,7 @@ class VLLM(OpenAIChat):
             self._load_format = None if model.allow_pickle else "safetensors"
             window = self.max_model_len or model.context_window
             self._served = ApiModel(
-                resolve_path(model.path),
+                resolve_path(model.path, "model.path"),
                 context_window=window,
                 parameters=("temperature", "top_p", "seed", "stop", "n"),
                 max_tokens_key="max_tokens",
@@ -244,9 +246,6 @@ class VLLM(OpenAIChat):
         return 1 if self._raw else super().most_samples(model, decoding)  # vLLM keeps the prompt for the next one
 
     # The client.
-
-    def _http_client(self, **settings: Any) -> Any:
-        return super()._http_client(**settings, trust_env=False)  # no proxy stands before the loopback interface
 
     def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
         import openai

@@ -20,6 +20,14 @@ from typing import Any, ClassVar, Literal
 from swe_infer.errors import ConfigError, RequestError, TransientError
 from swe_infer.providers.base import Answer
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
+from swe_infer.providers.environment import (
+    check_header_lines,
+    check_header_value,
+    check_way,
+    note_address,
+    proxy_of,
+    tls_context,
+)
 from swe_infer.providers.faults import PromptFiltered, classify, one_line
 from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.pools import transport_settings
@@ -80,6 +88,18 @@ class WireProvider(ABC):
     has_batches: bool = False
 
     counts_input: bool = False
+
+    address_env: ClassVar[str | None] = None
+    """The environment variable that names the server where ``base_url`` does not."""
+
+    headers_env: ClassVar[str | None] = None
+    """The environment variable of custom headers, which the SDK sends."""
+
+    header_values_env: ClassVar[tuple[str, ...]] = ()
+    """Environment variables that the SDK sends as headers, as they are."""
+
+    through_proxy: ClassVar[bool] = True
+    """Whether a proxy that the environment names is used."""
 
     def __init__(
         self,
@@ -150,16 +170,35 @@ class WireProvider(ABC):
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         if self.base_url:
-            check_base_url(self.base_url)
+            check_base_url(self.base_url, self._address_key())
         check_decoding(model, decoding, supported=self.parameters, highest_temperature=self.highest_temperature)
         check_extra_body(model, self.reserved)
 
     def check_access(self) -> None:
-        check_base_url(self.base_url)
-        check_key(self.api_key_env)
+        check_base_url(self.base_url, self._address_key())
+        check_key(self._key_variable())
+        self._check_environment()
+
+    def _check_environment(self) -> None:
+        """Refuse what the environment says of the way there and of headers, where it could not be followed."""
+        check_base_url(self.base_url, self._address_key())
+        if self.address_env is not None:
+            note_address(self.base_url, self.address_env)
+        if self.headers_env is not None:
+            check_header_lines(self.headers_env)
+        for variable in self.header_values_env:
+            check_header_value(variable)
+        check_way(self.base_url, through_proxy=self.through_proxy)
+
+    def _address_key(self) -> str:
+        """What named the address, for messages."""
+        variable = self.address_env
+        return variable if variable and os.environ.get(variable) == self.base_url else "provider.base_url"
 
     async def open(self) -> None:
-        http = self._http_client(**transport_settings(self.max_concurrency, _KEEP_ALIVE_S))
+        proxy = proxy_of(self.base_url) if self.through_proxy else None
+        context = tls_context(self.base_url, proxy)
+        http = self._http_client(**transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy))
         self._sdk, self._client = self._open_client(http, self._key() or "none")
         if self.api_key_env is None:  # a server that wants no key is sent none; the SDKs insist on having one
             self._headers = {"Authorization": self._sdk.Omit()}
@@ -355,7 +394,12 @@ class WireProvider(ABC):
 
     def _key(self) -> str | None:
         """The key, read from the environment when it is needed; it is kept nowhere but in the SDK's client."""
-        return os.environ.get(self.api_key_env) if self.api_key_env is not None else None
+        variable = self._key_variable()
+        return os.environ.get(variable) if variable is not None else None
+
+    def _key_variable(self) -> str | None:
+        """The environment variable of the credential that is sent; None: none is."""
+        return self.api_key_env
 
 
 def _filtered(error: PromptFiltered) -> Answer:

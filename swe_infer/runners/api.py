@@ -30,9 +30,11 @@ from swe_infer.api.tokens import counter_of
 from swe_infer.api.warm_prompts import WarmPrompts
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import INTERRUPTS
+from swe_infer.locks import Locks
 from swe_infer.providers.base import BatchProvider, Provider, ServingProvider, is_serving
+from swe_infer.resources import expanded
 from swe_infer.runners.base import Order, RunContext
-from swe_infer.types import ApiModel, Budget, Decoding, LlamaModel, OnOutcome, Request, TokenCounter
+from swe_infer.types import ApiModel, Budget, Decoding, LlamaModel, OnOutcome, PathText, Request, TokenCounter
 
 __all__ = ["ApiRunner"]
 
@@ -56,6 +58,7 @@ class ApiRunner:
             where only other runs could share them (a sweep over one dataset), and lets runs at the same time wait for
             each other's first request of a prompt; ``never`` sends all samples at once.
         response_cache: a directory of answers that runs share; None: answers are not shared.
+        locks: how processes that write the same ledgers and caches are kept apart.
     """
 
     order: Order = "dataset"
@@ -70,7 +73,8 @@ class ApiRunner:
         limits: Limits | None = None,
         batches: BatchSettings | None = None,
         prompt_caching: PromptCaching = "auto",
-        response_cache: str | None = None,
+        response_cache: PathText | None = None,
+        locks: Locks = "os",
     ) -> None:
         self.label = model.label
         self._serving: ServingProvider | None = provider if is_serving(provider) else None
@@ -89,7 +93,13 @@ class ApiRunner:
         self.limits = limits or Limits()
         self.batches = batches or BatchSettings()
         self.prompt_caching = prompt_caching
-        self.response_cache = Path(response_cache).expanduser() if response_cache is not None else None
+        self.response_cache = None if response_cache is None else expanded(response_cache, "runner.response_cache")
+        self.locks: Locks = locks
+        if locks == "single_writer" and self.limits.shared is not None:
+            raise ConfigError(
+                "runner.limits.shared is for several processes, which need file locks; set it to null with "
+                "locks=single_writer"
+            )
         self.context_window = model.context_window
         self._context: RunContext | None = None
         self._chain: Chain | None = None
@@ -154,7 +164,7 @@ class ApiRunner:
         async with AsyncExitStack() as stack:
             # Between two steps of the loop, so that no answer is lost on its way from the socket to the disk.
             stack.enter_context(INTERRUPTS.second(lambda: loop.call_soon_threadsafe(task.cancel)))
-            cache = ResponseCache(self.response_cache) if self.response_cache is not None else None
+            cache = ResponseCache(self.response_cache, self.locks) if self.response_cache is not None else None
             if cache is not None:
                 stack.callback(cache.close)
             purse = self._purse()
@@ -221,7 +231,7 @@ class ApiRunner:
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         """What ``requests`` would come to; nothing is sent. Answers that the response cache holds are left out."""
         counter = self.token_counter()
-        cache = ResponseCache(self.response_cache) if self.response_cache is not None else None
+        cache = ResponseCache(self.response_cache, self.locks) if self.response_cache is not None else None
         hits = 0
 
         def planned() -> Iterator[Planned]:
@@ -326,13 +336,13 @@ class ApiRunner:
 
     def _warm_prompts(self) -> WarmPrompts | None:
         """Where runs at the same time tell each other of prompts that the provider has in its cache."""
-        if self.prompt_caching != "always" or self._context is None:
+        if self.prompt_caching != "always" or self._context is None or self.locks == "single_writer":
             return None
         return WarmPrompts(self._context.sweep_ledger.with_name("warm_prompts.sqlite"))
 
     def _ledger(self, path: Path | None, cap_usd: Decimal) -> Ledger:
         context = self._context
-        ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id)
+        ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id, self.locks)
         if context is not None:
             ledger.count_earlier(context.spent_usd)
         return ledger

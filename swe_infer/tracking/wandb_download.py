@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError
+from swe_infer.resources import cache_home
 from swe_infer.tracking.wandb_address import WandbAddress
 from swe_infer.tracking.wandb_environment import guest_environment
 
@@ -45,7 +46,10 @@ class DownloadedRun:
 
 def cache_directory() -> Path:
     """Where downloaded runs are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swe_infer" / "wandb"
+    home = cache_home()
+    if home is None:
+        raise ConfigError("runs of W&B are kept under ~/.cache, and there is no home directory; set XDG_CACHE_HOME")
+    return home / "wandb"
 
 
 def download_runs(addresses: Sequence[WandbAddress]) -> tuple[list[DownloadedRun], list[str]]:

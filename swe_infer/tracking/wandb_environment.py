@@ -23,6 +23,8 @@ def guest_environment(folder: Path) -> dict[str, str]:
         if name.startswith("WANDB_") or not _SECRET_NAME.search(name)
     }
     environment.pop("WANDB_SERVICE", None)  # another process's wandb-core
+    if not os.path.isabs(os.path.expanduser("~")):  # the SDK needs a home directory, if only to look into it
+        environment["HOME"] = str(folder)
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, *filter(None, [environment.get("PYTHONPATH")])]
     return environment | {

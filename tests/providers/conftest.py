@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from swe_infer.providers.wire import WireProvider
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
@@ -56,7 +56,9 @@ def server(shared_server: ApiServer) -> ApiServer:
 
 def build(name: str, server: ApiServer | None = None, **changes: Any) -> WireProvider:
     """The provider of ``conf/provider/NAME.yaml``, at the loopback server, with some keys changed."""
-    keys = yaml.safe_load((CONF / "provider" / f"{name}.yaml").read_text())
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / "provider" / f"{name}.yaml"), resolve=True)
+    assert isinstance(loaded, dict)
+    keys: dict[str, Any] = {str(key): value for key, value in loaded.items()}
     module, _, attribute = keys.pop("_target_").rpartition(".")
     if server is not None:
         versioned = name.startswith("openai") or name == "vertex"

@@ -1,7 +1,9 @@
 """Compiles the kernels beside this file, once for a machine, with the C++ compiler that is there.
 
 The library is kept under ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``); its name holds the hash of the
-sources and of the flags, so another version never meets it. Compiling takes two seconds.
+sources, the flags and the C library, so another version never meets it. A home directory may be shared by machines
+whose C++ runtimes differ: where a kept library cannot be loaded, this machine keeps one of its own. Compiling takes
+two seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import time
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Unavailable", "library"]
+from swe_infer.resources import cache_home
+
+__all__ = ["Unavailable", "kept_library", "library"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,18 +88,48 @@ def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
     digest = hashlib.sha256("\0".join(flags).encode())
     for path in (*sources, *sorted(Path(__file__).parent.glob("*.h"))):
         digest.update(path.read_bytes())
-    name = f"kernels-{digest.hexdigest()[:16]}.so"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swe_infer"
-    if not (home / name).is_file():
+    digest.update(f"{platform.machine()} {_c_library()}".encode())
+    home = cache_home()
+    if home is not None:
         try:
-            home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _compile(sources, flags, home / name)
+            return kept_library(sources, flags, home / f"kernels-{digest.hexdigest()[:16]}.so")
         except OSError as error:
             _log.debug("%s cannot be written (%s); the kernels are compiled for this process alone", home, error)
-            with tempfile.TemporaryDirectory() as alone:
-                _compile(sources, flags, Path(alone) / name)
-                return _open(Path(alone) / name)
-    return _open(home / name)
+    with tempfile.TemporaryDirectory() as alone:
+        target = Path(alone) / "kernels.so"
+        _compile(sources, flags, target)
+        return _open(target)
+
+
+def kept_library(sources: list[Path], flags: tuple[str, ...], target: Path) -> ctypes.CDLL:
+    """The library at ``target``, compiled where it is missing; one beside it, of this machine's own, where that one
+    was compiled on a machine with another runtime.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if target.is_file():
+        try:
+            return _open(target)
+        except Unavailable as error:
+            _log.debug("%s: compiled again for this machine", error)
+        target = target.with_stem(f"{target.stem}-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}")
+        if target.is_file():
+            try:
+                return _open(target)
+            except Unavailable as error:
+                _log.debug("%s: compiled again, as this machine has changed", error)
+    _compile(sources, flags, target)
+    return _open(target)
+
+
+def _c_library() -> str:
+    """The C library's name and version."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (OSError, ValueError):  # not glibc
+        return " ".join(platform.libc_ver())
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -1,0 +1,248 @@
+"""Who may write a file: locks of the operating system, or a lock file where a file system has none.
+
+Some network and FUSE file systems know no file locks. With ``locks=single_writer`` a file that is made with O_EXCL
+and names its owner stands in for them. It keeps a second process out; it cannot let several write in turns.
+
+File format of a lock file, ``NAME.owner`` beside what it guards: one JSON object with ``host``, ``pid``, ``born``
+(the boot, the pid namespace and the kernel's count at the process's start), ``since`` (seconds since the epoch) and
+``token``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from swe_infer.errors import StoreError
+
+__all__ = ["Locks", "OwnerFile", "born", "connect", "has_no_locks", "locks_of", "no_locks", "refuse_owned"]
+
+Locks = Literal["os", "single_writer"]
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+"""What file systems without locks answer to flock and fcntl."""
+
+
+def locks_of(config: Mapping[str, Any]) -> Locks:
+    """What a run's ``config.yaml`` says; ``os`` where it says nothing."""
+    return "single_writer" if config.get("locks") == "single_writer" else "os"
+
+
+def has_no_locks(error: OSError) -> bool:
+    """Whether a lock was refused because the file system has none."""
+    return error.errno in _NO_LOCKS
+
+
+def no_locks(what: str, error: OSError) -> StoreError:
+    """The error for a file system without locks; ``what`` names the key or the file."""
+    return StoreError(
+        f"{what}: its file system has no file locks ({error.strerror}); choose a folder on another one, or set "
+        "locks=single_writer, with which one process at a time may write there"
+    )
+
+
+class OwnerFile:
+    """A lock file that this process owns until :meth:`close`.
+
+    Args:
+        path: what it guards; the lock file is ``path`` with ``.owner`` added.
+        what: names the key or file in messages.
+
+    Raises:
+        StoreError: another process owns it, or may.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._path = _owner_path(path)
+        self._content = json.dumps(_this_process()).encode()
+        refuse_owned(path, what)
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            raise StoreError(f"{what}: another process has just begun to use it") from None
+        try:
+            os.write(descriptor, self._content)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the lock file, if it is still this owner's."""
+        with contextlib.suppress(OSError):
+            if self._path.read_bytes() == self._content:
+                self._path.unlink()
+
+
+def refuse_owned(path: Path, what: str) -> None:
+    """Make sure that no living process owns ``path`` by a lock file; one whose owner is gone is removed.
+
+    Raises:
+        StoreError: a process owns it, or may: one of another machine cannot be asked.
+        OSError: the lock file cannot be read or removed.
+    """
+    lock = _owner_path(path)
+    try:
+        content = lock.read_bytes()
+    except FileNotFoundError:
+        return
+    owner = _owner_in(content)
+    if owner is None:
+        raise StoreError(f"{what}: {lock} names no process; remove it if no process uses {path}")
+    if not _is_gone(owner):
+        told = f"process {owner['pid']} on {owner['host']}"
+        if _is_here(owner):
+            raise StoreError(f"{what}: in use by {told}; wait for it or choose another")
+        raise StoreError(f"{what}: in use by {told}; if that process has ended, remove {lock}")
+    # Renamed before it is removed, so that a lock file which another process made meanwhile is not lost.
+    aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex}")
+    try:
+        os.rename(lock, aside)
+    except FileNotFoundError:
+        return
+    if aside.read_bytes() == content:
+        aside.unlink()
+    else:
+        os.rename(aside, lock)
+
+
+def connect(path: Path, locks: Locks, *, timeout_s: float) -> sqlite3.Connection:
+    """A connection to the database ``path`` that commits each statement by itself.
+
+    With ``single_writer`` it owns the database until it is closed and takes no lock of the operating system.
+
+    Args:
+        timeout_s: how long a statement waits for other processes.
+
+    Raises:
+        StoreError: its file system has no locks, or another process owns it.
+        OSError, sqlite3.Error: it cannot be opened.
+    """
+    if locks == "os":
+        _probe(path)
+        refuse_owned(path, str(path))
+        return sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
+    owner = OwnerFile(path, str(path))
+    try:
+        db = sqlite3.connect(
+            f"{path.resolve().as_uri()}?vfs=unix-none", uri=True, isolation_level=None, factory=_OwnedConnection
+        )
+        db.owner = owner
+        # A database in write-ahead mode can be opened without shared memory by its only user.
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+    except BaseException:
+        owner.close()
+        raise
+    return db
+
+
+class _OwnedConnection(sqlite3.Connection):
+    owner: OwnerFile | None = None
+
+    def close(self) -> None:
+        super().close()
+        if self.owner is not None:
+            self.owner.close()
+
+
+def _probe(path: Path) -> None:
+    """Raise StoreError where the file system takes no POSIX locks, which SQLite needs: it would call that a busy
+    database, and wait. On a file of its own, as closing any descriptor of a file drops the process's locks on it."""
+    with tempfile.TemporaryFile(dir=path.parent, prefix=".locks-") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if has_no_locks(error):
+                raise no_locks(str(path), error) from None
+            raise
+
+
+def _owner_path(path: Path) -> Path:
+    return path.with_name(path.name + ".owner")
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "born": _birth(os.getpid()),
+        "since": round(time.time(), 3),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _owner_in(content: bytes) -> dict[str, Any] | None:
+    """What a lock file says of its owner; None for a file that says nothing of use."""
+    try:
+        owner = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    kinds = {"host": str, "pid": int, "born": str}
+    if not isinstance(owner, dict) or any(type(owner.get(name)) is not kind for name, kind in kinds.items()):
+        return None
+    return owner
+
+
+def _is_here(owner: dict[str, Any]) -> bool:
+    """Whether the owner's pid means something to this process: same machine, same boot, same pid namespace."""
+    return bool(
+        owner["host"] == socket.gethostname() and owner["born"].rpartition(" ")[0] == _birth(1).rpartition(" ")[0]
+    )
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Whether the owner has ended for certain."""
+    if not _is_here(owner) or owner["pid"] <= 0:
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    now = _birth(owner["pid"])
+    return not now.endswith(" ") and (bool(owner["born"] != now) or _is_zombie(owner["pid"]))
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and its parent has not asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except (OSError, IndexError):
+        return False
+
+
+def _birth(pid: int) -> str:
+    """When a process started: the boot, the pid namespace, and the kernel's count."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {born(pid)}"
+    except OSError:
+        return f"unknown {born(pid)}"
+
+
+def born(pid: int) -> str:
+    """When a process started, in its kernel's own count, so that a reused pid is not taken for it; "" if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

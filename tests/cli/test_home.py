@@ -1,0 +1,60 @@
+"""A user without a home directory and without an entry among the users, as in many containers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.api_server import ApiServer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NOBODY = ["unshare", "--user", "--map-user=54321"]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name != "HOME" and not name.startswith("XDG_")
+    }
+    return subprocess.run(
+        [*NOBODY, sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_everything_works_but_a_path_that_begins_with_a_tilde(tmp_path: Path) -> None:
+    if (
+        shutil.which(NOBODY[0]) is None
+        or subprocess.run([*NOBODY, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs user namespaces")
+    for arguments in (
+        ["swe_infer", "output_dir=~/run"],
+        ["swe_infer", "model=llama", "model.path=~/model", "tracker=none"],
+        ["swe_infer.compare", "wandb:a/b/c"],
+    ):
+        refused = run(*arguments, cwd=tmp_path)
+        assert refused.returncode == 2, refused.stderr
+        assert refused.stderr.count("\n") == 1, refused.stderr
+    with ApiServer() as server:
+        done = run(
+            "swe_infer",
+            "model=gpt-4o",
+            f"provider.base_url={server.openai_url}",
+            "dataset.limit=1",
+            "output_dir=run",
+            "dataset.run_tests=false",
+            cwd=tmp_path,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert list((tmp_path / "run" / "wandb").iterdir())
