@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -24,7 +25,7 @@ from swe_infer.api.pricing import tariff_of
 from swe_infer.api.retry import Retry
 from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound
 from swe_infer.providers.anthropic_messages import AnthropicMessages
-from swe_infer.providers.base import Provider
+from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Prompt, Request, Skip
@@ -143,13 +144,12 @@ def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_
         journal.plan(Batch("swe-x", time.time(), items))
         journal.close()
         first = runner(server.url, "openai", tmp_path)
-        lines = {
-            key: first.provider.batch_item(key, r, first.model) for key, r in zip(items, requests(6), strict=True)
-        }  # type: ignore[attr-defined]
+        provider = cast(BatchProvider, first.provider)
+        lines = {key: provider.batch_item(key, r, first.model) for key, r in zip(items, requests(6), strict=True)}
 
         async def hand_in() -> None:
             await first.provider.open()
-            await first.provider.submit(lines, label="swe-x", timeout_s=10.0)  # type: ignore[attr-defined]
+            await provider.submit(lines, label="swe-x", timeout_s=10.0)
             await first.provider.close()
 
         asyncio.run(hand_in())
