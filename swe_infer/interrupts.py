@@ -56,7 +56,7 @@ class Interrupts:
         self._levels: list[_Level] = []
         self._stops: list[threading.Event] = []
         self._on_first: list[Callable[[], None]] = []
-        self._second: Callable[[], None] | None = None
+        self._second: Callable[[], object] | None = None
         self._put_off = self._owed = False
 
     def install(self) -> None:
@@ -102,7 +102,7 @@ class Interrupts:
             self._levels.append(_Level(True, says))
 
     @contextmanager
-    def second(self, stop_now: Callable[[], None]) -> Iterator[None]:
+    def second(self, stop_now: Callable[[], object]) -> Iterator[None]:
         """Within it the second signal calls ``stop_now`` in the place of raising KeyboardInterrupt."""
         self._second = stop_now
         try:
@@ -192,7 +192,7 @@ class Interrupts:
             with self.stoppable() if stoppable else nullcontext():
                 status = command()
         except SystemExit as end:
-            status = end.code  # type: ignore[assignment]
+            status = end.code
         except BaseException:
             if not self.count:
                 raise

@@ -231,21 +231,19 @@ class Chain:
         if not self._reach.doubtful:
             return await self._attempt(life, endpoint, urgent)
         async with self._reach.turn:
-            if not self._reach.doubtful:
-                attempt = None
-            elif self._endpoints.pick() is not endpoint:
+            if self._endpoints.pick() is not endpoint:
                 raise SentAway("another endpoint is asked")
-            elif not await self.sleep(self._reach.pause_s(endpoint.base_url)):
+            if self._reach.doubtful and not await self.sleep(self._reach.pause_s(endpoint.base_url)):
                 raise Halted("the run is stopping")
-            else:
-                attempt = asyncio.create_task(self._attempt(life, endpoint, urgent, alone=True))
-                try:
+            attempt = asyncio.create_task(self._attempt(life, endpoint, urgent, alone=True))
+            try:
+                if self._reach.doubtful:
                     await asyncio.wait([attempt], timeout=_CONNECT_S)
-                except asyncio.CancelledError:
-                    attempt.cancel()
-                    await asyncio.gather(attempt, return_exceptions=True)
-                    raise
-        return await (attempt or self._attempt(life, endpoint, urgent))
+            except asyncio.CancelledError:
+                attempt.cancel()
+                await asyncio.gather(attempt, return_exceptions=True)
+                raise
+        return await attempt
 
     async def _attempt(self, life: _Life, endpoint: Endpoint, urgent: bool, *, alone: bool = False) -> _Paid:
         """One try: wait for permission, reserve, send, settle."""

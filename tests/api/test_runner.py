@@ -183,7 +183,12 @@ def test_a_stop_finishes_what_is_in_flight_starts_nothing_and_interrupts_waits()
 
     stop = threading.Event()
     provider = ScriptedProvider(fate, latency_s=0.3, max_concurrency=4)
-    threading.Thread(target=lambda: (wait_for(lambda: len(provider.sent) > 2), stop.set()), daemon=True).start()
+
+    def stop_once_some_are_sent() -> None:
+        wait_for(lambda: len(provider.sent) > 2)
+        stop.set()
+
+    threading.Thread(target=stop_once_some_are_sent, daemon=True).start()
     began = time.monotonic()
     outcomes = run(runner(provider, retry=Retry(max_retry_after_s=60)), requests(100), stop)
     assert time.monotonic() - began < 1.0
