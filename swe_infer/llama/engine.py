@@ -26,19 +26,18 @@ from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config,
 from swe_infer.llama.graphs import DecodeGraphs
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import BlockPool, KVCache
-from swe_infer.llama.memory import available_bytes, free_bytes
+from swe_infer.llama.memory import available_bytes
 from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.peft import merge_adapter
-from swe_infer.llama.placement import check_room, choose_device, choose_dtype
+from swe_infer.llama.placement import choose_device
 from swe_infer.llama.sampler import Draw, Sampler
 from swe_infer.llama.scheduler import Chunk, Scheduler
 from swe_infer.llama.sequence import Generated, GenerationRequest, Sequence
+from swe_infer.llama.shard import WHOLE
 from swe_infer.llama.speculation import Speculation
 from swe_infer.llama.stats import EngineStats
 from swe_infer.llama.stopping import Stopper
 from swe_infer.llama.tensor_parallel import Followers, Pass, check_tensor_parallel, load_part, run_pass
 from swe_infer.llama.tokenizer import LlamaTokenizer
-from swe_infer.llama.weights import load_weights
 from swe_infer.types import LlamaModel
 
 __all__ = ["Engine", "EngineOptions", "PromptTooLong", "end_tokens", "threads_for"]
@@ -151,10 +150,11 @@ class Engine:
             raise
         _spare_the_collector()
         _log.info(
-            "loaded %s in %.1f s: %s on %s, attention by %s, cache of %d tokens",
+            "loaded %s in %.1f s: %s (weights in %s) on %s, attention by %s, cache of %d tokens",
             model.label,
             time.perf_counter() - started,
             str(network.dtype).removeprefix("torch."),
+            str(network.weight_dtype).removeprefix("torch."),
             network.device if followers is None else f"{model.tensor_parallel} x {network.device.type}",
             type(network.backend).__module__.rsplit(".", 1)[-1],
             engine.cache_tokens,
@@ -432,17 +432,7 @@ def _load_network(
             followers.close()
             raise
         return network, followers
-    dtype = choose_dtype(model.dtype, device, config.dtype)
-    check_room(config.parameters * dtype.itemsize, free_bytes(device), device)
-    network = LlamaForCausalLM(config, device=device, dtype=dtype, attention=model.attention)
-    load_weights(network, directory, allow_pickle=model.allow_pickle)
-    if model.peft_path is not None:
-        adapter = snapshot_directory(
-            model.peft_path, "adapter_config.json", allow_pickle=model.allow_pickle, key="model.peft_path"
-        )
-        merge_adapter(network, adapter, allow_pickle=model.allow_pickle)
-    network.pack()
-    return network, None
+    return load_part(replace(model, device=str(device)), directory, config, WHOLE), None
 
 
 def _draw(sequence: Sequence, ahead: int) -> Draw:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +27,22 @@ from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, find
 from swe_infer.llama.native.layers import Layers, LayersShape, LayerWeights
+from swe_infer.llama.processor import onednn_multiplies, product_dtype
 from swe_infer.llama.rope import RotaryEmbedding, rotate
 from swe_infer.llama.shard import WHOLE, Shard
 from swe_infer.types import AttentionChoice
 
 __all__ = ["LlamaForCausalLM", "Step", "cache_places"]
 
+_log = logging.getLogger(__name__)
+
 MIN_ROWS = 8
 """Products of the libraries get at least this many rows. With fewer they sum in another order, so that a row's bits
 would depend on the number of its neighbours; and they cost no less. Our own kernels take any number."""
+
+CONVERTED_ELEMENTS = 1 << 19
+"""Elements of a weight that are converted at a time: 2 MB in float32. The number of rows has no part in it, so that a
+row's bits do not depend on it either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +103,34 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """``x W^T + b`` without initialisation: weights are always loaded."""
+    """``x W^T + b`` without initialisation: weights are always loaded.
+
+    Args:
+        dtype: of ``x``, the bias and the output.
+        weights: the type in which the weight is stored; None: ``dtype``.
+    """
 
     packed: Tensor | PackedWeight | None = None
     """The weight as products read it, once :meth:`pack` was called."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.empty(outputs, inputs, device=device, dtype=weights or dtype), requires_grad=False
+        )
         self.bias = (
             nn.Parameter(torch.empty(outputs, device=device, dtype=dtype), requires_grad=False) if bias else None
         )
+        self.dtype = dtype
+        self._product_dtype = product_dtype(device, dtype)
         self._kernels = native_kernels(device, dtype)
 
     def pack(self, arena: Arena, gated: bool = False, embeds: bool = False) -> None:
@@ -117,13 +142,15 @@ class Linear(nn.Module):
             gated: the first half of the outputs are gates of the second, so our kernels may apply them.
             embeds: :meth:`rows` is wanted as well, which oneDNN's order does not give.
         """
-        reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # only where torch has oneDNN
         if self._kernels is not None and self._kernels.can_pack(*self.weight.shape):
             outputs, inputs = self.weight.shape
             gated = gated and self.bias is None and self._kernels.can_pack(outputs, inputs, gated=True)
-            self.packed = self._kernels.pack(self.weight.data, gated, arena)
-        elif reorder is not None and self.weight.dtype == torch.bfloat16 and not embeds:
-            self.packed = reorder(self.weight.data, MIN_ROWS)
+            self.packed = self._kernels.pack(self.weight.data.to(self.dtype), gated, arena)
+        elif self.weight.dtype == self.dtype == torch.bfloat16 and onednn_multiplies(self.dtype) and not embeds:
+            try:
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data, MIN_ROWS)
+            except RuntimeError as error:
+                _log.debug("oneDNN does not pack a weight of %s: %s", self.dtype, error)
         if self.packed is not None:
             self.weight.data = self.weight.data.new_empty(0)
 
@@ -134,6 +161,8 @@ class Linear(nn.Module):
         if isinstance(self.packed, Tensor):
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
             return product
+        if self.weight.dtype != self._product_dtype:
+            return _converting_linear(x, self.weight, self.bias, self._product_dtype)
         return functional.linear(x, self.weight, self.bias)
 
     def rows(self, ids_T: Tensor) -> Tensor:
@@ -141,11 +170,28 @@ class Linear(nn.Module):
         if isinstance(self.packed, PackedWeight):
             assert self._kernels is not None
             return self._kernels.unpack(self.packed, ids_T)
-        return functional.embedding(ids_T, self.weight)
+        return functional.embedding(ids_T, self.weight).to(self.dtype)
+
+
+def _converting_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``x W^T + b`` computed in ``dtype``, in chunks of the outputs, so that the converted weight stays in the
+    processor's cache. The result has the type of ``x``."""
+    outputs, inputs = weight_OI.shape
+    x_RI = x.reshape(-1, inputs).to(dtype)
+    out_RO = x_RI.new_empty(len(x_RI), outputs)
+    step = max(1, CONVERTED_ELEMENTS // inputs)
+    for start in range(0, outputs, step):
+        chunk_OI = weight_OI[start : start + step].to(dtype)
+        torch.mm(x_RI, chunk_OI.t(), out=out_RO[:, start : start + step])
+    if bias_O is not None:
+        out_RO += bias_O
+    return out_RO.to(x.dtype).view(*x.shape[:-1], outputs)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, shard: Shard) -> None:
+    def __init__(
+        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: Shard
+    ) -> None:
         super().__init__()
         self.shard = shard
         kernels = fused_kernels(device, dtype)
@@ -157,9 +203,9 @@ class Attention(nn.Module):
         )
         outputs = (self.heads + 2 * self.kv_heads) * self.head_dim
         bias = config.attention_bias
-        self.qkv_proj = Linear(config.hidden_size, outputs, bias, device, dtype)
+        self.qkv_proj = Linear(config.hidden_size, outputs, bias, device, dtype, weights)
         self.o_proj = Linear(
-            self.heads * self.head_dim, config.hidden_size, bias and shard.rank == 0, device, dtype
+            self.heads * self.head_dim, config.hidden_size, bias and shard.rank == 0, device, dtype, weights
         )  # a bias is added once
 
     def forward(
@@ -182,13 +228,15 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, shard: Shard) -> None:
+    def __init__(
+        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: Shard
+    ) -> None:
         super().__init__()
         self.shard = shard
         self._kernels = fused_kernels(device, dtype)
         hidden, inner = config.hidden_size, shard.of(config.intermediate_size)
-        self.gate_up_proj = Linear(hidden, 2 * inner, config.mlp_bias, device, dtype)
-        self.down_proj = Linear(inner, hidden, config.mlp_bias and shard.rank == 0, device, dtype)
+        self.gate_up_proj = Linear(hidden, 2 * inner, config.mlp_bias, device, dtype, weights)
+        self.down_proj = Linear(inner, hidden, config.mlp_bias and shard.rank == 0, device, dtype, weights)
 
     def forward(self, x_TE: Tensor) -> Tensor:
         both_TI = self.gate_up_proj(x_TE)
@@ -203,12 +251,14 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, shard: Shard) -> None:
+    def __init__(
+        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: Shard
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
-        self.self_attn = Attention(config, device, dtype, shard)
+        self.self_attn = Attention(config, device, dtype, weights, shard)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
-        self.mlp = FeedForward(config, device, dtype, shard)
+        self.mlp = FeedForward(config, device, dtype, weights, shard)
 
 
 class LlamaForCausalLM(nn.Module):
@@ -219,7 +269,9 @@ class LlamaForCausalLM(nn.Module):
     Args:
         config: the shape, see :func:`swe_infer.llama.config.read_config`.
         device: where parameters are made; their memory is not initialised.
-        dtype: of parameters, activations and cache.
+        dtype: of activations and cache, and of the arithmetic.
+        weights: the type in which embeddings and the weights of products are stored; None: ``dtype``. On a CPU it may
+            be a narrower one, which is converted as it is read.
         attention: backends in order of preference.
         shard: the part of it that this process holds; the others run the same steps at the same time.
     """
@@ -230,6 +282,7 @@ class LlamaForCausalLM(nn.Module):
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        weights: torch.dtype | None = None,
         attention: AttentionChoice | None = None,
         shard: Shard = WHOLE,
     ) -> None:
@@ -240,16 +293,20 @@ class LlamaForCausalLM(nn.Module):
         self.config = config
         self.device = device
         self.dtype = dtype
+        self.weight_dtype = weights = weights or dtype
         heads, kv_heads = shard.of(config.num_attention_heads), shard.of(config.num_key_value_heads)
         shape = AttentionShape(heads, kv_heads, config.head_dim, device, dtype)
         self.backend = choose_backend(attention or AttentionChoice(), shape)
         self.rope = RotaryEmbedding(config, device, dtype)
         self.embed_tokens = nn.Parameter(
-            torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype), requires_grad=False
+            torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=weights), requires_grad=False
         )
-        self.layers = nn.ModuleList(Layer(config, device, dtype, shard) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, device, dtype, weights, shard) for _ in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
-        self.lm_head = Linear(config.hidden_size, 0 if shard.rank else config.vocab_size, False, device, dtype)
+        vocabulary = 0 if shard.rank else config.vocab_size
+        self.lm_head = Linear(config.hidden_size, vocabulary, False, device, dtype, weights)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
         self._compiled_layers: Layers | None = None
@@ -356,7 +413,7 @@ class LlamaForCausalLM(nn.Module):
     def _embed(self, ids_T: Tensor) -> Tensor:
         if self.config.tie_word_embeddings:
             return self.lm_head.rows(ids_T)
-        return functional.embedding(ids_T, self.embed_tokens)
+        return functional.embedding(ids_T, self.embed_tokens).to(self.dtype)
 
     def step(
         self,

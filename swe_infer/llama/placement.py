@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from swe_infer.errors import ConfigError
+from swe_infer.llama.processor import fast_bfloat16
 
-__all__ = ["check_room", "choose_device", "choose_dtype", "worker_devices"]
+__all__ = ["check_room", "choose_device", "choose_dtype", "choose_weight_dtype", "worker_devices"]
+
+_log = logging.getLogger(__name__)
+
+_SMALL = 20_000_000
+"""Parameters. The weights of a smaller model lie in the processor's cache, where converting them costs a tenth of a
+decoding pass and saves little memory."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,15 +53,51 @@ def worker_devices(name: str, workers: int | None) -> list[str]:
 
 
 def choose_dtype(name: str, device: torch.device, checkpoint: str | None) -> torch.dtype:
-    """The type of that name; ``auto`` takes bfloat16 on a GPU and the checkpoint's own on a CPU.
-
-    A checkpoint in float16 runs in float32 on a CPU, which has no fast half-precision products.
+    """The type of the arithmetic. ``auto`` takes bfloat16 on a GPU. On a CPU it takes the checkpoint's own type where
+    products of that are fast, and float32 elsewhere: always for float16, and for bfloat16 on many CPUs.
     """
     if name != "auto":
         return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16
-    return torch.bfloat16 if checkpoint == "bfloat16" else torch.float32
+    if checkpoint == "bfloat16" and fast_bfloat16():
+        return torch.bfloat16
+    if checkpoint in ("bfloat16", "float16"):
+        _log.info("model.dtype=auto: arithmetic in float32, because this CPU is slow at %s", checkpoint)
+    return torch.float32
+
+
+def choose_weight_dtype(
+    dtype: torch.dtype, device: torch.device, stored: torch.dtype | None, parameters: int, free: int, *, adapted: bool
+) -> torch.dtype:
+    """The type in which weights are kept: that of the arithmetic, but on a CPU the checkpoint's own where that has 16
+    bits and the arithmetic is float32. Nothing is lost, it takes half the memory, and large products are faster.
+
+    With an adapter merged, weights have more precision than the checkpoint, and are kept in float32 if that fits.
+
+    Args:
+        dtype: of the arithmetic.
+        stored: of all the checkpoint's matrices; None: they have several.
+        parameters: how many there are.
+        free: bytes of memory.
+        adapted: whether an adapter will be merged.
+    """
+    if device.type != "cpu" or dtype != torch.float32 or stored not in (torch.bfloat16, torch.float16):
+        return dtype
+    if parameters < _SMALL:
+        return dtype
+    wide = parameters * dtype.itemsize
+    if adapted and wide <= free:
+        return dtype
+    if adapted:
+        _log.warning(
+            "model.peft_path: merged in %s, because weights in float32 take %.1f GB and %s has %.1f GB free",
+            str(stored).removeprefix("torch."),
+            wide / 1e9,
+            device,
+            free / 1e9,
+        )
+    return stored
 
 
 def check_room(weights: int, free: int, device: torch.device) -> None:

@@ -25,12 +25,14 @@ from torch import Tensor, distributed
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import LlamaConfig
+from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.memory import available_bytes, free_bytes
 from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.placement import check_room, choose_dtype
+from swe_infer.llama.peft import merge_adapter
+from swe_infer.llama.placement import check_room, choose_dtype, choose_weight_dtype
 from swe_infer.llama.shard import Shard
-from swe_infer.llama.weights import load_weights
+from swe_infer.llama.weights import load_weights, stored_dtype
 from swe_infer.types import LlamaModel
 
 __all__ = ["Followers", "Pass", "RankDied", "check_tensor_parallel", "load_part", "run_pass"]
@@ -75,12 +77,26 @@ def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
 
 
 def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: Shard) -> LlamaForCausalLM:
-    """The weights of one rank, straight from the checkpoint. ``model.device`` is ``cpu`` or ``cuda``."""
-    device = torch.device("cuda", shard.rank) if model.device == "cuda" else torch.device(model.device)
+    """The weights of one rank, straight from the checkpoint, with the adapter merged. ``model.device`` names a
+    device; it is ``cpu`` or ``cuda`` where there are several ranks."""
+    device = torch.device(model.device)
+    if shard.count > 1 and device.type == "cuda":
+        device = torch.device("cuda", shard.rank)
     dtype = choose_dtype(model.dtype, device, config.dtype)
-    check_room(shard.parameters(config) * dtype.itemsize, free_bytes(device), device)
-    network = LlamaForCausalLM(config, device=device, dtype=dtype, attention=model.attention, shard=shard)
+    parameters, free = shard.parameters(config), free_bytes(device)
+    stored = stored_dtype(directory, allow_pickle=model.allow_pickle)
+    adapted = model.peft_path is not None
+    weights = choose_weight_dtype(dtype, device, stored, parameters, free, adapted=adapted)
+    check_room(parameters * weights.itemsize, free, device)
+    network = LlamaForCausalLM(
+        config, device=device, dtype=dtype, weights=weights, attention=model.attention, shard=shard
+    )
     load_weights(network, directory, allow_pickle=model.allow_pickle)
+    if model.peft_path is not None:
+        adapter = snapshot_directory(
+            model.peft_path, "adapter_config.json", allow_pickle=model.allow_pickle, key="model.peft_path"
+        )
+        merge_adapter(network, adapter, allow_pickle=model.allow_pickle)
     network.pack()
     return network
 

@@ -18,7 +18,7 @@ from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.safetensors import SafetensorsFile, TensorEntry
 from swe_infer.llama.shard import Shard
 
-__all__ = ["TensorSource", "load_weights", "open_tensors", "parameter_views"]
+__all__ = ["TensorSource", "load_weights", "open_tensors", "parameter_views", "stored_dtype"]
 
 
 class TensorSource(Protocol):
@@ -27,6 +27,8 @@ class TensorSource(Protocol):
     def names(self) -> set[str]: ...
 
     def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
 
     def read_into(self, name: str, target: Tensor) -> None:
         """Fill ``target``. Raises CheckpointError on another shape or values that are not finite."""
@@ -65,6 +67,17 @@ def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool
             continue
         else:
             raise CheckpointError(f"{directory}: tensor {name} is missing from the checkpoint")
+
+
+def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
+    """The type of all the matrices of a checkpoint, or None where they have several. Reads tables of contents alone.
+
+    Raises:
+        CheckpointError: see :func:`open_tensors`.
+    """
+    source = open_tensors(directory, "model.safetensors", "pytorch_model.bin", allow_pickle=allow_pickle)
+    found = {source.dtype(name) for name in source.names() if len(source.shape(name)) > 1}
+    return found.pop() if len(found) == 1 else None
 
 
 def _divided(name: str) -> int | None:
@@ -158,6 +171,9 @@ class _SafeTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name][1].shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        return self.tensors[name][1].dtype
+
     def read_into(self, name: str, target: Tensor) -> None:
         file, entry = self.tensors[name]
         file.read_into(entry, target)
@@ -185,6 +201,9 @@ class _PickledTensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name][1].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.tensors[name][1].dtype
 
     def read_into(self, name: str, target: Tensor) -> None:
         path, tensor = self.tensors[name]

@@ -108,12 +108,15 @@ class LlamaRunner:
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is no Llama that the engine runs.
-            ConfigError: a context window without room for a prompt and an answer.
+            ConfigError: a context window without room for a prompt and an answer, or an environment variable that
+                limits the compiled kernels to something unknown.
         """
         from swe_infer.llama.adapter import check_adapter
         from swe_infer.llama.config import read_config
         from swe_infer.llama.hub import config_directory
+        from swe_infer.llama.native.build import check_limit
 
+        check_limit()
         if self.ray is not None and not dry_run:
             self.ray.check()
         config = read_config(config_directory(self.model.path, "config.json"))

@@ -13,9 +13,12 @@ import pytest
 
 from swe_infer.store import read_records
 from tests.support.instances import write_instances
+from tests.support.processors import PROCESSORS
 from tests.support.wandb_files import OfflineRun, read_offline_runs
 
 if TYPE_CHECKING:
+    import torch
+
     from tests.support.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,9 +27,10 @@ COUNTS = ("forward_passes", "drafted_tokens", "accepted_tokens")
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory: two samples of two instances, drafted, tracked by W&B offline."""
+    """A run directory: two samples of two instances, drafted, tracked by W&B offline. The checkpoint is in bfloat16,
+    and the processor has no AVX-512."""
     home = tmp_path_factory.mktemp("figures")
-    make_checkpoint(home / "model", max_position_embeddings=4096)
+    make_checkpoint(home / "model", dtype=torch.bfloat16, max_position_embeddings=4096)
     write_instances(home / "instances.jsonl", 2)
     command = [
         sys.executable, "-m", "swe_infer", "model=llama", f"model.path={home / 'model'}", "dataset=jsonl",
@@ -36,6 +40,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(home)}
+    environment |= PROCESSORS["avx2"].environment
     done = subprocess.run(
         command, cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=180
     )

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from safetensors.torch import load_file, save_file
 
     from swe_infer.llama.engine import Engine, EngineOptions
-    from swe_infer.llama.model import LlamaForCausalLM
+    from swe_infer.llama.model import Linear, LlamaForCausalLM
     from swe_infer.llama.placement import check_room, choose_device, choose_dtype
-    from swe_infer.llama.weights import load_weights
+    from swe_infer.llama.weights import load_weights, stored_dtype
     from tests.llama.helpers import load, random_prompt
     from tests.support.checkpoints import make_checkpoint, reference
 
@@ -204,6 +204,30 @@ def test_weights_of_another_type_are_converted(copy: Path, stored: torch.dtype) 
     torch.testing.assert_close(load(copy)(ids()), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("shape", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
+def test_weights_that_stay_in_16_bits_give_the_same_logits(
+    shape: dict[str, Any], packed: bool, stored: str, tmp_path: Path
+) -> None:
+    dtype: torch.dtype = getattr(torch, stored)
+    directory = make_checkpoint(tmp_path, dtype=dtype, tokenizer=False, **shape)
+    assert stored_dtype(directory, allow_pickle=False) == dtype
+    model = LlamaForCausalLM(read_config(directory), weights=dtype)
+    load_weights(model, directory, allow_pickle=False)
+    assert {linear.weight.dtype for linear in model.modules() if isinstance(linear, Linear)} == {dtype}
+    if packed:
+        model.pack()
+    torch.testing.assert_close(model(ids()), load(directory)(ids()), atol=1e-4, rtol=0)
+
+
+def test_matrices_of_several_types_have_none_in_common(copy: Path) -> None:
+    change_tensors(copy, **{"model.norm.weight": torch.ones(64, dtype=torch.float16)})
+    assert stored_dtype(copy, allow_pickle=False) == torch.float32, "vectors do not count"
+    change_tensors(copy, **{"lm_head.weight": torch.ones(400, 64, dtype=torch.bfloat16)})
+    assert stored_dtype(copy, allow_pickle=False) is None
+
+
 def test_a_path_that_is_nowhere_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such directory"):
         snapshot_directory(str(tmp_path / "nowhere"), "config.json", allow_pickle=False)
@@ -217,7 +241,7 @@ def test_a_file_given_as_a_checkpoint_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "checkpoint_type", "device", "expected"),
     [
-        ("auto", "bfloat16", "cpu", "bfloat16"),
+        ("auto", "bfloat16", "cuda", "bfloat16"),
         ("auto", "float32", "cpu", "float32"),
         ("auto", "float16", "cpu", "float32"),
         ("auto", None, "cpu", "float32"),

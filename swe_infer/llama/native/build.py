@@ -4,6 +4,9 @@ The library is kept under ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``)
 sources, the flags and the C library, so another version never meets it. A home directory may be shared by machines
 whose C++ runtimes differ: where a kept library cannot be loaded, this machine keeps one of its own. Compiling takes
 two seconds.
+
+The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits them: ``off`` to none, ``avx512`` to AVX-512 where the
+processor has AMX too; ``amx``, or nothing, is no limit.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ import time
 from functools import cache
 from pathlib import Path
 
+from swe_infer.errors import ConfigError
 from swe_infer.resources import cache_home
 
-__all__ = ["Unavailable", "kept_library", "library"]
+__all__ = ["Unavailable", "check_limit", "kept_library", "library"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,12 +37,26 @@ _AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 _BFLOAT16 = frozenset({"avx512_bf16"})
 _AMX = frozenset({"amx_tile", "amx_bf16"})
+_VARIABLE = "SWE_INFER_NATIVE_KERNELS"
+_LIMITS = ("off", "avx512", "amx")
 _COMPILERS = ("c++", "g++", "clang++")
 _LONGEST_S = 120
 
 
 class Unavailable(Exception):
     """Why this machine cannot have the kernels."""
+
+
+def check_limit() -> str:
+    """What the environment limits the kernels to: ``off``, ``avx512`` or ``amx``.
+
+    Raises:
+        ConfigError: another value.
+    """
+    limit = os.environ.get(_VARIABLE) or "amx"
+    if limit not in _LIMITS:
+        raise ConfigError(f"{_VARIABLE}={limit}: must be off, avx512 or amx")
+    return limit
 
 
 @cache
@@ -50,15 +68,19 @@ def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
         amx: use the tile registers, where the processor has them, for products with weights of bfloat16.
 
     Raises:
-        Unavailable: another processor, no compiler, or one that cannot.
+        Unavailable: another processor, no compiler, one that cannot, or turned off by the environment.
+        ConfigError: see :func:`check_limit`.
     """
+    limit = check_limit()
+    if limit == "off":
+        raise Unavailable(f"turned off by {_VARIABLE}=off")
     features = _processor()
     if not features >= _AVX512:
         raise Unavailable("needs a processor with AVX-512")
     if bfloat16 and not features >= _BFLOAT16:
         raise Unavailable("needs a processor with AVX-512 and its bfloat16 products")
     flags = _FLAGS + (_BFLOAT16_FLAGS if bfloat16 else _FLOAT32_FLAGS)
-    if amx and features >= _AMX:
+    if amx and limit == "amx" and features >= _AMX:
         try:
             loaded = _load(flags + _AMX_FLAGS)
         except Unavailable as error:
