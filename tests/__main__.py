@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-CHECKS = (
-    ("ruff", "check", "."),
-    ("ruff", "format", "--check", "."),
-    ("mypy",),
-    ("pytest", "-q", "-n", "3", "--dist", "worksteal", "--durations=10"),  # many wait for processes and servers
-)
+RUFF = [("ruff", "check", "."), ("ruff", "format", "--check", ".")]
+MYPY = ("mypy",)
+PYTEST = ("pytest", "-q", "-n", "3", "--dist", "worksteal", "--durations=10")  # many wait for processes and servers
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests", description="ruff, mypy and pytest, in this order.")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--fast", action="store_true", help="for use while editing: no mypy, and no test with processes or torch"
+    )
+    chosen.add_argument("--all", action="store_true", help="also the tests that need a cluster or a browser")
+    arguments = parser.parse_args()
+    checks = [*RUFF, (*PYTEST, "--fast")] if arguments.fast else [*RUFF, MYPY, (*PYTEST, *["--all"] * arguments.all)]
     root = Path(__file__).resolve().parent.parent
-    for tool, *arguments in CHECKS:
-        print(f"== {tool} {' '.join(arguments)}", flush=True)
-        status = subprocess.run([sys.executable, "-m", tool, *arguments], cwd=root, check=False).returncode
+    for tool, *words in checks:
+        print(f"== {tool} {' '.join(words)}", flush=True)
+        status = subprocess.run([sys.executable, "-m", tool, *words], cwd=root, check=False).returncode
         if status:
             return status
     return 0

@@ -11,14 +11,20 @@ import ast
 import os
 import sys
 from collections.abc import Generator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.support.selection import forbid_processes, is_slow, late_imports
+
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
 HEAVY_IMPORTS = pytest.StashKey[list[str]]()
 LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out tests with processes, servers or heavy packages")
+    parser.addoption("--all", action="store_true", dest="full", help="also run tests with clusters and browsers")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +46,17 @@ def pytest_make_collect_report(
     return report
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("fast"):
+        left_out = [item for item in items if not isinstance(item, pytest.Function) or is_slow(item)]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+    elif not config.getoption("full"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="runs with --all"))
+
+
 @pytest.fixture
 def heavy_imports(request: pytest.FixtureRequest) -> list[str]:
     """Which heavy packages collecting imported, and where."""
@@ -48,15 +65,13 @@ def heavy_imports(request: pytest.FixtureRequest) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Make the late imports of the item's module."""
-    if isinstance(item, pytest.Function) and item.module.__name__ not in item.config.stash[LATE_IMPORTS_MADE]:
+    """Make the late imports of the item's module. The tests of ``--fast`` need none."""
+    if item.config.getoption("fast"):
+        forbid_processes()
+    elif isinstance(item, pytest.Function) and item.module.__name__ not in item.config.stash[LATE_IMPORTS_MADE]:
         make_late_imports(item.module)
         item.config.stash[LATE_IMPORTS_MADE].add(item.module.__name__)
 
 
 def make_late_imports(module: ModuleType) -> None:
-    """Execute what stands under ``if TYPE_CHECKING:`` at the top of a module, in the module."""
-    path = Path(str(module.__file__))
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            exec(compile(ast.Module(node.body, []), str(path), "exec"), vars(module))
+    exec(compile(ast.Module(late_imports(str(module.__file__)), []), str(module.__file__), "exec"), vars(module))

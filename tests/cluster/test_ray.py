@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ from tests.support.api_server import ApiServer
 from tests.support.ray_cluster import TwoNodes
 from tests.sweeps.command import ROOT, Sweep
 
-pytest.importorskip("ray", reason="the extra ray is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed sockets and pipes of its processes
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own: unclosed sockets and pipes of its processes
+]
 
 
 @pytest.fixture(scope="module")

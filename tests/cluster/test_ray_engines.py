@@ -56,6 +56,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None
     assert done.stderr == "error: runner=ray: needs an extra that is not installed; pip install 'swe_infer[ray]'\n"
 
 
+@pytest.mark.full
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
 def test_where_no_cluster_answers_one_line_says_so_at_once(tmp_path: Path) -> None:
     with socket.socket() as nobody:
@@ -69,6 +70,7 @@ def test_where_no_cluster_answers_one_line_says_so_at_once(tmp_path: Path) -> No
     assert f"runner.ray.address={address}: no Ray cluster ([Errno 111] Connection refused)" in done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
 @pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed sockets and pipes of its processes
 def test_a_lost_node_s_instances_are_answered_by_the_other_as_one_process_would(tmp_path: Path) -> None:

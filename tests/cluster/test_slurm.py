@@ -32,7 +32,7 @@ def accounts_are_kept() -> bool:
     return told.returncode == 0
 
 
-pytestmark = pytest.mark.skipif(not slurm_answers(), reason="no Slurm controller answers")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(not slurm_answers(), reason="no Slurm controller answers")]
 
 
 def test_shards_as_jobs_of_an_array_become_one_run(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def browsed(page: Path, tmp_path: Path, fragment: str = "") -> str:
     return done.stdout
 
 
+@pytest.mark.full
 def test_chromium_draws_the_plots_and_lists_the_instances(tmp_path: Path, dataset: dict[str, Any]) -> None:
     runs = [
         write_run(
@@ -160,6 +161,7 @@ def test_chromium_draws_the_plots_and_lists_the_instances(tmp_path: Path, datase
     assert "solved by A, B, C" in dom
 
 
+@pytest.mark.full
 def test_chromium_shows_the_instance_of_the_address_as_text(tmp_path: Path, dataset: dict[str, Any]) -> None:
     runs = [hostile_run(tmp_path / name, dataset) for name in ("a", "b")]
     dom = browsed(report(tmp_path, *runs), tmp_path, "#i-1")

@@ -173,6 +173,7 @@ json.dump(report, open(f"{given.report_dir}/{label}.{given.run_id}.json", "w"))
 """
 
 
+@pytest.mark.slow
 def test_without_docker_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +185,7 @@ def test_without_docker_one_line_says_so(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_predictions_go_to_the_harness_and_its_report_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +198,7 @@ def test_predictions_go_to_the_harness_and_its_report_comes_back(
     assert {v["source"] for v in verdicts.values()} == {"swebench"}
 
 
+@pytest.mark.slow
 def test_a_harness_that_breaks_off_is_exit_1_and_names_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +209,7 @@ def test_a_harness_that_breaks_off_is_exit_1_and_names_its_log(
     assert "images are missing" in (run / "evaluation" / "harness.sample0.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_dataset_without_an_official_name_must_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,8 @@ from tests.evaluate.runs import GENERATED_NAME, SAMPLE, make_run, sample_rows, v
 from tests.support.wandb_files import read_offline_runs
 from tests.tracking.scripted import info
 
+pytestmark = pytest.mark.slow  # each starts the tests of its instances
+
 ROWS = sample_rows()
 
 

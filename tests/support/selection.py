@@ -1,0 +1,110 @@
+"""Which tests ``--fast`` leaves out: those that start a process or a server, and those that make late imports.
+
+This is read from the code of a test and of its fixtures, so that no list has to be kept. Where a test starts a
+process by way of the product, ``forbid_processes`` makes it fail: it needs the mark ``slow``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+__all__ = ["forbid_processes", "is_slow", "late_imports"]
+
+STARTERS = {"subprocess", "multiprocessing", "socket", "http.server", "pty"}
+OURS = {"tests", "benchmarks"}
+
+
+@functools.cache
+def late_imports(file: str) -> list[ast.stmt]:
+    """What stands under ``if TYPE_CHECKING:`` at the top of a module."""
+    body = ast.parse(Path(file).read_text(encoding="utf-8")).body
+    blocks = [node.body for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    return [statement for block in blocks for statement in block]
+
+
+def is_slow(item: pytest.Function) -> bool:
+    """Whether a test has the mark ``slow``, or its code or a fixture's says so."""
+    if item.get_closest_marker("slow"):
+        return True
+    fixtures = [definition.func for found in item._fixtureinfo.name2fixturedefs.values() for definition in found]
+    test = getattr(getattr(item.function, "hypothesis", None), "inner_test", item.function)
+    return any(_is_slow(function) for function in (test, *fixtures))
+
+
+@functools.cache
+def _is_slow(function: Callable[..., Any]) -> bool:
+    return _reaches_a_starter(function, set())
+
+
+def _reaches_a_starter(thing: object, seen: set[object]) -> bool:
+    if isinstance(thing, ModuleType):
+        return thing.__name__ in STARTERS or (_package(thing.__name__) in OURS and _holds_a_starter(thing))
+    if not isinstance(thing, FunctionType | type) or thing in seen:
+        return False
+    seen.add(thing)
+    if thing.__module__ in STARTERS:
+        return True
+    package = _package(thing.__module__)
+    if package == "swe_infer":
+        return _holds_a_starter(sys.modules[thing.__module__])
+    if package not in OURS:
+        return False
+    return any(
+        _calls_a_starter(method, seen) for method in ([thing] if isinstance(thing, FunctionType) else _methods(thing))
+    )
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _holds_a_starter(module: ModuleType) -> bool:
+    return any(isinstance(value, ModuleType) and value.__name__ in STARTERS for value in vars(module).values())
+
+
+def _calls_a_starter(function: FunctionType, seen: set[object]) -> bool:
+    module = function.__globals__
+    late = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in (late_imports(module["__file__"]) if "__file__" in module else ())
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    for name in set(_names(function.__code__)):
+        imported_here = name not in module and _package(name) in OURS | STARTERS
+        if name in late or imported_here or _reaches_a_starter(module.get(name), seen):
+            return True
+    return False
+
+
+def _methods(thing: type) -> Iterator[FunctionType]:
+    for value in vars(thing).values():
+        found = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        if isinstance(found, FunctionType):
+            yield found
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+@functools.cache
+def forbid_processes() -> None:
+    """From now on a process or a listening socket is an error in this process."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("subprocess.Popen", "os.posix_spawn", "socket.bind"):
+            raise AssertionError(f"{event} in a test of --fast: mark it with pytest.mark.slow ({arguments[:1]!r})")
+
+    sys.addaudithook(hook)
