@@ -109,3 +109,44 @@ def test_building_a_run_imports_no_heavy_package() -> None:
 
 def test_collecting_imports_no_heavy_package(heavy_imports: list[str]) -> None:
     assert heavy_imports == [], "import it under TYPE_CHECKING: see tests/conftest.py"
+
+
+CLOCKS = {"time.time", "time.monotonic", "time.perf_counter", "time.process_time", "time.thread_time"}
+TESTS = Path(__file__).resolve().parent
+
+
+def reads_a_clock(node: ast.AST, names: set[str]) -> bool:
+    """Whether a value is a clock's, a sum or difference with one, or a variable that holds either."""
+    if isinstance(node, ast.BinOp):
+        return reads_a_clock(node.left, names) or reads_a_clock(node.right, names)
+    return ast.unparse(node).removesuffix("()") in CLOCKS or (isinstance(node, ast.Name) and node.id in names)
+
+
+def timed_assertions(path: Path) -> Iterator[str]:
+    """Assertions on how long something took, not those on a deadline, which end a test that hangs."""
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        nodes = list(ast.walk(function))
+        clocks: set[str] = set()
+        spans: set[str] = set()
+        for node in nodes:
+            if isinstance(node, ast.Assign) and reads_a_clock(node.value, clocks):
+                targets = [name for target in node.targets for name in ast.walk(target)]
+                names = {name.id for name in targets if isinstance(name, ast.Name)}
+                clocks |= names
+                spans |= names if is_difference(node.value) else set()
+        for node in nodes:
+            for part in ast.walk(node.test) if isinstance(node, ast.Assert) else ():
+                span = isinstance(part, ast.Name) and part.id in spans
+                if span or (is_difference(part) and reads_a_clock(part, clocks)):
+                    yield f"{path.relative_to(TESTS)}:{node.lineno}"
+
+
+def is_difference(node: ast.AST) -> bool:
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
+
+
+def test_no_test_asserts_how_long_something_took() -> None:
+    offenders = [found for path in sorted(TESTS.rglob("*.py")) for found in timed_assertions(path)]
+    assert offenders == [], "count calls, requests or lines (tests/support/steps.py), or measure it in benchmarks/"

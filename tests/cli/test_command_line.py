@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import zipfile
@@ -50,23 +49,15 @@ def swe_infer(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_answers_within_a_second_and_without_a_heavy_import(
-    arguments: list[str], status: int, tmp_path: Path
-) -> None:
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = swe_infer(*arguments, cwd=tmp_path)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if seconds[-1] < 1.0:
-            break
+def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, tmp_path: Path) -> None:
+    result = swe_infer(*arguments, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert result.returncode == status, result.stderr
-    assert min(seconds) < 1.0, "the best of three tries, in processor time: what a machine without other work takes"
-    imported = swe_infer(*arguments, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1").stderr
-    names = {line.rpartition("|")[2].strip().partition(".")[0] for line in imported.splitlines() if "|" in line}
-    assert "hydra" in names, "the import report is there"
-    assert not names & set(HEAVY)
+    modules = {
+        line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
+    }
+    assert "hydra" in modules, "the import report is there"
+    assert not {name.partition(".")[0] for name in modules} & set(HEAVY)
+    assert len(modules) < 650
 
 
 @pytest.mark.parametrize(

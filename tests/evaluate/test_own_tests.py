@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,6 @@ def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
 ) -> None:
     canary = tmp_path / "canary"
     harmful = {
-        "endless": "while True:\n    pass",
         "greedy": "x = [0] * 10**10",
         "early": "import os\nos._exit(0)",
         "network": "import socket\nsocket.create_connection(('127.0.0.1', 9))",
@@ -65,15 +63,12 @@ def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
     patches[rows["gold"]["instance_id"]] = rows["gold"]["patch"]
     patches["never-answered"] = None
     run = make_run(tmp_path / "run", patches, SAMPLE)
-    begun = time.monotonic()
-    assert evaluate([str(run), "--timeout", "2"]) == 0
-    assert time.monotonic() - begun < 30
+    assert evaluate([str(run)]) == 0
     verdicts = verdict_lines(run)
     resolved = {instance_id for (instance_id, _), v in verdicts.items() if v["resolved"]}
     assert resolved == {rows["gold"]["instance_id"]}
     reasons = {name: verdicts[rows[name]["instance_id"], 0]["reason"] for name in names}
     assert reasons["empty"] == "no patch"
-    assert "2 s" in reasons["endless"] or "signal" in reasons["endless"]
     assert "MemoryError" in reasons["greedy"]
     assert "not use socket" in reasons["network"]
     assert "not use os.system" in reasons["shell"]
@@ -81,7 +76,14 @@ def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
     assert all(reason and "\n" not in reason for name, reason in reasons.items() if name != "gold")
     assert not canary.exists()
     assert ("never-answered", 0) not in verdicts  # it may be answered yet; the rate counts it
-    assert f"{run}: resolved 1 of 11 (9.1%), evaluated 10" in capsys.readouterr().out
+    assert f"{run}: resolved 1 of 10 (10%), evaluated 9" in capsys.readouterr().out
+
+
+def test_a_test_that_never_ends_is_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {ROWS[0]["instance_id"]: rewritten(ROWS[0], "while True:\n    pass")}, SAMPLE)
+    assert evaluate([str(run), "--timeout", "2"]) == 0
+    (verdict,) = verdict_lines(run).values()
+    assert "2 s" in verdict["reason"] or "signal" in verdict["reason"]
 
 
 def test_samples_are_evaluated_each_for_itself(tmp_path: Path) -> None:

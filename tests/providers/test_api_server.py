@@ -32,7 +32,7 @@ def ask_all(provider: WireProvider, model: str, prompts: list[str]) -> list[Any]
     async def life() -> list[Any]:
         await provider.open()
         try:
-            asked = (provider.complete(request_of(p), model_for("openai", name=model), timeout_s=10) for p in prompts)
+            asked = (provider.complete(request_of(p), model_for("openai", name=model), timeout_s=60) for p in prompts)
             return await asyncio.gather(*asked, return_exceptions=True)
         finally:
             await provider.close()
@@ -103,13 +103,13 @@ def test_faults_strike_by_script_by_fraction_by_prompt_and_by_count() -> None:
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 def test_rate_limits_refuse_what_is_beyond_them_and_refill(name: str) -> None:
-    with ApiServer(requests_per_minute=600, burst_s=1) as server:  # ten at once, then ten a second
+    with ApiServer(requests_per_minute=0.6, burst_s=1000) as server:  # ten at once, then one in 100 s
         provider = build(name, server)
         answers = ask_all(provider, "gpt-test", ["a"] * 15)
         refused = [one for one in answers if isinstance(one, RateLimited)]
-        assert 3 <= len(refused) <= 5
-        assert all(0 < (one.retry_after_s or 0) <= 1 for one in refused)
-        time.sleep(0.5)
+        assert len(refused) == 5
+        assert all(0 < (one.retry_after_s or 0) <= 100 for one in refused)
+        server.limiter.pass_time(400)
         again = ask_all(provider, "gpt-test", ["a"] * 4)
         assert not any(isinstance(one, Exception) for one in again)
 
@@ -134,7 +134,7 @@ def test_openai_caches_a_repeated_prompt_by_itself_in_steps_of_128() -> None:
 
 def logged(exchanges: Callable[[], list[Exchange]]) -> list[Exchange]:
     """The server's account, which it writes after it has answered: once there is something in it."""
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while not (found := exchanges()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return found
@@ -167,10 +167,8 @@ def test_parameters_that_a_model_does_not_take_are_refused_as_by_the_vendors() -
 
 
 def test_latency_is_waited_for_and_requests_in_flight_are_counted() -> None:
-    with ApiServer(latency_s=0.2) as server:
-        started = time.monotonic()
+    with ApiServer(latency_s=3.0) as server:
         ask_all(build("openai", server), "gpt-test", ["a"] * 20)
-        assert 0.2 <= time.monotonic() - started < 2
         assert server.peak_in_flight == 20
         assert server.in_flight == 0
 

@@ -56,7 +56,7 @@ def items_of(provider: BatchProvider, name: str, label: str, count: int) -> dict
 
 async def ended(provider: BatchProvider, batch_id: str) -> BatchStatus:
     for _ in range(200):
-        status = await provider.status(batch_id, timeout_s=5)
+        status = await provider.status(batch_id, timeout_s=60)
         if status.state != "running":
             return status
         await asyncio.sleep(0.02)
@@ -64,13 +64,13 @@ async def ended(provider: BatchProvider, batch_id: str) -> BatchStatus:
 
 
 async def results_of(provider: BatchProvider, batch_id: str) -> dict[str, Result]:
-    return {custom_id: result async for custom_id, result in provider.results(batch_id, timeout_s=5)}
+    return {custom_id: result async for custom_id, result in provider.results(batch_id, timeout_s=60)}
 
 
 def whole_life(name: str, server: ApiServer, count: int = 4) -> tuple[BatchStatus, dict[str, Result]]:
     async def life(provider: BatchProvider) -> tuple[BatchStatus, dict[str, Result]]:
         items = items_of(provider, name, "run-a", count)
-        batch_id = await provider.submit(items, label="run-a", timeout_s=5)
+        batch_id = await provider.submit(items, label="run-a", timeout_s=60)
         return await ended(provider, batch_id), await results_of(provider, batch_id)
 
     return with_open(name, server, life)
@@ -103,7 +103,7 @@ def test_results_do_not_come_in_the_order_of_the_requests(server: ApiServer, nam
 def test_a_batch_item_is_what_a_live_request_sends(server: ApiServer, name: str) -> None:
     async def both(provider: BatchProvider) -> dict[str, Any]:
         request = request_of()
-        await provider.complete(request, model_for(name), timeout_s=5)
+        await provider.complete(request, model_for(name), timeout_s=60)
         item = json.loads(provider.batch_item("a", request, model_for(name)))
         return dict(item.get("body") or item["params"])
 
@@ -155,15 +155,15 @@ def test_a_batch_whose_submission_broke_off_is_found_by_its_label(server: ApiSer
 
     async def life(provider: BatchProvider) -> None:
         with pytest.raises(TransientError):
-            await provider.submit(items_of(provider, name, "run-a", 4), label="run-a", timeout_s=5)
-        other = await provider.submit(items_of(provider, name, "run-b", 2), label="run-b", timeout_s=5)
+            await provider.submit(items_of(provider, name, "run-a", 4), label="run-a", timeout_s=60)
+        other = await provider.submit(items_of(provider, name, "run-b", 2), label="run-b", timeout_s=60)
         await ended(provider, other)
         (lost,) = [batch for batch in server.batches.submitted() if batch != other]
         await ended(provider, lost)
-        found = await provider.find("run-a", since=started, timeout_s=5)
+        found = await provider.find("run-a", since=started, timeout_s=60)
         assert [(batch.id, batch.certain, batch.total) for batch in found] == [(lost, True, 4)]
         assert len(await results_of(provider, lost)) == 4
-        assert await provider.find("run-c", since=started, timeout_s=5) == []
+        assert await provider.find("run-c", since=started, timeout_s=60) == []
 
     with_open(name, server, life)
 
@@ -172,8 +172,8 @@ def test_anthropic_cannot_tell_a_running_batch_s_owner_and_says_so(server: ApiSe
     server.batches.delay_s = 30
 
     async def life(provider: BatchProvider) -> None:
-        batch_id = await provider.submit(items_of(provider, "anthropic", "run-a", 3), label="run-a", timeout_s=5)
-        (found,) = await provider.find("run-a", since=time.time(), timeout_s=5)
+        batch_id = await provider.submit(items_of(provider, "anthropic", "run-a", 3), label="run-a", timeout_s=60)
+        (found,) = await provider.find("run-a", since=time.time(), timeout_s=60)
         assert (found.id, found.certain, found.total) == (batch_id, False, 3)
 
     with_open("anthropic", server, life)
@@ -182,17 +182,17 @@ def test_anthropic_cannot_tell_a_running_batch_s_owner_and_says_so(server: ApiSe
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 def test_finding_reads_every_page_and_stops_at_its_time(server: ApiServer, name: str) -> None:
     async def life(provider: BatchProvider) -> None:
-        mine = await provider.submit(items_of(provider, name, "run-a", 1), label="run-a", timeout_s=5)
+        mine = await provider.submit(items_of(provider, name, "run-a", 1), label="run-a", timeout_s=60)
         for number in range(120):
             label = f"other-{number}"
-            await provider.submit(items_of(provider, name, label, 1), label=label, timeout_s=5)
+            await provider.submit(items_of(provider, name, label, 1), label=label, timeout_s=60)
         await ended(provider, server.batches.submitted()[-1])
         listed = len([e for e in server.log.exchanges if e.method == "GET" and e.path.endswith("batches")])
-        found = await provider.find("run-a", since=time.time() - 60, timeout_s=5)
+        found = await provider.find("run-a", since=time.time() - 60, timeout_s=60)
         assert [batch.id for batch in found] == [mine]
         pages = len([e for e in server.log.exchanges if e.method == "GET" and e.path.endswith("batches")]) - listed
         assert pages == 2
-        late = await provider.find("run-a", since=time.time() + 86_400, timeout_s=5)
+        late = await provider.find("run-a", since=time.time() + 86_400, timeout_s=60)
         assert late == [] or name != "anthropic"
 
     with_open(name, server, life)
@@ -203,9 +203,9 @@ def test_a_cancelled_batch_ends(server: ApiServer, name: str) -> None:
     server.batches.delay_s = 30
 
     async def life(provider: BatchProvider) -> dict[str, Result]:
-        batch_id = await provider.submit(items_of(provider, name, "run-a", 3), label="run-a", timeout_s=5)
-        assert (await provider.status(batch_id, timeout_s=5)).state == "running"
-        await provider.cancel(batch_id, timeout_s=5)
+        batch_id = await provider.submit(items_of(provider, name, "run-a", 3), label="run-a", timeout_s=60)
+        assert (await provider.status(batch_id, timeout_s=60)).state == "running"
+        await provider.cancel(batch_id, timeout_s=60)
         assert (await ended(provider, batch_id)).state == "ended"
         return await results_of(provider, batch_id)
 
@@ -218,7 +218,7 @@ def test_a_batch_that_openai_refuses_says_why(server: ApiServer) -> None:
     async def life(provider: BatchProvider) -> BatchStatus:
         items = items_of(provider, "openai", "run-a", 2)
         items["run-a-1"] = items["run-a-0"]  # one custom id twice
-        return await ended(provider, await provider.submit(items, label="run-a", timeout_s=5))
+        return await ended(provider, await provider.submit(items, label="run-a", timeout_s=60))
 
     status = with_open("openai", server, life)
     assert status.state == "failed"
@@ -232,10 +232,10 @@ def test_errors_of_the_batch_interface_have_their_class(name: str) -> None:
 
         async def life(provider: BatchProvider) -> None:
             with pytest.raises(AuthenticationFailed) as caught:
-                await provider.submit(items_of(provider, name, "run-a", 1), label="run-a", timeout_s=5)
+                await provider.submit(items_of(provider, name, "run-a", 1), label="run-a", timeout_s=60)
             assert not any(secret in str(caught.value) for secret in SECRETS.values())
             with pytest.raises(RequestError):
-                await provider.status("no-such-batch", timeout_s=5)
+                await provider.status("no-such-batch", timeout_s=60)
 
         with_open(name, server, life)
 
@@ -258,7 +258,7 @@ def test_every_step_of_a_batch_classifies_its_faults(
 ) -> None:
     async def life(provider: BatchProvider) -> None:
         items = items_of(provider, name, "run-a", 3)
-        batch_id = await provider.submit(items, label="run-a", timeout_s=5)
+        batch_id = await provider.submit(items, label="run-a", timeout_s=60)
         await ended(provider, batch_id)
         steps: list[Callable[[], Awaitable[Any]]] = [
             lambda: provider.submit(items, label="run-b", timeout_s=0.5),

@@ -75,7 +75,7 @@ def test_each_sample_has_its_own_seed() -> None:
 
 def test_extra_body_is_sent_as_it_is(server: ApiServer) -> None:
     model = model_for("openai", extra_body={"reasoning_effort": "high", "metadata": {"a": "b"}})
-    with_open(build("openai", server), lambda p: p.complete(request_of(), model, timeout_s=10))
+    with_open(build("openai", server), lambda p: p.complete(request_of(), model, timeout_s=60))
     body = server.log.asked()[0].body
     assert (body["reasoning_effort"], body["metadata"]) == ("high", {"a": "b"})
 
@@ -85,7 +85,7 @@ def test_the_model_s_version_goes_before_the_provider_s(server: ApiServer) -> No
         model = model_for("anthropic", api_version=version)
         request = request_of(temperature=None)
         with_open(
-            build("anthropic", server), partial(WireProvider.complete, request=request, model=model, timeout_s=10)
+            build("anthropic", server), partial(WireProvider.complete, request=request, model=model, timeout_s=60)
         )
         assert server.log.asked()[-1].headers["anthropic-version"] == sent
     seen: list[str] = []
@@ -100,7 +100,7 @@ def test_the_model_s_version_goes_before_the_provider_s(server: ApiServer) -> No
         await provider.open()
         for version in ("2025-03-01-preview", None):
             with pytest.raises(RequestError):
-                await provider.complete(request_of(), model_for("openai", api_version=version), timeout_s=5)
+                await provider.complete(request_of(), model_for("openai", api_version=version), timeout_s=60)
         await provider.close()
         listener.close()
 
@@ -114,7 +114,7 @@ def test_a_cached_prompt_is_marked_written_once_and_read_after(server: ApiServer
 
     async def twice(p: WireProvider) -> list[Usage]:
         return [
-            (await p.complete(request, model_for("anthropic"), timeout_s=10, cache_prompt=True)).usage for _ in "12"
+            (await p.complete(request, model_for("anthropic"), timeout_s=60, cache_prompt=True)).usage for _ in "12"
         ]
 
     written, read = with_open(build("anthropic", server), twice)
@@ -177,7 +177,7 @@ def test_cached_and_reasoning_tokens_are_counted_once() -> None:
 def test_thinking_comes_first_and_is_no_part_of_the_text(server: ApiServer, stream: str) -> None:
     model = model_for("anthropic", extra_body={"thinking": {"type": "enabled", "budget_tokens": 64}})
     request = request_of(temperature=None)
-    answer = with_open(build("anthropic", server, stream=stream), lambda p: p.complete(request, model, timeout_s=10))
+    answer = with_open(build("anthropic", server, stream=stream), lambda p: p.complete(request, model, timeout_s=60))
     assert answer.text == server.log.answers()[0].texts[0]
 
 
@@ -286,7 +286,7 @@ def raw_answer(body: bytes, kind: str = "application/json", status: int = 200) -
         provider = build("openai_compatible", base_url=f"http://127.0.0.1:{port}/v1")
         await provider.open()
         try:
-            return await provider.complete(request_of(), model_for("openai"), timeout_s=5)
+            return await provider.complete(request_of(), model_for("openai"), timeout_s=60)
         finally:
             await provider.close()
             listener.close()
@@ -323,7 +323,7 @@ def test_a_long_output_bound_is_streamed_where_silence_would_be_cut(server: ApiS
         request = request_of(max_new_tokens=bound)
         model = model_for("anthropic")
         with_open(
-            build("anthropic", server), partial(WireProvider.complete, request=request, model=model, timeout_s=10)
+            build("anthropic", server), partial(WireProvider.complete, request=request, model=model, timeout_s=60)
         )
         assert server.log.asked()[-1].body.get("stream", False) is streamed
 

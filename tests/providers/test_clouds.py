@@ -37,7 +37,7 @@ def ask(provider: WireProvider, model: ApiModel, times: int = 1) -> list[Answer]
     async def life() -> list[Answer]:
         await provider.open()
         try:
-            return [await provider.complete(request_of(), model, timeout_s=10) for _ in range(times)]
+            return [await provider.complete(request_of(), model, timeout_s=60) for _ in range(times)]
         finally:
             await provider.close()
 
@@ -152,7 +152,7 @@ def test_the_version_stands_in_the_body_as_the_cloud_wants_it(server: ApiServer,
 async def _one(provider: WireProvider, request: Any, model: ApiModel) -> None:
     await provider.open()
     try:
-        await provider.complete(request, model, timeout_s=10)
+        await provider.complete(request, model, timeout_s=60)
     finally:
         await provider.close()
 

@@ -105,7 +105,7 @@ def test_the_prompt_arrives_as_it_is(server: ApiServer, name: str, changes: dict
 
     async def all_of(p: WireProvider) -> None:
         for system, user in texts:
-            await p.complete(request_of(user, system), model_for(name), timeout_s=10)
+            await p.complete(request_of(user, system), model_for(name), timeout_s=60)
 
     with_open(provider, all_of)
     seen = [exchange.prompt for exchange in server.log.asked()]
@@ -120,7 +120,7 @@ def test_only_the_sampling_that_is_asked_for_is_sent(server: ApiServer, name: st
 
     async def both(p: WireProvider) -> None:
         for request in (plain, full):
-            await p.complete(request, model_for(name), timeout_s=10)
+            await p.complete(request, model_for(name), timeout_s=60)
 
     with_open(provider, both)
     bare, sampled = (exchange.body for exchange in server.log.asked())
@@ -173,7 +173,7 @@ def test_each_fault_has_its_class_and_one_line(server: ApiServer, name: str, cha
         for kind, _ in ERRORS:
             server.script(kind)
             try:
-                await p.complete(request_of(), model_for(name), timeout_s=10)
+                await p.complete(request_of(), model_for(name), timeout_s=60)
             except RequestError as error:
                 met[kind] = error
         return met
@@ -216,7 +216,7 @@ def test_an_unwelcome_answer_is_an_answer(server: ApiServer, name: str, changes:
         answers: dict[str, Answer] = {}
         for kind in kinds:
             server.script(kind)
-            answers[kind] = await p.complete(request_of(), model_for(name), timeout_s=10)
+            answers[kind] = await p.complete(request_of(), model_for(name), timeout_s=60)
         return answers
 
     answers = with_open(provider, every)
@@ -235,7 +235,7 @@ def test_an_unwelcome_answer_is_an_answer(server: ApiServer, name: str, changes:
 def test_a_cut_answer_says_length(server: ApiServer, name: str, changes: dict[str, Any]) -> None:
     provider = build(name, server, **changes)
     request = request_of(max_new_tokens=8)
-    answer = with_open(provider, lambda p: p.complete(request, model_for(name), timeout_s=10))
+    answer = with_open(provider, lambda p: p.complete(request, model_for(name), timeout_s=60))
     assert answer.finish_reason == "length"
     assert answer.text == server.log.answers()[0].texts[0]
     assert len(answer.text) == 32
@@ -342,7 +342,7 @@ def test_a_certificate_that_nobody_vouches_for_is_a_clear_error(tmp_path: Path) 
         await provider.open()
         try:
             with pytest.raises(RequestError) as caught:
-                await provider.complete(request_of(), model_for("openai"), timeout_s=10)
+                await provider.complete(request_of(), model_for("openai"), timeout_s=60)
             return caught.value
         finally:
             await provider.close()
@@ -368,7 +368,7 @@ def test_connections_are_kept_and_closed(server: ApiServer, name: str) -> None:
 
     async def many(p: WireProvider) -> int:
         request, model = request_of(), model_for(name)
-        await asyncio.gather(*(p.complete(request, model, timeout_s=30) for _ in range(200)))
+        await asyncio.gather(*(p.complete(request, model, timeout_s=60) for _ in range(200)))
         return len(os.listdir("/proc/self/fd"))
 
     during = with_open(provider, many)

@@ -73,7 +73,7 @@ def test_the_default_decoding_of_every_preset_is_accepted(preset: str, server: A
         await built.open()
         try:
             request = request_of(**{key: getattr(decoding, key) for key in Decoding.__dataclass_fields__})
-            return (await built.complete(request, model, timeout_s=10)).text
+            return (await built.complete(request, model, timeout_s=60)).text
         finally:
             await built.close()
 

@@ -69,7 +69,7 @@ def status_of(pid: int) -> str:
         return ""
 
 
-def until_gone(notes: Path, seconds: float = 10.0) -> None:
+def until_gone(notes: Path, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while alive(notes):
         assert time.monotonic() < deadline, f"left behind: {alive(notes)}"

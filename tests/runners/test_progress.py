@@ -72,7 +72,7 @@ def terminal(columns: int = 160) -> Iterator[tuple[TextIO, list[bytes]]]:
         yield stream, seen
     finally:
         stream.close()
-        reader.join(5.0)
+        reader.join(60.0)
         os.close(master)
 
 
@@ -194,10 +194,10 @@ def test_log_lines_stand_whole_above_the_live_line() -> None:
 def test_time_passes_on_the_line_while_no_answer_comes() -> None:
     with terminal() as (stream, seen):
         progress = Progress(100, 0, stream)
-        time.sleep(1.3)
+        while b"0:01 elapsed" not in b"".join(seen):
+            time.sleep(0.02)
         progress.close()
     assert b"0:00 elapsed" in b"".join(seen)
-    assert b"0:01 elapsed" in b"".join(seen)
 
 
 def test_a_terminal_that_goes_away_does_not_stop_the_run() -> None:

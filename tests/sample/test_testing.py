@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 
 import pytest
 
@@ -44,7 +43,9 @@ def test_a_right_file_is_resolved() -> None:
     ],
 )
 def test_a_wrong_file_is_not_resolved_and_the_reason_is_said(body: str, reason: str) -> None:
-    result = run_test({"shop/cart.py": f"def total(items):\n    {body}\n"}, TEST, timeout_s=1.0)
+    result = run_test(
+        {"shop/cart.py": f"def total(items):\n    {body}\n"}, TEST, timeout_s=1.0 if "while" in body else 30.0
+    )
     assert not result.resolved
     assert reason in str(result.reason)
     assert "\n" not in str(result.reason)
@@ -89,9 +90,8 @@ def test_the_environment_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_time_limit_ends_the_process() -> None:
-    begun = time.monotonic()
-    run_test({}, "def test_sleep():\n    import time\n    time.sleep(60)\n", timeout_s=0.5)
-    assert time.monotonic() - begun < 5
+    result = run_test({}, "def test_sleep():\n    import time\n    time.sleep(3600)\n", timeout_s=0.5)
+    assert result.reason == "the test did not end within 0.5 s"
 
 
 def test_every_test_function_must_pass() -> None:

@@ -52,6 +52,11 @@ class RateLimiter:
     burst_s: float = 60.0
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
 
+    def pass_time(self, seconds: float) -> None:
+        """Refill as if so many seconds more had passed."""
+        for bucket in self._buckets.values():
+            bucket.updated -= seconds
+
     def admit(self, call: Call, now: float) -> tuple[float, dict[str, str]]:
         """(0 when admitted, else the seconds to wait; the headers that tell the client about it)."""
         needs = {"requests": (self.requests_per_minute, 1.0), "tokens": (self.tokens_per_minute, self._size(call))}

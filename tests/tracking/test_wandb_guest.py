@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -64,10 +63,8 @@ def test_a_stuck_wandb_does_not_hold_the_runs_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     another_wandb(tmp_path / "shadow", monkeypatch, "import time; time.sleep(3600)")
-    started = time.monotonic()
     tracker = WandbTracker(log_interval_s=0.2, finish_timeout_s=1.0)
     play(tmp_path / "run", tracker, info(tmp_path / "run"), range(50), instances=50)
-    assert time.monotonic() - started < 5.0
     (warning,) = warnings(caplog)
     assert "did not finish in 1 s" in warning
 
@@ -79,25 +76,31 @@ def test_a_directory_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplo
     assert len(warnings(caplog)) == 1
 
 
-def test_a_record_costs_the_run_microseconds(tmp_path: Path) -> None:
+def test_a_record_costs_the_run_a_few_calls(tmp_path: Path) -> None:
     tracker = WandbTracker()
     tracker.start(info(tmp_path))
     totals = {"completed": 1, "patches": {"applies": 1}, "usage": {"input_tokens": 5}, "stats": {"concurrency": 1.0}}
-    seconds = []
-    for _ in range(5000):
-        before = time.perf_counter()
-        tracker.record({}, totals)
-        seconds.append(time.perf_counter() - before)
+    calls: list[object] = []
+
+    def seen(frame: FrameType, event: str, argument: object) -> None:
+        if event in ("call", "c_call"):
+            calls.append((frame.f_code.co_qualname, argument))
+
+    for _ in range(100):
+        calls.clear()
+        sys.setprofile(seen)
+        try:
+            tracker.record({}, totals)
+        finally:
+            sys.setprofile(None)
+        assert len(calls) < 30, calls
     tracker.finish(totals, [], 0)
-    assert statistics.median(seconds) < 50e-6
 
 
 def test_start_does_not_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     another_wandb(tmp_path / "shadow", monkeypatch, "import time; time.sleep(3600)")
-    tracker = WandbTracker(finish_timeout_s=1.0)
-    before = time.perf_counter()
+    tracker = WandbTracker(init_timeout_s=3600.0, finish_timeout_s=1.0)
     tracker.start(info(tmp_path / "run"))
-    assert time.perf_counter() - before < 0.1
     tracker.finish({}, [], 0)
 
 
@@ -140,11 +143,9 @@ def test_no_tracker_listens_to_everything_and_does_nothing(tmp_path: Path) -> No
 
 
 def test_values_that_json_does_not_know_do_not_hold_the_runs_end(tmp_path: Path) -> None:
-    tracker = WandbTracker(finish_timeout_s=30.0)
+    tracker = WandbTracker(finish_timeout_s=3600.0)
     strange: dict[str, Any] = {"loop": {}}
     strange["loop"]["again"] = strange["loop"]
-    started = time.monotonic()
     tracker.start(info(tmp_path, config={"fine": {("a", "key"): 1, "path": tmp_path}}))
     tracker.record({}, {"completed": 1, "stats": strange})
     tracker.finish({"completed": 1}, [], 0)
-    assert time.monotonic() - started < 20

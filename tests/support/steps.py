@@ -1,0 +1,28 @@
+"""How much work a call is, counted instead of timed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+__all__ = ["lines_executed"]
+
+
+def lines_executed(call: Callable[[], object]) -> int:
+    """How many lines of Python ``call`` executes. The same call executes the same number on every machine."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
