@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from swe_infer.sample.generator import Task, generate, make
+from benchmarks.sample_tasks.generator import Task, generate, make
 
 __all__ = ["Settings", "train"]
 

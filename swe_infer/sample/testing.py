@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-__all__ = ["TestResult", "end_tests", "run_test"]
-
 _running: set[subprocess.Popen[str]] = set()
 _TEST_FILE = "swe_infer_instance_test.py"
 

@@ -10,12 +10,14 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
 
+from benchmarks.sample_tasks.cases import write_test
+from benchmarks.sample_tasks.generator import generate, make
+from benchmarks.sample_tasks.respelt import ANY_KIND
+from benchmarks.sample_tasks.templates import SPLITS, Split, families, fill, read_toml
 from swe_infer.prompts import files_in_prompt, split_prompt
-from swe_infer.sample.cases import write_test
-from swe_infer.sample.generator import generate, make
-from swe_infer.sample.respelt import ANY_KIND
-from swe_infer.sample.templates import SPLITS, Split, families, fill, read_toml
 
 COUNT = 150
 
@@ -28,7 +30,7 @@ def test_a_task_follows_from_its_split_and_number_alone(split: Split) -> None:
 
 
 def test_tasks_are_the_same_in_a_process_with_another_hash_seed() -> None:
-    program = "from swe_infer.sample.generator import make; print([make('test', n).text for n in range(5)])"
+    program = "from benchmarks.sample_tasks.generator import make; print([make('test', n).text for n in range(5)])"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", program],
@@ -203,3 +205,15 @@ def test_issues_name_the_faulty_line_by_its_right_number() -> None:
 def test_nearly_every_task_has_a_test_that_tells(split: Split) -> None:
     tests = [write_test(task) for task in islice(generate(split), COUNT)]
     assert sum(test is None for test in tests) <= COUNT // 20
+
+
+@pytest.mark.parametrize(("builder", "held"), [(WheelBuilder, False), (SdistBuilder, True)])
+def test_the_generator_is_in_the_source_distribution_alone(
+    builder: type[WheelBuilder] | type[SdistBuilder], held: bool
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    paths = {file.distribution_path for file in builder(str(root)).recurse_included_files()}
+    assert "swe_infer/sample/instances.jsonl" in paths
+    for name in ("generator.py", "families.toml"):
+        found = [path for path in paths if path.endswith(f"/{name}")]
+        assert found == ([f"benchmarks/sample_tasks/{name}"] if held else [])

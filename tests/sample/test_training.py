@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from swe_infer.sample.generator import make
+from benchmarks.sample_tasks.generator import make
 
 if TYPE_CHECKING:
     import torch

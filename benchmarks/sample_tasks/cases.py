@@ -9,9 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from swe_infer.sample.generator import Task
-
-__all__ = ["write_test"]
+from benchmarks.sample_tasks.generator import Task
 
 _WORDS = ("alpha", "Beta", "axe", "bell", "axe", "corona", "bee", "Zoo")
 _TEXTS = ("alpha beta", " Beta bell ", "Axe", "bee, zoo", "alpha alpha Bee")

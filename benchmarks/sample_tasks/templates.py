@@ -14,10 +14,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
-
-__all__ = ["SPLITS", "Bug", "Family", "Split", "families", "fill", "name_slots", "read_toml"]
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -133,8 +131,8 @@ def fill(text: str, names: Mapping[str, str]) -> str:
 
 
 def read_toml(name: str) -> dict[str, dict[str, Any]]:
-    """One of this room's TOML files."""
-    return tomllib.loads((files("swe_infer.sample") / name).read_text(encoding="utf-8"))
+    """One of the TOML files beside this module."""
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 @cache

@@ -1,6 +1,6 @@
 """Makes a dataset of tasks with tests, one JSON object a line, columns as in SWE-bench's datasets and a few more.
 
-python -m swe_infer.sample.dataset --split test --count 40 > swe_infer/sample/instances.jsonl
+python -m benchmarks.sample_tasks.dataset --split test --count 40 > swe_infer/sample/instances.jsonl
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
-from swe_infer.sample.cases import write_test
-from swe_infer.sample.generator import Task, generate
-from swe_infer.sample.templates import SPLITS, Split, families
-
-__all__ = ["row_of", "rows"]
+from benchmarks.sample_tasks.cases import write_test
+from benchmarks.sample_tasks.generator import Task, generate
+from benchmarks.sample_tasks.templates import SPLITS, Split, families
 
 
 def rows(split: Split, count: int, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -61,7 +59,9 @@ def row_of(task: Task, test: str) -> dict[str, Any]:
 
 def main() -> None:
     """Write a dataset to standard output."""
-    parser = argparse.ArgumentParser(prog="python -m swe_infer.sample.dataset", description="Make repair tasks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sample_tasks.dataset", description="Make repair tasks."
+    )
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--start", type=int, default=0, help="number of the first task")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-__all__ = ["freeform_source"]
 _OPERATORS = ("+", "-", "*", "//", "/", "%")
 _COMPARISONS = ("<", "<=", ">", ">=")
 _AUGMENTED = ("+=", "-=", "*=", "=")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import re
 
-__all__ = ["ANY_KIND", "respelt"]
-
 ANY_KIND = "any"
 """The kind of such a fault, which needs a sentence with both texts."""
 

@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from swe_infer.sample.freeform import freeform_source
-from swe_infer.sample.respelt import ANY_KIND, respelt
-from swe_infer.sample.templates import Bug, Family, Split, families, fill, name_slots, read_toml
-
-__all__ = ["VERSION", "Task", "generate", "make", "render_prompt"]
+from benchmarks.sample_tasks.freeform import freeform_source
+from benchmarks.sample_tasks.respelt import ANY_KIND, respelt
+from benchmarks.sample_tasks.templates import Bug, Family, Split, families, fill, name_slots, read_toml
 
 VERSION = 4
 """Of the generator; it changes when any task does."""
