@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Mapping
 
-__all__ = ["RedactingFormatter", "without_credentials"]
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+"""Environment variables whose values no other party may have."""
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|ORG_ID|PROJECT_ID|PROXY", re.IGNORECASE)
+_HIDDEN_NAME = re.compile(rf"{SECRET_NAME.pattern}|ORG_ID|PROJECT_ID|PROXY", re.IGNORECASE)
 _SHORTEST = 8
 """Shorter values are ordinary words more often than secrets."""
 
@@ -40,7 +41,7 @@ class RedactingFormatter(logging.Formatter):
     def __init__(self, form: str, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(form)
         variables = os.environ if environment is None else environment
-        values = {value for name, value in variables.items() if _SECRET_NAME.search(name)}
+        values = {value for name, value in variables.items() if _HIDDEN_NAME.search(name)}
         for name in (name for name in variables if name.endswith("_CUSTOM_HEADERS")):
             values |= {line.partition(":")[2].strip() for line in variables[name].split("\n")}
         self._secrets = sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from swe_infer.errors import ConfigError
 from swe_infer.resources import expanded
-from swe_infer.tracking.wandb_address import PREFIX, WandbAddress
+from swe_infer.tracking.download import PREFIX, WandbAddress
 
 __all__ = ["Source", "failed_points", "find_runs", "find_sources"]
 
@@ -60,7 +60,7 @@ def _fetched(paths: list[str]) -> tuple[dict[str, list[Source]], list[str]]:
     """The runs behind W&B addresses, by address."""
     if not paths:
         return {}, []
-    from swe_infer.tracking.wandb_download import download_runs
+    from swe_infer.tracking.download import download_runs
 
     runs, left_out = download_runs([WandbAddress.parse(path) for path in paths])
     sources: dict[str, list[Source]] = {path: [] for path in paths}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-__all__ = ["NoTracker", "RunInfo", "Tracker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,6 @@ class RunInfo:
     config: Mapping[str, Any]
     directory: Path
     resumed: bool
-    labels: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
 
 

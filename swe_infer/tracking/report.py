@@ -4,27 +4,35 @@ Cost against apply rate and resolved rate, which parameters decide them, curves 
 each other, and the tables of predictions. It needs the extra ``report`` (W&B's own package for reports) and
 ``WANDB_API_KEY``. A report is made once: the same command names the one that is there, for somebody may have edited
 it, and ``--replace`` makes it anew.
+
+The panels name metrics and keys that every run has (:mod:`swe_infer.tracking.metrics`). ``resolved_rate`` is there
+once a run is evaluated; W&B leaves out of a panel the runs that lack one of its metrics.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import run_command
-from swe_infer.tracking.wandb_address import PREFIX, WandbAddress
-from swe_infer.tracking.wandb_environment import guest_environment
+from swe_infer.tracking.download import PREFIX, WandbAddress
+from swe_infer.tracking.guest import Requests, Say, ask, connect
 
-__all__ = ["main", "make_report"]
+if TYPE_CHECKING:
+    from wandb.apis.public import Api
+    from wandb_workspaces.reports.v2.interface import PanelGrid, Report, Runset
+
+TITLE = "Cost against apply rate and resolved rate"
+RATES = {"apply_rate": "share of what was asked whose patch applies", "resolved_rate": "share that resolves"}
+SWEPT = ("decoding.temperature", "decoding.max_new_tokens", "decoding.n")
+"""Parameters that every kind of run has a value of: where one is null, the run is not among the coordinates."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,38 +72,133 @@ def make_report(runs: WandbAddress, *, replace: bool = False) -> str:
     if "'" in (runs.name or ""):
         raise ConfigError(f"{runs}: a name with ' in it cannot be filtered for")
     with tempfile.TemporaryDirectory(prefix="swe_infer_") as folder:
-        answer = _asked(
-            {
-                "entity": runs.entity,
-                "project": runs.project,
-                "kind": runs.kind,
-                "name": runs.name,
-                "replace": replace,
-            },
-            Path(folder),
-        )
-    if "error" in answer:
-        raise ConfigError(f"{runs}: no report could be made: {answer['error']}")
-    if answer["found"] and not replace:
+        request = {"entity": runs.entity, "project": runs.project, "kind": runs.kind, "name": runs.name}
+        answers = ask("report", Path(folder), {**request, "replace": replace})
+    if "error" in answers[-1]:
+        raise ConfigError(f"{runs}: no report could be made: {answers[-1]['error']}")
+    if answers[0]["found"] and not replace:
         print("the report was there already; --replace makes it anew", file=sys.stderr)
-    return str(answer["address"])
+    return str(answers[0]["address"])
 
 
-def _asked(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the process with W&B's SDK answers."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "swe_infer.tracking.wandb_report"],
-        input=json.dumps({**request, "folder": str(folder)}).encode(),
-        capture_output=True,
-        env=guest_environment(folder),
-        check=False,
+def serve(requests: Requests, say: Say) -> None:
+    """The guest's side: make the report unless one of its title is there; that one is left alone, or replaced."""
+    request = next(requests)
+    replace = request.pop("replace")
+    api = connect()
+    report = build(**request)
+    earlier = _earlier(api, report)
+    if earlier is not None:
+        report.id = earlier
+    if earlier is None or replace:
+        report.save()
+    say(address=report.url, found=earlier is not None)
+
+
+def _earlier(api: Api, report: Report) -> str | None:
+    """The id of the project's report of the same title."""
+    try:
+        found = [
+            one.id for one in api.reports(f"{report.entity}/{report.project}") if one.display_name == report.title
+        ]
+    except ValueError:  # the project is not there yet; saving the report makes it
+        return None
+    return found[0] if found else None
+
+
+def build(entity: str, project: str, kind: str = "project", name: str | None = None) -> Report:
+    """The report, not yet saved.
+
+    Args:
+        kind: ``project`` for all runs, ``group`` or ``sweep`` for those of the one that ``name`` says.
+    """
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    runs = "all runs" if name is None else f"{kind} {name}"
+    filters = "" if name is None else f"{kind.capitalize()} = '{name}'"
+    runset = wr.Runset(entity=entity, project=project, name=runs, filters=filters)
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=TITLE if name is None else f"{TITLE}, {runs}"[:128],
+        description="What the runs cost, what their patches are worth, and which parameters decide it.",
+        width="fluid",
+        blocks=[
+            wr.H2("Cost against rates"),
+            wr.P("Each point is a run. The upper left is best: more for fewer dollars."),
+            _rates(runset),
+            wr.H2("Which parameters decide"),
+            _parameters(runset),
+            wr.H2("While they run"),
+            _curves(runset),
+            wr.H2("Runs beside each other"),
+            wr.PanelGrid(runsets=[runset], panels=[wr.RunComparer(diff_only="split", layout=_place(0, 0, 24, 12))]),
+            wr.H2("Predictions"),
+            wr.PanelGrid(
+                runsets=[runset],
+                panels=[wr.WeavePanelSummaryTable(table_name="predictions", layout=_place(0, 0, 24, 16))],
+            ),
+        ],
     )
-    lines = done.stdout.splitlines()
-    if lines:
-        answer: dict[str, Any] = json.loads(lines[-1])
-        return answer
-    log = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
-    return {"error": log[-1][:300]}
+
+
+def _place(x: int, y: int, width: int, height: int) -> Any:
+    """A place in W&B's grid of 24 columns."""
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    return wr.Layout(x=x, y=y, w=width, h=height)
+
+
+def _rates(runset: Runset) -> PanelGrid:
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    scatters: list[Any] = [
+        wr.ScatterPlot(
+            title=f"cost_usd against {rate}: {meaning}",
+            x=wr.SummaryMetric("cost_usd"),
+            y=wr.SummaryMetric(rate),
+            range_y=(0.0, 1.0),
+            running_ymax=True,  # the best rate that so much money has bought
+            layout=_place(12 * number, 0, 12, 10),
+        )
+        for number, (rate, meaning) in enumerate(RATES.items())
+    ]
+    return wr.PanelGrid(runsets=[runset], panels=scatters)
+
+
+def _parameters(runset: Runset) -> PanelGrid:
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    panels: list[Any] = []
+    for number, rate in enumerate(RATES):
+        metrics: list[Any] = [*map(wr.Config, SWEPT), wr.SummaryMetric("cost_usd"), wr.SummaryMetric(rate)]
+        columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in metrics]
+        place = _place(12 * number, 0, 12, 10)
+        panels.append(wr.ParallelCoordinatesPlot(title=f"parameters and {rate}", columns=columns, layout=place))
+        panels.append(wr.ParameterImportancePlot(with_respect_to=rate, layout=_place(12 * number, 10, 12, 8)))
+    return wr.PanelGrid(runsets=[runset], panels=panels)
+
+
+def _curves(runset: Runset) -> PanelGrid:
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    curves = [
+        ("apply rate over dollars", "cost_usd", "over_usd/apply_rate"),
+        ("completed over dollars", "cost_usd", "over_usd/completed"),
+        ("failure rate over time", "elapsed_s", "failure_rate"),
+        ("output tokens a second over time", "elapsed_s", "output_tokens_per_s"),
+    ]
+    panels: list[Any] = [
+        wr.LinePlot(
+            title=title,
+            x=wr.Metric(axis),
+            y=[wr.Metric(metric)],
+            title_x={"cost_usd": "dollars", "elapsed_s": "seconds"}[axis],
+            layout=_place(12 * (number % 2), 8 * (number // 2), 12, 8),
+        )
+        for number, (title, axis, metric) in enumerate(curves)
+    ]
+    return wr.PanelGrid(runsets=[runset], panels=panels)
 
 
 if __name__ == "__main__":

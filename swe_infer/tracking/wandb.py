@@ -1,4 +1,4 @@
-"""Weights & Biases as a tracker. The SDK lives in a process of its own, :mod:`swe_infer.tracking.wandb_worker`.
+"""Weights & Biases as a tracker. The SDK lives in a process of its own, :mod:`swe_infer.tracking.worker`.
 
 A process, not a thread, because the SDK is a guest that could otherwise hurt the run: its import and its tables would
 hold the interpreter's lock, it replaces ``sys.exit`` and ``sys.excepthook``, its ``atexit`` hook waits for a server
@@ -16,19 +16,15 @@ import logging
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.base import RunInfo
-from swe_infer.tracking.wandb_environment import guest_environment
-
-__all__ = ["WandbTracker"]
+from swe_infer.tracking.guest import send, start
 
 _log = logging.getLogger(__name__)
 
@@ -119,9 +115,7 @@ class WandbTracker:
                 options["mode"] = "offline"  # a later sync then uploads everything in order
             elif not os.environ.get("WANDB_API_KEY"):
                 options["mode"] = "auto"
-            run = RunInfo(
-                run_id=state["run_id"], name=state["name"], config={}, directory=directory, resumed=True, labels={}
-            )
+            run = RunInfo(run_id=state["run_id"], name=state["name"], config={}, directory=directory, resumed=True)
             return cls(**options), run
         except (OSError, ValueError, KeyError, TypeError, ConfigError):
             return None
@@ -217,7 +211,7 @@ class _Worker:
         try:
             assert process.stdin is not None
             with process.stdin as pipe:
-                _send(pipe, {"start": self._start_message})
+                send(pipe, {"start": self._start_message})
                 self._pass_on(pipe)
         except BrokenPipeError:
             pass  # the worker is gone, and what it said says why
@@ -234,14 +228,7 @@ class _Worker:
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._directory.mkdir(parents=True, exist_ok=True)
         with open(self._directory / "worker.log", "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "swe_infer.tracking.wandb_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=guest_environment(self._directory),
-                start_new_session=True,  # Ctrl-C in the terminal is the run's to handle
-            )
+            return start("worker", self._directory, log)
 
     def _pass_on(self, pipe: IO[bytes]) -> None:
         while self._final is None:
@@ -250,12 +237,12 @@ class _Worker:
             self._send_latest(pipe)
             self._finishing.wait(self._interval_s)
         self._send_latest(pipe)
-        _send(pipe, {"finish": self._final})
+        send(pipe, {"finish": self._final})
 
     def _send_latest(self, pipe: IO[bytes]) -> None:
         latest, self._latest = self._latest, None
         if latest is not None:
-            _send(pipe, {"totals": latest})
+            send(pipe, {"totals": latest})
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         """The reader thread: address, warnings and the good end."""
@@ -270,6 +257,8 @@ class _Worker:
                     self._tracker.address = message["address"]
                 if "warning" in message:
                     self._warn(message["warning"])
+                if "error" in message:
+                    self._warn(f"{message['kind']}: {message['error']}")
                 if "done" in message:
                     self._done = True
                     self._over.set()  # the files are written; nobody needs to wait for an interpreter to shut down
@@ -296,7 +285,6 @@ def _start_message(run: RunInfo, options: Mapping[str, Any]) -> dict[str, Any]:
         "config": dict(run.config),
         "directory": str(run.directory.absolute()),
         "resumed": run.resumed,
-        "labels": dict(run.labels),
         "group": run.group,
         "parent": os.getpid(),
         "online": _is_online(options["mode"]),
@@ -308,18 +296,3 @@ def _is_online(mode: str) -> bool:
         offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
         return bool(os.environ.get("WANDB_API_KEY")) and not offline
     return mode == "online"
-
-
-def _send(pipe: IO[bytes], message: Mapping[str, Any]) -> None:
-    pipe.write(json.dumps(message, default=_plain, skipkeys=True).encode() + b"\n")
-    pipe.flush()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(value)
-    return str(value)

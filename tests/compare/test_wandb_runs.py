@@ -16,8 +16,8 @@ from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import LoadedRun, load_sources, read_texts
 from swe_infer.compare.sources import find_sources
 from swe_infer.errors import ConfigError
+from swe_infer.tracking.download import WandbAddress
 from swe_infer.tracking.wandb import WandbTracker
-from swe_infer.tracking.wandb_address import WandbAddress
 from tests.support.wandb_server import API_KEY, FakeRun, FakeWandbServer, served
 from tests.tracking.scripted import CONFIG, info, play
 

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from swe_infer import config
 from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import ConfigError
-from swe_infer.tracking.wandb_metrics import metrics_of
+from swe_infer.tracking.metrics import metrics_of
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.wandb_server import API_KEY, FakeWandbServer, wandb_server

@@ -25,7 +25,7 @@ _STATUSES: tuple[PatchStatus, ...] = ("applies", "repaired", "does_not_apply", "
 
 
 def info(directory: Path, run_id: str = "run-0001", **changes: Any) -> RunInfo:
-    given: dict[str, Any] = {"name": "some-model on swe-bench", "config": CONFIG, "resumed": False, "labels": {}}
+    given: dict[str, Any] = {"name": "some-model on swe-bench", "config": CONFIG, "resumed": False}
     return RunInfo(run_id=run_id, directory=directory, **{**given, **changes})
 
 

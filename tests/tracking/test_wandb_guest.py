@@ -112,7 +112,7 @@ def test_finish_and_record_without_a_start_do_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_worker_imports_wandb() -> None:
-    code = "import sys, swe_infer.tracking.wandb, swe_infer.tracking.wandb_worker; sys.exit('wandb' in sys.modules)"
+    code = "import sys, swe_infer.tracking.wandb, swe_infer.tracking.worker; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.tracking.wandb_metrics import Alerts, finished_of, metrics_of, quantile, summary_of
-from swe_infer.tracking.wandb_predictions import Predictions, histogram
+from swe_infer.tracking.metrics import Alerts, Predictions, finished_of, histogram, metrics_of, quantile, summary_of
 
 TOTALS = {
     "instances": 10,

@@ -50,7 +50,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str |
             notes="n",
             log_interval_s=0.2,
         )
-        run = info(directory, labels={"shard": "0/2"})
+        run = info(directory)
         play(directory, tracker, run, range(12), failing=(5,), skipped=(6,), pause_s=0.15, exit_status=1)
     return directory, home, tracker.address
 
@@ -68,7 +68,7 @@ def test_the_run_carries_id_name_group_tags_and_the_resolved_configuration(offli
     assert offline.run["run_group"] == "a-group"
     assert offline.run["job_type"] == "inference"
     assert offline.run["notes"] == "n"
-    assert offline.run["tags"] == ["one", "two", "shard=0/2"]
+    assert offline.run["tags"] == ["one", "two"]
     assert offline.config == CONFIG
     assert offline.exit_code == 1
 
@@ -193,6 +193,11 @@ def test_a_resumed_run_goes_on_under_its_id_with_growing_steps_and_a_whole_table
     assert second.summary["failed"] == 0
     assert second.summary["cost_usd"] == pytest.approx(0.09)
     assert [row[2] for row in second.table("predictions")["data"]] == ["completed"] * 9
+    for session, lines in ((first, 6), (second, 10)):  # what a later sync uploads of each
+        contents = session.artifacts["predictions-run-0001"]["manifest"]["contents"]
+        (copy,) = (Path(entry["local_path"]) for entry in contents if entry["path"] == "records.jsonl")
+        assert copy.is_relative_to(tmp_path)
+        assert len(copy.read_bytes().splitlines()) == lines
 
 
 def test_runs_at_once_in_one_process_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""The process that reads runs from W&B: ``python -m swe_infer.tracking.wandb_reader``.
+"""The guest that reads runs from W&B, see :mod:`swe_infer.tracking.guest`.
 
-Standard input carries one JSON object: the addresses, the cache, and a folder for what the SDK leaves behind.
-Standard output answers with JSON lines: ``run``, ``left_out``, ``error``.
+The one request names the addresses, the cache, and a folder for what the SDK leaves behind. The answers are ``run``
+and ``left_out``.
 
 A run that ended has logged its files as an artifact of type ``predictions``, which is a run directory. Where that is
 gone, its table of predictions serves: without answers and earlier tries, with long patches cut.
@@ -10,67 +10,52 @@ gone, its table of predictions serves: without answers and earlier tries, with l
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from swe_infer.tracking.wandb_predictions import COLUMNS, record_of_row
+from swe_infer.tracking.guest import Requests, Say, connect, one_line
+from swe_infer.tracking.metrics import COLUMNS, record_of_row
 
 if TYPE_CHECKING:
-    from wandb.apis.public import Api, Run
+    from wandb.apis.public import Run
     from wandb.sdk.artifacts.artifact import Artifact
 
 _FOUND = "found.json"  # marks a version that was fetched whole
-_TIMEOUT_S = 30
-_RETRIES, _LONGEST_WAIT_S = 2, 2.0  # where the server does not answer; the SDK's own 20 last for many minutes
 _NOT_READY = "holds no predictions"
-_PASSWORD = re.compile(r"://[^/@\s]+@")
 
 
-def main() -> int:
-    """Serve one request. Returns the process's exit status."""
-    request = json.loads(sys.stdin.buffer.read())
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not come between the answers
-    os.chdir(request["folder"])
-    try:
+def serve(requests: Requests, say: Say) -> None:
+    """Download what the one request names."""
+    request = next(requests)
+    with _named("W&B"):
         reader = _Reader(Path(request["cache"]), Path(request["folder"]))
-    except Exception as error:  # noqa: BLE001 - whatever the SDK raises becomes one line
-        _say(answers, error=f"W&B: {_first_line(error)}")
-        return 1
     for number, (entity, project, kind, name, shown) in enumerate(request["addresses"]):
-        try:
+        with _named(shown):
             for message in reader.read(entity, project, kind, name):
                 if "run" in message:
                     message["run"]["asked"] = number
-                _say(answers, **message)
-        except Exception as error:  # noqa: BLE001 - as above
-            _say(answers, error=f"{shown}: {_first_line(error)}")
-            return 1
-    return 0
+                say(**message)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Put what failed in front of why it did."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{what}: {one_line(error)}") from error
 
 
 class _Reader:
     """Downloads runs into the cache."""
 
     def __init__(self, cache: Path, folder: Path) -> None:
-        import wandb
-
-        settings = wandb.Settings(
-            silent=True,
-            x_graphql_retry_max=_RETRIES,
-            x_graphql_retry_wait_max_seconds=_LONGEST_WAIT_S,
-            x_graphql_timeout_seconds=float(_TIMEOUT_S),
-            x_file_transfer_retry_max=_RETRIES,
-        )
-        wandb.setup(settings=settings)
-        self._api: Api = wandb.Api(api_key=os.environ["WANDB_API_KEY"], timeout=_TIMEOUT_S)
+        self._api = connect()
         self._cache = cache
         self._folder = folder
 
@@ -99,7 +84,7 @@ class _Reader:
             raise LookupError("there are no such runs")
 
     def _found(self, run: Run, entity: str, project: str) -> dict[str, Any]:
-        """One run as :class:`~swe_infer.tracking.wandb_download.DownloadedRun` has it.
+        """One run as :class:`~swe_infer.tracking.download.DownloadedRun` has it.
 
         Raises:
             LookupError: it has logged no predictions.
@@ -172,17 +157,3 @@ class _Reader:
 
 def _address(run: Run, entity: str, project: str) -> str:
     return f"wandb:{entity}/{project}/{run.id}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
-    return _PASSWORD.sub("://***@", (text.strip().splitlines() or [type(error).__name__])[0])[:300]
-
-
-def _say(answers: IO[str], **message: Any) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

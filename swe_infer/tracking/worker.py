@@ -1,8 +1,7 @@
-"""The process that talks to W&B: ``python -m swe_infer.tracking.wandb_worker``, started by the tracker.
+"""The guest that logs a run to W&B, started by the tracker, see :mod:`swe_infer.tracking.guest`.
 
-Standard input carries JSON lines: one ``start``, then ``totals`` now and then, one ``finish``. An end without
-``finish`` means that the run was killed: what is known is kept and W&B shows a crashed run. Standard output answers
-with JSON lines: ``address``, ``warning``, ``done``.
+The requests are one ``start``, then ``totals`` now and then, one ``finish``. An end without ``finish`` means that the
+run was killed: what is known is kept and W&B shows a crashed run. The answers are ``address`` and ``warning``.
 """
 
 from __future__ import annotations
@@ -18,11 +17,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from swe_infer.tracking.wandb_metrics import DEFINITIONS, Alerts, finished_of, metrics_of, quantile, summary_of
-from swe_infer.tracking.wandb_predictions import COLUMNS, Predictions
-from swe_infer.tracking.wandb_staging import Staging
+from swe_infer.tracking.guest import Requests, Say, one_line
+from swe_infer.tracking.metrics import (
+    COLUMNS,
+    DEFINITIONS,
+    Alerts,
+    Predictions,
+    finished_of,
+    latency_figures,
+    metrics_of,
+    number,
+    summary_of,
+)
 
 if TYPE_CHECKING:
     import wandb
@@ -36,45 +44,34 @@ _CRASHED = 255
 _UNWANTED = ("numpy", "pandas")
 
 
-def main() -> int:
-    """Serve one run. Returns the process's exit status."""
-    lines, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints goes to the log, never between the answers
+def serve(requests: Requests, say: Say) -> None:
+    """Track one run."""
     for name in _UNWANTED:
         sys.modules[name] = None  # type: ignore[assignment] # documented: an import of it fails at once
-    try:
-        start = json.loads(lines.readline())["start"]
-        session = _Session(start, answers)
-        final = None
-        for line in lines:
-            message = json.loads(line)
-            if "totals" in message:
-                session.log(message["totals"])
-            elif "finish" in message:
-                final = message["finish"]
-                break
-        session.finish(final)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: the run hears one line about it
-        _say(answers, warning=f"{type(error).__name__}: {error}")
-        return 1
-    _say(answers, done=True)
-    return 0
+    session = _Session(next(requests)["start"], say)
+    final = None
+    for message in requests:
+        if "totals" in message:
+            session.log(message["totals"])
+        elif "finish" in message:
+            final = message["finish"]
+            break
+    session.finish(final)
 
 
 class _Session:
     """One W&B run, from init to finish."""
 
-    def __init__(self, start: Mapping[str, Any], answers: IO[str]) -> None:
+    def __init__(self, start: Mapping[str, Any], say: Say) -> None:
         self._options: Mapping[str, Any] = start["options"]
-        self._answers = answers
+        self._say = say
         self._directory = Path(start["directory"])
         self._state_file = self._directory / "wandb" / "state.json"
         self._predictions = Predictions(self._directory)
-        self._staging = Staging(self._directory / "wandb" / "data" / "staged")
         config: Mapping[str, Any] = start["config"]
         budget = config.get("budget") or {}
         self._alerts = Alerts(
-            self._options["alert_failure_rate"], self._options["alert_budget"], _float(budget.get("max_usd"))
+            self._options["alert_failure_rate"], self._options["alert_budget"], number(budget.get("max_usd"))
         )
         self._state: dict[str, Any] = {
             "run_id": start["run_id"],
@@ -98,7 +95,7 @@ class _Session:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the other parts are still wanted
-            _say(self._answers, warning=f"{what} could not be logged: {type(error).__name__}: {_first_line(error)}")
+            self._say(warning=f"{what} could not be logged: {type(error).__name__}: {one_line(error)}")
 
     def _init(self, start: Mapping[str, Any], config: Mapping[str, Any]) -> wandb.Run:
         import wandb
@@ -112,14 +109,13 @@ class _Session:
             online = False
             wandb.teardown(_CRASHED)  # or the service would hold the run's id in use
             run = wandb.init(settings=_settings(start, online), config=dict(config) or None)
-            _say(
-                self._answers,
-                warning=f"no online run could be started ({_first_line(error)}); it is logged offline, "
+            self._say(
+                warning=f"no online run could be started ({one_line(error)}); it is logged offline, "
                 f"`wandb sync {run.settings.sync_dir}` uploads it",
             )
         self._online = online
         self._address = (run.url if online else None) or str(run.settings.sync_dir)
-        _say(self._answers, address=self._address)
+        self._say(address=self._address)
         return run
 
     def _beside(self, what: str, task: Callable[[], None]) -> threading.Thread:
@@ -142,9 +138,6 @@ class _Session:
             self._run.log(point, step=self._next_step(totals))
             for title, text in self._alerts.due(totals):
                 self._run.alert(title, text, level="WARN")
-        with self._guarded("the predictions artifact"):
-            for file in (self._directory / "records.jsonl", *self._directory.glob("predictions*.jsonl")):
-                self._staging.follow(file)
 
     def finish(self, final: Mapping[str, Any] | None) -> None:
         """Log what belongs to the whole run, and close it. None: the run was killed."""
@@ -158,7 +151,11 @@ class _Session:
         summary: Mapping[str, Any] = final["summary"]
         with self._guarded("the summary"):
             self._run.log(metrics_of(summary), step=self._next_step(summary))
-            self._run.summary.update(summary_of(summary) | self._latency_summary())
+            latencies_s = self._predictions.latencies()
+            figures = latency_figures(latencies_s)
+            if latencies_s:
+                figures["latency_s_max"] = latencies_s[-1]
+            self._run.summary.update(summary_of(summary) | figures)
         wall_s = float(summary.get("wall_s") or 0.0)
         table = self._beside("the table of predictions", lambda: self._log_predictions(wall_s))
         files = self._beside("the predictions artifact", lambda: self._log_files(final["files"]))
@@ -170,9 +167,7 @@ class _Session:
             self._run.finish(exit_code=int(final["exit_status"]))
         except TimeoutError:
             command = f"wandb sync {self._run.settings.sync_dir}"
-            _say(
-                self._answers, warning=f"the server did not take all of the run in time; `{command}` uploads the rest"
-            )
+            self._say(warning=f"the server did not take all of the run in time; `{command}` uploads the rest")
         else:
             wandb.teardown(0)  # only when the service has ended are the files on disk for certain
             self._tidy_up()
@@ -198,9 +193,8 @@ class _Session:
             point[name] = wandb.Histogram(np_histogram=bins)
         most = min(_TABLE_MOST, max(_TABLE_LEAST, int(wall_s * _TABLE_SHARE / _TABLE_SECONDS_PER_ROW)))
         table = wandb.Table(columns=list(COLUMNS), dtype=list(COLUMNS.values()), optional=True)
-        table.data = self._predictions.rows(
-            most
-        )  # of those types by construction; adding row by row checks each cell again
+        # Of those types by construction; adding row by row would check each cell again.
+        table.data = self._predictions.rows(most)
         point["predictions"] = table
         if len(self._predictions) > most:
             text = f"the table shows {most} of {len(self._predictions)} predictions, the artifact holds all"
@@ -209,21 +203,11 @@ class _Session:
 
     def _log_files(self, files: list[str]) -> None:
         import wandb
-        from wandb.sdk.lib.hashutil import B64Digest
 
         artifact = wandb.Artifact(f"predictions-{_artifact_name(self._run.id)}", type="predictions")
-        for file in files:
-            # A copy, kept in the run directory: an offline run may be synced after a resume has changed the file.
-            staged = self._staging.follow(Path(file))
-            if staged is not None:
-                # What add_file() calls, which would copy and digest the whole file again.
-                artifact._add_local_file(
-                    staged.source.name,
-                    staged.copy,
-                    digest=B64Digest(staged.digest),
-                    policy="immutable",
-                    skip_cache=True,
-                )
+        for file in filter(os.path.isfile, files):
+            # The SDK copies it into the run directory: an offline run may be synced after a resume has changed it.
+            artifact.add_file(file, skip_cache=True)
         if artifact.manifest.entries:
             self._run.log_artifact(artifact)
 
@@ -243,19 +227,7 @@ class _Session:
             artifact = wandb.Artifact(f"{kind}-{_artifact_name(label)}", type=kind, metadata=dict(description))
             with artifact.new_file(f"{kind}.json", mode="w", encoding="utf-8") as file:
                 json.dump(description, file, indent=2, sort_keys=True)
-            # use_artifact() refuses drafts offline and waits for the server online; this is the call beneath it.
-            self._run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
-
-    def _latency_summary(self) -> dict[str, float]:
-        ordered = self._predictions.latencies()
-        if not ordered:
-            return {}
-        return {
-            "latency_s_mean": sum(ordered) / len(ordered),
-            "latency_s_p50": quantile(ordered, 0.5),
-            "latency_s_p95": quantile(ordered, 0.95),
-            "latency_s_max": ordered[-1],
-        }
+            _declare_input(self._run, artifact)
 
     def _next_step(self, totals: Mapping[str, Any]) -> int:
         """The number of finished samples. It never goes back: failures that a resumed run tries again were counted
@@ -285,7 +257,7 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
         "run_notes": options["notes"],
         "run_group": options["group"] or start["group"],
         "run_job_type": options["job_type"],
-        "run_tags": _tags(options["tags"], start["labels"]) or None,
+        "run_tags": tuple(dict.fromkeys(options["tags"])) or None,
         "root_dir": start["directory"],
         "use_dot_wandb": False,
         "symlink": False,
@@ -314,14 +286,19 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
     return wandb.Settings(**{key: value for key, value in values.items() if value is not None})
 
 
+def _declare_input(run: wandb.Run, artifact: wandb.Artifact) -> None:
+    """What ``run.use_artifact(artifact)`` does, for offline runs too.
+
+    The one private member of W&B's that is used here: ``use_artifact()`` refuses offline runs, and no other public
+    call declares an input for a later sync. Online it would also wait until the server has read the artifact back.
+    """
+    run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+
+
 def _interrupt(parent: int) -> None:
     """The page's stop button does what Ctrl-C does."""
     if os.getppid() == parent:
         os.kill(parent, signal.SIGINT)
-
-
-def _tags(tags: list[str], labels: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*tags, *(f"{key}={value}"[:64] for key, value in labels.items())]))
 
 
 def _last_step(state_file: Path) -> int:
@@ -334,23 +311,3 @@ def _last_step(state_file: Path) -> int:
 
 def _artifact_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-") or "unnamed"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _float(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _say(answers: IO[str], **message: Any) -> None:
-    try:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-    except OSError:
-        return  # the run is gone
-
-
-if __name__ == "__main__":
-    sys.exit(main())
