@@ -20,7 +20,7 @@ from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.run_directory import EvaluableRun
 from swe_infer.evaluate.verdicts import Verdict
-from swe_infer.patches.check import apply_patch
+from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import PatchError
 from swe_infer.sample.testing import end_tests, run_test
 
@@ -100,8 +100,8 @@ def _finding(patch: str, row: TestedRow, timeout_s: float) -> str | None:
         return "no patch"
     try:
         applied = apply_patch(patch, row.files)
-        if applied.unheld:
-            return f"the patch changes {applied.unheld[0]}, which the repository does not hold"
+        if applied.unknown_files:
+            return f"the patch changes {applied.unknown_files[0]}, which the repository does not hold"
         files = {path: text for path, text in {**row.files, **applied.files}.items() if text is not None}
         return run_test(files, row.test, timeout_s=timeout_s).reason
     except PatchError as error:

@@ -1,30 +1,15 @@
-"""Unified diffs with git's extensions: their parts, and how they are written.
+"""Unified diffs with git's extensions: their parts, reading them as git does, writing them, what they may touch.
 
-Format: ``git diff``'s "Generating patch text with -p", and POSIX ``diff -u``.
+Format: ``git diff``'s "Generating patch text with -p", and POSIX ``diff -u``. Reading: git's ``apply.c``
+(``find_header``, ``parse_git_diff_header``, ``parse_fragment``), version 2.39.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-
-__all__ = [
-    "CONTEXT",
-    "NO_NEWLINE",
-    "FilePatch",
-    "Hunk",
-    "HunkHeader",
-    "Line",
-    "PatchError",
-    "Tag",
-    "parse_hunk_header",
-    "quote_path",
-    "split_lines",
-    "unquote_path",
-    "write_file",
-]
 
 CONTEXT = 3
 """Context lines around a change, as git writes them."""
@@ -55,13 +40,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class HunkHeader:
-    """``@@ -old_start,old_count +new_start,new_count @@ heading``."""
+    """``@@ -old_start,old_count +new_start,new_count @@``."""
 
     old_start: int
     old_count: int
     new_start: int
     new_count: int
-    heading: str = ""
 
 
 @dataclass(slots=True)
@@ -116,22 +100,18 @@ class FilePatch:
         return not self.hunks and (changed_mode or self.renamed or self.copied or created_or_removed)
 
 
-_HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@(.*)")
+_HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 
 
-def parse_hunk_header(line: str) -> HunkHeader | None:
-    """Read a hunk header as git does; None where it is none."""
-    match = _HUNK.match(line)
-    if match is None:
-        return None
-    old_start, old_count, new_start, new_count, heading = match.groups()
-    return HunkHeader(
-        int(old_start),
-        1 if old_count is None else int(old_count),
-        int(new_start),
-        1 if new_count is None else int(new_count),
-        heading.strip(),
-    )
+def parse_hunk_header(line: str, form: re.Pattern[str] = _HUNK) -> HunkHeader | None:
+    """Read a hunk header, by default as git does; None where it is none. A count that is left out is 1."""
+    match = form.match(line)
+    return None if match is None else HunkHeader(*(1 if number is None else int(number) for number in match.groups()))
+
+
+def tag_of(line: str) -> Tag:
+    """What the sign of a hunk's line says; a line without one is context."""
+    return "+" if line[:1] == "+" else "-" if line[:1] == "-" else " "
 
 
 def split_lines(content: str) -> list[str]:
@@ -188,6 +168,12 @@ def write_file(patch: FilePatch, hunks: Iterable[Sequence[Line]] = (), starts: I
     return "\n".join(parts) + "\n"
 
 
+def write_new_file(path: str, lines: Sequence[Line], mode: str | None = None) -> str:
+    """The text of a patch that makes a file of added ``lines``."""
+    hunks = [lines] if lines else []
+    return write_file(FilePatch(None, path, [Hunk(None)] * len(hunks), new_mode=mode), hunks, [(0, 0)] * len(hunks))
+
+
 def _range(before: int, count: int) -> str:
     """Git's form: the first line counted from 1, or the line before an empty range."""
     start = before + 1 if count else before
@@ -213,3 +199,321 @@ def _header(patch: FilePatch) -> Iterator[str]:
     if patch.hunks:
         yield f"--- {old if patch.old_path is not None else '/dev/null'}"
         yield f"+++ {new if patch.new_path is not None else '/dev/null'}"
+
+
+_TIMESTAMP = re.compile(r"[ \t]+\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d\d:?\d\d)?[ \t]*$")
+_LONGEST_TIMESTAMP = 64  # what a search for one looks at, so that a long line costs no more
+_MODE = re.compile(r"[0-7]{1,6}")
+_DEV_NULL = re.compile(r"/dev/null(?:\s|$)")
+_SHORTEST_MARKER = 11  # "\ " and ten more: git's sanity check, without the newline
+
+
+def parse_as_git(text: str) -> list[FilePatch]:
+    """The file patches of ``text``.
+
+    Raises:
+        PatchError: ``git apply`` would refuse to read it. Line numbers count from 1.
+    """
+    return _GitReader(text.removesuffix("\n").split("\n")).read()
+
+
+@dataclass(slots=True)
+class _Header:
+    """The extended header of one ``diff --git``. Flags are git's: was it said?"""
+
+    default: str | None
+    old: str | None = None
+    new: str | None = None
+    old_mode: str | None = None
+    new_mode: str | None = None
+    is_new: bool = False
+    is_delete: bool = False
+    renamed: bool = False
+    copied: bool = False
+
+
+@dataclass(slots=True)
+class _GitReader:
+    lines: list[str]
+    at: int = 0
+    strip: int | None = None
+    patches: list[FilePatch] = field(default_factory=list)
+
+    def read(self) -> list[FilePatch]:
+        while (patch := self._next_header()) is not None:
+            self._hunks(patch)
+            if not patch.hunks and not patch.binary and not patch.metadata_only:
+                raise PatchError(f"line {self.at}: a file header without a hunk")
+            self.patches.append(patch)
+        if not self.patches:
+            raise PatchError("no file header that git reads")
+        return self.patches
+
+    def _next_header(self) -> FilePatch | None:
+        lines = self.lines
+        while self.at < len(lines):
+            line = lines[self.at]
+            if line.startswith("@@ -") and parse_hunk_header(line):
+                raise PatchError(f"line {self.at + 1}: a hunk without a file header")
+            if line.startswith("diff --git "):
+                patch = self._git_header()
+            elif line.startswith("--- ") and self._is_traditional():
+                patch = self._traditional_header()
+            else:
+                patch = None
+            if patch is not None:
+                return patch
+            self.at += 1
+        return None
+
+    def _is_traditional(self) -> bool:
+        following = self.lines[self.at + 1 : self.at + 3]
+        return len(following) == 2 and following[0].startswith("+++ ") and following[1].startswith("@@ -")
+
+    def _traditional_header(self) -> FilePatch:
+        old_text, new_text = (line[4:] for line in self.lines[self.at : self.at + 2])
+        number = self.at + 1
+        self.at += 2
+        old_null, new_null = bool(_DEV_NULL.match(old_text)), bool(_DEV_NULL.match(new_text))
+        if self.strip is None:
+            # Git guesses -p0 from names without a folder: the new one's, and the old one's unless it is /dev/null.
+            names = [_name(new_text, 0)] if old_null else [_name(old_text, 0), _name(new_text, 0)]
+            if all(name is not None and "/" not in name for name in names):
+                self.strip = 0
+        strip = 1 if self.strip is None else self.strip
+        old = None if old_null else _name(old_text, strip)
+        new = None if new_null else _name(new_text, strip)
+        if old_null or new_null:
+            name = new if old_null else old
+        else:
+            name = old if old and new and new.startswith(old) else (new or old)
+        if not name:
+            raise PatchError(f"line {number}: no file name")
+        return FilePatch(None if old_null else name, None if new_null else name)
+
+    def _git_header(self) -> FilePatch | None:
+        """Read the extended header; None, and at the same line, where git takes the line for garbage."""
+        start = self.at
+        header = _Header(_default_name(self.lines[start][len("diff --git ") :], self._strip()))
+        at = start + 1
+        while at < len(self.lines) and self._extended(header, self.lines[at], at + 1):
+            at += 1
+        if header.is_new + header.is_delete + header.renamed + header.copied > 1:
+            raise PatchError(f"line {at}: header lines that contradict each other")
+        if header.old is None and header.new is None:
+            header.old = header.new = header.default
+        missing = (header.new is None and not header.is_delete) or (header.old is None and not header.is_new)
+        if missing:
+            raise PatchError(f"line {start + 1}: a git header without file names")
+        if at == start + 1:
+            return None
+        self.at = at
+        return FilePatch(
+            None if header.is_new else header.old,
+            None if header.is_delete else header.new,
+            old_mode=header.old_mode,
+            new_mode=header.new_mode,
+            renamed=header.renamed,
+            copied=header.copied,
+        )
+
+    def _strip(self) -> int:
+        return 1 if self.strip is None else self.strip
+
+    def _extended(self, header: _Header, line: str, number: int) -> bool:
+        keyword, _, rest = line.partition(" ")
+        two = " ".join(line.split(" ", 2)[:2])
+        if keyword == "---" and rest:
+            header.old = _verified(header.old, header.is_new, rest, self._strip(), number)
+        elif keyword == "+++" and rest:
+            header.new = _verified(header.new, header.is_delete, rest, self._strip(), number)
+        elif two in ("old mode", "new mode", "new file", "deleted file"):
+            _mode_line(header, line, number)
+        elif two in ("rename from", "rename old", "copy from"):
+            header.renamed, header.copied = two != "copy from", two == "copy from"
+            header.old = _name(line[len(two) + 1 :], self._strip() - 1)
+        elif two in ("rename to", "rename new", "copy to"):
+            header.renamed, header.copied = two != "copy to", two == "copy to"
+            header.new = _name(line[len(two) + 1 :], self._strip() - 1)
+        elif line.startswith("index "):
+            pass
+        else:
+            return two in ("similarity index", "dissimilarity index")
+        return True
+
+    def _hunks(self, patch: FilePatch) -> None:
+        lines = self.lines
+        while self.at < len(lines) and lines[self.at].startswith("@@ -"):
+            patch.hunks.append(self._hunk())
+        if patch.hunks:
+            old = sum(h.header.old_count for h in patch.hunks if h.header)
+            new = sum(h.header.new_count for h in patch.hunks if h.header)
+            if patch.old_path is None and old:
+                raise PatchError(f"new file {patch.path} depends on old contents")
+            if patch.new_path is None and new:
+                raise PatchError(f"deleted file {patch.path} still has contents")
+        elif self.at < len(lines) and lines[self.at].startswith(("GIT binary patch", "Binary files ", "Files ")):
+            patch.binary = True
+
+    def _hunk(self) -> Hunk:
+        number = self.at + 1
+        header = parse_hunk_header(self.lines[self.at])
+        if header is None:
+            raise PatchError(f"line {number}: an unreadable hunk header")
+        hunk = Hunk(header)
+        old, new = header.old_count, header.new_count
+        self.at += 1
+        while (old or new) and self.at < len(self.lines):
+            line = self.lines[self.at]
+            sign = line[:1] or " "
+            if sign == "\\" and line.startswith("\\ ") and len(line) >= _SHORTEST_MARKER and hunk.lines:
+                hunk.lines[-1].no_newline = True
+            elif sign in " -+":
+                tag = tag_of(sign)
+                old -= tag != "+"
+                new -= tag != "-"
+                hunk.lines.append(Line(tag, line[1:]))
+            else:
+                raise PatchError(f"line {self.at + 1}: not a line of a hunk")
+            if old < 0 or new < 0:
+                raise PatchError(f"line {number}: the hunk's header counts other lines than follow")
+            self.at += 1
+        if old or new:
+            raise PatchError(f"line {number}: the hunk is shorter than its header says")
+        if not hunk.changes:
+            raise PatchError(f"line {number}: a hunk that changes nothing")
+        if self.at < len(self.lines):
+            marker = self.lines[self.at]
+            if marker.startswith("\\ ") and len(marker) >= _SHORTEST_MARKER:
+                hunk.lines[-1].no_newline = True
+                self.at += 1
+        return hunk
+
+
+def _mode_line(header: _Header, line: str, number: int) -> None:
+    mode = line.rsplit(" ", 1)[1].rstrip("\r")
+    if " mode " not in line or not _MODE.fullmatch(mode):
+        raise PatchError(f"line {number}: invalid mode")
+    if line.startswith("new file mode "):
+        header.is_new, header.new, header.new_mode = True, header.default, mode
+    elif line.startswith("deleted file mode "):
+        header.is_delete, header.old, header.old_mode = True, header.default, mode
+    elif line.startswith("old mode "):
+        header.old_mode = mode
+    else:
+        header.new_mode = mode
+
+
+def _name(text: str, strip: int) -> str | None:
+    """The file name of a header line, ``strip`` leading components removed; None where fewer are there."""
+    if text.startswith('"') and '"' in text[1:]:
+        name = unquote_path(text[: text.rindex('"') + 1])
+    else:
+        name = text.split("\t", 1)[0].split("\r", 1)[0]
+        name = name[:-_LONGEST_TIMESTAMP] + _TIMESTAMP.sub("", name[-_LONGEST_TIMESTAMP:])
+    for _ in range(max(strip, 0)):
+        _, slash, name = name.partition("/")
+        if not slash:
+            return None
+    return re.sub("/{2,}", "/", name) or None
+
+
+def _verified(known: str | None, null: bool, text: str, strip: int, number: int) -> str | None:
+    if null or (known is not None and _DEV_NULL.match(text)):
+        if not _DEV_NULL.match(text) or not null:
+            raise PatchError(f"line {number}: the git header and the file line disagree about /dev/null")
+        return known
+    name = _name(text, strip)
+    if known is not None and name != known:
+        raise PatchError(f"line {number}: the git header and the file line name different files")
+    return name
+
+
+def _default_name(text: str, strip: int) -> str | None:
+    """The name that both halves of a ``diff --git`` line share, if they do."""
+    if text.startswith('"'):
+        middle = text.find('" ', 1) + 1
+    else:
+        middle = len(text) // 2
+        # The halves "a/X b/X" are equally long, so the blank between them stands in the middle.
+        if len(text) % 2 == 0 or text[middle : middle + 1] != " ":
+            middle = text.find(" ")
+    if middle <= 0:
+        return None
+    old, new = _name(text[:middle], strip), _name(text[middle + 1 :], strip)
+    return old if old == new else None
+
+
+_MODES = frozenset({"100644", "100755", "100664"})
+_DRIVE = re.compile(r"[A-Za-z]:")
+_SIDE = re.compile(r"[abciow]/")
+_DOT_GIT = re.compile(r"\.git[ .]*(?::.*)?|git~1[ .]*", re.IGNORECASE)
+_DRESS = "`*'\" \t\r"
+
+
+def unsafe_path(path: str) -> str | None:
+    """Why a path must not be written, or None. Paths are relative to the repository's root, with ``/``."""
+    if not path:
+        return "an empty path"
+    if path.startswith(("/", "\\", "~")) or _DRIVE.match(path):
+        return f"the path {path!r} is absolute"
+    parts = re.split(r"[/\\]", path)
+    if ".." in parts:
+        return f"the path {path!r} leaves the repository"
+    if any(_DOT_GIT.fullmatch(part) for part in parts):
+        return f"the path {path!r} lies in .git"
+    if "." in parts or "" in parts or not path.isprintable():
+        return f"the path {path!r} is not a plain one"
+    return None
+
+
+def refusal(patches: Iterable[FilePatch]) -> str | None:
+    """Why a patch is refused whatever the files hold, or None."""
+    for patch in patches:
+        for path in (patch.old_path, patch.new_path):
+            why = None if path is None else unsafe_path(path)
+            if why is not None:
+                return why
+        for mode in (patch.old_mode, patch.new_mode):
+            if mode == "120000":
+                return f"{patch.path!r} is a symbolic link"
+            if mode is not None and mode not in _MODES:
+                return f"{patch.path!r} has the mode {mode}, which is no plain file's"
+        if patch.binary:
+            return f"{patch.path!r} is a binary file"
+    return None
+
+
+class PathIndex:
+    """Finds the file of the prompt that a path in a patch means."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = files
+        self._by_name: dict[str, list[str]] = {}
+        for path in files:
+            self._by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+
+    def clean(self, written: str) -> str:
+        """A header's path without its side (``a/``, ``b/``) and without dress such as backticks.
+
+        A path that the prompt holds as written keeps its first folder.
+        """
+        path = written.split("\t", 1)[0].strip(_DRESS)
+        if path in self._files:
+            return path
+        path = path.removeprefix("./")
+        return path[2:] if _SIDE.match(path) and not path.startswith("a//") else path
+
+    def find(self, path: str) -> str | None:
+        """The file that ``path`` names: itself, or the only one of which one path ends the other.
+
+        A file of the root is found by its own name alone: ``docs/conf.py`` is not ``conf.py``.
+        """
+        if path in self._files:
+            return path
+        fits = [
+            held
+            for held in self._by_name.get(path.rsplit("/", 1)[-1], ())
+            if held.endswith("/" + path) or ("/" in held and path.endswith("/" + held))
+        ]
+        return fits[0] if len(fits) == 1 else None

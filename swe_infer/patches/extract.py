@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 from swe_infer.patches.diff import parse_hunk_header
 
-__all__ = ["Block", "cut_off", "find_blocks", "without_reasoning"]
-
 _FENCE = re.compile(r"(?P<indent>[ \t>]*)(?P<mark>`{3,}|~{3,})(?P<info>[^`\n]*)$")
 _TAGS = r"(?P<name>patch|diff|git_?diff|final_?patch|answer|solution|code)\b[^<>]*>"
 _TAG = re.compile(rf"\s*<(?P<close>/?){_TAGS}\s*$", re.IGNORECASE)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from swe_infer.patches.check import RefusedPatch, apply_patch
-from swe_infer.patches.diff import PatchError
+from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
+from swe_infer.patches.diff import PatchError, PathIndex, refusal
 from swe_infer.patches.extract import Block, cut_off, find_blocks, without_reasoning
-from swe_infer.patches.paths import PathIndex, refusal
 from swe_infer.patches.repair import repair
-from swe_infer.patches.replace import replacements_to_patch
-from swe_infer.patches.search_replace import find_replacements
+from swe_infer.patches.replace import find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates
 from swe_infer.prompts import files_in_prompt
 from swe_infer.types import PatchResult
-
-__all__ = ["extract_again", "make_patch"]
 
 
 def extract_again(full_output: str, prompt_text: str) -> PatchResult:
@@ -80,26 +76,26 @@ def _judge(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
         return PatchResult("", "none", f"refused: {error}", format=candidate.format)
     except PatchError:
         return _repaired(candidate, files)
-    if not applied.unheld:
+    if not applied.unknown_files:
         return PatchResult(candidate.text, "applies", None, candidate.notes, candidate.format)
     # The paths may be written in another way than the prompt's, without a/ and b/ for one.
     repaired = _repaired(candidate, files)
     if repaired.status == "repaired":
         return repaired
-    return PatchResult(candidate.text, "unchecked", _unheld(applied.unheld), candidate.notes, candidate.format)
+    return PatchResult(candidate.text, "unchecked", _not_in_prompt(applied), candidate.notes, candidate.format)
 
 
 def _repaired(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
     try:
-        fixed = repair(candidate.sections, files, PathIndex(files))
-        applied = apply_patch(fixed.text, files)
+        fixed, done = repair(candidate.sections, files, PathIndex(files))
+        applied = apply_patch(fixed, files)
     except PatchError as error:
         text = candidate.text or "\n".join(line for block in candidate.blocks for line in block.lines) + "\n"
         return PatchResult(text, "does_not_apply", str(error), candidate.notes, candidate.format)
-    repairs = (*candidate.notes, *(fixed.repairs or ("recounted and moved hunks",)))
-    if applied.unheld:
-        return PatchResult(fixed.text, "unchecked", _unheld(applied.unheld), repairs, candidate.format)
-    return PatchResult(fixed.text, "repaired", None, repairs, candidate.format)
+    repairs = (*candidate.notes, *(done or ("recounted and moved hunks",)))
+    if applied.unknown_files:
+        return PatchResult(fixed, "unchecked", _not_in_prompt(applied), repairs, candidate.format)
+    return PatchResult(fixed, "repaired", None, repairs, candidate.format)
 
 
 def _replaced(text: str, files: Mapping[str, str]) -> PatchResult | None:
@@ -117,5 +113,5 @@ def _replaced(text: str, files: Mapping[str, str]) -> PatchResult | None:
     return PatchResult(patch, "repaired", None, (word, *notes), form)
 
 
-def _unheld(paths: Sequence[str]) -> str:
-    return f"not in the prompt: {', '.join(dict.fromkeys(paths))}"
+def _not_in_prompt(applied: Applied) -> str:
+    return f"not in the prompt: {', '.join(dict.fromkeys(applied.unknown_files))}"

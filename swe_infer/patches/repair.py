@@ -5,32 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, write_file
+from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, write_file, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine
-from swe_infer.patches.lenient_parse import Section
-from swe_infer.patches.line_index import FileIndexes, LineIndex
-from swe_infer.patches.paths import PathIndex
-from swe_infer.patches.place import Misfit, Placement, place
-
-__all__ = ["Repaired", "repair"]
+from swe_infer.patches.lenient import Section
+from swe_infer.patches.locate import FileIndexes, HunkNotFound, LineIndex, locate_hunk
 
 
-@dataclass(slots=True)
-class Repaired:
-    """A rewritten patch.
+def repair(sections: Sequence[Section], files: Mapping[str, str], index: PathIndex) -> tuple[str, list[str]]:
+    """Rewrite ``sections`` against ``files``; returns the patch, and what was done, in order, each once.
 
-    Args:
-        repairs: what was done, in order, each once.
-        unheld: paths that it changes and the prompt does not hold; their parts are only recounted.
-    """
-
-    text: str
-    repairs: list[str]
-    unheld: list[str]
-
-
-def repair(sections: Sequence[Section], files: Mapping[str, str], index: PathIndex) -> Repaired:
-    """Rewrite ``sections`` against ``files``.
+    Files that the prompt does not hold are only recounted.
 
     Raises:
         PatchError: some hunk has no place, or more than one; the message says which.
@@ -53,7 +37,6 @@ class _Repair:
     files: Mapping[str, str]
     index: PathIndex
     repairs: list[str] = field(default_factory=list)
-    unheld: list[str] = field(default_factory=list)
     parts: dict[str, str | _File] = field(default_factory=dict)
     views: int = 0
     indexes: FileIndexes = field(init=False)
@@ -61,7 +44,7 @@ class _Repair:
     def __post_init__(self) -> None:
         self.indexes = FileIndexes(self.files)
 
-    def run(self, sections: Sequence[Section]) -> Repaired:
+    def run(self, sections: Sequence[Section]) -> tuple[str, list[str]]:
         for section in sections:
             self._section(section)
         texts = []
@@ -73,7 +56,7 @@ class _Repair:
                 texts.append(part.edit.write(part.patch))
         if not texts:
             raise PatchError("no hunk that changes anything")
-        return Repaired("".join(texts), self.repairs, self.unheld)
+        return "".join(texts), self.repairs
 
     def _note(self, what: str) -> None:
         if what not in self.repairs:
@@ -121,8 +104,7 @@ class _Repair:
             if line.tag != "+" and line.text.strip():
                 raise PatchError(f"{patch.path}: a new file with lines that are not added")
             lines.append(replace(line, tag="+"))
-        created = FilePatch(None, patch.path, list(hunks), new_mode=patch.new_mode)
-        return write_file(created, [lines] if lines else [], [(0, 0)] if lines else [])
+        return write_new_file(patch.path, lines, patch.new_mode)
 
     def _removal(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
         path = self.index.find(patch.old_path or "")
@@ -184,7 +166,7 @@ class _Repair:
             held.hunks += 1
             try:
                 notes = self._put(held, hunk)
-            except (Misfit, Conflict) as error:
+            except (HunkNotFound, Conflict) as error:
                 why = "changes lines that another hunk changes" if isinstance(error, Conflict) else str(error)
                 raise PatchError(f"{path}: hunk {held.hunks} {why}") from error
             for note in notes:
@@ -194,20 +176,18 @@ class _Repair:
         """Put a hunk into the base, or else into what the hunks before it have made of the file."""
         edit = held.edit
         if not edit.base and not any(line.tag != "+" for line in hunk.lines):
-            placement = _place_in_empty(hunk)
-        else:
-            try:
-                placement = place(hunk, held.lines)
-                return placement.repairs if edit.put(placement.lines) else ["dropped a repeated hunk"]
-            except (Misfit, Conflict):
-                if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
-                    raise
-                self.views += 1
-                current = edit.current()
-                placement = place(hunk, LineIndex([text for text, _, _ in current]))
-                edit.put_in_current(placement.lines, current)
-                return placement.repairs
-        edit.put(placement.lines)
+            edit.put([PlacedLine(line, None) for line in hunk.lines])
+            return []
+        try:
+            placement = locate_hunk(hunk, held.lines)
+            return placement.repairs if edit.put(placement.lines) else ["dropped a repeated hunk"]
+        except (HunkNotFound, Conflict):
+            if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
+                raise
+        self.views += 1
+        current = edit.current()
+        placement = locate_hunk(hunk, LineIndex([text for text, _, _ in current]))
+        edit.put_in_current(placement.lines, current)
         return placement.repairs
 
     def _unnamed(self, hunks: Sequence[Hunk]) -> None:
@@ -222,7 +202,6 @@ class _Repair:
 
     def _unknown(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
         """A file that the prompt does not hold: nothing can be placed, but counts can be right."""
-        self.unheld.append(patch.path)
         starts: list[tuple[int, int]] = []
         for hunk in hunks:
             header = hunk.header
@@ -240,12 +219,7 @@ class _Repair:
 def _all_fit(hunks: Sequence[Hunk], lines: LineIndex) -> bool:
     try:
         for hunk in hunks:
-            place(hunk, lines)
-    except Misfit:
+            locate_hunk(hunk, lines)
+    except HunkNotFound:
         return False
     return True
-
-
-def _place_in_empty(hunk: Hunk) -> Placement:
-    """All of a hunk's lines, for a file without any."""
-    return Placement([PlacedLine(line, None) for line in hunk.lines], [])

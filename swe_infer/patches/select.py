@@ -6,14 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from swe_infer.patches.diff import Hunk
+from swe_infer.patches.diff import Hunk, PathIndex
 from swe_infer.patches.extract import Block
-from swe_infer.patches.lenient_parse import Section, parse_leniently
-from swe_infer.patches.line_index import FileIndexes
-from swe_infer.patches.paths import PathIndex
-from swe_infer.patches.place import Misfit, place
-
-__all__ = ["Candidate", "candidates"]
+from swe_infer.patches.lenient import Section, parse_leniently
+from swe_infer.patches.locate import FileIndexes, HunkNotFound, locate_hunk
 
 _BETWEEN_WORDS = re.compile(r"[\s`*\"'()\[\],;=]+")
 
@@ -148,9 +144,9 @@ def _span(hunk: Hunk, indexes: FileIndexes, path: str | None) -> tuple[int, int]
     """The lines of the file that a hunk stands on: where it fits, or else where its header says."""
     if path is not None:
         try:
-            ats = [item.at for item in place(hunk, indexes[path]).lines if item.at is not None]
+            ats = [item.at for item in locate_hunk(hunk, indexes[path]).lines if item.at is not None]
             return min(ats), max(ats) + 1
-        except Misfit:
+        except HunkNotFound:
             pass
     if hunk.header is None:
         return 0, 1 << 30

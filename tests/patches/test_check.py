@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swe_infer.patches.check import Applied, apply_patch
+from swe_infer.patches.apply import Applied, apply_patch
 from swe_infer.patches.diff import PatchError
 from tests.patches.git import GitRepository, needs_git
 
@@ -103,7 +103,7 @@ def _result(patch: str) -> dict[str, str] | None:
         applied = apply_patch(patch, FILES)
     except PatchError:
         return None
-    return None if applied.unheld else _tree(applied)
+    return None if applied.unknown_files else _tree(applied)
 
 
 def _tree(result: Applied) -> dict[str, str]:
@@ -116,9 +116,9 @@ def test_addition_without_context_is_not_put_at_the_end_of_the_file() -> None:
         apply_patch(_hunk("@@ -5,0 +6,1 @@", "+x"), FILES)
 
 
-def test_change_of_a_file_that_is_not_given_is_reported_as_unheld() -> None:
+def test_change_of_a_file_that_is_not_given_is_reported_as_unknown() -> None:
     result = apply_patch(_hunk("@@ -1 +1 @@", "-a", "+b", path="unknown.py"), FILES)
-    assert (result.files, result.unheld) == ({}, ["unknown.py"])
+    assert (result.files, result.unknown_files) == ({}, ["unknown.py"])
 
 
 def test_reason_names_file_and_hunk() -> None:
@@ -129,4 +129,4 @@ def test_reason_names_file_and_hunk() -> None:
 
 def test_hunk_without_old_lines_does_not_make_a_file_under_a_path_cut_short() -> None:
     """Git reads ``d/e.txt`` with ``-p1`` as ``e.txt``, and makes that."""
-    assert apply_patch("--- d/e.txt\n+++ d/e.txt\n" + ADD, FILES).unheld == ["e.txt"]
+    assert apply_patch("--- d/e.txt\n+++ d/e.txt\n" + ADD, FILES).unknown_files == ["e.txt"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from swe_infer.patches.locate import HunkNotFound, LineIndex
 from swe_infer.patches.pipeline import extract_again, make_patch
 from tests.support.steps import lines_executed
 
@@ -99,3 +100,8 @@ def test_time_is_linear_in_the_answer(head: str, piece: str) -> None:
     assert lines_executed(lambda: make_patch(large, _FILES)) < 14 * lines_executed(lambda: make_patch(small, _FILES))
     # A regular expression that goes back and forth runs no more lines: with it, this takes minutes.
     make_patch(head + piece * (320_000 // len(piece)), _FILES)
+
+
+def test_a_file_of_more_different_lines_than_can_be_indexed_is_told_as_one_that_does_not_fit() -> None:
+    with pytest.raises(HunkNotFound, match="told apart"):
+        LineIndex([str(number) for number in range(0x110000)]).places(["b = 2"], "exact")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swe_infer.patches.line_diff import line_diff
+from swe_infer.patches.edit import line_diff
 from swe_infer.patches.pipeline import make_patch
 from tests.patches.git import GitRepository, needs_git
 

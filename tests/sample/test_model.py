@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swe_infer.llama.sequence import Generated
-from swe_infer.patches.check import apply_patch
+from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompts import split_prompt
 from swe_infer.sample.testing import run_test

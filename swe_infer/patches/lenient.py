@@ -6,12 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from swe_infer.patches.diff import FilePatch, Hunk, HunkHeader, Line, Tag, parse_hunk_header, unquote_path
-from swe_infer.patches.paths import PathIndex
+from swe_infer.patches.diff import FilePatch, Hunk, Line, PathIndex, parse_hunk_header, tag_of, unquote_path
 
-__all__ = ["Section", "parse_leniently"]
-
-_RANGES = re.compile(r"@@+ *-(\d{1,9})(?:, ?(\d{1,9}))? +\+?(\d{1,9})(?:, ?(\d{1,9}))? *(?:@@+(.*))?$")
+_RANGES = re.compile(r"@@+ *-(\d{1,9})(?:, ?(\d{1,9}))? +\+?(\d{1,9})(?:, ?(\d{1,9}))? *(?:@@+.*)?$")
 _NUMBERED = re.compile(r"\s*\d+[:|]? ?(?P<rest>[-+ @].*)?$")
 _DEV_NULL = re.compile(r"/dev/null\b")
 _LONGEST_HEADER = 4096
@@ -142,7 +139,7 @@ class _Reader:
             return False
         self._end_hunk()
         hunks = self._section.patch.hunks
-        self.hunk = Hunk(_header(line))
+        self.hunk = Hunk(parse_hunk_header(line) or parse_hunk_header(line[:_LONGEST_HEADER], _RANGES))
         hunks.append(self.hunk)
         header = parse_hunk_header(line)
         self.old_left, self.new_left = (header.old_count, header.new_count) if header else (0, 0)
@@ -161,13 +158,11 @@ class _Reader:
                 self.hunk.lines[-1].no_newline = True
             return True
         if sign in ("+", "-", " "):
-            tag: Tag = "+" if sign == "+" else "-" if sign == "-" else " "
-            self.hunk.lines.append(Line(tag, line[1:]))
+            self.hunk.lines.append(Line(tag_of(line), line[1:]))
         else:
-            tag = " "
-            self.hunk.lines.append(Line(tag, line, bare=True))
-        self.old_left -= tag != "+"
-        self.new_left -= tag != "-"
+            self.hunk.lines.append(Line(" ", line, bare=True))
+        self.old_left -= sign != "+"
+        self.new_left -= sign != "-"
         return True
 
     def _end_hunk(self) -> None:
@@ -213,20 +208,6 @@ def _git_names(text: str) -> tuple[str, str] | None:
     return (text[:cut], text[cut + 1 :].strip()) if cut > 0 else None
 
 
-def _header(line: str) -> HunkHeader | None:
-    """A header that git reads, or one that states line numbers in another form; None without numbers."""
-    header = parse_hunk_header(line)
-    if header is not None:
-        return header
-    match = _RANGES.match(line[:_LONGEST_HEADER])
-    if match is None:
-        return None
-    old_start, old_count, new_start, new_count, heading = match.groups()
-    return HunkHeader(
-        int(old_start), int(old_count or 1), int(new_start), int(new_count or 1), (heading or "").strip()
-    )
-
-
 def _strip_numbers_before_signs(hunk: Hunk) -> None:
     """Undo line numbers written before the signs (``12 -old``), where every line of the hunk has one."""
     texts = [line for line in hunk.lines if line.text.strip()]
@@ -237,4 +218,4 @@ def _strip_numbers_before_signs(hunk: Hunk) -> None:
         return
     for line, match in zip(texts, matches, strict=True):
         rest = (match["rest"] if match else None) or " "
-        line.tag, line.text, line.bare = "+" if rest[0] == "+" else "-" if rest[0] == "-" else " ", rest[1:], False
+        line.tag, line.text, line.bare = tag_of(rest), rest[1:], False

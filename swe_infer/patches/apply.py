@@ -12,15 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from swe_infer.patches.diff import FilePatch, Hunk, PatchError, split_lines
-from swe_infer.patches.git_parse import parse_as_git
-from swe_infer.patches.paths import refusal
-
-__all__ = ["Applied", "RefusedPatch", "apply_patch"]
+from swe_infer.patches.diff import FilePatch, Hunk, PatchError, parse_as_git, refusal, split_lines
+from swe_infer.patches.locate import LineIndex
 
 _TAKEN = "\0"
-_FIRST_CODE = 1
-_CODES = 0x10FFFF
+"""The place of a line that no later hunk may change, in the alphabet of :class:`LineIndex`."""
 
 
 class RefusedPatch(PatchError):
@@ -33,11 +29,11 @@ class Applied:
 
     Args:
         files: path to new content, None for a file that is gone; only the files that it touches.
-        unheld: paths that it changes and that were not given, so nothing is known about them.
+        unknown_files: paths that it changes and that were not given, so nothing is known about them.
     """
 
     files: dict[str, str | None] = field(default_factory=dict)
-    unheld: list[str] = field(default_factory=list)
+    unknown_files: list[str] = field(default_factory=list)
 
 
 def apply_patch(text: str, files: Mapping[str, str]) -> Applied:
@@ -68,7 +64,7 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
     if content is None:
         if old in result.files:
             raise PatchError(f"{old}: removed by the patch before it is changed")
-        result.unheld.append(old or "")
+        result.unknown_files.append(old or "")
         return
     content = _apply_hunks(patch, content)
     if new is None and content:
@@ -94,18 +90,9 @@ class _Image:
     """A file's lines, each different one written as one character: a search for lines is a search in a string."""
 
     def __init__(self, content: str) -> None:
-        self._codes: dict[str, str] = {}
         self._lines = split_lines(content)
-        self._text = "".join(map(self._code, self._lines))
-
-    def _code(self, line: str) -> str:
-        code = self._codes.get(line)
-        if code is None:
-            number = _FIRST_CODE + len(self._codes)
-            if number > _CODES:
-                raise PatchError("more different lines than can be told apart")
-            code = self._codes[line] = chr(number)
-        return code
+        self._index = LineIndex(tuple(self._lines))
+        self._text = self._index.text("exact")
 
     def content(self) -> str:
         return "".join(self._lines)
@@ -121,11 +108,12 @@ class _Image:
         guess = max(header.new_start - 1, 0)
         if not old and self._lines and guess != len(self._lines):
             return "adds lines without any line around them"
-        wanted = "".join(map(self._code, old))
+        wanted = self._index.encode(old, "exact")
+        if _TAKEN in wanted or wanted not in self._text:
+            return "has old lines that stand nowhere in the file"
         at = self._find(wanted, guess, at_start=header.old_start <= 1, at_end=not trailing)
         if at is None:
-            where = "has old lines that stand nowhere in the file"
-            return "stands elsewhere in the file than its header says" if wanted in self._text else where
+            return "stands elsewhere in the file than its header says"
         self._lines[at : at + len(old)] = new
         self._text = self._text[:at] + _TAKEN * len(new) + self._text[at + len(old) :]
         return None
