@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from swe_infer.data.base import ID_COLUMN, fault_of_text, is_foreign_tokens, make_instance
-from swe_infer.errors import DataError
-from swe_infer.types import Instance, Skip
+from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, IndexedRows, make_instance
+from swe_infer.errors import DataError, first_line
+from swe_infer.types import Instance
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["ArrowRows", "check_columns", "choose_split"]
-
 _BATCH = 1000  # rows for which prompts are in memory at once while lengths are taken
 
 
-class ArrowRows:
+class ArrowRows(IndexedRows):
     """Random access to an Arrow table on disk.
 
     Args:
@@ -33,67 +30,28 @@ class ArrowRows:
     def __init__(self, table: datasets.Dataset, text_column: str, label: str) -> None:
         schema = table.data.schema
         check_columns({name: str(schema.field(name).type) for name in table.column_names}, text_column, label)
-        self._table = table.remove_columns([name for name in table.column_names if is_foreign_tokens(name)])
-        self._text_column = text_column
-        self._label = label
-        self._ids: list[str] = []
-        self._characters = array("Q")
-        self._faults: dict[int, Skip] = {}
+        super().__init__(text_column, label, "row")
+        self._table = table.remove_columns([name for name in table.column_names if name in FOREIGN_TOKENS])
         try:
-            self._index()
+            self._index(self._columns())
         except (ValueError, OSError) as error:  # text that is no UTF-8, offsets that lead nowhere
-            raise DataError(f"{label} is damaged: {_first_line(error)}") from error
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self._ids
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def characters(self, index: int) -> int:
-        return self._characters[index]
-
-    def fault(self, index: int) -> Skip | None:
-        return self._faults.get(index)
+            raise DataError(f"{label} is damaged: {first_line(error)}") from error
 
     def __getitem__(self, index: int) -> Instance:
         try:
             return make_instance(self._table[index], self._text_column)
         except (ValueError, OSError, SystemError) as error:
-            raise DataError(f"{self._label}, row {index} is damaged: {_first_line(error)}") from error
+            raise DataError(f"{self._label}, row {index} is damaged: {first_line(error)}") from error
 
-    def _index(self) -> None:
-        rows: dict[str, int] = {}
+    def _columns(self) -> Iterator[tuple[int, str | None, str | None]]:
+        number = 0
         columns = self._table.select_columns([ID_COLUMN, self._text_column]).with_format("arrow")
         for batch in columns.iter(batch_size=_BATCH):
             batch.validate(full=True)  # before offsets of a damaged file are followed anywhere
-            texts = batch.column(self._text_column).to_pylist()
-            for identity, text in zip(batch.column(ID_COLUMN).to_pylist(), texts, strict=True):
-                index = len(self._ids)
-                self._check_identity(identity, index, rows)
-                rows[identity] = index
-                self._ids.append(identity)
-                self._characters.append(len(text or ""))
-                if (fault := fault_of_text(text)) is not None:
-                    self._faults[index] = fault
-        if not self._ids:
-            raise DataError(f"{self._label} holds no row")
-        if len(self._faults) == len(self._ids):
-            raise DataError(f"{self._label} has no usable prompt; row 0: {self._faults[0].message}")
-
-    def _check_identity(self, identity: str | None, index: int, rows: dict[str, int]) -> None:
-        if identity is None or not identity.strip():
-            raise DataError(f"{self._label}, row {index}: {ID_COLUMN} is {identity!r}; it should be a string")
-        if identity in rows:
-            raise DataError(
-                f"{self._label}, row {index}: {ID_COLUMN} {identity!r} is already used in row {rows[identity]}; "
-                "each row needs its own"
-            )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+            ids, texts = (batch.column(name).to_pylist() for name in (ID_COLUMN, self._text_column))
+            for identity, text in zip(ids, texts, strict=True):
+                yield number, identity, text
+                number += 1
 
 
 def check_columns(types: dict[str, str], text_column: str, label: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,11 +11,9 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.prompts import split_prompt
 from swe_infer.types import Instance, Skip
 
-__all__ = ["Dataset", "DatasetOptions", "Rows", "fault_of_text", "make_instance"]
-
 ID_COLUMN = "instance_id"
 
-_FOREIGN_TOKENS = ("input_ids", "labels", "attention_mask")
+FOREIGN_TOKENS = ("input_ids", "labels", "attention_mask")
 """Columns of some published datasets that hold the tokens of one particular tokenizer. They are never read: which
 tokenizer that was is not stated, and each model brings its own."""
 
@@ -44,6 +43,63 @@ class Rows(Protocol):
             DataError: the row has a fault, or the file was changed since it was opened.
         """
         ...
+
+
+class IndexedRows:
+    """What the rows of every format share: ids, lengths and faults, all known once the dataset is open.
+
+    Args:
+        label: how messages call the dataset.
+        unit: how they call a row, such as ``line``.
+    """
+
+    def __init__(self, text_column: str, label: str, unit: str) -> None:
+        self._text_column = text_column
+        self._label = label
+        self._unit = unit
+        self._ids: list[str] = []
+        self._characters = array("Q")
+        self._faults: dict[int, Skip] = {}
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def characters(self, index: int) -> int:
+        return self._characters[index]
+
+    def fault(self, index: int) -> Skip | None:
+        return self._faults.get(index)
+
+    def _index(self, rows: Iterable[tuple[int, object, object]], show: Callable[[object], str] = repr) -> None:
+        """Take in number, id and prompt of every row; messages say the number, and show an id that is no string.
+
+        Raises:
+            DataError: there is no row, an id is no string, blank or used twice, or no row has a usable prompt.
+        """
+        seen: dict[str, int] = {}
+        for number, identity, text in rows:
+            if not isinstance(identity, str) or fault_of_text(identity) is not None:
+                found = f"{ID_COLUMN} is {show(identity)[:60]}"
+                raise DataError(
+                    f"{self._label}, {self._unit} {number}: {found}; it should be a string that is not blank"
+                )
+            if identity in seen:
+                found = f"{ID_COLUMN} {identity!r} is already used in {self._unit} {seen[identity]}"
+                raise DataError(f"{self._label}, {self._unit} {number}: {found}; each row needs its own")
+            if (fault := fault_of_text(text)) is not None:
+                self._faults[len(self._ids)] = fault
+            seen[identity] = number
+            self._ids.append(identity)
+            self._characters.append(len(text) if isinstance(text, str) else 0)
+        if not seen:
+            raise DataError(f"{self._label} holds no row")
+        if len(self._faults) == len(self._ids):
+            first = f"{self._unit} {seen[self._ids[0]]}: {self._faults[0].message}"
+            raise DataError(f"{self._label} has no usable prompt; {first}")
 
 
 class Dataset(Protocol):
@@ -143,11 +199,6 @@ def make_instance(row: Mapping[str, Any], text_column: str) -> Instance:
     if (fault := fault_of_text(text)) is not None:
         raise DataError(f"{row[ID_COLUMN]}: {fault.message}")
     assert isinstance(text, str)
-    left_out = {ID_COLUMN, text_column, *_FOREIGN_TOKENS}
+    left_out = {ID_COLUMN, text_column, *FOREIGN_TOKENS}
     metadata = {key: value for key, value in row.items() if key not in left_out}
     return Instance(row[ID_COLUMN], split_prompt(text), metadata)
-
-
-def is_foreign_tokens(column: str) -> bool:
-    """Whether a column holds another tokenizer's tokens, which are never read."""
-    return column in _FOREIGN_TOKENS

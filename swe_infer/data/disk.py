@@ -7,11 +7,9 @@ from pathlib import Path
 
 from swe_infer.data.arrow import ArrowRows, choose_split
 from swe_infer.data.base import DatasetOptions
-from swe_infer.errors import ConfigError, DataError
+from swe_infer.errors import ConfigError, DataError, first_line
 from swe_infer.resources import expanded
 from swe_infer.types import PathText
-
-__all__ = ["DiskDataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,5 @@ class DiskDataset(DatasetOptions):
         try:
             loaded = datasets.load_from_disk(str(directory))
         except Exception as error:  # damaged files raise whatever Arrow, JSON or the OS raises
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"dataset.path={self.path} cannot be loaded: {reason}") from error
+            raise DataError(f"dataset.path={self.path} cannot be loaded: {first_line(error)}") from error
         return ArrowRows(choose_split(loaded, self.split, self.path), self.text_column, self.path)

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 
 from swe_infer.data.arrow import ArrowRows
 from swe_infer.data.base import DatasetOptions
-from swe_infer.errors import ConfigError, DataError
+from swe_infer.errors import ConfigError, DataError, first_line
+from swe_infer.redaction import without_credentials
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["HubDataset"]
-
 _log = logging.getLogger(__name__)
 _PROBE_S = 10.0  # seconds to wait for the hub's first answer
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +104,8 @@ class HubDataset(DatasetOptions):
     def _explain(self, error: Exception) -> str:
         """One line that says what to do about an error of ``datasets`` or ``huggingface_hub``."""
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        endpoint = _CREDENTIALS.sub("", os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-        reason = _CREDENTIALS.sub("", str(error).strip().partition("\n")[0]) or type(error).__name__
+        endpoint = without_credentials(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").replace("***@", "")
+        reason = without_credentials(first_line(error))
         if "Unknown split" in reason:
             return f"{self.name} has no split {self.split!r}: {reason}"
         if "BuilderConfig" in reason or "Config name is missing" in reason:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import codecs
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from swe_infer.data.base import ID_COLUMN, DatasetOptions, fault_of_text, make_instance
+from swe_infer.data.base import ID_COLUMN, DatasetOptions, IndexedRows, make_instance
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.resources import expanded
-from swe_infer.types import Instance, PathText, Skip
-
-__all__ = ["JsonlDataset", "JsonlRows"]
+from swe_infer.types import Instance, PathText
 
 _BUFFER = 1 << 18
 """Bytes read at once. With Python's own 8 kB a line of 20 kB is made of pieces, at three times the price."""
@@ -44,7 +42,7 @@ class JsonlDataset(DatasetOptions):
         return JsonlRows(expanded(self.path, "dataset.path"), self.text_column, label=self.path)
 
 
-class JsonlRows:
+class JsonlRows(IndexedRows):
     """An index over a file of JSON lines: ids, offsets and lengths; about 100 bytes of memory a row.
 
     The whole file is parsed once at opening, so a broken line is known before anything is paid for. A byte-order
@@ -59,29 +57,12 @@ class JsonlRows:
     """
 
     def __init__(self, path: Path, text_column: str = "text", *, label: str | None = None) -> None:
+        super().__init__(text_column, label or str(path), "line")
         self._path = path
-        self._label = label or str(path)
-        self._text_column = text_column
-        self._ids: list[str] = []
         self._offsets = array("Q")
         self._sizes = array("Q")
-        self._characters = array("Q")
-        self._faults: dict[int, Skip] = {}
         with _open(path, self._label) as file:
-            self._index(file)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self._ids
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def characters(self, index: int) -> int:
-        return self._characters[index]
-
-    def fault(self, index: int) -> Skip | None:
-        return self._faults.get(index)
+            self._index(self._rows(file), show=json.dumps)
 
     def __getitem__(self, index: int) -> Instance:
         changed = (
@@ -97,41 +78,22 @@ class JsonlRows:
             raise DataError(changed)
         return make_instance(row, self._text_column)
 
-    def _index(self, file: BinaryIO) -> None:
-        lines: dict[str, int] = {}
+    def _rows(self, file: BinaryIO) -> Iterator[tuple[int, object, object]]:
         columns: dict[str, None] = {}
         for number, offset, line in _lines(file):
             row = _parse(line, f"{self._label}, line {number}")
-            identity = _identity(row, f"{self._label}, line {number}")
-            if identity in lines:
-                raise DataError(
-                    f"{self._label}, line {number}: {ID_COLUMN} {identity!r} is already used in line "
-                    f"{lines[identity]}; each row needs its own"
-                )
-            lines[identity] = number
             if not columns.keys() >= row.keys():
                 columns.update(dict.fromkeys(row))
-            self._add(identity, offset, len(line), row.get(self._text_column))
-        if not lines:
+            self._offsets.append(offset)
+            self._sizes.append(len(line))
+            yield number, row[ID_COLUMN], row.get(self._text_column)
+        if not columns:
             raise DataError(f"{self._label} holds no row: it should have one JSON object a line")
         if self._text_column not in columns:
             raise DataError(
                 f"{self._label} has no column {self._text_column!r}; it has {', '.join(columns)} "
                 "(dataset.text_column names the one that holds the prompt)"
             )
-        if len(self._faults) == len(self._ids):
-            raise DataError(
-                f"{self._label} has no usable prompt; line {lines[self._ids[0]]}: {self._faults[0].message}"
-            )
-
-    def _add(self, identity: str, offset: int, size: int, text: object) -> None:
-        fault = fault_of_text(text)
-        if fault is not None:
-            self._faults[len(self._ids)] = fault
-        self._ids.append(identity)
-        self._offsets.append(offset)
-        self._sizes.append(size)
-        self._characters.append(len(text) if isinstance(text, str) else 0)
 
 
 def _open(path: Path, label: str) -> BinaryIO:
@@ -176,15 +138,6 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         kind = "a JSON array" if isinstance(row, list) else f"a JSON value of type {type(row).__name__}"
         raise DataError(f"{where} is {kind}; each line should be one JSON object with {ID_COLUMN} and the prompt")
-    return row
-
-
-def _identity(row: dict[str, Any], where: str) -> str:
     if ID_COLUMN not in row:
         raise DataError(f"{where} has no column {ID_COLUMN!r}; it has {', '.join(row) or 'no column at all'}")
-    identity = row[ID_COLUMN]
-    if not isinstance(identity, str) or fault_of_text(identity) is not None:
-        raise DataError(
-            f"{where}: {ID_COLUMN} is {json.dumps(identity)[:60]}; it should be a string that is not blank"
-        )
-    return identity
+    return row

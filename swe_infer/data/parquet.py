@@ -8,11 +8,9 @@ from pathlib import Path
 
 from swe_infer.data.arrow import ArrowRows, check_columns
 from swe_infer.data.base import DatasetOptions
-from swe_infer.errors import ConfigError, DataError
+from swe_infer.errors import ConfigError, DataError, first_line
 from swe_infer.resources import expanded
 from swe_infer.types import PathText
-
-__all__ = ["ParquetDataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +44,8 @@ class ParquetDataset(DatasetOptions):
         try:
             table = datasets.Dataset.from_parquet([str(file) for file in files])
         except Exception as error:  # the builder wraps whatever Arrow or the OS raises
-            cause = error.__cause__ or error
-            raise DataError(f"dataset.path={self.path} cannot be read: {str(cause).splitlines()[0]}") from error
+            reason = first_line(error.__cause__ or error)
+            raise DataError(f"dataset.path={self.path} cannot be read: {reason}") from error
         assert isinstance(table, datasets.Dataset)
         return ArrowRows(table, self.text_column, self.path)
 
@@ -74,5 +72,5 @@ class ParquetDataset(DatasetOptions):
             try:
                 schema = pq.read_schema(file)
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise DataError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
+                raise DataError(f"{file} is no parquet file: {first_line(error)}") from error
             check_columns({field.name: str(field.type) for field in schema}, self.text_column, str(file))

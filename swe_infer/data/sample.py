@@ -10,8 +10,6 @@ from swe_infer.data.base import DatasetOptions
 from swe_infer.data.jsonl import JsonlRows
 from swe_infer.errors import DataError
 
-__all__ = ["SampleDataset"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampleDataset(DatasetOptions):

@@ -21,8 +21,6 @@ from swe_infer.data.base import Dataset, Rows
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.types import Prompt, Shard, Skip, TokenCounter
 
-__all__ = ["LengthFilter", "Selection", "Skipped", "assign_shards", "select"]
-
 _TEMPLATE_TOKENS = 256
 """More than begin, end and chat template tokens come to; added where a length is bounded without counting."""
 
