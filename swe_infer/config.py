@@ -28,6 +28,7 @@ from swe_infer.locks import Locks
 from swe_infer.redaction import without_credentials
 from swe_infer.runners.base import Runner
 from swe_infer.store import write_atomically
+from swe_infer.text import first_line, flatten
 from swe_infer.tracking.base import Tracker
 from swe_infer.types import Budget, PathText, Shard
 
@@ -178,7 +179,7 @@ class _Constructor:
         try:
             factory = get_object(target)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"{key}._target_={target}: cannot be imported ({_first_line(error)})") from None
+            raise ConfigError(f"{key}._target_={target}: cannot be imported ({first_line(error)})") from None
         parameters = {name: p for name, p in inspect.signature(factory).parameters.items() if p.kind != p.VAR_KEYWORD}
         hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
         values: dict[str, Any] = {}
@@ -273,13 +274,9 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f"; there are {', '.join(names)}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _omegaconf_line(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
-    return f"{key}: {_first_line(error)}" if key else _first_line(error)
+    return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -323,7 +320,7 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for group in _NOT_IDENTITY:
         node = plain.get(group)
-        flat.update((k, v) for k, v in _flat(node if isinstance(node, Mapping) else {}, group) if is_identity(k))
+        flat.update((k, v) for k, v in flatten(node if isinstance(node, Mapping) else {}, group) if is_identity(k))
     runner = plain.get("runner")
     flat["runner"] = runner.get("_target_") if isinstance(runner, Mapping) else None
     return flat
@@ -342,15 +339,6 @@ def coverage(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Which instances a resolved configuration asks, flat: ``{"dataset.limit": 4, …}``."""
     dataset = plain.get("dataset") or {}
     return {f"dataset.{key}": dataset.get(key) for key in COVERAGE}
-
-
-def _flat(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key in sorted(node):
-        value = node[key]
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
 
 
 def digest(plain: Mapping[str, Any]) -> str:

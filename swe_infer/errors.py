@@ -185,8 +185,3 @@ class ModelNotFound(ProviderFatal):
 
 class QuotaExhausted(ProviderFatal):
     """The account has no credit left (OpenAI's ``insufficient_quota``, Anthropic's billing errors)."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says; its class's name where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 
 LEVELS = [
     {"errors", "interrupts"},
-    {"types", "resources", "files", "redaction", "locks"},
+    {"types", "resources", "files", "redaction", "text", "locks"},
     {"prompts", "spill", "asked"},
     {"providers", "llama", "sample"},
     {"api", "data", "patches", "tracking", "store"},

@@ -14,8 +14,6 @@ from swe_infer.compare.pairs import Pair, paired_tests
 from swe_infer.compare.statistics import Interval, pass_at_k, wilson
 from swe_infer.types import Usage
 
-__all__ = ["Comparison", "Figures", "Metric", "Rate", "compare", "differ", "score", "solved"]
-
 Metric = Literal["resolved", "applies"]
 
 RESAMPLES = 10_000

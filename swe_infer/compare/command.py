@@ -16,8 +16,6 @@ from swe_infer.compare.sources import failed_points, find_sources
 from swe_infer.errors import SweInferError
 from swe_infer.files import replacing
 
-__all__ = ["run"]
-
 _PLAIN_WIDTH = 160  # columns, where standard output is no terminal and COLUMNS is not set
 
 

@@ -12,8 +12,6 @@ from swe_infer.compare.analysis import Comparison, Figures, Rate
 from swe_infer.compare.pairs import Pair
 from swe_infer.compare.statistics import Bootstrap
 
-__all__ = ["COLUMNS", "as_json", "write_csv"]
-
 COLUMNS = (
     "run", "instance_id", "sample", "status", "finish_reason", "patch_status", "resolved", "input_tokens",
     "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "latency_s",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -13,9 +13,8 @@ from swe_infer.asked import asked_ids
 from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import ConfigError
 from swe_infer.store import read_records
+from swe_infer.text import first_line, flatten
 from swe_infer.types import Usage
-
-__all__ = ["LoadedRun", "Result", "Texts", "load_run", "load_runs", "load_sources", "read_texts"]
 
 Key = tuple[str, int]
 
@@ -132,12 +131,12 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
                 continue
             verdict = verdicts.get(key, record.get("resolved"))
             results[key] = _result(record, results.get(key), verdict if isinstance(verdict, bool) else None)
-        config, summary = _yaml(directory / "config.yaml"), _json(directory / "summary.json")
+        config, summary = _mapping(directory / "config.yaml", "YAML"), _mapping(directory / "summary.json", "JSON")
         lines = _count_lines(records)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be read ({error.strerror})") from error
     evaluated = any(result.resolved is not None for result in results.values())
-    flat = dict(_flat(config, ""))
+    flat = dict(flatten(config))
     return LoadedRun(directory, name or directory.name, flat, config, summary, results, evaluated, lines - count)
 
 
@@ -211,36 +210,15 @@ def _count_lines(path: Path) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _mapping(path: Path, form: str) -> dict[str, Any]:
+    """What a file of YAML or JSON holds; nothing where it is not there, or holds something else than keys."""
     import yaml
 
     if not path.exists():
         return {}
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        loaded = yaml.safe_load(text) if form == "YAML" else json.loads(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML ({_first_line(error)})") from error
+        raise ConfigError(f"{path}: not {form} ({first_line(error)})") from error
     return loaded if isinstance(loaded, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON ({_first_line(error)})") from error
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _flat(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, name)
-        else:
-            yield name, value

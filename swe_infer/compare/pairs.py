@@ -10,8 +10,6 @@ from typing import Literal
 from swe_infer.compare.loading import LoadedRun
 from swe_infer.compare.statistics import Bootstrap, bootstrap_means, holm, mcnemar_exact, sign_flip
 
-__all__ = ["Pair", "paired_tests"]
-
 _FEWEST_FOR_BOOTSTRAP = 10  # instances
 
 _Scores = Mapping[str, Sequence[float | None]]

@@ -21,8 +21,6 @@ from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import Result, read_texts
 from swe_infer.compare.prompts import PromptSource
 
-__all__ = ["write_report"]
-
 
 def write_report(comparison: Comparison, path: Path, *, prompts: bool = True) -> None:
     """Write the page.

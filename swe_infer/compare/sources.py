@@ -12,8 +12,6 @@ from swe_infer.errors import ConfigError
 from swe_infer.resources import expanded
 from swe_infer.tracking.download import PREFIX, WandbAddress
 
-__all__ = ["Source", "failed_points", "find_runs", "find_sources"]
-
 _MARKS = ("records.jsonl", "summary.json")
 _DEPTH = 3  # how deep below a given directory runs are looked for
 

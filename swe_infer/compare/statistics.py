@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Bootstrap", "Interval", "bootstrap_means", "holm", "mcnemar_exact", "pass_at_k", "sign_flip", "wilson"]
-
 _Z95 = 1.959963984540054  # the 97.5th percentile of the normal distribution
 _CHUNK = 250  # resamples that are in memory at once
 

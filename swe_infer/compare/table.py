@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate, differ
 from swe_infer.compare.pairs import Pair
-from swe_infer.compare.text import clean, dollars, duration, p_value, percent, shown
+from swe_infer.text import clean, dollars, duration, p_value, percent, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-__all__ = ["print_comparison"]
 
 _MOST_PAIRS = 20
 _MOST_INSTANCES = 20

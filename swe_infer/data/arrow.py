@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, IndexedRows, make_instance
-from swe_infer.errors import DataError, first_line
+from swe_infer.errors import DataError
+from swe_infer.text import first_line
 from swe_infer.types import Instance
 
 if TYPE_CHECKING:

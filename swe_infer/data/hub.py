@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from swe_infer.data.arrow import ArrowRows
 from swe_infer.data.base import DatasetOptions
-from swe_infer.errors import ConfigError, DataError, first_line
+from swe_infer.errors import ConfigError, DataError
 from swe_infer.redaction import without_credentials
+from swe_infer.text import first_line
 
 if TYPE_CHECKING:
     import datasets

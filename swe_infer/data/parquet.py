@@ -8,8 +8,9 @@ from pathlib import Path
 
 from swe_infer.data.arrow import ArrowRows, check_columns
 from swe_infer.data.base import DatasetOptions
-from swe_infer.errors import ConfigError, DataError, first_line
+from swe_infer.errors import ConfigError, DataError
 from swe_infer.resources import expanded
+from swe_infer.text import first_line
 from swe_infer.types import PathText
 
 

@@ -12,13 +12,10 @@ from typing import Any
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harness, verdicts_of_report
 from swe_infer.evaluate.own_tests import judge, tested_rows
-from swe_infer.evaluate.run_directory import EvaluableRun, open_run
-from swe_infer.evaluate.verdicts import FILE_NAME, Verdict, figures, write_verdicts
+from swe_infer.evaluate.run_directory import FILE_NAME, EvaluableRun, Verdict, figures, open_run, write_verdicts
 from swe_infer.resources import expanded
 from swe_infer.store import RunStore
 from swe_infer.tracking.wandb import WandbTracker
-
-__all__ = ["evaluate", "kept_figures", "own_tests_of", "run"]
 
 _OWN_TIMEOUT_S = 10.0
 """For one test of a dataset that brings its own."""

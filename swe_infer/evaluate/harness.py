@@ -1,4 +1,12 @@
-"""The official harness: the package ``swebench``, in a process of its own; it runs each instance in a container."""
+"""The official harness: the package ``swebench``, in a process of its own; it runs each instance in a container.
+
+Its reports are read in every shape that they have had:
+
+* ``{"resolved_ids": […], "unresolved_ids": […], "error_ids": […], "empty_patch_ids": […], …}``: schema versions 1 and
+  2, of the package ``swebench`` since 2.0 and of ``sb-cli``.
+* ``{"resolved": […], "generated": […], "applied": […], …}``: before that.
+* ``{INSTANCE_ID: {"resolved": true, …}, …}``: the ``report.json`` of single instances, or many of them joined.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +17,26 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.evaluate.reports import read_report
-from swe_infer.evaluate.run_directory import EvaluableRun
-from swe_infer.evaluate.verdicts import Verdict
-
-__all__ = ["HarnessError", "HarnessOptions", "check_harness", "run_harness", "verdicts_of_report"]
+from swe_infer.evaluate.run_directory import EvaluableRun, Verdict
 
 _OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
 _OTHERWISE = "or run it on another machine and give its report with --report FILE"
+
+Finding = tuple[bool, str | None]
+
+_TESTS_FAIL = "tests fail"
+_REASONS = {
+    "unresolved_ids": _TESTS_FAIL,
+    "error_ids": "the harness reports an error: the patch does not apply, or the run of the tests broke off",
+    "empty_patch_ids": "no patch",
+}
 
 
 _GRACE_S = 8.0
@@ -151,3 +164,57 @@ def _official_name(dataset: Mapping[str, Any]) -> str | None:
 def _run_id(run: EvaluableRun, sample: int) -> str:
     patches = json.dumps(sorted((i, patch) for (i, number), patch in run.patches.items() if number == sample))
     return f"{hashlib.sha256(patches.encode()).hexdigest()[:12]}.sample{sample}"
+
+
+def read_report(path: Path) -> dict[str, Finding]:
+    """``{instance_id: (resolved, reason)}`` of a report. Instances that were not submitted are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no report.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise ConfigError(f"{path}: not JSON; a report of the swebench harness is wanted") from None
+    if isinstance(report, dict):
+        if isinstance(report.get("resolved_ids"), list):
+            return _by_lists(report)
+        if isinstance(report.get("resolved"), list):
+            return _by_old_lists(report)
+        if report and all(isinstance(v, dict) and isinstance(v.get("resolved"), bool) for v in report.values()):
+            return {str(k): (v["resolved"], None if v["resolved"] else _why(v)) for k, v in report.items()}
+    raise ConfigError(f"{path}: not a report of the swebench harness (it has no resolved_ids)")
+
+
+def _by_lists(report: Mapping[str, Any]) -> dict[str, Finding]:
+    found: dict[str, Finding] = {}
+    for key, reason in _REASONS.items():
+        found |= dict.fromkeys(_ids(report.get(key)), (False, reason))
+    for instance in _ids(report.get("completed_ids")):  # schema 1 of some releases has no unresolved_ids
+        found.setdefault(instance, (False, _TESTS_FAIL))
+    reasons = report.get("failure_reasons") or {}
+    for instance, reason in reasons.items() if isinstance(reasons, dict) else ():
+        if instance in found:
+            found[instance] = (False, f"{found[instance][1]} ({reason})")
+    return found | dict.fromkeys(_ids(report["resolved_ids"]), (True, None))
+
+
+def _by_old_lists(report: Mapping[str, Any]) -> dict[str, Finding]:
+    found: dict[str, Finding] = dict.fromkeys(_ids(report.get("no_generation")), (False, "no patch"))
+    found |= dict.fromkeys(_ids(report.get("generated")), (False, "the patch does not apply"))
+    found |= dict.fromkeys(_ids(report.get("applied")), (False, _TESTS_FAIL))
+    return found | dict.fromkeys(_ids(report["resolved"]), (True, None))
+
+
+def _ids(value: Any) -> Iterable[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _why(entry: Mapping[str, Any]) -> str:
+    if entry.get("patch_is_None") or entry.get("patch_exists") is False:
+        return "no patch"
+    if entry.get("patch_successfully_applied") is False:
+        return "the patch does not apply"
+    return _TESTS_FAIL

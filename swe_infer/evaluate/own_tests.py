@@ -18,14 +18,10 @@ from typing import Any, ClassVar
 
 from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import ConfigError
-from swe_infer.evaluate.run_directory import EvaluableRun
-from swe_infer.evaluate.verdicts import Verdict
+from swe_infer.evaluate.run_directory import EvaluableRun, Verdict
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import PatchError
 from swe_infer.sample.testing import end_tests, run_test
-
-__all__ = ["TestedRow", "judge", "tested_rows"]
-
 
 _POLL_S = 0.02
 

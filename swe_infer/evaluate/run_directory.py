@@ -1,21 +1,28 @@
-"""What an evaluation needs to know of a run: its answers, its dataset, its label."""
+"""What an evaluation needs to know of a run (answers, dataset, label), and what it leaves there: the verdicts.
+
+They are kept in ``evaluation.jsonl``, one line an (instance, sample): a file of its own, because ``records.jsonl`` is
+append-only and belongs to the run. It covers what the last command asked for. Once there are verdicts of other
+instances, ``evaluation.all.jsonl`` keeps all of them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from swe_infer.asked import asked_ids
+from swe_infer.asked import asked_ids, share
 from swe_infer.errors import ConfigError
 from swe_infer.locks import Locks, locks_of
-from swe_infer.store import read_records
-
-__all__ = ["EvaluableRun", "open_run"]
+from swe_infer.store import read_records, write_atomically
+from swe_infer.text import first_line
 
 Key = tuple[str, int]
+
+FILE_NAME = "evaluation.jsonl"
+_ALL = "evaluation.all.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,7 @@ def open_run(directory: Path) -> EvaluableRun:
         path = directory / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{directory}: cannot be read ({reason})") from None
+        raise ConfigError(f"{directory}: cannot be read ({first_line(error)})") from None
     if not patches:
         raise ConfigError(f"{directory}: nothing in it is completed, so there is nothing to evaluate")
     config = config if isinstance(config, dict) else {}
@@ -87,3 +93,69 @@ def _label(directory: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     raise ConfigError(f"{directory}: holds no predictions.jsonl; run the same command once more, it is written anew")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one prediction.
+
+    Args:
+        reason: None where resolved, else one line that says why not.
+        source: who found out: ``swebench``, ``report``, or ``tests`` for a dataset that brings its own.
+    """
+
+    instance_id: str
+    sample: int
+    resolved: bool
+    reason: str | None
+    source: str
+
+
+def read_verdicts(directory: Path, name: str = FILE_NAME) -> list[Verdict]:
+    """The verdicts of a run directory; none where it was never evaluated.
+
+    Raises:
+        ConfigError: a line is no verdict.
+    """
+    path = directory / name
+    if not path.exists():
+        return []
+    verdicts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            verdicts.append(Verdict(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}, line {number}: not a verdict; remove the file and evaluate again") from error
+    return verdicts
+
+
+def write_verdicts(directory: Path, verdicts: Iterable[Verdict], covers: Container[tuple[str, int]]) -> list[Verdict]:
+    """Join ``verdicts`` with those that are there (new ones win); returns those of the keys that ``covers`` holds,
+    which make up ``evaluation.jsonl`` from now on."""
+    before = [*read_verdicts(directory, _ALL), *read_verdicts(directory)]
+    joined = {(v.instance_id, v.sample): v for v in [*before, *verdicts]}
+    everything = [joined[key] for key in sorted(joined)]
+    covered = [verdict for verdict in everything if (verdict.instance_id, verdict.sample) in covers]
+    if len(covered) < len(everything):  # before the other file: a kill in between loses no verdict
+        write_atomically(directory / _ALL, _lines(everything))
+    write_atomically(directory / FILE_NAME, _lines(covered))
+    return covered
+
+
+def _lines(verdicts: Iterable[Verdict]) -> str:
+    return "".join(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)
+
+
+def figures(verdicts: Iterable[Verdict], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of ``summary.json``: ``resolved`` and ``evaluated`` count samples; ``resolved_rate`` is over every
+    sample that the run asked for, so that what failed, was skipped or has no patch counts as not resolved.
+    ``resolved_by_any`` counts instances of which one sample at least is resolved."""
+    everything = list(verdicts)
+    resolved = sum(verdict.resolved for verdict in everything)
+    by_any = len({verdict.instance_id for verdict in everything if verdict.resolved})
+    return {
+        "resolved": resolved,
+        "evaluated": len(everything),
+        "resolved_rate": share(resolved, summary),
+        "resolved_by_any": by_any,
+    }

@@ -18,8 +18,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from swe_infer.errors import first_line
 from swe_infer.redaction import SECRET_NAME, without_credentials
+from swe_infer.text import first_line
 
 if TYPE_CHECKING:
     from wandb.apis.public import Api

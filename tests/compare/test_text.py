@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.compare.text import clean, dollars, duration, p_value, shown
+from swe_infer.text import clean, dollars, duration, p_value, shown
 
 
 @pytest.mark.parametrize(

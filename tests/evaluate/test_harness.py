@@ -12,7 +12,7 @@ import pytest
 
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.command import run as evaluate
-from swe_infer.evaluate.reports import read_report
+from swe_infer.evaluate.harness import read_report
 from tests.evaluate.runs import make_run, verdict_lines
 
 LITE = {"_target_": "swe_infer.data.hub.HubDataset", "name": "princeton-nlp/SWE-bench_Lite_oracle", "split": "test"}

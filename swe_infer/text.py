@@ -1,13 +1,12 @@
-"""Strings from elsewhere, made safe to show: models, datasets and file names decide what is in them."""
+"""Values and strings from elsewhere as text: one line of an error, what is safe to show, figures."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
-
-__all__ = ["clean", "dollars", "duration", "p_value", "percent", "shown"]
 
 _CONTROL = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])"  # escape sequences, whole
@@ -16,6 +15,21 @@ _CONTROL = re.compile(
     r"|[\ud800-\udfff]",  # half surrogate pairs, which no terminal can take
     re.DOTALL,
 )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; its class's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A configuration's values by their dotted names; an empty mapping is a value."""
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, name)
+        else:
+            yield name, value
 
 
 def clean(text: str) -> str:
