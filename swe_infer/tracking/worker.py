@@ -6,16 +6,20 @@ run was killed: what is known is kept and W&B shows a crashed run. The answers a
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +38,7 @@ from swe_infer.tracking.metrics import (
 
 if TYPE_CHECKING:
     import wandb
+    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
 # The end of a run waits for its table, and the SDK takes 0.13 ms a row: a table may cost half a percent of the run's
 # time, and has at least as many rows as SWE-bench Verified. The artifact holds every prediction in any case.
@@ -68,6 +73,7 @@ class _Session:
         self._directory = Path(start["directory"])
         self._state_file = self._directory / "wandb" / "state.json"
         self._predictions = Predictions(self._directory)
+        self._staging = Staging(self._directory / "wandb" / "data" / "staged")
         config: Mapping[str, Any] = start["config"]
         budget = config.get("budget") or {}
         self._alerts = Alerts(
@@ -138,6 +144,9 @@ class _Session:
             self._run.log(point, step=self._next_step(totals))
             for title, text in self._alerts.due(totals):
                 self._run.alert(title, text, level="WARN")
+        with self._guarded("the predictions artifact"):
+            for file in (self._directory / "records.jsonl", *self._directory.glob("predictions*.jsonl")):
+                self._staging.follow(file)
 
     def finish(self, final: Mapping[str, Any] | None) -> None:
         """Log what belongs to the whole run, and close it. None: the run was killed."""
@@ -205,9 +214,11 @@ class _Session:
         import wandb
 
         artifact = wandb.Artifact(f"predictions-{_artifact_name(self._run.id)}", type="predictions")
-        for file in filter(os.path.isfile, files):
-            # The SDK copies it into the run directory: an offline run may be synced after a resume has changed it.
-            artifact.add_file(file, skip_cache=True)
+        for file in files:
+            # A copy, kept in the run directory: an offline run may be synced after a resume has changed the file.
+            staged = self._staging.follow(Path(file))
+            if staged is not None:
+                artifact.manifest.add_entry(_entry(staged))
         if artifact.manifest.entries:
             self._run.log_artifact(artifact)
 
@@ -243,6 +254,21 @@ class _Session:
         temporary = self._state_file.with_suffix(".tmp")
         temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self._state_file)
+
+
+def _entry(staged: StagedFile) -> ArtifactManifestEntry:
+    """What ``artifact.add_file()`` would enter. It would copy and digest the whole file again, which took 1.4 % of a
+    run of 500 answers a second."""
+    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+
+    values: dict[str, Any] = {
+        "path": staged.source.name,
+        "digest": staged.digest,
+        "size": staged.size,
+        "local_path": str(staged.copy),
+        "skip_cache": True,
+    }
+    return ArtifactManifestEntry(**values)
 
 
 def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
@@ -311,3 +337,64 @@ def _last_step(state_file: Path) -> int:
 
 def _artifact_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-") or "unnamed"
+
+
+@dataclass(slots=True)
+class StagedFile:
+    """A copy of a growing file as far as it was followed, made while the run goes on: its end need not wait for it.
+
+    An artifact needs a copy that later changes leave alone, and its MD5. The files are only ever appended to, so both
+    can be had piece by piece.
+
+    Args:
+        md5: of the copy.
+        inode: of the source, for a file that took its name would be another one.
+    """
+
+    source: Path
+    copy: Path
+    inode: int
+    size: int = 0
+    md5: Any = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
+
+    @property
+    def digest(self) -> str:
+        """As W&B's manifests write it: the MD5 in base64."""
+        return base64.b64encode(self.md5.digest()).decode("ascii")
+
+    def follow(self) -> None:
+        """Take over what the source has grown by."""
+        with self.source.open("rb") as source, self.copy.open("ab") as copy:
+            source.seek(self.size)
+            while piece := source.read(1 << 20):
+                copy.write(piece)
+                self.md5.update(piece)
+                self.size += len(piece)
+
+
+class Staging:
+    """The copies of one run's files, in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._staged: dict[Path, StagedFile] = {}
+
+    def follow(self, source: Path) -> StagedFile | None:
+        """Bring the copy of ``source`` up to date, or begin one; None where there is no such file."""
+        try:
+            status = os.stat(source)
+            staged = self._staged.get(source)
+            if staged is None or staged.inode != status.st_ino or status.st_size < staged.size:
+                staged = self._staged[source] = self._begun(source, status.st_ino)
+            staged.follow()
+        except FileNotFoundError:
+            return None
+        return staged
+
+    def _begun(self, source: Path, inode: int) -> StagedFile:
+        if (before := self._staged.get(source)) is not None:
+            before.copy.unlink(missing_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor, copy = tempfile.mkstemp(dir=self._folder, suffix=f"-{source.name}")
+        os.close(descriptor)
+        return StagedFile(source, Path(copy), inode)
