@@ -7,8 +7,10 @@ one record of what happened, and a point that failed or was interrupted is simpl
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,15 +101,15 @@ def remembered(
 
 
 def grid_sampler() -> functools.partial[Any]:
-    """Optuna's grid, as its plug-in for Hydra expects it, for a study that goes on.
+    """Every combination once, as Optuna's plug-in for Hydra expects a grid, for a study that goes on.
 
-    The original stops the study after the last combination. Outside ``Study.optimize`` that raises, which the plug-in
+    Optuna's own stops the study after the last combination. Outside ``Study.optimize`` that raises, which the plug-in
     knows of where the last point has a figure, and not where it failed; it counts the combinations itself. And it
     knows points that were tried by a mark of its own, which those of an earlier process lack.
     """
-    from optuna.samplers import GridSampler
+    from optuna.samplers import BaseSampler, GridSampler
 
-    class EqualToGrid(type(GridSampler)):  # type: ignore[misc] # it is a class of classes
+    class EqualToGrid(type(BaseSampler)):  # type: ignore[misc] # it is a class of classes
         """The plug-in knows a grid by ``sampler.func == GridSampler``."""
 
         def __eq__(cls, other: object) -> bool:
@@ -115,14 +117,24 @@ def grid_sampler() -> functools.partial[Any]:
 
         __hash__ = type.__hash__
 
-    class EndlessGrid(GridSampler, metaclass=EqualToGrid):
-        def after_trial(self, *args: Any, **kwargs: Any) -> None:
-            """Stop nothing."""
+    class EndlessGrid(BaseSampler, metaclass=EqualToGrid):
+        def __init__(self, search_space: Mapping[str, Sequence[Any]]) -> None:
+            combinations = itertools.product(*search_space.values())
+            self._points = [dict(zip(search_space, values, strict=True)) for values in combinations]
+            self._chosen: dict[int, dict[str, Any]] = {}
 
-        def _get_unvisited_grid_ids(self, study: Any) -> list[int]:
-            tried = [trial.params for trial in study.get_trials(deepcopy=False) if trial.params]
-            points = [dict(zip(self._param_names, values, strict=True)) for values in self._all_grids]
-            return [number for number, point in enumerate(points) if point not in tried]
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            if trial.number not in self._chosen:
+                tried = [other.params for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+                left = [point for point in self._points if point not in tried]
+                self._chosen[trial.number] = random.choice(left or self._points)
+            return self._chosen[trial.number][param_name]
 
     return functools.partial(EndlessGrid)
 
@@ -137,6 +149,7 @@ def _search_space(overrides: list[str]) -> dict[str, BaseDistribution]:
 def _values(point: Point, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """The point's values of the search space; those that are not in it are left out."""
     from optuna.distributions import CategoricalDistribution
+    from optuna.trial import create_trial
 
     values: dict[str, Any] = {}
     for name, _, text in (override.partition("=") for override in point.overrides):
@@ -146,6 +159,9 @@ def _values(point: Point, space: Mapping[str, BaseDistribution]) -> dict[str, An
         elif distribution is not None:
             number = float(text)
             value = int(number) if isinstance(distribution.low, int) else number  # type: ignore[attr-defined] # of all but the categorical ones
-            if distribution._contains(distribution.to_internal_repr(value)):
-                values[name] = value
+            try:
+                create_trial(params={name: value}, distributions={name: distribution}, value=0.0)
+            except ValueError:
+                continue  # outside of the search space
+            values[name] = value
     return values
