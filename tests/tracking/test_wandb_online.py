@@ -175,7 +175,7 @@ def test_under_a_sweep_agent_the_run_is_the_agents(
     agent = {"SWEEP_ID": "s1", "RUN_ID": "agent-run", "PROJECT": "sweep-project", "ENTITY": "team"}
     for name, value in agent.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    play(tmp_path, WandbTracker(project="another"), info(tmp_path), range(2))
+    play(tmp_path, WandbTracker(project="another"), info(tmp_path), range(2), instances=2)
     (run,) = server.runs.values()
     assert run.run_id == "agent-run"
     assert run.fields["project"] == "sweep-project"
