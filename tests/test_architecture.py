@@ -137,7 +137,9 @@ def timed_assertions(path: Path) -> Iterator[str]:
                 clocks |= names
                 spans |= names if is_difference(node.value) else set()
         for node in nodes:
-            for part in ast.walk(node.test) if isinstance(node, ast.Assert) else ():
+            if not isinstance(node, ast.Assert):
+                continue
+            for part in ast.walk(node.test):
                 span = isinstance(part, ast.Name) and part.id in spans
                 if span or (is_difference(part) and reads_a_clock(part, clocks)):
                     yield f"{path.relative_to(TESTS)}:{node.lineno}"

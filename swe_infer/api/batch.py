@@ -521,7 +521,7 @@ class Batches:
             Unreachable: further tries are of no use.
         """
         self._reach.note(self._provider.base_url, error, tries=tries)
-        if not (self._reach.doubtful and never_connected(error)):
+        if not (self._reach.is_doubtful() and never_connected(error)):
             return False
         await asyncio.sleep(self._reach.pause_s(self._provider.base_url))
         return True

@@ -207,7 +207,7 @@ class Chain:
             except RequestError as error:
                 if self._endpoints.next_after(endpoint, error):
                     continue
-                unreached = self._reach.doubtful and never_connected(error)
+                unreached = self._reach.is_doubtful() and never_connected(error)
                 delay_s = self._retry.delay_s(error, life.attempts, life.elapsed_s)
                 if delay_s is None:
                     failure = Failure(type(error).__name__, str(error), life.attempts, life.elapsed_s)
@@ -228,16 +228,16 @@ class Chain:
             Unreachable: nothing can be reached.
             SentAway: another endpoint has become the one to ask.
         """
-        if not self._reach.doubtful:
+        if not self._reach.is_doubtful():
             return await self._attempt(life, endpoint, urgent)
         async with self._reach.turn:
             if self._endpoints.pick() is not endpoint:
                 raise SentAway("another endpoint is asked")
-            if self._reach.doubtful and not await self.sleep(self._reach.pause_s(endpoint.base_url)):
+            if self._reach.is_doubtful() and not await self.sleep(self._reach.pause_s(endpoint.base_url)):
                 raise Halted("the run is stopping")
             attempt = asyncio.create_task(self._attempt(life, endpoint, urgent, alone=True))
             try:
-                if self._reach.doubtful:
+                if self._reach.is_doubtful():
                     await asyncio.wait([attempt], timeout=_CONNECT_S)
             except asyncio.CancelledError:
                 attempt.cancel()

@@ -32,10 +32,9 @@ class Reach:
         self.proven = False
         """Whether a request has connected."""
         self.turn = asyncio.Lock()
-        """Held by the one request that tries while :attr:`doubtful`."""
+        """Held by the one request that tries while :meth:`is_doubtful`."""
 
-    @property
-    def doubtful(self) -> bool:
+    def is_doubtful(self) -> bool:
         """Whether a request failed to connect and none ever has connected."""
         return not self.proven and any(self._failures.values())
 

@@ -152,7 +152,10 @@ def test_weights_are_kept_in_16_bits_where_nothing_is_lost(
     kept: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    types = {None: None, **{name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}}
+    types: dict[str | None, torch.dtype | None] = {
+        None: None,
+        **{name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")},
+    }
     found = choose_weight_dtype(
         types[dtype], torch.device(device), types[stored], parameters, 20 * 10**9, adapted=adapted
     )
