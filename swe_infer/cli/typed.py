@@ -13,7 +13,8 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -180,22 +181,28 @@ def _is_path(key: str) -> bool:
     return _is_text(key) and str not in _members_of(key)
 
 
-def _members_of(key: str) -> set[Any]:
+@cache
+def _members_of(key: str) -> frozenset[Any]:
     """The types that the options of a key's group give it; a union as its members."""
     group, *names = key.split(".")
     if not names:
-        return _members(typing.get_type_hints(Experiment, include_extras=True).get(group))
+        return frozenset(_members(typing.get_type_hints(Experiment, include_extras=True).get(group)))
     files = [*sorted((conf_dir() / group).glob("*.yaml")), conf_dir() / "config.yaml"]
     found: set[Any] = set()
     for file in files:
-        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+        node = _option(file)
         path = names[:-1] if file.parent.name == group else [group, *names[:-1]]
         if isinstance(node, dict):
             found |= _types_in(node, path, names[-1], group)
-    return found
+    return frozenset(found)
 
 
-def _types_in(option: dict[str, Any], path: Sequence[str], name: str, group: str) -> set[Any]:
+@cache
+def _option(file: Path) -> Any:
+    return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _types_in(option: dict[str, Any], path: Sequence[str], name: str, group: str) -> Set[Any]:
     node: Any = option
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
