@@ -101,6 +101,20 @@ class Interrupts:
             self._on_first.append(on_first)
             self._levels.append(_Level(True, says))
 
+    def spare_children(self) -> None:
+        """Keep a terminal's Ctrl-C from the processes that are started from now on, as a launcher's are: it would end
+        those that do not run our code yet with a trace. They inherit a mask in which it is blocked; a thread without
+        that mask receives it for this process."""
+        receiving = threading.Event()
+
+        def receive() -> None:
+            receiving.set()
+            threading.Event().wait()
+
+        threading.Thread(target=receive, name="interrupts", daemon=True).start()
+        receiving.wait()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
     @contextmanager
     def second(self, stop_now: Callable[[], object]) -> Iterator[None]:
         """Within it the second signal calls ``stop_now`` in the place of raising KeyboardInterrupt."""
@@ -135,10 +149,12 @@ class Interrupts:
             yield
             return
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # see spare_children()
         self._installed = True
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._installed = False

@@ -199,6 +199,8 @@ class SweepReport(Callback):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         sweep.stop_on_interrupt()
+        if not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
+            INTERRUPTS.spare_children()
 
     def on_job_start(self, config: DictConfig, *, task_function: Any, **kwargs: Any) -> None:
         """Tell the task that :meth:`on_multirun_end` will come. A search chooses a point by how those before ended,

@@ -99,6 +99,7 @@ def test_ctrl_c_ends_the_points_that_run_and_begins_no_other(launcher: str, tmp_
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 130, errors
         assert errors.count("exit 130: ") == 3
+        assert "Traceback" not in errors
         server.latency_s = 0.0
         again = sweep.run(*arguments)
         assert again.returncode == 0, again.stderr
