@@ -189,7 +189,8 @@ def test_a_stop_finishes_what_is_in_flight_starts_nothing_and_interrupts_waits()
         stop.set()
 
     threading.Thread(target=stop_once_some_are_sent, daemon=True).start()
-    outcomes = run(runner(provider, retry=Retry(max_retry_after_s=3600)), requests(100), stop)
+    retry = Retry(max_retry_after_s=3600, total_s=10_000)
+    outcomes = run(runner(provider, retry=retry), requests(100), stop)
     assert {r.key for r, _ in outcomes} == {r.key for r in provider.sent} - {("i0", 0)}
     assert 1 <= len(outcomes) < 20
 

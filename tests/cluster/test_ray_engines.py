@@ -12,16 +12,12 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.instances import write_instances
 from tests.support.ray_cluster import TwoNodes, descendants
 from tests.sweeps.command import ROOT
-
-if TYPE_CHECKING:
-    from tests.support.checkpoints import make_checkpoint
 
 COUNT = 60
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -30,6 +26,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 def command(home: Path, *arguments: str) -> list[str]:
     """A run of a random Llama over ``COUNT`` instances, 100 tokens each, 8 answers at once in each engine."""
     if not (home / "model").exists():
+        from tests.support.checkpoints import make_checkpoint
+
         make_checkpoint(home / "model")
         write_instances(home / "instances.jsonl", COUNT)
     return [

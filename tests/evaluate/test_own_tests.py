@@ -76,7 +76,7 @@ def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
     assert all(reason and "\n" not in reason for name, reason in reasons.items() if name != "gold")
     assert not canary.exists()
     assert ("never-answered", 0) not in verdicts  # it may be answered yet; the rate counts it
-    assert f"{run}: resolved 1 of 10 (10%), evaluated 9" in capsys.readouterr().out
+    assert f"{run}: resolved 1 of 10 (10.0%), evaluated 9" in capsys.readouterr().out
 
 
 def test_a_test_that_never_ends_is_ended(tmp_path: Path) -> None:
