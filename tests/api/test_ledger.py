@@ -15,6 +15,7 @@ import pytest
 from swe_infer.api.budget import Purse
 from swe_infer.api.ledger import Hold, Ledger
 from swe_infer.errors import BudgetExceeded, StoreError
+from tests.support.steps import lines_executed
 
 SPENDER = """
 import sys
@@ -150,3 +151,18 @@ def test_a_reservation_that_one_cap_refuses_leaves_the_other_untouched(tmp_path:
         assert isinstance(run.hold(Decimal(10)), Hold)
 
     asyncio.run(scenario())
+
+
+def test_a_hold_and_its_settlement_cost_the_same_however_many_there_were(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger", Decimal(1000), "run")
+
+    def hold_and_settle() -> None:
+        hold = ledger.hold(Decimal("0.04"))
+        assert isinstance(hold, Hold)
+        ledger.settle(hold, Decimal("0.01"))
+
+    hold_and_settle()
+    first = lines_executed(hold_and_settle)
+    for _ in range(300):
+        hold_and_settle()
+    assert lines_executed(hold_and_settle) <= first < 200
