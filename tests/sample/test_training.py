@@ -27,8 +27,8 @@ def small(out: Path = Path()) -> Settings:
         layers=2,
         heads=2,
         kv_heads=1,
-        batch=8,
-        tokenizer_tasks=400,
+        batch=3,
+        tokenizer_tasks=200,
         learning_rate=1e-2,
     )
 
