@@ -4,12 +4,14 @@ The workload is SWE-bench-shaped: long prompts of unequal length, short greedy o
 with a fixed seed. A sweep's temperatures are asked at once, as a multirun does it, and ``_one_by_one``, as with
 ``runner.max_points=1``; vLLM is measured both ways too.
 
-    python -m benchmarks.engine MODEL_DIR [--rounds 5] [--threads 2] [--vllm PYTHON] [--only engine,single]
+    python -m benchmarks.engine MODEL_DIR [--rounds 5] [--threads 2] [--dtype auto] [--vllm PYTHON]
+                                [--only engine,single]
 
-``--vllm`` names the Python of an environment that holds vLLM. Its peers are left out, with a line that says so, where
-there is none. Prints one JSON line for each peer: median wall and processor seconds over the rounds, tokens per
-second, and how many times as long the peers took. Processor seconds are the fairer figure on a machine that does
-other work as well.
+``--dtype`` is the engine's ``model.dtype``; transformers computes in the same type, and vLLM in bfloat16. ``--vllm``
+names the Python of an environment that holds vLLM. Its peers are left out, with a line that says so, where there is
+none. Prints one JSON line for each peer: median wall and processor seconds over the rounds, tokens per second, and
+how many times as long the peers took; at the end, how many greedy answers equal those of transformers. Processor
+seconds are the fairer figure on a machine that does other work as well.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--vllm", default="", help="the Python of vLLM's environment")
     parser.add_argument("--only", default="", help="names of peers, with commas between")
     return parser.parse_args()
@@ -68,8 +71,10 @@ class EnginePeer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.new = args.new
         options = EngineOptions(kv_cache_gb=2.0)
-        self.engine = Engine.load(LlamaModel(args.model, dtype="bfloat16", device=args.device), options)
+        self.engine = Engine.load(LlamaModel(args.model, dtype=args.dtype, device=args.device), options)
         self.prompts = make_prompts(args, self.engine.model.config.vocab_size)
+        self.greedy: dict[int, list[int]] = {}
+        """The tokens that :meth:`base` answered each prompt with."""
 
     def run(self, *temperatures: float, samples: int = 1, drafter: DrafterKind = "none") -> int:
         """All at once, prompt by prompt, as the points of a multirun are asked."""
@@ -86,7 +91,10 @@ class EnginePeer:
         def rejected(_: GenerationRequest, error: Exception) -> None:
             raise error
 
-        return sum(len(answer.token_ids) for answer in self.engine.generate(requests, rejected))
+        answers = {answer.request.key: answer.token_ids for answer in self.engine.generate(requests, rejected)}
+        if temperatures == (0.0,):
+            self.greedy = {index: list(answers[0, index, 0]) for index in range(len(self.prompts))}
+        return sum(map(len, answers.values()))
 
     def base(self) -> int:
         self.engine.forget()
@@ -118,12 +126,14 @@ class EnginePeer:
 class TransformersPeer:
     """``generate`` one by one and padded, and ``generate_batch``."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, dtype: torch.dtype) -> None:
         from transformers import LlamaForCausalLM
 
         loader: Any = LlamaForCausalLM
-        model = loader.from_pretrained(args.model, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model = loader.from_pretrained(args.model, dtype=dtype, attn_implementation="sdpa")
         self.model = model.eval().to(args.device)
+        self.greedy: dict[int, list[int]] = {}
+        """The tokens that :meth:`single` answered each prompt with."""
         self.prompts = make_prompts(args, self.model.config.vocab_size)
         self.options = {
             "do_sample": False,
@@ -135,9 +145,10 @@ class TransformersPeer:
 
     @torch.no_grad()
     def single(self) -> int:
-        for prompt in self.prompts:
+        for index, prompt in enumerate(self.prompts):
             ids = torch.tensor([prompt], device=self.model.device)
-            self.model.generate(ids, attention_mask=torch.ones_like(ids), **self.options)
+            answer = self.model.generate(ids, attention_mask=torch.ones_like(ids), **self.options)
+            self.greedy[index] = answer[0, len(prompt) :].tolist()
         return self.new * len(self.prompts)
 
     @torch.no_grad()
@@ -260,8 +271,9 @@ def main() -> None:
         "engine_drafted_sweep_of_4": measured(ours.drafted_sweep_of_four),
     }
     only = args.only.split(",") if args.only else []
+    theirs = None
     if not only or set(only) & set(TRANSFORMERS):
-        theirs = TransformersPeer(args)
+        theirs = TransformersPeer(args, ours.engine.model.dtype)
         peers |= {name: measured(getattr(theirs, name)) for name in TRANSFORMERS}
     vllm = None
     if args.vllm and Path(args.vllm).exists():
@@ -277,6 +289,9 @@ def main() -> None:
     if vllm is not None:
         vllm.close()
     report(seen)
+    if theirs is not None and theirs.greedy and ours.greedy:
+        same = sum(ours.greedy[index] == tokens for index, tokens in theirs.greedy.items())
+        print(json.dumps({"greedy_answers": len(theirs.greedy), "equal_to_transformers": same}))
 
 
 if __name__ == "__main__":

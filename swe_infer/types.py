@@ -251,7 +251,9 @@ class LlamaModel:
         path: a directory, or a name on the Hugging Face hub.
         peft_path: a directory or hub name of a LoRA adapter, merged at load.
         name: ``model_name_or_path`` of the predictions; by default the last part of the path (and adapter).
-        dtype: ``auto`` takes bfloat16 on a GPU and the checkpoint's own dtype on a CPU.
+        dtype: of the arithmetic. ``auto`` takes bfloat16 on a GPU. On a CPU it takes bfloat16 for a checkpoint in
+            bfloat16 where the CPU has products of it (AVX512-BF16, AMX, ARM's BF16), and float32 elsewhere; there the
+            weights of a large model stay in the checkpoint's own 16 bits.
         device: ``auto`` takes CUDA where there is one.
         attention: which backends may be used.
         prompt_format: ``raw`` feeds the dataset's text, ``chat`` goes through the tokenizer's chat template.

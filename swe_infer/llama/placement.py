@@ -13,9 +13,10 @@ __all__ = ["check_room", "choose_device", "choose_dtype", "choose_weight_dtype",
 
 _log = logging.getLogger(__name__)
 
-_SMALL = 20_000_000
-"""Parameters. The weights of a smaller model lie in the processor's cache, where converting them costs a tenth of a
-decoding pass and saves little memory."""
+_SMALL = 250_000_000
+"""Parameters of a model whose weights are kept in float32 for arithmetic in float32: it takes a gigabyte at most, and
+converting matrices of this size costs more than reading them costs. Larger ones are faster in 16 bits; measured in
+``benchmarks/README.md``."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,7 +72,7 @@ def choose_weight_dtype(
     dtype: torch.dtype, device: torch.device, stored: torch.dtype | None, parameters: int, free: int, *, adapted: bool
 ) -> torch.dtype:
     """The type in which weights are kept: that of the arithmetic, but on a CPU the checkpoint's own where that has 16
-    bits and the arithmetic is float32. Nothing is lost, it takes half the memory, and large products are faster.
+    bits, the arithmetic is float32, and the model is large. Nothing is lost and half the memory is read.
 
     With an adapter merged, weights have more precision than the checkpoint, and are kept in float32 if that fits.
 

@@ -2,7 +2,7 @@
 
     python -m tests.llama.processor_report CHECKPOINT
 
-Every type is loaded, which packs its weights, and answers the same prompts.
+Engines of every type, whose weights are packed, answer the same prompts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from swe_infer.llama.config import read_config
+from swe_infer.llama.engine import Engine, EngineOptions
+from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.native.kernels import find
+from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.llama.weights import load_weights
 from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
 PROMPTS = [random_prompt(length, length) for length in (5, 60, 300)]
@@ -27,9 +33,18 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def answers(directory: Path, dtype: str) -> dict[str, Any]:
+def engines(directory: Path) -> Iterator[tuple[str, Engine]]:
+    """One of each type, and one whose weights stay in bfloat16 under arithmetic in float32, as a large model's do."""
+    for dtype in ("auto", "float32", "bfloat16", "float16"):
+        yield dtype, engine_of(directory, dtype=dtype)
+    model = LlamaForCausalLM(read_config(directory), weights=torch.bfloat16)
+    load_weights(model, directory, allow_pickle=False)
+    model.pack()
+    yield "float32_over_bfloat16", Engine(model, LlamaTokenizer(directory, "raw"), EngineOptions(512, 16, 0.02))
+
+
+def answers(engine: Engine) -> dict[str, Any]:
     """Greedy tokens of all prompts together and of each alone, and the logits of one prompt's last token."""
-    engine = engine_of(directory, dtype=dtype)
     asked = [ask(index, prompt, NEW_TOKENS) for index, prompt in enumerate(PROMPTS)]
     together = generate(engine, asked)
     engine.forget()
@@ -47,12 +62,11 @@ def answers(directory: Path, dtype: str) -> dict[str, Any]:
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
-    directory = Path(sys.argv[1])
     kernels = {_name(dtype): find(dtype) for dtype in (torch.float32, torch.bfloat16)}
     report = {
         "capability": torch.backends.cpu.get_cpu_capability(),
         "no_kernels": {dtype: found for dtype, found in kernels.items() if isinstance(found, str)},
-        "answers": {dtype: answers(directory, dtype) for dtype in ("auto", "float32", "bfloat16", "float16")},
+        "answers": {name: answers(engine) for name, engine in engines(Path(sys.argv[1]))},
     }
     print(json.dumps(report))
 

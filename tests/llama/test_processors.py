@@ -1,7 +1,4 @@
-"""A checkpoint in bfloat16 on processors with and without AVX-512 and AMX, each imitated in a child process.
-
-The checkpoint is just large enough that its weights stay in bfloat16 under arithmetic in float32.
-"""
+"""A checkpoint in bfloat16 on processors with and without AVX-512 and AMX, each imitated in a child process."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swe_infer.errors import ConfigError
-from swe_infer.llama.config import read_config
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Decoding, LlamaModel
 from tests.support.processors import PROCESSORS, features
@@ -33,10 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("bfloat16")
-    make_checkpoint(directory, dtype=torch.bfloat16, vocab_size=20_000, hidden_size=512, head_dim=32)
-    assert read_config(directory).parameters > 20_000_000
-    return directory
+    return make_checkpoint(tmp_path_factory.mktemp("bfloat16"), dtype=torch.bfloat16, head_dim=32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +79,12 @@ def report_of(name: str, directory: Path) -> dict[str, Any]:
 def check_answers(answers: dict[str, Any], expected: Expected) -> None:
     """In float32 they are those of transformers, in company too; 16 bits cost no more precision than there."""
     exact = expected.logits["float32"]
+    assert answers["float32_over_bfloat16"]["weights"] == "bfloat16"
     for asked, answer in answers.items():
         dtype = answer["dtype"]
-        assert asked in ("auto", dtype)
+        assert asked == "auto" or asked.startswith(dtype)
         error = (torch.tensor(answer["logits"]) - exact).std()
         if dtype == "float32":
-            assert answer["weights"] == "bfloat16", "the checkpoint's own type is kept"
             assert answer["together"] == answer["alone"] == expected.tokens
             assert error < 1e-3
         else:
@@ -136,7 +129,7 @@ def test_an_unknown_limit_of_the_kernels_is_refused_before_anything_is_loaded(
         ("float32", "cpu", "float16", 10**9, False, "float16"),
         ("float32", "cpu", None, 10**9, False, "float32"),
         ("float32", "cpu", "float32", 10**9, False, "float32"),
-        ("float32", "cpu", "bfloat16", 10**6, False, "float32"),
+        ("float32", "cpu", "bfloat16", 10**8, False, "float32"),
         ("float32", "cuda", "bfloat16", 10**9, False, "float32"),
         ("bfloat16", "cpu", "float16", 10**9, False, "bfloat16"),
         ("float32", "cpu", "bfloat16", 10**9, True, "float32"),
