@@ -10,12 +10,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from swe_infer.errors import StoreError
 
 __all__ = [
-    "Syncer", "Unwritten", "discard", "probe", "replacing", "sync_directory", "write_atomically", "write_whole",
+    "OpenFiles", "Syncer", "Unwritten", "probe", "replacing", "sync_directory", "write_atomically", "write_whole",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -124,11 +124,39 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def discard(file: IO[bytes]) -> None:
-    """Close and remove a file that may not even take what it has buffered."""
-    with contextlib.suppress(OSError):
-        file.close()
-    Path(file.name).unlink(missing_ok=True)
+class OpenFiles:
+    """Files that are appended to by turns, any number of them, of which a few are open at once.
+
+    Args:
+        buffering: as :func:`open` takes it.
+        most: how many are open at once; a process may have 1,024 of all kinds.
+    """
+
+    def __init__(self, buffering: int = -1, most: int = 64) -> None:
+        self._buffering = buffering
+        self._most = most
+        self._files: dict[Path, IO[bytes]] = {}
+
+    def get(self, path: Path, mode: Literal["ab", "wb"] = "ab") -> IO[bytes]:
+        """The file; opened in ``mode`` where it is not open."""
+        file = self._files.pop(path, None)
+        if file is None:
+            if len(self._files) >= self._most:
+                self._files.pop(next(iter(self._files))).close()
+            file = path.open(mode, buffering=self._buffering)
+        self._files[path] = file
+        return file
+
+    def close(self) -> None:
+        """Close all.
+
+        Raises:
+            OSError: what was buffered cannot be written; every file is closed all the same.
+        """
+        with contextlib.ExitStack() as stack:
+            for file in self._files.values():
+                stack.callback(file.close)
+            self._files.clear()
 
 
 class Syncer:

@@ -78,7 +78,7 @@ class Spill:
 
 
 def spilled_lines(directory: Path, places: Sequence[Path] | None = None) -> dict[Path, list[bytes]]:
-    """What earlier processes of this user spilled for ``directory``: the lines of each file, torn ones left out."""
+    """What earlier processes of this user spilled for ``directory``: the lines of each file; the last may be torn."""
     directory = directory.resolve()
     found: dict[Path, list[bytes]] = {}
     for place in _places(directory) if places is None else places:
@@ -94,7 +94,7 @@ def spilled_lines(directory: Path, places: Sequence[Path] | None = None) -> dict
 
 
 def _own_lines(file: Path) -> list[bytes] | None:
-    """The whole lines of a regular file that belongs to this user; None where it is none, or cannot be read."""
+    """The lines of a regular file that belongs to this user; None where it is none, or cannot be read."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -103,7 +103,7 @@ def _own_lines(file: Path) -> list[bytes] | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return None  # anybody may put a file of that name into a shared directory
-        lines = opened.read().split(b"\n")[:-1]
+        lines = opened.read().split(b"\n")
     try:
         json.loads(lines[0])
     except (IndexError, ValueError, RecursionError):

@@ -1,8 +1,9 @@
 """The run directory: ``records.jsonl``, ``predictions*.jsonl``, ``summary.json``; append, recover, lock.
 
 ``records.jsonl`` is the truth. A record is one ``write`` of one line, so that a process that is killed leaves at most
-one torn line, the last, which the next one cuts off. Predictions and totals are derived from it at every start.
-It keeps everything; predictions and counts cover what the last command asked for (:mod:`swe_infer.asked`).
+one torn line, the last, which the next one cuts off unless it says what its answer cost. Nothing else is taken out
+of the file; :mod:`swe_infer.records` reads it, damaged or not. Predictions and totals are derived from it at every
+start. It keeps everything; predictions and counts cover what the last command asked for (:mod:`swe_infer.asked`).
 
 What the directory does not take, because the disk is full or fails, is kept elsewhere (:mod:`swe_infer.spill`) and
 comes back as soon as there is room, in this process or the next.
@@ -27,8 +28,9 @@ from typing import IO, Any, Literal, Self
 
 from swe_infer.asked import Asked, asked_ids, read_asked, write_asked
 from swe_infer.errors import StoreError
-from swe_infer.files import Syncer, discard, probe, sync_directory, write_atomically, write_whole
+from swe_infer.files import OpenFiles, Syncer, probe, sync_directory, write_atomically, write_whole
 from swe_infer.locks import Locks, OwnerFile, has_no_locks, no_locks, refuse_owned
+from swe_infer.records import Damage, read_records, split_line, states_cost, supersedes
 from swe_infer.spill import Spill, spilled_lines
 from swe_infer.types import Completion, Failure, Outcome, PatchResult, Skip, Usage
 
@@ -46,10 +48,6 @@ log = logging.getLogger(__name__)
 
 Status = Literal["completed", "failed", "skipped"]
 Key = tuple[str, int]
-
-_STATUSES = ("completed", "failed", "skipped")
-_MOST_SAMPLES = 1_000_000
-"""A sample has a file of its own; a number above this one was not written by us."""
 
 
 def record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> dict[str, Any]:
@@ -113,64 +111,6 @@ def _number(value: object) -> float:
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file in the order in which they were written; money as Decimal, torn lines left out."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for line in file:
-            record = _parse(line)
-            if record is not None:
-                yield record
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The record of a line; None for one that is torn, damaged, or no record."""
-    try:
-        record = json.loads(line, parse_float=Decimal)
-        return record if isinstance(record, dict) and _is_record(record) else None
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
-        return None
-
-
-_FIELDS: Mapping[str, tuple[type, ...]] = {
-    "finish_reason": (str,),
-    "full_output": (str,),
-    "model_patch": (str,),
-    "patch_status": (str,),
-    "patch_reason": (str,),
-    "patch_repairs": (list,),
-    "patch_format": (str,),
-    "usage": (dict,),
-    "cost_usd": (int, Decimal),
-    "latency_s": (int, Decimal),
-    "attempts": (int,),
-    "details": (dict,),
-    "error": (dict,),
-    "time": (int, Decimal),
-}
-"""What a record may hold beside its key and status; any of it may be null or absent."""
-
-
-def _is_record(record: Mapping[str, Any]) -> bool:
-    sample = record["sample"]
-    if not isinstance(record["instance_id"], str) or record["status"] not in _STATUSES:
-        return False
-    if not isinstance(sample, int) or isinstance(sample, bool) or not 0 <= sample <= _MOST_SAMPLES:
-        return False
-    for name, kinds in _FIELDS.items():
-        value = record.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            return False
-        if isinstance(value, Decimal) and not value.is_finite():
-            return False
-    usage = record.get("usage") or {}
-    known = Usage.__dataclass_fields__.keys()
-    return usage.keys() <= known and all(isinstance(n, int) and n >= 0 for n in usage.values())
-
-
 def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, dict[str, Any]]:
     """Records of answers that were paid for already, to be appended in a run that asks for the same ones.
 
@@ -182,12 +122,13 @@ def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> 
     """
     found: dict[Key, dict[str, Any]] = {}
     for directory in directories:
+        here: dict[Key, dict[str, Any]] = {}
         for record in read_records(directory / "records.jsonl"):
             key = _key(record)
             if record["status"] != "completed" or key in found or not wanted(key):
                 continue
             paid = {"run": directory.name, "cost_usd": record.get("cost_usd"), "usage": record.get("usage")}
-            found[key] = {
+            here[key] = {
                 **record,
                 "usage": asdict(Usage()),
                 "cost_usd": Decimal(0),
@@ -196,16 +137,17 @@ def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> 
                 "details": {"shared_from": paid, **(record.get("details") or {})},  # an earlier origin stays
                 "time": round(time.time(), 3),
             }
+        found |= here
     return found
 
 
 class Totals:
     """Sums over a run, kept record by record.
 
-    Counts go by (instance, sample), a later record replacing an earlier one, and cover the instances that the last
-    command asked for. Usage and cost add up over every record: a failed try may have been paid for too, and what was
-    paid for instances that are not asked for any more stays paid. ``cost_usd`` is None as soon as one price is
-    unknown.
+    Counts go by (instance, sample), of which one record counts (see :mod:`swe_infer.records`), and cover the
+    instances that the last command asked for. Usage and cost add up over every record: a failed try may have been
+    paid for too, and what was paid for instances that are not asked for any more stays paid. ``cost_usd`` is None as
+    soon as one price is unknown.
 
     Args:
         asked: the instances that are counted; None: all.
@@ -218,30 +160,44 @@ class Totals:
         self._patches: Counter[str] = Counter()
         self.replaced: set[Key] = set()
         """Completed once, and left out by a later command."""
+        self.answered_again: set[Key] = set()
+        """Completed more than once."""
         self.records = 0
         self.usage = Usage()
         self.cost_usd: Decimal | None = Decimal(0)
+        self.unreadable = 0
+        """Records that cannot be read."""
+        self.unreadable_usd: Decimal | None = Decimal(0)
+        """What of ``cost_usd`` was paid for them."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.records += 1
-        key = (record["instance_id"], record["sample"])
+        self.usage += Usage(**{k: int(v) for k, v in (record.get("usage") or {}).items()})
+        self.cost_usd = _sum(self.cost_usd, record.get("cost_usd"))
+        key, status, patch_status = _key(record), record["status"], record.get("patch_status")
+        previous = self._latest.get(key)
+        if previous is not None and not supersedes(status, previous[0]):
+            return
         counted = self.counts(key[0])
-        if (previous := self._latest.get(key)) is not None and counted:
+        if previous is not None and counted:
             self._counts[previous[0]] -= 1
             if previous[1] is not None:
                 self._patches[previous[1]] -= 1
-        status, patch_status = record["status"], record.get("patch_status")
-        if previous is not None and previous[0] == "completed" != status:
-            self.replaced.add(key)
+        if previous is not None and previous[0] == "completed":
+            (self.answered_again if status == "completed" else self.replaced).add(key)
         reason = (record.get("error") or {}).get("type") if status == "skipped" else None
         self._latest[key] = (status, patch_status, reason)
         if counted:
             self._counts[status] += 1
             if patch_status is not None:
                 self._patches[patch_status] += 1
-        self.usage += Usage(**{k: int(v) for k, v in (record.get("usage") or {}).items()})
-        cost = record.get("cost_usd")
-        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + Decimal(cost)
+
+    def add_damage(self, damage: Damage) -> None:
+        """Count what was paid for records that cannot be read."""
+        self.unreadable += damage.unreadable
+        self.unreadable_usd = _sum(self.unreadable_usd, damage.cost_usd)
+        self.usage += damage.usage
+        self.cost_usd = _sum(self.cost_usd, damage.cost_usd)
 
     def counts(self, instance_id: str) -> bool:
         """Whether an instance is one of those that are counted."""
@@ -256,6 +212,10 @@ class Totals:
         """The latest status of an (instance, sample), or None where there is no record of it."""
         latest = self._latest.get(key)
         return None if latest is None else latest[0]
+
+    def statuses(self) -> Iterator[tuple[Key, Status]]:
+        """The latest status of every (instance, sample) that has a record."""
+        return ((key, latest[0]) for key, latest in self._latest.items())
 
     def skip_reason(self, key: Key) -> str | None:
         """Why the latest record of an (instance, sample) is a skip, by its class name; None where it is none."""
@@ -273,6 +233,8 @@ class Totals:
             "patches": {status: n for status, n in sorted(self._patches.items()) if n},
             "usage": asdict(self.usage),
             "cost_usd": self.cost_usd,
+            "unreadable_records": self.unreadable,
+            "unreadable_cost_usd": self.unreadable_usd,
         }
 
 
@@ -297,7 +259,7 @@ class RunStore:
         self.recheck = False
         """Whether what is recorded must be held against the bounds on a prompt's length, see :meth:`ask`."""
         self._asked: Asked | None = None
-        self._predictions: dict[int, IO[bytes]] = {}
+        self._predictions = OpenFiles(buffering=0)
         self._late_predictions: list[tuple[int, bytes]] = []
         self._torn = False
         self._stale = False
@@ -332,8 +294,7 @@ class RunStore:
         self._close_files()
 
     def _close_files(self) -> None:
-        for file in self._predictions.values():
-            file.close()
+        self._predictions.close()
         self._lock.close()
 
     def ask(self, asked: Asked, before: Asked) -> None:
@@ -391,7 +352,7 @@ class RunStore:
         self._syncer.notify(line)
         # The totals must equal what a later process reads back, so money takes the same way through JSON.
         self.totals.add({**record, "cost_usd": _as_read_back(record["cost_usd"])})
-        if _key(record) in self.totals.replaced:
+        if _key(record) in self.totals.replaced or _key(record) in self.totals.answered_again:
             self._stale = True  # a prediction is to be taken back, or comes back; see check()
         elif prediction is not None and self.totals.counts(record["instance_id"]):
             self._late_predictions.append((record["sample"], prediction))
@@ -438,7 +399,8 @@ class RunStore:
         while self._late_predictions:
             sample, line = self._late_predictions[0]
             try:
-                if write_whole(self._predictions_file(sample).fileno(), line) is not None:
+                file = self._predictions.get(self._predictions_path(sample))
+                if write_whole(file.fileno(), line) is not None:
                     return
             except OSError:  # one more file cannot be opened
                 return
@@ -473,58 +435,66 @@ class RunStore:
         path = self.directory / "records.jsonl"
         _mend_tail(path)
         _take_in_spilled(self.directory, path)
-        self._derive(asked_ids(self.directory))
+        if damage := self._derive(asked_ids(self.directory)):
+            log.warning("%s: %s", path, damage)
         return path.exists() and path.stat().st_size > 0
 
-    def _derive(self, asked: Collection[str] | None, replaced: Collection[Key] = ()) -> None:
-        """Take the totals, and write the predictions anew.
+    def _derive(self, asked: Collection[str] | None, several: Collection[Key] = ()) -> Damage:
+        """Take the totals, and write the predictions anew; returns what cannot be read.
 
         Args:
-            replaced: keys that were completed and left out later; of these the last record says what is predicted.
+            several: keys that have several records of which the first completed one need not count.
         """
-        totals = Totals(asked)
-        temporary: dict[int, IO[bytes]] = {}
-
-        def predict(record: Mapping[str, Any]) -> None:
-            sample = record["sample"]
-            if sample not in temporary:
-                temporary[sample] = self._new_predictions(sample)
-            temporary[sample].write(_line(self._prediction(record)))
-
+        totals, damage = Totals(asked), Damage()
         last: dict[Key, dict[str, Any]] = {}
-        try:
-            temporary[0] = self._new_predictions(0)
-            for record in read_records(self.directory / "records.jsonl"):
+        with self._new_predictions() as predict:
+            for record in read_records(self.directory / "records.jsonl", damage):
                 key = _key(record)
-                if key in replaced:
-                    last[key] = record
+                if key in several:
+                    if key not in last or supersedes(record["status"], last[key]["status"]):
+                        last[key] = record
                 elif record["status"] == "completed" != totals.status(key) and totals.counts(key[0]):
                     predict(record)
                 totals.add(record)
             for record in last.values():
                 if record["status"] == "completed" and totals.counts(record["instance_id"]):
                     predict(record)
-            if totals.replaced and not replaced:
-                for file in temporary.values():
-                    file.close()
-                self._derive(asked, totals.replaced)
-                return
-            for open_file in self._predictions.values():
-                open_file.close()
-            self._predictions, self._late_predictions, self._stale = {}, [], False
-            for sample, file in temporary.items():
-                file.close()
-                os.replace(file.name, self._predictions_path(sample))
+        damage.complete(totals.cost_usd, self.read_summary())
+        totals.add_damage(damage)
+        self.totals, self._late_predictions, self._stale = totals, [], False
+        found = totals.replaced | totals.answered_again
+        return self._derive(asked, found) if found and not several else damage
+
+    @contextlib.contextmanager
+    def _new_predictions(self) -> Iterator[Callable[[Mapping[str, Any]], object]]:
+        """Takes records, and puts their predictions in the place of all that are there when it is left."""
+        files = OpenFiles()
+        new: dict[int, Path] = {}
+
+        def begun(sample: int) -> IO[bytes]:
+            if sample in new:
+                return files.get(new[sample])
+            path = self._predictions_path(sample)
+            new[sample] = path.with_name(path.name + ".new")
+            return files.get(new[sample], "wb")
+
+        try:
+            begun(0)
+            yield lambda record: begun(record["sample"]).write(_line(self._prediction(record)))
+            files.close()
+            self._predictions.close()
+            for sample, path in new.items():
+                os.replace(path, self._predictions_path(sample))
+            current = {self._predictions_path(sample) for sample in new}
             for path in self.directory.glob("predictions.sample*.jsonl"):
-                if path not in {self._predictions_path(sample) for sample in temporary}:
+                if path not in current:
                     path.unlink()
         except BaseException:
-            for file in temporary.values():
-                discard(file)
+            with contextlib.suppress(OSError):
+                files.close()  # a full disk may not even take what is buffered
+            for path in new.values():
+                path.unlink(missing_ok=True)
             raise
-        self.totals = totals
-        for sample in temporary:
-            self._predictions_file(sample)
 
     def _prediction(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -537,15 +507,6 @@ class RunStore:
 
     def _predictions_path(self, sample: int) -> Path:
         return self.directory / ("predictions.jsonl" if sample == 0 else f"predictions.sample{sample}.jsonl")
-
-    def _new_predictions(self, sample: int) -> IO[bytes]:
-        path = self._predictions_path(sample)
-        return path.with_name(path.name + ".new").open("wb")
-
-    def _predictions_file(self, sample: int) -> IO[bytes]:
-        if sample not in self._predictions:
-            self._predictions[sample] = self._predictions_path(sample).open("ab", buffering=0)
-        return self._predictions[sample]
 
 
 def _unwritable(directory: Path, error: OSError) -> StoreError:
@@ -560,14 +521,17 @@ def _take_in_spilled(directory: Path, records: Path) -> None:
     known = {_identity(record) for record in read_records(records)}
     count = 0
     with records.open("ab", buffering=0) as file:
-        for line in (line for lines in spilled.values() for line in lines):
-            record = _parse(line)
-            if record is None or _identity(record) in known:
+        for text, record in (part for lines in spilled.values() for line in lines for part in split_line(line)):
+            if record is None and not states_cost(text):
                 continue
-            if (failed := write_whole(file.fileno(), line + b"\n")) is not None:
+            if record is not None and _identity(record) in known:
+                continue
+            line = text.encode("utf-8", "surrogateescape") + b"\n"
+            if (failed := write_whole(file.fileno(), line)) is not None:
                 raise OSError(failed.number, failed.reason)
-            known.add(_identity(record))
-            count += 1
+            if record is not None:
+                known.add(_identity(record))
+                count += 1
         os.fsync(file.fileno())
     for path in spilled:
         path.unlink(missing_ok=True)
@@ -581,6 +545,10 @@ def _identity(record: Mapping[str, Any]) -> tuple[str, int, str]:
 
 def _key(record: Mapping[str, Any]) -> Key:
     return (record["instance_id"], record["sample"])
+
+
+def _sum(total: Decimal | None, cost: Decimal | int | None) -> Decimal | None:
+    return None if total is None or cost is None else total + cost
 
 
 def _as_read_back(cost: Decimal | None) -> Decimal | None:
@@ -615,7 +583,8 @@ def _locked(path: Path, locks: Locks) -> ExitStack:
 
 
 def _mend_tail(path: Path) -> None:
-    """Cut the file after its last whole line. A last line that only lacks its newline gets it."""
+    """Cut the file after its last whole line. A last line that holds a record, or says what one cost, is kept and
+    gets the newline that it lacks."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -629,8 +598,9 @@ def _mend_tail(path: Path) -> None:
         last = tail.rsplit(b"\n", 1)[-1]
         if not last:
             return
-        if _parse(last) is not None:
+        if any(record is not None or states_cost(text) for text, record in split_line(last)):
             file.seek(size)
             file.write(b"\n")
         else:
             file.truncate(size - len(last))
+            log.warning("%s: its last line was torn and is cut off; its answer is asked for again", path)

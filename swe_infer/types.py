@@ -21,6 +21,8 @@ __all__ = [
     "FinishReason",
     "Instance",
     "LlamaModel",
+    "MOST_NEW_TOKENS",
+    "MOST_SAMPLES",
     "Outcome",
     "PatchResult",
     "PatchStatus",
@@ -44,6 +46,11 @@ SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
 
 PathText = Annotated[str, "path"]
 """A string that names a file or a folder."""
+
+MOST_SAMPLES = 10**12
+"""Samples of one instance at most."""
+MOST_NEW_TOKENS = 10**9
+"""Tokens of one answer at most."""
 
 DrafterKind = Literal["diff", "suffix", "none"]
 """Who guesses a local model's next tokens. The guesses are verified: they change the speed, never the output."""
@@ -99,10 +106,12 @@ class Decoding:
             raise ConfigError(f"decoding.temperature={self.temperature}: must be between 0 and 2")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"decoding.top_p={self.top_p}: must be above 0 and at most 1")
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"decoding.max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if self.n < 1:
-            raise ConfigError(f"decoding.n={self.n}: must be at least 1")
+        for key, most in (("max_new_tokens", MOST_NEW_TOKENS), ("n", MOST_SAMPLES)):
+            value = getattr(self, key)
+            if value < 1:
+                raise ConfigError(f"decoding.{key}={value}: must be at least 1")
+            if value > most:
+                raise ConfigError(f"decoding.{key}={value}: must be at most {most:,}")
         if any(not stop for stop in self.stop):
             raise ConfigError("decoding.stop holds an empty string, which would end every output at once")
 

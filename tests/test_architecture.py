@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors", "interrupts"},
     {"types", "resources", "files", "redaction", "text", "locks"},
-    {"prompts", "spill", "asked"},
+    {"prompts", "spill", "asked", "records"},
     {"providers", "llama", "sample"},
     {"api", "data", "patches", "tracking", "store"},
     {"runners", "compare", "evaluate"},

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -37,7 +37,7 @@ from swe_infer.errors import (
     TransientError,
 )
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
-from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Request, Skip, Usage
+from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
 __all__ = ["BatchSettings", "Batches"]
 
@@ -49,6 +49,8 @@ _MEMORY_BYTES = 64_000_000
 """A batch is in memory, twice, while it is handed in."""
 
 _COUNTS_AT_ONCE = 8
+_READ_TOGETHER = 1 << 10
+"""Samples of a prompt that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,11 @@ class Batches:
         self._is_recorded = is_recorded
         self._wanted: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
+        """What was read of the requests and has no outcome yet."""
+        self._in_batches: set[tuple[str, int]] = set()
+        """What batches of an earlier process hold, and was not read yet."""
+        self._source: Iterator[list[Request]] = iter(())
+        self._prompt: tuple[Prompt, int] | None = None
         self._reach = Reach([provider.base_url])
         self._pending: deque[Item] = deque()
         self._shortest_refused: tuple[int, Item] | None = None
@@ -137,7 +144,10 @@ class Batches:
         Once ``stop`` is set it returns at once: batches go on at the provider, and the same command collects them.
         """
         self._stop = stop
-        self._read(requests, on_outcome)
+        self._source = by_prompt(requests, _READ_TOGETHER)
+        self._in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
+        if self._is_recorded is not None:
+            self._wanted = {key for key in self._in_batches if not self._is_recorded(key)}
         self._purse.keep_batches(self._journal.open)
         watcher = asyncio.create_task(self._watch())
         following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
@@ -162,7 +172,7 @@ class Batches:
         submitting: asyncio.Task[bool] | None = None
         has_room = True
         try:
-            while (self._pending or following or submitting) and not self._stop.is_set():
+            while (self._more(on_outcome) or following or submitting) and not self._stop.is_set():
                 if self._pending and submitting is None and (has_room or not following):
                     submitting = asyncio.create_task(self._submit_pending(following, on_outcome))
                 waiting: set[asyncio.Task[Any]] = {*following, stopped, *({submitting} if submitting else ())}
@@ -180,24 +190,32 @@ class Batches:
                 submitting.cancel()
                 await asyncio.gather(submitting, return_exceptions=True)
 
-    def _read(self, requests: Iterable[Request], on_outcome: OnOutcome) -> None:
-        """Write every wanted request down that is in no open batch. Prompts go to disk, keys stay in memory."""
-        in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
-        for group in by_prompt(requests):
-            offset: int | None = None
+    def _more(self, on_outcome: OnOutcome) -> bool:
+        """Whether anything is to be handed in. Reads requests until there is: prompts go to disk, and keys stay in
+        memory of what is in batches or goes into the next one."""
+        while not self._pending and not self._stop.is_set():
+            group = next(self._source, None)
+            if group is None:
+                break
             for request in group:
-                if self._stop.is_set():
-                    return
+                if self._is_recorded is not None and self._is_recorded(request.key):
+                    continue  # a batch was collected since the request was made
                 if (hit := self._cached(request)) is not None:
                     on_outcome(request, hit)
                     continue
                 self._wanted.add(request.key)
-                if request.key not in in_batches:
-                    offset = self._journal.add_prompt(request.prompt) if offset is None else offset
-                    self._pending.append(Item(request.instance_id, request.sample, offset))
-        self._asked = set(self._wanted)
-        if self._is_recorded is not None:
-            self._wanted |= {key for key in in_batches if not self._is_recorded(key)}
+                self._asked.add(request.key)
+                if request.key in self._in_batches:
+                    self._in_batches.discard(request.key)
+                else:
+                    self._pending.append(Item(request.instance_id, request.sample, self._offset(request.prompt)))
+        return bool(self._pending)
+
+    def _offset(self, prompt: Prompt) -> int:
+        """Where the journal keeps a prompt; the samples of one come one after the other."""
+        if self._prompt is None or self._prompt[0] != prompt:
+            self._prompt = (prompt, self._journal.add_prompt(prompt))
+        return self._prompt[1]
 
     # Handing in.
 
@@ -232,6 +250,7 @@ class Batches:
     def _refuse(self, item: Item) -> None:
         """Pass over a request that no cap has room for."""
         self._wanted.discard(item.key)
+        self._asked.discard(item.key)
         sure = self._bounds.sure(self._request(item), self._endpoint)
         if self._shortest_refused is None or sure < self._shortest_refused[0]:
             self._shortest_refused = (sure, item)
@@ -274,7 +293,7 @@ class Batches:
         chosen: dict[str, Item] = {}
         encoded: dict[str, bytes] = {}
         size = 0
-        while self._pending and len(chosen) < most:
+        while len(chosen) < most and self._more(on_outcome):
             item = self._pending[0]
             request = self._request(item)
             if self._is_too_dear(request):
@@ -287,6 +306,7 @@ class Batches:
             self._pending.popleft()
             if len(line) > most_bytes:
                 self._wanted.discard(item.key)
+                self._asked.discard(item.key)
                 message = f"{len(line)} bytes: a batch holds at most {most_bytes}"
                 on_outcome(request, Failure("InvalidRequest", message))
                 continue
@@ -351,7 +371,7 @@ class Batches:
             found = await self._locate(batch)
             if found is None:
                 logger.info("batch %s was never taken; its requests are handed in again", batch.label)
-                wanted = [item for item in batch.items.values() if item.key in self._asked & self._wanted]
+                wanted = [item for item in batch.items.values() if self._is_asked(item)]
                 self._pending.extend(replace(item, usd=None) for item in wanted)
                 self._journal.closed(batch, "never taken")
                 self._purse.keep_batches(self._journal.open)
@@ -453,7 +473,8 @@ class Batches:
         if item.key in self._wanted:
             request = self._request(item)
             on_outcome(request, outcome)
-            self._wanted.discard(item.key)
+            for keys in (self._wanted, self._asked, self._in_batches):
+                keys.discard(item.key)
             if answer is not None:
                 self._keep(request, answer)
 
@@ -461,13 +482,19 @@ class Batches:
         """Requests without an answer go into a later batch, unless they were in as many as they may."""
         for item in items:
             tries = item.tries + 1
-            if item.key not in self._wanted or item.key not in self._asked:
+            if not self._is_asked(item):
                 continue
             if tries < self._retry.tries:
                 self._pending.append(replace(item, tries=tries, usd=None))
             else:
                 failure = Failure("TransientError", f"no answer in {tries} batches", tries)
                 self._hand_over(item, failure, on_outcome)
+
+    def _is_asked(self, item: Item) -> bool:
+        """Whether an item without an answer was asked for and still is. One that was not read yet is in no batch from
+        now on, so that it is handed in should it be read."""
+        self._in_batches.discard(item.key)
+        return item.key in self._wanted and item.key in self._asked
 
     # The provider's list.
 

@@ -11,6 +11,7 @@ Two files in the run directory, both append-only JSON lines:
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from typing import Any
 from swe_infer.types import Prompt
 
 __all__ = ["Batch", "Item", "Journal", "open_batches"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +104,34 @@ class Journal:
 
 
 def open_batches(directory: Path) -> list[Batch]:
-    """The batches of a run directory that were planned and are not closed, in order. Reads only."""
+    """The batches of a run directory that were planned and are not closed, in order. Reads only.
+
+    A line that cannot be read costs what it says alone: an id is found by the batch's label, and a batch that was
+    closed is collected once more.
+    """
+    path = directory / "batches.jsonl"
     batches: dict[str, Batch] = {}
-    for event in _events(directory / "batches.jsonl"):
-        label = event["label"]
-        match event["event"]:
-            case "planned":
-                items = {key: Item(*item) for key, item in event["items"].items()}
-                batches[label] = Batch(label, event["at"], items)
-            case "submitted":
-                batches[label].id = event["id"]
-            case _:
-                batches.pop(label, None)
+    unreadable = 0
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+        try:
+            _replay(json.loads(line), batches)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            unreadable += 1
+    if unreadable:
+        logger.warning("%s: unreadable lines: %d", path, unreadable)
     return list(batches.values())
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+def _replay(event: dict[str, Any], batches: dict[str, Batch]) -> None:
+    label = event["label"]
+    match event["event"]:
+        case "planned":
+            items = {key: Item(*item) for key, item in event["items"].items()}
+            batches[label] = Batch(label, event["at"], items)
+        case "submitted":
+            batches[label].id = event["id"]
+        case _:
+            batches.pop(label, None)
 
 
 def _appended(path: Path) -> int:

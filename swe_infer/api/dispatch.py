@@ -23,6 +23,10 @@ PromptCaching = Literal["auto", "always", "never"]
 
 _WATCH_S = 0.05
 _ASK_AGAIN_S = 0.2
+_MOST_ROOM = 1 << 14
+"""Requests in memory at once, however many a provider may be sent."""
+_TOGETHER = 1 << 10
+"""Samples of a prompt that are handled together, at least; a multiple of what a provider takes in one request."""
 _BUGS = 5
 """So many unforeseen exceptions with no answer between them stop a run before it pays for more of them."""
 
@@ -40,7 +44,7 @@ class Dispatcher:
         self, chain: Chain, room: int, prompt_caching: PromptCaching, warm: WarmPrompts | None = None
     ) -> None:
         self._chain = chain
-        self._room = max(1, room)
+        self._room = max(1, min(room, _MOST_ROOM))
         self._prompt_caching = prompt_caching
         self._warm = warm
         self._alive = 0
@@ -80,7 +84,8 @@ class Dispatcher:
             raise self._error
 
     async def _read(self, requests: Iterable[Request], on_outcome: OnOutcome) -> None:
-        groups = by_prompt(requests)
+        # As many as there is room for, so that the next samples of a prompt find it in the provider's cache.
+        groups = by_prompt(requests, -(-self._room // _TOGETHER) * _TOGETHER)
         while not self._over:
             while self._alive >= self._room and not self._halted:
                 self._freed.clear()
@@ -262,7 +267,8 @@ def _fatal(error: BaseException) -> bool:
     return isinstance(error, ProviderFatal)
 
 
-def by_prompt(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Neighbours that ask for samples of the same prompt."""
+def by_prompt(requests: Iterable[Request], most: int | None = None) -> Iterator[list[Request]]:
+    """Neighbours that ask for samples of the same prompt, at most ``most`` of them in one list."""
     for _, group in itertools.groupby(requests, key=lambda request: (request.instance_id, request.decoding)):
-        yield list(group)
+        while part := list(itertools.islice(group, most)):
+            yield part

@@ -227,5 +227,5 @@ def _time(
         for bound, name in by_quota:
             if bound > seconds:
                 seconds, decides = bound, name
-        ends.append(Decimal(round(seconds, 1)).quantize(Decimal("0.1")))
+        ends.append(Decimal(f"{seconds:.1f}"))
     return Range(ends[0], ends[1]), decides

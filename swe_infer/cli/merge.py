@@ -24,12 +24,14 @@ from swe_infer import config
 from swe_infer.asked import Asked, apply_rate, read_asked
 from swe_infer.errors import StoreError, SweInferError
 from swe_infer.locks import locks_of
-from swe_infer.store import RunStore, read_records, write_atomically
+from swe_infer.records import Damage, read_records
+from swe_infer.store import RunStore, Totals, write_atomically
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.wandb import WandbTracker
 
 __all__ = ["is_merged", "main", "merge"]
 
+_MOST_NAMED = 20
 _FILES = ("records.jsonl", "summary.json", "config.yaml")
 _MARK = "shards"  # in the summary of a merged run
 
@@ -83,9 +85,19 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) 
     with _whole(out) as directory, RunStore(directory, label, locks_of(merged)) as store:
         if asked is not None:
             store.ask(asked, asked)
+        damages: list[Damage] = []
         for shard in shards:
-            for record in read_records(shard.directory / "records.jsonl"):
+            damage, own = Damage(), Totals()
+            for record in read_records(shard.directory / "records.jsonl", damage):
                 store.append(record)
+                own.add(record)
+            damage.complete(own.cost_usd, shard.summary)
+            damages.append(damage)
+            if damage:
+                print(f"{shard.directory / 'records.jsonl'}: {damage}", file=sys.stderr)
+        store.check()
+        for damage in damages:
+            store.totals.add_damage(damage)
         write_atomically(directory / "config.yaml", config.as_yaml(merged))
         if run_id is not None:
             write_atomically(directory / "run_id", run_id)
@@ -168,9 +180,12 @@ def _check_complete(shards: list[_ShardRun]) -> None:
     for one, other in itertools.pairwise(shards):
         if one.index == other.index:
             raise StoreError(f"{one.directory} and {other.directory} are both shard {one.index}")
-    missing = sorted(set(range(first.count)) - {shard.index for shard in shards})
-    if missing:
-        raise StoreError(f"shards {', '.join(map(str, missing))} of {first.count} are missing")
+    there = {shard.index for shard in shards}
+    missing = (index for index in range(first.count) if index not in there)
+    if some := list(itertools.islice(missing, _MOST_NAMED)):
+        more = first.count - len(there) - len(some)
+        named = ", ".join(map(str, some)) + (f" and {more:,} more" if more else "")
+        raise StoreError(f"shards {named} of {first.count} are missing")
 
 
 def _label(directory: Path) -> str:
@@ -184,14 +199,17 @@ def _summary(shards: list[_ShardRun], store: RunStore) -> dict[str, Any]:
     """The shards' summaries as one. Shards run beside each other, so the longest one's time is the run's."""
     totals = store.totals.as_dict()
     wall = max(float(shard.summary["wall_s"]) for shard in shards)
+    instances = sum(shard.summary["instances"] for shard in shards)
+    samples = shards[0].summary["samples"]
+    done = totals["completed"] + totals["failed"] + totals["skipped"]
     summary = {
-        "instances": sum(shard.summary["instances"] for shard in shards),
-        "samples": shards[0].summary["samples"],
+        "instances": instances,
+        "samples": samples,
         **{key: totals[key] for key in ("completed", "failed", "skipped")},
-        "remaining": 0,
+        "remaining": max(0, instances * samples - done),
         "patches": totals["patches"],
         "usage": totals["usage"],
-        "cost_usd": totals["cost_usd"],
+        **{key: totals[key] for key in ("cost_usd", "unreadable_records", "unreadable_cost_usd")},
         "wall_s": round(wall, 3),
         "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall else 0.0,
         _MARK: len(shards),

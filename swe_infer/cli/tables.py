@@ -56,6 +56,13 @@ def _resolved(summary: Mapping[str, Any]) -> str:
     return told
 
 
+def _unreadable(summary: Mapping[str, Any]) -> str:
+    """How many records cannot be read, and what of the cost was paid for them."""
+    count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
+    paid = "unknown" if cost is None else f"${cost:,.4f}"
+    return f"{count:,} records; {paid} of the cost" if count or cost != 0 else ""
+
+
 def _clock(seconds: Decimal) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -78,6 +85,7 @@ def print_summary(summary: Mapping[str, Any], directory: Path, address: str | No
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
         ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),
         ("cost", "unknown" if cost is None else f"${cost:,.4f}"),
+        ("unreadable", _unreadable(summary)),
         ("time", f"{summary['wall_s']:,.1f} s"),
         ("tracker", address or ""),
         ("view", f"swe-infer-compare {directory} --html page.html"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from swe_infer.compare.loading import LoadedRun, Result
+from swe_infer.compare.loading import LoadedRun, Result, total_cost
 from swe_infer.compare.pairs import Pair, paired_tests
 from swe_infer.compare.statistics import Interval, pass_at_k, wilson
 from swe_infer.types import Usage
@@ -148,9 +148,8 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
     asked = max(len(instances), asked if isinstance(asked, int) else 0)
     applies = _rate(instances.values(), "applies", asked)
     resolved = _rate(instances.values(), "resolved", asked) if run.evaluated else None
-    costs = [result.cost_usd for result in results]
-    cost = None if None in costs else sum((c for c in costs if c is not None), Decimal(0))
-    usage = sum((result.usage for result in results), Usage())
+    cost = total_cost([*(result.cost_usd for result in results), run.unreadable_usd])
+    usage = sum((result.usage for result in results), run.unreadable_usage)
     wall = _number(run.summary.get("wall_s"))
     successes = sum(solved(result, "resolved" if run.evaluated else "applies") for result in results)
     completed = [result for result in results if result.status == "completed"]
@@ -248,7 +247,7 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
         )
     for what, counts in (
         ("Not finished, with answers that remain", [one.remaining for one in figures]),
-        ("Lines of records.jsonl that cannot be read are left out", [one.run.unreadable for one in figures]),
+        ("Records that cannot be read are left out, but for their cost", [one.run.unreadable for one in figures]),
         (
             "Patches that could not be checked count as not applying",
             [one.patches.get("unchecked") for one in figures],

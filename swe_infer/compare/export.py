@@ -54,6 +54,7 @@ def _run(one: Figures) -> dict[str, Any]:
         "finish_reasons": dict(one.finish_reasons),
         "errors": dict(one.errors),
         "remaining": one.remaining,
+        "unreadable_records": one.run.unreadable,
         "applies": _rate(one.applies),
         "resolved": _rate(one.resolved),
         "without_verdict": one.unverified,

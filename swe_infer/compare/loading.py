@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 from swe_infer.asked import asked_ids
 from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import ConfigError
-from swe_infer.store import read_records
+from swe_infer.records import Damage, read_records, supersedes
+from swe_infer.store import Totals
 from swe_infer.text import first_line, flatten
 from swe_infer.types import Usage
 
@@ -21,7 +22,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one (instance, sample): its last record, with usage and cost of every try before it.
+    """What became of one (instance, sample): the record that counts, with usage and cost of every try.
 
     Args:
         resolved: whether the tests pass; None where that was not evaluated.
@@ -57,7 +58,9 @@ class LoadedRun:
         evaluated: whether any instance has a verdict of its tests.
         address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was read from W&B.
         remark: what a reader must know of how it was read.
-        unreadable: lines of ``records.jsonl`` that could not be read.
+        unreadable: records that could not be read.
+        unreadable_usage: what they used, as far as that can still be read.
+        unreadable_usd: what was paid for them; None where a price is unknown.
     """
 
     directory: Path
@@ -68,6 +71,8 @@ class LoadedRun:
     results: Mapping[Key, Result]
     evaluated: bool
     unreadable: int = 0
+    unreadable_usage: Usage = field(default_factory=Usage)
+    unreadable_usd: Decimal | None = Decimal(0)
     address: str | None = None
     remark: str | None = None
 
@@ -113,7 +118,8 @@ def load_sources(sources: Sequence[Source]) -> list[LoadedRun]:
 
 
 def load_run(directory: Path, name: str | None = None) -> LoadedRun:
-    """Read one run directory; the last record of an (instance, sample) wins.
+    """Read one run directory; of several records of an (instance, sample) the one counts that
+    :mod:`swe_infer.records` says.
 
     Raises:
         ConfigError: a file of it cannot be read.
@@ -121,38 +127,56 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
     verdicts = _verdicts(directory / "evaluation.jsonl")
     asked = asked_ids(directory)
     results: dict[Key, Result] = {}
-    records = directory / "records.jsonl"
-    count = 0
+    damage, recorded = Damage(), Totals()
     try:
-        for record in read_records(records):
-            count += 1
+        # Before the records: those of a run that goes on must not be fewer than its summary counts.
+        config, summary = _mapping(directory / "config.yaml", "YAML"), _mapping(directory / "summary.json", "JSON")
+        for record in read_records(directory / "records.jsonl", damage):
+            recorded.add(record)
             key = (record["instance_id"], record["sample"])
             if asked is not None and key[0] not in asked:
                 continue
             verdict = verdicts.get(key, record.get("resolved"))
             results[key] = _result(record, results.get(key), verdict if isinstance(verdict, bool) else None)
-        config, summary = _mapping(directory / "config.yaml", "YAML"), _mapping(directory / "summary.json", "JSON")
-        lines = _count_lines(records)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be read ({error.strerror})") from error
-    evaluated = any(result.resolved is not None for result in results.values())
-    flat = dict(flatten(config))
-    return LoadedRun(directory, name or directory.name, flat, config, summary, results, evaluated, lines - count)
+    damage.complete(recorded.cost_usd, summary)
+    return LoadedRun(
+        directory,
+        name or directory.name,
+        config=dict(flatten(config)),
+        nested_config=config,
+        summary=summary,
+        results=results,
+        evaluated=any(result.resolved is not None for result in results.values()),
+        unreadable=damage.unreadable,
+        unreadable_usage=damage.usage,
+        unreadable_usd=damage.cost_usd,
+    )
+
+
+def total_cost(costs: Iterable[Decimal | None]) -> Decimal | None:
+    """The sum; None where one is unknown."""
+    known = list(costs)
+    return None if None in known else sum((cost for cost in known if cost is not None), Decimal(0))
 
 
 def read_texts(run: LoadedRun) -> dict[Key, Texts]:
-    """Answers and patches of a run, from its last records. They are not kept by :func:`load_run`."""
+    """Answers and patches of a run, from the records that count. They are not kept by :func:`load_run`."""
     texts: dict[Key, Texts] = {}
+    statuses: dict[Key, str] = {}
     for record in read_records(run.directory / "records.jsonl"):
+        key = (record["instance_id"], record["sample"])
+        if not supersedes(record["status"], statuses.get(key)):
+            continue
+        statuses[key] = record["status"]
         error = record.get("error") or {}
         notes = [
             *(f"repair: {repair}" for repair in record.get("patch_repairs") or ()),
             *([str(record["patch_reason"])] if record.get("patch_reason") else []),
             *([f"{error.get('type')}: {error.get('message')}"] if error else []),
         ]
-        texts[record["instance_id"], record["sample"]] = Texts(
-            str(record.get("full_output") or ""), str(record.get("model_patch") or ""), tuple(notes)
-        )
+        texts[key] = Texts(str(record.get("full_output") or ""), str(record.get("model_patch") or ""), tuple(notes))
     return texts
 
 
@@ -163,6 +187,8 @@ def _result(record: Mapping[str, Any], before: Result | None, verdict: bool | No
     if before is not None:
         usage += before.usage
         paid = None if paid is None or before.cost_usd is None else paid + before.cost_usd
+        if not supersedes(record["status"], before.status):
+            return replace(before, usage=usage, cost_usd=paid)
     error = record.get("error") or {}
     return Result(
         instance_id=record["instance_id"],
@@ -201,13 +227,6 @@ def _names(directories: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(directory) for directory in directories]
-
-
-def _count_lines(path: Path) -> int:
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
 
 
 def _mapping(path: Path, form: str) -> dict[str, Any]:

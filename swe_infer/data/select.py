@@ -226,7 +226,7 @@ def assign_shards(sizes: Sequence[int], count: int) -> list[int]:
     with fewer items among equals. So sums differ by no more than the largest item.
     """
     assignment = [0] * len(sizes)
-    shards = [(0, 0, number) for number in range(count)]  # (size, items, shard)
+    shards = [(0, 0, number) for number in range(min(count, len(sizes)))]  # (size, items, shard); the rest stay empty
     for item in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
         load, items, number = shards[0]
         assignment[item] = number

@@ -57,7 +57,9 @@ def evaluate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     with RunStore(directory, found.label, found.locks) as store:  # nobody goes on with the run meanwhile
         verdicts = _verdicts(found, options)
         before = store.read_summary() or _counts(store)
-        summary = {**before, **_kept(found, verdicts, before)}
+        totals = store.totals.as_dict()
+        unreadable = {key: totals[key] for key in ("unreadable_records", "unreadable_cost_usd")}
+        summary = {**before, **unreadable, **_kept(found, verdicts, before)}
         store.write_summary(summary)
         _tell_tracker(directory, summary)
     return summary

@@ -16,7 +16,8 @@ from typing import Any
 from swe_infer.asked import asked_ids, share
 from swe_infer.errors import ConfigError
 from swe_infer.locks import Locks, locks_of
-from swe_infer.store import read_records, write_atomically
+from swe_infer.records import read_records
+from swe_infer.store import write_atomically
 from swe_infer.text import first_line
 
 Key = tuple[str, int]
@@ -67,9 +68,9 @@ def open_run(directory: Path) -> EvaluableRun:
         patches: dict[Key, str] = {}
         for record in read_records(directory / "records.jsonl"):
             key = (record["instance_id"], record["sample"])
-            if record["status"] != "completed":
+            if record["status"] == "skipped":
                 patches.pop(key, None)  # a later command left it out
-            elif asked is None or key[0] in asked:
+            elif record["status"] == "completed" and (asked is None or key[0] in asked):
                 patches[key] = str(record.get("model_patch") or "")
         path = directory / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}

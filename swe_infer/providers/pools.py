@@ -19,6 +19,8 @@ _ONE_POOL = 64
 """So many connections are kept in one pool."""
 _POOL = 4
 """Connections of one pool, where there are more."""
+_MOST_POOLS = 1024
+"""Above that, pools take more connections each: a process has files for no more."""
 
 _QUIET_S = 60
 """Seconds without a byte after which the kernel asks whether the other side is still there: models think for long."""
@@ -95,7 +97,7 @@ def transport_settings(
             for pool in self._pools:
                 await pool.aclose()
 
-    return {"transport": Pools(-(-max_concurrency // _POOL)), "trust_env": False}
+    return {"transport": Pools(min(-(-max_concurrency // _POOL), _MOST_POOLS)), "trust_env": False}
 
 
 def _limits(connections: int, keep_alive_s: float) -> Any:

@@ -18,7 +18,7 @@ from swe_infer.api.budget import Purse
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
 from swe_infer.api.deployments import Deployments
-from swe_infer.api.dispatch import Dispatcher, PromptCaching, by_prompt
+from swe_infer.api.dispatch import Dispatcher, PromptCaching
 from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
 from swe_infer.api.estimate import Estimate, Planned, estimate
 from swe_infer.api.ledger import Ledger
@@ -33,7 +33,7 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.providers.base import BatchProvider, Provider, ServingProvider, is_serving
 from swe_infer.resources import expanded
-from swe_infer.runners.base import Order, RunContext
+from swe_infer.runners.base import Order, RunContext, WantedSamples
 from swe_infer.types import ApiModel, Budget, Decoding, LlamaModel, OnOutcome, PathText, Request, TokenCounter
 
 __all__ = ["ApiRunner"]
@@ -41,6 +41,8 @@ __all__ = ["ApiRunner"]
 logger = logging.getLogger(__name__)
 
 _STOP_POLL_S = 0.2
+_MISSES_IN_A_ROW = 1_000
+"""Samples of a prompt that are looked for in the response cache after the last one that it holds."""
 
 
 class ApiRunner:
@@ -228,19 +230,19 @@ class ApiRunner:
         finally:
             journal.close()
 
-    def estimate(self, requests: Iterable[Request]) -> Estimate:
-        """What ``requests`` would come to; nothing is sent. Answers that the response cache holds are left out."""
+    def estimate(self, wanted: Iterable[WantedSamples]) -> Estimate:
+        """What a run would cost; nothing is sent. Answers that the response cache holds are left out."""
         counter = self.token_counter()
         cache = ResponseCache(self.response_cache, self.locks) if self.response_cache is not None else None
         hits = 0
 
         def planned() -> Iterator[Planned]:
             nonlocal hits
-            for group in by_prompt(requests):
-                missing = [r for r in group if cache is None or not self._held(cache, r)]
-                hits += len(group) - len(missing)
-                if missing:
-                    yield Planned(counter(missing[0].prompt), len(missing))
+            for samples in wanted:
+                held = 0 if cache is None else self._held(cache, samples)
+                hits += held
+                if samples.count > held:
+                    yield Planned(counter(samples.prompt), samples.count - held)
 
         has_batches = getattr(self.provider, "has_batches", False)
         try:
@@ -261,14 +263,21 @@ class ApiRunner:
                 cache.close()
         return replace(found, response_cache_hits=hits)
 
-    def _held(self, cache: ResponseCache, request: Request) -> bool:
-        return any(
-            cache.holds(key) for provider, model in self._asked() for key in cache_keys(request, model, provider)
-        )
-
     @property
     def in_flight(self) -> int:
         return 0 if self._chain is None else self._chain.in_flight
+
+    def _held(self, cache: ResponseCache, samples: WantedSamples) -> int:
+        """How many of the samples the response cache holds. The search ends after :data:`_MISSES_IN_A_ROW`."""
+        held = misses = 0
+        for request in samples.requests():
+            asked = self._asked()
+            keys = (key for provider, model in asked for key in cache_keys(request, model, provider))
+            if any(cache.holds(key) for key in keys):
+                held, misses = held + 1, 0
+            elif (misses := misses + 1) == _MISSES_IN_A_ROW:
+                break
+        return held
 
     def stats(self) -> Mapping[str, float]:
         """Live figures: concurrency and its level, requests sent, retried and refused, cache hits."""

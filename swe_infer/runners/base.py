@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 
 from swe_infer.api.estimate import Estimate
 from swe_infer.llama.pool import EnginePool
-from swe_infer.types import Decoding, OnOutcome, Request, TokenCounter
+from swe_infer.types import Decoding, OnOutcome, Prompt, Request, TokenCounter
 
-__all__ = ["Order", "RunContext", "Runner"]
+__all__ = ["Order", "RunContext", "Runner", "WantedSamples"]
 
 Order = Literal["dataset", "longest_first"]
 
@@ -39,6 +39,31 @@ class RunContext:
     engines: EnginePool
     shards: int | None = None
     is_recorded: Callable[[tuple[str, int]], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WantedSamples:
+    """The samples of one prompt that are to be asked for; counted, not held: there may be a billion.
+
+    Args:
+        total: samples are numbered from 0 to ``total`` - 1.
+        settled: the numbers below ``total`` that are not wanted.
+    """
+
+    instance_id: str
+    prompt: Prompt
+    decoding: Decoding
+    total: int
+    settled: Set[int] = frozenset()
+
+    @property
+    def count(self) -> int:
+        return self.total - len(self.settled)
+
+    def requests(self) -> Iterator[Request]:
+        """One request for each sample, made when it is read."""
+        numbers = (number for number in range(self.total) if number not in self.settled)
+        return (Request(self.instance_id, number, self.prompt, self.decoding) for number in numbers)
 
 
 class Runner(Protocol):
@@ -72,8 +97,9 @@ class Runner(Protocol):
         """The model's tokenizer, or an estimate that says so. Loads a tokenizer at most, never weights."""
         ...
 
-    def estimate(self, requests: Iterable[Request]) -> Estimate:
-        """What ``requests`` would come to. Nothing is asked, no weights are loaded."""
+    def estimate(self, wanted: Iterable[WantedSamples]) -> Estimate:
+        """What a run would cost. Nothing is asked, no weights are loaded; the time it takes does not depend on how
+        many samples are wanted."""
         ...
 
     def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:

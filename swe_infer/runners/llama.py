@@ -17,7 +17,7 @@ from swe_infer.errors import ConfigError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.pool import EnginePool
-from swe_infer.runners.base import Order, RunContext
+from swe_infer.runners.base import Order, RunContext, WantedSamples
 from swe_infer.runners.llama_shares import Share, answer_shares
 from swe_infer.types import (
     Completion,
@@ -137,21 +137,25 @@ class LlamaRunner:
     def token_counter(self) -> TokenCounter:
         return _Counter(self._load_tokenizer(), self.label)
 
-    def estimate(self, requests: Iterable[Request]) -> Estimate:
+    def estimate(self, wanted: Iterable[WantedSamples]) -> Estimate:
         """Counts with the checkpoint's tokenizer; a local model costs no dollars, and its speed is not known before
         it runs."""
         counter = self.token_counter()
-        sizes = [(request.instance_id, counter(request.prompt)) for request in requests]
-        tokens = Decimal(sum(size for _, size in sizes))
+        instances = requests = input_tokens = 0
+        for samples in wanted:
+            instances += samples.count > 0
+            requests += samples.count
+            input_tokens += samples.count * counter(samples.prompt)
+        tokens = Decimal(input_tokens)
         nothing = Range(Decimal(0), Decimal(0))
         return Estimate(
-            instances=len({instance_id for instance_id, _ in sizes}),
-            requests=len(sizes),
+            instances=instances,
+            requests=requests,
             response_cache_hits=0,
             tokens=counter.name,
             exact=True,
             input_tokens=Range(tokens, tokens),
-            output_tokens=Range(Decimal(len(sizes)), Decimal(len(sizes) * self.decoding.max_new_tokens)),
+            output_tokens=Range(Decimal(requests), Decimal(requests * self.decoding.max_new_tokens)),
             live_usd=nothing,
             cached_usd=nothing,
             batch_usd=None,

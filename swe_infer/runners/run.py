@@ -23,7 +23,8 @@ from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompts import files_in_prompt
-from swe_infer.runners.base import Runner
+from swe_infer.records import Damage
+from swe_infer.runners.base import Runner, WantedSamples
 from swe_infer.runners.progress import Progress
 from swe_infer.runners.unsaved import Unsaved
 from swe_infer.store import RunStore, Totals, paid_answers, read_records, record_of
@@ -38,6 +39,7 @@ _SUMMARY_INTERVAL_S = 5.0
 _SETTLED = ("completed", "skipped")
 _BOUNDS = ("PromptTooShort", "PromptTooLong")
 """Reasons to leave an instance out that another command's bounds may change."""
+_UNREADABLE = ("unreadable_records", "unreadable_cost_usd")
 
 
 class _LazyCounter:
@@ -92,7 +94,7 @@ def outstanding(
 ) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
     """What is neither completed nor skipped yet: a request, or the reason why there will be none.
 
-    Rows are read, and prompts measured, only when their turn comes.
+    Rows are read, prompts measured, and requests made, only when their turn comes.
 
     Args:
         recheck: the records were made under other bounds on a prompt's length: what they left out is asked where it
@@ -108,19 +110,20 @@ def outstanding(
                 return True
             return recheck and (bounded if status == "completed" else totals.skip_reason(key) in _BOUNDS)
 
-        wanted = [n for n in range(decoding.n) if is_open((instance_id, n))]
-        if not wanted:
+        wanted = filter(is_open, ((instance_id, sample) for sample in range(decoding.n)))
+        first = next(wanted, None)
+        if first is None:
             continue
         left_out = selection.verdict(index)
         prompt = selection.rows[index].prompt if left_out is None else None
-        for sample in wanted:
-            status = totals.status((instance_id, sample))
+        for key in itertools.chain((first,), wanted):
+            status = totals.status(key)
             if prompt is not None and status != "completed":
-                yield Request(instance_id, sample, prompt, decoding)
+                yield Request(*key, prompt, decoding)
             elif left_out is not None and status != "skipped":
                 if status == "completed" and left_out.reason not in _BOUNDS:
                     continue
-                yield (instance_id, sample), left_out
+                yield key, left_out
 
 
 def estimated(
@@ -132,16 +135,30 @@ def estimated(
         before: what the last command asked, where the directory does not say it.
         shared: run directories whose answers it would take.
     """
-    totals = Totals()
-    for record in read_records(directory / "records.jsonl"):
+    path, damage, totals = directory / "records.jsonl", Damage(), Totals()
+    for record in read_records(path, damage):
         totals.add(record)
+    if damage:
+        log.warning("%s: %s", path, damage)
     last = read_asked(directory) or before
     recheck = not last.decides(asked_of(selection), totals.instance_ids)
-    wanted = outstanding(selection, runner.decoding, totals, recheck=recheck)
-    requests = (request for request in wanted if isinstance(request, Request))
     sources = [*shared, *([directory] if totals.replaced else [])]
     known = paid_answers(sources, lambda key: totals.status(key) != "completed") if sources else {}
-    return runner.estimate(request for request in requests if request.key not in known)
+    samples = runner.decoding.n
+    settled: dict[str, set[int]] = {}
+    for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in known)):
+        asked_again = recheck and totals.skip_reason(key) in _BOUNDS and key not in known
+        if status in _SETTLED and not asked_again and key[1] < samples:
+            settled.setdefault(key[0], set()).add(key[1])
+
+    def wanted() -> Iterator[WantedSamples]:
+        for index in selection.requested:
+            instance_id = selection.rows.ids[index]
+            done = settled.get(instance_id, set())
+            if len(done) < samples and selection.verdict(index) is None:
+                yield WantedSamples(instance_id, selection.rows[index].prompt, runner.decoding, samples, done)
+
+    return runner.estimate(wanted())
 
 
 class Run:
@@ -246,7 +263,8 @@ class Run:
             return None
         log.info("nothing is left to do: every instance is completed or skipped")
         status = 0
-        changed = self._changed or self._before.get("instances") != summary["instances"]
+        unreadable = self._before.get("unreadable_records", 0) != summary["unreadable_records"]
+        changed = self._changed or unreadable or self._before.get("instances") != summary["instances"]
         if changed and not self._written(summary):
             status = 1
         elif summary["completed"] > summary.get("evaluated", 0):  # the last try ended before it was
@@ -327,6 +345,7 @@ class Run:
             "patches": totals["patches"],
             "usage": totals["usage"],
             "cost_usd": totals["cost_usd"],
+            **{key: totals[key] for key in _UNREADABLE},
             "wall_s": round(wall, 3),
             "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall > 0 else 0.0,
             "stats": dict(stats),
@@ -359,6 +378,8 @@ class Run:
         totals = self.store.totals
         for wanted in outstanding(self.selection, self.runner.decoding, totals, recheck=self.store.recheck):
             if not isinstance(wanted, Request):
+                if self.stop.is_set():  # many samples may be left out one after the other
+                    return
                 key, skip = wanted
                 self._append(record_of(key, skip, None))
             elif (record := self._paid_before(wanted.key)) is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swe_infer.asked import apply_rate, asked_ids
+from swe_infer.records import records_of, supersedes
 
 DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     # name or glob, its x axis, "none" where the run's summary must not keep it
@@ -170,8 +171,8 @@ PATCH_CHARACTERS = 4000
 
 
 class Predictions:
-    """Follows a ``records.jsonl``, for the instances that the last command asked for. The last record of an
-    (instance, sample) is the one that holds."""
+    """Follows a ``records.jsonl``, for the instances that the last command asked for; a row is of the record that
+    counts, see :mod:`swe_infer.records`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -183,7 +184,7 @@ class Predictions:
     def read_new(self) -> list[float]:
         """Take in the whole lines written since the last call; return the latencies of the answers among them.
 
-        Lines that are not a record's are passed over: a torn one is the store's to repair.
+        What is no record is passed over: damage is the store's to report.
         """
         latencies = []
         try:
@@ -194,15 +195,14 @@ class Predictions:
             return []
         end = data.rfind(b"\n") + 1
         self._offset += end
-        for line in data[:end].splitlines():
-            try:
-                record = json.loads(line)
-                row = _row(record)
-            except (ValueError, TypeError, KeyError, AttributeError):
+        for record in records_of(data[:end]):
+            row = _row(record)
+            key = (row[0], row[1])
+            if key in self._rows and not supersedes(row[2], self._rows[key][2]):
                 continue
             if self._asked is not None and row[0] not in self._asked:
                 continue
-            self._rows[(row[0], row[1])] = row
+            self._rows[key] = row
             if row[2] == "completed" and row[10] is not None:
                 latencies.append(row[10])
         return latencies

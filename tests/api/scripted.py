@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 from swe_infer.errors import RequestError
 from swe_infer.llama.pool import EnginePool
 from swe_infer.providers.base import Answer, RateLimits
-from swe_infer.runners.base import RunContext
+from swe_infer.runners.base import RunContext, WantedSamples
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Usage
 
 Fate = Answer | BaseException | None
@@ -99,6 +99,17 @@ def request(name: str = "a", sample: int = 0, text: str = "fix it", decoding: De
 
 def requests(count: int, samples: int = 1, text: str = "fix it", decoding: Decoding | None = None) -> list[Request]:
     return [request(f"i{n}", s, f"{text} {n}", decoding) for n in range(count) for s in range(samples)]
+
+
+def counted(asked: Iterable[Request]) -> list[WantedSamples]:
+    """The same requests as an estimate takes them."""
+    prompts: dict[tuple[str, Prompt, Decoding], set[int]] = {}
+    for one in asked:
+        prompts.setdefault((one.instance_id, one.prompt, one.decoding), set()).add(one.sample)
+    return [
+        WantedSamples(*key, max(numbers) + 1, set(range(max(numbers) + 1)) - numbers)
+        for key, numbers in prompts.items()
+    ]
 
 
 def context(directory: Path, *, run_id: str = "run", spent_usd: Decimal = Decimal(0)) -> RunContext:

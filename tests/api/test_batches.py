@@ -116,19 +116,24 @@ def test_a_submission_whose_answer_is_lost_is_found_and_not_repeated(vendor: str
         assert set(server.log.answers_by_prompt().values()) == {1}
 
 
+def stopped_once_submitted(api: ApiRunner, directory: Path, wanted: list[Request]) -> Outcomes:
+    stop, outcomes = threading.Event(), Outcomes()
+
+    def stop_once_submitted() -> None:
+        while not any(batch.id for batch in open_batches(directory)):
+            time.sleep(0.01)
+        stop.set()
+
+    threading.Thread(target=stop_once_submitted, daemon=True).start()
+    api.run(wanted, outcomes, stop)
+    return outcomes
+
+
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_a_stop_returns_at_once_and_the_next_try_collects(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.held = True
-        stop, outcomes = threading.Event(), Outcomes()
-
-        def stop_once_submitted() -> None:
-            while not any(batch.id for batch in open_batches(tmp_path)):
-                time.sleep(0.01)
-            stop.set()
-
-        threading.Thread(target=stop_once_submitted, daemon=True).start()
-        runner(server.url, vendor, tmp_path).run(requests(30), outcomes, stop)
+        outcomes = stopped_once_submitted(runner(server.url, vendor, tmp_path), tmp_path, requests(30))
         assert outcomes == []
         assert len(open_batches(tmp_path)) == 1
         server.batches.held = False
@@ -158,6 +163,20 @@ def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_
         again.begin(replace(context(tmp_path), is_recorded=lambda key: key in recorded))
         assert run(again, requests(6)[1:3]).keys() == {r.key for r in requests(6)[1:]}
         assert len(server.batches.submitted()) == 1
+
+
+def test_lines_of_the_journal_that_cannot_be_read_cost_themselves_alone(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.held = True
+        stopped_once_submitted(runner(server.url, "openai", tmp_path), tmp_path, requests(4))
+        server.batches.held = False
+        journal = tmp_path / "batches.jsonl"
+        damaged = b'{"event": "planned", "label": "swe-\n\0\0\n[]\n{"event": "closed"}\n'
+        journal.write_bytes(damaged + journal.read_bytes() + damaged)
+        outcomes = run(runner(server.url, "openai", tmp_path), requests(4))
+        assert sum(isinstance(outcome, Completion) for outcome in outcomes.values()) == 4
+        assert len(server.batches.submitted()) == 1
+        assert open_batches(tmp_path) == []
 
 
 def test_a_live_run_is_refused_while_its_batches_are_at_the_provider(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from swe_infer.providers.azure_openai import AzureOpenAI
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Completion, Decoding, Request
-from tests.api.scripted import requests
+from tests.api.scripted import counted, requests
 from tests.api.test_runner import Outcomes
 from tests.support.api_server import ApiServer, Fault, FaultKind
 
@@ -151,7 +151,7 @@ def test_a_dry_run_counts_what_the_cache_holds_from_any_of_the_endpoints(tmp_pat
     with ApiServer(faults=[Fault("auth")]) as first, ApiServer() as second:
         api = runner(first, second, response_cache=str(tmp_path))
         api.run(requests(5), Outcomes(), threading.Event())
-        found = runner(first, second, response_cache=str(tmp_path)).estimate(requests(8))
+        found = runner(first, second, response_cache=str(tmp_path)).estimate(counted(requests(8)))
         assert (found.response_cache_hits, found.requests) == (5, 3)
 
 

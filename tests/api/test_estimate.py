@@ -15,7 +15,7 @@ from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Completion, Decoding
-from tests.api.scripted import ScriptedProvider, request, requests
+from tests.api.scripted import ScriptedProvider, counted, request, requests
 from tests.api.test_runner import Outcomes
 from tests.support.api_server import ApiServer
 
@@ -75,7 +75,7 @@ def test_estimates_of_a_sweep_add_up_and_an_unknown_price_stays_unknown() -> Non
     assert both.requests == 6
     assert both.live_usd == one.live_usd + one.live_usd
     api = ApiRunner(ApiModel("x", pricing="unknown"), ScriptedProvider(), Decoding(max_new_tokens=10))
-    unknown = api.estimate(requests(3))
+    unknown = api.estimate(counted(requests(3)))
     assert unknown.live_usd is None
     assert (one + unknown).live_usd is None
 
@@ -91,7 +91,7 @@ def test_what_the_response_cache_holds_is_not_paid_for(tmp_path: Path) -> None:
     decoding = Decoding(max_new_tokens=100)
     api = ApiRunner(ApiModel("gpt-4o"), provider, decoding, response_cache=str(tmp_path))
     api.run(requests(5, samples=2), Outcomes(), threading.Event())
-    found = api.estimate(requests(8, samples=2))
+    found = api.estimate(counted(requests(8, samples=2)))
     assert (found.instances, found.requests, found.response_cache_hits) == (3, 6, 10)
     assert len(provider.sent) == 10
 
@@ -104,17 +104,17 @@ def test_what_a_run_costs_lies_within_the_bounds_of_its_estimate(
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-loopback")
     text = "".join(f"{n} self.value_{n} = compute({n}, other)\n" for n in range(200))
     decoding = Decoding(max_new_tokens=64)
-    wanted = [request(f"i{n}", s, f"{n}\n{text}", decoding) for n in range(6) for s in range(3)]
+    asked = [request(f"i{n}", s, f"{n}\n{text}", decoding) for n in range(6) for s in range(3)]
     with ApiServer(latency_s=0.01) as server:
         api = (
             ApiRunner(ApiModel("gpt-4o"), OpenAIChat(base_url=server.openai_url), decoding)
             if vendor == "openai"
             else ApiRunner(ApiModel("claude-sonnet-4-5"), AnthropicMessages(base_url=server.url), decoding)
         )
-        found = api.estimate(wanted)
+        found = api.estimate(counted(asked))
         assert server.log.asked() == []
         outcomes = Outcomes()
-        api.run(wanted, outcomes, threading.Event())
+        api.run(asked, outcomes, threading.Event())
         cost = sum((o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion)), Decimal(0))
         # The server's tokens are four characters, the estimate's 3.3: that is what its lower bound allows for.
         assert found.cached_usd is not None
@@ -126,7 +126,7 @@ def test_samples_that_share_a_request_pay_for_the_prompt_once() -> None:
     model = ApiModel("gpt-4o", parameters=("temperature", "n"))
     decoding = Decoding(max_new_tokens=100)
     api = ApiRunner(model, OpenAIChat(), decoding)
-    found = api.estimate([request("a", s, "x" * 33_000, decoding) for s in range(4)])
+    found = api.estimate(counted(request("a", s, "x" * 33_000, decoding) for s in range(4)))
     assert found.requests == 1
     assert found.output_tokens == Range(Decimal(4), Decimal(400))
     assert found.cached_usd is not None

@@ -119,6 +119,7 @@ def test_instances_of_one_size_are_dealt_evenly() -> None:
     assignment = assign_shards([5] * 10, 4)
     assert sorted(assignment.count(shard) for shard in range(4)) == [2, 2, 3, 3]
     assert sorted(assign_shards([0] * 4, 4)) == [0, 1, 2, 3]
+    assert assign_shards([3, 0, 5], 10**9) == assign_shards([3, 0, 5], 3)
 
 
 def test_the_shards_of_a_selection_are_disjoint_and_complete_and_come_after_the_limit() -> None:

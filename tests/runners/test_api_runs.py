@@ -16,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from swe_infer.cli.merge import merge
+from swe_infer.compare.analysis import compare
+from swe_infer.compare.export import as_json
+from swe_infer.compare.loading import load_run
 from swe_infer.store import read_records
 from tests.support.api_server import ApiServer, Fault
 from tests.support.instances import write_instances
@@ -295,3 +299,35 @@ def test_a_request_that_no_budget_fits_is_left_and_more_budget_goes_on_with_it_a
     assert result.returncode == 0, result.stderr
     completed_once(tmp_path / "run", 5)
     assert len(server.log.asked()) == 5
+
+
+def test_a_damaged_file_costs_what_cannot_be_read_and_hides_no_dollar(server: ApiServer, tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 8)
+    arguments = ["model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "output_dir=run"]
+    arguments += ["shard.index=0", "shard.count=1"]
+    assert run(*arguments, "tracker=none", cwd=tmp_path).returncode == 0
+    directory = tmp_path / "run"
+    records = (directory / "records.jsonl").read_bytes().splitlines(keepends=True)
+    records[1] = records[1][: records[1].index(b'"latency_s"')]  # its cost is left, and the next one in its line
+    records[3] = records[3][: records[3].index(b'"usage"')] + b"\n"  # only summary.json knows its cost
+    records[4] = b"\0" * 4096 + records[4]
+    records.insert(6, records[5])
+    damaged = b"".join(records)
+    (directory / "records.jsonl").write_bytes(damaged)
+
+    again = run(*arguments, "tracker=none", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len(server.log.answers()) == 10
+    assert sum("unreadable records: 2; repeated records" in line for line in again.stderr.splitlines()) == 1
+    assert "unreadable 2 records; $" in again.stderr
+    assert (directory / "records.jsonl").read_bytes().startswith(damaged)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["cost_usd"] == pytest.approx(float(server.log.cost_usd()), abs=1e-9)
+    assert (summary["completed"], summary["failed"], summary["unreadable_records"]) == (8, 0, 2)
+    assert len((directory / "predictions.jsonl").read_text().splitlines()) == 8
+
+    compared = as_json(compare([load_run(directory)]))["runs"][0]
+    assert (compared["cost_usd"], compared["unreadable_records"]) == (summary["cost_usd"], 2)
+    merged = merge(tmp_path / "merged", [directory])
+    assert (float(merged["cost_usd"]), merged["unreadable_records"]) == (summary["cost_usd"], 2)
+    assert float(compare([load_run(tmp_path / "merged")]).runs[0].cost_usd or 0) == summary["cost_usd"]
