@@ -166,7 +166,7 @@ def test_every_reader_takes_the_same_one_of_several_records(tmp_path: Path) -> N
         assert store.totals.as_dict() == live
     assert (live["completed"], live["failed"], live["cost_usd"]) == (2, 0, Decimal("0.6"))
     assert (tmp_path / "predictions.jsonl").read_text() == predictions
-    assert [json.loads(one)["model_patch"] for one in predictions.splitlines()] == ["second", "b"]
+    assert sorted(json.loads(one)["model_patch"] for one in predictions.splitlines()) == ["b", "second"]
     run = load_run(tmp_path)
     assert (run.results["a", 0].status, run.results["a", 0].cost_usd) == ("completed", Decimal("0.6"))
     assert read_texts(run)["a", 0].patch == "second"

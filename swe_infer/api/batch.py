@@ -85,6 +85,7 @@ class Batches:
         bounds: of prompts' tokens.
         journal: of the run directory.
         decoding: of every request of the run.
+        passed_over: takes the instances of which no sample fits under a cap any more.
         is_recorded: whether an answer is in the run's records. An open batch may hold requests that this command does
             not ask for; their answers are kept all the same. None: such answers are passed over.
     """
@@ -102,6 +103,7 @@ class Batches:
         journal: Journal,
         cached: Callable[[Request], Completion | None],
         keep: Callable[[Request, Answer], None],
+        passed_over: set[str],
         is_recorded: Callable[[tuple[str, int]], bool] | None = None,
     ) -> None:
         self._provider = provider
@@ -116,6 +118,7 @@ class Batches:
         self._journal = journal
         self._cached = cached
         self._keep = keep
+        self._passed_over = passed_over
         self._is_recorded = is_recorded
         self._wanted: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
@@ -251,6 +254,7 @@ class Batches:
         """Pass over a request that no cap has room for."""
         self._wanted.discard(item.key)
         self._asked.discard(item.key)
+        self._passed_over.add(item.instance_id)
         sure = self._bounds.sure(self._request(item), self._endpoint)
         if self._shortest_refused is None or sure < self._shortest_refused[0]:
             self._shortest_refused = (sure, item)

@@ -23,7 +23,7 @@ PromptCaching = Literal["auto", "always", "never"]
 
 _WATCH_S = 0.05
 _ASK_AGAIN_S = 0.2
-_MOST_ROOM = 1 << 14
+_MOST_ROOM = 1 << 12
 """Requests in memory at once, however many a provider may be sent."""
 _TOGETHER = 1 << 10
 """Samples of a prompt that are handled together, at least; a multiple of what a provider takes in one request."""
@@ -38,15 +38,22 @@ class Dispatcher:
         room: how many requests may be in memory at once.
         prompt_caching: see :class:`swe_infer.runners.api.ApiRunner`.
         warm: the prompts that runs at the same time share; None: this one is by itself.
+        passed_over: takes the instances of which no sample fits under a cap any more.
     """
 
     def __init__(
-        self, chain: Chain, room: int, prompt_caching: PromptCaching, warm: WarmPrompts | None = None
+        self,
+        chain: Chain,
+        room: int,
+        prompt_caching: PromptCaching,
+        warm: WarmPrompts | None = None,
+        passed_over: set[str] | None = None,
     ) -> None:
         self._chain = chain
         self._room = max(1, min(room, _MOST_ROOM))
         self._prompt_caching = prompt_caching
         self._warm = warm
+        self._passed_over: set[str] = set() if passed_over is None else passed_over
         self._alive = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
@@ -97,6 +104,8 @@ class Dispatcher:
                 return
             if group is None or self._over:
                 return
+            if group[0].instance_id in self._passed_over:
+                continue
             self._alive += len(group)
             task = asyncio.create_task(self._group(group, on_outcome))
             self._tasks.add(task)
@@ -185,12 +194,16 @@ class Dispatcher:
     ) -> Sequence[Outcome]:
         """Ask, and hand over what comes of it: the outcomes of the leading requests."""
         outcomes: Sequence[Outcome] = []
+        if requests[0].instance_id in self._passed_over:
+            return outcomes
         try:
             outcomes = await self._chain.ask(requests, cache_prompt=cache_prompt, urgent=urgent)
         except BudgetExceeded as error:
             if cache_prompt and not error.nothing_fits:  # without the price of writing to the cache it may fit
                 return await self._some(requests, on_outcome, cache_prompt=False, urgent=urgent)
             last = len(requests) == 1 or error.nothing_fits  # several samples are tried again as fewer
+            if last:
+                self._passed_over.add(requests[0].instance_id)
             if last and (self._refused is None or _size(requests[0]) < _size(self._refused[0])):
                 self._refused = (requests[0], error)
             if error.nothing_fits:

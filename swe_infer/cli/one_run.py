@@ -125,17 +125,16 @@ class BuiltRun:
                 group=None if experiment.shard.index is None else config.whole_name(self._name, plain),
             )
             shared = self.directory.resolve().parent if self._sweep is None else self._sweep.directory.resolve()
-            experiment.runner.begin(
-                RunContext(
-                    directory=info.directory,
-                    run_id=run_id,
-                    spent_usd=store.totals.cost_usd or Decimal(0),
-                    sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
-                    engines=engines,
-                    shards=experiment.shard.count,
-                    is_recorded=lambda key: store.totals.status(key) == "completed",
-                )
+            context = RunContext(
+                directory=info.directory,
+                run_id=run_id,
+                spent_usd=store.totals.cost_usd or Decimal(0),
+                sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
+                engines=engines,
+                shards=experiment.shard.count,
+                is_recorded=lambda key: store.totals.status(key) == "completed",
             )
+            experiment.runner.begin(context)
             run = Run(
                 experiment.runner,
                 selection,
@@ -146,6 +145,7 @@ class BuiltRun:
                 evaluate=partial(own_tests_of, self.directory) if experiment.dataset.run_tests else None,
                 evaluated=partial(kept_figures, self.directory),
                 shared=self._place.answered(plain, self._sweep),
+                passed_over=context.passed_over,
             )
             return OpenRun(run, stack.pop_all())
 

@@ -185,7 +185,9 @@ class ApiRunner:
                 warm = self._warm_prompts()
                 if warm is not None:
                     stack.callback(warm.close)
-                await Dispatcher(self._chain, room, self.prompt_caching, warm).run(requests, on_outcome, stop)
+                passed_over = None if self._context is None else self._context.passed_over
+                dispatcher = Dispatcher(self._chain, room, self.prompt_caching, warm, passed_over)
+                await dispatcher.run(requests, on_outcome, stop)
 
     async def _opened(self, stop: threading.Event) -> bool:
         """Open the provider, which may have to load a model first; False where the run was stopped before it had."""
@@ -223,6 +225,7 @@ class ApiRunner:
             journal,
             cached=chain.cached,
             keep=lambda request, answer: chain.keep(request, answer, endpoint),
+            passed_over=self._context.passed_over,
             is_recorded=self._context.is_recorded,
         )
         try:

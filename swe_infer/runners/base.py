@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal, Protocol
@@ -29,6 +29,8 @@ class RunContext:
         sweep_ledger: where all runs of a sweep keep what they spend.
         engines: local models that outlive a run of this process.
         shards: of how many shards of one run this is one; None: it is no shard.
+        passed_over: where a runner notes instances of which no further sample is to be asked for, as no cap has room
+            for one.
         is_recorded: whether an (instance, sample) is completed, asked for by this command or not; None: not known.
     """
 
@@ -39,6 +41,7 @@ class RunContext:
     engines: EnginePool
     shards: int | None = None
     is_recorded: Callable[[tuple[str, int]], bool] | None = None
+    passed_over: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

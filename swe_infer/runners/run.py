@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,12 @@ def asked_of(selection: Selection) -> Asked:
 
 
 def outstanding(
-    selection: Selection, decoding: Decoding, totals: Totals, *, recheck: bool = False
+    selection: Selection,
+    decoding: Decoding,
+    totals: Totals,
+    *,
+    recheck: bool = False,
+    passed_over: Container[str] = (),
 ) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
     """What is neither completed nor skipped yet: a request, or the reason why there will be none.
 
@@ -99,6 +104,7 @@ def outstanding(
     Args:
         recheck: the records were made under other bounds on a prompt's length: what they left out is asked where it
             is within the bounds now, and what is completed is left out where it is not.
+        passed_over: instances of which no further sample is to be asked for; it may grow meanwhile.
     """
     bounded = selection.lengths.min_tokens is not None or selection.lengths.max_tokens is not None
     for index in selection.requested:
@@ -117,6 +123,8 @@ def outstanding(
         left_out = selection.verdict(index)
         prompt = selection.rows[index].prompt if left_out is None else None
         for key in itertools.chain((first,), wanted):
+            if instance_id in passed_over:
+                break
             status = totals.status(key)
             if prompt is not None and status != "completed":
                 yield Request(*key, prompt, decoding)
@@ -171,6 +179,7 @@ class Run:
         evaluated: told the summary where the last command asked for something else; returns what earlier evaluations
             say of what is asked for now.
         shared: run directories that ask for the same answers: what is there is taken, not asked again.
+        passed_over: instances of which the runner can ask for no further sample, see ``RunContext``.
     """
 
     def __init__(
@@ -185,6 +194,7 @@ class Run:
         evaluate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         evaluated: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         shared: Sequence[Path] = (),
+        passed_over: Container[str] = (),
     ) -> None:
         self.runner = runner
         self.selection = selection
@@ -198,6 +208,7 @@ class Run:
         self._paid: dict[tuple[str, int], dict[str, Any]] | None = None
         self._queue: Iterator[Request] | None = None
         self._changed = store.changed
+        self._passed_over = passed_over
         self._samples = runner.decoding.n
         self.stop = threading.Event()
         self._unsaved = Unsaved(store)
@@ -376,7 +387,14 @@ class Run:
 
     def _requests(self) -> Iterator[Request]:
         totals = self.store.totals
-        for wanted in outstanding(self.selection, self.runner.decoding, totals, recheck=self.store.recheck):
+        asked = outstanding(
+            self.selection,
+            self.runner.decoding,
+            totals,
+            recheck=self.store.recheck,
+            passed_over=self._passed_over,
+        )
+        for wanted in asked:
             if not isinstance(wanted, Request):
                 if self.stop.is_set():  # many samples may be left out one after the other
                     return
