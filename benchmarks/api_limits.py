@@ -57,14 +57,14 @@ def main() -> None:
         log_bodies=False,
     ) as server:
         provider: Provider = OpenAIChat(base_url=server.openai_url)
-        model = ApiModel("gpt-4o")
+        model = ApiModel(name="gpt-4o")
         if options.vendor == "anthropic":
-            provider, model = AnthropicMessages(base_url=server.anthropic_url), ApiModel("claude-sonnet-4-5")
+            provider, model = AnthropicMessages(base_url=server.anthropic_url), ApiModel(name="claude-sonnet-4-5")
         limits = Limits()
         if options.configured:
             limits = Limits(requests_per_minute=of_requests, tokens_per_minute=options.tokens_per_minute)
         began = time.monotonic()
-        runner = ApiRunner(model, provider, decoding, limits=limits)
+        runner = ApiRunner(model=model, provider=provider, decoding=decoding, limits=limits)
         runner.run(requests, lambda _, outcome: outcomes.append(outcome), threading.Event())
         wall_s = time.monotonic() - began
         asked = server.log.asked()

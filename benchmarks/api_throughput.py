@@ -195,7 +195,13 @@ def _chain(rows: list[dict[str, str]], url: str, concurrency: int, scratch: Path
     decoding = Decoding(max_new_tokens=OUTPUT_TOKENS)
     provider = OpenAIChat(base_url=url, max_concurrency=concurrency)
     budget = Budget(max_usd=Decimal(1000))
-    runner = ApiRunner(ApiModel("gpt-4o"), provider, decoding, budget, response_cache=str(scratch / "cache"))
+    runner = ApiRunner(
+        model=ApiModel(name="gpt-4o"),
+        provider=provider,
+        decoding=decoding,
+        budget=budget,
+        response_cache=str(scratch / "cache"),
+    )
     done = 0
 
     def on_outcome(request: Request, outcome: Outcome) -> None:

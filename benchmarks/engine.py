@@ -71,7 +71,7 @@ class EnginePeer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.new = args.new
         options = EngineOptions(kv_cache_gb=2.0)
-        self.engine = Engine.load(LlamaModel(args.model, dtype=args.dtype, device=args.device), options)
+        self.engine = Engine.load(LlamaModel(path=args.model, dtype=args.dtype, device=args.device), options)
         self.prompts = make_prompts(args, self.engine.model.config.vocab_size)
         self.greedy: dict[int, list[int]] = {}
         """The tokens that :meth:`base` answered each prompt with."""

@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if (asked.vllm and not asked.own) or (asked.transformers and asked.own):
         parser.error("vLLM says its own words (--own), transformers what it is steered to")
-    model = LlamaModel(str(asked.checkpoint), dtype=asked.dtype)
+    model = LlamaModel(path=str(asked.checkpoint), dtype=asked.dtype)
     engine = Engine.load(model, EngineOptions(kv_cache_gb=asked.kv_cache_gb))
     with asked.instances.open(encoding="utf-8") as file:
         rows = sorted(map(json.loads, file), key=lambda row: len(row["text"]))[: asked.count]

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swe_infer.data.base import Dataset
 from swe_infer.errors import ConfigError
 from swe_infer.locks import Locks
+from swe_infer.options import parameters_of
 from swe_infer.redaction import without_credentials
 from swe_infer.runners.base import Runner
 from swe_infer.store import write_atomically
@@ -180,17 +181,16 @@ class _Constructor:
             factory = get_object(target)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{key}._target_={target}: cannot be imported ({first_line(error)})") from None
-        parameters = {name: p for name, p in inspect.signature(factory).parameters.items() if p.kind != p.VAR_KEYWORD}
-        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        parameters = parameters_of(factory)
         values: dict[str, Any] = {}
         for name in (str(n) for n in node if n != "_target_"):
             if name not in parameters:
                 raise ConfigError(f"{key}.{name}: no such key{_suggestion(name, parameters)}")
             if OmegaConf.is_missing(node, name):
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
-            values[name] = self._value(node[name], hints.get(name, Any), f"{key}.{name}")
+            values[name] = self._value(node[name], parameters[name].hint, f"{key}.{name}")
         for name, parameter in parameters.items():
-            if parameter.default is parameter.empty and name not in values:
+            if parameter.default is inspect.Parameter.empty and name not in values:
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
         # Partial, so that Hydra checks the target but never sees the values: it would turn dataclasses into configs.
         return instantiate({"_target_": target, "_partial_": True})(**values)
@@ -216,6 +216,8 @@ def _check(value: Any, hint: Any, key: str) -> Any:
 
     plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
     kinds = _members(hint)
+    if plain is None and types.NoneType in kinds:  # other members may be protocols, which pydantic does not know
+        return None
     wrong_kind = (isinstance(plain, bool) and bool not in kinds and not _allows_any(hint)) or (
         isinstance(plain, str) and not kinds & {str, Decimal, typing.Literal} and not _allows_any(hint)
     )

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from swe_infer.errors import ConfigError
+from swe_infer.options import Option
 
 __all__ = [
     "ApiModel",
@@ -78,28 +79,21 @@ class Instance:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How tokens are chosen. None means that the parameter is not sent and the model's own default holds.
+    """How tokens are chosen. None means that the parameter is not sent and the model's own default holds."""
 
-    Args:
-        temperature: 0 is greedy.
-        top_p: nucleus mass in (0, 1].
-        max_new_tokens: upper bound on generated tokens (reasoning tokens included, as providers count them).
-        n: samples for each instance.
-        seed: the run's seed; each (instance, sample) derives its own from it, see :func:`seed_of`.
-        stop: strings that end the output; they are not part of it.
-        drafter: speculative decoding of local models; see ``swe_infer.llama.drafting``. Models behind an API decide
-            that for themselves.
-    """
-
-    temperature: float | None = 0.0
-    top_p: float | None = None
-    max_new_tokens: int = 2048
-    n: int = 1
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    drafter: DrafterKind = "diff"
+    temperature: Annotated[float | None, Option("Sampling temperature, 0 is greedy.", "answer")] = 0.0
+    top_p: Annotated[float | None, Option("Nucleus mass, above 0 and at most 1.", "answer")] = None
+    max_new_tokens: Annotated[
+        int, Option("Upper bound on generated tokens, reasoning tokens included.", "answer")
+    ] = 2048
+    n: Annotated[int, Option("Samples for each instance.", "answer")] = 1
+    seed: Annotated[int | None, Option("Seed of the run; each sample derives its own from it.", "answer")] = None
+    stop: Annotated[tuple[str, ...], Option("Strings that end the output; they are not part of it.", "answer")] = ()
+    drafter: Annotated[
+        DrafterKind, Option("Speculative decoding of a local model; the output is the same.", "speed")
+    ] = "diff"
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0.0 <= self.temperature <= 2.0:
@@ -238,50 +232,51 @@ class TokenCounter(Protocol):
     def __call__(self, prompt: Prompt) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionChoice:
-    """Attention backends in order of preference; the first that works on the device is used.
+    """Which attention backends may be used. Each name is a module of ``swe_infer.llama.attention``."""
 
-    Each name is a module of ``swe_infer.llama.attention``.
-    """
-
-    backends: tuple[str, ...] = ("flash_attn", "varlen", "native", "sdpa")
+    backends: Annotated[
+        tuple[str, ...], Option("Backends in order of preference; the first that works here is used.", "speed")
+    ] = ("flash_attn", "varlen", "native", "sdpa")
 
     def __post_init__(self) -> None:
         if not self.backends:
             raise ConfigError("model.attention.backends is empty: name at least one, such as [sdpa]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaModel:
-    """A Llama checkpoint in the Hugging Face format.
+    """A Llama checkpoint in the Hugging Face format."""
 
-    Args:
-        path: a directory, or a name on the Hugging Face hub.
-        peft_path: a directory or hub name of a LoRA adapter, merged at load.
-        name: ``model_name_or_path`` of the predictions; by default the last part of the path (and adapter).
-        dtype: of the arithmetic. ``auto`` takes bfloat16 on a GPU. On a CPU it takes bfloat16 for a checkpoint in
-            bfloat16 where the CPU has products of it (AVX512-BF16, AMX, ARM's BF16), and float32 elsewhere; there the
-            weights of a large model stay in the checkpoint's own 16 bits.
-        device: ``auto`` takes CUDA where there is one.
-        attention: which backends may be used.
-        prompt_format: ``raw`` feeds the dataset's text, ``chat`` goes through the tokenizer's chat template.
-        context_window: tokens; by default the checkpoint's ``max_position_embeddings``, RoPE scaling included.
-        allow_pickle: load ``pytorch_model.bin`` where there is no safetensors file. Pickled weights can run code.
-        tensor_parallel: processes, each with a GPU of its own, that hold a part of every layer; for a model that
-            exceeds one GPU.
-    """
-
-    path: PathText
-    peft_path: PathText | None = None
-    name: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    attention: AttentionChoice = AttentionChoice()
-    prompt_format: Literal["raw", "chat"] = "raw"
-    context_window: int | None = None
-    allow_pickle: bool = False
-    tensor_parallel: int = 1
+    path: Annotated[PathText, Option("A directory, or a name on the Hugging Face hub.", "answer")]
+    peft_path: Annotated[
+        PathText | None, Option("A directory or hub name of a LoRA adapter, merged at load.", "answer")
+    ] = None
+    name: Annotated[str | None, Option("model_name_or_path of the predictions; null: from the path.", "answer")] = (
+        None
+    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option("Type of the arithmetic; auto: bfloat16 where the device has products of it, else float32.", "answer"),
+    ] = "auto"
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …; auto: CUDA where there is one.", "speed")] = "auto"
+    attention: Annotated[AttentionChoice, Option("Which attention backends may be used.", "speed")] = (
+        AttentionChoice()
+    )
+    prompt_format: Annotated[
+        Literal["raw", "chat"],
+        Option("raw: the prompt's text as it is; chat: through the tokenizer's chat template.", "answer"),
+    ] = "raw"
+    context_window: Annotated[
+        int | None, Option("Tokens, prompt and output together; null: what the checkpoint is made for.", "answer")
+    ] = None
+    allow_pickle: Annotated[
+        bool, Option("Load pytorch_model.bin where there is no safetensors file; it can run code.", "answer")
+    ] = False
+    tensor_parallel: Annotated[
+        int, Option("Processes, each with a GPU of its own, that hold a part of every layer.", "speed")
+    ] = 1
 
     @property
     def label(self) -> str:
@@ -292,16 +287,20 @@ class LlamaModel:
         return "+".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pricing:
-    """Dollars for a million tokens, stated by the user; None for a kind means the price of plain input or output."""
+    """Prices stated by the user, in dollars for a million tokens."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    input_per_mtok: Decimal
-    output_per_mtok: Decimal
-    cached_input_per_mtok: Decimal | None = None
-    cache_write_per_mtok: Decimal | None = None
+    input_per_mtok: Annotated[Decimal, Option("Input tokens.", "reporting")]
+    output_per_mtok: Annotated[Decimal, Option("Output tokens.", "reporting")]
+    cached_input_per_mtok: Annotated[
+        Decimal | None, Option("Input tokens read from the cache; null: as input.", "reporting")
+    ] = None
+    cache_write_per_mtok: Annotated[
+        Decimal | None, Option("Input tokens written to the cache; null: as input.", "reporting")
+    ] = None
 
     def __post_init__(self) -> None:
         for key in ("input_per_mtok", "output_per_mtok", "cached_input_per_mtok", "cache_write_per_mtok"):
@@ -310,36 +309,42 @@ class Pricing:
                 raise ConfigError(f"model.pricing.{key}={value}: must be a finite number of dollars, at least 0")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiModel:
-    """A model behind an API, with the facts that decide what may be asked of it.
+    """A model behind an API, with the facts that decide what may be asked of it."""
 
-    Args:
-        name: as the provider spells it (Azure: the deployment).
-        context_window: tokens, prompt and output together; None: not known, the provider will say.
-        max_output_tokens: the most that one answer may hold; None: not known.
-        parameters: the sampling parameters that the model accepts. Any other that ``decoding`` sets is an error.
-        max_tokens_key: OpenAI chat's name for the output bound, which differs between generations of models.
-        api_version: ``anthropic-version`` header, or Azure's ``api-version``; None: the provider's default.
-        price_as: the name under which genai-prices knows it, where that differs (a fine-tune, a deployment).
-        pricing: dollars stated by the user, or ``unknown`` (no cap can be set then), or None: genai-prices.
-        extra_body: further fields of the request body, sent as they are (``reasoning_effort``, ``thinking``, …).
-        one_sampler: the model takes ``temperature`` or ``top_p``, not both at once.
-        billed_cache_writes: OpenAI's own prompt cache bills what it writes (gpt-5.6 and later); it is off for
-            prompts that are asked once.
-    """
-
-    name: str
-    context_window: int | None = None
-    max_output_tokens: int | None = None
-    parameters: tuple[SamplingParameter, ...] = ("temperature", "top_p", "stop")
-    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_completion_tokens"
-    api_version: str | None = None
-    price_as: str | None = None
-    pricing: Pricing | Literal["unknown"] | None = None
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    one_sampler: bool = False
-    billed_cache_writes: bool = False
+    name: Annotated[str, Option("The model as the provider spells it (Azure: the deployment).", "answer")]
+    context_window: Annotated[
+        int | None, Option("Tokens, prompt and output together; null: the provider will say.", "answer")
+    ] = None
+    max_output_tokens: Annotated[
+        int | None, Option("The most tokens that one answer may hold; null: not known.", "answer")
+    ] = None
+    parameters: Annotated[
+        tuple[SamplingParameter, ...],
+        Option("What the model takes, of temperature, top_p, seed, stop, n.", "answer"),
+    ] = ("temperature", "top_p", "stop")
+    max_tokens_key: Annotated[
+        Literal["max_tokens", "max_completion_tokens"],
+        Option("OpenAI chat's name for the output bound; older servers want max_tokens.", "answer"),
+    ] = "max_completion_tokens"
+    api_version: Annotated[
+        str | None, Option("anthropic-version, or Azure's api-version; null: the provider's.", "answer")
+    ] = None
+    price_as: Annotated[
+        str | None, Option("The name under which genai-prices knows it, where that differs.", "reporting")
+    ] = None
+    pricing: Annotated[
+        Pricing | Literal["unknown"] | None,
+        Option("Dollars for a million tokens, or unknown; null: from genai-prices.", "reporting"),
+    ] = None
+    extra_body: Annotated[
+        Mapping[str, Any], Option("Further fields of the request body, sent as they are.", "answer")
+    ] = field(default_factory=dict)
+    one_sampler: Annotated[bool, Option("The model takes temperature or top_p, not both at once.", "answer")] = False
+    billed_cache_writes: Annotated[
+        bool, Option("OpenAI's prompt cache bills its writes (gpt-5.6 and later).", "reporting")
+    ] = False
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -351,12 +356,12 @@ class ApiModel:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """One of ``count`` disjoint parts of the instances; both None: all of them."""
 
-    index: int | None = None
-    count: int | None = None
+    index: Annotated[int | None, Option("Which shard, from 0.", "answer")] = None
+    count: Annotated[int | None, Option("How many shards there are.", "answer")] = None
 
     def __post_init__(self) -> None:
         if (self.index is None) != (self.count is None):
@@ -369,21 +374,23 @@ class Shard:
                 raise ConfigError(f"shard.index={self.index}: must be between 0 and {self.count - 1}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """Hard caps in dollars.
 
-    Args:
-        max_usd: of this run over all its resumes.
-        sweep_max_usd: of all runs of a sweep.
-        across: ``division``: ``max_usd`` and all quotas, stated or learnt, are those of the whole run, and each shard
-            takes an equal part, for workers that share no file. ``ledger``: ``max_usd`` is each shard's own, and what
-            shards share they keep in files.
+    With ``across="division"`` ``max_usd`` and all quotas, stated or learnt, are those of the whole run, and each
+    shard takes an equal part, for workers that share no file. With ``ledger`` ``max_usd`` is each shard's own, and
+    what shards share they keep in files.
     """
 
-    max_usd: Decimal | None = None
-    sweep_max_usd: Decimal | None = None
-    across: Literal["ledger", "division"] = "ledger"
+    max_usd: Annotated[Decimal | None, Option("Cap of this run, over all its resumes; null: none.", "scope")] = None
+    sweep_max_usd: Annotated[Decimal | None, Option("Cap of all runs of a sweep together; null: none.", "scope")] = (
+        None
+    )
+    across: Annotated[
+        Literal["ledger", "division"],
+        Option("How shards share: ledger: through files; division: each takes an equal part.", "scope"),
+    ] = "ledger"
 
     def __post_init__(self) -> None:
         if self.across == "division" and self.sweep_max_usd is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 
 LEVELS = [
-    {"errors", "interrupts"},
+    {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks"},
     {"prompts", "spill", "asked", "records"},
     {"providers", "llama", "sample"},

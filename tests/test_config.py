@@ -218,4 +218,4 @@ def test_passwords_in_addresses_are_not_written_down() -> None:
 def test_the_configuration_folder_is_found() -> None:
     assert (CONF / "config.yaml").is_file()
     assert isinstance(CONF, Path)
-    assert ApiModel("m").label == "m"
+    assert ApiModel(name="m").label == "m"

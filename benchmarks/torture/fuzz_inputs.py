@@ -307,7 +307,7 @@ def _answer_once(directory: Path) -> None:
 
     model = LlamaModel(path=str(directory), device="cpu")
     try:
-        LlamaRunner(model, Decoding(max_new_tokens=1)).check()
+        LlamaRunner(model=model, decoding=Decoding(max_new_tokens=1)).check()
         engine = Engine.load(model, EngineOptions(kv_cache_gb=0.001))
         ids = engine.tokenizer.encode(Prompt("a", "b"))
         request = GenerationRequest("a", tuple(ids), StopRules(2, engine.end_tokens), 0.0, None, 0)

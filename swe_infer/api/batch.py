@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from swe_infer.api.batch_journal import Batch, Item, Journal
 from swe_infer.api.budget import Purse
@@ -36,6 +36,7 @@ from swe_infer.errors import (
     RequestError,
     TransientError,
 )
+from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
@@ -53,21 +54,20 @@ _READ_TOGETHER = 1 << 10
 """Samples of a prompt that are read at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """How batches are made and followed.
+    """How batches are made and followed."""
 
-    Args:
-        max_requests: requests in one batch; None: as many as the provider takes.
-        first_poll_s: seconds until a batch is first asked after; each further wait is a half longer.
-        max_poll_s: bound on that wait.
-        settle_s: seconds after which a batch that the provider's list does not show was not taken.
-    """
-
-    max_requests: int | None = None
-    first_poll_s: float = 5.0
-    max_poll_s: float = 60.0
-    settle_s: float = 20.0
+    max_requests: Annotated[
+        int | None, Option("Requests in one batch, at most; null: as many as the provider takes.", "speed")
+    ] = None
+    first_poll_s: Annotated[
+        float, Option("Seconds until a batch is first polled; each further wait is half as long again.", "speed")
+    ] = 5.0
+    max_poll_s: Annotated[float, Option("Upper bound of the seconds between two polls.", "speed")] = 60.0
+    settle_s: Annotated[
+        float, Option("A batch that is not in the provider's list after this many seconds was not taken.", "speed")
+    ] = 20.0
 
     def __post_init__(self) -> None:
         if self.max_requests is not None and self.max_requests < 1:

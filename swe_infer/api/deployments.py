@@ -5,50 +5,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Literal, cast
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal
 
 from swe_infer.errors import ConfigError
+from swe_infer.options import Option
 from swe_infer.providers.base import Answer, Provider
 from swe_infer.types import ApiModel, Decoding, Request
 
 __all__ = ["Deployments"]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Deployments:
     """Up to four providers of one model, in order of preference. A provider itself, so it stands wherever one does.
 
-    Args:
-        first, second, third, fourth: the providers.
-        names: what the model is called there, by position (``second: my-deployment``), where that is not
-            ``model.name``. It must be the same model: its price is looked up by ``model.price_as`` or ``model.name``,
-            but where a provider's list has prices under the names there (Bedrock).
+    ``names`` must name the same model: its price is looked up by ``model.price_as`` or ``model.name``, but where a
+    provider's list has prices under the names there (Bedrock).
     """
 
-    mode: Literal["live", "batch"] = "live"
+    mode: ClassVar[Literal["live", "batch"]] = "live"
 
-    def __init__(
-        self,
-        first: Provider,
-        second: Provider,
-        third: object = None,
-        fourth: object = None,
-        names: Mapping[str, str | None] | None = None,
-        name: str = "deployments",
-    ) -> None:
-        given = {"first": first, "second": second, "third": third, "fourth": fourth}
-        self._parts = {key: cast(Provider, part) for key, part in given.items() if part is not None}
-        self._names = {key: there for key, there in (names or {}).items() if there is not None}
+    first: Annotated[Provider, Option("The provider that is asked first.", "answer")]
+    second: Annotated[Provider, Option("The provider that takes over where the first is down.", "answer")]
+    third: Annotated[Provider | None, Option("A third provider.", "answer")] = None
+    fourth: Annotated[Provider | None, Option("A fourth provider.", "answer")] = None
+    names: Annotated[
+        Mapping[str, str | None],
+        Option("What the model is called there, by position, where that is not model.name.", "address"),
+    ] = field(default_factory=dict)
+    name: Annotated[str, Option("The name in messages and records.", "answer")] = "deployments"
+
+    def __post_init__(self) -> None:
+        given = {"first": self.first, "second": self.second, "third": self.third, "fourth": self.fourth}
+        self._parts = {key: part for key, part in given.items() if part is not None}
+        self._names = {key: there for key, there in self.names.items() if there is not None}
         for key in self._names:
             if key not in self._parts:
                 raise ConfigError(f"provider.names.{key}: no such provider; there is {', '.join(self._parts)}")
         for key, part in self._parts.items():
             if part.mode != "live":
                 raise ConfigError(f"provider.{key}.mode={part.mode}: several deployments answer live requests only")
-        main = next(iter(self._parts.values()))
-        self.name = name
-        self.pricing_id = main.pricing_id
-        self.base_url = main.base_url
+        self.pricing_id = self.first.pricing_id
+        self.base_url = self.first.base_url
         self.timeout_s = max(part.timeout_s for part in self._parts.values())
         self.max_concurrency = max(part.max_concurrency for part in self._parts.values())
 

@@ -14,13 +14,15 @@ import heapq
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 from swe_infer.api.level import Level
 from swe_infer.api.pacing import Quota
 from swe_infer.api.shared_pace import SharedPace
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
 from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, SweInferError
+from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.types import PathText, Usage
 
@@ -35,30 +37,26 @@ class SentAway(SweInferError):
     """This endpoint cannot be asked for a while, and another one can."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much may be asked at once and in a minute. ``provider.max_concurrency`` is the upper bound of the level.
+    """How much may be asked at once and in a minute. ``provider.max_concurrency`` is the upper bound of the level."""
 
-    Args:
-        start: requests in flight at the beginning.
-        doubling_s: seconds in which the level doubles at the beginning.
-        cut: what an episode of refusals multiplies the level by.
-        requests_per_minute: quota; None: learnt from the answers' headers.
-        tokens_per_minute: quota of tokens: of prompts alone where output has a quota of its own, else of prompts and
-            ``max_new_tokens`` together; None: learnt from the answers' headers.
-        output_tokens_per_minute: quota of output tokens alone (Anthropic); None: learnt from the answers' headers.
-        shared: a file through which runs with one key on one machine keep these quotas together; None: alone.
-    """
-
-    start: int = 8
-    doubling_s: float = 0.2
-    cut: float = 0.7
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    output_tokens_per_minute: float | None = None
-    shared: PathText | None = None
-    parts: int = field(default=1, init=False)
-    """How many share the quotas that are learnt; those above are one part already."""
+    start: Annotated[int, Option("Requests in flight at the beginning.", "speed")] = 8
+    doubling_s: Annotated[float, Option("Seconds in which the concurrency doubles at the beginning.", "speed")] = 0.2
+    cut: Annotated[float, Option("What an episode of refusals multiplies the concurrency by.", "speed")] = 0.7
+    requests_per_minute: Annotated[
+        float | None, Option("Quota of requests; null: learnt from the answers' headers.", "speed")
+    ] = None
+    tokens_per_minute: Annotated[
+        float | None,
+        Option("Quota of tokens, of input alone where output has its own; null: learnt from the headers.", "speed"),
+    ] = None
+    output_tokens_per_minute: Annotated[
+        float | None, Option("Quota of output tokens (Anthropic); null: learnt from the headers.", "speed")
+    ] = None
+    shared: Annotated[
+        PathText | None, Option("A file through which runs with one key on one machine share these quotas.", "speed")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.start < 1:
@@ -75,7 +73,7 @@ class Limits:
                 raise ConfigError(f"runner.limits.{key}={value}: must be a finite number above 0")
 
     def divided(self, shards: int) -> Limits:
-        """The part of one of ``shards`` that share what is stated here, and what the answers' headers will state.
+        """One shard's part of the quotas that are stated here, where ``shards`` share them.
 
         Raises:
             ConfigError: they share it through a file already.
@@ -84,9 +82,7 @@ class Limits:
             raise ConfigError("runner.limits.shared shares the quotas already; it does not go with division")
         keys = ("requests_per_minute", "tokens_per_minute", "output_tokens_per_minute")
         stated = {key: getattr(self, key) for key in keys}
-        part = replace(self, **{key: value / shards for key, value in stated.items() if value is not None})
-        object.__setattr__(part, "parts", shards)
-        return part
+        return replace(self, **{key: value / shards for key, value in stated.items() if value is not None})
 
 
 @dataclass(slots=True)
@@ -104,9 +100,13 @@ class Ticket:
 
 class Limiter:
     """Grants tickets, oldest request first, retries before new ones. It is made in the event loop that it serves and
-    goes by that loop's clock."""
+    goes by that loop's clock.
 
-    def __init__(self, limits: Limits, max_concurrency: int) -> None:
+    Args:
+        parts: how many processes share the quotas that are learnt; those of ``limits`` are one part already.
+    """
+
+    def __init__(self, limits: Limits, max_concurrency: int, parts: int = 1) -> None:
         self._clock = asyncio.get_running_loop().time
         now = self._clock()
         self._level = Level(limits.start, limits.doubling_s, limits.cut, max(1, max_concurrency))
@@ -117,9 +117,9 @@ class Limiter:
         self._blind = False
         """Refused before any answer came to say what the quotas are: the next one is waited for."""
         self._paused_until = now
-        self._requests = Quota(limits.requests_per_minute, now, limits.parts)
-        self._tokens = Quota(limits.tokens_per_minute, now, limits.parts)
-        self._output = Quota(limits.output_tokens_per_minute, now, limits.parts)
+        self._requests = Quota(limits.requests_per_minute, now, parts)
+        self._tokens = Quota(limits.tokens_per_minute, now, parts)
+        self._output = Quota(limits.output_tokens_per_minute, now, parts)
         self._waiters: list[tuple[bool, int, int, float, asyncio.Future[Ticket]]] = []
         self._order = itertools.count()
         self._shared = None if limits.shared is None else SharedPace(expanded(limits.shared, "runner.limits.shared"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
 
 from swe_infer.errors import ConfigError, RateLimited, RequestError, TransientError
+from swe_infer.options import Option
 
 __all__ = ["Retry", "may_have_been_billed", "never_connected"]
 
@@ -14,30 +16,30 @@ __all__ = ["Retry", "may_have_been_billed", "never_connected"]
 _PATIENCE_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """How one request is tried again.
 
     Rate limits, overload and transient faults are tried again; a refused key, an unknown model, a rejected request or
     a prompt that is too long never are. The wait grows exponentially with full jitter (Brooker, "Exponential Backoff
     And Jitter", 2015). A server's Retry-After takes its place, up to a bound, so that no server can stall a run.
-
-    Args:
-        tries: at most so many requests are sent for one answer.
-        total_s: no further try begins after so many seconds from the first one.
-        backoff_s: the first wait is up to so many seconds, each further one up to twice as long.
-        max_backoff_s: bound on that wait.
-        max_retry_after_s: bound on the wait that a server asks for.
-        slowest_tokens_per_s: a try is given up a minute after ``decoding.max_new_tokens`` would have been written at
-            this speed, and after ``provider.timeout_s`` at the latest; None: only then.
     """
 
-    tries: int = 12
-    total_s: float = 3600.0
-    backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
-    max_retry_after_s: float = 120.0
-    slowest_tokens_per_s: float | None = 10.0
+    tries: Annotated[int, Option("Requests sent for one answer, at most.", "speed")] = 12
+    total_s: Annotated[float, Option("No further try begins this many seconds after the first.", "speed")] = 3600.0
+    backoff_s: Annotated[
+        float, Option("Upper bound of the first wait; each further one may be twice as long.", "speed")
+    ] = 1.0
+    max_backoff_s: Annotated[float, Option("Upper bound of every wait.", "speed")] = 60.0
+    max_retry_after_s: Annotated[
+        float, Option("Upper bound of the wait that a server's Retry-After asks for.", "speed")
+    ] = 120.0
+    slowest_tokens_per_s: Annotated[
+        float | None,
+        Option(
+            "A try is given up a minute after max_new_tokens at this speed; null: at provider.timeout_s.", "speed"
+        ),
+    ] = 10.0
 
     def __post_init__(self) -> None:
         if self.tries < 1:

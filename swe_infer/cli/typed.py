@@ -8,7 +8,6 @@ constructors' signatures say which keys these are. Under ``-m`` a comma separate
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import shlex
 import types
@@ -25,6 +24,7 @@ from hydra.errors import HydraException
 
 from swe_infer.config import Experiment, conf_dir
 from swe_infer.errors import ConfigError
+from swe_infer.options import parameters_of
 from swe_infer.types import PathText
 
 __all__ = ["as_typed", "plain_text", "quoted"]
@@ -220,7 +220,7 @@ def _hints(target: str) -> dict[str, Any]:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return {}
-    return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
+    return {name: parameter.hint for name, parameter in parameters_of(factory).items()}
 
 
 def _members(hint: Any) -> set[Any]:

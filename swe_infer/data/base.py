@@ -5,9 +5,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import Option
 from swe_infer.prompts import split_prompt
 from swe_infer.types import Instance, Skip
 
@@ -136,21 +137,21 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
-    """The keys that every dataset has.
+    """The keys that every dataset has."""
 
-    Args:
-        text_column: the column that holds the prompt.
-        limit: at most so many instances, the first ones; counted after ``instance_ids``, before shards.
-        instance_ids: only these.
-        min_tokens: skip shorter prompts.
-        max_tokens: skip longer prompts.
-    """
-
-    text_column: str = "text"
-    limit: int | None = None
-    instance_ids: tuple[str, ...] | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = None
+    text_column: Annotated[str, Option("The column that holds the prompt.", "answer")] = "text"
+    limit: Annotated[
+        int | None, Option("Only the first N instances; counted after instance_ids, before shards.", "scope")
+    ] = None
+    instance_ids: Annotated[
+        tuple[str, ...] | None, Option("Only these instances, such as [django__django-11099].", "scope")
+    ] = None
+    min_tokens: Annotated[
+        int | None, Option("Skip shorter prompts; counted by the model's tokenizer, or estimated.", "scope")
+    ] = None
+    max_tokens: Annotated[
+        int | None, Option("Skip longer prompts; counted by the model's tokenizer, or estimated.", "scope")
+    ] = None
 
     @property
     def run_tests(self) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from swe_infer.data.arrow import ArrowRows, choose_split
 from swe_infer.data.base import DatasetOptions
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.text import first_line
 from swe_infer.types import PathText
@@ -15,15 +17,10 @@ from swe_infer.types import PathText
 
 @dataclass(frozen=True, kw_only=True)
 class DiskDataset(DatasetOptions):
-    """A saved dataset, memory-mapped.
+    """A saved dataset, memory-mapped."""
 
-    Args:
-        path: the directory; ``~`` is the home directory, a relative path starts at the working directory.
-        split: which split, where the directory holds several.
-    """
-
-    path: PathText
-    split: str | None = None
+    path: Annotated[PathText, Option("The directory that save_to_disk wrote.", "answer")]
+    split: Annotated[str | None, Option("Which split, where the directory holds several.", "answer")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from swe_infer.data.arrow import ArrowRows
 from swe_infer.data.base import DatasetOptions
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import Option
 from swe_infer.redaction import without_credentials
 from swe_infer.text import first_line
 
@@ -29,18 +30,12 @@ class HubDataset(DatasetOptions):
     """A dataset by its name on the hub, or on the mirror that ``HF_ENDPOINT`` names; cached under ``HF_HOME``.
 
     A private or gated one needs ``HF_TOKEN`` in the environment. Code that a repository holds is never run.
-
-    Args:
-        name: such as ``princeton-nlp/SWE-bench_oracle``.
-        split: which split.
-        subset: the configuration's name, where the dataset has several.
-        revision: a branch, tag or commit; by default the newest.
     """
 
-    name: str
-    split: str = "test"
-    subset: str | None = None
-    revision: str | None = None
+    name: Annotated[str, Option("Its name on the hub, such as princeton-nlp/SWE-bench_oracle.", "answer")]
+    split: Annotated[str, Option("Which split.", "answer")] = "test"
+    subset: Annotated[str | None, Option("The configuration's name, where the dataset has several.", "answer")] = None
+    revision: Annotated[str | None, Option("A branch, tag or commit; null: the newest.", "answer")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

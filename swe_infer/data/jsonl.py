@@ -8,10 +8,11 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from swe_infer.data.base import ID_COLUMN, DatasetOptions, IndexedRows, make_instance
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.types import Instance, PathText
 
@@ -21,13 +22,9 @@ _BUFFER = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class JsonlDataset(DatasetOptions):
-    """A file of JSON lines with the columns ``instance_id`` and ``text``.
+    """A file of JSON lines with the columns ``instance_id`` and ``text``."""
 
-    Args:
-        path: the file; ``~`` is the home directory, a relative path starts at the working directory.
-    """
-
-    path: PathText
+    path: Annotated[PathText, Option("The file of JSON lines.", "answer")]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from swe_infer.data.arrow import ArrowRows, check_columns
 from swe_infer.data.base import DatasetOptions
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.text import first_line
 from swe_infer.types import PathText
@@ -20,12 +22,9 @@ class ParquetDataset(DatasetOptions):
 
     They are unpacked once into the cache of the ``datasets`` library (``HF_HOME``), which gives random access
     without a compressed row group being decoded for each row.
-
-    Args:
-        path: a file, a directory or a pattern such as ``data/test-*.parquet``; ``~`` is the home directory.
     """
 
-    path: PathText
+    path: Annotated[PathText, Option("A file, a directory of them, or a pattern such as test-*.parquet.", "answer")]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from swe_infer.data.base import DatasetOptions
 from swe_infer.data.jsonl import JsonlRows
 from swe_infer.errors import DataError
+from swe_infer.options import Option
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleDataset(DatasetOptions):
-    """``dataset=sample``: the instances of :mod:`swe_infer.sample`; no network, nothing to download.
+    """``dataset=sample``: the instances of :mod:`swe_infer.sample`; no network, nothing to download."""
 
-    Args:
-        run_tests: run each instance's test on the patched files when a run is done, within the limits of
-            :mod:`swe_infer.sample.testing`.
-    """
-
-    run_tests: bool = True
+    run_tests: Annotated[
+        bool, Option("Run each instance's tests on the patched files at the end of the run.", "reporting")
+    ] = True
 
     @property
     def name(self) -> str:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Annotated
 
 from swe_infer.errors import ConfigError
+from swe_infer.options import Option
 
 __all__ = ["RayCluster"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RayCluster:
-    """Engines as actors of a Ray cluster.
+    """Engines as actors of a Ray cluster."""
 
-    Args:
-        address: ``HOST:6379`` or ``auto``; None: the one that ``RAY_ADDRESS`` names or that runs on this machine, or
-            else a cluster of this machine alone, for this process.
-        gpus: that each engine takes, below 1 for engines that share one; None: one for each part of the model where
-            the cluster has GPUs, none where it has not.
-        cpus: that each engine takes; without a GPU also the threads that it computes with.
-    """
-
-    address: str | None = None
-    gpus: float | None = None
-    cpus: float = 1.0
+    address: Annotated[
+        str | None,
+        Option(
+            "HOST:6379 or auto; null: RAY_ADDRESS, a cluster on this machine, or one for this process.", "address"
+        ),
+    ] = None
+    gpus: Annotated[
+        float | None,
+        Option("GPUs of each engine, below 1 to share one; null: one for each part of the model, if any.", "speed"),
+    ] = None
+    cpus: Annotated[float, Option("CPUs of each engine; without a GPU also its threads.", "speed")] = 1.0
 
     def __post_init__(self) -> None:
         if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus))):

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _TOLD_LINES = 12
-_FREE = Pricing(Decimal(0), Decimal(0))
+_FREE = Pricing(input_per_mtok=Decimal(0), output_per_mtok=Decimal(0))
 _SECRET = "_API_KEY"
 
 
@@ -119,7 +119,7 @@ class VLLM(OpenAIChat):
             self._load_format = None if model.allow_pickle else "safetensors"
             window = self.max_model_len or model.context_window
             self._served = ApiModel(
-                resolve_path(model.path, "model.path"),
+                name=resolve_path(model.path, "model.path"),
                 context_window=window,
                 parameters=("temperature", "top_p", "seed", "stop", "n"),
                 max_tokens_key="max_tokens",

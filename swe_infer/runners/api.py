@@ -7,10 +7,10 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import cast
+from typing import Annotated, ClassVar, cast
 
 from swe_infer.api.batch import Batches, BatchSettings
 from swe_infer.api.batch_journal import Journal, open_batches
@@ -31,6 +31,7 @@ from swe_infer.api.warm_prompts import WarmPrompts
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
+from swe_infer.options import Option
 from swe_infer.providers.base import BatchProvider, Provider, ServingProvider, is_serving
 from swe_infer.resources import expanded
 from swe_infer.runners.base import Order, RunContext, WantedSamples
@@ -45,76 +46,75 @@ _MISSES_IN_A_ROW = 1_000
 """Samples of a prompt that are looked for in the response cache after the last one that it holds."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ApiRunner:
     """Answers requests through an API.
 
-    Args:
-        model: which model, and the facts about it; a checkpoint where the provider serves it itself.
-        provider: who answers.
-        decoding: how tokens are chosen.
-        budget: caps in dollars.
-        retry: when a request is tried again.
-        limits: concurrency and quotas.
-        batches: how batches are made and followed, for ``provider.mode=batch``.
-        prompt_caching: ``auto`` caches prompts at the provider where several samples share them; ``always`` also
-            where only other runs could share them (a sweep over one dataset), and lets runs at the same time wait for
-            each other's first request of a prompt; ``never`` sends all samples at once.
-        response_cache: a directory of answers that runs share; None: answers are not shared.
-        locks: how processes that write the same ledgers and caches are kept apart.
+    With ``prompt_caching="always"`` prompts are cached also where only other runs could share them (a sweep over one
+    dataset), and runs at the same time wait for each other's first request of a prompt.
+
+    Raises:
+        ConfigError: the provider does not serve the checkpoint that ``model`` is.
     """
 
-    order: Order = "dataset"
+    order: ClassVar[Order] = "dataset"
 
-    def __init__(
-        self,
-        model: ApiModel | LlamaModel,
-        provider: Provider,
-        decoding: Decoding,
-        budget: Budget | None = None,
-        retry: Retry | None = None,
-        limits: Limits | None = None,
-        batches: BatchSettings | None = None,
-        prompt_caching: PromptCaching = "auto",
-        response_cache: PathText | None = None,
-        locks: Locks = "os",
-    ) -> None:
-        self.label = model.label
-        self._serving: ServingProvider | None = provider if is_serving(provider) else None
-        if self._serving is not None:
-            model = self._serving.served(model)
-        elif isinstance(model, LlamaModel):
-            raise ConfigError(
-                f"runner=api: {self.label} is a checkpoint, which provider={provider.name} does not serve; choose "
-                "provider=vllm, or runner=llama"
-            )
-        self.model = model
-        self.provider = provider
-        self.decoding = decoding
-        self.budget = budget or Budget()
-        self.retry = retry or Retry()
-        self.limits = limits or Limits()
-        self.batches = batches or BatchSettings()
-        self.prompt_caching = prompt_caching
-        self.response_cache = None if response_cache is None else expanded(response_cache, "runner.response_cache")
-        self.locks: Locks = locks
-        if locks == "single_writer" and self.limits.shared is not None:
+    model: Annotated[ApiModel | LlamaModel, Option("Which model is asked.", "answer")]
+    provider: Annotated[Provider, Option("Who answers.", "answer")]
+    decoding: Annotated[Decoding, Option("How tokens are chosen.", "answer")]
+    budget: Annotated[Budget, Option("Caps in dollars.", "scope")] = field(default_factory=Budget)
+    retry: Annotated[Retry, Option("When a request is tried again.", "speed")] = field(default_factory=Retry)
+    limits: Annotated[Limits, Option("Concurrency and quotas.", "speed")] = field(default_factory=Limits)
+    batches: Annotated[
+        BatchSettings, Option("How batches are made and polled, for provider.mode=batch.", "speed")
+    ] = field(default_factory=BatchSettings)
+    prompt_caching: Annotated[
+        PromptCaching,
+        Option("auto: cache prompts that samples share; always: also those that runs share; never.", "speed"),
+    ] = "auto"
+    response_cache: Annotated[
+        PathText | None, Option("A directory of answers that runs share; null: none.", "speed")
+    ] = None
+    locks: Annotated[
+        Locks, Option("How processes that write the same ledgers and caches are kept apart.", "speed")
+    ] = "os"
+
+    def __post_init__(self) -> None:
+        self.label = self.model.label
+        self._serving: ServingProvider | None = self.provider if is_serving(self.provider) else None
+        self._model = self._asked_model()
+        self._cache_directory = (
+            None if self.response_cache is None else expanded(self.response_cache, "runner.response_cache")
+        )
+        if self.locks == "single_writer" and self.limits.shared is not None:
             raise ConfigError(
                 "runner.limits.shared is for several processes, which need file locks; set it to null with "
                 "locks=single_writer"
             )
-        self.context_window = model.context_window
+        self.context_window = self._model.context_window
+        self._parts = 1
         self._context: RunContext | None = None
         self._chain: Chain | None = None
         self._batches: Batches | None = None
         self._endpoints: Endpoints | None = None
 
-    def check(self, *, dry_run: bool = False) -> None:
-        if self.model.max_output_tokens is not None and self.decoding.max_new_tokens > self.model.max_output_tokens:
+    def _asked_model(self) -> ApiModel:
+        if self._serving is not None:
+            return self._serving.served(self.model)
+        if isinstance(self.model, LlamaModel):
             raise ConfigError(
-                f"decoding.max_new_tokens={self.decoding.max_new_tokens}: {self.model.name} writes at most "
-                f"{self.model.max_output_tokens} (model.max_output_tokens)"
+                f"runner=api: {self.label} is a checkpoint, which provider={self.provider.name} does not serve; "
+                "choose provider=vllm, or runner=llama"
             )
-        self.provider.check(self.model, self.decoding)
+        return self.model
+
+    def check(self, *, dry_run: bool = False) -> None:
+        if self._model.max_output_tokens is not None and self.decoding.max_new_tokens > self._model.max_output_tokens:
+            raise ConfigError(
+                f"decoding.max_new_tokens={self.decoding.max_new_tokens}: {self._model.name} writes at most "
+                f"{self._model.max_output_tokens} (model.max_output_tokens)"
+            )
+        self.provider.check(self._model, self.decoding)
         if self.provider.mode == "batch" and not getattr(self.provider, "has_batches", False):
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
         self._tariff()
@@ -130,6 +130,7 @@ class ApiRunner:
                 )
             cap = None if self.budget.max_usd is None else self.budget.max_usd / context.shards
             self.budget, self.limits = replace(self.budget, max_usd=cap), self.limits.divided(context.shards)
+            self._parts = context.shards
         if self._serving is not None:
             self._serving.keep_log(context.directory)
         if self.provider.mode == "live" and (left := open_batches(context.directory)):
@@ -139,7 +140,7 @@ class ApiRunner:
             )
 
     def token_counter(self) -> TokenCounter:
-        return counter_of(self.model, self.provider.pricing_id)
+        return counter_of(self._model, self.provider.pricing_id)
 
     def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         """See :class:`swe_infer.runners.base.Runner`. Everything happens in the calling thread's event loop."""
@@ -152,11 +153,14 @@ class ApiRunner:
         batch = self.provider.mode == "batch"
         tariff = self._tariff()
         if tariff is not None:
-            logger.info("prices of %s: %s%s", self.model.name, tariff.source, ", in batches" if batch else "")
+            logger.info("prices of %s: %s%s", self._model.name, tariff.source, ", in batches" if batch else "")
         self._endpoints = Endpoints(
             [
                 Endpoint(
-                    provider, model, self._tariff_at(provider, model), Limiter(self.limits, provider.max_concurrency)
+                    provider,
+                    model,
+                    self._tariff_at(provider, model),
+                    Limiter(self.limits, provider.max_concurrency, self._parts),
                 )
                 for provider, model in self._asked()
             ]
@@ -166,7 +170,7 @@ class ApiRunner:
         async with AsyncExitStack() as stack:
             # Between two steps of the loop, so that no answer is lost on its way from the socket to the disk.
             stack.enter_context(INTERRUPTS.second(lambda: loop.call_soon_threadsafe(task.cancel)))
-            cache = ResponseCache(self.response_cache, self.locks) if self.response_cache is not None else None
+            cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
             if cache is not None:
                 stack.callback(cache.close)
             purse = self._purse()
@@ -215,7 +219,7 @@ class ApiRunner:
         journal = Journal(self._context.directory)
         self._batches = Batches(
             cast(BatchProvider, self.provider),
-            self.model,
+            self._model,
             self.decoding,
             endpoint,
             purse,
@@ -236,7 +240,7 @@ class ApiRunner:
     def estimate(self, wanted: Iterable[WantedSamples]) -> Estimate:
         """What a run would cost; nothing is sent. Answers that the response cache holds are left out."""
         counter = self.token_counter()
-        cache = ResponseCache(self.response_cache, self.locks) if self.response_cache is not None else None
+        cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
         hits = 0
 
         def planned() -> Iterator[Planned]:
@@ -254,8 +258,8 @@ class ApiRunner:
                 tokens=counter.name,
                 exact=counter.exact,
                 max_new_tokens=self.decoding.max_new_tokens,
-                tariff=tariff_of(self.model, self.provider.pricing_id),
-                batch_tariff=tariff_of(self.model, self.provider.pricing_id, batch=True) if has_batches else None,
+                tariff=tariff_of(self._model, self.provider.pricing_id),
+                batch_tariff=tariff_of(self._model, self.provider.pricing_id, batch=True) if has_batches else None,
                 max_concurrency=self.provider.max_concurrency,
                 limits=self.limits,
                 prompt_caching=self.prompt_caching,
@@ -301,7 +305,7 @@ class ApiRunner:
             "requests_retried": float(counts.retried),
             "requests_refused": float(counts.refused),
         }
-        if self.response_cache is not None:
+        if self._cache_directory is not None:
             asked = counts.cache_hits + counts.cache_misses
             stats["response_cache_hits"] = float(counts.cache_hits)
             stats["response_cache_hit_rate"] = counts.cache_hits / asked if asked else 0.0
@@ -312,8 +316,8 @@ class ApiRunner:
     def _asked(self) -> list[tuple[Provider, ApiModel]]:
         """Who is asked, in order of preference, with the model as it is called there."""
         if isinstance(self.provider, Deployments):
-            return self.provider.endpoints(self.model)
-        return [(self.provider, self.model)]
+            return self.provider.endpoints(self._model)
+        return [(self.provider, self._model)]
 
     def _tariff(self) -> Tariff | None:
         """The price of the configured model, at the provider that is asked first.

@@ -9,14 +9,16 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from swe_infer.api.estimate import Estimate, Range
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.pool import EnginePool
+from swe_infer.options import Option
 from swe_infer.runners.base import Order, RunContext, WantedSamples
 from swe_infer.runners.llama_shares import Share, answer_shares
 from swe_infer.types import (
@@ -41,61 +43,48 @@ __all__ = ["LlamaRunner"]
 log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LlamaRunner:
-    """Answers requests with a Llama on this machine, or with engines all over a Ray cluster.
+    """Answers requests with a Llama on this machine, or with engines all over a Ray cluster."""
 
-    Args:
-        model: the checkpoint.
-        decoding: how tokens are chosen.
-        max_batch_tokens: tokens of one forward pass; longer prompts are run in chunks.
-        max_sequences: answers in the making at once.
-        kv_cache_gb: gigabytes of the key-value cache; None: from the machine's free memory.
-        workers: engines side by side, each in a process of its own; None: one for each GPU, and one on a CPU.
-        ray: the cluster on which they run, there one on each node where it has no GPU; None: this machine.
-        max_points: points of a sweep that are answered at once, by one engine; 1: one after the other.
-    """
+    order: ClassVar[Order] = "longest_first"
 
-    order: Order = "longest_first"
+    model: Annotated[LlamaModel, Option("The checkpoint.", "answer")]
+    decoding: Annotated[Decoding, Option("How tokens are chosen.", "answer")]
+    max_batch_tokens: Annotated[
+        int, Option("Tokens of one forward pass; longer prompts are run in chunks.", "speed")
+    ] = 2048
+    max_sequences: Annotated[int, Option("Sequences decoded concurrently.", "speed")] = 64
+    kv_cache_gb: Annotated[
+        float | None, Option("Gigabytes (10^9 bytes) of the key-value cache; null: from the free memory.", "speed")
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option("Engines side by side, a process each; null: one for each GPU, and one on a CPU.", "speed"),
+    ] = None
+    ray: Annotated[
+        RayCluster | None, Option("The Ray cluster on which the engines run; null: this machine.", "speed")
+    ] = None
+    max_points: Annotated[int, Option("Points of a sweep that are answered at once, by one engine.", "speed")] = 8
 
-    def __init__(
-        self,
-        model: LlamaModel,
-        decoding: Decoding,
-        max_batch_tokens: int = 2048,
-        max_sequences: int = 64,
-        kv_cache_gb: float | None = None,
-        workers: int | None = None,
-        ray: RayCluster | None = None,
-        max_points: int = 8,
-    ) -> None:
-        for key, value in (
-            ("max_batch_tokens", max_batch_tokens),
-            ("max_sequences", max_sequences),
-            ("max_points", max_points),
-        ):
-            if value < 1:
-                raise ConfigError(f"runner.{key}={value}: must be at least 1")
-        if kv_cache_gb is not None and not kv_cache_gb > 0:
-            raise ConfigError(f"runner.kv_cache_gb={kv_cache_gb}: must be above 0, or null to size it by itself")
-        self.model = model
-        self.decoding = decoding
-        self.max_batch_tokens = max_batch_tokens
-        self.max_sequences = max_sequences
-        self.max_points = max_points
-        if model.tensor_parallel < 1:
-            raise ConfigError(f"model.tensor_parallel={model.tensor_parallel}: must be at least 1")
-        if model.tensor_parallel > 1 and (workers or 1) > 1 and ray is None:
+    def __post_init__(self) -> None:
+        for key in ("max_batch_tokens", "max_sequences", "max_points"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"runner.{key}={getattr(self, key)}: must be at least 1")
+        if self.kv_cache_gb is not None and not self.kv_cache_gb > 0:
+            raise ConfigError(f"runner.kv_cache_gb={self.kv_cache_gb}: must be above 0, or null to size it by itself")
+        parts = self.model.tensor_parallel
+        if parts < 1:
+            raise ConfigError(f"model.tensor_parallel={parts}: must be at least 1")
+        if parts > 1 and (self.workers or 1) > 1 and self.ray is None:
             raise ConfigError(
-                f"runner.workers={workers}: a model that is divided (model.tensor_parallel={model.tensor_parallel}) "
-                "runs once; set runner.workers=null"
+                f"runner.workers={self.workers}: a model that is divided (model.tensor_parallel={parts}) runs once; "
+                "set runner.workers=null"
             )
-        if workers is not None and workers < 1:
-            raise ConfigError(f"runner.workers={workers}: must be at least 1, or null for one on each GPU")
-        self.kv_cache_gb = kv_cache_gb
-        self.workers = workers
-        self.ray = ray
-        self.label = model.label
-        self.context_window: int | None = model.context_window
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"runner.workers={self.workers}: must be at least 1, or null for one on each GPU")
+        self.label = self.model.label
+        self.context_window: int | None = self.model.context_window
         self._engines = EnginePool()
         self._engine: Engine | EngineGroup[Any] | None = None
         self._tokenizer: LlamaTokenizer | None = None

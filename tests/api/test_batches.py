@@ -49,11 +49,18 @@ def runner(
 ) -> ApiRunner:
     provider: Provider
     if vendor == "openai":
-        provider, model = OpenAIChat(base_url=f"{url}/v1", mode="batch"), ApiModel("gpt-4o")
+        provider, model = OpenAIChat(base_url=f"{url}/v1", mode="batch"), ApiModel(name="gpt-4o")
     else:
-        provider, model = AnthropicMessages(base_url=url, mode="batch"), ApiModel("claude-sonnet-4-5")
+        provider, model = AnthropicMessages(base_url=url, mode="batch"), ApiModel(name="claude-sonnet-4-5")
     budget = Budget(max_usd=Decimal(cap) if cap else None)
-    api = ApiRunner(model, provider, Decoding(max_new_tokens=64), budget, FAST, batches=batches)
+    api = ApiRunner(
+        model=model,
+        provider=provider,
+        decoding=Decoding(max_new_tokens=64),
+        budget=budget,
+        retry=FAST,
+        batches=batches,
+    )
     api.check()
     api.begin(context(directory))
     return api
@@ -68,7 +75,12 @@ def run(api: ApiRunner, wanted: list[Request]) -> dict[tuple[str, int], Outcome]
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
-        api = runner(server.url, vendor, tmp_path, batches=BatchSettings(15, 0.05, 0.1, 0.3))
+        api = runner(
+            server.url,
+            vendor,
+            tmp_path,
+            batches=BatchSettings(max_requests=15, first_poll_s=0.05, max_poll_s=0.1, settle_s=0.3),
+        )
         outcomes = run(api, requests(40, samples=2))
         completions = [o for o in outcomes.values() if isinstance(o, Completion)]
         assert len(completions) == 80
@@ -183,7 +195,7 @@ def test_a_live_run_is_refused_while_its_batches_are_at_the_provider(tmp_path: P
     journal = Journal(tmp_path)
     journal.plan(Batch("swe-1", time.time(), {"swe-1-0": Item("a", 0, journal.add_prompt(Prompt(None, "x")))}))
     journal.close()
-    api = ApiRunner(ApiModel("gpt-4o"), OpenAIChat(), Decoding())
+    api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=OpenAIChat(), decoding=Decoding())
     with pytest.raises(ConfigError, match=r"provider\.mode=batch first"):
         api.begin(context(tmp_path))
 

@@ -57,13 +57,15 @@ def runner(
     provider: Provider
     if vendor == "anthropic":
         provider = AnthropicMessages(base_url=server.anthropic_url, **settings)  # type: ignore[arg-type]
-        model = ApiModel("claude-sonnet-4-5")
+        model = ApiModel(name="claude-sonnet-4-5")
     elif vendor == "openai_responses":
         provider = OpenAIResponses(base_url=server.openai_url, **settings)  # type: ignore[arg-type]
-        model = ApiModel("gpt-4o", parameters=("temperature", "top_p"))
+        model = ApiModel(name="gpt-4o", parameters=("temperature", "top_p"))
     else:
-        provider, model = OpenAIChat(base_url=server.openai_url, **settings), ApiModel("gpt-4o")  # type: ignore[arg-type]
-    api = ApiRunner(model, provider, Decoding(max_new_tokens=OUTPUT), Budget(max_usd=cap))
+        provider, model = OpenAIChat(base_url=server.openai_url, **settings), ApiModel(name="gpt-4o")  # type: ignore[arg-type]
+    api = ApiRunner(
+        model=model, provider=provider, decoding=Decoding(max_new_tokens=OUTPUT), budget=Budget(max_usd=cap)
+    )
     api.check()
     api.begin(context(directory))
     return api
@@ -157,9 +159,14 @@ def test_a_run_ends_at_once_where_not_even_the_shortest_prompt_fits(tmp_path: Pa
 def test_several_samples_in_one_request_are_asked_for_as_fewer_where_all_do_not_fit(tmp_path: Path) -> None:
     decoding = Decoding(max_new_tokens=OUTPUT, temperature=1.0)
     with ApiServer(answer=lambda _: "x" * 4 * OUTPUT) as server:
-        model = ApiModel("gpt-4o", parameters=("temperature", "n"))
+        model = ApiModel(name="gpt-4o", parameters=("temperature", "n"))
         cap = 5 * price(20)
-        api = ApiRunner(model, OpenAIChat(base_url=server.openai_url), decoding, Budget(max_usd=cap))
+        api = ApiRunner(
+            model=model,
+            provider=OpenAIChat(base_url=server.openai_url),
+            decoding=decoding,
+            budget=Budget(max_usd=cap),
+        )
         api.begin(context(tmp_path))
         outcomes, error = spend(api, requests(1, samples=8, decoding=decoding))
         assert error is not None

@@ -16,7 +16,7 @@ from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Usage
 from tests.api.scripted import request
 
-MODEL = ApiModel("gpt-4o")
+MODEL = ApiModel(name="gpt-4o")
 GOOD = Answer("a patch", "stop", Usage(10, 0, 0, 5), model="gpt-4o-2024-08-06", request_id="req_1", details={"a": 1})
 
 
@@ -39,7 +39,7 @@ def test_everything_that_decides_the_answer_is_in_the_key() -> None:
     keys += [key(replace(base, decoding=decoding)) for decoding in decodings]
     keys += [key(replace(base, sample=1)), key(replace(base, prompt=Prompt("s", "fix it")))]
     keys += [key(replace(base, prompt=Prompt(None, "fix it!")))]
-    keys += [key(base, ApiModel("gpt-4o-mini")), key(base, replace(MODEL, api_version="2026-10-21"))]
+    keys += [key(base, ApiModel(name="gpt-4o-mini")), key(base, replace(MODEL, api_version="2026-10-21"))]
     keys += [key(base, replace(MODEL, extra_body={"reasoning_effort": "low"}))]
     keys += [key(base, provider="azure_openai"), key(base, variant="raw.bfloat16")]
     assert len(set(keys)) == len(keys)

@@ -43,12 +43,14 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def runner(first: ApiServer, second: ApiServer, **options: Any) -> ApiRunner:
     provider = Deployments(
-        OpenAIChat(base_url=first.openai_url, timeout_s=60),
-        AzureOpenAI(base_url=second.azure_url, timeout_s=60),
+        first=OpenAIChat(base_url=first.openai_url, timeout_s=60),
+        second=AzureOpenAI(base_url=second.azure_url, timeout_s=60),
         names={"second": "my-deployment"},
     )
     retry = Retry(backoff_s=0.02)
-    api = ApiRunner(ApiModel("gpt-4o"), provider, Decoding(max_new_tokens=64), retry=retry, **options)
+    api = ApiRunner(
+        model=ApiModel(name="gpt-4o"), provider=provider, decoding=Decoding(max_new_tokens=64), retry=retry, **options
+    )
     api.check()
     return api
 
@@ -116,13 +118,13 @@ BEDROCK_NAME = "global.anthropic.claude-sonnet-4-5-20250929-v1:0"
 
 def claude_runner(first: ApiServer, second: ApiServer, third: ApiServer) -> ApiRunner:
     provider = Deployments(
-        AnthropicMessages(base_url=first.anthropic_url, timeout_s=60),
-        AnthropicBedrock(base_url=second.bedrock_url, timeout_s=60),
-        AnthropicVertex(base_url=third.vertex_url, timeout_s=60),
+        first=AnthropicMessages(base_url=first.anthropic_url, timeout_s=60),
+        second=AnthropicBedrock(base_url=second.bedrock_url, timeout_s=60),
+        third=AnthropicVertex(base_url=third.vertex_url, timeout_s=60),
         names={"second": BEDROCK_NAME, "third": "claude-sonnet-4-5@20250929"},
     )
-    model = ApiModel("claude-sonnet-4-5", api_version="2023-06-01", one_sampler=True)
-    api = ApiRunner(model, provider, Decoding(max_new_tokens=64), retry=Retry(backoff_s=0.02))
+    model = ApiModel(name="claude-sonnet-4-5", api_version="2023-06-01", one_sampler=True)
+    api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=64), retry=Retry(backoff_s=0.02))
     api.check()
     return api
 
@@ -158,8 +160,12 @@ def test_a_dry_run_counts_what_the_cache_holds_from_any_of_the_endpoints(tmp_pat
 def test_configurations_that_make_no_sense_are_refused() -> None:
     one, other = OpenAIChat(), OpenAIChat(mode="batch")
     with pytest.raises(ConfigError, match=r"provider\.second\.mode"):
-        Deployments(one, other)
+        Deployments(first=one, second=other)
     with pytest.raises(ConfigError, match=r"provider\.names\.third"):
-        Deployments(one, one, names={"third": "x"})
+        Deployments(first=one, second=one, names={"third": "x"})
     with pytest.raises(ConfigError, match=r"provider\.second: .*"):
-        ApiRunner(ApiModel("gpt-4o"), Deployments(one, OpenAIChat(base_url="nowhere")), Decoding()).check()
+        ApiRunner(
+            model=ApiModel(name="gpt-4o"),
+            provider=Deployments(first=one, second=OpenAIChat(base_url="nowhere")),
+            decoding=Decoding(),
+        ).check()

@@ -26,8 +26,8 @@ def simple(planned: list[Planned], limits: Limits | None = None, *, exact: bool 
         tokens="by hand",
         exact=exact,
         max_new_tokens=1000,
-        tariff=tariff_of(ApiModel("claude-sonnet-4-5"), "anthropic"),
-        batch_tariff=tariff_of(ApiModel("claude-sonnet-4-5"), "anthropic", batch=True),
+        tariff=tariff_of(ApiModel(name="claude-sonnet-4-5"), "anthropic"),
+        batch_tariff=tariff_of(ApiModel(name="claude-sonnet-4-5"), "anthropic", batch=True),
         max_concurrency=10,
         limits=limits or Limits(),
         prompt_caching="auto",
@@ -74,7 +74,9 @@ def test_estimates_of_a_sweep_add_up_and_an_unknown_price_stays_unknown() -> Non
     both = one + one
     assert both.requests == 6
     assert both.live_usd == one.live_usd + one.live_usd
-    api = ApiRunner(ApiModel("x", pricing="unknown"), ScriptedProvider(), Decoding(max_new_tokens=10))
+    api = ApiRunner(
+        model=ApiModel(name="x", pricing="unknown"), provider=ScriptedProvider(), decoding=Decoding(max_new_tokens=10)
+    )
     unknown = api.estimate(counted(requests(3)))
     assert unknown.live_usd is None
     assert (one + unknown).live_usd is None
@@ -89,7 +91,7 @@ def test_nothing_to_do_takes_no_time_and_no_money() -> None:
 def test_what_the_response_cache_holds_is_not_paid_for(tmp_path: Path) -> None:
     provider = ScriptedProvider()
     decoding = Decoding(max_new_tokens=100)
-    api = ApiRunner(ApiModel("gpt-4o"), provider, decoding, response_cache=str(tmp_path))
+    api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=provider, decoding=decoding, response_cache=str(tmp_path))
     api.run(requests(5, samples=2), Outcomes(), threading.Event())
     found = api.estimate(counted(requests(8, samples=2)))
     assert (found.instances, found.requests, found.response_cache_hits) == (3, 6, 10)
@@ -107,9 +109,15 @@ def test_what_a_run_costs_lies_within_the_bounds_of_its_estimate(
     asked = [request(f"i{n}", s, f"{n}\n{text}", decoding) for n in range(6) for s in range(3)]
     with ApiServer(latency_s=0.01) as server:
         api = (
-            ApiRunner(ApiModel("gpt-4o"), OpenAIChat(base_url=server.openai_url), decoding)
+            ApiRunner(
+                model=ApiModel(name="gpt-4o"), provider=OpenAIChat(base_url=server.openai_url), decoding=decoding
+            )
             if vendor == "openai"
-            else ApiRunner(ApiModel("claude-sonnet-4-5"), AnthropicMessages(base_url=server.url), decoding)
+            else ApiRunner(
+                model=ApiModel(name="claude-sonnet-4-5"),
+                provider=AnthropicMessages(base_url=server.url),
+                decoding=decoding,
+            )
         )
         found = api.estimate(counted(asked))
         assert server.log.asked() == []
@@ -123,9 +131,9 @@ def test_what_a_run_costs_lies_within_the_bounds_of_its_estimate(
 
 
 def test_samples_that_share_a_request_pay_for_the_prompt_once() -> None:
-    model = ApiModel("gpt-4o", parameters=("temperature", "n"))
+    model = ApiModel(name="gpt-4o", parameters=("temperature", "n"))
     decoding = Decoding(max_new_tokens=100)
-    api = ApiRunner(model, OpenAIChat(), decoding)
+    api = ApiRunner(model=model, provider=OpenAIChat(), decoding=decoding)
     found = api.estimate(counted(request("a", s, "x" * 33_000, decoding) for s in range(4)))
     assert found.requests == 1
     assert found.output_tokens == Range(Decimal(4), Decimal(400))

@@ -66,9 +66,11 @@ def runner(vendor: str, address: str, timeout_s: float = 120.0, budget: Budget |
     decoding = Decoding(max_new_tokens=64)
     if vendor == "openai":
         chat = OpenAIChat(base_url=f"{address}/v1", timeout_s=timeout_s)
-        return ApiRunner(ApiModel("gpt-4o"), chat, decoding, budget, TWICE)
+        return ApiRunner(model=ApiModel(name="gpt-4o"), provider=chat, decoding=decoding, budget=budget, retry=TWICE)
     messages = AnthropicMessages(base_url=address, timeout_s=timeout_s)
-    return ApiRunner(ApiModel("claude-sonnet-4-5"), messages, decoding, budget, TWICE)
+    return ApiRunner(
+        model=ApiModel(name="claude-sonnet-4-5"), provider=messages, decoding=decoding, budget=budget, retry=TWICE
+    )
 
 
 def marked(kind: str) -> Request:

@@ -15,7 +15,7 @@ from swe_infer.types import ApiModel, Pricing, Usage
 
 
 def listed(name: str, provider: str = "openai", *, batch: bool = False) -> Tariff:
-    tariff = tariff_of(ApiModel(name), provider, batch=batch)
+    tariff = tariff_of(ApiModel(name=name), provider, batch=batch)
     assert tariff is not None
     return tariff
 
@@ -67,17 +67,17 @@ def test_dated_names_are_known_by_their_own_price() -> None:
 
 def test_a_name_that_is_not_listed_is_refused_with_the_ways_out() -> None:
     with pytest.raises(ConfigError, match=r"model\.pricing\.input_per_mtok.*model\.price_as.*unknown"):
-        tariff_of(ApiModel("swe-llama-13b"), "openai")
+        tariff_of(ApiModel(name="swe-llama-13b"), "openai")
 
 
 def test_a_listed_model_without_an_output_price_is_refused_rather_than_taken_for_free() -> None:
     with pytest.raises(ConfigError, match="output"):
-        tariff_of(ApiModel("text-embedding-3-small"), "openai")
+        tariff_of(ApiModel(name="text-embedding-3-small"), "openai")
 
 
 def test_stated_prices_win_and_default_to_the_plain_ones() -> None:
     pricing = Pricing(input_per_mtok=Decimal(2), output_per_mtok=Decimal(8), cached_input_per_mtok=Decimal(1))
-    tariff = tariff_of(ApiModel("gpt-4o", pricing=pricing), "openai")
+    tariff = tariff_of(ApiModel(name="gpt-4o", pricing=pricing), "openai")
     assert tariff is not None
     usage = Usage(input_tokens=1_000_000, cached_input_tokens=500_000, cache_write_tokens=100_000, output_tokens=10)
     assert tariff.price(usage) == Decimal("0.8") + Decimal("0.5") + Decimal("0.2") + Decimal("0.00008")
@@ -102,7 +102,14 @@ def test_no_answer_within_its_bounds_costs_more_than_the_worst_case(
     for tariff in (
         listed("claude-sonnet-4-5", "anthropic"),
         listed("gpt-4.1"),
-        StatedTariff(Pricing(Decimal(3), Decimal(15), Decimal("0.3"), Decimal("3.75"))),
+        StatedTariff(
+            Pricing(
+                input_per_mtok=Decimal(3),
+                output_per_mtok=Decimal(15),
+                cached_input_per_mtok=Decimal("0.3"),
+                cache_write_per_mtok=Decimal("3.75"),
+            )
+        ),
     ):
         assert tariff.price(usage) <= worst_case(tariff, bound, 4096, cache_write=True)
 

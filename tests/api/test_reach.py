@@ -59,9 +59,9 @@ def no_tls() -> Iterator[tuple[int, list[int]]]:
 def runner(provider: OpenAIChat | Deployments, tries: int = 12) -> ApiRunner:
     retry = Retry(tries=tries, backoff_s=0.01, max_backoff_s=0.05)
     return ApiRunner(
-        ApiModel("gpt-4o"),
-        provider,
-        Decoding(max_new_tokens=16),
+        model=ApiModel(name="gpt-4o"),
+        provider=provider,
+        decoding=Decoding(max_new_tokens=16),
         retry=retry,
         batches=BatchSettings(first_poll_s=0.05),
     )
@@ -95,11 +95,11 @@ def test_a_failing_handshake_counts_as_no_connection() -> None:
 def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_answers_it() -> None:
     dead = [OpenAIChat(base_url=f"http://127.0.0.1:{free_port()}/v1") for _ in range(2)]
     with pytest.raises(Unreachable) as raised:
-        runner(Deployments(dead[0], dead[1])).run(requests(20), nothing_is_answered, threading.Event())
+        runner(Deployments(first=dead[0], second=dead[1])).run(requests(20), nothing_is_answered, threading.Event())
     assert all(provider.base_url in str(raised.value) for provider in dead)
     outcomes: dict[tuple[str, int], Outcome] = {}
     with ApiServer() as server:
-        both = Deployments(dead[0], OpenAIChat(base_url=server.openai_url))
+        both = Deployments(first=dead[0], second=OpenAIChat(base_url=server.openai_url))
         runner(both).run(requests(20), lambda r, o: outcomes.update({r.key: o}), threading.Event())
         assert len(server.log.answers()) == len(outcomes) == 20
 

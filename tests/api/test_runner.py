@@ -48,10 +48,10 @@ DOLLAR_A_TOKEN = Pricing(input_per_mtok=Decimal(1_000_000), output_per_mtok=Deci
 
 
 def runner(provider: ScriptedProvider, **arguments: Any) -> ApiRunner:
-    model = arguments.pop("model", ApiModel("gpt-4o"))
+    model = arguments.pop("model", ApiModel(name="gpt-4o"))
     decoding = arguments.pop("decoding", Decoding(max_new_tokens=100))
     arguments.setdefault("retry", FAST)
-    return ApiRunner(model, provider, decoding, **arguments)
+    return ApiRunner(model=model, provider=provider, decoding=decoding, **arguments)
 
 
 class Outcomes(list[tuple[Request, Outcome]]):
@@ -256,7 +256,7 @@ def test_a_hang_is_given_up_and_tried_again() -> None:
 
 def test_the_price_is_that_of_the_configured_model_not_of_the_one_in_the_answer() -> None:
     provider = ScriptedProvider()
-    run_ = runner(provider, model=ApiModel("my-deployment", price_as="gpt-4o"))
+    run_ = runner(provider, model=ApiModel(name="my-deployment", price_as="gpt-4o"))
     run_.check()
     (_, outcome), *_ = run(run_, [request()])
     assert isinstance(outcome, Completion)
@@ -266,11 +266,11 @@ def test_the_price_is_that_of_the_configured_model_not_of_the_one_in_the_answer(
 def test_a_model_without_a_known_price_is_refused_before_the_first_request() -> None:
     provider = ScriptedProvider()
     with pytest.raises(ConfigError, match=r"model\.pricing"):
-        runner(provider, model=ApiModel("nobody-knows-me")).check()
+        runner(provider, model=ApiModel(name="nobody-knows-me")).check()
 
 
 def test_an_unknown_price_is_reported_as_unknown_and_allows_no_cap() -> None:
-    model = ApiModel("nobody-knows-me", pricing="unknown")
+    model = ApiModel(name="nobody-knows-me", pricing="unknown")
     (_, outcome), *_ = run(runner(ScriptedProvider(), model=model), [request()])
     assert isinstance(outcome, Completion)
     assert outcome.cost_usd is None
@@ -294,7 +294,7 @@ def test_a_cap_is_never_passed_and_nearly_used_up_at_any_concurrency(concurrency
     )
     # A request comes to about $370 and at most to $1,164.
     cap = Decimal(100_000)
-    api = runner(provider, model=ApiModel("x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=cap))
+    api = runner(provider, model=ApiModel(name="x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=cap))
     outcomes = Outcomes()
     with pytest.raises(BudgetExceeded):
         api.run(requests(1000, text="y" * 1000), outcomes, threading.Event())
@@ -305,7 +305,7 @@ def test_a_cap_is_never_passed_and_nearly_used_up_at_any_concurrency(concurrency
 
 def test_what_earlier_tries_spent_counts(tmp_path: Path) -> None:
     provider = ScriptedProvider(max_concurrency=1, tokens=lambda r: Usage(input_tokens=100))
-    api = runner(provider, model=ApiModel("x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=Decimal(1000)))
+    api = runner(provider, model=ApiModel(name="x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=Decimal(1000)))
     api.begin(context(tmp_path, spent_usd=Decimal(500)))
     with pytest.raises(BudgetExceeded):
         run(api, requests(100))
@@ -318,7 +318,7 @@ def test_runs_of_a_sweep_share_one_cap(tmp_path: Path) -> None:
     for number in range(3):
         provider = ScriptedProvider(tokens=lambda r: Usage(input_tokens=100), max_concurrency=8, latency_s=0.001)
         budget = Budget(sweep_max_usd=Decimal(10_000))
-        api = runner(provider, model=ApiModel("x", pricing=DOLLAR_A_TOKEN), budget=budget)
+        api = runner(provider, model=ApiModel(name="x", pricing=DOLLAR_A_TOKEN), budget=budget)
         api.begin(context(tmp_path, run_id=f"run{number}"))
         if number < 1:
             run(api, requests(60))
@@ -340,7 +340,7 @@ def test_a_sweep_cap_outside_a_sweep_is_refused() -> None:
 def test_the_first_sample_of_a_long_prompt_goes_ahead_and_the_others_follow_together() -> None:
     provider = ScriptedProvider(latency_s=0.1, pricing_id="anthropic")
     wanted = [request("a", sample, "long " * 2000) for sample in range(4)]
-    outcomes = run(runner(provider, model=ApiModel("claude-sonnet-4-5")), wanted)
+    outcomes = run(runner(provider, model=ApiModel(name="claude-sonnet-4-5")), wanted)
     assert len(outcomes.by_key) == 4
     assert provider.sent[0].sample == 0
     assert provider.sent_at[1] - provider.sent_at[0] >= 0.1
@@ -353,7 +353,7 @@ def test_short_prompts_single_samples_and_prices_without_a_discount_do_not_wait(
     single = [request(name, 0, f"long {name}" * 2000) for name in "abc"]
     for wanted, model in ((short, "gpt-4o"), (single, "gpt-4o"), (requests(1, 3, "x" * 9000), "gpt-4")):
         provider = ScriptedProvider(latency_s=0.1)
-        run(runner(provider, model=ApiModel(model)), wanted)
+        run(runner(provider, model=ApiModel(name=model)), wanted)
         assert provider.sent_at[-1] - provider.sent_at[0] < 0.09
         assert provider.asked_to_cache == [False] * 3
 
@@ -408,7 +408,7 @@ def test_fewer_answers_than_samples_are_kept_and_the_rest_is_asked_for() -> None
 
 def test_the_worst_case_of_several_samples_counts_the_output_of_each() -> None:
     provider = Sampling(tokens=lambda r: Usage(input_tokens=10, output_tokens=100))
-    api = runner(provider, model=ApiModel("x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=Decimal(350)))
+    api = runner(provider, model=ApiModel(name="x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=Decimal(350)))
     with pytest.raises(BudgetExceeded):
         run(api, requests(1, samples=3))
     assert len(provider.sent) == 2  # in one request; with the third one it would have been too dear

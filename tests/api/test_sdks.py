@@ -34,23 +34,26 @@ TEXT = "Fix this.\n[start of a/b.py]\n1 import os\n[end of a/b.py]\n" + "padding
 
 Made = tuple[Provider, ApiModel]
 MAKERS: dict[str, Callable[[ApiServer], Made]] = {
-    "openai": lambda s: (OpenAIChat(base_url=s.openai_url, timeout_s=5), ApiModel("gpt-4o")),
-    "azure_openai": lambda s: (AzureOpenAI(base_url=s.azure_url, timeout_s=5), ApiModel("gpt-4o")),
+    "openai": lambda s: (OpenAIChat(base_url=s.openai_url, timeout_s=5), ApiModel(name="gpt-4o")),
+    "azure_openai": lambda s: (AzureOpenAI(base_url=s.azure_url, timeout_s=5), ApiModel(name="gpt-4o")),
     "openai_compatible": lambda s: (
         OpenAIChat(name="openai_compatible", base_url=s.openai_url, api_key_env=None, timeout_s=5),
-        ApiModel("gpt-4o"),
+        ApiModel(name="gpt-4o"),
     ),
     "openai_responses": lambda s: (
         OpenAIResponses(base_url=s.openai_url, timeout_s=5),
-        ApiModel("gpt-4o", parameters=("temperature", "top_p")),
+        ApiModel(name="gpt-4o", parameters=("temperature", "top_p")),
     ),
-    "anthropic": lambda s: (AnthropicMessages(base_url=s.anthropic_url, timeout_s=5), ApiModel("claude-sonnet-4-5")),
+    "anthropic": lambda s: (
+        AnthropicMessages(base_url=s.anthropic_url, timeout_s=5),
+        ApiModel(name="claude-sonnet-4-5"),
+    ),
     "bedrock": lambda s: (
         AnthropicBedrock(base_url=s.bedrock_url, timeout_s=5),
-        ApiModel("us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
+        ApiModel(name="us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
     ),
-    "vertex": lambda s: (AnthropicVertex(base_url=s.vertex_url, timeout_s=5), ApiModel("claude-sonnet-4-5")),
-    "anthropic_text": lambda s: (AnthropicText(base_url=s.anthropic_url, timeout_s=5), ApiModel("claude-2")),
+    "vertex": lambda s: (AnthropicVertex(base_url=s.vertex_url, timeout_s=5), ApiModel(name="claude-sonnet-4-5")),
+    "anthropic_text": lambda s: (AnthropicText(base_url=s.anthropic_url, timeout_s=5), ApiModel(name="claude-2")),
 }
 
 
@@ -63,7 +66,9 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def runner(server: ApiServer, name: str = "openai", budget: Budget | None = None, **options: object) -> ApiRunner:
     provider, model = MAKERS[name](server)
-    api = ApiRunner(model, provider, Decoding(max_new_tokens=64), budget, FAST, **options)  # type: ignore[arg-type]
+    api = ApiRunner(
+        model=model, provider=provider, decoding=Decoding(max_new_tokens=64), budget=budget, retry=FAST, **options
+    )  # type: ignore[arg-type]
     api.check()
     return api
 
@@ -103,7 +108,7 @@ def test_every_instance_is_answered_through_every_fault_and_none_is_answered_twi
     with ApiServer(latency_s=(0.0, 0.02), faults=faults) as server:
         provider, model = MAKERS[name](server)
         provider.timeout_s = 5.0  # an answer that a busy machine delivers later than this would be paid for twice
-        api = ApiRunner(model, provider, Decoding(max_new_tokens=64), None, FAST)
+        api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=64), budget=None, retry=FAST)
         outcomes = run(api, requests(150, text=TEXT))
         assert len(outcomes) == 150
         assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
@@ -165,7 +170,9 @@ def test_samples_of_a_prompt_are_read_from_the_provider_s_cache(name: str, share
 def test_time_to_first_token_is_recorded_where_answers_are_streamed() -> None:
     with ApiServer(latency_s=0.1) as server:
         provider = AnthropicMessages(base_url=server.anthropic_url, stream="always")
-        api = ApiRunner(ApiModel("claude-sonnet-4-5"), provider, Decoding(max_new_tokens=64))
+        api = ApiRunner(
+            model=ApiModel(name="claude-sonnet-4-5"), provider=provider, decoding=Decoding(max_new_tokens=64)
+        )
         (outcome,) = run(api, requests(1)).values()
         assert isinstance(outcome, Completion)
         assert 0 < outcome.details["time_to_first_token_s"] < outcome.latency_s
@@ -182,9 +189,15 @@ def test_a_quota_that_real_headers_state_is_kept(name: str) -> None:
 
 def test_samples_of_a_prompt_share_one_request_where_the_model_takes_n_and_the_prompt_is_paid_once() -> None:
     with ApiServer(latency_s=0.02) as server:
-        model = ApiModel("gpt-4o", parameters=("temperature", "n"))
+        model = ApiModel(name="gpt-4o", parameters=("temperature", "n"))
         decoding = Decoding(max_new_tokens=64, temperature=1.0)
-        api = ApiRunner(model, OpenAIChat(base_url=server.openai_url), decoding, Budget(max_usd=Decimal(5)), FAST)
+        api = ApiRunner(
+            model=model,
+            provider=OpenAIChat(base_url=server.openai_url),
+            decoding=decoding,
+            budget=Budget(max_usd=Decimal(5)),
+            retry=FAST,
+        )
         wanted = requests(10, samples=4, text=TEXT, decoding=decoding)
         outcomes = run(api, wanted)
         completions = [o for o in outcomes.values() if isinstance(o, Completion)]

@@ -20,7 +20,7 @@ def test_without_a_vocabulary_at_hand_an_estimate_says_so_and_no_network_is_wait
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
-        counter = counter_of(ApiModel("gpt-4o"), "openai")
+        counter = counter_of(ApiModel(name="gpt-4o"), "openai")
         proxy.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody has called
             proxy.accept()
@@ -35,11 +35,11 @@ def test_a_damaged_vocabulary_falls_back_to_the_estimate(monkeypatch: pytest.Mon
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     address = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
     (tmp_path / hashlib.sha1(address.encode()).hexdigest()).write_bytes(b"not a vocabulary")
-    assert not counter_of(ApiModel("gpt-4o"), "openai").exact
+    assert not counter_of(ApiModel(name="gpt-4o"), "openai").exact
 
 
 def test_a_model_of_another_vendor_is_never_counted_with_openai_s_vocabulary() -> None:
-    assert isinstance(counter_of(ApiModel("gpt-4o"), "anthropic"), EstimatedCounter)
+    assert isinstance(counter_of(ApiModel(name="gpt-4o"), "anthropic"), EstimatedCounter)
 
 
 @given(st.text(), st.text())

@@ -57,7 +57,14 @@ def test_points_of_a_sweep_at_the_same_time_write_each_prompt_to_the_cache_once(
         for temperature in (0.0, 0.5, 1.0):
             decoding = Decoding(max_new_tokens=64, temperature=temperature)
             provider = AnthropicMessages(base_url=server.anthropic_url, max_concurrency=4)
-            runners.append(ApiRunner(ApiModel("claude-sonnet-4-5"), provider, decoding, prompt_caching="always"))
+            runners.append(
+                ApiRunner(
+                    model=ApiModel(name="claude-sonnet-4-5"),
+                    provider=provider,
+                    decoding=decoding,
+                    prompt_caching="always",
+                )
+            )
             wanted.append(requests(6, text="word " * 2000, decoding=decoding))
         outcomes = run_at_once(runners, wanted, tmp_path)
         answers = server.log.answers()
@@ -75,7 +82,12 @@ def test_who_goes_ahead_and_fails_leaves_the_prompt_to_the_next(tmp_path: Path) 
         latency_s=0.01,
     )
     runners = [
-        ApiRunner(ApiModel("gpt-4o"), provider, Decoding(max_new_tokens=100), prompt_caching="always")
+        ApiRunner(
+            model=ApiModel(name="gpt-4o"),
+            provider=provider,
+            decoding=Decoding(max_new_tokens=100),
+            prompt_caching="always",
+        )
         for _ in range(2)
     ]
     outcomes = run_at_once(runners, [requests(1, samples=2, text="word " * 2000)] * 2, tmp_path)
@@ -142,5 +154,5 @@ def test_the_key_of_a_prompt_tells_providers_models_and_parts_of_the_text_apart(
         (Prompt("s", "u"), "gpt-4o", "azure", "https://a"),
         (Prompt("s", "u"), "gpt-4o", "openai", "https://b"),
     ]
-    keys = {prompt_key(prompt, ApiModel(model), provider, url) for prompt, model, provider, url in places}
+    keys = {prompt_key(prompt, ApiModel(name=model), provider, url) for prompt, model, provider, url in places}
     assert len(keys) == len(places)

@@ -26,7 +26,7 @@ def test_a_list_of_providers_is_a_chain_in_its_order() -> None:
         runner = config.build(compose("config", overrides=arguments)).runner
     assert isinstance(runner, ApiRunner)
     assert isinstance(runner.provider, Deployments)
-    endpoints = runner.provider.endpoints(ApiModel("gpt-4o"))
+    endpoints = runner.provider.endpoints(ApiModel(name="gpt-4o"))
     assert [(provider.name, model.name) for provider, model in endpoints] == [
         ("openai", "gpt-4o"),
         ("azure_openai", "my-deployment"),

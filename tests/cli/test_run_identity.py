@@ -278,7 +278,7 @@ def test_answers_in_the_response_cache_are_found_wherever_the_server_moves(desk:
     desk.run("dataset.limit=1", cache, "output_dir=a")
     row = JsonlDataset(path=str(desk.data)).open()[0]
     request = Request(row.instance_id, 0, row.prompt, Decoding())
-    key, former = cache_keys(request, ApiModel("gpt-4o"), OpenAIChat(base_url=desk.server.openai_url))
+    key, former = cache_keys(request, ApiModel(name="gpt-4o"), OpenAIChat(base_url=desk.server.openai_url))
     with closing(sqlite3.connect(desk.folder / "cache" / "answers.sqlite", isolation_level=None)) as kept:
         assert kept.execute("UPDATE answers SET key = ? WHERE key = ?", (former, key)).rowcount == 1
     desk.run("dataset.limit=1", cache, "output_dir=b")

@@ -39,7 +39,7 @@ def engine_of(
     config = read_config(directory)
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     options = EngineOptions(max_batch_tokens, max_sequences, cache_tokens * token_bytes / 1e9)
-    return Engine.load(LlamaModel(str(directory), **model), options)
+    return Engine.load(LlamaModel(path=str(directory), **model), options)
 
 
 class _Unmoved(PassCost):

@@ -123,17 +123,17 @@ def test_groups_are_of_sequences_that_share_most_of_their_blocks(
 
 def test_the_first_backend_that_works_is_chosen() -> None:
     shape = AttentionShape(4, 2, 64, torch.device("cpu"), torch.float32)
-    chosen = choose_backend(AttentionChoice(("flash_attn", "varlen", "sdpa")), shape)
+    chosen = choose_backend(AttentionChoice(backends=("flash_attn", "varlen", "sdpa")), shape)
     assert type(chosen).__module__.endswith(".sdpa")
 
 
 def test_a_choice_that_cannot_work_says_why() -> None:
     shape = AttentionShape(4, 2, 64, torch.device("cpu"), torch.float32)
     with pytest.raises(ConfigError, match=r"flash_attn: needs a CUDA device.*varlen: needs a CUDA device"):
-        choose_backend(AttentionChoice(("flash_attn", "varlen")), shape)
+        choose_backend(AttentionChoice(backends=("flash_attn", "varlen")), shape)
 
 
 def test_an_unknown_backend_is_a_configuration_error() -> None:
     shape = AttentionShape(4, 2, 64, torch.device("cpu"), torch.float32)
     with pytest.raises(ConfigError, match=r"unknown backend xformers; there are flash_attn, native, sdpa, varlen"):
-        choose_backend(AttentionChoice(("xformers", "sdpa")), shape)
+        choose_backend(AttentionChoice(backends=("xformers", "sdpa")), shape)

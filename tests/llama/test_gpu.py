@@ -161,7 +161,7 @@ def test_greedy_tokens_in_bfloat16_are_those_of_transformers_up_to_a_near_tie(
     large_heads: Path, backends: tuple[str, ...]
 ) -> None:
     try:
-        engine = engine_of(large_heads, device="cuda", dtype="bfloat16", attention=AttentionChoice(backends))
+        engine = engine_of(large_heads, device="cuda", dtype="bfloat16", attention=AttentionChoice(backends=backends))
     except ConfigError as error:
         pytest.skip(str(error))
     model, exact = (reference(large_heads).to("cuda", dtype) for dtype in (torch.bfloat16, torch.float64))

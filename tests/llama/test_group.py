@@ -69,7 +69,7 @@ def heard(workers: Sequence[Threaded]) -> list[Threaded]:
 
 @pytest.fixture
 def model(checkpoint: Path) -> LlamaModel:
-    return LlamaModel(str(checkpoint))
+    return LlamaModel(path=str(checkpoint))
 
 
 def group_of(model: LlamaModel, *workers: Threaded) -> EngineGroup[Threaded]:
@@ -111,7 +111,7 @@ def test_a_request_that_ends_three_engines_fails_alone(model: LlamaModel) -> Non
 
 
 def test_an_engine_that_cannot_load_costs_itself_alone_once_another_works(model: LlamaModel, tmp_path: Path) -> None:
-    good, bad = Threaded(model, "good"), Threaded(LlamaModel(str(tmp_path / "absent")), "bad")
+    good, bad = Threaded(model, "good"), Threaded(LlamaModel(path=str(tmp_path / "absent")), "bad")
     bad.held_back = True
     group = group_of(model, good, bad)
     bad.held_back = False
@@ -122,7 +122,7 @@ def test_an_engine_that_cannot_load_costs_itself_alone_once_another_works(model:
 
 
 def test_where_the_first_cannot_load_the_error_is_the_checkpoint_s(model: LlamaModel, tmp_path: Path) -> None:
-    workers = [Threaded(LlamaModel(str(tmp_path / "absent")), f"engine {n}") for n in range(2)]
+    workers = [Threaded(LlamaModel(path=str(tmp_path / "absent")), f"engine {n}") for n in range(2)]
     with pytest.raises(CheckpointError, match="there is no such directory"):
         group_of(model, *workers)
     assert not any(worker.alive for worker in workers)
@@ -145,7 +145,7 @@ def test_an_engine_that_nobody_hears_ends_quietly(model: LlamaModel, tmp_path: P
     """The parent of a group whose first engine failed closes the others, which may still be loading."""
     ours, theirs = multiprocessing.Pipe()
     ours.close()
-    serve(theirs, model if directory is None else LlamaModel(str(tmp_path / directory)), options(), 1)
+    serve(theirs, model if directory is None else LlamaModel(path=str(tmp_path / directory)), options(), 1)
 
 
 def test_a_fault_that_nobody_hears_ends_an_engine_quietly(model: LlamaModel) -> None:

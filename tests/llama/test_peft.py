@@ -130,5 +130,5 @@ def test_a_directory_that_is_no_adapter_is_refused(checkpoint: Path) -> None:
 
 
 def test_the_name_of_a_model_with_an_adapter_does_not_change_with_use(checkpoint: Path) -> None:
-    model = LlamaModel("org/CodeLlama-7b", peft_path="org/SWE-Llama-peft/")
+    model = LlamaModel(path="org/CodeLlama-7b", peft_path="org/SWE-Llama-peft/")
     assert [model.label for _ in range(3)] == ["CodeLlama-7b+SWE-Llama-peft"] * 3

@@ -119,7 +119,7 @@ def test_an_unknown_limit_of_the_kernels_is_refused_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setenv("SWE_INFER_NATIVE_KERNELS", "sse")
     with pytest.raises(ConfigError, match="SWE_INFER_NATIVE_KERNELS=sse: must be off, avx512 or amx"):
-        LlamaRunner(LlamaModel(str(checkpoint)), Decoding()).check()
+        LlamaRunner(model=LlamaModel(path=str(checkpoint)), decoding=Decoding()).check()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ TEXT = "def add(left, right):\n    return left + right\n"
 def runner_of(directory: Path, decoding: Decoding | None = None, **options: Any) -> LlamaRunner:
     model = {key: options.pop(key) for key in ("context_window", "prompt_format", "peft_path") if key in options}
     options.setdefault("kv_cache_gb", 0.01)
-    return LlamaRunner(LlamaModel(str(directory), **model), decoding or Decoding(max_new_tokens=8), **options)
+    return LlamaRunner(
+        model=LlamaModel(path=str(directory), **model), decoding=decoding or Decoding(max_new_tokens=8), **options
+    )
 
 
 def requests_of(runner: LlamaRunner, texts: dict[str, str]) -> list[Request]:
@@ -201,7 +203,7 @@ def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_pa
 
 def test_an_engine_that_another_replaced_is_not_kept(checkpoint: Path) -> None:
     """What is loaded is out of the collector's sight, so it must not refer to itself."""
-    engines, model = EnginePool(), LlamaModel(str(checkpoint))
+    engines, model = EnginePool(), LlamaModel(path=str(checkpoint))
     first = weakref.ref(engines.get(model, EngineOptions(kv_cache_gb=0.01)))
     engines.get(model, EngineOptions(kv_cache_gb=0.02))
     assert first() is None

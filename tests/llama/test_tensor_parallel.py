@@ -49,7 +49,7 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def divided(biased: Path) -> Iterator[Engine]:
-    engine = Engine.load(LlamaModel(str(biased), tensor_parallel=2, dtype="float32"), options())
+    engine = Engine.load(LlamaModel(path=str(biased), tensor_parallel=2, dtype="float32"), options())
     yield engine
     engine.close()
 
@@ -92,7 +92,7 @@ def test_the_parts_make_up_the_whole(biased: Path, count: int) -> None:
 @pytest.mark.parametrize("during_a_pass", [True, False])
 def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during_a_pass: bool) -> None:
     pool = EnginePool()
-    model = LlamaModel(str(biased), tensor_parallel=2, dtype="float32")
+    model = LlamaModel(path=str(biased), tensor_parallel=2, dtype="float32")
     engine = pool.get(model, options())
     assert isinstance(engine, Engine)
     assert engine._followers is not None
@@ -128,18 +128,18 @@ def test_a_checkpoint_that_a_rank_cannot_load_is_the_leader_s_error(biased: Path
         content = file.read_bytes()
         (directory / file.name).write_bytes(content[:-4096] if file.name == "model.safetensors" else content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        Engine.load(LlamaModel(str(directory), tensor_parallel=2), options())
+        Engine.load(LlamaModel(path=str(directory), tensor_parallel=2), options())
 
 
 def test_what_cannot_be_divided_is_refused_before_anything_is_loaded(biased: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.tensor_parallel=3: must divide the 4 attention heads"):
-        LlamaRunner(LlamaModel(str(biased), tensor_parallel=3), Decoding()).check()
+        LlamaRunner(model=LlamaModel(path=str(biased), tensor_parallel=3), decoding=Decoding()).check()
     with pytest.raises(ConfigError, match=r"model\.tensor_parallel=0"):
-        LlamaRunner(LlamaModel(str(biased), tensor_parallel=0), Decoding())
+        LlamaRunner(model=LlamaModel(path=str(biased), tensor_parallel=0), decoding=Decoding())
     with pytest.raises(ConfigError, match=r"runner\.workers=2"):
-        LlamaRunner(LlamaModel(str(biased), tensor_parallel=2), Decoding(), workers=2)
+        LlamaRunner(model=LlamaModel(path=str(biased), tensor_parallel=2), decoding=Decoding(), workers=2)
     with pytest.raises(ConfigError, match=r"model\.peft_path"):
-        Engine.load(LlamaModel(str(biased), tensor_parallel=2, peft_path="x"), options())
+        Engine.load(LlamaModel(path=str(biased), tensor_parallel=2, peft_path="x"), options())
 
 
 def _refuse(_: GenerationRequest, error: Exception) -> None:

@@ -298,7 +298,7 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_cache_too_small_for_one_block_is_a_configuration_error(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"runner\.kv_cache_gb: 0\.000 GB hold no block"):
-        Engine.load(LlamaModel(str(checkpoint)), EngineOptions(kv_cache_gb=1e-6))
+        Engine.load(LlamaModel(path=str(checkpoint)), EngineOptions(kv_cache_gb=1e-6))
 
 
 @pytest.mark.parametrize(

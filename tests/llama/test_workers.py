@@ -39,7 +39,7 @@ def requests() -> list[GenerationRequest]:
 
 @pytest.fixture(scope="module")
 def group(checkpoint: Path) -> Iterator[EngineGroup[ProcessWorker]]:
-    made = engines_here(LlamaModel(str(checkpoint)), options(), ["cpu", "cpu"])
+    made = engines_here(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
     yield made
     made.close()
 
@@ -108,7 +108,7 @@ def test_an_abandoned_run_leaves_no_answers_to_the_next(group: EngineGroup[Proce
 
 
 def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(checkpoint: Path) -> None:
-    group = engines_here(LlamaModel(str(checkpoint)), options(), ["cpu", "cpu"])
+    group = engines_here(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
     found: dict[str, tuple[int, ...]] = {}
     workers = group.workers
@@ -130,19 +130,19 @@ def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(ch
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_the_parents_error(checkpoint: Path) -> None:
-    model = LlamaModel(str(checkpoint), peft_path=str(checkpoint))
+    model = LlamaModel(path=str(checkpoint), peft_path=str(checkpoint))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
         engines_here(model, options(), ["cpu", "cpu"])
 
 
 def test_the_pool_makes_as_many_engines_as_asked_for(checkpoint: Path) -> None:
     pool = EnginePool()
-    engine = pool.get(LlamaModel(str(checkpoint)), options())
+    engine = pool.get(LlamaModel(path=str(checkpoint)), options())
     assert isinstance(engine, EngineGroup)
     workers = engine.workers
-    assert pool.get(LlamaModel(str(checkpoint)), options()) is engine
+    assert pool.get(LlamaModel(path=str(checkpoint)), options()) is engine
     assert not isinstance(
-        pool.get(LlamaModel(str(checkpoint)), dataclasses.replace(options(), workers=1)), EngineGroup
+        pool.get(LlamaModel(path=str(checkpoint)), dataclasses.replace(options(), workers=1)), EngineGroup
     )
     assert not any(worker.alive for worker in workers)
 

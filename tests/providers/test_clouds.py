@@ -58,7 +58,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_bedrock_requests_are_signed_with_aws_s_credentials(server: ApiServer) -> None:
     provider = build("bedrock", server)
     provider.check_access()
-    model = ApiModel("global.anthropic.claude-sonnet-4-5-20250929-v1:0")
+    model = ApiModel(name="global.anthropic.claude-sonnet-4-5-20250929-v1:0")
     (answer,) = ask(provider, model)
     (exchange,) = server.log.asked()
     assert exchange.path == f"/model/{model.name}/invoke"

@@ -26,7 +26,7 @@ from tests.support.instances import write_instances
 ROOT = Path(__file__).resolve().parent.parent.parent
 STAND_IN = ROOT / "tests" / "support" / "vllm_stand_in.py"
 REAL = os.environ.get("SWE_INFER_VLLM")
-MODEL = LlamaModel("some/checkpoint", context_window=4096)
+MODEL = LlamaModel(path="some/checkpoint", context_window=4096)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_server_gets_its_flags_and_no_key(program: Path, monkeypatch: pytest
 
 
 def test_the_parts_of_a_layer_are_the_model_s_unless_the_provider_says_otherwise() -> None:
-    model = LlamaModel("some/checkpoint", tensor_parallel=4, allow_pickle=True)
+    model = LlamaModel(path="some/checkpoint", tensor_parallel=4, allow_pickle=True)
     for stated, wanted in ((None, "4"), (2, "2")):
         provider = VLLM(tensor_parallel_size=stated)
         provider.served(model)
@@ -166,7 +166,7 @@ def test_what_cannot_work_is_said_before_anything_is_started(keys: dict[str, Any
 )
 def test_what_only_our_own_engine_does_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        VLLM().served(LlamaModel("some/checkpoint", **changes))
+        VLLM().served(LlamaModel(path="some/checkpoint", **changes))
 
 
 def test_a_raw_checkpoint_is_asked_for_completions_of_the_whole_text_at_no_cost(program: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_raw_checkpoint_is_asked_for_completions_of_the_whole_text_at_no_cost(
 
 
 def test_a_model_of_any_name_is_asked_in_chat_at_no_cost(program: Path) -> None:
-    model = ApiModel("owner/chat-model")
+    model = ApiModel(name="owner/chat-model")
     provider = VLLM(executable=str(program))
     served = provider.served(model)
     assert served.pricing is not None

@@ -66,9 +66,16 @@ def figures(found: Estimate) -> tuple[int, Range, Range, Range | None, Range | N
 def test_what_is_computed_is_what_is_counted(vendor: Literal["openai", "llama"]) -> None:
     runner: ApiRunner | LlamaRunner
     if vendor == "llama":
-        runner = LlamaRunner(LlamaModel(str(ROOT / "swe_infer" / "sample" / "tiny_llama")), Decoding())
+        runner = LlamaRunner(
+            model=LlamaModel(path=str(ROOT / "swe_infer" / "sample" / "tiny_llama")), decoding=Decoding()
+        )
     else:
-        runner = ApiRunner(ApiModel("gpt-4o"), OpenAIChat(), Decoding(max_new_tokens=100), prompt_caching="never")
+        runner = ApiRunner(
+            model=ApiModel(name="gpt-4o"),
+            provider=OpenAIChat(),
+            decoding=Decoding(max_new_tokens=100),
+            prompt_caching="never",
+        )
     few = wanted(9, 2, 5, 8)
     assert few.count == len(list(few.requests())) == 6
     assert figures(runner.estimate([few])) == figures(runner.estimate(one_by_one(few)))
@@ -80,7 +87,9 @@ def test_what_is_computed_is_what_is_counted(vendor: Literal["openai", "llama"])
 
 
 def test_what_the_response_cache_holds_of_many_samples_is_found_without_asking_for_each(tmp_path: Path) -> None:
-    api = ApiRunner(ApiModel("gpt-4o"), ScriptedProvider(), Decoding(), response_cache=str(tmp_path))
+    api = ApiRunner(
+        model=ApiModel(name="gpt-4o"), provider=ScriptedProvider(), decoding=Decoding(), response_cache=str(tmp_path)
+    )
     few = wanted(6, 1, 4)
     api.run(few.requests(), Outcomes(), threading.Event())
     found = api.estimate([wanted(BILLION)])
@@ -111,8 +120,14 @@ def test_a_run_reads_few_more_requests_than_it_sends(
 
     with ApiServer() as server:
         provider = OpenAIChat(base_url=server.openai_url, mode=mode, max_concurrency=BILLION)
-        batches = BatchSettings(50, 0.05, 0.1, 0.3)
-        api = ApiRunner(ApiModel("gpt-4o"), provider, decoding, Budget(max_usd=Decimal("0.02")), batches=batches)
+        batches = BatchSettings(max_requests=50, first_poll_s=0.05, max_poll_s=0.1, settle_s=0.3)
+        api = ApiRunner(
+            model=ApiModel(name="gpt-4o"),
+            provider=provider,
+            decoding=decoding,
+            budget=Budget(max_usd=Decimal("0.02")),
+            batches=batches,
+        )
         api.check()
         api.begin(told)
         outcomes = Outcomes()

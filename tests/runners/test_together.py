@@ -55,7 +55,9 @@ class Bench:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.dataset = JsonlDataset(path=str(write_instances(home / "instances.jsonl", INSTANCES)))
-        self.model = LlamaModel(str(make_checkpoint(home / "model", max_position_embeddings=4096)), dtype="float32")
+        self.model = LlamaModel(
+            path=str(make_checkpoint(home / "model", max_position_embeddings=4096)), dtype="float32"
+        )
 
     def execute(self, folder: Path, names: list[str], heard: Mapping[str, OnRecord] | None = None) -> list[Any]:
         """Runs of the points ``names`` in ``folder``, together."""
@@ -66,7 +68,7 @@ class Bench:
     def opened(
         self, stack: ExitStack, directory: Path, name: str, engines: EnginePool, heard: Mapping[str, OnRecord]
     ) -> Run:
-        runner = LlamaRunner(self.model, POINTS[name], max_sequences=8, kv_cache_gb=0.05)
+        runner = LlamaRunner(model=self.model, decoding=POINTS[name], max_sequences=8, kv_cache_gb=0.05)
         runner.check()
         directory.mkdir(parents=True, exist_ok=True)
         store = stack.enter_context(RunStore(directory, runner.label))

@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Generated]:
     """Our engine's greedy answer to every bundled instance, many at once."""
-    model = LlamaModel("package://swe_infer.sample/tiny_llama", dtype="float32", device="cpu")
+    model = LlamaModel(path="package://swe_infer.sample/tiny_llama", dtype="float32", device="cpu")
     engine = Engine.load(model, EngineOptions(max_batch_tokens=1024, max_sequences=40, kv_cache_gb=0.5))
     requests = [
         ask(
