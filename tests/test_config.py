@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import typing
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swe_infer import config
 from swe_infer.cli.messages import one_line
 from swe_infer.errors import ConfigError
+from swe_infer.options import parameters_of
 from swe_infer.types import ApiModel, Decoding
 
 CONF = config.conf_dir()
@@ -85,13 +84,11 @@ def faults_of_keys(group: str, option: str) -> Iterator[str]:
         node = node.get(part) or {}
     if "_target_" not in node:
         return  # an experiment, or an option that stands for none: it combines others and has no class of its own
-    factory = get_object(node["_target_"])
-    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    parameters = set(inspect.signature(factory).parameters)
-    if differ := {str(key) for key in node if key != "_target_"} ^ parameters:
+    parameters = parameters_of(get_object(node["_target_"]))
+    if differ := {str(key) for key in node if key != "_target_"} ^ set(parameters):
         yield f"{choice}: write each argument with its default, and no other key: {sorted(differ)}"
-    if untyped := parameters - set(hints):
-        yield f"{choice}: a parameter without a type hint cannot be checked: {sorted(untyped)}"
+    if undescribed := [name for name, parameter in parameters.items() if parameter.option is None]:
+        yield f"{choice}: describe each with an Option, which says what it affects: {undescribed}"
 
 
 def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:

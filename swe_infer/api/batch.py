@@ -127,7 +127,7 @@ class Batches:
         """What batches of an earlier process hold, and was not read yet."""
         self._source: Iterator[list[Request]] = iter(())
         self._prompt: tuple[Prompt, int] | None = None
-        self._reach = Reach([provider.base_url])
+        self._reach = Reach([provider.address])
         self._pending: deque[Item] = deque()
         self._shortest_refused: tuple[int, Item] | None = None
         """Of the requests that no cap has room for, the one with the shortest prompt, in bytes."""
@@ -329,7 +329,7 @@ class Batches:
             try:
                 timeout_s = self._provider.timeout_s
                 batch_id = await self._provider.submit(encoded, label=batch.label, timeout_s=timeout_s)
-                self._reach.note(self._provider.base_url, None)
+                self._reach.note(self._provider.address, None)
             except RequestError as error:
                 try:
                     if await self._unreached(error, tries):
@@ -536,7 +536,7 @@ class Batches:
         while True:
             try:
                 done = await call()
-                self._reach.note(self._provider.base_url, None)
+                self._reach.note(self._provider.address, None)
                 return done
             except (RateLimited, TransientError) as error:
                 tries += 1
@@ -551,10 +551,10 @@ class Batches:
         Raises:
             Unreachable: further tries are of no use.
         """
-        self._reach.note(self._provider.base_url, error, tries=tries)
+        self._reach.note(self._provider.address, error, tries=tries)
         if not (self._reach.is_doubtful() and never_connected(error)):
             return False
-        await asyncio.sleep(self._reach.pause_s(self._provider.base_url))
+        await asyncio.sleep(self._reach.pause_s(self._provider.address))
         return True
 
     # Small things.

@@ -57,10 +57,9 @@ class CacheSize:
 
 def cache_keys(request: Request, model: ApiModel, provider: Provider) -> tuple[str, str]:
     """The key of a request's answer, and the one under which earlier versions kept it, which held the address."""
-    variant: str = getattr(provider, "variant", "")
     return (
-        cache_key(request, model, provider.name, variant=variant),
-        cache_key(request, model, provider.name, host=_host(provider.base_url)),
+        cache_key(request, model, provider.name, variant=provider.variant),
+        cache_key(request, model, provider.name, host=_host(provider.address)),
     )
 
 

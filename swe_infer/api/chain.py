@@ -15,12 +15,12 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from swe_infer.api.budget import Purse, Reservation
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.counting import InputBounds
-from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
+from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.limits import Halted, SentAway, Ticket
 from swe_infer.api.pricing import caching_pays, worst_case
 from swe_infer.api.reach import Reach, Unreachable
@@ -35,7 +35,7 @@ from swe_infer.errors import (
     StoreError,
     TransientError,
 )
-from swe_infer.providers.base import Answer, SampleProvider
+from swe_infer.providers.base import Answer
 from swe_infer.types import Completion, Failure, Outcome, Request, Skip, TokenCounter, Usage
 
 __all__ = ["Chain", "Counts"]
@@ -122,7 +122,7 @@ class Chain:
         self._retry = retry
         self.bounds = InputBounds(counter, self.sleep)
         self._cache = cache
-        self._reach = Reach([endpoint.base_url for endpoint in endpoints.all])
+        self._reach = Reach([endpoint.address for endpoint in endpoints.all])
         self._halted = asyncio.Event()
         self.stop = threading.Event()
         """Once set, nothing is sent any more, also before :meth:`halt` is called."""
@@ -168,11 +168,11 @@ class Chain:
     def prompt_key(self, request: Request) -> bytes:
         """What the cache of the provider that is asked first goes by."""
         first = self._endpoints.all[0]
-        return prompt_key(request.prompt, first.model, first.provider.name, first.base_url)
+        return prompt_key(request.prompt, first.model, first.provider.name, first.address)
 
     def most_samples(self, request: Request) -> int:
         """How many samples of a prompt one request may ask for, wherever it is sent."""
-        return min(most_samples(e.provider, e.model, request.decoding) for e in self._endpoints.all)
+        return min(e.provider.most_samples(e.model, request.decoding) for e in self._endpoints.all)
 
     async def ask(
         self, requests: Sequence[Request], *, cache_prompt: bool = False, urgent: bool = False
@@ -233,7 +233,7 @@ class Chain:
         async with self._reach.turn:
             if self._endpoints.pick() is not endpoint:
                 raise SentAway("another endpoint is asked")
-            if self._reach.is_doubtful() and not await self.sleep(self._reach.pause_s(endpoint.base_url)):
+            if self._reach.is_doubtful() and not await self.sleep(self._reach.pause_s(endpoint.address)):
                 raise Halted("the run is stopping")
             attempt = asyncio.create_task(self._attempt(life, endpoint, urgent, alone=True))
             try:
@@ -266,12 +266,12 @@ class Chain:
                 if billed:
                     life.possibly_billed += reservation.usd
                 self._note(endpoint, ticket, error)
-                tries = 1 + alone * self._reach.tries(endpoint.base_url)
-                self._reach.note(endpoint.base_url, error, tries=tries)
+                tries = 1 + alone * self._reach.tries(endpoint.address)
+                self._reach.note(endpoint.address, error, tries=tries)
                 raise
             finally:
                 self.in_flight -= 1
-            self._reach.note(endpoint.base_url, None)
+            self._reach.note(endpoint.address, None)
             usage = sum((answer.usage for answer in answers), Usage())
             try:
                 usd = self._pay(reservation, endpoint, answers, usage)
@@ -314,7 +314,7 @@ class Chain:
         try:
             async with asyncio.timeout(timeout_s + _GRACE_S):  # should a provider fail to keep to it
                 if len(life.requests) > 1:
-                    answers = await cast(SampleProvider, endpoint.provider).complete_samples(
+                    answers = await endpoint.provider.complete_samples(
                         life.requests, endpoint.model, timeout_s=timeout_s, cache_prompt=life.cache_prompt
                     )
                     if not answers:

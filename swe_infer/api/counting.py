@@ -17,7 +17,7 @@ from swe_infer.api.endpoints import Endpoint
 from swe_infer.api.tokens import sure_bound
 from swe_infer.api.warm_prompts import prompt_key
 from swe_infer.errors import RateLimited, RequestError
-from swe_infer.providers.base import CountingProvider, is_counting
+from swe_infer.providers.base import Provider
 from swe_infer.types import Request, TokenCounter, Usage
 
 __all__ = ["InputBounds"]
@@ -70,7 +70,7 @@ class InputBounds:
 
     def can_be_tighter(self, endpoint: Endpoint) -> bool:
         """Whether :meth:`tight` may come to less than :meth:`sure`."""
-        return self._counter.exact or (is_counting(endpoint.provider) and not self._account(endpoint).off)
+        return self._counter.exact or (endpoint.provider.counts_input and not self._account(endpoint).off)
 
     def least(self, endpoint: Endpoint, sure: int) -> int:
         """What :meth:`tight` comes to at least, as far as can be told without counting. It tells where a count is of
@@ -85,9 +85,9 @@ class InputBounds:
         if self._counter.exact:
             return self._exact(request, endpoint, sure)
         provider = endpoint.provider
-        if not is_counting(provider) or self._account(endpoint).off:
+        if not provider.counts_input or self._account(endpoint).off:
             return sure
-        key = prompt_key(request.prompt, endpoint.model, provider.name, endpoint.base_url)
+        key = prompt_key(request.prompt, endpoint.model, provider.name, endpoint.address)
         async with self._locks.setdefault(key, asyncio.Lock()):  # samples of one prompt wait for one count
             if key not in self._counts:
                 if len(self._counts) >= _KEPT:
@@ -118,7 +118,7 @@ class InputBounds:
         around = sure - sure_bound(request.prompt)
         return min(sure, self._counter(request.prompt) + around + _OWN_FRAMING)
 
-    async def _asked(self, request: Request, endpoint: Endpoint, provider: CountingProvider, sure: int) -> int | None:
+    async def _asked(self, request: Request, endpoint: Endpoint, provider: Provider, sure: int) -> int | None:
         """The vendor's count with its allowance; None: it has none to rely on."""
         for attempt in range(1, _TRIES + 1):
             try:
@@ -150,4 +150,4 @@ class InputBounds:
             logger.log(level, told, endpoint.provider.name, " ".join(why.split())[:300])
 
     def _account(self, endpoint: Endpoint) -> _Account:
-        return self._accounts.setdefault(f"{endpoint.provider.name} {endpoint.base_url}", _Account())
+        return self._accounts.setdefault(f"{endpoint.provider.name} {endpoint.address}", _Account())

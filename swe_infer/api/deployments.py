@@ -17,7 +17,7 @@ __all__ = ["Deployments"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Deployments:
+class Deployments(Provider):
     """Up to four providers of one model, in order of preference. A provider itself, so it stands wherever one does.
 
     ``names`` must name the same model: its price is looked up by ``model.price_as`` or ``model.name``, but where a
@@ -47,7 +47,7 @@ class Deployments:
             if part.mode != "live":
                 raise ConfigError(f"provider.{key}.mode={part.mode}: several deployments answer live requests only")
         self.pricing_id = self.first.pricing_id
-        self.base_url = self.first.base_url
+        self.address = self.first.address
         self.timeout_s = max(part.timeout_s for part in self._parts.values())
         self.max_concurrency = max(part.max_concurrency for part in self._parts.values())
 
@@ -85,8 +85,7 @@ class Deployments:
     def _there(self, key: str, model: ApiModel) -> ApiModel:
         if key not in self._names:
             return model
-        by_name = getattr(self._parts[key], "priced_by_name", False)
-        price_as = None if by_name else model.price_as or model.name
+        price_as = None if self._parts[key].priced_by_name else model.price_as or model.name
         return replace(model, name=self._names[key], price_as=price_as)
 
 

@@ -10,9 +10,9 @@ from swe_infer.api.limits import Limiter
 from swe_infer.api.pricing import Tariff
 from swe_infer.errors import Overloaded, ProviderFatal, RateLimited, RequestError, TransientError
 from swe_infer.providers.base import Provider
-from swe_infer.types import ApiModel, Decoding
+from swe_infer.types import ApiModel
 
-__all__ = ["Endpoint", "Endpoints", "most_samples"]
+__all__ = ["Endpoint", "Endpoints"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +35,9 @@ class Endpoint:
     fatal: ProviderFatal | None = None
 
     @property
-    def base_url(self) -> str:
+    def address(self) -> str:
         """The provider's address."""
-        return self.provider.base_url
-
-
-def most_samples(provider: Provider, model: ApiModel, decoding: Decoding) -> int:
-    """How many samples of a prompt one live request to ``provider`` may ask for."""
-    limit = getattr(provider, "most_samples", None)  # only some have it, see SampleProvider
-    return 1 if limit is None else int(limit(model, decoding))
+        return self.provider.address
 
 
 class Endpoints:

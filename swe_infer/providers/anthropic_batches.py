@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from swe_infer.errors import RequestError, TransientError
 from swe_infer.providers.anthropic_client import AnthropicProvider
@@ -26,7 +26,7 @@ class AnthropicBatches(AnthropicProvider):
     A batch carries no name of its own here: its items' custom ids do, and those show once it has ended.
     """
 
-    has_batches: bool = True
+    has_batches: ClassVar[bool] = True
     max_batch_requests: int = 100_000
     max_batch_bytes: int = 256_000_000
 

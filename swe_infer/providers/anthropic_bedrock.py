@@ -7,12 +7,13 @@ API reference of InvokeModel and InvokeModelWithResponseStream.
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from swe_infer.errors import AuthenticationFailed, ConfigError, RequestError
+from swe_infer.options import Option
 from swe_infer.providers.anthropic_cloud import AnthropicCloud, first_set
 from swe_infer.providers.checks import check_key
-from swe_infer.providers.environment import address
 from swe_infer.providers.faults import one_line
 from swe_infer.types import ApiModel, Decoding
 
@@ -23,54 +24,36 @@ _ADDRESS_VARIABLE = "ANTHROPIC_BEDROCK_BASE_URL"
 _EXTRA = "install the extra swe_infer[bedrock]"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicBedrock(AnthropicCloud):
     """Claude in one region of Bedrock, which has no batches of Anthropic's kind.
 
-    Args:
-        region: of AWS; None: from AWS_REGION or AWS_DEFAULT_REGION.
-        base_url: None: from ANTHROPIC_BEDROCK_BASE_URL, or the region's own endpoint.
-        api_key_env: the environment variable of a Bedrock API key; where it is None or not set, requests are signed
-            with the credentials that AWS's own chain finds (environment, profile, role of the machine).
-        profile: of AWS's configuration files.
-        stream: ``auto`` streams where the output bound is so long that a silent connection would be cut.
-        cache_ttl: how long a cached prompt is kept.
+    Where ``api_key_env`` is None or not set, requests are signed with the credentials that AWS's own chain finds
+    (environment, profile, role of the machine).
     """
 
     address_env: ClassVar[str | None] = _ADDRESS_VARIABLE
-    priced_by_name: bool = True
-    """The list of prices knows Bedrock's own names, and a region costs more than the world."""
+    priced_by_name: ClassVar[bool] = True  # a region costs more than the world
 
     body_version: ClassVar[str] = "bedrock-2023-05-31"
 
-    def __init__(
-        self,
-        *,
-        name: str = "bedrock",
-        region: str | None = None,
-        base_url: str | None = None,
-        api_key_env: str | None = "AWS_BEARER_TOKEN_BEDROCK",
-        profile: str | None = None,
-        max_concurrency: int = 64,
-        timeout_s: float = 1200.0,
-        pricing_id: str = "aws",
-        mode: Literal["live", "batch"] = "live",
-        stream: Literal["auto", "always", "never"] = "auto",
-        cache_ttl: Literal["5m", "1h"] = "5m",
-    ) -> None:
-        self.region = region or first_set(_REGION_VARIABLES)
-        endpoint = f"https://bedrock-runtime.{self.region}.amazonaws.com" if self.region else ""
-        super().__init__(
-            name=name,
-            base_url=address(base_url, _ADDRESS_VARIABLE, endpoint),
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            mode=mode,
-            stream=stream,
-            cache_ttl=cache_ttl,
-        )
-        self.profile = profile
+    name: str = "bedrock"
+    region: Annotated[str | None, Option("AWS's region; null: from AWS_REGION or AWS_DEFAULT_REGION.", "address")] = (
+        None
+    )
+    api_key_env: Annotated[
+        str | None,
+        Option("The environment variable of a Bedrock API key; without one AWS credentials are used.", "address"),
+    ] = "AWS_BEARER_TOKEN_BEDROCK"
+    profile: Annotated[str | None, Option("A profile of AWS's configuration files.", "address")] = None
+    pricing_id: str = "aws"
+
+    def __post_init__(self) -> None:
+        self._region = self.region or first_set(_REGION_VARIABLES)
+        super().__post_init__()
+
+    def own_address(self) -> str:
+        return f"https://bedrock-runtime.{self._region}.amazonaws.com" if self._region else ""
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         super().check(model, decoding)
@@ -80,7 +63,7 @@ class AnthropicBedrock(AnthropicCloud):
     def check_access(self) -> None:
         """Raise ConfigError where there is no region or there are no credentials. AWS's chain may look for those in
         files, in other programs, and at the machine's own metadata service."""
-        if not self.region:
+        if not self._region:
             raise ConfigError(f"provider.region is not set: name AWS's region there or in {_REGION_VARIABLES[0]}")
         self._check_environment()
         if self._key():
@@ -106,7 +89,7 @@ class AnthropicBedrock(AnthropicCloud):
         import anthropic
 
         client = anthropic.AsyncAnthropicBedrock(
-            aws_region=self.region, base_url=self.base_url, max_retries=0, http_client=http
+            aws_region=self._region, base_url=self.address, max_retries=0, http_client=http
         )
         # Not as arguments: the client would take another key from the environment, and refuse a profile beside it.
         client.api_key, client.aws_profile = self._key(), self.profile

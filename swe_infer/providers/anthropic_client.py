@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
 from swe_infer.errors import ConfigError
-from swe_infer.providers.environment import address
+from swe_infer.options import Option
 from swe_infer.providers.faults import one_line
 from swe_infer.providers.wire import WireProvider
 from swe_infer.types import ApiModel, Decoding
@@ -28,6 +29,7 @@ FIRST_WITHOUT_SAMPLING = "2026-10-21"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicProvider(WireProvider):
     """A provider behind ``AsyncAnthropic``. The interface's version is a fact of the model: from 2026-10-21 on it
     takes no sampling parameters.
@@ -43,35 +45,22 @@ class AnthropicProvider(WireProvider):
     address_may_be_versioned: ClassVar[bool] = False
     """Whether ``base_url`` may end in ``/v1``; Anthropic's own SDK adds it."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        base_url: str | None,
-        api_key_env: str | None,
-        max_concurrency: int,
-        timeout_s: float,
-        pricing_id: str,
-        api_version: str,
-        mode: Literal["live", "batch"],
-    ) -> None:
-        super().__init__(
-            name=name,
-            base_url=address(base_url, self.address_env or "", ANTHROPIC),
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            mode=mode,
-        )
-        if not _DATE.fullmatch(api_version):
-            raise ConfigError(f"provider.api_version={one_line(api_version)}: must be a date such as 2023-06-01")
-        self.api_version = api_version
+    api_version: Annotated[str, Option("anthropic-version, unless model.api_version states one.", "answer")] = (
+        "2023-06-01"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _DATE.fullmatch(self.api_version):
+            raise ConfigError(f"provider.api_version={one_line(self.api_version)}: must be a date such as 2023-06-01")
+
+    def own_address(self) -> str:
+        return ANTHROPIC
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         super().check(model, decoding)
-        if not self.address_may_be_versioned and urlsplit(self.base_url).path.rstrip("/").endswith("/v1"):
-            raise ConfigError(f"provider.base_url={one_line(self.base_url)}: must be the root, without /v1")
+        if not self.address_may_be_versioned and urlsplit(self.address).path.rstrip("/").endswith("/v1"):
+            raise ConfigError(f"provider.base_url={one_line(self.address)}: must be the root, without /v1")
         version = model.api_version or self.api_version
         if not _DATE.fullmatch(version):
             raise ConfigError(f"model.api_version={one_line(version)}: must be a date such as 2023-06-01")
@@ -116,7 +105,7 @@ class AnthropicProvider(WireProvider):
 
         is_token = self._key_variable() == _TOKEN_VARIABLE
         client = anthropic.AsyncAnthropic(
-            base_url=self.base_url,
+            base_url=self.address,
             api_key=None if is_token else key,
             auth_token=key if is_token else None,
             default_headers={"anthropic-version": self.api_version},

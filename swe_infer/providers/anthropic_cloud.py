@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from swe_infer.providers.anthropic_client import FIRST_WITHOUT_SAMPLING
@@ -13,11 +14,14 @@ from swe_infer.types import ApiModel, Request
 __all__ = ["AnthropicCloud", "first_set"]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicCloud(AnthropicMessages):
     """Claude in a cloud, behind the cloud's own address and credentials."""
 
-    has_batches: bool = False
-    counts_input: bool = False
+    has_batches: ClassVar[bool] = False
+    counts_input: ClassVar[bool] = False
+    max_concurrency: int = 64
+    api_version: str = field(default="2023-06-01", init=False)  # the version stands in the body
     address_may_be_versioned: ClassVar[bool] = True
     reserved: ClassVar[tuple[str, ...]] = (*AnthropicMessages.reserved, "anthropic_version")
     body_version: ClassVar[str]

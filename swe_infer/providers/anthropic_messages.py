@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from swe_infer.errors import ConfigError
+from swe_infer.options import Option
 from swe_infer.providers.anthropic_batches import AnthropicBatches
 from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.wire import Unreadable, estimated_tokens, size_of, token_count
@@ -40,18 +42,11 @@ _LONGEST_UNSTREAMED = 16_000
 connections earlier than that."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicMessages(AnthropicBatches):
-    """Messages.
+    """Messages."""
 
-    Args:
-        api_key_env: the environment variable that holds the key; None: the server wants none.
-        api_version: ``anthropic-version``, unless ``model.api_version`` states one.
-        stream: ``auto`` streams where the output bound is so long that a silent connection would be cut.
-        cache_ttl: how long a cached prompt is kept; writing costs 1.25 times the input for 5 minutes, 2 times for 1
-            hour.
-    """
-
-    counts_input: bool = True
+    counts_input: ClassVar[bool] = True
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "stop")
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
@@ -64,32 +59,18 @@ class AnthropicMessages(AnthropicBatches):
         "stop_sequences",
     )
 
-    def __init__(
-        self,
-        *,
-        name: str = "anthropic",
-        base_url: str | None = None,
-        api_key_env: str | None = "ANTHROPIC_API_KEY",
-        api_version: str = "2023-06-01",
-        max_concurrency: int = 128,
-        timeout_s: float = 1200.0,
-        pricing_id: str = "anthropic",
-        mode: Literal["live", "batch"] = "live",
-        stream: Literal["auto", "always", "never"] = "auto",
-        cache_ttl: Literal["5m", "1h"] = "5m",
-    ) -> None:
-        super().__init__(
-            name=name,
-            base_url=base_url,
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            api_version=api_version,
-            mode=mode,
-        )
-        self.stream = stream
-        self.cache_ttl = cache_ttl
+    name: str = "anthropic"
+    api_key_env: str | None = "ANTHROPIC_API_KEY"
+    timeout_s: float = 1200.0
+    pricing_id: str = "anthropic"
+    stream: Annotated[
+        Literal["auto", "always", "never"],
+        Option("auto: stream where the output bound is so long that a silent connection would be cut.", "speed"),
+    ] = "auto"
+    cache_ttl: Annotated[
+        Literal["5m", "1h"],
+        Option("How long a cached prompt is kept; a write costs 1.25 times the input for 5m, twice for 1h.", "speed"),
+    ] = "5m"
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         super().check(model, decoding)

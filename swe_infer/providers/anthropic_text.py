@@ -5,7 +5,8 @@ Format: https://docs.anthropic.com/en/api/complete.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from swe_infer.providers.anthropic_client import AnthropicProvider
 from swe_infer.providers.base import Answer
@@ -18,12 +19,9 @@ _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicText(AnthropicProvider):
-    """Text Completions. The answers state no usage: tokens are estimated, and the record says so.
-
-    Args:
-        api_version: ``anthropic-version``, unless ``model.api_version`` states one.
-    """
+    """Text Completions. The answers state no usage: tokens are estimated, and the record says so."""
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "stop")
     reserved: ClassVar[tuple[str, ...]] = (
@@ -36,28 +34,11 @@ class AnthropicText(AnthropicProvider):
         "stop_sequences",
     )
 
-    def __init__(
-        self,
-        *,
-        name: str = "anthropic_text",
-        base_url: str | None = None,
-        api_key_env: str | None = "ANTHROPIC_API_KEY",
-        api_version: str = "2023-06-01",
-        max_concurrency: int = 16,
-        timeout_s: float = 600.0,
-        pricing_id: str = "anthropic",
-        mode: Literal["live", "batch"] = "live",
-    ) -> None:
-        super().__init__(
-            name=name,
-            base_url=base_url,
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            api_version=api_version,
-            mode=mode,
-        )
+    name: str = "anthropic_text"
+    api_key_env: str | None = "ANTHROPIC_API_KEY"
+    max_concurrency: int = 16
+    timeout_s: float = 600.0
+    pricing_id: str = "anthropic"
 
     def path(self, model: ApiModel) -> str:
         return "/v1/complete"

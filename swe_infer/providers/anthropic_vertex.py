@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from swe_infer.errors import AuthenticationFailed, ConfigError, RequestError, TransientError
+from swe_infer.options import Option
 from swe_infer.providers.anthropic_cloud import AnthropicCloud, first_set
 from swe_infer.providers.checks import check_key
-from swe_infer.providers.environment import address, check_bundle
+from swe_infer.providers.environment import check_bundle
 from swe_infer.providers.faults import one_line
 
 __all__ = ["AnthropicVertex"]
@@ -27,59 +29,43 @@ _HOSTS = {
 }
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicVertex(AnthropicCloud):
     """Claude in one location of Vertex AI, which has no batches of Anthropic's kind.
 
-    Args:
-        project: of Google Cloud; None: from ANTHROPIC_VERTEX_PROJECT_ID or GOOGLE_CLOUD_PROJECT.
-        region: the location, such as ``global`` or ``europe-west1``.
-        base_url: None: from ANTHROPIC_VERTEX_BASE_URL, or the location's own endpoint.
-        api_key_env: the environment variable of an access token, which lasts an hour; where it is None or not set,
-            Google's Application Default Credentials are used, and renewed.
-        stream: ``auto`` streams where the output bound is so long that a silent connection would be cut.
-        cache_ttl: how long a cached prompt is kept.
+    Where ``api_key_env`` is None or not set, Google's Application Default Credentials are used, and renewed; an
+    access token of one's own lasts an hour.
     """
 
     address_env: ClassVar[str | None] = _ADDRESS_VARIABLE
     body_version: ClassVar[str] = "vertex-2023-10-16"
 
-    def __init__(
-        self,
-        *,
-        name: str = "vertex",
-        project: str | None = None,
-        region: str = "global",
-        base_url: str | None = None,
-        api_key_env: str | None = "GOOGLE_OAUTH_ACCESS_TOKEN",
-        max_concurrency: int = 64,
-        timeout_s: float = 1200.0,
-        pricing_id: str = "google",
-        mode: Literal["live", "batch"] = "live",
-        stream: Literal["auto", "always", "never"] = "auto",
-        cache_ttl: Literal["5m", "1h"] = "5m",
-    ) -> None:
-        host = _HOSTS.get(region, f"{region}-aiplatform.googleapis.com")
-        super().__init__(
-            name=name,
-            base_url=address(base_url, _ADDRESS_VARIABLE, f"https://{host}/v1"),
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            mode=mode,
-            stream=stream,
-            cache_ttl=cache_ttl,
-        )
-        if not region:
+    name: str = "vertex"
+    project: Annotated[
+        str | None,
+        Option("Google Cloud's project; null: from ANTHROPIC_VERTEX_PROJECT_ID or GOOGLE_CLOUD_PROJECT.", "address"),
+    ] = None
+    region: Annotated[str, Option("The location, such as global or europe-west1.", "address")] = "global"
+    api_key_env: Annotated[
+        str | None,
+        Option("The environment variable of an access token; without one Google's own credentials.", "address"),
+    ] = "GOOGLE_OAUTH_ACCESS_TOKEN"
+    pricing_id: str = "google"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.region:
             raise ConfigError("provider.region is empty: name a location, such as global")
-        self.region = region
-        self.project = project or first_set(_PROJECT_VARIABLES)
+        self._project = self.project or first_set(_PROJECT_VARIABLES)
         self._credentials: Any = None
+
+    def own_address(self) -> str:
+        return f"https://{_HOSTS.get(self.region, f'{self.region}-aiplatform.googleapis.com')}/v1"
 
     def check_access(self) -> None:
         """Raise ConfigError where there is no project or there are no credentials. Google's library may look for
         those in files and at the machine's own metadata service."""
-        if not self.project:
+        if not self._project:
             raise ConfigError(
                 f"provider.project is not set: name Google Cloud's project there or in {_PROJECT_VARIABLES[0]}"
             )
@@ -116,10 +102,10 @@ class AnthropicVertex(AnthropicCloud):
 
         client = anthropic.AsyncAnthropicVertex(
             region=self.region,
-            project_id=self.project or "",
+            project_id=self._project or "",
             access_token=self._key() or None,
             credentials=self._credentials,
-            base_url=self.base_url,
+            base_url=self.address,
             max_retries=0,
             http_client=http,
         )

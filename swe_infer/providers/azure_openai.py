@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from swe_infer.errors import ConfigError
-from swe_infer.providers.environment import address
+from swe_infer.options import Option
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.types import ApiModel
 
@@ -21,50 +22,35 @@ logger = logging.getLogger(__name__)
 _ENDPOINT_VARIABLE = "AZURE_OPENAI_ENDPOINT"
 _KEY_VARIABLE = "AZURE_OPENAI_API_KEY"
 _TOKEN_VARIABLE = "AZURE_OPENAI_AD_TOKEN"
-_VERSION = "2024-10-21"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AzureOpenAI(OpenAIChat):
     """A resource of Azure OpenAI. A token of Microsoft Entra in AZURE_OPENAI_AD_TOKEN goes before the key, as in the
     SDK, unless ``api_key_env`` names another variable.
-
-    Args:
-        base_url: the resource's endpoint, ``https://NAME.openai.azure.com``; None: from AZURE_OPENAI_ENDPOINT.
-        api_version: of the interface, unless ``model.api_version`` states one.
     """
 
-    counts_input: bool = False
+    counts_input: ClassVar[bool] = False
     address_env: ClassVar[str | None] = _ENDPOINT_VARIABLE
 
-    def __init__(
-        self,
-        *,
-        name: str = "azure_openai",
-        base_url: str | None = None,
-        api_key_env: str | None = _KEY_VARIABLE,
-        api_version: str = _VERSION,
-        max_concurrency: int = 128,
-        timeout_s: float = 900.0,
-        pricing_id: str = "azure",
-        mode: Literal["live", "batch"] = "live",
-        stream: bool = False,
-        send_cache_key: bool = False,
-    ) -> None:
-        super().__init__(
-            name=name,
-            base_url=address(base_url, _ENDPOINT_VARIABLE),
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            mode=mode,
-            stream=stream,
-            send_cache_key=send_cache_key,
-        )
-        self.api_version = api_version or _VERSION
+    name: str = "azure_openai"
+    base_url: Annotated[
+        str | None,
+        Option("The endpoint, such as https://NAME.openai.azure.com; null: AZURE_OPENAI_ENDPOINT.", "address"),
+    ] = None
+    api_key_env: str | None = _KEY_VARIABLE
+    api_version: Annotated[str, Option("Azure's api-version, unless model.api_version states one.", "answer")] = (
+        "2024-10-21"
+    )
+    max_concurrency: int = 128
+    pricing_id: str = "azure"
+    send_cache_key: bool = False
+
+    def own_address(self) -> str:
+        return ""
 
     def check_access(self) -> None:
-        if not self.base_url:
+        if not self.address:
             raise ConfigError(
                 f"provider.base_url is not set: give the resource's endpoint there or in {_ENDPOINT_VARIABLE}, "
                 "such as https://NAME.openai.azure.com"
@@ -89,7 +75,7 @@ class AzureOpenAI(OpenAIChat):
 
         is_token = self._key_variable() == _TOKEN_VARIABLE
         client = openai.AsyncAzureOpenAI(
-            azure_endpoint=self.base_url,
+            azure_endpoint=self.address,
             api_key=None if is_token else key,
             azure_ad_token=key if is_token else None,
             api_version=self.api_version,

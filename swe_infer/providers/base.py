@@ -5,27 +5,23 @@ Retries, limits, budget, prices and caching belong to :mod:`swe_infer.api`; a pr
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeGuard
+from typing import Any, ClassVar, Literal, Protocol
 
-from swe_infer.errors import RateLimits, RequestError
+from swe_infer.errors import ConfigError, RateLimits, RequestError
 from swe_infer.types import ApiModel, Decoding, FinishReason, LlamaModel, Request, Usage
 
 __all__ = [
     "Answer",
     "BatchProvider",
     "BatchStatus",
-    "CountingProvider",
     "FoundBatch",
     "InputCount",
     "Provider",
     "RateLimits",
-    "SampleProvider",
-    "ServingProvider",
-    "is_counting",
-    "is_serving",
 ]
 
 
@@ -49,75 +45,6 @@ class Answer:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class Provider(Protocol):
-    """One endpoint. Constructors are cheap, import no SDK and read no key."""
-
-    name: str
-    """The group option, such as ``openai``."""
-
-    pricing_id: str
-    """genai-prices' ``provider_id``."""
-
-    base_url: str
-    """As the vendor's SDK takes it."""
-
-    max_concurrency: int
-    """Upper bound on requests in flight."""
-
-    timeout_s: float
-    """Seconds that one request may take in all."""
-
-    mode: Literal["live", "batch"]
-    """``batch``: answers come through the vendor's batches, see :class:`BatchProvider`."""
-
-    def check(self, model: ApiModel, decoding: Decoding) -> None:
-        """Raise ConfigError where the address is none or the provider cannot honour ``decoding``; asks nobody."""
-        ...
-
-    def check_access(self) -> None:
-        """Raise ConfigError where something is missing that only sending needs: the key (naming the variable), or an
-        address that has no default. A dry run goes without. No model is asked."""
-        ...
-
-    async def open(self) -> None:
-        """Create the SDK's client, with the SDK's own retries switched off."""
-        ...
-
-    async def close(self) -> None: ...
-
-    async def complete(
-        self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
-    ) -> Answer:
-        """Send one request and translate its answer.
-
-        Args:
-            cache_prompt: have the vendor keep the prompt for requests that follow, where that must be asked for.
-
-        Raises:
-            RequestError: the subclass says what to do about it. An answer that was billed but cannot be used raises
-                ``TransientError`` only if no text can be had from it; an empty text is an answer.
-        """
-        ...
-
-
-class SampleProvider(Provider, Protocol):
-    """A provider that answers several samples of one prompt in one request, which is billed for the prompt once."""
-
-    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
-        """How many samples one request may ask for; 1 where the model or ``decoding`` allows no more."""
-        ...
-
-    async def complete_samples(
-        self, requests: Sequence[Request], model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
-    ) -> list[Answer]:
-        """Answer ``requests``, which differ in their sample alone, at most :meth:`most_samples` of them.
-
-        The answers are in the order of ``requests``; where the vendor gives fewer, the last ones are missing. Their
-        usages add up to what is billed. Raises RequestError as :meth:`Provider.complete` does.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class InputCount:
     """A vendor's own count of a request's input.
@@ -131,41 +58,115 @@ class InputCount:
     beyond: int
 
 
-class CountingProvider(Provider, Protocol):
-    """A provider whose vendor counts the tokens of a request, free of charge, without answering it."""
+class Provider(ABC):
+    """One endpoint. Constructors are cheap, import no SDK and read no key.
 
-    counts_input: bool
-    """False where this provider has the method but its vendor or server has no such endpoint."""
+    The class attributes and the methods with a body state what a provider can do beyond one request and one answer;
+    a provider that can do more overrides them.
+    """
 
-    async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
-        """Have a request's input counted. Raises RequestError as :meth:`Provider.complete` does."""
-        ...
+    name: str
+    """The vendor, such as ``openai``; part of a run's identity."""
 
+    pricing_id: str
+    """genai-prices' ``provider_id``."""
 
-def is_counting(provider: Provider) -> TypeGuard[CountingProvider]:
-    """Whether ``provider`` can be asked for counts, see :class:`CountingProvider`."""
-    return bool(getattr(provider, "counts_input", False))
+    address: str
+    """Where requests go, as the vendor's SDK takes it; empty where it is still to be named."""
 
+    max_concurrency: int
+    """Upper bound on requests in flight."""
 
-class ServingProvider(Provider, Protocol):
-    """A provider that runs a server of its own: :meth:`open` starts it and waits for it, :meth:`close` ends it."""
+    timeout_s: float
+    """Seconds that one request may take in all."""
 
-    def served(self, model: ApiModel | LlamaModel) -> ApiModel:
-        """The model as the server is asked for it, at the price of a model of one's own: none. Called once, first.
+    mode: Literal["live", "batch"]
+    """``batch``: answers come through the vendor's batches, see :class:`BatchProvider`."""
+
+    has_batches: ClassVar[bool] = False
+    """Whether this is a :class:`BatchProvider` whose vendor has batches."""
+
+    counts_input: ClassVar[bool] = False
+    """Whether the vendor counts the tokens of a request, free of charge, without answering it."""
+
+    priced_by_name: ClassVar[bool] = False
+    """Whether the price list knows the models under the names that this provider gives them."""
+
+    @abstractmethod
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        """Raise ConfigError where the address is malformed or ``decoding`` cannot be honoured; asks nobody."""
+
+    @abstractmethod
+    def check_access(self) -> None:
+        """Raise ConfigError where something is missing that only sending needs: the key (naming the variable), or an
+        address that has no default. A dry run goes without. No model is asked."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Create the SDK's client, with the SDK's own retries switched off. Where the provider runs a server of its
+        own, start it and wait for it."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the client, and end the server that :meth:`open` started."""
+
+    @abstractmethod
+    async def complete(
+        self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
+    ) -> Answer:
+        """Send one request and translate its answer.
+
+        Args:
+            cache_prompt: have the vendor keep the prompt for requests that follow, where that must be asked for.
 
         Raises:
-            ConfigError: the server cannot run ``model`` as it is configured.
+            RequestError: the subclass says what to do about it. An answer that was billed but cannot be used raises
+                ``TransientError`` only if no text can be had from it; an empty text is an answer.
         """
-        ...
 
-    def keep_log(self, directory: Path) -> None:
-        """Where the server's log is to lie. Called before :meth:`open`."""
-        ...
+    def served(self, model: ApiModel | LlamaModel) -> ApiModel:
+        """The model as this provider is asked for it. Called once, before any other method.
 
+        Raises:
+            ConfigError: it cannot serve ``model`` as it is configured.
+        """
+        if isinstance(model, LlamaModel):
+            raise ConfigError(
+                f"runner=api: {model.label} is a checkpoint, which provider={self.name} does not serve; choose "
+                "provider=vllm, or runner=llama"
+            )
+        return model
 
-def is_serving(provider: Provider) -> TypeGuard[ServingProvider]:
-    """Whether ``provider`` is a :class:`ServingProvider`."""
-    return hasattr(provider, "served")
+    def endpoints(self, model: ApiModel) -> list[tuple[Provider, ApiModel]]:
+        """Every provider that can be asked, in order of preference, with the model as it is called there."""
+        return [(self, model)]
+
+    def keep_log(self, directory: Path) -> None:  # noqa: B027 - most providers start no server
+        """State where the log of a server that :meth:`open` starts is to lie. Called before :meth:`open`."""
+
+    @property
+    def variant(self) -> str:
+        """What decides answers beside the model's name; part of the response cache's key."""
+        return ""
+
+    async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
+        """Have a request's input counted, where :attr:`counts_input` says so. Raises RequestError as :meth:`complete`
+        does."""
+        raise NotImplementedError
+
+    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
+        """How many samples of one prompt one live request may ask for."""
+        return 1
+
+    async def complete_samples(
+        self, requests: Sequence[Request], model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
+    ) -> list[Answer]:
+        """Answer ``requests``, which differ in their sample alone, at most :meth:`most_samples` of them.
+
+        The answers are in the order of ``requests``; where the vendor gives fewer, the last ones are missing. Their
+        usages add up to what is billed. Raises RequestError as :meth:`complete` does.
+        """
+        return [await self.complete(requests[0], model, timeout_s=timeout_s, cache_prompt=cache_prompt)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +198,14 @@ class FoundBatch:
     total: int
 
 
-class BatchProvider(Provider, Protocol):
-    """A provider with batches: many requests handed in together, answered within a day, at half the price.
+class BatchProvider(Protocol):
+    """What a provider with ``has_batches`` has too: many requests handed in together, answered within a day, at half
+    the price.
 
     Every method raises RequestError as :meth:`Provider.complete` does, and never tries again by itself.
     """
 
-    has_batches: bool
-    """False where this provider has the methods but its vendor or server has no batches."""
+    name: str
 
     max_batch_requests: int
     max_batch_bytes: int

@@ -25,7 +25,7 @@ _STATES = {"completed": "ended", "expired": "ended", "cancelled": "ended", "fail
 class OpenAIBatches(OpenAIProvider):
     """The batch side of an OpenAI interface; implements :class:`~swe_infer.providers.base.BatchProvider`."""
 
-    has_batches: bool = True
+    has_batches: ClassVar[bool] = True
     max_batch_requests: int = 50_000
     max_batch_bytes: int = 200_000_000
     batch_endpoint: ClassVar[str]

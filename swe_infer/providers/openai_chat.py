@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
+from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
-from swe_infer.providers.environment import address
 from swe_infer.providers.faults import PromptFiltered
 from swe_infer.providers.openai_batches import OpenAIBatches
-from swe_infer.providers.openai_client import COUNT_PATH, OPENAI
+from swe_infer.providers.openai_client import COUNT_PATH
 from swe_infer.providers.wire import Unreadable, estimated_tokens, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
 
@@ -30,20 +30,12 @@ _OTHER_FRAMING = 16
 """Tokens by which the framing of two messages may differ between the interfaces; either has about ten."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class OpenAIChat(OpenAIBatches):
-    """Chat completions.
-
-    Args:
-        base_url: as the SDK takes it, with its ``/v1``; None: from OPENAI_BASE_URL, or OpenAI's for
-            ``name="openai"``.
-        api_key_env: the environment variable that holds the key; None: the server wants none.
-        stream: have answers streamed. They then carry the time to the first token; a proxy that cuts silent
-            connections is kept quiet.
-        send_cache_key: name the prompt to OpenAI's router, so that requests that share it meet the same cache.
-    """
+    """Chat completions."""
 
     batch_endpoint: ClassVar[str] = "/v1/chat/completions"
-    counts_input: bool = True
+    counts_input: ClassVar[bool] = True
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
         "messages",
@@ -57,30 +49,17 @@ class OpenAIChat(OpenAIBatches):
         "max_completion_tokens",
     )
 
-    def __init__(
-        self,
-        *,
-        name: str = "openai",
-        base_url: str | None = None,
-        api_key_env: str | None = "OPENAI_API_KEY",
-        max_concurrency: int = 256,
-        timeout_s: float = 900.0,
-        pricing_id: str = "openai",
-        mode: Literal["live", "batch"] = "live",
-        stream: bool = False,
-        send_cache_key: bool = True,
-    ) -> None:
-        super().__init__(
-            name=name,
-            base_url=address(base_url, self.address_env or "", OPENAI if name == "openai" else ""),
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            mode=mode,
-        )
-        self.stream = stream
-        self.send_cache_key = send_cache_key
+    name: str = "openai"
+    api_key_env: str | None = "OPENAI_API_KEY"
+    max_concurrency: int = 256
+    pricing_id: str = "openai"
+    stream: Annotated[
+        bool, Option("Stream answers: they carry the time to the first token, and no connection is silent.", "speed")
+    ] = False
+    send_cache_key: Annotated[bool, Option("Tell OpenAI's router which requests share a prompt.", "speed")] = True
+
+    def own_address(self) -> str:
+        return super().own_address() if self.name == "openai" else ""  # any other name is another server's
 
     def path(self, model: ApiModel) -> str:
         return "/chat/completions"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
+from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
-from swe_infer.providers.environment import address
 from swe_infer.providers.faults import classify
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_usage
-from swe_infer.providers.openai_client import COUNT_PATH, OPENAI
+from swe_infer.providers.openai_client import COUNT_PATH
 from swe_infer.providers.wire import Unreadable, size_of
 from swe_infer.types import ApiModel, FinishReason, Request
 
@@ -36,18 +37,13 @@ _COUNTED = (
 _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class OpenAIResponses(OpenAIBatches):
-    """Responses. The interface has neither ``stop`` nor ``seed``.
-
-    Args:
-        base_url: as the SDK takes it, with its ``/v1``; None: from OPENAI_BASE_URL, or OpenAI's.
-        stream: have answers streamed; they then carry the time to the first token.
-        store: let OpenAI keep the answers for later retrieval.
-    """
+    """Responses. The interface has neither ``stop`` nor ``seed``."""
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p")
     batch_endpoint: ClassVar[str] = "/v1/responses"
-    counts_input: bool = True
+    counts_input: ClassVar[bool] = True
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
         "input",
@@ -60,30 +56,12 @@ class OpenAIResponses(OpenAIBatches):
         "max_output_tokens",
     )
 
-    def __init__(
-        self,
-        *,
-        name: str = "openai_responses",
-        base_url: str | None = None,
-        api_key_env: str | None = "OPENAI_API_KEY",
-        max_concurrency: int = 256,
-        timeout_s: float = 900.0,
-        pricing_id: str = "openai",
-        mode: Literal["live", "batch"] = "live",
-        stream: bool = False,
-        store: bool = False,
-    ) -> None:
-        super().__init__(
-            name=name,
-            base_url=address(base_url, "OPENAI_BASE_URL", OPENAI),
-            api_key_env=api_key_env,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            pricing_id=pricing_id,
-            mode=mode,
-        )
-        self.stream = stream
-        self.store = store
+    name: str = "openai_responses"
+    api_key_env: str | None = "OPENAI_API_KEY"
+    max_concurrency: int = 256
+    pricing_id: str = "openai"
+    stream: Annotated[bool, Option("Stream answers; they then carry the time to the first token.", "speed")] = False
+    store: Annotated[bool, Option("Let OpenAI keep the answers for later retrieval.", "reporting")] = False
 
     def path(self, model: ApiModel) -> str:
         return "/responses"

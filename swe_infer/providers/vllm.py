@@ -14,12 +14,13 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from swe_infer.errors import ConfigError, ProviderFatal, TransientError
+from swe_infer.options import Option
 from swe_infer.providers.base import Answer
 from swe_infer.providers.faults import one_line
 from swe_infer.providers.openai_chat import OpenAIChat
@@ -38,79 +39,70 @@ _FREE = Pricing(input_per_mtok=Decimal(0), output_per_mtok=Decimal(0))
 _SECRET = "_API_KEY"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class VLLM(OpenAIChat):
     """``vllm serve`` on this machine, on a free port of the loopback interface.
 
     A checkpoint of ``model=llama`` with ``prompt_format=raw`` is asked through text completions, as its prompt is no
     chat; every other model through chat completions.
-
-    Args:
-        executable: the program ``vllm``, by its name or with its path.
-        tensor_parallel_size: GPUs that each layer is spread over; None: ``model.tensor_parallel``, or 1.
-        pipeline_parallel_size: stages that the layers are cut into.
-        dtype: of weights and activations; None: ``model.dtype``, where the model has one, or vLLM's choice.
-        max_model_len: tokens, prompt and output together; None: ``model.context_window``, or the checkpoint's.
-        extra_args: further arguments of ``vllm serve``, as they are.
-        ready_timeout_s: seconds that the server may take to load the model.
-        max_concurrency: requests in flight at most.
-        timeout_s: seconds that one request may take in all.
     """
 
-    has_batches: bool = False
-    counts_input: bool = False
+    has_batches: ClassVar[bool] = False
+    counts_input: ClassVar[bool] = False
     reserved: ClassVar[tuple[str, ...]] = (*OpenAIChat.reserved, "prompt")
     address_env: ClassVar[str | None] = None  # the run starts its own server
     through_proxy: ClassVar[bool] = False  # no proxy stands before the loopback interface
 
-    def __init__(
-        self,
-        *,
-        executable: PathText = "vllm",
-        tensor_parallel_size: int | None = None,
-        pipeline_parallel_size: int = 1,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
-        max_model_len: int | None = None,
-        extra_args: tuple[str, ...] = (),
-        ready_timeout_s: float = 1800.0,
-        max_concurrency: int = 256,
-        timeout_s: float = 3600.0,
-    ) -> None:
-        super().__init__(
-            name="vllm",
-            base_url="http://vllm.localhost/v1",  # its name in messages and cache keys; the port changes every time
-            api_key_env=None,
-            max_concurrency=max_concurrency,
-            timeout_s=timeout_s,
-            send_cache_key=False,
-        )
-        for key, size in (
-            ("tensor_parallel_size", tensor_parallel_size),
-            ("pipeline_parallel_size", pipeline_parallel_size),
-        ):
+    name: str = field(default="vllm", init=False)
+    base_url: str | None = field(default=None, init=False)
+    api_key_env: str | None = field(default=None, init=False)
+    pricing_id: str = field(default="openai", init=False)
+    mode: Literal["live", "batch"] = field(default="live", init=False)
+    stream: bool = field(default=False, init=False)
+    send_cache_key: bool = field(default=False, init=False)
+    timeout_s: float = 3600.0
+    executable: Annotated[PathText, Option("The program vllm, by its name or with its path.", "speed")] = "vllm"
+    tensor_parallel_size: Annotated[
+        int | None, Option("GPUs that each layer is spread over; null: model.tensor_parallel, or 1.", "speed")
+    ] = None
+    pipeline_parallel_size: Annotated[int, Option("Stages that the layers are cut into.", "speed")] = 1
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        Option("Type of weights and activations; null: model.dtype, or vLLM's choice.", "answer"),
+    ] = None
+    max_model_len: Annotated[
+        int | None, Option("Tokens, prompt and output; null: model.context_window, or the checkpoint's.", "answer")
+    ] = None
+    extra_args: Annotated[tuple[str, ...], Option("Further arguments of vllm serve, as they are.", "answer")] = ()
+    ready_timeout_s: Annotated[float, Option("Seconds that the server may take to load the model.", "speed")] = 1800.0
+
+    def own_address(self) -> str:
+        return "http://vllm.localhost/v1"  # its name in messages; the port changes every time
+
+    @property
+    def variant(self) -> str:
+        return self._variant
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("tensor_parallel_size", "pipeline_parallel_size"):
+            size = getattr(self, key)
             if size is not None and size < 1:
                 raise ConfigError(f"provider.{key}={size}: must be at least 1")
-        if max_model_len is not None and max_model_len < 2:
-            raise ConfigError(f"provider.max_model_len={max_model_len}: must be at least 2 tokens")
-        if not 0 < ready_timeout_s < float("inf"):
-            raise ConfigError(f"provider.ready_timeout_s={ready_timeout_s}: must be a finite number above 0")
-        self.executable = executable
-        self.tensor_parallel_size = tensor_parallel_size
-        self.pipeline_parallel_size = pipeline_parallel_size
-        self.dtype: str | None = dtype
-        self.max_model_len = max_model_len
-        self.extra_args = extra_args
-        self.ready_timeout_s = ready_timeout_s
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError(f"provider.max_model_len={self.max_model_len}: must be at least 2 tokens")
+        if not 0 < self.ready_timeout_s < float("inf"):
+            raise ConfigError(f"provider.ready_timeout_s={self.ready_timeout_s}: must be a finite number above 0")
         self._served: ApiModel | None = None
         self._raw = False
-        self.variant = ""
-        """What decides answers beside the model's name; part of the response cache's key."""
+        self._variant = ""
         self._load_format: str | None = None
         self._log: Path | None = None
-        self._address = ""
+        self._port_address = ""
         self._process: ServerProcess | None = None
 
     def served(self, model: ApiModel | LlamaModel) -> ApiModel:
-        """See :meth:`swe_infer.providers.base.ServingProvider.served`."""
+        """See :meth:`swe_infer.providers.base.Provider.served`."""
         if isinstance(model, LlamaModel):
             _check_llama(model)
             self._raw = model.prompt_format == "raw"
@@ -129,12 +121,12 @@ class VLLM(OpenAIChat):
             window = self.max_model_len or model.context_window
             self._served = replace(model, context_window=window, pricing=model.pricing or _FREE)
         self.max_model_len = window
-        self.variant = f"{'raw' if self._raw else 'chat'}.{self.dtype or 'auto'}"
-        self.base_url = f"http://{self.variant}.vllm.localhost/v1"
+        self._variant = f"{'raw' if self._raw else 'chat'}.{self.dtype or 'auto'}"
+        self.address = f"http://{self._variant}.vllm.localhost/v1"
         return self._served
 
     def keep_log(self, directory: Path) -> None:
-        """See :meth:`swe_infer.providers.base.ServingProvider.keep_log`."""
+        """See :meth:`swe_infer.providers.base.Provider.keep_log`."""
         self._log = directory / "vllm.log"
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
@@ -173,7 +165,7 @@ class VLLM(OpenAIChat):
         """
         port = _free_port()
         log = self._log or Path(tempfile.mkdtemp(prefix="swe-infer-")) / "vllm.log"
-        self._address = f"http://127.0.0.1:{port}/v1"
+        self._port_address = f"http://127.0.0.1:{port}/v1"
         self._process = ServerProcess(self.command(port), log, _environment())
         logger.info("vLLM is loading %s; its log is %s", self.command(port)[2], log)
         try:
@@ -250,7 +242,7 @@ class VLLM(OpenAIChat):
     def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
         import openai
 
-        return openai, openai.AsyncOpenAI(base_url=self._address, api_key=key, max_retries=0, http_client=http)
+        return openai, openai.AsyncOpenAI(base_url=self._port_address, api_key=key, max_retries=0, http_client=http)
 
 
 def _check_llama(model: LlamaModel) -> None:

@@ -11,16 +11,18 @@ import asyncio
 import json
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from swe_infer.errors import ConfigError, RequestError, TransientError
-from swe_infer.providers.base import Answer
+from swe_infer.options import Option
+from swe_infer.providers.base import Answer, Provider
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
 from swe_infer.providers.environment import (
+    address,
     check_header_lines,
     check_header_value,
     check_way,
@@ -64,18 +66,25 @@ def size_of(fields: Mapping[str, Any]) -> int:
     return len(json.dumps(dict(fields), default=str)) if fields else 0
 
 
-class WireProvider(ABC):
-    """A provider over HTTP. Sub-classes translate; this class sends.
+@dataclass(kw_only=True, eq=False, repr=False)
+class WireProvider(Provider):
+    """A provider over HTTP. Sub-classes translate; this class sends."""
 
-    Args:
-        name: the group option.
-        base_url: as the vendor's SDK takes it.
-        api_key_env: the environment variable that holds the key; None: no key is sent.
-        max_concurrency: upper bound on requests in flight, and the number of connections kept.
-        timeout_s: seconds that one request may take in all.
-        pricing_id: genai-prices' name of the provider.
-        mode: ``batch``: answers come through the vendor's batches.
-    """
+    name: Annotated[str, Option("The vendor, in messages, records and the identity of the run.", "answer")]
+    base_url: Annotated[
+        str | None,
+        Option("The address as the vendor's SDK takes it; null: the SDK's variable, or its own.", "address"),
+    ] = None
+    api_key_env: Annotated[
+        str | None, Option("The environment variable that holds the key; null: no key is sent.", "address")
+    ] = None
+    max_concurrency: Annotated[int, Option("Requests in flight, at most.", "speed")] = 128
+    timeout_s: Annotated[float, Option("Seconds that one request may take in all.", "speed")] = 900.0
+    pricing_id: Annotated[str, Option("genai-prices' name of the provider.", "reporting")]
+    mode: Annotated[
+        Literal["live", "batch"],
+        Option("batch: the vendor's batches, at half the price within a day.", "speed"),
+    ] = "live"
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "seed", "stop")
     """The sampling parameters that the vendor's interface has a field for."""
@@ -84,10 +93,6 @@ class WireProvider(ABC):
 
     reserved: ClassVar[tuple[str, ...]] = ("model", "messages", "stream", "n", "temperature", "top_p", "seed", "stop")
     """Fields that ``model.extra_body`` may not set, because they come from other keys."""
-
-    has_batches: bool = False
-
-    counts_input: bool = False
 
     address_env: ClassVar[str | None] = None
     """The environment variable that names the server where ``base_url`` does not."""
@@ -101,33 +106,21 @@ class WireProvider(ABC):
     through_proxy: ClassVar[bool] = True
     """Whether a proxy that the environment names is used."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        base_url: str,
-        api_key_env: str | None,
-        max_concurrency: int,
-        timeout_s: float,
-        pricing_id: str,
-        mode: Literal["live", "batch"] = "live",
-    ) -> None:
-        if max_concurrency < 1:
-            raise ConfigError(f"provider.max_concurrency={max_concurrency}: must be at least 1")
-        if not timeout_s > 0:
-            raise ConfigError(f"provider.timeout_s={timeout_s}: must be above 0")
-        if mode == "batch" and not self.has_batches:
-            raise ConfigError(f"provider.mode=batch: the provider {name} has no batches; use provider.mode=live")
-        self.name = name
-        self.base_url = base_url
-        self.api_key_env = api_key_env
-        self.max_concurrency = max_concurrency
-        self.timeout_s = timeout_s
-        self.pricing_id = pricing_id
-        self.mode: Literal["live", "batch"] = mode
+    def __post_init__(self) -> None:
+        if self.max_concurrency < 1:
+            raise ConfigError(f"provider.max_concurrency={self.max_concurrency}: must be at least 1")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"provider.timeout_s={self.timeout_s}: must be above 0")
+        if self.mode == "batch" and not self.has_batches:
+            raise ConfigError(f"provider.mode=batch: the provider {self.name} has no batches; use provider.mode=live")
+        self.address = address(self.base_url, self.address_env or "", self.own_address())
         self._client: Any = None
         self._sdk: Any = None
         self._headers: dict[str, Any] = {}
+
+    def own_address(self) -> str:
+        """The vendor's address; empty where it has to be named."""
+        return ""
 
     # What a vendor's module provides.
 
@@ -169,35 +162,35 @@ class WireProvider(ABC):
     # The contract of :class:`~swe_infer.providers.base.Provider`.
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
-        if self.base_url:
-            check_base_url(self.base_url, self._address_key())
+        if self.address:
+            check_base_url(self.address, self._address_key())
         check_decoding(model, decoding, supported=self.parameters, highest_temperature=self.highest_temperature)
         check_extra_body(model, self.reserved)
 
     def check_access(self) -> None:
-        check_base_url(self.base_url, self._address_key())
+        check_base_url(self.address, self._address_key())
         check_key(self._key_variable())
         self._check_environment()
 
     def _check_environment(self) -> None:
         """Refuse what the environment says of the way there and of headers, where it could not be followed."""
-        check_base_url(self.base_url, self._address_key())
+        check_base_url(self.address, self._address_key())
         if self.address_env is not None:
-            note_address(self.base_url, self.address_env)
+            note_address(self.address, self.address_env)
         if self.headers_env is not None:
             check_header_lines(self.headers_env)
         for variable in self.header_values_env:
             check_header_value(variable)
-        check_way(self.base_url, through_proxy=self.through_proxy)
+        check_way(self.address, through_proxy=self.through_proxy)
 
     def _address_key(self) -> str:
         """What named the address, for messages."""
         variable = self.address_env
-        return variable if variable and os.environ.get(variable) == self.base_url else "provider.base_url"
+        return variable if variable and os.environ.get(variable) == self.address else "provider.base_url"
 
     async def open(self) -> None:
-        proxy = proxy_of(self.base_url) if self.through_proxy else None
-        context = tls_context(self.base_url, proxy)
+        proxy = proxy_of(self.address) if self.through_proxy else None
+        context = tls_context(self.address, proxy)
         http = self._http_client(**transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy))
         self._sdk, self._client = self._open_client(http, self._key() or "none")
         if self.api_key_env is None:  # a server that wants no key is sent none; the SDKs insist on having one
@@ -381,7 +374,7 @@ class WireProvider(ABC):
         return (httpx2.TransportError, httpx2.StreamError)
 
     def _where(self, what: str) -> str:
-        return f"{host_of(self.base_url)}, {what}"
+        return f"{host_of(self.address)}, {what}"
 
     def _options(self, timeout_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
         headers = {**self._headers, **more.get("headers", {})}

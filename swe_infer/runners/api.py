@@ -17,9 +17,8 @@ from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import Purse
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
-from swe_infer.api.deployments import Deployments
 from swe_infer.api.dispatch import Dispatcher, PromptCaching
-from swe_infer.api.endpoints import Endpoint, Endpoints, most_samples
+from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Estimate, Planned, estimate
 from swe_infer.api.ledger import Ledger
 from swe_infer.api.limits import Limiter, Limits
@@ -32,7 +31,7 @@ from swe_infer.errors import ConfigError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.options import Option
-from swe_infer.providers.base import BatchProvider, Provider, ServingProvider, is_serving
+from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.resources import expanded
 from swe_infer.runners.base import Order, RunContext, WantedSamples
 from swe_infer.types import ApiModel, Budget, Decoding, LlamaModel, OnOutcome, PathText, Request, TokenCounter
@@ -81,8 +80,7 @@ class ApiRunner:
 
     def __post_init__(self) -> None:
         self.label = self.model.label
-        self._serving: ServingProvider | None = self.provider if is_serving(self.provider) else None
-        self._model = self._asked_model()
+        self._model = self.provider.served(self.model)
         self._cache_directory = (
             None if self.response_cache is None else expanded(self.response_cache, "runner.response_cache")
         )
@@ -98,16 +96,6 @@ class ApiRunner:
         self._batches: Batches | None = None
         self._endpoints: Endpoints | None = None
 
-    def _asked_model(self) -> ApiModel:
-        if self._serving is not None:
-            return self._serving.served(self.model)
-        if isinstance(self.model, LlamaModel):
-            raise ConfigError(
-                f"runner=api: {self.label} is a checkpoint, which provider={self.provider.name} does not serve; "
-                "choose provider=vllm, or runner=llama"
-            )
-        return self.model
-
     def check(self, *, dry_run: bool = False) -> None:
         if self._model.max_output_tokens is not None and self.decoding.max_new_tokens > self._model.max_output_tokens:
             raise ConfigError(
@@ -115,7 +103,7 @@ class ApiRunner:
                 f"{self._model.max_output_tokens} (model.max_output_tokens)"
             )
         self.provider.check(self._model, self.decoding)
-        if self.provider.mode == "batch" and not getattr(self.provider, "has_batches", False):
+        if self.provider.mode == "batch" and not self.provider.has_batches:
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
         self._tariff()
         if not dry_run:
@@ -131,8 +119,7 @@ class ApiRunner:
             cap = None if self.budget.max_usd is None else self.budget.max_usd / context.shards
             self.budget, self.limits = replace(self.budget, max_usd=cap), self.limits.divided(context.shards)
             self._parts = context.shards
-        if self._serving is not None:
-            self._serving.keep_log(context.directory)
+        self.provider.keep_log(context.directory)
         if self.provider.mode == "live" and (left := open_batches(context.directory)):
             raise ConfigError(
                 f"provider.mode=live: {len(left)} batches of this run are still at the provider; collect them with "
@@ -162,7 +149,7 @@ class ApiRunner:
                     self._tariff_at(provider, model),
                     Limiter(self.limits, provider.max_concurrency, self._parts),
                 )
-                for provider, model in self._asked()
+                for provider, model in self.provider.endpoints(self._model)
             ]
         )
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -251,7 +238,10 @@ class ApiRunner:
                 if samples.count > held:
                     yield Planned(counter(samples.prompt), samples.count - held)
 
-        has_batches = getattr(self.provider, "has_batches", False)
+        endpoints = self.provider.endpoints(self._model)
+        batch_tariff = None
+        if self.provider.has_batches:
+            batch_tariff = tariff_of(self._model, self.provider.pricing_id, batch=True)
         try:
             found = estimate(
                 planned(),
@@ -259,11 +249,11 @@ class ApiRunner:
                 exact=counter.exact,
                 max_new_tokens=self.decoding.max_new_tokens,
                 tariff=tariff_of(self._model, self.provider.pricing_id),
-                batch_tariff=tariff_of(self._model, self.provider.pricing_id, batch=True) if has_batches else None,
+                batch_tariff=batch_tariff,
                 max_concurrency=self.provider.max_concurrency,
                 limits=self.limits,
                 prompt_caching=self.prompt_caching,
-                most_samples=min(most_samples(provider, model, self.decoding) for provider, model in self._asked()),
+                most_samples=min(provider.most_samples(model, self.decoding) for provider, model in endpoints),
             )
         finally:
             if cache is not None:
@@ -313,19 +303,13 @@ class ApiRunner:
             stats["prompt_cache_hit_rate"] = counts.usage.cached_input_tokens / counts.usage.input_tokens
         return stats
 
-    def _asked(self) -> list[tuple[Provider, ApiModel]]:
-        """Who is asked, in order of preference, with the model as it is called there."""
-        if isinstance(self.provider, Deployments):
-            return self.provider.endpoints(self._model)
-        return [(self.provider, self._model)]
-
     def _tariff(self) -> Tariff | None:
         """The price of the configured model, at the provider that is asked first.
 
         Raises:
             ConfigError: a price is not known, and either nothing says that it may be so or a cap needs it.
         """
-        tariffs = [self._tariff_at(provider, model) for provider, model in self._asked()]
+        tariffs = [self._tariff_at(provider, model) for provider, model in self.provider.endpoints(self._model)]
         return tariffs[0]
 
     def _tariff_at(self, provider: Provider, model: ApiModel) -> Tariff | None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from swe_infer.errors import RequestError
 from swe_infer.llama.pool import EnginePool
-from swe_infer.providers.base import Answer, RateLimits
+from swe_infer.providers.base import Answer, Provider, RateLimits
 from swe_infer.runners.base import RunContext, WantedSamples
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Usage
 
@@ -22,7 +22,7 @@ Fate = Answer | BaseException | None
 
 
 @dataclass
-class ScriptedProvider:
+class ScriptedProvider(Provider):
     """Answers after ``latency_s``.
 
     Args:
@@ -35,7 +35,7 @@ class ScriptedProvider:
     max_concurrency: int = 64
     name: str = "scripted"
     pricing_id: str = "openai"
-    base_url: str = "https://scripted.example/v1"
+    address: str = "https://scripted.example/v1"
     timeout_s: float = 60.0
     mode: Literal["live", "batch"] = "live"
     rate_limits: RateLimits = field(default_factory=RateLimits)

@@ -96,7 +96,7 @@ def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_ans
     dead = [OpenAIChat(base_url=f"http://127.0.0.1:{free_port()}/v1") for _ in range(2)]
     with pytest.raises(Unreachable) as raised:
         runner(Deployments(first=dead[0], second=dead[1])).run(requests(20), nothing_is_answered, threading.Event())
-    assert all(provider.base_url in str(raised.value) for provider in dead)
+    assert all(provider.address in str(raised.value) for provider in dead)
     outcomes: dict[tuple[str, int], Outcome] = {}
     with ApiServer() as server:
         both = Deployments(first=dead[0], second=OpenAIChat(base_url=server.openai_url))

@@ -163,7 +163,7 @@ def test_a_missing_address_says_what_belongs_there(name: str) -> None:
 
 def test_azure_takes_its_endpoint_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://name.openai.azure.com")
-    assert AzureOpenAI().base_url == "https://name.openai.azure.com"
+    assert AzureOpenAI().address == "https://name.openai.azure.com"
 
 
 def test_anthropic_s_address_is_the_root() -> None:

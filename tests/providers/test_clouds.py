@@ -87,7 +87,7 @@ def test_bedrock_without_a_region_names_the_key(monkeypatch: pytest.MonkeyPatch)
     AnthropicBedrock().check(model_for("bedrock"), request_of().decoding)  # a dry run goes without
     with pytest.raises(ConfigError, match=r"provider\.region is not set: .* AWS_REGION"):
         AnthropicBedrock().check_access()
-    assert AnthropicBedrock(region="us-east-1").base_url == "https://bedrock-runtime.us-east-1.amazonaws.com"
+    assert AnthropicBedrock(region="us-east-1").address == "https://bedrock-runtime.us-east-1.amazonaws.com"
 
 
 def test_an_extra_that_is_not_installed_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,9 +248,9 @@ def test_anthropic_takes_a_token(
 
 
 def test_vertex_takes_its_region_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build("vertex").base_url == "https://aiplatform.googleapis.com/v1"
+    assert build("vertex").address == "https://aiplatform.googleapis.com/v1"
     monkeypatch.setenv("CLOUD_ML_REGION", "europe-west1")
-    assert build("vertex").base_url == "https://europe-west1-aiplatform.googleapis.com/v1"
+    assert build("vertex").address == "https://europe-west1-aiplatform.googleapis.com/v1"
 
 
 def test_every_variable_that_the_sdks_read_is_documented() -> None:
