@@ -6,7 +6,9 @@ The constructors' signatures are the schema, so a new class needs its file and i
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
+import importlib
 import inspect
 import json
 import re
@@ -25,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swe_infer.data.base import Dataset
 from swe_infer.errors import ConfigError
 from swe_infer.locks import Locks
-from swe_infer.options import parameters_of
+from swe_infer.options import Effect, parameters_of
 from swe_infer.redaction import without_credentials
 from swe_infer.runners.base import Runner
 from swe_infer.store import write_atomically
@@ -65,32 +67,13 @@ Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "
 COVERAGE = ("limit", "instance_ids", "min_tokens", "max_tokens")
 """Keys of the dataset that say which of its instances a command asks. They may change: a run grows."""
 
-_NOT_IDENTITY: Mapping[str, frozenset[str]] = {
-    "model": frozenset(
-        {
-            *("device", "attention", "tensor_parallel", "allow_pickle"),  # where and how fast
-            *("pricing", "price_as", "billed_cache_writes"),  # what it costs
-        }
-    ),
-    "provider": frozenset(
-        {
-            *("base_url", "region", "project", "profile", "api_key_env", "executable"),  # where, and in whose name
-            *("max_concurrency", "timeout_s", "mode", "stream", "send_cache_key", "cache_ttl", "store"),
-            *("tensor_parallel_size", "pipeline_parallel_size", "ready_timeout_s"),
-            "pricing_id",
-        }
-    ),
-    "decoding": frozenset({"drafter"}),
-    "dataset": frozenset({*COVERAGE, "run_tests"}),
-    "shard": frozenset(),
-}
-"""The keys of each group that decide no answer. Whatever else these groups hold is part of a run's identity."""
-
-IDENTITY_GROUPS = frozenset(_NOT_IDENTITY)
-"""Groups that hold what decides answers."""
+IDENTITY_GROUPS = ("model", "provider", "decoding", "dataset", "shard")
+"""Groups that hold what decides answers. Each option of their classes says whether it does."""
 
 _CHOICES = frozenset({*IDENTITY_GROUPS, "runner", "experiment"})
 """Groups whose choice of an option may decide answers."""
+
+_TARGET = re.compile(r"^\s*_target_: (swe_infer\.\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +173,7 @@ class _Constructor:
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
             values[name] = self._value(node[name], parameters[name].hint, f"{key}.{name}")
         for name, parameter in parameters.items():
-            if parameter.default is inspect.Parameter.empty and name not in values:
+            if parameter.default is parameter.empty and name not in values:
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
         # Partial, so that Hydra checks the target but never sees the values: it would turn dataclasses into configs.
         return instantiate({"_target_": target, "_partial_": True})(**values)
@@ -236,6 +219,8 @@ def _check(value: Any, hint: Any, key: str) -> Any:
 def _members(hint: Any) -> set[Any]:
     """The types of a union, ``Literal`` as itself, containers as their origin."""
     origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType):
         return set().union(*(_members(arg) for arg in typing.get_args(hint)))
     return {origin or hint}
@@ -248,6 +233,8 @@ def _allows_any(hint: Any) -> bool:
 def _described(hint: Any) -> str:
     """A type in words that a user knows."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _described(args[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_described(arg) for arg in args)
     if origin is typing.Literal:
@@ -314,13 +301,29 @@ def is_identity(key: str) -> bool:
         return rest == "_target_"
     if group == "provider":
         rest = re.sub(r"^(first|second|third|fourth)\.", "", rest)  # one of several deployments
-    return group in _NOT_IDENTITY and rest.split(".")[0] not in _NOT_IDENTITY[group]
+    return group in IDENTITY_GROUPS and _effects(group).get(rest.split(".")[0], "answer") == "answer"
+
+
+@functools.cache
+def _effects(group: str) -> Mapping[str, Effect]:
+    """What the options of a group's classes affect, by name. One name has one effect in all classes of a group."""
+    files = [conf_dir() / "config.yaml"] if group == "shard" else sorted((conf_dir() / group).glob("*.yaml"))
+    targets = {target for file in files for target in _TARGET.findall(file.read_text(encoding="utf-8"))}
+    if group == "shard":
+        targets = {target for target in targets if target.endswith(".Shard")}
+    effects: dict[str, Effect] = {}
+    for target in sorted(targets):
+        module, _, name = target.rpartition(".")
+        for parameter in parameters_of(getattr(importlib.import_module(module), name)).values():
+            if parameter.option is not None:
+                effects[parameter.name] = parameter.option.effect
+    return effects
 
 
 def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that decides the answers, flat: ``{"decoding.temperature": 0.0, …}``."""
     flat: dict[str, Any] = {}
-    for group in _NOT_IDENTITY:
+    for group in IDENTITY_GROUPS:
         node = plain.get(group)
         flat.update((k, v) for k, v in flatten(node if isinstance(node, Mapping) else {}, group) if is_identity(k))
     runner = plain.get("runner")

@@ -15,7 +15,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 Effect = Literal["answer", "scope", "speed", "address", "reporting"]
 """What an option affects.
@@ -41,9 +41,11 @@ class Parameter:
     """One parameter of a class or function that a configuration constructs.
 
     Args:
-        default: ``inspect.Parameter.empty`` where a value is required.
+        default: :attr:`empty` where a value is required.
         option: None where the class does not describe it.
     """
+
+    empty: ClassVar[Any] = inspect.Parameter.empty
 
     name: str
     hint: Any

@@ -90,7 +90,10 @@ class Decoding:
     ] = 2048
     n: Annotated[int, Option("Samples for each instance.", "answer")] = 1
     seed: Annotated[int | None, Option("Seed of the run; each sample derives its own from it.", "answer")] = None
-    stop: Annotated[tuple[str, ...], Option("Strings that end the output; they are not part of it.", "answer")] = ()
+    stop: Annotated[
+        tuple[str, ...],
+        Option(r"Strings that end the output; on the command line \n, \t and \\ stand for the characters.", "answer"),
+    ] = ()
     drafter: Annotated[
         DrafterKind, Option("Speculative decoding of a local model; the output is the same.", "speed")
     ] = "diff"
@@ -272,7 +275,7 @@ class LlamaModel:
         int | None, Option("Tokens, prompt and output together; null: what the checkpoint is made for.", "answer")
     ] = None
     allow_pickle: Annotated[
-        bool, Option("Load pytorch_model.bin where there is no safetensors file; it can run code.", "answer")
+        bool, Option("Load pytorch_model.bin where there is no safetensors file; it can run code.", "speed")
     ] = False
     tensor_parallel: Annotated[
         int, Option("Processes, each with a GPU of its own, that hold a part of every layer.", "speed")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
@@ -20,6 +21,7 @@ from swe_infer.cli.messages import one_line
 from swe_infer.errors import ConfigError
 from swe_infer.options import parameters_of
 from swe_infer.types import ApiModel, Decoding
+from tests.support import option_docs
 
 CONF = config.conf_dir()
 OPTIONS = sorted(
@@ -216,3 +218,22 @@ def test_the_configuration_folder_is_found() -> None:
     assert (CONF / "config.yaml").is_file()
     assert isinstance(CONF, Path)
     assert ApiModel(name="m").label == "m"
+
+
+def test_the_comments_of_the_yaml_files_and_the_reference_page_are_those_of_the_options() -> None:
+    """``python -m tests.support.option_docs`` writes them anew."""
+    files = [str(path) for path in option_docs.option_files()]
+    stale = [file for file in files if (text := Path(file).read_text()) != option_docs.commented(text)]
+    assert stale == []
+    assert option_docs.PAGE.read_text() == option_docs.page()
+
+
+def test_one_name_has_one_effect_in_all_classes_of_a_group() -> None:
+    effects: dict[tuple[str, str], set[str]] = {}
+    for path in option_docs.option_files():
+        group = path.relative_to(CONF).parts[0]
+        target = yaml.safe_load(path.read_text()).get("_target_")
+        for parameter in parameters_of(get_object(target)).values() if target else ():
+            assert parameter.option is not None, (path, parameter.name)
+            effects.setdefault((group, parameter.name), set()).add(parameter.option.effect)
+    assert {key: found for key, found in effects.items() if len(found) > 1} == {}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
@@ -24,7 +24,7 @@ class Deployments(Provider):
     provider's list has prices under the names there (Bedrock).
     """
 
-    mode: ClassVar[Literal["live", "batch"]] = "live"
+    mode: Literal["live", "batch"] = field(default="live", init=False)
 
     first: Annotated[Provider, Option("The provider that is asked first.", "answer")]
     second: Annotated[Provider, Option("The provider that takes over where the first is down.", "answer")]

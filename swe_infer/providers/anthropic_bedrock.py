@@ -38,6 +38,10 @@ class AnthropicBedrock(AnthropicCloud):
     body_version: ClassVar[str] = "bedrock-2023-05-31"
 
     name: str = "bedrock"
+    base_url: Annotated[
+        str | None,
+        Option("The endpoint; null: ANTHROPIC_BEDROCK_BASE_URL, or the region's own.", "address"),
+    ] = None
     region: Annotated[str | None, Option("AWS's region; null: from AWS_REGION or AWS_DEFAULT_REGION.", "address")] = (
         None
     )

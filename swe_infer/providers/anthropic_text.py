@@ -6,8 +6,9 @@ Format: https://docs.anthropic.com/en/api/complete.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from swe_infer.options import Option
 from swe_infer.providers.anthropic_client import AnthropicProvider
 from swe_infer.providers.base import Answer
 from swe_infer.providers.wire import Unreadable, estimated_tokens
@@ -35,7 +36,13 @@ class AnthropicText(AnthropicProvider):
     )
 
     name: str = "anthropic_text"
-    api_key_env: str | None = "ANTHROPIC_API_KEY"
+    base_url: Annotated[
+        str | None,
+        Option("The root, without /v1; null: ANTHROPIC_BASE_URL, or https://api.anthropic.com.", "address"),
+    ] = None
+    api_key_env: Annotated[
+        str | None, Option("The variable that holds the key; where it is not set: ANTHROPIC_AUTH_TOKEN.", "address")
+    ] = "ANTHROPIC_API_KEY"
     max_concurrency: int = 16
     timeout_s: float = 600.0
     pricing_id: str = "anthropic"

@@ -41,6 +41,10 @@ class AnthropicVertex(AnthropicCloud):
     body_version: ClassVar[str] = "vertex-2023-10-16"
 
     name: str = "vertex"
+    base_url: Annotated[
+        str | None,
+        Option("With its /v1; null: ANTHROPIC_VERTEX_BASE_URL, or the location's own.", "address"),
+    ] = None
     project: Annotated[
         str | None,
         Option("Google Cloud's project; null: from ANTHROPIC_VERTEX_PROJECT_ID or GOOGLE_CLOUD_PROJECT.", "address"),

@@ -38,7 +38,10 @@ class AzureOpenAI(OpenAIChat):
         str | None,
         Option("The endpoint, such as https://NAME.openai.azure.com; null: AZURE_OPENAI_ENDPOINT.", "address"),
     ] = None
-    api_key_env: str | None = _KEY_VARIABLE
+    api_key_env: Annotated[
+        str | None,
+        Option("The variable that holds the key; a token in AZURE_OPENAI_AD_TOKEN goes before it.", "address"),
+    ] = _KEY_VARIABLE
     api_version: Annotated[str, Option("Azure's api-version, unless model.api_version states one.", "answer")] = (
         "2024-10-21"
     )

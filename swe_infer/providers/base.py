@@ -206,6 +206,8 @@ class BatchProvider(Protocol):
     """
 
     name: str
+    address: str
+    timeout_s: float
 
     max_batch_requests: int
     max_batch_bytes: int

@@ -50,6 +50,10 @@ class OpenAIChat(OpenAIBatches):
     )
 
     name: str = "openai"
+    base_url: Annotated[
+        str | None,
+        Option("With its /v1; null: OPENAI_BASE_URL, or https://api.openai.com/v1 for name=openai.", "address"),
+    ] = None
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
     pricing_id: str = "openai"

@@ -57,6 +57,10 @@ class OpenAIResponses(OpenAIBatches):
     )
 
     name: str = "openai_responses"
+    base_url: Annotated[
+        str | None,
+        Option("With its /v1; null: OPENAI_BASE_URL, or https://api.openai.com/v1.", "address"),
+    ] = None
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
     pricing_id: str = "openai"

@@ -268,7 +268,7 @@ class ApiRunner:
         """How many of the samples the response cache holds. The search ends after :data:`_MISSES_IN_A_ROW`."""
         held = misses = 0
         for request in samples.requests():
-            asked = self._asked()
+            asked = self.provider.endpoints(self._model)
             keys = (key for provider, model in asked for key in cache_keys(request, model, provider))
             if any(cache.holds(key) for key in keys):
                 held, misses = held + 1, 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from swe_infer.api.estimate import Estimate
 from swe_infer.llama.pool import EnginePool
@@ -77,7 +77,7 @@ class Runner(Protocol):
 
     decoding: Decoding
 
-    order: Order
+    order: ClassVar[Order]
     """The order of instances that suits this runner."""
 
     context_window: int | None

@@ -19,10 +19,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 from swe_infer.errors import ConfigError
+from swe_infer.options import Option
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.guest import send, start
 
@@ -33,74 +35,65 @@ _PROJECT_NAME = re.compile(r"[^/\\#?%:]{1,128}")
 _TAG_LENGTH = 64  # the server's limit
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class WandbTracker:
     """``tracker=wandb``.
 
-    Args:
-        project: W&B project.
-        entity: user or team; None: the key's default.
-        mode: ``auto`` is online where ``WANDB_API_KEY`` is set (and ``WANDB_MODE`` does not say otherwise), offline
-            elsewhere; nothing prompts and no ``.netrc`` is read. An online run whose server cannot be reached is
-            logged offline, for ``wandb sync``.
-        group, job_type, tags, notes, name: as W&B shows them; ``name`` defaults to the run's own.
-        log_interval_s: at most one point of the live metrics in so many seconds.
-        init_timeout_s: how long the server may take to accept the run before it is logged offline.
-        finish_timeout_s: how long the end of the run may wait for W&B; what is not uploaded by then stays on disk.
-        alert_failure_rate: alert once when more than this share of at least 20 finished samples has failed.
-        alert_budget: alert once when this share of ``budget.max_usd`` is spent. None switches an alert off.
+    ``mode=auto`` is online where ``WANDB_API_KEY`` is set (and ``WANDB_MODE`` does not say otherwise), offline
+    elsewhere; nothing prompts and no ``.netrc`` is read. An online run whose server cannot be reached is logged
+    offline, for ``wandb sync``.
 
     Raises:
         ConfigError: a value is out of range, or ``mode`` is ``online`` without ``WANDB_API_KEY``.
     """
 
-    def __init__(
-        self,
-        project: str = "swe-infer",
-        entity: str | None = None,
-        mode: Literal["auto", "online", "offline"] = "auto",
-        group: str | None = None,
-        job_type: str | None = None,
-        tags: tuple[str, ...] = (),
-        notes: str | None = None,
-        name: str | None = None,
-        log_interval_s: float = 1.0,
-        init_timeout_s: float = 20.0,
-        finish_timeout_s: float = 60.0,
-        alert_failure_rate: float | None = 0.2,
-        alert_budget: float | None = 0.9,
-    ) -> None:
-        if not _PROJECT_NAME.fullmatch(project):
-            raise ConfigError(f"tracker.project={project!r}: must be 1 to 128 characters, none of them / \\ # ? % :")
-        for key, seconds, least in (
-            ("log_interval_s", log_interval_s, 0.2),
-            ("init_timeout_s", init_timeout_s, 1.0),
-            ("finish_timeout_s", finish_timeout_s, 1.0),
-        ):
+    project: Annotated[str, Option("W&B project.", "reporting")] = "swe-infer"
+    entity: Annotated[str | None, Option("User or team; null: the key's default.", "reporting")] = None
+    mode: Annotated[
+        Literal["auto", "online", "offline"],
+        Option("auto: online where WANDB_API_KEY is set, offline elsewhere.", "reporting"),
+    ] = "auto"
+    group: Annotated[str | None, Option("W&B group.", "reporting")] = None
+    job_type: Annotated[str | None, Option("W&B job type.", "reporting")] = None
+    tags: Annotated[tuple[str, ...], Option("W&B tags.", "reporting")] = ()
+    notes: Annotated[str | None, Option("W&B notes.", "reporting")] = None
+    name: Annotated[str | None, Option("W&B name; null: the run's own.", "reporting")] = None
+    log_interval_s: Annotated[
+        float, Option("Seconds between two points of the live metrics, at least.", "reporting")
+    ] = 1.0
+    init_timeout_s: Annotated[
+        float, Option("Seconds after which a run that the server did not accept is logged offline.", "reporting")
+    ] = 20.0
+    finish_timeout_s: Annotated[
+        float, Option("Seconds that the end of the run may wait for uploads; the rest stays on disk.", "reporting")
+    ] = 60.0
+    alert_failure_rate: Annotated[
+        float | None,
+        Option("Alert when more than this share of 20 samples or more has failed; null: never.", "reporting"),
+    ] = 0.2
+    alert_budget: Annotated[
+        float | None, Option("Alert when this share of budget.max_usd is spent; null: never.", "reporting")
+    ] = 0.9
+
+    def __post_init__(self) -> None:
+        if not _PROJECT_NAME.fullmatch(self.project):
+            raise ConfigError(
+                f"tracker.project={self.project!r}: must be 1 to 128 characters, none of them / \\ # ? % :"
+            )
+        for key, least in (("log_interval_s", 0.2), ("init_timeout_s", 1.0), ("finish_timeout_s", 1.0)):
+            seconds = getattr(self, key)
             if not least <= seconds < float("inf"):
                 raise ConfigError(f"tracker.{key}={seconds}: must be a finite number of seconds, at least {least:g}")
-        for key, share in (("alert_failure_rate", alert_failure_rate), ("alert_budget", alert_budget)):
+        for key in ("alert_failure_rate", "alert_budget"):
+            share = getattr(self, key)
             if share is not None and not 0.0 < share <= 1.0:
                 raise ConfigError(f"tracker.{key}={share}: must be above 0 and at most 1, or null for no alert")
-        for tag in tags:
+        for tag in self.tags:
             if not 1 <= len(tag) <= _TAG_LENGTH:
                 raise ConfigError(f"tracker.tags holds {tag[:80]!r}: W&B takes 1 to {_TAG_LENGTH} characters")
-        if mode == "online" and not os.environ.get("WANDB_API_KEY"):
+        if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
             raise ConfigError("tracker.mode=online needs WANDB_API_KEY in the environment; offline does not")
-        self._options: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "mode": mode,
-            "group": group,
-            "job_type": job_type,
-            "tags": list(tags),
-            "notes": notes,
-            "name": name,
-            "log_interval_s": log_interval_s,
-            "init_timeout_s": init_timeout_s,
-            "finish_timeout_s": finish_timeout_s,
-            "alert_failure_rate": alert_failure_rate,
-            "alert_budget": alert_budget,
-        }
+        self._options: dict[str, Any] = {**asdict(self), "tags": list(self.tags)}
         self.address: str | None = None
         self._worker: _Worker | None = None
 

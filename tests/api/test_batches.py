@@ -86,6 +86,7 @@ def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path:
         assert len(completions) == 80
         assert set(server.log.answers_by_prompt().values()) == {2}
         assert len(server.batches.submitted()) == 6
+        assert isinstance(api.model, ApiModel)
         live = tariff_of(api.model, vendor)
         assert live is not None
         assert all(o.cost_usd is not None and 2 * o.cost_usd == live.price(o.usage) for o in completions)
@@ -162,6 +163,7 @@ def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_
         journal.close()
         first = runner(server.url, "openai", tmp_path)
         provider = cast(BatchProvider, first.provider)
+        assert isinstance(first.model, ApiModel)
         lines = {key: provider.batch_item(key, r, first.model) for key, r in zip(items, requests(6), strict=True)}
 
         async def hand_in() -> None:

@@ -66,10 +66,16 @@ def runner(vendor: str, address: str, timeout_s: float = 120.0, budget: Budget |
     decoding = Decoding(max_new_tokens=64)
     if vendor == "openai":
         chat = OpenAIChat(base_url=f"{address}/v1", timeout_s=timeout_s)
-        return ApiRunner(model=ApiModel(name="gpt-4o"), provider=chat, decoding=decoding, budget=budget, retry=TWICE)
+        return ApiRunner(
+            model=ApiModel(name="gpt-4o"), provider=chat, decoding=decoding, budget=budget or Budget(), retry=TWICE
+        )
     messages = AnthropicMessages(base_url=address, timeout_s=timeout_s)
     return ApiRunner(
-        model=ApiModel(name="claude-sonnet-4-5"), provider=messages, decoding=decoding, budget=budget, retry=TWICE
+        model=ApiModel(name="claude-sonnet-4-5"),
+        provider=messages,
+        decoding=decoding,
+        budget=budget or Budget(),
+        retry=TWICE,
     )
 
 

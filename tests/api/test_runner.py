@@ -393,8 +393,8 @@ class Sampling(ScriptedProvider):
     def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
         return 3
 
-    async def complete_samples(self, wanted: Sequence[Request], model: ApiModel, **options: Any) -> list[Answer]:
-        return [await self.complete(one, model, **options) for one in wanted[:2]]
+    async def complete_samples(self, requests: Sequence[Request], model: ApiModel, **options: Any) -> list[Answer]:
+        return [await self.complete(one, model, **options) for one in requests[:2]]
 
 
 def test_fewer_answers_than_samples_are_kept_and_the_rest_is_asked_for() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,11 +65,16 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
 
 
-def runner(server: ApiServer, name: str = "openai", budget: Budget | None = None, **options: object) -> ApiRunner:
+def runner(server: ApiServer, name: str = "openai", budget: Budget | None = None, **options: Any) -> ApiRunner:
     provider, model = MAKERS[name](server)
     api = ApiRunner(
-        model=model, provider=provider, decoding=Decoding(max_new_tokens=64), budget=budget, retry=FAST, **options
-    )  # type: ignore[arg-type]
+        model=model,
+        provider=provider,
+        decoding=Decoding(max_new_tokens=64),
+        budget=budget or Budget(),
+        retry=FAST,
+        **options,
+    )
     api.check()
     return api
 
@@ -108,7 +114,7 @@ def test_every_instance_is_answered_through_every_fault_and_none_is_answered_twi
     with ApiServer(latency_s=(0.0, 0.02), faults=faults) as server:
         provider, model = MAKERS[name](server)
         provider.timeout_s = 5.0  # an answer that a busy machine delivers later than this would be paid for twice
-        api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=64), budget=None, retry=FAST)
+        api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=64), retry=FAST)
         outcomes = run(api, requests(150, text=TEXT))
         assert len(outcomes) == 150
         assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
@@ -160,6 +166,7 @@ def test_samples_of_a_prompt_are_read_from_the_provider_s_cache(name: str, share
         assert sum(o.usage.cached_input_tokens > 0 for o in completions) == 30
         bill = server.log.cost_usd()
         assert sum(o.cost_usd or Decimal(0) for o in completions) == bill
+        assert isinstance(api.model, ApiModel)
         tariff = tariff_of(api.model, api.provider.pricing_id)
         assert tariff is not None
         uncached = (replace(o.usage, cached_input_tokens=0, cache_write_tokens=0) for o in completions)

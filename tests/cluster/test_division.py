@@ -82,7 +82,6 @@ def test_a_worker_s_part_of_a_learnt_quota_is_that_of_a_stated_one() -> None:
     learnt.take(1, 0.0)
     learnt.learn(600, 0, 60.0, sent_before=1, now=0.0)
     assert learnt.per_minute == stated.per_minute == 200
-    assert Limits().divided(3).parts == 3
 
 
 def together(server: Bucket | Window, quotas: Sequence[Quota], seconds: float) -> tuple[int, int]:

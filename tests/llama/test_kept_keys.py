@@ -79,7 +79,7 @@ class Decoding:
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def decoding(request: pytest.FixtureRequest) -> Decoding:
-    return Decoding(temperature=getattr(torch, request.param))
+    return Decoding(getattr(torch, request.param))
 
 
 def test_a_group_that_stays_together_is_read_from_copies(decoding: Decoding) -> None:

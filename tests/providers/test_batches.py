@@ -18,7 +18,7 @@ from swe_infer.errors import (
     TransientError,
 )
 from swe_infer.providers.anthropic_messages import AnthropicMessages
-from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
+from swe_infer.providers.base import Answer, BatchProvider, BatchStatus, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from tests.providers.conftest import SECRETS, build, model_for, request_of
 from tests.support.api_server import ApiServer, Fault
@@ -103,6 +103,7 @@ def test_results_do_not_come_in_the_order_of_the_requests(server: ApiServer, nam
 def test_a_batch_item_is_what_a_live_request_sends(server: ApiServer, name: str) -> None:
     async def both(provider: BatchProvider) -> dict[str, Any]:
         request = request_of()
+        assert isinstance(provider, Provider)
         await provider.complete(request, model_for(name), timeout_s=60)
         item = json.loads(provider.batch_item("a", request, model_for(name)))
         return dict(item.get("body") or item["params"])

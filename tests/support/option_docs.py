@@ -1,0 +1,138 @@
+"""The comments in ``conf/`` and the page ``docs/options.md``, made from the descriptions of the options.
+
+``python -m tests.support.option_docs`` writes both anew; a test compares them with what it would write.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swe_infer.options import Parameter, parameters_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONF = ROOT / "conf"
+PAGE = ROOT / "docs" / "options.md"
+
+_WIDTH = 118
+_KEY = re.compile(r"(?P<indent> *)(?P<name>[\w-]+):(?P<value>.*?)(?P<comment>\s+#.*)?")
+
+_HEAD = """\
+# Options
+
+Every key of every group, with its default. The last column says what a key affects: `answer` keys are the identity
+of a run, and a change of any other resumes the same run. This page is made from the classes by
+`python -m tests.support.option_docs`.
+"""
+
+
+def class_of(target: str) -> Any:
+    """The class that a ``_target_`` names."""
+    from hydra.utils import get_object
+
+    return get_object(target)
+
+
+def option_files() -> list[Path]:
+    """The YAML files that hold a class of this project, in the order of their names."""
+    files = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.relative_to(CONF).parts)
+    return [path for path in files if "_target_: swe_infer." in path.read_text(encoding="utf-8")]
+
+
+def commented(text: str) -> str:
+    """A YAML file's text with the description of each option as its comment."""
+    nodes = _described(yaml.safe_load(text))
+    lines: list[str] = []
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        found = _KEY.fullmatch(line)
+        if found is None:
+            lines.append(line)
+            continue
+        indent = len(found["indent"])
+        path = [(depth, name) for depth, name in path if depth < indent]
+        description = nodes.get(tuple(name for _, name in path), {}).get(found["name"])
+        path.append((indent, found["name"]))
+        if description is None:
+            lines.append(line)
+            continue
+        if lines and lines[-1].strip() == f"# {description}":
+            lines.pop()
+        plain = f"{found['indent']}{found['name']}:{found['value'].rstrip()}"
+        whole = f"{plain} # {description}"
+        lines += [whole] if len(whole) <= _WIDTH else [f"{found['indent']}# {description}", plain]
+    return "\n".join(lines) + "\n"
+
+
+def _described(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Mapping[str, str]]:
+    """The descriptions of the keys of every node that has a class of this project."""
+    if not isinstance(node, dict):
+        return {}
+    found: dict[tuple[str, ...], Mapping[str, str]] = {}
+    target = node.get("_target_")
+    if isinstance(target, str) and target.startswith("swe_infer."):
+        parameters = parameters_of(class_of(target)).values()
+        found[path] = {
+            p.name: p.option.doc for p in parameters if p.option is not None and _is_leaf(node.get(p.name))
+        }
+    for key, value in node.items():
+        found |= _described(value, (*path, str(key)))
+    return found
+
+
+def _is_leaf(value: Any) -> bool:
+    """Whether a key has a comment: not where its value is a node of its own, or the group's."""
+    return not (isinstance(value, dict) and value) and not (isinstance(value, str) and value.startswith("${"))
+
+
+def page() -> str:
+    """The reference page."""
+    return _HEAD + "".join(_sections())
+
+
+def _sections() -> Iterator[str]:
+    seen: dict[str, list[str]] = {}
+    for path in option_files():
+        option = str(path.relative_to(CONF).with_suffix(""))
+        for target in re.findall(r"_target_: (swe_infer\.\S+)", path.read_text(encoding="utf-8")):
+            seen.setdefault(target, [])
+            if option not in seen[target]:
+                seen[target].append(option)
+    for target, options in sorted(seen.items(), key=lambda item: item[1]):
+        rows = [row for parameter in parameters_of(class_of(target)).values() for row in _row(parameter)]
+        if rows:
+            heading = ", ".join(f"`{option}`" for option in options)
+            yield f"\n## {heading}\n\n`{target}`\n\n| key | default | what | affects |\n|---|---|---|---|\n"
+            yield "".join(rows)
+
+
+def _row(parameter: Parameter) -> Iterator[str]:
+    if parameter.option is not None:
+        default = "" if parameter.default is parameter.empty else f"`{_shown(parameter.default)}`"
+        doc = parameter.option.doc.replace("|", "\\|")
+        yield f"| `{parameter.name}` | {default} | {doc} | {parameter.option.effect} |\n"
+
+
+def _shown(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value) if isinstance(value, str | int | float) else type(value).__name__
+
+
+def main() -> int:
+    for path in option_files():
+        path.write_text(commented(path.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
