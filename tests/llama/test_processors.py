@@ -109,7 +109,7 @@ def test_with_avx512(directory: Path, expected: Expected, name: str) -> None:
     fast = "avx512_bf16" in features()
     assert report["answers"]["auto"]["dtype"] == ("bfloat16" if fast else "float32")
     if "float32" in report["no_kernels"]:
-        pytest.skip(f"the rest needs compiled kernels: {report['no_kernels']['torch.float32']}")
+        pytest.skip(f"the rest needs compiled kernels: {report['no_kernels']['float32']}")
     assert report["answers"]["float32"]["attention"] == "native"
     assert report["answers"]["bfloat16"]["attention"] == ("native" if fast else "sdpa")
 
