@@ -150,11 +150,11 @@ class Engine:
             raise
         _spare_the_collector()
         _log.info(
-            "loaded %s in %.1f s: %s (weights in %s) on %s, attention by %s, cache of %d tokens",
+            "loaded %s in %.1f s: %s%s on %s, attention by %s, cache of %d tokens",
             model.label,
             time.perf_counter() - started,
-            str(network.dtype).removeprefix("torch."),
-            str(network.weight_dtype).removeprefix("torch."),
+            _short(network.dtype),
+            "" if network.weight_dtype == network.dtype else f" over {_short(network.weight_dtype)} weights",
             network.device if followers is None else f"{model.tensor_parallel} x {network.device.type}",
             type(network.backend).__module__.rsplit(".", 1)[-1],
             engine.cache_tokens,
@@ -439,6 +439,10 @@ def _draw(sequence: Sequence, ahead: int) -> Draw:
     """For the token that comes ``ahead`` places after the next one."""
     request = sequence.request
     return Draw(request.temperature, request.top_p, request.seed, sequence.generated + ahead)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def end_tokens(config: LlamaConfig, defaults: GenerationDefaults, tokenizer: LlamaTokenizer) -> frozenset[int]:
