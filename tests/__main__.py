@@ -9,7 +9,9 @@ from pathlib import Path
 
 RUFF = [("ruff", "check", "."), ("ruff", "format", "--check", ".")]
 MYPY = ("mypy",)
-PYTEST = ("pytest", "-q", "-n", "3", "--dist", "worksteal", "--durations=10")  # many wait for processes and servers
+PYTEST = ("pytest", "-q", "--dist", "worksteal", "--durations=10")
+FAST = ("-n", "2", "--fast")
+FULL = ("-n", "3")  # many wait for processes and servers
 
 
 def main() -> int:
@@ -20,7 +22,10 @@ def main() -> int:
     )
     chosen.add_argument("--all", action="store_true", help="also the tests that need a cluster or a browser")
     arguments = parser.parse_args()
-    checks = [*RUFF, (*PYTEST, "--fast")] if arguments.fast else [*RUFF, MYPY, (*PYTEST, *["--all"] * arguments.all)]
+    if arguments.fast:
+        checks = [*RUFF, (*PYTEST, *FAST)]
+    else:
+        checks = [*RUFF, MYPY, (*PYTEST, *FULL, *["--all"] * arguments.all)]
     root = Path(__file__).resolve().parent.parent
     for tool, *words in checks:
         print(f"== {tool} {' '.join(words)}", flush=True)

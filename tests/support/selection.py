@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,8 @@ def _is_slow(function: Callable[..., Any]) -> bool:
 def _reaches_a_starter(thing: object, seen: set[object]) -> bool:
     if isinstance(thing, ModuleType):
         return thing.__name__ in STARTERS or (_package(thing.__name__) in OURS and _holds_a_starter(thing))
+    if callable(thing) and not isinstance(thing, type):
+        thing = inspect.unwrap(thing)  # of what a context manager or a cache is made
     if not isinstance(thing, FunctionType | type) or thing in seen:
         return False
     seen.add(thing)
