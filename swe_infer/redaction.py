@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """Environment variables whose values no other party may have."""
@@ -40,14 +40,28 @@ class RedactingFormatter(logging.Formatter):
 
     def __init__(self, form: str, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(form)
-        variables = os.environ if environment is None else environment
-        values = {value for name, value in variables.items() if _HIDDEN_NAME.search(name)}
-        for name in (name for name in variables if name.endswith("_CUSTOM_HEADERS")):
-            values |= {line.partition(":")[2].strip() for line in variables[name].split("\n")}
-        self._secrets = sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
+        self._secrets = _secrets_of(os.environ if environment is None else environment)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = without_credentials(super().format(record))
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        text = _replaced(super().format(record), self._secrets)
         return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` without credentials of addresses and without the secrets of this process's environment."""
+    return _replaced(text, _secrets_of(os.environ))
+
+
+def _replaced(text: str, secrets: Sequence[str]) -> str:
+    text = without_credentials(text)
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets_of(variables: Mapping[str, str]) -> list[str]:
+    """The secret values of an environment, the longest first."""
+    values = {value for name, value in variables.items() if _HIDDEN_NAME.search(name)}
+    for name in (name for name in variables if name.endswith("_CUSTOM_HEADERS")):
+        values |= {line.partition(":")[2].strip() for line in variables[name].split("\n")}
+    return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)

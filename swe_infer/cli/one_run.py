@@ -142,7 +142,9 @@ class BuiltRun:
                 experiment.tracker,
                 info,
                 announce=self._agent is not None,
-                evaluate=partial(own_tests_of, self.directory) if experiment.dataset.run_tests else None,
+                evaluate=partial(own_tests_of, self.directory, unsafe=experiment.dataset.run_tests == "unsafe")
+                if experiment.dataset.run_tests
+                else None,
                 evaluated=partial(kept_figures, self.directory),
                 shared=self._place.answered(plain, self._sweep),
                 passed_over=context.passed_over,

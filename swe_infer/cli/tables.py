@@ -45,6 +45,8 @@ def _dollars(bounds: Range | None) -> str:
 
 def _resolved(summary: Mapping[str, Any]) -> str:
     """Of how many samples the tests pass, where they were run."""
+    if summary.get("not_tested"):
+        return f"not tested: {summary['not_tested']}; dataset.run_tests=unsafe runs the tests without a sandbox"
     if "resolved" not in summary:
         return ""
     samples = int(summary["samples"])
@@ -53,6 +55,8 @@ def _resolved(summary: Mapping[str, Any]) -> str:
         told += f" ({summary['resolved_rate']:.1%})"
     if samples > 1 and "resolved_by_any" in summary:
         told += f"; pass@{samples} {summary['resolved_by_any']:,} of {summary['instances']:,}"
+    if summary.get("tested_in") == "process":
+        told += ", tested without a sandbox"
     return told
 
 

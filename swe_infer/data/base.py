@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
@@ -122,7 +122,7 @@ class Dataset(Protocol):
     def max_tokens(self) -> int | None: ...
 
     @property
-    def run_tests(self) -> bool:
+    def run_tests(self) -> bool | Literal["unsafe"]:
         """Whether the dataset brings tests, which the end of a run is to run on its patches."""
         ...
 
@@ -154,7 +154,7 @@ class DatasetOptions:
     ] = None
 
     @property
-    def run_tests(self) -> bool:
+    def run_tests(self) -> bool | Literal["unsafe"]:
         """Only a dataset of ours brings tests that may be run unasked."""
         return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from swe_infer.data.base import DatasetOptions
 from swe_infer.data.jsonl import JsonlRows
@@ -18,7 +18,8 @@ class SampleDataset(DatasetOptions):
     """``dataset=sample``: the instances of :mod:`swe_infer.sample`; no network, nothing to download."""
 
     run_tests: Annotated[
-        bool, Option("Run each instance's tests on the patched files at the end of the run.", "reporting")
+        bool | Literal["unsafe"],
+        Option("Run each instance's tests at the end of the run, in a sandbox; unsafe: without one.", "reporting"),
     ] = True
 
     @property

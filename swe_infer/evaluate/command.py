@@ -14,11 +14,15 @@ from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harnes
 from swe_infer.evaluate.own_tests import judge, tested_rows
 from swe_infer.evaluate.run_directory import FILE_NAME, EvaluableRun, Verdict, figures, open_run, write_verdicts
 from swe_infer.resources import expanded
+from swe_infer.sample import sandbox
 from swe_infer.store import RunStore
 from swe_infer.tracking.wandb import WandbTracker
 
 _OWN_TIMEOUT_S = 10.0
 """For one test of a dataset that brings its own."""
+
+_STEPS = {False: {"tested_in": "sandbox", "not_tested": None}, True: {"tested_in": "process", "not_tested": None}}
+"""What the summary says of where tests ran, by whether that was unsafe."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -65,11 +69,12 @@ def evaluate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
-def own_tests_of(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def own_tests_of(directory: Path, summary: Mapping[str, Any], *, unsafe: bool = False) -> dict[str, Any]:
     """Run the tests that the run's dataset brings; for whoever holds the run directory.
 
     Args:
         summary: of the run.
+        unsafe: without the sandbox.
 
     Returns:
         What they add to the summary; nothing where the dataset brings no tests.
@@ -79,7 +84,12 @@ def own_tests_of(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = open_run(directory)
     rows = tested_rows(found, None)
-    return {} if rows is None else _kept(found, judge(found, rows, timeout_s=_OWN_TIMEOUT_S), summary)
+    if rows is None:
+        return {}
+    if not unsafe and (why := sandbox.why_unavailable()) is not None:
+        return {"not_tested": why}
+    verdicts = judge(found, rows, timeout_s=_OWN_TIMEOUT_S, contained=not unsafe)
+    return {**_kept(found, verdicts, summary), **_STEPS[unsafe]}
 
 
 def _kept(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +120,9 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
     dataset = None if options.dataset is None else expanded(options.dataset, "--dataset")
     rows = tested_rows(found, dataset)
     if rows is not None:
-        return judge(found, rows, timeout_s=float(options.timeout or _OWN_TIMEOUT_S))
+        if not options.unsafe and (why := sandbox.why_unavailable()) is not None:
+            raise ConfigError(f"{found.directory}: {why}; --unsafe runs the tests without a sandbox")
+        return judge(found, rows, timeout_s=float(options.timeout or _OWN_TIMEOUT_S), contained=not options.unsafe)
     check_harness()
     harness = HarnessOptions(options.dataset, options.split, options.max_workers, options.timeout or 1800)
     return run_harness(found, harness)
@@ -152,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", type=Path, metavar="FILE", help="a finished report of the official harness")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="the sample that --report is about")
     parser.add_argument("--dataset", metavar="NAME", help="the harness's name, or a file with tests to run")
+    parser.add_argument(
+        "--unsafe", action="store_true", help="run the dataset's own tests without a sandbox, as this user"
+    )
     parser.add_argument("--split", metavar="NAME", help="split of the dataset (default: the run's)")
     parser.add_argument(
         "--max-workers", type=_positive, default=4, metavar="N", help="containers at once (default 4)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +21,8 @@ from swe_infer.errors import ConfigError
 from swe_infer.evaluate.run_directory import EvaluableRun, Verdict
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import PatchError
-from swe_infer.sample.testing import end_tests, run_test
-
-_POLL_S = 0.02
+from swe_infer.redaction import without_secrets
+from swe_infer.sample.testing import run_test
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,43 +66,49 @@ def tested_rows(run: EvaluableRun, dataset: Path | None) -> dict[str, TestedRow]
     return found
 
 
-def judge(run: EvaluableRun, rows: Mapping[str, TestedRow], *, timeout_s: float) -> list[Verdict]:
-    """Run the test of every prediction, as many at once as there are processors.
+def judge(
+    run: EvaluableRun, rows: Mapping[str, TestedRow], *, timeout_s: float, contained: bool = True
+) -> list[Verdict]:
+    """Run the test of every prediction, as many at once as there are processors. What goes wrong with one prediction
+    costs that one alone.
 
     Args:
         timeout_s: for one test, in seconds.
+        contained: in the sandbox; False: in processes that can read and write whatever the user can.
     """
     items = sorted(run.patches.items())
+    stop = threading.Event()
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        findings = [pool.submit(_finding, patch, rows[key[0]], timeout_s) for key, patch in items]
+        findings = [pool.submit(_finding, patch, rows[key[0]], timeout_s, contained, stop) for key, patch in items]
         try:
-            reasons = [finding.result() for finding in findings]
+            found = [finding.result() for finding in findings]
         except BaseException:  # Ctrl-C: a test may run for long
-            pool.shutdown(wait=False, cancel_futures=True)
-            while not all(finding.done() for finding in findings):
-                end_tests()
-                time.sleep(_POLL_S)
+            stop.set()
+            pool.shutdown(cancel_futures=True)
             raise
     return [
-        Verdict(instance_id, sample, reason is None, reason, "tests")
-        for ((instance_id, sample), _), reason in zip(items, reasons, strict=True)
+        Verdict(instance_id, sample, reason is None, reason, "tests", judged)
+        for ((instance_id, sample), _), (reason, judged) in zip(items, found, strict=True)
     ]
 
 
-def _finding(patch: str, row: TestedRow, timeout_s: float) -> str | None:
-    """Why an instance is not resolved; None where it is."""
+def _finding(
+    patch: str, row: TestedRow, timeout_s: float, contained: bool, stop: threading.Event
+) -> tuple[str | None, str | None]:
+    """(why an instance is not resolved, None where it is; where that was judged, None where no test ran)."""
     if not patch:
-        return "no patch"
+        return "no patch", None
     try:
         applied = apply_patch(patch, row.files)
         if applied.unknown_files:
-            return f"the patch changes {applied.unknown_files[0]}, which the repository does not hold"
+            return f"the patch changes {applied.unknown_files[0]}, which the repository does not hold", None
         files = {path: text for path, text in {**row.files, **applied.files}.items() if text is not None}
-        return run_test(files, row.test, timeout_s=timeout_s).reason
+        result = run_test(files, row.test, timeout_s=timeout_s, contained=contained, stop=stop)
     except PatchError as error:
-        return f"the patch does not apply: {error}"
-    except (UnicodeError, OSError, ValueError) as error:  # a name or text that no file system takes
-        return f"the patched files cannot be written ({type(error).__name__})"
+        return f"the patch does not apply: {error}", None
+    except Exception as error:  # noqa: BLE001 - whatever a model wrote costs its own instance
+        return f"the test could not be run ({type(error).__name__})", None
+    return None if result.reason is None else without_secrets(result.reason), result.judged
 
 
 def _rows(config: Mapping[str, Any], dataset: Path | None) -> Iterator[Mapping[str, Any]] | None:

@@ -103,6 +103,8 @@ class Verdict:
     Args:
         reason: None where resolved, else one line that says why not.
         source: who found out: ``swebench``, ``report``, or ``tests`` for a dataset that brings its own.
+        judged: of such tests: ``outside`` the process that runs the patched code, or ``beside`` that code, which can
+            then forge its verdict.
     """
 
     instance_id: str
@@ -110,6 +112,7 @@ class Verdict:
     resolved: bool
     reason: str | None
     source: str
+    judged: str | None = None
 
 
 def read_verdicts(directory: Path, name: str = FILE_NAME) -> list[Verdict]:

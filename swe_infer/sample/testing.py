@@ -1,95 +1,50 @@
-"""Runs one instance's test against its files, in a process of its own with limits.
+"""Runs one instance's test against its files: the patched code in the sandbox, the comparison here.
 
-The limits guard against mistakes of a model: an endless loop, a list that grows without end, a stray connection, a
-file written in the wrong place. Time, memory, the size and number of files, and (where the kernel lets this user make
-a network namespace) the network are the kernel's limits; what may be called and written is the interpreter's, and
-code that is out to get around that can. Whatever this user may read can be read. Hostile code needs a container or a
-virtual machine.
+A test is Python source with functions ``test…`` without arguments. Where it consists of assertions that compare a
+call of an imported function with plain data, the sandbox is sent the arguments and returns the results; what is
+expected never goes there, so no patch can pretend to meet it. Any other test runs whole in the sandbox, beside the
+patched code, which can forge its verdict; the result says so.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import signal
-import subprocess
-import sys
-import tempfile
+import ast
+import operator
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Literal
 
-_running: set[subprocess.Popen[str]] = set()
-_TEST_FILE = "swe_infer_instance_test.py"
+from swe_infer.sample import sandbox
 
-# Runs in the child. The word of success is read from standard input and printed after the last test, so a patched
-# file that ends the process early does not count as a pass. The hook hears of every such event of the interpreter.
-_CHILD = """
-import ctypes, os, resource, sys
-seconds, megabytes = int(sys.argv[1]), int(sys.argv[2])
-for kind, soft, hard in (
-    (resource.RLIMIT_CPU, seconds, seconds + 1),  # SIGXCPU first: SIGKILL would not say why
-    (resource.RLIMIT_AS, megabytes * 2**20, megabytes * 2**20),
-    (resource.RLIMIT_FSIZE, 2**20, 2**20),
-    (resource.RLIMIT_NOFILE, 64, 64),
-    (resource.RLIMIT_CORE, 0, 0),
-):
-    try:
-        resource.setrlimit(kind, (soft, hard))
-    except (OSError, ValueError):
-        pass
-new_user, new_network = 0x10000000, 0x40000000
-try:
-    libc = ctypes.CDLL(None)
-    libc.unshare(new_network) and libc.unshare(new_user | new_network)
-except (OSError, AttributeError):
-    pass
-del ctypes, new_user, new_network
-word = sys.stdin.readline()
-refused = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.kill",
-           "ctypes.", "pty.")
-changing = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
-            "os.chown", "os.utime", "shutil.rmtree")
-writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-home, inside = os.getcwd(), os.path.realpath(os.getcwd()) + os.sep
-def outside(path, join=os.path.join, real=os.path.realpath, decode=os.fsdecode):
-    path = real(join(home, decode(path)))
-    return path != "/dev/null" and not path.startswith(inside)
-def hook(event, arguments):
-    if event.startswith(refused):
-        raise PermissionError("a test may not use " + event)
-    if event == "open":
-        path, mode, flags = arguments
-        if flags & writing and not isinstance(path, int) and outside(path):
-            raise PermissionError("a test may not write outside its directory")
-    elif event in changing and any(outside(p) for p in arguments[:2] if isinstance(p, (str, bytes, os.PathLike))):
-        raise PermissionError("a test may not change what is outside its directory")
-sys.addaudithook(hook)
-sys.path.insert(0, "")
-with open(sys.argv[3], encoding="utf-8") as file:
-    code = compile(file.read(), sys.argv[3], "exec")
-names = {"__name__": "instance_test"}
-exec(code, names)
-tests = [value for name, value in names.items() if name.startswith("test") and callable(value)]
-if not tests:
-    sys.exit("the instance's test holds no test function")
-for test in tests:
-    test()
-sys.stdout.write("\\n" + word)
-"""
+Judged = Literal["outside", "beside"]
+"""Where the verdict was reached: ``outside`` the process that runs patched code, or ``beside`` it."""
+
+_COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda left, right: left in right,
+    ast.NotIn: lambda left, right: left not in right,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """What became of a test.
+    """What a test found.
 
     Args:
-        resolved: every test function returned.
+        resolved: every assertion holds.
         reason: None where resolved, else one line that says why not.
         seconds: wall clock.
+        judged: see :data:`Judged`.
     """
 
     __test__: ClassVar[bool] = False  # not a test class for pytest
@@ -97,86 +52,223 @@ class TestResult:
     resolved: bool
     reason: str | None
     seconds: float
+    judged: Judged
+
+
+@dataclass(frozen=True, slots=True)
+class _Assertion:
+    """One call that the sandbox makes, and what its result must be.
+
+    Args:
+        step: the call, as :func:`swe_infer.sample.sandbox.run` takes it.
+        holds: whether a result is right.
+        source: the assertion as the test has it.
+    """
+
+    step: Mapping[str, Any]
+    holds: Callable[[Any], bool]
+    source: str
 
 
 def run_test(
-    files: Mapping[str, str], test: str, *, timeout_s: float = 10.0, max_memory_mib: int = 1024
+    files: Mapping[str, str],
+    test: str,
+    *,
+    timeout_s: float = 10.0,
+    max_memory_mib: int = 1024,
+    contained: bool = True,
+    stop: threading.Event | None = None,
 ) -> TestResult:
     """Write ``files`` (path to content) into an empty directory and run ``test`` there.
 
-    ``test`` is Python source with functions ``test…`` without arguments, which raise when something is wrong. The
-    child sees neither the environment nor the packages of this process, nor the network.
+    The patched code sees neither the environment nor the packages of this process, nor the network, nor the user's
+    files.
 
     Args:
         timeout_s: seconds of wall clock and (rounded up) of processor time.
-        max_memory_mib: address space in MiB.
+        max_memory_mib: memory in MiB.
+        contained: False: without namespaces; the code can then read and write whatever the user can.
+        stop: ends the test once it is set.
     """
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="swe_infer_test_") as place:
-        outside = _write(Path(place), {**files, _TEST_FILE: test})
-        if outside is not None:
-            return TestResult(False, f"the path {outside!r} leads out of the repository", 0.0)
-        word = secrets.token_hex(16)
-        reason = _run(place, word, timeout_s, max_memory_mib)
-    return TestResult(reason is None, reason, time.monotonic() - begun)
+    assertions = _assertions(test)
+    judged: Judged = "beside" if assertions is None else "outside"
+    reason = _misplaced(files)
+    if reason is None:
+        steps = [{"source": test}] if assertions is None else [assertion.step for assertion in assertions]
+        outcome = sandbox.run(files, steps, sandbox.Limits(timeout_s, max_memory_mib), contained=contained, stop=stop)
+        reason = _whole(outcome) if assertions is None else _first_wrong(assertions, outcome)
+    return TestResult(reason is None, reason, time.monotonic() - begun, judged)
 
 
-def end_tests() -> None:
-    """End the tests that other threads are running; each of them counts as ended by the system."""
-    for process in list(_running):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _write(root: Path, files: Mapping[str, str]) -> str | None:
-    """Write the files; the first path that leads out of ``root`` is returned instead."""
+def _misplaced(files: Mapping[str, str]) -> str | None:
+    """The first path that leads out of the directory, if any."""
     for path in files:
         parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-            return path
-    for path, content in files.items():
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content.encode("utf-8"))
+        if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path:
+            return f"the path {path!r} leads out of the repository"
     return None
 
 
-def _run(place: str, word: str, timeout_s: float, max_memory_mib: int) -> str | None:
-    """Run the child; None where all tests passed, else why not."""
-    cpu_seconds = str(max(1, int(timeout_s + 0.999)))
-    command = [sys.executable, "-I", "-S", "-B", "-c", _CHILD, cpu_seconds, str(max_memory_mib), _TEST_FILE]
-    process = subprocess.Popen(
-        command,
-        cwd=place,
-        env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    _running.add(process)
-    late = f"the test did not end within {timeout_s:g} s"
+def _whole(outcome: sandbox.Outcome) -> str | None:
+    if not outcome.replies:
+        return _line(outcome.stopped)
+    reply = outcome.replies[0]
+    return None if reply == {"value": ["is", None]} else _line(str(reply.get("error")))
+
+
+def _first_wrong(assertions: list[_Assertion], outcome: sandbox.Outcome) -> str | None:
+    for number, assertion in enumerate(assertions):
+        if number >= len(outcome.replies):
+            return _line(outcome.stopped)
+        reply = outcome.replies[number]
+        if "value" not in reply:
+            return _line(str(reply.get("error")))
+        try:
+            value = _value(reply["value"])
+            right = bool(assertion.holds(value))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, MemoryError) as error:
+            return _line(f"the result cannot be compared ({type(error).__name__})")
+        if not right:
+            return _line(f"AssertionError: {assertion.source}")
+    return None
+
+
+def _line(text: str | None) -> str:
+    """One line of at most 300 characters; it may come from the patched code."""
+    whole = "".join(c if c.isprintable() else " " for c in text or "the test was not run")
+    return " ".join(whole.split())[:300]
+
+
+def _assertions(test: str) -> list[_Assertion] | None:
+    """The assertions of a test that consists of comparisons of calls with plain data; None for any other."""
     try:
-        output, errors = process.communicate(word + "\n", timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        _end(process)
-        return late
-    finally:
-        _running.discard(process)
-    if output.rstrip("\n").rpartition("\n")[2] == word:
+        tree = ast.parse(test)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    lines = [line for line in errors.splitlines() if line.strip()]
-    if process.returncode == -signal.SIGXCPU:  # its processor time was up a moment before the clock's
-        return late
-    if process.returncode == -signal.SIGKILL:
-        return f"the test was ended by the system (signal {-process.returncode})"
-    return lines[-1][:300] if lines else f"the process ended with status {process.returncode} before the tests did"
+    names: dict[str, tuple[str, list[str]]] = {}
+    found: list[_Assertion] = []
+    for node in tree.body:
+        match node:
+            case ast.ImportFrom(module=str(module), names=aliases, level=0):
+                names |= {alias.asname or alias.name: (module, [alias.name]) for alias in aliases}
+            case ast.Import(names=aliases) if all(alias.asname or "." not in alias.name for alias in aliases):
+                names |= {alias.asname or alias.name: (alias.name, []) for alias in aliases}
+            case ast.FunctionDef(decorator_list=[]) if _is_plain_test(node):
+                for statement in node.body:
+                    if (assertion := _assertion(statement, names)) is None:
+                        return None
+                    found.append(assertion)
+            case ast.Expr(value=ast.Constant(value=str())):
+                pass  # a docstring
+            case _:
+                return None
+    return found or None
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def _is_plain_test(node: ast.FunctionDef) -> bool:
+    return node.name.startswith("test") and ast.unparse(node.args) == ""
+
+
+def _assertion(node: ast.stmt, names: Mapping[str, tuple[str, list[str]]]) -> _Assertion | None:
+    if not isinstance(node, ast.Assert):
+        return None
+    match node.test:
+        case ast.Compare(left=ast.Call() as call, ops=[comparison], comparators=[other]):
+            step, expected = _step(call, names), list(_literals([other]))
+            compare = _COMPARISONS[type(comparison)]
+            holds: Callable[[Any], bool] = lambda value: compare(value, expected[0])  # noqa: E731
+        case ast.UnaryOp(op=ast.Not(), operand=ast.Call() as call):
+            step, expected, holds = _step(call, names), [None], operator.not_
+        case ast.Call() as call:
+            step, expected, holds = _step(call, names), [None], bool
+        case _:
+            return None
+    if step is None or not expected:
+        return None
+    return _Assertion(step, holds, ast.unparse(node)[:200])
+
+
+def _step(call: ast.Call, names: Mapping[str, tuple[str, list[str]]]) -> dict[str, Any] | None:
+    """A call of an imported function with plain arguments, as the sandbox takes it; None for any other."""
+    path: list[str] = []
+    function = call.func
+    while isinstance(function, ast.Attribute):
+        path.insert(0, function.attr)
+        function = function.value
+    arguments = list(_literals(call.args))
+    keywords = {keyword.arg: list(_literals([keyword.value])) for keyword in call.keywords}
+    if (
+        not isinstance(function, ast.Name)
+        or function.id not in names
+        or len(arguments) < len(call.args)
+        or not all(keywords.values())
+        or None in keywords
+    ):
+        return None
+    module, head = names[function.id]
+    if not head and not path:
+        return None
+    return {
+        "module": module,
+        "function": [*head, *path],
+        "arguments": [_plain(value) for value in arguments],
+        "keywords": {name: _plain(value[0]) for name, value in keywords.items()},
+    }
+
+
+def _literals(nodes: list[ast.expr]) -> Iterator[Any]:
+    """The values of the nodes that are plain data, up to the first that is not."""
+    for node in nodes:
+        try:
+            value = ast.literal_eval(node)
+            _plain(value)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return
+        yield value
+
+
+def _plain(value: Any) -> list[Any]:
+    """Plain data in the form of :mod:`swe_infer.sample.sandbox_child`.
+
+    Raises:
+        TypeError: it is not plain.
+    """
+    match value:
+        case None | bool() | str():
+            return ["is", value]
+        case int():
+            return ["int", hex(value)]
+        case float():
+            return ["float", value.hex()]
+        case bytes():
+            return ["bytes", value.hex()]
+        case list() | tuple() | set() | frozenset():
+            return [type(value).__name__, [_plain(item) for item in value]]
+        case dict():
+            return ["dict", [[_plain(key), _plain(item)] for key, item in value.items()]]
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def _value(plain: Any) -> Any:
+    """The plain data of a reply.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not of that form.
+    """
+    kind, value = plain
+    match kind:
+        case "is" if value is None or isinstance(value, bool | str):
+            return value
+        case "int":
+            return int(value, 16)
+        case "float":
+            return float.fromhex(value)
+        case "bytes":
+            return bytes.fromhex(value)
+        case "list" | "tuple" | "set" | "frozenset":
+            items = (_value(item) for item in value)
+            return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](items)
+        case "dict":
+            return {_value(key): _value(item) for key, item in value}
+    raise ValueError("not plain data")

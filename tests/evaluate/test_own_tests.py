@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.tracking.scripted import info
 
 pytestmark = pytest.mark.slow  # each starts the tests of its instances
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 ROWS = sample_rows()
 
 
@@ -70,9 +73,9 @@ def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
     reasons = {name: verdicts[rows[name]["instance_id"], 0]["reason"] for name in names}
     assert reasons["empty"] == "no patch"
     assert "MemoryError" in reasons["greedy"]
-    assert "not use socket" in reasons["network"]
-    assert "not use os.system" in reasons["shell"]
+    assert "refused" in reasons["network"]
     assert "AssertionError" in reasons["untouched"]
+    assert "AssertionError" in reasons["shell"]  # it ran, and reached nothing
     assert all(reason and "\n" not in reason for name, reason in reasons.items() if name != "gold")
     assert not canary.exists()
     assert ("never-answered", 0) not in verdicts  # it may be answered yet; the rate counts it
@@ -158,3 +161,35 @@ def test_what_is_no_run_or_is_in_use_is_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert "lacks 1 of its instances, such as of-another-version" in error
     assert error.count("\n") == 1
+
+
+def test_patches_that_are_out_for_keys_leave_none_in_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "sk-planted-0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+    looks = (
+        "import glob\nfound = ''\nfor path in glob.glob('/proc/*/environ'):\n    try:\n"
+        "        found += open(path).read()\n    except OSError:\n        pass\nraise ValueError(found)"
+    )
+    run = make_run(tmp_path, {ROWS[0]["instance_id"]: rewritten(ROWS[0], looks)}, SAMPLE)
+    for arguments in ([], ["--unsafe"]):  # without the sandbox the code finds the key, and no file may hold it
+        assert evaluate([str(run), *arguments]) == 0
+        (verdict,) = verdict_lines(run).values()
+        assert not verdict["resolved"]
+        assert [path for path in run.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()] == []
+
+
+def test_where_namespaces_are_forbidden_no_test_runs_unless_it_is_asked_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {ROWS[0]["instance_id"]: ROWS[0]["patch"]}, SAMPLE)
+    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    inside = ["unshare", "-Ur", "sh", "-c", forbid, "sh"]
+    if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this user cannot make a namespace in which others are forbidden")
+    command = [*inside, sys.executable, "-m", "swe_infer.evaluate", str(run)]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2
+    assert "--unsafe runs the tests without a sandbox" in refused.stderr
+    assert not (run / "evaluation.jsonl").exists()
+    assert subprocess.run([*command, "--unsafe"], check=False, capture_output=True, cwd=ROOT).returncode == 0
+    assert [verdict["resolved"] for verdict in verdict_lines(run).values()] == [True]
