@@ -239,6 +239,9 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
     status = INTERRUPTS.run(module, function, stoppable=stoppable)
     if status == INTERRUPTED:
         _end_soon()
+        # CPython notes a KeyboardInterrupt that left an exec() of source text, such as a dataclass is made by, and
+        # would end the process by SIGINT in the place of an exit status. The next exec() takes the note back.
+        exec("")
     sys.exit(status)
 
 

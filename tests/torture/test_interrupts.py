@@ -124,3 +124,19 @@ def test_an_entry_point_takes_the_signals_before_it_imports_anything_heavy(tmp_p
             module,
         }
         assert not {"hydra", "omegaconf", "torch", "pydantic", "dataclasses"} & set(names)
+
+
+def test_the_status_is_130_wherever_the_interrupt_was_raised(tmp_path: Path) -> None:
+    """Within source text that is executed, as while a class is made, CPython itself would end by the signal."""
+    (tmp_path / "command.py").write_text(
+        "from swe_infer.interrupts import run_command\n"
+        "def main():\n"
+        "    exec('import os, signal; os.kill(os.getpid(), signal.SIGINT)', {})\n"
+        "if __name__ == '__main__':\n"
+        "    run_command('command')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (130, "interrupted: stopping now\n")
