@@ -80,10 +80,10 @@ _NOT_SENT = (*_NOT_CONNECTED, "PoolTimeout")
 def may_have_been_billed(error: BaseException) -> bool:
     """Whether the provider may charge for a request that ended in ``error``.
 
-    An HTTP error status is not charged for. A broken connection, a timeout or an answer that cannot be read may well
-    be, unless the connection never came about, which the chain of causes tells.
+    An HTTP error status or a redirect is not charged for. A broken connection, a timeout or an answer that cannot be
+    read may well be, unless the connection never came about, which the chain of causes tells.
     """
-    if isinstance(error, RequestError) and error.status is not None and error.status >= 400:
+    if isinstance(error, RequestError) and error.status is not None and error.status >= 300:
         return False
     return not _caused_by(error, _NOT_SENT)
 

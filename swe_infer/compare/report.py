@@ -35,6 +35,7 @@ def write_report(comparison: Comparison, path: Path, *, prompts: bool = True) ->
     source = PromptSource(runs) if prompts else PromptSource([])
     data = as_json(comparison)
     data["notes"] += source.notes
+    data["order"] = list(comparison.scores)
     grouped = [run.instances() for run in runs]
     data["cells"] = {
         name: [[_cell(result, comparison) for result in run.get(name, ())] for run in grouped]
@@ -56,7 +57,8 @@ def write_report(comparison: Comparison, path: Path, *, prompts: bool = True) ->
 def _write_details(
     file: IO[str], comparison: Comparison, source: PromptSource, grouped: Sequence[Mapping[str, list[Result]]]
 ) -> None:
-    """One element for each instance, in the order of ``scores``; the page unpacks it when it is looked at."""
+    """One element for each instance, numbered in the order that the page's data states; the page unpacks it when it
+    is looked at."""
     texts = [read_texts(one.run) for one in comparison.runs]
     for number, name in enumerate(comparison.scores):
         task = source[name]

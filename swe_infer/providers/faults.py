@@ -16,6 +16,7 @@ from swe_infer.errors import (
     InvalidRequest,
     ModelNotFound,
     Overloaded,
+    ProviderFatal,
     QuotaExhausted,
     RateLimited,
     RequestError,
@@ -124,6 +125,9 @@ def classify(
     def made(kind: type[RequestError], **more: Any) -> RequestError:
         return kind(told, status=status, request_id=request_id, **more)
 
+    if status is not None and 300 <= status < 400:
+        told = one_line(f"{where}: HTTP {status}, a redirect to another address, which is not followed", secret)
+        return made(ProviderFatal)
     rejected = status in (None, 400, 413, 422)
     if kinds & _QUOTA_CODES or status == 402 or (status in (400, 403, 429) and _QUOTA.search(message)):
         return made(QuotaExhausted)

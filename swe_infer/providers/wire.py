@@ -191,7 +191,9 @@ class WireProvider(Provider):
     async def open(self) -> None:
         proxy = proxy_of(self.address) if self.through_proxy else None
         context = tls_context(self.address, proxy)
-        http = self._http_client(**transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy))
+        settings = transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy)
+        # A redirect would send the prompt to whatever host the server names.
+        http = self._http_client(**settings, follow_redirects=False)
         self._sdk, self._client = self._open_client(http, self._key() or "none")
         if self.api_key_env is None:  # a server that wants no key is sent none; the SDKs insist on having one
             self._headers = {"Authorization": self._sdk.Omit()}

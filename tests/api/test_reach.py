@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from swe_infer.api.batch import BatchSettings
 from swe_infer.api.deployments import Deployments
 from swe_infer.api.reach import Unreachable
 from swe_infer.api.retry import Retry
+from swe_infer.errors import ProviderFatal
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Decoding, Failure, Outcome, Request
@@ -150,3 +152,27 @@ def test_a_batch_that_reaches_nobody_ends_the_run_and_is_handed_in_later(tmp_pat
     with ApiServer(port=port) as server:
         go()
         assert len(outcomes) == len(server.log.answers()) == 4
+
+
+class _Redirecting(BaseHTTPRequestHandler):
+    """Sends every request on to the address of its server's ``target``."""
+
+    def do_POST(self) -> None:
+        self.send_response(307)
+        self.send_header("Location", str(getattr(self.server, "target", "")))  # set by the test
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
+        """Nothing."""
+
+
+def test_a_redirect_sends_no_prompt_to_another_host() -> None:
+    with ApiServer() as other, ThreadingHTTPServer(("127.0.0.1", 0), _Redirecting) as server:
+        server.target = f"{other.openai_url}/chat/completions"  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{server.server_port}/v1"))
+        with pytest.raises(ProviderFatal, match="HTTP 307, a redirect to another address, which is not followed"):
+            api.run(requests(5), nothing_is_answered, threading.Event())
+        server.shutdown()
+        assert other.log.asked() == []

@@ -77,6 +77,18 @@ def test_both_answers_both_patches_and_the_task_are_in_the_page(tmp_path: Path, 
     assert page.data()["cells"]["i-2"][1][0]["status"] == "skipped"
 
 
+def test_the_page_is_told_the_order_of_its_instances(tmp_path: Path, dataset: dict[str, Any]) -> None:
+    """JavaScript puts keys that are whole numbers first, so the order of an object's keys is not it."""
+    names = ["b", "10", "2", "a"]
+    run = write_run(tmp_path / "a", [answer(name, text=f"answer of {name}") for name in names], {"dataset": dataset})
+    page = Page(report(tmp_path, run).read_text())
+    order = page.data()["order"]
+    assert sorted(order) == sorted(names)
+    assert order == list(page.data()["cells"])
+    for number, name in enumerate(order):
+        assert page.detail(number)["runs"][0][0]["answer"] == f"answer of {name}"
+
+
 def test_prompts_can_be_left_out_and_their_absence_is_explained(tmp_path: Path, dataset: dict[str, Any]) -> None:
     run = write_run(tmp_path / "a", [answer("i-1")], {"dataset": dataset})
     assert Page(report(tmp_path, run, prompts=False).read_text()).detail(0)["prompt"] is None

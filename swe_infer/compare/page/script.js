@@ -3,7 +3,7 @@
 
 const data = JSON.parse(document.getElementById('data').textContent);
 const runs = data.runs;
-const names = Object.keys(data.instances);
+const names = data.order; // the keys of an object come in another order where they are whole numbers
 const numbers = new Map(names.map((name, number) => [name, number]));
 const COLOURS = ['#0a5dc2', '#c2410c', '#15803d', '#7c3aed', '#be123c', '#0e7490', '#a16207', '#475569'];
 const SHAPES = 4;
