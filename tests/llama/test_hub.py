@@ -19,7 +19,7 @@ ASK = """
 import json, sys, threading
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Decoding, LlamaModel, Prompt, Request
-runner = LlamaRunner(LlamaModel(sys.argv[1]), Decoding(max_new_tokens=5), kv_cache_gb=0.01)
+runner = LlamaRunner(model=LlamaModel(path=sys.argv[1]), decoding=Decoding(max_new_tokens=5), kv_cache_gb=0.01)
 from swe_infer.errors import SweInferError
 try:
     runner.check()

@@ -279,7 +279,7 @@ def test_a_configuration_is_checked_without_torch(checkpoint: Path) -> None:
         "import sys\n"
         "from swe_infer.runners.llama import LlamaRunner\n"
         "from swe_infer.types import Decoding, LlamaModel\n"
-        "runner = LlamaRunner(LlamaModel(sys.argv[1]), Decoding())\n"
+        "runner = LlamaRunner(model=LlamaModel(path=sys.argv[1]), decoding=Decoding())\n"
         "runner.check()\n"
         "from swe_infer.types import Prompt\n"
         "runner.token_counter()(Prompt(None, 'def f'))\n"
