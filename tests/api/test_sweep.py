@@ -27,7 +27,8 @@ from tests.api.scripted import context, requests
 url, directory, name, cap, count = sys.argv[1:]
 decoding = Decoding(max_new_tokens=64, temperature=float(name) / 10)
 provider = OpenAIChat(base_url=url, max_concurrency=32)
-api = ApiRunner(ApiModel("gpt-4o"), provider, decoding, Budget(sweep_max_usd=Decimal(cap)))
+budget = Budget(sweep_max_usd=Decimal(cap))
+api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=provider, decoding=decoding, budget=budget)
 api.check()
 api.begin(context(Path(directory), run_id=name))
 print("ready", flush=True)
