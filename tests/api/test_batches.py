@@ -258,7 +258,8 @@ def keep(request, outcome):
         file.write(json.dumps(request.key) + "\\n")
 wanted = [r for r in requests(60, samples=2) if r.key not in done]
 from swe_infer.api.batch import BatchSettings
-api = runner(url, vendor, Path(directory), cap="1", batches=BatchSettings(25, 0.02, 0.05, 0.3))
+batches = BatchSettings(max_requests=25, first_poll_s=0.02, max_poll_s=0.05, settle_s=0.3)
+api = runner(url, vendor, Path(directory), cap="1", batches=batches)
 api.run(wanted, keep, threading.Event())
 """
 
