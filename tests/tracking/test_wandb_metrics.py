@@ -99,7 +99,8 @@ def test_each_alert_comes_once_and_only_when_it_is_due() -> None:
 
 
 def line(instance: str, status: str, **more: object) -> bytes:
-    return json.dumps({"instance_id": instance, "sample": 0, "status": status, **more}).encode() + b"\n"
+    record = {"instance_id": instance, "sample": 0, "status": status, "model_patch": "", "cost_usd": 0, **more}
+    return json.dumps(record).encode() + b"\n"
 
 
 def test_records_are_followed_line_by_line_and_the_last_one_of_a_sample_holds(tmp_path: Path) -> None:
