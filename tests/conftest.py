@@ -57,6 +57,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="runs with --all"))
 
 
+@pytest.fixture(scope="session")
+def sandbox() -> None:
+    """For tests that run patched code where a user would: this machine gives namespaces."""
+    from swe_infer.sample.sandbox import why_unavailable
+
+    if (why := why_unavailable()) is not None:
+        pytest.skip(why)
+
+
 @pytest.fixture
 def heavy_imports(request: pytest.FixtureRequest) -> list[str]:
     """Which heavy packages collecting imported, and where."""

@@ -336,6 +336,7 @@ def test_a_point_that_was_killed_gives_its_turn_and_its_answers_to_the_next(desk
     assert desk.sent - sent == 11 - known
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_verdicts_and_rates_cover_what_was_asked(desk: Desk) -> None:
     """The bundled instances bring their tests, so that a run ends with an evaluation."""
     run = desk.folder / "run"

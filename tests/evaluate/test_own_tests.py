@@ -18,7 +18,7 @@ from tests.evaluate.runs import GENERATED_NAME, SAMPLE, make_run, sample_rows, v
 from tests.support.wandb_files import read_offline_runs
 from tests.tracking.scripted import info
 
-pytestmark = pytest.mark.slow  # each starts the tests of its instances
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sandbox")]  # each starts the tests of its instances
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROWS = sample_rows()

@@ -18,6 +18,8 @@ from tests.support.wandb_files import read_offline_runs
 ROOT = Path(__file__).resolve().parent.parent.parent
 INSTANCES, SAMPLES = 3, 2
 
+pytestmark = pytest.mark.usefixtures("sandbox")
+
 
 def run(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """A run of the bundled model on a few of the bundled instances."""

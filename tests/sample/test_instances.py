@@ -34,6 +34,7 @@ def test_the_bundled_instances_are_varied() -> None:
     assert len({row["function"] for row in BUNDLED}) >= 10
 
 
+@pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize("row", BUNDLED, ids=lambda row: str(row["instance_id"]))
 def test_a_bundled_test_fails_before_the_gold_patch_and_passes_after_it(row: dict[str, Any], tmp_path: Path) -> None:
     assert files_in_prompt(row["text"]) == row["files"]

@@ -14,6 +14,7 @@ from swe_infer.llama.sequence import Generated
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompts import split_prompt
+from swe_infer.sample.sandbox import why_unavailable
 from swe_infer.sample.testing import run_test
 from swe_infer.types import LlamaModel
 
@@ -65,7 +66,7 @@ def resolved(row: dict[str, Any], answer: str) -> bool:
         return False
     after = {**row["files"], **apply_patch(made.patch, row["files"]).files}
     kept = {path: content for path, content in after.items() if content is not None}
-    return run_test(kept, row["test"]).resolved
+    return run_test(kept, row["test"], contained=why_unavailable() is None).resolved
 
 
 def test_the_weights_are_a_plain_llama_of_the_stated_size() -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.sample import sandbox
 from swe_infer.sample.testing import run_test
 
 TEST = "from shop.cart import total\n\n\ndef test_total():\n    assert total([1, 2]) == 3\n"
 RIGHT = {"shop/cart.py": "def total(items):\n    return sum(items)\n"}
 
-contained = pytest.mark.skipif(sandbox.why_unavailable() is not None, reason=str(sandbox.why_unavailable()))
+pytestmark = pytest.mark.slow  # each starts a process
+contained = pytest.mark.usefixtures("sandbox")
 
 
 def body(code: str) -> dict[str, str]:

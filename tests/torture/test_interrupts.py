@@ -86,6 +86,7 @@ def test_a_local_run_goes_on_after_each_interrupt(server: ApiServer, tmp_path: P
     assert len(records.read_bytes().splitlines()) == 8
 
 
+@pytest.mark.usefixtures("sandbox")  # the evaluation runs tests
 @pytest.mark.parametrize("name", ["dry-run", "compare", "evaluate"])
 def test_what_pays_for_nothing_ends_at_once(name: str, server: ApiServer, tmp_path: Path) -> None:
     trial, findings = Trial(KINDS[name], tmp_path / name, server), Findings(name)
