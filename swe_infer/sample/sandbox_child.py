@@ -15,8 +15,12 @@ from typing import Any
 
 SPACE = "/test"
 
-CALLS = {"x86_64": (0xC000003E, 435, 56, 57, 58), "aarch64": (0xC00000B7, 435, 220)}
-"""Of each processor that the filter is written for: its number, and those of clone3, clone, fork and vfork."""
+CALLS = {
+    "x86_64": (0xC000003E, 435, 56, 57, 58, 248, 249, 250),
+    "aarch64": (0xC00000B7, 435, 220, 217, 218, 219),
+}
+"""Of each processor that the filter is written for: its number, that of clone3, and those of the other calls that are
+refused: clone, fork and vfork; add_key, request_key and keyctl, as no namespace parts the user's keys."""
 
 
 def main() -> None:
@@ -56,6 +60,10 @@ def _mount_space(megabytes: int, files: int) -> None:
     os.chdir(SPACE)
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")  # of this namespace: nobody in it can become root of another
+    # Where the user is root, so is this process to /proc, which lets root change the kernel's settings.
+    remount, bind, read_only, noexec = 32, 4096, 1, 8
+    if libc.mount(None, b"/proc", None, remount | bind | read_only | nosuid_nodev | noexec, None):
+        raise OSError(ctypes.get_errno(), "remount of /proc: " + os.strerror(ctypes.get_errno()))
     version_3 = 0x20080522
     header, nothing = (ctypes.c_uint32 * 2)(version_3, 0), (ctypes.c_uint32 * 6)()
     if libc.capset(header, nothing):
@@ -63,9 +71,10 @@ def _mount_space(megabytes: int, files: int) -> None:
 
 
 def _forbid_processes() -> None:
-    """Have the kernel refuse every further process and thread. A count of them kept from outside comes too late: they
-    multiply faster than it is taken, and the kernel's own limit does not hold for root.
+    """Have the kernel refuse every further process and thread, and the user's keys.
 
+    A count of processes kept from outside comes too late: they multiply faster than it is taken, and the kernel's own
+    limit does not hold for root.
     A seccomp filter in classic BPF, see https://docs.kernel.org/userspace-api/seccomp_filter.html.
     """
     import ctypes

@@ -177,6 +177,28 @@ raise ValueError(repr(done))
 
 
 @contained
+def test_root_in_the_sandbox_is_not_root_to_the_kernel() -> None:
+    """Opened for writing alone, never written: where the user is root these would change the machine."""
+    code = """
+import ctypes, os
+opened = []
+for path in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/proc/sys/vm/drop_caches',
+             '/proc/self/oom_adj'):
+    try:
+        os.close(os.open(path, os.O_WRONLY))
+        opened.append(path)
+    except OSError:
+        pass
+session_keyring, describe = -3, 6
+number = {'x86_64': 250, 'aarch64': 219}[os.uname().machine]
+return [opened, ctypes.CDLL(None).syscall(number, describe, session_keyring, None, 0)]
+"""
+    test = "from shop.cart import total\n\n\ndef test_total():\n    assert total([]) == [[], -1]\n"
+    result = run_test(body(code), test)
+    assert result.resolved, result
+
+
+@contained
 def test_no_further_namespace_gives_back_what_was_given_up() -> None:
     code = (
         "import ctypes\nlibc = ctypes.CDLL(None)\n"
