@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 Effect = Literal["answer", "scope", "speed", "address", "reporting"]
@@ -68,7 +68,7 @@ def parameters_of(factory: Callable[..., Any]) -> dict[str, Parameter]:
 
 def _hints(factory: Callable[..., Any]) -> dict[str, list[Any]]:
     """The type hints of each parameter; of an inherited field also those of the base classes, which describe it."""
-    if not (inspect.isclass(factory) and hasattr(factory, "__dataclass_fields__")):
+    if not (inspect.isclass(factory) and is_dataclass(factory)):
         function = factory.__init__ if inspect.isclass(factory) else factory
         return {name: [hint] for name, hint in typing.get_type_hints(function, include_extras=True).items()}
     hints: dict[str, list[Any]] = {}

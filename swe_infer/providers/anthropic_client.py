@@ -45,6 +45,14 @@ class AnthropicProvider(WireProvider):
     address_may_be_versioned: ClassVar[bool] = False
     """Whether ``base_url`` may end in ``/v1``; Anthropic's own SDK adds it."""
 
+    base_url: Annotated[
+        str | None,
+        Option("The root, without /v1; null: ANTHROPIC_BASE_URL, or https://api.anthropic.com.", "address"),
+    ] = None
+    api_key_env: Annotated[
+        str | None, Option("The variable that holds the key; where it is not set: ANTHROPIC_AUTH_TOKEN.", "address")
+    ] = _KEY_VARIABLE
+    pricing_id: str = "anthropic"
     api_version: Annotated[str, Option("anthropic-version, unless model.api_version states one.", "answer")] = (
         "2023-06-01"
     )

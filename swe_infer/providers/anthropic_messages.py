@@ -60,15 +60,7 @@ class AnthropicMessages(AnthropicBatches):
     )
 
     name: str = "anthropic"
-    base_url: Annotated[
-        str | None,
-        Option("The root, without /v1; null: ANTHROPIC_BASE_URL, or https://api.anthropic.com.", "address"),
-    ] = None
-    api_key_env: Annotated[
-        str | None, Option("The variable that holds the key; where it is not set: ANTHROPIC_AUTH_TOKEN.", "address")
-    ] = "ANTHROPIC_API_KEY"
     timeout_s: float = 1200.0
-    pricing_id: str = "anthropic"
     stream: Annotated[
         Literal["auto", "always", "never"],
         Option("auto: stream where the output bound is so long that a silent connection would be cut.", "speed"),

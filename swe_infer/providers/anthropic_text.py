@@ -6,9 +6,8 @@ Format: https://docs.anthropic.com/en/api/complete.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from swe_infer.options import Option
 from swe_infer.providers.anthropic_client import AnthropicProvider
 from swe_infer.providers.base import Answer
 from swe_infer.providers.wire import Unreadable, estimated_tokens
@@ -36,16 +35,8 @@ class AnthropicText(AnthropicProvider):
     )
 
     name: str = "anthropic_text"
-    base_url: Annotated[
-        str | None,
-        Option("The root, without /v1; null: ANTHROPIC_BASE_URL, or https://api.anthropic.com.", "address"),
-    ] = None
-    api_key_env: Annotated[
-        str | None, Option("The variable that holds the key; where it is not set: ANTHROPIC_AUTH_TOKEN.", "address")
-    ] = "ANTHROPIC_API_KEY"
     max_concurrency: int = 16
     timeout_s: float = 600.0
-    pricing_id: str = "anthropic"
 
     def path(self, model: ApiModel) -> str:
         return "/v1/complete"

@@ -75,6 +75,7 @@ def _forbid_processes() -> None:
 
     A count of processes kept from outside comes too late: they multiply faster than it is taken, and the kernel's own
     limit does not hold for root.
+
     A seccomp filter in classic BPF, see https://docs.kernel.org/userspace-api/seccomp_filter.html.
     """
     import ctypes
