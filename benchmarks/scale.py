@@ -20,7 +20,7 @@ from pathlib import Path
 
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.select import select
-from swe_infer.store import RunStore, record_of
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.wandb import WandbTracker
 from swe_infer.types import Completion, PatchResult, Shard, Usage

@@ -17,9 +17,10 @@ import time
 from dataclasses import astuple, dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
-from swe_infer.store import RunStore, record_of
+from swe_infer.run_directory.figures import Summary
+from swe_infer.run_directory.records import Record
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.tracking.base import NoTracker, RunInfo, Tracker
 from swe_infer.tracking.wandb import WandbTracker
 from swe_infer.types import Completion, PatchResult, Usage
@@ -69,7 +70,7 @@ def one_run(tracker: Tracker, answers: int, rate: float) -> Figures:
         children = _children()
         before, processor_before = time.perf_counter(), time.process_time()
         tracker.start(RunInfo("benchmark", "benchmark", {"model": {"name": "m"}}, Path(folder), False))
-        totals: dict[str, Any] = {}
+        totals: Summary = {}
         for number in range(answers):
             pause = before + number / rate - time.perf_counter()
             if pause > 0:
@@ -91,16 +92,15 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _record(number: int) -> dict[str, Any]:
+def _record(number: int) -> Record:
     usage = Usage(input_tokens=8000, cached_input_tokens=100, output_tokens=400)
     patch = PatchResult("+ a line of a patch that is about as long as one is\n" * 20, "applies")
     text = f"Here is the patch.\n```diff\n{patch.patch}```\n"
     return record_of((f"instance-{number}", 0), Completion(text, "stop", usage, Decimal("0.01"), 1.0), patch)
 
 
-def _totals(store: RunStore, answers: int, started: float) -> dict[str, Any]:
-    totals = store.totals.as_dict()
-    return totals | {"remaining": answers - totals["completed"], "wall_s": time.perf_counter() - started}
+def _totals(store: RunStore, answers: int, started: float) -> Summary:
+    return store.totals.summary(instances=answers, samples=1, wall_s=time.perf_counter() - started)
 
 
 if __name__ == "__main__":

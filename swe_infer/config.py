@@ -26,11 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.data.base import Dataset
 from swe_infer.errors import ConfigError
+from swe_infer.files import write_atomically
 from swe_infer.locks import Locks
 from swe_infer.options import Effect, parameters_of
 from swe_infer.redaction import without_credentials
 from swe_infer.runners.base import Runner
-from swe_infer.store import write_atomically
 from swe_infer.text import first_line, flatten
 from swe_infer.tracking.base import Tracker
 from swe_infer.types import Budget, PathText, Shard
@@ -62,7 +62,7 @@ GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
 ROOT_KEYS = (*GROUPS, "shard", "budget", "output_dir", "locks", "dry_run", "objective")
 
 Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
-"""A figure of ``summary.json`` that a searching sweeper can be told of a run."""
+"""A figure of a run's summary that a searching sweeper can be told of a run."""
 
 COVERAGE = ("limit", "instance_ids", "min_tokens", "max_tokens")
 """Keys of the dataset that say which of its instances a command asks. They may change: a run grows."""
@@ -332,11 +332,11 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 HEADER = "# identity "
-"""How a run's ``config.yaml`` begins, before the digest of its identity. Earlier versions wrote no such line."""
+"""How the configuration in a run directory begins, before the digest of its identity; not with earlier versions."""
 
 
 def as_yaml(plain: Mapping[str, Any]) -> str:
-    """A resolved configuration as a run directory's ``config.yaml``."""
+    """A resolved configuration as a run directory keeps it."""
     return f"{HEADER}{digest(plain)}\n{OmegaConf.to_yaml(OmegaConf.create(dict(plain)))}"
 
 

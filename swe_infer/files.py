@@ -1,4 +1,8 @@
-"""Files that must hold what was written to them: whole appends, atomic replacement, what has reached the disk."""
+"""Files that must hold what was written to them: whole appends, atomic replacement, what has reached the disk.
+
+Nothing here follows a symbolic link in the place of a file, waits for a FIFO, or writes through a name that somebody
+else may have made: run directories come from strangers too.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,105 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from swe_infer.errors import StoreError
-
-__all__ = [
-    "OpenFiles", "Syncer", "Unwritten", "probe", "replacing", "sync_directory", "write_atomically", "write_whole",
-]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 _SYNC_INTERVAL_S = 0.5
-_PROBE_BYTES = 1 << 14
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS})
 """What file systems say that have no fdatasync; any other error means that data may not have reached the disk."""
+
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISDIR, "a directory"),
+)
+_FRESH = ".{name}.{token}.new"
+
+
+def special_kind(mode: int) -> str | None:
+    """What a file of this ``st_mode`` is, if not a regular one."""
+    return next((kind for test, kind in _KINDS if test(mode)), None)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """A descriptor of a regular file; the last part of ``path`` is not followed where it is a link.
+
+    Args:
+        flags: as :func:`os.open` takes them. A file that is opened for writing must have no second name (hard link),
+            as writing would change what another directory holds.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; ``strerror`` says what it is.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        kind = None
+        with contextlib.suppress(OSError):
+            kind = special_kind(os.lstat(path).st_mode)
+        if kind is not None:
+            raise _not_regular(path, kind) from None
+        raise error
+    try:
+        status = os.fstat(descriptor)
+        kind = special_kind(status.st_mode)
+        if kind is None and status.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+            kind = "a file with several names (hard links)"
+        if kind is not None:
+            raise _not_regular(path, kind)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _not_regular(path: Path, kind: str) -> OSError:
+    return OSError(errno.ELOOP, f"it is {kind}; a regular file is expected", str(path))
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        most: bytes that are read at most.
+
+    Raises:
+        OSError: it cannot be read, is no regular file (see :func:`open_regular`), or is longer.
+    """
+    with open(open_regular(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is longer than {most >> 20} MiB", str(path))
+    return content
+
+
+def fresh_beside(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path`` under a name that nobody can know, open for writing; it is to replace ``path``.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    new = path.with_name(_FRESH.format(name=path.name, token=secrets.token_hex(6)))
+    return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), new
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the files of :func:`fresh_beside` that killed processes left; for whoever holds the directory alone."""
+    for path in directory.glob(_FRESH.format(name="*", token="????????????")):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +145,15 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         StoreError: it cannot be written; the old one is still there.
     """
-    new = path.with_name(path.name + ".new")
     try:
+        descriptor, new = fresh_beside(path)
         try:
-            with new.open("w", encoding="utf-8") as file:
+            with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(new, path)
-        except OSError:
+        except BaseException:
             new.unlink(missing_ok=True)  # a full disk needs the room
             raise
         sync_directory(path.parent)
@@ -88,28 +173,19 @@ def replacing(path: Path) -> Iterator[Path]:
         yield path
         return
     target = path.resolve()
-    new = target.with_name(target.name + ".new")
+    new: Path | None = None
     try:
+        descriptor, new = fresh_beside(target)
+        os.close(descriptor)
         yield new
         os.replace(new, target)
     except BaseException as error:
         if isinstance(error, OSError):
             error.filename = str(path)
-        with contextlib.suppress(OSError):
-            new.unlink()
+        if new is not None:
+            with contextlib.suppress(OSError):
+                new.unlink()
         raise
-
-
-def probe(directory: Path) -> None:
-    """Make sure that there is room for an answer before any is paid for."""
-    probe = directory / ".probe"
-    try:
-        with probe.open("wb", buffering=0) as file:
-            written = write_whole(file.fileno(), bytes(_PROBE_BYTES))
-        if written is not None:
-            raise OSError(written.number, written.reason)
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:
@@ -137,13 +213,14 @@ class OpenFiles:
         self._most = most
         self._files: dict[Path, IO[bytes]] = {}
 
-    def get(self, path: Path, mode: Literal["ab", "wb"] = "ab") -> IO[bytes]:
-        """The file; opened in ``mode`` where it is not open."""
+    def get(self, path: Path) -> IO[bytes]:
+        """The file, which is a regular one, opened for appending where it is not open."""
         file = self._files.pop(path, None)
         if file is None:
             if len(self._files) >= self._most:
                 self._files.pop(next(iter(self._files))).close()
-            file = path.open(mode, buffering=self._buffering)
+            descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            file = os.fdopen(descriptor, "ab", buffering=self._buffering)
         self._files[path] = file
         return file
 

@@ -35,7 +35,7 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTS
 
 
 def locks_of(config: Mapping[str, Any]) -> Locks:
-    """What a run's ``config.yaml`` says; ``os`` where it says nothing."""
+    """What a run's configuration says; ``os`` where it says nothing."""
     return "single_writer" if config.get("locks") == "single_writer" else "os"
 
 

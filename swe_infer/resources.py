@@ -9,7 +9,7 @@ from pathlib import Path
 
 from swe_infer.errors import ConfigError
 
-__all__ = ["cache_home", "expanded", "resolve_path"]
+__all__ = ["cache_home", "expanded", "resolve_path", "state_home"]
 
 _SCHEME = "package://"
 
@@ -48,9 +48,19 @@ def expanded(path: str, key: str = "") -> Path:
 
 def cache_home() -> Path | None:
     """This package's folder in ``$XDG_CACHE_HOME`` or ``~/.cache``; None where there is no home directory."""
-    if named := os.environ.get("XDG_CACHE_HOME"):
+    return _home("XDG_CACHE_HOME", ".cache")
+
+
+def state_home() -> Path | None:
+    """This package's folder in ``$XDG_STATE_HOME`` or ``~/.local/state``; None where there is no home directory."""
+    return _home("XDG_STATE_HOME", ".local/state")
+
+
+def _home(variable: str, default: str) -> Path | None:
+    """XDG Base Directory Specification 0.8."""
+    if named := os.environ.get(variable):
         return Path(named) / "swe_infer"
     try:
-        return Path.home() / ".cache" / "swe_infer"
+        return Path.home() / default / "swe_infer"
     except RuntimeError:
         return None

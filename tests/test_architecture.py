@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks"},
-    {"prompts", "spill", "asked", "records"},
-    {"providers", "llama", "sample"},
-    {"api", "data", "patches", "tracking", "store"},
+    {"prompts"},
+    {"providers", "llama", "sample", "run_directory"},
+    {"api", "data", "patches", "tracking"},
     {"runners", "compare", "evaluate"},
     {"config"},
     {"cli"},

@@ -47,7 +47,7 @@ from swe_infer.api.cache import ResponseCache
 from swe_infer.api.ledger import Ledger
 from swe_infer.api.shared_pace import SharedPace
 from swe_infer.errors import StoreError
-from swe_infer.store import RunStore
+from swe_infer.run_directory.store import RunStore
 
 place = Path(sys.argv[1])
 kinds = (

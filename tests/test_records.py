@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from swe_infer.cli.tables import print_summary
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run, read_texts
-from swe_infer.evaluate.run_directory import open_run
-from swe_infer.records import Damage, read_records
-from swe_infer.store import RunStore, record_of
+from swe_infer.evaluate.evaluable import open_run
+from swe_infer.run_directory.records import Damage, read_records
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.tracking.metrics import Predictions
 from swe_infer.types import Completion, Failure, PatchResult, Usage
 
@@ -136,13 +136,13 @@ def test_damage_loses_no_other_record_and_lowers_no_cost(
     assert {json.loads(one)["time"] for one in kept} <= times
     undamaged = sum(Decimal(str(json.loads(one)["cost_usd"])) for one in kept)
     assert damage.cost_usd is not None
-    costs = [damage.cost_usd, *(Decimal(record["cost_usd"]) for record in found)]
+    costs = [damage.cost_usd, *(Decimal(record["cost_usd"] or 0) for record in found)]
     with RunStore(directory, "model") as store:
-        total, before = store.totals.cost_usd, store.totals.as_dict()
+        total, before = store.totals.cost_usd, store.totals.summary()
     assert total is not None
     assert total == sum(costs) >= undamaged
     with RunStore(directory, "model") as store:
-        assert store.totals.as_dict() == before
+        assert store.totals.summary() == before
     one = compare([load_run(directory)]).runs[0]
     assert (one.cost_usd, one.usage, one.run.unreadable) == (total, store.totals.usage, store.totals.unreadable)
 
@@ -160,10 +160,10 @@ def test_every_reader_takes_the_same_one_of_several_records(tmp_path: Path) -> N
         )
         store.append(record_of(("a", 0), Failure("Overloaded", "no", cost_usd=Decimal("0.3")), None))
         store.check()
-        live = store.totals.as_dict()
+        live = store.totals.summary()
         predictions = (tmp_path / "predictions.jsonl").read_text()
     with RunStore(tmp_path, "model") as store:
-        assert store.totals.as_dict() == live
+        assert store.totals.summary() == live
     assert (live["completed"], live["failed"], live["cost_usd"]) == (2, 0, Decimal("0.6"))
     assert (tmp_path / "predictions.jsonl").read_text() == predictions
     assert sorted(json.loads(one)["model_patch"] for one in predictions.splitlines()) == ["b", "second"]
@@ -192,8 +192,7 @@ def test_the_cost_that_was_shown_never_falls_and_its_damage_is_said(
     assert path.read_bytes() == before, "nothing is taken out of the file"
     one = compare([load_run(tmp_path)]).runs[0]
     assert one.cost_usd == totals.cost_usd
-    figures = {"instances": 4, "samples": 1, "remaining": 0, "output_tokens_per_s": 0.0, "wall_s": 1.0}
-    print_summary({**totals.as_dict(), **figures}, tmp_path, None)
+    print_summary(totals.summary(instances=4, samples=1, wall_s=1.0), tmp_path, None)
     assert "unreadable 1 records; $0.0017 of the cost" in capsys.readouterr().err
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from swe_infer.errors import StoreError
-from swe_infer.store import RunStore, read_records, record_of
+from swe_infer.run_directory.records import read_records
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, Failure, PatchResult, Skip, Usage
 
 PATCH = PatchResult("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n", "applies")
@@ -63,7 +64,7 @@ def test_a_failure_leaves_no_prediction_and_is_replaced_by_a_later_success(tmp_p
     with RunStore(tmp_path, "model") as store:
         assert store.totals.status(("a", 0)) == "failed"
         store.append(record_of(("a", 0), completion(), PATCH))
-        totals = store.totals.as_dict()
+        totals = store.totals.summary()
     assert (totals["completed"], totals["failed"]) == (1, 0)
     assert len(lines(tmp_path / "predictions.jsonl")) == 1
 
@@ -72,9 +73,9 @@ def test_money_adds_up_over_failed_tries_and_resumes(tmp_path: Path) -> None:
     with RunStore(tmp_path, "model") as store:
         store.append(record_of(("a", 0), Failure("TransientError", "cut", cost_usd=Decimal("0.1")), None))
         store.append(record_of(("a", 0), completion(cost="0.2"), PATCH))
-        live = store.totals.as_dict()
+        live = store.totals.summary()
     with RunStore(tmp_path, "model") as store:
-        assert store.totals.as_dict() == live
+        assert store.totals.summary() == live
         assert store.totals.cost_usd == Decimal("0.3")
 
 
@@ -138,7 +139,7 @@ def test_nothing_appended_is_lost_when_the_process_is_killed(tmp_path: Path) -> 
         import itertools, sys
         from pathlib import Path
         from tests.test_store import PATCH, completion
-        from swe_infer.store import RunStore, record_of
+        from swe_infer.run_directory.store import RunStore, record_of
         store = RunStore(Path(sys.argv[1]), "model")
         for i in itertools.count():
             store.append(record_of((str(i), 0), completion("x" * 5000), PATCH))
@@ -163,7 +164,7 @@ def test_a_write_that_fails_leaves_whole_lines_and_says_so(tmp_path: Path) -> No
         from pathlib import Path
         from tests.test_store import PATCH, completion
         from swe_infer.errors import StoreError
-        from swe_infer.store import RunStore, record_of
+        from swe_infer.run_directory.store import RunStore, record_of
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         store = RunStore(Path(sys.argv[1]), "model")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from benchmarks.torture.place import Place
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import read_records
 from tests.support.api_log import Exchange, Log
 from tests.support.wandb_files import read_offline_runs
 

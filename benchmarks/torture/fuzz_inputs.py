@@ -14,13 +14,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import strategies as st
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.store import RunStore
+from swe_infer.run_directory.records import Record
+from swe_infer.run_directory.store import RunStore
 
 __all__ = [
     "Input", "answers", "checkpoints", "json_lines", "overrides", "run_directories", "tables", "try_answer",
@@ -208,7 +209,7 @@ def try_run_directory(place: Path, files: dict[str, bytes]) -> None:
     from swe_infer.compare.analysis import compare
     from swe_infer.compare.loading import load_run, read_texts
     from swe_infer.compare.report import write_report
-    from swe_infer.evaluate.run_directory import open_run
+    from swe_infer.evaluate.evaluable import open_run
 
     for name, content in files.items():
         (place / name).write_bytes(content)
@@ -228,7 +229,7 @@ def try_run_directory(place: Path, files: dict[str, bytes]) -> None:
     with RunStore(place, "model") as store:
         before = store.totals.count("completed")
         store.read_summary()
-        store.append({**_RECORD, "instance_id": "new"})
+        store.append(cast(Record, {**_RECORD, "instance_id": "new"}))
     with RunStore(place, "model") as store:
         assert store.totals.count("completed") == before + 1
     assert not [path for path in place.parent.glob("*") if path.name == "etc"]

@@ -13,6 +13,7 @@ from typing import Literal
 
 from benchmarks.torture.checks import Findings, check_files, check_finished, unrecorded
 from benchmarks.torture.place import Ended, Place, wait_until
+from swe_infer.run_directory.fallback import kept_lines
 from tests.support.api_server import ApiServer
 
 __all__ = [
@@ -61,9 +62,8 @@ def full_disk(scratch: Path, seed: int, *, tracked: bool = False, kill: bool = F
             return findings
         place = Place(scratch / f"full{kill:d}", server, 80, tracked=tracked, run=disk / "run", overrides=_LONG)
         process = place.start()
-        spilled = place.home.glob
         if kill:
-            wait_until(lambda: any(spilled("swe-infer-unsaved-*")), process)
+            wait_until(lambda: _kept_elsewhere(place), process)
             ended = place.killed(process)
             findings.kills = 1
         else:
@@ -92,11 +92,11 @@ def room_comes_back(scratch: Path, seed: int) -> Findings:
             return findings
         place = Place(scratch / "back", server, 80, run=disk / "run", overrides=_LONG)
         process = place.start()
-        wait_until(lambda: any(place.home.glob("swe-infer-unsaved-*")), process)
+        wait_until(lambda: _kept_elsewhere(place), process)
         enlarge(disk)
         ended = place.finish(process)
         findings.expect(ended.status == 1, f"ended with {ended.status}: {ended.errors[-300:]}")
-        findings.expect(not any(place.home.glob("swe-infer-unsaved-*")), "a file is left elsewhere")
+        findings.expect(not _kept_elsewhere(place), "a file is left elsewhere")
         findings.lost = len(unrecorded(place))
         _nothing_is_lost(place, server, findings, lambda: None)
     return findings
@@ -241,7 +241,14 @@ def _nothing_is_lost(place: Place, server: ApiServer, findings: Findings, mend: 
         findings.in_flight = min(findings.lost, place.in_flight)
         findings.lost -= findings.in_flight
         findings.paid_twice = max(0, findings.paid_twice - place.in_flight)
-    findings.expect(not any(place.home.glob("swe-infer-unsaved-*")), "a file is left elsewhere")
+    findings.expect(not _kept_elsewhere(place), "a file is left elsewhere")
+
+
+def _kept_elsewhere(place: Place) -> bool:
+    """Whether answers lie in the reserve of the run directory or in the state directory."""
+    return any(kept_lines(place.run).values()) or any(
+        (place.home / ".local" / "state" / "swe_infer").glob("unsaved-*")
+    )
 
 
 def _no_more_than_in_flight(place: Place, server: ApiServer, findings: Findings, ended: Ended) -> None:

@@ -8,32 +8,30 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from swe_infer import config
-from swe_infer.asked import Asked, apply_rate, read_asked
-from swe_infer.errors import StoreError, SweInferError
+from swe_infer.errors import ConfigError, StoreError, SweInferError
+from swe_infer.files import write_atomically
 from swe_infer.locks import locks_of
-from swe_infer.records import Damage, read_records
-from swe_infer.store import RunStore, Totals, write_atomically
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.asked import Asked
+from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.records import Damage
+from swe_infer.run_directory.store import RunStore
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.wandb import WandbTracker
 
 __all__ = ["is_merged", "main", "merge"]
 
 _MOST_NAMED = 20
-_FILES = ("records.jsonl", "summary.json", "config.yaml")
-_MARK = "shards"  # in the summary of a merged run
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +42,18 @@ class _ShardRun:
     index: int
     count: int
     config: dict[str, Any]
-    summary: dict[str, Any]
+    summary: Summary
 
 
 def is_merged(directory: Path) -> bool:
     """Whether a directory is a merged run."""
     try:
-        return _MARK in json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "shards" in RunDirectory(directory).summary()
+    except ConfigError:
         return False
 
 
-def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) -> dict[str, Any]:
+def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) -> Summary:
     """Join the runs of all shards; returns the merged summary. Where W&B was told of the shards, it is told of the
     merged run too, as one run beside their group.
 
@@ -73,13 +71,13 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) 
     owners: dict[str, Path] = {}
     label = ""
     for shard in shards:
-        for record in read_records(shard.directory / "records.jsonl"):
+        for record in RunDirectory(shard.directory).records():
             owner = owners.setdefault(record["instance_id"], shard.directory)
             if owner != shard.directory:
                 raise StoreError(
                     f"{record['instance_id']}: is in {owner} and in {shard.directory}; shards must not overlap"
                 )
-        label = label or _label(shard.directory)
+        label = label or RunDirectory(shard.directory).label() or ""
     asked = _asked(shards)
     merged = config.whole(shards[0].config)
     with _whole(out) as directory, RunStore(directory, label, locks_of(merged)) as store:
@@ -88,17 +86,17 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) 
         damages: list[Damage] = []
         for shard in shards:
             damage, own = Damage(), Totals()
-            for record in read_records(shard.directory / "records.jsonl", damage):
+            for record in RunDirectory(shard.directory).records(damage):
                 store.append(record)
                 own.add(record)
             damage.complete(own.cost_usd, shard.summary)
             damages.append(damage)
             if damage:
-                print(f"{shard.directory / 'records.jsonl'}: {damage}", file=sys.stderr)
+                print(f"{shard.directory}: {damage}", file=sys.stderr)
         store.check()
         for damage in damages:
             store.totals.add_damage(damage)
-        write_atomically(directory / "config.yaml", config.as_yaml(merged))
+        write_atomically(directory / layout.CONFIG, config.as_yaml(merged))
         if run_id is not None:
             write_atomically(directory / "run_id", run_id)
         summary = _summary(shards, store)
@@ -109,7 +107,7 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) 
 
 def _asked(shards: Sequence[_ShardRun]) -> Asked | None:
     """What the shards' commands asked together; None where a shard is of a version that did not keep it."""
-    parts = [read_asked(shard.directory) for shard in shards]
+    parts = [RunDirectory(shard.directory).asked() for shard in shards]
     ids = [part.instance_ids for part in parts if part is not None and part.instance_ids is not None]
     if len(ids) < len(shards) or parts[0] is None:
         return None
@@ -138,7 +136,7 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: dict[str, Any]) -> None:
+def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary) -> None:
     """Make one W&B run of the merged run, as the shards' own were made; nothing where they were not tracked."""
     tracked = WandbTracker.of_run(shard.directory)
     if tracked is None:
@@ -146,28 +144,24 @@ def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: dict[st
     tracker, part = tracked
     name = config.whole_name(part.name, shard.config)
     tracker.start(RunInfo(config.run_id_of(out, merged), name, merged, out.resolve(), resumed=False))
-    files = [*sorted(out.glob("predictions*.jsonl")), *(out / kept for kept in _FILES)]
-    tracker.finish(summary, files, 0)
+    tracker.finish(summary, layout.result_files(out), 0)
     print(f"W&B run of the merged shards: {tracker.address}", file=sys.stderr)
 
 
 def _read(directory: Path) -> _ShardRun:
-    path = directory / "config.yaml"
-    if not path.is_file():
-        raise StoreError(f"{directory}: holds no config.yaml; name the run directories of the shards")
-    plain = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(plain, dict)
+    run = RunDirectory(directory)
+    plain = run.config()
+    if not plain:
+        raise StoreError(f"{directory}: holds no {layout.CONFIG}; name the run directories of the shards")
     shard = plain.get("shard") or {}
     if shard.get("index") is None:
         raise StoreError(f"{directory}: is not the run of a shard (shard.index is null)")
-    try:
-        summary = json.loads((directory / "summary.json").read_text(), parse_float=Decimal)
-        remaining = summary["remaining"]
-    except (OSError, ValueError, KeyError):
-        raise StoreError(f"{directory}: holds no summary.json; run this shard to its end first") from None
-    if remaining:
-        raise StoreError(f"{directory}: {remaining} samples remain; run this shard to its end first")
-    return _ShardRun(directory, shard["index"], shard["count"], {str(k): v for k, v in plain.items()}, summary)
+    summary = run.summary()
+    remaining = summary.get("remaining")
+    if remaining != 0:
+        left = "its summary does not say what remains" if remaining is None else f"{remaining} samples remain"
+        raise StoreError(f"{directory}: {left}; run this shard to its end first")
+    return _ShardRun(directory, shard["index"], shard["count"], plain, summary)
 
 
 def _check_complete(shards: list[_ShardRun]) -> None:
@@ -188,33 +182,14 @@ def _check_complete(shards: list[_ShardRun]) -> None:
         raise StoreError(f"shards {named} of {first.count} are missing")
 
 
-def _label(directory: Path) -> str:
-    with (directory / "predictions.jsonl").open() as file:
-        for line in file:
-            return str(json.loads(line)["model_name_or_path"])
-    return ""
-
-
-def _summary(shards: list[_ShardRun], store: RunStore) -> dict[str, Any]:
+def _summary(shards: list[_ShardRun], store: RunStore) -> Summary:
     """The shards' summaries as one. Shards run beside each other, so the longest one's time is the run's."""
-    totals = store.totals.as_dict()
-    wall = max(float(shard.summary["wall_s"]) for shard in shards)
-    instances = sum(shard.summary["instances"] for shard in shards)
-    samples = shards[0].summary["samples"]
-    done = totals["completed"] + totals["failed"] + totals["skipped"]
-    summary = {
-        "instances": instances,
-        "samples": samples,
-        **{key: totals[key] for key in ("completed", "failed", "skipped")},
-        "remaining": max(0, instances * samples - done),
-        "patches": totals["patches"],
-        "usage": totals["usage"],
-        **{key: totals[key] for key in ("cost_usd", "unreadable_records", "unreadable_cost_usd")},
-        "wall_s": round(wall, 3),
-        "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall else 0.0,
-        _MARK: len(shards),
-    }
-    return summary | {"apply_rate": apply_rate(summary)}
+    summary = store.totals.summary(
+        instances=sum(shard.summary["instances"] for shard in shards),
+        samples=shards[0].summary["samples"],
+        wall_s=max(float(shard.summary["wall_s"]) for shard in shards),
+    )
+    return {**summary, "shards": len(shards)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from swe_infer import config
-from swe_infer.asked import Asked
 from swe_infer.cli.points import swept_keys
 from swe_infer.cli.same_answers import Place, claim, read_config, turn
 from swe_infer.cli.sweep import SweepLog
@@ -25,9 +24,11 @@ from swe_infer.evaluate.command import kept_figures, own_tests_of
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.pool import EnginePool
 from swe_infer.resources import expanded
+from swe_infer.run_directory.asked import Asked
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.run import Run, asked_of, estimated, selected
-from swe_infer.store import RunStore
 from swe_infer.tracking.base import RunInfo
 
 __all__ = ["BuiltRun", "OpenRun", "run_one"]
@@ -178,5 +179,5 @@ def _asked_before(plain: Mapping[str, Any] | None) -> Asked:
 
 def _is_former(directory: Path) -> bool:
     """Whether an earlier version left the directory."""
-    path = directory / "config.yaml"
-    return path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(config.HEADER)
+    first = RunDirectory(directory).identity_line()
+    return bool(first) and not first.startswith(config.HEADER)

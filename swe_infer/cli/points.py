@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from swe_infer.store import write_atomically
+from swe_infer.files import write_atomically
 
 __all__ = ["LOST", "Point", "keep_swept_keys", "swept_keys", "told_apart"]
 

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from swe_infer import config
 from swe_infer.cli.sweep import SweepLog
-from swe_infer.errors import StoreError, SweInferError
-from swe_infer.store import write_atomically
+from swe_infer.errors import ConfigError, StoreError, SweInferError
+from swe_infer.files import write_atomically
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.reader import RunDirectory
 
 __all__ = ["Place", "claim", "read_config", "turn"]
 
@@ -62,7 +62,7 @@ class Place:
             covered = config.coverage(plain)
             same = [run for run in former if config.coverage(read_config(run) or {}) == covered]
             if same or name == base:
-                directory = (same or sorted(former, key=_records_size, reverse=True))[0]
+                directory = (same or sorted(former, key=layout.records_size, reverse=True))[0]
                 rest = [str(run) for run in former if run != directory]
                 log.info(
                     "%s was begun by an earlier version and goes on%s",
@@ -78,13 +78,13 @@ class Place:
         digest = config.digest(plain)
         candidates = [*self.others, *(_registered(sweep, digest) if sweep is not None else ())]
         own = self.directory.resolve()
-        found = {run.resolve(): run for run in candidates if (run / "records.jsonl").is_file()}
+        found = {run.resolve(): run for run in candidates if layout.has_records(run)}
         found.pop(own, None)
         return [run for run in found.values() if _digest_of(run) == digest]
 
 
 def claim(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
-    """Make sure that the directory is this run's, and write this command's ``config.yaml``.
+    """Make sure that the directory is this run's, and write this command's configuration into it.
 
     Returns:
         The configuration of the last command; None where there was none.
@@ -92,18 +92,18 @@ def claim(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         StoreError: it is another run's.
     """
-    path = directory / "config.yaml"
+    path = directory / layout.CONFIG
     before: dict[str, Any] | None = None
     if path.exists():
         before = read_config(directory)
-        changed = ["config.yaml: unreadable"] if before is None else config.differences(before, plain)
+        changed = [f"{path.name}: unreadable"] if before is None else config.differences(before, plain)
         if changed:
             raise StoreError(
                 f"output_dir={directory}: holds a run of another configuration ({'; '.join(changed[:3])}); "
                 "choose another output_dir"
             )
-    elif (directory / "records.jsonl").exists() and (directory / "records.jsonl").stat().st_size:
-        raise StoreError(f"output_dir={directory}: holds records but no config.yaml; choose another output_dir")
+    elif layout.records_size(directory):
+        raise StoreError(f"output_dir={directory}: holds records but no {path.name}; choose another output_dir")
     text = config.as_yaml(plain)
     if before is None or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
@@ -111,12 +111,11 @@ def claim(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
-    """``config.yaml`` of a run directory; None where it cannot be read."""
+    """The configuration of a run directory; None where there is none that can be read."""
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-    except Exception:  # noqa: BLE001 - whatever the YAML parser raises, the file is none of ours
+        return RunDirectory(directory).config() or None
+    except ConfigError:
         return None
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else None
 
 
 @contextmanager
@@ -176,13 +175,12 @@ def _former(folder: Path, base: str, plain: Mapping[str, Any]) -> list[Path]:
 def _digest_of(run: Path) -> str | None:
     """The digest of what decides a run's answers; None where there is no run."""
     try:
-        with (run / "config.yaml").open(encoding="utf-8") as file:
-            first = file.readline().strip()
-    except (OSError, ValueError):
+        first = RunDirectory(run).identity_line()
+        if first.startswith(config.HEADER):
+            return first.removeprefix(config.HEADER)
+        return _former_digest(run, (run / layout.CONFIG).stat().st_mtime_ns)
+    except (ConfigError, OSError):
         return None
-    if first.startswith(config.HEADER):
-        return first.removeprefix(config.HEADER)
-    return _former_digest(run, (run / "config.yaml").stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -190,13 +188,6 @@ def _former_digest(run: Path, modified_ns: int) -> str | None:
     """Kept, because every point of a sweep asks for it, and reading YAML is slow."""
     plain = read_config(run)
     return None if plain is None else config.digest(plain)
-
-
-def _records_size(run: Path) -> int:
-    try:
-        return (run / "records.jsonl").stat().st_size
-    except OSError:
-        return 0
 
 
 def _registered(sweep: SweepLog, digest: str) -> list[Path]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from swe_infer import config
-from swe_infer.asked import asked_ids
 from swe_infer.cli.merge import is_merged, merge
 from swe_infer.cli.points import Point, swept_keys
+from swe_infer.errors import ConfigError
+from swe_infer.run_directory.figures import Summary
+from swe_infer.run_directory.reader import RunDirectory
 
 __all__ = ["merge_shards"]
-
-_COUNTS = ("instances", "completed", "failed", "skipped")
 
 
 def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
@@ -30,7 +26,7 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
         the merged run directories; None where the points are no shards.
     """
     swept = swept_keys(directory)
-    plains = {Path(point.run): _config(Path(point.run)) for point in points if point.run}
+    plains = {Path(point.run): RunDirectory(Path(point.run)).config() for point in points if point.run}
     if any((plain.get("shard") or {}).get("index") is None for plain in plains.values()):
         return None
     unfinished = sum(1 for point in points if point.status or not point.run)
@@ -57,13 +53,18 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
 
 def _is_merged(target: Path, runs: Sequence[Path]) -> bool:
     """Whether ``target`` is what an earlier launch of the same sweep made of ``runs`` as they are now."""
-    if not (target / "summary.json").is_file():
+    made = RunDirectory(target)
+    try:
+        merged = made.summary()
+    except ConfigError:
         return False
-    parts = [_summary(run) for run in runs]
-    asked: list[frozenset[str] | None] = [asked_ids(run) for run in runs]
+    if not merged:
+        return False
+    parts = [RunDirectory(run).summary() for run in runs]
+    asked = [RunDirectory(run).asked_ids() for run in runs]
     together = None if None in asked else frozenset().union(*(ids for ids in asked if ids is not None))
-    counts = {key: sum(part[key] for part in parts) for key in _COUNTS}
-    return together == asked_ids(target) and counts == {key: _summary(target)[key] for key in _COUNTS}
+    counts = [sum(each) for each in zip(*map(_counts, parts), strict=True)]
+    return together == made.asked_ids() and counts == _counts(merged)
 
 
 def _merge_anew(target: Path, runs: Sequence[Path]) -> None:
@@ -79,11 +80,5 @@ def _merge_anew(target: Path, runs: Sequence[Path]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _config(run: Path) -> dict[str, Any]:
-    plain = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
+def _counts(summary: Summary) -> list[int]:
+    return [summary["instances"], summary["completed"], summary["failed"], summary["skipped"]]

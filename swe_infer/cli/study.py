@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import logging
 import random
 import warnings
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, flag_override
 
 from swe_infer.cli.points import Point
 from swe_infer.config import Objective, objectives
+from swe_infer.run_directory.reader import RunDirectory
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -39,10 +39,10 @@ DIRECTIONS: Mapping[Objective, str] = {
 
 
 def objective_of(run: Path, names: Sequence[Objective]) -> list[float] | None:
-    """The figures ``names`` of a finished run's ``summary.json``; None where one has no value, such as a price."""
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    """The figures ``names`` of a finished run; None where one has no value, such as a price."""
+    summary: Mapping[str, Any] = RunDirectory(run).summary()
     values = [summary.get(name) for name in names]
-    return None if any(value is None for value in values) else [float(value) for value in values]
+    return None if None in values else [float(value) for value in values if value is not None]
 
 
 def is_search(hydra: Any) -> bool:

@@ -28,8 +28,8 @@ from swe_infer.cli.choices import settle_choices, swept_keys, unresolved
 from swe_infer.cli.points import LOST, Point, keep_swept_keys
 from swe_infer.cli.sweep_end import close_sweep
 from swe_infer.errors import SweInferError
+from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
-from swe_infer.store import write_atomically
 
 __all__ = ["SweepLog", "SweepReport", "finish"]
 

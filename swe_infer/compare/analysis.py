@@ -40,7 +40,7 @@ class Figures:
     Args:
         letter: how tables call the run.
         recorded: instances with a record. Failed and skipped ones are among them, and count as not solved.
-        remaining: (instance, sample) pairs without a record, by ``summary.json``; None where it does not say.
+        remaining: (instance, sample) pairs without a record, by the summary; None where it does not say.
         resolved: None where the run was not evaluated.
         unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
         cost_usd: None where a price is unknown.
@@ -260,7 +260,7 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
     notes += [f"{one.letter} is {one.run.remark}." for one in figures if one.run.remark]
     unknown = [one.letter for one in figures if not one.run.config]
     if unknown:
-        notes.append(f"No config.yaml, so how they differ is not known: {', '.join(unknown)}.")
+        notes.append(f"No configuration, so how they differ is not known: {', '.join(unknown)}.")
     if len({frozenset(name for name, _ in one.run.results) for one in figures}) > 1:
         notes.append(
             "The runs do not have the same instances: rates are over each run's own, tests over common ones."

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from swe_infer.asked import asked_ids
 from swe_infer.compare.sources import Source, find_sources
-from swe_infer.errors import ConfigError
-from swe_infer.records import Damage, read_records, supersedes
-from swe_infer.store import Totals
-from swe_infer.text import first_line, flatten
+from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, usage_of
+from swe_infer.text import flatten
 from swe_infer.types import Usage
-
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class LoadedRun:
 
     Args:
         name: short, and different from those of the other runs that were loaded with it.
-        config: ``config.yaml``, flat: ``{"decoding.temperature": 0.0, …}``; empty where there is none.
+        config: the configuration, flat: ``{"decoding.temperature": 0.0, …}``; empty where there is none.
         results: of what the last command asked for, by (instance, sample), in the order of their first records.
         evaluated: whether any instance has a verdict of its tests.
         address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was read from W&B.
@@ -67,7 +63,7 @@ class LoadedRun:
     name: str
     config: Mapping[str, Any]
     nested_config: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    summary: Summary
     results: Mapping[Key, Result]
     evaluated: bool
     unreadable: int = 0
@@ -119,27 +115,23 @@ def load_sources(sources: Sequence[Source]) -> list[LoadedRun]:
 
 def load_run(directory: Path, name: str | None = None) -> LoadedRun:
     """Read one run directory; of several records of an (instance, sample) the one counts that
-    :mod:`swe_infer.records` says.
+    :mod:`swe_infer.run_directory.records` says.
 
     Raises:
         ConfigError: a file of it cannot be read.
     """
-    verdicts = _verdicts(directory / "evaluation.jsonl")
-    asked = asked_ids(directory)
+    run = RunDirectory(directory)
+    verdicts, asked = run.resolved(), run.asked_ids()
     results: dict[Key, Result] = {}
     damage, recorded = Damage(), Totals()
-    try:
-        # Before the records: those of a run that goes on must not be fewer than its summary counts.
-        config, summary = _mapping(directory / "config.yaml", "YAML"), _mapping(directory / "summary.json", "JSON")
-        for record in read_records(directory / "records.jsonl", damage):
-            recorded.add(record)
-            key = (record["instance_id"], record["sample"])
-            if asked is not None and key[0] not in asked:
-                continue
+    # Before the records: those of a run that goes on must not be fewer than its summary counts.
+    config, summary = run.config(), run.summary()
+    for record in run.records(damage):
+        recorded.add(record)
+        key = key_of(record)
+        if asked is None or key[0] in asked:
             verdict = verdicts.get(key, record.get("resolved"))
             results[key] = _result(record, results.get(key), verdict if isinstance(verdict, bool) else None)
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot be read ({error.strerror})") from error
     damage.complete(recorded.cost_usd, summary)
     return LoadedRun(
         directory,
@@ -165,12 +157,12 @@ def read_texts(run: LoadedRun) -> dict[Key, Texts]:
     """Answers and patches of a run, from the records that count. They are not kept by :func:`load_run`."""
     texts: dict[Key, Texts] = {}
     statuses: dict[Key, str] = {}
-    for record in read_records(run.directory / "records.jsonl"):
-        key = (record["instance_id"], record["sample"])
+    for record in RunDirectory(run.directory).records():
+        key = key_of(record)
         if not supersedes(record["status"], statuses.get(key)):
             continue
         statuses[key] = record["status"]
-        error = record.get("error") or {}
+        error: Mapping[str, Any] = record.get("error") or {}
         notes = [
             *(f"repair: {repair}" for repair in record.get("patch_repairs") or ()),
             *([str(record["patch_reason"])] if record.get("patch_reason") else []),
@@ -180,16 +172,15 @@ def read_texts(run: LoadedRun) -> dict[Key, Texts]:
     return texts
 
 
-def _result(record: Mapping[str, Any], before: Result | None, verdict: bool | None) -> Result:
-    usage = Usage(**{name: int((record.get("usage") or {}).get(name) or 0) for name in Usage.__dataclass_fields__})
-    cost = record.get("cost_usd")
+def _result(record: Record, before: Result | None, verdict: bool | None) -> Result:
+    usage, cost = usage_of(record), record.get("cost_usd")
     paid = None if cost is None else Decimal(cost)
     if before is not None:
         usage += before.usage
         paid = None if paid is None or before.cost_usd is None else paid + before.cost_usd
         if not supersedes(record["status"], before.status):
             return replace(before, usage=usage, cost_usd=paid)
-    error = record.get("error") or {}
+    error: Mapping[str, Any] = record.get("error") or {}
     return Result(
         instance_id=record["instance_id"],
         sample=record["sample"],
@@ -201,23 +192,8 @@ def _result(record: Mapping[str, Any], before: Result | None, verdict: bool | No
         cost_usd=paid,
         latency_s=float(record.get("latency_s") or 0),
         attempts=int(record.get("attempts") or 0),
-        error=error.get("type") if isinstance(error, dict) else str(error),
+        error=error.get("type"),
     )
-
-
-def _verdicts(path: Path) -> dict[Key, bool]:
-    """``resolved`` by (instance, sample) of an ``evaluation.jsonl``; empty where there is none."""
-    if not path.exists():
-        return {}
-    verdicts: dict[Key, bool] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            if isinstance(entry["resolved"], bool):
-                verdicts[str(entry["instance_id"]), int(entry.get("sample", 0))] = entry["resolved"]
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ConfigError(f"{path}, line {number}: not a verdict with instance_id and resolved") from error
-    return verdicts
 
 
 def _names(directories: list[Path]) -> list[str]:
@@ -227,17 +203,3 @@ def _names(directories: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(directory) for directory in directories]
-
-
-def _mapping(path: Path, form: str) -> dict[str, Any]:
-    """What a file of YAML or JSON holds; nothing where it is not there, or holds something else than keys."""
-    import yaml
-
-    if not path.exists():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        loaded = yaml.safe_load(text) if form == "YAML" else json.loads(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not {form} ({first_line(error)})") from error
-    return loaded if isinstance(loaded, dict) else {}

@@ -1,6 +1,6 @@
 """The prompts behind a comparison, from the datasets that the runs name, where those can still be opened.
 
-A dataset is opened from what the run's ``config.yaml`` says of it, without Hydra and without a network.
+A dataset is opened from what the run's configuration says of it, without Hydra and without a network.
 """
 
 from __future__ import annotations

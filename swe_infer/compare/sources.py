@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError
+from swe_infer.files import read_regular
 from swe_infer.resources import expanded
+from swe_infer.run_directory import layout
 from swe_infer.tracking.download import PREFIX, WandbAddress
 
-_MARKS = ("records.jsonl", "summary.json")
+_MOST_BYTES = 1 << 28  # of a sweep's list of runs
 _DEPTH = 3  # how deep below a given directory runs are looked for
 
 
@@ -79,23 +81,19 @@ def find_runs(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         raise ConfigError(f"{path}: there is no such directory")
-    if _is_run(path):
+    if layout.is_run(path):
         return [path]
     found = list(dict.fromkeys([*_noted_by_sweep(path), *_below(path, _DEPTH)]))
     if not found:
         raise ConfigError(
-            f"{path}: neither a run directory nor a directory of some ({' or '.join(_MARKS)} is missing)"
+            f"{path}: neither a run directory nor a directory of some ({' or '.join(layout.MARKS)} is missing)"
         )
     return found
 
 
-def _is_run(path: Path) -> bool:
-    return any((path / mark).is_file() for mark in _MARKS)
-
-
 def _below(path: Path, depth: int) -> Iterator[Path]:
     for child in sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")):
-        if _is_run(child):
+        if layout.is_run(child):
             yield child
         elif depth > 1:
             yield from _below(child, depth - 1)
@@ -109,7 +107,7 @@ def failed_points(paths: Sequence[str]) -> list[str]:
         shared = set.intersection(*(set(point["overrides"]) for point in points)) if len(points) > 1 else set()
         for point in points:
             run = point.get("run")
-            if run is None or not _is_run(Path(run)):
+            if run is None or not layout.is_run(Path(run)):
                 failed.append(" ".join(str(item) for item in point["overrides"] if item not in shared))
     return failed
 
@@ -117,19 +115,26 @@ def failed_points(paths: Sequence[str]) -> list[str]:
 def _noted_by_sweep(path: Path) -> Iterator[Path]:
     for point in _points(path):
         run = point.get("run")
-        if isinstance(run, str) and _is_run(Path(run)):
+        if isinstance(run, str) and layout.is_run(Path(run)):
             yield Path(run)
 
 
 def _points(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a sweep's ``runs.jsonl``; what cannot be read is left out."""
-    log = path / "runs.jsonl"
-    if not log.is_file():
+    """The lines of a sweep's ``runs.jsonl``; what is no point is left out.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        content = read_regular(path / "runs.jsonl", _MOST_BYTES)
+    except FileNotFoundError:
         return
-    for line in log.read_text(encoding="utf-8").splitlines():
+    except OSError as error:
+        raise ConfigError(layout.unreadable(path, error)) from None
+    for line in content.decode("utf-8", "replace").splitlines():
         try:
             point = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(point, dict):
             yield point

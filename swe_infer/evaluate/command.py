@@ -5,24 +5,24 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.evaluate.evaluable import EvaluableRun, open_run
 from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harness, verdicts_of_report
 from swe_infer.evaluate.own_tests import judge, tested_rows
-from swe_infer.evaluate.run_directory import FILE_NAME, EvaluableRun, Verdict, figures, open_run, write_verdicts
 from swe_infer.resources import expanded
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.figures import Summary, asked_samples, resolved_figures
+from swe_infer.run_directory.records import Key
+from swe_infer.run_directory.store import RunStore
+from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
 from swe_infer.sample import sandbox
-from swe_infer.store import RunStore
 from swe_infer.tracking.wandb import WandbTracker
 
 _OWN_TIMEOUT_S = 10.0
 """For one test of a dataset that brings its own."""
-
-_STEPS = {False: {"tested_in": "sandbox", "not_tested": None}, True: {"tested_in": "process", "not_tested": None}}
-"""What the summary says of where tests ran, by whether that was unsafe."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +48,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def evaluate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Find out what one run resolved; write ``evaluation.jsonl`` and ``summary.json``, and tell the run's tracker.
+def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
+    """Find out what one run resolved; write its verdicts and its summary, and tell the run's tracker.
 
     Raises:
         ConfigError: not a run, in use, or nothing to evaluate it with.
@@ -60,16 +60,20 @@ def evaluate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     found = open_run(directory)
     with RunStore(directory, found.label, found.locks) as store:  # nobody goes on with the run meanwhile
         verdicts = _verdicts(found, options)
-        before = store.read_summary() or _counts(store)
-        totals = store.totals.as_dict()
-        unreadable = {key: totals[key] for key in ("unreadable_records", "unreadable_cost_usd")}
-        summary = {**before, **unreadable, **_kept(found, verdicts, before)}
+        counted = store.totals.summary()  # all there is where a run was killed before it wrote one
+        before: Summary = store.read_summary() or counted
+        summary: Summary = {
+            **before,
+            "unreadable_records": counted["unreadable_records"],
+            "unreadable_cost_usd": counted["unreadable_cost_usd"],
+            **_kept(found, verdicts, before),
+        }
         store.write_summary(summary)
         _tell_tracker(directory, summary)
     return summary
 
 
-def own_tests_of(directory: Path, summary: Mapping[str, Any], *, unsafe: bool = False) -> dict[str, Any]:
+def own_tests_of(directory: Path, summary: Summary, *, unsafe: bool = False) -> Summary:
     """Run the tests that the run's dataset brings; for whoever holds the run directory.
 
     Args:
@@ -89,29 +93,33 @@ def own_tests_of(directory: Path, summary: Mapping[str, Any], *, unsafe: bool = 
     if not unsafe and (why := sandbox.why_unavailable()) is not None:
         return {"not_tested": why}
     verdicts = judge(found, rows, timeout_s=_OWN_TIMEOUT_S, contained=not unsafe)
-    return {**_kept(found, verdicts, summary), **_STEPS[unsafe]}
+    return {**_kept(found, verdicts, summary), "tested_in": "process" if unsafe else "sandbox", "not_tested": None}
 
 
-def _kept(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Summary) -> Summary:
     """Keep verdicts in the run directory; returns what they add to its summary."""
-    return figures(write_verdicts(found.directory, verdicts, found.patches), summary)
+    return _figures(write_verdicts(found.directory, verdicts, found.patches), summary)
 
 
-def kept_figures(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(verdicts: Iterable[Verdict], summary: Summary) -> Summary:
+    return resolved_figures(((verdict.instance_id, verdict.resolved) for verdict in verdicts), summary)
+
+
+def kept_figures(directory: Path, summary: Summary) -> Summary:
     """What earlier evaluations say of what is asked for now, as they add it to the summary; for whoever holds the run
     directory.
 
     Raises:
         ConfigError: a file of verdicts cannot be read.
     """
-    if not (directory / FILE_NAME).exists():
+    if not read_verdicts(directory):
         return {}
     try:
-        found: Container[tuple[str, int]] = open_run(directory).patches
+        found: Container[Key] = open_run(directory).patches
     except ConfigError:  # nothing of what is asked for now is completed
         found = ()
     verdicts = write_verdicts(directory, (), found)
-    return figures(verdicts, summary) if verdicts else {}
+    return _figures(verdicts, summary) if verdicts else {}
 
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
@@ -128,29 +136,20 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
     return run_harness(found, harness)
 
 
-def _counts(store: RunStore) -> dict[str, Any]:
-    """A summary for a run that was killed before it wrote one."""
-    totals = store.totals.as_dict()
-    done = totals["completed"] + totals["failed"] + totals["skipped"]
-    return {"instances": done, "samples": 1, **totals}
-
-
-def _tell_tracker(directory: Path, summary: dict[str, Any]) -> None:
+def _tell_tracker(directory: Path, summary: Summary) -> None:
     tracked = WandbTracker.of_run(directory)
     if tracked is None:
         return
     tracker, info = tracked
     tracker.start(info)
-    names = ("records.jsonl", "summary.json", "config.yaml", FILE_NAME)
-    files = sorted(directory.glob("predictions*.jsonl")) + [directory / name for name in names]
     unfinished = bool(summary.get("failed") or summary.get("remaining"))
-    tracker.finish(summary, files, int(unfinished))
+    tracker.finish(summary, layout.result_files(directory), int(unfinished))
 
 
-def _line(directory: Path, summary: dict[str, Any]) -> str:
+def _line(directory: Path, summary: Summary) -> str:
     rate = summary["resolved_rate"]
-    asked = int(summary.get("instances") or 0) * int(summary.get("samples") or 1)
     share = "" if rate is None else f" ({100 * rate:.1f}%)"
+    asked = asked_samples(summary)
     return f"{directory}: resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
 
 

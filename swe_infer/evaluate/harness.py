@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.evaluate.run_directory import EvaluableRun, Verdict
+from swe_infer.evaluate.evaluable import EvaluableRun
+from swe_infer.run_directory.verdicts import Verdict
 
 _OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
 _OTHERWISE = "or run it on another machine and give its report with --report FILE"

@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 
 from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import ConfigError
-from swe_infer.evaluate.run_directory import EvaluableRun, Verdict
+from swe_infer.evaluate.evaluable import EvaluableRun
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import PatchError
 from swe_infer.redaction import without_secrets
+from swe_infer.run_directory.verdicts import Verdict
 from swe_infer.sample.testing import run_test
 
 

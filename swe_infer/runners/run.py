@@ -13,21 +13,23 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from swe_infer.api.estimate import Estimate
-from swe_infer.asked import Asked, apply_rate, read_asked
 from swe_infer.data.base import Dataset
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompts import files_in_prompt
-from swe_infer.records import Damage
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.asked import Asked
+from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.records import Damage, Key, Record
+from swe_infer.run_directory.store import RunStore, paid_answers, record_of
+from swe_infer.run_directory.unsaved import Unsaved
 from swe_infer.runners.base import Runner, WantedSamples
 from swe_infer.runners.progress import Progress
-from swe_infer.runners.unsaved import Unsaved
-from swe_infer.store import RunStore, Totals, paid_answers, read_records, record_of
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import Completion, Decoding, Outcome, PatchResult, Prompt, Request, Shard, Skip, TokenCounter
 
@@ -39,7 +41,6 @@ _SUMMARY_INTERVAL_S = 5.0
 _SETTLED = ("completed", "skipped")
 _BOUNDS = ("PromptTooShort", "PromptTooLong")
 """Reasons to leave an instance out that another command's bounds may change."""
-_UNREADABLE = ("unreadable_records", "unreadable_cost_usd")
 
 
 class _LazyCounter:
@@ -143,12 +144,12 @@ def estimated(
         before: what the last command asked, where the directory does not say it.
         shared: run directories whose answers it would take.
     """
-    path, damage, totals = directory / "records.jsonl", Damage(), Totals()
-    for record in read_records(path, damage):
+    known_run, damage, totals = RunDirectory(directory), Damage(), Totals()
+    for record in known_run.records(damage):
         totals.add(record)
     if damage:
-        log.warning("%s: %s", path, damage)
-    last = read_asked(directory) or before
+        log.warning("%s: %s", directory, damage)
+    last = known_run.asked() or before
     recheck = not last.decides(asked_of(selection), totals.instance_ids)
     sources = [*shared, *([directory] if totals.replaced else [])]
     known = paid_answers(sources, lambda key: totals.status(key) != "completed") if sources else {}
@@ -191,8 +192,8 @@ class Run:
         info: RunInfo,
         *,
         announce: bool = False,
-        evaluate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-        evaluated: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        evaluate: Callable[[Summary], Summary] | None = None,
+        evaluated: Callable[[Summary], Summary] | None = None,
         shared: Sequence[Path] = (),
         passed_over: Container[str] = (),
     ) -> None:
@@ -205,7 +206,7 @@ class Run:
         self._evaluate = evaluate
         self._found_before = evaluated
         self._sources = [*shared, *([store.directory] if store.totals.replaced else [])]
-        self._paid: dict[tuple[str, int], dict[str, Any]] | None = None
+        self._paid: dict[Key, Record] | None = None
         self._queue: Iterator[Request] | None = None
         self._changed = store.changed
         self._passed_over = passed_over
@@ -220,7 +221,7 @@ class Run:
             self._before = {}  # its figures are of other instances
         self._summary_due = 0.0
         self._ended: tuple[float, Mapping[str, float]] | None = None
-        self.progress_line: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda record, summary: None
+        self.progress_line: Callable[[Record, Summary], None] = lambda record, summary: None
 
     def execute(self) -> int:
         """Do what is left of the run; returns the exit status, as the README states it."""
@@ -306,15 +307,15 @@ class Run:
             summary = self.summary()
         return self._tracked(summary, status)
 
-    def _tracked(self, summary: Mapping[str, Any], status: int) -> int:
+    def _tracked(self, summary: Summary, status: int) -> int:
         """Tell the tracker how the run ended; returns the exit status."""
         try:
-            self.tracker.finish(summary, self._result_files(), status)
+            self.tracker.finish(summary, layout.result_files(self.store.directory), status)
         except KeyboardInterrupt:
             return INTERRUPTED
         return status
 
-    def _evaluated(self, summary: dict[str, Any]) -> int:
+    def _evaluated(self, summary: Summary) -> int:
         """Evaluate the patches, where somebody does; returns the exit status. What goes wrong costs no answer, and
         ``swe-infer-evaluate`` does it again."""
         if self._evaluate is None:
@@ -331,7 +332,7 @@ class Run:
         self._before = {**summary, **found}
         return 0 if self._written(self.summary()) else 1
 
-    def _written(self, summary: Mapping[str, Any]) -> bool:
+    def _written(self, summary: Summary) -> bool:
         """Write what is derived from the records, and make sure of those; whether all of it is on the disk."""
         try:
             self.store.write_summary(summary)
@@ -341,29 +342,17 @@ class Run:
             return False
         return True
 
-    def summary(self) -> dict[str, Any]:
-        """The content of ``summary.json`` as of now; money as Decimal."""
-        totals = self.store.totals.as_dict()
-        instances = len(self.selection)
+    def summary(self) -> Summary:
+        """The run's summary as of now; money as Decimal."""
         now, stats = self._ended or (time.monotonic(), self.runner.stats())
-        wall = self._wall_before + now - self._started
-        done = totals["completed"] + totals["failed"] + totals["skipped"]
-        summary = {
-            "instances": instances,
-            "samples": self._samples,
-            **{key: totals[key] for key in ("completed", "failed", "skipped")},
-            "remaining": max(0, instances * self._samples - done),
-            "patches": totals["patches"],
-            "usage": totals["usage"],
-            "cost_usd": totals["cost_usd"],
-            **{key: totals[key] for key in _UNREADABLE},
-            "wall_s": round(wall, 3),
-            "output_tokens_per_s": round(totals["usage"]["output_tokens"] / wall, 3) if wall > 0 else 0.0,
-            "stats": dict(stats),
-        }
-        summary["apply_rate"] = apply_rate(summary)
-        if self._before.get("completed") == totals["completed"]:  # what an evaluation added still holds
-            summary |= {key: value for key, value in self._before.items() if key not in summary}
+        summary = self.store.totals.summary(
+            instances=len(self.selection),
+            samples=self._samples,
+            wall_s=self._wall_before + now - self._started,
+            stats=stats,
+        )
+        if self._before.get("completed") == summary["completed"]:  # what an evaluation added still holds
+            return {**self._before, **summary}
         return summary
 
     def settle(self, error: BaseException | None) -> int:
@@ -406,7 +395,7 @@ class Run:
                 yield wanted
         self.store.all_decided()
 
-    def _paid_before(self, key: tuple[str, int]) -> dict[str, Any] | None:
+    def _paid_before(self, key: Key) -> Record | None:
         """The record of an answer that is to be had without asking, or None."""
         if not self._sources:
             return None
@@ -423,7 +412,7 @@ class Run:
             patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
             self._append(record_of(request.key, outcome, patch))
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: Record) -> None:
         if not self._unsaved.add(record):
             self.stop.set()
             return
@@ -445,7 +434,7 @@ class Run:
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")
 
     @contextmanager
-    def _progress(self) -> Iterator[Callable[[Mapping[str, Any], Mapping[str, Any]], None]]:
+    def _progress(self) -> Iterator[Callable[[Record, Summary], None]]:
         summary = self.summary()
         total = summary["instances"] * self._samples
         progress = Progress(total, already_done=total - summary["remaining"] - summary["failed"], stream=sys.stderr)
@@ -453,12 +442,6 @@ class Run:
             yield lambda record, totals: progress.update(record, totals, totals["stats"])
         finally:
             progress.close()
-
-    def _result_files(self) -> list[Path]:
-        names = ("records.jsonl", "summary.json", "config.yaml")
-        directory = self.store.directory
-        derived = [*directory.glob("predictions*.jsonl"), *directory.glob("evaluation.jsonl")]
-        return sorted(derived) + [directory / name for name in names]
 
 
 def _told(error: BaseException) -> int:

@@ -34,7 +34,7 @@ class Tracker(Protocol):
     def start(self, run: RunInfo) -> None: ...
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
-        """One line of ``records.jsonl`` as it was written, and the run's totals after it."""
+        """One record as it was written, and the run's totals after it."""
         ...
 
     def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:

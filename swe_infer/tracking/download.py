@@ -72,7 +72,7 @@ class DownloadedRun:
         asked: the place in the list of addresses that named it.
         address: its own, ``wandb:ENTITY/PROJECT/RUN_ID``.
         name: as W&B shows it.
-        directory: a run directory with ``records.jsonl``, ``summary.json`` and ``config.yaml``.
+        directory: a run directory with records, summary and configuration.
         remark: what a reader must know of it; None: it is whole.
     """
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from swe_infer.asked import apply_rate, asked_ids
-from swe_infer.records import records_of, supersedes
+from swe_infer.errors import ConfigError
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.figures import patch_rates
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.records import Record, key_of, records_of, supersedes
 
 DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     # name or glob, its x axis, "none" where the run's summary must not keep it
@@ -21,6 +23,8 @@ DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     ("skipped", "elapsed_s", None),
     ("remaining", "elapsed_s", None),
     ("apply_rate", "elapsed_s", None),
+    ("apply_rate_checked", "elapsed_s", None),
+    ("unchecked_share", "elapsed_s", None),
     ("failure_rate", "elapsed_s", None),
     ("output_tokens_per_s", "elapsed_s", None),
     ("patches/*", "elapsed_s", None),
@@ -120,11 +124,8 @@ class Alerts:
 
 
 def _rates(totals: Mapping[str, Any]) -> dict[str, float]:
-    """``apply_rate`` is over every sample that was asked for, as in ``summary.json``; ``failure_rate`` is failed
-    samples over answered ones."""
-    out = {}
-    if (applied := apply_rate(totals)) is not None:
-        out["apply_rate"] = applied
+    """The rates of patches as the run's summary has them; ``failure_rate`` is failed samples over answered ones."""
+    out = {name: rate for name, rate in patch_rates(totals).items() if rate is not None}
     answered = (totals.get("completed") or 0) + (totals.get("failed") or 0)
     if answered:
         out["failure_rate"] = (totals.get("failed") or 0) / answered
@@ -171,13 +172,13 @@ PATCH_CHARACTERS = 4000
 
 
 class Predictions:
-    """Follows a ``records.jsonl``, for the instances that the last command asked for; a row is of the record that
-    counts, see :mod:`swe_infer.records`."""
+    """Follows the records of a run, for the instances that the last command asked for; a row is of the record that
+    counts, see :mod:`swe_infer.run_directory.records`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._asked = asked_ids(directory)
-        self._path = directory / "records.jsonl"
+        self._asked = RunDirectory(directory).asked_ids()
+        self._path = directory / layout.RECORDS
         self._offset = 0
         self._rows: dict[tuple[str, int], list[Any]] = {}
 
@@ -196,8 +197,7 @@ class Predictions:
         end = data.rfind(b"\n") + 1
         self._offset += end
         for record in records_of(data[:end]):
-            row = _row(record)
-            key = (row[0], row[1])
+            row, key = _row(record), key_of(record)
             if key in self._rows and not supersedes(row[2], self._rows[key][2]):
                 continue
             if self._asked is not None and row[0] not in self._asked:
@@ -213,7 +213,10 @@ class Predictions:
     def rows(self, most: int) -> list[list[Any]]:
         """The first ``most`` rows of :data:`COLUMNS`, in order of instance and sample; ``resolved`` is None where the
         run was not evaluated."""
-        resolved = _resolved(self._directory / "evaluation.jsonl")
+        try:
+            resolved = RunDirectory(self._directory).resolved()
+        except ConfigError:  # for the run to report
+            resolved = {}
         out = []
         for key in sorted(self._rows)[:most]:
             row = list(self._rows[key])
@@ -245,9 +248,9 @@ def histogram(values: Sequence[float], bins: int) -> tuple[list[int], list[float
     return counts, [low + width * i for i in range(bins)] + [high]
 
 
-def _row(record: dict[str, Any]) -> list[Any]:
+def _row(record: Record) -> list[Any]:
     usage = record.get("usage") or {}
-    error = record.get("error") or {}
+    error: Mapping[str, Any] = record.get("error") or {}
     cost = record.get("cost_usd")
     latency = record.get("latency_s")
     return [
@@ -269,7 +272,7 @@ def _row(record: dict[str, Any]) -> list[Any]:
 
 
 def record_of_row(row: Sequence[Any]) -> dict[str, Any]:
-    """What a row of the table keeps of its line of ``records.jsonl``: no answer, and a long patch cut."""
+    """What a row of the table keeps of its record: no answer, and a long patch cut."""
     cell = dict(zip(COLUMNS, row, strict=True))
     kind, _, message = (cell["error"] or "").partition(": ")
     usage = {
@@ -292,20 +295,3 @@ def _cut(patch: str) -> str:
     if len(patch) <= PATCH_CHARACTERS:
         return patch
     return f"{patch[:PATCH_CHARACTERS]}\n… {len(patch) - PATCH_CHARACTERS} characters more"
-
-
-def _resolved(path: Path) -> dict[tuple[str, int], bool]:
-    """``resolved`` of each (instance, sample) from an ``evaluation.jsonl``; empty where there is none."""
-    try:
-        lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    out = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            if isinstance(record.get("resolved"), bool):
-                out[(str(record["instance_id"]), int(record.get("sample", 0)))] = record["resolved"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return out

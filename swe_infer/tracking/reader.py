@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
+from swe_infer.run_directory import layout
 from swe_infer.tracking.guest import Requests, Say, connect, one_line
 from swe_infer.tracking.metrics import COLUMNS, record_of_row
 
@@ -127,8 +128,8 @@ class _Reader:
     def _take_artifact(self, run: Run, artifact: Artifact, target: Path) -> str | None:
         # The SDK's skip_cache=True sends files that are fetched side by side to each other's paths.
         artifact.download(root=str(target))
-        if not (target / "records.jsonl").is_file():
-            raise LookupError(f"{_NOT_READY} ({artifact.name} is without records.jsonl)")
+        if not layout.has_records(target):
+            raise LookupError(f"{_NOT_READY} ({artifact.name} is without {layout.RECORDS})")
         self._complete(run, target)
         return None
 
@@ -136,7 +137,7 @@ class _Reader:
         run.file(path).download(root=str(self._folder), replace=True).close()
         table = json.loads((self._folder / path).read_text(encoding="utf-8"))
         wanted = [table["columns"].index(name) for name in COLUMNS]
-        with (target / "records.jsonl").open("w", encoding="utf-8") as file:
+        with (target / layout.RECORDS).open("w", encoding="utf-8") as file:
             for row in table["data"]:
                 file.write(json.dumps(record_of_row([row[index] for index in wanted])) + "\n")
         self._complete(run, target)
@@ -145,14 +146,14 @@ class _Reader:
 
     def _complete(self, run: Run, target: Path) -> None:
         """Write what the files of the run did not bring, from what the server knows."""
-        if not (target / "config.yaml").is_file():  # JSON is YAML
-            (target / "config.yaml").write_text(json.dumps(run.config, indent=1), encoding="utf-8")
-        if not (target / "summary.json").is_file():
+        if not (target / layout.CONFIG).is_file():  # JSON is YAML
+            (target / layout.CONFIG).write_text(json.dumps(run.config, indent=1), encoding="utf-8")
+        if not (target / layout.SUMMARY).is_file():
             summary: dict[str, Any] = {
                 key: value for key, value in run.summary_metrics.items() if isinstance(value, int | float)
             }
             summary["wall_s"] = summary.get("elapsed_s")
-            (target / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            (target / layout.SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
 def _address(run: Run, entity: str, project: str) -> str:

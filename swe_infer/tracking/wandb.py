@@ -5,7 +5,7 @@ hold the interpreter's lock, it replaces ``sys.exit`` and ``sys.excepthook``, it
 that may never answer, and it reads the environment, API keys of other vendors included. Here the run pays for copying
 a small dictionary per record; a guest that crashes or hangs is told off in one line and left behind.
 
-The worker reads the predictions from ``records.jsonl`` itself, so only totals travel, at most one message for each
+The worker reads the predictions from the run directory itself, so only totals travel, at most one message for each
 ``log_interval_s``. There is one slot for them, not a queue: nothing can pile up.
 """
 
@@ -122,7 +122,7 @@ class WandbTracker:
         self._worker.start()
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
-        """Note the totals. The record itself is read from ``records.jsonl`` by the worker."""
+        """Note the totals. The record itself is read from the run directory by the worker."""
         if self._worker is not None:
             self._worker.note(totals)
 

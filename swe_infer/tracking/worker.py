@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swe_infer.run_directory import layout
 from swe_infer.tracking.guest import Requests, Say, one_line
 from swe_infer.tracking.metrics import (
     COLUMNS,
@@ -145,7 +146,7 @@ class _Session:
             for title, text in self._alerts.due(totals):
                 self._run.alert(title, text, level="WARN")
         with self._guarded("the predictions artifact"):
-            for file in (self._directory / "records.jsonl", *self._directory.glob("predictions*.jsonl")):
+            for file in (self._directory / layout.RECORDS, *layout.predictions(self._directory)):
                 self._staging.follow(file)
 
     def finish(self, final: Mapping[str, Any] | None) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from swe_infer.cli.merge import merge
 from swe_infer.errors import StoreError
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import read_records
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.wandb_files import read_offline_runs
@@ -57,6 +57,7 @@ def test_the_merged_run_holds_every_instance_once(sweep: Path, tmp_path: Path) -
         lines = (tmp_path / "merged" / name).read_text().splitlines()
         assert len({json.loads(line)["instance_id"] for line in lines}) == len(lines) == 10
     costs = [json.loads((s / "summary.json").read_text())["cost_usd"] for s in shards(sweep)]
+    assert summary["cost_usd"] is not None
     assert abs(float(summary["cost_usd"]) - sum(costs)) < 1e-9
 
 

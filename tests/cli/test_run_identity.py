@@ -27,7 +27,7 @@ from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.errors import StoreError
 from swe_infer.llama.pool import EnginePool
 from swe_infer.providers.openai_chat import OpenAIChat
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import read_records
 from swe_infer.types import ApiModel, Decoding, Request
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -303,7 +303,10 @@ def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> N
     points.run()
     assert ends == [0, 0]
     origins = [
-        [(r["details"].get("shared_from") or {}).get("run") for r in read_records(one.directory / "records.jsonl")]
+        [
+            ((r["details"] or {}).get("shared_from") or {}).get("run")
+            for r in read_records(one.directory / "records.jsonl")
+        ]
         for one in built
     ]
     assert sorted(origins[1], key=str) == [None, built[0].directory.name]

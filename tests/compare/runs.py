@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
-from swe_infer.store import RunStore, record_of
+from swe_infer.run_directory.figures import Summary
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, Failure, FinishReason, Outcome, PatchResult, PatchStatus, Skip, Usage
 
 __all__ = ["Entry", "answer", "failure", "skip", "write_run"]
@@ -59,7 +60,7 @@ def write_run(
         for instance_id, sample, outcome, patch in entries:
             store.append(record_of((instance_id, sample), outcome, patch))
             seen.append((instance_id, sample))
-        store.write_summary({"wall_s": 60.0, "remaining": 0, **summary})
+        store.write_summary(cast(Summary, {"wall_s": 60.0, "remaining": 0, **summary}))
     (directory / "config.yaml").write_text(yaml.safe_dump(dict(config or {"model": {"name": directory.name}})))
     if resolved is not None:
         good = set(resolved)

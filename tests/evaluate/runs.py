@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from swe_infer.store import RunStore, record_of
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, Failure, PatchResult, Usage
 
 __all__ = ["GENERATED_NAME", "SAMPLE", "make_run", "sample_rows", "verdict_lines"]
@@ -46,7 +46,7 @@ def make_run(
                 answer = Completion("an answer", "stop", Usage(10, 0, 0, 5, 0), Decimal("0.5"), 1.0)
                 store.append(record_of((instance_id, sample), answer, result))
         count, samples = instances or len(patches), 1 + len(more_samples)
-        store.write_summary({"instances": count, "samples": samples, **store.totals.as_dict(), "remaining": 0})
+        store.write_summary({**store.totals.summary(instances=count, samples=samples), "remaining": 0})
     (directory / "config.yaml").write_text(yaml.safe_dump({"dataset": dict(dataset)}), encoding="utf-8")
     return directory
 

@@ -12,7 +12,7 @@ import pytest
 
 from swe_infer.compare.loading import load_run
 from swe_infer.evaluate.command import run as evaluate
-from swe_infer.store import RunStore
+from swe_infer.run_directory.store import RunStore
 from swe_infer.tracking.wandb import WandbTracker
 from tests.evaluate.runs import GENERATED_NAME, SAMPLE, make_run, sample_rows, verdict_lines
 from tests.support.wandb_files import read_offline_runs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import read_records
 from tests.support.instances import write_instances
 from tests.support.processors import PROCESSORS
 from tests.support.wandb_files import OfflineRun, read_offline_runs
@@ -51,7 +51,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def counted(directory: Path) -> dict[str, int]:
     """The sums over the records."""
-    details: list[dict[str, Any]] = [record["details"] for record in read_records(directory / "records.jsonl")]
+    details: list[dict[str, Any]] = [record["details"] or {} for record in read_records(directory / "records.jsonl")]
     assert len(details) == 4
     return {key: sum(detail[key] for detail in details) for key in COUNTS}
 
@@ -66,7 +66,10 @@ def test_records_count_passes_and_guesses(counted: dict[str, int], directory: Pa
     assert counted["drafted_tokens"] > 0, "the first guesses are made before their cost is known"
     assert counted["drafted_tokens"] >= counted["accepted_tokens"]
     for record in read_records(directory / "records.jsonl"):
-        detail, written = record["details"], record["usage"]["output_tokens"]
+        detail, usage = record["details"], record["usage"]
+        assert detail is not None
+        assert usage is not None
+        written = usage["output_tokens"]
         assert detail["forward_passes"] + detail["accepted_tokens"] >= written
 
 

@@ -20,7 +20,7 @@ from swe_infer.cli.merge import merge
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_run
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import Key, Record, read_records
 from tests.support.api_server import ApiServer, Fault
 from tests.support.instances import write_instances
 
@@ -69,7 +69,7 @@ def server() -> Iterator[ApiServer]:
         yield server
 
 
-def latest(directory: Path) -> dict[tuple[str, int], dict[str, object]]:
+def latest(directory: Path) -> dict[Key, Record]:
     return {(r["instance_id"], r["sample"]): r for r in read_records(directory / "records.jsonl")}
 
 
@@ -329,5 +329,6 @@ def test_a_damaged_file_costs_what_cannot_be_read_and_hides_no_dollar(server: Ap
     compared = as_json(compare([load_run(directory)]))["runs"][0]
     assert (compared["cost_usd"], compared["unreadable_records"]) == (summary["cost_usd"], 2)
     merged = merge(tmp_path / "merged", [directory])
+    assert merged["cost_usd"] is not None
     assert (float(merged["cost_usd"]), merged["unreadable_records"]) == (summary["cost_usd"], 2)
     assert float(compare([load_run(tmp_path / "merged")]).runs[0].cost_usd or 0) == summary["cost_usd"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import read_records
 from tests.support.instances import write_instances
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def outputs(directory: Path) -> dict[tuple[str, int], str]:
     completed = [r for r in read_records(directory / "records.jsonl") if r["status"] == "completed"]
     counts = Counter((r["instance_id"], r["sample"]) for r in completed)
     assert set(counts.values()) == {1}
-    return {(r["instance_id"], r["sample"]): r["full_output"] for r in completed}
+    return {(r["instance_id"], r["sample"]): r["full_output"] or "" for r in completed}
 
 
 @pytest.fixture(scope="module")

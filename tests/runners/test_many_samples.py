@@ -21,10 +21,10 @@ from swe_infer.api.dispatch import by_prompt
 from swe_infer.api.estimate import Estimate, Range
 from swe_infer.errors import BudgetExceeded, ConfigError
 from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.runners.api import ApiRunner
 from swe_infer.runners.base import WantedSamples
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.store import RunStore, record_of
 from swe_infer.types import (
     MOST_SAMPLES,
     ApiModel,

@@ -16,11 +16,12 @@ import pytest
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.llama.pool import EnginePool
+from swe_infer.run_directory.records import read_records
+from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import RunContext
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.runners.run import Run, selected
 from swe_infer.runners.together import execute_together
-from swe_infer.store import RunStore, read_records
 from swe_infer.tracking.base import NoTracker, RunInfo
 from swe_infer.types import Decoding, LlamaModel, Shard
 from tests.support.instances import write_instances
@@ -80,7 +81,7 @@ class Bench:
 
 def outputs(directory: Path) -> dict[tuple[str, int], str]:
     completed = [r for r in read_records(directory / "records.jsonl") if r["status"] == "completed"]
-    found = {(r["instance_id"], r["sample"]): r["full_output"] for r in completed}
+    found = {(r["instance_id"], r["sample"]): r["full_output"] or "" for r in completed}
     assert len(found) == len(completed), "no answer is there twice"
     return found
 

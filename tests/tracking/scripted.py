@@ -8,7 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from swe_infer.store import RunStore, record_of
+from swe_infer.run_directory.figures import Summary
+from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import Completion, Failure, PatchResult, PatchStatus, Skip, Usage
 
@@ -29,19 +30,9 @@ def info(directory: Path, run_id: str = "run-0001", **changes: Any) -> RunInfo:
     return RunInfo(run_id=run_id, directory=directory, **{**given, **changes})
 
 
-def totals_of(store: RunStore, instances: int, started: float) -> dict[str, Any]:
-    totals = store.totals.as_dict()
-    done = totals["completed"] + totals["failed"] + totals["skipped"]
-    wall = time.monotonic() - started
-    return {
-        "instances": instances,
-        "samples": 1,
-        **totals,
-        "remaining": instances - done,
-        "wall_s": wall,
-        "output_tokens_per_s": totals["usage"]["output_tokens"] / max(wall, 1e-9),
-        "stats": {"concurrency": 4.0},
-    }
+def totals_of(store: RunStore, instances: int, started: float) -> Summary:
+    wall_s = time.monotonic() - started
+    return store.totals.summary(instances=instances, samples=1, wall_s=wall_s, stats={"concurrency": 4.0})
 
 
 def play(
@@ -56,7 +47,7 @@ def play(
     pause_s: float = 0.0,
     exit_status: int = 0,
     files: tuple[str, ...] = ("predictions.jsonl", "records.jsonl"),
-) -> dict[str, Any]:
+) -> Summary:
     """Answer instance 0, 1, …: each costs 1 cent, 100 prompt tokens a number, and ``number`` seconds; returns the
     summary. Patches go round applies, repaired, does_not_apply, none."""
     started = time.monotonic()

@@ -44,6 +44,8 @@ def test_a_point_holds_counts_rates_tokens_dollars_and_engine_figures() -> None:
         "tokens/output": 10,
         "engine/concurrency": 8.0,
         "apply_rate": 0.2,
+        "apply_rate_checked": 1.0,
+        "unchecked_share": 0.0,
         "failure_rate": 0.25,
         "window/latency_s_mean": 2.0,
         "window/latency_s_p50": 2.0,

@@ -8,13 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 from swe_infer.errors import StoreError
 from swe_infer.interrupts import INTERRUPTS
-from swe_infer.store import RunStore
-
-__all__ = ["Unsaved"]
+from swe_infer.run_directory.records import Record
+from swe_infer.run_directory.store import RunStore
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +29,11 @@ class Unsaved:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[Record] = []
         self._in_memory: set[int] = set()
         self._next_try = 0.0
 
-    def add(self, record: dict[str, Any]) -> bool:
+    def add(self, record: Record) -> bool:
         """Keep a record. False where the run directory did not take it: no further answer should be asked for."""
         first = not self._waiting
         try:
@@ -113,7 +111,7 @@ class Unsaved:
             if id(record) in self._in_memory and self._spilled(record) is not None:
                 self._in_memory.discard(id(record))
 
-    def _spilled(self, record: dict[str, Any]) -> Path | None:
+    def _spilled(self, record: Record) -> Path | None:
         try:
             return self._store.spill(record)
         except (OSError, MemoryError):

@@ -1,4 +1,4 @@
-"""Reads ``records.jsonl``, damaged or not. Every reader of a run directory goes through this module.
+"""What a record is, and how ``records.jsonl`` is read, damaged or not. Every reader goes through this module.
 
 A line is one record. Where it is not, what can be read still counts:
 
@@ -16,20 +16,55 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
-from swe_infer.types import MOST_SAMPLES, Usage
+from swe_infer.files import open_regular
+from swe_infer.types import MOST_SAMPLES, PatchStatus, Usage
 
-__all__ = ["Damage", "Record", "read_records", "records_of", "split_line", "states_cost", "supersedes"]
+Status = Literal["completed", "failed", "skipped"]
+Key = tuple[str, int]
+"""An instance's id and the number of a sample."""
 
-Record = dict[str, Any]
 
-_STATUSES = ("completed", "failed", "skipped")
+class Error(TypedDict):
+    """Why there is no answer."""
+
+    type: str
+    message: str
+
+
+class Record(TypedDict):
+    """One line of ``records.jsonl``. Records of earlier versions may lack what is not required.
+
+    ``cost_usd`` and ``latency_s`` are Decimal once they are read; ``cost_usd`` is None where the price is not known.
+    """
+
+    instance_id: str
+    sample: int
+    status: Status
+    cost_usd: Decimal | None
+    finish_reason: NotRequired[str | None]
+    full_output: NotRequired[str | None]
+    model_patch: NotRequired[str | None]
+    patch_status: NotRequired[PatchStatus | None]
+    patch_reason: NotRequired[str | None]
+    patch_repairs: NotRequired[list[str] | None]
+    patch_format: NotRequired[str | None]
+    usage: NotRequired[dict[str, int] | None]
+    latency_s: NotRequired[float | Decimal | None]
+    attempts: NotRequired[int | None]
+    details: NotRequired[dict[str, Any] | None]
+    error: NotRequired[Error | None]
+    time: NotRequired[float | Decimal | None]
+
+
+_STATUSES = get_args(Status)
 _MOST_USD = 1_000_000
 """A cost above this one was not written by us."""
 
@@ -42,6 +77,8 @@ _LATENCY = re.compile(r'"latency_s"\s*:\s*(\d[\d.eE+-]*)\s*[,}]')
 _USAGE = re.compile(r'"usage"\s*:\s*(\{[^{}]*\})')
 _SPACE = " \t\r\n\ufeff"
 _BLANK = _SPACE + "\0"
+LONGEST_LINE = 1 << 28
+"""Bytes. A longer line is no record of ours, and is not read into memory whole."""
 _INVALID_UTF8 = re.compile("[\udc80-\udcff]")
 """What the error handler ``surrogateescape`` puts in the place of bytes that are not UTF-8."""
 
@@ -150,14 +187,29 @@ def supersedes(status: str, before: str | None) -> bool:
     return before != "completed" or status != "failed"
 
 
+def key_of(record: Record) -> Key:
+    """The (instance, sample) of a record."""
+    return (record["instance_id"], record["sample"])
+
+
+def usage_of(record: Record) -> Usage:
+    """What a record's answer used; a record is valid only if its usage is."""
+    return Usage(**(record.get("usage") or {}))
+
+
 def _pieces(path: Path) -> Iterator[tuple[str, Record | None]]:
     try:
-        file = path.open("rb")
+        file = os.fdopen(open_regular(path), "rb")
     except FileNotFoundError:
         return
     with file:
-        for line in file:
-            yield from split_line(line)
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield "", None
+            else:
+                yield from split_line(line)
 
 
 def _split(text: str) -> list[tuple[str, Record | None]]:
@@ -195,13 +247,13 @@ def _unrepeated(parts: Iterable[str], path: Path) -> list[str]:
     answer at the same price.
     """
     marked = {part: mark for part in parts if (mark := _mark(part)) is not None}
-    open_by_mark: dict[tuple[Decimal | None, Decimal], set[str]] = {}
+    open_by_mark: dict[tuple[Decimal | None, float | Decimal], set[str]] = {}
     for part, mark in marked.items():
         open_by_mark.setdefault(mark, set()).add(part)
     if marked:
         for text, record in _pieces(path):
-            if record is not None and record.get("latency_s") is not None:
-                wanted = open_by_mark.get((record.get("cost_usd"), record["latency_s"]), set())
+            if record is not None and (latency := record.get("latency_s")) is not None:
+                wanted = open_by_mark.get((record.get("cost_usd"), latency), set())
                 wanted -= {part for part in wanted if part in text}
     return [*(part for part in parts if part not in marked), *itertools.chain(*open_by_mark.values())]
 
@@ -235,7 +287,7 @@ def _record(text: str) -> Record | None:
             return None
     except _NOT_JSON:
         return None
-    return record if text.isascii() or not _INVALID_UTF8.search(text) else None
+    return cast(Record, record) if text.isascii() or not _INVALID_UTF8.search(text) else None
 
 
 _FIELDS: Mapping[str, tuple[type, ...]] = {

@@ -1,4 +1,4 @@
-"""What the last command asked of a run directory (``asked.json``), and the rates over it.
+"""What the last command asked of a run directory (``asked.json``).
 
 ``records.jsonl`` keeps every answer that a run ever had. Counts, rates and predictions cover the instances of the
 last command alone, and whoever reads a run directory later learns them here.
@@ -7,16 +7,14 @@ last command alone, and whoever reads a run directory later learns them here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from swe_infer.files import write_atomically
+from swe_infer.files import read_regular, write_atomically
+from swe_infer.run_directory.layout import ASKED
 
-__all__ = ["FILE_NAME", "Asked", "apply_rate", "asked_ids", "read_asked", "share", "write_asked"]
-
-FILE_NAME = "asked.json"
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +40,18 @@ class Asked:
 
 
 def read_asked(directory: Path) -> Asked | None:
-    """What the last command asked; None where no file says it, as in runs of earlier versions."""
+    """What the last command asked; None where no file says it, as in runs of earlier versions.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
     try:
-        found = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
+        found = json.loads(read_regular(directory / ASKED, _MOST_BYTES))
         ids = found["instance_ids"]
         if not isinstance(ids, list):
             return None
         return Asked(tuple(map(str, ids)), found["min_tokens"], found["max_tokens"], found["decided"] is True)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -64,21 +66,4 @@ def write_asked(directory: Path, asked: Asked) -> None:
     Raises:
         StoreError: it cannot be written; the old file is still there.
     """
-    write_atomically(directory / FILE_NAME, json.dumps(asdict(asked)) + "\n")
-
-
-def share(count: float, summary: Mapping[str, Any]) -> float | None:
-    """``count`` over every sample that was asked for, failed, skipped and remaining ones included; None where nothing
-    was asked.
-
-    Args:
-        summary: holds ``instances`` and ``samples``.
-    """
-    asked = int(summary.get("instances") or 0) * int(summary.get("samples") or 1)
-    return round(count / asked, 6) if asked else None
-
-
-def apply_rate(summary: Mapping[str, Any]) -> float | None:
-    """The share of samples whose patch applies, as it is or repaired."""
-    patches = summary.get("patches") or {}
-    return share(patches.get("applies", 0) + patches.get("repaired", 0), summary)
+    write_atomically(directory / ASKED, json.dumps(asdict(asked)) + "\n")

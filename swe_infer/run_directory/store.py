@@ -1,12 +1,14 @@
-"""The run directory: ``records.jsonl``, ``predictions*.jsonl``, ``summary.json``; append, recover, lock.
+"""The one writer of a run directory: append, recover, lock.
 
 ``records.jsonl`` is the truth. A record is one ``write`` of one line, so that a process that is killed leaves at most
 one torn line, the last, which the next one cuts off unless it says what its answer cost. Nothing else is taken out
-of the file; :mod:`swe_infer.records` reads it, damaged or not. Predictions and totals are derived from it at every
-start. It keeps everything; predictions and counts cover what the last command asked for (:mod:`swe_infer.asked`).
+of the file; ``records`` reads it, damaged or not. Predictions and totals are derived from it at every start. It keeps
+everything; predictions and counts cover what the last command asked for (``asked``).
 
-What the directory does not take, because the disk is full or fails, is kept elsewhere (:mod:`swe_infer.spill`) and
-comes back as soon as there is room, in this process or the next.
+What ``records.jsonl`` does not take, because the disk is full or fails, is kept in the reserve beside it or in the
+user's state directory (``fallback``) and comes back as soon as there is room, in this process or the next.
+
+Links and special files in the directory are refused, see :func:`.layout.refuse_links`: it may come from a stranger.
 """
 
 from __future__ import annotations
@@ -17,46 +19,56 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Self
 
-from swe_infer.asked import Asked, asked_ids, read_asked, write_asked
-from swe_infer.errors import StoreError
-from swe_infer.files import OpenFiles, Syncer, probe, sync_directory, write_atomically, write_whole
+from swe_infer.errors import ConfigError, StoreError
+from swe_infer.files import (
+    OpenFiles,
+    Syncer,
+    fresh_beside,
+    open_regular,
+    remove_leftovers,
+    sync_directory,
+    write_whole,
+)  # fmt: skip
 from swe_infer.locks import Locks, OwnerFile, has_no_locks, no_locks, refuse_owned
-from swe_infer.records import Damage, read_records, split_line, states_cost, supersedes
-from swe_infer.spill import Spill, spilled_lines
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.asked import Asked, asked_ids, read_asked, write_asked
+from swe_infer.run_directory.fallback import Fallback, kept_lines
+from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.records import (
+    LONGEST_LINE,
+    Damage,
+    Key,
+    Record,
+    Status,
+    key_of,
+    read_records,
+    split_line,
+    states_cost,
+    supersedes,
+)  # fmt: skip
 from swe_infer.types import Completion, Failure, Outcome, PatchResult, Skip, Usage
-
-__all__ = [
-    "RunStore",
-    "Status",
-    "Totals",
-    "paid_answers",
-    "read_records",
-    "record_of",
-    "write_atomically",
-]
 
 log = logging.getLogger(__name__)
 
-Status = Literal["completed", "failed", "skipped"]
-Key = tuple[str, int]
 
-
-def record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> dict[str, Any]:
-    """The line of ``records.jsonl`` for one outcome. ``patch`` is given for a completion and for nothing else."""
-    record: dict[str, Any] = {"instance_id": key[0], "sample": key[1]}
+def record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
+    """The record of one outcome. ``patch`` is given for a completion and for nothing else."""
+    now = round(time.time(), 3)
     match outcome:
         case Completion():
             assert patch is not None
-            record |= {
+            return {
+                "instance_id": key[0],
+                "sample": key[1],
                 "status": "completed",
                 "finish_reason": outcome.finish_reason,
                 "full_output": outcome.text,
@@ -71,23 +83,30 @@ def record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> dict[str
                 "attempts": outcome.attempts,
                 "details": dict(outcome.details),
                 "error": None,
+                "time": now,
             }
         case Failure():
-            record |= _unanswered("failed") | {
+            return {
+                **_unanswered(key, "failed"),
                 "usage": asdict(outcome.usage),
                 "cost_usd": outcome.cost_usd,
                 "latency_s": round(outcome.latency_s, 4),
                 "attempts": outcome.attempts,
                 "error": {"type": outcome.error_type, "message": outcome.message},
+                "time": now,
             }
         case Skip():
-            record |= _unanswered("skipped") | {"error": {"type": outcome.reason, "message": outcome.message}}
-    record["time"] = round(time.time(), 3)
-    return record
+            return {
+                **_unanswered(key, "skipped"),
+                "error": {"type": outcome.reason, "message": outcome.message},
+                "time": now,
+            }
 
 
-def _unanswered(status: Status) -> dict[str, Any]:
+def _unanswered(key: Key, status: Status) -> Record:
     return {
+        "instance_id": key[0],
+        "sample": key[1],
         "status": status,
         "finish_reason": None,
         "full_output": None,
@@ -111,7 +130,7 @@ def _number(value: object) -> float:
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
-def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, dict[str, Any]]:
+def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, Record]:
     """Records of answers that were paid for already, to be appended in a run that asks for the same ones.
 
     Such a record costs nothing and uses no token, so that sums over runs count an answer once;
@@ -120,11 +139,11 @@ def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> 
     Args:
         directories: of runs that ask for the same answers, as far as they are there.
     """
-    found: dict[Key, dict[str, Any]] = {}
+    found: dict[Key, Record] = {}
     for directory in directories:
-        here: dict[Key, dict[str, Any]] = {}
-        for record in read_records(directory / "records.jsonl"):
-            key = _key(record)
+        here: dict[Key, Record] = {}
+        for record in RunDirectory(directory).records():
+            key = key_of(record)
             if record["status"] != "completed" or key in found or not wanted(key):
                 continue
             paid = {"run": directory.name, "cost_usd": record.get("cost_usd"), "usage": record.get("usage")}
@@ -139,103 +158,6 @@ def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> 
             }
         found |= here
     return found
-
-
-class Totals:
-    """Sums over a run, kept record by record.
-
-    Counts go by (instance, sample), of which one record counts (see :mod:`swe_infer.records`), and cover the
-    instances that the last command asked for. Usage and cost add up over every record: a failed try may have been
-    paid for too, and what was paid for instances that are not asked for any more stays paid. ``cost_usd`` is None as
-    soon as one price is unknown.
-
-    Args:
-        asked: the instances that are counted; None: all.
-    """
-
-    def __init__(self, asked: Collection[str] | None = None) -> None:
-        self.asked = asked
-        self._latest: dict[Key, tuple[Status, str | None, str | None]] = {}
-        self._counts: Counter[str] = Counter()
-        self._patches: Counter[str] = Counter()
-        self.replaced: set[Key] = set()
-        """Completed once, and left out by a later command."""
-        self.answered_again: set[Key] = set()
-        """Completed more than once."""
-        self.records = 0
-        self.usage = Usage()
-        self.cost_usd: Decimal | None = Decimal(0)
-        self.unreadable = 0
-        """Records that cannot be read."""
-        self.unreadable_usd: Decimal | None = Decimal(0)
-        """What of ``cost_usd`` was paid for them."""
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        self.records += 1
-        self.usage += Usage(**{k: int(v) for k, v in (record.get("usage") or {}).items()})
-        self.cost_usd = _sum(self.cost_usd, record.get("cost_usd"))
-        key, status, patch_status = _key(record), record["status"], record.get("patch_status")
-        previous = self._latest.get(key)
-        if previous is not None and not supersedes(status, previous[0]):
-            return
-        counted = self.counts(key[0])
-        if previous is not None and counted:
-            self._counts[previous[0]] -= 1
-            if previous[1] is not None:
-                self._patches[previous[1]] -= 1
-        if previous is not None and previous[0] == "completed":
-            (self.answered_again if status == "completed" else self.replaced).add(key)
-        reason = (record.get("error") or {}).get("type") if status == "skipped" else None
-        self._latest[key] = (status, patch_status, reason)
-        if counted:
-            self._counts[status] += 1
-            if patch_status is not None:
-                self._patches[patch_status] += 1
-
-    def add_damage(self, damage: Damage) -> None:
-        """Count what was paid for records that cannot be read."""
-        self.unreadable += damage.unreadable
-        self.unreadable_usd = _sum(self.unreadable_usd, damage.cost_usd)
-        self.usage += damage.usage
-        self.cost_usd = _sum(self.cost_usd, damage.cost_usd)
-
-    def counts(self, instance_id: str) -> bool:
-        """Whether an instance is one of those that are counted."""
-        return self.asked is None or instance_id in self.asked
-
-    @property
-    def instance_ids(self) -> set[str]:
-        """The instances that have a record, counted or not."""
-        return {instance_id for instance_id, _ in self._latest}
-
-    def status(self, key: Key) -> Status | None:
-        """The latest status of an (instance, sample), or None where there is no record of it."""
-        latest = self._latest.get(key)
-        return None if latest is None else latest[0]
-
-    def statuses(self) -> Iterator[tuple[Key, Status]]:
-        """The latest status of every (instance, sample) that has a record."""
-        return ((key, latest[0]) for key, latest in self._latest.items())
-
-    def skip_reason(self, key: Key) -> str | None:
-        """Why the latest record of an (instance, sample) is a skip, by its class name; None where it is none."""
-        latest = self._latest.get(key)
-        return None if latest is None else latest[2]
-
-    def count(self, status: Status) -> int:
-        return self._counts[status]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "completed": self._counts["completed"],
-            "failed": self._counts["failed"],
-            "skipped": self._counts["skipped"],
-            "patches": {status: n for status, n in sorted(self._patches.items()) if n},
-            "usage": asdict(self.usage),
-            "cost_usd": self.cost_usd,
-            "unreadable_records": self.unreadable,
-            "unreadable_cost_usd": self.unreadable_usd,
-        }
 
 
 class RunStore:
@@ -253,6 +175,7 @@ class RunStore:
     def __init__(self, directory: Path, label: str, locks: Locks = "os") -> None:
         self.directory = directory
         self.label = label
+        self._path = directory / layout.RECORDS
         self.totals = Totals()
         self.changed = False
         """Whether the last command asked for something else, see :meth:`ask`."""
@@ -265,19 +188,26 @@ class RunStore:
         self._stale = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(directory / ".lock", locks)
+            layout.refuse_links(directory)
+            self._lock = _locked(directory / layout.LOCK, locks)
         except OSError as error:
             raise _unwritable(directory, error) from None
-        try:
-            probe(directory)
-            self.resumed = self._recover()
-            self._records = (directory / "records.jsonl").open("ab", buffering=0)
-            sync_directory(directory)
-        except OSError as error:
-            self._close_files()
-            raise _unwritable(directory, error) from None
-        self._spill = Spill(directory)
-        self._syncer = Syncer(self._records.fileno())
+        with ExitStack() as stack:
+            stack.callback(self._lock.close)
+            stack.callback(self._predictions.close)
+            try:
+                remove_leftovers(directory)
+                self.resumed = self._recover()
+                self._fallback = Fallback(directory)
+                stack.callback(self._fallback.close)
+                descriptor = open_regular(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                self._records = stack.enter_context(open(descriptor, "ab", buffering=0))
+                sync_directory(directory)
+            except OSError as error:
+                raise _unwritable(directory, error) from None
+            self._syncer = Syncer(self._records.fileno())
+            stack.callback(self._syncer.close)
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -289,13 +219,7 @@ class RunStore:
 
     def close(self) -> None:
         """Bring everything to the disk and let go of the directory."""
-        self._syncer.close()
-        self._records.close()
-        self._close_files()
-
-    def _close_files(self) -> None:
-        self._predictions.close()
-        self._lock.close()
+        self._open.close()
 
     def ask(self, asked: Asked, before: Asked) -> None:
         """State which instances this command asks: counts and predictions cover those from now on.
@@ -332,7 +256,7 @@ class RunStore:
             with contextlib.suppress(StoreError):
                 write_asked(self.directory, self._asked)
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Keep one record. When this returns, a kill of the process cannot lose it; a loss of power can lose the last
         half second.
 
@@ -342,17 +266,17 @@ class RunStore:
         line = _line(record)
         prediction = _line(self._prediction(record)) if record["status"] == "completed" else None
         if (error := self._syncer.error) is not None:
-            raise StoreError(f"{self._records.name}: did not reach the disk ({error.strerror})")
+            raise StoreError(f"{self._path}: did not reach the disk ({error.strerror})")
         # A torn line that could not be cut off is ended first, so that it costs itself alone.
         written = write_whole(self._records.fileno(), b"\n" + line if self._torn else line)
         if written is not None:
             self._torn = written.torn
-            raise StoreError(f"{self._records.name}: cannot be written ({written.reason})")
+            raise StoreError(f"{self._path}: cannot be written ({written.reason})")
         self._torn = False
         self._syncer.notify(line)
         # The totals must equal what a later process reads back, so money takes the same way through JSON.
         self.totals.add({**record, "cost_usd": _as_read_back(record["cost_usd"])})
-        if _key(record) in self.totals.replaced or _key(record) in self.totals.answered_again:
+        if key_of(record) in self.totals.replaced or key_of(record) in self.totals.answered_again:
             self._stale = True  # a prediction is to be taken back, or comes back; see check()
         elif prediction is not None and self.totals.counts(record["instance_id"]):
             self._late_predictions.append((record["sample"], prediction))
@@ -375,23 +299,23 @@ class RunStore:
             raise StoreError(f"{self._predictions_path(self._late_predictions[0][0])}: cannot be written")
         if (error := self._syncer.flush()) is not None:
             for line in self._syncer.take():
-                self._spill.add(line)
-            kept = f"; the last records are kept in {self._spill.files[-1]} too" if self._spill.files else ""
-            raise StoreError(f"{self._records.name}: did not reach the disk ({error.strerror}){kept}")
+                self._fallback.add(line)
+            kept = f"; the last records are kept in {self._fallback.files[-1]} too" if self._fallback.files else ""
+            raise StoreError(f"{self._path}: did not reach the disk ({error.strerror}){kept}")
 
-    def spill(self, record: Mapping[str, Any]) -> Path | None:
-        """Keep a record that :meth:`append` did not take in some other place, from where the next process that opens
-        this directory takes it; the file, or None where nothing can be written."""
-        return self._spill.add(_line(record))
+    def spill(self, record: Record) -> Path | None:
+        """Keep a record that :meth:`append` did not take in the reserve or the state directory, from where the next
+        process that opens this directory takes it; the file, or None where nothing can be written."""
+        return self._fallback.add(_line(record))
 
     @property
     def spilled(self) -> tuple[Path, ...]:
         """The files that hold what :meth:`spill` was given."""
-        return tuple(self._spill.files)
+        return tuple(self._fallback.files)
 
     def forget_spilled(self) -> None:
         """Everything that was spilled has been appended after all."""
-        self._spill.remove()
+        self._fallback.remove()
 
     def _write_predictions(self) -> None:
         """Write predictions that are due. They are derived from the records, so a full disk costs no answer here:
@@ -406,7 +330,7 @@ class RunStore:
                 return
             del self._late_predictions[0]
 
-    def write_summary(self, summary: Mapping[str, Any], *, soon: bool = False) -> None:
+    def write_summary(self, summary: Summary, *, soon: bool = False) -> None:
         """Replace ``summary.json`` in one step.
 
         Args:
@@ -415,29 +339,27 @@ class RunStore:
         Raises:
             StoreError: it cannot be written; the old one is still there.
         """
-        path, text = self.directory / "summary.json", json.dumps(summary, indent=2, default=_number) + "\n"
+        path, text = self.directory / layout.SUMMARY, json.dumps(summary, indent=2, default=_number) + "\n"
         if soon:
             self._syncer.replace_soon(path, text)
         else:
             self._syncer.replace(path, text)
 
-    def read_summary(self) -> dict[str, Any]:
-        """The summary of the last try, or an empty one."""
+    def read_summary(self) -> Summary:
+        """The summary of the last try, or an empty one where it cannot be read."""
         try:
-            summary = json.loads((self.directory / "summary.json").read_text())
-        except (OSError, ValueError, RecursionError):
+            return RunDirectory(self.directory).summary()
+        except ConfigError:
             return {}
-        return summary if isinstance(summary, dict) else {}
 
     def _recover(self) -> bool:
         """Cut off a torn last line, take in what was spilled, take the totals, write the predictions anew. True where
         there were records."""
-        path = self.directory / "records.jsonl"
-        _mend_tail(path)
-        _take_in_spilled(self.directory, path)
+        _mend_tail(self._path)
+        _take_in_kept(self.directory, self._path)
         if damage := self._derive(asked_ids(self.directory)):
-            log.warning("%s: %s", path, damage)
-        return path.exists() and path.stat().st_size > 0
+            log.warning("%s: %s", self._path, damage)
+        return layout.records_size(self.directory) > 0
 
     def _derive(self, asked: Collection[str] | None, several: Collection[Key] = ()) -> Damage:
         """Take the totals, and write the predictions anew; returns what cannot be read.
@@ -446,10 +368,10 @@ class RunStore:
             several: keys that have several records of which the first completed one need not count.
         """
         totals, damage = Totals(asked), Damage()
-        last: dict[Key, dict[str, Any]] = {}
+        last: dict[Key, Record] = {}
         with self._new_predictions() as predict:
-            for record in read_records(self.directory / "records.jsonl", damage):
-                key = _key(record)
+            for record in read_records(self._path, damage):
+                key = key_of(record)
                 if key in several:
                     if key not in last or supersedes(record["status"], last[key]["status"]):
                         last[key] = record
@@ -466,17 +388,16 @@ class RunStore:
         return self._derive(asked, found) if found and not several else damage
 
     @contextlib.contextmanager
-    def _new_predictions(self) -> Iterator[Callable[[Mapping[str, Any]], object]]:
+    def _new_predictions(self) -> Iterator[Callable[[Record], object]]:
         """Takes records, and puts their predictions in the place of all that are there when it is left."""
         files = OpenFiles()
         new: dict[int, Path] = {}
 
         def begun(sample: int) -> IO[bytes]:
-            if sample in new:
-                return files.get(new[sample])
-            path = self._predictions_path(sample)
-            new[sample] = path.with_name(path.name + ".new")
-            return files.get(new[sample], "wb")
+            if sample not in new:
+                descriptor, new[sample] = fresh_beside(self._predictions_path(sample))
+                os.close(descriptor)
+            return files.get(new[sample])
 
         try:
             begun(0)
@@ -486,7 +407,7 @@ class RunStore:
             for sample, path in new.items():
                 os.replace(path, self._predictions_path(sample))
             current = {self._predictions_path(sample) for sample in new}
-            for path in self.directory.glob("predictions.sample*.jsonl"):
+            for path in layout.predictions(self.directory):
                 if path not in current:
                     path.unlink()
         except BaseException:
@@ -496,7 +417,7 @@ class RunStore:
                 path.unlink(missing_ok=True)
             raise
 
-    def _prediction(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def _prediction(self, record: Record) -> dict[str, Any]:
         return {
             "instance_id": record["instance_id"],
             "model_name_or_path": self.label,
@@ -506,22 +427,24 @@ class RunStore:
         }
 
     def _predictions_path(self, sample: int) -> Path:
-        return self.directory / ("predictions.jsonl" if sample == 0 else f"predictions.sample{sample}.jsonl")
+        return self.directory / layout.predictions_name(sample)
 
 
 def _unwritable(directory: Path, error: OSError) -> StoreError:
-    return StoreError(f"output_dir={directory}: cannot be written ({error.strerror})")
+    name = Path(os.fsdecode(error.filename)).name if error.filename else ""
+    file = f"{name}: " if name and directory / name == Path(os.fsdecode(error.filename)) else ""
+    return StoreError(f"output_dir={directory}: cannot be written ({file}{error.strerror})")
 
 
-def _take_in_spilled(directory: Path, records: Path) -> None:
+def _take_in_kept(directory: Path, records: Path) -> None:
     """Append what earlier processes had to keep elsewhere, each record once, and remove those files."""
-    spilled = spilled_lines(directory)
-    if not spilled:
+    kept = kept_lines(directory)
+    if not any(kept.values()):
         return
     known = {_identity(record) for record in read_records(records)}
     count = 0
-    with records.open("ab", buffering=0) as file:
-        for text, record in (part for lines in spilled.values() for line in lines for part in split_line(line)):
+    with open(open_regular(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0) as file:
+        for text, record in (part for lines in kept.values() for line in lines for part in split_line(line)):
             if record is None and not states_cost(text):
                 continue
             if record is not None and _identity(record) in known:
@@ -533,22 +456,14 @@ def _take_in_spilled(directory: Path, records: Path) -> None:
                 known.add(_identity(record))
                 count += 1
         os.fsync(file.fileno())
-    for path in spilled:
+    for path in kept:
         path.unlink(missing_ok=True)
     log.warning("%d records that an earlier try had to keep elsewhere are taken in", count)
 
 
-def _identity(record: Mapping[str, Any]) -> tuple[str, int, str]:
+def _identity(record: Record) -> tuple[str, int, str]:
     """What tells one record of an (instance, sample) from another one of it."""
-    return (*_key(record), str(record.get("time")))
-
-
-def _key(record: Mapping[str, Any]) -> Key:
-    return (record["instance_id"], record["sample"])
-
-
-def _sum(total: Decimal | None, cost: Decimal | int | None) -> Decimal | None:
-    return None if total is None or cost is None else total + cost
+    return (*key_of(record), str(record.get("time")))
 
 
 def _as_read_back(cost: Decimal | None) -> Decimal | None:
@@ -560,7 +475,8 @@ def _locked(path: Path, locks: Locks) -> ExitStack:
     ends, however it ends; with ``single_writer`` a lock file too, and no lock where the file system has none."""
     what = f"output_dir={path.parent}"
     with ExitStack() as stack:
-        file = stack.enter_context(path.open("a+"))
+        descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        file = stack.enter_context(open(descriptor, "a+"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -585,12 +501,14 @@ def _locked(path: Path, locks: Locks) -> ExitStack:
 def _mend_tail(path: Path) -> None:
     """Cut the file after its last whole line. A last line that holds a record, or says what one cost, is kept and
     gets the newline that it lacks."""
-    if not path.exists():
+    try:
+        descriptor = open_regular(path, os.O_RDWR)
+    except FileNotFoundError:
         return
-    with path.open("r+b") as file:
+    with open(descriptor, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         start, tail = size, b""
-        while start and b"\n" not in tail:
+        while start and b"\n" not in tail and len(tail) < LONGEST_LINE:
             step = min(start, 1 << 16)
             start -= step
             file.seek(start)
@@ -598,7 +516,9 @@ def _mend_tail(path: Path) -> None:
         last = tail.rsplit(b"\n", 1)[-1]
         if not last:
             return
-        if any(record is not None or states_cost(text) for text, record in split_line(last)):
+        if len(last) >= LONGEST_LINE or any(
+            record is not None or states_cost(text) for text, record in split_line(last)
+        ):
             file.seek(size)
             file.write(b"\n")
         else:

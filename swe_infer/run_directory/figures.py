@@ -1,0 +1,230 @@
+"""The figures of a run: counts, rates, usage, cost. Each is computed here and nowhere else.
+
+Rates are over every sample that the last command asked for; failed, skipped and remaining ones count as not solved.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Any, NotRequired, TypedDict
+
+from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, usage_of
+from swe_infer.types import Usage
+
+_APPLIES = ("applies", "repaired")
+
+
+class Summary(TypedDict, total=False):
+    """``summary.json``. Dollars are Decimal where they are computed; None where a price is not known.
+
+    Args:
+        samples: of each instance.
+        patches: completed samples by the status of their patch.
+        unreadable_records, unreadable_cost_usd: what of ``records.jsonl`` cannot be read, and what of ``cost_usd``
+            was paid for it.
+        wall_s: over all commands that answered something.
+        apply_rate, apply_rate_checked, unchecked_share: see :func:`patch_rates`.
+        resolved, evaluated, resolved_rate, resolved_by_any: see :func:`resolved_figures`.
+        tested_in: ``sandbox``, or ``process`` where the tests ran without one.
+        not_tested: why the tests did not run.
+        shards: of how many shards a merged run was made.
+    """
+
+    instances: int
+    samples: int
+    completed: int
+    failed: int
+    skipped: int
+    remaining: int
+    patches: dict[str, int]
+    usage: dict[str, int]
+    cost_usd: Decimal | float | None
+    unreadable_records: int
+    unreadable_cost_usd: Decimal | float | None
+    wall_s: float
+    output_tokens_per_s: float
+    stats: dict[str, float]
+    apply_rate: float | None
+    apply_rate_checked: float | None
+    unchecked_share: float | None
+    resolved: NotRequired[int]
+    evaluated: NotRequired[int]
+    resolved_rate: NotRequired[float | None]
+    resolved_by_any: NotRequired[int]
+    tested_in: NotRequired[str]
+    not_tested: NotRequired[str | None]
+    shards: NotRequired[int]
+
+
+def asked_samples(summary: Mapping[str, Any]) -> int:
+    """The (instance, sample) pairs that the last command asked for: the denominator of every rate."""
+    return int(summary.get("instances") or 0) * int(summary.get("samples") or 1)
+
+
+def share(count: float, summary: Mapping[str, Any]) -> float | None:
+    """``count`` over every sample that was asked for; None where nothing was asked."""
+    asked = asked_samples(summary)
+    return round(count / asked, 6) if asked else None
+
+
+def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """``apply_rate``: the share of the samples asked for whose patch applies, as it is or repaired.
+    ``unchecked_share``: the share of those whose patch could not be checked; they count as not applying.
+    ``apply_rate_checked``: the share that applies among the patches that were checked; None where none was."""
+    patches = summary.get("patches") or {}
+    applied = sum(patches.get(status, 0) for status in _APPLIES)
+    checked = applied + patches.get("does_not_apply", 0)
+    return {
+        "apply_rate": share(applied, summary),
+        "unchecked_share": share(patches.get("unchecked", 0), summary),
+        "apply_rate_checked": round(applied / checked, 6) if checked else None,
+    }
+
+
+def resolved_figures(verdicts: Iterable[tuple[str, bool]], summary: Mapping[str, Any]) -> Summary:
+    """``resolved`` and ``evaluated`` count samples; ``resolved_rate`` is over every sample asked for;
+    ``resolved_by_any`` counts instances of which at least one sample is resolved.
+
+    Args:
+        verdicts: the instance of each evaluated sample, and whether it is resolved.
+    """
+    everything = list(verdicts)
+    resolved = [instance_id for instance_id, is_resolved in everything if is_resolved]
+    return {
+        "resolved": len(resolved),
+        "evaluated": len(everything),
+        "resolved_rate": share(len(resolved), summary),
+        "resolved_by_any": len(set(resolved)),
+    }
+
+
+class Totals:
+    """Sums over a run, kept record by record.
+
+    Counts go by (instance, sample), of which one record counts (see :mod:`swe_infer.run_directory.records`), and
+    cover the instances that the last command asked for. Usage and cost add up over every record: a failed try may
+    have been paid for too, and what was paid for instances that are not asked for any more stays paid. ``cost_usd``
+    is None as soon as one price is unknown.
+
+    Args:
+        asked: the instances that are counted; None: all.
+    """
+
+    def __init__(self, asked: Collection[str] | None = None) -> None:
+        self.asked = asked
+        self._latest: dict[Key, tuple[Status, str | None, str | None]] = {}
+        self._counts: Counter[str] = Counter()
+        self._patches: Counter[str] = Counter()
+        self.replaced: set[Key] = set()
+        """Completed once, and left out by a later command."""
+        self.answered_again: set[Key] = set()
+        """Completed more than once."""
+        self.records = 0
+        self.usage = Usage()
+        self.cost_usd: Decimal | None = Decimal(0)
+        self.unreadable = 0
+        """Records that cannot be read."""
+        self.unreadable_usd: Decimal | None = Decimal(0)
+        """What of ``cost_usd`` was paid for them."""
+
+    def add(self, record: Record) -> None:
+        """Count one more record."""
+        self.records += 1
+        self.usage += usage_of(record)
+        self.cost_usd = _sum(self.cost_usd, record.get("cost_usd"))
+        key, status, patch_status = key_of(record), record["status"], record.get("patch_status")
+        previous = self._latest.get(key)
+        if previous is not None and not supersedes(status, previous[0]):
+            return
+        counted = self.counts(key[0])
+        if previous is not None and counted:
+            self._counts[previous[0]] -= 1
+            if previous[1] is not None:
+                self._patches[previous[1]] -= 1
+        if previous is not None and previous[0] == "completed":
+            (self.answered_again if status == "completed" else self.replaced).add(key)
+        error = record.get("error")
+        self._latest[key] = (status, patch_status, error.get("type") if error and status == "skipped" else None)
+        if counted:
+            self._counts[status] += 1
+            if patch_status is not None:
+                self._patches[patch_status] += 1
+
+    def add_damage(self, damage: Damage) -> None:
+        """Count what was paid for records that cannot be read."""
+        self.unreadable += damage.unreadable
+        self.unreadable_usd = _sum(self.unreadable_usd, damage.cost_usd)
+        self.usage += damage.usage
+        self.cost_usd = _sum(self.cost_usd, damage.cost_usd)
+
+    def counts(self, instance_id: str) -> bool:
+        """Whether an instance is one of those that are counted."""
+        return self.asked is None or instance_id in self.asked
+
+    @property
+    def instance_ids(self) -> set[str]:
+        """The instances that have a record, counted or not."""
+        return {instance_id for instance_id, _ in self._latest}
+
+    def status(self, key: Key) -> Status | None:
+        """The latest status of an (instance, sample), or None where there is no record of it."""
+        latest = self._latest.get(key)
+        return None if latest is None else latest[0]
+
+    def statuses(self) -> Iterator[tuple[Key, Status]]:
+        """The latest status of every (instance, sample) that has a record."""
+        return ((key, latest[0]) for key, latest in self._latest.items())
+
+    def skip_reason(self, key: Key) -> str | None:
+        """Why the latest record of an (instance, sample) is a skip, by its class name; None where it is none."""
+        latest = self._latest.get(key)
+        return None if latest is None else latest[2]
+
+    def count(self, status: Status) -> int:
+        return self._counts[status]
+
+    def summary(
+        self,
+        *,
+        instances: int | None = None,
+        samples: int | None = None,
+        wall_s: float = 0.0,
+        stats: Mapping[str, float] | None = None,
+    ) -> Summary:
+        """The summary of a run with these records.
+
+        Args:
+            instances, samples: how many were asked for, and how many samples of each; None: as many as have a record.
+            wall_s: seconds.
+            stats: further figures of the runner.
+        """
+        done = self._counts["completed"] + self._counts["failed"] + self._counts["skipped"]
+        if instances is None:
+            instances = sum(map(self.counts, self.instance_ids))
+        if samples is None:
+            samples = 1 + max((sample for _, sample in self._latest), default=0)
+        summary: Summary = {
+            "instances": instances,
+            "samples": samples,
+            "completed": self._counts["completed"],
+            "failed": self._counts["failed"],
+            "skipped": self._counts["skipped"],
+            "remaining": max(0, instances * samples - done),
+            "patches": {status: n for status, n in sorted(self._patches.items()) if n},
+            "usage": asdict(self.usage),
+            "cost_usd": self.cost_usd,
+            "unreadable_records": self.unreadable,
+            "unreadable_cost_usd": self.unreadable_usd,
+            "wall_s": round(wall_s, 3),
+            "output_tokens_per_s": round(self.usage.output_tokens / wall_s, 3) if wall_s > 0 else 0.0,
+            "stats": dict(stats or {}),
+        }
+        summary.update(patch_rates(summary))  # type: ignore[typeddict-item] # these keys are the summary's
+        return summary
+
+
+def _sum(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
+    return None if total is None or cost is None else total + cost
