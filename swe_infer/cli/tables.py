@@ -60,6 +60,15 @@ def _resolved(summary: Mapping[str, Any]) -> str:
     return told
 
 
+def _apply_rate(summary: Mapping[str, Any]) -> str:
+    """Over everything that was asked for; what could not be checked, and the rate without it, beside it."""
+    rate, checked, unchecked = (summary.get(name) for name in ("apply_rate", "apply_rate_checked", "unchecked_share"))
+    told = "" if rate is None else f"{rate:.1%}"
+    if unchecked:
+        told += f"; {unchecked:.1%} could not be checked" + (f", {checked:.1%} of the others" if checked else "")
+    return told
+
+
 def _unreadable(summary: Mapping[str, Any]) -> str:
     """How many records cannot be read, and what of the cost was paid for them."""
     count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
@@ -85,6 +94,7 @@ def print_summary(summary: Mapping[str, Any], directory: Path, address: str | No
         ("skipped", f"{summary['skipped']:,}" if summary["skipped"] else ""),
         ("remaining", f"{summary['remaining']:,}" if summary["remaining"] else ""),
         ("patches", patches),
+        ("apply rate", _apply_rate(summary)),
         ("resolved", _resolved(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
         ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -41,10 +41,12 @@ class Figures:
         letter: how tables call the run.
         recorded: instances with a record. Failed and skipped ones are among them, and count as not solved.
         remaining: (instance, sample) pairs without a record, by the summary; None where it does not say.
+        applies: over every instance that was asked for.
+        checked: of the samples whose patch was checked, those that apply.
         resolved: None where the run was not evaluated.
         unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
         cost_usd: None where a price is unknown.
-        pass_at: k, estimate, and the instances that had k samples.
+        pass_at: k, estimate, and the instances that it is over.
     """
 
     letter: str
@@ -58,6 +60,7 @@ class Figures:
     errors: Mapping[str, int]
     remaining: int | None
     applies: Rate
+    checked: Rate
     resolved: Rate | None
     unverified: int
     usage: Usage
@@ -136,18 +139,16 @@ def differ(row: Sequence[float | None]) -> bool:
     return len({value for value in row if value is not None}) > 1
 
 
-def score(samples: Sequence[Result], metric: Metric) -> float:
-    """The share of an instance's samples that count as successes."""
-    return sum(solved(result, metric) for result in samples) / len(samples)
+def score(results: Sequence[Result], metric: Metric, samples: int) -> float:
+    """The share of an instance's ``samples`` that count as successes; one without a record does not."""
+    return sum(solved(result, metric) for result in results) / samples
 
 
 def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
     instances = run.instances()
     results = list(run.results.values())
-    asked = run.summary.get("instances")
-    asked = max(len(instances), asked if isinstance(asked, int) else 0)
-    applies = _rate(instances.values(), "applies", asked)
-    resolved = _rate(instances.values(), "resolved", asked) if run.evaluated else None
+    stated = run.summary.get("instances")
+    asked = max(len(instances), stated if isinstance(stated, int) else 0)
     cost = total_cost([*(result.cost_usd for result in results), run.unreadable_usd])
     usage = sum((result.usage for result in results), run.unreadable_usage)
     wall = _number(run.summary.get("wall_s"))
@@ -158,14 +159,15 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
         run=run,
         differs={key: run.config.get(key) for key in keys},
         recorded=len(instances),
-        samples=max((len(samples) for samples in instances.values()), default=0),
+        samples=run.samples,
         statuses=Counter(result.status for result in results),
         patches=Counter(result.patch_status for result in results if result.patch_status is not None),
         finish_reasons=Counter(result.finish_reason for result in results if result.finish_reason is not None),
         errors=Counter(result.error for result in results if result.error is not None),
         remaining=run.summary.get("remaining") if isinstance(run.summary.get("remaining"), int) else None,
-        applies=applies,
-        resolved=resolved,
+        applies=_rate(run, "applies", asked),
+        checked=_checked(results),
+        resolved=_rate(run, "resolved", asked) if run.evaluated else None,
         unverified=sum(result.resolved is None for result in completed) if run.evaluated else 0,
         usage=usage,
         cost_usd=cost,
@@ -173,24 +175,34 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
         wall_s=wall,
         output_tokens_per_s=usage.output_tokens / wall if wall else None,
         median_latency_s=statistics.median(result.latency_s for result in completed) if completed else None,
-        pass_at=_pass_at(instances, "resolved" if run.evaluated else "applies"),
+        pass_at=_pass_at(run, "resolved" if run.evaluated else "applies", asked),
     )
 
 
-def _rate(instances: Iterable[Sequence[Result]], metric: Metric, asked: int) -> Rate:
+def _rate(run: LoadedRun, metric: Metric, asked: int) -> Rate:
     """Over the ``asked`` instances, those without a record included."""
-    total = sum(score(samples, metric) for samples in instances)
+    total = sum(score(results, metric, run.samples) for results in run.instances().values())
     return Rate(total, asked, wilson(total, asked))
 
 
-def _pass_at(instances: Mapping[str, Sequence[Result]], metric: Metric) -> list[tuple[int, float, int]]:
-    counts = {name: (len(rs), sum(solved(result, metric) for result in rs)) for name, rs in instances.items()}
+def _checked(results: Sequence[Result]) -> Rate:
+    checked = [result for result in results if result.applies or result.patch_status == "does_not_apply"]
+    applied = sum(result.applies for result in checked)
+    return Rate(applied, len(checked), wilson(applied, len(checked)))
+
+
+def _pass_at(run: LoadedRun, metric: Metric, asked: int) -> list[tuple[int, float, int]]:
+    """Over the ``asked`` instances: a sample without a record, or of an instance without one, solved nothing."""
+    instances = run.instances()
+    counts = {
+        name: (run.samples, sum(solved(result, metric) for result in results)) for name, results in instances.items()
+    }
     most = max((n for n, _ in counts.values()), default=0)
     if most < 2:
         return []
     wanted = sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most})
     estimates = [(k, pass_at_k(counts, k)) for k in wanted]
-    return [(k, *estimate) for k, estimate in estimates if estimate is not None]
+    return [(k, found[0] * found[1] / asked, asked) for k, found in estimates if found is not None]
 
 
 def _aside(key: str) -> bool:
@@ -216,7 +228,10 @@ def _scores(runs: Sequence[LoadedRun], metric: Metric) -> dict[str, list[float |
     grouped = [run.instances() for run in runs]
     names = sorted({name for instances in grouped for name in instances})
     return {
-        name: [score(instances[name], metric) if name in instances else None for instances in grouped]
+        name: [
+            score(instances[name], metric, run.samples) if name in instances else None
+            for run, instances in zip(runs, grouped, strict=True)
+        ]
         for name in names
     }
 

@@ -56,6 +56,7 @@ def _run(one: Figures) -> dict[str, Any]:
         "remaining": one.remaining,
         "unreadable_records": one.run.unreadable,
         "applies": _rate(one.applies),
+        "applies_of_checked": _rate(one.checked),
         "resolved": _rate(one.resolved),
         "without_verdict": one.unverified,
         "usage": asdict(one.usage),

@@ -13,7 +13,7 @@ from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, usage_of
 from swe_infer.text import flatten
-from swe_infer.types import Usage
+from swe_infer.types import MOST_SAMPLES, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,13 @@ class LoadedRun:
     unreadable_usd: Decimal | None = Decimal(0)
     address: str | None = None
     remark: str | None = None
+
+    @property
+    def samples(self) -> int:
+        """Of each instance that was asked for; as many as have a record where the summary does not say."""
+        asked = self.summary.get("samples")
+        stated = asked if isinstance(asked, int) and asked <= MOST_SAMPLES else 0
+        return max([stated, *(1 + sample for _, sample in self.results)])
 
     def instances(self) -> dict[str, list[Result]]:
         """The samples of each instance, by their numbers."""

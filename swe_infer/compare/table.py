@@ -67,6 +67,7 @@ def _runs(comparison: Comparison) -> tuple[str, Table]:
 
 def _outcomes(comparison: Comparison) -> tuple[str, Table]:
     evaluated = any(one.resolved is not None for one in comparison.runs)
+    unchecked = any(one.patches.get("unchecked") for one in comparison.runs)
     columns = [
         "",
         "instances",
@@ -74,6 +75,7 @@ def _outcomes(comparison: Comparison) -> tuple[str, Table]:
         "failed",
         "skipped",
         "patch applies",
+        *(["of checked", "unchecked"] if unchecked else []),
         *(["resolved"] if evaluated else []),
     ]
     rows = [
@@ -82,6 +84,7 @@ def _outcomes(comparison: Comparison) -> tuple[str, Table]:
             f"{one.recorded:,}" + (f" x {one.samples}" if one.samples > 1 else ""),
             *(f"{one.statuses.get(status, 0):,}" for status in ("completed", "failed", "skipped")),
             _rate(one.applies),
+            *([_rate(one.checked), f"{one.patches.get('unchecked', 0):,}"] if unchecked else []),
             *([_rate(one.resolved)] if evaluated else []),
         ]
         for one in comparison.runs

@@ -14,8 +14,6 @@ from typing import Any, NotRequired, TypedDict
 from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, usage_of
 from swe_infer.types import Usage
 
-_APPLIES = ("applies", "repaired")
-
 
 class Summary(TypedDict, total=False):
     """``summary.json``. Dollars are Decimal where they are computed; None where a price is not known.
@@ -70,12 +68,17 @@ def share(count: float, summary: Mapping[str, Any]) -> float | None:
     return round(count / asked, 6) if asked else None
 
 
+def applying(summary: Mapping[str, Any]) -> int:
+    """How many samples have a patch that applies, as it is or repaired."""
+    patches = summary.get("patches") or {}
+    return sum(patches.get(status, 0) for status in ("applies", "repaired"))
+
+
 def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """``apply_rate``: the share of the samples asked for whose patch applies, as it is or repaired.
     ``unchecked_share``: the share of those whose patch could not be checked; they count as not applying.
     ``apply_rate_checked``: the share that applies among the patches that were checked; None where none was."""
-    patches = summary.get("patches") or {}
-    applied = sum(patches.get(status, 0) for status in _APPLIES)
+    patches, applied = summary.get("patches") or {}, applying(summary)
     checked = applied + patches.get("does_not_apply", 0)
     return {
         "apply_rate": share(applied, summary),

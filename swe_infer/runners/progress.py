@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TextIO
 
+from swe_infer.run_directory.figures import applying
+
 __all__ = ["Progress"]
 
 _REDRAW_S = 0.1
@@ -224,8 +226,7 @@ def _counts(totals: Mapping[str, Any], last_error: str | None) -> list[str]:
     if skipped := totals.get("skipped"):
         parts.append(f"{skipped} skipped")
     if totals.get("completed"):
-        patches = totals.get("patches") or {}
-        applied = patches.get("applies", 0) + patches.get("repaired", 0)
+        applied = applying(totals)
         finished = sum(totals.get(status) or 0 for status in ("completed", "failed", "skipped"))
         parts.append(f"patches apply {applied}/{finished} ({100 * applied / finished:.0f}%)")
     return parts

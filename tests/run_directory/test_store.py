@@ -138,7 +138,7 @@ def test_nothing_appended_is_lost_when_the_process_is_killed(tmp_path: Path) -> 
     code = textwrap.dedent("""
         import itertools, sys
         from pathlib import Path
-        from tests.test_store import PATCH, completion
+        from tests.run_directory.test_store import PATCH, completion
         from swe_infer.run_directory.store import RunStore, record_of
         store = RunStore(Path(sys.argv[1]), "model")
         for i in itertools.count():
@@ -162,7 +162,7 @@ def test_a_write_that_fails_leaves_whole_lines_and_says_so(tmp_path: Path) -> No
     code = textwrap.dedent("""
         import resource, signal, sys
         from pathlib import Path
-        from tests.test_store import PATCH, completion
+        from tests.run_directory.test_store import PATCH, completion
         from swe_infer.errors import StoreError
         from swe_infer.run_directory.store import RunStore, record_of
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

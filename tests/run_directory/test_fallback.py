@@ -79,7 +79,7 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, st
         import os, sys
         from pathlib import Path
         from swe_infer.run_directory.store import RunStore
-        from tests.torture.test_fallback import record
+        from tests.run_directory.test_fallback import record
         store = RunStore(Path(sys.argv[1]), "model")
         path = store.spill(record("whole", int(sys.argv[2])))
         with path.open("r+b") as file:

@@ -153,7 +153,7 @@ def test_a_hostile_configuration_ends_in_one_line(received: Path, content: str, 
 
 def test_an_endless_line_is_one_unreadable_record(received: Path) -> None:
     with (received / "records.jsonl").open("ab") as file:
-        file.truncate(file.tell() + (1 << 30))  # a hole: it takes no space
+        file.truncate(file.tell() + (1 << 28) + 1000)  # a hole: it takes no space
     loaded = load_run(received)
     assert (len(loaded.results), loaded.unreadable) == (1, 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20, "KiB"

@@ -1,0 +1,99 @@
+"""Figures mean the same wherever they are shown: rates are over everything that was asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swe_infer.cli.merge import merge
+from swe_infer.cli.study import objective_of
+from swe_infer.cli.tables import print_summary
+from swe_infer.compare.analysis import compare
+from swe_infer.compare.loading import load_run
+from swe_infer.run_directory.figures import Summary, patch_rates
+from swe_infer.run_directory.store import RunStore, record_of
+from swe_infer.runners.progress import Progress
+from swe_infer.tracking.metrics import metrics_of
+from swe_infer.types import Completion, PatchResult, PatchStatus, Skip, Usage
+
+
+def answer(store: RunStore, name: str, status: PatchStatus, sample: int = 0) -> None:
+    given = Completion("an answer", "stop", Usage(10, 0, 0, 5, 0), Decimal("0.5"), 1.0)
+    store.append(record_of((name, sample), given, PatchResult("", status)))
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """A run that skips half of its instances, and solves the others."""
+    directory = tmp_path / "run"
+    with RunStore(directory, "model") as store:
+        for name in "ab":
+            answer(store, name, "applies")
+        for name in "cd":
+            store.append(record_of((name, 0), Skip("PromptTooLong", "too long"), None))
+        store.write_summary(store.totals.summary(instances=4, samples=1, wall_s=1.0))
+    plain = {"shard": {"index": 0, "count": 1}, "decoding": {"n": 1}}
+    (directory / "config.yaml").write_text(yaml.safe_dump(plain))
+    lines = [{"instance_id": name, "sample": 0, "resolved": True} for name in "ab"]
+    (directory / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+def test_a_run_that_skips_half_scores_half_everywhere(
+    half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = json.loads((half / "summary.json").read_text())
+    assert summary["apply_rate"] == 0.5
+    assert objective_of(half, ["apply_rate"]) == [0.5]
+    assert metrics_of(summary)["apply_rate"] == 0.5
+    progress = Progress(4, 0, io.StringIO())
+    progress.update({"status": "completed"}, summary, {})
+    assert "patches apply 2/4 (50%)" in progress.line()
+    print_summary(summary, half, None)
+    assert "apply rate 50.0%" in capsys.readouterr().err
+    one = compare([load_run(half)]).runs[0]
+    assert one.resolved is not None
+    assert (one.applies.value, one.resolved.value) == (0.5, 0.5)
+    assert merge(tmp_path / "merged", [half])["apply_rate"] == 0.5
+
+
+def test_what_could_not_be_checked_stands_beside_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    statuses: list[PatchStatus] = ["applies", "repaired", "does_not_apply", "unchecked", "none"]
+    with RunStore(tmp_path, "model") as store:
+        for number, status in enumerate(statuses):
+            answer(store, str(number), status)
+        summary = store.totals.summary(instances=10, samples=1)
+        store.write_summary(summary)
+    assert summary["apply_rate"] == 0.2
+    assert summary["unchecked_share"] == 0.1
+    assert summary["apply_rate_checked"] == pytest.approx(2 / 3, abs=1e-6)
+    assert metrics_of(summary).items() >= {k: v for k, v in patch_rates(summary).items() if v is not None}.items()
+    print_summary(summary, tmp_path, None)
+    assert "20.0%; 10.0% could not be checked, 66.7% of the others" in capsys.readouterr().err
+    one = compare([load_run(tmp_path)]).runs[0]
+    assert (one.checked.successes, one.checked.instances) == (2, 3)
+
+
+def test_samples_without_a_record_count_as_not_solved(tmp_path: Path) -> None:
+    with RunStore(tmp_path, "model") as store:
+        for sample in range(2):
+            answer(store, "a", "applies", sample)
+        store.write_summary(store.totals.summary(instances=2, samples=4))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    one = compare([load_run(tmp_path)]).runs[0]
+    assert one.applies.value == summary["apply_rate"] == 0.25
+    assert {k: value for k, value, _ in one.pass_at}[1] == 0.25
+
+
+def test_a_summary_that_was_made_up_costs_no_memory(half: Path) -> None:
+    made_up: Summary = {"instances": 10**18, "samples": 10**18}
+    (half / "summary.json").write_text(json.dumps(made_up))
+    one = compare([load_run(half)]).runs[0]
+    assert one.applies.successes == 2
+    shutil.rmtree(half)
