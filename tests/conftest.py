@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Generator
 from types import ModuleType
 
@@ -28,9 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Programs that tests start see no terminal: pytest-xdist tells its workers one of 80 columns."""
+    """Programs that tests start see no terminal (pytest-xdist tells its workers one of 80 columns), and keep their
+    state in a folder of the tests."""
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True))
     config.stash[HEAVY_IMPORTS] = [f"pytest itself imports {name}" for name in sorted(HEAVY & sys.modules.keys())]
     config.stash[LATE_IMPORTS_MADE] = set()
 

@@ -53,12 +53,13 @@ def is_merged(directory: Path) -> bool:
         return False
 
 
-def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) -> Summary:
+def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, trusted: bool = False) -> Summary:
     """Join the runs of all shards; returns the merged summary. Where W&B was told of the shards, it is told of the
     merged run too, as one run beside their group.
 
     Args:
         run_id: of the merged run; None: a new one.
+        trusted: W&B is told even where somebody else tracked the shards.
 
     Raises:
         StoreError: a directory is no finished shard, shards are missing or double, their configurations differ, an
@@ -101,7 +102,7 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None) 
             write_atomically(directory / "run_id", run_id)
         summary = _summary(shards, store)
         store.write_summary(summary)
-    _track(shards[0], out, merged, summary)
+    _track(shards[0], out, merged, summary, trusted=trusted)
     return summary
 
 
@@ -136,9 +137,9 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary) -> None:
+def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary, *, trusted: bool) -> None:
     """Make one W&B run of the merged run, as the shards' own were made; nothing where they were not tracked."""
-    tracked = WandbTracker.of_run(shard.directory)
+    tracked = WandbTracker.of_run(shard.directory, trusted=trusted)
     if tracked is None:
         return
     tracker, part = tracked
@@ -197,9 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="swe-infer-merge", description="Join the shards of one run.")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the merged run directory, which must be new")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="the run directory of each shard")
+    parser.add_argument("--wandb", action="store_true", help="log to W&B even if somebody else tracked the shards")
     options = parser.parse_args(arguments)
     try:
-        merge(options.out, options.runs)
+        merge(options.out, options.runs, trusted=options.wandb)
     except SweInferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

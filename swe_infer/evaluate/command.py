@@ -69,7 +69,7 @@ def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
             **_kept(found, verdicts, before),
         }
         store.write_summary(summary)
-        _tell_tracker(directory, summary)
+        _tell_tracker(directory, summary, trusted=options.wandb)
     return summary
 
 
@@ -136,8 +136,8 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
     return run_harness(found, harness)
 
 
-def _tell_tracker(directory: Path, summary: Summary) -> None:
-    tracked = WandbTracker.of_run(directory)
+def _tell_tracker(directory: Path, summary: Summary, *, trusted: bool) -> None:
+    tracked = WandbTracker.of_run(directory, trusted=trusted)
     if tracked is None:
         return
     tracker, info = tracked
@@ -165,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", metavar="NAME", help="the harness's name, or a file with tests to run")
     parser.add_argument(
         "--unsafe", action="store_true", help="run the dataset's own tests without a sandbox, as this user"
+    )
+    parser.add_argument(
+        "--wandb", action="store_true", help="log to the W&B run that RUN_DIR names, even if somebody else tracked it"
     )
     parser.add_argument("--split", metavar="NAME", help="split of the dataset (default: the run's)")
     parser.add_argument(

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.evaluable import EvaluableRun
+from swe_infer.run_directory.layout import refuse_links
 from swe_infer.run_directory.verdicts import Verdict
 
 _OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
@@ -105,6 +106,8 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
         dataset = str(Path(dataset).absolute())  # the harness works in a folder of its own
     split = options.split or str(run.dataset.get("split") or "test")
     folder = run.directory / "evaluation"
+    if folder.exists():
+        refuse_links(folder, deep=True)
     folder.mkdir(exist_ok=True)
     verdicts: list[Verdict] = []
     for sample in run.samples:

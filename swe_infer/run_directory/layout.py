@@ -59,9 +59,12 @@ def records_size(directory: Path) -> int:
         return 0
 
 
-def refuse_links(directory: Path) -> None:
+def refuse_links(directory: Path, *, deep: bool = False) -> None:
     """Make sure that a run directory holds regular files and folders alone, before anything in it is opened for
     writing. A run directory may come from a stranger, and a link in it may point anywhere.
+
+    Args:
+        deep: in its folders too, but for those in which W&B's SDK keeps one run, and which are never written again.
 
     Raises:
         StoreError: names the first link or special file.
@@ -72,6 +75,8 @@ def refuse_links(directory: Path) -> None:
             kind = special_kind(entry.stat(follow_symlinks=False).st_mode)
             if kind is not None and not entry.is_dir(follow_symlinks=False):
                 raise StoreError(f"{entry.path}: is {kind}; a run directory holds regular files alone, so remove it")
+            if deep and kind is not None and not entry.name.startswith(("run-", "offline-run-")):
+                refuse_links(Path(entry.path), deep=True)
 
 
 def unreadable(directory: Path, error: OSError) -> str:

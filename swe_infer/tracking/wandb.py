@@ -23,14 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from swe_infer.errors import ConfigError
+from swe_infer.errors import ConfigError, StoreError
+from swe_infer.files import open_regular
 from swe_infer.options import Option
+from swe_infer.text import shown
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.guest import send, start
+from swe_infer.tracking.state import checked_folder, folder_of, read_state, signing_key
 
 _log = logging.getLogger(__name__)
 
-_STATE_FILE = "state.json"
 _PROJECT_NAME = re.compile(r"[^/\\#?%:]{1,128}")
 _TAG_LENGTH = 64  # the server's limit
 
@@ -98,11 +100,26 @@ class WandbTracker:
         self._worker: _Worker | None = None
 
     @classmethod
-    def of_run(cls, directory: Path) -> tuple[WandbTracker, RunInfo] | None:
+    def of_run(cls, directory: Path, *, trusted: bool = False) -> tuple[WandbTracker, RunInfo] | None:
         """The tracker and run information with which ``directory`` was tracked, so that a later step (evaluation)
-        goes on in the same W&B run; None where it was not tracked by W&B."""
+        goes on in the same W&B run; None where it was not tracked by W&B.
+
+        Args:
+            trusted: also where somebody else wrote it. Else None and one line for that.
+        """
+        found = read_state(directory)
+        if found is None:
+            return None
+        state = found.values
+        if not (found.own or trusted):
+            _log.warning(
+                "%s: nothing is sent to the W&B run that it names (%s), as this user did not track it here; --wandb "
+                "sends it",
+                directory,
+                shown(state.get("address")),
+            )
+            return None
         try:
-            state = json.loads((directory / "wandb" / _STATE_FILE).read_text(encoding="utf-8"))
             options = {**state["options"], "tags": tuple(state["options"]["tags"])}
             if not state["online"]:
                 options["mode"] = "offline"  # a later sync then uploads everything in order
@@ -110,7 +127,7 @@ class WandbTracker:
                 options["mode"] = "auto"
             run = RunInfo(run_id=state["run_id"], name=state["name"], config={}, directory=directory, resumed=True)
             return cls(**options), run
-        except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        except (ValueError, KeyError, TypeError, ConfigError):
             return None
 
     def start(self, run: RunInfo) -> None:
@@ -141,7 +158,8 @@ class _Worker:
         self._options = options
         self._interval_s: float = options["log_interval_s"]
         self._start_message = _start_message(run, options)
-        self._directory = run.directory.absolute() / "wandb"
+        self._run_directory = run.directory.absolute()
+        self._directory = folder_of(self._run_directory)
         self._latest: dict[str, Any] | None = None
         self._final: dict[str, Any] | None = None
         self._wake = threading.Event()
@@ -194,7 +212,7 @@ class _Worker:
         """The writer thread: from the start of the process to its end."""
         try:
             process = self._process = self._spawn()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StoreError) as error:
             self._warn(f"the worker cannot be started: {error}")
             self._gone = True
             self._over.set()
@@ -219,9 +237,11 @@ class _Worker:
         self._over.set()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        with open(self._directory / "worker.log", "ab") as log:
+        log = open_regular(checked_folder(self._run_directory) / "worker.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
             return start("worker", self._directory, log)
+        finally:
+            os.close(log)
 
     def _pass_on(self, pipe: IO[bytes]) -> None:
         while self._final is None:
@@ -281,6 +301,7 @@ def _start_message(run: RunInfo, options: Mapping[str, Any]) -> dict[str, Any]:
         "group": run.group,
         "parent": os.getpid(),
         "online": _is_online(options["mode"]),
+        "state_key": signing_key(),
     }
 
 

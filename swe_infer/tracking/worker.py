@@ -36,6 +36,7 @@ from swe_infer.tracking.metrics import (
     number,
     summary_of,
 )
+from swe_infer.tracking.state import folder_of, last_step, write_state
 
 if TYPE_CHECKING:
     import wandb
@@ -72,9 +73,9 @@ class _Session:
         self._options: Mapping[str, Any] = start["options"]
         self._say = say
         self._directory = Path(start["directory"])
-        self._state_file = self._directory / "wandb" / "state.json"
+        self._state_key: str | None = start["state_key"]
         self._predictions = Predictions(self._directory)
-        self._staging = Staging(self._directory / "wandb" / "data" / "staged")
+        self._staging = Staging(folder_of(self._directory) / "data" / "staged")
         config: Mapping[str, Any] = start["config"]
         budget = config.get("budget") or {}
         self._alerts = Alerts(
@@ -89,7 +90,7 @@ class _Session:
         # Where the run really is, for what goes on with it later: an agent's is in the project of its sweep.
         self._state["run_id"] = self._run.id
         self._state["options"] |= {"project": self._run.project, "entity": self._run.entity or None}
-        self._step = max(_last_step(self._state_file), self._run.step - 1)
+        self._step = max(last_step(self._directory), self._run.step - 1)
         self._logged_finished = -1
         self._save_state()
         for name, axis, keep in DEFINITIONS:
@@ -184,7 +185,7 @@ class _Session:
 
     def _tidy_up(self) -> None:
         """Leave what a sync or a reader needs: no links, no cache, no copies of files that are uploaded."""
-        folder = self._directory / "wandb"
+        folder = folder_of(self._directory)
         for path in Path(self._run.settings.sync_dir).rglob("*"):
             if path.is_symlink():
                 path.unlink()
@@ -252,9 +253,7 @@ class _Session:
 
     def _save_state(self) -> None:
         state = {**self._state, "step": self._step, "address": self._address, "online": self._online}
-        temporary = self._state_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self._state_file)
+        write_state(self._directory, state, self._state_key)
 
 
 def _entry(staged: StagedFile) -> ArtifactManifestEntry:
@@ -326,14 +325,6 @@ def _interrupt(parent: int) -> None:
     """The page's stop button does what Ctrl-C does."""
     if os.getppid() == parent:
         os.kill(parent, signal.SIGINT)
-
-
-def _last_step(state_file: Path) -> int:
-    """The last step that an earlier try of this run logged, offline too, where no server remembers it; -1: none."""
-    try:
-        return int(json.loads(state_file.read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
 
 
 def _artifact_name(text: str) -> str:

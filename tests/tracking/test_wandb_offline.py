@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -174,7 +175,9 @@ def test_nothing_about_the_machine_or_its_user_and_no_secret_is_written(
 
 def test_everything_lies_in_the_run_directory_without_links(tracked: tuple[Path, Path, str | None]) -> None:
     directory, home, address = tracked
-    assert [path for path in home.rglob("*") if path.is_file()] == []
+    key = home / ".local" / "state" / "swe_infer" / "wandb-state.key"
+    assert [path for path in home.rglob("*") if path.is_file()] == [key]
+    assert key.stat().st_mode & 0o777 == 0o600
     assert [path for path in directory.rglob("*") if path.is_symlink()] == []
     assert address is not None
     assert Path(address).parent == directory / "wandb"
@@ -258,3 +261,34 @@ def test_a_killed_run_leaves_its_metrics_and_shows_as_crashed(tmp_path: Path) ->
     assert run.exit_code == 255
     assert len(run.history) >= 2
     assert run.history[-1]["completed"] > 1
+
+
+def test_only_the_users_own_directory_says_where_the_users_key_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    own = tmp_path / "own"
+    play(own, WandbTracker(), info(own), range(1), instances=1)
+    received, moved = tmp_path / "received", tmp_path / "moved"
+    shutil.copytree(own, received, symlinks=True)
+    own.rename(moved)
+    assert WandbTracker.of_run(moved) is not None
+    assert caplog.messages == []
+    assert WandbTracker.of_run(received) is None
+    assert "--wandb sends it" in caplog.text
+    assert WandbTracker.of_run(received, trusted=True) is not None
+    state = json.loads((moved / "wandb" / "state.json").read_text())
+    (moved / "wandb" / "state.json").write_text(json.dumps({**state, "run_id": "another"}))
+    assert WandbTracker.of_run(moved) is None, "what was changed since is not the user's own"
+
+
+def test_a_link_in_its_folder_is_not_written_through(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "run" / "wandb"
+    folder.mkdir(parents=True)
+    precious.write_text("mine\n")
+    for name in ("worker.log", "state.json"):
+        (folder / name).symlink_to(precious)
+    play(tmp_path / "run", WandbTracker(), info(tmp_path / "run"), range(1), instances=1)
+    assert "state.json: is a symbolic link" in caplog.text
+    assert precious.read_text() == "mine\n"
+    assert (tmp_path / "run" / "summary.json").exists(), "the run goes on"
