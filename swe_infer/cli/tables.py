@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from swe_infer.api.estimate import Estimate, Range
+from swe_infer.text import clock, dollars
 
 __all__ = ["print_estimate", "print_summary"]
 
@@ -17,7 +17,7 @@ def print_estimate(found: Estimate, title: str) -> None:
     """What a dry run found, to standard output."""
     count = "counted" if found.exact else "estimated"
     seconds = found.seconds
-    time = "not known before it runs" if seconds is None else f"{_clock(seconds.low)} to {_clock(seconds.high)}"
+    time = "not known before it runs" if seconds is None else f"{clock(seconds.low)} to {clock(seconds.high)}"
     rows = [
         ("requests", f"{found.requests:,} for {found.instances:,} instances"),
         ("at hand", f"{found.response_cache_hits:,} in the response cache" if found.response_cache_hits else ""),
@@ -72,14 +72,7 @@ def _apply_rate(summary: Mapping[str, Any]) -> str:
 def _unreadable(summary: Mapping[str, Any]) -> str:
     """How many records cannot be read, and what of the cost was paid for them."""
     count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
-    paid = "unknown" if cost is None else f"${cost:,.4f}"
-    return f"{count:,} records; {paid} of the cost" if count or cost != 0 else ""
-
-
-def _clock(seconds: Decimal) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{count:,} records; {dollars(cost)} of the cost" if count or cost != 0 else ""
 
 
 def print_summary(summary: Mapping[str, Any], directory: Path, address: str | None) -> None:
@@ -98,7 +91,7 @@ def print_summary(summary: Mapping[str, Any], directory: Path, address: str | No
         ("resolved", _resolved(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
         ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),
-        ("cost", "unknown" if cost is None else f"${cost:,.4f}"),
+        ("cost", dollars(cost)),
         ("unreadable", _unreadable(summary)),
         ("time", f"{summary['wall_s']:,.1f} s"),
         ("tracker", address or ""),

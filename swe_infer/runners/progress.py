@@ -1,6 +1,6 @@
 """The live line of a run: done, failed, patches, dollars, tokens per second, time left.
 
-On a terminal it is one line that is drawn over and over; elsewhere plain lines, seconds to a minute apart. Only
+On a terminal Rich keeps it below the log; elsewhere it is written as plain lines, seconds to a minute apart. Only
 numbers and names of our own are shown, stripped of control characters, so no answer or id can move the cursor.
 """
 
@@ -12,14 +12,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from decimal import Decimal
-from typing import Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from swe_infer.run_directory.figures import applying
+from swe_infer.text import clock, dollars
 
-__all__ = ["Progress"]
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
 
-_REDRAW_S = 0.1
+_REDRAWS_PER_S = 4
 _TICK_S = 1.0
 _PLAIN_FIRST_S, _PLAIN_MOST_S = 5.0, 60.0
 _RATE_WINDOW_S = 30.0
@@ -34,7 +36,6 @@ _STATS = {
     "kv_cache_gb": "cache GB",
 }
 """A runner's figures that have a place in the line, and under which name; the others go to summary and tracker."""
-_CLEAR = "\r\x1b[2K"
 
 
 class Progress:
@@ -43,7 +44,7 @@ class Progress:
     Args:
         total: samples that the run asks for, those of earlier tries included.
         already_done: how many of them need no work any more.
-        stream: where to draw; handlers of the root logger that write to the same terminal are led around the line.
+        stream: where to draw. What handlers of the root logger write to the same terminal stands above the line.
         clock: seconds, monotonic.
     """
 
@@ -52,7 +53,7 @@ class Progress:
     ) -> None:
         self._total = total
         self._already_done = already_done
-        self._stream = stream
+        self._stream = _Lasting(stream)
         self._clock = clock
         self._started = clock()
         self._answered = 0
@@ -61,17 +62,11 @@ class Progress:
         self._last_error: str | None = None
         self._tokens: deque[tuple[float, int]] = deque()
         self._lock = threading.RLock()
-        self._drawn_at: float | None = None
-        self._plain_interval_s = _PLAIN_FIRST_S
-        self._line_is_up = False
-        self._closed = threading.Event()
-        self._broken = False
-        self._live = _is_terminal(stream)
-        self._led_around: list[tuple[logging.StreamHandler[Any], Any]] = []
-        if self._live:
-            self._lead_logging_around()
-            self._draw()
-            threading.Thread(target=self._tick, name="progress", daemon=True).start()
+        self._written_at: float | None = None
+        self._interval_s = _PLAIN_FIRST_S
+        self._closed = False
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+        self._live = self._started_live() if self._stream.isatty() else None
 
     def update(self, record: Mapping[str, Any], totals: Mapping[str, Any], stats: Mapping[str, float]) -> None:
         """Take in one record, and the totals and the runner's figures after it."""
@@ -82,41 +77,69 @@ class Progress:
             if record.get("status") == "failed":
                 self._last_error = (record.get("error") or {}).get("type")
             self._note_tokens(now, record)
-            if self._live:
-                if self._drawn_at is None or now - self._drawn_at >= _REDRAW_S:
-                    self._draw()
-            elif self._drawn_at is None or now - self._drawn_at >= self._plain_interval_s:
-                if self._drawn_at is not None:
-                    self._plain_interval_s = min(2 * self._plain_interval_s, _PLAIN_MOST_S)
-                self._draw()
+            if self._live is None and (self._written_at is None or now - self._written_at >= self._interval_s):
+                if self._written_at is not None:
+                    self._interval_s = min(2 * self._interval_s, _PLAIN_MOST_S)
+                self._written_at = now
+                self._stream.write(self.line() + "\n")
 
     def close(self) -> None:
         """Leave the last state on the screen and give the loggers back their stream."""
-        with self._lock:
-            if self._closed.is_set():
-                return
-            self._closed.set()
-            if self._live or self._answered:
-                self._draw()
-            if self._live:
-                self._write("\n")
-            for handler, stream in self._led_around:
-                handler.setStream(stream)
+        if self._closed:
+            return
+        self._closed = True
+        if self._live is not None:
+            self._live.stop()
+        elif self._answered:
+            self._stream.write(self.line() + "\n")
+        for handler, stream in self._redirected:
+            handler.setStream(stream)
+
+    def _started_live(self) -> Live:
+        from rich.console import Console
+        from rich.file_proxy import FileProxy
+        from rich.live import Live
+
+        console = Console(file=cast(IO[str], self._stream), highlight=False, soft_wrap=False)
+        live = Live(
+            console=console,
+            get_renderable=self._renderable,
+            refresh_per_second=_REDRAWS_PER_S,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and _is_terminal(handler.stream):
+                self._redirected.append((handler, handler.stream))
+                handler.setStream(FileProxy(console, handler.stream))
+        live.start()
+        console.show_cursor(True)  # a killed process must not leave a terminal without one
+        return live
+
+    def _renderable(self) -> Text:
+        from rich.text import Text
+
+        return Text(self.line(), no_wrap=True, overflow="ellipsis")
 
     def line(self) -> str:
         """What is shown, without control characters."""
+        with self._lock:
+            return self._line()
+
+    def _line(self) -> str:
         done = min(self._total, self._already_done + self._answered)
         share = f" {100 * done // self._total}%" if self._total else ""
         parts = [f"{done}/{self._total}{share}", *_counts(self._totals, self._last_error)]
         if "cost_usd" in self._totals:
-            parts.append(_dollars(self._totals["cost_usd"]))
+            cost = self._totals["cost_usd"]
+            parts.append("cost unknown" if cost is None else dollars(cost))
         rate = self._tokens_per_s()
         if rate is not None:
             parts.append(f"{rate:,.0f} tok/s")
-        parts.append(f"{_duration(self._clock() - self._started)} elapsed")
+        parts.append(f"{clock(self._clock() - self._started)} elapsed")
         left = self._seconds_left()
         if left is not None:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{clock(left)} left")
         parts += [f"{name} {self._stats[key]:.3g}" for key, name in _STATS.items() if self._stats.get(key)]
         return "".join(c if c.isprintable() else "?" for c in " · ".join(parts))
 
@@ -146,63 +169,35 @@ class Progress:
         elapsed = self._clock() - first_at
         return (last - first) / elapsed if elapsed > 0 else None
 
-    def _draw(self) -> None:
-        self._drawn_at = self._clock()
-        if not self._live:
-            self._write(self.line() + "\n")
-            return
-        width = _width(self._stream)
-        line = self.line()
-        self._write(_CLEAR + (line if len(line) < width else line[: max(0, width - 2)] + "…"))
-        self._line_is_up = True
 
-    def _tick(self) -> None:
-        """Show that time passes while an answer is long in coming."""
-        while not self._closed.wait(_TICK_S):
-            with self._lock:
-                if not self._closed.is_set():
-                    self._draw()
+class _Lasting:
+    """A stream of a terminal or a file that may go away: the run goes on without it."""
 
-    def _write(self, text: str) -> None:
-        if self._broken:
-            return
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._broken = True  # the terminal is gone; the run is not
-
-    def _lead_logging_around(self) -> None:
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and _is_terminal(handler.stream):
-                self._led_around.append((handler, handler.stream))
-                handler.setStream(_Around(self, handler.stream))
-
-    def write_around(self, stream: TextIO, text: str) -> None:
-        """Write ``text`` to ``stream`` where the line is, and draw the line again below it."""
-        with self._lock:
-            if self._line_is_up:
-                self._write(_CLEAR)
-                self._line_is_up = False
-            stream.write(text)
-            stream.flush()
-            if text.endswith("\n") and not self._closed.is_set():
-                self._draw()
-
-
-class _Around:
-    """The stream of a log handler while the line is up."""
-
-    def __init__(self, progress: Progress, stream: TextIO) -> None:
-        self._progress = progress
-        self._stream = stream
+    def __init__(self, stream: TextIO) -> None:
+        self._wrapped = stream
+        self._gone = False
 
     def write(self, text: str) -> int:
-        self._progress.write_around(self._stream, text)
+        if not self._gone:
+            try:
+                self._wrapped.write(text)
+                self._wrapped.flush()
+            except (OSError, ValueError):
+                self._gone = True
         return len(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        """Every write is flushed."""
+
+    def isatty(self) -> bool:
+        return _is_terminal(self._wrapped)
+
+    def fileno(self) -> int:
+        return self._wrapped.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._wrapped.encoding
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -210,13 +205,6 @@ def _is_terminal(stream: Any) -> bool:
         return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except (AttributeError, ValueError):
         return False
-
-
-def _width(stream: TextIO) -> int:
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError):
-        return 80
 
 
 def _counts(totals: Mapping[str, Any], last_error: str | None) -> list[str]:
@@ -230,15 +218,3 @@ def _counts(totals: Mapping[str, Any], last_error: str | None) -> list[str]:
         finished = sum(totals.get(status) or 0 for status in ("completed", "failed", "skipped"))
         parts.append(f"patches apply {applied}/{finished} ({100 * applied / finished:.0f}%)")
     return parts
-
-
-def _dollars(cost: Decimal | float | None) -> str:
-    if cost is None:
-        return "cost unknown"
-    return f"${cost:.4f}" if 0 < cost < 1 else f"${cost:,.2f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
