@@ -183,3 +183,19 @@ def test_chromium_shows_the_instance_of_the_address_as_text(tmp_path: Path, data
     assert view.count('&lt;/script&gt;&lt;script&gt;document.title="taken"') == 5  # 2 patches, 2 answers, the prompt
     assert "<img" not in dom
     assert "<title>Comparison of 2 runs</title>" in dom
+
+
+@pytest.mark.full
+def test_chromium_shows_the_answer_of_the_instance_that_was_asked_for(
+    tmp_path: Path, dataset: dict[str, Any]
+) -> None:
+    names = ["b", "10", "2", "a", "-1", "01"]
+    runs = [
+        write_run(tmp_path / run, [answer(n, text=f"answer of {n} in {run}") for n in names], {"dataset": dataset})
+        for run in ("x", "y")
+    ]
+    page = report(tmp_path, *runs)
+    for name in names:
+        dom = browsed(page, tmp_path, f"#{name}")
+        view = dom[dom.index('<dialog id="view"') : dom.index("</dialog>")]
+        assert set(re.findall(r"answer of (\S+) in", view)) == {name}

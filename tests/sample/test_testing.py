@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -223,3 +226,57 @@ def test_without_the_sandbox_the_limits_of_the_process_hold_and_nothing_is_left(
     deep = "import os\nfor _ in range(1200):\n    os.mkdir('d')\n    os.chdir('d')\nreturn 3"
     assert run_test(body(deep), TEST, contained=False).resolved
     assert {*Path(tempfile.gettempdir()).glob("swe_infer_test_*")} == left
+
+
+TRIES = """
+import os, sqlite3
+for path in ('/etc/passwd', '/proc/1/environ', HOME + '/secret', ROOT + '/README.md'):
+    try:
+        open(path).read()
+    except OSError:
+        pass
+for folder in (HOME, ROOT, '/tmp', '/var/tmp', '/etc', '../..'):
+    try:
+        open(folder + '/planted', 'w').close()
+    except OSError:
+        pass
+os.chdir('/')
+try:
+    sqlite3.connect('planted.db').execute('create table t (x)')
+except sqlite3.Error:
+    pass
+"""
+
+
+@pytest.mark.full
+@contained
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_no_call_of_the_kernel_writes_or_reads_what_lies_outside(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("planted secret")
+    names = {"HOME": repr(str(tmp_path)), "ROOT": repr(str(Path(__file__).resolve().parents[2]))}
+    code = TRIES
+    for name, value in names.items():
+        code = code.replace(name, value)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from swe_infer.sample.testing import run_test\n"
+        "from tests.sample.test_testing import TEST, body\n"
+        f"print(run_test(body({code!r}), TEST))\n"
+    )
+    trace = tmp_path / "trace"
+    done = subprocess.run(
+        ["strace", "-f", "-o", trace, "-e", "trace=%file,%network", sys.executable, "-B", script],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+    assert "TestResult(resolved=False" in done.stdout, done.stderr
+    calls = [line for line in trace.read_text().splitlines() if " = -1 " not in line]
+    changes = re.compile(
+        r"^\d+ +(open\w*\(.*O_(WRONLY|RDWR|CREAT)|creat|(un|sym)?link|rename|mkdir|ch(mod|own)|truncate)"
+    )
+    of_the_sandbox = re.compile(
+        r'"(/?newroot|/?oldroot|/test|shop/|uid_map|gid_map|setgroups|/proc/sys/user|/proc/self|/dev/null)'
+    )
+    assert [line for line in calls if changes.search(line) and not of_the_sandbox.search(line)] == []
+    assert [line for line in calls if "planted" in line or "/secret" in line] == []
+    assert [line for line in calls if "connect(" in line and "AF_INET" in line] == []
