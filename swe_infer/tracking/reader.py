@@ -91,7 +91,10 @@ class _Reader:
             LookupError: it has logged no predictions.
         """
         host = urlsplit(self._api.settings["base_url"]).netloc.rpartition("@")[2]
-        place = self._cache.joinpath(*(quote(part, safe="") for part in (host, entity, project, run.id)))
+        parts = (host, entity, project, run.id)
+        if not all(part.strip(".") for part in parts):
+            raise LookupError(f"has an id that names no folder ({run.id})")
+        place = self._cache.joinpath(*(quote(part, safe="") for part in parts))
         artifact = max(
             (a for a in run.logged_artifacts() if a.type == "predictions" and a.state == "COMMITTED"),
             key=lambda a: str(a.created_at),
@@ -126,6 +129,9 @@ class _Reader:
         return found["remark"]
 
     def _take_artifact(self, run: Run, artifact: Artifact, target: Path) -> str | None:
+        # A reference may name any file of this machine, or any address.
+        if any(entry.ref is not None for entry in artifact.manifest.entries.values()):
+            raise LookupError(f"{_NOT_READY} ({artifact.name} refers to files elsewhere)")
         # The SDK's skip_cache=True sends files that are fetched side by side to each other's paths.
         artifact.download(root=str(target))
         if not layout.has_records(target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -122,6 +123,23 @@ def test_without_its_artifact_a_run_is_read_from_its_table(tracked: Tracked, mon
     assert table.differs == local.differs == {}
     assert read_texts(read)["instance-0001", 0].patch == "x" * 1000
     assert "A is from its table: no answers, no earlier tries, long patches cut." in compared.notes
+
+
+def test_an_artifact_that_refers_to_files_of_this_machine_is_not_taken(
+    tracked: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private").write_text("mine\n")
+    artifacts = copy.deepcopy(tracked.server.artifacts)
+    for artifact in artifacts.values():
+        if artifact["name"] == "predictions-run-2":
+            manifest = json.loads(artifact["files"]["wandb_manifest.json"])
+            entry = manifest["contents"]["records.jsonl"]
+            entry |= {"ref": f"file://{tmp_path / 'private'}", "birthArtifactID": None}
+            artifact["files"]["wandb_manifest.json"] = json.dumps(manifest).encode()
+            artifact["input"]["digest"] = "0" * 32
+    monkeypatch.setattr(tracked.server, "artifacts", artifacts)
+    with pytest.raises(ConfigError, match="refers to files elsewhere"):
+        find_sources(["wandb:team/a-project/run-2"])
 
 
 def test_what_cannot_be_read_is_one_line(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
