@@ -187,7 +187,7 @@ def _chain(rows: list[dict[str, str]], url: str, concurrency: int, scratch: Path
     import threading
     from decimal import Decimal
 
-    from swe_infer.prompts import split_prompt
+    from swe_infer.prompt_format import split_prompt
     from swe_infer.providers.openai_chat import OpenAIChat
     from swe_infer.runners.api import ApiRunner
     from swe_infer.types import ApiModel, Budget, Completion, Decoding, Outcome, Request

@@ -33,7 +33,7 @@ from swe_infer.llama.engine import Engine, EngineOptions, threads_for
 from swe_infer.llama.sampler import Draw, Sampler
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.llama.stopping import StopRules
-from swe_infer.prompts import split_prompt
+from swe_infer.prompt_format import split_prompt
 from swe_infer.types import DrafterKind, LlamaModel
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks"},
-    {"prompts"},
+    {"prompt_format"},
     {"providers", "llama", "sample", "run_directory"},
     {"api", "data", "patches", "tracking"},
     {"runners", "compare", "evaluate"},

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
-from swe_infer.prompts import split_prompt
+from swe_infer.prompt_format import split_prompt
 from swe_infer.types import Instance, Skip
 
 ID_COLUMN = "instance_id"

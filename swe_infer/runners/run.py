@@ -20,7 +20,7 @@ from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.prompts import files_in_prompt
+from swe_infer.prompt_format import files_in_prompt
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Asked
 from swe_infer.run_directory.figures import Summary, Totals

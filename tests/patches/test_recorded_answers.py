@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.patches import Tally
-from swe_infer.prompts import files_in_prompt
+from swe_infer.prompt_format import files_in_prompt
 from tests.patches.git import needs_git
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -17,7 +17,7 @@ from benchmarks.sample_tasks.cases import write_test
 from benchmarks.sample_tasks.generator import generate, make
 from benchmarks.sample_tasks.respelt import ANY_KIND
 from benchmarks.sample_tasks.templates import SPLITS, Split, families, fill, read_toml
-from swe_infer.prompts import files_in_prompt, split_prompt
+from swe_infer.prompt_format import files_in_prompt, split_prompt
 
 COUNT = 150
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.sample_tasks.dataset import rows
-from swe_infer.prompts import files_in_prompt
+from swe_infer.prompt_format import files_in_prompt
 from swe_infer.sample.testing import run_test
 
 BUNDLED: list[dict[str, Any]] = [

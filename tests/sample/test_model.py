@@ -13,7 +13,7 @@ import pytest
 from swe_infer.llama.sequence import Generated
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.prompts import split_prompt
+from swe_infer.prompt_format import split_prompt
 from swe_infer.sample.sandbox import why_unavailable
 from swe_infer.sample.testing import run_test
 from swe_infer.types import LlamaModel

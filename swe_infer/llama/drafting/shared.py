@@ -12,7 +12,7 @@ from swe_infer.llama.drafting.files import SourceFile, rank_files
 from swe_infer.llama.drafting.patch_state import Habits
 from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.drafting.words import WordIndex, split_words
-from swe_infer.prompts import files_in_prompt
+from swe_infer.prompt_format import files_in_prompt
 from swe_infer.types import DrafterKind
 
 __all__ = ["SharedPrompts", "SharedSuffixes"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swe_infer.prompts import files_in_prompt, split_prompt
+from swe_infer.prompt_format import files_in_prompt, split_prompt
 from swe_infer.types import Prompt
 from tests.support.steps import lines_executed
 
