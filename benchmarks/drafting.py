@@ -25,8 +25,9 @@ from typing import Any, get_args
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from swe_infer.llama.drafting import Drafter, SharedSuffixes, drafter_of
-from swe_infer.types import DrafterKind
+from swe_infer.llama.drafting import Drafter, DraftSource, SharedSuffixes, drafter_of
+from swe_infer.prompt_format import PromptFiles, prose_in_prompt
+from swe_infer.types import DrafterKind, Prompt
 
 PACKAGED = Path(__file__).resolve().parent.parent / "swe_infer" / "sample" / "instances.jsonl"
 
@@ -130,6 +131,10 @@ def timed(action: Callable[[], object]) -> float:
     return (time.thread_time() - started) * 1e3
 
 
+def source_of(text: str) -> DraftSource:
+    return DraftSource(prose_in_prompt(text), PromptFiles(Prompt(None, text)))
+
+
 def index(shared: SharedSuffixes) -> None:
     """What a prompt costs once, for all its samples."""
     _ = shared.corpus, shared.paths, shared.prompt_tokens
@@ -143,9 +148,9 @@ def measure(rows: Sequence[dict[str, Any]], codec: Codec, k: int) -> dict[str, T
         patch_ids = codec.encode_text(str(row["patch"]).strip() + "\n")
         follow(PromptLookup(prompt_ids), patch_ids, k, tallies.setdefault("prompt lookup", Tally()))
         for kind in get_args(DrafterKind):
-            shared = SharedSuffixes(lambda text=text: text, prompt_ids)  # type: ignore[misc]
+            shared = SharedSuffixes(prompt_ids, source_of(text))
             index(shared)
-            follow(drafter_of(kind, prompt_ids, codec, shared), patch_ids, k, tallies.setdefault(kind, Tally()))
+            follow(drafter_of(kind, codec, shared), patch_ids, k, tallies.setdefault(kind, Tally()))
     return tallies
 
 
@@ -159,12 +164,12 @@ def cost(rows: Sequence[dict[str, Any]], codec: Codec, tokens: int, k: int) -> d
         prompt_ids += codec.encode_text(texts[-1])
         if len(prompt_ids) >= tokens:
             break
-    shared = SharedSuffixes(lambda: "".join(texts), prompt_ids)
+    shared = SharedSuffixes(prompt_ids, source_of("".join(texts)))
     figures = {"prompt_tokens": float(len(prompt_ids)), "index_ms": timed(lambda: index(shared))}
     tally = Tally()
     for row in rows[: len(texts)]:
         patch_ids = codec.encode_text(str(row["patch"]).strip() + "\n")
-        follow(drafter_of("diff", prompt_ids, codec, shared), patch_ids, k, tally)
+        follow(drafter_of("diff", codec, shared), patch_ids, k, tally)
     steps = [a + b for a, b in zip(tally.draft_us, tally.extend_us, strict=True)]
     sample = texts[0][:1000]
     return figures | {

@@ -27,8 +27,9 @@ from typing import get_args
 
 from torch import Tensor
 
+from benchmarks.drafting import source_of
 from benchmarks.speculation_peers import STEER, with_transformers, with_vllm
-from swe_infer.llama.drafting import SharedPrompts
+from swe_infer.llama.drafting import DraftSource, SharedPrompts
 from swe_infer.llama.engine import Engine, EngineOptions, threads_for
 from swe_infer.llama.sampler import Draw, Sampler
 from swe_infer.llama.sequence import GenerationRequest
@@ -62,7 +63,7 @@ class Run:
 
 def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -> Run:
     """With ``batch`` answers in the making at once."""
-    engine.speculation.prompts = SharedPrompts(engine.tokenizer.decode)
+    engine.speculation.prompts = SharedPrompts()
     engine.reset_stats()
     started, processor = time.perf_counter(), time.process_time()
     for at in range(0, len(requests), batch):
@@ -75,14 +76,23 @@ def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -
 
 
 def requests_for(
-    prompts: Sequence[Sequence[int]], most: Sequence[int], kind: DrafterKind, end: frozenset[int] = frozenset()
+    prompts: Sequence[Sequence[int]],
+    most: Sequence[int],
+    kind: DrafterKind,
+    sources: Sequence[DraftSource],
+    end: frozenset[int] = frozenset(),
 ) -> list[GenerationRequest]:
     """One of each prompt, with ``most`` new tokens."""
     return [
         GenerationRequest(
-            n, tuple(p), StopRules(new, end, closed_patch=False, repetition=False), seed=n, drafter=kind
+            n,
+            tuple(p),
+            StopRules(new, end, closed_patch=False, repetition=False),
+            seed=n,
+            drafter=kind,
+            source=source,
         )
-        for n, (p, new) in enumerate(zip(prompts, most, strict=True))
+        for n, (p, new, source) in enumerate(zip(prompts, most, sources, strict=True))
     ]
 
 
@@ -131,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine = Engine.load(model, EngineOptions(kv_cache_gb=asked.kv_cache_gb))
     with asked.instances.open(encoding="utf-8") as file:
         rows = sorted(map(json.loads, file), key=lambda row: len(row["text"]))[: asked.count]
+    sources = [source_of(row["text"]) for row in rows]
     prompts = [engine.tokenizer.encode_text(row["text"]) for row in rows]
     answers = [engine.tokenizer.encode_text(row["patch"].strip() + "\n")[: asked.new] for row in rows]
     if asked.nonsense:
@@ -143,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     most = [asked.new] * len(rows) if asked.own else [len(answer) for answer in answers]
     end = engine.end_tokens if asked.own else frozenset()
     with threads_for(engine.model):
-        one_run(engine, requests_for(prompts, [1] * len(rows), "none"), len(rows))
+        one_run(engine, requests_for(prompts, [1] * len(rows), "none", sources), len(rows))
         kinds: tuple[DrafterKind, ...] = get_args(DrafterKind)
         for batch in asked.batch:
-            each = {kind: requests_for(prompts, most, kind, end) for kind in kinds}
+            each = {kind: requests_for(prompts, most, kind, sources, end) for kind in kinds}
             compare(engine, each, batch, asked.repeat)
         if asked.transformers:
             with_transformers(asked.checkpoint, prompts, answers)

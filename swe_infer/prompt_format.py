@@ -1,19 +1,21 @@
 """The SWE-bench prompt format: a system line, an issue, and the files of the repository with line numbers.
 
-It stands below the rooms because datasets split prompts, patches are checked against the files in them, and drafting
-copies from those files. Format: SWE-bench's ``make_datasets/create_instance.py``, styles 2 and 3.
+Format: SWE-bench's ``make_datasets/create_instance.py``, styles 2 and 3.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from itertools import pairwise
 
 from swe_infer.types import Prompt
 
-__all__ = ["files_in_prompt", "split_prompt"]
+__all__ = ["PromptFiles", "files_in_prompt", "prose_in_prompt", "split_prompt"]
 
+_START, _END = "[start of ", "[end of "
 _MARKER = re.compile(r"^\[(?P<kind>start|end) of (?P<path>[^\n]+)\]$", re.MULTILINE)
 _NUMBER = re.compile(r"(\d{1,9})(?: |$)")
 _ELLIPSIS = "..."
@@ -28,6 +30,38 @@ def split_prompt(text: str) -> Prompt:
     if not separator or not first.strip() or not rest.strip():
         return Prompt(system=None, user=text)
     return Prompt(system=first, user=rest)
+
+
+class PromptFiles(Mapping[str, str]):
+    """The files that a prompt shows. The prompt is parsed once, when a file is first asked for.
+
+    Pickled, it is a plain dictionary, so no other process parses the prompt again.
+    """
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        return files_in_prompt(self._prompt.text)
+
+    def __getitem__(self, path: str) -> str:
+        return self._files[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        return dict, (self._files,)
+
+
+def prose_in_prompt(text: str) -> str:
+    """A prompt's text before its first file and after its last one."""
+    head, _, rest = text.partition(_START)
+    return head + rest.rpartition(_END)[2].partition("]")[2]
 
 
 def files_in_prompt(text: str) -> dict[str, str]:

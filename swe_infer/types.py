@@ -125,12 +125,18 @@ def seed_of(decoding: Decoding, instance_id: str, sample: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is wanted: an instance's prompt, which sample of it, and how to decode it."""
+    """One answer that is wanted: an instance's prompt, which sample of it, and how to decode it.
+
+    Args:
+        files: the instance's files, path to content, which patches are checked against and drafts copy from. The
+            samples of an instance share one mapping, which may be read only when it is first used.
+    """
 
     instance_id: str
     sample: int
     prompt: Prompt
     decoding: Decoding
+    files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swe_infer.prompt_format import files_in_prompt, split_prompt
+from swe_infer.prompt_format import PromptFiles, files_in_prompt, prose_in_prompt, split_prompt
 from swe_infer.types import Prompt
-from tests.support.steps import lines_executed
+from tests.support.steps import calls_of, lines_executed
 
 
 def _prompt(files: dict[str, str], *, numbered: bool = True) -> str:
@@ -99,3 +101,17 @@ def test_time_is_linear_in_the_prompt(text: str) -> None:
 )
 def test_prompt_is_split_without_ever_raising(text: str, expected: Prompt) -> None:
     assert split_prompt(text) == expected
+
+
+def test_the_files_of_a_prompt_are_parsed_once_when_one_is_first_asked_for() -> None:
+    text = "Fix it.\n" + _prompt({"a.py": "x = 1\n", "b.py": "y\n"}) + "A patch, please."
+    made: list[PromptFiles] = []
+    assert calls_of(files_in_prompt.__code__, lambda: made.append(PromptFiles(split_prompt(text)))) == 0
+    (files,) = made
+    assert calls_of(files_in_prompt.__code__, lambda: (files["a.py"], list(files), "c.py" in files, len(files))) == 1
+    copies: list[object] = []
+    assert calls_of(files_in_prompt.__code__, lambda: copies.append(pickle.loads(pickle.dumps(files)))) == 0
+    assert copies == [files] == [{"a.py": "x = 1\n", "b.py": "y\n"}]
+    assert prose_in_prompt(text).startswith("Fix it.\n")
+    assert prose_in_prompt(text).endswith("\nA patch, please.")
+    assert "x = 1" not in prose_in_prompt(text)

@@ -37,6 +37,7 @@ from swe_infer.errors import (
     TransientError,
 )
 from swe_infer.options import Option
+from swe_infer.prompt_format import PromptFiles
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
@@ -127,6 +128,7 @@ class Batches:
         """What batches of an earlier process hold, and was not read yet."""
         self._source: Iterator[list[Request]] = iter(())
         self._prompt: tuple[Prompt, int] | None = None
+        self._read: tuple[int, Prompt, PromptFiles] | None = None
         self._reach = Reach([provider.address])
         self._pending: deque[Item] = deque()
         self._shortest_refused: tuple[int, Item] | None = None
@@ -560,7 +562,10 @@ class Batches:
     # Small things.
 
     def _request(self, item: Item) -> Request:
-        return Request(item.instance_id, item.sample, self._journal.prompt(item.offset), self._decoding)
+        if self._read is None or self._read[0] != item.offset:  # samples of one prompt come together
+            prompt = self._journal.prompt(item.offset)
+            self._read = (item.offset, prompt, PromptFiles(prompt))
+        return Request(item.instance_id, item.sample, self._read[1], self._decoding, self._read[2])
 
     def _reserve(self, item: Item) -> Decimal:
         """What is held for a request of a batch; where none is yet, the bound by its bytes."""

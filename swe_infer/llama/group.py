@@ -166,8 +166,9 @@ class EngineGroup(Generic[W]):
             elif (chosen := self._hand_out.choose(request)) is None:
                 break
             else:
-                self._hand_out.hand(self._returned.popleft(), chosen)
-                self._tell(chosen, "add", request)
+                needs_source = self._hand_out.hand(self._returned.popleft(), chosen)
+                if not needs_source or self._tell(chosen, "source", request.source):
+                    self._tell(chosen, "add", request.without_source())
         return exhausted
 
     def _a_last_chance_is_out(self) -> bool:
@@ -226,11 +227,14 @@ class EngineGroup(Generic[W]):
                 return list(content)
         return []
 
-    def _tell(self, worker: W, kind: str, content: Any = None) -> None:
+    def _tell(self, worker: W, kind: str, content: Any = None) -> bool:
+        """Send a message; returns whether ``worker`` was there to take it."""
         try:
             worker.send(kind, self._epoch, content)
         except WorkerDied as error:
             self._lose(worker, error)
+            return False
+        return True
 
     def _lose(self, worker: W, error: Exception) -> None:
         """Go on without ``worker``: what it had goes to the others.

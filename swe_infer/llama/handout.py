@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.sequence import GenerationRequest
 
 __all__ = ["HandOut"]
@@ -30,6 +31,8 @@ class _Seat:
     load: int = 0
     """Tokens of the prompts and outputs that are outstanding."""
     prompt: tuple[int, ...] | None = None
+    source: DraftSource | None = None
+    """That of the last request with a drafter."""
 
 
 class HandOut(Generic[W]):
@@ -78,8 +81,8 @@ class HandOut(Generic[W]):
         free = [worker for worker, seat in open_seats.items() if seat.ahead_tokens < self._most_ahead]
         return min(free, key=lambda worker: self._seats[worker].load, default=None)
 
-    def hand(self, request: GenerationRequest, worker: W) -> None:
-        """``worker`` has it."""
+    def hand(self, request: GenerationRequest, worker: W) -> bool:
+        """``worker`` has it. Returns whether the request's source must be sent, which samples of a prompt share."""
         seat = self._seats[worker]
         tokens = 1 if seat.prompt == request.prompt_ids else len(request.prompt_ids)
         seat.outstanding[request.key] = request
@@ -87,6 +90,10 @@ class HandOut(Generic[W]):
         seat.ahead_tokens += tokens
         seat.load += _size(request)
         seat.prompt = request.prompt_ids
+        if request.drafter == "none" or seat.source is request.source:
+            return False
+        seat.source = request.source
+        return True
 
     def begun(self, worker: W, keys: Iterable[Hashable]) -> None:
         """``worker`` has begun these, so that it has room for others."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from swe_infer.llama.drafting import Drafter, DraftLength
+from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftLength, DraftSource
 from swe_infer.llama.stopping import Stopper, StopRules
 from swe_infer.types import DrafterKind, FinishReason
 
@@ -18,7 +18,8 @@ __all__ = ["MAX_DRAFT", "Generated", "GenerationRequest", "Sequence"]
 class GenerationRequest:
     """What the engine is asked.
 
-    ``seed`` matters where ``temperature`` is above 0; ``key`` is the caller's; ``drafter`` changes only the speed.
+    ``seed`` matters where ``temperature`` is above 0; ``key`` is the caller's; ``drafter`` and ``source``, which it
+    copies from, change only the speed.
     """
 
     key: Hashable
@@ -28,6 +29,11 @@ class GenerationRequest:
     top_p: float | None = None
     seed: int = 0
     drafter: DrafterKind = "none"
+    source: DraftSource = field(default=NO_SOURCE, compare=False, repr=False)
+
+    def without_source(self) -> GenerationRequest:
+        """As it travels between processes: a source, which many requests share, is sent once."""
+        return self if self.source is NO_SOURCE else replace(self, source=NO_SOURCE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Speculation:
     def __init__(self, codec: Codec, vocabulary: int) -> None:
         self._codec = codec
         self._vocabulary = vocabulary
-        self.prompts = SharedPrompts(codec.decode)
+        self.prompts = SharedPrompts()
         self.stats = EngineStats()
         self._written: dict[int, tuple[DrafterKind, SharedSuffixes, TokenIndex]] = {}
         """The outputs that are being written and have a drafter."""
@@ -108,7 +108,7 @@ class Speculation:
         if not self._acceptance[kind].promising and any(other == kind for other, _, _ in self._written.values()):
             return None
         prompt = sequence.request.prompt_ids
-        shared = self.prompts.get(prompt)
+        shared = self.prompts.get(prompt, sequence.request.source)
         if not shared.is_prepared(kind):
             cost = len(prompt) * self._making_s * passes_per_s
             if not self._account.affords(cost):
@@ -117,7 +117,7 @@ class Speculation:
             started = time.perf_counter()
             shared.prepare(kind)
             self._making_s = _mean(self._making_s, (time.perf_counter() - started) / len(prompt))
-        made = drafter_of(kind, prompt, self._codec, shared)
+        made = drafter_of(kind, self._codec, shared)
         sequence.drafter = made
         if not isinstance(made, NoDrafter):
             shared.enter(made.written)
@@ -143,7 +143,8 @@ class Speculation:
         """Keep an answer for later samples of its prompt."""
         self.dropped(sequence)
         if sequence.request.drafter != "none":
-            self.prompts.get(sequence.request.prompt_ids).add(answer.token_ids, answer.text)
+            request = sequence.request
+            self.prompts.get(request.prompt_ids, request.source).add(answer.token_ids, answer.text)
 
     def dropped(self, sequence: Sequence) -> None:
         """The output of ``sequence`` is no longer being written."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from swe_infer.errors import SweInferError
+from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
 from swe_infer.llama.group import EngineGroup, Message, WorkerDied
 from swe_infer.llama.sequence import Sequence as EngineSequence
@@ -104,6 +105,7 @@ class _Loop:
         self.engine = engine
         self.epoch = 0
         self._unbegun: list[EngineSequence] = []
+        self._source = NO_SOURCE
 
     def run(self) -> None:
         while True:
@@ -112,20 +114,23 @@ class _Loop:
             answers = self.engine.step()
             self._tell_begun()
             if answers:
-                self._send("answers", answers)
+                bare = [dataclasses.replace(a, request=a.request.without_source()) for a in answers]
+                self._send("answers", bare)
 
     def _handle(self, kind: str, epoch: int, content: Any) -> None:
         self.epoch = epoch
-        if kind == "add":
+        if kind == "source":
+            self._source = content
+        elif kind == "add":
             try:
-                self.engine.add(content)
+                self.engine.add(dataclasses.replace(content, source=self._source))
             except (PromptTooLong, ValueError) as error:
                 self._send("rejected", (content, type(error).__name__, str(error)))
             else:
                 self._unbegun.append(self.engine.scheduler.waiting[-1])
         elif kind == "stop":
             self._unbegun.clear()
-            unstarted = [s.request for s in self.engine.scheduler.waiting if s.started is None]
+            unstarted = [s.request.without_source() for s in self.engine.scheduler.waiting if s.started is None]
             self.engine.scheduler.drop_unstarted()
             self._send("dropped", unstarted)
         elif kind == "abandon":

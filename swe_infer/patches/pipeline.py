@@ -10,13 +10,7 @@ from swe_infer.patches.extract import Block, cut_off, find_blocks, without_reaso
 from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates
-from swe_infer.prompt_format import files_in_prompt
 from swe_infer.types import PatchResult
-
-
-def extract_again(full_output: str, prompt_text: str) -> PatchResult:
-    """The patch of a recorded answer, from its ``full_output`` and the text of its instance's prompt."""
-    return make_patch(full_output, files_in_prompt(prompt_text))
 
 
 def make_patch(answer: str, files: Mapping[str, str]) -> PatchResult:
@@ -24,7 +18,7 @@ def make_patch(answer: str, files: Mapping[str, str]) -> PatchResult:
 
     Args:
         answer: the whole answer, as it is.
-        files: the files of the prompt, path to content (:func:`swe_infer.prompt_format.files_in_prompt`).
+        files: the instance's files, path to content (:attr:`swe_infer.types.Request.files`).
 
     Returns:
         A result whose ``patch`` ``git apply`` takes at the base commit where ``status`` is ``applies`` or

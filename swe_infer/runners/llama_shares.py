@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from swe_infer.prompt_format import prose_in_prompt
 from swe_infer.types import Failure, OnOutcome, Outcome, Prompt, Request, Skip, seed_of
 
 if TYPE_CHECKING:
@@ -165,11 +166,13 @@ def _merged(shares: Sequence[Share]) -> Iterator[tuple[int, Request]]:
 
 def _prepared(engine: Engine | EngineGroup[Any], shares: Sequence[Share]) -> Iterator[GenerationRequest]:
     """Each request as the engine asks for it. One that cannot be encoded costs itself alone."""
+    from swe_infer.llama.drafting import NO_SOURCE, DraftSource
     from swe_infer.llama.sequence import GenerationRequest
     from swe_infer.llama.stopping import StopRules
 
     prompt: Prompt | None = None
     ids: tuple[int, ...] = ()
+    source = NO_SOURCE
     defaults = engine.defaults
     for index, request in _merged(shares):
         share, decoding = shares[index], request.decoding
@@ -181,6 +184,7 @@ def _prepared(engine: Engine | EngineGroup[Any], shares: Sequence[Share]) -> Ite
             except Exception as error:  # noqa: BLE001 - tokenizers and chat templates raise what they like
                 share.refuse(request, Failure(type(error).__name__, _first_line(error)))
                 continue
+            source = DraftSource(prose_in_prompt(prompt.text), request.files)
         share.begin(request)
         yield GenerationRequest(
             key=(index, *request.key),
@@ -190,6 +194,7 @@ def _prepared(engine: Engine | EngineGroup[Any], shares: Sequence[Share]) -> Ite
             top_p=defaults.top_p if decoding.top_p is None else decoding.top_p,
             seed=seed_of(decoding, request.instance_id, request.sample),
             drafter=decoding.drafter,
+            source=source,
         )
 
 

@@ -20,7 +20,7 @@ from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.patches.pipeline import make_patch
-from swe_infer.prompt_format import files_in_prompt
+from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Asked
 from swe_infer.run_directory.figures import Summary, Totals
@@ -123,12 +123,13 @@ def outstanding(
             continue
         left_out = selection.verdict(index)
         prompt = selection.rows[index].prompt if left_out is None else None
+        files = {} if prompt is None else PromptFiles(prompt)
         for key in itertools.chain((first,), wanted):
             if instance_id in passed_over:
                 break
             status = totals.status(key)
             if prompt is not None and status != "completed":
-                yield Request(*key, prompt, decoding)
+                yield Request(*key, prompt, decoding, files)
             elif left_out is not None and status != "skipped":
                 if status == "completed" and left_out.reason not in _BOUNDS:
                     continue
@@ -213,7 +214,6 @@ class Run:
         self._samples = runner.decoding.n
         self.stop = threading.Event()
         self._unsaved = Unsaved(store)
-        self._files: tuple[str, Mapping[str, str]] = ("", {})
         self._started = time.monotonic()
         self._before = store.read_summary()
         self._wall_before = float(self._before.get("wall_s", 0.0))
@@ -425,10 +425,8 @@ class Run:
             self.store.write_summary(summary, soon=True)
 
     def _patch(self, request: Request, outcome: Completion) -> PatchResult:
-        if self._files[0] != request.instance_id:
-            self._files = (request.instance_id, files_in_prompt(request.prompt.text))
         try:
-            return make_patch(outcome.text, self._files[1])
+            return make_patch(outcome.text, request.files)
         except Exception:  # a fault in our code must not cost a paid answer; re-extraction mends it
             log.exception("%s: the patch could not be taken from the answer", request.instance_id)
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from swe_infer.llama.drafting import Drafter
+from swe_infer.llama.drafting import Drafter, DraftSource
+from swe_infer.prompt_format import PromptFiles, prose_in_prompt
+from swe_infer.types import Prompt
 
-__all__ = ["CALENDAR", "PROMPT", "BpeCodec", "Passes", "follow", "numbered"]
+__all__ = ["CALENDAR", "PROMPT", "BpeCodec", "Passes", "follow", "numbered", "source_of"]
 
 
 @cache
@@ -98,6 +100,11 @@ PROMPT = (
     + numbered("office/report.py", REPORT)
     + "</code>\nAnswer with a patch between <patch> and </patch>.\n"
 )
+
+
+def source_of(prompt: str) -> DraftSource:
+    """What the runner gives the engine to draft from."""
+    return DraftSource(prose_in_prompt(prompt), PromptFiles(Prompt(None, prompt)))
 
 
 @dataclass(frozen=True)

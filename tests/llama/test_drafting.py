@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from swe_infer.llama.drafting import Drafter, SharedPrompts, SharedSuffixes, drafter_of
 from swe_infer.types import DrafterKind
-from tests.llama.drafts import CALENDAR, PROMPT, BpeCodec, Passes, follow, numbered
+from tests.llama.drafts import CALENDAR, PROMPT, BpeCodec, Passes, follow, numbered, source_of
 
 CODEC = BpeCodec()
 PROMPT_IDS = CODEC.encode_text(PROMPT)
@@ -51,7 +51,7 @@ diff --git a/office/report.py b/office/report.py
 
 
 def drafter(kind: DrafterKind = "diff", prompt: str = PROMPT, shared: SharedSuffixes | None = None) -> Drafter:
-    return drafter_of(kind, CODEC.encode_text(prompt), CODEC, shared)
+    return drafter_of(kind, CODEC, shared or SharedSuffixes(CODEC.encode_text(prompt), source_of(prompt)))
 
 
 def passes(output: str, kind: DrafterKind = "diff", prompt: str = PROMPT, step: int | None = None) -> Passes:
@@ -135,7 +135,7 @@ def test_a_wrong_line_number_is_noticed_and_the_place_found_by_its_text() -> Non
 
 def test_counts_that_are_not_kept_are_believed_no_longer() -> None:
     wrong = PATCH.replace("-12,6 +12,8", "-12,9 +12,9")
-    shared = SharedSuffixes(lambda: PROMPT, PROMPT_IDS)
+    shared = SharedSuffixes(PROMPT_IDS, source_of(PROMPT))
     assert shared.habits.counts
     follow(drafter(shared=shared), CODEC, wrong[: wrong.index("+++ b/office/report.py")])
     assert not shared.habits.counts
@@ -167,18 +167,18 @@ def test_a_word_of_the_issue_is_completed_from_its_beginning() -> None:
 
 
 def test_other_samples_of_a_prompt_are_drafted_from() -> None:
-    prompts = SharedPrompts(CODEC.decode)
+    prompts = SharedPrompts()
     for kind in ("diff", "suffix"):
-        shared = prompts.get(PROMPT_IDS)
+        shared = prompts.get(PROMPT_IDS, source_of(PROMPT))
         first = follow(drafter(kind, shared=shared), CODEC, PATCH)
         shared.add(CODEC.encode_text(PATCH), PATCH)
-        again = follow(drafter(kind, shared=prompts.get(PROMPT_IDS)), CODEC, PATCH)
+        again = follow(drafter(kind, shared=prompts.get(PROMPT_IDS, source_of(PROMPT))), CODEC, PATCH)
         assert again.passes < first.passes
-        prompts = SharedPrompts(CODEC.decode)
+        prompts = SharedPrompts()
 
 
 def test_what_is_kept_of_earlier_outputs_is_bounded() -> None:
-    shared = SharedSuffixes(lambda: PROMPT, PROMPT_IDS, most_tokens=100)
+    shared = SharedSuffixes(PROMPT_IDS, source_of(PROMPT), most_tokens=100)
     follow(drafter("suffix", shared=shared), CODEC, PATCH)
     for number in range(50):
         shared.add([number] * 30, f"+ {number}")
@@ -187,7 +187,7 @@ def test_what_is_kept_of_earlier_outputs_is_bounded() -> None:
 
 
 def test_prompts_are_forgotten_in_the_order_of_their_last_use_and_outputs_after_indexes() -> None:
-    prompts = SharedPrompts(CODEC.decode, most_prompts=2, most_tokens=100)
+    prompts = SharedPrompts(most_prompts=2, most_tokens=100)
     first, second = prompts.get([1] * 60), prompts.get([2] * 60)
     first.add([5, 6, 7], "+ a")
     assert first.prompt_tokens.tokens

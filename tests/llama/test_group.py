@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from swe_infer.errors import CheckpointError
+from swe_infer.llama.drafting import NO_SOURCE, DraftSource
 from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.types import LlamaModel
+from tests.llama.drafts import PROMPT, source_of
 
 if TYPE_CHECKING:
     from swe_infer.llama.actors import EngineHost, serve_in_a_thread
@@ -41,11 +45,13 @@ class Threaded:
         self.held_back = False
         self.answered: list[str] = []
         self._fatal = fatal
+        self.messages: list[tuple[str, Any]] = []
         self._host = EngineHost(model, options(), 1)
 
     def send(self, kind: str, epoch: int, content: Any = None) -> None:
         if kind == "add" and content.key in self._fatal:
             self.alive = False
+        self.messages.append((kind, content))
         with suppress(OSError):  # that it has ended is told by receive()
             self._host.post(kind, epoch, content)
 
@@ -128,14 +134,35 @@ def test_where_the_first_cannot_load_the_error_is_the_checkpoint_s(model: LlamaM
     assert not any(worker.alive for worker in workers)
 
 
+def test_the_samples_of_a_prompt_send_its_files_once_and_none_come_back(model: LlamaModel) -> None:
+    """An engine elsewhere drafts from what it was sent: it has neither the prompt's text nor its parser."""
+    worker = Threaded(model, "engine")
+    group = group_of(model, worker)
+    prompts = [random_prompt(40, n) for n in range(3)]
+    sources = [source_of(PROMPT.replace("office", f"office{n}")) for n in range(3)]
+    asked = [
+        replace(ask((n, sample), prompts[n], 4), drafter=drafter, source=sources[n])
+        for n in range(3)
+        for sample, drafter in enumerate(("diff", "none", "diff"))
+    ]
+    for _ in range(2):
+        worker.messages.clear()
+        answers = list(group.generate(asked, refuse))
+        sent = [pickle.loads(pickle.dumps(content)) for kind, content in worker.messages if kind == "source"]
+        assert sent == [DraftSource(source.prose, dict(source.files)) for source in sources]
+        assert {type(source.files) for source in sent} == {dict}
+        assert all(content.source is NO_SOURCE for kind, content in worker.messages if kind == "add")
+        assert len(answers) == len(asked)
+        assert all(answer.request.source == NO_SOURCE for answer in answers)
+    group.close()
+
+
 def test_a_fault_in_an_engine_is_told_in_one_line(model: LlamaModel) -> None:
     """Not of ours: a message of no known shape stands for what breaks in the middle of a pass."""
     worker = Threaded(model, "engine")
     group = group_of(model, worker)
     worker._host.post("add", 1, None)
-    with pytest.raises(
-        WorkerDied, match=r"^an engine of Ray ended: AttributeError: 'NoneType'.*prompt_ids"
-    ) as caught:
+    with pytest.raises(WorkerDied, match=r"^an engine of Ray ended: TypeError: replace\(\)") as caught:
         list(group.generate(requests(), refuse))
     assert "\n" not in str(caught.value)
 

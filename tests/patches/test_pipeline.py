@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swe_infer.patches.locate import HunkNotFound, LineIndex
-from swe_infer.patches.pipeline import extract_again, make_patch
+from swe_infer.patches.pipeline import make_patch
 from tests.support.steps import lines_executed
 
 FILES = {"pkg/mod.py": "a = 1\nb = 2\nc = 3\n"}
@@ -64,14 +64,6 @@ def test_misfit_in_a_held_file_weighs_more_than_a_file_that_is_not_held() -> Non
     result = make_patch(f"```diff\n{CHANGE.replace('b = 2', 'b = 5')}{UNKNOWN}```\n", FILES)
     assert result.status == "does_not_apply"
     assert "pkg/mod.py: hunk 1" in (result.reason or "")
-
-
-def test_patch_of_a_recorded_answer_is_made_again_from_the_prompt() -> None:
-    prompt = "System\n<code>\n[start of pkg/mod.py]\n1 a = 1\n2 b = 2\n3 c = 3\n4 \n[end of pkg/mod.py]\n</code>\n"
-    answer = f"<patch>\n{CHANGE.replace('-1,3 +1,3', '-7,4 +7,4')}</patch>\n"
-    result = extract_again(answer, prompt)
-    assert result == make_patch(answer, FILES)
-    assert result.status == "repaired"
 
 
 _FILES = {"f.py": "".join(f"u{n}\n" for n in range(3000)), "g.py": "a\n" * 3000}

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.data.sample import SampleDataset
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.llama.pool import EnginePool
+from swe_infer.prompt_format import files_in_prompt
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import RunContext
@@ -25,6 +27,7 @@ from swe_infer.runners.together import execute_together
 from swe_infer.tracking.base import NoTracker, RunInfo
 from swe_infer.types import Decoding, LlamaModel, Shard
 from tests.support.instances import write_instances
+from tests.support.steps import calls_of
 
 if TYPE_CHECKING:
     from tests.support.checkpoints import make_checkpoint
@@ -131,6 +134,22 @@ def test_each_has_the_answers_and_counts_of_a_run_by_itself(
     assert sum(cached) > 0.7 * sum(total), "each prompt is computed once, for all of them"
     passes = summary(tmp_path / "hot")["stats"]["forward_passes"]
     assert passes < sum(summary(bench.home / "alone" / name)["stats"]["forward_passes"] for name in POINTS)
+
+
+def test_a_prompt_is_parsed_once_for_the_patches_and_drafts_of_all_its_samples(tmp_path: Path) -> None:
+    runner = LlamaRunner(
+        model=LlamaModel(path="package://swe_infer.sample/tiny_llama", dtype="float32"),
+        decoding=Decoding(temperature=0.6, max_new_tokens=128, n=2, seed=0),
+        kv_cache_gb=0.2,
+    )
+    runner.check()
+    with RunStore(tmp_path, runner.label) as store:
+        info = RunInfo("sample", "sample", {}, tmp_path, store.resumed)
+        run = Run(runner, selected(runner, SampleDataset(limit=3), Shard()), store, NoTracker(), info)
+        assert calls_of(files_in_prompt.__code__, run.execute) == 3
+    records = list(read_records(tmp_path / "records.jsonl"))
+    assert len(records) == 6
+    assert all(record["patch_status"] in ("applies", "repaired", "does_not_apply") for record in records)
 
 
 def test_a_run_that_breaks_stops_no_other_and_goes_on_later(

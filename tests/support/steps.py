@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["lines_executed"]
+__all__ = ["calls_of", "lines_executed"]
 
 
 def lines_executed(call: Callable[[], object]) -> int:
@@ -25,4 +25,21 @@ def lines_executed(call: Callable[[], object]) -> int:
         call()
     finally:
         sys.settrace(before)
+    return count
+
+
+def calls_of(code: CodeType, call: Callable[[], object]) -> int:
+    """How often ``call`` calls the function with this ``code``, in this thread."""
+    count = 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code is code
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
     return count

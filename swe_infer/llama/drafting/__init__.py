@@ -10,13 +10,15 @@ from swe_infer.llama.drafting.base import Codec, Drafter, NoDrafter
 from swe_infer.llama.drafting.cost import PassCost
 from swe_infer.llama.drafting.factory import drafter_of
 from swe_infer.llama.drafting.length import Account, DraftLength
-from swe_infer.llama.drafting.shared import SharedPrompts, SharedSuffixes
+from swe_infer.llama.drafting.shared import NO_SOURCE, DraftSource, SharedPrompts, SharedSuffixes
 
 __all__ = [
+    "NO_SOURCE",
     "Acceptance",
     "Account",
     "Codec",
     "DraftLength",
+    "DraftSource",
     "Drafter",
     "NoDrafter",
     "PassCost",

@@ -26,14 +26,14 @@ _SURE = 5
 class DiffDrafter:
     """Guesses a patch for the files in a prompt."""
 
-    def __init__(self, codec: Codec, prompt_ids: Sequence[int], shared: SharedSuffixes) -> None:
+    def __init__(self, codec: Codec, shared: SharedSuffixes) -> None:
         self._shared = shared
-        self._junction = Junction(codec, prompt_ids)
-        self._suffix = SuffixDrafter(prompt_ids, shared.token_indexes)
+        self._junction = Junction(codec, shared.prompt_ids)
+        self._suffix = SuffixDrafter(shared.prompt_ids, shared.token_indexes)
         self.written = self._suffix.written
         self._own = WordIndex()
         self.state = PatchState(shared.files, shared.habits)
-        opening = "<patch>" if "<patch>" in shared.prompt_text else ""
+        opening = "<patch>" if "<patch>" in shared.source.prose else ""
         self._planner = Planner(self.state, shared.paths, opening, self._added)
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from swe_infer.llama.drafting.content import Corpus
@@ -12,63 +13,67 @@ from swe_infer.llama.drafting.files import SourceFile, rank_files
 from swe_infer.llama.drafting.patch_state import Habits
 from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.drafting.words import WordIndex, split_words
-from swe_infer.prompt_format import files_in_prompt
 from swe_infer.types import DrafterKind
 
-__all__ = ["SharedPrompts", "SharedSuffixes"]
+__all__ = ["NO_SOURCE", "DraftSource", "SharedPrompts", "SharedSuffixes"]
 
 _MOST_RUNNING = 8
 """Unfinished outputs that a guess looks at."""
 
-_INDEXES = ("files", "paths", "corpus", "prompt_tokens", "output_tokens", "output_words", "prompt_text")
+_INDEXES = ("files", "paths", "corpus", "prompt_tokens", "output_tokens", "output_words")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSource:
+    """The text that an answer to a prompt may copy from. Pickled, it holds the files' whole content.
+
+    Args:
+        prose: the prompt's text outside of its files.
+        files: path to content; not read before a drafter needs them.
+    """
+
+    prose: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_SOURCE = DraftSource()
 
 
 class SharedSuffixes:
     """One prompt and the outputs for it. Nothing is read before a drafter needs it; each reading is linear.
 
     Args:
-        text_of: gives the prompt's text; called at most once between two calls of :meth:`forget`.
         habits: how the model writes diffs, learned from all its outputs.
         most_tokens: tokens of earlier outputs that are kept; the oldest output goes first.
     """
 
     def __init__(
         self,
-        text_of: Callable[[], str],
         prompt_ids: Sequence[int],
+        source: DraftSource = NO_SOURCE,
         habits: Habits | None = None,
         most_tokens: int = 32_768,
     ) -> None:
         self.habits = habits or Habits()
-        self._text_of = text_of
         self.prompt_ids = prompt_ids
+        self.source = source
         self._most_tokens = most_tokens
         self._outputs: deque[tuple[array[int], str]] = deque()
         self._held = 0
         self._running: list[TokenIndex] = []
 
     @cached_property
-    def prompt_text(self) -> str:
-        return self._text_of()
-
-    @cached_property
     def files(self) -> dict[str, SourceFile]:
-        found = files_in_prompt(self.prompt_text)
-        return {path: SourceFile(path, content) for path, content in found.items()}
+        return {path: SourceFile(path, content) for path, content in self.source.files.items()}
 
     @cached_property
     def paths(self) -> tuple[list[str], list[str]]:
         """Paths of code, the likeliest to be patched first; paths of front matter."""
-        return rank_files(self.files, self._issue())
-
-    def _issue(self) -> str:
-        """The prompt's text before the first file and after the last one."""
-        head, _, rest = self.prompt_text.partition("[start of ")
-        return head + rest.rpartition("[end of ")[2].partition("]")[2]
+        return rank_files(self.files, self.source.prose)
 
     @cached_property
     def corpus(self) -> Corpus:
-        return Corpus(list(self.files.values()), self._issue())
+        return Corpus(list(self.files.values()), self.source.prose)
 
     @cached_property
     def prompt_tokens(self) -> TokenIndex:
@@ -141,26 +146,22 @@ class SharedPrompts:
     """The prompts that were seen lately, each with its outputs: what the points of a sweep share.
 
     Args:
-        decode: from a prompt's tokens to its text.
         most_prompts: prompts whose outputs are kept.
         most_tokens: prompt tokens whose indexes are kept, about 300 bytes each.
     """
 
-    def __init__(
-        self, decode: Callable[[Sequence[int]], str], most_prompts: int = 4096, most_tokens: int = 1_000_000
-    ) -> None:
-        self._decode = decode
+    def __init__(self, most_prompts: int = 4096, most_tokens: int = 1_000_000) -> None:
         self._most_prompts = most_prompts
         self._most_tokens = most_tokens
         self._habits = Habits()
         self._prompts: OrderedDict[tuple[int, ...], SharedSuffixes] = OrderedDict()
 
-    def get(self, prompt_ids: Sequence[int]) -> SharedSuffixes:
+    def get(self, prompt_ids: Sequence[int], source: DraftSource = NO_SOURCE) -> SharedSuffixes:
         """What is known of the prompt; the latest to be asked for is the last to be forgotten."""
         key = tuple(prompt_ids)
         found = self._prompts.pop(key, None)
         if found is None:
-            found = SharedSuffixes(lambda: self._decode(key), key, self._habits)
+            found = SharedSuffixes(key, source, self._habits)
         self._prompts[key] = found
         while len(self._prompts) > self._most_prompts:
             self._prompts.popitem(last=False)
