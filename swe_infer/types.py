@@ -14,10 +14,12 @@ from swe_infer.options import Option
 __all__ = [
     "ApiModel",
     "AttentionChoice",
+    "Bottleneck",
     "Budget",
     "Completion",
     "Decoding",
     "DrafterKind",
+    "Estimate",
     "Failure",
     "FinishReason",
     "Instance",
@@ -29,6 +31,7 @@ __all__ = [
     "PatchStatus",
     "PathText",
     "Prompt",
+    "Range",
     "Request",
     "Shard",
     "Skip",
@@ -415,3 +418,75 @@ class Budget:
 
 OnOutcome = Callable[[Request, Outcome], None]
 """Called once for each request, from the runner's thread, the moment its outcome exists."""
+
+
+Bottleneck = Literal["nothing to do", "concurrency", "requests per minute", "tokens per minute", "this machine"]
+"""What decides a run's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A lower and an upper bound."""
+
+    low: Decimal
+    high: Decimal
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would come to; estimates of several runs add up.
+
+    Args:
+        instances: with at least one request to send.
+        requests: to send.
+        response_cache_hits: answers that the response cache already holds; they cost nothing and are not asked for.
+        tokens: how prompts were counted; ``exact`` says whether that is a count or an estimate.
+        input_tokens: of all requests; the bounds are the estimate's error.
+        output_tokens: from one for each request to ``decoding.max_new_tokens`` for each.
+        live_usd: one live request after the other, no prompt cached; None: the price is not known.
+        cached_usd: live, with prompts cached by the provider as ``runner.prompt_caching`` says, or paid for once
+            where one request may ask for several samples.
+        batch_usd: in the provider's batches; None where it has none.
+        seconds: live; from fast answers to slow ones, and as the concurrency and the quotas allow; None: not known
+            before the run, as with a local model.
+        limited_by: what decides the time.
+    """
+
+    instances: int
+    requests: int
+    response_cache_hits: int
+    tokens: str
+    exact: bool
+    input_tokens: Range
+    output_tokens: Range
+    live_usd: Range | None
+    cached_usd: Range | None
+    batch_usd: Range | None
+    seconds: Range | None
+    limited_by: Bottleneck
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Both runs, one after the other."""
+        times = (self.seconds, other.seconds)
+        longer = other if times[0] is not None and times[1] is not None and times[1].high > times[0].high else self
+        sums: dict[str, Range | None] = {}
+        for name in ("live_usd", "cached_usd", "batch_usd", "seconds"):
+            mine, its = getattr(self, name), getattr(other, name)
+            sums[name] = None if mine is None or its is None else mine + its
+        return Estimate(
+            instances=self.instances + other.instances,
+            requests=self.requests + other.requests,
+            response_cache_hits=self.response_cache_hits + other.response_cache_hits,
+            tokens=self.tokens if self.tokens == other.tokens else f"{self.tokens}, {other.tokens}",
+            exact=self.exact and other.exact,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            live_usd=sums["live_usd"],
+            cached_usd=sums["cached_usd"],
+            batch_usd=sums["batch_usd"],
+            seconds=sums["seconds"],
+            limited_by=longer.limited_by,
+        )

@@ -22,7 +22,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pydantic import TypeAdapter
 
-from swe_infer.api.estimate import Estimate
 from swe_infer.cli import extras, study
 from swe_infer.cli.choices import settle_choices, swept_keys, unresolved
 from swe_infer.cli.points import LOST, Point, keep_swept_keys
@@ -30,6 +29,7 @@ from swe_infer.cli.sweep_end import close_sweep
 from swe_infer.errors import SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
+from swe_infer.types import Estimate
 
 __all__ = ["SweepLog", "SweepReport", "finish"]
 

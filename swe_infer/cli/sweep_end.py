@@ -15,10 +15,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from swe_infer.api.estimate import Estimate
 from swe_infer.cli.points import LOST, Point, told_apart
 from swe_infer.cli.shards import merge_shards
 from swe_infer.cli.tables import print_estimate
+from swe_infer.types import Estimate
 
 __all__ = ["close_sweep"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swe_infer.api.estimate import Estimate, Range
 from swe_infer.text import clock, dollars
+from swe_infer.types import Estimate, Range
 
 __all__ = ["print_estimate", "print_summary"]
 

@@ -19,7 +19,7 @@ from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
 from swe_infer.api.dispatch import Dispatcher, PromptCaching
 from swe_infer.api.endpoints import Endpoint, Endpoints
-from swe_infer.api.estimate import Estimate, Planned, estimate
+from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.ledger import Ledger
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.pricing import Tariff, tariff_of
@@ -34,7 +34,17 @@ from swe_infer.options import Option
 from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.resources import expanded
 from swe_infer.runners.base import Order, RunContext, WantedSamples
-from swe_infer.types import ApiModel, Budget, Decoding, LlamaModel, OnOutcome, PathText, Request, TokenCounter
+from swe_infer.types import (
+    ApiModel,
+    Budget,
+    Decoding,
+    Estimate,
+    LlamaModel,
+    OnOutcome,
+    PathText,
+    Request,
+    TokenCounter,
+)
 
 __all__ = ["ApiRunner"]
 

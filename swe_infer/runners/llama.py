@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from swe_infer.api.estimate import Estimate, Range
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.cluster import RayCluster
@@ -24,9 +23,11 @@ from swe_infer.runners.llama_shares import Share, answer_shares
 from swe_infer.types import (
     Completion,
     Decoding,
+    Estimate,
     LlamaModel,
     OnOutcome,
     Prompt,
+    Range,
     Request,
     TokenCounter,
     Usage,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from swe_infer.api.estimate import Estimate
 from swe_infer.data.base import Dataset
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
@@ -31,7 +30,18 @@ from swe_infer.run_directory.unsaved import Unsaved
 from swe_infer.runners.base import Runner, WantedSamples
 from swe_infer.runners.progress import Progress
 from swe_infer.tracking.base import RunInfo, Tracker
-from swe_infer.types import Completion, Decoding, Outcome, PatchResult, Prompt, Request, Shard, Skip, TokenCounter
+from swe_infer.types import (
+    Completion,
+    Decoding,
+    Estimate,
+    Outcome,
+    PatchResult,
+    Prompt,
+    Request,
+    Shard,
+    Skip,
+    TokenCounter,
+)
 
 __all__ = ["Run", "asked_of", "estimated", "outstanding", "selected"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.api.estimate import Estimate, Planned, Range, estimate
+from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.limits import Limits
 from swe_infer.api.pricing import tariff_of
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Completion, Decoding
+from swe_infer.types import ApiModel, Completion, Decoding, Estimate, Range
 from tests.api.scripted import ScriptedProvider, counted, request, requests
 from tests.api.test_runner import Outcomes
 from tests.support.api_server import ApiServer

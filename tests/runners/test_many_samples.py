@@ -18,7 +18,6 @@ import pytest
 
 from swe_infer.api.batch import BatchSettings
 from swe_infer.api.dispatch import by_prompt
-from swe_infer.api.estimate import Estimate, Range
 from swe_infer.errors import BudgetExceeded, ConfigError
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.run_directory.store import RunStore, record_of
@@ -31,8 +30,10 @@ from swe_infer.types import (
     Budget,
     Completion,
     Decoding,
+    Estimate,
     LlamaModel,
     PatchResult,
+    Range,
     Request,
     Usage,
 )
