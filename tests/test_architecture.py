@@ -89,6 +89,20 @@ def test_imports_point_one_way() -> None:
     assert offenders == []
 
 
+def test_what_a_runner_is_depends_on_no_runner() -> None:
+    """Neither the protocol nor the command line knows how a particular runner answers."""
+    known = {"base.py": {"llama", "api"}, "together.py": {"llama", "api"}, "run.py": {"llama", "api"}}
+    paths = [(PACKAGE / "runners" / name, rooms) for name, rooms in known.items()]
+    paths += [(path, {"llama"}) for path in (PACKAGE / "cli").glob("*.py")]
+    assert [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path, rooms in paths
+        for name in imports(path)
+        if (name.split(".")[:1] == ["swe_infer"] and name.split(".")[1:2] and name.split(".")[1] in rooms)
+        or name in ("swe_infer.runners.llama", "swe_infer.runners.api")
+    ] == []
+
+
 def test_a_heavy_package_is_named_in_its_room_alone() -> None:
     assert [
         f"{path.relative_to(PACKAGE)} imports {name}, which belongs to {homes}"

@@ -124,11 +124,14 @@ class Chain:
         self._cache = cache
         self._reach = Reach([endpoint.address for endpoint in endpoints.all])
         self._halted = asyncio.Event()
-        self.stop = threading.Event()
-        """Once set, nothing is sent any more, also before :meth:`halt` is called."""
+        self._stop = threading.Event()
         self.in_flight = 0
         self._unsettled = False
         self.counts = Counts()
+
+    def stop_on(self, stop: threading.Event) -> None:
+        """Send nothing any more once ``stop`` is set, also before :meth:`halt` is called."""
+        self._stop = stop
 
     def halt(self) -> None:
         """Send nothing from now on. What is in flight is finished; who waits to send gives up at once."""
@@ -251,7 +254,7 @@ class Chain:
         self._refuse_early(life, endpoint)
         async with endpoint.limiter.ticket(size, life.output_tokens, urgent=urgent) as ticket:
             reservation = await self._reserve(life, endpoint, ticket)
-            if self._halted.is_set() or self.stop.is_set():
+            if self._halted.is_set() or self._stop.is_set():
                 self._settle(reservation, Decimal(0))
                 raise Halted("the run is stopping")
             life.attempts += 1

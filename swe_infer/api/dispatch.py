@@ -74,7 +74,8 @@ class Dispatcher:
             SweInferError: unforeseen exceptions came one after the other.
             Exception: ``requests`` or ``on_outcome`` raised it.
         """
-        self._stop = self._chain.stop = stop
+        self._stop = stop
+        self._chain.stop_on(stop)
         watcher = asyncio.create_task(self._watch(stop))
         try:
             await self._read(requests, on_outcome)

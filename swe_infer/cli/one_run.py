@@ -22,19 +22,18 @@ from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import StoreError
 from swe_infer.evaluate.command import kept_figures, own_tests_of
 from swe_infer.interrupts import INTERRUPTS
-from swe_infer.llama.pool import EnginePool
 from swe_infer.resources import expanded
 from swe_infer.run_directory.asked import Asked
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.store import RunStore
-from swe_infer.runners.base import RunContext
+from swe_infer.runners.base import RunContext, SharedResources
 from swe_infer.runners.run import Run, asked_of, estimated, selected
 from swe_infer.tracking.base import RunInfo
 
 __all__ = ["BuiltRun", "OpenRun", "run_one"]
 
 
-def run_one(cfg: DictConfig, sweep: SweepLog | None, engines: EnginePool) -> tuple[Path | None, int]:
+def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: SharedResources) -> tuple[Path | None, int]:
     """Build and execute one run; returns its directory (None for a dry run) and exit status.
 
     Raises:
@@ -42,7 +41,7 @@ def run_one(cfg: DictConfig, sweep: SweepLog | None, engines: EnginePool) -> tup
     """
     with INTERRUPTS.stoppable():
         built = BuiltRun(cfg, sweep)
-    return built.execute(engines)
+    return built.execute(resources)
 
 
 class BuiltRun:
@@ -75,13 +74,13 @@ class BuiltRun:
             return Place.named(directory, base, self._name, self._plain)
         return Place(directory)
 
-    def execute(self, engines: EnginePool) -> tuple[Path | None, int]:
+    def execute(self, resources: SharedResources) -> tuple[Path | None, int]:
         """The run by itself; returns its directory (None for a dry run) and exit status."""
         if self.experiment.dry_run:
             with INTERRUPTS.stoppable():
                 self._estimate()
             return None, 0
-        with self.open(engines) as opened:
+        with self.open(resources) as opened:
             status = opened.run.execute()
             opened.print_summary()
         return self.directory, status
@@ -96,7 +95,7 @@ class BuiltRun:
         if self._sweep is not None:
             self._sweep.add_estimate(found)
 
-    def open(self, engines: EnginePool) -> OpenRun:
+    def open(self, resources: SharedResources) -> OpenRun:
         """Hold the run directory.
 
         Raises:
@@ -131,7 +130,7 @@ class BuiltRun:
                 run_id=run_id,
                 spent_usd=store.totals.cost_usd or Decimal(0),
                 sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
-                engines=engines,
+                resources=resources,
                 shards=experiment.shard.count,
                 is_recorded=lambda key: store.totals.status(key) == "completed",
             )

@@ -20,8 +20,7 @@ from swe_infer.cli.one_run import BuiltRun, OpenRun
 from swe_infer.cli.sweep import SweepLog
 from swe_infer.config import Objective
 from swe_infer.interrupts import INTERRUPTED
-from swe_infer.llama.pool import EnginePool
-from swe_infer.runners.llama import LlamaRunner
+from swe_infer.runners.base import EngineSharing, SharedResources
 from swe_infer.runners.together import execute_together
 
 __all__ = ["PointsAtOnce"]
@@ -30,6 +29,7 @@ __all__ = ["PointsAtOnce"]
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     built: BuiltRun
+    sharing: EngineSharing
     opened: OpenRun
     sweep: SweepLog
 
@@ -38,40 +38,38 @@ class PointsAtOnce:
     """Collects points and runs them.
 
     Args:
-        engines: of this process.
+        resources: shared by the runs of this process.
         on_end: told of each point's sweep, directory, exit status or error, and objectives.
     """
 
     def __init__(
         self,
-        engines: EnginePool,
+        resources: SharedResources,
         on_end: Callable[[SweepLog, Path | None, int | Exception, Sequence[Objective]], Any],
     ) -> None:
-        self._engines = engines
+        self._resources = resources
         self._on_end = on_end
         self._waiting: list[_Waiting] = []
 
-    @staticmethod
-    def suit(built: BuiltRun) -> bool:
-        """Whether a run is one that several of can be made at once."""
-        runner = built.experiment.runner
-        return isinstance(runner, LlamaRunner) and runner.max_points > 1 and not built.experiment.dry_run
-
-    def add(self, built: BuiltRun, sweep: SweepLog) -> None:
-        """Open a run and let it wait; run those before it where it cannot join them, or no further one may.
+    def add(self, built: BuiltRun, sweep: SweepLog) -> bool:
+        """Open a run and let it wait; run those before it where it cannot join them, or no further one may. Returns
+        False, with nothing done, where its runner answers each run by itself.
 
         Raises what :meth:`BuiltRun.open` raises.
         """
-        if self._waiting and not self._joins(built):
+        sharing = built.experiment.runner.sharing
+        if sharing is None or built.experiment.dry_run:
+            return False
+        if self._waiting and not self._joins(built, sharing):
             self.run()
-        self._waiting.append(_Waiting(built, built.open(self._engines), sweep))
-        if len(self._waiting) >= _llama(built).max_points:
+        self._waiting.append(_Waiting(built, sharing, built.open(self._resources), sweep))
+        if len(self._waiting) >= sharing.max_points:
             self.run()
+        return True
 
-    def _joins(self, built: BuiltRun) -> bool:
+    def _joins(self, built: BuiltRun, sharing: EngineSharing) -> bool:
         identities = [waiting.built.identity for waiting in self._waiting]  # one takes the answers of another
-        first = _llama(self._waiting[0].built)
-        return first.engine_key == _llama(built).engine_key and built.identity not in identities
+        return self._waiting[0].sharing.engine_key == sharing.engine_key and built.identity not in identities
 
     def run(self) -> None:
         """Run what waits, and say how it ended, in the order in which it came."""
@@ -104,9 +102,3 @@ class PointsAtOnce:
         for point in points:
             with point.opened:
                 self._on_end(point.sweep, None, INTERRUPTED, ())
-
-
-def _llama(built: BuiltRun) -> LlamaRunner:
-    runner = built.experiment.runner
-    assert isinstance(runner, LlamaRunner)
-    return runner

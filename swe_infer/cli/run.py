@@ -28,8 +28,8 @@ from swe_infer.cli.sweep import SweepLog, finish
 from swe_infer.config import Objective
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
-from swe_infer.llama.pool import EnginePool
 from swe_infer.redaction import RedactingFormatter, without_credentials
+from swe_infer.runners.base import SharedResources
 
 __all__ = ["main"]
 
@@ -110,16 +110,16 @@ class _Job:
 
     def __init__(self) -> None:
         self.status = 0
-        self.engines = EnginePool()
+        self.resources = SharedResources()
         self.elsewhere = False
         self.reported = False
-        self.waiting = PointsAtOnce(self.engines, self._ended)
+        self.waiting = PointsAtOnce(self.resources, self._ended)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a launcher takes to another process: no engine, and the knowledge that it is another one."""
         return {
             "status": 0,
-            "engines": EnginePool(),
+            "resources": SharedResources(),
             "elsewhere": True,
             "reported": False,
             "home": os.getcwd(),
@@ -130,7 +130,7 @@ class _Job:
         start wherever the cluster was started."""
         os.chdir(state.pop("home"))
         self.__dict__.update(state)
-        self.waiting = PointsAtOnce(self.engines, self._ended)
+        self.waiting = PointsAtOnce(self.resources, self._ended)
 
     def __call__(self, cfg: DictConfig) -> list[float] | float | None:
         """Returns the objective, for sweepers that search; None where the run has none, or did not end well."""
@@ -147,7 +147,7 @@ class _Job:
 
     def _single(self, cfg: DictConfig) -> None:
         try:
-            directory, self.status = run_one(cfg, None, self.engines)
+            directory, self.status = run_one(cfg, None, self.resources)
         except SweInferError as error:
             print(f"error: {without_credentials(str(error))}", file=sys.stderr)
             self.status = error.exit_status
@@ -166,11 +166,10 @@ class _Job:
         try:
             with INTERRUPTS.stoppable():
                 built = BuiltRun(cfg, sweep)
-            if self._can_wait(built):
-                self.waiting.add(built, sweep)
+            if self._can_wait() and self.waiting.add(built, sweep):
                 return None
             self.waiting.run()
-            directory, end = built.execute(self.engines)
+            directory, end = built.execute(self.resources)
         except KeyboardInterrupt:
             sweep.add(None, INTERRUPTED)
             raise
@@ -179,9 +178,9 @@ class _Job:
         values = self._ended(sweep, directory, end, config.objectives(cfg) if end == 0 else ())
         return values[0] if values is not None and len(values) == 1 else values
 
-    def _can_wait(self, built: BuiltRun) -> bool:
+    def _can_wait(self) -> bool:
         """Whether a point may be run later in this process, at once with others."""
-        return self.reported and not self.elsewhere and not HydraConfig.get().job.env_set and PointsAtOnce.suit(built)
+        return self.reported and not self.elsewhere and not HydraConfig.get().job.env_set
 
     def _ended(
         self, sweep: SweepLog, directory: Path | None, end: int | Exception, objectives: Sequence[Objective] = ()

@@ -356,7 +356,8 @@ class Engine:
 
     def reset_stats(self) -> None:
         """Begin counting anew, for the next run that uses this engine."""
-        self.stats = self.speculation.stats = EngineStats(preemptions_before=self.scheduler.preemptions)
+        self.stats = EngineStats(preemptions_before=self.scheduler.preemptions)
+        self.speculation.count_in(self.stats)
 
     def _wants_more(self) -> bool:
         return len(self.scheduler.waiting) + len(self.scheduler.running) < self.options.max_sequences

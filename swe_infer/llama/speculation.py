@@ -57,6 +57,10 @@ class Speculation:
         """Seconds that it takes to see where a sequence stands, and to guess: running means in which a single slow
         one counts little."""
 
+    def count_in(self, stats: EngineStats) -> None:
+        """Add what is guessed from now on to ``stats``."""
+        self.stats = stats
+
     def passed(self, guessed: int, seconds: float) -> None:
         """A pass in which every sequence decoded was run, with so many guessed rows."""
         self.pass_cost.record(guessed, seconds)

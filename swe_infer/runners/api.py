@@ -67,6 +67,7 @@ class ApiRunner:
     """
 
     order: ClassVar[Order] = "dataset"
+    sharing: ClassVar[None] = None
 
     model: Annotated[ApiModel | LlamaModel, Option("Which model is asked.", "answer")]
     provider: Annotated[Provider, Option("Who answers.", "answer")]

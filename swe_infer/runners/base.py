@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from swe_infer.api.estimate import Estimate
-from swe_infer.llama.pool import EnginePool
-from swe_infer.types import Decoding, OnOutcome, Prompt, Request, TokenCounter
+from swe_infer.types import Decoding, Estimate, OnOutcome, Outcome, Prompt, Request, TokenCounter
 
-__all__ = ["Order", "RunContext", "Runner", "WantedSamples"]
+__all__ = ["EngineSharing", "Order", "RequestStream", "RunContext", "Runner", "SharedResources", "WantedSamples"]
 
 Order = Literal["dataset", "longest_first"]
+
+T = TypeVar("T")
+
+
+class SharedResources:
+    """What outlives a run of this process, such as a loaded model: one object of each class."""
+
+    def __init__(self) -> None:
+        self._made: dict[type[Any], Any] = {}
+
+    def get(self, kind: type[T]) -> T:
+        """The object of class ``kind``, made without arguments when it is first asked for."""
+        if kind not in self._made:
+            self._made[kind] = kind()
+        found: T = self._made[kind]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +41,7 @@ class RunContext:
         run_id: the run's name where runs share something.
         spent_usd: what earlier tries of this run paid, by its records.
         sweep_ledger: where all runs of a sweep keep what they spend.
-        engines: local models that outlive a run of this process.
+        resources: shared with the other runs of this process.
         shards: of how many shards of one run this is one; None: it is no shard.
         passed_over: where a runner notes instances of which no further sample is to be asked for, as no cap has room
             for one.
@@ -38,7 +52,7 @@ class RunContext:
     run_id: str
     spent_usd: Decimal
     sweep_ledger: Path
-    engines: EnginePool
+    resources: SharedResources
     shards: int | None = None
     is_recorded: Callable[[tuple[str, int]], bool] | None = None
     passed_over: set[str] = field(default_factory=set)
@@ -69,6 +83,111 @@ class WantedSamples:
         return (Request(self.instance_id, number, self.prompt, self.decoding) for number in numbers)
 
 
+class RequestStream:
+    """The requests of one run on their way to an engine, and their outcomes on the way back.
+
+    Args:
+        requests: read when their turn comes.
+        on_outcome: takes each outcome the moment it exists.
+        stop: once set, no further request is read.
+        on_done: called when all requests are read and answered.
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        on_outcome: OnOutcome,
+        stop: threading.Event,
+        on_done: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.stop = stop
+        self.error: BaseException | None = None
+        """What ended this run before its time. It ends no other run."""
+        self.broken = False
+        """Whether outcomes can no longer be delivered."""
+        self.done = False
+        self._source = iter(requests)
+        self._on_outcome = on_outcome
+        self._on_done = on_done
+        self._observe: Callable[[Outcome], None] = lambda outcome: None
+        self._exhausted = False
+        self._held = False
+        self._pending: dict[tuple[str, int], Request] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were started and have no outcome yet."""
+        return len(self._pending)
+
+    def observe(self, observer: Callable[[Outcome], None]) -> None:
+        """Let ``observer`` see each outcome before it is delivered."""
+        self._observe = observer
+
+    def next_request(self) -> Request | None:
+        """The next request, which the caller holds until it is started or the next one is read; None at the end."""
+        self._held = False
+        if not self._exhausted and not self.broken and not self.stop.is_set():
+            try:
+                request = next(self._source, None)
+            except Exception as error:  # noqa: BLE001 - it ends this run alone, which reports it
+                self.error, request = error, None
+            if request is not None:
+                self._held = True
+                return request
+        self._exhausted = True
+        self._check_done()
+        return None
+
+    def start(self, request: Request) -> None:
+        self._pending[request.key] = request
+
+    def deliver(self, key: tuple[str, int], outcome: Outcome) -> None:
+        """Hand over the outcome of a request that was started."""
+        request = self._pending.pop(key)
+        self._observe(outcome)
+        if not self.broken:
+            try:
+                self._on_outcome(request, outcome)
+            except Exception as error:  # noqa: BLE001 - it ends this run alone, which reports it
+                self.error, self.broken = error, True
+        self._check_done()
+
+    def fail(self, error: BaseException) -> None:
+        """The engine ended before this run did."""
+        if not self.done and self.error is None:
+            self.error = error
+
+    def _check_done(self) -> None:
+        if self._exhausted and not self._held and not self._pending and not self.done:
+            self.done = True
+            self._on_done()
+
+
+class EngineSharing(Protocol):
+    """What a runner offers whose engine can answer several runs at once. Each run gets the answers that it would get
+    by itself."""
+
+    max_points: int
+    """Runs that one engine answers at once, at most."""
+
+    @property
+    def engine_key(self) -> Hashable:
+        """Runners with the same one can share an engine."""
+        ...
+
+    def join(self, stream: RequestStream, points: int) -> None:
+        """Prepare for the requests of this runner's run, one of ``points`` runs; loads the engine.
+
+        Raises what :meth:`Runner.run` raises before the first outcome.
+        """
+        ...
+
+    def serve(self, streams: Sequence[RequestStream], stop: threading.Event) -> None:
+        """Answer the requests of several runs, each of whose runners has joined; ``stop`` ends them all. What goes
+        wrong with one run is in its stream's ``error``; what is raised here ends all that are not done."""
+        ...
+
+
 class Runner(Protocol):
     """The ``runner`` group. Constructors are cheap: no weights, no client, no key, no network."""
 
@@ -82,6 +201,11 @@ class Runner(Protocol):
 
     context_window: int | None
     """Tokens, prompt and output together; None where it is not known. May be read after :meth:`check`."""
+
+    @property
+    def sharing(self) -> EngineSharing | None:
+        """How several runs are answered at once; None where each is answered by itself."""
+        ...
 
     def check(self, *, dry_run: bool = False) -> None:
         """Refuse, with a ConfigError, what can be refused before anything is loaded or paid for: a decoding that the

@@ -1,14 +1,16 @@
 """The runner for local Llamas: how completions are had from the flash-Llama engine.
 
-Nothing of the engine is imported before it is used, so that a configuration is checked without torch.
+Nothing of the engine is imported before it is used, so that a configuration is checked without torch. Several runs
+may be answered at once, so that prompts are computed once and answers decode together.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -18,25 +20,29 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.pool import EnginePool
 from swe_infer.options import Option
-from swe_infer.runners.base import Order, RunContext, WantedSamples
-from swe_infer.runners.llama_shares import Share, answer_shares
+from swe_infer.prompt_format import prose_in_prompt
+from swe_infer.runners.base import EngineSharing, Order, RequestStream, RunContext, WantedSamples
 from swe_infer.types import (
     Completion,
     Decoding,
     Estimate,
+    Failure,
     LlamaModel,
     OnOutcome,
+    Outcome,
     Prompt,
     Range,
     Request,
+    Skip,
     TokenCounter,
     Usage,
+    seed_of,
 )
 
 if TYPE_CHECKING:
     from swe_infer.llama.engine import Engine
     from swe_infer.llama.group import EngineGroup
-    from swe_infer.llama.sequence import Generated
+    from swe_infer.llama.sequence import Generated, GenerationRequest
     from swe_infer.llama.tokenizer import LlamaTokenizer
 
 __all__ = ["LlamaRunner"]
@@ -89,8 +95,11 @@ class LlamaRunner:
         self._engines = EnginePool()
         self._engine: Engine | EngineGroup[Any] | None = None
         self._tokenizer: LlamaTokenizer | None = None
-        self._share: Share | None = None
-        self._asked: Share | None = None
+        self._stream: RequestStream | None = None
+        self._points = 0
+        """Runs that share the engine; 0: it answers this one alone."""
+        self._usage = Usage()
+        self._drafted = self._accepted = 0
         self._load_s = 0.0
 
     def check(self, *, dry_run: bool = False) -> None:
@@ -122,7 +131,7 @@ class LlamaRunner:
 
     def begin(self, context: RunContext) -> None:
         """From now on the engine is one that the runs of this process share."""
-        self._engines = context.engines
+        self._engines = context.resources.get(EnginePool)
 
     def token_counter(self) -> TokenCounter:
         return _Counter(self._load_tokenizer(), self.label)
@@ -160,21 +169,43 @@ class LlamaRunner:
             CheckpointError: the checkpoint cannot be loaded.
             ConfigError: a device, type or attention backend that this machine does not have.
         """
-        share = self._asked = Share(self, requests, on_outcome, stop)
-        answer_shares(self._load_engine(), [share], stop)
-        if share.error is not None:
-            raise share.error
+        stream = RequestStream(requests, on_outcome, stop)
+        self.join(stream)
+        self.serve([stream], stop)
+        if stream.error is not None:
+            raise stream.error
 
-    @staticmethod
-    def answer_together(shares: Sequence[Share], stop: threading.Event) -> None:
-        """Answer the requests of several runs, all of whose runners have the same :attr:`engine_key`, with one
-        engine; ``stop`` ends them all. What goes wrong with one run is in its share; what is raised here concerns
-        all that are not done."""
-        for share in shares:
-            engine = share.runner._load_engine()
-            share.runner._share = share.runner._asked = share
-            share.company = len(shares)
-        answer_shares(engine, shares, stop)
+    @property
+    def sharing(self) -> EngineSharing | None:
+        return self if self.max_points > 1 else None
+
+    def join(self, stream: RequestStream, points: int = 0) -> None:
+        """See :class:`swe_infer.runners.base.EngineSharing`."""
+        self._load_engine()
+        self._stream, self._points = stream, points
+        stream.observe(self._count)
+
+    def serve(self, streams: Sequence[RequestStream], stop: threading.Event) -> None:
+        """See :class:`swe_infer.runners.base.EngineSharing`. Everything happens in the calling thread."""
+        from swe_infer.llama.engine import PromptTooLong
+
+        engine = self._load_engine()
+
+        def rejected(request: GenerationRequest, error: Exception) -> None:
+            index, key = _split(request)
+            if isinstance(error, PromptTooLong):
+                streams[index].deliver(key, Skip("ContextOverflow", str(error)))
+            else:
+                streams[index].deliver(key, Failure(type(error).__name__, str(error)))
+
+        try:
+            for answer in engine.generate(_prepared(engine, streams), rejected, stop):
+                index, key = _split(answer.request)
+                streams[index].deliver(key, self._completion(answer))
+                if all(stream.broken for stream in streams):
+                    break
+        finally:
+            engine.abandon()
 
     @property
     def engine_key(self) -> tuple[object, ...]:
@@ -183,16 +214,29 @@ class LlamaRunner:
 
     @property
     def in_flight(self) -> int:
-        return 0 if self._asked is None else self._asked.in_flight
+        return 0 if self._stream is None else self._stream.in_flight
 
     def stats(self) -> Mapping[str, float]:
         if self._engine is None:
             return {}
-        own = {} if self._share is None else self._share.figures()
-        return {"load_s": round(self._load_s, 3), **self._engine.figures(), **own}
+        figures = {"load_s": round(self._load_s, 3), **self._engine.figures()}
+        if self._points:  # the engine's figures are of all runs that share it
+            tokens = self._usage.input_tokens
+            figures |= {
+                "points_at_once": self._points,
+                "cache_hit_rate": round(self._usage.cached_input_tokens / tokens, 4) if tokens else 0.0,
+                "drafted_tokens": self._drafted,
+                "accepted_tokens": self._accepted,
+            }
+        return figures
 
-    def completion(self, answer: Generated) -> Completion:
-        """What the engine answered, as a run keeps it."""
+    def _count(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Completion):
+            self._usage += outcome.usage
+            self._drafted += outcome.details["drafted_tokens"]
+            self._accepted += outcome.details["accepted_tokens"]
+
+    def _completion(self, answer: Generated) -> Completion:
         usage = Usage(
             input_tokens=len(answer.request.prompt_ids),
             cached_input_tokens=answer.cached_tokens,
@@ -251,3 +295,66 @@ class _Counter:
 
     def __call__(self, prompt: Prompt) -> int:
         return len(self._tokenizer.encode(prompt))
+
+
+def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:
+    """The requests of all streams, longest prompt first as each stream has them, so that runs over the same instances
+    ask for each of them together."""
+    heads: list[tuple[int, str, int, Request]] = []
+
+    def pull(index: int) -> None:
+        request = streams[index].next_request()
+        if request is not None:
+            heapq.heappush(heads, (-len(request.prompt.text), request.instance_id, index, request))
+
+    for index in range(len(streams)):
+        pull(index)
+    while heads:
+        _, _, index, request = heapq.heappop(heads)
+        yield index, request
+        pull(index)
+
+
+def _prepared(engine: Engine | EngineGroup[Any], streams: Sequence[RequestStream]) -> Iterator[GenerationRequest]:
+    """Each request as the engine takes it. One that cannot be encoded costs itself alone."""
+    from swe_infer.llama.drafting import NO_SOURCE, DraftSource
+    from swe_infer.llama.sequence import GenerationRequest
+    from swe_infer.llama.stopping import StopRules
+
+    prompt: Prompt | None = None
+    ids: tuple[int, ...] = ()
+    source = NO_SOURCE
+    defaults = engine.defaults
+    for index, request in _merged(streams):
+        stream, decoding = streams[index], request.decoding
+        if stream.broken or stream.stop.is_set():
+            continue
+        stream.start(request)
+        if prompt is None or request.prompt != prompt:
+            try:
+                ids, prompt = tuple(engine.tokenizer.encode(request.prompt)), request.prompt
+            except Exception as error:  # noqa: BLE001 - tokenizers and chat templates raise what they like
+                stream.deliver(request.key, Failure(type(error).__name__, _first_line(error)))
+                continue
+            source = DraftSource(prose_in_prompt(prompt.text), request.files)
+        yield GenerationRequest(
+            key=(index, *request.key),
+            prompt_ids=ids,
+            rules=StopRules(decoding.max_new_tokens, engine.end_tokens, decoding.stop),
+            temperature=defaults.temperature if decoding.temperature is None else decoding.temperature,
+            top_p=defaults.top_p if decoding.top_p is None else decoding.top_p,
+            seed=seed_of(decoding, request.instance_id, request.sample),
+            drafter=decoding.drafter,
+            source=source,
+        )
+
+
+def _split(request: GenerationRequest) -> tuple[int, tuple[str, int]]:
+    """The stream's place, and the key within it."""
+    assert isinstance(request.key, tuple)
+    index, instance_id, sample = request.key
+    return index, (instance_id, sample)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -47,6 +47,9 @@ __all__ = ["Run", "asked_of", "estimated", "outstanding", "selected"]
 
 log = logging.getLogger(__name__)
 
+ProgressLine = Callable[[Record, Summary], None]
+"""Takes a record and the summary after it."""
+
 _SUMMARY_INTERVAL_S = 5.0
 _SETTLED = ("completed", "skipped")
 _BOUNDS = ("PromptTooShort", "PromptTooLong")
@@ -231,7 +234,7 @@ class Run:
             self._before = {}  # its figures are of other instances
         self._summary_due = 0.0
         self._ended: tuple[float, Mapping[str, float]] | None = None
-        self.progress_line: Callable[[Record, Summary], None] = lambda record, summary: None
+        self._progress_line: ProgressLine = lambda record, summary: None
 
     def execute(self) -> int:
         """Do what is left of the run; returns the exit status, as the README states it."""
@@ -240,7 +243,7 @@ class Run:
             if status is not None:
                 return status
             error: BaseException | None = None
-            with self._progress() as self.progress_line:
+            with self._progress() as self._progress_line:
                 try:
                     if not self.stop.is_set():
                         self.runner.run(self.requests(), self.keep, self.stop)
@@ -248,6 +251,10 @@ class Run:
                     error = raised
                 status = self.settle(error)
             return self.end(status)
+
+    def show_progress(self, line: ProgressLine) -> None:
+        """Tell ``line`` of each record from now on, with the summary as of then."""
+        self._progress_line = line
 
     def in_progress(self) -> str:
         """What a first Ctrl-C leaves to be finished, in a few words."""
@@ -429,7 +436,7 @@ class Run:
         now = time.monotonic()
         summary = self.summary()
         self.tracker.record(record, summary)
-        self.progress_line(record, summary)
+        self._progress_line(record, summary)
         if now >= self._summary_due:
             self._summary_due = now + _SUMMARY_INTERVAL_S
             self.store.write_summary(summary, soon=True)
@@ -442,7 +449,7 @@ class Run:
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")
 
     @contextmanager
-    def _progress(self) -> Iterator[Callable[[Record, Summary], None]]:
+    def _progress(self) -> Iterator[ProgressLine]:
         summary = self.summary()
         total = summary["instances"] * self._samples
         progress = Progress(total, already_done=total - summary["remaining"] - summary["failed"], stream=sys.stderr)

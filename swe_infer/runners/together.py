@@ -14,17 +14,16 @@ from decimal import Decimal
 from typing import Any
 
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
-from swe_infer.runners.llama import LlamaRunner
-from swe_infer.runners.llama_shares import Share
+from swe_infer.runners.base import EngineSharing, RequestStream
 from swe_infer.runners.progress import Progress
-from swe_infer.runners.run import Run
+from swe_infer.runners.run import ProgressLine, Run
 
 __all__ = ["execute_together"]
 
 
 def execute_together(runs: Sequence[Run]) -> list[int | Exception]:
-    """Do what is left of ``runs``, whose runners are LlamaRunners of one ``engine_key``. A run that fails stops no
-    other.
+    """Do what is left of ``runs``, whose runners can share an engine and have one ``engine_key``. A run that fails
+    stops no other.
 
     Returns:
         For each run its exit status, or what it raised before or after its answering.
@@ -55,23 +54,30 @@ def _guarded(work: Callable[..., int | None], *arguments: int) -> Any:
 
 def _answered(runs: Sequence[Run], stop: threading.Event) -> list[int]:
     """Answer what the runs ask, and make sure that it is kept; returns their exit statuses so far."""
-    shares = []
-    for run in runs:
-        assert isinstance(run.runner, LlamaRunner)
-        shares.append(Share(run.runner, run.requests(), run.keep, run.stop, run.freeze))
+    streams = [RequestStream(run.requests(), run.keep, run.stop, run.freeze) for run in runs]
     line = _Line(runs)
     try:
         try:
             if not stop.is_set():
-                LlamaRunner.answer_together(shares, stop)
+                runners = [_sharing(run) for run in runs]
+                for runner, stream in zip(runners, streams, strict=True):
+                    runner.join(stream, len(runs))
+                runners[0].serve(streams, stop)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it ends all runs that are not done
-            for share in shares:
-                share.fail(error)
+            for stream in streams:
+                stream.fail(error)
         for run in runs:
             run.freeze()
-        return [run.settle(share.error) for run, share in zip(runs, shares, strict=True)]
+        return [run.settle(stream.error) for run, stream in zip(runs, streams, strict=True)]
     finally:
         line.close()
+
+
+def _sharing(run: Run) -> EngineSharing:
+    sharing = run.runner.sharing
+    if sharing is None:
+        raise ValueError(f"{run.runner.label}: its runner answers one run at a time")
+    return sharing
 
 
 class _Line:
@@ -83,9 +89,9 @@ class _Line:
         left = sum(s["remaining"] + s["failed"] for s in self._summaries)
         self._progress = Progress(total, already_done=total - left, stream=sys.stderr)
         for index, run in enumerate(runs):
-            run.progress_line = self._line_of(index)
+            run.show_progress(self._line_of(index))
 
-    def _line_of(self, index: int) -> Callable[[Mapping[str, Any], Mapping[str, Any]], None]:
+    def _line_of(self, index: int) -> ProgressLine:
         def update(record: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
             self._summaries[index] = summary
             totals = self._totals()

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from swe_infer.errors import RequestError
-from swe_infer.llama.pool import EnginePool
 from swe_infer.providers.base import Answer, Provider, RateLimits
-from swe_infer.runners.base import RunContext, WantedSamples
+from swe_infer.runners.base import RunContext, SharedResources, WantedSamples
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Usage
 
 Fate = Answer | BaseException | None
@@ -114,4 +113,4 @@ def counted(asked: Iterable[Request]) -> list[WantedSamples]:
 
 def context(directory: Path, *, run_id: str = "run", spent_usd: Decimal = Decimal(0)) -> RunContext:
     """What a runner learns of its run; the runs of one directory share a sweep's ledger."""
-    return RunContext(directory, run_id, spent_usd, directory / "sweep.sqlite", EnginePool())
+    return RunContext(directory, run_id, spent_usd, directory / "sweep.sqlite", SharedResources())

@@ -17,7 +17,7 @@ import pytest
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.drafting import NO_SOURCE, DraftSource
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.types import LlamaModel
+from swe_infer.types import DrafterKind, LlamaModel
 from tests.llama.drafts import PROMPT, source_of
 
 if TYPE_CHECKING:
@@ -140,10 +140,11 @@ def test_the_samples_of_a_prompt_send_its_files_once_and_none_come_back(model: L
     group = group_of(model, worker)
     prompts = [random_prompt(40, n) for n in range(3)]
     sources = [source_of(PROMPT.replace("office", f"office{n}")) for n in range(3)]
+    kinds: tuple[DrafterKind, ...] = ("diff", "none", "diff")
     asked = [
         replace(ask((n, sample), prompts[n], 4), drafter=drafter, source=sources[n])
         for n in range(3)
-        for sample, drafter in enumerate(("diff", "none", "diff"))
+        for sample, drafter in enumerate(kinds)
     ]
     for _ in range(2):
         worker.messages.clear()

@@ -17,7 +17,7 @@ import pytest
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.pool import EnginePool
-from swe_infer.runners.base import RunContext
+from swe_infer.runners.base import RunContext, SharedResources
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import Completion, Decoding, Failure, LlamaModel, Outcome, Prompt, Request, Skip, seed_of
 
@@ -52,8 +52,8 @@ def run(runner: LlamaRunner, requests: Any, stop: threading.Event | None = None)
     return found
 
 
-def context(engines: EnginePool, directory: Path) -> RunContext:
-    return RunContext(directory, "run", Decimal(0), directory / "ledger", engines)
+def context(resources: SharedResources, directory: Path) -> RunContext:
+    return RunContext(directory, "run", Decimal(0), directory / "ledger", resources)
 
 
 def test_an_answer_has_its_text_usage_and_cost(checkpoint: Path) -> None:
@@ -186,9 +186,8 @@ def test_requests_are_read_as_there_is_room_and_not_after_a_stop(checkpoint: Pat
 
 
 def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_path: Path) -> None:
-    engines = EnginePool()
     runner = runner_of(checkpoint)
-    runner.begin(context(engines, tmp_path))
+    runner.begin(context(SharedResources(), tmp_path))
 
     def interrupt(request: Request, outcome: Outcome) -> None:
         raise KeyboardInterrupt
@@ -210,19 +209,19 @@ def test_an_engine_that_another_replaced_is_not_kept(checkpoint: Path) -> None:
 
 
 def test_the_points_of_a_sweep_load_once_and_compute_each_prompt_once(checkpoint: Path, tmp_path: Path) -> None:
-    engines = EnginePool()
+    resources = SharedResources()
     texts = {name: name + TEXT * 6 for name in "abcd"}
     shared: list[dict[tuple[str, int], str]] = []
     alone: list[dict[tuple[str, int], str]] = []
     for temperature in (0.0, 0.5, 1.0):
         decoding = Decoding(temperature=temperature, max_new_tokens=10)
-        for pool, found in ((engines, shared), (EnginePool(), alone)):
+        for held, found in ((resources, shared), (SharedResources(), alone)):
             runner = runner_of(checkpoint, decoding)
-            runner.begin(context(pool, tmp_path))
+            runner.begin(context(held, tmp_path))
             outcomes = run(runner, requests_of(runner, texts))
             found.append({key: o.text for key, o in outcomes.items() if isinstance(o, Completion)})
             rate = runner.stats()["cache_hit_rate"]
-            assert rate > 0.7 if pool is engines and temperature > 0 else rate == 0
+            assert rate > 0.7 if held is resources and temperature > 0 else rate == 0
     assert shared == alone
 
 

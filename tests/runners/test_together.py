@@ -16,11 +16,10 @@ import pytest
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.sample import SampleDataset
 from swe_infer.interrupts import INTERRUPTED
-from swe_infer.llama.pool import EnginePool
 from swe_infer.prompt_format import files_in_prompt
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore
-from swe_infer.runners.base import RunContext
+from swe_infer.runners.base import RunContext, SharedResources
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.runners.run import Run, selected
 from swe_infer.runners.together import execute_together
@@ -65,18 +64,20 @@ class Bench:
 
     def execute(self, folder: Path, names: list[str], heard: Mapping[str, OnRecord] | None = None) -> list[Any]:
         """Runs of the points ``names`` in ``folder``, together."""
-        engines = EnginePool()
+        resources = SharedResources()
         with ExitStack() as stack:
-            return execute_together([self.opened(stack, folder / name, name, engines, heard or {}) for name in names])
+            return execute_together(
+                [self.opened(stack, folder / name, name, resources, heard or {}) for name in names]
+            )
 
     def opened(
-        self, stack: ExitStack, directory: Path, name: str, engines: EnginePool, heard: Mapping[str, OnRecord]
+        self, stack: ExitStack, directory: Path, name: str, resources: SharedResources, heard: Mapping[str, OnRecord]
     ) -> Run:
         runner = LlamaRunner(model=self.model, decoding=POINTS[name], max_sequences=8, kv_cache_gb=0.05)
         runner.check()
         directory.mkdir(parents=True, exist_ok=True)
         store = stack.enter_context(RunStore(directory, runner.label))
-        runner.begin(RunContext(directory, name, Decimal(0), directory / "ledger", engines))
+        runner.begin(RunContext(directory, name, Decimal(0), directory / "ledger", resources))
         info = RunInfo(name, name, {}, directory, store.resumed)
         tracker = Listener(heard[name]) if name in heard else NoTracker()
         return Run(runner, selected(runner, self.dataset, Shard()), store, tracker, info)
@@ -110,7 +111,7 @@ def alone(bench: Bench) -> dict[str, dict[tuple[str, int], str]]:
     found = {}
     for name in POINTS:
         with ExitStack() as stack:
-            run = bench.opened(stack, bench.home / "alone" / name, name, EnginePool(), {})
+            run = bench.opened(stack, bench.home / "alone" / name, name, SharedResources(), {})
             assert run.execute() == 0
         found[name] = outputs(bench.home / "alone" / name)
     return found
@@ -195,9 +196,9 @@ def test_ctrl_c_ends_all_of_them_and_they_go_on_later(
 
 
 def test_an_engine_that_cannot_be_loaded_fails_every_run_in_order(bench: Bench, tmp_path: Path) -> None:
-    engines = EnginePool()
+    resources = SharedResources()
     with ExitStack() as stack:
-        runs = [bench.opened(stack, tmp_path / name, name, engines, {}) for name in ("greedy", "hot")]
+        runs = [bench.opened(stack, tmp_path / name, name, resources, {}) for name in ("greedy", "hot")]
         for run in runs:
             assert isinstance(run.runner, LlamaRunner)
             run.runner.kv_cache_gb = 1e-7
