@@ -26,9 +26,8 @@ from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config,
 from swe_infer.llama.graphs import DecodeGraphs
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import BlockPool, KVCache
-from swe_infer.llama.memory import available_bytes
 from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.placement import choose_device
+from swe_infer.llama.placement import available_bytes, choose_device
 from swe_infer.llama.sampler import Draw, Sampler
 from swe_infer.llama.scheduler import Chunk, Scheduler
 from swe_infer.llama.sequence import Generated, GenerationRequest, Sequence

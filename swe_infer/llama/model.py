@@ -27,7 +27,7 @@ from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, find
 from swe_infer.llama.native.layers import Layers, LayersShape, LayerWeights
-from swe_infer.llama.processor import onednn_multiplies, product_dtype
+from swe_infer.llama.placement import onednn_multiplies, product_dtype
 from swe_infer.llama.rope import RotaryEmbedding, rotate
 from swe_infer.llama.shard import WHOLE, Shard
 from swe_infer.types import AttentionChoice

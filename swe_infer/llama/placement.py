@@ -1,15 +1,28 @@
-"""Where a model runs and in which type: device, dtype, and whether it fits."""
+"""Where a model runs and in which type: device, dtype, what the CPU multiplies, and whether there is memory for it.
+
+``ONEDNN_MAX_CPU_ISA`` limits what oneDNN reports, so a slower processor's paths can be run on a faster one.
+"""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 
 from swe_infer.errors import ConfigError
-from swe_infer.llama.processor import fast_bfloat16
 
-__all__ = ["check_room", "choose_device", "choose_dtype", "choose_weight_dtype", "worker_devices"]
+__all__ = [
+    "available_bytes",
+    "check_room",
+    "choose_device",
+    "choose_dtype",
+    "choose_weight_dtype",
+    "free_bytes",
+    "onednn_multiplies",
+    "product_dtype",
+    "worker_devices",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +32,19 @@ converting matrices of this size costs more than reading them costs. Larger ones
 ``benchmarks/README.md``."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_ONEDNN_SUPPORT = {
+    torch.bfloat16: "_is_mkldnn_bf16_supported",
+    torch.float16: "_is_mkldnn_fp16_supported",
+}
+
+_BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Instructions that multiply bfloat16, in the words of :func:`torch.cpu.get_capabilities`; the last two are ARM's."""
+
+CPU_SHARE = 0.5
+"""Part of the free memory that the cache may grow to; other processes and activations need the rest."""
+
+CUDA_SHARE = 0.9
 
 
 def choose_device(name: str) -> torch.device:
@@ -113,3 +139,61 @@ def check_room(weights: int, free: int, device: torch.device) -> None:
             "model.tensor_parallel=N divides them among N GPUs, and model.device=cpu helps where the machine's "
             "memory is larger"
         )
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products of this 16-bit type here, be they emulated with wider ones. Where it has not, it
+    refuses to pack a weight of the type, and torch multiplies element by element."""
+    supported = getattr(torch.ops.mkldnn, _ONEDNN_SUPPORT[dtype], None)  # None in a torch without oneDNN
+    return supported is not None and bool(supported())
+
+
+def fast_bfloat16() -> bool:
+    """Whether products of bfloat16 are faster here than those of float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return onednn_multiplies(torch.bfloat16) and any(capabilities.get(name) for name in _BFLOAT16_PRODUCTS)
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The type in which elements of ``dtype`` are multiplied: float32 where the CPU cannot multiply 16 bits."""
+    slow = device.type == "cpu" and dtype in _ONEDNN_SUPPORT and not onednn_multiplies(dtype)
+    return torch.float32 if slow else dtype
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that a cache on ``device`` may take, weights being loaded already: a share of :func:`free_bytes`."""
+    return int(free_bytes(device) * (CUDA_SHARE if device.type == "cuda" else CPU_SHARE))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free. On a CPU: what the kernel calls available, or what the control group leaves if less."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = _meminfo_available()
+    limit = _cgroup_left()
+    return free if limit is None else min(free, limit)
+
+
+def _meminfo_available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        _log.debug("no /proc/meminfo on this system")
+    return 4 << 30
+
+
+def _cgroup_left() -> int | None:
+    """Bytes below the limit of this process's control group (version 2, then 1), or None without a limit."""
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            text = Path(limit).read_text().strip()
+            if text != "max" and int(text) < 1 << 60:
+                return max(0, int(text) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None

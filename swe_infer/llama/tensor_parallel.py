@@ -27,10 +27,9 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import KVCache
-from swe_infer.llama.memory import available_bytes, free_bytes
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.peft import merge_adapter
-from swe_infer.llama.placement import check_room, choose_dtype, choose_weight_dtype
+from swe_infer.llama.placement import available_bytes, check_room, choose_dtype, choose_weight_dtype, free_bytes
 from swe_infer.llama.shard import Shard
 from swe_infer.llama.weights import load_weights, stored_dtype
 from swe_infer.types import LlamaModel

@@ -9,13 +9,13 @@ import pytest
 
 import swe_infer.llama.attention
 from swe_infer.errors import ConfigError
-from swe_infer.llama.shared_prefix import prefix_groups
 from swe_infer.types import AttentionChoice
 
 if TYPE_CHECKING:
     import torch
 
     from swe_infer.llama.attention.base import AttentionShape, Layout, choose_backend
+    from swe_infer.llama.attention.native import prefix_groups
     from tests.llama.scenes import DEVICE, TOLERANCE, Scene, make_backend, shared_scene
 
 FOLDER = Path(swe_infer.llama.attention.__file__).parent

@@ -5,10 +5,9 @@ of a prompt have in common lies in :class:`SharedSuffixes`; :class:`DraftLength`
 :class:`Acceptance` and :class:`PassCost` learned and what an :class:`Account` holds. Nothing in here knows torch.
 """
 
-from swe_infer.llama.drafting.acceptance import Acceptance
+from swe_infer.llama.drafting.acceptance import Acceptance, PassCost
 from swe_infer.llama.drafting.base import Codec, Drafter, NoDrafter
-from swe_infer.llama.drafting.cost import PassCost
-from swe_infer.llama.drafting.factory import drafter_of
+from swe_infer.llama.drafting.diff import drafter_of
 from swe_infer.llama.drafting.length import Account, DraftLength
 from swe_infer.llama.drafting.shared import NO_SOURCE, DraftSource, SharedPrompts, SharedSuffixes
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 
-from swe_infer.llama.drafting.base import Codec
+from swe_infer.llama.drafting.base import Codec, NoDrafter
 from swe_infer.llama.drafting.content import added_line, prose_line
-from swe_infer.llama.drafting.junction import Junction
 from swe_infer.llama.drafting.patch_state import Hunk, PatchState
 from swe_infer.llama.drafting.plan import Planner
 from swe_infer.llama.drafting.shared import SharedSuffixes
 from swe_infer.llama.drafting.suffix import SuffixDrafter
 from swe_infer.llama.drafting.words import WordIndex, split_words
+from swe_infer.types import DrafterKind
 
-__all__ = ["DiffDrafter"]
+__all__ = ["DiffDrafter", "drafter_of"]
 
 _CHARACTERS = 4
 """Characters that a token holds, about."""
@@ -21,6 +21,10 @@ _TRIES = 4
 """Guesses that may fail to join on to the text before."""
 _SURE = 5
 """Tokens of a match that is worth more than a vote of words."""
+_TAIL = 6
+"""Tokens before the guess that are encoded along with it."""
+_COMPARED = 2
+"""Of these, those that must come out the same. The first ones may not: their own past is missing."""
 
 
 class DiffDrafter:
@@ -90,3 +94,66 @@ class DiffDrafter:
     def _added(self, hunk: Hunk, body: str, view: Sequence[str], most: int) -> Iterator[str]:
         others = [self._own, self._shared.output_words]
         return added_line(hunk, body, view, self._shared.corpus, others, most)
+
+
+class Junction:
+    """From a guessed text to the tokens with which a model would write it; follows an output's tokens and text.
+
+    What a tokenizer makes of a text depends on what stands before: ``\\n`` and the indentation after it may be one
+    token. So the guess is encoded together with the text before it, and taken only where that gives back the tokens
+    that are there already. Where it does not, a model that writes as its tokenizer does would not have stopped there:
+    the guess is unlikely, and the next one gets its turn.
+
+    Args:
+        prompt_ids: the prompt's last tokens stand before the output's first.
+    """
+
+    def __init__(self, codec: Codec, prompt_ids: Sequence[int]) -> None:
+        self._codec = codec
+        self._ids = list(prompt_ids[-_TAIL:])
+        self._settled = 0
+        self._read = len(self._ids)
+        self._tail = ""
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Take tokens; returns the text that they add, but for a character that is not complete yet."""
+        ids = self._ids
+        before = self._codec.decode(ids[self._settled : self._read])
+        ids.extend(tokens)
+        now = self._codec.decode(ids[self._settled :])
+        if len(now) <= len(before) or now.endswith("\ufffd"):
+            return ""
+        self._settled = max(self._settled, len(ids) - _TAIL)
+        if self._settled > 64:
+            del ids[: self._settled]
+            self._settled = 0
+        self._read = len(ids)
+        return now[len(before) :]
+
+    def tokens(self, text: str) -> list[int] | None:
+        """The tokens of ``text`` after what is there; None where the tokenizer would have gone on differently."""
+        held = self._ids[self._settled :]
+        before = self._codec.decode(held)
+        if before.endswith("\ufffd"):
+            return None
+        ids = self._codec.encode_text(before + text)
+        compared = held[-_COMPARED:]
+        width = len(compared)
+        for end in (len(held), len(held) + 1, len(held) - 1, len(held) + 2):
+            if end >= width and ids[end - width : end] == compared:
+                return ids[end:]
+        return None
+
+
+def drafter_of(kind: DrafterKind, codec: Codec, shared: SharedSuffixes) -> NoDrafter | SuffixDrafter | DiffDrafter:
+    """A drafter for one sequence.
+
+    Args:
+        kind: ``diff`` knows unified diffs and falls back on suffixes; ``suffix`` knows repetition alone.
+        shared: the prompt, and what its other samples said.
+    """
+    if kind == "none":
+        return NoDrafter()
+    if kind == "suffix":
+        return SuffixDrafter(shared.prompt_ids, shared.token_indexes)
+    return DiffDrafter(codec, shared)
