@@ -11,6 +11,7 @@
         * ``Overloaded``: 503 or 529; try again, and go slower
         * ``TransientError``: timeouts, connection errors, 408, 409, other 5xx, answers that cannot be parsed
         * ``ContextOverflow``: the prompt does not fit the model's window; the instance is skipped
+        * ``AnswerTooLarge``: the answer passes a bound on its bytes; never tried again by the same command
         * ``InvalidRequest``: the provider rejects this request; never tried again
         * ``ProviderFatal``: no request of this run can succeed; stops the run at once
             * ``AuthenticationFailed``: the key is refused or lacks a permission; exit 2
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 __all__ = [
+    "AnswerTooLarge",
     "AuthenticationFailed",
     "BudgetExceeded",
     "CheckpointError",
@@ -161,6 +163,11 @@ class TransientError(RequestError):
 
 class ContextOverflow(RequestError):
     """Prompt and room for the output exceed the model's context window."""
+
+
+class AnswerTooLarge(RequestError):
+    """The answer passes a bound on its bytes and was not read to its end. It may be billed, and so would be the next
+    one, which is likely to be as long."""
 
 
 class InvalidRequest(RequestError):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from swe_infer.errors import StoreError
+from swe_infer.interrupts import INTERRUPTS
 
 __all__ = ["Locks", "OwnerFile", "born", "connect", "has_no_locks", "locks_of", "no_locks", "refuse_owned"]
 
@@ -32,6 +33,10 @@ Locks = Literal["os", "single_writer"]
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 """What file systems without locks answer to flock and fcntl."""
+
+_LONGEST_PAUSE_S = 0.05
+_STOPPING_WAIT_S = 1.0
+"""So long a connection waits in all, once Ctrl-C was pressed."""
 
 
 def locks_of(config: Mapping[str, Any]) -> Locks:
@@ -131,7 +136,7 @@ def connect(path: Path, locks: Locks, *, timeout_s: float) -> sqlite3.Connection
     With ``single_writer`` it owns the database until it is closed and takes no lock of the operating system.
 
     Args:
-        timeout_s: how long a statement waits for other processes.
+        timeout_s: how long a statement waits for other processes; a moment alone once Ctrl-C was pressed.
 
     Raises:
         StoreError: its file system has no locks, or another process owns it.
@@ -140,7 +145,9 @@ def connect(path: Path, locks: Locks, *, timeout_s: float) -> sqlite3.Connection
     if locks == "os":
         _probe(path)
         refuse_owned(path, str(path))
-        return sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
+        db = sqlite3.connect(path, timeout=0.0, isolation_level=None, factory=_PatientConnection)
+        db.timeout_s = timeout_s
+        return db
     owner = OwnerFile(path, str(path))
     try:
         db = sqlite3.connect(
@@ -153,6 +160,29 @@ def connect(path: Path, locks: Locks, *, timeout_s: float) -> sqlite3.Connection
         owner.close()
         raise
     return db
+
+
+class _PatientConnection(sqlite3.Connection):
+    """Waits for other processes here: within SQLite's own wait no signal is heard."""
+
+    timeout_s = 0.0
+    stopping_wait_s = 0.0
+    """Seconds that were waited since Ctrl-C was pressed."""
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        deadline, pause_s = time.monotonic() + self.timeout_s, 0.001
+        while True:
+            try:
+                return super().execute(*statement)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+                if INTERRUPTS.stopping:
+                    self.stopping_wait_s += pause_s
+                    if self.stopping_wait_s > _STOPPING_WAIT_S:
+                        raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 class _OwnedConnection(sqlite3.Connection):

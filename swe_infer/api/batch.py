@@ -4,6 +4,9 @@ A batch is written down before it is handed in and named by a label that the pro
 any point, also between submission and its answer, loses nothing and submits nothing twice: a batch whose id is not
 known is looked for by its label before its requests are handed in again. What expires, breaks or is left out goes
 into a later batch.
+
+Where the provider's list or a batch's results cannot be had, the batch stays open and its requests are not handed in
+again, as they may be paid for. All others are collected first, and the run ends with a message that says so.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from swe_infer.api.batch_journal import Batch, Item, Journal
 from swe_infer.api.budget import Purse
@@ -29,9 +32,12 @@ from swe_infer.api.pricing import worst_case
 from swe_infer.api.reach import Reach, Unreachable
 from swe_infer.api.retry import Retry, never_connected
 from swe_infer.errors import (
+    AnswerTooLarge,
+    AuthenticationFailed,
     ConfigError,
     ContextOverflow,
     ProviderFatal,
+    QuotaExhausted,
     RateLimited,
     RequestError,
     TransientError,
@@ -39,6 +45,7 @@ from swe_infer.errors import (
 from swe_infer.options import Option
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
+from swe_infer.providers.wire import estimated_tokens
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
 __all__ = ["BatchSettings", "Batches"]
@@ -70,12 +77,23 @@ class BatchSettings:
         float, Option("A batch that is not in the provider's list after this many seconds was not taken.", "speed")
     ] = 20.0
 
+    unknown: Annotated[
+        Literal["wait", "again"],
+        Option(
+            "Where a batch's fate cannot be learnt: wait for another try, or hand in its requests again.", "speed"
+        ),
+    ] = "wait"
+
     def __post_init__(self) -> None:
         if self.max_requests is not None and self.max_requests < 1:
             raise ConfigError(f"runner.batches.max_requests={self.max_requests}: must be at least 1")
         for key in ("first_poll_s", "max_poll_s", "settle_s"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise ConfigError(f"runner.batches.{key}={getattr(self, key)}: must be a finite number above 0")
+
+
+class _Unanswered(Exception):
+    """The provider does not tell what became of a batch. The message is its error."""
 
 
 class Batches:
@@ -131,6 +149,8 @@ class Batches:
         self._read: tuple[int, Prompt, PromptFiles] | None = None
         self._reach = Reach([provider.address])
         self._pending: deque[Item] = deque()
+        self._unanswered: dict[str, str] = {}
+        """By label, why it is not known what became of a batch."""
         self._shortest_refused: tuple[int, Item] | None = None
         """Of the requests that no cap has room for, the one with the shortest prompt, in bytes."""
         self._stop = threading.Event()
@@ -162,6 +182,8 @@ class Batches:
             for task in (watcher, *following):
                 task.cancel()
             await asyncio.gather(watcher, *following, return_exceptions=True)
+        if self._unanswered and not stop.is_set():
+            raise self._left_open()
         if self._shortest_refused is not None and not stop.is_set():
             sure, item = self._shortest_refused
             tokens = await self._bounds.tight(self._request(item), self._endpoint, sure)
@@ -221,6 +243,16 @@ class Batches:
         if self._prompt is None or self._prompt[0] != prompt:
             self._prompt = (prompt, self._journal.add_prompt(prompt))
         return self._prompt[1]
+
+    def _left_open(self) -> ProviderFatal:
+        """The error that says which batches could not be found out about, and what can be done."""
+        labels = list(self._unanswered)
+        count = sum(len(self._journal.open[label].items) for label in labels)
+        return ProviderFatal(
+            f"{len(labels)} batches, with {count} requests, may be paid for and cannot be collected ({labels[0]}: "
+            f"{self._unanswered[labels[0]]}). Nothing of them is handed in again: the same command looks for them "
+            "again; if they were not taken, runner.batches.unknown=again hands their requests in again"
+        )
 
     # Handing in.
 
@@ -339,9 +371,13 @@ class Batches:
                 except Unreachable as fatal:
                     self._refused(batch, fatal, on_outcome)
                 delay_s = self._retry.delay_s(error, tries, time.monotonic() - began)
-                if isinstance(error, TransientError):  # it may have been taken all the same
+                if isinstance(error, TransientError | AnswerTooLarge):  # it may have been taken all the same
                     logger.warning("a batch was handed in and its answer lost: %s", error)
-                    found = await self._locate(batch)
+                    try:
+                        found = await self._locate(batch)
+                    except _Unanswered as why:
+                        self._note_unanswered(batch, why)
+                        return False
                     if found is not None:
                         batch_id = found
                         break
@@ -372,31 +408,50 @@ class Batches:
     # Following.
 
     async def _follow(self, batch: Batch, on_outcome: OnOutcome) -> None:
-        """See a batch to its end."""
-        if batch.id is None:
-            found = await self._locate(batch)
-            if found is None:
-                logger.info("batch %s was never taken; its requests are handed in again", batch.label)
-                wanted = [item for item in batch.items.values() if self._is_asked(item)]
-                self._pending.extend(replace(item, usd=None) for item in wanted)
-                self._journal.closed(batch, "never taken")
-                self._purse.keep_batches(self._journal.open)
+        """See a batch to its end, or to where the provider does not tell of it."""
+        try:
+            if batch.id is None:
+                found = await self._locate(batch)
+                if found is None:
+                    logger.info("batch %s was never taken; its requests are handed in again", batch.label)
+                    self._hand_in_again(batch, "never taken")
+                    return
+                self._journal.submitted(batch, found)
+            assert batch.id is not None
+            status = await self._ended(batch.id)
+            if status.state != "failed":
+                await self._collect(batch, on_outcome)
                 return
-            self._journal.submitted(batch, found)
-        assert batch.id is not None
-        status = await self._ended(batch.id)
-        if status.state == "failed":
-            error = status.error or TransientError("the provider gave no reason")
-            logger.warning("batch %s failed: %s", batch.label, error)
-            if isinstance(error, RateLimited | TransientError):
-                await asyncio.sleep(self._retry.delay_s(error, 1, 0.0) or 0.0)
-                self._again(batch.items.values(), on_outcome)
-                self._journal.closed(batch, type(error).__name__)
-                self._purse.keep_batches(self._journal.open)
-            else:
-                self._refused(batch, error, on_outcome)
+        except _Unanswered as why:
+            if self._settings.unknown == "wait":
+                self._note_unanswered(batch, why)
+                return
+            logger.warning("batch %s may be paid for; its requests are handed in again: %s", batch.label, why)
+            for item in batch.items.values():
+                if item.key in self._wanted:
+                    self._purse.settle_batch(batch.label, self._reserve(item), None)
+            self._hand_in_again(batch, "unknown")
             return
-        await self._collect(batch, on_outcome)
+        error = status.error or TransientError("the provider gave no reason")
+        logger.warning("batch %s failed: %s", batch.label, error)
+        if isinstance(error, RateLimited | TransientError):
+            await asyncio.sleep(self._retry.delay_s(error, 1, 0.0) or 0.0)
+            self._again(batch.items.values(), on_outcome)
+            self._journal.closed(batch, type(error).__name__)
+            self._purse.keep_batches(self._journal.open)
+        else:
+            self._refused(batch, error, on_outcome)
+
+    def _note_unanswered(self, batch: Batch, why: _Unanswered) -> None:
+        self._unanswered[batch.label] = str(why)
+        logger.warning("batch %s stays open, what became of it is not known: %s", batch.label, why)
+
+    def _hand_in_again(self, batch: Batch, why: str) -> None:
+        """Close a batch and put its requests without an answer into a later one."""
+        wanted = [item for item in batch.items.values() if self._is_asked(item)]
+        self._pending.extend(replace(item, usd=None) for item in wanted)
+        self._journal.closed(batch, why)
+        self._purse.keep_batches(self._journal.open)
 
     async def _ended(self, batch_id: str) -> BatchStatus:
         wait_s = self._settings.first_poll_s
@@ -414,27 +469,32 @@ class Batches:
 
         Raises:
             ProviderFatal: a result says that no request of this run can succeed. The others were handed over.
+            _Unanswered: results cannot be read. The others were handed over.
         """
         assert batch.id is not None
         left = dict(batch.items)
         again: list[Item] = []
         fatal: ProviderFatal | None = None
+        strange = 0
 
         async def read() -> None:
-            nonlocal fatal
+            nonlocal fatal, strange
+            strange = 0
             results: AsyncGenerator[tuple[str, Answer | RequestError], None]
             results = self._provider.results(batch.id or "", timeout_s=self._provider.timeout_s)
             async with aclosing(results):
                 async for custom_id, result in results:
                     item = left.pop(custom_id, None)
                     if item is None:
-                        logger.warning("batch %s holds a result for %s, which is none of it", batch.label, custom_id)
+                        strange += custom_id not in batch.items
                     elif isinstance(result, ProviderFatal):
                         fatal = result
                     elif item.key in self._wanted and not self._settle(batch, item, result, on_outcome):
                         again.append(item)
 
         await self._patiently(read)
+        if strange:
+            logger.warning("batch %s holds results under ids that are none of it: %d", batch.label, strange)
         self._again([*again, *left.values()], on_outcome)
         self._journal.closed(batch, "collected")
         self._purse.keep_batches(self._journal.open)
@@ -452,6 +512,9 @@ class Batches:
             if "usage_estimated" not in result.details:
                 sure = self._bounds.sure(self._request(item), self._endpoint)
                 self._bounds.learn(self._endpoint, result.usage, sure, sure)
+            elif not result.usage.input_tokens:  # it was estimated where the prompt was not at hand
+                tokens = estimated_tokens(self._request(item).prompt.text)
+                result = replace(result, usage=replace(result.usage, input_tokens=tokens))
             usd = None if self._tariff is None else self._tariff.price(result.usage)
             self._hand_over(item, self._completion(batch, item, result, usd), on_outcome, result)
             self._purse.settle_batch(batch.label, reserved, usd)
@@ -459,6 +522,8 @@ class Batches:
             self._hand_over(item, Skip("ContextOverflow", str(result)), on_outcome)
         else:
             self._hand_over(item, Failure(type(result).__name__, str(result), item.tries + 1), on_outcome)
+            if result.status == 200:  # it was answered, and so billed
+                self._purse.settle_batch(batch.label, reserved, None)
         return True
 
     def _completion(self, batch: Batch, item: Item, answer: Answer, usd: Decimal | None) -> Completion:
@@ -508,12 +573,16 @@ class Batches:
         """The id of a batch whose submission was not answered, or None where the provider never took it.
 
         Some providers do not say whose a running batch is (Anthropic); a candidate is then waited for.
+
+        Raises:
+            _Unanswered: the provider's list cannot be had.
         """
         asked_from = time.monotonic()
         wait_s = self._settings.first_poll_s
         while True:
             found = await self._patiently(
-                lambda: self._provider.find(batch.label, since=batch.planned_at, timeout_s=self._provider.timeout_s)
+                lambda: self._provider.find(batch.label, since=batch.planned_at, timeout_s=self._provider.timeout_s),
+                is_listing=True,
             )
             known = {other.id for other in self._journal.open.values() if other is not batch}
             candidates = [f for f in found if f.id not in known and f.total in (0, len(batch.items))]
@@ -521,18 +590,27 @@ class Batches:
             if certain:
                 for surplus in certain[1:]:
                     logger.warning("batch %s was taken twice; %s is cancelled", batch.label, surplus)
-                    await self._provider.cancel(surplus, timeout_s=self._provider.timeout_s)
+                    try:
+                        await self._provider.cancel(surplus, timeout_s=self._provider.timeout_s)
+                    except RequestError as error:
+                        logger.warning("batch %s cannot be cancelled: %s", surplus, error)
                 return certain[0]
             if not candidates and time.monotonic() - asked_from >= self._settings.settle_s:
                 return None
             await asyncio.sleep(wait_s if candidates else min(wait_s, 1.0))
             wait_s = min(self._settings.max_poll_s, wait_s * 1.5)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, call: Callable[[], Awaitable[T]], *, is_listing: bool = False) -> T:
         """A call that is tried again until it works: a batch of a day is not given up over an hour's outage.
 
+        Args:
+            is_listing: it asks for the provider's list, which a key or a server may not give at all.
+
         Raises:
-            RequestError: of a class that another try does not change.
+            _Unanswered: another try does not change what the provider says, or it was tried as often as a request
+                may be and the list, or an answer that can be read, did not come.
+            AuthenticationFailed, QuotaExhausted: the account cannot be used.
+            Unreachable: nothing has ever connected.
         """
         tries = 0
         while True:
@@ -544,8 +622,16 @@ class Batches:
                 tries += 1
                 if await self._unreached(error, tries):
                     continue
+                if tries >= self._retry.tries and (is_listing or error.status == 200):
+                    raise _Unanswered(str(error)) from None
                 logger.info("the provider's batches cannot be read: %s", error)
                 await asyncio.sleep(self._retry.delay_s(error, min(tries, self._retry.tries - 1), 0.0) or 1.0)
+            except (AuthenticationFailed, QuotaExhausted) as error:
+                if not is_listing:
+                    raise
+                raise _Unanswered(str(error)) from None
+            except RequestError as error:
+                raise _Unanswered(str(error)) from None
 
     async def _unreached(self, error: RequestError, tries: int) -> bool:
         """Whether a call did not connect, and none ever has; waits a moment before the next try.

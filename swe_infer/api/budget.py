@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from swe_infer.api.ledger import Hold, Ledger, Left
+from swe_infer.api.ledger import Hold, Interrupted, Ledger, Left
 from swe_infer.api.limits import Halted
 from swe_infer.errors import BudgetExceeded, StoreError
 
@@ -89,8 +89,11 @@ class Purse:
         """
         if not self._ledgers:
             return Reservation(usd, ())
-        if not self._waiters and (reservation := self._hold(usd)) is not None:
-            return reservation
+        try:
+            if not self._waiters and (reservation := self._hold(usd)) is not None:
+                return reservation
+        except Interrupted as error:
+            raise Halted("the run is stopping") from error
         waiter = _Waiter(usd, asyncio.get_running_loop().create_future(), firm=tighter is None)
         self._waiters.append(waiter)
         try:
@@ -195,6 +198,8 @@ class Purse:
         try:
             if self._open() and not self._halted:
                 self._grant()
+        except Interrupted:
+            self._halted = True
         except StoreError as error:  # nobody can be granted anything
             for waiter in self._open():
                 waiter.granted.set_exception(error)

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from swe_infer.errors import StoreError
+from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, connect
 from swe_infer.providers.base import Answer, Provider
 from swe_infer.types import ApiModel, Request, Usage, seed_of
@@ -131,7 +132,7 @@ class ResponseCache:
                 details=kept["details"],
             )
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s: an answer cannot be read (%s) and is asked for again", self.path, error)
+            logger.log(_level(), "%s: an answer cannot be read (%s) and is asked for again", self.path, error)
             return None
 
     def put(self, key: str, answer: Answer, *, model: str, provider: str) -> bool:
@@ -152,7 +153,7 @@ class ResponseCache:
         try:
             self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
-            logger.warning("%s: an answer cannot be kept: %s", self.path, error)
+            logger.log(_level(), "%s: an answer cannot be kept: %s", self.path, error)
             return False
         return True
 
@@ -183,6 +184,11 @@ class ResponseCache:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _level() -> int:
+    """How loudly to tell of a fault: Ctrl-C, which ends the wait for other processes, is no news."""
+    return logging.INFO if INTERRUPTS.stopping else logging.WARNING
 
 
 def _digest(text: str | None) -> str | None:

@@ -21,6 +21,7 @@ from swe_infer.api.budget import Purse, Reservation
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
+from swe_infer.api.ledger import Interrupted
 from swe_infer.api.limits import Halted, SentAway, Ticket
 from swe_infer.api.pricing import caching_pays, worst_case
 from swe_infer.api.reach import Reach, Unreachable
@@ -309,7 +310,7 @@ class Chain:
             self._purse.settle(reservation, usd)
         except StoreError as error:
             if not self._unsettled:
-                logger.warning("%s", error)
+                logger.log(logging.INFO if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
             self._unsettled = True
 
     async def _send(self, life: _Life, endpoint: Endpoint) -> Sequence[Answer]:

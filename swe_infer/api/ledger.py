@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Literal
 
 from swe_infer.errors import StoreError
+from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, born, connect
 
-__all__ = ["Hold", "Ledger", "Left", "Refused", "born", "is_dead"]
+__all__ = ["Hold", "Interrupted", "Ledger", "Left", "Refused", "born", "is_dead"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ CREATE TABLE IF NOT EXISTS learnt (id INTEGER PRIMARY KEY CHECK (id = 1), share 
 
 Refused = Literal["wait", "never"]
 """``wait``: it may fit once others have settled. ``never``: what is spent already leaves no room for it."""
+
+
+class Interrupted(StoreError):
+    """Ctrl-C ended the wait for a process that holds the ledger. What is held there stays so, and is settled when the
+    ledger is opened again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,7 @@ class Ledger:
             with self._transaction():
                 self._release(self._owner)
         except StoreError as error:
-            log.warning("%s", error)
+            log.log(logging.INFO if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
         finally:
             self._db.close()
 
@@ -231,7 +237,9 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: the ledger of the budget cannot be written: {error}") from error
+            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            kind = Interrupted if is_busy and INTERRUPTS.stopping else StoreError
+            raise kind(f"{self.path}: the ledger of the budget cannot be written: {error}") from error
 
     def _value(self, query: str, arguments: tuple[str, ...] = ()) -> int:
         row = self._db.execute(query, arguments).fetchone()

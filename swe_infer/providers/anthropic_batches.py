@@ -12,6 +12,7 @@ from swe_infer.errors import RequestError, TransientError
 from swe_infer.providers.anthropic_client import AnthropicProvider
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify
+from swe_infer.providers.wire import MOST_PAGES, named, whole_number
 from swe_infer.types import ApiModel, Request
 
 __all__ = ["AnthropicBatches"]
@@ -43,35 +44,36 @@ class AnthropicBatches(AnthropicProvider):
     async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
         found: list[FoundBatch] = []
         params: dict[str, Any] = {"limit": 100}
-        while True:
+        for _ in range(MOST_PAGES):
             page = await self._call("GET", _PATH, timeout_s=timeout_s, options={"params": params})
-            batches = [b for b in page.get("data") or [] if _created(b) >= since - _GRACE_S]
-            for batch in batches:
+            with self._shaped("batches"):
+                listed = page.get("data") or []
+                batches = [b for b in listed if _created(b) >= since - _GRACE_S]
+                named_ids = [self._id(batch, "batches") for batch in batches]
+            for batch, batch_id in zip(batches, named_ids, strict=True):
                 ended = batch.get("processing_status") == "ended"
-                if not ended or await self._bears(label, batch["id"], timeout_s):
-                    found.append(FoundBatch(batch["id"], certain=ended, total=_total(batch)))
-            if not page.get("has_more") or len(batches) < len(page["data"]):  # newest first
+                if not ended or await self._bears(label, batch_id, timeout_s):
+                    found.append(FoundBatch(batch_id, certain=ended, total=_total(batch)))
+            if not page.get("has_more") or not listed or len(batches) < len(listed):  # newest first
                 return found
-            params["after_id"] = page["last_id"]
+            params["after_id"] = self._id({"id": page.get("last_id")}, "batches")
+        raise self._unreadable("a list without an end", self._where("batches"), {})
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
         batch = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s=timeout_s)
-        done = int((batch.get("request_counts") or {}).get("succeeded") or 0)
-        return BatchStatus("ended" if batch.get("processing_status") == "ended" else "running", _total(batch), done)
+        with self._shaped(batch_id):
+            done = whole_number((batch.get("request_counts") or {}).get("succeeded"))
+            state: Any = "ended" if batch.get("processing_status") == "ended" else "running"
+            return BatchStatus(state, _total(batch), done)
 
     async def results(
         self, batch_id: str, *, timeout_s: float
     ) -> AsyncGenerator[tuple[str, Answer | RequestError], None]:
-        async with self._translated(self._where(batch_id), None):  # a long read: only silence is bounded
-            try:
-                entries = await self._client.messages.batches.results(
-                    batch_id, timeout=self._timeout(timeout_s), extra_headers=self._headers
-                )
-                async for entry in entries:
-                    plain = entry.to_dict()
-                    yield str(plain["custom_id"]), self._result(plain)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:  # no JSON, or of another shape
-                raise TransientError(f"{self._where(batch_id)}: broken results ({type(error).__name__})") from None
+        # Not at the address that the batch states as its results_url, which may be another host's.
+        path = f"{_PATH}/{batch_id}/results"
+        async with aclosing(self._results(path, batch_id, timeout_s=timeout_s)) as entries:
+            async for custom_id, entry in entries:
+                yield custom_id, self._result(custom_id, entry)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._call("POST", f"{_PATH}/{batch_id}/cancel", timeout_s=timeout_s)
@@ -83,26 +85,30 @@ class AnthropicBatches(AnthropicProvider):
                 return custom_id.startswith(label)
         return False
 
-    def _result(self, entry: dict[str, Any]) -> Answer | RequestError:
-        where = self._where(str(entry["custom_id"]))
-        result = entry.get("result") or {}
-        kind = result.get("type")
+    def _result(self, custom_id: str, entry: dict[str, Any] | RequestError) -> Answer | RequestError:
+        if isinstance(entry, RequestError):
+            return entry
+        where = self._where(custom_id)
+        result = entry.get("result")
+        kind = result.get("type") if isinstance(result, dict) else None
         if kind == "succeeded":
+            message = result.get("message")
             try:
-                return self.understood(result.get("message") or {}, None, where, {})
+                return self.understood(message if isinstance(message, dict) else {}, None, where, {})
             except RequestError as error:
                 return error
         if kind == "errored":
             return self.verdict(classify(None, result.get("error") or {}, {}, where=where, secret=self._key()))
-        return TransientError(f"{where}: the request {kind or 'came to nothing'} in its batch")
+        return TransientError(f"{where}: the request {named(kind) or 'came to nothing'} in its batch")
 
 
 def _created(batch: Mapping[str, Any]) -> float:
     try:
         return datetime.fromisoformat(batch["created_at"]).timestamp()
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, OSError):
         return float("inf")  # unknown: better looked at than passed over
 
 
 def _total(batch: Mapping[str, Any]) -> int:
-    return sum(int(count or 0) for count in (batch.get("request_counts") or {}).values())
+    counts = batch.get("request_counts")
+    return sum(map(whole_number, counts.values())) if isinstance(counts, dict) else 0

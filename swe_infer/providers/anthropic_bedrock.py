@@ -14,6 +14,7 @@ from swe_infer.errors import AuthenticationFailed, ConfigError, RequestError
 from swe_infer.options import Option
 from swe_infer.providers.anthropic_cloud import AnthropicCloud, first_set
 from swe_infer.providers.checks import check_key
+from swe_infer.providers.environment import check_bundle
 from swe_infer.providers.faults import one_line
 from swe_infer.types import ApiModel, Decoding
 
@@ -34,6 +35,8 @@ class AnthropicBedrock(AnthropicCloud):
 
     address_env: ClassVar[str | None] = _ADDRESS_VARIABLE
     priced_by_name: ClassVar[bool] = True  # a region costs more than the world
+
+    has_events: ClassVar[bool] = False  # its streams are of frames, whose length botocore bounds
 
     body_version: ClassVar[str] = "bedrock-2023-05-31"
 
@@ -76,6 +79,7 @@ class AnthropicBedrock(AnthropicCloud):
         key = f", or set {self.api_key_env}" if self.api_key_env else ""
         if not _has_boto3():
             raise ConfigError(f"provider.name={self.name}: AWS credentials need boto3; {_EXTRA}{key}")
+        check_bundle(("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"))  # AWS's library may ask for credentials over TLS
         import boto3
         from botocore.exceptions import BotoCoreError
 

@@ -11,18 +11,21 @@ from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.anthropic_batches import AnthropicBatches
 from swe_infer.providers.base import Answer, InputCount
-from swe_infer.providers.wire import Unreadable, estimated_tokens, size_of, token_count
+from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
 
 __all__ = ["AnthropicMessages"]
 
-_FINISH: dict[str | None, FinishReason] = {
+_FINISH: dict[str, FinishReason] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "refusal": "refusal",
 }
+
+_STOP_DETAILS = ("type", "category", "explanation")
+"""Of ``stop_details``, what a record keeps (anthropic.types.RefusalStopDetails)."""
 
 _COUNTED = (
     "model",
@@ -117,20 +120,19 @@ class AnthropicMessages(AnthropicBatches):
         content = body.get("content")
         if not isinstance(content, list):
             raise Unreadable("without content")
-        raw = body.get("stop_reason")
-        if raw is None:
-            raise Unreadable("without a stop reason")
         blocks = [block for block in content if isinstance(block, dict) and block.get("type") == "text"]
         text = "".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
-        finish: FinishReason = _FINISH.get(raw, "other")
+        if body.get("stop_reason") is None and not text:
+            raise Unreadable("without a stop reason")
+        raw = named(body.get("stop_reason"))
+        finish: FinishReason = _FINISH.get(raw or "", "other")
         details: dict[str, Any] = {"finish_reason": str(raw)} if finish == "other" else {}
         if finish == "refusal" and isinstance(body.get("stop_details"), dict):
-            details["stop_details"] = body["stop_details"]
+            details["stop_details"] = {key: named(body["stop_details"].get(key)) for key in _STOP_DETAILS}
         usage, estimated = _usage(body.get("usage"), request, text)
         if estimated:
             details["usage_estimated"] = True
-        name = body.get("model")
-        return Answer(text, finish, usage, model=name if isinstance(name, str) else None, details=details)
+        return Answer(text, finish, usage, model=named(body.get("model")), details=details)
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
         """Anthropic calls it an estimate, from which the input that is billed may differ by a small amount
@@ -147,34 +149,50 @@ class AnthropicMessages(AnthropicBatches):
         whole: dict[str, Any] | None = None
         parts: list[str] = []
         async for event in events:
-            match event["type"]:
-                case "message_start":
-                    whole = event["message"]
-                case "content_block_delta" if event["delta"]["type"] == "text_delta":
+            match event:
+                case {"type": "message_start", "message": dict(message)}:
+                    whole = dict(message)
+                case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)}}:
                     marks.setdefault("first", time.monotonic())
-                    parts.append(event["delta"]["text"])
-                case "message_delta" if whole is not None:
-                    whole |= {key: value for key, value in event["delta"].items() if value is not None}
-                    if event.get("usage"):  # cumulative; what it leaves out stands in message_start
-                        later = {key: value for key, value in event["usage"].items() if value is not None}
-                        whole["usage"] = {**(whole.get("usage") or {}), **later}
+                    parts.append(text)
+                case {"type": "message_delta", "delta": dict(delta)} if whole is not None:
+                    whole |= {key: value for key, value in delta.items() if value is not None}
+                    whole["usage"] = _later(whole.get("usage"), event.get("usage"))
+                case {"type": "message_start" | "content_block_delta", **rest} if not _is_known(rest):
+                    raise Unreadable("a stream with an unknown event")
         if whole is None or whole.get("stop_reason") is None:
             raise Unreadable("a stream that ends before its answer does")
         return {**whole, "content": [{"type": "text", "text": "".join(parts)}]}
 
 
+def _is_known(event: Mapping[str, Any]) -> bool:
+    """Whether the delta of an event is of a kind that is passed over, such as one of thinking."""
+    delta = event.get("delta")
+    return isinstance(delta, dict) and isinstance(delta.get("type"), str) and delta["type"] != "text_delta"
+
+
+def _later(usage: Any, stated: Any) -> Any:
+    """The usage of a stream after an event that states it: cumulative; what it leaves out was stated before."""
+    if not stated:
+        return usage
+    if not isinstance(stated, dict) or not isinstance(usage, dict | None):
+        return stated
+    return {**(usage or {}), **{key: value for key, value in stated.items() if value is not None}}
+
+
 def _usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
     """(token counts, whether they had to be estimated). Anthropic states cached and written tokens beside
     ``input_tokens``, not as part of them."""
-    if not isinstance(usage, dict) or usage.get("input_tokens") is None:
-        prompt = request.prompt.text if request is not None else ""
-        return Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text)), True
-    cached = token_count(usage, "cache_read_input_tokens")
-    written = token_count(usage, "cache_creation_input_tokens")
-    return Usage(
-        input_tokens=token_count(usage, "input_tokens") + cached + written,
-        cached_input_tokens=cached,
-        cache_write_tokens=written,
-        output_tokens=token_count(usage, "output_tokens"),
-        reasoning_tokens=token_count(usage.get("output_tokens_details") or {}, "thinking_tokens"),
-    ), False
+    try:
+        cached = token_count(usage, "cache_read_input_tokens")
+        written = token_count(usage, "cache_creation_input_tokens")
+        stated = Usage(
+            input_tokens=token_count(usage, "input_tokens") + cached + written,
+            cached_input_tokens=cached,
+            cache_write_tokens=written,
+            output_tokens=token_count(usage, "output_tokens"),
+            reasoning_tokens=token_count(usage.get("output_tokens_details") or {}, "thinking_tokens"),
+        )
+    except Implausible:
+        return checked_usage(None, request, text)
+    return checked_usage(stated, request, text)

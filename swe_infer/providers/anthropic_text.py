@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from swe_infer.providers.anthropic_client import AnthropicProvider
 from swe_infer.providers.base import Answer
-from swe_infer.providers.wire import Unreadable, estimated_tokens
+from swe_infer.providers.wire import Unreadable, estimated_tokens, named
 from swe_infer.types import ApiModel, Request, Usage
 
 __all__ = ["AnthropicText"]
@@ -63,11 +63,10 @@ class AnthropicText(AnthropicProvider):
         text = text.removeprefix(" ")  # the blank that belongs behind "Assistant:"
         prompt = "" if request is None else f"{_HUMAN} {request.prompt.text}{_ASSISTANT}"
         usage = Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text))
-        name = body.get("model")
         return Answer(
             text,
             "length" if body.get("stop_reason") == "max_tokens" else "stop",
             usage,
-            model=name if isinstance(name, str) else None,
+            model=named(body.get("model")),
             details={"usage_estimated": True},
         )

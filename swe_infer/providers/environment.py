@@ -128,17 +128,15 @@ def tls_context(base_url: str, proxy: Proxy | None) -> ssl.SSLContext:
 
 
 def check_bundle(variables: Iterable[str]) -> None:
-    """Refuse a file of certificates, as the library ``requests`` takes it, that is not there.
+    """Refuse a file of certificates that a cloud's library could not load. The first variable that is set counts.
 
     Raises:
         ConfigError: names the variable.
     """
     for variable in variables:
         if path := os.environ.get(variable):
-            if not os.path.exists(path):
-                raise ConfigError(
-                    f"{variable}={path}: there is no such file; name one of PEM certificates or unset it"
-                )
+            if not os.path.isdir(path):
+                _check_file(variable, path)
             return
 
 
@@ -158,8 +156,8 @@ def _check_proxy(proxy: Proxy, base_url: str) -> None:
         )
     if proxy.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
         raise ConfigError(
-            f"{proxy.variable} names a SOCKS proxy, which needs the package socksio: pip install socksio; or unset "
-            f"it, or put {urlsplit(base_url).hostname} into NO_PROXY"
+            f"{proxy.variable} names a SOCKS proxy, which needs the package socksio: pip install 'swe_infer[socks]'; "
+            f"or unset it, or put {urlsplit(base_url).hostname} into NO_PROXY"
         )
 
 
@@ -169,15 +167,7 @@ def _is_encrypted(base_url: str, proxy: Proxy | None) -> bool:
 
 def _check_certificates() -> None:
     if file := os.environ.get("SSL_CERT_FILE"):
-        try:
-            ssl.create_default_context(cafile=file)
-        except ssl.SSLError:
-            raise ConfigError(f"SSL_CERT_FILE={file}: holds no PEM certificates; name another, or unset it") from None
-        except OSError as error:
-            raise ConfigError(
-                f"SSL_CERT_FILE={file}: {error.strerror or 'cannot be read'}; name a file of PEM certificates, or "
-                "unset it"
-            ) from None
+        _check_file("SSL_CERT_FILE", file)
         return
     directories = os.environ.get("SSL_CERT_DIR")
     if directories and not any(map(_holds_certificates, directories.split(os.pathsep))):
@@ -185,6 +175,17 @@ def _check_certificates() -> None:
             f"SSL_CERT_DIR={directories}: no such folder of certificates under the names that `openssl rehash` "
             "gives; name one, or unset it"
         )
+
+
+def _check_file(variable: str, file: str) -> None:
+    try:
+        ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        raise ConfigError(f"{variable}={file}: holds no PEM certificates; name another, or unset it") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{variable}={file}: {error.strerror or 'cannot be read'}; name a file of PEM certificates, or unset it"
+        ) from None
 
 
 def _holds_certificates(directory: str) -> bool:

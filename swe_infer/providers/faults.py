@@ -27,6 +27,8 @@ from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_o
 __all__ = ["PromptFiltered", "classify", "one_line"]
 
 _LONGEST_MESSAGE = 300
+_LONGEST_SEARCHED = 8192
+"""Characters of an error's text in which its class is looked for."""
 
 _OVERFLOW_CODES = {"context_length_exceeded", "string_above_max_length", "exceed_context_size_error"}
 _OVERFLOW = re.compile(
@@ -96,9 +98,11 @@ def one_line(text: str, secret: str | None = None) -> str:
     characters."""
     if secret:
         text = text.replace(secret, "***")
+    # Cut before the patterns, some of which take time with the square of a word's length.
+    text = " ".join(text[: 100 * _LONGEST_MESSAGE].split())[: 10 * _LONGEST_MESSAGE]
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * _LONGEST_MESSAGE]).split())
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 1]}…"
 
 
@@ -163,12 +167,13 @@ def _read(body: Any) -> tuple[set[str], str]:
     while isinstance(error, dict) and isinstance(error.get("error"), dict):
         error = error["error"]
     if not isinstance(error, dict):
-        return set(), "no explanation" if not body else str(body)
-    kinds = {str(error[key]) for key in ("code", "type") if isinstance(error.get(key), str)}
-    kinds |= {state for state in [str(error.get("status"))] if state.lower() in _CLOUD_KINDS}
-    kinds |= {
-        f"{inner['code']}" for inner in [error.get("innererror")] if isinstance(inner, dict) and "code" in inner
-    }
+        return set(), "no explanation" if not body else _cut(body)
+    kinds = {error[key] for key in ("code", "type") if isinstance(error.get(key), str)}
+    state, inner = error.get("status"), error.get("innererror")
+    if isinstance(state, str) and state.lower() in _CLOUD_KINDS:
+        kinds.add(state)
+    if isinstance(inner, dict) and isinstance(inner.get("code"), str):
+        kinds.add(inner["code"])
     message = (
         error.get("message")
         or error.get("Message")
@@ -176,11 +181,20 @@ def _read(body: Any) -> tuple[set[str], str]:
         or error.get("detail")
         or ", ".join(sorted(kinds))
     )
-    return kinds, str(message) if message else "no explanation"
+    return kinds, _cut(message) if message else "no explanation"
+
+
+def _cut(value: Any) -> str:
+    """The beginning of a server's text, which patterns are searched in; of another value, how it is written."""
+    try:
+        return (value if isinstance(value, str) else str(value))[:_LONGEST_SEARCHED]
+    except (RecursionError, ValueError):  # nested deeply; a whole number of very many digits
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def _page(text: str) -> str:
     """What to tell of a body that is no JSON: an HTML page's title, else its beginning."""
+    text = _cut(text)
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     if title:
         return f"an HTML page, {title[1].strip()!r}"

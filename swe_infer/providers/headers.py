@@ -5,7 +5,6 @@ Sources: OpenAI's and Anthropic's pages on rate limits; RFC 9110, section 10.2.3
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -19,6 +18,10 @@ __all__ = ["duration_s", "rate_limits_of", "request_id_of", "retry_after_s"]
 _UNITS_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
+_LONGEST = 200
+"""Characters of a header that are looked at."""
+_LARGEST = 1e15
+"""A figure beyond it says nothing: no quota and no wait is as large."""
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
 
 
@@ -27,9 +30,10 @@ def duration_s(text: str | None) -> float | None:
     if text is None:
         return None
     text = text.strip()
-    if _DURATION.fullmatch(text):
-        return sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(text))
-    return _number(text)
+    if len(text) <= _LONGEST and _DURATION.fullmatch(text):
+        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(text))
+        return seconds if seconds <= _LARGEST else None
+    return _not_negative(text)
 
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -46,15 +50,16 @@ def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float
     seconds = _number(text)
     if seconds is not None:
         return max(0.0, seconds)
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
+    date = _timestamp(text)
+    if date is None:
         return None
-    return max(0.0, date.timestamp() - (_server_time(headers) if now is None else now))
+    return max(0.0, date - (_server_time(headers) if now is None else now))
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
-    return next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
+    """The vendor's name of a request, cut and without control characters."""
+    found = next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
+    return None if found is None else "".join(filter(str.isprintable, found[:_LONGEST]))
 
 
 def rate_limits_of(headers: Mapping[str, str]) -> RateLimits:
@@ -91,10 +96,16 @@ def _anthropic_limits(headers: Mapping[str, str]) -> RateLimits:
 
 def _server_time(headers: Mapping[str, str]) -> float:
     """The server's clock where it states it, so that a wrong local clock makes no difference."""
+    stated = _timestamp(headers.get("date", ""))
+    return time.time() if stated is None else stated
+
+
+def _timestamp(date: str) -> float | None:
+    """Seconds since the epoch of an HTTP date; None where it is none."""
     try:
-        return parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except ValueError:
-        return time.time()
+        return parsedate_to_datetime(date[:_LONGEST]).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):
+        return None
 
 
 def _until(rfc3339: str | None, now: float) -> float | None:
@@ -102,18 +113,23 @@ def _until(rfc3339: str | None, now: float) -> float | None:
         return None
     try:
         return max(0.0, datetime.fromisoformat(rfc3339).timestamp() - now)
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return None
 
 
 def _number(text: str | None) -> float | None:
     try:
-        value = float(text or "")
+        value = float((text or "")[: _LONGEST + 1])
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= _LARGEST else None
+
+
+def _not_negative(text: str | None) -> float | None:
+    number = _number(text)
+    return number if number is not None and number >= 0 else None
 
 
 def _count(text: str | None) -> int | None:
-    number = _number(text)
+    number = _not_negative(text)
     return int(number) if number is not None else None

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 from swe_infer.errors import RequestError, TransientError
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
-from swe_infer.providers.faults import classify
+from swe_infer.providers.faults import classify, one_line
 from swe_infer.providers.openai_client import OpenAIProvider
+from swe_infer.providers.wire import MOST_PAGES, named, whole_number
 from swe_infer.types import ApiModel, Request
 
 __all__ = ["OpenAIBatches"]
@@ -48,7 +50,7 @@ class OpenAIBatches(OpenAIProvider):
             options=multipart,
         )
         order = {
-            "input_file_id": uploaded.get("id"),
+            "input_file_id": self._id(uploaded, "files"),
             "endpoint": self.batch_endpoint,
             "completion_window": "24h",
             "metadata": {_LABEL: label},
@@ -59,70 +61,76 @@ class OpenAIBatches(OpenAIProvider):
     async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
         found: list[FoundBatch] = []
         params: dict[str, Any] = {"limit": 100}
-        while True:
+        for _ in range(MOST_PAGES):
             page = await self._call("GET", "/batches", timeout_s=timeout_s, options={"params": params})
-            batches = page.get("data") or []
-            for batch in batches:
-                if (batch.get("metadata") or {}).get(_LABEL) == label:
-                    found.append(FoundBatch(batch["id"], certain=True, total=_counts(batch)[0]))
-            # Newest first; a listing that goes on past ``since`` holds nothing more of interest.
-            if not page.get("has_more") or not batches or batches[-1]["created_at"] < since - _GRACE_S:
-                return found
-            params["after"] = batches[-1]["id"]
+            with self._shaped("batches"):
+                batches = page.get("data") or []
+                for batch in batches:
+                    if (batch.get("metadata") or {}).get(_LABEL) == label:
+                        found.append(FoundBatch(self._id(batch, "batches"), certain=True, total=_counts(batch)[0]))
+                # Newest first; a listing that goes on past ``since`` holds nothing more of interest.
+                if not page.get("has_more") or not batches or batches[-1]["created_at"] < since - _GRACE_S:
+                    return found
+                params["after"] = self._id(batches[-1], "batches")
+        raise self._unreadable("a list without an end", self._where("batches"), {})
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
         batch = await self._call("GET", f"/batches/{batch_id}", timeout_s=timeout_s)
-        total, done = _counts(batch)
-        error = None
-        if batch.get("status") == "failed":
-            causes = (batch.get("errors") or {}).get("data") or [{}]
-            error = classify(None, {"error": causes[0]}, {}, where=self._where(batch_id), secret=self._key())
-        state: Any = _STATES.get(str(batch.get("status")), "running")
-        return BatchStatus(state, total, done, error)
+        with self._shaped(batch_id):
+            total, done = _counts(batch)
+            error = None
+            if batch.get("status") == "failed":
+                causes = (batch.get("errors") or {}).get("data") or [{}]
+                error = classify(None, {"error": causes[0]}, {}, where=self._where(batch_id), secret=self._key())
+            state: Any = _STATES.get(str(batch.get("status")), "running")
+            return BatchStatus(state, total, done, error)
 
     async def results(
         self, batch_id: str, *, timeout_s: float
     ) -> AsyncGenerator[tuple[str, Answer | RequestError], None]:
         batch = await self._call("GET", f"/batches/{batch_id}", timeout_s=timeout_s)
+        broken: RequestError | None = None
         for key in ("output_file_id", "error_file_id"):
             if not batch.get(key):
                 continue
-            async with (
-                self._translated(self._where(batch_id), None),  # a long read: only silence is bounded
-                self._client.files.with_streaming_response.content(
-                    batch[key], timeout=self._timeout(timeout_s), extra_headers=self._headers
-                ) as response,
-            ):
-                async for line in response.iter_lines():
-                    if (result := self._result(line)) is not None:
-                        yield result
+            path = f"/files/{self._id({'id': batch[key]}, batch_id)}/content"
+            try:
+                async with aclosing(self._results(path, batch_id, timeout_s=timeout_s)) as entries:
+                    async for custom_id, entry in entries:
+                        yield custom_id, self._result(custom_id, entry)
+            except TransientError as error:
+                if error.status != 200:
+                    raise
+                broken = error  # the other file may be sound
+        if broken is not None:
+            raise broken
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._call("POST", f"/batches/{batch_id}/cancel", timeout_s=timeout_s)
 
-    def _result(self, line: str) -> tuple[str, Answer | RequestError] | None:
-        """One line of an output or error file; None where it cannot be told whose it is."""
-        try:
-            entry = json.loads(line)
-            custom_id = str(entry["custom_id"])
-        except (ValueError, TypeError, KeyError):
-            return None
+    def _result(self, custom_id: str, entry: dict[str, Any] | RequestError) -> Answer | RequestError:
+        """What one line of an output or error file holds."""
+        if isinstance(entry, RequestError):
+            return entry
         where = self._where(custom_id)
         response = entry.get("response")
-        if not response:
-            error = entry.get("error") or {}
-            return custom_id, TransientError(f"{where}: {error.get('code')}: {error.get('message')}")
-        headers = {"x-request-id": response.get("request_id") or ""}
-        body = response.get("body")
-        if response.get("status_code") != 200 or not isinstance(body, dict):
-            failed = classify(response.get("status_code"), body, headers, where=where, secret=self._key())
-            return custom_id, self.verdict(failed)
+        if not isinstance(response, dict):
+            error = entry.get("error")
+            told = (
+                [named(error.get(key)) for key in ("code", "message")] if isinstance(error, dict) else ["no answer"]
+            )
+            return TransientError(one_line(f"{where}: {': '.join(map(str, told))}", self._key()))
+        headers = {"x-request-id": named(response.get("request_id")) or ""}
+        status, body = response.get("status_code"), response.get("body")
+        if status != 200 or not isinstance(body, dict):
+            known = status if type(status) is int and 100 <= status < 600 else None
+            return self.verdict(classify(known, body, headers, where=where, secret=self._key()))
         try:
-            return custom_id, self.understood(body, None, where, headers)
+            return self.understood(body, None, where, headers)
         except RequestError as error:
-            return custom_id, error
+            return error
 
 
 def _counts(batch: Mapping[str, Any]) -> tuple[int, int]:
     counts = batch.get("request_counts") or {}
-    return int(counts.get("total") or 0), int(counts.get("completed") or 0)
+    return whole_number(counts.get("total")), whole_number(counts.get("completed"))

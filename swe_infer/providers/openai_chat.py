@@ -17,12 +17,12 @@ from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import PromptFiltered
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_client import COUNT_PATH
-from swe_infer.providers.wire import Unreadable, estimated_tokens, size_of, token_count
+from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
 
 __all__ = ["OpenAIChat", "cache_fields", "openai_usage"]
 
-_FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 _MOST_CHOICES = 128
 
@@ -95,7 +95,7 @@ class OpenAIChat(OpenAIBatches):
         usage, estimated = openai_usage(body.get("usage"), request, text)
         if estimated:
             details["usage_estimated"] = True
-        return Answer(text, finish, usage, model=_name(body), details=details)
+        return Answer(text, finish, usage, model=named(body.get("model")), details=details)
 
     def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
         """A seed of its own for each sample leaves no room for ``n``, and neither does a stream."""
@@ -112,13 +112,17 @@ class OpenAIChat(OpenAIBatches):
             assert isinstance(verdict, Answer)
             return [verdict for _ in requests]
         where = self._where(model.name)
-        whole = self.understood(answered, requests[0], where, headers)
-        choices = [_choice(choice) for choice in answered["choices"][: len(requests)]]
-        shares = _shares(whole.usage, [text for text, _, _ in choices])
-        marks = {"usage_estimated": True} if "usage_estimated" in whole.details else {}
+        given = answered.get("choices")
+        # Of several choices each is paid for: one that cannot be read does not cost the others.
+        sound = [choice for choice in given if _is_choice(choice)] if isinstance(given, list) else []
+        whole = self.understood({**answered, "choices": sound}, requests[0], where, headers)
+        choices = [_choice(choice) for choice in sound[: len(requests)]]
+        texts = [text for text, _, _ in choices]
+        usage, estimated = openai_usage(answered.get("usage"), requests[0], "".join(texts))
+        marks = {"usage_estimated": True} if estimated else {}
         return [
-            self._headed(Answer(text, finish, usage, model=whole.model, details={**details, **marks}), headers)
-            for (text, finish, details), usage in zip(choices, shares, strict=True)
+            self._headed(Answer(text, finish, share, model=whole.model, details={**details, **marks}), headers)
+            for (text, finish, details), share in zip(choices, _shares(usage, texts), strict=True)
         ]
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
@@ -139,17 +143,20 @@ class OpenAIChat(OpenAIBatches):
         finish = None
         whole: dict[str, Any] = {}
         async for event in events:
-            if "choices" not in event:
+            choices = event.get("choices") if isinstance(event, dict) else None
+            if not isinstance(choices, list):
+                if finish is not None:
+                    continue
                 raise Unreadable("a stream with an unknown event")
             whole.setdefault("model", event.get("model"))
             if event.get("usage"):
                 whole["usage"] = event["usage"]
-            for choice in event["choices"]:
-                delta = choice.get("delta") or {}
+            for choice in filter(_is_dict, choices):
+                delta = choice.get("delta")
                 for key, parts in texts.items():
-                    if delta.get(key):
+                    if _is_dict(delta) and (part := _text(delta.get(key))):
                         marks.setdefault("first", time.monotonic())
-                        parts.append(delta[key])
+                        parts.append(part)
                 finish = choice.get("finish_reason") or finish
         if finish is None:
             raise Unreadable("a stream that ends before its answer does")
@@ -159,27 +166,36 @@ class OpenAIChat(OpenAIBatches):
 
 def openai_usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
     """(token counts of a ``usage`` object of either OpenAI interface, whether they had to be estimated)."""
-    if not isinstance(usage, dict):
-        prompt = request.prompt.text if request is not None else ""
-        return Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text)), True
-    of_input = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
-    return Usage(
-        input_tokens=token_count(usage, "prompt_tokens", "input_tokens"),
-        cached_input_tokens=token_count(of_input, "cached_tokens"),
-        cache_write_tokens=token_count(of_input, "cache_write_tokens"),
-        output_tokens=token_count(usage, "completion_tokens", "output_tokens"),
-        reasoning_tokens=token_count(of_output, "reasoning_tokens"),
-    ), False
+    try:
+        of_input = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
+        stated = Usage(
+            input_tokens=token_count(usage, "prompt_tokens", "input_tokens"),
+            cached_input_tokens=token_count(of_input, "cached_tokens"),
+            cache_write_tokens=token_count(of_input, "cache_write_tokens"),
+            output_tokens=token_count(usage, "completion_tokens", "output_tokens"),
+            reasoning_tokens=token_count(of_output, "reasoning_tokens"),
+        )
+    except (AttributeError, Implausible):
+        return checked_usage(None, request, text)
+    return checked_usage(stated, request, text)
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_choice(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
 
 
 def _choice(choice: Any) -> tuple[str, FinishReason, dict[str, Any]]:
     """(text, finish reason, details) of one choice."""
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
+    if not _is_choice(choice):
         raise Unreadable("without a message")
-    text, refusal, raw = _text(message.get("content")), message.get("refusal"), choice.get("finish_reason")
-    finish: FinishReason = _FINISH.get(raw, "other")
+    message, raw = choice["message"], named(choice.get("finish_reason"))
+    text, refusal = _text(message.get("content")), message.get("refusal")
+    finish: FinishReason = _FINISH.get(raw or "", "other")
     if isinstance(refusal, str) and refusal:
         text, finish = text or refusal, "refusal"
     return text, finish, {"finish_reason": str(raw)} if finish == "other" else {}
@@ -221,8 +237,3 @@ def _text(content: Any) -> str:
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
-
-
-def _name(body: Mapping[str, Any]) -> str | None:
-    name = body.get("model")
-    return name if isinstance(name, str) else None

@@ -13,7 +13,7 @@ from swe_infer.providers.faults import classify
 from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_usage
 from swe_infer.providers.openai_client import COUNT_PATH
-from swe_infer.providers.wire import Unreadable, size_of
+from swe_infer.providers.wire import Unreadable, named, size_of
 from swe_infer.types import ApiModel, FinishReason, Request
 
 __all__ = ["OpenAIResponses"]
@@ -89,14 +89,15 @@ class OpenAIResponses(OpenAIBatches):
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
         status, output = body.get("status"), body.get("output")
         if status == "failed":
-            raise classify(None, {"error": body.get("error") or {}}, {}, where=str(body.get("model")))
+            raise classify(None, {"error": body.get("error") or {}}, {}, where=named(body.get("model")) or self.name)
         if status not in ("completed", "incomplete") or not isinstance(output, list):
-            raise Unreadable(f"a response with the status {status!r}")
+            raise Unreadable(f"a response with the status {named(status)!r}")
         texts, refusals = _parts(output)
-        reason = (body.get("incomplete_details") or {}).get("reason")
+        incomplete = body.get("incomplete_details")
+        reason = named(incomplete.get("reason")) if isinstance(incomplete, dict) else None
         if status == "completed" and not texts and not refusals and not any(_is_message(item) for item in output):
             raise Unreadable("a completed response without a message")
-        finish: FinishReason = "stop" if status == "completed" else _INCOMPLETE.get(str(reason), "other")
+        finish: FinishReason = "stop" if status == "completed" else _INCOMPLETE.get(reason or "", "other")
         text = "".join(texts)
         if refusals:
             text, finish = text or "".join(refusals), "refusal"
@@ -104,8 +105,7 @@ class OpenAIResponses(OpenAIBatches):
         details: dict[str, Any] = {"finish_reason": str(reason)} if finish == "other" else {}
         if estimated:
             details["usage_estimated"] = True
-        name = body.get("model")
-        return Answer(text, finish, usage, model=name if isinstance(name, str) else None, details=details)
+        return Answer(text, finish, usage, model=named(body.get("model")), details=details)
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
         """OpenAI calls it the exact count that the model receives
@@ -120,12 +120,12 @@ class OpenAIResponses(OpenAIBatches):
     async def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> dict[str, Any]:
         whole: dict[str, Any] | None = None
         async for event in events:
-            kind = event["type"]
+            kind = event.get("type") if isinstance(event, dict) else None
             if kind in ("response.output_text.delta", "response.refusal.delta"):
                 marks.setdefault("first", time.monotonic())
             elif kind in _LAST_EVENTS:
-                whole = event["response"]
-        if whole is None:
+                whole = event.get("response")
+        if not isinstance(whole, dict):
             raise Unreadable("a stream that ends before its answer does")
         return whole
 
@@ -136,9 +136,8 @@ def _is_message(item: Any) -> bool:
 
 def _parts(output: list[Any]) -> tuple[list[str], list[str]]:
     """(texts, refusals) of the messages in ``output``, in order; reasoning items are passed over."""
-    parts = [
-        part for item in output if _is_message(item) for part in item.get("content") or () if isinstance(part, dict)
-    ]
+    contents = [item.get("content") for item in output if _is_message(item)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
     texts = [
         part["text"] for part in parts if part.get("type") == "output_text" and isinstance(part.get("text"), str)
     ]

@@ -40,11 +40,17 @@ def transport_settings(
 
     verify = context or httpx2.create_ssl_context()
     if max_concurrency <= _ONE_POOL or proxy is not None:
-        settings = {"limits": _limits(max_concurrency, keep_alive_s), "verify": verify, "trust_env": False}
+        through = None
         if proxy is not None:
             own = verify if proxy.scheme == "https" else None
-            settings["proxy"] = httpx2.Proxy(proxy.url, ssl_context=own)
-        return settings
+            through = httpx2.Proxy(proxy.url, ssl_context=own)
+        transport = httpx2.AsyncHTTPTransport(
+            limits=_limits(max_concurrency, keep_alive_s),
+            verify=verify,
+            proxy=through,
+            socket_options=_socket_options(),
+        )
+        return {"transport": transport, "trust_env": False}
 
     class Counted(httpx2.AsyncByteStream):
         """An answer's body, and what is to be done when it has been read: until then its connection is taken."""

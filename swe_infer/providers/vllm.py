@@ -200,9 +200,10 @@ class VLLM(OpenAIChat):
         async with httpx2.AsyncClient(timeout=5.0, trust_env=False) as client:
             while (ended := process.ended) is None:
                 try:
-                    if (await client.get(health)).status_code == 200:
-                        logger.info("vLLM is ready after %.0f s", time.monotonic() - started)
-                        return
+                    async with client.stream("GET", health) as response:  # its body is not read
+                        if response.status_code == 200:
+                            logger.info("vLLM is ready after %.0f s", time.monotonic() - started)
+                            return
                 except httpx2.TransportError:
                     pass  # it does not listen yet
                 if time.monotonic() - started > self.ready_timeout_s:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from swe_infer.errors import ConfigError, RequestError, TransientError
+from swe_infer.errors import AnswerTooLarge, ConfigError, RequestError, TransientError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, Provider
+from swe_infer.providers.bounds import FILE_BYTES, LINE_BYTES, STREAM_BYTES, BodyTooLarge, bounded, lines
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
 from swe_infer.providers.environment import (
     address,
@@ -35,15 +37,93 @@ from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
-__all__ = ["Unreadable", "WireProvider", "estimated_tokens", "size_of", "token_count"]
+__all__ = [
+    "MOST_PAGES",
+    "Implausible",
+    "Unreadable",
+    "WireProvider",
+    "checked_usage",
+    "decoded_json",
+    "estimated_tokens",
+    "named",
+    "size_of",
+    "token_count",
+    "whole_number",
+]
 
 _CONNECT_TIMEOUT_S = 15.0
 _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3
 
+MOST_PAGES = 1000
+"""Of a list, of 100 entries each. A list that never ends is none."""
+
+_MOST_TOKENS = 100_000_000
+"""No request is billed for more: ten times the largest context window of today."""
+_LONGEST_NUMBER = 40
+"""Digits. Python takes time with the square of them."""
+_DEEPEST = 64
+"""Levels of nesting that are kept of a body with too many of them."""
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
+_ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
+_OTHER_SHAPE = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError)
+"""What reading a body of another shape ends in."""
+
 
 class Unreadable(Exception):
     """An answer with status 200 that is not of the vendor's form. The message says what is wrong with it."""
+
+
+class Implausible(ValueError):
+    """A server states a count of tokens that is none: no whole number, below 0, or beyond any context window."""
+
+
+def decoded_json(raw: bytes | str) -> Any:
+    """The value that JSON text stands for. Whole numbers of very many digits become floating-point numbers, and what
+    is nested too deeply becomes null.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(raw, parse_int=_parsed_int)
+    except RecursionError:
+        text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "surrogatepass")
+        try:
+            return json.loads(_without_depths(text), parse_int=_parsed_int)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
+def _parsed_int(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LONGEST_NUMBER else float(digits)
+
+
+def _without_depths(text: str) -> str:
+    """JSON text with null for every list and object below the level ``_DEEPEST``."""
+    kept: list[str] = []
+    depth = start = 0
+    for token in _JSON_TOKEN.finditer(text):
+        if text[token.start()] in "[{":
+            depth += 1
+            if depth == _DEEPEST:
+                kept += [text[start : token.start()], "null"]
+        elif text[token.start()] in "]}":
+            depth -= 1
+            if depth == _DEEPEST - 1:
+                start = token.end()
+    return "".join([*kept, text[start:]])
+
+
+def whole_number(value: Any) -> int:
+    """``value`` where it is a whole number that is not negative; else 0. For figures that decide nothing."""
+    return value if type(value) is int and value >= 0 else 0
+
+
+def named(value: Any) -> str | None:
+    """A name or word that a server states, on one line and cut; None where it is none."""
+    return one_line(value) if isinstance(value, str) else None
 
 
 def estimated_tokens(text: str) -> int:
@@ -55,10 +135,37 @@ def estimated_tokens(text: str) -> int:
     return -(-len(text.encode(errors="replace")) // _BYTES_A_TOKEN)
 
 
-def token_count(counts: Mapping[str, Any], *names: str) -> int:
-    """The first of ``names`` that ``counts`` states; 0 where it states none, or no number. Never negative."""
+def token_count(counts: Any, *names: str) -> int:
+    """The first of ``names`` that ``counts`` states; 0 where it states none.
+
+    Raises:
+        Implausible: ``counts`` is no JSON object, or states something else than a plausible count.
+    """
+    if not isinstance(counts, dict):
+        raise Implausible("no JSON object")
     value = next((counts[name] for name in names if counts.get(name) is not None), 0)
-    return max(0, int(value)) if isinstance(value, int | float) else 0
+    if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
+        raise Implausible(names[0])
+    return value
+
+
+def checked_usage(stated: Usage | None, request: Request | None, text: str) -> tuple[Usage, bool]:
+    """(token counts to go by, whether they had to be estimated), so that no text is taken to have cost nothing.
+
+    Args:
+        stated: by the server; None: nothing, or nothing plausible.
+        request: what was asked, if it is at hand.
+        text: what was answered.
+    """
+    usage = stated or Usage()
+    if usage.input_tokens and (usage.output_tokens or not text):
+        return usage, False
+    prompt = "" if request is None else request.prompt.text
+    return replace(
+        usage,
+        input_tokens=max(usage.input_tokens, estimated_tokens(prompt)),
+        output_tokens=max(usage.output_tokens, estimated_tokens(text)),
+    ), True
 
 
 def size_of(fields: Mapping[str, Any]) -> int:
@@ -102,6 +209,9 @@ class WireProvider(Provider):
 
     header_values_env: ClassVar[tuple[str, ...]] = ()
     """Environment variables that the SDK sends as headers, as they are."""
+
+    has_events: ClassVar[bool] = True
+    """Whether its streams are of server-sent events."""
 
     through_proxy: ClassVar[bool] = True
     """Whether a proxy that the environment names is used."""
@@ -193,6 +303,7 @@ class WireProvider(Provider):
         context = tls_context(self.address, proxy)
         settings = transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy)
         # A redirect would send the prompt to whatever host the server names.
+        settings["transport"] = bounded(settings["transport"])
         http = self._http_client(**settings, follow_redirects=False)
         self._sdk, self._client = self._open_client(http, self._key() or "none")
         if self.api_key_env is None:  # a server that wants no key is sent none; the SDKs insist on having one
@@ -236,6 +347,8 @@ class WireProvider(Provider):
             raise self._classified(error, where) from None
         except self._transport_errors as error:  # the SDKs leave some errors of a stream unwrapped
             raise TransientError(f"{where}: {self._told(error)}") from None
+        except BodyTooLarge as error:
+            raise self._too_large(error, where) from None
         except Exception as error:
             translated = self._foreign_error(error, where)
             if translated is None:
@@ -267,6 +380,59 @@ class WireProvider(Provider):
             response = await send(path, cast_to=httpx2.Response, options=options, **request)
         return self._decoded(response, where)
 
+    async def _results(
+        self, path: str, what: str, *, timeout_s: float
+    ) -> AsyncGenerator[tuple[str, dict[str, Any] | RequestError], None]:
+        """(custom id, entry) of each line of a file of results; an error in the place of an entry that is too long.
+        ``timeout_s`` bounds silence alone: the file may be long.
+
+        Raises:
+            RequestError: TransientError with status 200 after all the others, where lines cannot be read.
+        """
+        broken = 0
+        async with aclosing(self._lines(path, what, timeout_s)) as found:
+            async for line, is_whole in found:
+                try:
+                    if is_whole:
+                        entry = decoded_json(line)
+                        custom_id, value = str(entry["custom_id"]), entry
+                    else:
+                        custom_id = str(_CUSTOM_ID.findall(line)[0], "ascii")
+                        value = self._too_large(BodyTooLarge(f"its line is longer than {LINE_BYTES >> 20} MiB"), what)
+                except _OTHER_SHAPE:
+                    broken += 1
+                else:
+                    yield custom_id, value
+        if broken:
+            raise self._unreadable(f"broken: {broken} lines of the results cannot be read", self._where(what), {})
+
+    async def _lines(self, path: str, what: str, timeout_s: float) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """The lines of a file, as :func:`swe_infer.providers.bounds.lines` has them."""
+        async with self._translated(self._where(what), None):
+            stream = await self._client.get(
+                path,
+                cast_to=object,
+                options=self._options(timeout_s, {}),
+                stream=True,
+                stream_cls=self._sdk.AsyncStream[object],
+            )
+            try:
+                stream.response.read_in_parts(FILE_BYTES)
+                async with aclosing(stream.response.aiter_bytes()) as parts:
+                    async for line in lines(parts):
+                        yield line
+            finally:
+                await stream.close()
+
+    @contextmanager
+    def _shaped(self, what: str) -> Iterator[None]:
+        """Within it a body of another shape is a TransientError."""
+        try:
+            yield
+        except _OTHER_SHAPE as error:
+            told = f"of another shape ({type(error).__name__})"
+            raise self._unreadable(told, self._where(what), {}) from None
+
     async def _counted(self, path: str, body: Mapping[str, Any], model: ApiModel, timeout_s: float) -> int:
         """``input_tokens`` of a counting endpoint's answer, a whole number that is not checked further. Raises
         RequestError."""
@@ -293,14 +459,28 @@ class WireProvider(Provider):
             stream=True,
             stream_cls=self._sdk.AsyncStream[object],
         )
-        headers = stream.response.headers
+        response = stream.response
+        response.read_in_parts(STREAM_BYTES, has_events=self.has_events)
         where = self._where(model.name)
+        broken: list[Exception] = []
+
+        async def events() -> AsyncIterator[dict[str, Any]]:
+            # The answer may be whole before an event that cannot be read, such as one that states the usage.
+            try:
+                async for event in stream:
+                    yield event
+            except (ValueError, RecursionError) as error:  # by the SDK
+                broken.append(error)
+
         try:
-            return await self.joined(stream, marks), headers
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a broken event, read by the SDK or here
-            raise self._unreadable(f"a broken stream ({type(error).__name__})", where, headers) from None
+            async with aclosing(events()) as sound:
+                return await self.joined(sound, marks), response.headers
+        except _OTHER_SHAPE as error:
+            told = f"a broken stream ({type(error).__name__})"
+            raise self._unreadable(told, where, response.headers) from None
         except Unreadable as error:
-            raise self._unreadable(str(error), where, headers) from None
+            told = f"a broken stream ({type(broken[0]).__name__})" if broken else str(error)
+            raise self._unreadable(told, where, response.headers) from None
         finally:
             await stream.close()
 
@@ -317,6 +497,8 @@ class WireProvider(Provider):
         """The class of an error that the SDK raised."""
         if isinstance(error, self._sdk.APITimeoutError):
             return TransientError(f"{where}: timed out")
+        if isinstance(error.__cause__, BodyTooLarge):
+            return self._too_large(error.__cause__, where)
         if isinstance(error, self._sdk.APIConnectionError):
             return TransientError(f"{where}: {self._told(error.__cause__ or error)}")
         response = getattr(error, "response", None)
@@ -326,16 +508,20 @@ class WireProvider(Provider):
         # An error event inside a stream comes with the stream's own status.
         return classify(None if status == 200 else status, body, headers, where=where, secret=self._key())
 
+    def _too_large(self, error: BodyTooLarge, where: str) -> AnswerTooLarge:
+        return AnswerTooLarge(one_line(f"{where}: the answer is not read: {error}", self._key()), status=200)
+
     def _unreadable(self, why: str, where: str, headers: Mapping[str, str]) -> TransientError:
         told = one_line(f"{where}: the answer is {why}", self._key())
         return TransientError(told, status=200, request_id=request_id_of(headers))
 
     def _decoded(self, response: Any, where: str) -> dict[str, Any]:
         try:
-            decoded = json.loads(response.content)
+            decoded = decoded_json(response.content)
         except ValueError:
             kind = response.headers.get("content-type", "no content type")
-            raise self._unreadable(f"no JSON ({kind}): {response.text[:80]}", where, response.headers) from None
+            beginning = response.content[:320].decode(errors="replace")[:80]
+            raise self._unreadable(f"no JSON ({kind}): {beginning}", where, response.headers) from None
         if not isinstance(decoded, dict):
             raise self._unreadable("no JSON object", where, response.headers)
         if decoded.get("error") and "status" not in decoded:  # some servers say 200 and mean an error
@@ -345,9 +531,11 @@ class WireProvider(Provider):
         return decoded
 
     def _id(self, made: Mapping[str, Any], what: str) -> str:
-        if not isinstance(made.get("id"), str):
-            raise self._unreadable("without an id", self._where(what), {})
-        return str(made["id"])
+        """The id of what the vendor has made, which becomes part of an address."""
+        found = made.get("id")
+        if not isinstance(found, str) or not _ID.fullmatch(found):
+            raise self._unreadable("without a usable id", self._where(what), {})
+        return found
 
     def understood(
         self, body: dict[str, Any], request: Request | None, where: str, headers: Mapping[str, str]
@@ -357,7 +545,7 @@ class WireProvider(Provider):
             return self.read(body, request)
         except Unreadable as error:
             raise self._unreadable(str(error), where, headers) from None
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except _OTHER_SHAPE as error:
             raise self._unreadable(f"of another shape ({type(error).__name__})", where, headers) from None
 
     def verdict(self, error: RequestError) -> Answer | RequestError:
@@ -373,7 +561,7 @@ class WireProvider(Provider):
     def _transport_errors(self) -> tuple[type[Exception], ...]:
         import httpx2
 
-        return (httpx2.TransportError, httpx2.StreamError)
+        return (httpx2.RequestError, httpx2.StreamError)
 
     def _where(self, what: str) -> str:
         return f"{host_of(self.address)}, {what}"

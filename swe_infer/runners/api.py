@@ -20,14 +20,14 @@ from swe_infer.api.chain import Chain
 from swe_infer.api.dispatch import Dispatcher, PromptCaching
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Planned, estimate
-from swe_infer.api.ledger import Ledger
+from swe_infer.api.ledger import Interrupted, Ledger
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.pricing import Tariff, tariff_of
 from swe_infer.api.retry import Retry
 from swe_infer.api.steady import collected_seldom, run_steadily
 from swe_infer.api.tokens import counter_of
 from swe_infer.api.warm_prompts import WarmPrompts
-from swe_infer.errors import ConfigError
+from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.options import Option
@@ -144,6 +144,8 @@ class ApiRunner:
         """See :class:`swe_infer.runners.base.Runner`. Everything happens in the calling thread's event loop."""
         try:
             run_steadily(self._run(requests, on_outcome, stop))
+        except Interrupted as error:
+            logger.info("%s", error)
         except asyncio.CancelledError:  # by a second Ctrl-C
             raise KeyboardInterrupt from None
 
@@ -168,10 +170,15 @@ class ApiRunner:
         async with AsyncExitStack() as stack:
             # Between two steps of the loop, so that no answer is lost on its way from the socket to the disk.
             stack.enter_context(INTERRUPTS.second(lambda: loop.call_soon_threadsafe(task.cancel)))
-            cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
-            if cache is not None:
-                stack.callback(cache.close)
-            purse = self._purse()
+            try:
+                cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
+                if cache is not None:
+                    stack.callback(cache.close)
+                purse = self._purse()
+            except StoreError:
+                if stop.is_set():  # which ended the wait for another process
+                    return
+                raise
             stack.callback(purse.close)
             self._chain = Chain(self._endpoints, purse, self.retry, self.token_counter(), cache)
             for endpoint in self._endpoints.all:
