@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -21,6 +21,8 @@ from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from tests.providers.conftest import SECRETS, build, model_for, request_of
+from tests.support.api_hostile import hostile_server
+from tests.support.api_http import HttpRequest
 from tests.support.api_server import ApiServer, Fault
 
 T = TypeVar("T")
@@ -281,13 +283,33 @@ def test_the_vendors_limits_are_stated() -> None:
     assert (AnthropicMessages.max_batch_requests, AnthropicMessages.max_batch_bytes) == (100_000, 256_000_000)
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", '"x"', "null", '{"response": {}}'])
-def test_a_line_that_names_no_request_is_passed_over(line: str) -> None:
-    assert OpenAIChat()._result(line) is None
+@named
+def test_a_line_that_names_no_request_costs_no_other_line(name: str) -> None:
+    torn = ["", "{", "[]", '"x"', "null", '{"response": {}}', '{"custom_id": "a", "response":']
+    odd = {"custom_id": "run-1", "response": {"status_code": 200, "body": {"odd": 1}}}
+    odd["result"] = {"type": "succeeded", "message": {"odd": 1}}
+    ended = {"status": "completed", "output_file_id": "file-1", "processing_status": "ended"}
 
+    def body(request: HttpRequest) -> tuple[int, bytes]:
+        is_file = request.path.endswith(("content", "results"))
+        return 200, "\n".join([*torn, json.dumps(odd)]).encode() if is_file else json.dumps(ended).encode()
 
-def test_a_line_with_an_answer_of_another_shape_is_a_transient_error() -> None:
-    line = json.dumps({"custom_id": "a", "response": {"status_code": 200, "body": {"odd": 1}}})
-    result = OpenAIChat()._result(line)
-    assert result is not None
-    assert type(result[1]) is TransientError
+    async def life(url: str) -> list[Any]:
+        provider = build(name, base_url=f"{url}/torn{'/v1' if name.startswith('openai') else ''}")
+        found: list[Any] = []
+        await provider.open()
+        try:
+            async for custom_id, result in cast(BatchProvider, provider).results("batch_1", timeout_s=60):
+                found += [custom_id, result]
+        except RequestError as error:
+            found.append(error)
+        finally:
+            await provider.close()
+        return found
+
+    with hostile_server() as server:
+        server.bodies["torn"] = body
+        custom_id, result, error = asyncio.run(life(server.url))
+    assert (custom_id, type(result)) == ("run-1", TransientError)
+    assert (type(error), error.status) == (TransientError, 200)
+    assert "6 lines" in str(error)

@@ -1,0 +1,145 @@
+"""A loopback server whose bodies are chosen to hurt: without end, compressed a thousandfold, of too many lines.
+
+The first part of a request's path names the body: ``provider.base_url=URL/KIND/v1``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import repeat
+from queue import Queue
+from typing import Any
+
+from tests.support.api_http import HttpRequest, Peer, serve
+
+__all__ = ["ENDLESS", "HostileServer", "chat", "hostile_server"]
+
+_MIB = 1 << 20
+ENDLESS = 1024
+"""MiB that a body without an end has."""
+
+
+def chat(**changes: Any) -> bytes:
+    """The body of a chat completion, with changes."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "the answer"}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    return json.dumps({"id": "x", "model": "gpt-test", "choices": [choice], "usage": usage, **changes}).encode()
+
+
+@cache
+def _bomb(mib: int) -> bytes:
+    return gzip.compress(b'{"choices": "' + bytes([65]) * (mib * _MIB), compresslevel=1)
+
+
+class HostileServer:
+    """``sent`` counts the bytes of bodies by kind. ``bodies`` adds bodies of one's own, by kind."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.sent: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        self.bodies: dict[str, Callable[[HttpRequest], tuple[int, bytes]]] = {}
+
+    async def handle(self, request: HttpRequest, peer: Peer) -> None:
+        kind, _, path = request.path.strip("/").partition("/")
+        self.asked[kind] = self.asked.get(kind, 0) + 1
+        if kind in self.bodies:
+            status, body = self.bodies[kind](request)
+            peer.send(status, {"content-type": "application/json"}, body)
+            return
+        status, headers, parts = _shown(kind, path)
+        peer.start(status, headers)
+        for part in parts:
+            if not await peer.chunk(part):
+                return
+            self.sent[kind] = self.sent.get(kind, 0) + len(part)
+        peer.end()
+
+
+def _shown(kind: str, path: str) -> tuple[int, dict[str, str], Iterator[bytes]]:
+    """Status, headers and the parts of the body."""
+    json_, events = {"content-type": "application/json"}, {"content-type": "text/event-stream"}
+    filler = repeat(b" " * _MIB, ENDLESS)
+    packed = {**json_, "content-encoding": "gzip"}
+    match kind:
+        case "endless":
+            return 200, json_, _after(b'{"choices": ', filler)
+        case "bomb":
+            return 200, packed, iter([_bomb(512)])
+        case "layers":
+            return 200, {**json_, "content-encoding": "gzip, gzip"}, iter([gzip.compress(_bomb(512))])
+        case "behind":
+            return 200, packed, _after(gzip.compress(chat()), filler)
+        case "error":
+            return 429, json_, _after(b'{"error": {"message": "slow down', filler)
+        case "error_bomb":
+            return 500, packed, iter([_bomb(512)])
+        case "line":
+            return 200, events, _after(b"event: message_start\ndata: {", filler)
+        case "lines":
+            return 200, events, repeat(b"data: {}\n" * 1000, ENDLESS * 100)
+        case "events":
+            return 200, events, repeat(_event(b'{"choices": [], "x": "' + b"a" * _MIB + b'"}'), ENDLESS)
+        case "results" if path.endswith(("content", "results")):
+            long = [b'{"custom_id": "run-0", "response": {"body": "', *repeat(b"a" * _MIB, 64), b'"}}\n']
+            return 200, {"content-type": "application/x-jsonl"}, iter([*long, *map(_result, ("run-1", "run-2"))])
+        case "results":
+            ended = {"id": "batch_1", "status": "completed", "output_file_id": "file-1"}
+            return 200, json_, iter([json.dumps({**ended, "processing_status": "ended"}).encode()])
+        case _:
+            raise ValueError(kind)
+
+
+def _after(beginning: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield beginning
+    yield from rest
+
+
+def _event(data: bytes) -> bytes:
+    return b"event: message\ndata: " + data + b"\n\n"
+
+
+def _result(custom_id: str) -> bytes:
+    """A line of a file of results of either vendor. Its text holds what Unicode counts as ends of lines."""
+    text = "one\u2028two\x85three"
+    body = {**json.loads(chat()), "choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+    message = {"content": [{"type": "text", "text": text}], "stop_reason": "end_turn", "model": "claude-test"}
+    line = {
+        "custom_id": custom_id,
+        "response": {"status_code": 200, "request_id": "r", "body": body},
+        "result": {"type": "succeeded", "message": message},
+    }
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+@contextmanager
+def hostile_server() -> Iterator[HostileServer]:
+    """Serve on an ephemeral port, in a thread, until the block ends."""
+    started: Queue[tuple[HostileServer, Callable[[], object]]] = Queue()
+
+    async def life() -> None:
+        server = HostileServer()
+        listener, tasks = await serve(server.handle, "127.0.0.1", 0)
+        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        started.put((server, lambda: loop.call_soon_threadsafe(stop.set)))
+        await stop.wait()
+        listener.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(life()), name="hostile-server", daemon=True)
+    thread.start()
+    server, stop = started.get(timeout=10)
+    try:
+        yield server
+    finally:
+        stop()
+        thread.join(10)
