@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -23,7 +23,7 @@ from swe_infer.api.batch import BatchSettings
 from swe_infer.api.batch_journal import Batch, Item, Journal, open_batches
 from swe_infer.api.pricing import tariff_of
 from swe_infer.api.retry import Retry
-from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound
+from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, ProviderFatal
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
@@ -289,3 +289,73 @@ def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, 
         assert set(server.log.answers_by_prompt().values()) == {2}
         spent = json.loads(json.dumps(str(server.log.cost_usd())))
         assert Decimal(spent) < 1
+
+
+@pytest.mark.parametrize(("vendor", "status"), [("openai", 405), ("anthropic", 403), ("anthropic", 500)])
+def test_where_no_list_is_to_be_had_known_batches_are_collected_and_nothing_is_paid_twice(
+    vendor: str, status: int, tmp_path: Path
+) -> None:
+    """A process is killed after a batch was taken and before its id was written down; from then on the list fails."""
+    with ApiServer() as server:
+        server.batches.held = True
+        stopped_once_submitted(runner(server.url, vendor, tmp_path), tmp_path, requests(4))
+        server.batches.drop_next_submissions = 1
+        server.batches.listing_status = status
+        code = CHILD.replace("requests(60, samples=2)", "requests(10)")
+        child = subprocess.Popen([sys.executable, "-c", code, server.url, vendor, str(tmp_path)], cwd=os.getcwd())
+        while len(server.batches.submitted()) < 2 and child.poll() is None:
+            time.sleep(0.002)
+        child.kill()
+        child.wait()
+        assert [batch.id is None for batch in open_batches(tmp_path)] == [False, True]
+        server.batches.held = False
+        done: set[tuple[str, int]] = set()
+
+        def launch(**changes: Any) -> str:
+            """What the run ends with; its answers are recorded."""
+            again = runner(server.url, vendor, tmp_path, cap="1", batches=replace(QUICK, **changes))
+            again.begin(replace(context(tmp_path), is_recorded=done.__contains__))
+            outcomes = Outcomes()
+            try:
+                again.run([r for r in requests(10) if r.key not in done], outcomes, threading.Event())
+            except ProviderFatal as error:
+                return str(error)
+            finally:
+                assert all(isinstance(outcome, Completion) for _, outcome in outcomes)
+                done.update(outcomes.by_key)
+            return ""
+
+        for _ in range(2):
+            told = launch()
+            assert len(done) == 4
+            assert "1 batches, with 6 requests, may be paid for" in told
+            assert "runner.batches.unknown=again" in told
+            assert "no list here" in told
+            assert len(server.batches.submitted()) == 2
+        if status == 500:
+            assert launch(unknown="again") == ""
+            assert len(server.batches.submitted()) == 3
+        else:
+            server.batches.listing_status = None
+            assert launch() == ""
+            assert len(server.batches.submitted()) == 2
+            assert set(server.log.answers_by_prompt().values()) == {1}
+        assert len(done) == 10
+        assert open_batches(tmp_path) == []
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_results_that_stay_torn_cost_no_second_batch(vendor: str, tmp_path: Path) -> None:
+    """What can be read of them is kept; what cannot may be paid for, and stays with its batch."""
+    with ApiServer() as server:
+        server.batches.torn = True
+        outcomes = Outcomes()
+        with pytest.raises(ProviderFatal, match=r"may be paid for .* lines of the results cannot be read"):
+            runner(server.url, vendor, tmp_path).run(requests(5), outcomes, threading.Event())
+        assert len(outcomes) == 4
+        assert len(server.batches.submitted()) == 1
+        server.batches.torn = False
+        again = runner(server.url, vendor, tmp_path)
+        again.begin(replace(context(tmp_path), is_recorded=outcomes.by_key.__contains__))
+        assert len(run(again, requests(5))) == 1
+        assert len(server.batches.submitted()) == 1

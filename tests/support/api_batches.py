@@ -60,6 +60,10 @@ class BatchDesk:
         self.max_requests = max_requests
         self.drop_next_submissions = 0
         """So many submissions are taken, but the connection breaks before the client learns the id."""
+        self.listing_status: int | None = None
+        """The HTTP status that the list of batches is answered with; None: the list."""
+        self.torn = False
+        """While set, the first line of a file of results breaks off in its middle."""
         self.held = False
         """While set, no batch ends."""
         self._answer_item = answer_item
@@ -76,6 +80,9 @@ class BatchDesk:
         """Answer a request for files or batches; None where the path is neither. ``base``: the server's root."""
         path = re.sub(r"^(/openai)?(/v1)?", "", request.path)
         parts = path.strip("/").split("/")
+        listed = request.method == "GET" and parts[-1] == "batches"
+        if listed and self.listing_status is not None:
+            return self.listing_status, {"error": {"message": "no list here", "type": "invalid_request_error"}}
         match parts:
             case ["files", *rest]:
                 return self._file_route(request, rest)
@@ -97,7 +104,7 @@ class BatchDesk:
                 return 200, _page([_file_object(f) for f in reversed(files)], request, "after")
             case _, [file_id, *tail] if file_id in self._files:
                 if tail == ["content"]:
-                    return 200, self._files[file_id]["content"]
+                    return 200, self._shown(self._files[file_id]["content"])
                 if request.method == "DELETE":
                     del self._files[file_id]
                     return 200, {"id": file_id, "object": "file", "deleted": True}
@@ -191,12 +198,16 @@ class BatchDesk:
                 if tail == ["results"]:
                     if batch.ended_at is None:
                         return 404, _anthropic_error("results are not available yet", "not_found_error")
-                    return 200, b"".join(json.dumps(line).encode() + b"\n" for line in batch.results)
+                    return 200, self._shown(b"".join(json.dumps(line).encode() + b"\n" for line in batch.results))
                 if tail == ["cancel"]:
                     self._cancel(batch, "canceling")
                 return 200, _anthropic_batch(batch, base)
             case _:
                 return 404, _anthropic_error("batch not found", "not_found_error")
+
+    def _shown(self, content: bytes) -> bytes:
+        first, _, rest = content.partition(b"\n")
+        return first[: len(first) // 2] + b"\n" + rest if self.torn else content
 
     def _cancel(self, batch: _Batch, status: str) -> None:
         if batch.ended_at is None:
