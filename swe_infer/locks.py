@@ -145,9 +145,9 @@ def connect(path: Path, locks: Locks, *, timeout_s: float) -> sqlite3.Connection
     if locks == "os":
         _probe(path)
         refuse_owned(path, str(path))
-        db = sqlite3.connect(path, timeout=0.0, isolation_level=None, factory=_PatientConnection)
-        db.timeout_s = timeout_s
-        return db
+        patient = sqlite3.connect(path, timeout=0.0, isolation_level=None, factory=_PatientConnection)
+        patient.timeout_s = timeout_s
+        return patient
     owner = OwnerFile(path, str(path))
     try:
         db = sqlite3.connect(

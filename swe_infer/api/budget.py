@@ -115,8 +115,14 @@ class Purse:
         """Replace a reservation by what was paid; None: the provider may have billed it, how much is not known."""
         if usd is not None and usd > reservation.usd and self._ledgers:
             logger.warning("a request cost $%s, more than its worst case of $%s", usd, reservation.usd)
+        failed: StoreError | None = None
         for (_, ledger), hold in zip(self._ledgers, reservation.holds, strict=True):
-            ledger.settle(hold, usd)
+            try:
+                ledger.settle(hold, usd)
+            except StoreError as error:  # the others are settled all the same
+                failed = error
+        if failed is not None:
+            raise failed
         if usd:
             self._held_usd += reservation.usd
             self._paid_usd += usd

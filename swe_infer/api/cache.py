@@ -188,7 +188,7 @@ class ResponseCache:
 
 def _level() -> int:
     """How loudly to tell of a fault: Ctrl-C, which ends the wait for other processes, is no news."""
-    return logging.INFO if INTERRUPTS.stopping else logging.WARNING
+    return logging.DEBUG if INTERRUPTS.stopping else logging.WARNING
 
 
 def _digest(text: str | None) -> str | None:

@@ -310,7 +310,7 @@ class Chain:
             self._purse.settle(reservation, usd)
         except StoreError as error:
             if not self._unsettled:
-                logger.log(logging.INFO if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
+                logger.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
             self._unsettled = True
 
     async def _send(self, life: _Life, endpoint: Endpoint) -> Sequence[Answer]:

@@ -91,6 +91,7 @@ class Ledger:
         self._run = run
         self._owner = uuid.uuid4().hex
         self._beat = 0.0
+        self._unsettled: list[tuple[Hold, Decimal | None]] = []
         self.path = path
         try:
             if path is None:
@@ -131,17 +132,28 @@ class Ledger:
             return Hold(cursor.lastrowid or 0, amount)
 
     def settle(self, hold: Hold, usd: Decimal | None) -> None:
-        """Replace a hold by what was paid; None: it is not known whether and how much (see :meth:`likely`)."""
-        with self._transaction():
-            amount = self._likely(hold.amount) if usd is None else to_pico(usd)
-            self._db.execute("DELETE FROM held WHERE id = ?", (hold.id,))
-            self._spend(self._run, amount)
-            if usd is not None and hold.amount > 0 and amount > 0:
-                share = -(-amount * _SHARE // hold.amount)
-                self._db.execute(
-                    "INSERT INTO learnt VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET share = max(share, ?)",
-                    (share, share),
-                )
+        """Replace a hold by what was paid; None: it is not known whether and how much (see :meth:`likely`).
+
+        Raises:
+            Interrupted: it will be tried once more by :meth:`close`.
+        """
+        try:
+            with self._transaction():
+                self._replace(hold, usd)
+        except Interrupted:
+            self._unsettled.append((hold, usd))
+            raise
+
+    def _replace(self, hold: Hold, usd: Decimal | None) -> None:
+        amount = self._likely(hold.amount) if usd is None else to_pico(usd)
+        self._db.execute("DELETE FROM held WHERE id = ?", (hold.id,))
+        self._spend(self._run, amount)
+        if usd is not None and hold.amount > 0 and amount > 0:
+            share = -(-amount * _SHARE // hold.amount)
+            self._db.execute(
+                "INSERT INTO learnt VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET share = max(share, ?)",
+                (share, share),
+            )
 
     def left(self) -> Left:
         """What is left of the cap. What processes that are gone held is settled first."""
@@ -215,9 +227,11 @@ class Ledger:
         takes nothing more, the next opener does that."""
         try:
             with self._transaction():
+                for hold, usd in self._unsettled:
+                    self._replace(hold, usd)
                 self._release(self._owner)
         except StoreError as error:
-            log.log(logging.INFO if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
+            log.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
         finally:
             self._db.close()
 

@@ -89,8 +89,8 @@ class AnthropicBatches(AnthropicProvider):
         if isinstance(entry, RequestError):
             return entry
         where = self._where(custom_id)
-        result = entry.get("result")
-        kind = result.get("type") if isinstance(result, dict) else None
+        result = entry["result"] if isinstance(entry.get("result"), dict) else {}
+        kind = result.get("type")
         if kind == "succeeded":
             message = result.get("message")
             try:

@@ -145,7 +145,7 @@ class AnthropicMessages(AnthropicBatches):
     def streams(self, body: Mapping[str, Any]) -> bool:
         return self.stream == "always" or (self.stream == "auto" and body["max_tokens"] > _LONGEST_UNSTREAMED)
 
-    async def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> dict[str, Any]:
+    async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         whole: dict[str, Any] | None = None
         parts: list[str] = []
         async for event in events:

@@ -138,7 +138,7 @@ class OpenAIChat(OpenAIBatches):
     def _streamed_body(self, body: dict[str, Any]) -> dict[str, Any]:
         return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
-    async def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> dict[str, Any]:
+    async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         texts: dict[str, list[str]] = {"content": [], "refusal": []}
         finish = None
         whole: dict[str, Any] = {}

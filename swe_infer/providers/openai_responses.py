@@ -117,7 +117,7 @@ class OpenAIResponses(OpenAIBatches):
     def streams(self, body: Mapping[str, Any]) -> bool:
         return self.stream
 
-    async def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> dict[str, Any]:
+    async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         whole: dict[str, Any] | None = None
         async for event in events:
             kind = event.get("type") if isinstance(event, dict) else None

@@ -261,7 +261,7 @@ class WireProvider(Provider):
         """Whether this request's answer is to be streamed."""
         return False
 
-    def joined(self, events: AsyncIterator[dict[str, Any]], marks: dict[str, float]) -> Any:
+    def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> Any:
         """An awaitable of the body that a stream's events add up to; ``marks['first']`` is the first text's time."""
         raise NotImplementedError
 
@@ -464,7 +464,7 @@ class WireProvider(Provider):
         where = self._where(model.name)
         broken: list[Exception] = []
 
-        async def events() -> AsyncIterator[dict[str, Any]]:
+        async def events() -> AsyncGenerator[Any, None]:
             # The answer may be whole before an event that cannot be read, such as one that states the usage.
             try:
                 async for event in stream:

@@ -145,7 +145,7 @@ class ApiRunner:
         try:
             run_steadily(self._run(requests, on_outcome, stop))
         except Interrupted as error:
-            logger.info("%s", error)
+            logger.debug("%s", error)
         except asyncio.CancelledError:  # by a second Ctrl-C
             raise KeyboardInterrupt from None
 

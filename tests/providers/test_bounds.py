@@ -74,15 +74,16 @@ def hostile() -> Iterator[HostileServer]:
 
 
 def test_no_body_takes_more_memory_than_its_bound(hostile: HostileServer) -> None:
-    streamed = {
+    streamed: dict[str, dict[str, Any]] = {
         "openai": {"stream": True},
         "openai_responses": {"stream": True},
         "anthropic": {"stream": "always"},
         **({"bedrock": {"stream": "always"}} if HAVE_BOTO3 else {}),
     }
     whole = ("endless", "bomb", "layers", "behind", "error", "error_bomb")
+    no_changes: dict[str, Any] = {}
     calls: list[tuple[str, dict[str, Any], str]] = [
-        *(("openai", {}, kind) for kind in whole),
+        *[("openai", no_changes, kind) for kind in whole],
         *((name, streamed["openai"], kind) for name in ("openai", "openai_responses") for kind in ("line", "lines")),
         *(("anthropic", streamed["anthropic"], kind) for kind in ("line", "lines")),
         *((name, changes, "events") for name, changes in streamed.items() if name in ("openai", "bedrock")),

@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import logging
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from swe_infer.redaction import RedactingFormatter
 from tests.providers.conftest import ANTHROPIC, CONF, PROVIDERS, SECRETS, build, model_for, request_of
 from tests.support.api_server import ApiServer
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+BUNDLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 BASE_URL = {
     **dict.fromkeys(("openai", "openai_responses", "openai_compatible"), "OPENAI_BASE_URL"),
     **dict.fromkeys(("anthropic", "anthropic_text"), "ANTHROPIC_BASE_URL"),
@@ -32,7 +35,7 @@ BASE_URL = {
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*PROXIES, *(name.lower() for name in PROXIES), "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUEST_METHOD"):
+    for name in (*PROXIES, *(name.lower() for name in PROXIES), *BUNDLES, "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -76,7 +79,12 @@ def test_a_proxy_that_cannot_be_used_is_named(variable: str, monkeypatch: pytest
     if importlib.util.find_spec("socksio") is None:
         monkeypatch.setenv(variable, "socks5://127.0.0.1:9")
         assert variable in refusal()
-        assert "socksio" in refusal()
+        assert "pip install 'swe_infer[socks]'" in refusal()
+
+
+def test_the_extra_that_a_socks_proxy_needs_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["socks"] == ["socksio>=1,<2"]
 
 
 def test_only_what_the_way_needs_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +169,21 @@ def test_certificates_that_are_not_there_are_named(tmp_path: Path, monkeypatch: 
         assert f"SSL_CERT_DIR={value}" in refusal()
     (tmp_path / "0123abcd.0").touch()
     check_way("https://host.example/v1")
+
+
+def test_a_bundle_of_certificates_that_credentials_need_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    nothing = tmp_path / "nothing.pem"
+    nothing.write_text("no certificate\n")
+    bedrock = build("bedrock", base_url=None, api_key_env=None)
+    for variable in ("REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"):  # the second one counts, where both are set
+        for value in ("/nowhere.pem", str(nothing)):
+            monkeypatch.setenv(variable, value)
+            with pytest.raises(ConfigError, match=f"{variable}={value}: .* unset it"):
+                bedrock.check_access()
+    build("bedrock", base_url=None).check_access()  # with a key of Bedrock's own no credentials are looked for
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
