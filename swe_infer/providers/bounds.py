@@ -78,6 +78,10 @@ def bounded(transport: Any) -> Any:
             """
             self._bound, self._is_whole, self._has_events = bound, False, has_events
 
+        @property
+        def charset_encoding(self) -> None:
+            """None, which stands for UTF-8: some of Python's codecs decompress."""
+
         async def aiter_raw(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
             # What the decoder drops, such as bytes behind the end of a compressed body, counts here alone.
             async with aclosing(super().aiter_raw(chunk_size)) as parts:

@@ -9,6 +9,7 @@ import asyncio
 import gzip
 import json
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -80,6 +81,12 @@ def _shown(kind: str, path: str) -> tuple[int, dict[str, str], Iterator[bytes]]:
             return 429, json_, _after(b'{"error": {"message": "slow down', filler)
         case "error_bomb":
             return 500, packed, iter([_bomb(512)])
+        case "charset":
+            return (
+                500,
+                {"content-type": "text/plain; charset=zlib"},
+                iter([zlib.compress(bytes(512 * _MIB), 1)[:_MIB]]),
+            )
         case "line":
             return 200, events, _after(b"event: message_start\ndata: {", filler)
         case "lines":

@@ -10,7 +10,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import read_records
 from tests.support.api_hostile import chat, hostile_server
 from tests.support.api_http import HttpRequest
 

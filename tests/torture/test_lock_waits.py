@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.store import read_records
+from swe_infer.run_directory.records import read_records
 from tests.support.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
