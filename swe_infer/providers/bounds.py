@@ -18,10 +18,12 @@ __all__ = [
     "EVENT_LINES",
     "FILE_BYTES",
     "LINE_BYTES",
+    "MOST_VALUES",
     "STREAM_BYTES",
     "WHOLE_BYTES",
     "BodyTooLarge",
     "bounded",
+    "check_values",
     "lines",
 ]
 
@@ -37,6 +39,8 @@ EVENT_BYTES = 32 * _MIB
 """Of one event of a stream: the last one may hold the whole answer."""
 EVENT_LINES = 1000
 """Of one event of a stream. Vendors send two or three."""
+MOST_VALUES = 2_000_000
+"""In one body, event or line of JSON, by its brackets and commas: an empty list of two bytes takes 64 in memory."""
 LINE_BYTES = 32 * _MIB
 """Of one line of a batch's results, which holds one answer."""
 FILE_BYTES = 64 << 30
@@ -47,6 +51,7 @@ _LARGE_AT_ONCE = 4
 """So many bodies may be longer than ``_LARGE_BYTES`` at once; others wait, and with them their servers."""
 _BEGINNING = 4096
 """Bytes of a line that passes its bound that are kept."""
+_OF_BODIES = ("content-encoding", "content-length", "transfer-encoding")
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
@@ -80,7 +85,7 @@ def bounded(transport: Any) -> Any:
 
         @property
         def charset_encoding(self) -> None:
-            """None, which stands for UTF-8: some of Python's codecs decompress."""
+            """None, which stands for UTF-8: a server could name a codec that makes no text."""
 
         async def aiter_raw(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
             # What the decoder drops, such as bytes behind the end of a compressed body, counts here alone.
@@ -122,19 +127,34 @@ def bounded(transport: Any) -> Any:
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             request.headers["accept-encoding"] = "gzip, deflate"
             given = await transport.handle_async_request(request)
-            response = Response(
-                given.status_code, headers=given.headers, stream=given.stream, extensions=given.extensions
-            )
-            if "," in given.headers.get("content-encoding", ""):
-                # Several layers multiply: a megabyte may come to a terabyte before the last one ends.
-                await given.aclose()
-                raise httpx2.DecodingError("the body is compressed more than once")
-            return response
+            if "," not in given.headers.get("content-encoding", ""):
+                return Response(
+                    given.status_code, headers=given.headers, stream=given.stream, extensions=given.extensions
+                )
+            # Several layers multiply: a megabyte may come to a terabyte before the last one ends.
+            await given.aclose()
+            if given.is_success:
+                raise BodyTooLarge("it is compressed more than once")
+            headers = [(name, value) for name, value in given.headers.items() if name not in _OF_BODIES]
+            return httpx2.Response(given.status_code, headers=headers, content=b"")
 
         async def aclose(self) -> None:
             await transport.aclose()
 
     return Transport()
+
+
+def check_values(raw: bytes) -> None:
+    """
+    Raises:
+        BodyTooLarge: JSON text of more than ``MOST_VALUES`` values.
+    """
+    if _values(raw) > MOST_VALUES:
+        raise BodyTooLarge(f"it has more than {MOST_VALUES:,} values")
+
+
+def _values(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{") + raw.count(b",")
 
 
 async def lines(parts: AsyncIterator[bytes], longest: int = LINE_BYTES) -> AsyncIterator[tuple[bytes, bool]]:
@@ -172,7 +192,7 @@ class _Events:
     """Bounds the single events of a stream. The SDKs' readers take time with the square of an event's lines."""
 
     def __init__(self) -> None:
-        self._bytes = self._lines = 0
+        self._bytes = self._lines = self._values = 0
         self._tail = b""
 
     def add(self, part: bytes) -> None:
@@ -184,9 +204,12 @@ class _Events:
         self._tail = (self._tail + part)[-3:]
         for number, piece in enumerate(pieces):
             if number:
-                self._bytes = self._lines = 0
+                self._bytes = self._lines = self._values = 0
             self._bytes += len(piece)
             self._lines += piece.count(b"\n") or piece.count(b"\r")
+            self._values += _values(piece)
+            if self._values > MOST_VALUES:
+                raise BodyTooLarge(f"an event of the stream has more than {MOST_VALUES:,} values")
             if self._bytes > EVENT_BYTES:
                 raise BodyTooLarge(f"an event of the stream is longer than {_shown(EVENT_BYTES)}")
             if self._lines > EVENT_LINES:

@@ -21,7 +21,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from swe_infer.errors import AnswerTooLarge, ConfigError, RequestError, TransientError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, Provider
-from swe_infer.providers.bounds import FILE_BYTES, LINE_BYTES, STREAM_BYTES, BodyTooLarge, bounded, lines
+from swe_infer.providers.bounds import (
+    FILE_BYTES,
+    LINE_BYTES,
+    STREAM_BYTES,
+    BodyTooLarge,
+    bounded,
+    check_values,
+    lines,
+)
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
 from swe_infer.providers.environment import (
     address,
@@ -114,6 +122,12 @@ def _without_depths(text: str) -> str:
             if depth == _DEEPEST - 1:
                 start = token.end()
     return "".join([*kept, text[start:]])
+
+
+def _custom_id(line: bytes) -> str | None:
+    """The custom id at the beginning of a line that is not read to its end."""
+    found = _CUSTOM_ID.search(line)
+    return None if found is None else found[1].decode("ascii")
 
 
 def whole_number(value: Any) -> int:
@@ -390,16 +404,22 @@ class WireProvider(Provider):
             RequestError: TransientError with status 200 after all the others, where lines cannot be read.
         """
         broken = 0
+        custom_id: str | None
+        value: dict[str, Any] | RequestError
         async with aclosing(self._lines(path, what, timeout_s)) as found:
             async for line, is_whole in found:
                 try:
                     if is_whole:
+                        check_values(line)
                         entry = decoded_json(line)
                         custom_id, value = str(entry["custom_id"]), entry
                     else:
-                        custom_id = str(_CUSTOM_ID.findall(line)[0], "ascii")
-                        value = self._too_large(BodyTooLarge(f"its line is longer than {LINE_BYTES >> 20} MiB"), what)
+                        raise BodyTooLarge(f"its line is longer than {LINE_BYTES >> 20} MiB")
+                except BodyTooLarge as error:
+                    custom_id, value = _custom_id(line), self._too_large(error, self._where(what))
                 except _OTHER_SHAPE:
+                    custom_id = None
+                if custom_id is None:
                     broken += 1
                 else:
                     yield custom_id, value
@@ -517,7 +537,10 @@ class WireProvider(Provider):
 
     def _decoded(self, response: Any, where: str) -> dict[str, Any]:
         try:
+            check_values(response.content)
             decoded = decoded_json(response.content)
+        except BodyTooLarge as error:
+            raise self._too_large(error, where) from None
         except ValueError:
             kind = response.headers.get("content-type", "no content type")
             beginning = response.content[:320].decode(errors="replace")[:80]

@@ -75,12 +75,16 @@ def _shown(kind: str, path: str) -> tuple[int, dict[str, str], Iterator[bytes]]:
             return 200, packed, iter([_bomb(512)])
         case "layers":
             return 200, {**json_, "content-encoding": "gzip, gzip"}, iter([gzip.compress(_bomb(512))])
+        case "layers_error":
+            return 429, {**json_, "content-encoding": "gzip, gzip"}, iter([gzip.compress(_bomb(512))])
         case "behind":
             return 200, packed, _after(gzip.compress(chat()), filler)
         case "error":
             return 429, json_, _after(b'{"error": {"message": "slow down', filler)
         case "error_bomb":
             return 500, packed, iter([_bomb(512)])
+        case "values":
+            return 200, json_, _after(b'{"choices": [[]', repeat(b",[]" * 100_000, 30))
         case "charset":
             return (
                 500,
