@@ -165,7 +165,7 @@ class AnthropicMessages(AnthropicBatches):
         return {**whole, "content": [{"type": "text", "text": "".join(parts)}]}
 
 
-def _is_known(event: Mapping[str, Any]) -> bool:
+def _is_known(event: Mapping[Any, Any]) -> bool:
     """Whether the delta of an event is of a kind that is passed over, such as one of thinking."""
     delta = event.get("delta")
     return isinstance(delta, dict) and isinstance(delta.get("type"), str) and delta["type"] != "text_delta"

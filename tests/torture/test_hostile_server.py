@@ -9,6 +9,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from swe_infer.run_directory.records import read_records
 from tests.support.api_hostile import chat, hostile_server
@@ -52,7 +53,7 @@ def test_each_body_costs_its_own_instance_at_most(tmp_path: Path) -> None:
         assert finished.returncode == 1, finished.stderr
         assert "Traceback" not in finished.stderr
         assert server.asked == {"run": len(bodies)}
-    records = list(read_records(tmp_path / "run" / "records.jsonl"))
+    records: list[Any] = list(read_records(tmp_path / "run" / "records.jsonl"))
     failed = [record for record in records if record["status"] == "failed"]
     assert [record["error"]["type"] for record in failed] == ["AnswerTooLarge"]
     assert "32 MiB" in failed[0]["error"]["message"]
