@@ -7,7 +7,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """One run, or a sweep."""
-    run_command("swe_infer.cli.run", stoppable=False)
+    run_command("swe_infer.cli.start", stoppable=False)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,7 @@ The constructors' signatures are the schema, so a new class needs its file and i
 
 from __future__ import annotations
 
-import difflib
-import functools
 import hashlib
-import importlib
 import inspect
 import json
 import re
@@ -19,21 +16,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from swe_infer.data.base import Dataset
+from swe_infer.conf_files import ROOT_KEYS, Objective, conf_dir, parameters_at, suggestion
 from swe_infer.errors import ConfigError
 from swe_infer.files import write_atomically
-from swe_infer.locks import Locks
-from swe_infer.options import Effect, parameters_of
+from swe_infer.options import parameters_of
 from swe_infer.redaction import without_credentials
-from swe_infer.runners.base import Runner
 from swe_infer.text import first_line, flatten
-from swe_infer.tracking.base import Tracker
-from swe_infer.types import Budget, PathText, Shard
+
+if TYPE_CHECKING:
+    from swe_infer.data.base import Dataset
+    from swe_infer.locks import Locks
+    from swe_infer.runners.base import Runner
+    from swe_infer.tracking.base import Tracker
+    from swe_infer.types import Budget, PathText, Shard
 
 __all__ = [
     "HEADER",
@@ -59,10 +59,7 @@ __all__ = [
 ]
 
 GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
-ROOT_KEYS = (*GROUPS, "shard", "budget", "output_dir", "locks", "dry_run", "objective")
-
-Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
-"""A figure of a run's summary that a searching sweeper can be told of a run."""
+_KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)
 
 COVERAGE = ("limit", "instance_ids", "min_tokens", "max_tokens")
 """Keys of the dataset that say which of its instances a command asks. They may change: a run grows."""
@@ -72,8 +69,6 @@ IDENTITY_GROUPS = ("model", "provider", "decoding", "dataset", "shard")
 
 _CHOICES = frozenset({*IDENTITY_GROUPS, "runner", "experiment"})
 """Groups whose choice of an option may decide answers."""
-
-_TARGET = re.compile(r"^\s*_target_: (swe_infer\.\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +86,15 @@ class Experiment:
     objectives: tuple[Objective, ...]
 
 
-def conf_dir() -> Path:
-    """The configuration folder: inside the package in an installation, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
 def build(cfg: DictConfig) -> Experiment:
     """Check every key and construct the run's parts.
 
     Raises:
         ConfigError: names the first key that is wrong and what would be right.
     """
-    unknown = [str(key) for key in cfg if key not in ROOT_KEYS]
+    unknown = [str(key) for key in cfg if key not in _KEYS]
     if unknown:
-        raise ConfigError(f"{unknown[0]}: no such key{_suggestion(unknown[0], ROOT_KEYS)}")
+        raise ConfigError(f"{unknown[0]}: no such key{suggestion(unknown[0], _KEYS)}")
     try:
         constructor = _Constructor()
         for key in GROUPS:  # first of all: an error should name `model.x`, not `runner.model.x`
@@ -121,10 +109,8 @@ def build(cfg: DictConfig) -> Experiment:
             tracker=constructor.construct(cfg.tracker, "tracker"),
             shard=constructor.construct(cfg.shard, "shard"),
             budget=constructor.construct(cfg.budget, "budget"),
-            output_dir=_check(cfg.output_dir, str | None, "output_dir"),
-            locks=_check(cfg.locks, Locks, "locks"),
-            dry_run=_check(cfg.dry_run, bool, "dry_run"),
             objectives=objectives(cfg),
+            **{key: _check(cfg[key], hint, key) for key, hint in ROOT_KEYS.items() if key != "objective"},
         )
     except OmegaConfBaseException as error:
         raise ConfigError(_omegaconf_line(error)) from None
@@ -168,7 +154,7 @@ class _Constructor:
         values: dict[str, Any] = {}
         for name in (str(n) for n in node if n != "_target_"):
             if name not in parameters:
-                raise ConfigError(f"{key}.{name}: no such key{_suggestion(name, parameters)}")
+                raise ConfigError(f"{key}.{name}: no such key{suggestion(name, parameters)}")
             if OmegaConf.is_missing(node, name):
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
             values[name] = self._value(node[name], parameters[name].hint, f"{key}.{name}")
@@ -256,13 +242,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    if close := difflib.get_close_matches(name, names, n=1):
-        return f"; did you mean {close[0]}?"
-    return f"; there are {', '.join(names)}"
-
-
 def _omegaconf_line(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
     return f"{key}: {first_line(error)}" if key else first_line(error)
@@ -276,7 +255,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     runner = plain.get("runner")
     if isinstance(runner, dict):  # `runner.model: ${model}` would write every group twice
-        plain["runner"] = {k: v for k, v in runner.items() if k not in ROOT_KEYS}
+        plain["runner"] = {k: v for k, v in runner.items() if k not in _KEYS}
     return plain
 
 
@@ -301,23 +280,10 @@ def is_identity(key: str) -> bool:
         return rest == "_target_"
     if group == "provider":
         rest = re.sub(r"^(first|second|third|fourth)\.", "", rest)  # one of several deployments
-    return group in IDENTITY_GROUPS and _effects(group).get(rest.split(".")[0], "answer") == "answer"
-
-
-@functools.cache
-def _effects(group: str) -> Mapping[str, Effect]:
-    """What the options of a group's classes affect, by name. One name has one effect in all classes of a group."""
-    files = [conf_dir() / "config.yaml"] if group == "shard" else sorted((conf_dir() / group).glob("*.yaml"))
-    targets = {target for file in files for target in _TARGET.findall(file.read_text(encoding="utf-8"))}
-    if group == "shard":
-        targets = {target for target in targets if target.endswith(".Shard")}
-    effects: dict[str, Effect] = {}
-    for target in sorted(targets):
-        module, _, name = target.rpartition(".")
-        for parameter in parameters_of(getattr(importlib.import_module(module), name)).values():
-            if parameter.option is not None:
-                effects[parameter.name] = parameter.option.effect
-    return effects
+    if group not in IDENTITY_GROUPS:
+        return False
+    options = [parameter.option for parameter in parameters_at(f"{group}.{rest.split('.')[0]}")]
+    return all(option is None or option.effect == "answer" for option in options)
 
 
 def identity(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.torture import crashes, shortages
-from benchmarks.torture.checks import Findings
+from benchmarks.torture.checks import Findings, table
 
 __all__ = ["main"]
 
@@ -90,34 +90,6 @@ def _scenarios(options: argparse.Namespace) -> Mapping[str, Scenario]:
         "memory": lambda place: shortages.little_memory(place, seed),
         "clock": lambda place: shortages.clock_jumps(place, seed, options.faketime),
     }
-
-
-def table(findings: Sequence[Findings]) -> str:
-    """All figures, one scenario a line, sums at the end."""
-    head = ("scenario", "tries", "kills", "faults", "answers", "in flight", "lost", "paid twice", "caps", "wrong")
-    rows: list[tuple[str, ...]] = [head]
-    for found in findings:
-        if found.skipped:
-            rows.append((found.name, "skipped:", found.skipped, *[""] * 7))
-            continue
-        rows.append((found.name, *map(str, _figures(found))))
-    sums = [sum(column) for column in zip(*(_figures(found) for found in findings), strict=True)]
-    rows.append(("all", *map(str, sums)))
-    widths = [max(len(row[i]) for row in rows if row[1] != "skipped:") for i in range(len(head))]
-    lines = []
-    for row in rows:
-        if row[1] == "skipped:":
-            lines.append(f"{row[0]:{widths[0]}}  skipped: {row[2]}")
-        else:
-            lines.append("  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)))
-    return "\n".join(lines)
-
-
-def _figures(found: Findings) -> tuple[int, ...]:
-    return (
-        found.tries, found.kills, found.faults, found.answers, found.in_flight, found.lost, found.paid_twice,
-        found.caps_passed, len(found.wrong),
-    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:

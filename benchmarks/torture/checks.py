@@ -17,7 +17,7 @@ from swe_infer.run_directory.records import read_records
 from tests.support.api_log import Exchange, Log
 from tests.support.wandb_files import read_offline_runs
 
-__all__ = ["Findings", "check_files", "check_finished", "unrecorded"]
+__all__ = ["Findings", "check_files", "check_finished", "unrecorded", "table"]
 
 _CENT_OF_A_CENT = Decimal("1e-9")
 
@@ -155,3 +155,31 @@ def _is_yaml(path: Path) -> bool:
         return isinstance(yaml.safe_load(path.read_text()), dict)
     except (yaml.YAMLError, UnicodeDecodeError):
         return False
+
+
+def table(findings: Sequence[Findings]) -> str:
+    """All figures, one scenario a line, sums at the end."""
+    head = ("scenario", "tries", "kills", "faults", "answers", "in flight", "lost", "paid twice", "caps", "wrong")
+    rows: list[tuple[str, ...]] = [head]
+    for found in findings:
+        if found.skipped:
+            rows.append((found.name, "skipped:", found.skipped, *[""] * 7))
+            continue
+        rows.append((found.name, *map(str, _figures(found))))
+    sums = [sum(column) for column in zip(*(_figures(found) for found in findings), strict=True)]
+    rows.append(("all", *map(str, sums)))
+    widths = [max(len(row[i]) for row in rows if row[1] != "skipped:") for i in range(len(head))]
+    lines = []
+    for row in rows:
+        if row[1] == "skipped:":
+            lines.append(f"{row[0]:{widths[0]}}  skipped: {row[2]}")
+        else:
+            lines.append("  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)))
+    return "\n".join(lines)
+
+
+def _figures(found: Findings) -> tuple[int, ...]:
+    return (
+        found.tries, found.kills, found.faults, found.answers, found.in_flight, found.lost, found.paid_twice,
+        found.caps_passed, len(found.wrong),
+    )  # fmt: skip

@@ -15,7 +15,6 @@ which the process has its signal handlers.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -25,8 +24,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.torture import place
 from benchmarks.torture.checks import Findings
-from benchmarks.torture.place import ROOT, Ended, wait_until
+from benchmarks.torture.place import Ended, wait_until
 from tests.evaluate.runs import SAMPLE, make_run, sample_rows
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -102,28 +102,7 @@ class Trial:
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         """The command, in a session of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", *self._arguments, *more],
-            cwd=self.directory,
-            env={
-                **os.environ,
-                "OPENAI_API_KEY": "sk-loopback",
-                "PYTHONPATH": str(ROOT),
-                "HOME": str(self.directory),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-
-    @staticmethod
-    def finish(process: subprocess.Popen[str]) -> Ended:
-        output, errors = process.communicate(timeout=300)
-        return Ended(process.returncode, output, errors)
+        return place.start([*self._arguments, *more], self.directory, self.directory, own_session=True)
 
     @property
     def paid(self) -> int:
@@ -148,7 +127,7 @@ class Trial:
         if twice:
             time.sleep(0.1)
             process.send_signal(signal.SIGINT)
-        ended = self.finish(process)
+        ended = place.finish(process)
         if over:
             findings.expect(ended.status == 0, f"ended with {ended.status} before the signal: {ended.errors[-300:]}")
             return ended
@@ -168,7 +147,7 @@ class Trial:
         Args:
             allowed: answers that may have been paid for in vain.
         """
-        ended = self.finish(self.start())
+        ended = place.finish(self.start())
         findings.tries += 1
         findings.expect(ended.status == 0, f"the same command ended with {ended.status}: {ended.errors[-600:]}")
         again = self.paid - self.kind.answers
@@ -201,7 +180,7 @@ def sweep_over(name: str, scratch: Path, moments: int, *, twice: bool = False) -
         process = whole.start()
         handles_signals(process)
         begun = time.monotonic()
-        ended = whole.finish(process)
+        ended = place.finish(process)
         life_s = time.monotonic() - begun
         findings.expect(ended.status == 0, f"undisturbed it ended with {ended.status}: {ended.errors[-600:]}")
     for number in range(moments):

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.torture.checks import Findings
+from benchmarks.torture.checks import Findings, table
 from benchmarks.torture.shortages import enlarge, mounted
 from tests.support.api_server import ApiServer
 from tests.support.instances import prompt_text, write_instances
@@ -144,8 +144,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", type=Path)
     options = parser.parse_args(arguments)
-    from benchmarks.torture.__main__ import table
-
     peers: dict[str, Maker] = {}
     if options.path:
         peers["run_api"] = lambda scratch, output, server: _RunApi(scratch, output, server, options.path)

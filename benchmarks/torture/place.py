@@ -14,11 +14,11 @@ from pathlib import Path
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 
-__all__ = ["MODEL", "Ended", "Place", "wait_until"]
+__all__ = ["MODEL", "Ended", "Place", "finish", "start", "wait_until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "gpt-4o"
-_PATIENCE_S = 180.0
+_PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,36 +104,17 @@ class Place:
         self, *more: str, prepare: Callable[[], None] | None = None, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Start a try. ``prepare`` runs in the child before the program does."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "swe_infer", *self.arguments(*more)],
-            cwd=self.scratch,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
-                "OPENAI_API_KEY": "sk-loopback",
-                "PYTHONPATH": str(ROOT),
-                "HOME": str(self.home),
-                "TMPDIR": str(self.home),
-                "OMP_NUM_THREADS": "1",
-                **self.environment,
-                **(environment or {}),
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            preexec_fn=prepare,
+        return start(
+            ["swe_infer", *self.arguments(*more)],
+            self.scratch,
+            self.home,
+            prepare=prepare,
+            environment={**self.environment, **(environment or {})},
         )
 
     def finish(self, process: subprocess.Popen[str]) -> Ended:
         """Wait for the end of a try."""
-        try:
-            output, errors = process.communicate(timeout=_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, errors = process.communicate()
-            errors += f"\nERROR torture: did not end within {_PATIENCE_S:.0f} s\n"
-        return Ended(process.returncode, output, errors)
+        return finish(process)
 
     def go(self, *more: str) -> Ended:
         """One undisturbed try."""
@@ -148,6 +129,55 @@ class Place:
             return (self.run / "records.jsonl").stat().st_size
         except OSError:
             return 0
+
+
+def start(
+    command: Sequence[str],
+    directory: Path,
+    home: Path,
+    *,
+    prepare: Callable[[], None] | None = None,
+    environment: Mapping[str, str] | None = None,
+    own_session: bool = False,
+) -> subprocess.Popen[str]:
+    """``python -m COMMAND`` in ``directory``, with a key for the loopback server and a home directory of its own.
+
+    Args:
+        prepare: runs in the child before the program does.
+        environment: further variables.
+        own_session: no signal of this process's terminal reaches it.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=directory,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+            "OPENAI_API_KEY": "sk-loopback",
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "OMP_NUM_THREADS": "1",
+            **(environment or {}),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        preexec_fn=prepare,
+        start_new_session=own_session,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Ended:
+    """Wait for the end of a process; one that does not end is killed."""
+    try:
+        output, errors = process.communicate(timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        errors += f"\nERROR torture: did not end within {_PATIENCE_S:.0f} s\n"
+    return Ended(process.returncode, output, errors)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 60.0) -> bool:

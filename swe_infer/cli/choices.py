@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from swe_infer.config import conf_dir
+from swe_infer.conf_files import options_of
 from swe_infer.errors import ConfigError
 
 __all__ = ["is_swept", "settle_choices", "stand_ins", "swept_keys", "unresolved"]
@@ -30,7 +30,7 @@ def stand_ins(overrides: Sequence[str]) -> list[str]:
             parsed = _parsed(override)
         except HydraException:  # Hydra itself says it better
             return []
-        if not _options_of(parsed.key_or_group):
+        if not options_of(parsed.key_or_group):
             continue
         if parsed.is_discrete_sweep():
             options = _choices(parsed)
@@ -90,7 +90,7 @@ def _without_glob(parsed: Override, override: str) -> str:
         return override
     options = _choices(parsed)
     if not options:
-        group, names = parsed.key_or_group, _options_of(parsed.key_or_group)
+        group, names = parsed.key_or_group, options_of(parsed.key_or_group)
         there_are = f"there are {', '.join(names)}" if names else f"{group} is no group of options"
         raise ConfigError(f"{override}: matches nothing; {there_are}")
     return f"{parsed.get_key_element()}={','.join(options)}"
@@ -103,10 +103,5 @@ def _parsed(override: str) -> Override:
 def _choices(parsed: Override) -> list[str]:
     value: Any = parsed.value()
     if isinstance(value, Glob):
-        return value.filter(_options_of(parsed.key_or_group))
+        return value.filter(options_of(parsed.key_or_group))
     return list(parsed.sweep_string_iterator())
-
-
-def _options_of(group: str) -> list[str]:
-    """The names of a group's options; none where it is no group."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from swe_infer.config import conf_dir
+from swe_infer.conf_files import conf_dir
 
 __all__ = ["missing", "missing_for", "prefer_own_options"]
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from swe_infer import config
 from swe_infer.cli.points import swept_keys
 from swe_infer.cli.same_answers import Place, claim, read_config, turn
-from swe_infer.cli.sweep import SweepLog
+from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import StoreError

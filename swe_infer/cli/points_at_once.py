@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.cli.one_run import BuiltRun, OpenRun
-from swe_infer.cli.sweep import SweepLog
+from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.config import Objective
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.runners.base import EngineSharing, SharedResources

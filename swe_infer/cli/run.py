@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,20 +17,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from swe_infer import config
 from swe_infer.cli.arguments import prepared, sweep_directory
 from swe_infer.cli.extras import prefer_own_options
-from swe_infer.cli.help import help_text
 from swe_infer.cli.messages import one_line
-from swe_infer.cli.one_run import BuiltRun, run_one
-from swe_infer.cli.points_at_once import PointsAtOnce
 from swe_infer.cli.study import objective_of
-from swe_infer.cli.sweep import SweepLog, finish
-from swe_infer.config import Objective
+from swe_infer.cli.sweep import finish
+from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.conf_files import Objective, conf_dir
+from swe_infer.config import objectives as objectives_of
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.redaction import RedactingFormatter, without_credentials
 from swe_infer.runners.base import SharedResources
+
+if TYPE_CHECKING:
+    from swe_infer.cli.one_run import BuiltRun
+    from swe_infer.cli.points_at_once import PointsAtOnce
 
 __all__ = ["main"]
 
@@ -49,10 +52,7 @@ def main() -> NoReturn:
     job = _Job()
     prefer_own_options()
     try:
-        if {"--help", "-h"} & set(sys.argv[1:]):
-            print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
-            sys.exit(0)
-        hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
         sys.exit(2)
@@ -60,7 +60,7 @@ def main() -> NoReturn:
         if isinstance(error, ValueError) and _from_hydra(error):
             print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
             sys.exit(2)
-        job.waiting.give_up()
+        job.give_up()
         sys.exit(_stopped_sweep(error))
     sys.exit(job.status)
 
@@ -113,7 +113,13 @@ class _Job:
         self.resources = SharedResources()
         self.elsewhere = False
         self.reported = False
-        self.waiting = PointsAtOnce(self.resources, self._ended)
+
+    @functools.cached_property
+    def waiting(self) -> PointsAtOnce:
+        """Points that are run later, at once with others."""
+        from swe_infer.cli.points_at_once import PointsAtOnce
+
+        return PointsAtOnce(self.resources, self._ended)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a launcher takes to another process: no engine, and the knowledge that it is another one."""
@@ -130,10 +136,11 @@ class _Job:
         start wherever the cluster was started."""
         os.chdir(state.pop("home"))
         self.__dict__.update(state)
-        self.waiting = PointsAtOnce(self.resources, self._ended)
 
     def __call__(self, cfg: DictConfig) -> list[float] | float | None:
         """Returns the objective, for sweepers that search; None where the run has none, or did not end well."""
+        import swe_infer.cli.one_run  # noqa: F401 - before signals are taken: a process that imports ends at once
+
         with INTERRUPTS.finishing():
             sweep = SweepLog.of(HydraConfig.get())
             if sweep is None:
@@ -146,6 +153,8 @@ class _Job:
                 return self._point(cfg, sweep)
 
     def _single(self, cfg: DictConfig) -> None:
+        from swe_infer.cli.one_run import run_one
+
         try:
             directory, self.status = run_one(cfg, None, self.resources)
         except SweInferError as error:
@@ -156,6 +165,8 @@ class _Job:
             print(directory, flush=True)
 
     def _point(self, cfg: DictConfig, sweep: SweepLog) -> list[float] | float | None:
+        from swe_infer.cli.one_run import BuiltRun
+
         # An interrupted point ends its sweep: the rest is for the next time.
         if INTERRUPTS.stopping or self.status == INTERRUPTED or sweep.is_stopped:
             sweep.add(None, INTERRUPTED)
@@ -168,14 +179,14 @@ class _Job:
                 built = BuiltRun(cfg, sweep)
             if self._can_wait() and self.waiting.add(built, sweep):
                 return None
-            self.waiting.run()
+            self.finish()
             directory, end = built.execute(self.resources)
         except KeyboardInterrupt:
             sweep.add(None, INTERRUPTED)
             raise
         except Exception as error:  # noqa: BLE001 - a fault in our code costs this point; the others are still wanted
             end = error
-        values = self._ended(sweep, directory, end, config.objectives(cfg) if end == 0 else ())
+        values = self._ended(sweep, directory, end, objectives_of(cfg) if end == 0 else ())
         return values[0] if values is not None and len(values) == 1 else values
 
     def _can_wait(self) -> bool:
@@ -207,7 +218,13 @@ class _Job:
 
     def finish(self) -> None:
         """Run the points that still wait; the sweep's report calls it when all jobs were launched."""
-        self.waiting.run()
+        if "waiting" in self.__dict__:
+            self.waiting.run()
+
+    def give_up(self) -> None:
+        """The sweep ended before its time: what waits is not run."""
+        if "waiting" in self.__dict__:
+            self.waiting.give_up()
 
 
 def _set_up_logging() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer import config
-from swe_infer.cli.sweep import SweepLog
+from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.run_directory import layout

@@ -78,7 +78,7 @@ def remembered(
     """
     import optuna
 
-    from swe_infer.cli.sweep import SweepLog
+    from swe_infer.cli.sweep_log import SweepLog
 
     optuna.logging.set_verbosity(logging.ERROR)
     for name in ("ExperimentalWarning", "FutureWarning"):

@@ -7,24 +7,21 @@ constructors' signatures say which keys these are. Under ``-m`` a comma separate
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 import types
 import typing
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
-from swe_infer.config import Experiment, conf_dir
+from swe_infer.conf_files import ROOT_KEYS, conf_dir, parameters_at
 from swe_infer.errors import ConfigError
-from swe_infer.options import parameters_of
 from swe_infer.types import PathText
 
 __all__ = ["as_typed", "plain_text", "quoted"]
@@ -183,44 +180,9 @@ def _is_path(key: str) -> bool:
 
 @cache
 def _members_of(key: str) -> frozenset[Any]:
-    """The types that the options of a key's group give it; a union as its members."""
-    group, *names = key.split(".")
-    if not names:
-        return frozenset(_members(typing.get_type_hints(Experiment, include_extras=True).get(group)))
-    files = [*sorted((conf_dir() / group).glob("*.yaml")), conf_dir() / "config.yaml"]
-    found: set[Any] = set()
-    for file in files:
-        node = _option(file)
-        path = names[:-1] if file.parent.name == group else [group, *names[:-1]]
-        if isinstance(node, dict):
-            found |= _types_in(node, path, names[-1], group)
-    return frozenset(found)
-
-
-@cache
-def _option(file: Path) -> Any:
-    return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def _types_in(option: dict[str, Any], path: Sequence[str], name: str, group: str) -> Set[Any]:
-    node: Any = option
-    for part in path:
-        node = node.get(part) if isinstance(node, dict) else None
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        return _members(_hints(target).get(name)) if isinstance(target, str) else set()
-    # `provider.first.base_url`: another option of the group, put there by the defaults list
-    nested = any(isinstance(entry, dict) and any("@" in at for at in entry) for entry in option.get("defaults", ()))
-    return _members_of(f"{group}.{name}") if nested and path else set()
-
-
-def _hints(target: str) -> dict[str, Any]:
-    module, _, name = target.rpartition(".")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        return {}
-    return {name: parameter.hint for name, parameter in parameters_of(factory).items()}
+    """The types that a key takes in any option of its group; a union as its members."""
+    hints = [ROOT_KEYS.get(key), *(parameter.hint for parameter in parameters_at(key))]
+    return frozenset().union(*map(_members, hints))
 
 
 def _members(hint: Any) -> set[Any]:

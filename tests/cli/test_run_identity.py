@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from swe_infer.api.cache import cache_keys
 from swe_infer.cli.one_run import BuiltRun, run_one
 from swe_infer.cli.points_at_once import PointsAtOnce
-from swe_infer.cli.sweep import SweepLog
+from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.compare.loading import load_run
 from swe_infer.config import conf_dir
 from swe_infer.data.jsonl import JsonlDataset

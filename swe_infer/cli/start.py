@@ -1,0 +1,49 @@
+"""``swe-infer``'s first step: what can be answered without Hydra is, and the rest goes on to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from swe_infer import __version__
+from swe_infer.errors import SweInferError
+
+__all__ = ["main"]
+
+_COMPLETION = ("--shell-completion", "-sc")
+
+
+def main() -> None:
+    """The console script. Exits with the status that the README states."""
+    try:
+        answer = _answer(sys.argv[1:])
+    except SweInferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    if answer is not None:
+        print(answer)
+        return
+    from swe_infer.cli.run import main as run
+
+    run()
+
+
+def _answer(arguments: Sequence[str]) -> str | None:
+    """The answer to ``--help``, ``--version`` and ``--shell-completion``; None where something else is asked.
+
+    Raises:
+        ConfigError: a group, an option or a shell that does not exist.
+    """
+    if set(_COMPLETION) & set(arguments):
+        from swe_infer.cli.completion import completion
+
+        command = os.path.basename(sys.argv[0])
+        return completion(
+            [a for a in arguments if a not in _COMPLETION], "swe-infer" if command.endswith(".py") else command
+        )
+    if {"--help", "-h"} & set(arguments):
+        from swe_infer.cli.help import help_text
+
+        return help_text([argument for argument in arguments if not argument.startswith("-")])
+    return f"swe_infer {__version__}" if "--version" in arguments else None

@@ -1,0 +1,189 @@
+"""The folder ``conf/`` read as files: groups, options, and the classes that they construct. Hydra is not imported.
+
+Help, completion and the reading of the command line use it, so that they answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from swe_infer.locks import Locks
+from swe_infer.options import Parameter, parameters_of
+from swe_infer.types import PathText
+
+__all__ = [
+    "ROOT_KEYS",
+    "Objective",
+    "conf_dir",
+    "config_node",
+    "default_options",
+    "defaults_of",
+    "file_of",
+    "groups",
+    "node_of",
+    "options_of",
+    "overridden_by",
+    "parameters_at",
+    "suggestion",
+]
+
+Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
+"""A figure of a run's summary that a searching sweeper can be told of a run."""
+
+ROOT_KEYS: Mapping[str, Any] = {
+    "output_dir": PathText | None,
+    "locks": Locks,
+    "dry_run": bool,
+    "objective": Objective | tuple[Objective, ...],
+}
+"""The keys of ``config.yaml`` that hold a value themselves, with their types."""
+
+_OVERRIDE = re.compile(r"override /([\w/-]+)(?:@.*)?")
+_ELSEWHERE = re.compile(r"/?([\w/-]+)(?:@([\w.]+))?")
+
+
+def conf_dir() -> Path:
+    """The configuration folder: inside the package in an installation, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+@functools.cache
+def groups() -> Mapping[str, Sequence[str]]:
+    """The options of every group, such as ``{"model/attention": ["auto", …], …}``, in the order of the names."""
+    found = {}
+    for folder, _, names in os.walk(conf_dir()):
+        options = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+        group = os.path.relpath(folder, conf_dir()).replace(os.sep, "/")
+        if options and group != ".":
+            found[group] = options
+    return dict(sorted(found.items()))
+
+
+def options_of(group: str) -> Sequence[str]:
+    """The names of a group's options; none where there is no such group."""
+    return groups().get(group, ())
+
+
+def file_of(group: str, option: str) -> Path:
+    """The YAML file of an option."""
+    return conf_dir() / group / f"{option}.yaml"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest known one, or all of them."""
+    names = sorted(known)
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(names)}"
+
+
+def default_options() -> dict[str, str]:
+    """The option that ``config.yaml`` chooses for each group."""
+    return {group: option for group, option in _pairs(_read(conf_dir() / "config.yaml")) if " " not in group}
+
+
+def config_node(key: str) -> dict[str, Any]:
+    """A key of ``config.yaml`` that holds others, such as ``shard``; empty where there is none."""
+    node = _read(conf_dir() / "config.yaml").get(key)
+    return node if isinstance(node, dict) else {}
+
+
+def defaults_of(group: str, option: str) -> list[str]:
+    """The options of the same group that an option builds on, the nearest first."""
+    names = [e.partition("@")[0] for e in _read(file_of(group, option)).get("defaults", ()) if isinstance(e, str)]
+    near = [name for name in names if name in options_of(group)]
+    return [*near, *(far for name in near for far in defaults_of(group, name))]
+
+
+def overridden_by(group: str, option: str) -> dict[str, str]:
+    """The options of other groups that an option chooses: a model chooses its provider and runner."""
+    found: dict[str, str] = {}
+    for name in (option, *defaults_of(group, option)):
+        for key, value in _pairs(_read(file_of(group, name))):
+            if match := _OVERRIDE.fullmatch(key):
+                found.setdefault(match[1], value)
+    return found
+
+
+def node_of(group: str, option: str) -> dict[str, Any]:
+    """The keys and values of an option, with those of the options that it builds on."""
+    path = file_of(group, option)
+    content = _read(path)
+    node: dict[str, Any] = {}
+    for entry in content.get("defaults", ()):
+        if isinstance(entry, str) and (name := entry.partition("@")[0]) in options_of(group):
+            node |= node_of(group, name)
+    for key, value in _pairs(content):
+        if not key.startswith("override ") and (match := _ELSEWHERE.fullmatch(key)):
+            other = match[1] if key.startswith("/") else f"{group}/{match[1]}"
+            if value in options_of(other):
+                node[match[2] or match[1]] = node_of(other, value)
+    own = content.get(group.partition("/")[0], {}) if _is_global(path) else content
+    return node | {key: value for key, value in own.items() if key != "defaults"}
+
+
+@functools.cache
+def parameters_at(key: str) -> Sequence[Parameter]:
+    """What a dotted key such as ``runner.retry.tries`` sets: one parameter for each class of the group that has it.
+
+    ``provider.first.base_url`` is a key of an option that holds others of its group. The classes are imported.
+    """
+    group, *names = key.split(".")
+    if not names:
+        return ()
+    found: list[Parameter] = []
+    holds_others = False
+    for node in _nodes(group):
+        inner: Any = node
+        for name in names[:-1]:
+            inner = inner.get(name) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            target = inner.get("_target_")
+            parameter = _parameters(target).get(names[-1]) if isinstance(target, str) else None
+            found += [parameter] if parameter is not None and parameter not in found else []
+        elif any("@" in at for at, _ in _pairs(node) if not at.startswith("override ")):
+            holds_others = True
+    return [*found, *(parameters_at(f"{group}.{names[-1]}") if holds_others else ())]
+
+
+def _nodes(group: str) -> Iterator[dict[str, Any]]:
+    for option in options_of(group):
+        yield _read(file_of(group, option))
+    yield config_node(group)
+
+
+def _pairs(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The entries of a defaults list that choose an option of a group."""
+    for entry in content.get("defaults", ()):
+        if isinstance(entry, dict):
+            yield from ((str(key), str(value)) for key, value in entry.items() if value is not None)
+
+
+def _parameters(target: str) -> Mapping[str, Parameter]:
+    module, _, name = target.rpartition(".")
+    try:
+        return parameters_of(getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError):
+        return {}
+
+
+@functools.cache
+def _read(path: Path) -> dict[str, Any]:
+    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return content if isinstance(content, dict) else {}
+
+
+def _is_global(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().strip() == "# @package _global_"
