@@ -51,6 +51,7 @@ _OVERRIDE = re.compile(r"override /([\w/-]+)(?:@.*)?")
 _ELSEWHERE = re.compile(r"/?([\w/-]+)(?:@([\w.]+))?")
 
 
+@functools.cache
 def conf_dir() -> Path:
     """The configuration folder: inside the package in an installation, beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -157,10 +158,9 @@ def parameters_at(key: str) -> Sequence[Parameter]:
     return [*found, *(parameters_at(f"{group}.{names[-1]}") if holds_others else ())]
 
 
-def _nodes(group: str) -> Iterator[dict[str, Any]]:
-    for option in options_of(group):
-        yield _read(file_of(group, option))
-    yield config_node(group)
+@functools.cache
+def _nodes(group: str) -> Sequence[dict[str, Any]]:
+    return [*(_read(file_of(group, option)) for option in options_of(group)), config_node(group)]
 
 
 def _pairs(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -170,6 +170,7 @@ def _pairs(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((str(key), str(value)) for key, value in entry.items() if value is not None)
 
 
+@functools.cache
 def _parameters(target: str) -> Mapping[str, Parameter]:
     module, _, name = target.rpartition(".")
     try:

@@ -181,8 +181,6 @@ class _Constructor:
 
 def _check(value: Any, hint: Any, key: str) -> Any:
     """``value`` as the type that ``hint`` names, or a ConfigError. Numbers are not made of strings or booleans."""
-    from pydantic import TypeAdapter, ValidationError
-
     plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
     kinds = _members(hint)
     if plain is None and types.NoneType in kinds:  # other members may be protocols, which pydantic does not know
@@ -192,6 +190,10 @@ def _check(value: Any, hint: Any, key: str) -> Any:
     )
     if wrong_kind:
         raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)}")
+    if (fitting := _fitting(plain, hint)) is not _UNFIT:
+        return fitting
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and most values have their type
+
     try:
         return TypeAdapter(hint).validate_python(plain)
     except ValidationError as error:
@@ -200,6 +202,31 @@ def _check(value: Any, hint: Any, key: str) -> Any:
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise ConfigError(f"{key}{inner}: no such key") from None
         raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)} ({first['msg'].lower()})") from None
+
+
+_UNFIT = object()
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` wants it where that is plain to see: a scalar, or a list or mapping of them; ``_UNFIT``
+    where pydantic has to decide."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _fitting(value, args[0]) if all(isinstance(extra, str) for extra in args[1:]) else _UNFIT
+    if origin in (typing.Union, types.UnionType):
+        found = [one for arg in args if (one := _fitting(value, arg)) is not _UNFIT]
+        return next((one for one in found if type(one) is type(value)), found[0] if found else _UNFIT)
+    if origin is typing.Literal:
+        return value if any(type(arg) is type(value) and arg == value for arg in args) else _UNFIT
+    if origin is tuple and isinstance(value, list) and args[1:] == (Ellipsis,):
+        items = [_fitting(item, args[0]) for item in value]
+        return _UNFIT if _UNFIT in items else tuple(items)
+    if origin is Mapping and isinstance(value, dict) and args[0] is str:
+        values = {key: _fitting(item, args[1]) for key, item in value.items() if isinstance(key, str)}
+        return _UNFIT if _UNFIT in values.values() or len(values) < len(value) else values
+    if hint is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    return value if hint is Any or type(value) is hint else _UNFIT
 
 
 def _members(hint: Any) -> set[Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from swe_infer.api.limits import Limits
 from swe_infer.api.pricing import Tariff, caching_pays
 from swe_infer.types import Bottleneck, Estimate, Range, Usage
+
+if TYPE_CHECKING:
+    from swe_infer.api.limits import Limits
 
 __all__ = ["Planned", "estimate"]
 

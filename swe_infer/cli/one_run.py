@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -20,15 +20,16 @@ from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import StoreError
-from swe_infer.evaluate.command import kept_figures, own_tests_of
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded
 from swe_infer.run_directory.asked import Asked
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import RunContext, SharedResources
-from swe_infer.runners.run import Run, asked_of, estimated, selected
 from swe_infer.tracking.base import RunInfo
+
+if TYPE_CHECKING:
+    from swe_infer.runners.run import Run
 
 __all__ = ["BuiltRun", "OpenRun", "run_one"]
 
@@ -86,6 +87,8 @@ class BuiltRun:
         return self.directory, status
 
     def _estimate(self) -> None:
+        from swe_infer.runners.run import estimated, selected
+
         experiment = self.experiment
         selection = selected(experiment.runner, experiment.dataset, experiment.shard)
         before = _asked_before(read_config(self.directory))
@@ -102,6 +105,11 @@ class BuiltRun:
             DataError: the dataset cannot be read.
             StoreError: the directory is another process's, or another configuration's.
         """
+        # Only now: a mistake in the configuration is found without them.
+        from swe_infer.evaluate.command import kept_figures, own_tests_of
+        from swe_infer.runners.run import Run, asked_of, selected
+        from swe_infer.store import RunStore
+
         experiment, plain = self.experiment, self._plain
         with ExitStack() as stack, INTERRUPTS.stoppable():
             selection = selected(experiment.runner, experiment.dataset, experiment.shard)

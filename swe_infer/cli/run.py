@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.cli.arguments import prepared, sweep_directory
@@ -52,7 +53,10 @@ def main() -> NoReturn:
     job = _Job()
     prefer_own_options()
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        if (cfg := _composed(sys.argv[1:])) is not None:
+            job(cfg)
+        else:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
         sys.exit(2)
@@ -63,6 +67,32 @@ def main() -> NoReturn:
         job.give_up()
         sys.exit(_stopped_sweep(error))
     sys.exit(job.status)
+
+
+def _composed(arguments: Sequence[str]) -> DictConfig | None:
+    """The configuration of a single run; None where more is asked of Hydra than to compose one.
+
+    Hydra's own entry point composes twice, the first time to find out whether it is a sweep.
+    """
+    if any(argument.startswith(("-", "hydra")) for argument in arguments):
+        return None
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = hydra.compose("config", list(arguments), return_hydra_config=True)
+    asked = composed.hydra
+    job = asked.job
+    asks_more = (
+        asked.mode not in (None, RunMode.RUN)
+        or asked.run.dir != "."
+        or any((asked.output_subdir, asked.verbose, asked.job_logging.get("root"), job.chdir, job.env_set))
+        or set(asked.callbacks) != {"sweep"}  # ours, which has nothing to do in a single run
+    )
+    if asks_more:
+        return None
+    with flag_override(composed, ["readonly", "struct"], False):
+        asked.runtime.output_dir = os.getcwd()
+        HydraConfig.instance().set_config(composed)
+        del composed["hydra"]
+    return composed
 
 
 def _stopped_sweep(error: BaseException) -> int:

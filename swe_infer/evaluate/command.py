@@ -10,16 +10,12 @@ from pathlib import Path
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.evaluable import EvaluableRun, open_run
-from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harness, verdicts_of_report
-from swe_infer.evaluate.own_tests import judge, tested_rows
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import Summary, asked_samples, resolved_figures
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
-from swe_infer.sample import sandbox
-from swe_infer.tracking.wandb import WandbTracker
 
 _OWN_TIMEOUT_S = 10.0
 """For one test of a dataset that brings its own."""
@@ -86,6 +82,9 @@ def own_tests_of(directory: Path, summary: Summary, *, unsafe: bool = False) -> 
     Raises:
         ConfigError: nothing in the run is completed, or the directory cannot be read.
     """
+    from swe_infer.evaluate.own_tests import judge, tested_rows
+    from swe_infer.sample import sandbox
+
     found = open_run(directory)
     rows = tested_rows(found, None)
     if rows is None:
@@ -123,6 +122,10 @@ def kept_figures(directory: Path, summary: Summary) -> Summary:
 
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
+    from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harness, verdicts_of_report
+    from swe_infer.evaluate.own_tests import judge, tested_rows
+    from swe_infer.sample import sandbox
+
     if options.report is not None:
         return verdicts_of_report(found, options.report, options.sample)
     dataset = None if options.dataset is None else expanded(options.dataset, "--dataset")
@@ -137,6 +140,8 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
 
 
 def _tell_tracker(directory: Path, summary: Summary, *, trusted: bool) -> None:
+    from swe_infer.tracking.wandb import WandbTracker
+
     tracked = WandbTracker.of_run(directory, trusted=trusted)
     if tracked is None:
         return

@@ -18,7 +18,6 @@ from swe_infer.data.base import Dataset
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
-from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Asked
@@ -443,6 +442,8 @@ class Run:
 
     def _patch(self, request: Request, outcome: Completion) -> PatchResult:
         try:
+            from swe_infer.patches.pipeline import make_patch  # a finished run has no need of it
+
             return make_patch(outcome.text, request.files)
         except Exception:  # a fault in our code must not cost a paid answer; re-extraction mends it
             log.exception("%s: the patch could not be taken from the answer", request.instance_id)

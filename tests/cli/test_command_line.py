@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from swe_infer import __version__
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = (
     "torch",
@@ -35,29 +37,92 @@ def swe_infer(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
     )
 
 
+def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
+    """The modules that a command with PYTHONPROFILEIMPORTTIME=1 imported."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    modules = {line.rpartition("|")[2].strip() for line in lines}
+    assert "swe_infer" in modules, "the import report is there"
+    return modules
+
+
 @pytest.mark.parametrize(
-    ("arguments", "status"),
+    ("arguments", "status", "most"),
     [
-        (["--help"], 0),
-        (["--cfg", "job"], 0),
-        (["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0),
-        (["decoding.tempratur=1"], 2),
-        (["model=lama"], 2),
-        (["decoding.temperature=warm"], 2),
-        (["-m", "decoding.tempratur=1,2"], 2),
-        (["model=gpt-4o", "provider=openai", "shard.index=0"], 2),
+        (["--cfg", "job"], 0, 450),
+        (["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0, 450),
+        (["decoding.tempratur=1"], 2, 450),
+        (["model=lama"], 2, 450),
+        (["decoding.temperature=warm"], 2, 450),
+        (["-m", "decoding.tempratur=1,2"], 2, 450),
+        (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 520),
+        (["dataset=jsonl", "tracker=none"], 2, 450),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, tmp_path: Path) -> None:
+def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, most: int, tmp_path: Path) -> None:
     result = swe_infer(*arguments, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert result.returncode == status, result.stderr
-    modules = {
-        line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
-    }
-    assert "hydra" in modules, "the import report is there"
-    assert not {name.partition(".")[0] for name in modules} & set(HEAVY)
-    assert len(modules) < 650
+    modules = imported(result)
+    assert "hydra" in modules
+    assert not {name.partition(".")[0] for name in modules} & {*HEAVY, "pydantic"}
+    assert not modules & {"swe_infer.runners.run", "swe_infer.patches.pipeline", "swe_infer.cli.sweep_end"}
+    assert len(modules) < most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "most", "said"),
+    [
+        (["--version"], 120, [f"swe_infer {__version__}"]),
+        (["--help"], 180, ["provider (default none): anthropic, ", "max_usd: null # Cap of this run"]),
+        (["-h", "provider"], 180, ["  vllm  ", "== provider/openai.yaml ==", "# Requests in flight, at most."]),
+        (["--help", "model=gpt-4o"], 180, ["name: gpt-4o", "== model/api.yaml ==", "# Dollars for a million tokens"]),
+        (["--help", "hydra/launcher"], 180, ["== hydra/launcher/ray.yaml =="]),
+        (["-sc", "install=bash"], 180, ["complete "]),
+        (["-sc", "query=bash"], 300, ["provider.mode=batch\nprovider.mode=live\n"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_help_version_and_completion_come_without_hydra(
+    arguments: list[str], most: int, said: list[str], tmp_path: Path
+) -> None:
+    line = "swe-infer model=gpt-4o provider.mode="
+    result = swe_infer(*arguments, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1", COMP_LINE=line)
+    assert result.returncode == 0, result.stderr
+    assert all(part in result.stdout for part in said)
+    modules = imported(result)
+    assert not {name.partition(".")[0] for name in modules} & {*HEAVY, "pydantic", "hydra", "omegaconf", "antlr4"}
+    assert len(modules) < most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help", "modle"], "modle: there is no such group; did you mean model?"),
+        (["--help", "runner=rey"], "runner=rey: no such option; did you mean ray?"),
+        (["-sc", "install=tcsh"], "must be install=, uninstall= or query= with bash, zsh or fish"),
+    ],
+)
+def test_help_of_what_does_not_exist_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    result = swe_infer(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
+    """With W&B chosen: no process for it, no SDK, no engine, no tokenizer, and nothing of what mends patches."""
+    command = ["output_dir=run", "dataset.limit=1", "dataset.run_tests=false", "decoding.max_new_tokens=1"]
+    first = swe_infer(*command, "tracker=none", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    again = swe_infer(*command, "tracker=wandb", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert again.returncode == 0, again.stderr
+    assert "nothing is left to do" in again.stderr
+    modules = imported(again)
+    assert not {name.partition(".")[0] for name in modules} & {*HEAVY, "pydantic"}
+    assert not modules & {"swe_infer.patches.pipeline", "swe_infer.evaluate.own_tests", "swe_infer.tracking.worker"}
+    assert len(modules) < 520
+    assert not (tmp_path / "run" / "wandb").exists()
 
 
 @pytest.mark.parametrize(
