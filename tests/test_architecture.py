@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks"},
-    {"prompt_format"},
+    {"prompt_format", "conf_files"},
     {"providers", "llama", "sample", "run_directory"},
     {"api", "data", "patches", "tracking"},
     {"runners", "compare", "evaluate"},
@@ -101,6 +101,38 @@ def test_what_a_runner_is_depends_on_no_runner() -> None:
         if (name.split(".")[:1] == ["swe_infer"] and name.split(".")[1:2] and name.split(".")[1] in rooms)
         or name in ("swe_infer.runners.llama", "swe_infer.runners.api")
     ] == []
+
+
+ROOT = PACKAGE.parent
+
+
+def imported_modules(package: Path) -> dict[str, set[str]]:
+    """The modules that each module of a package imports, those in functions and for type checking included."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in package.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    return {name: {other for other in imports(path) if other in paths} for name, path in paths.items()}
+
+
+def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of modules that import each other, directly or by way of others."""
+
+    @functools.cache
+    def reached(name: str) -> set[str]:
+        found: set[str] = set()
+        new = set(graph[name])
+        while new:
+            found |= new
+            new = set().union(*(graph[other] for other in new)) - found
+        return found
+
+    found = {name: {other for other in reached(name) if name in reached(other)} for name in graph}
+    return [set(group) for group in {frozenset(group) for group in found.values() if group}]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+    for package in ("swe_infer", "benchmarks", "tests"):
+        assert cycles(imported_modules(ROOT / package)) == []
 
 
 def test_a_heavy_package_is_named_in_its_room_alone() -> None:

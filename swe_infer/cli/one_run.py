@@ -24,7 +24,6 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded
 from swe_infer.run_directory.asked import Asked
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import RunContext, SharedResources
 from swe_infer.tracking.base import RunInfo
 
@@ -107,8 +106,8 @@ class BuiltRun:
         """
         # Only now: a mistake in the configuration is found without them.
         from swe_infer.evaluate.command import kept_figures, own_tests_of
+        from swe_infer.run_directory.store import RunStore
         from swe_infer.runners.run import Run, asked_of, selected
-        from swe_infer.store import RunStore
 
         experiment, plain = self.experiment, self._plain
         with ExitStack() as stack, INTERRUPTS.stoppable():

@@ -32,7 +32,6 @@ from swe_infer.redaction import RedactingFormatter, without_credentials
 from swe_infer.runners.base import SharedResources
 
 if TYPE_CHECKING:
-    from swe_infer.cli.one_run import BuiltRun
     from swe_infer.cli.points_at_once import PointsAtOnce
 
 __all__ = ["main"]

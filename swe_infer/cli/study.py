@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, flag_override
 
 from swe_infer.cli.points import Point
+from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.config import Objective, objectives
 from swe_infer.run_directory.reader import RunDirectory
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
     from optuna.distributions import BaseDistribution
     from optuna.storages import InMemoryStorage
 
@@ -77,8 +79,6 @@ def remembered(
         direction: ``maximize`` or ``minimize``, for each objective.
     """
     import optuna
-
-    from swe_infer.cli.sweep_log import SweepLog
 
     optuna.logging.set_verbosity(logging.ERROR)
     for name in ("ExperimentalWarning", "FutureWarning"):
@@ -140,10 +140,32 @@ def grid_sampler() -> functools.partial[Any]:
 
 
 def _search_space(overrides: list[str]) -> dict[str, BaseDistribution]:
-    from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+    """What the sweep varies, as Optuna's plug-in makes it of the same overrides: the last one of a key counts, and a
+    key that also has one value is not varied."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    space, fixed = create_params_from_overrides(overrides)
-    return {name: distribution for name, distribution in space.items() if name not in fixed}
+    parsed = [(one.get_key_element(), one) for one in OverridesParser.create().parse_overrides(overrides)]
+    fixed = {key for key, one in parsed if not one.is_sweep_override()}
+    return {key: _distribution(one) for key, one in parsed if key not in fixed}
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    from hydra.core.override_parser.types import IntervalSweep, RangeSweep, Transformer
+    from optuna import distributions as of
+
+    value: Any = override.value()
+    if isinstance(value, IntervalSweep):
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            whole = of.IntLogUniformDistribution if "log" in value.tags else of.IntUniformDistribution
+            return whole(value.start, value.end)
+        real = of.LogUniformDistribution if "log" in value.tags else of.UniformDistribution
+        return real(value.start, value.end)
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        numbers: list[Any] = [value.start, value.stop, value.step]
+        if any(isinstance(number, float) for number in numbers):
+            return of.DiscreteUniformDistribution(*numbers)
+        return of.IntUniformDistribution(*map(int, numbers))
+    return of.CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))
 
 
 def _values(point: Point, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from swe_infer.cli.choices import settle_choices, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
-from swe_infer.types import Estimate
 
 __all__ = ["SweepReport", "finish"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.types import RunMode
 
@@ -21,9 +21,7 @@ from swe_infer.cli.choices import unresolved
 from swe_infer.cli.points import LOST, Point, keep_swept_keys
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTS
-
-if TYPE_CHECKING:
-    from swe_infer.api.estimate import Estimate
+from swe_infer.types import Estimate
 
 __all__ = ["SweepLog"]
 
@@ -131,15 +129,11 @@ class SweepLog:
         """Keep what a dry run of one point found; they are added up at the end."""
         from pydantic import TypeAdapter
 
-        from swe_infer.api.estimate import Estimate
-
         self._append("estimates.jsonl", TypeAdapter(Estimate).dump_json(found) + b"\n")
 
     def estimate(self) -> Estimate | None:
         """The sum over all points of a dry run; None where there was none."""
         from pydantic import TypeAdapter
-
-        from swe_infer.api.estimate import Estimate
 
         path = self.directory / "estimates.jsonl"
         lines = path.read_bytes().splitlines() if path.exists() else []

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from swe_infer.text import clock, dollars
 from swe_infer.types import Estimate, Range
-
-if TYPE_CHECKING:
-    from swe_infer.api.estimate import Estimate, Range
 
 __all__ = ["print_estimate", "print_summary"]
 
