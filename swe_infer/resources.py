@@ -4,14 +4,29 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
 
-__all__ = ["cache_home", "expanded", "resolve_path", "state_home"]
+__all__ = ["cache_home", "expanded", "is_hub_name", "is_revision", "resolve_path", "state_home"]
 
 _SCHEME = "package://"
+_HUB_PART = r"(?![.-])(?!.*(?:--|\.\.))[A-Za-z0-9_.-]{1,96}(?<![.-])"
+_HUB_NAME = re.compile(rf"{_HUB_PART}(?:/{_HUB_PART})?")
+_REVISION = re.compile(r"(?![-/.])(?!.*(?:\.\.|//|@\{))[\w./+-]{1,255}(?<![/.])", re.ASCII)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the Hugging Face hub may have a repository of this name: ``NAME`` or ``OWNER/NAME``. None begins with
+    a hyphen, as an option of a program does, and none leads to another folder."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
+def is_revision(name: str) -> bool:
+    """Whether a branch, tag or commit may have this name, as git has it; none begins with a hyphen."""
+    return _REVISION.fullmatch(name) is not None
 
 
 def resolve_path(path: str, key: str = "") -> str:

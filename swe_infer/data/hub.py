@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from swe_infer.data.base import DatasetOptions
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.redaction import without_credentials
+from swe_infer.resources import is_hub_name, is_revision
 from swe_infer.text import first_line
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ class HubDataset(DatasetOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.name):
+        if not is_hub_name(self.name):
             raise ConfigError(f"dataset.name={self.name!r}: should be a name on the hub, such as owner/dataset")
+        if self.revision is not None and not is_revision(self.revision):
+            raise ConfigError(f"dataset.revision={self.revision!r}: should be a branch, tag or commit, such as main")
         if not self.split:
             raise ConfigError("dataset.split is empty: name one, such as test")
 

@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from swe_infer.errors import CheckpointError
-from swe_infer.resources import resolve_path
+from swe_infer.resources import is_hub_name, resolve_path
 
 __all__ = ["config_directory", "snapshot_directory"]
 
 _CONFIGS = ["*.json", "*.model", "*.jinja", "tokenizer*"]
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
 
 
 def config_directory(path: str, marker: str, *, key: str = "model.path") -> Path:
@@ -42,7 +40,7 @@ def _resolve(path: str, marker: str, key: str, patterns: list[str]) -> Path:
         return directory
     if directory.exists():
         raise CheckpointError(f"{key}={path} is a file; give the directory that holds {marker}")
-    if not _REPOSITORY.fullmatch(path):
+    if not is_hub_name(path):
         raise CheckpointError(f"{key}={path}: there is no such directory")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -120,6 +120,11 @@ class VLLM(OpenAIChat):
         else:
             window = self.max_model_len or model.context_window
             self._served = replace(model, context_window=window, pricing=model.pricing or _FREE)
+        if self._served.name.startswith("-"):  # vLLM would take it for an option
+            key = "model.path" if isinstance(model, LlamaModel) else "model.name"
+            raise ConfigError(
+                f"{key}={self._served.name}: begins with a hyphen; write a folder as ./{self._served.name}"
+            )
         self.max_model_len = window
         self._variant = f"{'raw' if self._raw else 'chat'}.{self.dtype or 'auto'}"
         self.address = f"http://{self._variant}.vllm.localhost/v1"

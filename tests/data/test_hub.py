@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,7 +102,45 @@ def test_a_local_folder_of_the_same_name_is_never_taken_for_the_dataset(hub: Hub
     assert "is also a local path" in load(hub.endpoint, tmp_path, {"name": NAME})[0]["error"]
 
 
-@pytest.mark.parametrize("name", ["", "https://huggingface.co/datasets/a/b", "a/b/c", "../x/y"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "https://huggingface.co/datasets/a/b", "a/b/c", "../x/y", "..", "../x", "a/..", "-x/y", "a/-y", "a/b\n"],
+)
 def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.name="):
         HubDataset(name=name)
+
+
+@pytest.mark.parametrize("revision", ["", "-u", "../main", "a..b", "main\n", "/main", "a b"])
+def test_a_revision_that_git_cannot_have_is_refused(revision: str) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.revision="):
+        HubDataset(name=NAME, revision=revision)
+    assert HubDataset(name=NAME, revision="refs/convert/parquet").revision
+
+
+def test_code_and_pickles_in_a_repository_are_not_run(tmp_path: Path) -> None:
+    """A loading script beside the data, one alone, a pickled table, and a card that names the loader of pickles."""
+    ran = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (ran,)
+
+    script = f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n".encode()
+    rows = b'{"instance_id": "a", "text": "b"}\n'
+    pickled = pickle.dumps(Hostile())
+    pickle.loads(pickled)
+    ran.unlink()  # it was there: loading it runs it
+    names = ["org/with-script", "org/script", "org/pickled", "org/named"]
+    card = b"---\nconfigs:\n- config_name: default\n  builder_name: pandas\n  data_files: data.pkl\n---\n"
+    repositories = {
+        f"datasets/{names[0]}": {"with-script.py": script, "data/test.jsonl": rows},
+        f"datasets/{names[1]}": {"script.py": script},
+        f"datasets/{names[2]}": {"data/test.pkl": pickled},
+        f"datasets/{names[3]}": {"README.md": card, "data.pkl": pickled},
+    }
+    with serve_hub(repositories) as hub:
+        answers = load(hub.endpoint, tmp_path, *({"name": name} for name in names))
+    assert answers[0].get("ids") == ["a"] or "script" in answers[0]["error"].lower()
+    assert all("error" in answer for answer in answers[1:])
+    assert not ran.exists()

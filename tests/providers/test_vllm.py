@@ -119,6 +119,13 @@ def test_the_parts_of_a_layer_are_the_model_s_unless_the_provider_says_otherwise
         assert "--load-format" not in command
 
 
+def test_a_model_is_never_an_option_of_the_server() -> None:
+    with pytest.raises(ConfigError, match=r"model\.path=--trust-remote-code: begins with a hyphen"):
+        VLLM().served(LlamaModel(path="--trust-remote-code"))
+    with pytest.raises(ConfigError, match=r"model\.name=-x: begins with a hyphen"):
+        VLLM().served(ApiModel(name="-x"))
+
+
 def test_an_early_death_is_one_line_with_the_last_words_of_the_log(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
