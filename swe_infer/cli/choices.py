@@ -103,5 +103,5 @@ def _parsed(override: str) -> Override:
 def _choices(parsed: Override) -> list[str]:
     value: Any = parsed.value()
     if isinstance(value, Glob):
-        return value.filter(options_of(parsed.key_or_group))
+        return value.filter(list(options_of(parsed.key_or_group)))
     return list(parsed.sweep_string_iterator())

@@ -152,7 +152,7 @@ def _names(word: str, chosen: Mapping[str, str]) -> Iterator[str]:
 
 
 def _node(group: str, chosen: Mapping[str, str]) -> dict[str, Any]:
-    option = chosen.get(group)
+    option = chosen.get(group, "")
     return node_of(group, option) if option in options_of(group) else config_node(group)
 
 

@@ -155,17 +155,19 @@ def _distribution(override: Override) -> BaseDistribution:
 
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
-        if isinstance(value.start, int) and isinstance(value.end, int):
+        bounds: list[Any] = [value.start, value.end]
+        if all(isinstance(bound, int) for bound in bounds):
             whole = of.IntLogUniformDistribution if "log" in value.tags else of.IntUniformDistribution
-            return whole(value.start, value.end)
+            return whole(*bounds)
         real = of.LogUniformDistribution if "log" in value.tags else of.UniformDistribution
-        return real(value.start, value.end)
+        return real(*bounds)
     if isinstance(value, RangeSweep) and not value.shuffle:
         numbers: list[Any] = [value.start, value.stop, value.step]
         if any(isinstance(number, float) for number in numbers):
             return of.DiscreteUniformDistribution(*numbers)
         return of.IntUniformDistribution(*map(int, numbers))
-    return of.CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))
+    choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
+    return of.CategoricalDistribution(choices)
 
 
 def _values(point: Point, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
