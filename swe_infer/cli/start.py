@@ -12,6 +12,13 @@ from swe_infer.errors import SweInferError
 __all__ = ["main"]
 
 _COMPLETION = ("--shell-completion", "-sc")
+_WITH_VALUE = frozenset(
+    {
+        *("--cfg", "-c", "--package", "-p", "--info", "-i"),
+        *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
+    }
+)
+"""Flags of Hydra whose value is the next argument."""
 
 
 def main() -> None:
@@ -45,5 +52,7 @@ def _answer(arguments: Sequence[str]) -> str | None:
     if {"--help", "-h"} & set(arguments):
         from swe_infer.cli.help import help_text
 
-        return help_text([argument for argument in arguments if not argument.startswith("-")])
+        before = ("", *arguments)
+        topics = [a for a, flag in zip(arguments, before, strict=False) if a[:1] != "-" and flag not in _WITH_VALUE]
+        return help_text(topics)
     return f"swe_infer {__version__}" if "--version" in arguments else None

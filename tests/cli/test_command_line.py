@@ -76,6 +76,7 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
         (["--help"], 180, ["provider (default none): anthropic, ", "max_usd: null # Cap of this run"]),
         (["-h", "provider"], 180, ["  vllm  ", "== provider/openai.yaml ==", "# Requests in flight, at most."]),
         (["--help", "model=gpt-4o"], 180, ["name: gpt-4o", "== model/api.yaml ==", "# Dollars for a million tokens"]),
+        (["--cfg", "job", "--help"], 180, ["== Groups and their options =="]),
         (["--help", "hydra/launcher"], 180, ["== hydra/launcher/ray.yaml =="]),
         (["-sc", "install=bash"], 180, ["complete "]),
         (["-sc", "query=bash"], 300, ["provider.mode=batch\nprovider.mode=live\n"]),
@@ -108,6 +109,19 @@ def test_help_of_what_does_not_exist_is_one_line(arguments: list[str], said: str
     assert result.stdout == ""
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_hydra_does_beside_composing_is_still_done(tmp_path: Path) -> None:
+    command = [
+        "dry_run=true",
+        "dataset.limit=1",
+        "tracker=none",
+        "++hydra.run.dir=elsewhere",
+        "++hydra.job.chdir=true",
+    ]
+    result = swe_infer(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
 def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
