@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from swe_infer.errors import ConfigError
 from swe_infer.locks import Locks
 from swe_infer.options import Parameter, parameters_of
 from swe_infer.types import PathText
@@ -181,7 +182,10 @@ def _parameters(target: str) -> Mapping[str, Parameter]:
 
 @functools.cache
 def _read(path: Path) -> dict[str, Any]:
-    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     return content if isinstance(content, dict) else {}
 
 
