@@ -2,8 +2,6 @@
 
 from swe_infer.interrupts import run_command
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """One run, or a sweep."""

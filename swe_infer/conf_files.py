@@ -21,22 +21,6 @@ from swe_infer.locks import Locks
 from swe_infer.options import Parameter, parameters_of
 from swe_infer.types import PathText
 
-__all__ = [
-    "ROOT_KEYS",
-    "Objective",
-    "conf_dir",
-    "config_node",
-    "default_options",
-    "defaults_of",
-    "file_of",
-    "groups",
-    "node_of",
-    "options_of",
-    "overridden_by",
-    "parameters_at",
-    "suggestion",
-]
-
 Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
 """A figure of a run's summary that a searching sweeper can be told of a run."""
 
@@ -46,7 +30,10 @@ ROOT_KEYS: Mapping[str, Any] = {
     "dry_run": bool,
     "objective": Objective | tuple[Objective, ...],
 }
-"""The keys of ``config.yaml`` that hold a value themselves, with their types."""
+"""The keys of the root configuration that hold a value themselves, with their types."""
+
+ROOT = "config"
+"""The root configuration's name in conf/."""
 
 _OVERRIDE = re.compile(r"override /([\w/-]+)(?:@.*)?")
 _ELSEWHERE = re.compile(r"/?([\w/-]+)(?:@([\w.]+))?")
@@ -91,13 +78,13 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def default_options() -> dict[str, str]:
-    """The option that ``config.yaml`` chooses for each group."""
-    return {group: option for group, option in _pairs(_read(conf_dir() / "config.yaml")) if " " not in group}
+    """The option that the root configuration chooses for each group."""
+    return {group: option for group, option in _pairs(_read(file_of("", ROOT))) if " " not in group}
 
 
 def config_node(key: str) -> dict[str, Any]:
-    """A key of ``config.yaml`` that holds others, such as ``shard``; empty where there is none."""
-    node = _read(conf_dir() / "config.yaml").get(key)
+    """A key of the root configuration that holds others, such as ``shard``; empty where there is none."""
+    node = _read(file_of("", ROOT)).get(key)
     return node if isinstance(node, dict) else {}
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from swe_infer.conf_files import ROOT_KEYS, Objective, conf_dir, parameters_at, suggestion
+from swe_infer.conf_files import ROOT_KEYS, Objective, parameters_at, suggestion
 from swe_infer.errors import ConfigError
 from swe_infer.files import write_atomically
 from swe_infer.options import parameters_of
@@ -34,29 +34,6 @@ if TYPE_CHECKING:
     from swe_infer.runners.base import Runner
     from swe_infer.tracking.base import Tracker
     from swe_infer.types import Budget, PathText, Shard
-
-__all__ = [
-    "HEADER",
-    "IDENTITY_GROUPS",
-    "Experiment",
-    "Objective",
-    "as_yaml",
-    "build",
-    "changes",
-    "conf_dir",
-    "coverage",
-    "differences",
-    "digest",
-    "identity",
-    "is_identity",
-    "objectives",
-    "point_parts",
-    "resolved",
-    "run_id_of",
-    "run_name",
-    "whole",
-    "whole_name",
-]
 
 GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
 _KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)

@@ -24,27 +24,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-__all__ = [
-    "AnswerTooLarge",
-    "AuthenticationFailed",
-    "BudgetExceeded",
-    "CheckpointError",
-    "ConfigError",
-    "ContextOverflow",
-    "DataError",
-    "InvalidRequest",
-    "ModelNotFound",
-    "Overloaded",
-    "ProviderFatal",
-    "QuotaExhausted",
-    "RateLimited",
-    "RateLimits",
-    "RequestError",
-    "StoreError",
-    "SweInferError",
-    "TransientError",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:

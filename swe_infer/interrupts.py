@@ -23,8 +23,6 @@ from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
-__all__ = ["INTERRUPTED", "INTERRUPTS", "Interrupts", "run_command"]
-
 INTERRUPTED = 130
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

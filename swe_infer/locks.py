@@ -27,8 +27,6 @@ from typing import Any, Literal, Self
 from swe_infer.errors import StoreError
 from swe_infer.interrupts import INTERRUPTS
 
-__all__ = ["Locks", "OwnerFile", "born", "connect", "has_no_locks", "locks_of", "no_locks", "refuse_owned"]
-
 Locks = Literal["os", "single_writer"]
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})

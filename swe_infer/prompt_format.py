@@ -13,8 +13,6 @@ from itertools import pairwise
 
 from swe_infer.types import Prompt
 
-__all__ = ["PromptFiles", "files_in_prompt", "prose_in_prompt", "split_prompt"]
-
 _START, _END = "[start of ", "[end of "
 _MARKER = re.compile(r"^\[(?P<kind>start|end) of (?P<path>[^\n]+)\]$", re.MULTILINE)
 _NUMBER = re.compile(r"(\d{1,9})(?: |$)")

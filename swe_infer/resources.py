@@ -10,8 +10,6 @@ from pathlib import Path
 
 from swe_infer.errors import ConfigError
 
-__all__ = ["cache_home", "expanded", "is_hub_name", "is_revision", "resolve_path", "state_home"]
-
 _SCHEME = "package://"
 _HUB_PART = r"(?![.-])(?!.*(?:--|\.\.))[A-Za-z0-9_.-]{1,96}(?<![.-])"
 _HUB_NAME = re.compile(rf"{_HUB_PART}(?:/{_HUB_PART})?")

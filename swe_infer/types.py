@@ -11,35 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 
-__all__ = [
-    "ApiModel",
-    "AttentionChoice",
-    "Bottleneck",
-    "Budget",
-    "Completion",
-    "Decoding",
-    "DrafterKind",
-    "Estimate",
-    "Failure",
-    "FinishReason",
-    "Instance",
-    "LlamaModel",
-    "MOST_NEW_TOKENS",
-    "MOST_SAMPLES",
-    "Outcome",
-    "PatchResult",
-    "PatchStatus",
-    "PathText",
-    "Prompt",
-    "Range",
-    "Request",
-    "Shard",
-    "Skip",
-    "TokenCounter",
-    "Usage",
-    "seed_of",
-]
-
 FinishReason = Literal["stop", "length", "repetition", "refusal", "content_filter", "other"]
 """``stop``: end token, stop string or a closed patch. ``length``: ``max_new_tokens`` or the context window was
 reached. ``repetition``: the local engine's loop detector. ``refusal`` and ``content_filter``: the provider's word."""

@@ -18,12 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer import config
 from swe_infer.cli.messages import one_line
+from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.options import parameters_of
 from swe_infer.types import ApiModel, Decoding
 from tests.support import option_docs
 
-CONF = config.conf_dir()
+CONF = conf_dir()
 OPTIONS = sorted(
     (str(path.parent.relative_to(CONF)), path.stem)
     for path in CONF.rglob("*.yaml")

@@ -48,8 +48,6 @@ from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
 from swe_infer.providers.wire import estimated_tokens
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
 
-__all__ = ["BatchSettings", "Batches"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)

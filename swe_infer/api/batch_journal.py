@@ -21,8 +21,6 @@ from typing import Any
 
 from swe_infer.types import Prompt
 
-__all__ = ["Batch", "Item", "Journal", "open_batches"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -18,8 +18,6 @@ from swe_infer.api.ledger import Hold, Interrupted, Ledger, Left
 from swe_infer.api.limits import Halted
 from swe_infer.errors import BudgetExceeded, StoreError
 
-__all__ = ["Purse", "Reservation"]
-
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1

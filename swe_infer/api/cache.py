@@ -24,8 +24,6 @@ from swe_infer.locks import Locks, connect
 from swe_infer.providers.base import Answer, Provider
 from swe_infer.types import ApiModel, Request, Usage, seed_of
 
-__all__ = ["CacheEntry", "CacheSize", "ResponseCache", "cache_key", "cache_keys"]
-
 logger = logging.getLogger(__name__)
 
 _KEEP: frozenset[str] = frozenset({"stop"})

@@ -39,8 +39,6 @@ from swe_infer.errors import (
 from swe_infer.providers.base import Answer
 from swe_infer.types import Completion, Failure, Outcome, Request, Skip, TokenCounter, Usage
 
-__all__ = ["Chain", "Counts"]
-
 _T = TypeVar("_T")
 
 _GRACE_S = 1.0

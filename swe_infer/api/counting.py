@@ -20,8 +20,6 @@ from swe_infer.errors import RateLimited, RequestError
 from swe_infer.providers.base import Provider
 from swe_infer.types import Request, TokenCounter, Usage
 
-__all__ = ["InputBounds"]
-
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 15.0

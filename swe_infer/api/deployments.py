@@ -13,8 +13,6 @@ from swe_infer.options import Option
 from swe_infer.providers.base import Answer, Provider
 from swe_infer.types import ApiModel, Decoding, Request
 
-__all__ = ["Deployments"]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Deployments(Provider):

@@ -15,8 +15,6 @@ from swe_infer.api.warm_prompts import WarmPrompts
 from swe_infer.errors import BudgetExceeded, ProviderFatal, SweInferError
 from swe_infer.types import Completion, Failure, OnOutcome, Outcome, Request, Skip
 
-__all__ = ["Dispatcher", "PromptCaching", "by_prompt"]
-
 logger = logging.getLogger(__name__)
 
 PromptCaching = Literal["auto", "always", "never"]

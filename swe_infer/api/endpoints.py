@@ -12,8 +12,6 @@ from swe_infer.errors import Overloaded, ProviderFatal, RateLimited, RequestErro
 from swe_infer.providers.base import Provider
 from swe_infer.types import ApiModel
 
-__all__ = ["Endpoint", "Endpoints"]
-
 logger = logging.getLogger(__name__)
 
 _REST_S = 15.0

@@ -13,8 +13,6 @@ from swe_infer.types import Bottleneck, Estimate, Range, Usage
 if TYPE_CHECKING:
     from swe_infer.api.limits import Limits
 
-__all__ = ["Planned", "estimate"]
-
 ESTIMATE_ERROR = (Decimal("0.85"), Decimal("1.10"))
 """Bounds of what a count by characters stands for, as factors: SWE-bench prompts were measured at 3.3 to 3.9
 characters for a token, and 3.0 is allowed for."""

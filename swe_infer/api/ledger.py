@@ -31,8 +31,6 @@ from swe_infer.errors import StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, born, connect
 
-__all__ = ["Hold", "Interrupted", "Ledger", "Left", "Refused", "born", "is_dead"]
-
 log = logging.getLogger(__name__)
 
 _PICO = Decimal(10) ** 12

@@ -19,8 +19,6 @@ from at the second one, and one that refuses a tenth of everything keeps its lev
 
 from __future__ import annotations
 
-__all__ = ["Level"]
-
 _GROWTH = 0.05
 _GROWTH_BELOW_LAST_CUT = 0.1
 _LARGEST_STEP = 0.1

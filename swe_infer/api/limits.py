@@ -26,8 +26,6 @@ from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.types import PathText, Usage
 
-__all__ = ["Halted", "Limiter", "Limits", "SentAway", "Ticket"]
-
 
 class Halted(SweInferError):
     """Nothing new may be sent: the run is stopping."""

@@ -11,8 +11,6 @@ kept, and either of them may let a request go:
 
 from __future__ import annotations
 
-__all__ = ["Quota"]
-
 _MINUTE_S = 60.0
 _USED = 0.995
 """Share of the quota that the schedule aims at: clocks and queues differ by more than nothing."""

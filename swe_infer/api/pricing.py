@@ -16,8 +16,6 @@ from typing import Any, Protocol
 from swe_infer.errors import ConfigError
 from swe_infer.types import ApiModel, Pricing, Usage
 
-__all__ = ["ListedTariff", "StatedTariff", "Tariff", "caching_pays", "tariff_of", "worst_case"]
-
 _MILLION = Decimal(1_000_000)
 BATCH_FACTOR = Decimal("0.5")
 """OpenAI, Azure and Anthropic bill a batch at half of every token price

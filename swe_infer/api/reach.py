@@ -14,8 +14,6 @@ from swe_infer.api.retry import never_connected
 from swe_infer.errors import ProviderFatal
 from swe_infer.redaction import without_credentials
 
-__all__ = ["Reach", "Unreachable"]
-
 _TRIES = 3
 """At each address."""
 

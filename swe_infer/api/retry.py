@@ -10,9 +10,6 @@ from typing import Annotated
 from swe_infer.errors import ConfigError, RateLimited, RequestError, TransientError
 from swe_infer.options import Option
 
-__all__ = ["Retry", "may_have_been_billed", "never_connected"]
-
-
 _PATIENCE_S = 60.0
 
 

@@ -18,8 +18,6 @@ from pathlib import Path
 from swe_infer.errors import StoreError
 from swe_infer.locks import has_no_locks
 
-__all__ = ["SharedPace"]
-
 _STATE = struct.Struct("<7d")
 _TOLERANCE_S = 0.25
 _LONGEST_DEBT_S = 60.0

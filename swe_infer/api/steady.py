@@ -9,8 +9,6 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["collected_seldom", "run_steadily"]
-
 _COLLECT_AFTER = (2_000, 5, 1_000)
 """Thresholds of :func:`gc.set_threshold`: few objects at a time, and all of them after ten million new ones."""
 _EVENTS_IN_A_TURN = 8

@@ -18,8 +18,6 @@ from typing import Any
 
 from swe_infer.types import ApiModel, Prompt, TokenCounter
 
-__all__ = ["CHARACTERS_PER_TOKEN", "EstimatedCounter", "TiktokenCounter", "counter_of", "sure_bound"]
-
 CHARACTERS_PER_TOKEN = 3.3
 """Of SWE-bench prompts (Python with line numbers), which were measured at 3.3 (long ones) to 3.9 (short ones)."""
 

@@ -28,8 +28,6 @@ from swe_infer.errors import StoreError
 from swe_infer.locks import born, connect
 from swe_infer.types import ApiModel, Prompt
 
-__all__ = ["WarmPrompts", "prompt_key"]
-
 logger = logging.getLogger(__name__)
 
 _WARM_S = 270.0

@@ -11,8 +11,6 @@ from swe_infer.cli.typed import as_typed, plain_text, quoted
 from swe_infer.config import IDENTITY_GROUPS, is_identity
 from swe_infer.errors import ConfigError
 
-__all__ = ["prepared", "sweep_directory"]
-
 _PLACES = ("first", "second", "third", "fourth")
 
 

@@ -19,8 +19,6 @@ from swe_infer.locks import Locks
 if TYPE_CHECKING:
     from swe_infer.api.cache import ResponseCache
 
-__all__ = ["main"]
-
 _DAY_S = 86_400.0
 
 

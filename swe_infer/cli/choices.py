@@ -18,8 +18,6 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from swe_infer.conf_files import options_of
 from swe_infer.errors import ConfigError
 
-__all__ = ["is_swept", "settle_choices", "stand_ins", "swept_keys", "unresolved"]
-
 
 def stand_ins(overrides: Sequence[str]) -> list[str]:
     """A plain choice, the first of its options, for each group that is swept and not also chosen."""

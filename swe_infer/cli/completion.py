@@ -25,8 +25,6 @@ from swe_infer.conf_files import (
 )
 from swe_infer.errors import ConfigError
 
-__all__ = ["candidates", "completion"]
-
 _FLAGS = (
     "--help", "--version", "--multirun", "-m", "--cfg", "--resolve", "--package", "--info", "--hydra-help",
     "--config-dir", "--config-name", "--shell-completion",

@@ -7,8 +7,6 @@ from typing import Any
 
 from swe_infer.conf_files import conf_dir
 
-__all__ = ["missing", "missing_for", "prefer_own_options"]
-
 _PLUGINS = {
     # the plug-in's module: the options that it brings, and our extra
     "hydra_plugins.hydra_joblib_launcher": ("hydra/launcher=joblib", "joblib"),

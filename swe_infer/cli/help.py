@@ -19,8 +19,6 @@ from swe_infer.conf_files import (
 )
 from swe_infer.errors import ConfigError
 
-__all__ = ["help_text"]
-
 _HEADER = """\
 swe-infer: SWE-bench inference. Prompts in, patches out; the same command resumes the same run.
 

@@ -29,8 +29,6 @@ from swe_infer.run_directory.store import RunStore
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.wandb import WandbTracker
 
-__all__ = ["is_merged", "main", "merge"]
-
 _MOST_NAMED = 20
 
 

@@ -11,8 +11,6 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from swe_infer.cli.extras import missing_for
 
-__all__ = ["one_line"]
-
 
 def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
     """What went wrong in a composition, for a user who has never seen Hydra's source."""

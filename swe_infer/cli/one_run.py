@@ -30,8 +30,6 @@ from swe_infer.tracking.base import RunInfo
 if TYPE_CHECKING:
     from swe_infer.runners.run import Run
 
-__all__ = ["BuiltRun", "OpenRun", "run_one"]
-
 
 def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: SharedResources) -> tuple[Path | None, int]:
     """Build and execute one run; returns its directory (None for a dry run) and exit status.

@@ -10,8 +10,6 @@ from typing import Self
 
 from swe_infer.files import write_atomically
 
-__all__ = ["LOST", "Point", "keep_swept_keys", "swept_keys", "told_apart"]
-
 LOST = 1
 """The exit status of a point whose process died before it ended."""
 

@@ -18,12 +18,10 @@ from typing import Any
 
 from swe_infer.cli.one_run import BuiltRun, OpenRun
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.config import Objective
+from swe_infer.conf_files import Objective
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.runners.base import EngineSharing, SharedResources
 from swe_infer.runners.together import execute_together
-
-__all__ = ["PointsAtOnce"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,6 @@ from swe_infer.runners.base import SharedResources
 if TYPE_CHECKING:
     from swe_infer.cli.points_at_once import PointsAtOnce
 
-__all__ = ["main"]
-
 log = logging.getLogger("swe_infer")
 
 

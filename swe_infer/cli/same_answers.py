@@ -28,8 +28,6 @@ from swe_infer.files import write_atomically
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.reader import RunDirectory
 
-__all__ = ["Place", "claim", "read_config", "turn"]
-
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.2

@@ -14,8 +14,6 @@ from swe_infer.errors import ConfigError
 from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.reader import RunDirectory
 
-__all__ = ["merge_shards"]
-
 
 def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
     """Merge the runs of a sweep over ``shard.index`` into ``directory/merged``, where all of them are finished.

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from swe_infer import __version__
 from swe_infer.errors import SweInferError
 
-__all__ = ["main"]
-
 _COMPLETION = ("--shell-completion", "-sc")
 _WITH_VALUE = frozenset(
     {

@@ -19,15 +19,14 @@ from omegaconf import DictConfig, flag_override
 
 from swe_infer.cli.points import Point
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.config import Objective, objectives
+from swe_infer.conf_files import Objective
+from swe_infer.config import objectives
 from swe_infer.run_directory.reader import RunDirectory
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from optuna.distributions import BaseDistribution
     from optuna.storages import InMemoryStorage
-
-__all__ = ["go_on", "grid_sampler", "is_search", "objective_of", "remembered"]
 
 STUDY = "swe-infer"
 DIRECTIONS: Mapping[Objective, str] = {

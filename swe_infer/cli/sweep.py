@@ -16,8 +16,6 @@ from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 
-__all__ = ["SweepReport", "finish"]
-
 
 @runtime_checkable
 class _PuttingOff(Protocol):

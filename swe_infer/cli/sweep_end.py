@@ -20,8 +20,6 @@ from swe_infer.cli.shards import merge_shards
 from swe_infer.cli.tables import print_estimate
 from swe_infer.types import Estimate
 
-__all__ = ["close_sweep"]
-
 log = logging.getLogger(__name__)
 
 _BEST = "optimization_results.yaml"  # Optuna's plug-in writes it

@@ -23,8 +23,6 @@ from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.types import Estimate
 
-__all__ = ["SweepLog"]
-
 _STOP = "stopped"
 _POLL_S = 0.5
 _PASSWORD = re.compile(r"(\\?://)[^/@\s]+@")  # of an address; Hydra escapes its colons

@@ -10,8 +10,6 @@ from typing import Any
 from swe_infer.text import clock, dollars
 from swe_infer.types import Estimate, Range
 
-__all__ = ["print_estimate", "print_summary"]
-
 
 def print_estimate(found: Estimate, title: str) -> None:
     """What a dry run found, to standard output."""

@@ -24,8 +24,6 @@ from swe_infer.conf_files import ROOT_KEYS, conf_dir, parameters_at
 from swe_infer.errors import ConfigError
 from swe_infer.types import PathText
 
-__all__ = ["as_typed", "plain_text", "quoted"]
-
 _OVERRIDE = re.compile(r"(\+{0,2}[A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z0-9_./:@%+-]*", re.ASCII)
 """A value that Hydra's grammar takes for a text, unless it is one of its words."""

@@ -10,8 +10,6 @@ from pathlib import Path
 from swe_infer.errors import ConfigError
 from swe_infer.resources import expanded
 
-__all__ = ["AgentRun"]
-
 
 @dataclass(frozen=True, slots=True)
 class AgentRun:

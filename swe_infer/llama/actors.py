@@ -27,8 +27,6 @@ from swe_infer.llama.workers import serve
 from swe_infer.resources import expanded
 from swe_infer.types import LlamaModel
 
-__all__ = ["ActorWorker", "EngineHost", "engines_on", "serve_in_a_thread"]
-
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2

@@ -8,8 +8,6 @@ from typing import Any
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.config import read_json
 
-__all__ = ["check_adapter"]
-
 _UNSUPPORTED = (
     "use_dora",
     "fan_in_fan_out",

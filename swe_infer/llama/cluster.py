@@ -9,8 +9,6 @@ from typing import Annotated
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 
-__all__ = ["RayCluster"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayCluster:

@@ -15,8 +15,6 @@ from typing import Any, Literal, cast, get_args
 
 from swe_infer.errors import CheckpointError, ConfigError
 
-__all__ = ["GenerationDefaults", "LlamaConfig", "RopeConfig", "read_config", "read_generation_defaults"]
-
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 _ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {

@@ -39,8 +39,6 @@ from swe_infer.llama.tensor_parallel import Followers, Pass, check_tensor_parall
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.types import LlamaModel
 
-__all__ = ["Engine", "EngineOptions", "PromptTooLong", "end_tokens", "threads_for"]
-
 _log = logging.getLogger(__name__)
 
 _ONE_THREAD_PARAMETERS = 20_000_000

@@ -21,8 +21,6 @@ from swe_infer.llama.kv_cache import SCRATCH, KVCache
 from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, Step, cache_places
 from swe_infer.llama.tensor_parallel import Pass
 
-__all__ = ["DecodeGraphs", "StaticPass"]
-
 ROWS = (MIN_ROWS, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows that passes are padded to; larger ones run without a graph, since launches matter little there."""
 

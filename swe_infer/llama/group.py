@@ -24,8 +24,6 @@ from swe_infer.llama.stats import merged_figures
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.types import LlamaModel
 
-__all__ = ["EngineGroup", "Message", "Worker", "WorkerDied"]
-
 _log = logging.getLogger(__name__)
 
 _MOST_LOSSES = 3

@@ -14,8 +14,6 @@ from typing import Generic, TypeVar
 from swe_infer.llama.drafting import DraftSource
 from swe_infer.llama.sequence import GenerationRequest
 
-__all__ = ["HandOut"]
-
 W = TypeVar("W")
 
 _PASSES_AHEAD = 2

@@ -10,8 +10,6 @@ from pathlib import Path
 from swe_infer.errors import CheckpointError
 from swe_infer.resources import is_hub_name, resolve_path
 
-__all__ = ["config_directory", "snapshot_directory"]
-
 _CONFIGS = ["*.json", "*.model", "*.jinja", "tokenizer*"]
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["KeptKeys", "Members"]
-
 MOST_BYTES = 1 << 29
 """Of all copies together. Layers for which there is no room any more are gathered in every pass."""
 

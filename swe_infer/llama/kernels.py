@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["add_rms_norm", "rotate", "silu_mul"]
-
 _HEADS = 8
 """Heads that one program rotates."""
 _COLUMNS = 1024

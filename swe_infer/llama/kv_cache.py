@@ -18,8 +18,6 @@ import torch
 
 from swe_infer.llama.large_pages import zeros
 
-__all__ = ["BlockPool", "KVCache", "block_hashes"]
-
 SCRATCH = 0
 """The block that padding rows write to. It is never handed out."""
 

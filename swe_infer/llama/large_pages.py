@@ -15,8 +15,6 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-__all__ = ["Arena", "zeros"]
-
 _CHUNK = 64 << 20
 _ALIGNED = 64
 """Bytes: a line of the processor's cache."""

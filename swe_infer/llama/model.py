@@ -32,8 +32,6 @@ from swe_infer.llama.rope import RotaryEmbedding, rotate
 from swe_infer.llama.shard import WHOLE, Shard
 from swe_infer.types import AttentionChoice
 
-__all__ = ["LlamaForCausalLM", "Step", "cache_places"]
-
 _log = logging.getLogger(__name__)
 
 MIN_ROWS = 8

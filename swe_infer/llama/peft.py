@@ -20,8 +20,6 @@ from swe_infer.llama.adapter import check_adapter
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.weights import TensorSource, open_tensors, parameter_views
 
-__all__ = ["merge_adapter"]
-
 _PREFIX = "base_model.model."
 
 

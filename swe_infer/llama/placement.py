@@ -12,18 +12,6 @@ import torch
 
 from swe_infer.errors import ConfigError
 
-__all__ = [
-    "available_bytes",
-    "check_room",
-    "choose_device",
-    "choose_dtype",
-    "choose_weight_dtype",
-    "free_bytes",
-    "onednn_multiplies",
-    "product_dtype",
-    "worker_devices",
-]
-
 _log = logging.getLogger(__name__)
 
 _SMALL = 250_000_000

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from swe_infer.llama.engine import Engine, EngineOptions
     from swe_infer.llama.group import EngineGroup
 
-__all__ = ["EnginePool"]
-
 
 class EnginePool:
     """Keeps the last engine, so that the runs of a sweep load a model once and share its prefix cache.

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from swe_infer.llama.config import LlamaConfig, RopeConfig
 
-__all__ = ["RotaryEmbedding", "rotate"]
-
 
 def rotate(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
     """Rotate each pair ``(i, i + D/2)`` of every head. ``sin`` carries the sign of the first half."""

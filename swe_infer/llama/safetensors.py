@@ -20,8 +20,6 @@ from torch import Tensor
 
 from swe_infer.errors import CheckpointError
 
-__all__ = ["SafetensorsFile", "TensorEntry"]
-
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

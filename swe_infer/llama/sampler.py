@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Draw", "Sampler", "uniform"]
-
 _CANDIDATES = 256
 
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from swe_infer.llama.kv_cache import BlockPool, block_hashes
 from swe_infer.llama.sequence import Sequence
 
-__all__ = ["Chunk", "Scheduler"]
-
 _WORTH_A_COPY = 4
 """Fewest tokens for which a block is copied."""
 

@@ -11,8 +11,6 @@ from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftLength, DraftSourc
 from swe_infer.llama.stopping import Stopper, StopRules
 from swe_infer.types import DrafterKind, FinishReason
 
-__all__ = ["MAX_DRAFT", "Generated", "GenerationRequest", "Sequence"]
-
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:

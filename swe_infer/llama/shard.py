@@ -14,8 +14,6 @@ from torch import Tensor, distributed
 
 from swe_infer.llama.config import LlamaConfig
 
-__all__ = ["WHOLE", "Shard"]
-
 
 @dataclass(frozen=True, slots=True)
 class Shard:

@@ -28,8 +28,6 @@ from swe_infer.llama.sequence import MAX_DRAFT, Generated, Sequence
 from swe_infer.llama.stats import EngineStats
 from swe_infer.types import DrafterKind
 
-__all__ = ["Speculation"]
-
 
 class Speculation:
     """The drafters of one engine, and what they have in common.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["EngineStats", "merged_figures"]
-
 _SUMMED = frozenset(
     (
         *("running", "waiting", "prompt_tokens_per_s", "output_tokens_per_s", "kv_cache_gb", "preemptions"),

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from swe_infer.llama.tokenizer import LlamaTokenizer, TextStream
 from swe_infer.types import FinishReason
 
-__all__ = ["StopRules", "Stopper", "repeats"]
-
 FENCE_GRACE = 64
 """Tokens that may follow a closed diff fence. Answers may hold several fences, one for each file, with prose between
 them; what follows the last one is cut short."""

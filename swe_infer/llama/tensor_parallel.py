@@ -34,8 +34,6 @@ from swe_infer.llama.shard import Shard
 from swe_infer.llama.weights import load_weights, stored_dtype
 from swe_infer.types import LlamaModel
 
-__all__ = ["Followers", "Pass", "RankDied", "check_tensor_parallel", "load_part", "run_pass"]
-
 _TIMEOUT = timedelta(seconds=120)
 """For a rank that neither answers nor ends. A pass is far shorter."""
 

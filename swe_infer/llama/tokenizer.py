@@ -17,8 +17,6 @@ from swe_infer.types import Prompt
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["LlamaTokenizer", "TextStream"]
-
 _CONTEXT = 8
 """Tokens of the prompt that the first output tokens are decoded with, so that a leading space survives."""
 

@@ -18,8 +18,6 @@ from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.safetensors import SafetensorsFile, TensorEntry
 from swe_infer.llama.shard import Shard
 
-__all__ = ["TensorSource", "load_weights", "open_tensors", "parameter_views", "stored_dtype"]
-
 
 class TensorSource(Protocol):
     """Named tensors of a checkpoint, wherever they lie."""

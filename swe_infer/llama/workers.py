@@ -20,8 +20,6 @@ from swe_infer.llama.group import EngineGroup, Message, WorkerDied
 from swe_infer.llama.sequence import Sequence as EngineSequence
 from swe_infer.types import LlamaModel
 
-__all__ = ["ProcessWorker", "engines_here", "serve"]
-
 _POLL_S = 0.2
 
 

@@ -15,8 +15,6 @@ from swe_infer.providers.faults import classify
 from swe_infer.providers.wire import MOST_PAGES, named, whole_number
 from swe_infer.types import ApiModel, Request
 
-__all__ = ["AnthropicBatches"]
-
 _PATH = "/v1/messages/batches"
 _GRACE_S = 600.0
 

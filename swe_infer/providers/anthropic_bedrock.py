@@ -18,8 +18,6 @@ from swe_infer.providers.environment import check_bundle
 from swe_infer.providers.faults import one_line
 from swe_infer.types import ApiModel, Decoding
 
-__all__ = ["AnthropicBedrock"]
-
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _ADDRESS_VARIABLE = "ANTHROPIC_BEDROCK_BASE_URL"
 _EXTRA = "install the extra swe_infer[bedrock]"

@@ -15,8 +15,6 @@ from swe_infer.providers.faults import one_line
 from swe_infer.providers.wire import WireProvider
 from swe_infer.types import ApiModel, Decoding
 
-__all__ = ["ANTHROPIC", "FIRST_WITHOUT_SAMPLING", "AnthropicProvider"]
-
 logger = logging.getLogger(__name__)
 
 ANTHROPIC = "https://api.anthropic.com"

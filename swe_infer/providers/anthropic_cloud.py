@@ -11,8 +11,6 @@ from swe_infer.providers.anthropic_client import FIRST_WITHOUT_SAMPLING
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.types import ApiModel, Request
 
-__all__ = ["AnthropicCloud", "first_set"]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicCloud(AnthropicMessages):

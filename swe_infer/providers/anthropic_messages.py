@@ -14,8 +14,6 @@ from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
 
-__all__ = ["AnthropicMessages"]
-
 _FINISH: dict[str, FinishReason] = {
     "end_turn": "stop",
     "stop_sequence": "stop",

@@ -13,8 +13,6 @@ from swe_infer.providers.base import Answer
 from swe_infer.providers.wire import Unreadable, estimated_tokens, named
 from swe_infer.types import ApiModel, Request, Usage
 
-__all__ = ["AnthropicText"]
-
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
 

@@ -17,8 +17,6 @@ from swe_infer.providers.checks import check_key
 from swe_infer.providers.environment import check_bundle
 from swe_infer.providers.faults import one_line
 
-__all__ = ["AnthropicVertex"]
-
 _PROJECT_VARIABLES = ("ANTHROPIC_VERTEX_PROJECT_ID", "GOOGLE_CLOUD_PROJECT")
 _ADDRESS_VARIABLE = "ANTHROPIC_VERTEX_BASE_URL"
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"

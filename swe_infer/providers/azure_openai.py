@@ -15,8 +15,6 @@ from swe_infer.options import Option
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.types import ApiModel
 
-__all__ = ["AzureOpenAI"]
-
 logger = logging.getLogger(__name__)
 
 _ENDPOINT_VARIABLE = "AZURE_OPENAI_ENDPOINT"

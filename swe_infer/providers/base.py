@@ -14,16 +14,6 @@ from typing import Any, ClassVar, Literal, Protocol
 from swe_infer.errors import ConfigError, RateLimits, RequestError
 from swe_infer.types import ApiModel, Decoding, FinishReason, LlamaModel, Request, Usage
 
-__all__ = [
-    "Answer",
-    "BatchProvider",
-    "BatchStatus",
-    "FoundBatch",
-    "InputCount",
-    "Provider",
-    "RateLimits",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -12,21 +12,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-__all__ = [
-    "ERROR_BYTES",
-    "EVENT_BYTES",
-    "EVENT_LINES",
-    "FILE_BYTES",
-    "LINE_BYTES",
-    "MOST_VALUES",
-    "STREAM_BYTES",
-    "WHOLE_BYTES",
-    "BodyTooLarge",
-    "bounded",
-    "check_values",
-    "lines",
-]
-
 _MIB = 1 << 20
 
 WHOLE_BYTES = 32 * _MIB

@@ -11,8 +11,6 @@ from swe_infer.errors import ConfigError
 from swe_infer.providers.faults import one_line
 from swe_infer.types import ApiModel, Decoding
 
-__all__ = ["check_base_url", "check_decoding", "check_extra_body", "check_key", "host_of"]
-
 
 def check_base_url(base_url: str, key: str = "provider.base_url") -> None:
     """Raise ConfigError unless ``base_url``, set by ``key``, is an absolute http(s) address with a valid port."""

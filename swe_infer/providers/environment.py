@@ -19,18 +19,6 @@ from urllib.parse import urlsplit
 from swe_infer.errors import ConfigError
 from swe_infer.providers.faults import one_line
 
-__all__ = [
-    "Proxy",
-    "address",
-    "check_bundle",
-    "check_header_lines",
-    "check_header_value",
-    "check_way",
-    "note_address",
-    "proxy_of",
-    "tls_context",
-]
-
 logger = logging.getLogger(__name__)
 
 _SOCKS = ("socks5", "socks5h")

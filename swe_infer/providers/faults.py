@@ -24,8 +24,6 @@ from swe_infer.errors import (
 )
 from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_of, retry_after_s
 
-__all__ = ["PromptFiltered", "classify", "one_line"]
-
 _LONGEST_MESSAGE = 300
 _LONGEST_SEARCHED = 8192
 """Characters of an error's text in which its class is looked for."""

@@ -13,8 +13,6 @@ from email.utils import parsedate_to_datetime
 
 from swe_infer.errors import RateLimits
 
-__all__ = ["duration_s", "rate_limits_of", "request_id_of", "retry_after_s"]
-
 _UNITS_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")

@@ -17,8 +17,6 @@ from swe_infer.providers.openai_client import OpenAIProvider
 from swe_infer.providers.wire import MOST_PAGES, named, whole_number
 from swe_infer.types import ApiModel, Request
 
-__all__ = ["OpenAIBatches"]
-
 _LABEL = "swe_infer"
 _GRACE_S = 600.0
 _STATES = {"completed": "ended", "expired": "ended", "cancelled": "ended", "failed": "failed"}

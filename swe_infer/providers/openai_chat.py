@@ -20,8 +20,6 @@ from swe_infer.providers.openai_client import COUNT_PATH
 from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
 
-__all__ = ["OpenAIChat", "cache_fields", "openai_usage"]
-
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 _MOST_CHOICES = 128

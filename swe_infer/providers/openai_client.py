@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 
 from swe_infer.providers.wire import WireProvider
 
-__all__ = ["COUNT_PATH", "OPENAI", "OpenAIProvider"]
-
 OPENAI = "https://api.openai.com/v1"
 COUNT_PATH = "/responses/input_tokens"
 """Counts the input of a request to the responses interface (openai.types.responses.InputTokenCountParams)."""

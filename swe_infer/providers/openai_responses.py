@@ -16,8 +16,6 @@ from swe_infer.providers.openai_client import COUNT_PATH
 from swe_infer.providers.wire import Unreadable, named, size_of
 from swe_infer.types import ApiModel, FinishReason, Request
 
-__all__ = ["OpenAIResponses"]
-
 _INCOMPLETE: dict[str, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
 _COUNTED = (
     "model",

@@ -13,8 +13,6 @@ from typing import Any
 
 from swe_infer.providers.environment import Proxy
 
-__all__ = ["transport_settings"]
-
 _ONE_POOL = 64
 """So many connections are kept in one pool."""
 _POOL = 4

@@ -15,8 +15,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["ServerProcess"]
-
 _GRACE_S = 15.0
 _TAIL_BYTES = 1 << 14
 

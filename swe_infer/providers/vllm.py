@@ -29,8 +29,6 @@ from swe_infer.providers.wire import Unreadable
 from swe_infer.resources import resolve_path
 from swe_infer.types import ApiModel, AttentionChoice, Decoding, LlamaModel, PathText, Pricing, Request
 
-__all__ = ["VLLM"]
-
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25

@@ -45,20 +45,6 @@ from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
-__all__ = [
-    "MOST_PAGES",
-    "Implausible",
-    "Unreadable",
-    "WireProvider",
-    "checked_usage",
-    "decoded_json",
-    "estimated_tokens",
-    "named",
-    "size_of",
-    "token_count",
-    "whole_number",
-]
-
 _CONNECT_TIMEOUT_S = 15.0
 _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3

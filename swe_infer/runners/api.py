@@ -46,8 +46,6 @@ from swe_infer.types import (
     TokenCounter,
 )
 
-__all__ = ["ApiRunner"]
-
 logger = logging.getLogger(__name__)
 
 _STOP_POLL_S = 0.2

@@ -11,8 +11,6 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from swe_infer.types import Decoding, Estimate, OnOutcome, Outcome, Prompt, Request, TokenCounter
 
-__all__ = ["EngineSharing", "Order", "RequestStream", "RunContext", "Runner", "SharedResources", "WantedSamples"]
-
 Order = Literal["dataset", "longest_first"]
 
 T = TypeVar("T")

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from swe_infer.llama.sequence import Generated, GenerationRequest
     from swe_infer.llama.tokenizer import LlamaTokenizer
 
-__all__ = ["LlamaRunner"]
-
 log = logging.getLogger(__name__)
 
 

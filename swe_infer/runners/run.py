@@ -42,8 +42,6 @@ from swe_infer.types import (
     TokenCounter,
 )
 
-__all__ = ["Run", "asked_of", "estimated", "outstanding", "selected"]
-
 log = logging.getLogger(__name__)
 
 ProgressLine = Callable[[Record, Summary], None]

@@ -18,8 +18,6 @@ from swe_infer.runners.base import EngineSharing, RequestStream
 from swe_infer.runners.progress import Progress
 from swe_infer.runners.run import ProgressLine, Run
 
-__all__ = ["execute_together"]
-
 
 def execute_together(runs: Sequence[Run]) -> list[int | Exception]:
     """Do what is left of ``runs``, whose runners can share an engine and have one ``engine_key``. A run that fails

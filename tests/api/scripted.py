@@ -11,8 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
-from swe_infer.errors import RequestError
-from swe_infer.providers.base import Answer, Provider, RateLimits
+from swe_infer.errors import RateLimits, RequestError
+from swe_infer.providers.base import Answer, Provider
 from swe_infer.runners.base import RunContext, SharedResources, WantedSamples
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Usage
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from swe_infer.api.limits import Limiter, Limits
-from swe_infer.errors import Overloaded, RateLimited
-from swe_infer.providers.base import RateLimits
+from swe_infer.errors import Overloaded, RateLimited, RateLimits
 from swe_infer.types import Usage
 from tests.support.virtual_time import run_virtual
 

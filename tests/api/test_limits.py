@@ -13,8 +13,7 @@ import pytest
 from swe_infer.api.limits import Halted, Limiter, Limits
 from swe_infer.api.pacing import Quota
 from swe_infer.api.shared_pace import SharedPace
-from swe_infer.errors import ConfigError, Overloaded, RateLimited
-from swe_infer.providers.base import RateLimits
+from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits
 from swe_infer.types import Usage
 from tests.support.virtual_time import VirtualLoop, run_virtual
 

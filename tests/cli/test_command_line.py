@@ -188,7 +188,7 @@ def test_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (tmp_path / "elsewhere").mkdir()
-    code = "from swe_infer import config; print(config.conf_dir())"
+    code = "from swe_infer.conf_files import conf_dir; print(conf_dir())"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "elsewhere",

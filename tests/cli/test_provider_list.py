@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from swe_infer import config
 from swe_infer.api.deployments import Deployments
 from swe_infer.cli.arguments import prepared
+from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel
@@ -22,7 +23,7 @@ def test_a_list_of_providers_is_a_chain_in_its_order() -> None:
             "provider.names.second=my-deployment",
         ]
     )
-    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         runner = config.build(compose("config", overrides=arguments)).runner
     assert isinstance(runner, ApiRunner)
     assert isinstance(runner.provider, Deployments)

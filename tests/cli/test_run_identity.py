@@ -22,7 +22,7 @@ from swe_infer.cli.one_run import BuiltRun, run_one
 from swe_infer.cli.points_at_once import PointsAtOnce
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.compare.loading import load_run
-from swe_infer.config import conf_dir
+from swe_infer.conf_files import conf_dir
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.errors import StoreError
 from swe_infer.providers.openai_chat import OpenAIChat

@@ -21,10 +21,11 @@ from swe_infer.errors import (
     Overloaded,
     QuotaExhausted,
     RateLimited,
+    RateLimits,
     RequestError,
     TransientError,
 )
-from swe_infer.providers.base import Answer, RateLimits
+from swe_infer.providers.base import Answer
 from swe_infer.providers.wire import WireProvider
 from swe_infer.types import Usage
 from tests.providers.conftest import ANTHROPIC, HAVE_BOTO3, PROVIDERS, SECRETS, build, model_for, request_of

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.providers.base import RateLimits
+from swe_infer.errors import RateLimits
 from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_of, retry_after_s
 
 NOW = 1_800_000_000.0

@@ -12,7 +12,7 @@ import pytest
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
 
-from swe_infer import config
+from swe_infer.conf_files import conf_dir
 from swe_infer.types import ApiModel, Decoding, Pricing
 from tests.providers.conftest import CONF, build, request_of
 from tests.support.api_server import ApiServer
@@ -44,7 +44,7 @@ def composed(preset: str) -> tuple[ApiModel, str, Decoding]:
 def test_the_promised_presets_exist() -> None:
     assert {"gpt-4o", "claude-sonnet-4-5", "claude-2"} <= set(PRESETS)
     assert len(PRESETS) > 40
-    assert config.conf_dir().samefile(CONF)
+    assert conf_dir().samefile(CONF)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 
 from swe_infer import config
 from swe_infer.cli.wandb_agent import AgentRun
+from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.metrics import metrics_of
 from tests.support.api_server import ApiServer
@@ -40,7 +41,7 @@ def test_every_point_of_a_sweep_file_composes_and_is_built(file: Path) -> None:
     assert sweep["program"] == "swe_infer"
     points = list(itertools.islice(points_of(sweep), 6))
     for point in points:
-        with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             composed = compose("config", [f"{name}={value}" for name, value in point.items()])
         config.build(composed)
 

@@ -20,8 +20,6 @@ from torch import Tensor
 from swe_infer.errors import ConfigError
 from swe_infer.types import AttentionChoice
 
-__all__ = ["AttentionBackend", "AttentionShape", "Layout", "PagedBackend", "PagedPlan", "choose_backend"]
-
 PlanT = TypeVar("PlanT")
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from swe_infer.llama.attention.base import AttentionShape, PagedBackend, PagedPlan
 
-__all__ = ["Backend"]
-
 
 class Backend(PagedBackend):
     """flash-attn over a paged cache."""

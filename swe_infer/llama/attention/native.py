@@ -19,8 +19,6 @@ from torch import Tensor
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
 from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Kernels, Units, find
 
-__all__ = ["Backend", "prefix_groups"]
-
 _LARGEST_HEAD = 256
 _PANEL_BLOCKS = PANEL // BLOCK
 _LEAST_SHARE = 0.5

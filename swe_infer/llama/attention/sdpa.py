@@ -23,8 +23,6 @@ from torch.nn import functional
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
 from swe_infer.llama.kept_keys import KeptKeys, Members
 
-__all__ = ["Backend", "Plan"]
-
 TILE = 256
 """Keys are padded to a multiple of this; a prefill chunk is cut at these positions."""
 

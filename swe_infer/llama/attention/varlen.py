@@ -11,8 +11,6 @@ from torch import Tensor
 
 from swe_infer.llama.attention.base import AttentionShape, PagedBackend, PagedPlan
 
-__all__ = ["Backend"]
-
 
 class Backend(PagedBackend):
     """``torch.nn.attention.varlen.varlen_attn`` with a block table."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-__all__ = ["Acceptance", "PassCost"]
-
 _MEMORY = 0.98
 """Weight that what was seen keeps with each further draft of the same situation."""
 _RATE_MEMORY = 0.995

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
-__all__ = ["Codec", "Drafter", "NoDrafter"]
-
 
 class Codec(Protocol):
     """The part of a tokenizer that drafting needs. Both take and give plain text, without special tokens."""

@@ -8,8 +8,6 @@ from swe_infer.llama.drafting.files import SourceFile
 from swe_infer.llama.drafting.patch_state import Hunk
 from swe_infer.llama.drafting.words import Place, Query, WordIndex, guesses, split_words
 
-__all__ = ["Corpus", "added_line", "prose_line"]
-
 _ALIGNED = 400.0
 """Weight of the place in the removed line at which the added one stands; each agreeing word counts fourfold."""
 _START = 4

@@ -13,8 +13,6 @@ from swe_infer.llama.drafting.suffix import SuffixDrafter
 from swe_infer.llama.drafting.words import WordIndex, split_words
 from swe_infer.types import DrafterKind
 
-__all__ = ["DiffDrafter", "drafter_of"]
-
 _CHARACTERS = 4
 """Characters that a token holds, about."""
 _TRIES = 4

@@ -7,8 +7,6 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from functools import cached_property
 
-__all__ = ["SourceFile", "rank_files"]
-
 _HEADING_LENGTH = 80
 _PYTHON = re.compile(r"[ \t]*((?:class|(?:async[ \t]+)?def)[ \t].*)")
 _PLAIN = re.compile(r"([A-Za-z_$].*)")

@@ -6,8 +6,6 @@ from collections.abc import Hashable
 
 from swe_infer.llama.drafting.acceptance import Acceptance
 
-__all__ = ["Account", "DraftLength"]
-
 _INTEREST = 0.005
 """Share of the passes' time that may go into drafting of which nothing is accepted."""
 _MOST = 16.0

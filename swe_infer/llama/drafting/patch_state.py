@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 
 from swe_infer.llama.drafting.files import SourceFile
 
-__all__ = ["CONTEXT", "Habits", "Hunk", "PatchState"]
-
 CONTEXT = 3
 """Lines of context that git shows around a change."""
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from swe_infer.llama.drafting.patch_state import Hunk, PatchState
 
-__all__ = ["Planner"]
-
 AddedLine = Callable[[Hunk, str, Sequence[str], int], Iterator[str]]
 """(hunk, line so far, lines before, how many) to texts that may follow, each up to the line's end or short of it."""
 

@@ -15,8 +15,6 @@ from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.drafting.words import WordIndex, split_words
 from swe_infer.types import DrafterKind
 
-__all__ = ["NO_SOURCE", "DraftSource", "SharedPrompts", "SharedSuffixes"]
-
 _MOST_RUNNING = 8
 """Unfinished outputs that a guess looks at."""
 

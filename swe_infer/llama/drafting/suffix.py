@@ -10,8 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
-__all__ = ["SuffixDrafter", "TokenIndex"]
-
 _PLACES = 64
 """Occurrences of a pair that are compared: the latest ones."""
 _LONGEST = 32

@@ -26,8 +26,6 @@ from pathlib import Path
 from swe_infer.errors import ConfigError
 from swe_infer.resources import cache_home
 
-__all__ = ["Unavailable", "check_limit", "kept_library", "library"]
-
 _log = logging.getLogger(__name__)
 
 _FLAGS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-fopenmp", "-shared", "-fPIC", "-Wl,-Bsymbolic")

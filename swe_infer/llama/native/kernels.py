@@ -23,8 +23,6 @@ from torch import Tensor
 from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.build import Unavailable, library
 
-__all__ = ["BLOCK", "PANEL", "Kernels", "PackedWeight", "Units", "find"]
-
 BLOCK = 32
 """Tokens of a cache block; this and the next two as in the C++ sources."""
 

@@ -20,8 +20,6 @@ from torch import Tensor
 from swe_infer.llama.large_pages import zeros
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units
 
-__all__ = ["LayerWeights", "Layers", "LayersShape"]
-
 
 class LayersShape(ctypes.Structure):
     """What all layers have in common; see ``layers.cpp``."""
