@@ -31,9 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs that tests start see no terminal (pytest-xdist tells its workers one of 80 columns), and keep their
-    state in a folder of the tests."""
-    for name in ("COLUMNS", "LINES"):
+    state in a folder of the tests. They write bytecode: else each of hundreds compiles the whole package, and each
+    worker all tests."""
+    for name in ("COLUMNS", "LINES", "PYTHONDONTWRITEBYTECODE"):
         os.environ.pop(name, None)
+    sys.dont_write_bytecode = False
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-")
     config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True))
     config.stash[HEAVY_IMPORTS] = [f"pytest itself imports {name}" for name in sorted(HEAVY & sys.modules.keys())]
