@@ -13,7 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer import config
@@ -51,6 +51,34 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", list(overrides))
 
 
+def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
+    """A configuration with an option and what it wants.
+
+    Most models differ in their own values alone. Of those with the same defaults list one is composed; the others'
+    values take the place of its.
+    """
+    choice = f"{group}={option}"
+    if group == "model" and (first := same_defaults()[defaults_of(option)]) != option:
+        parent = defaults_of(option)[0]
+        own = OmegaConf.load(CONF / "model" / f"{option}.yaml")
+        assert isinstance(own, DictConfig)
+        own.pop("defaults")
+        cfg = composed(f"model={first}").copy()
+        cfg.model = OmegaConf.merge(composed(f"model={parent}", *REQUIRED.get(f"model={parent}", [])).model, own)
+        return cfg
+    return composed(choice, *REQUIRED.get(choice, []), *overrides)
+
+
+def defaults_of(model: str) -> tuple[str, ...]:
+    return tuple(str(each) for each in yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text())["defaults"])
+
+
+@functools.cache
+def same_defaults() -> dict[tuple[str, ...], str]:
+    """The first of the models that have a defaults list."""
+    return {defaults_of(option): option for group, option in reversed(OPTIONS) if group == "model"}
+
+
 def error_of(*overrides: str) -> str:
     """The one line that a user sees."""
     try:
@@ -65,11 +93,9 @@ def error_of(*overrides: str) -> str:
 def fault_of_option(group: str, option: str) -> str | None:
     """What keeps an option from being composed and built."""
     choice = f"{group}={option}"
-    overrides = [choice, *REQUIRED.get(choice, [])]
-    if group == "provider" and option != "none":
-        overrides += ["model=api", "model.name=some-model"]
+    served = ["model=api", "model.name=some-model"] if group == "provider" and option != "none" else []
     try:
-        experiment = config.build(composed(*overrides))
+        experiment = config.build(option_composed(group, option, *served))
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return f"{choice}: {type(error).__name__}: {error}"
     return None if experiment.runner.label and experiment.dataset.name else f"{choice}: something has no name"
@@ -82,7 +108,7 @@ def test_every_option_composes_and_its_parts_are_built() -> None:
 def faults_of_keys(group: str, option: str) -> Iterator[str]:
     """How the keys of an option's YAML differ from the arguments of its class."""
     choice = f"{group}={option}"
-    node: Any = composed(choice, *REQUIRED.get(choice, []))
+    node: Any = option_composed(group, option)
     for part in group.split("/"):
         node = node.get(part) or {}
     if "_target_" not in node:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support import commands
 from tests.support.instances import write_instances
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -17,14 +17,8 @@ KEYS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "ANTH
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in KEYS}
-    return subprocess.run(
-        [sys.executable, "-m", "swe_infer", "tracker=none", *arguments],
-        cwd=cwd,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+    return commands.run(
+        "swe_infer", "tracker=none", *arguments, cwd=cwd, env={**environment, "PYTHONPATH": str(ROOT)}
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import defaultdict
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from swe_infer.types import Usage
+from tests.support import commands
 from tests.support.api_server import ApiServer, Exchange
 from tests.support.instances import write_instances
 
@@ -31,14 +30,8 @@ def sweep(server: ApiServer, model: str, samples: int, directory: Path) -> list[
         *(f"decoding.n={samples}", "decoding.max_new_tokens=128", f"output_dir={directory / 'sweep'}"),
         "model.parameters=[temperature,top_p,stop]",  # not `n`, which would ask for both samples in one request
     ]
-    subprocess.run(
-        [sys.executable, "-m", "swe_infer", "-m", *arguments],
-        env={**os.environ, **KEYS, "PYTHONPATH": str(ROOT)},
-        cwd=directory,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    environment = {**os.environ, **KEYS, "PYTHONPATH": str(ROOT)}
+    commands.run("swe_infer", "-m", *arguments, cwd=directory, env=environment).check_returncode()
     files = (directory / "sweep").glob("*/records.jsonl")
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 

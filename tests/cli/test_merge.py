@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from swe_infer.cli.merge import merge
 from swe_infer.errors import StoreError
 from swe_infer.run_directory.records import read_records
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.wandb_files import read_offline_runs
@@ -31,12 +30,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("a", ["shard.count=3", "-m", "shard.index=range(0,3)"]),
             ("b", ["shard.count=3", "shard.index=0", "decoding.temperature=1", "-m"]),
         ):
-            result = subprocess.run(
-                [sys.executable, "-m", "swe_infer", *arguments, "model=gpt-4o",
-                 f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}", "tracker=none",
-                 "decoding.n=2", f"output_dir={home / folder}"],
+            result = commands.run(
+                "swe_infer", *arguments, "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl",
+                f"dataset.path={data}", "tracker=none", "decoding.n=2", f"output_dir={home / folder}",
                 cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-                capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert result.returncode == 0, result.stderr
     return home
@@ -82,12 +79,11 @@ def test_a_directory_that_holds_something_is_not_written_to(sweep: Path) -> None
 def test_the_merged_run_is_one_run_of_w_and_b_and_its_shards_a_group(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 6)
     with ApiServer() as server:
-        result = subprocess.run(
-            [sys.executable, "-m", "swe_infer", "-m", "shard.count=2", "shard.index=0,1", "model=gpt-4o",
-             f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
-             "tracker.mode=offline", "tracker.tags=[kept]", f"output_dir={tmp_path / 'sweep'}"],
+        result = commands.run(
+            "swe_infer", "-m", "shard.count=2", "shard.index=0,1", "model=gpt-4o",
+            f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
+            "tracker.mode=offline", "tracker.tags=[kept]", f"output_dir={tmp_path / 'sweep'}",
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-            capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (merged,) = read_offline_runs(tmp_path / "sweep" / "merged")

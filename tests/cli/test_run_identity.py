@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -29,6 +27,7 @@ from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.run_directory.records import read_records
 from swe_infer.runners.base import SharedResources
 from swe_infer.types import ApiModel, Decoding, Request
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.wandb_files import read_offline_runs
@@ -55,10 +54,9 @@ class Desk:
 
     def sweep(self, *arguments: str) -> list[Path]:
         """The run directories that a sweep printed."""
-        process = subprocess.run(
-            [sys.executable, "-m", "swe_infer", "-m", *self.completed(arguments, None)],
+        process = commands.run(
+            "swe_infer", "-m", *self.completed(arguments, None),
             cwd=self.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert process.returncode == 0, process.stderr
         return [self.folder / line for line in process.stdout.splitlines() if (self.folder / line).is_dir()]
@@ -316,11 +314,10 @@ def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> N
 def test_a_point_that_was_killed_gives_its_turn_and_its_answers_to_the_next(desk: Desk) -> None:
     """The turn ends with its process, and what was recorded until then is not asked again."""
     desk.server.latency_s = 0.3
-    process = subprocess.Popen(
-        [sys.executable, "-m", "swe_infer", "-m",
-         *desk.completed(["dataset.limit=12,11", "provider.max_concurrency=2", "output_dir=sweep"], None)],
+    process = commands.start(
+        "swe_infer", "-m",
+        *desk.completed(["dataset.limit=12,11", "provider.max_concurrency=2", "output_dir=sweep"], None),
         cwd=desk.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         while not [path for path in desk.folder.glob("sweep/*/records.jsonl") if len(completed(path.parent)) >= 3]:
@@ -328,7 +325,7 @@ def test_a_point_that_was_killed_gives_its_turn_and_its_answers_to_the_next(desk
             time.sleep(0.02)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     (killed,) = [path.parent for path in desk.folder.glob("sweep/*/records.jsonl")]
     known = len(completed(killed))
     desk.server.latency_s = 0.0

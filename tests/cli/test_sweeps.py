@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 
@@ -17,15 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "swe_infer", "-m", "tracker=none", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return commands.run("swe_infer", "-m", "tracker=none", *arguments, cwd=cwd, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"}
 
 
 def test_each_point_is_a_run_and_a_failed_one_stops_no_other(tmp_path: Path) -> None:
@@ -98,11 +94,7 @@ def test_ctrl_c_ends_the_sweep_and_the_same_command_finishes_it(tmp_path: Path) 
             "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
             "decoding.temperature=0,0.5,1", "provider.max_concurrency=2", f"output_dir={tmp_path / 'sweep'}",
         ]  # fmt: skip
-        process = subprocess.Popen(
-            [sys.executable, "-m", "swe_infer", "-m", "tracker=none", *arguments],
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        process = commands.start("swe_infer", "-m", "tracker=none", *arguments, cwd=tmp_path, env=environment())
         while not server.in_flight and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

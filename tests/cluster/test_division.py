@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -17,22 +15,21 @@ from swe_infer.api.pacing import Quota
 from swe_infer.errors import ConfigError
 from swe_infer.types import Budget
 from tests.api.test_limits import Bucket, Window
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.sweeps.command import ROOT
 
 
-def worker(server: ApiServer, home: Path, index: int | None, *arguments: str) -> subprocess.Popen[str]:
+def worker(server: ApiServer, home: Path, index: int | None, *arguments: str) -> commands.Command:
     """One shard of two on a machine of its own: it shares no folder with the others."""
     home.mkdir(exist_ok=True)
     data = write_instances(home / "instances.jsonl", 60)
     shard = [] if index is None else ["shard.count=2", f"shard.index={index}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "swe_infer", "tracker=none", "model=gpt-4o", "dataset=jsonl", f"dataset.path={data}",
-         f"provider.base_url={server.openai_url}", "decoding.max_new_tokens=64", *shard, "budget.across=division",
-         *arguments],
-        cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return commands.start(
+        "swe_infer", "tracker=none", "model=gpt-4o", "dataset=jsonl", f"dataset.path={data}",
+        f"provider.base_url={server.openai_url}", "decoding.max_new_tokens=64", *shard, "budget.across=division",
+        *arguments, cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
     )  # fmt: skip
 
 

@@ -83,8 +83,7 @@ def plain(directory: Path) -> dict[str, tuple[int, ...]]:
     return tokens(run(engine_of(directory), requests()))
 
 
-@pytest.mark.parametrize("mistakes", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("budget", [37, 512])
+@pytest.mark.parametrize(("budget", "mistakes"), [(512, 0.0), (37, 0.2), (512, 0.2), (37, 1.0)])
 def test_guessed_answers_are_the_same(
     directory: Path, plain: dict[str, tuple[int, ...]], budget: int, mistakes: float
 ) -> None:
@@ -127,10 +126,10 @@ def test_rejected_tokens_leave_no_trace_in_the_prefix_cache(
 
 
 def test_with_preemption(directory: Path) -> None:
-    """Eight outputs that outgrow a cache which holds two of them."""
-    asked = [ask(i, random_prompt(40, i), 200, temperature=0.7, seed=i) for i in range(8)]
+    """Six outputs that outgrow a cache which holds two of them."""
+    asked = [ask(i, random_prompt(40, i), 120, temperature=0.7, seed=i) for i in range(6)]
     expected = tokens(run(engine_of(directory), asked))
-    engine = without_a_clock(engine_of(directory, cache_tokens=512))
+    engine = without_a_clock(engine_of(directory, cache_tokens=384))
     assert tokens(run(engine, asked, expected, mistakes=0.1)) == expected
     assert engine.figures()["preemptions"] > 0
     assert engine.scheduler.pool.held == 0
@@ -179,9 +178,7 @@ def test_an_end_token_within_an_accepted_guess_ends_the_answer(directory: Path) 
     assert answer.finish_reason == "stop"
 
 
-@pytest.mark.parametrize(
-    ("kind", "batch", "budget"), [("diff", 2, 512), ("suffix", 2, 512), ("diff", 16, 61), ("suffix", 7, 200)]
-)
+@pytest.mark.parametrize(("kind", "batch", "budget"), [("suffix", 2, 512), ("diff", 16, 61)])
 def test_the_drafters_of_the_engine_change_no_answer(
     directory: Path, plain: dict[str, tuple[int, ...]], kind: Any, batch: int, budget: int
 ) -> None:

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from swe_infer.compare.analysis import compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_run
 from swe_infer.run_directory.records import Key, Record, read_records
+from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
 from tests.support.instances import write_instances
 
@@ -49,18 +49,12 @@ def address(server: ApiServer, provider: str) -> str:
     return f"provider.base_url={url.get(provider, server.openai_url)}"
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "swe_infer", *arguments]
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, **KEYS, "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=400
-    )
+    return commands.run("swe_infer", *arguments, cwd=cwd, env=environment())
 
 
 @pytest.fixture
@@ -147,13 +141,7 @@ def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_paid_twice(pr
         ]  # fmt: skip
         kills = 0
         while kills < wanted:
-            process = subprocess.Popen(
-                command(*arguments),
-                cwd=tmp_path,
-                env=environment(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
+            process = commands.start("swe_infer", *arguments, cwd=tmp_path, env=environment())
             before = len(server.log.asked())
             deadline = time.monotonic() + 200
             while len(server.log.asked()) < before + 4 and process.poll() is None and time.monotonic() < deadline:
@@ -245,12 +233,10 @@ def test_a_prompt_too_long_for_the_model_is_skipped_with_its_reason(tmp_path: Pa
 def test_ctrl_c_finishes_what_is_in_flight_and_exits_with_130(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 200)
     with ApiServer(latency_s=0.4) as server:
-        process = subprocess.Popen(
-            command(
-                "model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker=none",
-                f"output_dir={tmp_path / 'run'}", "provider.max_concurrency=4",
-            ),
-            cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        process = commands.start(
+            "swe_infer", "model=gpt-4o", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}",
+            "tracker=none", f"output_dir={tmp_path / 'run'}", "provider.max_concurrency=4",
+            cwd=tmp_path, env=environment(),
         )  # fmt: skip
         while server.in_flight < 1 and process.poll() is None:
             time.sleep(0.01)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 
@@ -26,18 +26,16 @@ class Sweep:
             f"dataset.path={data}",
         ]  # fmt: skip
 
-    def start(self, *arguments: str, path: str = str(ROOT)) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "swe_infer", "-m", *self.base, *arguments],
-            cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": path, "OPENAI_API_KEY": "sk-test"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"}
 
-    def run(self, *arguments: str, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, path=path)
-        out, errors = process.communicate(timeout=180)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+    def start(self, *arguments: str) -> commands.Command:
+        return commands.start(
+            "swe_infer", "-m", *self.base, *arguments,
+            cwd=self.directory, env=self.environment, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return commands.run(
+            "swe_infer", "-m", *self.base, *arguments,
+            cwd=self.directory, env=self.environment, start_new_session=True,
+        )  # fmt: skip

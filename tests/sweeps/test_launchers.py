@@ -26,7 +26,7 @@ def launcher(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("launcher", ["submitit_local"], indirect=True)
 def test_points_side_by_side_share_one_cap_and_one_status(launcher: str, tmp_path: Path) -> None:
     cap = Decimal("0.06")
-    arguments = (launcher, "decoding.temperature=0,1", "decoding.max_new_tokens=64", "decoding.top_p=0.9,7")
+    arguments = (launcher, "decoding.temperature=0,1,7", "decoding.max_new_tokens=64")
     with ApiServer(latency_s=0.05) as server:
         sweep = Sweep(server, tmp_path, count=12)
         short = sweep.run(*arguments, f"budget.sweep_max_usd={cap / 10}")
@@ -37,7 +37,7 @@ def test_points_side_by_side_share_one_cap_and_one_status(launcher: str, tmp_pat
         assert set(server.log.answers_by_prompt().values()) == {2}, "each point once, over both launches"
     assert len(whole.stdout.splitlines()) == 2, "run directories and nothing else, from other processes too"
     assert all((tmp_path / run / "summary.json").exists() for run in whole.stdout.splitlines())
-    assert "exit 2: decoding.temperature=1 decoding.top_p=7" in whole.stderr
+    assert "exit 2: decoding.temperature=7 (" in whole.stderr
     assert "Paired tests" in whole.stderr
     assert "deprecated" not in whole.stderr
 
@@ -77,8 +77,6 @@ def test_the_shards_of_a_run_become_one_run_directory(launcher: str, tmp_path: P
         assert merged.name == "merged"
         assert json.loads((merged / "summary.json").read_text())["completed"] == 7
         assert len((merged / "predictions.jsonl").read_text().splitlines()) == 7
-        again = sweep.run(*arguments)
-        assert (again.returncode, again.stdout) == (0, result.stdout), again.stderr
         assert len(server.log.asked()) == 8
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -124,7 +126,12 @@ def test_an_objective_that_is_no_figure_of_a_run_is_one_line_before_anything_run
 def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
     with ApiServer() as server:
-        result = Sweep(server, tmp_path).run(option, "decoding.temperature=0,1", path=f"{tmp_path}:{ROOT}")
+        sweep = Sweep(server, tmp_path)
+        result = subprocess.run(
+            [sys.executable, "-m", "swe_infer", "-m", *sweep.base, option, "decoding.temperature=0,1"],
+            cwd=tmp_path, env={**sweep.environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            capture_output=True, text=True, check=False, timeout=180,
+        )  # fmt: skip
         assert server.log.asked() == []
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

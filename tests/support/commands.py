@@ -1,0 +1,207 @@
+"""Commands as a user starts them, in processes of their own, without the time that importing packages takes.
+
+Importing Hydra, pydantic and the vendors' SDKs takes up to half of a short command's processor time. A server imports
+these once. It forks a process for each command, which takes over the command's arguments, folder, environment and
+streams, and then runs the module as ``python -m`` does. None of our own modules is imported before that. A launcher's
+workers, and whatever else a command starts, start as usual.
+
+Tests of what happens while the interpreter starts, and of what is imported, start the interpreter themselves.
+"""
+
+from __future__ import annotations
+
+import array
+import functools
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["Command", "run", "start"]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = (
+    "anthropic", "genai_prices", "httpx", "hydra", "hydra._internal.instantiate._instantiate2", "hydra.compose",
+    "hydra.core.plugins", "omegaconf", "openai", "openai.types", "pydantic", "rich.progress", "rich.table", "sqlite3",
+)  # fmt: skip
+"""They read nothing from the environment when they are imported."""
+_MESSAGE = 1 << 20
+
+
+class Command:
+    """A started command; what :class:`subprocess.Popen` has, as far as tests need it."""
+
+    def __init__(self, args: list[str], pid: int, stdout: int, stderr: int, ended: int) -> None:
+        self.args = args
+        self.pid = pid
+        self.stdout = open(stdout, encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.stderr = open(stderr, encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.returncode: int | None = None
+        self._ended = ended
+
+    def poll(self) -> int | None:
+        return self._wait(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if (status := self._wait(timeout)) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote until both streams were closed; then it is waited for."""
+        texts = ["", ""]
+
+        def read(number: int, stream: IO[str]) -> None:
+            with stream:
+                texts[number] = stream.read()
+
+        readers = [
+            threading.Thread(target=read, args=each, daemon=True) for each in enumerate((self.stdout, self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(timeout)
+            if reader.is_alive():
+                self.kill()
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(timeout)
+        return texts[0], texts[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _wait(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
+            self.returncode = array.array("i", os.read(self._ended, 4))[0]
+            os.close(self._ended)
+        return self.returncode
+
+
+def start(
+    module: str, *arguments: str, cwd: Path, env: Mapping[str, str], start_new_session: bool = False
+) -> Command:
+    """Start ``python -m module arguments``."""
+    reads, writes = zip(*(os.pipe() for _ in range(3)), strict=True)
+    order = [module, list(arguments), str(cwd), dict(env), start_new_session]
+    server, _ = _server()
+    socket.send_fds(server, [json.dumps(order).encode()], writes)
+    for descriptor in writes:
+        os.close(descriptor)
+    pid = array.array("i", server.recv(4))[0]
+    return Command(["python", "-m", module, *arguments], pid, reads[0], reads[1], reads[2])
+
+
+def run(
+    module: str,
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str],
+    start_new_session: bool = False,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module arguments`` to its end."""
+    command = start(module, *arguments, cwd=cwd, env=env, start_new_session=start_new_session)
+    output, errors = command.communicate(timeout)
+    return subprocess.CompletedProcess(command.args, command.wait(), output, errors)
+
+
+@functools.cache
+def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """This process's server and the connection to it. The server ends when that is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        )  # fmt: skip
+    return ours, process
+
+
+def _serve(connection: socket.socket) -> tuple[str, list[str]]:
+    """Fork for each order; returns in the forked process, with what is to run."""
+    path = sys.path[1:]  # the first is this process's own folder
+    for package in PACKAGES:
+        import_module(package)
+    assert threading.active_count() == 1, "a process with threads cannot be forked safely"
+    gc.collect()
+    gc.freeze()
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the commands
+    ends: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([connection, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            _reap(ends)
+        if connection not in ready:
+            continue
+        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE, 3)
+        if not message:
+            os._exit(0)
+        if pid := os.fork():
+            connection.send(array.array("i", [pid]).tobytes())
+            ends[pid] = descriptors[2]
+            for descriptor in descriptors[:2]:
+                os.close(descriptor)
+            continue
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        connection.close()
+        for descriptor in (woken, wake, *ends.values()):
+            os.close(descriptor)
+        return _become(json.loads(message), descriptors, path)
+
+
+def _reap(ends: dict[int, int]) -> None:
+    while ends:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        os.write(ends[pid], array.array("i", [os.waitstatus_to_exitcode(status)]).tobytes())
+        os.close(ends.pop(pid))
+
+
+def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[str, list[str]]:
+    module, arguments, cwd, env, start_new_session = order
+    if start_new_session:
+        os.setsid()
+    os.chdir(cwd)
+    for descriptor, standard in zip(descriptors, (1, 2), strict=False):
+        os.dup2(descriptor, standard)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:] = [cwd, *env.get("PYTHONPATH", "").split(os.pathsep), *path]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    return module, arguments
+
+
+if __name__ == "__main__":
+    module, arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
