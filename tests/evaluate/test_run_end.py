@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from swe_infer.evaluate.command import run as evaluate
 from tests.evaluate.runs import verdict_lines
+from tests.support import commands
 from tests.support.wandb_files import read_offline_runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("sandbox")
 
 def run(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """A run of the bundled model on a few of the bundled instances."""
-    command = [
-        sys.executable, "-m", "swe_infer", f"dataset.limit={INSTANCES}", "decoding=sample", f"decoding.n={SAMPLES}",
+    arguments = [
+        f"dataset.limit={INSTANCES}", "decoding=sample", f"decoding.n={SAMPLES}",
         "decoding.seed=1", "decoding.temperature=0.2", "runner.kv_cache_gb=0.1", f"output_dir={directory}",
         *overrides,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    result = commands.run("swe_infer", *arguments, cwd=Path.cwd(), env=environment, packages=commands.LOCAL)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str(directory)
     return result

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from swe_infer.run_directory.records import read_records
+from tests.support import commands
 from tests.support.instances import write_instances
 
 if TYPE_CHECKING:
@@ -36,16 +37,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(home: Path, directory: Path) -> list[str]:
     return [
-        sys.executable, "-m", "swe_infer", "model=llama", f"model.path={home / 'model'}", "model.dtype=float32",
+        "model=llama", f"model.path={home / 'model'}", "model.dtype=float32",
         "dataset=jsonl", f"dataset.path={home / 'instances.jsonl'}", "tracker=none", "decoding=sample",
         f"decoding.n={SAMPLES}", "decoding.seed=3", "decoding.max_new_tokens=48", f"output_dir={directory}",
         "runner.kv_cache_gb=0.05",
     ]  # fmt: skip
 
 
-def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=180)
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return commands.run("swe_infer", *arguments, cwd=cwd, env=environment(), packages=commands.LOCAL)
 
 
 def outputs(directory: Path) -> dict[tuple[str, int], str]:
@@ -81,14 +85,9 @@ def test_killed_and_resumed_it_gives_the_answers_of_an_undisturbed_run(
 ) -> None:
     directory = home / "killed"
     chance = random.Random(7)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for _ in range(2):
-        process = subprocess.Popen(
-            arguments(home, directory),
-            cwd=home,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        process = commands.start(
+            "swe_infer", *arguments(home, directory), cwd=home, env=environment(), packages=commands.LOCAL
         )
         before = sum(1 for _ in read_records(directory / "records.jsonl"))
         deadline = time.monotonic() + 60
@@ -98,16 +97,15 @@ def test_killed_and_resumed_it_gives_the_answers_of_an_undisturbed_run(
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     result = run(arguments(home, directory), home)
     assert result.returncode == 0, result.stderr
     assert outputs(directory) == undisturbed
 
 
 def test_a_finished_run_answers_without_importing_torch(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
-    command = arguments(home, home / "undisturbed")
-    command[1:1] = ["-X", "importtime"]
-    result = run(command, home)
+    command = [sys.executable, "-X", "importtime", "-m", "swe_infer", *arguments(home, home / "undisturbed")]
+    result = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert result.stdout.strip().splitlines()[-1] == str(home / "undisturbed")
     modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "|" in line}

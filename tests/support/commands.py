@@ -11,6 +11,7 @@ Tests of what happens while the interpreter starts, and of what is imported, sta
 from __future__ import annotations
 
 import array
+import atexit
 import functools
 import gc
 import json
@@ -27,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["Command", "run", "start"]
+__all__ = ["LOCAL", "PACKAGES", "Command", "run", "start"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = (
@@ -35,6 +36,8 @@ PACKAGES = (
     "hydra.core.plugins", "omegaconf", "openai", "openai.types", "pydantic", "rich.progress", "rich.table", "sqlite3",
 )  # fmt: skip
 """They read nothing from the environment when they are imported."""
+LOCAL = (*(package for package in PACKAGES if package not in ("anthropic", "openai", "openai.types")), "torch")
+"""For runs of the local engine. OMP_NUM_THREADS, which torch reads at once, is 1."""
 _MESSAGE = 1 << 20
 
 
@@ -93,12 +96,21 @@ class Command:
 
 
 def start(
-    module: str, *arguments: str, cwd: Path, env: Mapping[str, str], start_new_session: bool = False
+    module: str,
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str],
+    start_new_session: bool = False,
+    packages: tuple[str, ...] = PACKAGES,
 ) -> Command:
-    """Start ``python -m module arguments``."""
+    """Start ``python -m module arguments``.
+
+    Args:
+        packages: what the process has imported already.
+    """
     reads, writes = zip(*(os.pipe() for _ in range(3)), strict=True)
     order = [module, list(arguments), str(cwd), dict(env), start_new_session]
-    server, _ = _server()
+    server, _ = _server(packages)
     socket.send_fds(server, [json.dumps(order).encode()], writes)
     for descriptor in writes:
         os.close(descriptor)
@@ -112,33 +124,41 @@ def run(
     cwd: Path,
     env: Mapping[str, str],
     start_new_session: bool = False,
+    packages: tuple[str, ...] = PACKAGES,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module arguments`` to its end."""
-    command = start(module, *arguments, cwd=cwd, env=env, start_new_session=start_new_session)
+    command = start(module, *arguments, cwd=cwd, env=env, start_new_session=start_new_session, packages=packages)
     output, errors = command.communicate(timeout)
     return subprocess.CompletedProcess(command.args, command.wait(), output, errors)
 
 
 @functools.cache
-def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _server(packages: tuple[str, ...]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """This process's server and the connection to it. The server ends when that is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            [sys.executable, "-m", __name__, str(theirs.fileno()), *packages],
             cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            env={**environment, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+    atexit.register(_end, ours, process)
     return ours, process
 
 
-def _serve(connection: socket.socket) -> tuple[str, list[str]]:
+def _end(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    connection.close()
+    process.wait()
+
+
+def _serve(connection: socket.socket, packages: list[str]) -> tuple[str, list[str]]:
     """Fork for each order; returns in the forked process, with what is to run."""
     path = sys.path[1:]  # the first is this process's own folder
-    for package in PACKAGES:
+    for package in packages:
         import_module(package)
     assert threading.active_count() == 1, "a process with threads cannot be forked safely"
     gc.collect()
@@ -202,6 +222,6 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
 
 
 if __name__ == "__main__":
-    module, arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
+    module, arguments = _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
     sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)

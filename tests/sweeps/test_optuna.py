@@ -18,6 +18,7 @@ from tests.sweeps.command import ROOT, Sweep
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
 
+PACKAGES = ("optuna", "sqlalchemy", "alembic")
 SEARCH = ("hydra/sweeper=optuna", "decoding.max_new_tokens=range(8,60)", "hydra.sweeper.sampler.seed=1")
 
 
@@ -28,7 +29,7 @@ def points(directory: Path) -> list[dict[str, object]]:
 
 def test_the_cheapest_point_is_found_and_a_longer_search_goes_on_with_the_study(tmp_path: Path) -> None:
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path)
+        sweep = Sweep(server, tmp_path, packages=PACKAGES)
         first = sweep.run(*SEARCH, "objective=cost_usd", "hydra.sweeper.n_trials=3")
         assert first.returncode == 0, first.stderr
         assert len(server.log.asked()) == 9
@@ -54,7 +55,7 @@ def test_the_cheapest_point_is_found_and_a_longer_search_goes_on_with_the_study(
 def test_a_grid_with_failed_points_has_a_best_one_and_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     grid = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.top_p=7,0.5,8,0.9")
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path)
+        sweep = Sweep(server, tmp_path, packages=PACKAGES)
         first = sweep.run(*grid)
         assert first.returncode == 2, first.stderr
         known = sorted((point["status"], point["objective"]) for point in points(tmp_path))
@@ -74,7 +75,7 @@ def test_a_grid_with_failed_points_has_a_best_one_and_goes_on_with_what_is_missi
 
 def test_a_search_of_failed_points_alone_says_why_they_failed(tmp_path: Path) -> None:
     with ApiServer() as server:
-        result = Sweep(server, tmp_path).run(
+        result = Sweep(server, tmp_path, packages=PACKAGES).run(
             "hydra/sweeper=optuna", "decoding.top_p=interval(2,3)", "hydra.sweeper.n_trials=2"
         )
     assert result.returncode == 2
@@ -85,7 +86,7 @@ def test_a_search_of_failed_points_alone_says_why_they_failed(tmp_path: Path) ->
 def test_a_glob_is_a_choice_among_the_options_it_matches(tmp_path: Path) -> None:
     grid = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid")
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path, count=1)
+        sweep = Sweep(server, tmp_path, count=1, packages=PACKAGES)
         result = sweep.run(*grid, "model=glob(gpt-4o*)", 'hydra.sweeper.params={decoding:"glob(gr*)"}')
         asked = sorted(exchange.body["model"] for exchange in server.log.asked())
     assert result.returncode == 0, result.stderr
@@ -96,7 +97,7 @@ def test_a_glob_is_a_choice_among_the_options_it_matches(tmp_path: Path) -> None
 
 def test_a_killed_search_finishes_the_point_it_was_at(tmp_path: Path) -> None:
     with ApiServer(latency_s=0.3) as server:
-        sweep = Sweep(server, tmp_path, count=6)
+        sweep = Sweep(server, tmp_path, count=6, packages=PACKAGES)
         arguments = (*SEARCH, "hydra.sweeper.n_trials=2", "runner.limits.start=1", "provider.max_concurrency=1")
         process = sweep.start(*arguments)
         while len(server.log.asked()) < 3 and process.poll() is None:
@@ -112,7 +113,7 @@ def test_a_killed_search_finishes_the_point_it_was_at(tmp_path: Path) -> None:
 
 def test_an_objective_that_is_no_figure_of_a_run_is_one_line_before_anything_runs(tmp_path: Path) -> None:
     with ApiServer() as server:
-        result = Sweep(server, tmp_path).run(*SEARCH, "objective=apply_rat")
+        result = Sweep(server, tmp_path, packages=PACKAGES).run(*SEARCH, "objective=apply_rat")
         assert server.log.asked() == []
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -126,7 +127,7 @@ def test_an_objective_that_is_no_figure_of_a_run_is_one_line_before_anything_run
 def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path)
+        sweep = Sweep(server, tmp_path, packages=PACKAGES)
         result = subprocess.run(
             [sys.executable, "-m", "swe_infer", "-m", *sweep.base, option, "decoding.temperature=0,1"],
             cwd=tmp_path, env={**sweep.environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"},

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 
@@ -60,15 +61,14 @@ def arguments(data: Path, directory: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def run(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "swe_infer", *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, check=False, timeout=120)
+def run(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return commands.run("swe_infer", *arguments, cwd=cwd, env=env)
 
 
-def leaks(where: Path, *outputs: bytes) -> Iterator[str]:
+def leaks(where: Path, *outputs: bytes | str) -> Iterator[str]:
     """Which secret lies where, also in base64, in an address's escapes, and in the packed parts of a page."""
     texts = {str(path.relative_to(where)): path.read_bytes() for path in where.rglob("*") if path.is_file()}
-    texts |= {f"output {number}": output for number, output in enumerate(outputs)}
+    texts |= {f"output {n}": o if isinstance(o, bytes) else o.encode() for n, o in enumerate(outputs)}
     for name, text in list(texts.items()):
         for number, packed in enumerate(re.findall(rb'<script type="text/plain"[^>]*>([A-Za-z0-9+/=]+)<', text)):
             texts[f"{name}, part {number}"] = zlib.decompress(base64.b64decode(packed))
@@ -163,5 +163,5 @@ def test_a_mistake_in_an_override_is_told_of_without_the_password_in_it(override
     env = environment("", tmp_path / "home")
     result = run("model=gpt-4o", override.format(PASSWORDS[1]), cwd=tmp_path, env=env)
     assert result.returncode == 2, result.stderr
-    assert b"error: " in result.stderr
+    assert "error: " in result.stderr
     assert list(leaks(tmp_path, result.stdout, result.stderr)) == []
