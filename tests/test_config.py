@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -10,73 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer import config
 from swe_infer.cli.messages import one_line
-from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.options import parameters_of
 from swe_infer.types import ApiModel, Decoding
 from tests.support import option_docs
-
-CONF = conf_dir()
-OPTIONS = sorted(
-    (str(path.parent.relative_to(CONF)), path.stem)
-    for path in CONF.rglob("*.yaml")
-    if path.parent != CONF and not str(path.relative_to(CONF)).startswith("hydra/")
-)
-REQUIRED = {
-    "dataset=jsonl": ["dataset.path=instances.jsonl"],
-    "dataset=parquet": ["dataset.path=instances.parquet"],
-    "dataset=disk": ["dataset.path=folder"],
-    "dataset=hub": ["dataset.name=owner/name"],
-    "model=llama": ["model.path=folder"],
-    "runner=api": ["model=gpt-4o"],
-    "model=api": ["model.name=some-model", "provider=openai"],
-    "provider=azure_openai": ["provider.base_url=https://name.openai.azure.com"],
-    "provider=openai_compatible": ["provider.base_url=http://127.0.0.1:8000/v1"],
-}
-"""What an option wants from the user before it can be built."""
-
-
-@functools.cache
-def composed(*overrides: str) -> DictConfig:
-    """Composed once for all tests, which only read it: composing takes a tenth of a second."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
-
-
-def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
-    """A configuration with an option and what it wants.
-
-    Most models differ in their own values alone. Of those with the same defaults list one is composed; the others'
-    values take the place of its.
-    """
-    choice = f"{group}={option}"
-    if group == "model" and (first := same_defaults()[defaults_of(option)]) != option:
-        parent = defaults_of(option)[0]
-        own = OmegaConf.load(CONF / "model" / f"{option}.yaml")
-        assert isinstance(own, DictConfig)
-        own.pop("defaults")
-        cfg = composed(f"model={first}").copy()
-        cfg.model = OmegaConf.merge(composed(f"model={parent}", *REQUIRED.get(f"model={parent}", [])).model, own)
-        return cfg
-    return composed(choice, *REQUIRED.get(choice, []), *overrides)
-
-
-def defaults_of(model: str) -> tuple[str, ...]:
-    return tuple(str(each) for each in yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text())["defaults"])
-
-
-@functools.cache
-def same_defaults() -> dict[tuple[str, ...], str]:
-    """The first of the models that have a defaults list."""
-    return {defaults_of(option): option for group, option in reversed(OPTIONS) if group == "model"}
+from tests.support.options import CONF, OPTIONS, composed, option_composed
 
 
 def error_of(*overrides: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from swe_infer import __version__
+from tests.support import commands
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = (
@@ -155,7 +156,8 @@ def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_a_mistake_is_one_line_and_exit_2_and_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
-    result = swe_infer(*arguments, cwd=tmp_path, OPENAI_API_KEY="")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": ""}
+    result = commands.run("swe_infer", *arguments, cwd=tmp_path, env=environment)
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.strip().splitlines()) == 1

@@ -16,6 +16,7 @@ from swe_infer.conf_files import conf_dir
 from swe_infer.types import ApiModel, Decoding, Pricing
 from tests.providers.conftest import CONF, build, request_of
 from tests.support.api_server import ApiServer
+from tests.support.options import option_composed
 
 PRESETS = sorted(
     path.stem
@@ -27,10 +28,7 @@ PRESETS = sorted(
 @cache
 def composed(preset: str) -> tuple[ApiModel, str, Decoding]:
     """(model, provider's name, decoding) of ``model=PRESET`` alone."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        whole: Any = compose("config", [f"model={preset}"])
+    whole: Any = option_composed("model", preset)
     keys = {key: value for key, value in whole.model.items() if key != "_target_"}
     assert whole.model._target_ == "swe_infer.types.ApiModel"
     keys["parameters"] = tuple(keys["parameters"])

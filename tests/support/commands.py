@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -200,7 +201,8 @@ def _reap(ends: dict[int, int]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        os.write(ends[pid], array.array("i", [os.waitstatus_to_exitcode(status)]).tobytes())
+        with suppress(BrokenPipeError):  # nobody waits for it
+            os.write(ends[pid], array.array("i", [os.waitstatus_to_exitcode(status)]).tobytes())
         os.close(ends.pop(pid))
 
 
@@ -215,7 +217,7 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(env)
-    sys.path[:] = [cwd, *env.get("PYTHONPATH", "").split(os.pathsep), *path]
+    sys.path[:] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *path]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     return module, arguments
