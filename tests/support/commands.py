@@ -172,11 +172,11 @@ def _serve(connection: socket.socket, packages: list[str]) -> tuple[str, list[st
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the commands
     ends: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([connection, woken], [], [])
+        ready, _, _ = select.select([connection.fileno(), woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
             _reap(ends)
-        if connection not in ready:
+        if connection.fileno() not in ready:
             continue
         message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE, 3)
         if not message:
