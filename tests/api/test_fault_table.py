@@ -155,7 +155,7 @@ def test_what_stops_the_run_stops_it_with_the_status_of_the_table(kind: str) -> 
 
 def test_silence_is_given_up_at_the_time_limit() -> None:
     with ApiServer(faults=[fault("hang", once=False)]) as server:
-        check_end(TABLE["hang"], ask(runner("openai", server.url, timeout_s=0.1), ["hang"])["hang"])
+        check_end(TABLE["hang"], ask(runner("openai", server.url, timeout_s=1.0), ["hang"])["hang"])
         assert len(server.log.asked()) == 2
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 from tests.support import commands
@@ -85,22 +83,3 @@ def test_a_dry_run_asks_nothing_leaves_nothing_and_a_sweep_of_them_is_added_up(t
     total = result.stdout[result.stdout.index("all 2 points") :]
     assert "requests   12 for 12 instances" in total, "two samples of a prompt are one request"
     assert not list((tmp_path / "sweep").glob("*/records.jsonl"))
-
-
-def test_ctrl_c_ends_the_sweep_and_the_same_command_finishes_it(tmp_path: Path) -> None:
-    data = write_instances(tmp_path / "instances.jsonl", 12)
-    with ApiServer(latency_s=0.5) as server:
-        arguments = [
-            "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
-            "decoding.temperature=0,0.5,1", "provider.max_concurrency=2", f"output_dir={tmp_path / 'sweep'}",
-        ]  # fmt: skip
-        process = commands.start("swe_infer", "-m", "tracker=none", *arguments, cwd=tmp_path, env=environment())
-        while not server.in_flight and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
-        assert len(server.log.asked()) < 12
-        server.latency_s = 0.0
-        assert sweep(*arguments, cwd=tmp_path).returncode == 0
-        assert set(server.log.answers_by_prompt().values()) == {3}
