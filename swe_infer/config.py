@@ -290,6 +290,12 @@ def is_identity(key: str) -> bool:
     return all(option is None or option.effect == "answer" for option in options)
 
 
+def in_digest(key: str, plain: Mapping[str, Any]) -> bool:
+    """Whether two points that differ in a key have different digests, see :func:`digest`. What a group such as
+    ``experiment`` sets lies in other groups, so its name says nothing."""
+    return is_identity(key) and key.partition(".")[0] in plain
+
+
 def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that decides the answers, flat: ``{"decoding.temperature": 0.0, …}``."""
     flat: dict[str, Any] = {}
@@ -354,17 +360,19 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
 _READABLE = 30
 
 
-def point_parts(plain: Mapping[str, Any], swept: Iterable[str]) -> tuple[str, ...]:
+def point_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: Iterable[str] = ()) -> tuple[str, ...]:
     """What tells a point of a sweep from others with the same answers, as parts of its name: ``("limit=4",)``.
 
     Args:
         swept: the keys that the sweep varies. Those of a run's identity are in the name already.
+        overrides: of the point. What a group such as ``experiment`` chose stands there alone.
     """
     parts = []
+    chosen = {key.lstrip("+"): option for key, _, option in (override.partition("=") for override in overrides)}
     for key in sorted(set(swept) - {"output_dir"}):
-        if is_identity(key):
+        if in_digest(key, plain):
             continue
-        value: Any = plain
+        value: Any = plain if key.partition(".")[0] in plain else {key: chosen.get(key)}
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
         text = value if isinstance(value, str) else json.dumps(value, default=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,3 +199,15 @@ def is_difference(node: ast.AST) -> bool:
 def test_no_test_asserts_how_long_something_took() -> None:
     offenders = [found for path in sorted(TESTS.rglob("*.py")) for found in timed_assertions(path)]
     assert offenders == [], "count calls, requests or lines (tests/support/steps.py), or measure it in benchmarks/"
+
+
+def test_the_table_of_untrusted_input_names_tests_that_are_there() -> None:
+    table = (PACKAGE.parent / "docs" / "untrusted_input.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"`?([a-z_]+/test_\w+\.py)", table))
+    functions = set(re.findall(r"::(test_\w+)`", table))
+    assert len(files) > 10
+    assert [name for name in files if not (TESTS / name).is_file()] == []
+    defined = {
+        name for path in TESTS.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert sorted(functions - defined) == []

@@ -162,7 +162,9 @@ def test_points_that_share_their_answers_have_names_of_their_own() -> None:
     parts = [config.point_parts(plain, ["provider.base_url", "decoding.temperature"]) for plain in plains]
     assert parts[0] != parts[1]
     assert "pw" not in str(parts)
-    assert config.point_parts(config.resolved(composed("dataset.limit=4")), ["dataset.limit"]) == ("limit=4",)
+    plain = config.resolved(composed("dataset.limit=4"))
+    assert config.point_parts(plain, ["dataset.limit"]) == ("limit=4",)
+    assert config.point_parts(plain, ["experiment"], ["+experiment=one"]) == ("experiment=one",)
     shard = config.resolved(composed("shard.index=0", "shard.count=2"))
     name = config.run_name(shard, "model", "data", ("limit=4",))
     whole = config.whole(shard)

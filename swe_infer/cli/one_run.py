@@ -57,9 +57,9 @@ class BuiltRun:
         self.experiment.runner.check(dry_run=self.experiment.dry_run)
         swept = swept_keys(sweep.directory) if sweep is not None else ()
         named = partial(config.run_name, self._plain, self.experiment.runner.label, self.experiment.dataset.name)
-        self._name = named(config.point_parts(self._plain, swept))
+        self._name = named(config.point_parts(self._plain, swept, sweep.overrides if sweep is not None else ()))
         self._place = self._placed(named(), swept)
-        self._has_siblings = "output_dir" in swept or not all(map(config.is_identity, swept))
+        self._has_siblings = "output_dir" in swept or not all(config.in_digest(key, self._plain) for key in swept)
         self.identity = config.digest(self._plain)
         self.directory = self._place.directory
 

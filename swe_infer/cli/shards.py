@@ -25,6 +25,7 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
     """
     swept = swept_keys(directory)
     plains = {Path(point.run): RunDirectory(Path(point.run)).config() for point in points if point.run}
+    overrides = {Path(point.run): point.overrides for point in points if point.run}
     if any((plain.get("shard") or {}).get("index") is None for plain in plains.values()):
         return None
     unfinished = sum(1 for point in points if point.status or not point.run)
@@ -33,7 +34,7 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
         return []
     groups: dict[str, list[Path]] = {}
     for run, plain in plains.items():
-        parts = [config.digest(config.whole(plain)), *config.point_parts(plain, swept)]
+        parts = [config.digest(config.whole(plain)), *config.point_parts(plain, swept, overrides[run])]
         if "output_dir" in swept:
             parts.append(str(plain.get("output_dir")).strip("/").replace("/", "-"))
         groups.setdefault("__".join(parts), []).append(run)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
-from swe_infer.resources import expanded
+from swe_infer.resources import state_home
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,12 @@ class AgentRun:
                 f"WANDB_API_KEY is not in the environment: this run of the W&B sweep {sweep} could not report to it; "
                 "set it before `wandb agent`"
             )
-        state = Path(environment.get("XDG_STATE_HOME") or expanded("~/.local/state", "XDG_STATE_HOME"))
+        state = state_home()
+        if state is None:
+            raise ConfigError(
+                "the runs of a W&B sweep share what they spend in ~/.local/state, and there is no home directory; "
+                "set XDG_STATE_HOME"
+            )
         parts = [environment.get("WANDB_ENTITY"), environment.get("WANDB_PROJECT"), sweep]
         name = "__".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts if part)
-        return cls(run_id, state / "swe_infer" / "wandb_sweeps" / f"{name}.sqlite")
+        return cls(run_id, state / "wandb_sweeps" / f"{name}.sqlite")

@@ -12,12 +12,15 @@ from typing import Annotated, Any, BinaryIO
 
 from swe_infer.data.base import ID_COLUMN, DatasetOptions, IndexedRows, make_instance
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.files import special_kind
 from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.types import Instance, PathText
 
 _BUFFER = 1 << 18
 """Bytes read at once. With Python's own 8 kB a line of 20 kB is made of pieces, at three times the price."""
+_LONGEST_LINE = 1 << 28
+"""Bytes. A longer line is no instance, and is not read into memory whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class JsonlRows(IndexedRows):
 
     def _rows(self, file: BinaryIO) -> Iterator[tuple[int, object, object]]:
         columns: dict[str, None] = {}
-        for number, offset, line in _lines(file):
+        for number, offset, line in _lines(file, self._label):
             row = _parse(line, f"{self._label}, line {number}")
             if not columns.keys() >= row.keys():
                 columns.update(dict.fromkeys(row))
@@ -101,6 +104,10 @@ def _open(path: Path, label: str) -> BinaryIO:
     if path.suffix == ".parquet":
         raise DataError(f"dataset.path={label} is a parquet file: choose dataset=parquet")
     try:
+        if (kind := special_kind(path.stat().st_mode)) is not None:
+            raise DataError(
+                f"dataset.path={label} is {kind}; dataset=jsonl wants a file, as it reads rows by their place"
+            )
         return path.open("rb", buffering=_BUFFER)
     except FileNotFoundError:
         raise DataError(f"dataset.path={label}: there is no such file (looked for {path.absolute()})") from None
@@ -108,10 +115,13 @@ def _open(path: Path, label: str) -> BinaryIO:
         raise DataError(f"dataset.path={label} cannot be read: {error.strerror}") from error
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+def _lines(file: BinaryIO, label: str) -> Iterator[tuple[int, int, bytes]]:
     """Yield (line number from 1, offset in bytes, line) for each line that is not blank, byte-order mark removed."""
-    offset = 0
-    for number, line in enumerate(file, 1):
+    offset = number = 0
+    while line := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if len(line) > _LONGEST_LINE:
+            raise DataError(f"{label}, line {number}: is longer than {_LONGEST_LINE >> 20} MiB")
         begin, size = offset, len(line)
         offset += size
         if number == 1 and line.startswith(codecs.BOM_UTF8):

@@ -203,6 +203,17 @@ def test_under_m_output_dir_is_the_sweeps_folder_and_a_list_gives_each_point_one
     assert desk.sent == 6
 
 
+def test_experiments_that_ask_for_the_same_answers_get_a_directory_each(desk: Desk) -> None:
+    folder = desk.folder / "own" / "experiment"
+    folder.mkdir(parents=True)
+    for name, limit in (("few", 2), ("more", 3)):
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\ndataset:\n  limit: {limit}\n")
+    runs = desk.sweep("experiment=few,more", f"hydra.searchpath=[file://{folder.parent}]", "output_dir=s")
+    assert [run.name.rpartition("__")[2] for run in runs] == ["experiment=few", "experiment=more"]
+    assert [summary(run)["completed"] for run in runs] == [2, 3]
+    assert desk.sent == 3
+
+
 def test_shards_grow_and_their_merged_run_with_them(desk: Desk) -> None:
     shards = ["shard.count=3", "shard.index=range(0,3)", "output_dir=sweep"]
     for limit in (5, 9):

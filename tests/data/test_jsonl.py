@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -200,3 +201,16 @@ def test_the_real_instances_are_read_whole(real_path: Path) -> None:
             assert opened.characters(index) == len(row["text"])
             assert opened[index].metadata["base_commit"] == row["base_commit"]
     assert len(opened) == 32
+
+
+def test_what_never_ends_is_refused_in_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name, kind in (("fifo", "a FIFO"), ("zeros", "a device")):
+        with pytest.raises(DataError, match=f"{name} is {kind}"):
+            JsonlDataset(path=str(tmp_path / name)).open()
+    with (tmp_path / "long").open("wb") as file:
+        file.write(b'{"instance_id": "a", "text": "x"}\n')
+        file.truncate(1 << 29)  # a hole: it takes no space
+    with pytest.raises(DataError, match="line 2: is longer than 256 MiB"):
+        JsonlDataset(path=str(tmp_path / "long")).open()
