@@ -288,7 +288,7 @@ def test_the_context_window_includes_the_scaling_of_positions() -> None:
 def test_loading_holds_no_second_copy_of_the_weights(tmp_path: Path) -> None:
     """Peak memory of a process of its own, over what it held before loading, in units of the weights."""
     directory = make_checkpoint(
-        tmp_path, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, vocab_size=8000
+        tmp_path, hidden_size=1024, intermediate_size=4096, num_hidden_layers=3, vocab_size=8000
     )
     done = subprocess.run(
         [sys.executable, "-c", PEAK_MEMORY, str(directory)], capture_output=True, text=True, check=True

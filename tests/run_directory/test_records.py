@@ -193,7 +193,7 @@ def test_the_cost_that_was_shown_never_falls_and_its_damage_is_said(
     one = compare([load_run(tmp_path)]).runs[0]
     assert one.cost_usd == totals.cost_usd
     print_summary(totals.summary(instances=4, samples=1, wall_s=1.0), tmp_path, None)
-    assert "unreadable 1 records; $0.0017 of the cost" in capsys.readouterr().err
+    assert "unreadable 1 records; $0.001700 of the cost" in capsys.readouterr().err
 
 
 def test_a_torn_last_line_that_says_what_it_cost_is_kept(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from benchmarks.train_tiny import Marks, Muon, Settings, Trainer, edited, encode, train
 
+pytestmark = pytest.mark.full  # of a script in benchmarks/
+
 
 def small(out: Path = Path()) -> Settings:
     return Settings(
