@@ -207,6 +207,9 @@ class Interrupts:
                 status = command()
         except SystemExit as end:
             status = end.code
+        except BrokenPipeError:  # whoever read standard output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            status = 1
         except BaseException:
             if not self.count:
                 raise

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from swe_infer.conf_files import (
     ROOT_KEYS,
@@ -24,78 +25,117 @@ swe-infer: SWE-bench inference. Prompts in, patches out; the same command resume
 
 Usage: swe-infer [-m] [GROUP=OPTION] [KEY=VALUE] ...
 """
+_KEYS = (
+    ("model.path=DIR_OR_HUB_ID", "a Llama checkpoint, with model=llama"),
+    ("model.name=NAME", "a model behind an API, with model=api"),
+    ("provider.base_url=URL", "the server that answers"),
+    ("provider.max_concurrency=N", "requests in flight at most"),
+    ("decoding.temperature=T", "also .top_p, .max_new_tokens, .seed, .stop"),
+    ("decoding.n=N", "samples of each instance"),
+    ("dataset.path=FILE", "instances, with dataset=jsonl, parquet or disk"),
+    ("dataset.limit=N", "only the first N instances"),
+    ("budget.max_usd=X", "a hard cap in dollars"),
+    ("output_dir=DIR", "the run directory; under -m the sweep's folder"),
+    ("dry_run=true", "counts, tokens, dollars and time; no request is made"),
+)
 _FOOTER = """\
-Flags: -m a sweep, one run for each point; --cfg job shows a configuration without running it; --help GROUP shows the
-options of a group and their keys, --help GROUP=OPTION one option; --version; --hydra-help shows the rest.
-
 Examples:
   swe-infer                                                     the embedded default: no network, key or GPU
   swe-infer model=gpt-4o dataset=swebench_lite_oracle budget.max_usd=20
-  swe-infer -m decoding=sample decoding.temperature=0.2,0.8
-  swe-infer --cfg job model=claude-sonnet-4-5
-  swe-infer --help provider=anthropic
+  swe-infer -m decoding=sample decoding.temperature=0.2,0.8     a sweep: one run for each point
 
+Flags: --help GROUP lists its options and shows its keys; --help GROUP=OPTION shows one file; --cfg job shows the
+composed configuration; --config-dir DIR adds options of your own; --version; --hydra-help shows the rest.
 Completion: eval "$(swe-infer -sc install=bash)", the same with zsh, or swe-infer -sc install=fish | source
-
 API keys come from the environment alone: OPENAI_API_KEY, AZURE_OPENAI_API_KEY, ANTHROPIC_API_KEY, WANDB_API_KEY."""
 
-_WIDTH = 118
+_WIDTH = 110
 
 
-def help_text(topics: Sequence[str] = ()) -> str:
+def help_text(topics: Sequence[str] = (), config_dir: Path | None = None) -> str:
     """The help of the command, or of groups and options.
 
     Args:
         topics: ``GROUP``, ``GROUP=OPTION``, ``KEY`` or ``KEY=VALUE``; a dotted key stands for its group.
+        config_dir: a folder with options of the user's own.
 
     Raises:
         ConfigError: there is no such group or option.
     """
-    parts = list(dict.fromkeys(part for topic in topics for part in _topic(topic)))
-    return "\n".join(parts) if parts else _overview()
+    parts = list(dict.fromkeys(part for topic in topics for part in _topic(topic, config_dir)))
+    return "\n".join(parts) if parts else _overview(config_dir)
 
 
-def _overview() -> str:
-    default = default_options()
-    lines = [
-        f"{group}{f' (default {default[group]})' if group in default else ''}: {', '.join(options)}"
-        for group, options in groups().items()
-    ]
+def _overview(config_dir: Path | None) -> str:
+    default, lines = default_options(), []
+    for group, options in groups().items():
+        title = f"  {group} ({default[group]})" if group in default else f"  {group}"
+        names = [*(path.stem for path in _own(config_dir, group)), *options]
+        lines.append(f"{title:<26}{_cut(names, _WIDTH - 26)}")
     return "\n".join(
-        [_HEADER, "== Groups and their options ==", *lines, "", _shown("config"), _FOOTER],
+        [
+            _HEADER,
+            "Groups, with their defaults:",
+            *lines,
+            "",
+            "Keys that most commands use:",
+            *(f"  {key:<28}{meaning}" for key, meaning in _KEYS),
+            "",
+            _FOOTER,
+        ]
     )
 
 
-def _topic(topic: str) -> Iterator[str]:
+def _cut(names: Sequence[str], width: int) -> str:
+    """As many names as fit, and how many there are."""
+    text = ", ".join(names)
+    if len(text) <= width:
+        return text
+    end = f", … ({len(names)} in all)"
+    return text[: width - len(end)].rpartition(", ")[0] + end
+
+
+def _own(config_dir: Path | None, group: str) -> list[Path]:
+    """The user's own options of a group."""
+    return [] if config_dir is None else sorted((config_dir / group).glob("*.yaml"))
+
+
+def _topic(topic: str, config_dir: Path | None) -> Iterator[str]:
     key, is_choice, value = topic.lstrip("+~").partition("=")
     key = key.partition("@")[0]
-    options = options_of(key)
-    if options and is_choice:
+    options, own = options_of(key), {path.stem: path for path in _own(config_dir, key)}
+    if (options or own) and is_choice:
         for option in value.strip("[]").split(","):
-            if option not in options:
+            if option in own:
+                yield f"== {own[option]} ==\n{own[option].read_text(encoding='utf-8')}"
+            elif option in options:
+                yield from (_shown(f"{key}/{name}") for name in (option, *defaults_of(key, option)))
+            else:
+                known = [*own, *options]
                 raise ConfigError(
-                    f"{key}={option}: no such option{suggestion(option, options)}"
+                    f"{key}={option}: no such option{suggestion(option, known)}"
                     if option
-                    else f"{topic}: no option is named; there are {', '.join(options)}"
+                    else f"{topic}: no option is named; there are {', '.join(known)}"
                 )
-            yield from (_shown(f"{key}/{name}") for name in (option, *defaults_of(key, option)))
-    elif options:
-        yield from _group(key)
+    elif options or own:
+        yield from _group(key, config_dir)
     elif options_of(key.partition(".")[0]):
-        yield from _group(key.partition(".")[0])
-    elif key not in ROOT_KEYS and key.partition(".")[0] not in ("shard", "budget", "hydra"):
+        yield from _group(key.partition(".")[0], config_dir)
+    elif key.partition(".")[0] in (*ROOT_KEYS, "shard", "budget"):
+        yield _shown("config")
+    elif key.partition(".")[0] != "hydra":
         raise ConfigError(f"{key}: there is no such group{suggestion(key, groups())}")
 
 
-def _group(group: str) -> Iterator[str]:
+def _group(group: str, config_dir: Path | None) -> Iterator[str]:
     """The options of a group, each with the first line of its file, and the files that hold the keys."""
-    options = options_of(group)
-    width = max(map(len, options))
-    texts = {option: file_of(group, option).read_text(encoding="utf-8") for option in options}
+    files = {path.stem: path for path in (*(file_of(group, o) for o in options_of(group)), *_own(config_dir, group))}
+    width = max(map(len, files))
+    texts = {option: path.read_text(encoding="utf-8") for option, path in files.items()}
     lines = [f"  {option:{width}}  {_first_comment(text)}"[:_WIDTH].rstrip() for option, text in texts.items()]
     yield "\n".join([f"== {group}: options ==", *lines, ""])
     with_keys = [option for option, text in texts.items() if "\n_target_:" in f"\n{text}"]
-    yield from (_shown(f"{group}/{option}") for option in with_keys or options)
+    yield from (f"== {group}/{option}.yaml ==\n{texts[option]}" for option in with_keys or texts)
 
 
 def _shown(name: str) -> str:

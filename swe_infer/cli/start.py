@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from swe_infer import __version__
 from swe_infer.errors import SweInferError
+from swe_infer.resources import expanded
 
 _COMPLETION = ("--shell-completion", "-sc")
 _WITH_VALUE = frozenset(
@@ -52,5 +54,14 @@ def _answer(arguments: Sequence[str]) -> str | None:
 
         before = ("", *arguments)
         topics = [a for a, flag in zip(arguments, before, strict=False) if a[:1] != "-" and flag not in _WITH_VALUE]
-        return help_text(topics)
+        return help_text(topics, _config_dir(arguments))
     return f"swe_infer {__version__}" if "--version" in arguments else None
+
+
+def _config_dir(arguments: Sequence[str]) -> Path | None:
+    """The folder that ``--config-dir`` names."""
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        flag, _, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd") and (value or following):
+            return expanded(value or following, flag)
+    return None

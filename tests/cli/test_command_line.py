@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -74,10 +75,13 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
     ("arguments", "most", "said"),
     [
         (["--version"], 120, [f"swe_infer {__version__}"]),
-        (["--help"], 180, ["provider (default none): anthropic, ", "max_usd: null # Cap of this run"]),
+        (["--help"], 180, ["provider (none)", "budget.max_usd=X", "swe-infer -m decoding=sample"]),
         (["-h", "provider"], 180, ["  vllm  ", "== provider/openai.yaml ==", "# Requests in flight, at most."]),
         (["--help", "model=gpt-4o"], 180, ["name: gpt-4o", "== model/api.yaml ==", "# Dollars for a million tokens"]),
-        (["--cfg", "job", "--help"], 180, ["== Groups and their options =="]),
+        (["--cfg", "job", "--help"], 180, ["Groups, with their defaults:"]),
+        (["--help", "budget.max_usd"], 180, ["max_usd: null # Cap of this run"]),
+        (["--config-dir", "own", "--help", "model"], 180, ["  mine  ", "  A model of my own."]),
+        (["--help", "model=mine", "--config-dir=own"], 180, ["name: my-tune"]),
         (["--help", "hydra/launcher"], 180, ["== hydra/launcher/ray.yaml =="]),
         (["-sc", "install=bash"], 180, ["complete "]),
         (["-sc", "query=bash"], 300, ["provider.mode=batch\nprovider.mode=live\n"]),
@@ -87,6 +91,8 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
 def test_help_version_and_completion_come_without_hydra(
     arguments: list[str], most: int, said: list[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("# A model of my own.\ndefaults: [api]\nname: my-tune\n")
     line = "swe-infer model=gpt-4o provider.mode="
     result = swe_infer(*arguments, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1", COMP_LINE=line)
     assert result.returncode == 0, result.stderr
@@ -94,6 +100,22 @@ def test_help_version_and_completion_come_without_hydra(
     modules = imported(result)
     assert not {name.partition(".")[0] for name in modules} & {*HEAVY, "pydantic", "hydra", "omegaconf", "antlr4"}
     assert len(modules) < most
+    if arguments == ["--help"]:
+        assert len(result.stdout.splitlines()) <= 42, "a screen"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m swe_infer --help model | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "== model: options ==\n"
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
