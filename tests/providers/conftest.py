@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ SECRETS = {
     "AWS_BEARER_TOKEN_BEDROCK": "planted0bedrock1secret2",
     "GOOGLE_OAUTH_ACCESS_TOKEN": "planted0vertex1secret2",
 }
+for path in (CONF / "provider").glob("*.yaml"):
+    for variable in re.findall(r"^api_key_env: ([A-Z]\w*)", path.read_text(), re.MULTILINE):
+        SECRETS.setdefault(variable, f"planted0{path.stem}1secret2")
 PLACES = {"AWS_REGION": "eu-west-1", "ANTHROPIC_VERTEX_PROJECT_ID": "a-project"}
 ANTHROPIC = ("anthropic", "anthropic_text", "bedrock", "vertex")
 """Those that speak to Claude."""

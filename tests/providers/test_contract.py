@@ -278,13 +278,20 @@ def test_a_refused_key_is_never_echoed(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_the_key_goes_where_the_vendor_looks(server: ApiServer, name: str) -> None:
-    ask(build(name, server), name)
+    provider = build(name, server)
+    ask(provider, name)
     headers = server.log.asked()[0].headers
     sent = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("api-key")
-    expected = {"azure_openai": SECRETS["AZURE_OPENAI_API_KEY"], "openai_compatible": None}
-    expected |= {"bedrock": SECRETS["AWS_BEARER_TOKEN_BEDROCK"], "vertex": SECRETS["GOOGLE_OAUTH_ACCESS_TOKEN"]}
-    default = SECRETS["ANTHROPIC_API_KEY" if name in ANTHROPIC else "OPENAI_API_KEY"]
-    assert sent == expected.get(name, default)
+    variables = {
+        **dict.fromkeys(("openai", "openai_responses"), "OPENAI_API_KEY"),
+        **dict.fromkeys(("anthropic", "anthropic_text"), "ANTHROPIC_API_KEY"),
+        "azure_openai": "AZURE_OPENAI_API_KEY",
+        "openai_compatible": None,
+        "bedrock": "AWS_BEARER_TOKEN_BEDROCK",
+        "vertex": "GOOGLE_OAUTH_ACCESS_TOKEN",
+    }
+    variable = variables.get(name, provider.api_key_env)
+    assert sent == (variable and SECRETS[variable])
     assert "x-stainless-retry-count" not in headers or headers["x-stainless-retry-count"] == "0"
 
 

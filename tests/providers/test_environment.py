@@ -191,7 +191,9 @@ def test_the_sdk_s_variable_names_the_server(
     name: str, server: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    variable = BASE_URL[name]
+    variable = BASE_URL.get(name) or build(name).address_env
+    if variable is None:
+        pytest.skip("no variable names this server")
     versioned = name.startswith("openai") or name == "vertex"
     monkeypatch.setenv(variable, server.openai_url if versioned else server.url)
     assert ask(name, server, base_url=None).text
