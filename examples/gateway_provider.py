@@ -36,18 +36,17 @@ class GatewayProvider(Provider):
     """Each field is a key of ``conf/provider/gateway.yaml``. Its ``Option`` is the documentation of the key, and says
     whether a change of the value makes another run (``answer``) or resumes the same one."""
 
-    name: Annotated[str, Option("The vendor, in messages, records and the identity of the run.", "answer")] = "gateway"
+    name: Annotated[str, Option("The vendor in messages, records and the run's identity.", "answer")] = "gateway"
     base_url: Annotated[str | None, Option("The address of the gateway.", "address")] = None
-    api_key_env: Annotated[str, Option("The environment variable that holds the key.", "address")] = "GATEWAY_API_KEY"
+    api_key_env: Annotated[str, Option("The environment variable of the key.", "address")] = "GATEWAY_API_KEY"
     team: Annotated[str, Option("The team that the gateway bills.", "reporting")] = "research"
     max_concurrency: Annotated[int, Option("The most requests in flight.", "speed")] = 16
     timeout_s: Annotated[float, Option("Seconds that one request may take in all.", "speed")] = 300.0
     pricing_id: Annotated[str, Option("genai-prices' name of the provider.", "reporting")] = "openai"
     mode: Annotated[Literal["live"], Option("This gateway has no batches.", "speed")] = "live"
 
-    @property
-    def address(self) -> str:
-        return self.base_url or ""
+    def __post_init__(self) -> None:
+        self.address = self.base_url or ""
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         if decoding.stop:

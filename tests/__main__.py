@@ -20,7 +20,7 @@ def main() -> int:
     chosen.add_argument(
         "--fast", action="store_true", help="for use while editing: no mypy, and no test with processes or torch"
     )
-    chosen.add_argument("--all", action="store_true", help="also the tests that need a cluster or a browser")
+    chosen.add_argument("--all", action="store_true", help="also what needs a cluster, a browser or the docs site")
     arguments = parser.parse_args()
     if arguments.fast:
         checks = [*RUFF, (*PYTEST, *FAST)]

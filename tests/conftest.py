@@ -26,7 +26,7 @@ LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out tests with processes, servers or heavy packages")
-    parser.addoption("--all", action="store_true", dest="full", help="also run tests with clusters and browsers")
+    parser.addoption("--all", action="store_true", dest="full", help="also run what needs clusters or browsers")
 
 
 def pytest_configure(config: pytest.Config) -> None:

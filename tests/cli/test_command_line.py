@@ -211,6 +211,7 @@ def test_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    assert (site / "swe_infer" / "py.typed").is_file(), "its types are for those who import it"
     (tmp_path / "elsewhere").mkdir()
     code = "from swe_infer.conf_files import conf_dir; print(conf_dir())"
     found = subprocess.run(
