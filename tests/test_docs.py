@@ -62,6 +62,11 @@ def test_every_path_that_a_page_names_exists() -> None:
     ] == []
 
 
+def test_every_page_of_docs_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"- {page.name}\n" not in navigation] == []
+
+
 def test_the_set_up_is_one_command_everywhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md", ".ci/run"):
         assert SET_UP in (ROOT / name).read_text(encoding="utf-8").splitlines(), name
