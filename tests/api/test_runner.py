@@ -78,7 +78,8 @@ def test_garbage_is_collected_seldom_while_a_run_is_at_work_and_as_before_after_
         requests(1), lambda *_: seen.append((gc.get_threshold(), gc.get_freeze_count())), threading.Event()
     )
     ((thresholds, out_of_sight),) = seen
-    assert all(now > then for now, then in zip(thresholds[::2], before[::2], strict=True))
+    assert thresholds[0] >= before[0], "Python 3.13 begins with as many as we set"
+    assert thresholds[2] > before[2]
     assert out_of_sight > frozen
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, frozen)
 
