@@ -21,6 +21,8 @@ from swe_infer.prompt_format import files_in_prompt, split_prompt
 
 COUNT = 150
 
+pytestmark = pytest.mark.full  # of a program in benchmarks/
+
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_task_follows_from_its_split_and_number_alone(split: Split) -> None:

@@ -17,13 +17,13 @@ from tests.sweeps.command import Sweep
 PLUGINS = {"joblib": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher"}
 
 
-@pytest.fixture(params=PLUGINS)
+@pytest.fixture(params=["joblib", pytest.param("submitit_local", marks=pytest.mark.full)])  # as a cluster is used
 def launcher(request: pytest.FixtureRequest) -> str:
     pytest.importorskip(f"hydra_plugins.{PLUGINS[request.param]}", reason="the extra is not installed")
     return f"hydra/launcher={request.param}"
 
 
-@pytest.mark.parametrize("launcher", ["submitit_local"], indirect=True)
+@pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
 def test_points_side_by_side_share_one_cap_and_one_status(launcher: str, tmp_path: Path) -> None:
     cap = Decimal("0.06")
     arguments = (launcher, "decoding.temperature=0,1,7", "decoding.max_new_tokens=64")
