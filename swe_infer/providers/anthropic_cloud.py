@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from swe_infer.providers.anthropic_client import FIRST_WITHOUT_SAMPLING
+from swe_infer.providers.anthropic import FIRST_WITHOUT_SAMPLING
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.types import ApiModel, Request
 

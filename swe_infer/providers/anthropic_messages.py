@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
-from swe_infer.providers.anthropic_batches import AnthropicBatches
+from swe_infer.providers.anthropic import AnthropicBatches
 from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage

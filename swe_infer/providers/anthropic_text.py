@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from swe_infer.providers.anthropic_client import AnthropicProvider
+from swe_infer.providers.anthropic import AnthropicProvider
 from swe_infer.providers.base import Answer
 from swe_infer.providers.wire import Unreadable, estimated_tokens, named
 from swe_infer.types import ApiModel, Request, Usage

@@ -15,8 +15,7 @@ from typing import Annotated, Any, ClassVar
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import PromptFiltered
-from swe_infer.providers.openai_batches import OpenAIBatches
-from swe_infer.providers.openai_client import COUNT_PATH
+from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
 

@@ -10,9 +10,8 @@ from typing import Annotated, Any, ClassVar
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import classify
-from swe_infer.providers.openai_batches import OpenAIBatches
+from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_usage
-from swe_infer.providers.openai_client import COUNT_PATH
 from swe_infer.providers.wire import Unreadable, named, size_of
 from swe_infer.types import ApiModel, FinishReason, Request
 

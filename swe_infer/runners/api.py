@@ -17,14 +17,13 @@ from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import Purse
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
-from swe_infer.api.dispatch import Dispatcher, PromptCaching
+from swe_infer.api.dispatch import Dispatcher, PromptCaching, collected_seldom, run_steadily
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.ledger import Interrupted, Ledger
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.pricing import Tariff, tariff_of
 from swe_infer.api.retry import Retry
-from swe_infer.api.steady import collected_seldom, run_steadily
 from swe_infer.api.tokens import counter_of
 from swe_infer.api.warm_prompts import WarmPrompts
 from swe_infer.errors import ConfigError, StoreError

@@ -1,6 +1,7 @@
-"""OpenAI's batches: a file of requests, one JSON line each, and a file of answers.
+"""What the OpenAI providers share: the SDK's client, and batches.
 
-Format and limits: https://platform.openai.com/docs/guides/batch.
+A batch is a file of requests, one JSON line each, and a file of answers. Format and limits:
+https://platform.openai.com/docs/guides/batch.
 """
 
 from __future__ import annotations
@@ -8,14 +9,42 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from swe_infer.errors import RequestError, TransientError
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
-from swe_infer.providers.openai_client import OpenAIProvider
-from swe_infer.providers.wire import MOST_PAGES, named, whole_number
+from swe_infer.providers.wire import MOST_PAGES, WireProvider, named, whole_number
 from swe_infer.types import ApiModel, Request
+
+OPENAI = "https://api.openai.com/v1"
+COUNT_PATH = "/responses/input_tokens"
+"""Counts the input of a request to the responses interface (openai.types.responses.InputTokenCountParams)."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class OpenAIProvider(WireProvider):
+    """A provider behind ``AsyncOpenAI``, which reads OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS."""
+
+    address_env: ClassVar[str | None] = "OPENAI_BASE_URL"
+    headers_env: ClassVar[str | None] = "OPENAI_CUSTOM_HEADERS"
+    header_values_env: ClassVar[tuple[str, ...]] = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+
+    def own_address(self) -> str:
+        return OPENAI
+
+    def _http_client(self, **settings: Any) -> Any:
+        import openai
+
+        return openai.DefaultAsyncHttpxClient(**settings)
+
+    def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
+        import openai
+
+        client = openai.AsyncOpenAI(base_url=self.address, api_key=key, max_retries=0, http_client=http)
+        return openai, client
+
 
 _LABEL = "swe_infer"
 _GRACE_S = 600.0
