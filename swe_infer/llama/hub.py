@@ -9,6 +9,7 @@ from pathlib import Path
 
 from swe_infer.errors import CheckpointError
 from swe_infer.resources import is_hub_name, resolve_path
+from swe_infer.text import first_line
 
 _CONFIGS = ["*.json", "*.model", "*.jinja", "tokenizer*"]
 
@@ -46,7 +47,7 @@ def _resolve(path: str, marker: str, key: str, patterns: list[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise CheckpointError(
             f"{key}={path}: there is no such directory, and the Hugging Face hub did not give it ({reason})"
         ) from error

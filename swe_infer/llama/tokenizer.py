@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.config import read_json
+from swe_infer.text import first_line
 from swe_infer.types import Prompt
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ def _transformers(directory: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
     except (OSError, ValueError, ImportError) as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{directory}: the tokenizer cannot be read: {first_line}") from error
+        raise CheckpointError(f"{directory}: the tokenizer cannot be read: {first_line(error)}") from error
 
 
 def _chat_renderer(directory: Path) -> Any:

@@ -17,6 +17,7 @@ from swe_infer.llama.config import LlamaConfig, read_json
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.safetensors import SafetensorsFile, TensorEntry
 from swe_infer.llama.shard import Shard
+from swe_infer.text import first_line
 
 
 class TensorSource(Protocol):
@@ -190,8 +191,7 @@ class _PickledTensors:
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except Exception as error:  # torch raises many types for damaged files
-                first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise CheckpointError(f"{path} cannot be read: {first_line}") from error
+                raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
             self.tensors.update({name: (path, tensor) for name, tensor in loaded.items()})
 
     def names(self) -> set[str]:

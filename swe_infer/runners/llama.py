@@ -22,6 +22,7 @@ from swe_infer.llama.pool import EnginePool
 from swe_infer.options import Option
 from swe_infer.prompt_format import prose_in_prompt
 from swe_infer.runners.base import EngineSharing, Order, RequestStream, RunContext, WantedSamples
+from swe_infer.text import first_line
 from swe_infer.types import (
     Completion,
     Decoding,
@@ -332,7 +333,7 @@ def _prepared(engine: Engine | EngineGroup[Any], streams: Sequence[RequestStream
             try:
                 ids, prompt = tuple(engine.tokenizer.encode(request.prompt)), request.prompt
             except Exception as error:  # noqa: BLE001 - tokenizers and chat templates raise what they like
-                stream.deliver(request.key, Failure(type(error).__name__, _first_line(error)))
+                stream.deliver(request.key, Failure(type(error).__name__, first_line(error)))
                 continue
             source = DraftSource(prose_in_prompt(prompt.text), request.files)
         yield GenerationRequest(
@@ -352,7 +353,3 @@ def _split(request: GenerationRequest) -> tuple[int, tuple[str, int]]:
     assert isinstance(request.key, tuple)
     index, instance_id, sample = request.key
     return index, (instance_id, sample)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
