@@ -139,7 +139,7 @@ class _Job:
         self.status = 0
         self.resources = SharedResources()
         self.elsewhere = False
-        self.reported = False
+        self._may_wait = False
 
     @functools.cached_property
     def waiting(self) -> PointsAtOnce:
@@ -154,7 +154,7 @@ class _Job:
             "status": 0,
             "resources": SharedResources(),
             "elsewhere": True,
-            "reported": False,
+            "_may_wait": False,
             "home": os.getcwd(),
         }
 
@@ -218,7 +218,7 @@ class _Job:
 
     def _can_wait(self) -> bool:
         """Whether a point may be run later in this process, at once with others."""
-        return self.reported and not self.elsewhere and not HydraConfig.get().job.env_set
+        return self._may_wait and not self.elsewhere and not HydraConfig.get().job.env_set
 
     def _ended(
         self, sweep: SweepLog, directory: Path | None, end: int | Exception, objectives: Sequence[Objective] = ()
@@ -243,8 +243,12 @@ class _Job:
             print(directory, flush=True)
         return values
 
+    def allow_waiting(self) -> None:
+        """Points may wait: the sweep's report calls :meth:`finish` when all jobs were launched."""
+        self._may_wait = True
+
     def finish(self) -> None:
-        """Run the points that still wait; the sweep's report calls it when all jobs were launched."""
+        """Run the points that wait."""
         if "waiting" in self.__dict__:
             self.waiting.run()
 

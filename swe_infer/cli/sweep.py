@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -17,20 +17,23 @@ from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 
 
-@runtime_checkable
-class _PuttingOff(Protocol):
-    """A task function that may put points off until all were launched, if it is ``reported`` that this is so."""
+class SweepTask(Protocol):
+    """The task function of a sweep."""
 
-    reported: bool
+    def allow_waiting(self) -> None:
+        """Points may wait until all jobs were launched: :meth:`finish` will be called then."""
+        ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Run the points that wait."""
+        ...
 
 
 class SweepReport(Callback):
     """Hydra's callback at both ends of a sweep. Points may have run in other processes, so it reads their log."""
 
     def __init__(self) -> None:
-        self._task: _PuttingOff | None = None
+        self._task: SweepTask | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin the log. A plug-in that is not installed ends the process here, in one line."""
@@ -54,10 +57,9 @@ class SweepReport(Callback):
     def on_job_start(self, config: DictConfig, *, task_function: Any, **kwargs: Any) -> None:
         """Tell the task that :meth:`on_multirun_end` will come. A search chooses a point by how those before ended,
         so none can be put off there."""
-        listed = config.hydra.mode == RunMode.MULTIRUN and not study.is_search(config.hydra)
-        if listed and isinstance(task_function, _PuttingOff):
+        if config.hydra.mode == RunMode.MULTIRUN and not study.is_search(config.hydra):
             self._task = task_function
-            self._task.reported = True
+            task_function.allow_waiting()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Run what was put off, say which points did not end well, compare the runs, and end the process with the

@@ -18,7 +18,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -135,7 +135,7 @@ class WandbTracker:
         if self._worker is not None:
             return
         self.address = None
-        self._worker = _Worker(self, run, self._options)
+        self._worker = _Worker(run, self._options, self._set_address)
         self._worker.start()
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
@@ -149,12 +149,19 @@ class WandbTracker:
         if worker is not None:
             worker.finish(summary, files, exit_status)
 
+    def _set_address(self, address: str) -> None:
+        self.address = address
+
 
 class _Worker:
-    """The process, the thread that writes to it, and the thread that reads what it says."""
+    """The process, the thread that writes to it, and the thread that reads what it says.
 
-    def __init__(self, tracker: WandbTracker, run: RunInfo, options: Mapping[str, Any]) -> None:
-        self._tracker = tracker
+    Args:
+        on_address: called by the reading thread with the address of the run at W&B.
+    """
+
+    def __init__(self, run: RunInfo, options: Mapping[str, Any], on_address: Callable[[str], None]) -> None:
+        self._on_address = on_address
         self._options = options
         self._interval_s: float = options["log_interval_s"]
         self._start_message = _start_message(run, options)
@@ -267,7 +274,7 @@ class _Worker:
                 except ValueError:
                     continue
                 if "address" in message:
-                    self._tracker.address = message["address"]
+                    self._on_address(message["address"])
                 if "warning" in message:
                     self._warn(message["warning"])
                 if "error" in message:
