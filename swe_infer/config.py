@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import secrets
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swe_infer.conf_files import ROOT_KEYS, Objective, parameters_at, suggestion
 from swe_infer.errors import ConfigError
 from swe_infer.files import write_atomically
-from swe_infer.options import parameters_of
+from swe_infer.options import Parameter, parameters_of
 from swe_infer.redaction import without_credentials
 from swe_infer.text import first_line, flatten
 
@@ -106,6 +107,10 @@ def objectives(cfg: DictConfig) -> tuple[Objective, ...]:
     return names
 
 
+_REFERENCE = re.compile(r"\$\{(\w+)\}")
+"""An interpolation of one key of the root."""
+
+
 class _Constructor:
     """Constructs each node once, so that ``runner.model: ${model}`` and ``model`` are one object."""
 
@@ -128,13 +133,19 @@ class _Constructor:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{key}._target_={target}: cannot be imported ({first_line(error)})") from None
         parameters = parameters_of(factory)
+        written = OmegaConf.to_container(node, resolve=False)
+        assert isinstance(written, dict)
         values: dict[str, Any] = {}
         for name in (str(n) for n in node if n != "_target_"):
             if name not in parameters:
                 raise ConfigError(f"{key}.{name}: no such key{suggestion(name, parameters)}")
             if OmegaConf.is_missing(node, name):
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
-            values[name] = self._value(node[name], parameters[name].hint, f"{key}.{name}")
+            # A message names `budget.max_usd` where `runner.budget` is `${budget}`.
+            reference = _REFERENCE.fullmatch(str(written[name]))
+            values[name] = self._value(
+                node[name], parameters[name].hint, reference[1] if reference else f"{key}.{name}"
+            )
         for name, parameter in parameters.items():
             if parameter.default is parameter.empty and name not in values:
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
@@ -271,11 +282,14 @@ def _without_passwords(value: Any) -> Any:
     return without_credentials(value) if isinstance(value, str) and "://" in value else value
 
 
-def is_identity(key: str) -> bool:
+def is_identity(key: str, plain: Mapping[str, Any] | None = None) -> bool:
     """Whether a key of the configuration, such as ``decoding.temperature``, may decide answers.
 
     How fast they are had and from which address, which instances a command asks, what it may cost and who is told is
-    not part of a run's identity.
+    not part of a run's identity. A class of the user's own says it for its options as ours do.
+
+    Args:
+        plain: the resolved configuration that the key stands in, which names the user's classes.
     """
     group, _, rest = key.partition(".")
     if not rest:
@@ -283,17 +297,38 @@ def is_identity(key: str) -> bool:
     if group == "runner":
         return rest == "_target_"
     if group == "provider":
-        rest = re.sub(r"^(first|second|third|fourth)\.", "", rest)  # one of several deployments
+        rest = _DEPLOYMENT.sub("", rest)
     if group not in IDENTITY_GROUPS:
         return False
-    options = [parameter.option for parameter in parameters_at(f"{group}.{rest.split('.')[0]}")]
+    parameters = parameters_at(f"{group}.{rest.split('.')[0]}") or _own_parameters(key, plain or {})
+    options = [parameter.option for parameter in parameters]
     return all(option is None or option.effect == "answer" for option in options)
+
+
+_DEPLOYMENT = re.compile(r"^(first|second|third|fourth)\.")
+"""One of several deployments, in a key of ``provider``."""
+
+
+def _own_parameters(key: str, plain: Mapping[str, Any]) -> list[Parameter]:
+    """What a key sets in a class that no file of ``conf/`` names, where this process has the class: a configuration
+    may be a stranger's, so nothing is imported for it."""
+    group, _, rest = key.partition(".")
+    node = plain.get(group)
+    if group == "provider" and (match := _DEPLOYMENT.match(rest)) and isinstance(node, Mapping):
+        node, rest = node.get(match[1]), rest[match.end() :]
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    factory = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    if not inspect.isclass(factory):
+        return []
+    parameter = parameters_of(factory).get(rest.partition(".")[0])
+    return [parameter] if parameter is not None else []
 
 
 def in_digest(key: str, plain: Mapping[str, Any]) -> bool:
     """Whether two points that differ in a key have different digests, see :func:`digest`. What a group such as
     ``experiment`` sets lies in other groups, so its name says nothing."""
-    return is_identity(key) and key.partition(".")[0] in plain
+    return is_identity(key, plain) and key.partition(".")[0] in plain
 
 
 def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +336,8 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for group in IDENTITY_GROUPS:
         node = plain.get(group)
-        flat.update((k, v) for k, v in flatten(node if isinstance(node, Mapping) else {}, group) if is_identity(k))
+        keys = flatten(node if isinstance(node, Mapping) else {}, group)
+        flat.update((k, v) for k, v in keys if is_identity(k, plain))
     runner = plain.get("runner")
     flat["runner"] = runner.get("_target_") if isinstance(runner, Mapping) else None
     return flat

@@ -63,6 +63,94 @@ def server() -> Iterator[ApiServer]:
         yield server
 
 
+OWN_PROVIDER = """
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+import httpx
+
+from swe_infer.errors import ConfigError, TransientError
+from swe_infer.options import Option
+from swe_infer.providers.base import Answer, Provider
+from swe_infer.types import Usage
+
+
+@dataclass(kw_only=True, eq=False)
+class MyProvider(Provider):
+    address: Annotated[str, Option("The server.", "address")]
+    greeting: Annotated[str, Option("Goes before each prompt.", "answer")] = ""
+    name: Annotated[str, Option("The vendor.", "answer")] = "mine"
+    pricing_id: Annotated[str, Option("Its name at genai-prices.", "reporting")] = "mine"
+    max_concurrency: Annotated[int, Option("Requests in flight.", "speed")] = 4
+    timeout_s: Annotated[float, Option("Seconds for a request.", "speed")] = 60.0
+    mode: Annotated[str, Option("live alone.", "speed")] = "live"
+
+    def check(self, model, decoding):
+        pass
+
+    def check_access(self):
+        if not os.environ.get("MY_KEY"):
+            raise ConfigError("set MY_KEY in the environment")
+
+    async def open(self):
+        self._client = httpx.AsyncClient(headers={"Authorization": f"Bearer {os.environ['MY_KEY']}"})
+
+    async def close(self):
+        await self._client.aclose()
+
+    async def complete(self, request, model, *, timeout_s, cache_prompt=False):
+        content = self.greeting + request.prompt.text
+        body = {"model": model.name, "messages": [{"role": "user", "content": content}]}
+        answer = await self._client.post(f"{self.address}/chat/completions", json=body, timeout=timeout_s)
+        if answer.status_code != 200:
+            raise TransientError(f"status {answer.status_code}")
+        found = answer.json()
+        used = Usage(found["usage"]["prompt_tokens"], output_tokens=found["usage"]["completion_tokens"])
+        return Answer(found["choices"][0]["message"]["content"], "stop", used)
+"""
+
+
+def test_a_provider_is_one_file_and_one_yaml(server: ApiServer, tmp_path: Path) -> None:
+    """In a folder of the user's own: it is chosen, described, refused, and resumed as the ones that come along."""
+    write_instances(tmp_path / "dataset.jsonl", 3)
+    (tmp_path / "my_provider.py").write_text(OWN_PROVIDER)
+    (tmp_path / "conf" / "provider").mkdir(parents=True)
+    (tmp_path / "conf" / "provider" / "mine.yaml").write_text(
+        f"# My own server.\n_target_: my_provider.MyProvider\naddress: {server.openai_url}\n"
+        "greeting: ''\nmax_concurrency: 4\n"
+    )
+    environment_ = {**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+
+    def own(*arguments: str, key: str = "sk-my-planted-secret") -> subprocess.CompletedProcess[str]:
+        command = ["--config-dir", "conf", "model.name=my-model", "model.pricing=unknown", "provider=mine",
+                   "dataset=jsonl", "dataset.path=dataset.jsonl", "tracker=none", "output_dir=run"]  # fmt: skip
+        return commands.run("swe_infer", *command, *arguments, cwd=tmp_path, env={**environment_, "MY_KEY": key})
+
+    for arguments, key, said in [
+        (["provider.greting=x"], "k", "provider.greting: no such key; did you mean provider.greeting?"),
+        (["provider.greeting=[x]"], "k", "provider.greeting="),
+        ([], "", "set MY_KEY in the environment"),
+    ]:
+        refused = own(*arguments, key=key)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert said in refused.stderr
+    assert not server.log.answers()
+    done = own("provider.greeting='Good morning (#1).'", "dataset.limit=2")
+    assert done.returncode == 0, done.stderr
+    assert len(server.log.answers()) == 2
+    assert all("Good morning (#1)." in str(exchange.body) for exchange in server.log.answers())
+    moved = own("provider.greeting='Good morning (#1).'", "provider.address=http://127.0.0.1:9/v1", "dataset.limit=2")
+    assert moved.returncode == 0, moved.stderr
+    grown = own("provider.greeting='Good morning (#1).'", "provider.max_concurrency=2")
+    assert grown.returncode == 0, grown.stderr
+    assert len(server.log.answers()) == 3
+    other = own("provider.greeting=Hello")
+    assert other.returncode == 2
+    assert "provider.greeting" in other.stderr
+    completed_once(tmp_path / "run", 3)
+
+
 def latest(directory: Path) -> dict[Key, Record]:
     return {(r["instance_id"], r["sample"]): r for r in read_records(directory / "records.jsonl")}
 
