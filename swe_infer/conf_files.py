@@ -77,6 +77,23 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; there are {', '.join(names)}"
 
 
+def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
+    """The message about an option that its group does not have: a few names like it, or all where they are few."""
+    names = sorted(known)
+    close = difflib.get_close_matches(option, names, n=3)
+    if close := close or [name for name in names if option and option.lower() in name][:_FEW]:
+        *others, last = close
+        hint = f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
+    elif len(names) > _MANY:
+        hint = f"--help {group} lists the {len(names)} that there are"
+    else:
+        hint = f"there are {', '.join(names)}"
+    return f"{group}={option}: no such option; {hint}"
+
+
+_FEW, _MANY = 5, 16
+
+
 def default_options() -> dict[str, str]:
     """The option that the root configuration chooses for each group."""
     return {group: option for group, option in _pairs(_read(file_of("", ROOT))) if " " not in group}
@@ -120,6 +137,23 @@ def node_of(group: str, option: str) -> dict[str, Any]:
                 node[match[2] or match[1]] = node_of(other, value)
     own = content.get(group.partition("/")[0], {}) if _is_global(path) else content
     return node | {key: value for key, value in own.items() if key != "defaults"}
+
+
+def key_named(name: str) -> str | None:
+    """The key that a name means: a group, a dotted key, or the last part of a key, such as ``temperature``."""
+    group = name.partition(".")[0]
+    if name in (*ROOT_KEYS, *_NODES) or group in groups() or (group in _NODES and group != name):
+        return name
+    if "." in name:
+        return None
+    for group in ("decoding", "dataset", "provider", "model", "runner"):
+        if any(name in node for node in _nodes(group)) and not name.startswith("_"):
+            return f"{group}.{name}"
+    return next((f"{group}.{name}" for group in _NODES if name in config_node(group)), None)
+
+
+_NODES = ("budget", "shard")
+"""The keys of the root configuration that hold others and are no groups."""
 
 
 @functools.cache

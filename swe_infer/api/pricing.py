@@ -8,6 +8,7 @@ Prices come from ``genai-prices``, which keeps every vendor's list with its hist
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,6 +18,8 @@ from swe_infer.errors import ConfigError
 from swe_infer.types import ApiModel, Pricing, Usage
 
 _MILLION = Decimal(1_000_000)
+_VENDORS = ("anthropic", "openai")
+"""Vendors of models with the same name in ``genai-prices`` and in ``conf/provider``."""
 BATCH_FACTOR = Decimal("0.5")
 """OpenAI, Azure and Anthropic bill a batch at half of every token price
 (platform.openai.com/docs/guides/batch, docs.claude.com/en/docs/build-with-claude/batch-processing)."""
@@ -179,11 +182,24 @@ def tariff_of(model: ApiModel, provider_id: str, *, batch: bool = False) -> Tari
     try:
         return ListedTariff(name, provider_id, batch=batch)
     except LookupError as error:
+        reason = error.args[0]
+        if (vendor := _vendor_of(name, provider_id)) is not None:
+            reason = f"it is a model of {vendor}: choose provider={vendor}, unless this server has it too"
         raise ConfigError(
-            f"model.pricing: no price is known for {name!r} at {provider_id!r} ({error.args[0]}). State "
+            f"model.pricing: no price is known for {name!r} at {provider_id!r} ({reason}). State "
             "model.pricing.input_per_mtok and model.pricing.output_per_mtok in dollars, or name a listed model in "
             "model.price_as, or set model.pricing=unknown (then no budget can be set)"
         ) from None
+
+
+def _vendor_of(name: str, provider_id: str) -> str | None:
+    """The vendor other than ``provider_id`` that lists a model; None where neither does."""
+    for vendor in _VENDORS:
+        if vendor != provider_id:
+            with suppress(LookupError):
+                ListedTariff(name, vendor)
+                return vendor
+    return None
 
 
 def worst_case(tariff: Tariff, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:

@@ -26,7 +26,7 @@ from swe_infer.conf_files import (
 from swe_infer.errors import ConfigError
 
 _FLAGS = (
-    "--help", "--version", "--multirun", "-m", "--cfg", "--resolve", "--package", "--info", "--hydra-help",
+    "--help", "--version", "--multirun", "-m", "--cfg", "--resolve", "--package", "--hydra-help",
     "--config-dir", "--config-name", "--shell-completion",
 )  # fmt: skip
 

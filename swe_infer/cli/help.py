@@ -17,6 +17,7 @@ from swe_infer.conf_files import (
     groups,
     options_of,
     suggestion,
+    unknown_option,
 )
 from swe_infer.errors import ConfigError
 
@@ -113,7 +114,7 @@ def _topic(topic: str, config_dir: Path | None) -> Iterator[str]:
             else:
                 known = [*own, *options]
                 raise ConfigError(
-                    f"{key}={option}: no such option{suggestion(option, known)}"
+                    unknown_option(key, option, known)
                     if option
                     else f"{topic}: no option is named; there are {', '.join(known)}"
                 )

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from swe_infer.cli.extras import missing_for
+from swe_infer.conf_files import key_named, unknown_option
 
 
 def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
@@ -36,6 +37,8 @@ def _unknown_key(error: BaseException) -> str:
     names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
     if close := difflib.get_close_matches(name, names, n=1):
         return f"{key}: no such key; did you mean {key.removesuffix(name)}{close[0]}?"
+    if (meant := key_named(key)) is not None and meant != key:
+        return f"{key}: no such key; did you mean {meant}?"
     return f"{key}: no such key" + (f"; there are {', '.join(names)}" if names else "")
 
 
@@ -44,6 +47,4 @@ def _unknown_option(group: str, option: str, text: str) -> str:
     if (hint := missing_for(group, option)) is not None:
         return hint
     options = [line.strip() for line in listing.splitlines()[1:] if line.strip() and ":" not in line]
-    close = difflib.get_close_matches(option, options, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{group}={option}: no such option; {hint}there are {', '.join(options)}"
+    return unknown_option(group, option, options)

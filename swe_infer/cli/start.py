@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from swe_infer import __version__
-from swe_infer.errors import SweInferError
+from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.resources import expanded
 
 _COMPLETION = ("--shell-completion", "-sc")
+_PLAIN = frozenset({"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"})
 _WITH_VALUE = frozenset(
     {
-        *("--cfg", "-c", "--package", "-p", "--info", "-i"),
+        *("--cfg", "-c", "--package", "-p", "--experimental-rerun"),
         *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
     }
 )
 """Flags of Hydra whose value is the next argument."""
+_KEY = re.compile(r"(~|\+{0,2})[\w./@:-]+", re.ASCII)
+_COMMANDS = ("compare", "evaluate", "merge")
+_SHOWN = ("job", "hydra", "all")
 
 
 def main() -> None:
@@ -55,7 +62,76 @@ def _answer(arguments: Sequence[str]) -> str | None:
         before = ("", *arguments)
         topics = [a for a, flag in zip(arguments, before, strict=False) if a[:1] != "-" and flag not in _WITH_VALUE]
         return help_text(topics, _config_dir(arguments))
-    return f"swe_infer {__version__}" if "--version" in arguments else None
+    if "--version" in arguments:
+        return f"swe_infer {__version__}"
+    _check(arguments)
+    return None
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """Check flags, and that everything else is ``KEY=VALUE``: argparse would print its usage over many lines.
+
+    Raises:
+        ConfigError: names the argument and what would be right.
+    """
+    waiting = ""
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        flag, has_value, value = argument.partition("=")
+        if waiting:
+            _check_value(waiting, argument)
+            waiting = ""
+        elif not argument.startswith("-"):
+            if has_value and not _KEY.fullmatch(flag):
+                hint = "write no spaces around =" if _KEY.fullmatch(flag.strip()) else "see --help"
+                raise ConfigError(f"{argument}: {flag!r} is not a key; {hint}")
+            if not has_value and not argument.startswith("~"):
+                raise ConfigError(_not_an_override(argument))
+        elif flag in _WITH_VALUE:
+            waiting = "" if has_value else flag
+            if has_value:
+                _check_value(flag, value)
+        elif flag in _PLAIN and has_value:
+            raise ConfigError(f"{argument}: {flag} takes no value")
+        elif flag not in _PLAIN and argument != "--":
+            raise ConfigError(_not_a_flag(flag, value if has_value else following))
+    if waiting:
+        raise ConfigError(f"{waiting}: needs a value")
+
+
+def _check_value(flag: str, value: str) -> None:
+    if flag in ("--cfg", "-c") and value not in _SHOWN:
+        raise ConfigError(f"{flag} {value}: must be {' or '.join(_SHOWN)}")
+
+
+def _not_a_flag(flag: str, value: str) -> str:
+    """What is wrong with a flag. ``value`` is what follows it."""
+    if flag in ("--info", "-i"):
+        return f"{flag}: not supported; --cfg all shows the composed configuration, --help the options"
+    from swe_infer.conf_files import key_named
+
+    name = flag.lstrip("-").replace("-", "_")
+    if (key := key_named(name)) is not None:
+        value = "VALUE" if not value or value.startswith("-") or "=" in value else value
+        value = "true" if value == "VALUE" and key == "dry_run" else value
+        return f"{flag}: no such flag; keys are written without dashes: {shlex.quote(f'{key}={value}')}"
+    close = difflib.get_close_matches(flag, (*_PLAIN, *_WITH_VALUE), n=1)
+    return f"{flag}: no such flag; " + (f"did you mean {close[0]}?" if close else "see --help")
+
+
+def _not_an_override(argument: str) -> str:
+    """What is wrong with an argument that is neither a flag nor ``KEY=VALUE``."""
+    from swe_infer.conf_files import groups, key_named
+
+    if argument in _COMMANDS:
+        return f"{argument}: did you mean the command swe-infer-{argument}?"
+    if argument == "help":
+        return "help: did you mean --help?"
+    if (key := key_named(argument)) is not None:
+        return f"{argument}: has no value; write {key}=VALUE, without spaces"
+    if chosen := [group for group, options in groups().items() if argument in options]:
+        meant = " or ".join(f"{group}={argument}" for group in chosen)
+        return f"{argument}: must be KEY=VALUE; did you mean {meant}?"
+    return f"{argument}: must be KEY=VALUE; see --help"
 
 
 def _config_dir(arguments: Sequence[str]) -> Path | None:

@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
-from swe_infer.conf_files import ROOT_KEYS, conf_dir, parameters_at
+from swe_infer.conf_files import ROOT_KEYS, options_of, parameters_at, unknown_option
 from swe_infer.errors import ConfigError
 from swe_infer.types import PathText
 
@@ -71,8 +71,8 @@ def _typed(override: str, sweep: bool) -> str:
     try:
         parsed = _parsed(override)
     except HydraException:
-        if (conf_dir() / key).is_dir():
-            return override  # no option of a group has such a name, and Hydra lists those that there are
+        if (options := options_of(key)) and not sweep:
+            raise ConfigError(unknown_option(key, typed, options)) from None
         if _is_text(key) and not (sweep and len(_choices(typed)) > 1):
             return f"{start}={quoted(typed)}"
         raise ConfigError(_unreadable(start, typed, sweep)) from None

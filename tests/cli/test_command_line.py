@@ -187,6 +187,43 @@ def test_a_mistake_is_one_line_and_exit_2_and_leaves_nothing(arguments: list[str
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistake_names_what_was_meant(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
+    wrong_provider = "it is a model of openai: choose provider=openai"
+    for arguments, said in [
+        (["--model", "gpt-4o"], "keys are written without dashes: model=gpt-4o"),
+        (["--provider=anthropic"], "keys are written without dashes: provider=anthropic"),
+        (["--temperature", "0.3"], "keys are written without dashes: decoding.temperature=0.3"),
+        (["--dry-run"], "keys are written without dashes: dry_run=true"),
+        (["--model", "it's"], """keys are written without dashes: 'model=it'"'"'s'"""),
+        (["--multi", "model=gpt-4o"], "--multi: no such flag; did you mean --multirun?"),
+        (["--\u00e9"], "no such flag; see --help"),
+        (["-m=gpt-4o"], "-m takes no value"),
+        (["--cfg", "jobs"], "--cfg jobs: must be job or hydra or all"),
+        (["--config-dir"], "--config-dir: needs a value"),
+        (["--info", "config"], "--info: not supported"),
+        (["gpt-4o"], "did you mean model=gpt-4o?"),
+        (["model", "=", "gpt-4o"], "write model=VALUE, without spaces"),
+        (["model = gpt-4o"], "write no spaces around ="),
+        (["mod\u00e8le=gpt-4o"], "is not a key; see --help"),
+        (["compare", "a", "b"], "did you mean the command swe-infer-compare?"),
+        (["model==gpt-4o"], "did you mean gpt-4o"),
+        (["model=gpt-4(o"], "did you mean gpt-4o"),
+        (["model=zzzz"], "model=zzzz: no such option; --help model lists the "),
+        (["model=gpt-4o", "provider=anthropic"], wrong_provider),
+        (["model=gpt-4o", "budget.max_usd=$20"], 'budget.max_usd="$20": must be an amount'),
+        (["decoding.temperature=0.2,0.8"], "several values are a sweep, which needs -m"),
+    ]:
+        result = commands.run("swe_infer", *arguments, cwd=tmp_path, env=environment)
+        assert result.returncode == 2, (arguments, result.stderr)
+        assert result.stderr.startswith("error: "), (arguments, result.stderr)
+        assert len(result.stderr.splitlines()) == 1, (arguments, result.stderr)
+        assert len(result.stderr) < 400, (arguments, result.stderr)
+        assert said in result.stderr, (arguments, result.stderr)
+        assert result.stdout == "", arguments
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_overrides_may_stand_on_both_sides_of_a_flag(tmp_path: Path) -> None:
     result = swe_infer("decoding.n=2", "--cfg", "job", "decoding.seed=7", "-p", "decoding", cwd=tmp_path)
     assert "'n': 2" in result.stdout
