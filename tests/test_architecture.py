@@ -107,6 +107,17 @@ def test_what_a_runner_is_depends_on_no_runner() -> None:
 ROOT = PACKAGE.parent
 
 
+def test_a_file_of_a_run_is_named_in_its_package_alone() -> None:
+    name = re.compile(r"\b(records\.jsonl|summary\.json|config\.yaml|evaluation\.jsonl|predictions\S*\.jsonl)")
+    found = {path for path in modules() if name.search(path.read_text(encoding="utf-8"))}
+    assert {room_of(path) for path in found} == {"run_directory"}, found
+
+
+def test_capabilities_are_declared_and_frozen_objects_stay_so() -> None:
+    probing = re.compile(r"\bhasattr\(|object\.__setattr__|\bruntime_checkable\b")
+    assert [path for path in modules() if probing.search(path.read_text(encoding="utf-8"))] == []
+
+
 def imported_modules(package: Path) -> dict[str, set[str]]:
     """The modules that each module of a package imports, those in functions and for type checking included."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in package.rglob("*.py")}
