@@ -23,8 +23,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.conf_files import ROOT_KEYS, Objective, parameters_at, suggestion
-from swe_infer.errors import ConfigError
-from swe_infer.files import write_atomically
+from swe_infer.errors import ConfigError, StoreError
+from swe_infer.files import read_regular, write_atomically
 from swe_infer.options import Parameter, parameters_of
 from swe_infer.redaction import without_credentials
 from swe_infer.text import first_line, flatten
@@ -352,9 +352,20 @@ def as_yaml(plain: Mapping[str, Any]) -> str:
     return f"{HEADER}{digest(plain)}\n{OmegaConf.to_yaml(OmegaConf.create(dict(plain)))}"
 
 
+def shard_of(plain: Mapping[str, Any]) -> tuple[int | None, int]:
+    """Index and count of the shard that a resolved configuration asks; the index is None where it is no shard, or
+    where the configuration, which may be a stranger's, does not say it in numbers that can be true."""
+    shard = plain.get("shard")
+    index, count = (shard.get("index"), shard.get("count")) if isinstance(shard, Mapping) else (None, None)
+    if type(index) is not int or type(count) is not int or not 0 <= index < count:
+        return None, 1
+    return index, count
+
+
 def coverage(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Which instances a resolved configuration asks, flat: ``{"dataset.limit": 4, …}``."""
-    dataset = plain.get("dataset") or {}
+    dataset = plain.get("dataset")
+    dataset = dataset if isinstance(dataset, Mapping) else {}
     return {f"dataset.{key}": dataset.get(key) for key in COVERAGE}
 
 
@@ -435,4 +446,24 @@ def run_id_of(directory: Path, plain: Mapping[str, Any]) -> str:
     path = directory / "run_id"
     if not path.exists():
         write_atomically(path, f"{digest(plain)}-{secrets.token_hex(3)}\n")
-    return path.read_text().strip()
+    return read_run_id(path)
+
+
+def read_run_id(path: Path) -> str:
+    """What :func:`run_id_of` keeps in a run directory, which may be a stranger's.
+
+    Raises:
+        StoreError: the file cannot be read, or holds no run id.
+    """
+    try:
+        run_id = read_regular(path, 1 << 10).decode("ascii").strip()
+    except UnicodeDecodeError:
+        run_id = ""
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
+    if not _RUN_ID.fullmatch(run_id):
+        raise StoreError(f"{path}: holds no run id; remove it")
+    return run_id
+
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")

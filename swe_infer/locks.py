@@ -32,6 +32,7 @@ Locks = Literal["os", "single_writer"]
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 """What file systems without locks answer to flock and fcntl."""
 
+_MOST_BYTES = 1 << 16  # of a lock file
 _LONGEST_PAUSE_S = 0.05
 _STOPPING_WAIT_S = 1.0
 """So long a connection waits in all, once Ctrl-C was pressed."""
@@ -92,8 +93,14 @@ class OwnerFile:
     def close(self) -> None:
         """Remove the lock file, if it is still this owner's."""
         with contextlib.suppress(OSError):
-            if self._path.read_bytes() == self._content:
+            if _content(self._path) == self._content:
                 self._path.unlink()
+
+
+def _content(path: Path) -> bytes:
+    """What a lock file says, which a stranger may have made: no link is followed, and no FIFO waited for."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        return file.read(_MOST_BYTES)
 
 
 def refuse_owned(path: Path, what: str) -> None:
@@ -105,7 +112,7 @@ def refuse_owned(path: Path, what: str) -> None:
     """
     lock = _owner_path(path)
     try:
-        content = lock.read_bytes()
+        content = _content(lock)
     except FileNotFoundError:
         return
     owner = _owner_in(content)
@@ -122,7 +129,7 @@ def refuse_owned(path: Path, what: str) -> None:
         os.rename(lock, aside)
     except FileNotFoundError:
         return
-    if aside.read_bytes() == content:
+    if _content(aside) == content:
         aside.unlink()
     else:
         os.rename(aside, lock)
@@ -227,7 +234,7 @@ def _owner_in(content: bytes) -> dict[str, Any] | None:
     kinds = {"host": str, "pid": int, "born": str}
     if not isinstance(owner, dict) or any(type(owner.get(name)) is not kind for name, kind in kinds.items()):
         return None
-    return owner
+    return owner if owner["pid"] < 1 << 31 else None
 
 
 def _is_here(owner: dict[str, Any]) -> bool:

@@ -16,9 +16,15 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from swe_infer.errors import StoreError
+from swe_infer.files import open_regular
+from swe_infer.run_directory.layout import unreadable as unreadable_file
+from swe_infer.run_directory.records import LONGEST_LINE
+from swe_infer.text import bounded_json
 from swe_infer.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -61,7 +67,7 @@ class Journal:
             self._prompts_path.unlink(missing_ok=True)
         self._file = _appended(self._path)
         self._prompts = _appended(self._prompts_path)
-        self._reader = self._prompts_path.open("rb")
+        self._reader = os.fdopen(open_regular(self._prompts_path), "rb")
 
     def add_prompt(self, prompt: Prompt) -> int:
         """Write a prompt down; where it lies. It is on disk for sure after :meth:`plan`."""
@@ -70,9 +76,20 @@ class Journal:
         return offset
 
     def prompt(self, offset: int) -> Prompt:
+        """The prompt that lies at ``offset``.
+
+        Raises:
+            StoreError: there is none.
+        """
         self._reader.seek(offset)
-        kept = json.loads(self._reader.readline())
-        return Prompt(kept["system"], kept["user"])
+        try:
+            kept = bounded_json(self._reader.readline(LONGEST_LINE))
+            system, user = kept["system"], kept["user"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            system, user = None, None
+        if not isinstance(user, str) or not isinstance(system, str | None):
+            raise StoreError(f"{self._prompts_path}: holds no prompt at byte {offset}, as batches.jsonl says")
+        return Prompt(system, user)
 
     def plan(self, batch: Batch) -> None:
         """Write down what is about to be handed in."""
@@ -110,11 +127,20 @@ def open_batches(directory: Path) -> list[Batch]:
     path = directory / "batches.jsonl"
     batches: dict[str, Batch] = {}
     unreadable = 0
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
-        try:
-            _replay(json.loads(line), batches)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            unreadable += 1
+    try:
+        file = os.fdopen(open_regular(path), "rb")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(unreadable_file(directory, error)) from None
+    with file:
+        while line := file.readline(LONGEST_LINE):
+            if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+                break  # torn, and nobody relied on it
+            try:
+                _replay(bounded_json(line), batches)
+            except (ValueError, ArithmeticError, TypeError, KeyError, AttributeError, RecursionError):
+                unreadable += 1
     if unreadable:
         logger.warning("%s: unreadable lines: %d", path, unreadable)
     return list(batches.values())
@@ -124,17 +150,39 @@ def _replay(event: dict[str, Any], batches: dict[str, Batch]) -> None:
     label = event["label"]
     match event["event"]:
         case "planned":
-            items = {key: Item(*item) for key, item in event["items"].items()}
-            batches[label] = Batch(label, event["at"], items)
+            items = {key: _item(*item) for key, item in event["items"].items()}
+            batches[label] = Batch(_checked(label, str), _checked(event["at"], int, float), items)
         case "submitted":
-            batches[label].id = event["id"]
+            batches[label].id = _checked(event["id"], str)
         case _:
             batches.pop(label, None)
 
 
+def _item(instance_id: Any, sample: Any, offset: Any, tries: Any = 0, usd: Any = None) -> Item:
+    """
+    Raises:
+        TypeError, ValueError, ArithmeticError: no run wrote these.
+    """
+    for number in (sample, offset, tries):
+        if not 0 <= _checked(number, int) < 1 << 62:
+            raise ValueError(number)
+    if usd is not None and not 0 <= Decimal(_checked(usd, str)) < 1_000_000:
+        raise ValueError(usd)
+    return Item(_checked(instance_id, str), sample, offset, tries, usd)
+
+
+def _checked(value: Any, *kinds: type) -> Any:
+    if type(value) not in kinds:
+        raise TypeError
+    return value
+
+
 def _appended(path: Path) -> int:
     """A descriptor that appends to ``path``; a torn last line, which nobody relied on, is cut off."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
     size = os.fstat(descriptor).st_size
     keep, block = size, 1 << 20
     while keep and os.pread(descriptor, 1, keep - 1) != b"\n":

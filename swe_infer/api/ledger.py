@@ -21,13 +21,14 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Literal
 
 from swe_infer.errors import StoreError
+from swe_infer.files import special_kind
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, born, connect
 
@@ -96,6 +97,7 @@ class Ledger:
                 self._db = sqlite3.connect(":memory:", isolation_level=None)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                _refuse_special(path)
                 self._db = connect(path, locks, timeout_s=60.0)
             # A power cut may lose the last moments; a killed process loses nothing. No write-ahead log: its shared
             # memory does not work on network file systems, and sweeps run on clusters.
@@ -292,6 +294,18 @@ class Ledger:
         self._db.execute("DELETE FROM owners WHERE id = ?", (owner,))
 
 
+def _refuse_special(path: Path) -> None:
+    """It lies beside runs, which may be a stranger's. Not opened here: closing it would drop the locks of another
+    connection of this process.
+
+    Raises:
+        OSError: the ledger is a link or a special file.
+    """
+    with suppress(FileNotFoundError):
+        if (kind := special_kind(os.lstat(path).st_mode)) is not None:
+            raise OSError(f"it is {kind}; a regular file is expected")
+
+
 def to_pico(usd: Decimal) -> int:
     """Whole picodollars, rounded up."""
     return int((usd * _PICO).to_integral_value(rounding=ROUND_CEILING))
@@ -304,7 +318,7 @@ def is_dead(host: str, pid: int, birth: str, beat: float) -> bool:
         return time.time() - beat > _DEAD_AFTER_S
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         pass

@@ -152,15 +152,17 @@ def _read(directory: Path) -> _ShardRun:
     plain = run.config()
     if not plain:
         raise StoreError(f"{directory}: holds no {layout.CONFIG}; name the run directories of the shards")
-    shard = plain.get("shard") or {}
-    if shard.get("index") is None:
+    index, count = config.shard_of(plain)
+    if index is None:
         raise StoreError(f"{directory}: is not the run of a shard (shard.index is null)")
     summary = run.summary()
     remaining = summary.get("remaining")
     if remaining != 0:
         left = "its summary does not say what remains" if remaining is None else f"{remaining} samples remain"
         raise StoreError(f"{directory}: {left}; run this shard to its end first")
-    return _ShardRun(directory, shard["index"], shard["count"], plain, summary)
+    if lacking := [key for key in ("instances", "samples") if key not in summary]:
+        raise StoreError(f"{directory}: its summary lacks {lacking[0]}; run this shard again")
+    return _ShardRun(directory, index, count, plain, summary)
 
 
 def _check_complete(shards: list[_ShardRun]) -> None:
@@ -186,7 +188,7 @@ def _summary(shards: list[_ShardRun], store: RunStore) -> Summary:
     summary = store.totals.summary(
         instances=sum(shard.summary["instances"] for shard in shards),
         samples=shards[0].summary["samples"],
-        wall_s=max(float(shard.summary["wall_s"]) for shard in shards),
+        wall_s=max(float(shard.summary.get("wall_s") or 0) for shard in shards),
     )
     return {**summary, "shards": len(shards)}
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from swe_infer.files import write_atomically
+from swe_infer.files import read_regular, write_atomically
+from swe_infer.text import bounded_json
 
 LOST = 1
 """The exit status of a point whose process died before it ended."""
@@ -42,13 +43,28 @@ class Point:
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
-    def of_line(cls, line: str) -> Self | None:
-        """The point of one line; None for a line that a killed process left unfinished."""
+    def of_line(cls, line: bytes) -> Self | None:
+        """The point of one line; None for a line that a killed process left unfinished, or that is no point."""
         try:
-            fields = json.loads(line)
-            return cls(**{**fields, "overrides": tuple(fields["overrides"])})
-        except (ValueError, KeyError, TypeError):
+            fields = bounded_json(line)
+            overrides, run = overrides_of(json.dumps(fields["overrides"]).encode()), fields["run"]
+            if overrides is None or not isinstance(run, str | None):
+                return None
+            if type(fields["status"]) is not int or type(fields.get("number", 0)) is not int:
+                return None
+            return cls(**{**fields, "overrides": overrides})
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
+
+
+def overrides_of(line: bytes) -> tuple[str, ...] | None:
+    """The overrides of a point, which are a line of ``begun.jsonl``; None for a line that holds none."""
+    try:
+        found = bounded_json(line)
+    except (ValueError, RecursionError):
+        return None
+    is_list = isinstance(found, list) and all(isinstance(item, str) for item in found)
+    return tuple(found) if is_list else None
 
 
 def told_apart(points: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
@@ -65,7 +81,7 @@ def keep_swept_keys(directory: Path, keys: Sequence[str]) -> None:
 def swept_keys(directory: Path) -> tuple[str, ...]:
     """The keys that the sweep in ``directory`` varies."""
     try:
-        found = json.loads((directory / _SWEPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = bounded_json(read_regular(directory / _SWEPT, 1 << 20))
+    except (OSError, ValueError, RecursionError):
         return ()
     return tuple(map(str, found)) if isinstance(found, list) else ()

@@ -27,6 +27,7 @@ from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.conf_files import Objective, conf_dir
 from swe_infer.config import objectives as objectives_of
 from swe_infer.errors import SweInferError
+from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.redaction import RedactingFormatter, without_credentials
 from swe_infer.runners.base import SharedResources
@@ -103,7 +104,7 @@ def _stopped_sweep(error: BaseException) -> int:
     if INTERRUPTS.stopping:
         return finish(directory)
     trace = without_credentials("".join(traceback.format_exception(error)))
-    (directory / "error.log").write_text(trace, encoding="utf-8")
+    write_atomically(directory / "error.log", trace)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = without_credentials(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
     return finish(directory, f"the sweep was given up: {cause} ({directory / 'error.log'})")

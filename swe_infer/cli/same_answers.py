@@ -24,14 +24,16 @@ from typing import Any
 from swe_infer import config
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.errors import ConfigError, StoreError, SweInferError
-from swe_infer.files import write_atomically
+from swe_infer.files import open_regular, read_regular, write_atomically
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.text import bounded_json
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _REGISTER = "same_answers.jsonl"
+_MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,12 @@ def turn(sweep: SweepLog, plain: Mapping[str, Any], directory: Path) -> Iterator
         SweInferError: the sweep was interrupted meanwhile.
     """
     digest = config.digest(plain)
-    descriptor = os.open(sweep.directory / f"same_answers-{digest}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_regular(sweep.directory / f"same_answers-{digest}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _wait(descriptor, sweep, directory)
         line = json.dumps({"identity": digest, "run": str(directory.resolve())}) + "\n"
-        with (sweep.directory / _REGISTER).open("ab", buffering=0) as file:
+        register = open_regular(sweep.directory / _REGISTER, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with open(register, "ab", buffering=0) as file:
             file.write(line.encode())
         yield
     finally:
@@ -191,15 +194,15 @@ def _former_digest(run: Path, modified_ns: int) -> str | None:
 def _registered(sweep: SweepLog, digest: str) -> list[Path]:
     """The run directories that points of the sweep with this identity have used."""
     try:
-        lines = (sweep.directory / _REGISTER).read_bytes().splitlines()
+        lines = read_regular(sweep.directory / _REGISTER, _MOST_BYTES).splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = bounded_json(line)
             if entry["identity"] == digest:
                 found.append(Path(entry["run"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a killed process left it unfinished
     return list(dict.fromkeys(found))

@@ -26,7 +26,7 @@ def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
     swept = swept_keys(directory)
     plains = {Path(point.run): RunDirectory(Path(point.run)).config() for point in points if point.run}
     overrides = {Path(point.run): point.overrides for point in points if point.run}
-    if any((plain.get("shard") or {}).get("index") is None for plain in plains.values()):
+    if any(config.shard_of(plain)[0] is None for plain in plains.values()):
         return None
     unfinished = sum(1 for point in points if point.status or not point.run)
     if unfinished:
@@ -75,9 +75,9 @@ def _merge_anew(target: Path, runs: Sequence[Path]) -> None:
     elif is_merged(target):
         target.rename(old)
     run_id = old / "run_id"
-    merge(target, runs, run_id=run_id.read_text() if run_id.exists() else None)
+    merge(target, runs, run_id=config.read_run_id(run_id) if run_id.exists() else None)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _counts(summary: Summary) -> list[int]:
-    return [summary["instances"], summary["completed"], summary["failed"], summary["skipped"]]
+    return [int(summary.get(key, 0)) for key in ("instances", "completed", "failed", "skipped")]  # type: ignore[call-overload]

@@ -18,13 +18,16 @@ from typing import Any
 from hydra.types import RunMode
 
 from swe_infer.cli.choices import unresolved
-from swe_infer.cli.points import LOST, Point, keep_swept_keys
-from swe_infer.files import write_atomically
+from swe_infer.cli.points import LOST, Point, keep_swept_keys, overrides_of
+from swe_infer.errors import StoreError
+from swe_infer.files import open_regular, read_regular, write_atomically
 from swe_infer.interrupts import INTERRUPTS
+from swe_infer.run_directory import layout
 from swe_infer.types import Estimate
 
 _STOP = "stopped"
 _POLL_S = 0.5
+_MOST_BYTES = 1 << 28
 _PASSWORD = re.compile(r"(\\?://)[^/@\s]+@")  # of an address; Hydra escapes its colons
 
 
@@ -77,7 +80,7 @@ class SweepLog:
 
     def _stop(self) -> None:
         with suppress(OSError):
-            (self.directory / _STOP).touch()
+            os.close(open_regular(self.directory / _STOP, os.O_WRONLY | os.O_CREAT))
 
     @contextmanager
     def interrupts_passed_on(self) -> Iterator[None]:
@@ -117,7 +120,7 @@ class SweepLog:
         self._append("runs.jsonl", point.line().encode())
 
     def _append(self, name: str, line: bytes) -> None:
-        descriptor = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = open_regular(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(descriptor, line)  # one write: points of other processes append too
         finally:
@@ -133,25 +136,34 @@ class SweepLog:
         """The sum over all points of a dry run; None where there was none."""
         from pydantic import TypeAdapter
 
-        path = self.directory / "estimates.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = self._lines("estimates.jsonl")
         found = [TypeAdapter(Estimate).validate_json(line) for line in lines]
         return functools.reduce(operator.add, found) if found else None
 
     def points(self) -> list[Point]:
         """The points that ended, each once, with its last end, in the sweep's order."""
-        path = self.directory / "runs.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        found = [point for point in map(Point.of_line, lines) if point is not None]
+        found = [point for point in map(Point.of_line, self._lines("runs.jsonl")) if point is not None]
         last = {point.overrides: point for point in found}
         return sorted(last.values(), key=lambda point: point.number)
 
     def lost(self) -> list[tuple[str, ...]]:
         """The points that were begun and have no end."""
-        path = self.directory / "begun.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
         ended = {point.overrides for point in self.points()}
-        return [point for point in dict.fromkeys(tuple(json.loads(line)) for line in lines) if point not in ended]
+        begun = filter(None, map(overrides_of, self._lines("begun.jsonl")))
+        return [point for point in dict.fromkeys(begun) if point not in ended]
+
+    def _lines(self, name: str) -> list[bytes]:
+        """The lines of a file of the sweep's directory; none where it is not there.
+
+        Raises:
+            StoreError: it cannot be read, or is no regular file.
+        """
+        try:
+            return read_regular(self.directory / name, _MOST_BYTES).splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(layout.unreadable(self.directory, error)) from None
 
     def close(self) -> None:
         """Leave one line for each point, and not the whole configuration, which Hydra has put beside it: it holds

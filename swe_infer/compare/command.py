@@ -15,6 +15,7 @@ from swe_infer.compare.loading import load_sources
 from swe_infer.compare.sources import failed_points, find_sources
 from swe_infer.errors import SweInferError
 from swe_infer.files import replacing
+from swe_infer.text import clean
 
 _PLAIN_WIDTH = 160  # columns, where standard output is no terminal and COLUMNS is not set
 
@@ -36,7 +37,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

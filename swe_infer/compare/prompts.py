@@ -78,7 +78,7 @@ def _place_of(node: object) -> dict[str, Any] | None:
 
     Nothing else in the node counts: the file may come from anywhere, and names no code that is run.
     """
-    if not isinstance(node, Mapping) or node.get("_target_") not in _OPENERS:
+    if not isinstance(node, Mapping) or str(node.get("_target_")) not in _OPENERS:
         return None
     return {key: node[key] for key in ("_target_", *_PLACE_KEYS) if node.get(key) is not None}
 
@@ -92,5 +92,5 @@ def _open_recorded(place: Mapping[str, Any]) -> Rows:
     keys = {key: value for key, value in place.items() if key != "_target_"}
     try:
         return _OPENERS[place["_target_"]](keys)
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"the recorded keys of {place['_target_']} do not fit: {error}") from error

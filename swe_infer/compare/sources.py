@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from swe_infer.errors import ConfigError
 from swe_infer.files import read_regular
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
+from swe_infer.text import bounded_json
 from swe_infer.tracking.download import PREFIX, WandbAddress
 
 _MOST_BYTES = 1 << 28  # of a sweep's list of runs
@@ -103,13 +103,17 @@ def failed_points(paths: Sequence[str]) -> list[str]:
     """The points of the sweeps among ``paths`` that have no run, by the overrides that not all points share."""
     failed = []
     for path in paths:
-        points = [point for point in _points(expanded(path)) if isinstance(point.get("overrides"), list)]
+        points = [point for point in _points(expanded(path)) if _is_texts(point.get("overrides"))]
         shared = set.intersection(*(set(point["overrides"]) for point in points)) if len(points) > 1 else set()
         for point in points:
             run = point.get("run")
-            if run is None or not layout.is_run(Path(run)):
+            if not isinstance(run, str) or not layout.is_run(Path(run)):
                 failed.append(" ".join(str(item) for item in point["overrides"] if item not in shared))
     return failed
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _noted_by_sweep(path: Path) -> Iterator[Path]:
@@ -133,7 +137,7 @@ def _points(path: Path) -> Iterator[dict[str, Any]]:
         raise ConfigError(layout.unreadable(path, error)) from None
     for line in content.decode("utf-8", "replace").splitlines():
         try:
-            point = json.loads(line)
+            point = bounded_json(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(point, dict):

@@ -16,6 +16,7 @@ from swe_infer.run_directory.figures import Summary, asked_samples, resolved_fig
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
+from swe_infer.text import clean
 
 _OWN_TIMEOUT_S = 10.0
 """For one test of a dataset that brings its own."""
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             status = max(status, error.exit_status)
             continue
         except OSError as error:
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
             status = 2
             continue
         print(_line(directory, summary))
@@ -57,7 +58,7 @@ def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
     with RunStore(directory, found.label, found.locks) as store:  # nobody goes on with the run meanwhile
         verdicts = _verdicts(found, options)
         counted = store.totals.summary()  # all there is where a run was killed before it wrote one
-        before: Summary = store.read_summary() or counted
+        before: Summary = {**counted, **store.read_summary()}
         summary: Summary = {
             **before,
             "unreadable_records": counted["unreadable_records"],
@@ -155,7 +156,9 @@ def _line(directory: Path, summary: Summary) -> str:
     rate = summary["resolved_rate"]
     share = "" if rate is None else f" ({100 * rate:.1f}%)"
     asked = asked_samples(summary)
-    return f"{directory}: resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
+    return (
+        f"{clean(str(directory))}: resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

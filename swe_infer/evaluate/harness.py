@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -25,8 +26,10 @@ from typing import IO, Any
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.evaluable import EvaluableRun
+from swe_infer.files import open_regular, read_regular
 from swe_infer.run_directory.layout import refuse_links
 from swe_infer.run_directory.verdicts import Verdict
+from swe_infer.text import bounded_json
 
 _OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
 _OTHERWISE = "or run it on another machine and give its report with --report FILE"
@@ -42,6 +45,7 @@ _REASONS = {
 
 
 _GRACE_S = 8.0
+_MOST_BYTES = 1 << 28  # of a report
 
 
 class HarnessError(SweInferError):
@@ -107,7 +111,7 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
     split = options.split or str(run.dataset.get("split") or "test")
     folder = run.directory / "evaluation"
     if folder.exists():
-        refuse_links(folder, deep=True)
+        refuse_links(folder, deep=True, several_names=False)
     folder.mkdir(exist_ok=True)
     verdicts: list[Verdict] = []
     for sample in run.samples:
@@ -116,13 +120,19 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
         command += ["--dataset_name", dataset, "--split", split, "--run_id", run_id, "--report_dir", "."]
         command += ["--predictions_path", str(run.predictions(sample).absolute())]
         command += ["--max_workers", str(options.max_workers), "--timeout", str(options.timeout_s)]
-        with (folder / f"harness.sample{sample}.log").open("ab") as log:
+        with open(_appended(folder / f"harness.sample{sample}.log"), "ab") as log:
             status = _run(command, folder, log)
         reports = sorted(folder.glob(f"*.{run_id}.json"))
         if status or not reports:
-            raise HarnessError(f"the harness ended with status {status} and no report; see {log.name}")
+            raise HarnessError(
+                f"the harness ended with status {status} and no report; see {folder / f'harness.sample{sample}.log'}"
+            )
         verdicts += verdicts_of_report(run, reports[-1], sample, source="swebench")
     return verdicts
+
+
+def _appended(path: Path) -> int:
+    return open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def _run(command: list[str], folder: Path, log: IO[bytes]) -> int:
@@ -177,10 +187,10 @@ def read_report(path: Path) -> dict[str, Finding]:
         ConfigError: the file cannot be read, or is no report.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = bounded_json(read_regular(path.resolve(), _MOST_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path}: not JSON; a report of the swebench harness is wanted") from None
     if isinstance(report, dict):
         if isinstance(report.get("resolved_ids"), list):

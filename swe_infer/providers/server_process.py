@@ -30,9 +30,11 @@ class ServerProcess:
     """
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        from swe_infer.files import open_regular  # not at the top: this file runs as a script too
+
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with open(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as output:
             self._begin = output.tell()
             self._keeper = subprocess.Popen(
                 [sys.executable, "-I", __file__, *command],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from swe_infer.files import read_regular, write_atomically
 from swe_infer.run_directory.layout import ASKED
+from swe_infer.text import bounded_json
 
 _MOST_BYTES = 1 << 30
 
@@ -46,11 +47,14 @@ def read_asked(directory: Path) -> Asked | None:
         OSError: the file is there and cannot be read.
     """
     try:
-        found = json.loads(read_regular(directory / ASKED, _MOST_BYTES))
+        found = bounded_json(read_regular(directory / ASKED, _MOST_BYTES))
         ids = found["instance_ids"]
         if not isinstance(ids, list):
             return None
-        return Asked(tuple(map(str, ids)), found["min_tokens"], found["max_tokens"], found["decided"] is True)
+        bounds = found["min_tokens"], found["max_tokens"]
+        if not all(bound is None or type(bound) is int for bound in bounds):
+            return None
+        return Asked(tuple(map(str, ids)), *bounds, found["decided"] is True)
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -20,7 +20,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from swe_infer.files import open_regular, write_whole
+from swe_infer.files import open_regular, read_regular, write_whole
 from swe_infer.resources import state_home
 from swe_infer.run_directory.layout import RESERVE
 
@@ -153,8 +153,8 @@ def kept_lines(directory: Path) -> dict[Path, list[bytes]]:
     found: dict[Path, list[bytes]] = {}
     reserve = directory / RESERVE
     try:
-        with open(open_regular(reserve), "rb") as file:
-            found[reserve] = [line for line in file.read().rstrip(b"\0").split(b"\n") if line]
+        content = read_regular(reserve, _MOST_RESERVED)
+        found[reserve] = [line for line in content.rstrip(b"\0").split(b"\n") if line]
     except FileNotFoundError:
         pass
     place, directory = state_home(), directory.resolve()

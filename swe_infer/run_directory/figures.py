@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from decimal import Decimal
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, usage_of
 from swe_infer.types import Usage
@@ -55,6 +55,60 @@ class Summary(TypedDict, total=False):
     tested_in: NotRequired[str]
     not_tested: NotRequired[str | None]
     shards: NotRequired[int]
+
+
+_MOST = 10**18
+_COUNTS = frozenset(
+    [
+        "instances",
+        "samples",
+        "completed",
+        "failed",
+        "skipped",
+        "remaining",
+        "unreadable_records",
+        "resolved",
+        "evaluated",
+        "resolved_by_any",
+        "shards",
+    ]
+)
+_AMOUNTS = frozenset(
+    [
+        "cost_usd",
+        "unreadable_cost_usd",
+        "wall_s",
+        "output_tokens_per_s",
+        "apply_rate",
+        "apply_rate_checked",
+        "unchecked_share",
+        "resolved_rate",
+    ]
+)
+_OF_COUNTS = frozenset({"patches", "usage"})
+
+
+def plausible(summary: Mapping[str, Any]) -> Summary:
+    """A summary of a stranger without the figures that nothing can be computed with: of another type, above 10^18."""
+
+    def is_count(value: object) -> bool:
+        return type(value) is int and abs(value) <= _MOST
+
+    def is_amount(value: object) -> bool:
+        return value is None or is_count(value) or (isinstance(value, float | Decimal) and 0 <= value <= _MOST)
+
+    def is_plausible(key: str, value: object) -> bool:
+        if key in _COUNTS:
+            return is_count(value)
+        if key in _AMOUNTS:
+            return is_amount(value)
+        if key in _OF_COUNTS:
+            return isinstance(value, dict) and all(map(is_count, value.values()))
+        if key == "stats":
+            return isinstance(value, dict) and all(isinstance(one, int | float | Decimal) for one in value.values())
+        return key not in ("tested_in", "not_tested") or value is None or isinstance(value, str)
+
+    return cast(Summary, {key: value for key, value in summary.items() if is_plausible(key, value)})
 
 
 def asked_samples(summary: Mapping[str, Any]) -> int:

@@ -59,12 +59,13 @@ def records_size(directory: Path) -> int:
         return 0
 
 
-def refuse_links(directory: Path, *, deep: bool = False) -> None:
+def refuse_links(directory: Path, *, deep: bool = False, several_names: bool = True) -> None:
     """Make sure that a run directory holds regular files and folders alone, before anything in it is opened for
     writing. A run directory may come from a stranger, and a link in it may point anywhere.
 
     Args:
         deep: in its folders too, but for those in which W&B's SDK keeps one run, and which are never written again.
+        several_names: False: hard links are refused too, for a program of others that writes into what it finds.
 
     Raises:
         StoreError: names the first link or special file.
@@ -72,11 +73,14 @@ def refuse_links(directory: Path, *, deep: bool = False) -> None:
     """
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            kind = special_kind(entry.stat(follow_symlinks=False).st_mode)
+            status = entry.stat(follow_symlinks=False)
+            kind = special_kind(status.st_mode)
+            if kind is None and status.st_nlink > 1 and not several_names:
+                kind = "a file with several names (hard links)"
             if kind is not None and not entry.is_dir(follow_symlinks=False):
                 raise StoreError(f"{entry.path}: is {kind}; a run directory holds regular files alone, so remove it")
-            if deep and kind is not None and not entry.name.startswith(("run-", "offline-run-")):
-                refuse_links(Path(entry.path), deep=True)
+            if deep and entry.is_dir(follow_symlinks=False) and not entry.name.startswith(("run-", "offline-run-")):
+                refuse_links(Path(entry.path), deep=True, several_names=several_names)
 
 
 def unreadable(directory: Path, error: OSError) -> str:

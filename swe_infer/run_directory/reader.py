@@ -6,25 +6,28 @@ and no tags, which no run writes.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from swe_infer.errors import ConfigError
-from swe_infer.files import read_regular
+from swe_infer.files import open_regular, read_regular
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Asked, asked_ids, read_asked
-from swe_infer.run_directory.figures import Summary
-from swe_infer.run_directory.records import Damage, Key, Record, key_of, read_records
+from swe_infer.run_directory.figures import Summary, plausible
+from swe_infer.run_directory.records import LONGEST_LINE, Damage, Key, Record, key_of, read_records
 from swe_infer.run_directory.verdicts import read_verdicts
-from swe_infer.text import first_line
+from swe_infer.text import bounded_json, first_line
 
 _MOST_BYTES = 1 << 26
 """Of a summary or a configuration. A list of 500,000 instance ids fits."""
 _MOST_NESTED = 100
+_MOST_EVENTS = 1_000_000
+"""Of the YAML parser: one for each value, two for each list and mapping. A node takes some hundred bytes."""
+_MOST_NUMBER = 1 << 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class RunDirectory:
         return content.partition(b"\n")[0].decode("utf-8", "replace").strip()
 
     def summary(self) -> Summary:
-        """``summary.json``, fractions as Decimal; empty where there is none.
+        """``summary.json``, fractions as Decimal; empty where there is none. Figures of another type or without
+        end are left out.
 
         Raises:
             ConfigError: it cannot be read, or is no JSON object.
@@ -72,12 +76,12 @@ class RunDirectory:
         if content is None:
             return {}
         try:
-            summary = json.loads(content, parse_float=Decimal)
-        except (ValueError, RecursionError) as error:
+            summary = bounded_json(content, parse_float=_fraction, parse_constant=_fraction)
+        except (ValueError, ArithmeticError, RecursionError) as error:
             raise ConfigError(f"{self.path / layout.SUMMARY}: not JSON ({first_line(error)})") from None
         if not isinstance(summary, dict):
             raise ConfigError(f"{self.path / layout.SUMMARY}: not a JSON object")
-        return cast(Summary, summary)
+        return plausible(summary)
 
     def asked(self) -> Asked | None:
         """What the last command asked; None where no file says it.
@@ -133,21 +137,33 @@ class RunDirectory:
             ConfigError: a file of predictions cannot be read.
         """
         for path in layout.predictions(self.path):
-            content = self._content(path.name, most=1 << 32) or b""
-            for line in content.splitlines():
-                try:
-                    return str(json.loads(line)["model_name_or_path"])
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    break
+            try:
+                with open(open_regular(path), "rb") as file:
+                    return str(bounded_json(file.readline(LONGEST_LINE))["model_name_or_path"])
+            except OSError as error:
+                raise ConfigError(layout.unreadable(self.path, error)) from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
         return None
 
-    def _content(self, name: str, most: int = _MOST_BYTES) -> bytes | None:
+    def _content(self, name: str) -> bytes | None:
         try:
-            return read_regular(self.path / name, most)
+            return read_regular(self.path / name, _MOST_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ConfigError(layout.unreadable(self.path, error)) from None
+
+
+def _fraction(text: str) -> Decimal:
+    """
+    Raises:
+        ValueError, ArithmeticError: not a finite number that a float can hold.
+    """
+    number = Decimal(text)
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
 
 
 def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
@@ -161,7 +177,9 @@ def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     try:
-        for event in yaml.parse(content, loader):
+        for number, event in enumerate(yaml.parse(content, loader)):
+            if number > _MOST_EVENTS:
+                raise ConfigError(f"{path}: holds more than {_MOST_EVENTS:,} values")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(f"{path}: holds YAML aliases, which no run writes")
             if getattr(event, "tag", None) not in (None, "!"):
@@ -174,4 +192,22 @@ def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not YAML ({first_line(error)})") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: not a mapping of keys to values")
+    for value in _inner(loaded):
+        if not isinstance(value, str | int | float | None):
+            raise ConfigError(f"{path}: holds a value of the type {type(value).__name__}, which no run writes")
+        if isinstance(value, int) and abs(value) >= _MOST_NUMBER:
+            raise ConfigError(f"{path}: holds a whole number of more than 128 bits, which no run writes")
     return {str(key): value for key, value in loaded.items()}
+
+
+def _inner(node: object) -> Iterator[object]:
+    """The keys and plain values in lists and mappings, whose nesting is bounded."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield key
+            yield from _inner(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _inner(value)
+    else:
+        yield node

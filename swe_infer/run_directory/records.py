@@ -14,6 +14,7 @@ A line is one record. Where it is not, what can be read still counts:
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -22,9 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
+from typing import Any, BinaryIO, Literal, NotRequired, TypedDict, cast, get_args
 
 from swe_infer.files import open_regular
+from swe_infer.text import MOST_CONTAINERS, bounded_json
 from swe_infer.types import MOST_SAMPLES, PatchStatus, Usage
 
 Status = Literal["completed", "failed", "skipped"]
@@ -68,8 +70,18 @@ _STATUSES = get_args(Status)
 _MOST_USD = 1_000_000
 """A cost above this one was not written by us."""
 
+_MOST_NUMBER = 10**15
+"""A number above this one was not written by us."""
+
 _NOT_JSON = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError)
-_DECODER = json.JSONDecoder(parse_float=Decimal)
+
+
+class _Decoder(json.JSONDecoder):
+    def __init__(self) -> None:
+        super().__init__(parse_float=Decimal)
+
+
+_DECODER = _Decoder()
 _HEAD = re.compile(r'\{\s*"instance_id"\s*:')
 """How a record begins. Within a string its quotes would be escaped."""
 _COST = re.compile(r'"cost_usd"\s*:\s*(null|\d[\d.eE+-]*)\s*[,}]')
@@ -79,6 +91,8 @@ _SPACE = " \t\r\n\ufeff"
 _BLANK = _SPACE + "\0"
 LONGEST_LINE = 1 << 28
 """Bytes. A longer line is no record of ours, and is not read into memory whole."""
+_SKIPPED = 1 << 24
+"""Bytes of such a line that are read at a time."""
 _INVALID_UTF8 = re.compile("[\udc80-\udcff]")
 """What the error handler ``surrogateescape`` puts in the place of bytes that are not UTF-8."""
 
@@ -205,15 +219,27 @@ def _pieces(path: Path) -> Iterator[tuple[str, Record | None]]:
     with file:
         while line := file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
+                while (rest := file.readline(_SKIPPED)) and not rest.endswith(b"\n"):
+                    _skip_hole(file)
                 yield "", None
             else:
                 yield from split_line(line)
 
 
+def _skip_hole(file: BinaryIO) -> None:
+    """Go on behind the hole of a sparse file that begins here, which may be longer than all disks."""
+    position = file.tell()
+    try:
+        file.seek(os.lseek(file.fileno(), position, os.SEEK_DATA))
+    except OSError as error:
+        # ENXIO: the hole reaches to the end. Another error: the file system does not know of holes.
+        file.seek(0 if error.errno == errno.ENXIO else position, os.SEEK_END if error.errno == errno.ENXIO else 0)
+
+
 def _split(text: str) -> list[tuple[str, Record | None]]:
     """The parts of a line that is more or less than one record."""
+    if sum(map(text.count, "[{")) > MOST_CONTAINERS:
+        return [(text, None)]
     found: list[tuple[str, Record | None]] = []
     done, start = 0, text.find("{")
     while start >= 0:
@@ -282,7 +308,7 @@ def _costs(part: str) -> list[Decimal | None]:
 def _record(text: str) -> Record | None:
     """The record that ``text`` is; None for one that is cut, damaged, or no record."""
     try:
-        record = _DECODER.decode(text)
+        record = bounded_json(text, cls=_Decoder)
         if not isinstance(record, dict) or not _is_record(record):
             return None
     except _NOT_JSON:
@@ -320,7 +346,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
         value = record.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             return False
-        if isinstance(value, Decimal) and not value.is_finite():
+        if isinstance(value, int | Decimal) and not 0 <= value <= _MOST_NUMBER:
             return False
     if record["status"] == "completed" and "model_patch" not in record:
         return False
@@ -330,4 +356,4 @@ def _is_record(record: Mapping[str, Any]) -> bool:
 
 def _is_usage(usage: Mapping[str, Any]) -> bool:
     known = Usage.__dataclass_fields__.keys()
-    return usage.keys() <= known and all(type(n) is int and n >= 0 for n in usage.values())
+    return usage.keys() <= known and all(type(n) is int and 0 <= n <= _MOST_NUMBER for n in usage.values())

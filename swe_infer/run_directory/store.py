@@ -231,7 +231,10 @@ class RunStore:
             StoreError: the directory cannot be written.
         """
         ids = frozenset(asked.instance_ids or ())
-        known = read_asked(self.directory)
+        try:
+            known = read_asked(self.directory)
+        except OSError as error:
+            raise _unwritable(self.directory, error) from None
         last = known or before
         same = self.totals.instance_ids <= ids if known is None else frozenset(known.instance_ids or ()) == ids
         if self.resumed:
@@ -507,12 +510,12 @@ def _mend_tail(path: Path) -> None:
         return
     with open(descriptor, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
-        start, tail = size, b""
+        start, tail, step = size, b"", 1 << 15
         while start and b"\n" not in tail and len(tail) < LONGEST_LINE:
-            step = min(start, 1 << 16)
-            start -= step
+            step *= 2  # by turns of one length, a long line would be copied thousands of times
+            start = max(0, size - step)
             file.seek(start)
-            tail = file.read(step) + tail
+            tail = file.read(size - start)
         last = tail.rsplit(b"\n", 1)[-1]
         if not last:
             return

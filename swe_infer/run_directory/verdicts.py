@@ -15,6 +15,8 @@ from swe_infer.errors import ConfigError
 from swe_infer.files import read_regular, write_atomically
 from swe_infer.run_directory.layout import EVALUATION, EVERY_VERDICT, unreadable
 from swe_infer.run_directory.records import Key
+from swe_infer.text import bounded_json
+from swe_infer.types import MOST_SAMPLES
 
 _MOST_BYTES = 1 << 30
 _FORM = "not a verdict with instance_id and resolved"
@@ -59,7 +61,7 @@ def read_verdicts(directory: Path, name: str = EVALUATION) -> list[Verdict]:
     verdicts = []
     for number, line in enumerate(lines, 1):
         try:
-            verdicts.append(_verdict(json.loads(line)))
+            verdicts.append(_verdict(bounded_json(line)))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise ConfigError(f"{path}, line {number}: {_FORM}; remove the file and evaluate again") from None
     return verdicts
@@ -85,7 +87,7 @@ def write_verdicts(directory: Path, verdicts: Iterable[Verdict], covers: Contain
 
 def _verdict(entry: dict[str, object]) -> Verdict:
     resolved, sample = entry["resolved"], entry.get("sample", 0)
-    if not isinstance(resolved, bool) or not isinstance(sample, int):
+    if not isinstance(resolved, bool) or type(sample) is not int or not 0 <= sample < MOST_SAMPLES:
         raise TypeError
     reason, judged = entry.get("reason"), entry.get("judged")
     return Verdict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -12,8 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from swe_infer.api.batch_journal import Journal
+from swe_infer.api.ledger import Ledger
+from swe_infer.cli.merge import main as merge_main
+from swe_infer.cli.points import Point, swept_keys
+from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.compare.command import run as compare_main
 from swe_infer.compare.loading import load_run
-from swe_infer.errors import ConfigError
+from swe_infer.config import run_id_of
+from swe_infer.errors import ConfigError, StoreError
+from swe_infer.evaluate.command import run as evaluate_main
 from swe_infer.evaluate.evaluable import open_run
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, PatchResult, Usage
@@ -140,8 +149,12 @@ def test_special_files_neither_hang_nor_fill_the_memory(received: Path) -> None:
         ("a: " + "[" * 500 + "]" * 500 + "\n", "nested"),
         ("- a\n- b\n", "mapping"),
         ("a: 'unfinished\n", "not YAML"),
+        ("a: [" + "a," * 1_000_001 + "]\n", "1,000,000 values"),
+        ("a: 2020-01-01\n", "type date"),
+        ("a: {2020-01-01: x}\n", "type date"),
+        ("a: 0x" + "f" * 5000 + "\n", "128 bits"),
     ],
-    ids=["alias bomb", "python tag", "deep", "list", "cut"],
+    ids=["alias bomb", "python tag", "deep", "list", "cut", "long", "date", "date as a key", "long number"],
 )
 def test_a_hostile_configuration_ends_in_one_line(received: Path, content: str, said: str) -> None:
     (received / "config.yaml").write_text(content)
@@ -157,3 +170,172 @@ def test_an_endless_line_is_one_unreadable_record(received: Path) -> None:
     loaded = load_run(received)
     assert (len(loaded.results), loaded.unreadable) == (1, 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20, "KiB"
+
+
+ODD = ('"x"', "[]", "{}", "[[1]]", "-5", "1e400", "NaN", "1" + "0" * 30, "true", "null", '"\\u001b]0;x\\u0007"')
+"""Values in JSON of other types than are expected, and numbers that cannot be true."""
+
+
+def every_command(directory: Path, out: Path, *, only_compare: bool = False) -> None:
+    """Each command ends with its own exit status, whatever is in ``directory``."""
+    report = out / "report.json"
+    report.write_text('{"resolved_ids": ["a"]}')
+    page, figures = out / "page.html", out / "figures.json"
+    written = ["--html", str(page), "--json", str(figures), "--csv", str(out / "rows.csv"), "--resamples", "5"]
+    assert compare_main([str(directory), *written]) in (0, 2)
+    if figures.exists():
+        json.loads(figures.read_text(), parse_constant=pytest.fail)
+    if not only_compare:
+        assert merge_main([str(out / "merged"), str(directory)]) in (0, 2)
+        assert evaluate_main([str(directory), "--report", str(report)]) in (0, 2)
+        shutil.rmtree(out / "merged", ignore_errors=True)
+
+
+@pytest.mark.parametrize("odd", ['"x"', "[[1]]", "1e400", "NaN"])
+def test_odd_values_in_any_field_end_in_no_trace(received: Path, tmp_path: Path, odd: str) -> None:
+    shard = "shard: {index: 0, count: 1}\n"
+    (received / "config.yaml").write_text("dataset: {name: x}\n" + shard)
+    every_command(received, tmp_path)
+    asked = {"instance_ids": ["a"], "min_tokens": None, "max_tokens": None, "decided": True}
+    verdict = {"instance_id": "a", "sample": 0, "resolved": True, "reason": None}
+    files = {
+        "summary.json": json.loads((received / "summary.json").read_text()) | {"resolved": 1, "not_tested": None},
+        "records.jsonl": json.loads((received / "records.jsonl").read_text()),
+        "asked.json": asked,
+        "evaluation.jsonl": verdict,
+    }
+    for name, whole in files.items():
+        before = (received / name).read_bytes() if (received / name).exists() else None
+        for key in whole:
+            (received / name).write_text(json.dumps({**whole, key: "@"}).replace('"@"', odd) + "\n")
+            every_command(received, tmp_path, only_compare=name == "records.jsonl")
+        (received / name).unlink()
+        if before is not None:
+            (received / name).write_bytes(before)
+    for config in (f"dataset: {odd}\n{shard}", f"shard: {odd}\n", f"shard: {{index: {odd}, count: {odd}}}\n"):
+        (received / "config.yaml").write_text(config)
+        every_command(received, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    ["{_target_: [x]}", '{_target_: swe_infer.data.jsonl.JsonlDataset, path: "a\\0b"}'],
+    ids=["list as a class", "NUL in a path"],
+)
+def test_an_odd_dataset_costs_the_page_its_prompts(received: Path, tmp_path: Path, dataset: str) -> None:
+    (received / "config.yaml").write_text(f"dataset: {dataset}\n")
+    assert compare_main([str(received), "--html", str(tmp_path / "page.html"), "--resamples", "5"]) == 0
+
+
+def test_json_takes_little_more_memory_than_its_bytes(received: Path) -> None:
+    lists = "[" + "[]," * 6_000_000 + "[]]"
+    record = json.loads((received / "records.jsonl").read_text())
+    (received / "records.jsonl").write_text(
+        json.dumps({**record, "details": {"x": "@"}}).replace('"@"', lists) + "\n"
+    )
+    assert load_run(received).unreadable == 1
+    (received / "summary.json").write_text(f'{{"x": {lists}}}')
+    with pytest.raises(ConfigError, match=r"summary.json: not JSON .more than 5,000,000"):
+        load_run(received)
+
+
+def test_sparse_files_are_not_read_to_their_end(received: Path, tmp_path: Path) -> None:
+    for name in ("records.jsonl", "predictions.jsonl", ".reserve", ".lock.owner"):
+        shutil.copytree(received, tmp_path / name)
+        with (tmp_path / name / name).open("ab") as file:
+            file.truncate(file.tell() + (1 << 40))
+        if name == "records.jsonl":
+            assert load_run(tmp_path / name).unreadable == 1
+        assert evaluate_main([str(tmp_path / name), "--report", str(_report(tmp_path))]) in (0, 2)
+
+
+def _report(folder: Path) -> Path:
+    (folder / "report.json").write_text('{"resolved_ids": ["a"]}')
+    return folder / "report.json"
+
+
+def test_a_report_is_no_special_file_and_not_nested(received: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = received.parent / "report.json"
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("[" * 100_000)):
+        make(report)
+        assert evaluate_main([str(received), "--report", str(report)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {report}: ")
+        report.unlink()
+
+
+def test_names_of_directories_steer_no_terminal(received: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = received.rename(received.with_name("a\x1b]0;x\x07b"))
+    assert evaluate_main([str(named), "--report", str(_report(named.parent))]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["batches.jsonl", "batch_prompts.jsonl"])
+def test_the_journal_of_batches_writes_into_nobody_elses_file(received: Path, tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("a line\nmine")
+    planned = {"event": "planned", "label": "l", "at": 1, "items": {"k": ["a", 0, 0]}}
+    (received / "batches.jsonl").write_text(json.dumps(planned) + "\n")
+    (received / name).unlink(missing_ok=True)
+    os.link(precious, received / name)
+    with pytest.raises(StoreError, match=f"{name}: .*hard links"):
+        Journal(received)
+    assert precious.read_text() == "a line\nmine"
+
+
+def test_an_odd_journal_of_batches_costs_its_lines_alone(received: Path) -> None:
+    def planned(label: object, *item: object) -> str:
+        return json.dumps({"event": "planned", "label": label, "at": 1.0, "items": {"k": item}}) + "\n"
+
+    odd = [
+        planned("l", "a", 0, -1),
+        planned("l", "a", 0, "x"),
+        planned("l", 1, 0, 0),
+        planned("l", "a", 0, 0, 0, "x"),
+    ]
+    (received / "batches.jsonl").write_text("".join([planned("good", "a", 0, 7), *odd, planned(["l"], "a", 0, 0)]))
+    journal = Journal(received)
+    assert list(journal.open) == ["good"]
+    with pytest.raises(StoreError, match="no prompt at byte 7"):
+        journal.prompt(7)
+    journal.close()
+
+
+def test_a_sweeps_directory_is_read_and_written_like_a_runs(received: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    shutil.copytree(received, sweep / "point")
+    precious = tmp_path / "precious"
+    lines = [f'{{"overrides": ["a"], "run": {odd}, "status": {odd}}}' for odd in ODD]
+    lines += [f'{{"overrides": [{odd}], "run": null, "status": 0}}' for odd in ODD] + ["[" * 100_000]
+    (sweep / "runs.jsonl").write_text("\n".join(lines))
+    (sweep / "begun.jsonl").write_text("\n".join([*ODD, '["b"]', "{"]))
+    (sweep / "swept.json").write_text("[" * 100_000)
+    assert compare_main([str(sweep), "--resamples", "5"]) == 0
+    log = SweepLog(sweep, ("c",))
+    assert (log.lost(), swept_keys(sweep)) == ([("b",)], ())
+    assert all(isinstance(point, Point) for point in log.points())
+    for name, write in (("begun.jsonl", log.begin), ("runs.jsonl", lambda: log.add(None, 0))):
+        precious.write_text("mine")
+        (sweep / name).unlink()
+        (sweep / name).symlink_to(precious)
+        with pytest.raises(OSError, match="symbolic link"):
+            write()
+        with pytest.raises(StoreError, match=f"{name}: .*symbolic link"):
+            log.lost()
+        assert precious.read_text() == "mine"
+        (sweep / name).unlink()
+
+
+def test_a_ledger_beside_runs_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    (tmp_path / "ledger.sqlite").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError, match="symbolic link"):
+        Ledger(tmp_path / "ledger.sqlite", Decimal(1), "run")
+    assert (tmp_path / "precious").read_bytes() == b""
+
+
+def test_a_run_id_is_one_short_word(tmp_path: Path) -> None:
+    for content in (b"", b"\xff", b"two words", b"../up/there", b"x" * 2000):
+        (tmp_path / "run_id").write_bytes(content)
+        with pytest.raises(StoreError, match="run_id: "):
+            run_id_of(tmp_path, {})
