@@ -133,11 +133,13 @@ class SweepLog:
         self._append("estimates.jsonl", TypeAdapter(Estimate).dump_json(found) + b"\n")
 
     def estimate(self) -> Estimate | None:
-        """The sum over all points of a dry run; None where there was none."""
-        from pydantic import TypeAdapter
+        """The sum over all points of a dry run; None where there was none. A line that is no estimate is left out."""
+        from pydantic import TypeAdapter, ValidationError
 
-        lines = self._lines("estimates.jsonl")
-        found = [TypeAdapter(Estimate).validate_json(line) for line in lines]
+        found = []
+        for line in self._lines("estimates.jsonl"):
+            with suppress(ValidationError):
+                found.append(TypeAdapter(Estimate).validate_json(line))
         return functools.reduce(operator.add, found) if found else None
 
     def points(self) -> list[Point]:

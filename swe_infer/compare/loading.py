@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -143,7 +144,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
     return LoadedRun(
         directory,
         name or directory.name,
-        config=dict(flatten(config)),
+        config={key: _finite(value) for key, value in flatten(config)},
         nested_config=config,
         summary=summary,
         results=results,
@@ -152,6 +153,11 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         unreadable_usage=damage.usage,
         unreadable_usd=damage.cost_usd,
     )
+
+
+def _finite(value: Any) -> Any:
+    """A configuration's value as JSON can hold it; a run writes no infinity, a stranger may."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def total_cost(costs: Iterable[Decimal | None]) -> Decimal | None:

@@ -7,23 +7,26 @@ only where the user names it for that purpose; the bundled ones are ours.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun
+from swe_infer.files import special_kind
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import PatchError
 from swe_infer.redaction import without_secrets
+from swe_infer.run_directory.records import LONGEST_LINE
 from swe_infer.run_directory.verdicts import Verdict
 from swe_infer.sample.testing import run_test
+from swe_infer.text import bounded_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +128,16 @@ def _rows(config: Mapping[str, Any], dataset: Path | None) -> Iterator[Mapping[s
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """The file may be meant for the official harness and have no prompts, so it is not opened as a run's dataset."""
     try:
+        if (kind := special_kind(path.stat().st_mode)) is not None:
+            raise ConfigError(f"{path}: is {kind}; a file of JSON lines is expected")
         file = path.open("rb")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     with file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
             try:
-                row = json.loads(line) if line.strip() else {}
-            except ValueError:
+                row = bounded_json(line) if line.strip() else {}
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, Mapping):
                 raise ConfigError(f"{path}, line {number}: not a JSON object")

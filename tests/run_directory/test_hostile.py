@@ -18,7 +18,9 @@ from swe_infer.api.ledger import Ledger
 from swe_infer.cli.merge import main as merge_main
 from swe_infer.cli.points import Point, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.compare.analysis import compare
 from swe_infer.compare.command import run as compare_main
+from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_run
 from swe_infer.config import run_id_of
 from swe_infer.errors import ConfigError, StoreError
@@ -339,3 +341,20 @@ def test_a_run_id_is_one_short_word(tmp_path: Path) -> None:
         (tmp_path / "run_id").write_bytes(content)
         with pytest.raises(StoreError, match="run_id: "):
             run_id_of(tmp_path, {})
+
+
+def test_infinities_in_a_configuration_leave_the_page_readable(received: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(received, other)
+    for directory, value in ((received, ".inf"), (other, ".nan")):
+        (directory / "config.yaml").write_text(f"decoding: {{temperature: {value}}}\n")
+    written = as_json(compare([load_run(received), load_run(other)]))
+    assert json.loads(json.dumps(written, allow_nan=False))["differing_keys"] == ["decoding.temperature"]
+
+
+def test_a_file_of_tests_that_never_ends_is_one_line(received: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tests.jsonl")
+    one_line(run(["swe_infer.evaluate", "RUN", "--dataset", str(tmp_path / "tests.jsonl")], received), "a FIFO")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    command = ["swe_infer.evaluate", "RUN", "--dataset", str(tmp_path / "deep.jsonl")]
+    one_line(run(command, received), "line 1: not a JSON object")
