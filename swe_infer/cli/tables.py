@@ -58,6 +58,21 @@ def _resolved(summary: Mapping[str, Any]) -> str:
     return told
 
 
+_PATCHES = {
+    "applies": ("applies", "apply"),
+    "repaired": ("repaired", "repaired"),
+    "does_not_apply": ("does not apply", "do not apply"),
+    "unchecked": ("unchecked", "unchecked"),
+    "none": ("answer without a patch", "answers without a patch"),
+}
+"""What is said of one patch, and of several."""
+
+
+def _patches(counts: Mapping[str, int]) -> str:
+    said = [f"{n:,} {_PATCHES[status][n != 1]}" for status in _PATCHES if (n := counts.get(status, 0))]
+    return ", ".join(said)
+
+
 def _apply_rate(summary: Mapping[str, Any]) -> str:
     """Over everything that was asked for; what could not be checked, and the rate without it, beside it."""
     rate, checked, unchecked = (summary.get(name) for name in ("apply_rate", "apply_rate_checked", "unchecked_share"))
@@ -76,7 +91,6 @@ def _unreadable(summary: Mapping[str, Any]) -> str:
 def print_summary(summary: Mapping[str, Any], directory: Path, address: str | None) -> None:
     """The closing table of the run in ``directory``, to standard error."""
     usage = summary["usage"]
-    patches = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in summary["patches"].items())
     cost = summary["cost_usd"]
     rows = [
         ("instances", f"{summary['instances']:,}" + (f" x {summary['samples']}" if summary["samples"] > 1 else "")),
@@ -84,7 +98,7 @@ def print_summary(summary: Mapping[str, Any], directory: Path, address: str | No
         ("failed", f"{summary['failed']:,}" if summary["failed"] else ""),
         ("skipped", f"{summary['skipped']:,}" if summary["skipped"] else ""),
         ("remaining", f"{summary['remaining']:,}" if summary["remaining"] else ""),
-        ("patches", patches),
+        ("patches", _patches(summary["patches"])),
         ("apply rate", _apply_rate(summary)),
         ("resolved", _resolved(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
