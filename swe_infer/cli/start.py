@@ -75,7 +75,7 @@ def _check(arguments: Sequence[str]) -> None:
         ConfigError: names the argument and what would be right.
     """
     waiting = ""
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         flag, has_value, value = argument.partition("=")
         if waiting:
             _check_value(waiting, argument)
@@ -136,7 +136,7 @@ def _not_an_override(argument: str) -> str:
 
 def _config_dir(arguments: Sequence[str]) -> Path | None:
     """The folder that ``--config-dir`` names."""
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         flag, _, value = argument.partition("=")
         if flag in ("--config-dir", "-cd") and (value or following):
             return expanded(value or following, flag)

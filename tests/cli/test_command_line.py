@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -263,3 +264,18 @@ def test_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     result = swe_infer("--cfg", "job", "-p", "model", cwd=tmp_path / "elsewhere", PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr
     assert "swe_infer.types.LlamaModel" in result.stdout
+
+
+@pytest.mark.slow
+def test_without_an_argument_the_bundled_model_answers_the_bundled_instances(tmp_path: Path) -> None:
+    """The README's first command, once it is set up."""
+    environment = {name: "" for name in os.environ if name.startswith("WANDB_")}
+    result = swe_infer(cwd=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    directory = tmp_path / result.stdout.splitlines()[-1]
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (summary["instances"], summary["completed"], summary["remaining"]) == (40, 40, 0)
+    assert summary["apply_rate"] > 0.9
+    for line in ("  instances  40\n", "  completed  40\n", "  cost       $0\n"):
+        assert line in result.stderr
+    assert list((directory / "wandb").rglob("*.wandb")), "tracked offline"
