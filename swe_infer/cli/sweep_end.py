@@ -58,7 +58,8 @@ def close_sweep(
         _print_best(directory / _BEST)
     _print_failures(points, lost, stopped)
     unfinished = sum(1 for point in points if point.status) + len(lost)
-    print(f"{len(points) + len(lost)} runs, {unfinished} of them not finished: {directory}", file=sys.stderr)
+    total = len(points) + len(lost)
+    print(f"{total - unfinished} of {total} runs finished: {directory}", file=sys.stderr)
     if page is not None:
         print(f"comparison: {page.resolve().as_uri()}", file=sys.stderr)
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,8 +108,8 @@ def print_summary(summary: Mapping[str, Any], directory: Path, address: str | No
         ("unreadable", _unreadable(summary)),
         ("time", f"{summary['wall_s']:,.1f} s"),
         ("tracker", address or ""),
-        ("view", f"swe-infer-compare {directory} --html page.html"),
-        ("compare", f"swe-infer-compare {directory} OTHER_RUN_DIR"),
+        ("view", f"swe-infer-compare {shlex.quote(str(directory))} --html page.html"),
+        ("compare", f"swe-infer-compare {shlex.quote(str(directory))} OTHER_RUN_DIR"),
     ]
     for name, value in rows:
         if value:

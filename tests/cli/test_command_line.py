@@ -276,6 +276,7 @@ def test_without_an_argument_the_bundled_model_answers_the_bundled_instances(tmp
     summary = json.loads((directory / "summary.json").read_text())
     assert (summary["instances"], summary["completed"], summary["remaining"]) == (40, 40, 0)
     assert summary["apply_rate"] > 0.9
+    assert f"swe-infer-compare {result.stdout.splitlines()[-1]} --html page.html" in result.stderr
     for line in ("  instances  40\n", "  completed  40\n", "  cost       $0\n"):
         assert line in result.stderr
     assert list((directory / "wandb").rglob("*.wandb")), "tracked offline"
