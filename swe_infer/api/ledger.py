@@ -50,6 +50,15 @@ CREATE TABLE IF NOT EXISTS owners (
 CREATE TABLE IF NOT EXISTS learnt (id INTEGER PRIMARY KEY CHECK (id = 1), share INTEGER NOT NULL);
 """
 
+_NO_AMOUNT = "typeof(amount) != 'integer' OR amount NOT BETWEEN 0 AND 1000000000000000000"
+_WRONG = {
+    "spent": _NO_AMOUNT,
+    "held": f"{_NO_AMOUNT} OR typeof(run) != 'text' OR typeof(owner) != 'text'",
+    "owners": "typeof(pid) != 'integer' OR typeof(beat) != 'real' OR typeof(host || born) != 'text'",
+    "learnt": "typeof(share) != 'integer' OR share < 0",
+}
+"""Rows that no run writes: SQLite keeps values of any type in any column, and the file may be a stranger's."""
+
 Refused = Literal["wait", "never"]
 """``wait``: it may fit once others have settled. ``never``: what is spent already leaves no room for it."""
 
@@ -106,6 +115,9 @@ class Ledger:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
+                for table, wrong in _WRONG.items():
+                    if self._db.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
+                        raise StoreError(f"{path}: its table {table} holds what no run writes; remove the file")
                 self._db.execute(
                     "INSERT INTO owners VALUES (?, ?, ?, ?, ?)",
                     (self._owner, socket.gethostname(), os.getpid(), born(os.getpid()), time.time()),

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 from decimal import Decimal
@@ -358,3 +359,23 @@ def test_a_file_of_tests_that_never_ends_is_one_line(received: Path, tmp_path: P
     (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     command = ["swe_infer.evaluate", "RUN", "--dataset", str(tmp_path / "deep.jsonl")]
     one_line(run(command, received), "line 1: not a JSON object")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO spent VALUES ('a', 'much')",
+        "INSERT INTO spent VALUES ('a', -5)",
+        "INSERT INTO spent VALUES ('a', 9223372036854775807)",
+        "INSERT INTO held (run, owner, amount) VALUES ('a', 'b', x'00')",
+        "INSERT INTO owners VALUES ('a', 1, 'pid', 2, 'now')",
+        "INSERT INTO learnt VALUES (1, 'half')",
+    ],
+)
+def test_a_ledger_with_odd_values_is_one_line_and_no_cap(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "sweep_ledger.sqlite"
+    Ledger(path, Decimal(1), "own").close()
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    with pytest.raises(StoreError, match="holds what no run writes"):
+        Ledger(path, Decimal(1), "own")
