@@ -22,7 +22,7 @@ from swe_infer.options import Parameter, parameters_of
 from swe_infer.types import PathText
 
 Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
-"""A figure of a run's summary that a searching sweeper can be told of a run."""
+"""A figure of a run's summary that a searching sweeper can optimise."""
 
 ROOT_KEYS: Mapping[str, Any] = {
     "output_dir": PathText | None,

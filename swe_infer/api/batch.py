@@ -510,7 +510,7 @@ class Batches:
             if "usage_estimated" not in result.details:
                 sure = self._bounds.sure(self._request(item), self._endpoint)
                 self._bounds.learn(self._endpoint, result.usage, sure, sure)
-            elif not result.usage.input_tokens:  # it was estimated where the prompt was not at hand
+            elif not result.usage.input_tokens:  # estimated without the prompt
                 tokens = estimated_tokens(self._request(item).prompt.text)
                 result = replace(result, usage=replace(result.usage, input_tokens=tokens))
             usd = None if self._tariff is None else self._tariff.price(result.usage)

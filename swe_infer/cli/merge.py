@@ -57,7 +57,7 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, 
 
     Args:
         run_id: of the merged run; None: a new one.
-        trusted: W&B is told even where somebody else tracked the shards.
+        trusted: log to W&B even where somebody else tracked the shards.
 
     Raises:
         StoreError: a directory is no finished shard, shards are missing or double, their configurations differ, an

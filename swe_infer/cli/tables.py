@@ -49,14 +49,14 @@ def _resolved(summary: Mapping[str, Any]) -> str:
     if "resolved" not in summary:
         return ""
     samples = int(summary["samples"])
-    told = f"{summary['resolved']:,} of {summary['instances'] * samples:,}"
+    text = f"{summary['resolved']:,} of {summary['instances'] * samples:,}"
     if summary.get("resolved_rate") is not None:
-        told += f" ({summary['resolved_rate']:.1%})"
+        text += f" ({summary['resolved_rate']:.1%})"
     if samples > 1 and "resolved_by_any" in summary:
-        told += f"; pass@{samples} {summary['resolved_by_any']:,} of {summary['instances']:,}"
+        text += f"; pass@{samples} {summary['resolved_by_any']:,} of {summary['instances']:,}"
     if summary.get("tested_in") == "process":
-        told += ", tested without a sandbox"
-    return told
+        text += ", tested without a sandbox"
+    return text
 
 
 _PATCHES = {
@@ -77,10 +77,10 @@ def _patches(counts: Mapping[str, int]) -> str:
 def _apply_rate(summary: Mapping[str, Any]) -> str:
     """Over everything that was asked for; what could not be checked, and the rate without it, beside it."""
     rate, checked, unchecked = (summary.get(name) for name in ("apply_rate", "apply_rate_checked", "unchecked_share"))
-    told = "" if rate is None else f"{rate:.1%}"
+    text = "" if rate is None else f"{rate:.1%}"
     if unchecked:
-        told += f"; {unchecked:.1%} could not be checked" + (f", {checked:.1%} of the others" if checked else "")
-    return told
+        text += f"; {unchecked:.1%} could not be checked" + (f", {checked:.1%} of the others" if checked else "")
+    return text
 
 
 def _unreadable(summary: Mapping[str, Any]) -> str:

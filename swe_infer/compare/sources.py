@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError
-from swe_infer.files import read_regular
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
 from swe_infer.text import bounded_json
@@ -129,12 +128,7 @@ def _points(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ConfigError: the file cannot be read.
     """
-    try:
-        content = read_regular(path / "runs.jsonl", _MOST_BYTES)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigError(layout.unreadable(path, error)) from None
+    content = layout.content(path, "runs.jsonl", _MOST_BYTES) or b""
     for line in content.decode("utf-8", "replace").splitlines():
         try:
             point = bounded_json(line)

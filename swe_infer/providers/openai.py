@@ -143,10 +143,10 @@ class OpenAIBatches(OpenAIProvider):
         response = entry.get("response")
         if not isinstance(response, dict):
             error = entry.get("error")
-            told = (
+            words = (
                 [named(error.get(key)) for key in ("code", "message")] if isinstance(error, dict) else ["no answer"]
             )
-            return TransientError(one_line(f"{where}: {': '.join(map(str, told))}", self._key()))
+            return TransientError(one_line(f"{where}: {': '.join(map(str, words))}", self._key()))
         headers = {"x-request-id": named(response.get("request_id")) or ""}
         status, body = response.get("status_code"), response.get("body")
         if status != 200 or not isinstance(body, dict):

@@ -50,7 +50,7 @@ _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3
 
 MOST_PAGES = 1000
-"""Of a list, of 100 entries each. A list that never ends is none."""
+"""Of a list, of 100 entries each. A list that goes on beyond them is refused."""
 
 _MOST_TOKENS = 100_000_000
 """No request is billed for more: ten times the largest context window of today."""
@@ -70,7 +70,7 @@ class Unreadable(Exception):
 
 
 class Implausible(ValueError):
-    """A server states a count of tokens that is none: no whole number, below 0, or beyond any context window."""
+    """A stated count of tokens cannot be one: no whole number, below 0, or beyond any context window."""
 
 
 def decoded_json(raw: bytes | str) -> Any:
@@ -122,7 +122,7 @@ def whole_number(value: Any) -> int:
 
 
 def named(value: Any) -> str | None:
-    """A name or word that a server states, on one line and cut; None where it is none."""
+    """A name or word that a server states, on one line and cut; None where it is something else."""
     return one_line(value) if isinstance(value, str) else None
 
 
@@ -154,7 +154,7 @@ def checked_usage(stated: Usage | None, request: Request | None, text: str) -> t
 
     Args:
         stated: by the server; None: nothing, or nothing plausible.
-        request: what was asked, if it is at hand.
+        request: what was asked; None where the prompt is not known.
         text: what was answered.
     """
     usage = stated or Usage()
@@ -251,7 +251,7 @@ class WireProvider(Provider):
 
     @abstractmethod
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
-        """Translate an answer's JSON body; ``request`` is None for a batch's item, whose prompt is not at hand.
+        """Translate an answer's JSON body; ``request`` is None for a batch's item, whose prompt is not known.
 
         Raises:
             Unreadable: it is not of the vendor's form.
@@ -436,8 +436,8 @@ class WireProvider(Provider):
         try:
             yield
         except _OTHER_SHAPE as error:
-            told = f"of another shape ({type(error).__name__})"
-            raise self._unreadable(told, self._where(what), {}) from None
+            why = f"of another shape ({type(error).__name__})"
+            raise self._unreadable(why, self._where(what), {}) from None
 
     async def _counted(self, path: str, body: Mapping[str, Any], model: ApiModel, timeout_s: float) -> int:
         """``input_tokens`` of a counting endpoint's answer, a whole number that is not checked further. Raises
@@ -482,11 +482,11 @@ class WireProvider(Provider):
             async with aclosing(events()) as sound:
                 return await self.joined(sound, marks), response.headers
         except _OTHER_SHAPE as error:
-            told = f"a broken stream ({type(error).__name__})"
-            raise self._unreadable(told, where, response.headers) from None
+            why = f"a broken stream ({type(error).__name__})"
+            raise self._unreadable(why, where, response.headers) from None
         except Unreadable as error:
-            told = f"a broken stream ({type(broken[0]).__name__})" if broken else str(error)
-            raise self._unreadable(told, where, response.headers) from None
+            why = f"a broken stream ({type(broken[0]).__name__})" if broken else str(error)
+            raise self._unreadable(why, where, response.headers) from None
         finally:
             await stream.close()
 
@@ -518,8 +518,8 @@ class WireProvider(Provider):
         return AnswerTooLarge(one_line(f"{where}: the answer is not read: {error}", self._key()), status=200)
 
     def _unreadable(self, why: str, where: str, headers: Mapping[str, str]) -> TransientError:
-        told = one_line(f"{where}: the answer is {why}", self._key())
-        return TransientError(told, status=200, request_id=request_id_of(headers))
+        message = one_line(f"{where}: the answer is {why}", self._key())
+        return TransientError(message, status=200, request_id=request_id_of(headers))
 
     def _decoded(self, response: Any, where: str) -> dict[str, Any]:
         try:

@@ -33,6 +33,11 @@ class Asked:
     max_tokens: int | None = None
     decided: bool = False
 
+    @property
+    def ids(self) -> frozenset[str] | None:
+        """The instances that the figures cover; None: all that have a record."""
+        return None if self.instance_ids is None else frozenset(self.instance_ids)
+
     def decides(self, now: Asked, recorded: Set[str]) -> bool:
         """Whether the records of the instances ``recorded`` need not be held against the bounds of ``now``."""
         if not self.decided or (self.min_tokens, self.max_tokens) != (now.min_tokens, now.max_tokens):
@@ -57,12 +62,6 @@ def read_asked(directory: Path) -> Asked | None:
         return Asked(tuple(map(str, ids)), *bounds, found["decided"] is True)
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def asked_ids(directory: Path) -> frozenset[str] | None:
-    """The instances that the figures of a run directory cover; None: all that have a record."""
-    asked = read_asked(directory)
-    return None if asked is None or asked.instance_ids is None else frozenset(asked.instance_ids)
 
 
 def write_asked(directory: Path, asked: Asked) -> None:

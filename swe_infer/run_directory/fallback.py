@@ -166,7 +166,7 @@ def kept_lines(directory: Path) -> dict[Path, list[bytes]]:
 
 
 def _own_lines(path: Path) -> list[bytes] | None:
-    """The lines of a regular file that belongs to this user; None where it is none, or cannot be read."""
+    """The lines of a regular file that belongs to this user; None for any other file."""
     try:
         with open(open_regular(path), "rb") as file:
             owned = os.fstat(file.fileno()).st_uid == os.geteuid()  # a state directory may be shared

@@ -6,8 +6,8 @@ import errno
 import os
 from pathlib import Path
 
-from swe_infer.errors import StoreError
-from swe_infer.files import special_kind
+from swe_infer.errors import ConfigError, StoreError
+from swe_infer.files import read_regular, special_kind
 
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
@@ -81,6 +81,23 @@ def refuse_links(directory: Path, *, deep: bool = False, several_names: bool = T
                 raise StoreError(f"{entry.path}: is {kind}; a run directory holds regular files alone, so remove it")
             if deep and entry.is_dir(follow_symlinks=False) and not entry.name.startswith(("run-", "offline-run-")):
                 refuse_links(Path(entry.path), deep=True, several_names=several_names)
+
+
+def content(directory: Path, name: str, most: int) -> bytes | None:
+    """The content of a file of a run or sweep directory; None where the file is not there.
+
+    Args:
+        most: bytes that are read at most.
+
+    Raises:
+        ConfigError: it cannot be read, is no regular file, or is longer.
+    """
+    try:
+        return read_regular(directory / name, most)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(unreadable(directory, error)) from None
 
 
 def unreadable(directory: Path, error: OSError) -> str:

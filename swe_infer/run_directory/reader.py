@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.errors import ConfigError
-from swe_infer.files import open_regular, read_regular
+from swe_infer.files import open_regular
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.asked import Asked, asked_ids, read_asked
+from swe_infer.run_directory.asked import Asked, read_asked
 from swe_infer.run_directory.figures import Summary, plausible
 from swe_infer.run_directory.records import LONGEST_LINE, Damage, Key, Record, key_of, read_records
 from swe_infer.run_directory.verdicts import read_verdicts
@@ -53,7 +53,7 @@ class RunDirectory:
         Raises:
             ConfigError: it cannot be read, or is not what a run writes.
         """
-        content = self._content(layout.CONFIG)
+        content = layout.content(self.path, layout.CONFIG, _MOST_BYTES)
         return {} if content is None else read_yaml(content, self.path / layout.CONFIG)
 
     def identity_line(self) -> str:
@@ -62,7 +62,7 @@ class RunDirectory:
         Raises:
             ConfigError: the file cannot be read.
         """
-        content = self._content(layout.CONFIG) or b""
+        content = layout.content(self.path, layout.CONFIG, _MOST_BYTES) or b""
         return content.partition(b"\n")[0].decode("utf-8", "replace").strip()
 
     def summary(self) -> Summary:
@@ -72,7 +72,7 @@ class RunDirectory:
         Raises:
             ConfigError: it cannot be read, or is no JSON object.
         """
-        content = self._content(layout.SUMMARY)
+        content = layout.content(self.path, layout.SUMMARY, _MOST_BYTES)
         if content is None:
             return {}
         try:
@@ -100,10 +100,8 @@ class RunDirectory:
         Raises:
             ConfigError: the file cannot be read.
         """
-        try:
-            return asked_ids(self.path)
-        except OSError as error:
-            raise ConfigError(layout.unreadable(self.path, error)) from None
+        asked = self.asked()
+        return None if asked is None else asked.ids
 
     def resolved(self) -> dict[Key, bool]:
         """Whether each evaluated (instance, sample) is resolved; empty where the run was not evaluated.
@@ -145,14 +143,6 @@ class RunDirectory:
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         return None
-
-    def _content(self, name: str) -> bytes | None:
-        try:
-            return read_regular(self.path / name, _MOST_BYTES)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ConfigError(layout.unreadable(self.path, error)) from None
 
 
 def _fraction(text: str) -> Decimal:

@@ -158,7 +158,7 @@ def read_records(path: Path, damage: Damage | None = None) -> Iterator[Record]:
     """The records of a file in the order in which they were written, each once; money as Decimal.
 
     Args:
-        damage: is told, once the last record is read, what could not be.
+        damage: takes what could not be read, once the last record is read.
     """
     seen: set[int] = set()
     parts: list[str] = []

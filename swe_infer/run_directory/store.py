@@ -39,7 +39,7 @@ from swe_infer.files import (
 )  # fmt: skip
 from swe_infer.locks import Locks, OwnerFile, has_no_locks, no_locks, refuse_owned
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.asked import Asked, asked_ids, read_asked, write_asked
+from swe_infer.run_directory.asked import Asked, read_asked, write_asked
 from swe_infer.run_directory.fallback import Fallback, kept_lines
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
@@ -360,7 +360,8 @@ class RunStore:
         there were records."""
         _mend_tail(self._path)
         _take_in_kept(self.directory, self._path)
-        if damage := self._derive(asked_ids(self.directory)):
+        asked = read_asked(self.directory)
+        if damage := self._derive(None if asked is None else asked.ids):
             log.warning("%s: %s", self._path, damage)
         return layout.records_size(self.directory) > 0
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
-from swe_infer.files import read_regular, write_atomically
-from swe_infer.run_directory.layout import EVALUATION, EVERY_VERDICT, unreadable
+from swe_infer.files import write_atomically
+from swe_infer.run_directory.layout import EVALUATION, EVERY_VERDICT, content
 from swe_infer.run_directory.records import Key
 from swe_infer.text import bounded_json
 from swe_infer.types import MOST_SAMPLES
@@ -52,14 +52,8 @@ def read_verdicts(directory: Path, name: str = EVALUATION) -> list[Verdict]:
         ConfigError: the file cannot be read, or a line of it is no verdict.
     """
     path = directory / name
-    try:
-        lines = read_regular(path, _MOST_BYTES).splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ConfigError(unreadable(directory, error)) from None
     verdicts = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate((content(directory, name, _MOST_BYTES) or b"").splitlines(), 1):
         try:
             verdicts.append(_verdict(bounded_json(line)))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
