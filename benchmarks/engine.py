@@ -2,7 +2,7 @@
 
 The workload is SWE-bench-shaped: long prompts of unequal length, short greedy outputs. Prompts are token ids drawn
 with a fixed seed. A sweep's temperatures are asked at once, as a multirun does it, and ``_one_by_one``, as with
-``runner.max_points=1``; vLLM is measured both ways too.
+``runner.max_concurrent_jobs=1``; vLLM is measured both ways too.
 
     python -m benchmarks.engine MODEL_DIR [--rounds 5] [--threads 2] [--dtype auto] [--vllm PYTHON]
                                 [--only engine,single]
@@ -30,7 +30,7 @@ import torch
 
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.stopping import StopParams
 from swe_infer.types import DrafterKind, LlamaModel
 
 TRANSFORMERS = ("single", "padded", "continuous")
@@ -78,7 +78,7 @@ class EnginePeer:
 
     def run(self, *temperatures: float, samples: int = 1, drafter: DrafterKind = "none") -> int:
         """All at once, prompt by prompt, as the points of a multirun are asked."""
-        rules = StopRules(self.new, closed_patch=False, repetition=False)
+        rules = StopParams(self.new, closed_patch=False, repetition=False)
         requests = [
             GenerationRequest(
                 (point, index, sample), tuple(prompt), rules, temperature, None, 1000 * index + sample, drafter
@@ -114,7 +114,7 @@ class EnginePeer:
         return self.run(*SWEEP)
 
     def sweep_one_by_one(self) -> int:
-        """As with ``runner.max_points=1``."""
+        """As with ``runner.max_concurrent_jobs=1``."""
         self.engine.forget()
         return sum(self.run(temperature) for temperature in SWEEP)
 

@@ -29,7 +29,7 @@ from swe_infer.llama.config import LlamaConfig, RopeConfig
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.stopping import StopParams
 from swe_infer.llama.tokenizer import LlamaTokenizer
 
 SHAPES = {
@@ -89,7 +89,7 @@ def prompts(config: LlamaConfig, lengths: tuple[int, ...]) -> list[tuple[int, ..
 def requests(
     texts: list[tuple[int, ...]], new: int, temperatures: tuple[float, ...] = (0.0,), samples: int = 1
 ) -> Iterator[GenerationRequest]:
-    rules = StopRules(new, closed_patch=False, repetition=False)
+    rules = StopParams(new, closed_patch=False, repetition=False)
     for index, text in enumerate(texts):
         for temperature in temperatures:
             for sample in range(samples):

@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from swe_infer.llama.handout import HandOut
+from swe_infer.llama.request_router import RequestRouter
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.stopping import StopParams
 
 _ENGINES, _INSTANCES, _SEQUENCES, _BATCH = 8, 400, 16, 2048
 _PASS_S, _PROMPT_TOKEN_S, _ANSWER_S = 0.02, 0.0001, 0.0002
@@ -71,7 +71,8 @@ def main() -> None:
     chance = random.Random(0)
     prompts = sorted((min(30_000, int(chance.lognormvariate(9, 0.7))) for _ in range(_INSTANCES)), reverse=True)
     requests = [
-        GenerationRequest(str(number), (number, *range(size)), StopRules(2048)) for number, size in enumerate(prompts)
+        GenerationRequest(str(number), (number, *range(size)), StopParams(2048))
+        for number, size in enumerate(prompts)
     ]
     lengths = [min(2048, int(chance.lognormvariate(6, 0.8)) + 1) for _ in requests]
     long = [*lengths]
@@ -112,8 +113,8 @@ def run(
 ) -> dict[str, float]:
     """Answer all; ``dealt`` are the engines' own shards, None: one list for all of them."""
     lists = dealt if dealt is not None else [deque(requests)] * len(engines)
-    outs = [HandOut[int](_SEQUENCES, _BATCH) for _ in engines] if dealt is not None else []
-    one: HandOut[int] = HandOut(_SEQUENCES, _BATCH)
+    outs = [RequestRouter[int](_SEQUENCES, _BATCH) for _ in engines] if dealt is not None else []
+    one: RequestRouter[int] = RequestRouter(_SEQUENCES, _BATCH)
     out_of = outs if dealt is not None else [one] * len(engines)
     for place, out in enumerate(out_of):
         out.join(place)
@@ -141,7 +142,7 @@ def run(
     return {"wall_s": round(ends, 1), "idle": round(max(0.0, 1 - busy / available), 3), "answered": finished}
 
 
-def hand(waiting: deque[GenerationRequest], out: HandOut[int], engines: list[Engine]) -> None:
+def hand(waiting: deque[GenerationRequest], out: RequestRouter[int], engines: list[Engine]) -> None:
     """Hand out what there is room for. An engine that had nothing to do goes on from now, the time of the others."""
     now = min((engine.now for engine in engines if engine.has_work), default=0.0)
     while waiting and (place := out.choose(waiting[0])) is not None:

@@ -23,7 +23,7 @@ from swe_infer.data.select import select
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.tracking.base import RunInfo
 from swe_infer.tracking.wandb import WandbTracker
-from swe_infer.types import Completion, PatchResult, Shard, Usage
+from swe_infer.types import Completion, DataShard, PatchResult, Usage
 
 _TEXT = "x" * 4000
 _SPENDER = """
@@ -41,8 +41,8 @@ print(count)
 _PACER = """
 import sys, time
 from pathlib import Path
-from swe_infer.api.shared_pace import SharedPace
-pace = SharedPace(Path(sys.argv[1]))
+from swe_infer.api.shared_rate_limiter import SharedRateLimiter
+pace = SharedRateLimiter(Path(sys.argv[1]))
 end, count = time.monotonic() + float(sys.argv[3]), 0
 while time.monotonic() < end:
     count += pace.take((1.0, 1000.0, 100.0), (1e9, 1e12, 1e12)) == 0.0
@@ -116,7 +116,7 @@ def data(folder: Path, count: int, characters: int) -> dict[str, float]:
     opened = time.monotonic()
     select(
         rows, dataset, count_tokens=None, room_for_output=2048, context_window=None,
-        shard=Shard(index=17, count=1000),
+        shard=DataShard(index=17, count=1000),
         order="dataset",
     )  # fmt: skip
     return {

@@ -31,9 +31,9 @@ from benchmarks.drafting import source_of
 from benchmarks.speculation_peers import STEER, with_transformers, with_vllm
 from swe_infer.llama.drafting import DraftSource, SharedPrompts
 from swe_infer.llama.engine import Engine, EngineOptions, threads_for
-from swe_infer.llama.sampler import Draw, Sampler
+from swe_infer.llama.sampler import Sampler, SamplingParams
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.stopping import StopParams
 from swe_infer.prompt_format import split_prompt
 from swe_infer.types import DrafterKind, LlamaModel
 
@@ -44,7 +44,7 @@ class SteeredSampler(Sampler):
     def __init__(self, answers: Sequence[Sequence[int]]) -> None:
         self._answers = answers
 
-    def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    def __call__(self, logits: Tensor, draws: Sequence[SamplingParams]) -> list[int]:
         wanted = [self._answers[d.seed][min(d.index, len(self._answers[d.seed]) - 1)] for d in draws]
         steered = logits.clone()
         steered[range(len(draws)), wanted] += STEER
@@ -87,7 +87,7 @@ def requests_for(
         GenerationRequest(
             n,
             tuple(p),
-            StopRules(new, end, closed_patch=False, repetition=False),
+            StopParams(new, end, closed_patch=False, repetition=False),
             seed=n,
             drafter=kind,
             source=source,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from swe_infer.locks import Locks
     from swe_infer.runners.base import Runner
     from swe_infer.tracking.base import Tracker
-    from swe_infer.types import Budget, PathText, Shard
+    from swe_infer.types import Budget, DataShard, PathText
 
 GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
 _KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)
@@ -56,7 +56,7 @@ class Experiment:
     runner: Runner
     dataset: Dataset
     tracker: Tracker
-    shard: Shard
+    shard: DataShard
     budget: Budget
     output_dir: PathText | None
     locks: Locks
@@ -435,7 +435,7 @@ def whole(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "shard": {**plain["shard"], "index": None, "count": None}}
 
 
-def whole_name(name: str, plain: Mapping[str, Any]) -> str:
+def unsharded_name(name: str, plain: Mapping[str, Any]) -> str:
     """The name of the run that the shard ``name`` with the configuration ``plain`` is a part of."""
     return re.sub(r"__shard\d+of\d+__[0-9a-f]{12}", f"__{digest(whole(plain))}", name, count=1)
 

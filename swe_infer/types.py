@@ -340,7 +340,7 @@ class ApiModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+class DataShard:
     """One of ``count`` disjoint parts of the instances; both None: all of them."""
 
     index: Annotated[int | None, Option("Which shard, from 0.", "answer")] = None

@@ -94,7 +94,7 @@ def test_imports_point_one_way() -> None:
 
 def test_what_a_runner_is_depends_on_no_runner() -> None:
     """Neither the protocol nor the command line knows how a particular runner answers."""
-    known = {"base.py": {"llama", "api"}, "together.py": {"llama", "api"}, "run.py": {"llama", "api"}}
+    known = {"base.py": {"llama", "api"}, "concurrent.py": {"llama", "api"}, "run.py": {"llama", "api"}}
     paths = [(PACKAGE / "runners" / name, rooms) for name, rooms in known.items()]
     paths += [(path, {"llama"}) for path in (PACKAGE / "cli").glob("*.py")]
     assert [

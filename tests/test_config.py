@@ -174,7 +174,7 @@ def test_points_that_share_their_answers_have_names_of_their_own() -> None:
     shard = config.resolved(composed("shard.index=0", "shard.count=2"))
     name = config.run_name(shard, "model", "data", ("limit=4",))
     whole = config.whole(shard)
-    assert config.whole_name(name, shard) == config.run_name(whole, "model", "data", ("limit=4",))
+    assert config.unsharded_name(name, shard) == config.run_name(whole, "model", "data", ("limit=4",))
 
 
 def test_names_are_safe_for_a_file_system_and_differ_for_points_of_a_sweep() -> None:

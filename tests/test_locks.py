@@ -45,7 +45,7 @@ from decimal import Decimal
 from pathlib import Path
 from swe_infer.api.cache import ResponseCache
 from swe_infer.api.ledger import Ledger
-from swe_infer.api.shared_pace import SharedPace
+from swe_infer.api.shared_rate_limiter import SharedRateLimiter
 from swe_infer.errors import StoreError
 from swe_infer.run_directory.store import RunStore
 
@@ -54,7 +54,7 @@ kinds = (
     lambda locks: RunStore(place / "run", "model", locks),
     lambda locks: Ledger(place / "ledger.sqlite", Decimal(1), "run", locks),
     lambda locks: ResponseCache(place / "cache", locks),
-    lambda locks: SharedPace(place / "pace"),
+    lambda locks: SharedRateLimiter(place / "pace"),
 )
 for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
     os.environ["NO_LOCKS_ERRNO"] = str(number)

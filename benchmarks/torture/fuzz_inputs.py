@@ -58,7 +58,7 @@ _VALUES = st.sampled_from([
     "{}", "[1,2]", "{a:1}", "[null]", "${x}", "${oc.env:NOPE}", "${model}", "???", ".", "/", "~", "a=b", "a,b",
     "'a", "b'", "[", "]", "{", "}", "\\", "$", "%", '\x00', '\u202e', 'é', '🐍', "jsonl", "sample", "api",
     "openai", "gpt-4o", "tiny", "greedy", "none", "claude-2", "os.system", "builtins.print",
-    "swe_infer.types.Shard", "range(1,3)", "choice(1,2)", "interval(0,1)"
+    "swe_infer.types.DataShard", "range(1,3)", "choice(1,2)", "interval(0,1)"
 ])  # fmt: skip
 
 
@@ -302,7 +302,7 @@ def try_checkpoint(place: Path, value: tuple[str, Any]) -> None:
 def _answer_once(directory: Path) -> None:
     from swe_infer.llama.engine import Engine, EngineOptions
     from swe_infer.llama.sequence import GenerationRequest
-    from swe_infer.llama.stopping import StopRules
+    from swe_infer.llama.stopping import StopParams
     from swe_infer.runners.llama import LlamaRunner
     from swe_infer.types import Decoding, LlamaModel, Prompt
 
@@ -311,7 +311,7 @@ def _answer_once(directory: Path) -> None:
         LlamaRunner(model=model, decoding=Decoding(max_new_tokens=1)).check()
         engine = Engine.load(model, EngineOptions(kv_cache_gb=0.001))
         ids = engine.tokenizer.encode(Prompt("a", "b"))
-        request = GenerationRequest("a", tuple(ids), StopRules(2, engine.end_tokens), 0.0, None, 0)
+        request = GenerationRequest("a", tuple(ids), StopParams(2, engine.end_tokens), 0.0, None, 0)
         refused: list[Exception] = []
         list(engine.generate([request], lambda _, error: refused.append(error)))
     except SweInferError as error:

@@ -24,12 +24,12 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeVar
 
 from swe_infer.api.batch_journal import Batch, Item, Journal
-from swe_infer.api.budget import Purse
+from swe_infer.api.budget import CostBudget
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
 from swe_infer.api.endpoints import Endpoint
 from swe_infer.api.pricing import worst_case
-from swe_infer.api.reach import Reach, Unreachable
+from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, never_connected
 from swe_infer.errors import (
     AnswerTooLarge,
@@ -113,7 +113,7 @@ class Batches:
         model: ApiModel,
         decoding: Decoding,
         endpoint: Endpoint,
-        purse: Purse,
+        purse: CostBudget,
         bounds: InputBounds,
         retry: Retry,
         settings: BatchSettings,
@@ -145,7 +145,7 @@ class Batches:
         self._source: Iterator[list[Request]] = iter(())
         self._prompt: tuple[Prompt, int] | None = None
         self._read: tuple[int, Prompt, PromptFiles] | None = None
-        self._reach = Reach([provider.address])
+        self._reach = Reachability([provider.address])
         self._pending: deque[Item] = deque()
         self._unanswered: dict[str, str] = {}
         """By label, why it is not known what became of a batch."""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from swe_infer.api.ledger import Hold, Interrupted, Ledger, Left
+from swe_infer.api.ledger import Interrupted, Ledger, LedgerEntry, Left
 from swe_infer.api.limits import Halted
 from swe_infer.errors import BudgetExceeded, StoreError
 
@@ -33,7 +33,7 @@ class Reservation:
     """The worst case of one request, held in every ledger."""
 
     usd: Decimal
-    holds: tuple[Hold, ...]
+    holds: tuple[LedgerEntry, ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -51,7 +51,7 @@ class _Waiter:
     passed: int = 0
 
 
-class Purse:
+class CostBudget:
     """Every cap that one run is under.
 
     Args:
@@ -184,10 +184,10 @@ class Purse:
 
     def _hold(self, usd: Decimal) -> Reservation | None:
         """Hold ``usd`` in every ledger, or in none of them."""
-        holds: list[Hold] = []
+        holds: list[LedgerEntry] = []
         for _, ledger in self._ledgers:
             hold = ledger.hold(usd)
-            if not isinstance(hold, Hold):
+            if not isinstance(hold, LedgerEntry):
                 for (_, earlier), taken in zip(self._ledgers, holds, strict=False):
                     earlier.settle(taken, Decimal(0))
                 return None

@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from swe_infer.api.budget import Purse, Reservation
+from swe_infer.api.budget import CostBudget, Reservation
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.ledger import Interrupted
-from swe_infer.api.limits import Halted, SentAway, Ticket
+from swe_infer.api.limits import Halted, Permit, Rerouted
 from swe_infer.api.pricing import caching_pays, worst_case
-from swe_infer.api.reach import Reach, Unreachable
+from swe_infer.api.prompt_cache import prompt_key
+from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
-from swe_infer.api.warm_prompts import prompt_key
 from swe_infer.errors import (
     BudgetExceeded,
     ContextOverflow,
@@ -61,7 +61,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class _Life:
+class _InFlight:
     """One request on its way, for one sample of a prompt or for several."""
 
     requests: Sequence[Request]
@@ -89,7 +89,7 @@ class _Life:
 
 
 @dataclass(frozen=True, slots=True)
-class _Paid:
+class _Charged:
     """Answers, where they came from and what each of them cost."""
 
     answers: Sequence[Answer]
@@ -111,7 +111,7 @@ class Chain:
     def __init__(
         self,
         endpoints: Endpoints,
-        purse: Purse,
+        purse: CostBudget,
         retry: Retry,
         counter: TokenCounter,
         cache: ResponseCache | None = None,
@@ -121,7 +121,7 @@ class Chain:
         self._retry = retry
         self.bounds = InputBounds(counter, self.sleep)
         self._cache = cache
-        self._reach = Reach([endpoint.address for endpoint in endpoints.all])
+        self._reach = Reachability([endpoint.address for endpoint in endpoints.all])
         self._halted = asyncio.Event()
         self._stop = threading.Event()
         self.in_flight = 0
@@ -193,14 +193,14 @@ class Chain:
             BudgetExceeded: the request does not fit under a cap, whatever those in flight come to.
             ProviderFatal: no request of this run can succeed.
         """
-        life = _Life(requests, cache_prompt)
+        life = _InFlight(requests, cache_prompt)
         while True:
             endpoint = self._endpoints.pick()
             try:
                 paid = await self._careful_attempt(life, endpoint, urgent or life.attempts > 0)
             except Halted:
                 return []
-            except SentAway:
+            except Rerouted:
                 continue
             except ContextOverflow as error:
                 return [Skip("ContextOverflow", str(error))] * len(requests)
@@ -223,18 +223,18 @@ class Chain:
             else:
                 return self._completions(life, paid)
 
-    async def _careful_attempt(self, life: _Life, endpoint: Endpoint, urgent: bool) -> _Paid:
+    async def _careful_attempt(self, life: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
         """:meth:`_attempt`. While nothing has ever connected, one request at a time tries, after a pause.
 
         Raises:
             Unreachable: nothing can be reached.
-            SentAway: another endpoint has become the one to ask.
+            Rerouted: another endpoint has become the one to ask.
         """
         if not self._reach.is_doubtful():
             return await self._attempt(life, endpoint, urgent)
         async with self._reach.turn:
             if self._endpoints.pick() is not endpoint:
-                raise SentAway("another endpoint is asked")
+                raise Rerouted("another endpoint is asked")
             if self._reach.is_doubtful() and not await self.sleep(self._reach.pause_s(endpoint.address)):
                 raise Halted("the run is stopping")
             attempt = asyncio.create_task(self._attempt(life, endpoint, urgent, alone=True))
@@ -247,7 +247,7 @@ class Chain:
                 raise
         return await attempt
 
-    async def _attempt(self, life: _Life, endpoint: Endpoint, urgent: bool, *, alone: bool = False) -> _Paid:
+    async def _attempt(self, life: _InFlight, endpoint: Endpoint, urgent: bool, *, alone: bool = False) -> _Charged:
         """One try: wait for permission, reserve, send, settle."""
         size = len(life.request.prompt.text)
         self._refuse_early(life, endpoint)
@@ -286,7 +286,7 @@ class Chain:
                 self.bounds.learn(endpoint, usage, life.sure, life.used)
             endpoint.limiter.answered(ticket, answers[0].rate_limits, usage)
             self._endpoints.up(endpoint)
-            return _Paid(answers, endpoint, usd)
+            return _Charged(answers, endpoint, usd)
 
     def _pay(
         self, reservation: Reservation, endpoint: Endpoint, answers: Sequence[Answer], usage: Usage
@@ -311,7 +311,7 @@ class Chain:
                 logger.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
             self._unsettled = True
 
-    async def _send(self, life: _Life, endpoint: Endpoint) -> Sequence[Answer]:
+    async def _send(self, life: _InFlight, endpoint: Endpoint) -> Sequence[Answer]:
         timeout_s = self._retry.attempt_timeout_s(life.request.decoding.max_new_tokens, endpoint.provider.timeout_s)
         try:
             async with asyncio.timeout(timeout_s + _GRACE_S):  # should a provider fail to keep to it
@@ -330,14 +330,14 @@ class Chain:
         except TimeoutError as error:
             raise TransientError(f"no answer within {timeout_s:.0f} s") from error
 
-    def _note(self, endpoint: Endpoint, ticket: Ticket, error: BaseException) -> None:
+    def _note(self, endpoint: Endpoint, ticket: Permit, error: BaseException) -> None:
         if isinstance(error, RateLimited):
             self.counts.refused += 1
             endpoint.limiter.refused(ticket, error, self._retry.max_retry_after_s)
 
     # Money before a request.
 
-    def _refuse_early(self, life: _Life, endpoint: Endpoint) -> None:
+    def _refuse_early(self, life: _InFlight, endpoint: Endpoint) -> None:
         """Spend neither permission to send nor a count on a request that cannot fit any more.
 
         Raises:
@@ -352,7 +352,7 @@ class Chain:
             if self._purse.never(self._price(life, endpoint, least)):
                 raise self._too_dear(life, endpoint, usd)
 
-    async def _reserve(self, life: _Life, endpoint: Endpoint, ticket: Ticket) -> Reservation:
+    async def _reserve(self, life: _InFlight, endpoint: Endpoint, ticket: Permit) -> Reservation:
         """Hold the worst case of one attempt.
 
         Raises:
@@ -375,19 +375,19 @@ class Chain:
             endpoint.limiter.unused(ticket)
             raise self._too_dear(life, endpoint, error.usd) from None
 
-    def _price(self, life: _Life, endpoint: Endpoint, tokens: int) -> Decimal:
+    def _price(self, life: _InFlight, endpoint: Endpoint, tokens: int) -> Decimal:
         """The most that ``life`` can cost with a prompt of so many tokens."""
         assert endpoint.tariff is not None
         return worst_case(endpoint.tariff, tokens, life.output_tokens, cache_write=life.cache_prompt)
 
-    def _too_dear(self, life: _Life, endpoint: Endpoint, usd: Decimal) -> BudgetExceeded:
+    def _too_dear(self, life: _InFlight, endpoint: Endpoint, usd: Decimal) -> BudgetExceeded:
         assert endpoint.tariff is not None
         shortest = worst_case(endpoint.tariff, 1, life.request.decoding.max_new_tokens, cache_write=False)
         return self._purse.why_not(usd, nothing_fits=self._purse.never(shortest))
 
     async def why_not(self, request: Request) -> BudgetExceeded:
         """Why a request does not fit, by its tightest bound."""
-        life, endpoint = _Life([request], cache_prompt=False), self._endpoints.pick()
+        life, endpoint = _InFlight([request], cache_prompt=False), self._endpoints.pick()
         life.sure = self.bounds.sure(request, endpoint)
         return self._too_dear(
             life, endpoint, self._price(life, endpoint, await self.bounds.tight(request, endpoint, life.sure))
@@ -410,12 +410,12 @@ class Chain:
             halted.cancel()
             await asyncio.gather(task, halted, return_exceptions=True)
 
-    def _completions(self, life: _Life, paid: _Paid) -> list[Completion]:
+    def _completions(self, life: _InFlight, paid: _Charged) -> list[Completion]:
         parts = zip(life.requests, paid.answers, paid.usd, strict=False)  # the last answers may be missing
         return [self._completion(life, paid.endpoint, request, answer, usd) for request, answer, usd in parts]
 
     def _completion(
-        self, life: _Life, endpoint: Endpoint, request: Request, answer: Answer, usd: Decimal | None
+        self, life: _InFlight, endpoint: Endpoint, request: Request, answer: Answer, usd: Decimal | None
     ) -> Completion:
         details = _details(answer, endpoint)
         if len(life.requests) > 1:

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from swe_infer.api.endpoints import Endpoint
+from swe_infer.api.prompt_cache import prompt_key
 from swe_infer.api.tokens import sure_bound
-from swe_infer.api.warm_prompts import prompt_key
 from swe_infer.errors import RateLimited, RequestError
 from swe_infer.providers.base import Provider
 from swe_infer.types import Request, TokenCounter, Usage

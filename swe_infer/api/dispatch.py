@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from swe_infer.api.chain import Chain
-from swe_infer.api.warm_prompts import WarmPrompts
+from swe_infer.api.prompt_cache import PromptCacheIndex
 from swe_infer.errors import BudgetExceeded, ProviderFatal, SweInferError
 from swe_infer.types import Completion, Failure, OnOutcome, Outcome, Request, Skip
 
@@ -53,7 +53,7 @@ class Dispatcher:
         chain: Chain,
         room: int,
         prompt_caching: PromptCaching,
-        warm: WarmPrompts | None = None,
+        warm: PromptCacheIndex | None = None,
         passed_over: set[str] | None = None,
     ) -> None:
         self._chain = chain
@@ -295,14 +295,14 @@ def by_prompt(requests: Iterable[Request], most: int | None = None) -> Iterator[
             yield part
 
 
-def run_steadily(main: Coroutine[Any, Any, None]) -> None:
+def run_fairly(main: Coroutine[Any, Any, None]) -> None:
     """As :func:`asyncio.run`. Where many answers have come at once, timers get their turn between them."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_FewAtOnce())) as runner:
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_FairSelector())) as runner:
         runner.run(main)
 
 
 @contextmanager
-def collected_seldom() -> Iterator[None]:
+def relaxed_gc() -> Iterator[None]:
     """Keep the garbage collector from going through everything while answers wait.
 
     A full collection holds the event loop for a quarter of a second where a thousand requests are in flight, and came
@@ -319,7 +319,7 @@ def collected_seldom() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _FewAtOnce(selectors.DefaultSelector):
+class _FairSelector(selectors.DefaultSelector):
     """Tells of few files at a time. What is left out is still ready at the next look, and ahead of what comes later.
 
     A process that was given no processor for a while finds hundreds of answers; in one turn of the loop they would

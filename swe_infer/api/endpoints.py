@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from swe_infer.api.limits import Limiter
-from swe_infer.api.pricing import Tariff
+from swe_infer.api.pricing import PriceTable
 from swe_infer.errors import Overloaded, ProviderFatal, RateLimited, RequestError, TransientError
 from swe_infer.providers.base import Provider
 from swe_infer.types import ApiModel
@@ -26,7 +26,7 @@ class Endpoint:
 
     provider: Provider
     model: ApiModel
-    tariff: Tariff | None
+    tariff: PriceTable | None
     limiter: Limiter
     resting_until: float = 0.0
     faults: int = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
-from swe_infer.api.pricing import Tariff, caching_pays
+from swe_infer.api.pricing import PriceTable, caching_pays
 from swe_infer.types import Bottleneck, Estimate, Range, Usage
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def estimate(
     tokens: str,
     exact: bool,
     max_new_tokens: int,
-    tariff: Tariff | None,
-    batch_tariff: Tariff | None,
+    tariff: PriceTable | None,
+    batch_tariff: PriceTable | None,
     max_concurrency: int,
     limits: Limits,
     prompt_caching: Literal["auto", "always", "never"],
@@ -103,8 +103,8 @@ def _add(
     size: int,
     output: int,
     samples: int,
-    tariff: Tariff | None,
-    batch_tariff: Tariff | None,
+    tariff: PriceTable | None,
+    batch_tariff: PriceTable | None,
     prompt_caching: Literal["auto", "always", "never"],
     most_samples: int,
 ) -> None:

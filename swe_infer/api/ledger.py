@@ -69,7 +69,7 @@ class Interrupted(StoreError):
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class LedgerEntry:
     """A part of the cap, set aside until :meth:`Ledger.settle`."""
 
     id: int
@@ -99,7 +99,7 @@ class Ledger:
         self._run = run
         self._owner = uuid.uuid4().hex
         self._beat = 0.0
-        self._unsettled: list[tuple[Hold, Decimal | None]] = []
+        self._unsettled: list[tuple[LedgerEntry, Decimal | None]] = []
         self.path = path
         try:
             if path is None:
@@ -126,7 +126,7 @@ class Ledger:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path}: the ledger of the budget cannot be used: {error}") from error
 
-    def hold(self, usd: Decimal) -> Hold | Refused:
+    def hold(self, usd: Decimal) -> LedgerEntry | Refused:
         """Set ``usd`` aside, if the cap has room for it beside everything spent and held."""
         amount = to_pico(usd)
         with self._transaction():
@@ -141,9 +141,9 @@ class Ledger:
             cursor = self._db.execute(
                 "INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, self._owner, amount)
             )
-            return Hold(cursor.lastrowid or 0, amount)
+            return LedgerEntry(cursor.lastrowid or 0, amount)
 
-    def settle(self, hold: Hold, usd: Decimal | None) -> None:
+    def settle(self, hold: LedgerEntry, usd: Decimal | None) -> None:
         """Replace a hold by what was paid; None: it is not known whether and how much (see :meth:`likely`).
 
         Raises:
@@ -156,7 +156,7 @@ class Ledger:
             self._unsettled.append((hold, usd))
             raise
 
-    def _replace(self, hold: Hold, usd: Decimal | None) -> None:
+    def _replace(self, hold: LedgerEntry, usd: Decimal | None) -> None:
         amount = self._likely(hold.amount) if usd is None else to_pico(usd)
         self._db.execute("DELETE FROM held WHERE id = ?", (hold.id,))
         self._spend(self._run, amount)

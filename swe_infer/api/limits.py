@@ -1,5 +1,5 @@
-"""Who may send, and when: a level of concurrency that finds itself (:mod:`swe_infer.api.level`), and pacing by the
-provider's quotas (:mod:`swe_infer.api.pacing`).
+"""Which requests may be sent now: a concurrency window (:mod:`swe_infer.api.concurrency`) and the provider's rate
+limits (:mod:`swe_infer.api.rate_limits`).
 
 A refusal that comes before any answer, and whose own headers tell no quota, is followed by a wait for the first
 answer, whose headers may. What was refused before a quota was known is a matter of pace, and none of the level. A
@@ -17,9 +17,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from swe_infer.api.level import Level
-from swe_infer.api.pacing import Quota
-from swe_infer.api.shared_pace import SharedPace
+from swe_infer.api.concurrency import ConcurrencyWindow
+from swe_infer.api.rate_limits import RateLimiter
+from swe_infer.api.shared_rate_limiter import SharedRateLimiter
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
 from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, SweInferError
 from swe_infer.options import Option
@@ -31,7 +31,7 @@ class Halted(SweInferError):
     """Nothing new may be sent: the run is stopping."""
 
 
-class SentAway(SweInferError):
+class Rerouted(SweInferError):
     """This endpoint cannot be asked for a while, and another one can."""
 
 
@@ -84,7 +84,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Ticket:
+class Permit:
     """Permission to send one request, and what came of it."""
 
     characters: int
@@ -93,7 +93,7 @@ class Ticket:
     output_tokens: float
     sent_at: float
     sent: tuple[float, float, float]
-    """:attr:`Quota.sent` of requests, tokens and output tokens, with this request."""
+    """:attr:`RateLimiter.sent` of requests, tokens and output tokens, with this request."""
 
 
 class Limiter:
@@ -107,7 +107,7 @@ class Limiter:
     def __init__(self, limits: Limits, max_concurrency: int, parts: int = 1) -> None:
         self._clock = asyncio.get_running_loop().time
         now = self._clock()
-        self._level = Level(limits.start, limits.doubling_s, limits.cut, max(1, max_concurrency))
+        self._level = ConcurrencyWindow(limits.start, limits.doubling_s, limits.cut, max(1, max_concurrency))
         self._answered = False
         # What the provider counts for how long a prompt; it begins as if one long prompt had been seen.
         self._characters_seen, self._tokens_seen = 33_000.0, 33_000.0 / CHARACTERS_PER_TOKEN
@@ -115,12 +115,14 @@ class Limiter:
         self._blind = False
         """Refused before any answer came to say what the quotas are: the next one is waited for."""
         self._paused_until = now
-        self._requests = Quota(limits.requests_per_minute, now, parts)
-        self._tokens = Quota(limits.tokens_per_minute, now, parts)
-        self._output = Quota(limits.output_tokens_per_minute, now, parts)
-        self._waiters: list[tuple[bool, int, int, float, asyncio.Future[Ticket]]] = []
+        self._requests = RateLimiter(limits.requests_per_minute, now, parts)
+        self._tokens = RateLimiter(limits.tokens_per_minute, now, parts)
+        self._output = RateLimiter(limits.output_tokens_per_minute, now, parts)
+        self._waiters: list[tuple[bool, int, int, float, asyncio.Future[Permit]]] = []
         self._order = itertools.count()
-        self._shared = None if limits.shared is None else SharedPace(expanded(limits.shared, "runner.limits.shared"))
+        self._shared = (
+            None if limits.shared is None else SharedRateLimiter(expanded(limits.shared, "runner.limits.shared"))
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._halted = False
         self.in_flight = 0
@@ -150,7 +152,7 @@ class Limiter:
         return self._tokens.per_minute
 
     @asynccontextmanager
-    async def ticket(self, characters: int, output_tokens: float, *, urgent: bool = False) -> AsyncIterator[Ticket]:
+    async def ticket(self, characters: int, output_tokens: float, *, urgent: bool = False) -> AsyncIterator[Permit]:
         """Wait for permission to send, and hold it while the body runs.
 
         Args:
@@ -160,7 +162,7 @@ class Limiter:
 
         Raises:
             Halted: the run is stopping.
-            SentAway: another endpoint is to be asked.
+            Rerouted: another endpoint is to be asked.
         """
         ticket = await self._acquire(characters, output_tokens, urgent)
         try:
@@ -169,7 +171,7 @@ class Limiter:
             self.in_flight -= 1
             self._pump()
 
-    def answered(self, ticket: Ticket, stated: RateLimits, usage: Usage) -> None:
+    def answered(self, ticket: Permit, stated: RateLimits, usage: Usage) -> None:
         """An answer came: learn the quotas from it, give back the tokens that it did not need, and grow."""
         now = self._clock()
         self._answered = True
@@ -190,13 +192,13 @@ class Limiter:
         self._blind = False
         self._level.answered(ticket.sent_at, self.in_flight)
 
-    def unused(self, ticket: Ticket) -> None:
+    def unused(self, ticket: Permit) -> None:
         """Nothing was sent for ``ticket`` after all: its part of the quotas is left for others."""
         self._requests.correct(1.0)
         self._tokens.correct(ticket.tokens)
         self._output.correct(ticket.output_tokens)
 
-    def refused(self, ticket: Ticket, error: RateLimited, max_pause_s: float) -> None:
+    def refused(self, ticket: Permit, error: RateLimited, max_pause_s: float) -> None:
         """A 429, 503 or 529 came: back off, once for each episode, and keep away for as long as it asks."""
         now = self._clock()
         overloaded = isinstance(error, Overloaded)
@@ -216,7 +218,7 @@ class Limiter:
             if self._shared is not None:
                 self._shared.pause(pause_s)
 
-    def _learn(self, ticket: Ticket, stated: RateLimits, now: float) -> bool:
+    def _learn(self, ticket: Permit, stated: RateLimits, now: float) -> bool:
         """Take in the quotas that headers state; whether one was not known before."""
         known = self._known_quotas
         of_requests = (stated.limit_requests, stated.remaining_requests, stated.reset_requests_s)
@@ -227,7 +229,7 @@ class Limiter:
         return self._known_quotas > known
 
     @property
-    def _quotas(self) -> tuple[Quota, Quota, Quota]:
+    def _quotas(self) -> tuple[RateLimiter, RateLimiter, RateLimiter]:
         return (self._requests, self._tokens, self._output)
 
     @property
@@ -242,8 +244,8 @@ class Limiter:
         self._dismiss(Halted("the run is stopping"))
 
     def send_away(self) -> None:
-        """Everyone who waits gets :class:`SentAway`, to ask elsewhere."""
-        self._dismiss(SentAway("another endpoint is asked"))
+        """Everyone who waits gets :class:`Rerouted`, to ask elsewhere."""
+        self._dismiss(Rerouted("another endpoint is asked"))
 
     def _dismiss(self, error: SweInferError) -> None:
         waiters, self._waiters = self._waiters, []
@@ -261,10 +263,10 @@ class Limiter:
         if self._shared is not None:
             self._shared.close()
 
-    async def _acquire(self, characters: int, output_tokens: float, urgent: bool) -> Ticket:
+    async def _acquire(self, characters: int, output_tokens: float, urgent: bool) -> Permit:
         if self._halted:
             raise Halted("the run is stopping")
-        future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiters, (not urgent, next(self._order), characters, output_tokens, future))
         self._pump()
         try:
@@ -310,7 +312,7 @@ class Limiter:
         waits = [quota.wait_s(amount, now) for quota, amount in zip(self._quotas, amounts, strict=True)]
         return max(self._paused_until - now, *waits)
 
-    def _grant(self, characters: int, output_tokens: float, now: float) -> Ticket:
+    def _grant(self, characters: int, output_tokens: float, now: float) -> Permit:
         tokens = self._tokens_of(characters, output_tokens)
         self._requests.take(1.0, now)
         self._tokens.take(tokens, now)
@@ -318,4 +320,4 @@ class Limiter:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         sent = (self._requests.sent, self._tokens.sent, self._output.sent)
-        return Ticket(characters, tokens, output_tokens, now, sent)
+        return Permit(characters, tokens, output_tokens, now, sent)

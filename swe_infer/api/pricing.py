@@ -25,7 +25,7 @@ BATCH_FACTOR = Decimal("0.5")
 (platform.openai.com/docs/guides/batch, docs.claude.com/en/docs/build-with-claude/batch-processing)."""
 
 
-class Tariff(Protocol):
+class PriceTable(Protocol):
     """The price of a model's tokens at one provider."""
 
     @property
@@ -52,7 +52,7 @@ def _consistent(usage: Usage) -> Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class StatedTariff:
+class StatedPrices:
     """Prices that ``model.pricing`` states. ``factor`` multiplies them (one half in a batch)."""
 
     pricing: Pricing
@@ -94,7 +94,7 @@ class _Rates:
         )
 
 
-class ListedTariff:
+class ListedPrices:
     """Prices of ``genai-prices``, resolved when this is built and valid for that moment.
 
     Raises:
@@ -164,7 +164,7 @@ class ListedTariff:
         return self.factor * self._prices.calc_price(counted)["total_price"]
 
 
-def tariff_of(model: ApiModel, provider_id: str, *, batch: bool = False) -> Tariff | None:
+def price_table_of(model: ApiModel, provider_id: str, *, batch: bool = False) -> PriceTable | None:
     """The tariff of a model at a provider, or None where ``model.pricing`` says ``unknown``.
 
     Args:
@@ -177,10 +177,10 @@ def tariff_of(model: ApiModel, provider_id: str, *, batch: bool = False) -> Tari
     if model.pricing == "unknown":
         return None
     if model.pricing is not None:
-        return StatedTariff(model.pricing, factor=BATCH_FACTOR if batch else Decimal(1))
+        return StatedPrices(model.pricing, factor=BATCH_FACTOR if batch else Decimal(1))
     name = model.price_as or model.name
     try:
-        return ListedTariff(name, provider_id, batch=batch)
+        return ListedPrices(name, provider_id, batch=batch)
     except LookupError as error:
         reason = error.args[0]
         if (vendor := _vendor_of(name, provider_id)) is not None:
@@ -197,12 +197,12 @@ def _vendor_of(name: str, provider_id: str) -> str | None:
     for vendor in _VENDORS:
         if vendor != provider_id:
             with suppress(LookupError):
-                ListedTariff(name, vendor)
+                ListedPrices(name, vendor)
                 return vendor
     return None
 
 
-def worst_case(tariff: Tariff, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:
+def worst_case(tariff: PriceTable, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:
     """The most that a request can cost: nothing is read from a cache, the output is used up, and where a cache may
     be written all of the prompt is. Long-context tiers follow from ``input_tokens``.
 
@@ -218,7 +218,7 @@ def worst_case(tariff: Tariff, input_tokens: int, output_tokens: int, *, cache_w
     return max(plain, tariff.price(written))
 
 
-def caching_pays(tariff: Tariff, input_tokens: int, samples: int) -> bool:
+def caching_pays(tariff: PriceTable, input_tokens: int, samples: int) -> bool:
     """Whether one request that writes the provider's prompt cache and ``samples - 1`` that read it cost less than
     ``samples`` that do neither."""
     plain = tariff.price(Usage(input_tokens=input_tokens))

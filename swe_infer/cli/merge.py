@@ -141,7 +141,7 @@ def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary
     if tracked is None:
         return
     tracker, part = tracked
-    name = config.whole_name(part.name, shard.config)
+    name = config.unsharded_name(part.name, shard.config)
     tracker.start(RunInfo(config.run_id_of(out, merged), name, merged, out.resolve(), resumed=False))
     tracker.finish(summary, layout.result_files(out), 0)
     print(f"W&B run of the merged shards: {tracker.address}", file=sys.stderr)

@@ -33,7 +33,7 @@ from swe_infer.redaction import RedactingFormatter, without_credentials
 from swe_infer.runners.base import SharedResources
 
 if TYPE_CHECKING:
-    from swe_infer.cli.points_at_once import PointsAtOnce
+    from swe_infer.cli.job_batches import JobBatcher
 
 log = logging.getLogger("swe_infer")
 
@@ -143,11 +143,11 @@ class _Job:
         self._may_wait = False
 
     @functools.cached_property
-    def waiting(self) -> PointsAtOnce:
+    def waiting(self) -> JobBatcher:
         """Points that are run later, at once with others."""
-        from swe_infer.cli.points_at_once import PointsAtOnce
+        from swe_infer.cli.job_batches import JobBatcher
 
-        return PointsAtOnce(self.resources, self._ended)
+        return JobBatcher(self.resources, self._ended)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a launcher takes to another process: no engine, and the knowledge that it is another one."""
@@ -167,7 +167,7 @@ class _Job:
 
     def __call__(self, cfg: DictConfig) -> list[float] | float | None:
         """Returns the objective, for sweepers that search; None where the run has none, or did not end well."""
-        import swe_infer.cli.one_run  # noqa: F401 - before signals are taken: a process that imports ends at once
+        import swe_infer.cli.run_session  # noqa: F401 - before signals are taken: a process that imports ends at once
 
         with INTERRUPTS.finishing():
             sweep = SweepLog.of(HydraConfig.get())
@@ -181,7 +181,7 @@ class _Job:
                 return self._point(cfg, sweep)
 
     def _single(self, cfg: DictConfig) -> None:
-        from swe_infer.cli.one_run import run_one
+        from swe_infer.cli.run_session import run_one
 
         try:
             directory, self.status = run_one(cfg, None, self.resources)
@@ -193,7 +193,7 @@ class _Job:
             print(directory, flush=True)
 
     def _point(self, cfg: DictConfig, sweep: SweepLog) -> list[float] | float | None:
-        from swe_infer.cli.one_run import BuiltRun
+        from swe_infer.cli.run_session import PreparedRun
 
         # An interrupted point ends its sweep: the rest is for the next time.
         if INTERRUPTS.stopping or self.status == INTERRUPTED or sweep.is_stopped:
@@ -204,7 +204,7 @@ class _Job:
         end: int | Exception
         try:
             with INTERRUPTS.stoppable():
-                built = BuiltRun(cfg, sweep)
+                built = PreparedRun(cfg, sweep)
             if self._can_wait() and self.waiting.add(built, sweep):
                 return None
             self.finish()

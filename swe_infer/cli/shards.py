@@ -9,13 +9,13 @@ from pathlib import Path
 
 from swe_infer import config
 from swe_infer.cli.merge import is_merged, merge
-from swe_infer.cli.points import Point, swept_keys
+from swe_infer.cli.sweep_jobs import SweepJob, swept_keys
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.reader import RunDirectory
 
 
-def merge_shards(directory: Path, points: Sequence[Point]) -> list[Path] | None:
+def merge_shards(directory: Path, points: Sequence[SweepJob]) -> list[Path] | None:
     """Merge the runs of a sweep over ``shard.index`` into ``directory/merged``, where all of them are finished.
 
     Where the sweep is over more than the shards, each of its configurations becomes a run in there.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, flag_override
 
-from swe_infer.cli.points import Point
+from swe_infer.cli.sweep_jobs import SweepJob
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.conf_files import Objective
 from swe_infer.config import objectives
@@ -51,7 +51,7 @@ def is_search(hydra: Any) -> bool:
     return str(hydra.sweeper.get("_target_")).startswith("hydra_plugins.hydra_optuna_sweeper.")
 
 
-def go_on(config: DictConfig, points: Sequence[Point]) -> None:
+def go_on(config: DictConfig, points: Sequence[SweepJob]) -> None:
     """Make a composed configuration of Optuna's sweeper do what is left of ``hydra.sweeper.n_trials``.
 
     A direction that is null becomes the better one for its objective. A seed moves on with the points: from its start
@@ -169,7 +169,7 @@ def _distribution(override: Override) -> BaseDistribution:
     return of.CategoricalDistribution(choices)
 
 
-def _values(point: Point, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+def _values(point: SweepJob, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """The point's values of the search space; those that are not in it are left out."""
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import create_trial

@@ -15,8 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from swe_infer.cli.points import LOST, Point, told_apart
 from swe_infer.cli.shards import merge_shards
+from swe_infer.cli.sweep_jobs import LOST, SweepJob, distinguishing_overrides
 from swe_infer.cli.tables import print_estimate
 from swe_infer.types import Estimate
 
@@ -27,7 +27,7 @@ _BEST = "optimization_results.yaml"  # Optuna's plug-in writes it
 
 def close_sweep(
     directory: Path,
-    points: Sequence[Point],
+    points: Sequence[SweepJob],
     lost: Sequence[tuple[str, ...]],
     estimate: Estimate | None,
     stopped: str | None = None,
@@ -96,8 +96,8 @@ def _print_best(results: Path) -> None:
         print(f"best: {params} ({', '.join(f'{value:g}' for value in solution['values'])})", file=sys.stderr)
 
 
-def _print_failures(points: Sequence[Point], lost: Sequence[tuple[str, ...]], stopped: str | None) -> None:
-    names = told_apart([point.overrides for point in points] + list(lost))
+def _print_failures(points: Sequence[SweepJob], lost: Sequence[tuple[str, ...]], stopped: str | None) -> None:
+    names = distinguishing_overrides([point.overrides for point in points] + list(lost))
     for point in points:
         if point.status:
             details = " ".join(filter(None, (point.error and f"({point.error})", point.run)))

@@ -18,7 +18,7 @@ from typing import Any
 from hydra.types import RunMode
 
 from swe_infer.cli.choices import unresolved
-from swe_infer.cli.points import LOST, Point, keep_swept_keys, overrides_of
+from swe_infer.cli.sweep_jobs import LOST, SweepJob, keep_swept_keys, overrides_of
 from swe_infer.errors import StoreError
 from swe_infer.files import open_regular, read_regular, write_atomically
 from swe_infer.interrupts import INTERRUPTS
@@ -59,7 +59,7 @@ class SweepLog:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         # What an earlier process ran was printed by it; this one names all runs of the sweep.
-        earlier = [*self.points(), *(Point(overrides, None, LOST) for overrides in self.lost())] if keep else []
+        earlier = [*self.points(), *(SweepJob(overrides, None, LOST) for overrides in self.lost())] if keep else []
         kept = [
             dataclasses.replace(point, elsewhere=True, number=place - len(earlier))
             for place, point in enumerate(earlier)
@@ -116,7 +116,7 @@ class SweepLog:
         elsewhere: bool = False,
     ) -> None:
         """Note how this point ended. ``elsewhere``: in a process whose standard output is not the sweep's."""
-        point = Point(self.overrides, str(run) if run else None, status, objective, error, elsewhere, self.number)
+        point = SweepJob(self.overrides, str(run) if run else None, status, objective, error, elsewhere, self.number)
         self._append("runs.jsonl", point.line().encode())
 
     def _append(self, name: str, line: bytes) -> None:
@@ -142,9 +142,9 @@ class SweepLog:
                 found.append(TypeAdapter(Estimate).validate_json(line))
         return functools.reduce(operator.add, found) if found else None
 
-    def points(self) -> list[Point]:
+    def points(self) -> list[SweepJob]:
         """The points that ended, each once, with its last end, in the sweep's order."""
-        found = [point for point in map(Point.of_line, self._lines("runs.jsonl")) if point is not None]
+        found = [point for point in map(SweepJob.of_line, self._lines("runs.jsonl")) if point is not None]
         last = {point.overrides: point for point in found}
         return sorted(last.values(), key=lambda point: point.number)
 

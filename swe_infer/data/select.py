@@ -19,7 +19,7 @@ from typing import Literal
 
 from swe_infer.data.base import Dataset, Rows
 from swe_infer.errors import ConfigError, DataError
-from swe_infer.types import Prompt, Shard, Skip, TokenCounter
+from swe_infer.types import DataShard, Prompt, Skip, TokenCounter
 
 _TEMPLATE_TOKENS = 256
 """More than begin, end and chat template tokens come to; added where a length is bounded without counting."""
@@ -177,7 +177,7 @@ def select(
     count_tokens: TokenCounter | None,
     room_for_output: int,
     context_window: int | None,
-    shard: Shard,
+    shard: DataShard,
     order: Literal["dataset", "longest_first"],
 ) -> Selection:
     """Apply ``instance_ids``, then ``limit``; of these, take the shard's. The length filter acts when a row is

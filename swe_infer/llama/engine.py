@@ -28,15 +28,21 @@ from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import BlockPool, KVCache
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.placement import available_bytes, choose_device
-from swe_infer.llama.sampler import Draw, Sampler
+from swe_infer.llama.sampler import Sampler, SamplingParams
 from swe_infer.llama.scheduler import Chunk, Scheduler
-from swe_infer.llama.sequence import Generated, GenerationRequest, Sequence
-from swe_infer.llama.shard import WHOLE
+from swe_infer.llama.sequence import GenerationRequest, RequestOutput, Sequence
 from swe_infer.llama.speculation import Speculation
 from swe_infer.llama.stats import EngineStats
-from swe_infer.llama.stopping import Stopper
-from swe_infer.llama.tensor_parallel import Followers, Pass, check_tensor_parallel, load_part, run_pass
+from swe_infer.llama.stopping import StopCriteria
+from swe_infer.llama.tensor_parallel import (
+    ModelInput,
+    TensorParallelGroup,
+    check_tensor_parallel,
+    load_part,
+    run_step,
+)
 from swe_infer.llama.tokenizer import LlamaTokenizer
+from swe_infer.llama.tp_rank import SINGLE_RANK
 from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
@@ -93,7 +99,7 @@ class Engine:
         *,
         defaults: GenerationDefaults | None = None,
         context_window: int | None = None,
-        followers: Followers | None = None,
+        followers: TensorParallelGroup | None = None,
     ) -> None:
         self.model = model
         self._followers = followers
@@ -200,11 +206,11 @@ class Engine:
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocab_size:
             raise ValueError("the tokenizer gives token ids that the model's vocabulary does not have")
         salt = length.to_bytes(8, "big") if self.model.rope.needs_length(length) else b""
-        stopper = Stopper(request.rules, self.tokenizer, request.prompt_ids)
+        stopper = StopCriteria(request.rules, self.tokenizer, request.prompt_ids)
         self.scheduler.add(Sequence(request, stopper, limit, salt))
 
     @torch.inference_mode()
-    def step(self) -> list[Generated]:
+    def step(self) -> list[RequestOutput]:
         """One forward pass. Returns the answers that it completed."""
         started = time.perf_counter()
         chunks = self.scheduler.schedule()
@@ -225,7 +231,7 @@ class Engine:
         self._count(chunks, finished, time.perf_counter() - started)
         return finished
 
-    def _advance(self, chunk: Chunk, chosen: list[int]) -> Generated | None:
+    def _advance(self, chunk: Chunk, chosen: list[int]) -> RequestOutput | None:
         """Give a sequence its next tokens. Returns the answer that they complete, if they do."""
         sequence = chunk.sequence
         taken, reason = sequence.advance(chosen, chunk.draft)
@@ -247,31 +253,31 @@ class Engine:
             if chunk.completes:
                 rows += range(len(ids) - 1, len(ids) + len(chunk.draft))
                 ids += chunk.draft
-        told = Pass(
+        model_input = ModelInput(
             ids,
             [chunk.start for chunk in chunks],
             [chunk.rows for chunk in chunks],
             [chunk.sequence.blocks for chunk in chunks],
             rows,
             self._rope_lengths(chunks),
-            [chunk.sequence.holder for chunk in chunks],
+            [chunk.sequence.allocation_id for chunk in chunks],
         )
-        logits_RV = self._logits(told)
+        logits_RV = self._logits(model_input)
         if not complete:
             return []
         draws = [_draw(chunk.sequence, ahead) for chunk in complete for ahead in range(1 + len(chunk.draft))]
         return self.sampler(logits_RV, draws)
 
-    def _logits(self, told: Pass) -> Tensor:
+    def _logits(self, model_input: ModelInput) -> Tensor:
         """The wanted logits of a pass, which all ranks run."""
-        logits_RV = None if self.graphs is None else self.graphs.logits(told)
+        logits_RV = None if self.graphs is None else self.graphs.logits(model_input)
         if logits_RV is not None:
             return logits_RV
         if self._followers is None:
-            return run_pass(self.model, self.cache, told)
-        self._followers.send(told)
+            return run_step(self.model, self.cache, model_input)
+        self._followers.send(model_input)
         try:
-            return run_pass(self.model, self.cache, told)
+            return run_step(self.model, self.cache, model_input)
         except RuntimeError as error:
             raise self._followers.failure() from error
 
@@ -285,7 +291,7 @@ class Engine:
             lengths += [max(prompt, p + 1) for p in range(chunk.start, chunk.start + chunk.rows)]
         return lengths
 
-    def _count(self, chunks: list[Chunk], finished: list[Generated], seconds: float) -> None:
+    def _count(self, chunks: list[Chunk], finished: list[RequestOutput], seconds: float) -> None:
         stats = self.stats
         stats.steps += 1
         stats.busy_s += seconds
@@ -305,7 +311,7 @@ class Engine:
         requests: Iterable[GenerationRequest],
         on_rejected: Callable[[GenerationRequest, Exception], None],
         stop: threading.Event | None = None,
-    ) -> Iterator[Generated]:
+    ) -> Iterator[RequestOutput]:
         """Answer ``requests``, which are read as there is room, in the order in which answers are complete.
 
         Args:
@@ -320,7 +326,7 @@ class Engine:
         source: Iterator[GenerationRequest],
         on_rejected: Callable[[GenerationRequest, Exception], None],
         stop: threading.Event | None,
-    ) -> Iterator[Generated]:
+    ) -> Iterator[RequestOutput]:
         exhausted = False
         while True:
             stopping = stop is not None and stop.is_set()
@@ -385,7 +391,7 @@ class Engine:
                 self.close()
 
 
-def _copy_block(cache: KVCache, followers: Followers | None, source: int, target: int) -> None:
+def _copy_block(cache: KVCache, followers: TensorParallelGroup | None, source: int, target: int) -> None:
     """For the scheduler, which must not refer to the engine: only the collector frees what refers to itself."""
     if followers is not None:
         followers.send((source, target))
@@ -416,13 +422,13 @@ def threads_for(model: LlamaForCausalLM) -> Iterator[None]:
 
 def _load_network(
     model: LlamaModel, directory: Path, config: LlamaConfig
-) -> tuple[LlamaForCausalLM, Followers | None]:
+) -> tuple[LlamaForCausalLM, TensorParallelGroup | None]:
     """The model with its weights, or this process's part of it and the processes that hold the others."""
     device = choose_device(model.device)
     if model.tensor_parallel > 1:
         check_tensor_parallel(model, device)
         model = replace(model, device=str(device))
-        followers = Followers(model, directory, config)
+        followers = TensorParallelGroup(model, directory, config)
         try:
             network = load_part(model, directory, config, followers.shard)
             followers.meet(available_bytes(network.device))
@@ -430,13 +436,13 @@ def _load_network(
             followers.close()
             raise
         return network, followers
-    return load_part(replace(model, device=str(device)), directory, config, WHOLE), None
+    return load_part(replace(model, device=str(device)), directory, config, SINGLE_RANK), None
 
 
-def _draw(sequence: Sequence, ahead: int) -> Draw:
+def _draw(sequence: Sequence, ahead: int) -> SamplingParams:
     """For the token that comes ``ahead`` places after the next one."""
     request = sequence.request
-    return Draw(request.temperature, request.top_p, request.seed, sequence.generated + ahead)
+    return SamplingParams(request.temperature, request.top_p, request.seed, sequence.generated + ahead)
 
 
 def _short(dtype: torch.dtype) -> str:

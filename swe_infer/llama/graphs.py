@@ -19,7 +19,7 @@ from torch import Tensor
 from swe_infer.llama.attention.base import PagedBackend, PagedPlan
 from swe_infer.llama.kv_cache import SCRATCH, KVCache
 from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, Step, cache_places
-from swe_infer.llama.tensor_parallel import Pass
+from swe_infer.llama.tensor_parallel import ModelInput
 
 ROWS = (MIN_ROWS, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows that passes are padded to; larger ones run without a graph, since launches matter little there."""
@@ -75,10 +75,14 @@ class StaticPass:
             max_keys=blocks * model.backend.block_size,
         )
 
-    def fill(self, told: Pass) -> None:
+    def fill(self, model_input: ModelInput) -> None:
         """Send a pass's inputs to the device. The last one must have been run."""
-        rows, padding = len(told.ids), self.rows - len(told.ids)
-        queries, starts, tables = list(told.query_lens), list(told.starts), list(told.block_tables)
+        rows, padding = len(model_input.ids), self.rows - len(model_input.ids)
+        queries, starts, tables = (
+            list(model_input.query_lens),
+            list(model_input.starts),
+            list(model_input.block_tables),
+        )
         extra = [1] * padding if self.single else [padding] if padding else []
         queries += extra
         starts += [0] * len(extra)
@@ -87,7 +91,7 @@ class StaticPass:
         key_lens = [start + count for start, count in zip(starts, queries, strict=True)]
         unused = self.rows - len(queries)
         fields = self._fields
-        fields["ids"][:rows] = told.ids
+        fields["ids"][:rows] = model_input.ids
         fields["ids"][rows:] = 0
         fields["positions"][:] = positions
         fields["slots"][:] = slots
@@ -140,26 +144,26 @@ class DecodeGraphs:
         """How many there are."""
         return len(self._graphs)
 
-    def logits(self, told: Pass) -> Tensor | None:
+    def logits(self, model_input: ModelInput) -> Tensor | None:
         """The logits of a pass (RV, float32), in memory that the next pass uses again; None: no graph is for it."""
-        rows = len(told.ids)
-        if rows > ROWS[-1] or len(told.rows) != rows or max(told.query_lens) > MOST_QUERIES:
+        rows = len(model_input.ids)
+        if rows > ROWS[-1] or len(model_input.rows) != rows or max(model_input.query_lens) > MOST_QUERIES:
             return None
         blocks = LEAST_BLOCKS
-        while blocks < max(map(len, told.block_tables)):
+        while blocks < max(map(len, model_input.block_tables)):
             blocks *= 2
-        key = (ROWS[bisect_left(ROWS, rows)], blocks, rows == len(told.query_lens))
+        key = (ROWS[bisect_left(ROWS, rows)], blocks, rows == len(model_input.query_lens))
         if key not in self._graphs:
-            self._graphs[key] = self._capture(StaticPass(self._model, *key, self._limit - 1), told)
+            self._graphs[key] = self._capture(StaticPass(self._model, *key, self._limit - 1), model_input)
         static, graph, logits_RV = self._graphs[key]
-        static.fill(told)
+        static.fill(model_input)
         graph.replay()
         self.last = graph
         return logits_RV[:rows]
 
-    def _capture(self, static: StaticPass, told: Pass) -> tuple[StaticPass, Any, Tensor]:
+    def _capture(self, static: StaticPass, model_input: ModelInput) -> tuple[StaticPass, Any, Tensor]:
         """Run the pass once, so that all is allocated and compiled that ever is, then record it."""
-        static.fill(told)
+        static.fill(model_input)
         stream = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._model.device))
         with torch.cuda.stream(stream):

@@ -29,7 +29,7 @@ from swe_infer.llama.native.kernels import Kernels, PackedWeight, find
 from swe_infer.llama.native.layers import Layers, LayersShape, LayerWeights
 from swe_infer.llama.placement import onednn_multiplies, product_dtype
 from swe_infer.llama.rope import RotaryEmbedding, rotate
-from swe_infer.llama.shard import WHOLE, Shard
+from swe_infer.llama.tp_rank import SINGLE_RANK, TPRank
 from swe_infer.types import AttentionChoice
 
 _log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _converting_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtyp
 
 class Attention(nn.Module):
     def __init__(
-        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: Shard
+        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: TPRank
     ) -> None:
         super().__init__()
         self.shard = shard
@@ -222,12 +222,12 @@ class Attention(nn.Module):
             k_pool, v_pool, turned_THD[:, self.heads :], qkv_THD[:, self.heads + self.kv_heads :], step.slots
         )
         out_THD = backend.attend(turned_THD[:, : self.heads], k_pool, v_pool, step.plan)
-        return self.shard.add_up(self.o_proj(out_THD.flatten(1)))
+        return self.shard.all_reduce(self.o_proj(out_THD.flatten(1)))
 
 
 class FeedForward(nn.Module):
     def __init__(
-        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: Shard
+        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: TPRank
     ) -> None:
         super().__init__()
         self.shard = shard
@@ -245,12 +245,12 @@ class FeedForward(nn.Module):
         else:
             gate_TI, up_TI = both_TI.chunk(2, dim=-1)
             inner_TI = functional.silu(gate_TI).mul_(up_TI)
-        return self.shard.add_up(self.down_proj(inner_TI))
+        return self.shard.all_reduce(self.down_proj(inner_TI))
 
 
 class Layer(nn.Module):
     def __init__(
-        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: Shard
+        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: TPRank
     ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
@@ -282,7 +282,7 @@ class LlamaForCausalLM(nn.Module):
         dtype: torch.dtype = torch.float32,
         weights: torch.dtype | None = None,
         attention: AttentionChoice | None = None,
-        shard: Shard = WHOLE,
+        shard: TPRank = SINGLE_RANK,
     ) -> None:
         super().__init__()
         config.check_division(shard.count)
@@ -420,7 +420,7 @@ class LlamaForCausalLM(nn.Module):
         block_tables: Sequence[Sequence[int]],
         rows: Sequence[int] | None,
         rope_lengths: Sequence[int] | None = None,
-        holders: Sequence[int] | None = None,
+        allocation_ids: Sequence[int] | None = None,
     ) -> Step:
         """Prepare a forward pass in which sequence ``s`` brings tokens ``starts[s] : starts[s] + query_lens[s]``.
 
@@ -428,13 +428,13 @@ class LlamaForCausalLM(nn.Module):
             block_tables: each sequence's cache blocks, enough for its tokens.
             rows: packed tokens whose logits are wanted; None: all.
             rope_lengths: for each packed token, where dynamic RoPE needs it.
-            holders: who holds each sequence's blocks, see :class:`Layout`.
+            allocation_ids: who holds each sequence's blocks, see :class:`Layout`.
         """
         positions, slots = cache_places(starts, query_lens, block_tables, self.backend.block_size)
         total = len(positions)
         padding = [0] * max(0, self._least_rows - total)
         key_lens = [s + c for s, c in zip(starts, query_lens, strict=True)]
-        layout = Layout(query_lens, key_lens, block_tables, holders)
+        layout = Layout(query_lens, key_lens, block_tables, allocation_ids)
         lengths_T = None if rope_lengths is None else self._send([*rope_lengths, *padding])
         return Step(
             positions_T=self._send(positions + padding),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from swe_infer.types import LlamaModel
 
 if TYPE_CHECKING:
+    from swe_infer.llama.data_parallel import DataParallelEngine
     from swe_infer.llama.engine import Engine, EngineOptions
-    from swe_infer.llama.group import EngineGroup
 
 
 class EnginePool:
@@ -19,9 +19,9 @@ class EnginePool:
 
     def __init__(self) -> None:
         self._key: tuple[LlamaModel, EngineOptions] | None = None
-        self._engine: Engine | EngineGroup[Any] | None = None
+        self._engine: Engine | DataParallelEngine[Any] | None = None
 
-    def get(self, model: LlamaModel, options: EngineOptions) -> Engine | EngineGroup[Any]:
+    def get(self, model: LlamaModel, options: EngineOptions) -> Engine | DataParallelEngine[Any]:
         """The engine for ``model``, or several where ``options`` or the machine ask for them; loaded if not there.
 
         Raises what ``Engine.load`` raises.
@@ -40,11 +40,11 @@ class EnginePool:
             engine.close()
 
 
-def _load(model: LlamaModel, options: EngineOptions) -> Engine | EngineGroup[Any]:
+def _load(model: LlamaModel, options: EngineOptions) -> Engine | DataParallelEngine[Any]:
     if options.cluster is not None:
-        from swe_infer.llama.actors import engines_on
+        from swe_infer.llama.ray_worker import ray_engines
 
-        return engines_on(options.cluster, model, options)
+        return ray_engines(options.cluster, model, options)
     from swe_infer.llama.placement import worker_devices
 
     devices = worker_devices(model.device, 1 if model.tensor_parallel > 1 else options.workers)
@@ -52,6 +52,6 @@ def _load(model: LlamaModel, options: EngineOptions) -> Engine | EngineGroup[Any
         from swe_infer.llama.engine import Engine
 
         return Engine.load(model, options)
-    from swe_infer.llama.workers import engines_here
+    from swe_infer.llama.process_worker import process_engines
 
-    return engines_here(model, options, devices)
+    return process_engines(model, options, devices)

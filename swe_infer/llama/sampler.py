@@ -21,7 +21,7 @@ _CANDIDATES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SamplingParams:
     """How one row is chosen. ``temperature`` 0 is greedy; ``index`` counts the sequence's output tokens."""
 
     temperature: float
@@ -39,7 +39,7 @@ def uniform(seed: int, index: int) -> float:
 class Sampler:
     """Temperature and nucleus sampling (Holtzman et al., 2020). One wait for the device a call."""
 
-    def __call__(self, logits_RV: Tensor, draws: Sequence[Draw]) -> list[int]:
+    def __call__(self, logits_RV: Tensor, draws: Sequence[SamplingParams]) -> list[int]:
         """The token of each row. ``logits_RV`` is float32."""
         chosen_R = logits_RV.argmax(-1)
         whole = [i for i, d in enumerate(draws) if d.temperature > 0 and (d.top_p is None or d.top_p >= 1)]
@@ -53,7 +53,7 @@ class Sampler:
         return list(map(int, chosen_R.tolist()))
 
 
-def _distribution(logits_RV: Tensor, rows_R: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+def _distribution(logits_RV: Tensor, rows_R: Tensor, draws: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
     temperatures_R1 = _send([d.temperature for d in draws], logits_RV)[:, None]
     uniforms_R1 = _send([uniform(d.seed, d.index) for d in draws], logits_RV)[:, None]
     scaled_RV = logits_RV.index_select(0, rows_R).double() / temperatures_R1
@@ -67,7 +67,7 @@ def _invert(probabilities_RC: Tensor, uniforms_R1: Tensor) -> Tensor:
     return place_R1.clamp_(max=mass_RC.shape[-1] - 1).squeeze(1)
 
 
-def _nucleus(logits_RV: Tensor, rows_R: Tensor, draws: Sequence[Draw]) -> Tensor:
+def _nucleus(logits_RV: Tensor, rows_R: Tensor, draws: Sequence[SamplingParams]) -> Tensor:
     """The smallest set of most likely tokens whose mass reaches ``top_p``, and a draw from it.
 
     The set is looked for among the most likely ``_CANDIDATES`` first; a row that needs more takes them all. Either

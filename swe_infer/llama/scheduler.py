@@ -162,7 +162,7 @@ class Scheduler:
         self.pool.share(found)
         sequence.blocks = list(found)
         self._admissions += 1
-        sequence.holder = self._admissions
+        sequence.allocation_id = self._admissions
         sequence.computed = len(found) * self.block_size + self._copy_beginning(sequence, parent, tokens)
         if sequence.started is None:
             sequence.started = time.perf_counter()

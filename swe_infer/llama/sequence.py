@@ -8,7 +8,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field, replace
 
 from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftLength, DraftSource
-from swe_infer.llama.stopping import Stopper, StopRules
+from swe_infer.llama.stopping import StopCriteria, StopParams
 from swe_infer.types import DrafterKind, FinishReason
 
 
@@ -22,7 +22,7 @@ class GenerationRequest:
 
     key: Hashable
     prompt_ids: tuple[int, ...]
-    rules: StopRules
+    rules: StopParams
     temperature: float = 0.0
     top_p: float | None = None
     seed: int = 0
@@ -35,7 +35,7 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
+class RequestOutput:
     """What the engine answers.
 
     Args:
@@ -71,14 +71,14 @@ class Sequence:
     """State of a request in the engine. ``computed`` tokens have their keys and values in ``blocks``."""
 
     request: GenerationRequest
-    stopper: Stopper
+    stopper: StopCriteria
     limit: int
     """Tokens, prompt included, at which the context window or the cache ends."""
     salt: bytes
     """Sets its blocks apart from those of other prompts; empty where tokens alone decide."""
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
-    holder: int = 0
+    allocation_id: int = 0
     """A number of its own for each time that it is given its blocks; the scheduler's."""
     names: list[bytes] = field(default_factory=list)
     computed: int = 0
@@ -87,7 +87,7 @@ class Sequence:
     preemptions: int = 0
     drafter: Drafter | None = None
     """Made when the first guess is wanted."""
-    told: int = 0
+    model_input: int = 0
     """Generated tokens that the drafter knows."""
     length: DraftLength | None = None
     """Made with the first thought of a guess."""
@@ -120,8 +120,8 @@ class Sequence:
         if self.drafter is None:
             return
         generated = self.generated
-        self.drafter.extend(self.tokens[len(self.tokens) - generated + self.told :])
-        self.told = generated
+        self.drafter.extend(self.tokens[len(self.tokens) - generated + self.model_input :])
+        self.model_input = generated
 
     def advance(self, chosen: Tokens[int], draft: Tokens[int]) -> tuple[list[int], FinishReason | None]:
         """Take the model's choice after the last token and after each token of ``draft``.
@@ -152,10 +152,10 @@ class Sequence:
             reason = self.stopper.end("length")
         return reason
 
-    def result(self, reason: FinishReason) -> Generated:
+    def result(self, reason: FinishReason) -> RequestOutput:
         now = time.perf_counter()
         started = self.started if self.started is not None else now
-        return Generated(
+        return RequestOutput(
             request=self.request,
             token_ids=tuple(self.tokens[len(self.request.prompt_ids) :]),
             text=self.stopper.text,

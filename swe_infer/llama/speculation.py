@@ -12,19 +12,19 @@ import time
 from itertools import takewhile
 
 from swe_infer.llama.drafting import (
-    Acceptance,
-    Account,
+    AcceptanceModel,
     Codec,
+    DraftBudget,
     Drafter,
     DraftLength,
     NoDrafter,
-    PassCost,
     SharedPrompts,
     SharedSuffixes,
+    StepCostModel,
     drafter_of,
 )
 from swe_infer.llama.drafting.suffix import TokenIndex
-from swe_infer.llama.sequence import MAX_DRAFT, Generated, Sequence
+from swe_infer.llama.sequence import MAX_DRAFT, RequestOutput, Sequence
 from swe_infer.llama.stats import EngineStats
 from swe_infer.types import DrafterKind
 
@@ -44,10 +44,10 @@ class Speculation:
         self.stats = EngineStats()
         self._written: dict[int, tuple[DrafterKind, SharedSuffixes, TokenIndex]] = {}
         """The outputs that are being written and have a drafter."""
-        self.pass_cost = PassCost()
+        self.pass_cost = StepCostModel()
         """What rows cost in this engine's passes, so far."""
-        self._acceptance: dict[DrafterKind, Acceptance] = {}
-        self._account = Account()
+        self._acceptance: dict[DrafterKind, AcceptanceModel] = {}
+        self._account = DraftBudget()
         self._making_s = 1e-6
         """Seconds that it takes to make a drafter, for each token of its prompt."""
         self._look_s = 1e-4
@@ -78,7 +78,7 @@ class Speculation:
         row, passes_per_s = self.pass_cost.shares(batch)
         look, guess = self._look_s * passes_per_s, self._guess_s * passes_per_s
         if length is None:
-            acceptance = self._acceptance.setdefault(kind, Acceptance(MAX_DRAFT))
+            acceptance = self._acceptance.setdefault(kind, AcceptanceModel(MAX_DRAFT))
             length = sequence.length = DraftLength(acceptance, self._account)
             self._account.earn(batch * row * (len(sequence.request.prompt_ids) - sequence.cached_tokens))
         if not length.affords(look + guess):
@@ -141,7 +141,7 @@ class Speculation:
         self.stats.drafted_tokens += len(draft)
         self.stats.accepted_tokens += accepted
 
-    def finished(self, sequence: Sequence, answer: Generated) -> None:
+    def finished(self, sequence: Sequence, answer: RequestOutput) -> None:
         """Keep an answer for later samples of its prompt."""
         self.dropped(sequence)
         if sequence.request.drafter != "none":

@@ -24,7 +24,7 @@ _DIFF_LINE = re.compile(r"^(diff --git |--- |\+\+\+ |@@ )", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class StopRules:
+class StopParams:
     """What ends an output.
 
     Args:
@@ -42,10 +42,10 @@ class StopRules:
     repetition: bool = True
 
 
-class Stopper:
+class StopCriteria:
     """Follows one output. :meth:`push` each token; ``text`` is what has been written."""
 
-    def __init__(self, rules: StopRules, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, rules: StopParams, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
         self.rules = rules
         self._stream = TextStream(tokenizer, prompt_ids)
         self._longest_stop = max((len(s) for s in rules.stop), default=0)

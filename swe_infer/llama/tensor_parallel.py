@@ -30,7 +30,7 @@ from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.peft import merge_adapter
 from swe_infer.llama.placement import available_bytes, check_room, choose_dtype, choose_weight_dtype, free_bytes
-from swe_infer.llama.shard import Shard
+from swe_infer.llama.tp_rank import TPRank
 from swe_infer.llama.weights import load_weights, stored_dtype
 from swe_infer.types import LlamaModel
 
@@ -47,7 +47,7 @@ class RankDied(SweInferError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class ModelInput:
     """The arguments of :meth:`LlamaForCausalLM.step`, and the tokens."""
 
     ids: list[int]
@@ -56,7 +56,7 @@ class Pass:
     block_tables: list[list[int]]
     rows: list[int]
     rope_lengths: list[int] | None
-    holders: list[int] | None = None
+    allocation_ids: list[int] | None = None
 
 
 def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
@@ -73,7 +73,7 @@ def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
         raise ConfigError(f"model.tensor_parallel={count}: model.device={model.device} names one device; write cuda")
 
 
-def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: Shard) -> LlamaForCausalLM:
+def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: TPRank) -> LlamaForCausalLM:
     """The weights of one rank, straight from the checkpoint, with the adapter merged. ``model.device`` names a
     device; it is ``cpu`` or ``cuda`` where there are several ranks."""
     device = torch.device(model.device)
@@ -98,7 +98,7 @@ def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: Sh
     return network
 
 
-class Followers:
+class TensorParallelGroup:
     """The leader's side of the other ranks, which begin to load at once. A process leads one model at a time.
 
     Args:
@@ -107,7 +107,7 @@ class Followers:
     """
 
     def __init__(self, model: LlamaModel, directory: Path, config: LlamaConfig) -> None:
-        self.shard = Shard(0, model.tensor_parallel)
+        self.shard = TPRank(0, model.tensor_parallel)
         self.room = 0
         """Bytes that every rank has for its part of the cache, once all have met."""
         self._device = model.device
@@ -118,9 +118,9 @@ class Followers:
         self._ranks: list[tuple[Connection, BaseProcess]] = []
         for rank in range(1, self.shard.count):
             ours, theirs = context.Pipe()
-            part = Shard(rank, self.shard.count)
+            part = TPRank(rank, self.shard.count)
             process: BaseProcess = context.Process(
-                target=_follow, args=(theirs, model, directory, config, part, self._store.port), daemon=True
+                target=_serve_rank, args=(theirs, model, directory, config, part, self._store.port), daemon=True
             )
             process.start()
             theirs.close()
@@ -142,7 +142,7 @@ class Followers:
         self.room = min(rooms)
         self.send("meet")
         try:
-            _meet(self._store, self.shard, self._device)
+            _init_process_group(self._store, self.shard, self._device)
         except RuntimeError as error:
             raise self.failure() from error
 
@@ -190,7 +190,7 @@ class Followers:
                 process.join()
 
 
-def _meet(store: Any, shard: Shard, device: str) -> None:
+def _init_process_group(store: Any, shard: TPRank, device: str) -> None:
     if device == "cuda":
         torch.cuda.set_device(shard.rank)
     distributed.init_process_group(
@@ -198,8 +198,8 @@ def _meet(store: Any, shard: Shard, device: str) -> None:
     )
 
 
-def _follow(
-    pipe: Connection, model: LlamaModel, directory: Path, config: LlamaConfig, shard: Shard, port: int
+def _serve_rank(
+    pipe: Connection, model: LlamaModel, directory: Path, config: LlamaConfig, shard: TPRank, port: int
 ) -> None:
     """A follower's process: load, meet the others, then do as told until the leader closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader alone reacts to Ctrl-C
@@ -212,14 +212,14 @@ def _follow(
         store = distributed.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1", port, shard.count, is_master=False, timeout=_TIMEOUT
         )
-        _meet(store, shard, model.device)
+        _init_process_group(store, shard, model.device)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except SweInferError as error:
         pipe.send(error)
         return
     try:
-        _obey(pipe, network)
+        _worker_loop(pipe, network)
     except (EOFError, ConnectionResetError):
         return
     except distributed.DistError:
@@ -231,18 +231,25 @@ def _follow(
 
 
 @torch.inference_mode()
-def _obey(pipe: Connection, network: LlamaForCausalLM) -> None:
+def _worker_loop(pipe: Connection, network: LlamaForCausalLM) -> None:
     cache = network.new_cache(pipe.recv())
     while True:
         message = pipe.recv()
-        if isinstance(message, Pass):
-            run_pass(network, cache, message)
+        if isinstance(message, ModelInput):
+            run_step(network, cache, message)
         else:
             cache.copy(*message)
 
 
-def run_pass(network: LlamaForCausalLM, cache: KVCache, told: Pass) -> Tensor:
+def run_step(network: LlamaForCausalLM, cache: KVCache, model_input: ModelInput) -> Tensor:
     """Run a pass; returns the wanted logits (RV, float32)."""
-    step = network.step(told.starts, told.query_lens, told.block_tables, told.rows, told.rope_lengths, told.holders)
-    ids_T = torch.tensor(told.ids, dtype=torch.int64, pin_memory=network.device.type == "cuda")
+    step = network.step(
+        model_input.starts,
+        model_input.query_lens,
+        model_input.block_tables,
+        model_input.rows,
+        model_input.rope_lengths,
+        model_input.allocation_ids,
+    )
+    ids_T = torch.tensor(model_input.ids, dtype=torch.int64, pin_memory=network.device.type == "cuda")
     return network.decode(ids_T.to(network.device, non_blocking=True), step, cache)

@@ -16,7 +16,7 @@ from swe_infer.errors import CheckpointError
 from swe_infer.llama.config import LlamaConfig, read_json
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.safetensors import SafetensorsFile, TensorEntry
-from swe_infer.llama.shard import Shard
+from swe_infer.llama.tp_rank import TPRank
 from swe_infer.text import first_line
 
 
@@ -111,7 +111,7 @@ def parameter_views(model: LlamaForCausalLM) -> dict[str, Tensor]:
     return views
 
 
-def _fused_rows(config: LlamaConfig, shard: Shard) -> Iterator[tuple[str, str, tuple[tuple[str, int], ...]]]:
+def _fused_rows(config: LlamaConfig, shard: TPRank) -> Iterator[tuple[str, str, tuple[tuple[str, int], ...]]]:
     """Our linear maps, and the checkpoint's maps they are made of with their rows."""
     heads = shard.of(config.num_attention_heads) * config.head_dim
     kv = shard.of(config.num_key_value_heads) * config.head_dim

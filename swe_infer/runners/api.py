@@ -14,18 +14,18 @@ from typing import Annotated, ClassVar, cast
 
 from swe_infer.api.batch import Batches, BatchSettings
 from swe_infer.api.batch_journal import Journal, open_batches
-from swe_infer.api.budget import Purse
+from swe_infer.api.budget import CostBudget
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
-from swe_infer.api.dispatch import Dispatcher, PromptCaching, collected_seldom, run_steadily
+from swe_infer.api.dispatch import Dispatcher, PromptCaching, relaxed_gc, run_fairly
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.ledger import Interrupted, Ledger
 from swe_infer.api.limits import Limiter, Limits
-from swe_infer.api.pricing import Tariff, tariff_of
+from swe_infer.api.pricing import PriceTable, price_table_of
+from swe_infer.api.prompt_cache import PromptCacheIndex
 from swe_infer.api.retry import Retry
 from swe_infer.api.tokens import counter_of
-from swe_infer.api.warm_prompts import WarmPrompts
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
@@ -140,7 +140,7 @@ class ApiRunner:
     def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         """See :class:`swe_infer.runners.base.Runner`. Everything happens in the calling thread's event loop."""
         try:
-            run_steadily(self._run(requests, on_outcome, stop))
+            run_fairly(self._run(requests, on_outcome, stop))
         except Interrupted as error:
             logger.debug("%s", error)
         except asyncio.CancelledError:  # by a second Ctrl-C
@@ -183,7 +183,7 @@ class ApiRunner:
             stack.push_async_callback(self.provider.close)
             if not await self._opened(stop):
                 return
-            stack.enter_context(collected_seldom())
+            stack.enter_context(relaxed_gc())
             if batch:
                 await self._run_batches(self._endpoints.all[0], purse, requests, on_outcome, stop)
             else:
@@ -209,7 +209,7 @@ class ApiRunner:
     async def _run_batches(
         self,
         endpoint: Endpoint,
-        purse: Purse,
+        purse: CostBudget,
         requests: Iterable[Request],
         on_outcome: OnOutcome,
         stop: threading.Event,
@@ -256,14 +256,14 @@ class ApiRunner:
         endpoints = self.provider.endpoints(self._model)
         batch_tariff = None
         if self.provider.has_batches:
-            batch_tariff = tariff_of(self._model, self.provider.pricing_id, batch=True)
+            batch_tariff = price_table_of(self._model, self.provider.pricing_id, batch=True)
         try:
             found = estimate(
                 planned(),
                 tokens=counter.name,
                 exact=counter.exact,
                 max_new_tokens=self.decoding.max_new_tokens,
-                tariff=tariff_of(self._model, self.provider.pricing_id),
+                tariff=price_table_of(self._model, self.provider.pricing_id),
                 batch_tariff=batch_tariff,
                 max_concurrency=self.provider.max_concurrency,
                 limits=self.limits,
@@ -318,7 +318,7 @@ class ApiRunner:
             stats["prompt_cache_hit_rate"] = counts.usage.cached_input_tokens / counts.usage.input_tokens
         return stats
 
-    def _tariff(self) -> Tariff | None:
+    def _tariff(self) -> PriceTable | None:
         """The price of the configured model, at the provider that is asked first.
 
         Raises:
@@ -327,15 +327,15 @@ class ApiRunner:
         tariffs = [self._tariff_at(provider, model) for provider, model in self.provider.endpoints(self._model)]
         return tariffs[0]
 
-    def _tariff_at(self, provider: Provider, model: ApiModel) -> Tariff | None:
-        tariff = tariff_of(model, provider.pricing_id, batch=provider.mode == "batch")
+    def _tariff_at(self, provider: Provider, model: ApiModel) -> PriceTable | None:
+        tariff = price_table_of(model, provider.pricing_id, batch=provider.mode == "batch")
         if tariff is None:
             for key in ("max_usd", "sweep_max_usd"):
                 if getattr(self.budget, key) is not None:
                     raise ConfigError(f"budget.{key} needs a price, but model.pricing=unknown: state the price there")
         return tariff
 
-    def _purse(self) -> Purse:
+    def _purse(self) -> CostBudget:
         """The caps, with their ledgers on disk, so that also what was in flight when a try was killed counts. Without
         a context (a runner used by itself) the run's cap is kept in memory."""
         context = self._context
@@ -347,13 +347,13 @@ class ApiRunner:
             if context is None:
                 raise ConfigError("budget.sweep_max_usd: this runner was told of no sweep; use budget.max_usd")
             ledgers.append(("budget.sweep_max_usd", self._ledger(context.sweep_ledger, self.budget.sweep_max_usd)))
-        return Purse(ledgers)
+        return CostBudget(ledgers)
 
-    def _warm_prompts(self) -> WarmPrompts | None:
+    def _warm_prompts(self) -> PromptCacheIndex | None:
         """Where runs at the same time tell each other of prompts that the provider has in its cache."""
         if self.prompt_caching != "always" or self._context is None or self.locks == "single_writer":
             return None
-        return WarmPrompts(self._context.sweep_ledger.with_name("warm_prompts.sqlite"))
+        return PromptCacheIndex(self._context.sweep_ledger.with_name("prompt_cache.sqlite"))
 
     def _ledger(self, path: Path | None, cap_usd: Decimal) -> Ledger:
         context = self._context

@@ -165,7 +165,7 @@ class EngineSharing(Protocol):
     """What a runner offers whose engine can answer several runs at once. Each run gets the answers that it would get
     by itself."""
 
-    max_points: int
+    max_concurrent_jobs: int
     """Runs that one engine answers at once, at most."""
 
     @property

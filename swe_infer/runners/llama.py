@@ -41,9 +41,9 @@ from swe_infer.types import (
 )
 
 if TYPE_CHECKING:
+    from swe_infer.llama.data_parallel import DataParallelEngine
     from swe_infer.llama.engine import Engine
-    from swe_infer.llama.group import EngineGroup
-    from swe_infer.llama.sequence import Generated, GenerationRequest
+    from swe_infer.llama.sequence import GenerationRequest, RequestOutput
     from swe_infer.llama.tokenizer import LlamaTokenizer
 
 log = logging.getLogger(__name__)
@@ -71,10 +71,12 @@ class LlamaRunner:
     ray: Annotated[
         RayCluster | None, Option("The Ray cluster on which the engines run; null: this machine.", "speed")
     ] = None
-    max_points: Annotated[int, Option("Points of a sweep that are answered at once, by one engine.", "speed")] = 8
+    max_concurrent_jobs: Annotated[
+        int, Option("Points of a sweep that are answered at once, by one engine.", "speed")
+    ] = 8
 
     def __post_init__(self) -> None:
-        for key in ("max_batch_tokens", "max_sequences", "max_points"):
+        for key in ("max_batch_tokens", "max_sequences", "max_concurrent_jobs"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"runner.{key}={getattr(self, key)}: must be at least 1")
         if self.kv_cache_gb is not None and not self.kv_cache_gb > 0:
@@ -92,7 +94,7 @@ class LlamaRunner:
         self.label = self.model.label
         self.context_window: int | None = self.model.context_window
         self._engines = EnginePool()
-        self._engine: Engine | EngineGroup[Any] | None = None
+        self._engine: Engine | DataParallelEngine[Any] | None = None
         self._tokenizer: LlamaTokenizer | None = None
         self._stream: RequestStream | None = None
         self._points = 0
@@ -176,7 +178,7 @@ class LlamaRunner:
 
     @property
     def sharing(self) -> EngineSharing | None:
-        return self if self.max_points > 1 else None
+        return self if self.max_concurrent_jobs > 1 else None
 
     def join(self, stream: RequestStream, points: int = 0) -> None:
         """See :class:`swe_infer.runners.base.EngineSharing`."""
@@ -222,7 +224,7 @@ class LlamaRunner:
         if self._points:  # the engine's figures are of all runs that share it
             tokens = self._usage.input_tokens
             figures |= {
-                "points_at_once": self._points,
+                "concurrent_jobs": self._points,
                 "cache_hit_rate": round(self._usage.cached_input_tokens / tokens, 4) if tokens else 0.0,
                 "drafted_tokens": self._drafted,
                 "accepted_tokens": self._accepted,
@@ -235,7 +237,7 @@ class LlamaRunner:
             self._drafted += outcome.details["drafted_tokens"]
             self._accepted += outcome.details["accepted_tokens"]
 
-    def _completion(self, answer: Generated) -> Completion:
+    def _completion(self, answer: RequestOutput) -> Completion:
         usage = Usage(
             input_tokens=len(answer.request.prompt_ids),
             cached_input_tokens=answer.cached_tokens,
@@ -258,7 +260,7 @@ class LlamaRunner:
             details=details,
         )
 
-    def _load_engine(self) -> Engine | EngineGroup[Any]:
+    def _load_engine(self) -> Engine | DataParallelEngine[Any]:
         from swe_infer.llama.engine import EngineOptions
 
         if self._engine is None:
@@ -314,11 +316,13 @@ def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:
         pull(index)
 
 
-def _prepared(engine: Engine | EngineGroup[Any], streams: Sequence[RequestStream]) -> Iterator[GenerationRequest]:
+def _prepared(
+    engine: Engine | DataParallelEngine[Any], streams: Sequence[RequestStream]
+) -> Iterator[GenerationRequest]:
     """Each request as the engine takes it. One that cannot be encoded costs itself alone."""
     from swe_infer.llama.drafting import NO_SOURCE, DraftSource
     from swe_infer.llama.sequence import GenerationRequest
-    from swe_infer.llama.stopping import StopRules
+    from swe_infer.llama.stopping import StopParams
 
     prompt: Prompt | None = None
     ids: tuple[int, ...] = ()
@@ -339,7 +343,7 @@ def _prepared(engine: Engine | EngineGroup[Any], streams: Sequence[RequestStream
         yield GenerationRequest(
             key=(index, *request.key),
             prompt_ids=ids,
-            rules=StopRules(decoding.max_new_tokens, engine.end_tokens, decoding.stop),
+            rules=StopParams(decoding.max_new_tokens, engine.end_tokens, decoding.stop),
             temperature=defaults.temperature if decoding.temperature is None else decoding.temperature,
             top_p=defaults.top_p if decoding.top_p is None else decoding.top_p,
             seed=seed_of(decoding, request.instance_id, request.sample),

@@ -23,21 +23,21 @@ from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Asked
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
 from swe_infer.run_directory.store import RunStore, paid_answers, record_of
-from swe_infer.run_directory.unsaved import Unsaved
 from swe_infer.runners.base import Runner, WantedSamples
 from swe_infer.runners.progress import Progress
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import (
     Completion,
+    DataShard,
     Decoding,
     Estimate,
     Outcome,
     PatchResult,
     Prompt,
     Request,
-    Shard,
     Skip,
     TokenCounter,
 )
@@ -77,7 +77,7 @@ class _LazyCounter:
         return self._made()(prompt)
 
 
-def selected(runner: Runner, dataset: Dataset, shard: Shard) -> Selection:
+def selected(runner: Runner, dataset: Dataset, shard: DataShard) -> Selection:
     """The instances that a run asks, in the runner's order; nothing is measured before it comes up.
 
     Raises:
@@ -223,7 +223,7 @@ class Run:
         self._passed_over = passed_over
         self._samples = runner.decoding.n
         self.stop = threading.Event()
-        self._unsaved = Unsaved(store)
+        self._unsaved = RecordWriter(store)
         self._started = time.monotonic()
         self._before = store.read_summary()
         self._wall_before = float(self._before.get("wall_s", 0.0))

@@ -21,7 +21,7 @@ import pytest
 
 from swe_infer.api.batch import BatchSettings
 from swe_infer.api.batch_journal import Batch, Item, Journal, open_batches
-from swe_infer.api.pricing import tariff_of
+from swe_infer.api.pricing import price_table_of
 from swe_infer.api.retry import Retry
 from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, ProviderFatal
 from swe_infer.providers.anthropic_messages import AnthropicMessages
@@ -87,7 +87,7 @@ def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path:
         assert set(server.log.answers_by_prompt().values()) == {2}
         assert len(server.batches.submitted()) == 6
         assert isinstance(api.model, ApiModel)
-        live = tariff_of(api.model, vendor)
+        live = price_table_of(api.model, vendor)
         assert live is not None
         assert all(o.cost_usd is not None and 2 * o.cost_usd == live.price(o.usage) for o in completions)
         assert sum(o.cost_usd or Decimal(0) for o in completions) == server.log.cost_usd()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.api.budget import Purse, Reservation
-from swe_infer.api.ledger import Hold, Ledger
+from swe_infer.api.budget import CostBudget, Reservation
+from swe_infer.api.ledger import Ledger, LedgerEntry
 from swe_infer.api.limits import Halted
 from swe_infer.errors import BudgetExceeded
 from swe_infer.providers.anthropic_messages import AnthropicMessages
@@ -286,7 +286,7 @@ def test_a_stop_reaches_a_run_that_waits_for_a_cap_that_another_process_holds(tm
     with ApiServer() as server:
         api = runner(server, "openai", cap, tmp_path)
         other = Ledger(tmp_path / "ledger.sqlite", cap, "other")
-        assert isinstance(other.hold(cap), Hold)
+        assert isinstance(other.hold(cap), LedgerEntry)
         threading.Timer(0.5, stop.set).start()
         outcomes = Outcomes()
         api.run([sized(2000, f"i{n}") for n in range(20)], outcomes, stop)
@@ -300,8 +300,8 @@ def test_a_stop_reaches_a_run_that_waits_for_a_cap_that_another_process_holds(tm
 # The queue.
 
 
-def purse_of(cap: int) -> Purse:
-    return Purse([("budget.max_usd", Ledger(None, Decimal(cap), "run"))])
+def purse_of(cap: int) -> CostBudget:
+    return CostBudget([("budget.max_usd", Ledger(None, Decimal(cap), "run"))])
 
 
 async def settled() -> None:
@@ -380,7 +380,7 @@ def test_cancelling_a_request_that_waits_leaves_nothing_held_at_any_moment(befor
 
     async def scenario() -> None:
         ledger = Ledger(None, Decimal(10), "run")
-        purse = Purse([("budget.max_usd", ledger)])
+        purse = CostBudget([("budget.max_usd", ledger)])
         first = await purse.reserve(Decimal(8))
         counted = asyncio.Event()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.api.budget import Purse
-from swe_infer.api.ledger import Hold, Ledger
+from swe_infer.api.budget import CostBudget
+from swe_infer.api.ledger import Ledger, LedgerEntry
 from swe_infer.errors import BudgetExceeded, StoreError
 from tests.support.steps import lines_executed
 
@@ -55,10 +55,10 @@ def process(code: str, *arguments: str) -> subprocess.Popen[str]:
 def test_holds_count_against_the_cap_until_they_are_settled() -> None:
     ledger = Ledger(None, Decimal(1), "run")
     first = ledger.hold(Decimal("0.7"))
-    assert isinstance(first, Hold)
+    assert isinstance(first, LedgerEntry)
     assert ledger.hold(Decimal("0.4")) == "wait"
     ledger.settle(first, Decimal("0.1"))
-    assert isinstance(ledger.hold(Decimal("0.9")), Hold)
+    assert isinstance(ledger.hold(Decimal("0.9")), LedgerEntry)
     assert ledger.hold(Decimal("0.95")) == "never"
     assert ledger.spent_usd == Decimal("0.1")
 
@@ -79,7 +79,7 @@ def test_what_a_killed_process_held_is_charged_as_its_like_came_to_and_the_rest_
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    assert isinstance(living.hold(Decimal(3)), Hold)
+    assert isinstance(living.hold(Decimal(3)), LedgerEntry)
     # One of its requests came to a quarter of its worst case, so the four in flight count for a good quarter of 8.
     assert Decimal("2.25") < living.spent_usd < Decimal("2.5")
 
@@ -87,7 +87,7 @@ def test_what_a_killed_process_held_is_charged_as_its_like_came_to_and_the_rest_
 def test_the_same_run_goes_on_with_what_it_spent_before(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger", Decimal(1), "run")
     hold = ledger.hold(Decimal("0.5"))
-    assert isinstance(hold, Hold)
+    assert isinstance(hold, LedgerEntry)
     ledger.settle(hold, Decimal("0.4"))
     ledger.close()
     again = Ledger(tmp_path / "ledger", Decimal(1), "run")
@@ -101,14 +101,14 @@ def test_a_cap_may_be_raised_between_tries(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger", Decimal(1), "run")
     assert ledger.hold(Decimal(2)) == "never"
     ledger.close()
-    assert isinstance(Ledger(tmp_path / "ledger", Decimal(3), "run").hold(Decimal(2)), Hold)
+    assert isinstance(Ledger(tmp_path / "ledger", Decimal(3), "run").hold(Decimal(2)), LedgerEntry)
 
 
 def test_small_amounts_add_up_exactly() -> None:
     ledger = Ledger(None, Decimal(1), "run")
     for _ in range(1000):
         hold = ledger.hold(Decimal("0.0000003"))
-        assert isinstance(hold, Hold)
+        assert isinstance(hold, LedgerEntry)
         ledger.settle(hold, Decimal("0.000000075"))  # one token of gpt-4o-mini in a batch
     assert ledger.spent_usd == Decimal("0.000075")
 
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_ledger_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_tighter_bound_is_asked_for_only_where_the_cheap_one_does_not_fit() -> None:
     async def scenario() -> None:
-        purse = Purse([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
+        purse = CostBudget([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
         asked: list[int] = []
 
         async def tighter() -> Decimal:
@@ -145,10 +145,10 @@ def test_a_reservation_that_one_cap_refuses_leaves_the_other_untouched(tmp_path:
     async def scenario() -> None:
         run = Ledger(None, Decimal(10), "run")
         sweep = Ledger(tmp_path / "ledger", Decimal(4), "run")
-        purse = Purse([("budget.max_usd", run), ("budget.sweep_max_usd", sweep)])
+        purse = CostBudget([("budget.max_usd", run), ("budget.sweep_max_usd", sweep)])
         with pytest.raises(BudgetExceeded, match="sweep"):
             await purse.reserve(Decimal(5))
-        assert isinstance(run.hold(Decimal(10)), Hold)
+        assert isinstance(run.hold(Decimal(10)), LedgerEntry)
 
     asyncio.run(scenario())
 
@@ -158,7 +158,7 @@ def test_a_hold_and_its_settlement_cost_the_same_however_many_there_were(tmp_pat
 
     def hold_and_settle() -> None:
         hold = ledger.hold(Decimal("0.04"))
-        assert isinstance(hold, Hold)
+        assert isinstance(hold, LedgerEntry)
         ledger.settle(hold, Decimal("0.01"))
 
     hold_and_settle()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from swe_infer.api.limits import Halted, Limiter, Limits
-from swe_infer.api.pacing import Quota
-from swe_infer.api.shared_pace import SharedPace
+from swe_infer.api.rate_limits import RateLimiter
+from swe_infer.api.shared_rate_limiter import SharedRateLimiter
 from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits
 from swe_infer.types import Usage
 from tests.support.virtual_time import VirtualLoop, run_virtual
@@ -65,7 +65,7 @@ class Window:
         return self.limit, self.limit - len(self.sent), reset
 
 
-def simulate(server: Bucket | Window, quota: Quota, seconds: float, latency: float = 2.0) -> tuple[int, int]:
+def simulate(server: Bucket | Window, quota: RateLimiter, seconds: float, latency: float = 2.0) -> tuple[int, int]:
     """(admitted, refused) of a client that always has a request to send, at most 400 in flight."""
     now, admitted, refused = 0.0, 0, 0
     arrivals: list[tuple[float, float, float, float, float]] = []
@@ -98,7 +98,7 @@ def simulate(server: Bucket | Window, quota: Quota, seconds: float, latency: flo
     ids=["bucket", "small bucket", "sliding window", "fixed window"],
 )
 def test_a_quota_learnt_from_headers_is_used_up_and_hardly_ever_passed(server: Bucket | Window) -> None:
-    admitted, refused = simulate(server, Quota(None, 0.0), 600)
+    admitted, refused = simulate(server, RateLimiter(None, 0.0), 600)
     assert admitted >= 0.97 * 600 * 10
     assert refused <= 0.01 * admitted
 
@@ -109,18 +109,18 @@ def test_a_quota_learnt_from_headers_is_used_up_and_hardly_ever_passed(server: B
     ids=["small bucket", "sliding window", "fixed window"],
 )
 def test_a_configured_quota_is_used_up_without_any_refusal(server: Bucket | Window) -> None:
-    admitted, refused = simulate(server, Quota(300, 0.0), 600)
+    admitted, refused = simulate(server, RateLimiter(300, 0.0), 600)
     assert admitted >= 0.99 * 300 * 10
     assert refused == 0
 
 
 def test_a_configured_quota_is_never_passed_whatever_the_headers_say() -> None:
-    admitted, _ = simulate(Bucket(6000, 6000), Quota(60, 0.0), 300)
+    admitted, _ = simulate(Bucket(6000, 6000), RateLimiter(60, 0.0), 300)
     assert 59 * 5 <= admitted <= 61 * 5
 
 
 def test_what_the_server_has_left_may_be_sent_at_once() -> None:
-    quota = Quota(None, 0.0)
+    quota = RateLimiter(None, 0.0)
     quota.take(1, 0.0)
     quota.learn(600, 599, 0.1, sent_before=1, now=1.0)
     for _ in range(599):
@@ -130,7 +130,7 @@ def test_what_the_server_has_left_may_be_sent_at_once() -> None:
 
 
 def test_the_time_before_the_first_request_is_none_to_make_up_for() -> None:
-    quota = Quota(None, 0.0)
+    quota = RateLimiter(None, 0.0)
     for _ in range(10):
         quota.take(1, 30.0)
     quota.learn(600, 0, 1.0, sent_before=10, now=30.1)
@@ -138,14 +138,14 @@ def test_the_time_before_the_first_request_is_none_to_make_up_for() -> None:
 
 
 def test_a_quota_for_a_day_is_not_taken_for_one_for_a_minute() -> None:
-    quota = Quota(None, 0.0)
+    quota = RateLimiter(None, 0.0)
     quota.take(1, 0.0)
     quota.learn(200, 199, 432.0, sent_before=1, now=1.0)
     assert quota.per_minute == pytest.approx(200 / 1440)
 
 
 def test_tokens_that_were_not_used_are_given_back() -> None:
-    quota = Quota(60_000, 0.0)
+    quota = RateLimiter(60_000, 0.0)
     quota.take(10_000, 0.0)
     assert quota.wait_s(10_000, 0.0) == pytest.approx(10, rel=0.1)
     quota.correct(8_000)
@@ -413,7 +413,7 @@ def test_a_quota_of_tokens_is_used_up_and_kept_however_many_tokens_the_prompts_t
 def test_runs_with_one_key_share_a_quota_when_told_to(tmp_path: Path) -> None:
     """One of them knows the quota, the others go by it too."""
     now = 1000.0
-    runs = [SharedPace(tmp_path / "deep" / "pace", clock=lambda: now) for _ in range(3)]
+    runs = [SharedRateLimiter(tmp_path / "deep" / "pace", clock=lambda: now) for _ in range(3)]
     taken = 0
     assert runs[0].take((1.0, 0.0, 0.0), (20.0, None, None)) == 0
     while now < 1060:

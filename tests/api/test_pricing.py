@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.api.pricing import ListedTariff, StatedTariff, Tariff, caching_pays, tariff_of, worst_case
+from swe_infer.api.pricing import ListedPrices, PriceTable, StatedPrices, caching_pays, price_table_of, worst_case
 from swe_infer.errors import ConfigError
 from swe_infer.types import ApiModel, Pricing, Usage
 
 
-def listed(name: str, provider: str = "openai", *, batch: bool = False) -> Tariff:
-    tariff = tariff_of(ApiModel(name=name), provider, batch=batch)
+def listed(name: str, provider: str = "openai", *, batch: bool = False) -> PriceTable:
+    tariff = price_table_of(ApiModel(name=name), provider, batch=batch)
     assert tariff is not None
     return tariff
 
@@ -67,17 +67,17 @@ def test_dated_names_are_known_by_their_own_price() -> None:
 
 def test_a_name_that_is_not_listed_is_refused_with_the_ways_out() -> None:
     with pytest.raises(ConfigError, match=r"model\.pricing\.input_per_mtok.*model\.price_as.*unknown"):
-        tariff_of(ApiModel(name="swe-llama-13b"), "openai")
+        price_table_of(ApiModel(name="swe-llama-13b"), "openai")
 
 
 def test_a_listed_model_without_an_output_price_is_refused_rather_than_taken_for_free() -> None:
     with pytest.raises(ConfigError, match="output"):
-        tariff_of(ApiModel(name="text-embedding-3-small"), "openai")
+        price_table_of(ApiModel(name="text-embedding-3-small"), "openai")
 
 
 def test_stated_prices_win_and_default_to_the_plain_ones() -> None:
     pricing = Pricing(input_per_mtok=Decimal(2), output_per_mtok=Decimal(8), cached_input_per_mtok=Decimal(1))
-    tariff = tariff_of(ApiModel(name="gpt-4o", pricing=pricing), "openai")
+    tariff = price_table_of(ApiModel(name="gpt-4o", pricing=pricing), "openai")
     assert tariff is not None
     usage = Usage(input_tokens=1_000_000, cached_input_tokens=500_000, cache_write_tokens=100_000, output_tokens=10)
     assert tariff.price(usage) == Decimal("0.8") + Decimal("0.5") + Decimal("0.2") + Decimal("0.00008")
@@ -102,7 +102,7 @@ def test_no_answer_within_its_bounds_costs_more_than_the_worst_case(
     for tariff in (
         listed("claude-sonnet-4-5", "anthropic"),
         listed("gpt-4.1"),
-        StatedTariff(
+        StatedPrices(
             Pricing(
                 input_per_mtok=Decimal(3),
                 output_per_mtok=Decimal(15),
@@ -133,7 +133,7 @@ def test_caching_pays_from_two_samples_on_where_reads_are_cheap() -> None:
 def test_the_price_is_the_list_s_own_in_every_tier(model: str, provider: str, batch: bool) -> None:
     import genai_prices
 
-    tariff = ListedTariff(model, provider, batch=batch)
+    tariff = ListedPrices(model, provider, batch=batch)
     chance = random.Random(0)
     context = {"processing": "batch"} if batch else None
     for _ in range(40):

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from contextlib import ExitStack
 
-from swe_infer.api.dispatch import run_steadily
+from swe_infer.api.dispatch import run_fairly
 
 
 def test_a_timer_does_not_wait_for_all_answers_that_have_come_and_none_of_them_is_missed() -> None:
@@ -27,6 +27,6 @@ def test_a_timer_does_not_wait_for_all_answers_that_have_come_and_none_of_them_i
         loop.remove_reader(end)
         order.append("answer")
 
-    run_steadily(main())
+    run_fairly(main())
     assert order.index("timer") < 40
     assert order.count("answer") == 50

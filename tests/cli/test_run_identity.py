@@ -16,8 +16,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from swe_infer.api.cache import cache_keys
-from swe_infer.cli.one_run import BuiltRun, run_one
-from swe_infer.cli.points_at_once import PointsAtOnce
+from swe_infer.cli.job_batches import JobBatcher
+from swe_infer.cli.run_session import PreparedRun, run_one
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.compare.loading import load_run
 from swe_infer.conf_files import conf_dir
@@ -302,12 +302,12 @@ def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> N
     sweep = SweepLog(desk.folder / "sweep")
     sweep.start(keep=False, swept=["dataset.limit"])
     ends: list[int | Exception] = []
-    points = PointsAtOnce(SharedResources(), lambda sweep, directory, end, objectives: ends.append(end))
+    points = JobBatcher(SharedResources(), lambda sweep, directory, end, objectives: ends.append(end))
     built = []
     for limit in (1, 2):
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             overrides = ["tracker=none", "decoding.max_new_tokens=8", f"dataset.limit={limit}"]
-            built.append(BuiltRun(compose("config", overrides=overrides), sweep))
+            built.append(PreparedRun(compose("config", overrides=overrides), sweep))
         points.add(built[-1], sweep)
     points.run()
     assert ends == [0, 0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from swe_infer.api.limits import Limits
-from swe_infer.api.pacing import Quota
+from swe_infer.api.rate_limits import RateLimiter
 from swe_infer.errors import ConfigError
 from swe_infer.types import Budget
 from tests.api.test_limits import Bucket, Window
@@ -67,21 +67,21 @@ def test_stated_quotas_are_divided() -> None:
 )
 def test_quotas_that_are_learnt_from_headers_are_divided(server: Callable[[], Bucket | Window]) -> None:
     """Three workers that know nothing of each other, and one quota."""
-    admitted, refused = together(server(), [Quota(None, 0.0, parts=3) for _ in range(3)], 600)
+    admitted, refused = together(server(), [RateLimiter(None, 0.0, parts=3) for _ in range(3)], 600)
     assert admitted >= 0.97 * 600 * 10
     assert refused <= 0.01 * admitted
-    _, undivided = together(server(), [Quota(None, 0.0) for _ in range(3)], 600)
+    _, undivided = together(server(), [RateLimiter(None, 0.0) for _ in range(3)], 600)
     assert undivided > 10 * refused, "headers alone do not keep three workers under one quota"
 
 
 def test_a_worker_s_part_of_a_learnt_quota_is_that_of_a_stated_one() -> None:
-    stated, learnt = Quota(200, 0.0), Quota(None, 0.0, parts=3)
+    stated, learnt = RateLimiter(200, 0.0), RateLimiter(None, 0.0, parts=3)
     learnt.take(1, 0.0)
     learnt.learn(600, 0, 60.0, sent_before=1, now=0.0)
     assert learnt.per_minute == stated.per_minute == 200
 
 
-def together(server: Bucket | Window, quotas: Sequence[Quota], seconds: float) -> tuple[int, int]:
+def together(server: Bucket | Window, quotas: Sequence[RateLimiter], seconds: float) -> tuple[int, int]:
     """(admitted, refused) of clients with a quota each that always have a request to send; 2 s of latency."""
     admitted, refused = 0, 0
     turns = [(0.001 * index, index) for index in range(len(quotas))]

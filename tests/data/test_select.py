@@ -14,7 +14,7 @@ from swe_infer.data.base import DatasetOptions
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.select import Selection, assign_shards, select
 from swe_infer.errors import ConfigError, DataError
-from swe_infer.types import Instance, Prompt, Shard, Skip, TokenCounter
+from swe_infer.types import DataShard, Instance, Prompt, Skip, TokenCounter
 
 
 class Texts:
@@ -67,7 +67,7 @@ def choose(
     counter: TokenCounter | None = None,
     room: int = 0,
     window: int | None = None,
-    shard: Shard | None = None,
+    shard: DataShard | None = None,
     longest_first: bool = False,
 ) -> Selection:
     return select(
@@ -76,7 +76,7 @@ def choose(
         count_tokens=counter,
         room_for_output=room,
         context_window=window,
-        shard=shard or Shard(),
+        shard=shard or DataShard(),
         order="longest_first" if longest_first else "dataset",
     )
 
@@ -124,10 +124,10 @@ def test_instances_of_one_size_are_dealt_evenly() -> None:
 
 def test_the_shards_of_a_selection_are_disjoint_and_complete_and_come_after_the_limit() -> None:
     rows = Texts(["x" * (7 * n % 41 + 1) for n in range(50)])
-    parts = [choose(rows, Options(limit=31), shard=Shard(index=index, count=4)).kept for index in range(4)]
+    parts = [choose(rows, Options(limit=31), shard=DataShard(index=index, count=4)).kept for index in range(4)]
     assert sorted(index for part in parts for index in part) == list(range(31))
     assert {
-        choose(rows, Options(limit=31), shard=Shard(index=i, count=4)).requested_of_all_shards for i in range(4)
+        choose(rows, Options(limit=31), shard=DataShard(index=i, count=4)).requested_of_all_shards for i in range(4)
     } == {31}
 
 
@@ -135,8 +135,8 @@ def test_a_shard_depends_on_the_configuration_alone() -> None:
     """What is finished, how tokens are counted and the order of work leave it as it is: a resume never overlaps."""
     rows = Texts([words(n % 17 + 1) for n in range(60)])
     options = Options(max_tokens=8)
-    plain = choose(rows, options, counter=Words(exact=False), shard=Shard(index=1, count=3))
-    again = choose(rows, options, counter=Words(), shard=Shard(index=1, count=3), longest_first=True)
+    plain = choose(rows, options, counter=Words(exact=False), shard=DataShard(index=1, count=3))
+    again = choose(rows, options, counter=Words(), shard=DataShard(index=1, count=3), longest_first=True)
     assert set(again.requested) == set(plain.requested)
     assert {*again.kept, *(s.index for s in again.skipped)} == set(plain.requested)
 
@@ -146,7 +146,7 @@ def test_an_instance_keeps_its_shard_whatever_is_asked() -> None:
     rows = Texts([words(1 + 7 * n % 41) for n in range(40)])
 
     def owners(options: Options) -> dict[int, int]:
-        parts = [choose(rows, options, counter=Words(), shard=Shard(index=i, count=4)) for i in range(4)]
+        parts = [choose(rows, options, counter=Words(), shard=DataShard(index=i, count=4)) for i in range(4)]
         return {index: shard for shard, part in enumerate(parts) for index in part.requested}
 
     whole = owners(Options())
@@ -160,12 +160,18 @@ def test_an_instance_keeps_its_shard_whatever_is_asked() -> None:
 
 def test_a_division_that_an_earlier_version_made_otherwise_is_noticed() -> None:
     rows = Texts([words(1 + 7 * n % 41) for n in range(40)])
-    assert choose(rows, shard=Shard(index=0, count=4)).moved() == 0
-    assert choose(rows, Options(limit=13), shard=Shard(index=0, count=4)).moved() > 0
+    assert choose(rows, shard=DataShard(index=0, count=4)).moved() == 0
+    assert choose(rows, Options(limit=13), shard=DataShard(index=0, count=4)).moved() > 0
 
 
 def test_more_shards_than_instances_leave_some_empty() -> None:
-    assert sorted(len(choose(Texts(["a", "b"]), shard=Shard(index=i, count=5))) for i in range(5)) == [0, 0, 0, 1, 1]
+    assert sorted(len(choose(Texts(["a", "b"]), shard=DataShard(index=i, count=5))) for i in range(5)) == [
+        0,
+        0,
+        0,
+        1,
+        1,
+    ]
 
 
 def test_what_is_left_out_is_recorded_with_its_reason_and_numbers() -> None:
@@ -249,7 +255,7 @@ def test_shards_of_the_real_instances_are_balanced(real_path: Path) -> None:
             count_tokens=None,
             room_for_output=0,
             context_window=None,
-            shard=Shard(index=i, count=4),
+            shard=DataShard(index=i, count=4),
             order="dataset",
         )
         for i in range(4)

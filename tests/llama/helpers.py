@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from swe_infer.llama.config import read_config
-from swe_infer.llama.drafting import PassCost
+from swe_infer.llama.drafting import StepCostModel
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.sequence import Generated, GenerationRequest
-from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.sequence import GenerationRequest, RequestOutput
+from swe_infer.llama.stopping import StopParams
 from swe_infer.llama.weights import load_weights
 from swe_infer.types import LlamaModel
 
@@ -42,7 +42,7 @@ def engine_of(
     return Engine.load(LlamaModel(path=str(directory), **model), options)
 
 
-class _Unmoved(PassCost):
+class _Unmoved(StepCostModel):
     """Costs that no pass changes."""
 
     def record(self, rows: int, seconds: float) -> None:
@@ -69,11 +69,11 @@ def ask(
     loops: bool = False,
 ) -> GenerationRequest:
     """A request that ends by length unless told otherwise."""
-    rules = StopRules(tokens, frozenset(end), stop, closed_patch=False, repetition=loops)
+    rules = StopParams(tokens, frozenset(end), stop, closed_patch=False, repetition=loops)
     return GenerationRequest(str(key), tuple(prompt), rules, temperature, top_p, seed)
 
 
-def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> dict[str, Generated]:
+def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> dict[str, RequestOutput]:
     """All answers by key; a rejected request is an error."""
 
     def rejected(_: GenerationRequest, error: Exception) -> None:

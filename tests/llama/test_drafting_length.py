@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from swe_infer.llama.drafting import Acceptance, Account, DraftLength, PassCost
+from swe_infer.llama.drafting import AcceptanceModel, DraftBudget, DraftLength, StepCostModel
 
 ROW, GUESS = 0.02, 0.01
 
@@ -44,8 +44,8 @@ def whole(step: int, limit: int) -> int:
     return limit
 
 
-def new(acceptance: Acceptance | None = None, account: Account | None = None) -> DraftLength:
-    return DraftLength(acceptance or Acceptance(32), account or Account())
+def new(acceptance: AcceptanceModel | None = None, account: DraftBudget | None = None) -> DraftLength:
+    return DraftLength(acceptance or AcceptanceModel(32), account or DraftBudget())
 
 
 @pytest.mark.parametrize("row", [0.001, 0.01, 0.1, 1.0])
@@ -58,7 +58,7 @@ def test_what_is_lost_where_nothing_is_accepted_is_at_most_3_percent(row: float,
 
 def test_what_sequences_lose_after_others_that_gained_is_bounded_as_well() -> None:
     """What good guesses earned for those that come after is gone once nothing is accepted any more."""
-    acceptance, account = Acceptance(32), Account()
+    acceptance, account = AcceptanceModel(32), DraftBudget()
     account.batch = 8
     for _ in range(5):
         follow(new(acceptance, account), whole, 100)
@@ -106,7 +106,7 @@ def test_a_situation_in_which_guesses_fail_takes_nothing_from_one_in_which_they_
 
 
 def test_a_new_sequence_knows_what_became_of_the_drafts_of_others() -> None:
-    acceptance = Acceptance(32)
+    acceptance = AcceptanceModel(32)
     alone, _ = follow(new(), whole, 3, row=0.1)
     follow(new(acceptance), whole, 100, row=0.1)
     later, _ = follow(new(acceptance), whole, 3, row=0.1)
@@ -115,7 +115,7 @@ def test_a_new_sequence_knows_what_became_of_the_drafts_of_others() -> None:
 
 def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> None:
     """Drafts that were short because the drafter had no more to say are no sign that longer ones would fail."""
-    acceptance = Acceptance(32)
+    acceptance = AcceptanceModel(32)
     for _ in range(200):
         acceptance.learn("any", 32, 4, 4)
     assert acceptance.best("any", 0.1, 0.0) >= 4
@@ -126,7 +126,7 @@ def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> No
 
 @pytest.mark.parametrize("cost", [0.1, 1.0, 3.9])
 def test_what_is_paid_from_an_account_is_a_hundredth_of_the_time_and_what_it_began_with(cost: float) -> None:
-    account, spent, passes = Account(), 0.0, 20_000
+    account, spent, passes = DraftBudget(), 0.0, 20_000
     account.batch = 8
     for _ in range(passes // 10):  # each prompt is answered in 10 passes
         if account.affords(cost):
@@ -137,18 +137,18 @@ def test_what_is_paid_from_an_account_is_a_hundredth_of_the_time_and_what_it_beg
 
 
 def test_accepted_tokens_and_long_prompts_fill_an_account() -> None:
-    account = Account(passes=0.0)
+    account = DraftBudget(passes=0.0)
     account.batch = 8
     account.earn(1.0, accepted=5)
     assert account.affords(4.9)
-    account = Account(passes=0.0)
+    account = DraftBudget(passes=0.0)
     account.batch = 8
     account.earn(2000.0)
     assert account.affords(9.9)
 
 
 def test_an_account_begins_with_four_passes_of_the_largest_batch_and_gets_them_once() -> None:
-    account = Account()
+    account = DraftBudget()
     assert account.affords(3.9)
     assert not account.affords(4.1)
     for batch in (8, 1, 8, 3):
@@ -158,7 +158,7 @@ def test_an_account_begins_with_four_passes_of_the_largest_batch_and_gets_them_o
 
 
 def test_an_account_does_not_grow_for_ever() -> None:
-    account = Account()
+    account = DraftBudget()
     account.batch = 2
     for _ in range(10_000):
         account.earn(1.0, accepted=20)
@@ -182,7 +182,7 @@ def test_a_sequence_whose_looks_are_in_vain_is_looked_at_less_often() -> None:
 
 
 def test_guesses_promise_something_until_they_fail_for_long_and_again_once_some_are_right() -> None:
-    acceptance = Acceptance(32)
+    acceptance = AcceptanceModel(32)
     seen = [acceptance.promising]
     for accepted, steps in ((0, 200), (2, 3)):
         for _ in range(steps):
@@ -192,7 +192,7 @@ def test_guesses_promise_something_until_they_fail_for_long_and_again_once_some_
 
 
 def test_the_cost_of_a_row_is_learned_from_passes() -> None:
-    cost = PassCost()
+    cost = StepCostModel()
     for step in range(200):
         rows = step % 40
         cost.record(rows, 0.010 + 0.0005 * rows)
@@ -204,7 +204,7 @@ def test_the_cost_of_a_row_is_learned_from_passes() -> None:
 
 
 def test_passes_of_one_size_say_nothing_about_a_row() -> None:
-    cost = PassCost(row_share=0.03)
+    cost = StepCostModel(row_share=0.03)
     assert cost.shares(0.1) == (0.03, 0.0)
     for _ in range(50):
         cost.record(8, 0.02)
@@ -215,7 +215,7 @@ def test_the_scatter_of_a_busy_machine_is_not_taken_for_the_cost_of_rows() -> No
     """Passes with hardly a guess whose times are far apart, a few held up for long: a row stays cheap."""
     for seed in range(20):
         dice = random.Random(seed)
-        cost = PassCost()
+        cost = StepCostModel()
         for _ in range(60):
             held_up = 20.0 if dice.random() < 0.03 else 1.0
             cost.record(dice.choice((0, 0, 0, 1, 2)), 0.010 * dice.lognormvariate(0.0, 0.5) * held_up)

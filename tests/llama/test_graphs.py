@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from swe_infer.llama.graphs import MOST_QUERIES, ROWS, DecodeGraphs, StaticPass
     from swe_infer.llama.kv_cache import KVCache
     from swe_infer.llama.model import LlamaForCausalLM
-    from swe_infer.llama.tensor_parallel import Pass, run_pass
+    from swe_infer.llama.tensor_parallel import ModelInput, run_step
     from tests.llama.helpers import load, random_prompt
     from tests.llama.scenes import PlainPaged
 
@@ -44,13 +44,13 @@ def cache_of(model: LlamaForCausalLM, starts: list[int], seed: int) -> tuple[KVC
     tables = [[order.pop() for _ in range((start + MOST_QUERIES) // 256 + 1)] for start in starts]
     for index, (start, table) in enumerate(zip(starts, tables, strict=True)):
         if start:
-            run_pass(model, cache, Pass(random_prompt(start, index), [0], [start], [table], [0], None))
+            run_step(model, cache, ModelInput(random_prompt(start, index), [0], [start], [table], [0], None))
     return cache, tables
 
 
-def told_of(starts: list[int], counts: list[int], tables: list[list[int]], seed: int) -> Pass:
+def told_of(starts: list[int], counts: list[int], tables: list[list[int]], seed: int) -> ModelInput:
     rows = sum(counts)
-    return Pass(random_prompt(rows, seed), starts, counts, tables, list(range(rows)), None)
+    return ModelInput(random_prompt(rows, seed), starts, counts, tables, list(range(rows)), None)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_a_static_pass_equals_an_ordinary_one(
     cache, tables = cache_of(model, starts, 1)
     static = StaticPass(model, rows, 4, len(counts) == sum(counts), LIMIT - 1)
     for seed in (50, 51):  # the second pass finds what the first one left in the buffers
-        told = told_of(starts, counts, tables, seed)
-        expected = run_pass(model, cache, told)
-        static.fill(told)
+        model_input = told_of(starts, counts, tables, seed)
+        expected = run_step(model, cache, model_input)
+        static.fill(model_input)
         found = static.run(cache)
         assert found.shape[0] == rows
         torch.testing.assert_close(found[: sum(counts)], expected, atol=1e-4, rtol=0)
@@ -85,9 +85,9 @@ def test_what_a_pass_leaves_in_the_buffers_does_not_reach_the_next(model: LlamaF
     static = StaticPass(model, 32, 4, False, LIMIT - 1)
     static.fill(told_of([600, 500, 400, 300], [8, 8, 8, 8], tables[:4], 60))
     static.run(cache)
-    told = told_of([200, 20], [3, 1], tables[4:], 61)
-    static.fill(told)
-    torch.testing.assert_close(static.run(cache)[:4], run_pass(model, cache, told), atol=1e-4, rtol=0)
+    model_input = told_of([200, 20], [3, 1], tables[4:], 61)
+    static.fill(model_input)
+    torch.testing.assert_close(static.run(cache)[:4], run_step(model, cache, model_input), atol=1e-4, rtol=0)
 
 
 def test_padding_rows_write_to_no_block_but_the_scratch_block(model: LlamaForCausalLM) -> None:
@@ -105,8 +105,10 @@ def test_padding_rows_write_to_no_block_but_the_scratch_block(model: LlamaForCau
 def test_passes_that_no_graph_is_for_are_left_to_the_ordinary_path(model: LlamaForCausalLM) -> None:
     graphs = DecodeGraphs(model, model.new_cache(2), LIMIT)
     block = [[1]]
-    assert graphs.logits(Pass([3] * 9, [0], [9], block, [8], None)) is None, "a prompt's last chunk"
-    assert graphs.logits(Pass([3] * 65, [0], [65], block, list(range(65)), None)) is None, "too many rows of one"
+    assert graphs.logits(ModelInput([3] * 9, [0], [9], block, [8], None)) is None, "a prompt's last chunk"
+    assert graphs.logits(ModelInput([3] * 65, [0], [65], block, list(range(65)), None)) is None, (
+        "too many rows of one"
+    )
     many = ROWS[-1] + 1
     assert graphs.logits(told_of([0] * many, [1] * many, block * many, 1)) is None
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swe_infer.llama.sequence import GenerationRequest, Sequence
-from swe_infer.llama.stopping import Stopper, StopRules
+from swe_infer.llama.stopping import StopCriteria, StopParams
 from swe_infer.llama.tokenizer import LlamaTokenizer
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> LlamaTokenizer:
 
 
 def sequence(tokenizer: LlamaTokenizer, prompt: list[int], new: int, limit: int = 10**6) -> Sequence:
-    rules = StopRules(new, closed_patch=False, repetition=False)
+    rules = StopParams(new, closed_patch=False, repetition=False)
     request = GenerationRequest(len(prompt), tuple(prompt), rules)
-    return Sequence(request, Stopper(rules, tokenizer, prompt), limit, b"")
+    return Sequence(request, StopCriteria(rules, tokenizer, prompt), limit, b"")
 
 
 class Memory:
@@ -92,9 +92,9 @@ def test_every_sequence_ends_and_no_block_is_lost_or_held_twice(
             assert len(running.blocks) == -(-running.computed // SIZE)
             assert len(set(running.blocks)) == len(running.blocks)
         memory.run(chunks)
-        holders = Counter(block for s in scheduler.running for block in s.blocks)
-        assert len(holders) == pool.held
-        assert 0 not in holders
+        allocation_ids = Counter(block for s in scheduler.running for block in s.blocks)
+        assert len(allocation_ids) == pool.held
+        assert 0 not in allocation_ids
         for chunk in [c for c in chunks if c.completes]:
             if chunk.sequence.append(9) is not None:
                 scheduler.finish(chunk.sequence)

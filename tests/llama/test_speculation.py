@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.llama.sequence import MAX_DRAFT, Generated, GenerationRequest
+from swe_infer.llama.sequence import MAX_DRAFT, GenerationRequest, RequestOutput
 from swe_infer.llama.sequence import Sequence as EngineSequence
-from swe_infer.llama.stopping import Stopper
+from swe_infer.llama.stopping import StopCriteria
 from swe_infer.llama.tokenizer import LlamaTokenizer
 
 if TYPE_CHECKING:
     import torch
 
     from swe_infer.llama.engine import Engine
-    from swe_infer.llama.sampler import Draw, Sampler
+    from swe_infer.llama.sampler import Sampler, SamplingParams
     from tests.llama.helpers import ask, engine_of, random_prompt, without_a_clock
     from tests.support.checkpoints import make_checkpoint
 
@@ -61,19 +61,19 @@ def run(
     asked: Iterable[GenerationRequest],
     answers: dict[str, tuple[int, ...]] | None = None,
     mistakes: float = 0.2,
-) -> dict[str, Generated]:
+) -> dict[str, RequestOutput]:
     """All answers by key. With ``answers`` each sequence gets a :class:`Prompter`."""
     for place, request in enumerate(asked):
         engine.add(request if answers is None else replace(request, drafter="suffix"))
         if answers is not None:
             engine.scheduler.waiting[-1].drafter = Prompter(answers[str(request.key)], mistakes, place)
-    found: dict[str, Generated] = {}
+    found: dict[str, RequestOutput] = {}
     while engine.scheduler.busy:
         found |= {str(answer.request.key): answer for answer in engine.step()}
     return found
 
 
-def tokens(found: dict[str, Generated]) -> dict[str, tuple[int, ...]]:
+def tokens(found: dict[str, RequestOutput]) -> dict[str, tuple[int, ...]]:
     return {key: answer.token_ids for key, answer in found.items()}
 
 
@@ -216,7 +216,7 @@ def test_samples_see_what_the_others_of_their_prompt_are_writing(directory: Path
     engine = without_a_clock(engine_of(directory))
     request = replace(requests()[0], drafter="suffix", rules=replace(requests()[0].rules, max_new_tokens=60))
     engine.add(replace(request, key="first"))
-    found: list[Generated] = []
+    found: list[RequestOutput] = []
     for _ in range(45):
         found += engine.step()
     engine.add(replace(request, key="second", rules=replace(request.rules, max_new_tokens=40)))
@@ -265,14 +265,14 @@ def said(request: pytest.FixtureRequest, checkpoint: Path) -> Said:
     logits_2V = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
     guess = int(logits_2V[0].argmax())
     logits_2V[0, guess] += 1.5
-    draws = [Draw(0.9, top_p, seed, place) for seed in range(RUNS) for place in range(2)]
+    draws = [SamplingParams(0.9, top_p, seed, place) for seed in range(RUNS) for place in range(2)]
     chosen = Sampler()(logits_2V.repeat(RUNS, 1), draws)
     asked = ask("a", [5], 10**6)
     tokenizer = LlamaTokenizer(checkpoint)
     counts: list[Counter[int]] = [Counter(), Counter()]
     for seed in range(RUNS):
         if seed % 500 == 0:
-            sequence = EngineSequence(asked, Stopper(asked.rules, tokenizer, (5,)), limit=10**6, salt=b"")
+            sequence = EngineSequence(asked, StopCriteria(asked.rules, tokenizer, (5,)), limit=10**6, salt=b"")
         taken, _ = sequence.advance(chosen[2 * seed : 2 * seed + 2], [guess])
         assert len(taken) == 1 + (taken[0] == guess)
         for place, token in enumerate(taken):
@@ -325,7 +325,7 @@ def expected_shares(logits_V: torch.Tensor, temperature: float, top_p: float | N
 
 def test_a_guess_is_never_longer_than_what_may_still_be_said(directory: Path) -> None:
     request = ask("a", random_prompt(20, 1), 10)
-    stopper = Stopper(request.rules, LlamaTokenizer(directory), request.prompt_ids)
+    stopper = StopCriteria(request.rules, LlamaTokenizer(directory), request.prompt_ids)
     assert EngineSequence(request, stopper, limit=1000, salt=b"").draftable == 9
     assert EngineSequence(request, stopper, limit=25, salt=b"").draftable == 4
     long = replace(request, rules=replace(request.rules, max_new_tokens=1000))

@@ -21,8 +21,8 @@ from swe_infer.types import Decoding, LlamaModel
 if TYPE_CHECKING:
     from swe_infer.llama.engine import Engine, EngineOptions
     from swe_infer.llama.model import LlamaForCausalLM
-    from swe_infer.llama.shard import Shard
     from swe_infer.llama.tensor_parallel import RankDied
+    from swe_infer.llama.tp_rank import TPRank
     from swe_infer.llama.weights import load_weights, parameter_views
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, without_a_clock
     from tests.support.checkpoints import make_checkpoint
@@ -78,7 +78,7 @@ def test_the_parts_make_up_the_whole(biased: Path, count: int) -> None:
     config = read_config(biased)
     whole = parameter_views(load(biased))
     for rank in range(count):
-        part = LlamaForCausalLM(config, shard=Shard(rank, count))
+        part = LlamaForCausalLM(config, shard=TPRank(rank, count))
         load_weights(part, biased, allow_pickle=False)
         for name, view in parameter_views(part).items():
             expected = whole[name]
@@ -86,7 +86,7 @@ def test_the_parts_make_up_the_whole(biased: Path, count: int) -> None:
                 if size < expected.shape[axis]:
                     expected = expected.narrow(axis, rank * size, size)
             assert view.equal(expected), name
-    assert "model.layers.0.self_attn.o_proj.bias" not in parameter_views(LlamaForCausalLM(config, shard=Shard(1, 2)))
+    assert "model.layers.0.self_attn.o_proj.bias" not in parameter_views(LlamaForCausalLM(config, shard=TPRank(1, 2)))
 
 
 @pytest.mark.parametrize("during_a_pass", [True, False])

@@ -113,7 +113,7 @@ def test_an_extra_that_is_not_installed_is_named_in_one_line(monkeypatch: pytest
         ({"message": "The provided model identifier is invalid."}, 400, "ValidationException", ModelNotFound),
         ({"message": "Too many tokens, please wait"}, 429, "ThrottlingException", RateLimited),
         (
-            [{"error": {"code": 429, "message": "Quota!", "status": "RESOURCE_EXHAUSTED"}}],
+            [{"error": {"code": 429, "message": "RateLimiter!", "status": "RESOURCE_EXHAUSTED"}}],
             429,
             "",
             RateLimited,

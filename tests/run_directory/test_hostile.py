@@ -17,7 +17,7 @@ import pytest
 from swe_infer.api.batch_journal import Journal
 from swe_infer.api.ledger import Ledger
 from swe_infer.cli.merge import main as merge_main
-from swe_infer.cli.points import Point, swept_keys
+from swe_infer.cli.sweep_jobs import SweepJob, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.command import run as compare_main
@@ -316,7 +316,7 @@ def test_a_sweeps_directory_is_read_and_written_like_a_runs(received: Path, tmp_
     assert compare_main([str(sweep), "--resamples", "5"]) == 0
     log = SweepLog(sweep, ("c",))
     assert (log.lost(), swept_keys(sweep)) == ([("b",)], ())
-    assert all(isinstance(point, Point) for point in log.points())
+    assert all(isinstance(point, SweepJob) for point in log.points())
     for name, write in (("begun.jsonl", log.begin), ("runs.jsonl", lambda: log.add(None, 0))):
         precious.write_text("mine")
         (sweep / name).unlink()

@@ -142,7 +142,7 @@ def test_points_of_a_sweep_are_answered_at_once_and_a_bad_one_stops_no_other(
     runs = [home / line for line in result.stdout.splitlines()]
     assert len(runs) == 3
     summaries = [json.loads((directory / "summary.json").read_text()) for directory in runs]
-    assert [summary["stats"]["points_at_once"] for summary in summaries] == [3, 3, 3]
+    assert [summary["stats"]["concurrent_jobs"] for summary in summaries] == [3, 3, 3]
     rates = [summary["usage"]["cached_input_tokens"] / summary["usage"]["input_tokens"] for summary in summaries]
     assert sum(rates) / 3 > 0.7, "each prompt is computed once"
     assert outputs(runs[1]) == undisturbed, "as if the point had been run by itself"

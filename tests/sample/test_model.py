@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.llama.sequence import Generated
+from swe_infer.llama.sequence import RequestOutput
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.prompt_format import split_prompt
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def answers() -> dict[str, Generated]:
+def answers() -> dict[str, RequestOutput]:
     """Our engine's greedy answer to every bundled instance, many at once."""
     model = LlamaModel(path="package://swe_infer.sample/tiny_llama", dtype="float32", device="cpu")
     engine = Engine.load(model, EngineOptions(max_batch_tokens=1024, max_sequences=40, kv_cache_gb=0.5))
@@ -92,7 +92,7 @@ def reference() -> Any:
     return AutoModelForCausalLM.from_pretrained(DIRECTORY, dtype=torch.float32)
 
 
-def test_greedy_answers_equal_those_of_transformers(answers: dict[str, Generated], reference: Any) -> None:
+def test_greedy_answers_equal_those_of_transformers(answers: dict[str, RequestOutput], reference: Any) -> None:
     """Each token of each answer is the one that transformers holds to be the likeliest after all before it, which is
     what makes an answer greedy; one pass over prompt and answer shows it for all of them."""
     tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
@@ -107,7 +107,7 @@ def test_greedy_answers_equal_those_of_transformers(answers: dict[str, Generated
         assert said == tuple(logits.argmax(-1).tolist())
 
 
-def test_answers_equal_what_transformers_generates(answers: dict[str, Generated], reference: Any) -> None:
+def test_answers_equal_what_transformers_generates(answers: dict[str, RequestOutput], reference: Any) -> None:
     """Step by step, with its own cache and its own idea of where an answer ends."""
     for row in INSTANCES[::20]:
         answer = answers[row["instance_id"]]
@@ -119,6 +119,6 @@ def test_answers_equal_what_transformers_generates(answers: dict[str, Generated]
         assert answer.token_ids == tuple(output[0, ids.shape[1] :].tolist())
 
 
-def test_the_model_resolves_the_stated_number_of_bundled_instances(answers: dict[str, Generated]) -> None:
+def test_the_model_resolves_the_stated_number_of_bundled_instances(answers: dict[str, RequestOutput]) -> None:
     count = sum(resolved(row, answers[row["instance_id"]].text) for row in INSTANCES)
     assert count >= LEAST_RESOLVED

@@ -45,13 +45,13 @@ class Layout:
 
     Sequence ``s`` brings ``query_lens[s]`` rows. They are the last of its ``key_lens[s]`` tokens, whose keys and
     values lie in the cache, in the blocks ``block_tables[s]``. Each row sees the keys up to its own. Where
-    ``holders[s]`` is the same in two passes, the blocks belonged to the sequence all the time between them.
+    ``allocation_ids[s]`` is the same in two passes, the blocks belonged to the sequence all the time between them.
     """
 
     query_lens: Sequence[int]
     key_lens: Sequence[int]
     block_tables: Sequence[Sequence[int]]
-    holders: Sequence[int] | None = None
+    allocation_ids: Sequence[int] | None = None
 
 
 class AttentionBackend(ABC, Generic[PlanT]):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
-from swe_infer.llama.kept_keys import KeptKeys, Members
+from swe_infer.llama.gathered_kv import DecodeGroup, GatheredKV
 
 TILE = 256
 """Keys are padded to a multiple of this; a prefill chunk is cut at these positions."""
@@ -60,7 +60,7 @@ class _Decode:
     """Sequences that bring one row each and have the same number of padded keys. ``mask`` is for the last tile."""
 
     queries_S: Tensor
-    members: Members
+    members: DecodeGroup
     mask_S11L: Tensor
 
 
@@ -79,7 +79,7 @@ class Backend(AttentionBackend[Plan]):
         super().__init__(shape)
         self._heads_K = torch.arange(shape.kv_heads, device=shape.device)
         self._gathered = [torch.empty(0), torch.empty(0)]
-        self._kept = KeptKeys(
+        self._kept = GatheredKV(
             self.block_size, shape.kv_heads, lambda blocks: self._rows(self._device(blocks)), self._device
         )
         self._mask_RL = torch.empty(0)
@@ -105,16 +105,16 @@ class Backend(AttentionBackend[Plan]):
         self._kept.begin()
         prefills, start = [], 0
         decodes: dict[int, list[_Row]] = defaultdict(list)
-        holders: Sequence[int | None] = layout.holders or [None] * len(layout.key_lens)
-        for query_len, key_len, table, holder in zip(
-            layout.query_lens, layout.key_lens, layout.block_tables, holders, strict=True
+        allocation_ids: Sequence[int | None] = layout.allocation_ids or [None] * len(layout.key_lens)
+        for query_len, key_len, table, allocation_id in zip(
+            layout.query_lens, layout.key_lens, layout.block_tables, allocation_ids, strict=True
         ):
             padded = -(-key_len // TILE) * TILE
             if padded > self._mask_RL.shape[1]:
                 self._grow_mask(2 * padded)
             blocks = self._blocks(table, padded)
             if query_len == 1:
-                decodes[padded].append((start, (key_len - 1) % TILE, blocks, holder))
+                decodes[padded].append((start, (key_len - 1) % TILE, blocks, allocation_id))
             else:
                 tiles = _tiles(start, query_len, key_len)
                 prefills.append(_Prefill(self._rows(self._device(blocks)[None])[0], tiles))
@@ -175,7 +175,7 @@ class Backend(AttentionBackend[Plan]):
         torch.index_select(pool.view(-1, self.block_size, self.shape.head_dim), 0, places, out=blocks)
         return blocks.view(*rows.shape[:-1], -1, self.shape.head_dim)
 
-    def _keys(self, pool: Tensor, members: Members, values: bool) -> Tensor:
+    def _keys(self, pool: Tensor, members: DecodeGroup, values: bool) -> Tensor:
         """Keys, or ``values``, of a group that decodes."""
         kept_SKLD = self._kept.read(pool, members)
         if kept_SKLD is not None:
@@ -183,11 +183,11 @@ class Backend(AttentionBackend[Plan]):
         return self._gather(pool, self._kept.rows(members), values)
 
     def _group(self, members: list[_Row]) -> _Decode:
-        starts, rows, blocks, holders = zip(*members, strict=True)
+        starts, rows, blocks, allocation_ids = zip(*members, strict=True)
         mask_S11L = self._mask_RL[:, -TILE:].index_select(0, self._device(rows))[:, None, None]
         first = len(blocks[0]) * self.block_size - TILE
         lasts = [first + row for row in rows]
-        return _Decode(self._device(starts), self._kept.follow(Members(blocks, lasts, holders)), mask_S11L)
+        return _Decode(self._device(starts), self._kept.follow(DecodeGroup(blocks, lasts, allocation_ids)), mask_S11L)
 
     def _rows(self, blocks_SN: Tensor) -> Tensor:
         """Where the blocks of each head lie in a pool that is seen as ``(N K) B D``."""

@@ -51,7 +51,7 @@ class _Places:
             self.right[place] = _MEMORY * self.right[place] + (place < accepted)
 
 
-class Acceptance:
+class AcceptanceModel:
     """How long drafts should be, given where the output stands.
 
     A drafter says in which *situation* it is, such as within a copied line; drafts of one situation are taken to fare
@@ -106,7 +106,7 @@ class Acceptance:
         self._passes = _RATE_MEMORY * self._passes + passes
 
 
-class PassCost:
+class StepCostModel:
     """Learns what a forward pass costs as ``base + row * guessed rows``, from the passes that were run.
 
     Least squares over exponentially weighted passes, so that it follows load, batch and context, drawn towards a

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from swe_infer.llama.drafting.files import SourceFile
-from swe_infer.llama.drafting.patch_state import Hunk
+from swe_infer.llama.drafting.patch_state import DraftHunk
 from swe_infer.llama.drafting.words import Place, Query, WordIndex, guesses, split_words
 
 _ALIGNED = 400.0
@@ -47,7 +47,7 @@ class Corpus:
 
 
 def added_line(
-    hunk: Hunk, body: str, view: Sequence[str], corpus: Corpus, others: Sequence[WordIndex], most: int
+    hunk: DraftHunk, body: str, view: Sequence[str], corpus: Corpus, others: Sequence[WordIndex], most: int
 ) -> Iterator[str]:
     """Texts that may follow ``body``, the added line so far, up to and without the line's end.
 
@@ -78,7 +78,7 @@ def _line_only(text: str) -> str:
     return text if end < 0 else head + rest[: end + 1]
 
 
-def _query(hunk: Hunk, words: list[str], corpus: Corpus) -> Query:
+def _query(hunk: DraftHunk, words: list[str], corpus: Corpus) -> Query:
     if hunk.source is None:
         return Query(words)
     low, high = corpus.span(hunk.source.path, hunk.first, hunk.at + 4)
@@ -86,7 +86,7 @@ def _query(hunk: Hunk, words: list[str], corpus: Corpus) -> Query:
     return Query(words, here, (low + 1, high))
 
 
-def _replacing(hunk: Hunk, body: str) -> list[tuple[str, Place]]:
+def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Place]]:
     """Votes of the removed lines that no added line has replaced yet."""
     votes: list[tuple[str, Place]] = []
     mine = split_words("\n" + body)
@@ -134,7 +134,7 @@ def _is_name(word: str) -> bool:
     return word.strip().isidentifier()
 
 
-def _indented(hunk: Hunk, view: Sequence[str]) -> list[tuple[str, Place]]:
+def _indented(hunk: DraftHunk, view: Sequence[str]) -> list[tuple[str, Place]]:
     """Votes for the indentation of a line that replaces nothing: that of the line before, or one deeper."""
     if not view or not view[-1].strip():
         nearby = hunk.upcoming() or ""

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from swe_infer.llama.drafting.base import Codec, NoDrafter
 from swe_infer.llama.drafting.content import added_line, prose_line
-from swe_infer.llama.drafting.patch_state import Hunk, PatchState
+from swe_infer.llama.drafting.patch_state import DraftHunk, PatchState
 from swe_infer.llama.drafting.plan import Planner
 from swe_infer.llama.drafting.shared import SharedSuffixes
 from swe_infer.llama.drafting.suffix import SuffixDrafter
@@ -30,7 +30,7 @@ class DiffDrafter:
 
     def __init__(self, codec: Codec, shared: SharedSuffixes) -> None:
         self._shared = shared
-        self._junction = Junction(codec, shared.prompt_ids)
+        self._junction = TokenAligner(codec, shared.prompt_ids)
         self._suffix = SuffixDrafter(shared.prompt_ids, shared.token_indexes)
         self.written = self._suffix.written
         self._own = WordIndex()
@@ -89,12 +89,12 @@ class DiffDrafter:
             elif line.startswith("+"):
                 self._own.extend(split_words("\n" + line[1:]))
 
-    def _added(self, hunk: Hunk, body: str, view: Sequence[str], most: int) -> Iterator[str]:
+    def _added(self, hunk: DraftHunk, body: str, view: Sequence[str], most: int) -> Iterator[str]:
         others = [self._own, self._shared.output_words]
         return added_line(hunk, body, view, self._shared.corpus, others, most)
 
 
-class Junction:
+class TokenAligner:
     """From a guessed text to the tokens with which a model would write it; follows an output's tokens and text.
 
     What a tokenizer makes of a text depends on what stands before: ``\\n`` and the indentation after it may be one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from swe_infer.llama.drafting.acceptance import Acceptance
+from swe_infer.llama.drafting.acceptance import AcceptanceModel
 
 _INTEREST = 0.005
 """Share of the passes' time that may go into drafting of which nothing is accepted."""
@@ -16,7 +16,7 @@ _PATIENCE = 8
 """Looks in vain after which a sequence is looked at less often by a step, and the steps that are left out at most."""
 
 
-class Account:
+class DraftBudget:
     """What drafting may cost, over all sequences of an engine.
 
     In units of one sequence's pass. Whatever drafting takes is paid from it: making drafters, looking where an output
@@ -69,7 +69,7 @@ class DraftLength:
         account: what they may cost; shared as well.
     """
 
-    def __init__(self, acceptance: Acceptance, account: Account) -> None:
+    def __init__(self, acceptance: AcceptanceModel, account: DraftBudget) -> None:
         self._acceptance = acceptance
         self._account = account
         self._situation: Hashable = None

@@ -20,7 +20,7 @@ _WORDS = re.compile(r"\w+")
 
 
 @dataclass(slots=True)
-class Habits:
+class DiffStyle:
     """How a model writes diffs, as far as it was seen.
 
     Args:
@@ -43,7 +43,7 @@ class Habits:
 
 
 @dataclass(slots=True)
-class Hunk:
+class DraftHunk:
     """Progress through one hunk.
 
     Args:
@@ -70,7 +70,7 @@ class Hunk:
     first: int = 0
     context: int = CONTEXT
 
-    def copy(self) -> Hunk:
+    def copy(self) -> DraftHunk:
         return replace(self, removed=list(self.removed), added=list(self.added))
 
     @property
@@ -146,13 +146,13 @@ class PatchState:
         view: the last lines of the new file, as the hunk shows it.
     """
 
-    def __init__(self, files: Mapping[str, SourceFile], habits: Habits | None = None) -> None:
+    def __init__(self, files: Mapping[str, SourceFile], habits: DiffStyle | None = None) -> None:
         self.files = files
-        self.habits = habits or Habits()
+        self.habits = habits or DiffStyle()
         self.current = ""
         self.previous = ""
         self.path: str | None = None
-        self.hunk: Hunk | None = None
+        self.hunk: DraftHunk | None = None
         self._offset = 0
         self.lines = 0
         self.touched: list[str] = []
@@ -180,14 +180,14 @@ class PatchState:
     def source(self) -> SourceFile | None:
         return None if self.path is None else self.files.get(self.path)
 
-    def opened(self, at: int, old: int | None, new: int | None) -> Hunk:
+    def opened(self, at: int, old: int | None, new: int | None) -> DraftHunk:
         """A hunk of the current file that begins at line ``at``, with counts that its header shows, if any."""
         if not self.habits.counts:
             old = new = None
         context = self.habits.context
         if old is not None and new is not None and 0 < old < 2 * context and new:
             context = max(1, min(old // 2, context))  # fewer lines than two contexts: the model shows less of it
-        return Hunk(self.source, at, old, new, first=at, context=context)
+        return DraftHunk(self.source, at, old, new, first=at, context=context)
 
     def _line(self, line: str) -> None:
         hunk = self.hunk
@@ -197,7 +197,7 @@ class PatchState:
             self._close(hunk)
             self._header(line)
 
-    def _ends(self, hunk: Hunk, line: str) -> bool:
+    def _ends(self, hunk: DraftHunk, line: str) -> bool:
         """Whether ``line`` is no longer part of the hunk, whatever its header promised."""
         if line.startswith(("@@ -", "diff --git ", "</patch>", "```")):
             return True
@@ -205,7 +205,7 @@ class PatchState:
             return not line.startswith("\\")
         return line.startswith("--- a/") and not self.habits.counts
 
-    def _body(self, hunk: Hunk, line: str) -> None:
+    def _body(self, hunk: DraftHunk, line: str) -> None:
         sign, text = (line[0], line[1:]) if line else (" ", "")
         if sign == "\\":
             return
@@ -219,7 +219,7 @@ class PatchState:
         if sign != "-":
             self.view = [*self.view[-2:], text]
 
-    def _close(self, hunk: Hunk | None) -> None:
+    def _close(self, hunk: DraftHunk | None) -> None:
         if hunk is None:
             return
         if self._promised is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from swe_infer.llama.drafting.patch_state import Hunk, PatchState
+from swe_infer.llama.drafting.patch_state import DraftHunk, PatchState
 
-AddedLine = Callable[[Hunk, str, Sequence[str], int], Iterator[str]]
+AddedLine = Callable[[DraftHunk, str, Sequence[str], int], Iterator[str]]
 """(hunk, line so far, lines before, how many) to texts that may follow, each up to the line's end or short of it."""
 
 _LINES = 24
@@ -159,7 +159,7 @@ class Planner:
 
     # The lines of a hunk
 
-    def _in_hunk(self, hunk: Hunk, current: str, size: int) -> Iterator[str]:
+    def _in_hunk(self, hunk: DraftHunk, current: str, size: int) -> Iterator[str]:
         view = self._state.view
         kinds = _kinds(hunk) if not current else [current[0]]
         for kind in kinds:
@@ -180,7 +180,7 @@ class Planner:
                 seen = [*view, line] if kind == " " else view
                 yield f"{kind}{line}"[len(current) :] + "\n" + self._lines(after, seen, size - len(line))
 
-    def _elsewhere(self, hunk: Hunk, begin: str) -> str | None:
+    def _elsewhere(self, hunk: DraftHunk, begin: str) -> str | None:
         """The nearest line that begins so, where the header's line number was wrong."""
         if hunk.source is None or len(begin.strip()) < 2:
             return None
@@ -191,7 +191,7 @@ class Planner:
                     return lines[place]
         return None
 
-    def _go_on(self, hunk: Hunk, body: str, text: str, view: Sequence[str], size: int) -> str:
+    def _go_on(self, hunk: DraftHunk, body: str, text: str, view: Sequence[str], size: int) -> str:
         """``text``, which continues an added line, and what follows that line."""
         if not text.endswith("\n"):
             return text
@@ -200,7 +200,7 @@ class Planner:
         after.take("+", line)
         return text + self._lines(after, [*view, line], size - len(text))
 
-    def _lines(self, hunk: Hunk, view: Sequence[str], size: int) -> str:
+    def _lines(self, hunk: DraftHunk, view: Sequence[str], size: int) -> str:
         """The hunk's lines from here, each of the likeliest kind. Changes ``hunk``."""
         out: list[str] = []
         room = size
@@ -247,7 +247,7 @@ def _sizes(old: int, context: int) -> list[int]:
     return [old, old + 1, old + 2]
 
 
-def _kinds(hunk: Hunk) -> list[str]:
+def _kinds(hunk: DraftHunk) -> list[str]:
     """Signs that the hunk's next line may have, the likeliest first."""
     if hunk.old is None or hunk.new is None:
         return _kinds_uncounted(hunk)
@@ -275,7 +275,7 @@ def _kinds(hunk: Hunk) -> list[str]:
     return [" ", "-", "+"]
 
 
-def _kinds_uncounted(hunk: Hunk) -> list[str]:
+def _kinds_uncounted(hunk: DraftHunk) -> list[str]:
     if hunk.removed and not hunk.added:
         return ["+", "-", " "]
     if hunk.added and len(hunk.added) < len(hunk.removed):

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from swe_infer.llama.drafting.content import Corpus
 from swe_infer.llama.drafting.files import SourceFile, rank_files
-from swe_infer.llama.drafting.patch_state import Habits
+from swe_infer.llama.drafting.patch_state import DiffStyle
 from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.drafting.words import WordIndex, split_words
 from swe_infer.types import DrafterKind
@@ -49,10 +49,10 @@ class SharedSuffixes:
         self,
         prompt_ids: Sequence[int],
         source: DraftSource = NO_SOURCE,
-        habits: Habits | None = None,
+        habits: DiffStyle | None = None,
         most_tokens: int = 32_768,
     ) -> None:
-        self.habits = habits or Habits()
+        self.habits = habits or DiffStyle()
         self.prompt_ids = prompt_ids
         self.source = source
         self._most_tokens = most_tokens
@@ -151,7 +151,7 @@ class SharedPrompts:
     def __init__(self, most_prompts: int = 4096, most_tokens: int = 1_000_000) -> None:
         self._most_prompts = most_prompts
         self._most_tokens = most_tokens
-        self._habits = Habits()
+        self._habits = DiffStyle()
         self._prompts: OrderedDict[tuple[int, ...], SharedSuffixes] = OrderedDict()
 
     def get(self, prompt_ids: Sequence[int], source: DraftSource = NO_SOURCE) -> SharedSuffixes:

@@ -16,23 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swe_infer.cli.one_run import BuiltRun, OpenRun
+from swe_infer.cli.run_session import PreparedRun, RunSession
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.conf_files import Objective
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.runners.base import EngineSharing, SharedResources
-from swe_infer.runners.together import execute_together
+from swe_infer.runners.concurrent import run_concurrently
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    built: BuiltRun
+    built: PreparedRun
     sharing: EngineSharing
-    opened: OpenRun
+    opened: RunSession
     sweep: SweepLog
 
 
-class PointsAtOnce:
+class JobBatcher:
     """Collects points and runs them.
 
     Args:
@@ -49,11 +49,11 @@ class PointsAtOnce:
         self._on_end = on_end
         self._waiting: list[_Waiting] = []
 
-    def add(self, built: BuiltRun, sweep: SweepLog) -> bool:
+    def add(self, built: PreparedRun, sweep: SweepLog) -> bool:
         """Open a run and let it wait; run those before it where it cannot join them, or no further one may. Returns
         False, with nothing done, where its runner answers each run by itself.
 
-        Raises what :meth:`BuiltRun.open` raises.
+        Raises what :meth:`PreparedRun.open` raises.
         """
         sharing = built.experiment.runner.sharing
         if sharing is None or built.experiment.dry_run:
@@ -61,11 +61,11 @@ class PointsAtOnce:
         if self._waiting and not self._joins(built, sharing):
             self.run()
         self._waiting.append(_Waiting(built, sharing, built.open(self._resources), sweep))
-        if len(self._waiting) >= sharing.max_points:
+        if len(self._waiting) >= sharing.max_concurrent_jobs:
             self.run()
         return True
 
-    def _joins(self, built: BuiltRun, sharing: EngineSharing) -> bool:
+    def _joins(self, built: PreparedRun, sharing: EngineSharing) -> bool:
         identities = [waiting.built.identity for waiting in self._waiting]  # one takes the answers of another
         return self._waiting[0].sharing.engine_key == sharing.engine_key and built.identity not in identities
 
@@ -81,7 +81,7 @@ class PointsAtOnce:
             for point in points:
                 stack.enter_context(point.opened)
             try:
-                ends = execute_together([point.opened.run for point in points])
+                ends = run_concurrently([point.opened.run for point in points])
             except Exception as error:  # noqa: BLE001 - a fault in our code costs these points; others are still wanted
                 ends = [error] * len(points)
             for point, end in zip(points, ends, strict=True):

@@ -21,9 +21,9 @@ from typing import Any
 
 from swe_infer.errors import ConfigError
 from swe_infer.llama.cluster import RayCluster
+from swe_infer.llama.data_parallel import DataParallelEngine, Message, WorkerDied
 from swe_infer.llama.engine import EngineOptions
-from swe_infer.llama.group import EngineGroup, Message, WorkerDied
-from swe_infer.llama.workers import serve
+from swe_infer.llama.process_worker import serve
 from swe_infer.resources import expanded
 from swe_infer.types import LlamaModel
 
@@ -36,7 +36,7 @@ _PATIENCE_S = 30.0
 _KNOCK_S = 10.0
 
 
-def engines_on(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> EngineGroup[ActorWorker]:
+def ray_engines(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> DataParallelEngine[RayWorker]:
     """As many engines as ``options.workers``, or as the cluster has GPUs for, or one on each node where it has none.
 
     The first request is handed out when the first engine has loaded. Engines for which the cluster has no room yet
@@ -49,10 +49,10 @@ def engines_on(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -
     model = _with_absolute_paths(model)
     gpus, count, nodes = _plan(cluster, model, options)
     workers = [
-        ActorWorker(model, options, gpus, cluster.cpus, nodes[place] if nodes else None, place)
+        RayWorker(model, options, gpus, cluster.cpus, nodes[place] if nodes else None, place)
         for place in range(count)
     ]
-    return EngineGroup(model, options, workers, _Listener(), wait_for_all=False)
+    return DataParallelEngine(model, options, workers, _Listener(), wait_for_all=False)
 
 
 def _connect(address: str | None) -> None:
@@ -173,7 +173,7 @@ class EngineHost:
 
 
 def serve_in_a_thread(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
-    """:func:`swe_infer.llama.workers.serve`, of whose end, whatever it was, the parent hears."""
+    """:func:`swe_infer.llama.process_worker.serve`, of whose end, whatever it was, the parent hears."""
     try:
         serve(pipe, model, options, threads)
     except Exception as error:  # noqa: BLE001 - whatever ends an engine is told of; the others go on
@@ -185,7 +185,7 @@ def serve_in_a_thread(pipe: Connection, model: LlamaModel, options: EngineOption
         pipe.close()
 
 
-class ActorWorker:
+class RayWorker:
     """The parent's side of one actor.
 
     Args:
@@ -249,7 +249,7 @@ class _Listener:
         self._asked_at = time.monotonic()
         self._heard = False
 
-    def __call__(self, workers: Sequence[ActorWorker]) -> Sequence[ActorWorker]:
+    def __call__(self, workers: Sequence[RayWorker]) -> Sequence[RayWorker]:
         import ray
 
         refs = [worker.taking for worker in workers]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from swe_infer import config
-from swe_infer.cli.points import swept_keys
 from swe_infer.cli.same_answers import Place, claim, read_config, turn
+from swe_infer.cli.sweep_jobs import swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.cli.wandb_agent import AgentRun
@@ -38,11 +38,11 @@ def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: SharedResources)
         ConfigError: before anything is loaded or paid for.
     """
     with INTERRUPTS.stoppable():
-        built = BuiltRun(cfg, sweep)
+        built = PreparedRun(cfg, sweep)
     return built.execute(resources)
 
 
-class BuiltRun:
+class PreparedRun:
     """A run whose configuration is checked; nothing is opened, loaded or paid for yet.
 
     Raises:
@@ -95,7 +95,7 @@ class BuiltRun:
         if self._sweep is not None:
             self._sweep.add_estimate(found)
 
-    def open(self, resources: SharedResources) -> OpenRun:
+    def open(self, resources: SharedResources) -> RunSession:
         """Hold the run directory.
 
         Raises:
@@ -127,7 +127,7 @@ class BuiltRun:
                 config=plain,
                 directory=self.directory.resolve(),
                 resumed=store.resumed,
-                group=None if experiment.shard.index is None else config.whole_name(self._name, plain),
+                group=None if experiment.shard.index is None else config.unsharded_name(self._name, plain),
             )
             shared = self.directory.resolve().parent if self._sweep is None else self._sweep.directory.resolve()
             context = RunContext(
@@ -154,17 +154,17 @@ class BuiltRun:
                 shared=self._place.answered(plain, self._sweep),
                 passed_over=context.passed_over,
             )
-            return OpenRun(run, stack.pop_all())
+            return RunSession(run, stack.pop_all())
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRun:
+class RunSession:
     """A run that holds its directory until it is left."""
 
     run: Run
     _held: ExitStack
 
-    def __enter__(self) -> OpenRun:
+    def __enter__(self) -> RunSession:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -32,7 +32,7 @@ _LEAST_RELIEF, _MOST_RELIEF = 0.05, 0.35
 _LEAST_PATIENCE, _MOST_PATIENCE = 1.0, 6.0
 
 
-class Level:
+class ConcurrencyWindow:
     """How many requests may be in flight. Times are seconds of one monotonic clock.
 
     Args:

@@ -20,11 +20,11 @@ from swe_infer.prompt_format import files_in_prompt
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import RunContext, SharedResources
+from swe_infer.runners.concurrent import run_concurrently
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.runners.run import Run, selected
-from swe_infer.runners.together import execute_together
 from swe_infer.tracking.base import NoTracker, RunInfo
-from swe_infer.types import Decoding, LlamaModel, Shard
+from swe_infer.types import DataShard, Decoding, LlamaModel
 from tests.support.instances import write_instances
 from tests.support.steps import calls_of
 
@@ -66,7 +66,7 @@ class Bench:
         """Runs of the points ``names`` in ``folder``, together."""
         resources = SharedResources()
         with ExitStack() as stack:
-            return execute_together(
+            return run_concurrently(
                 [self.opened(stack, folder / name, name, resources, heard or {}) for name in names]
             )
 
@@ -80,7 +80,7 @@ class Bench:
         runner.begin(RunContext(directory, name, Decimal(0), directory / "ledger", resources))
         info = RunInfo(name, name, {}, directory, store.resumed)
         tracker = Listener(heard[name]) if name in heard else NoTracker()
-        return Run(runner, selected(runner, self.dataset, Shard()), store, tracker, info)
+        return Run(runner, selected(runner, self.dataset, DataShard()), store, tracker, info)
 
 
 def outputs(directory: Path) -> dict[tuple[str, int], str]:
@@ -129,7 +129,7 @@ def test_each_has_the_answers_and_counts_of_a_run_by_itself(
         for key in ("input_tokens", "output_tokens"):
             assert found["usage"][key] == single["usage"][key]
         assert found["completed"] == INSTANCES * decoding.n
-        assert found["stats"]["points_at_once"] == len(POINTS)
+        assert found["stats"]["concurrent_jobs"] == len(POINTS)
     cached = [summary(tmp_path / name)["usage"]["cached_input_tokens"] for name in POINTS]
     total = [summary(tmp_path / name)["usage"]["input_tokens"] for name in POINTS]
     assert sum(cached) > 0.7 * sum(total), "each prompt is computed once, for all of them"
@@ -146,7 +146,7 @@ def test_a_prompt_is_parsed_once_for_the_patches_and_drafts_of_all_its_samples(t
     runner.check()
     with RunStore(tmp_path, runner.label) as store:
         info = RunInfo("sample", "sample", {}, tmp_path, store.resumed)
-        run = Run(runner, selected(runner, SampleDataset(limit=3), Shard()), store, NoTracker(), info)
+        run = Run(runner, selected(runner, SampleDataset(limit=3), DataShard()), store, NoTracker(), info)
         assert calls_of(files_in_prompt.__code__, run.execute) == 3
     records = list(read_records(tmp_path / "records.jsonl"))
     assert len(records) == 6
@@ -202,5 +202,5 @@ def test_an_engine_that_cannot_be_loaded_fails_every_run_in_order(bench: Bench, 
         for run in runs:
             assert isinstance(run.runner, LlamaRunner)
             run.runner.kv_cache_gb = 1e-7
-        assert execute_together(runs) == [2, 2]
+        assert run_concurrently(runs) == [2, 2]
     assert summary(tmp_path / "hot")["remaining"] == INSTANCES

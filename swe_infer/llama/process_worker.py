@@ -14,19 +14,21 @@ from typing import Any
 import torch
 
 from swe_infer.errors import SweInferError
+from swe_infer.llama.data_parallel import DataParallelEngine, Message, WorkerDied
 from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
-from swe_infer.llama.group import EngineGroup, Message, WorkerDied
 from swe_infer.llama.sequence import Sequence as EngineSequence
 from swe_infer.types import LlamaModel
 
 _POLL_S = 0.2
 
 
-def engines_here(model: LlamaModel, options: EngineOptions, devices: list[str]) -> EngineGroup[ProcessWorker]:
-    """As many engines as ``devices``, which may name one device more than once. See :class:`EngineGroup`."""
+def process_engines(
+    model: LlamaModel, options: EngineOptions, devices: list[str]
+) -> DataParallelEngine[ProcessWorker]:
+    """As many engines as ``devices``, which may name one device more than once. See :class:`DataParallelEngine`."""
     workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
-    return EngineGroup(model, options, workers, _speaking)
+    return DataParallelEngine(model, options, workers, _speaking)
 
 
 def _speaking(workers: Sequence[ProcessWorker]) -> Sequence[ProcessWorker]:

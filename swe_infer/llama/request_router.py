@@ -21,7 +21,7 @@ _PASSES_AHEAD = 2
 
 
 @dataclass(slots=True)
-class _Seat:
+class _WorkerState:
     outstanding: dict[Hashable, GenerationRequest] = field(default_factory=dict)
     ahead: dict[Hashable, int] = field(default_factory=dict)
     """Tokens of prompts that are handed over and not begun."""
@@ -33,7 +33,7 @@ class _Seat:
     """That of the last request with a drafter."""
 
 
-class HandOut(Generic[W]):
+class RequestRouter(Generic[W]):
     """The requests that each engine has, and who gets the next one.
 
     Args:
@@ -44,11 +44,11 @@ class HandOut(Generic[W]):
     def __init__(self, max_sequences: int, max_batch_tokens: int) -> None:
         self._max_sequences = max_sequences
         self._most_ahead = _PASSES_AHEAD * max_batch_tokens
-        self._seats: dict[W, _Seat] = {}
+        self._seats: dict[W, _WorkerState] = {}
 
     def join(self, worker: W) -> None:
         """From now on ``worker`` is handed requests."""
-        self._seats[worker] = _Seat()
+        self._seats[worker] = _WorkerState()
 
     def leave(self, worker: W) -> list[GenerationRequest]:
         """``worker`` is gone. Returns what it has not answered, which is for the others."""
@@ -110,9 +110,9 @@ class HandOut(Generic[W]):
     def clear(self) -> None:
         """Nobody has anything any more."""
         for worker in self._seats:
-            self._seats[worker] = _Seat()
+            self._seats[worker] = _WorkerState()
 
-    def _has_slot(self, seat: _Seat) -> bool:
+    def _has_slot(self, seat: _WorkerState) -> bool:
         return len(seat.outstanding) < self._max_sequences
 
 

@@ -20,7 +20,7 @@ _AGREEMENTS = 3
 """So many headers in a row must look like a bucket before its refill is counted on."""
 
 
-class Quota:
+class RateLimiter:
     """One quota. Amounts are requests or tokens, times are seconds of one monotonic clock.
 
     Args:

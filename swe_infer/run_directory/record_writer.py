@@ -24,7 +24,7 @@ _LAST_PATIENCE_S = 600.0
 _TRY_AGAIN_S = 0.25
 
 
-class Unsaved:
+class RecordWriter:
     """Appends records to a store; what that does not take waits here, in the order in which it came."""
 
     def __init__(self, store: RunStore) -> None:

@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-    from swe_infer.llama import kept_keys
+    from swe_infer.llama import gathered_kv
     from swe_infer.llama.attention.base import AttentionShape, Layout
     from swe_infer.llama.attention.sdpa import Backend
 
@@ -31,7 +31,7 @@ class Decoding:
         self.pools = [torch.zeros(pool, dtype=dtype) for _ in range(2 * LAYERS)]
         self.lengths: list[int] = []
         self.tables: list[list[int]] = []
-        self.holders: list[int] = []
+        self.allocation_ids: list[int] = []
         self.entered = 0
         self.generator = torch.Generator().manual_seed(0)
 
@@ -52,11 +52,11 @@ class Decoding:
         self.lengths.append(length)
         self.tables.append(table)
         self.entered += 1
-        self.holders.append(self.entered)
+        self.allocation_ids.append(self.entered)
 
     def leave(self, place: int) -> None:
         self.free += reversed(self.tables.pop(place))
-        del self.lengths[place], self.holders[place]
+        del self.lengths[place], self.allocation_ids[place]
 
     def step(self, tokens: int = 1) -> int:
         """One pass, in which each sequence brings the last of ``tokens`` new tokens; returns how many pools were read
@@ -67,7 +67,7 @@ class Decoding:
                 table.append(self.free.pop())
             self.write(table, self.lengths[place] - tokens, tokens)
         tables = [list(table) for table in self.tables]
-        layout = Layout([1] * len(self.lengths), list(self.lengths), tables, list(self.holders))
+        layout = Layout([1] * len(self.lengths), list(self.lengths), tables, list(self.allocation_ids))
         q_THD = self.random(len(self.lengths), self.shape.heads, self.shape.head_dim)
         plan = self.backend.plan(layout)
         fresh = Backend(self.shape)
@@ -97,13 +97,13 @@ def test_a_group_that_parts_for_a_pass_finds_its_copies_again(decoding: Decoding
         decoding.enter(length)
     for _ in range(3):
         decoding.step()
-    away = (decoding.lengths.pop(), decoding.tables.pop(), decoding.holders.pop())
+    away = (decoding.lengths.pop(), decoding.tables.pop(), decoding.allocation_ids.pop())
     assert decoding.step() == 0
     decoding.lengths.append(away[0])
     decoding.tables.append(away[1])
-    decoding.holders.append(away[2])
+    decoding.allocation_ids.append(away[2])
     assert decoding.step() == 2 * LAYERS
-    for _ in range(kept_keys.MOST_PASSES):
+    for _ in range(gathered_kv.MOST_PASSES):
         decoding.backend.plan(Layout([], [], [], []))
     assert decoding.step() == 0, "it was away for too long"
 
@@ -145,7 +145,7 @@ def test_sequences_may_come_and_go_at_random(decoding: Decoding) -> None:
 def test_what_finds_no_room_is_gathered(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
     decoding.enter(100)
     one = 2 * 256 * 32 * decoding.shape.dtype.itemsize  # heads, keys, dimensions
-    monkeypatch.setattr(kept_keys, "MOST_BYTES", 3 * one)
+    monkeypatch.setattr(gathered_kv, "MOST_BYTES", 3 * one)
     decoding.step()
     for _ in range(3):
         assert decoding.step() == 3

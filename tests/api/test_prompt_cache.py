@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.api.warm_prompts import WarmPrompts, prompt_key
+from swe_infer.api.prompt_cache import PromptCacheIndex, prompt_key
 from swe_infer.errors import InvalidRequest
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.runners.api import ApiRunner
@@ -23,8 +23,8 @@ KEY = b"prompt"
 CLAIM = """
 import sys
 from pathlib import Path
-from swe_infer.api.warm_prompts import WarmPrompts
-warm = WarmPrompts(Path(sys.argv[1]))
+from swe_infer.api.prompt_cache import PromptCacheIndex
+warm = PromptCacheIndex(Path(sys.argv[1]))
 print(warm.claim(b"prompt"))
 """
 
@@ -95,7 +95,7 @@ def test_who_goes_ahead_and_fails_leaves_the_prompt_to_the_next(tmp_path: Path) 
 
 
 def test_one_goes_ahead_and_the_others_follow_when_it_is_done(tmp_path: Path) -> None:
-    first, second = (WarmPrompts(tmp_path / "deep" / "warm.sqlite") for _ in range(2))
+    first, second = (PromptCacheIndex(tmp_path / "deep" / "warm.sqlite") for _ in range(2))
     assert first.claim(KEY) is True
     assert second.claim(KEY) is None
     assert second.claim(b"another") is True
@@ -111,14 +111,14 @@ def test_one_goes_ahead_and_the_others_follow_when_it_is_done(tmp_path: Path) ->
 
 def test_a_prompt_is_warm_for_as_long_as_providers_keep_it(tmp_path: Path) -> None:
     now = 1000.0
-    warm = WarmPrompts(tmp_path / "warm.sqlite", clock=lambda: now)
+    warm = PromptCacheIndex(tmp_path / "warm.sqlite", clock=lambda: now)
     assert warm.claim(KEY) is True
     warm.done(KEY, warm=True)
     now = 1200.0
     assert warm.claim(KEY) is False
     now = 1400.0
     assert warm.claim(KEY) is True
-    other = WarmPrompts(tmp_path / "warm.sqlite", clock=lambda: now)
+    other = PromptCacheIndex(tmp_path / "warm.sqlite", clock=lambda: now)
     assert other.claim(KEY) is None
     now = 1700.0
     assert other.claim(KEY) is True  # nobody is waited for without end
@@ -132,14 +132,14 @@ def test_a_killed_process_is_not_waited_for(tmp_path: Path) -> None:
         [sys.executable, "-c", CLAIM, str(path)], capture_output=True, text=True, check=True, timeout=60
     )
     assert claimed.stdout == "True\n"
-    warm = WarmPrompts(path)
+    warm = PromptCacheIndex(path)
     assert warm.claim(KEY) is True
     warm.close()
 
 
 def test_a_file_that_cannot_be_used_makes_nobody_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "warm.sqlite").write_text("no database " * 100)
-    warm = WarmPrompts(tmp_path / "warm.sqlite")
+    warm = PromptCacheIndex(tmp_path / "warm.sqlite")
     assert warm.claim(KEY) is False
     warm.done(KEY, warm=True)
     warm.close()

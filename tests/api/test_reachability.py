@@ -14,7 +14,7 @@ import pytest
 
 from swe_infer.api.batch import BatchSettings
 from swe_infer.api.deployments import Deployments
-from swe_infer.api.reach import Unreachable
+from swe_infer.api.reachability import Unreachable
 from swe_infer.api.retry import Retry
 from swe_infer.errors import ProviderFatal
 from swe_infer.providers.openai_chat import OpenAIChat

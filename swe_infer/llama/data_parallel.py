@@ -1,8 +1,8 @@
 """Data parallelism: several engines side by side behind the interface of one.
 
-The parent encodes prompts and hands them out; engines elsewhere answer them, in processes of this machine
-(:mod:`swe_infer.llama.workers`) or as actors of a Ray cluster (:mod:`swe_infer.llama.actors`). An engine that is lost
-costs what it had computed: its requests go to the others.
+The parent encodes prompts and routes them to engines, which are processes of this machine
+(:mod:`swe_infer.llama.process_worker`) or actors of a Ray cluster (:mod:`swe_infer.llama.ray_worker`). When an engine
+is lost, its requests go to the others; what it had computed is lost.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import read_config, read_generation_defaults
 from swe_infer.llama.engine import EngineOptions, PromptTooLong, end_tokens
-from swe_infer.llama.handout import HandOut
 from swe_infer.llama.hub import snapshot_directory
-from swe_infer.llama.sequence import Generated, GenerationRequest
+from swe_infer.llama.request_router import RequestRouter
+from swe_infer.llama.sequence import GenerationRequest, RequestOutput
 from swe_infer.llama.stats import merged_figures
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.types import LlamaModel
@@ -54,7 +54,7 @@ class Worker(Protocol):
         ...
 
     def receive(self) -> list[Message]:
-        """What it has to say, at least one message where :class:`EngineGroup` was told that there is something.
+        """The messages that have arrived: at least one where ``wait`` reported this worker as readable.
 
         Raises:
             WorkerDied: it has ended.
@@ -69,7 +69,7 @@ class Worker(Protocol):
 W = TypeVar("W", bound=Worker)
 
 
-class EngineGroup(Generic[W]):
+class DataParallelEngine(Generic[W]):
     """Engines that are loading already, as one.
 
     Args:
@@ -98,7 +98,7 @@ class EngineGroup(Generic[W]):
         self._ready: list[W] = []
         self._figures: dict[int, Mapping[str, float]] = {}
         self._epoch = 0
-        self._hand_out: HandOut[W] = HandOut(options.max_sequences, options.max_batch_tokens)
+        self._hand_out: RequestRouter[W] = RequestRouter(options.max_sequences, options.max_batch_tokens)
         self._returned: deque[GenerationRequest] = deque()
         self._losses: Counter[Hashable] = Counter()
         try:
@@ -119,7 +119,7 @@ class EngineGroup(Generic[W]):
         requests: Iterable[GenerationRequest],
         on_rejected: Callable[[GenerationRequest, Exception], None],
         stop: threading.Event | None = None,
-    ) -> Iterator[Generated]:
+    ) -> Iterator[RequestOutput]:
         """See :meth:`Engine.generate`. Answers come in the order in which they are complete.
 
         Raises:
@@ -177,9 +177,9 @@ class EngineGroup(Generic[W]):
         self,
         workers: Sequence[W],
         on_rejected: Callable[[GenerationRequest, Exception], None] | None = None,
-    ) -> list[Generated]:
+    ) -> list[RequestOutput]:
         """What some of ``workers`` have to say now; waits a moment at most. Returns the answers among it."""
-        answers: list[Generated] = []
+        answers: list[RequestOutput] = []
         for worker in self._wait(workers):
             try:
                 messages = worker.receive()
@@ -195,7 +195,7 @@ class EngineGroup(Generic[W]):
         worker: W,
         message: Message,
         on_rejected: Callable[[GenerationRequest, Exception], None] | None,
-    ) -> list[Generated]:
+    ) -> list[RequestOutput]:
         kind, epoch, content, figures = message
         if kind == "failed":
             if isinstance(content, ConfigError) and not self._ready:

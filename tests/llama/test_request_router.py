@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swe_infer.llama.handout import HandOut
+from swe_infer.llama.request_router import RequestRouter
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.stopping import StopParams
 
 
 def ask(key: object, tokens: int = 100, prompt: int | None = None, output: int = 10) -> GenerationRequest:
     """A request with a prompt of ``tokens`` tokens; ``prompt`` tells prompts apart, by default each is its own."""
     first = hash(str(key)) if prompt is None else prompt
-    return GenerationRequest(str(key), (first, *range(tokens - 1)), StopRules(output, frozenset(), ()))
+    return GenerationRequest(str(key), (first, *range(tokens - 1)), StopParams(output, frozenset(), ()))
 
 
-def hand(out: HandOut[str], requests: Sequence[GenerationRequest]) -> list[str | None]:
+def hand(out: RequestRouter[str], requests: Sequence[GenerationRequest]) -> list[str | None]:
     """Hand out what there is room for, in order, and say to whom."""
     chosen = []
     for request in requests:
@@ -30,8 +30,8 @@ def hand(out: HandOut[str], requests: Sequence[GenerationRequest]) -> list[str |
     return chosen
 
 
-def of(*workers: str, sequences: int = 8, batch: int = 100) -> HandOut[str]:
-    out: HandOut[str] = HandOut(sequences, batch)
+def of(*workers: str, sequences: int = 8, batch: int = 100) -> RequestRouter[str]:
+    out: RequestRouter[str] = RequestRouter(sequences, batch)
     for worker in workers:
         out.join(worker)
     return out

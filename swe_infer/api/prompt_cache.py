@@ -48,7 +48,7 @@ def prompt_key(prompt: Prompt, model: ApiModel, provider: str, base_url: str) ->
     return hashlib.blake2b(parts.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-class WarmPrompts:
+class PromptCacheIndex:
     """The account of prompts in ``path``, made where it does not exist.
 
     A file that cannot be used costs what it would have saved, never an answer: every prompt then counts as warm, so

@@ -23,13 +23,13 @@ MOST_PASSES = 32
 
 
 @dataclass(slots=True)
-class Members:
+class DecodeGroup:
     """The sequences of one group in one pass.
 
     Args:
         blocks: where the keys of each lie, as many blocks for each.
         lasts: place of each one's last token.
-        holders: who holds the blocks, see :class:`swe_infer.llama.attention.base.Layout`; None: nobody knows.
+        allocation_ids: who holds the blocks, see :class:`swe_infer.llama.attention.base.Layout`; None: nobody knows.
         copies: by the address of the pool that they are of; None: none are kept, since the group was not together in
             the pass before.
         changed: which of the pool's rows ``(N K B) D`` were written since the last pass, and where in a copy they go.
@@ -37,20 +37,20 @@ class Members:
 
     blocks: Sequence[list[int]]
     lasts: Sequence[int]
-    holders: Sequence[int | None]
+    allocation_ids: Sequence[int | None]
     copies: dict[int, Tensor] | None = None
     changed: tuple[Tensor, Tensor] | None = None
     seen: int = 0
     """The pass."""
     rows_SKN: Tensor | None = None
-    """See :meth:`KeptKeys.rows`."""
+    """See :meth:`GatheredKV.rows`."""
 
 
-class KeptKeys:
+class GatheredKV:
     """The copies of one attention backend.
 
     A copy holds a sequence's tokens up to the last one that was run in its group. Their keys are never written again
-    while the same holder has the blocks, guesses included: those lie beyond.
+    while the same allocation_id has the blocks, guesses included: those lie beyond.
 
     Args:
         block_size, kv_heads: of a block.
@@ -69,7 +69,7 @@ class KeptKeys:
         self._kv_heads = kv_heads
         self._rows_of = rows_of
         self._send = send
-        self._groups: dict[Hashable, Members] = {}
+        self._groups: dict[Hashable, DecodeGroup] = {}
         self._pass = 0
 
     def begin(self) -> None:
@@ -77,12 +77,12 @@ class KeptKeys:
         self._pass += 1
         self._forget(MOST_PASSES)
 
-    def follow(self, members: Members) -> Members:
+    def follow(self, members: DecodeGroup) -> DecodeGroup:
         """The same group, with the copies that are kept of it, or will be if it was together in the pass before."""
-        if None in members.holders:
+        if None in members.allocation_ids:
             return members
         members.seen = self._pass
-        key = (tuple(members.holders), len(members.blocks[0]))
+        key = (tuple(members.allocation_ids), len(members.blocks[0]))
         before = self._groups.get(key)
         if before is not None and (before.copies or before.seen == self._pass - 1):
             members.copies = before.copies or {}
@@ -90,13 +90,13 @@ class KeptKeys:
         self._groups[key] = members
         return members
 
-    def rows(self, members: Members) -> Tensor:
+    def rows(self, members: DecodeGroup) -> Tensor:
         """Where the blocks of a group lie in the pools; made when it is first wanted."""
         if members.rows_SKN is None:
             members.rows_SKN = self._rows_of(members.blocks)
         return members.rows_SKN
 
-    def read(self, pool: Tensor, members: Members) -> Tensor | None:
+    def read(self, pool: Tensor, members: DecodeGroup) -> Tensor | None:
         """The keys (or values) SKLD that ``pool`` (NKBD) holds of a group; None where no copy is kept."""
         copies = members.copies
         if copies is None or members.changed is None:
@@ -116,7 +116,7 @@ class KeptKeys:
             copy_xD.index_copy_(0, targets, pool.flatten(0, 2).index_select(0, sources))
         return copy_xD.view(len(members.blocks), self._kv_heads, -1, pool.shape[-1])
 
-    def _changed(self, before: Sequence[int], members: Members) -> tuple[Tensor, Tensor]:
+    def _changed(self, before: Sequence[int], members: DecodeGroup) -> tuple[Tensor, Tensor]:
         sources: list[int] = []
         targets: list[int] = []
         size, heads = self._block_size, self._kv_heads

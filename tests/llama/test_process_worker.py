@@ -18,10 +18,10 @@ from swe_infer.llama.sequence import GenerationRequest
 from swe_infer.types import LlamaModel
 
 if TYPE_CHECKING:
+    from swe_infer.llama.data_parallel import DataParallelEngine, WorkerDied
     from swe_infer.llama.engine import EngineOptions
-    from swe_infer.llama.group import EngineGroup, WorkerDied
     from swe_infer.llama.placement import worker_devices
-    from swe_infer.llama.workers import ProcessWorker, engines_here
+    from swe_infer.llama.process_worker import ProcessWorker, process_engines
     from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
 
@@ -38,13 +38,13 @@ def requests() -> list[GenerationRequest]:
 
 
 @pytest.fixture(scope="module")
-def group(checkpoint: Path) -> Iterator[EngineGroup[ProcessWorker]]:
-    made = engines_here(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
+def group(checkpoint: Path) -> Iterator[DataParallelEngine[ProcessWorker]]:
+    made = process_engines(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
     yield made
     made.close()
 
 
-def test_answers_are_those_of_one_engine(checkpoint: Path, group: EngineGroup[ProcessWorker]) -> None:
+def test_answers_are_those_of_one_engine(checkpoint: Path, group: DataParallelEngine[ProcessWorker]) -> None:
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
     found = {str(answer.request.key): answer for answer in group.generate(requests(), _refuse)}
     assert {key: answer.token_ids for key, answer in found.items()} == expected
@@ -52,7 +52,7 @@ def test_answers_are_those_of_one_engine(checkpoint: Path, group: EngineGroup[Pr
     assert all(figures["forward_passes"] > 0 for figures in group.figures_of_each())
 
 
-def test_counts_of_all_workers_are_summed_from_each_run_s_beginning(group: EngineGroup[ProcessWorker]) -> None:
+def test_counts_of_all_workers_are_summed_from_each_run_s_beginning(group: DataParallelEngine[ProcessWorker]) -> None:
     """A worker that has nothing to do in a run brings nothing over from the run before."""
     drafted = [dataclasses.replace(request, drafter="suffix") for request in requests()]
     for asked, busy in ((drafted, 2), (drafted[:3], 1)):
@@ -68,13 +68,13 @@ def test_counts_of_all_workers_are_summed_from_each_run_s_beginning(group: Engin
         assert sum(part > 0 for part in parts) == busy
 
 
-def test_samples_of_a_prompt_meet_in_one_worker(group: EngineGroup[ProcessWorker]) -> None:
+def test_samples_of_a_prompt_meet_in_one_worker(group: DataParallelEngine[ProcessWorker]) -> None:
     prompt = random_prompt(200, 77)
     answers = list(group.generate([ask(i, prompt, 4, temperature=1.0, seed=i) for i in range(3)], _refuse))
     assert sorted(answer.cached_tokens for answer in answers) == [0, 199, 199]
 
 
-def test_what_cannot_be_run_is_rejected_and_the_rest_is_answered(group: EngineGroup[ProcessWorker]) -> None:
+def test_what_cannot_be_run_is_rejected_and_the_rest_is_answered(group: DataParallelEngine[ProcessWorker]) -> None:
     rejected = []
     asked = [ask("long", random_prompt(1500, 0)), ask("bad", [399, 400]), ask("good", random_prompt(9, 0), 3)]
     answers = list(group.generate(asked, lambda r, e: rejected.append((r.key, type(e).__name__))))
@@ -82,7 +82,7 @@ def test_what_cannot_be_run_is_rejected_and_the_rest_is_answered(group: EngineGr
     assert sorted(rejected) == [("bad", "ValueError"), ("long", "PromptTooLong")]
 
 
-def test_after_a_stop_nothing_new_is_begun(group: EngineGroup[ProcessWorker]) -> None:
+def test_after_a_stop_nothing_new_is_begun(group: DataParallelEngine[ProcessWorker]) -> None:
     stop = threading.Event()
     read = []
 
@@ -99,7 +99,7 @@ def test_after_a_stop_nothing_new_is_begun(group: EngineGroup[ProcessWorker]) ->
     assert len(read) < 20
 
 
-def test_an_abandoned_run_leaves_no_answers_to_the_next(group: EngineGroup[ProcessWorker]) -> None:
+def test_an_abandoned_run_leaves_no_answers_to_the_next(group: DataParallelEngine[ProcessWorker]) -> None:
     for _ in group.generate([ask(i, random_prompt(50, i), 30) for i in range(8)], _refuse):
         break
     group.abandon()
@@ -108,7 +108,7 @@ def test_an_abandoned_run_leaves_no_answers_to_the_next(group: EngineGroup[Proce
 
 
 def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(checkpoint: Path) -> None:
-    group = engines_here(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
+    group = process_engines(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
     found: dict[str, tuple[int, ...]] = {}
     workers = group.workers
@@ -132,17 +132,17 @@ def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(ch
 def test_a_checkpoint_that_cannot_be_loaded_is_the_parents_error(checkpoint: Path) -> None:
     model = LlamaModel(path=str(checkpoint), peft_path=str(checkpoint))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
-        engines_here(model, options(), ["cpu", "cpu"])
+        process_engines(model, options(), ["cpu", "cpu"])
 
 
 def test_the_pool_makes_as_many_engines_as_asked_for(checkpoint: Path) -> None:
     pool = EnginePool()
     engine = pool.get(LlamaModel(path=str(checkpoint)), options())
-    assert isinstance(engine, EngineGroup)
+    assert isinstance(engine, DataParallelEngine)
     workers = engine.workers
     assert pool.get(LlamaModel(path=str(checkpoint)), options()) is engine
     assert not isinstance(
-        pool.get(LlamaModel(path=str(checkpoint)), dataclasses.replace(options(), workers=1)), EngineGroup
+        pool.get(LlamaModel(path=str(checkpoint)), dataclasses.replace(options(), workers=1)), DataParallelEngine
     )
     assert not any(worker.alive for worker in workers)
 

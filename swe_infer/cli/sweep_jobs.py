@@ -18,7 +18,7 @@ _SWEPT = "swept.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SweepJob:
     """How one point ended.
 
     Args:
@@ -67,7 +67,7 @@ def overrides_of(line: bytes) -> tuple[str, ...] | None:
     return tuple(found) if is_list else None
 
 
-def told_apart(points: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+def distinguishing_overrides(points: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """For each point, the overrides that not all points share; all of them where there is one point."""
     shared = set.intersection(*map(set, points)) if len(points) > 1 else set()
     return {point: " ".join(item for item in point if item not in shared) for point in points}

@@ -16,7 +16,7 @@ from swe_infer.llama.config import LlamaConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class TPRank:
     """Part ``rank`` of ``count``."""
 
     rank: int
@@ -31,7 +31,7 @@ class Shard:
         embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
         return embeddings + -(-(config.parameters - embeddings) // self.count)
 
-    def add_up(self, x_TE: Tensor) -> Tensor:
+    def all_reduce(self, x_TE: Tensor) -> Tensor:
         """The sum over all ranks, the same bits on each. On a CPU it is taken in float32."""
         if self.count == 1:
             return x_TE
@@ -40,4 +40,4 @@ class Shard:
         return total_TE.to(x_TE.dtype)
 
 
-WHOLE = Shard(0, 1)
+SINGLE_RANK = TPRank(0, 1)

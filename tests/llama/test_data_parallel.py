@@ -21,10 +21,10 @@ from swe_infer.types import DrafterKind, LlamaModel
 from tests.llama.drafts import PROMPT, source_of
 
 if TYPE_CHECKING:
-    from swe_infer.llama.actors import EngineHost, serve_in_a_thread
+    from swe_infer.llama.data_parallel import DataParallelEngine, Message, WorkerDied
     from swe_infer.llama.engine import EngineOptions
-    from swe_infer.llama.group import EngineGroup, Message, WorkerDied
-    from swe_infer.llama.workers import serve
+    from swe_infer.llama.process_worker import serve
+    from swe_infer.llama.ray_worker import EngineHost, serve_in_a_thread
     from tests.llama.helpers import ask, engine_of, generate, random_prompt
 
 
@@ -78,8 +78,8 @@ def model(checkpoint: Path) -> LlamaModel:
     return LlamaModel(path=str(checkpoint))
 
 
-def group_of(model: LlamaModel, *workers: Threaded) -> EngineGroup[Threaded]:
-    return EngineGroup(model, options(), workers, heard, wait_for_all=False)
+def group_of(model: LlamaModel, *workers: Threaded) -> DataParallelEngine[Threaded]:
+    return DataParallelEngine(model, options(), workers, heard, wait_for_all=False)
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:

@@ -22,7 +22,7 @@ class Unreachable(ProviderFatal):
     """No request of the run has ever connected."""
 
 
-class Reach:
+class Reachability:
     """What is known of the addresses ``base_urls``, at all of which the same run may ask."""
 
     def __init__(self, base_urls: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from swe_infer.runners.progress import Progress
 from swe_infer.runners.run import ProgressLine, Run
 
 
-def execute_together(runs: Sequence[Run]) -> list[int | Exception]:
+def run_concurrently(runs: Sequence[Run]) -> list[int | Exception]:
     """Do what is left of ``runs``, whose runners can share an engine and have one ``engine_key``. A run that fails
     stops no other.
 

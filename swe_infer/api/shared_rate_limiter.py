@@ -27,7 +27,7 @@ _BUSY_S = 0.02
 """After so long a file that another process has locked is looked at again."""
 
 
-class SharedPace:
+class SharedRateLimiter:
     """The pace kept in ``path``.
 
     Args:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swe_infer.llama.sequence import GenerationRequest
-from swe_infer.llama.stopping import StopRules
+from swe_infer.llama.stopping import StopParams
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def test_no_sequence_sees_the_stop_rules_of_another(directory: Path) -> None:
     engine = engine_of(directory)
     prompt = random_prompt(40, 8)
     long = generate(engine, [ask("a", prompt, 30)])["a"]
-    rules = StopRules(30, frozenset({long.token_ids[10]}), closed_patch=False, repetition=False)
+    rules = StopParams(30, frozenset({long.token_ids[10]}), closed_patch=False, repetition=False)
     both = generate(engine, [GenerationRequest("short", tuple(prompt), rules), ask("long", prompt, 30)])
     assert both["long"].token_ids == long.token_ids
     assert both["short"].finish_reason == "stop"
