@@ -5,6 +5,8 @@
         * ``DataError``: a dataset that cannot be read, or lacks a column
         * ``CheckpointError``: a model directory that cannot be loaded
         * ``StoreError``: a run directory that belongs to another configuration, or that another process writes
+    * ``RepositoryError``: a repository, commit or file cannot be had; costs that instance, never the run
+        * ``RepositoryInterrupted``: Ctrl-C ended a fetch; the same command asks again
     * ``BudgetExceeded``: a request does not fit under the cap; exit 3, what was paid for is kept
     * ``RequestError``: one request to a provider failed; costs that instance (or less), never the run
         * ``RateLimited``: 429; try again, after ``retry_after_s`` if stated
@@ -73,6 +75,14 @@ class CheckpointError(ConfigError):
 
 class StoreError(ConfigError):
     """The run directory belongs to another configuration, is being written by another process, or is damaged."""
+
+
+class RepositoryError(SweInferError):
+    """A repository, a commit or a file of it cannot be had."""
+
+
+class RepositoryInterrupted(RepositoryError):
+    """A fetch was ended, or not begun, because of Ctrl-C: nothing is known about what was asked for."""
 
 
 class BudgetExceeded(SweInferError):

@@ -1,0 +1,317 @@
+"""Finds clones, makes partial ones in the cache, and fetches what they lack."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from swe_infer.errors import RepositoryError, RepositoryInterrupted
+from swe_infer.files import open_regular
+from swe_infer.interrupts import INTERRUPTS
+from swe_infer.locks import has_no_locks
+from swe_infer.redaction import without_secrets
+from swe_infer.repositories.commit import Commit
+from swe_infer.repositories.git import HostFailed, fetch, make_git_directory
+from swe_infer.repositories.objects import Kind, ObjectReader
+from swe_infer.repositories.options import Address, RepositoryOptions, checked_commit, checked_repo
+from swe_infer.resources import expanded
+
+_EVERYTHING = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+_MOST_READERS = 8
+_PAUSE_S = 0.05
+
+
+class Repositories:
+    """The repositories of a run. For several threads, and several processes on one cache.
+
+    Args:
+        silence_s: seconds that a server may say nothing, or that one read from a clone may take.
+
+    Raises:
+        ConfigError: there is no home directory for ``~``.
+    """
+
+    def __init__(self, options: RepositoryOptions, *, silence_s: float = 60.0) -> None:
+        self.options = options
+        self.root = expanded(options.repositories, "context.repositories").absolute()
+        self.silence_s = silence_s
+        self.hosts_failed: dict[str, str] = {}
+        """Why a server is not asked any more, by its name."""
+        self.hosts_answered: set[str] = set()
+        self._lock = threading.Lock()
+        self._known: dict[str, Repository] = {}
+        self._reading: dict[str, Repository] = {}  # the longest unused first
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def open(self, repo: str, commit: str) -> Commit:
+        """A commit of a repository; a clone is looked for, else made, and the commit fetched where it is absent.
+
+        Args:
+            repo: such as ``owner/name``.
+            commit: all 40 digits of its id.
+
+        Raises:
+            RepositoryError: it cannot be had; one line says why.
+        """
+        repo, commit = checked_repo(repo), checked_commit(commit)
+        with self._lock:
+            repository = self._known.get(repo)
+            if repository is None:
+                repository = self._known[repo] = Repository(self, repo)
+        return repository.commit(commit)
+
+    def close(self) -> None:
+        """End every process. Nothing can be read afterwards."""
+        with self._lock:
+            self._closed = True
+            repositories = list(self._known.values())
+        for repository in repositories:
+            with repository.lock:
+                repository.close_reader()
+        if self._directory is not None:
+            self._directory.cleanup()
+
+    def workplace(self) -> Path:
+        """An empty git directory that holds no objects and no remote, for readers.
+
+        Raises:
+            RepositoryError: this is closed, or there is no space for it.
+        """
+        with self._lock:
+            if self._closed:
+                raise RepositoryError("the repositories are closed")
+            if self._directory is None:
+                try:
+                    directory = tempfile.TemporaryDirectory(prefix="swe_infer-git-")
+                    make_git_directory(Path(directory.name) / "empty.git")
+                except OSError as error:
+                    raise RepositoryError(f"no temporary directory can be written ({error.strerror})") from None
+                self._directory = directory
+            return Path(self._directory.name) / "empty.git"
+
+    def used(self, repository: Repository) -> None:
+        """Note that a repository has an open reader, and close the longest unused ones above a few."""
+        with self._lock:
+            self._reading.pop(repository.name, None)
+            self._reading[repository.name] = repository
+            for name in list(self._reading)[:-_MOST_READERS]:
+                other = self._reading[name]
+                if other.lock.acquire(blocking=False):  # one that another thread is reading from stays
+                    try:
+                        other.close_reader()
+                    finally:
+                        other.lock.release()
+                    del self._reading[name]
+
+
+class Repository:
+    """One repository: the clones on this machine that may hold it, and the one that is this package's own.
+
+    The objects of all of them are read together: an object's id is the hash of its content, so a clone that belongs to
+    another repository does no harm. Only the own clone is written to.
+    """
+
+    def __init__(self, repositories: Repositories, name: str) -> None:
+        self.name = name
+        self.lock = threading.RLock()
+        self._all = repositories
+        self._source = repositories.options.source(name)
+        self._own = repositories.root / f"{name.replace('/', '__')}.partial.git"
+        self._found, self._left_out = self._look()
+        self._reader: ObjectReader | None = None
+        self._failure: str | None = None
+        self._absent: dict[str, str] = {}
+
+    def commit(self, oid: str) -> Commit:
+        if oid in self._absent:
+            raise RepositoryError(self._absent[oid])
+        try:
+            content = self.read({oid: f"{self.name}: commit {oid}"}, "commit")[oid]
+        except RepositoryInterrupted:
+            raise
+        except RepositoryError as error:
+            self._absent[oid] = str(error)
+            raise
+        return Commit(self.name, oid, content[5:45].decode("ascii", "replace"), self)
+
+    def read(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
+        with self.lock:
+            found, missing = self._read(wanted, kind)
+            return found | self._obtain(missing, kind) if missing else found
+
+    def close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _look(self) -> tuple[list[Path], list[str]]:
+        """The folders of objects of the clones that are there, and what was left out with the reason."""
+        owner, _, name = self.name.rpartition("/")
+        flat = [self.name.replace("/", joint) for joint in ("__", "-", "+")]
+        places = [self._all.root / part for part in (self.name, *flat, f"{flat[2]}/repo", name)]
+        places = [place for path in places for place in (path, path.with_name(f"{path.name}.git"))]
+        places += [self._all.root]
+        if isinstance(self._source, Path):
+            places.insert(0, self._source.absolute())
+        found, left_out = [], []
+        for place in places:
+            objects, fault = _objects_of(place)
+            if fault is not None:
+                left_out.append(fault)
+            elif objects is not None and objects not in found:
+                found.append(objects)
+        return found, left_out
+
+    def _read(self, wanted: Mapping[str, str], kind: Kind) -> tuple[dict[str, bytes], dict[str, str]]:
+        if self._reader is None:
+            own, fault = _objects_of(self._own)
+            if fault is not None:
+                raise RepositoryError(f"{self.name}: {fault}")
+            folders = [*self._found, *([own] if own is not None else [])]
+            if not folders:
+                return {}, dict(wanted)
+            self._reader = ObjectReader(self._all.workplace(), folders, self._all.silence_s)
+        self._all.used(self)
+        try:
+            return self._reader.read(wanted, kind)
+        except BaseException:
+            self.close_reader()  # its answers are no longer in step with the questions
+            raise
+
+    def _obtain(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
+        """Fetch what no clone holds into the own clone, in one request, and read it."""
+        label = next(iter(wanted.values()))
+        source, offline = self._source, self._all.options.offline
+        if offline or isinstance(source, Path):
+            places = self._found or [self._all.root]
+            reason = "context.offline=true" if offline else "context.repository_url is a folder, nothing is fetched"
+            more = "".join(f"; {fault}" for fault in self._left_out)
+            raise RepositoryError(f"{label} is not in {', '.join(map(str, places))} ({reason}{more})")
+        self._refuse_failed(source, label)
+        try:
+            self._all.root.mkdir(parents=True, exist_ok=True)
+            with self._file_lock():
+                found, missing = self._read_again(wanted, kind)  # another process may have fetched it
+                if missing and not self._found and not self._own.exists():
+                    self._ask(source, label, _EVERYTHING)
+                    found, missing = self._read_again(wanted, kind)
+                if missing:
+                    self._ask(source, label, list(missing), is_commit=kind == "commit")
+                    found, missing = self._read_again(wanted, kind)
+        except OSError as error:
+            raise RepositoryError(
+                f"{error.filename or self._all.root}: cannot be written ({error.strerror})"
+            ) from None
+        if missing:
+            raise RepositoryError(f"{next(iter(missing.values()))}: {source.host} did not send it")
+        return found
+
+    def _read_again(self, wanted: Mapping[str, str], kind: Kind) -> tuple[dict[str, bytes], dict[str, str]]:
+        self.close_reader()
+        return self._read(wanted, kind)
+
+    def _refuse_failed(self, source: Address, label: str) -> None:
+        """Raise where the server or this repository on it has failed before in this run."""
+        failure = self._failure or self._all.hosts_failed.get(source.host)
+        if failure is not None:
+            raise RepositoryError(f"{label}: {failure}")
+
+    def _ask(self, source: Address, label: str, wanted: Sequence[str], *, is_commit: bool = False) -> None:
+        """Fetch refs or objects by their ids. What fails is remembered."""
+        tries = 2 if source.host in self._all.hosts_answered else 1
+        for left in reversed(range(tries)):
+            try:
+                self._fetch(source, wanted, is_commit)
+                self._all.hosts_answered.add(source.host)
+                return
+            except RepositoryInterrupted:
+                raise
+            except RepositoryError as error:
+                if left and isinstance(error, HostFailed):
+                    continue
+                failure = without_secrets(str(error))
+                if isinstance(error, HostFailed):
+                    self._all.hosts_failed[source.host] = failure
+                elif not is_commit:  # the server may well have the next commit
+                    self._failure = failure
+                raise RepositoryError(f"{label}: {failure}") from None
+
+    def _fetch(self, source: Address, wanted: Sequence[str], is_commit: bool) -> None:
+        """Fetch into the own clone, which is made whole or not at all. A commit comes without its history."""
+        for leftover in self._own.parent.glob(f".{self._own.name}.*.new"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if self._own.exists():
+            for torn in (self._own / "objects" / "pack").glob("tmp_*"):
+                torn.unlink(missing_ok=True)
+        new = self._own.with_name(f".{self._own.name}.{secrets.token_hex(6)}.new")
+        try:
+            make_git_directory(new, source.url)
+            target = self._own if self._own.exists() else new
+            depth = ("--depth=1",) if is_commit else ()
+            fetch(new, target / "objects", source, (*depth, "origin"), wanted, self._all.silence_s)
+            if target is new:
+                os.rename(new, self._own)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _file_lock(self) -> Iterator[None]:
+        """Keep other processes from fetching the same. Where the file system has no locks they may: a clone is put in
+        its place whole, and git adds packs whole."""
+        descriptor = open_regular(self._own.with_name(f".{self._own.name}.lock"), os.O_RDWR | os.O_CREAT)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if INTERRUPTS.stopping:
+                        raise RepositoryInterrupted(
+                            f"{self.name}: interrupted while another process fetches"
+                        ) from None
+                    time.sleep(_PAUSE_S)
+                except OSError as error:
+                    if has_no_locks(error):
+                        break
+                    raise
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _objects_of(place: Path) -> tuple[Path | None, str | None]:
+    """The folder of objects of a clone, bare or with a work tree; or why it is not used; neither where there is
+    none."""
+    try:
+        for git_dir in (place / ".git", place):
+            if git_dir.is_file():
+                return None, f"{place} is a linked work tree: name its main clone"
+            if not ((git_dir / "HEAD").exists() and (git_dir / "objects").is_dir()):
+                continue
+            if not os.access(git_dir / "objects", os.R_OK | os.X_OK):
+                return None, f"{git_dir} may not be read by this user"
+            if (git_dir / "objects" / "info" / "alternates").exists():
+                return (
+                    None,
+                    f"{git_dir} borrows objects from elsewhere (objects/info/alternates), which is not followed",
+                )
+            return git_dir / "objects", None
+    except OSError as error:
+        return None, f"{place} cannot be read ({error.strerror})"
+    return None, None

@@ -1,0 +1,188 @@
+"""What a commit holds: its tree, and the contents of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from swe_infer.errors import RepositoryError
+
+EntryType = Literal["regular", "executable", "symlink", "submodule"]
+
+MOST_ENTRIES = 500_000
+"""Files and folders of one commit; a small repository can describe a tree of billions."""
+_LONGEST_PATH = 4096
+_KIND, _TREE, _LINK, _SUBMODULE = 0o170000, 0o040000, 0o120000, 0o160000
+_OID_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of a tree. ``mode`` is git's, such as ``0o100644``; ``oid`` is the blob's id, of a submodule its
+    commit's."""
+
+    mode: int
+    oid: str
+    type: EntryType
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file, executable or not."""
+        return self.type in ("regular", "executable")
+
+
+class Objects(Protocol):
+    """Where objects are read."""
+
+    def read(self, wanted: Mapping[str, str], kind: Literal["blob", "tree", "commit"]) -> dict[str, bytes]:
+        """Contents by object id. What is missing is fetched, all of it in one request.
+
+        Args:
+            wanted: how messages call each object, by its id.
+
+        Raises:
+            RepositoryError: one of them cannot be had, is too large, or is of another kind.
+        """
+        ...
+
+
+class Commit:
+    """The files of a repository at one commit. Paths and contents are data: nothing is written to disk by them.
+
+    Args:
+        oid: the commit's id.
+        tree: the id of its tree.
+    """
+
+    def __init__(self, repo: str, oid: str, tree: str, objects: Objects) -> None:
+        self.repo = repo
+        self.oid = oid
+        self._tree = tree
+        self._objects = objects
+        self._trees: dict[str, dict[str, tuple[int, str]]] = {}
+        self._paths: dict[str, Entry] | None = None
+        self.files: Mapping[str, str] = _Files(self)
+        """The text of every regular file by its path: UTF-8 with bytes that are none kept as surrogates
+        (``surrogateescape``), line ends as they are. Each access reads that file alone, and may raise
+        RepositoryError."""
+
+    def paths(self) -> Mapping[str, Entry]:
+        """Every path of the tree but folders, listed once. Bytes that are not UTF-8 are kept as surrogates.
+
+        Raises:
+            RepositoryError: a part of the tree cannot be had, or there are too many paths.
+        """
+        if self._paths is None:
+            found: dict[str, Entry] = {}
+            folders, entries = [("", self._tree)], 0
+            while folders:
+                self._load(dict.fromkeys((oid for _, oid in folders), f"a folder of {self}"))
+                deeper = []
+                for folder, oid in folders:
+                    tree = self._trees[oid]
+                    entries += len(tree)
+                    if entries > MOST_ENTRIES or len(folder) > _LONGEST_PATH:
+                        raise RepositoryError(f"{self}: more than {MOST_ENTRIES:,} paths, or one that is too long")
+                    for name, (mode, child) in tree.items():
+                        if mode & _KIND == _TREE:
+                            deeper.append((f"{folder}{name}/", child))
+                        else:
+                            found[folder + name] = _entry(mode, child)
+                folders = deeper
+            self._paths = found
+            self._trees.clear()
+        return self._paths
+
+    def entries(self, paths: Iterable[str]) -> dict[str, Entry]:
+        """Those of ``paths`` that the tree has, folders excluded; reads only the folders on the way.
+
+        Raises:
+            RepositoryError: a part of the tree cannot be had.
+        """
+        if self._paths is not None:
+            return {path: self._paths[path] for path in paths if path in self._paths}
+        found: dict[str, Entry] = {}
+        places = [(path, self._tree, path) for path in dict.fromkeys(paths) if len(path) <= _LONGEST_PATH]
+        while places:
+            self._load(dict.fromkeys((tree for _, tree, _ in places), f"a folder of {self}"))
+            deeper = []
+            for path, tree, rest in places:
+                name, inner, below = rest.partition("/")
+                if (entry := self._trees[tree].get(name)) is None:
+                    continue
+                mode, oid = entry
+                is_tree = mode & _KIND == _TREE
+                if is_tree and inner:
+                    deeper.append((path, oid, below))
+                elif not is_tree and not inner:
+                    found[path] = _entry(mode, oid)
+            places = deeper
+        return found
+
+    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """The contents of those of ``paths`` that are regular files. Symbolic links are not followed: they, submodules
+        and paths that the tree does not have are left out. What is not on this machine is fetched in one request.
+
+        Raises:
+            RepositoryError: a content cannot be had, or is too large.
+        """
+        files = {path: entry.oid for path, entry in self.entries(paths).items() if entry.is_file}
+        blobs = self._objects.read({oid: f"{path} of {self}" for path, oid in files.items()}, "blob")
+        return {path: blobs[oid] for path, oid in files.items()}
+
+    def _load(self, wanted: Mapping[str, str]) -> None:
+        new = {oid: label for oid, label in wanted.items() if oid not in self._trees}
+        for oid, content in self._objects.read(new, "tree").items() if new else ():
+            self._trees[oid] = _parsed(content, f"{self}")
+
+    def __str__(self) -> str:
+        return f"{self.repo} at {self.oid[:12]}"
+
+
+class _Files(Mapping[str, str]):
+    def __init__(self, commit: Commit) -> None:
+        self._commit = commit
+
+    def __getitem__(self, path: str) -> str:
+        content = self._commit.read([path])
+        return content[path].decode("utf-8", "surrogateescape")
+
+    def __contains__(self, path: object) -> bool:
+        entry = self._commit.entries([path]).get(path) if isinstance(path, str) else None
+        return entry is not None and entry.is_file
+
+    def __iter__(self) -> Iterator[str]:
+        return (path for path, entry in self._commit.paths().items() if entry.is_file)
+
+    def __len__(self) -> int:
+        return sum(entry.is_file for entry in self._commit.paths().values())
+
+
+def _parsed(content: bytes, label: str) -> dict[str, tuple[int, str]]:
+    """Mode and object id by name. A name that no file system can have (empty, or with a slash) is left out."""
+    entries: dict[str, tuple[int, str]] = {}
+    position = 0
+    try:
+        while position < len(content):
+            space = content.index(b" ", position)
+            end = content.index(b"\0", space)
+            mode = int(content[position:space], 8)
+            name = content[space + 1 : end].decode("utf-8", "surrogateescape")
+            position = end + 1 + _OID_BYTES
+            oid = content[end + 1 : position].hex()
+            if len(oid) != 2 * _OID_BYTES:
+                raise ValueError
+            if name and "/" not in name:
+                entries[name] = (mode, oid)
+    except ValueError:
+        raise RepositoryError(f"{label}: a folder of the tree is damaged") from None
+    return entries
+
+
+def _entry(mode: int, oid: str) -> Entry:
+    if mode & _KIND == _SUBMODULE:
+        return Entry(mode, oid, "submodule")
+    if mode & _KIND == _LINK:
+        return Entry(mode, oid, "symlink")
+    return Entry(mode, oid, "executable" if mode & 0o100 else "regular")
