@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from swe_infer.errors import RepositoryError, RepositoryInterrupted
 from swe_infer.repositories.cache import Repositories
 from swe_infer.repositories.commit import Commit, Entry
 from swe_infer.repositories.options import RepositoryOptions
 
-__all__ = ["Commit", "Entry", "Repositories", "RepositoryOptions"]
+__all__ = ["Commit", "Entry", "Repositories", "RepositoryError", "RepositoryInterrupted", "RepositoryOptions"]

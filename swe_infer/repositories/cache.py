@@ -123,8 +123,8 @@ class Repositories:
 class Repository:
     """One repository: the clones on this machine that may hold it, and the one that is this package's own.
 
-    The objects of all of them are read together: an object's id is the hash of its content, so a clone that belongs to
-    another repository does no harm. Only the own clone is written to.
+    The objects of all of them are read together: an object's id is the hash of its content, so a clone that belongs
+    to another repository does no harm. Only the own clone is written to.
     """
 
     def __init__(self, repositories: Repositories, name: str) -> None:
@@ -162,7 +162,7 @@ class Repository:
 
     def _look(self) -> tuple[list[Path], list[str]]:
         """The folders of objects of the clones that are there, and what was left out with the reason."""
-        owner, _, name = self.name.rpartition("/")
+        name = self.name.rpartition("/")[2]
         flat = [self.name.replace("/", joint) for joint in ("__", "-", "+")]
         places = [self._all.root / part for part in (self.name, *flat, f"{flat[2]}/repo", name)]
         places = [place for path in places for place in (path, path.with_name(f"{path.name}.git"))]

@@ -121,8 +121,8 @@ class Commit:
         return found
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """The contents of those of ``paths`` that are regular files. Symbolic links are not followed: they, submodules
-        and paths that the tree does not have are left out. What is not on this machine is fetched in one request.
+        """The contents of those of ``paths`` that are regular files. What is not on this machine is fetched in one
+        request. Symbolic links are not followed: they, submodules and paths that the tree does not have are left out.
 
         Raises:
             RepositoryError: a content cannot be had, or is too large.

@@ -34,10 +34,12 @@ _POLL_S = 0.2
 _SHOWN = 300
 _MOST_STDERR = 1 << 16
 _HOST_FAILED = re.compile(
-    r"could not resolve|connect to|connection (?:refused|timed out|reset|closed)|timed out|unreachable|no route to host"
-    r"|unable to look up|SSL|certificate|empty reply|error: (?:429|5\d\d)|operation too slow|proxy",
+    r"could not resolve|connect to|connection (?:refused|timed out|reset|closed)|timed out|unreachable"
+    r"|no route to host|unable to look up|SSL|certificate|empty reply|error: (?:429|5\d\d)|operation too slow|proxy",
     re.IGNORECASE,
 )
+
+Process = subprocess.Popen[bytes]
 
 
 class HostFailed(RepositoryError):
@@ -81,7 +83,9 @@ def make_git_directory(path: Path, url: str | None = None) -> None:
     (path / "config").write_text(config)
 
 
-def start(arguments: Sequence[str], variables: Mapping[str, str], stdin: int | IO[bytes], **pipes: int) -> Process:
+def start(
+    arguments: Sequence[str], variables: Mapping[str, str], *, stdin: int | IO[bytes], stdout: int, stderr: int
+) -> Process:
     """Start git in a session of its own: a terminal's Ctrl-C does not reach it, nor can it ask on the terminal.
 
     Raises:
@@ -89,15 +93,19 @@ def start(arguments: Sequence[str], variables: Mapping[str, str], stdin: int | I
     """
     try:
         return subprocess.Popen(
-            ["git", *arguments], env=variables, stdin=stdin, start_new_session=True, cwd="/", **pipes
+            ["git", *arguments],
+            bufsize=0,
+            cwd="/",
+            env=variables,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise RepositoryError(f"git is not on the PATH; install git {_dotted(OLDEST)} or newer") from None
     except OSError as error:
         raise RepositoryError(f"git cannot be started ({error.strerror})") from None
-
-
-Process = subprocess.Popen[bytes]
 
 
 def kill(process: Process) -> None:
@@ -116,7 +124,8 @@ def kill(process: Process) -> None:
 @cache
 def require_version(path: str | None) -> None:
     """Raise RepositoryError where the git on ``path``, the value of ``PATH``, cannot fetch single objects."""
-    process = start(["version"], environment(), subprocess.DEVNULL, stdout=subprocess.PIPE)
+    nowhere = subprocess.DEVNULL
+    process = start(["version"], environment(), stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere)
     said = process.communicate()[0].decode("utf-8", "replace").strip()
     numbers = re.search(r"(\d+)\.(\d+)", said)
     if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
@@ -165,7 +174,7 @@ def fetch(
     with tempfile.TemporaryFile() as lines:
         lines.write("".join(f"{line}\n" for line in wanted).encode())
         lines.seek(0)
-        process = start(command, variables, lines, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = start(command, variables, stdin=lines, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         said = _watched(process, address.host, silence_s)
         if process.wait() != 0:

@@ -51,10 +51,9 @@ class ObjectReader:
         self._process = start(
             ["cat-file", "--batch"],
             variables,
-            subprocess.PIPE,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            bufsize=0,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
