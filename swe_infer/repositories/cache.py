@@ -199,14 +199,16 @@ class Repository:
         label = next(iter(wanted.values()))
         source, offline = self._source, self._all.options.offline
         if offline or isinstance(source, Path):
-            places = self._found or [self._all.root]
+            places = self._found or [source if isinstance(source, Path) else self._all.root]
             reason = "context.offline=true" if offline else "context.repository_url is a folder, nothing is fetched"
             more = "".join(f"; {fault}" for fault in self._left_out)
             raise RepositoryError(f"{label} is not in {', '.join(map(str, places))} ({reason}{more})")
         self._refuse_failed(source, label)
         try:
             self._all.root.mkdir(parents=True, exist_ok=True)
-            with self._file_lock():
+            with self._file_lock() as alone:
+                if alone:
+                    self._remove_leftovers()
                 found, missing = self._read_again(wanted, kind)  # another process may have fetched it
                 if missing and not self._found and not self._own.exists():
                     self._ask(source, label, _EVERYTHING)
@@ -254,11 +256,6 @@ class Repository:
 
     def _fetch(self, source: Address, wanted: Sequence[str], is_commit: bool) -> None:
         """Fetch into the own clone, which is made whole or not at all. A commit comes without its history."""
-        for leftover in self._own.parent.glob(f".{self._own.name}.*.new"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if self._own.exists():
-            for torn in (self._own / "objects" / "pack").glob("tmp_*"):
-                torn.unlink(missing_ok=True)
         new = self._own.with_name(f".{self._own.name}.{secrets.token_hex(6)}.new")
         try:
             make_git_directory(new, source.url)
@@ -270,16 +267,24 @@ class Repository:
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes left."""
+        for leftover in self._own.parent.glob(f".{self._own.name}.*.new"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for torn in (self._own / "objects" / "pack").glob("tmp_*"):
+            torn.unlink(missing_ok=True)
+
     @contextlib.contextmanager
-    def _file_lock(self) -> Iterator[None]:
-        """Keep other processes from fetching the same. Where the file system has no locks they may: a clone is put in
-        its place whole, and git adds packs whole."""
+    def _file_lock(self) -> Iterator[bool]:
+        """Keep other processes from fetching the same. Where the file system has no locks, which is False, they may:
+        a clone is put in its place whole, and git adds packs whole."""
         descriptor = open_regular(self._own.with_name(f".{self._own.name}.lock"), os.O_RDWR | os.O_CREAT)
         try:
-            while True:
+            locked = False
+            while not locked:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    locked = True
                 except BlockingIOError:
                     if INTERRUPTS.stopping:
                         raise RepositoryInterrupted(
@@ -290,7 +295,7 @@ class Repository:
                     if has_no_locks(error):
                         break
                     raise
-            yield
+            yield locked
         finally:
             os.close(descriptor)
 

@@ -153,22 +153,19 @@ def fetch(
         RepositoryError: anything else, in git's words.
     """
     require_version(os.environ.get("PATH"))
-    options = ["-c", f"http.lowSpeedTime={max(1, int(silence_s))}", "-c", "http.lowSpeedLimit=100"]
-    options += [
-        "-c",
-        "protocol.version=2",
-        "-c",
-        "fetch.negotiationAlgorithm=noop",
-        "-c",
-        "credential.interactive=false",
-    ]
+    settings = ["http.lowSpeedLimit=100", f"http.lowSpeedTime={max(1, int(silence_s))}", "protocol.version=2"]
+    settings += ["fetch.negotiationAlgorithm=noop", "credential.interactive=false"]
+    options = [part for setting in settings for part in ("-c", setting)]
     variables = environment(GIT_DIR=str(git_dir), GIT_OBJECT_DIRECTORY=str(objects))
     if address.user is not None:
         # Through variables: the arguments of a process can be read by every user of the machine.
-        variables |= {"SWE_INFER_USER": address.user, "SWE_INFER_PASSWORD": address.password or ""}
         key = f"credential.{address.url.partition('://')[0]}://{address.host}.helper"
-        helper = '!f() { printf \'username=%s\\npassword=%s\\n\' "$SWE_INFER_USER" "$SWE_INFER_PASSWORD"; }; f'
-        options += ["-c", f"{key}=", "-c", f"{key}={helper}"]
+        variables |= {"SWE_INFER_USER": address.user, "SWE_INFER_PASSWORD": address.password or ""}
+        prints = "printf 'username=%s\\n' \"$SWE_INFER_USER\""
+        if address.password is not None:
+            prints += "; printf 'password=%s\\n' \"$SWE_INFER_PASSWORD\""
+            options += ["-c", f"{key}="]  # no helper of the user is asked
+        options += ["-c", f"{key}=!f() {{ {prints}; }}; f"]
     common = ["--progress", "--no-tags", "--no-write-fetch-head", "--recurse-submodules=no", "--filter=blob:none"]
     command = [*options, "fetch", "--stdin", *common, *arguments]
     with tempfile.TemporaryFile() as lines:
@@ -178,8 +175,7 @@ def fetch(
     try:
         said = _watched(process, address.host, silence_s)
         if process.wait() != 0:
-            reason = _reason(said)
-            raise (HostFailed if _HOST_FAILED.search(said) else RepositoryError)(reason)
+            raise _error(said)
     finally:
         kill(process)
 
@@ -202,11 +198,12 @@ def _watched(process: Process, host: str, silence_s: float) -> str:
             raise HostFailed(f"{host} said nothing for {silence_s:.0f} seconds")
 
 
-def _reason(said: str) -> str:
-    """The line of git's messages that says most, fit to be shown."""
-    lines = [line.strip() for line in re.split(r"[\r\n]", clean(without_secrets(said))) if line.strip()]
-    telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "ERROR: ", "remote: "))]
-    first = next(
-        (line for line in telling if line.startswith("fatal: ")), (telling or lines or ["git fetch failed"])[-1]
+def _error(said: str) -> RepositoryError:
+    """An error with the line of git's messages that says most. What the server says (``remote:``) decides nothing."""
+    lines = [clean(line).strip() for line in re.split(r"[\r\n]+", without_secrets(said))]
+    own = [line for line in lines if line and not line.startswith("remote:")]
+    telling = (
+        [line for line in own if re.match("fatal: |error: ", line, re.IGNORECASE)] or own or ["git fetch failed"]
     )
-    return re.sub(r"^(?:fatal|error|ERROR|remote): ", "", first)[:_SHOWN]
+    reason = re.sub("^(?:fatal|error): ", "", telling[0], flags=re.IGNORECASE)[:_SHOWN]
+    return HostFailed(reason) if any(_HOST_FAILED.search(line) for line in own) else RepositoryError(reason)

@@ -59,9 +59,9 @@ class RepositoryOptions:
     def __post_init__(self) -> None:
         url = self.repository_url
         shown = f"context.repository_url={without_credentials(url)}"
-        if not url or url.startswith("-") or not url.isprintable() or " " in url:
-            raise ConfigError(f"{shown}: give an address such as https://github.com/{{repo}}.git, or a folder")
         scheme, separator, rest = url.partition("://")
+        if not url or url.startswith("-") or not url.isprintable() or (separator and " " in url):
+            raise ConfigError(f"{shown}: give an address such as https://github.com/{{repo}}.git, or a folder")
         if "::" in scheme or (separator and scheme not in (*SCHEMES, "file")):
             raise ConfigError(f"{shown}: the scheme must be one of {', '.join(SCHEMES)} or file")
         if separator and scheme != "file" and not re.match(r"[^/{}]*[\w\]]", rest):
@@ -86,8 +86,9 @@ class RepositoryOptions:
         login, at, place = rest.partition("/")[0].rpartition("@")
         if not at or scheme not in ("http", "https"):
             return Address(url, place)
-        user, _, password = login.partition(":")
-        return Address(f"{scheme}://{rest.removeprefix(login + at)}", place, unquote(user), unquote(password))
+        user, colon, password = login.partition(":")
+        url = f"{scheme}://{rest.removeprefix(login + at)}"
+        return Address(url, place, unquote(user), unquote(password) if colon else None)
 
 
 def checked_repo(repo: object) -> str:
