@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -24,6 +26,8 @@ from swe_infer.repositories.git import HostFailed, fetch, make_git_directory
 from swe_infer.repositories.objects import Kind, ObjectReader
 from swe_infer.repositories.options import Address, RepositoryOptions, checked_commit, checked_repo
 from swe_infer.resources import expanded
+
+log = logging.getLogger(__name__)
 
 _EVERYTHING = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _MOST_READERS = 8
@@ -148,7 +152,10 @@ class Repository:
         except RepositoryError as error:
             self._absent[oid] = str(error)
             raise
-        return Commit(self.name, oid, content[5:45].decode("ascii", "replace"), self)
+        tree = re.match(rb"tree ([0-9a-f]{40})\n", content)
+        if tree is None:
+            raise RepositoryError(f"{self.name}: commit {oid} is damaged")
+        return Commit(self.name, oid, tree[1].decode(), self)
 
     def read(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
         with self.lock:
@@ -164,15 +171,16 @@ class Repository:
         """The folders of objects of the clones that are there, and what was left out with the reason."""
         name = self.name.rpartition("/")[2]
         flat = [self.name.replace("/", joint) for joint in ("__", "-", "+")]
-        places = [self._all.root / part for part in (self.name, *flat, f"{flat[2]}/repo", name)]
-        places = [place for path in places for place in (path, path.with_name(f"{path.name}.git"))]
-        places += [self._all.root]
+        folders = [self._all.root / part for part in (self.name, *flat, f"{flat[2]}/repo", name)]
         if isinstance(self._source, Path):
-            places.insert(0, self._source.absolute())
+            folders.insert(0, self._source.absolute())
+        places = [place for folder in folders for place in (folder, folder.with_name(f"{folder.name}.git"))]
+        places.append(self._all.root)
         found, left_out = [], []
         for place in places:
             objects, fault = _objects_of(place)
             if fault is not None:
+                log.warning("%s", fault)
                 left_out.append(fault)
             elif objects is not None and objects not in found:
                 found.append(objects)

@@ -66,7 +66,7 @@ def make_git_directory(path: Path, url: str | None = None) -> None:
         OSError: it exists, or cannot be written.
     """
     path.mkdir(mode=0o777 if url else 0o700)
-    (path / "objects").mkdir()
+    (path / "objects" / "pack").mkdir(parents=True)
     (path / "refs").mkdir()
     (path / "HEAD").write_text("ref: refs/heads/main\n")
     config = (

@@ -352,6 +352,10 @@ def test_trees_that_no_file_system_takes_are_data_and_bounded(tmp_path: Path) ->
             repositories.open("own/lib", commit(torn)).paths()
         with pytest.raises(RepositoryError, match="not a tree"):
             repositories.open("own/lib", commit(blob)).paths()
+        untrue = ("hash-object", "-t", "commit", "-w", "--stdin", "--literally")
+        injected = git("-C", clone, *untrue, stdin=b"tree HEAD\nHEAD\nHEAD\n").strip()
+        with pytest.raises(RepositoryError, match=f"commit {injected} is damaged"):
+            repositories.open("own/lib", injected)
         with pytest.raises(RepositoryError, match="it is a blob, not a commit"):
             repositories.open("own/lib", blob)
         large = repositories.open("own/lib", commits["refs/heads/big"])
@@ -392,7 +396,7 @@ def test_names_that_are_options_or_paths_are_refused(tmp_path: Path) -> None:
         "https://host/{repo}\n",
         "https://h/ x",
     ):
-        with pytest.raises(ConfigError, match="context.repository_url"):
+        with pytest.raises(ConfigError, match=r"context\.repository_url"):
             RepositoryOptions(repository_url=url)
     for url, wanted in {
         "https://mirror.example/git/": "https://mirror.example/git/own/lib",
