@@ -65,7 +65,7 @@ def main() -> None:
             limits = Limits(requests_per_minute=of_requests, tokens_per_minute=options.tokens_per_minute)
         began = time.monotonic()
         runner = ApiRunner(model=model, provider=provider, decoding=decoding, limits=limits)
-        runner.run(requests, lambda _, outcome: outcomes.append(outcome), threading.Event())
+        runner.generate(requests, lambda _, outcome: outcomes.append(outcome), threading.Event())
         wall_s = time.monotonic() - began
         asked = server.log.asked()
     taken = [exchange for exchange in asked if exchange.usable]

@@ -210,7 +210,7 @@ def _chain(rows: list[dict[str, str]], url: str, concurrency: int, scratch: Path
         done += 1
 
     requests = (Request(row["instance_id"], 0, split_prompt(row["text"]), decoding) for row in rows)
-    runner.run(requests, on_outcome, threading.Event())
+    runner.generate(requests, on_outcome, threading.Event())
     assert done == len(rows)
 
 

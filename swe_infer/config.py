@@ -1,6 +1,6 @@
-"""From a composed configuration to constructed objects: conf's place, the check of keys, what identifies a run.
+"""Validates a composed configuration, constructs its objects, and computes the identity of a run.
 
-The constructors' signatures are the schema, so a new class needs its file and its YAML and nothing else.
+The signatures of the constructors are the schema, so a new class needs only its module and its YAML file.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
 _KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)
 
 COVERAGE = ("limit", "instance_ids", "min_tokens", "max_tokens")
-"""Keys of the dataset that say which of its instances a command asks. They may change: a run grows."""
+"""Keys of the dataset that select instances. They may change between commands on one run directory."""
 
 IDENTITY_GROUPS = ("model", "provider", "decoding", "dataset", "shard")
-"""Groups that hold what decides answers. Each option of their classes says whether it does."""
+"""Groups with keys that decide answers. Each option of their classes declares whether it does."""
 
 _CHOICES = frozenset({*IDENTITY_GROUPS, "runner", "experiment"})
 """Groups whose choice of an option may decide answers."""
@@ -51,7 +51,7 @@ _CHOICES = frozenset({*IDENTITY_GROUPS, "runner", "experiment"})
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A run's parts, constructed; nothing is loaded, opened or paid for yet."""
+    """The constructed objects of a run; nothing is loaded, opened or paid for yet."""
 
     runner: Runner
     dataset: Dataset
@@ -65,17 +65,17 @@ class Experiment:
 
 
 def build(cfg: DictConfig) -> Experiment:
-    """Check every key and construct the run's parts.
+    """Check every key and construct the objects of a run.
 
     Raises:
-        ConfigError: names the first key that is wrong and what would be right.
+        ConfigError: names the first invalid key and what is valid.
     """
     unknown = [str(key) for key in cfg if key not in _KEYS]
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such key{suggestion(unknown[0], _KEYS)}")
     try:
         constructor = _Constructor()
-        for key in GROUPS:  # first of all: an error should name `model.x`, not `runner.model.x`
+        for key in GROUPS:  # first, so that an error names `model.x`, not `runner.model.x`
             if isinstance(cfg[key], DictConfig) and "_target_" in cfg[key]:
                 constructor.construct(cfg[key], key)
         for key, example in (("dataset", "sample"), ("runner", "llama"), ("tracker", "none")):
@@ -95,20 +95,20 @@ def build(cfg: DictConfig) -> Experiment:
 
 
 def objectives(cfg: DictConfig) -> tuple[Objective, ...]:
-    """The figures that ``objective`` names: one name, or a list of them.
+    """The figures in ``objective``, which is one name or a list of names.
 
     Raises:
-        ConfigError: a name is none of them.
+        ConfigError: a name is unknown.
     """
-    given = cfg.objective
+    value = cfg.objective
     names: tuple[Objective, ...] = _check(
-        [given] if isinstance(given, str) else given, tuple[Objective, ...], "objective"
+        [value] if isinstance(value, str) else value, tuple[Objective, ...], "objective"
     )
     return names
 
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
-"""An interpolation of one key of the root."""
+"""An interpolation of a root key."""
 
 
 class _Constructor:
@@ -149,7 +149,7 @@ class _Constructor:
         for name, parameter in parameters.items():
             if parameter.default is parameter.empty and name not in values:
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
-        # Partial, so that Hydra checks the target but never sees the values: it would turn dataclasses into configs.
+        # Partial: Hydra would convert dataclasses among the values to configs.
         return instantiate({"_target_": target, "_partial_": True})(**values)
 
     def _value(self, value: Any, hint: Any, key: str) -> Any:
@@ -157,8 +157,8 @@ class _Constructor:
             built = self.construct(value, key)
             protocol = getattr(hint, "_is_protocol", False)
             if inspect.isclass(hint) and not protocol and not isinstance(built, hint):
-                wanted, given = hint.__name__, type(built).__name__
-                raise ConfigError(f"{key}: must be of {wanted}, not {given}; choose a model and a runner that fit")
+                expected, actual = hint.__name__, type(built).__name__
+                raise ConfigError(f"{key}: must be of {expected}, not {actual}; choose a model and a runner that fit")
             return built
         if isinstance(value, DictConfig) and not value and inspect.isclass(hint) and not issubclass(hint, Mapping):
             raise ConfigError(f"{key}: none is chosen; see --help for the options of {key.rpartition('.')[2]}")
@@ -168,19 +168,19 @@ class _Constructor:
 
 
 def _check(value: Any, hint: Any, key: str) -> Any:
-    """``value`` as the type that ``hint`` names, or a ConfigError. Numbers are not made of strings or booleans."""
+    """Converts ``value`` to the type ``hint``, or raises ConfigError. Strings and booleans are not numbers."""
     plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
     kinds = _members(hint)
-    if plain is None and types.NoneType in kinds:  # other members may be protocols, which pydantic does not know
+    if plain is None and types.NoneType in kinds:  # pydantic does not support protocols among the other members
         return None
-    wrong_kind = (isinstance(plain, bool) and bool not in kinds and not _allows_any(hint)) or (
+    mismatch = (isinstance(plain, bool) and bool not in kinds and not _allows_any(hint)) or (
         isinstance(plain, str) and not kinds & {str, Decimal, typing.Literal} and not _allows_any(hint)
     )
-    if wrong_kind:
+    if mismatch:
         raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)}")
-    if (fitting := _fitting(plain, hint)) is not _UNFIT:
-        return fitting
-    from pydantic import TypeAdapter, ValidationError  # slow to import, and most values have their type
+    if (converted := _converted(plain, hint)) is not _UNDECIDED:
+        return converted
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and rarely needed
 
     try:
         return TypeAdapter(hint).validate_python(plain)
@@ -192,33 +192,32 @@ def _check(value: Any, hint: Any, key: str) -> Any:
         raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)} ({first['msg'].lower()})") from None
 
 
-_UNFIT = object()
+_UNDECIDED = object()
 
 
-def _fitting(value: Any, hint: Any) -> Any:
-    """``value`` as ``hint`` wants it where that is plain to see: a scalar, or a list or mapping of them; ``_UNFIT``
-    where pydantic has to decide."""
+def _converted(value: Any, hint: Any) -> Any:
+    """Converts scalars, and lists and mappings of them, without pydantic; ``_UNDECIDED`` for anything else."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _fitting(value, args[0]) if all(isinstance(extra, str) for extra in args[1:]) else _UNFIT
+        return _converted(value, args[0]) if all(isinstance(extra, str) for extra in args[1:]) else _UNDECIDED
     if origin in (typing.Union, types.UnionType):
-        found = [one for arg in args if (one := _fitting(value, arg)) is not _UNFIT]
-        return next((one for one in found if type(one) is type(value)), found[0] if found else _UNFIT)
+        matches = [match for arg in args if (match := _converted(value, arg)) is not _UNDECIDED]
+        return next((match for match in matches if type(match) is type(value)), matches[0] if matches else _UNDECIDED)
     if origin is typing.Literal:
-        return value if any(type(arg) is type(value) and arg == value for arg in args) else _UNFIT
+        return value if any(type(arg) is type(value) and arg == value for arg in args) else _UNDECIDED
     if origin is tuple and isinstance(value, list) and args[1:] == (Ellipsis,):
-        items = [_fitting(item, args[0]) for item in value]
-        return _UNFIT if _UNFIT in items else tuple(items)
+        items = [_converted(item, args[0]) for item in value]
+        return _UNDECIDED if _UNDECIDED in items else tuple(items)
     if origin is Mapping and isinstance(value, dict) and args[0] is str:
-        values = {key: _fitting(item, args[1]) for key, item in value.items() if isinstance(key, str)}
-        return _UNFIT if _UNFIT in values.values() or len(values) < len(value) else values
+        values = {key: _converted(item, args[1]) for key, item in value.items() if isinstance(key, str)}
+        return _UNDECIDED if _UNDECIDED in values.values() or len(values) < len(value) else values
     if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    return value if hint is Any or type(value) is hint else _UNFIT
+    return value if hint is Any or type(value) is hint else _UNDECIDED
 
 
 def _members(hint: Any) -> set[Any]:
-    """The types of a union, ``Literal`` as itself, containers as their origin."""
+    """The member types of a union, or the type itself. ``Literal`` and containers are given by their origin."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return _members(typing.get_args(hint)[0])
@@ -232,7 +231,7 @@ def _allows_any(hint: Any) -> bool:
 
 
 def _described(hint: Any) -> str:
-    """A type in words that a user knows."""
+    """A type in words, for error messages."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _described(args[0])
@@ -263,13 +262,13 @@ def _omegaconf_line(error: OmegaConfBaseException) -> str:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, interpolations resolved, passwords inside addresses taken out."""
+    """The configuration as plain values. Interpolations are resolved, passwords in URLs removed."""
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
     plain = _without_passwords(container)
     assert isinstance(plain, dict)
     runner = plain.get("runner")
-    if isinstance(runner, dict):  # `runner.model: ${model}` would write every group twice
+    if isinstance(runner, dict):  # `runner.model: ${model}` would repeat the groups
         plain["runner"] = {k: v for k, v in runner.items() if k not in _KEYS}
     return plain
 
@@ -285,11 +284,11 @@ def _without_passwords(value: Any) -> Any:
 def is_identity(key: str, plain: Mapping[str, Any] | None = None) -> bool:
     """Whether a key of the configuration, such as ``decoding.temperature``, may decide answers.
 
-    How fast they are had and from which address, which instances a command asks, what it may cost and who is told is
-    not part of a run's identity. A class of the user's own says it for its options as ours do.
+    Speed, addresses, the selection of instances, budgets and trackers are not part of a run's identity. The user's
+    own classes declare the effect of their options as ours do.
 
     Args:
-        plain: the resolved configuration that the key stands in, which names the user's classes.
+        plain: the resolved configuration, which names the user's classes.
     """
     group, _, rest = key.partition(".")
     if not rest:
@@ -306,12 +305,12 @@ def is_identity(key: str, plain: Mapping[str, Any] | None = None) -> bool:
 
 
 _DEPLOYMENT = re.compile(r"^(first|second|third|fourth)\.")
-"""One of several deployments, in a key of ``provider``."""
+"""The prefix of a ``provider`` key that belongs to one of several deployments."""
 
 
 def _own_parameters(key: str, plain: Mapping[str, Any]) -> list[Parameter]:
-    """What a key sets in a class that no file of ``conf/`` names, where this process has the class: a configuration
-    may be a stranger's, so nothing is imported for it."""
+    """The parameter that a key sets in a class of the user's own. Only classes that are imported already are found:
+    the configuration may come from a stranger, so nothing is imported for it."""
     group, _, rest = key.partition(".")
     node = plain.get(group)
     if group == "provider" and (match := _DEPLOYMENT.match(rest)) and isinstance(node, Mapping):
@@ -326,13 +325,13 @@ def _own_parameters(key: str, plain: Mapping[str, Any]) -> list[Parameter]:
 
 
 def in_digest(key: str, plain: Mapping[str, Any]) -> bool:
-    """Whether two points that differ in a key have different digests, see :func:`digest`. What a group such as
-    ``experiment`` sets lies in other groups, so its name says nothing."""
+    """Whether a change of the key changes :func:`digest`. Groups such as ``experiment`` set keys of other groups, so
+    their own name does not."""
     return is_identity(key, plain) and key.partition(".")[0] in plain
 
 
 def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides the answers, flat: ``{"decoding.temperature": 0.0, …}``."""
+    """The keys that decide answers, flat: ``{"decoding.temperature": 0.0, …}``."""
     flat: dict[str, Any] = {}
     for group in IDENTITY_GROUPS:
         node = plain.get(group)
@@ -344,17 +343,17 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 HEADER = "# identity "
-"""How the configuration in a run directory begins, before the digest of its identity; not with earlier versions."""
+"""Start of a run's saved configuration, before its digest. Runs of earlier versions lack it."""
 
 
 def as_yaml(plain: Mapping[str, Any]) -> str:
-    """A resolved configuration as a run directory keeps it."""
+    """The text of the configuration in a run directory."""
     return f"{HEADER}{digest(plain)}\n{OmegaConf.to_yaml(OmegaConf.create(dict(plain)))}"
 
 
 def shard_of(plain: Mapping[str, Any]) -> tuple[int | None, int]:
-    """Index and count of the shard that a resolved configuration asks; the index is None where it is no shard, or
-    where the configuration, which may be a stranger's, does not say it in numbers that can be true."""
+    """Index and count of a resolved configuration's shard; ``(None, 1)`` without a shard, or with invalid values,
+    which may come from a stranger."""
     shard = plain.get("shard")
     index, count = (shard.get("index"), shard.get("count")) if isinstance(shard, Mapping) else (None, None)
     if type(index) is not int or type(count) is not int or not 0 <= index < count:
@@ -363,25 +362,25 @@ def shard_of(plain: Mapping[str, Any]) -> tuple[int | None, int]:
 
 
 def coverage(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Which instances a resolved configuration asks, flat: ``{"dataset.limit": 4, …}``."""
+    """The keys that select instances, flat: ``{"dataset.limit": 4, …}``."""
     dataset = plain.get("dataset")
     dataset = dataset if isinstance(dataset, Mapping) else {}
     return {f"dataset.{key}": dataset.get(key) for key in COVERAGE}
 
 
 def digest(plain: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that two configurations share only if they ask for the same answers."""
+    """Twelve hexadecimal digits, equal for configurations with the same identity."""
     text = json.dumps(identity(plain), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What decides the answers and differs, as ``key: before → now``."""
+    """The differences in identity, as ``key: before → now``."""
     return changes(identity(before), identity(now))
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two flat configurations, as ``key: before → now``."""
+    """The differences between two flat configurations, as ``key: before → now``."""
     return [
         f"{key}: {before.get(key)!r} → {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -389,17 +388,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def run_name(plain: Mapping[str, Any], label: str, dataset: str, point: Sequence[str] = ()) -> str:
+def run_name(plain: Mapping[str, Any], label: str, dataset: str, job: Sequence[str] = ()) -> str:
     """A run's name: readable, safe as a file name, and different for different configurations.
 
     Args:
-        point: further parts, see :func:`point_parts`.
+        job: further parts, see :func:`job_name_parts`.
     """
     parts = [label, dataset]
     shard = plain.get("shard") or {}
     if shard.get("index") is not None:
         parts.append(f"shard{shard['index']}of{shard['count']}")
-    parts += [digest(plain), *point]
+    parts += [digest(plain), *job]
     return "__".join(_UNSAFE.sub("-", part).strip("-.")[:60] for part in parts)
 
 
@@ -407,12 +406,12 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
 _READABLE = 30
 
 
-def point_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: Iterable[str] = ()) -> tuple[str, ...]:
-    """What tells a point of a sweep from others with the same answers, as parts of its name: ``("limit=4",)``.
+def job_name_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: Iterable[str] = ()) -> tuple[str, ...]:
+    """The parts of a run's name that distinguish jobs of a sweep with the same identity: ``("limit=4",)``.
 
     Args:
-        swept: the keys that the sweep varies. Those of a run's identity are in the name already.
-        overrides: of the point. What a group such as ``experiment`` chose stands there alone.
+        swept: the keys that the sweep varies. Keys of the identity are left out: the digest covers them.
+        overrides: of the job. Only they name the choice of a group such as ``experiment``.
     """
     parts = []
     chosen = {key.lstrip("+"): option for key, _, option in (override.partition("=") for override in overrides)}
@@ -430,19 +429,19 @@ def point_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: Itera
     return tuple(parts)
 
 
-def whole(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the run that a shard's configuration ``plain`` is a part of."""
+def unsharded(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the whole run, from that of one of its shards."""
     return {**plain, "shard": {**plain["shard"], "index": None, "count": None}}
 
 
 def unsharded_name(name: str, plain: Mapping[str, Any]) -> str:
-    """The name of the run that the shard ``name`` with the configuration ``plain`` is a part of."""
-    return re.sub(r"__shard\d+of\d+__[0-9a-f]{12}", f"__{digest(whole(plain))}", name, count=1)
+    """The name of the whole run, from name and configuration of one of its shards."""
+    return re.sub(r"__shard\d+of\d+__[0-9a-f]{12}", f"__{digest(unsharded(plain))}", name, count=1)
 
 
 def run_id_of(directory: Path, plain: Mapping[str, Any]) -> str:
-    """The run's id: the configuration's digest, and a random part that keeps two directories of one configuration
-    apart. It is kept in the directory, so a resumed run has it again, wherever the directory was moved."""
+    """The run's id: the digest and a random part. It is stored in the run directory, so it survives resumes and
+    moves."""
     path = directory / "run_id"
     if not path.exists():
         write_atomically(path, f"{digest(plain)}-{secrets.token_hex(3)}\n")
@@ -450,10 +449,10 @@ def run_id_of(directory: Path, plain: Mapping[str, Any]) -> str:
 
 
 def read_run_id(path: Path) -> str:
-    """What :func:`run_id_of` keeps in a run directory, which may be a stranger's.
+    """Reads the file that :func:`run_id_of` writes. It may come from a stranger.
 
     Raises:
-        StoreError: the file cannot be read, or holds no run id.
+        StoreError: the file cannot be read, or contains no valid run id.
     """
     try:
         run_id = read_regular(path, 1 << 10).decode("ascii").strip()
@@ -462,7 +461,7 @@ def read_run_id(path: Path) -> str:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
     if not _RUN_ID.fullmatch(run_id):
-        raise StoreError(f"{path}: holds no run id; remove it")
+        raise StoreError(f"{path}: contains no valid run id; remove it")
     return run_id
 
 

@@ -1,4 +1,4 @@
-"""The nouns of the project: frozen values that every room shares. No behaviour beyond validation lives here."""
+"""Value types that all packages share. They validate their fields and have no other behaviour."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from swe_infer.options import Option
 
 FinishReason = Literal["stop", "length", "repetition", "refusal", "content_filter", "other"]
 """``stop``: end token, stop string or a closed patch. ``length``: ``max_new_tokens`` or the context window was
-reached. ``repetition``: the local engine's loop detector. ``refusal`` and ``content_filter``: the provider's word."""
+reached. ``repetition``: the local engine's loop detector. ``refusal``, ``content_filter``: from the provider."""
 
 PatchStatus = Literal["applies", "repaired", "does_not_apply", "unchecked", "none"]
 
 SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
 
 PathText = Annotated[str, "path"]
-"""A string that names a file or a folder."""
+"""The path of a file or a folder."""
 
-MOST_SAMPLES = 10**12
-"""Samples of one instance at most."""
-MOST_NEW_TOKENS = 10**9
-"""Tokens of one answer at most."""
+MAX_SAMPLES = 10**12
+"""Upper bound of ``decoding.n``."""
+MAX_NEW_TOKENS = 10**9
+"""Upper bound of ``decoding.max_new_tokens``."""
 
 DrafterKind = Literal["diff", "suffix", "none"]
-"""Who guesses a local model's next tokens. The guesses are verified: they change the speed, never the output."""
+"""What drafts tokens for speculative decoding of a local model. Drafts are verified: they never change the output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as providers want it. ``system`` is None where the dataset's text has no system part."""
+    """A prompt, split for chat APIs. ``system`` is None if the dataset's text has no system part."""
 
     system: str | None
     user: str
 
     @property
     def text(self) -> str:
-        """The dataset's text, whole, as a base model reads it."""
+        """The dataset's full text, the prompt of a base model."""
         return self.user if self.system is None else f"{self.system}\n{self.user}"
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One task. ``metadata`` holds the dataset's other columns, untouched."""
+    """One task. ``metadata`` contains the dataset's other columns, unchanged."""
 
     instance_id: str
     prompt: Prompt
@@ -55,15 +55,13 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How tokens are chosen. None means that the parameter is not sent and the model's own default holds."""
+    """Sampling parameters. None: the parameter is not sent, and the model's default applies."""
 
-    temperature: Annotated[float | None, Option("Sampling temperature, 0 is greedy.", "answer")] = 0.0
-    top_p: Annotated[float | None, Option("Nucleus mass, above 0 and at most 1.", "answer")] = None
-    max_new_tokens: Annotated[
-        int, Option("Upper bound on generated tokens, reasoning tokens included.", "answer")
-    ] = 2048
-    n: Annotated[int, Option("Samples for each instance.", "answer")] = 1
-    seed: Annotated[int | None, Option("Seed of the run; each sample derives its own from it.", "answer")] = None
+    temperature: Annotated[float | None, Option("Sampling temperature; 0: greedy.", "answer")] = 0.0
+    top_p: Annotated[float | None, Option("Nucleus sampling, above 0 and at most 1.", "answer")] = None
+    max_new_tokens: Annotated[int, Option("Generated tokens at most, reasoning tokens included.", "answer")] = 2048
+    n: Annotated[int, Option("Samples per instance.", "answer")] = 1
+    seed: Annotated[int | None, Option("Seed of the run; each sample's seed is derived from it.", "answer")] = None
     stop: Annotated[
         tuple[str, ...],
         Option(r"Strings that end the output; on the command line \n, \t and \\ stand for the characters.", "answer"),
@@ -77,21 +75,21 @@ class Decoding:
             raise ConfigError(f"decoding.temperature={self.temperature}: must be between 0 and 2")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"decoding.top_p={self.top_p}: must be above 0 and at most 1")
-        for key, most in (("max_new_tokens", MOST_NEW_TOKENS), ("n", MOST_SAMPLES)):
+        for key, maximum in (("max_new_tokens", MAX_NEW_TOKENS), ("n", MAX_SAMPLES)):
             value = getattr(self, key)
             if value < 1:
                 raise ConfigError(f"decoding.{key}={value}: must be at least 1")
-            if value > most:
-                raise ConfigError(f"decoding.{key}={value}: must be at most {most:,}")
+            if value > maximum:
+                raise ConfigError(f"decoding.{key}={value}: must be at most {maximum:,}")
         if any(not stop for stop in self.stop):
-            raise ConfigError("decoding.stop holds an empty string, which would end every output at once")
+            raise ConfigError("decoding.stop: contains an empty string, which would end every output at once")
 
 
-def seed_of(decoding: Decoding, instance_id: str, sample: int) -> int:
+def sample_seed(decoding: Decoding, instance_id: str, sample: int) -> int:
     """The 63-bit seed of one (instance, sample).
 
-    It depends on nothing else, so a result depends neither on its neighbours nor on the order of work. A run
-    without ``decoding.seed`` uses 0: results are reproducible unless a different seed is asked for.
+    It depends on nothing else, so a sample is independent of the batch and of the order. A run without
+    ``decoding.seed`` uses 0.
     """
     name = f"{decoding.seed or 0}\x1f{instance_id}\x1f{sample}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
@@ -99,11 +97,12 @@ def seed_of(decoding: Decoding, instance_id: str, sample: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is wanted: an instance's prompt, which sample of it, and how to decode it.
+    """A request for one sample of an instance.
 
     Args:
-        files: the instance's files, path to content, which patches are checked against and drafts copy from. The
-            samples of an instance share one mapping, which may be read only when it is first used.
+        sample: number of the sample, from 0.
+        files: path to content of the instance's files, for patch checks and drafts. The samples of an instance share
+            one mapping, which may load lazily.
     """
 
     instance_id: str
@@ -119,8 +118,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as billed. Cached and cache-written tokens are part of ``input_tokens``; reasoning tokens are
-    part of ``output_tokens``."""
+    """Token counts as billed. ``input_tokens`` includes cached and cache-written tokens; ``output_tokens`` includes
+    reasoning tokens."""
 
     input_tokens: int = 0
     cached_input_tokens: int = 0
@@ -140,14 +139,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer.
+    """The answer to a request.
 
     Args:
-        text: what the model wrote, without special tokens and stop strings.
-        cost_usd: dollars for all attempts together; 0 for a local model, None where the price is unknown.
-        latency_s: from the first attempt's start to the answer's end, in seconds.
-        attempts: requests sent, 1 where the first one succeeded.
-        details: further facts for the record (JSON values), such as ``model``, ``request_id`` or engine counts.
+        text: the model's output, without special tokens and stop strings.
+        cost_usd: dollars for all attempts; 0 for a local model, None if the price is unknown.
+        latency_s: seconds from the start of the first attempt to the end of the answer.
+        attempts: requests sent, 1 if the first one succeeded.
+        details: further JSON values for the record, such as ``model``, ``request_id`` or engine counts.
     """
 
     text: str
@@ -161,9 +160,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No answer after all tries. ``error_type`` is the class name, ``message`` one line without secrets.
+    """No answer after all attempts.
 
-    ``usage`` and ``cost_usd`` are what was paid all the same (an answer that could not be read, say).
+    Args:
+        error_type: class name of the exception.
+        message: one line without secrets.
+        usage, cost_usd: what was billed although no answer arrived, such as for an unreadable one.
     """
 
     error_type: str
@@ -176,7 +178,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Not asked, and asking again would not help. ``reason`` is a class name such as ``ContextOverflow``."""
+    """Not requested, and a retry would not help. ``reason`` is a class name such as ``ContextOverflow``."""
 
     reason: str
     message: str
@@ -187,12 +189,12 @@ Outcome = Completion | Failure | Skip
 
 @dataclass(frozen=True, slots=True)
 class PatchResult:
-    """What became of an answer.
+    """The patch extracted from an answer.
 
     Args:
-        patch: a unified diff that ``git apply`` reads, with its final newline; empty where ``status`` is ``none``.
-        reason: why there is no patch, or why (and in which hunk) it does not apply; None where it applies.
-        repairs: what was done to make it apply, in order, in the words of the ``patches`` room.
+        patch: a unified diff for ``git apply``, with its final newline; empty if ``status`` is ``none``.
+        reason: why there is no patch, or why and in which hunk it does not apply; None if it applies.
+        repairs: names of the repairs of ``swe_infer.patches``, in order.
         format: how the patch was found in the answer (``fence``, ``tag``, ``raw``, ``search_replace``, …).
     """
 
@@ -204,7 +206,7 @@ class PatchResult:
 
 
 class TokenCounter(Protocol):
-    """Counts a prompt's tokens. ``exact`` is False for an estimate, and then ``name`` says which."""
+    """Counts a prompt's tokens. ``exact`` is False for an estimate; ``name`` names the method."""
 
     @property
     def name(self) -> str: ...
@@ -217,10 +219,11 @@ class TokenCounter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionChoice:
-    """Which attention backends may be used. Each name is a module of ``swe_infer.llama.attention``."""
+    """The attention backends to choose from. Each name is a module of ``swe_infer.llama.attention``."""
 
     backends: Annotated[
-        tuple[str, ...], Option("Backends in order of preference; the first that works here is used.", "speed")
+        tuple[str, ...],
+        Option("Backends in order of preference; the first supported one is used.", "speed"),
     ] = ("flash_attn", "varlen", "native", "sdpa")
 
     def __post_init__(self) -> None:
@@ -230,9 +233,9 @@ class AttentionChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaModel:
-    """A Llama checkpoint in the Hugging Face format."""
+    """A Llama checkpoint in Hugging Face format."""
 
-    path: Annotated[PathText, Option("A directory, or a name on the Hugging Face hub.", "answer")]
+    path: Annotated[PathText, Option("A directory or a Hugging Face hub name.", "answer")]
     peft_path: Annotated[
         PathText | None, Option("A directory or hub name of a LoRA adapter, merged at load.", "answer")
     ] = None
@@ -241,29 +244,27 @@ class LlamaModel:
     )
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Option("Type of the arithmetic; auto: bfloat16 where the device has products of it, else float32.", "answer"),
+        Option("Data type; auto: bfloat16 if the device multiplies it natively, else float32.", "answer"),
     ] = "auto"
-    device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …; auto: CUDA where there is one.", "speed")] = "auto"
-    attention: Annotated[AttentionChoice, Option("Which attention backends may be used.", "speed")] = (
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …; auto: CUDA if available.", "speed")] = "auto"
+    attention: Annotated[AttentionChoice, Option("The attention backends to choose from.", "speed")] = (
         AttentionChoice()
     )
     prompt_format: Annotated[
         Literal["raw", "chat"],
-        Option("raw: the prompt's text as it is; chat: through the tokenizer's chat template.", "answer"),
+        Option("raw: the prompt's text unchanged; chat: the tokenizer's chat template.", "answer"),
     ] = "raw"
     context_window: Annotated[
-        int | None, Option("Tokens, prompt and output together; null: what the checkpoint is made for.", "answer")
+        int | None, Option("Tokens of prompt and output together; null: the checkpoint's maximum.", "answer")
     ] = None
     allow_pickle: Annotated[
-        bool, Option("Load pytorch_model.bin where there is no safetensors file; it can run code.", "speed")
+        bool, Option("Load pytorch_model.bin if there is no safetensors file; it can execute code.", "speed")
     ] = False
-    tensor_parallel: Annotated[
-        int, Option("Processes, each with a GPU of its own, that hold a part of every layer.", "speed")
-    ] = 1
+    tensor_parallel: Annotated[int, Option("GPUs that every layer is split across, a process for each.", "speed")] = 1
 
     @property
     def label(self) -> str:
-        """The name that predictions carry; the same for every instance of a run."""
+        """``model_name_or_path`` of the predictions, the same for every instance of a run."""
         if self.name is not None:
             return self.name
         parts = [p.rstrip("/").rsplit("/", 1)[-1] for p in (self.path, self.peft_path) if p]
@@ -272,17 +273,17 @@ class LlamaModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pricing:
-    """Prices stated by the user, in dollars for a million tokens."""
+    """User-defined prices, in dollars per million tokens."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     input_per_mtok: Annotated[Decimal, Option("Input tokens.", "reporting")]
     output_per_mtok: Annotated[Decimal, Option("Output tokens.", "reporting")]
     cached_input_per_mtok: Annotated[
-        Decimal | None, Option("Input tokens read from the cache; null: as input.", "reporting")
+        Decimal | None, Option("Input tokens read from the cache; null: the input price.", "reporting")
     ] = None
     cache_write_per_mtok: Annotated[
-        Decimal | None, Option("Input tokens written to the cache; null: as input.", "reporting")
+        Decimal | None, Option("Input tokens written to the cache; null: the input price.", "reporting")
     ] = None
 
     def __post_init__(self) -> None:
@@ -294,57 +295,55 @@ class Pricing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiModel:
-    """A model behind an API, with the facts that decide what may be asked of it."""
+    """A model behind an API, and the request parameters that it supports."""
 
-    name: Annotated[str, Option("The model as the provider spells it (Azure: the deployment).", "answer")]
+    name: Annotated[str, Option("The provider's name of the model (Azure: of the deployment).", "answer")]
     context_window: Annotated[
-        int | None, Option("Tokens, prompt and output together; null: the provider will say.", "answer")
+        int | None, Option("Tokens of prompt and output together; null: the provider checks it.", "answer")
     ] = None
     max_output_tokens: Annotated[
-        int | None, Option("The most tokens that one answer may hold; null: not known.", "answer")
+        int | None, Option("Output tokens of one answer at most; null: not known.", "answer")
     ] = None
     parameters: Annotated[
         tuple[SamplingParameter, ...],
-        Option("What the model takes, of temperature, top_p, seed, stop, n.", "answer"),
+        Option("The supported ones of temperature, top_p, seed, stop, n.", "answer"),
     ] = ("temperature", "top_p", "stop")
     max_tokens_key: Annotated[
         Literal["max_tokens", "max_completion_tokens"],
-        Option("OpenAI chat's name for the output bound; older servers want max_tokens.", "answer"),
+        Option("OpenAI chat's name of the output limit; older servers need max_tokens.", "answer"),
     ] = "max_completion_tokens"
     api_version: Annotated[
-        str | None, Option("anthropic-version, or Azure's api-version; null: the provider's.", "answer")
+        str | None, Option("anthropic-version or Azure's api-version; null: the provider's default.", "answer")
     ] = None
-    price_as: Annotated[
-        str | None, Option("The name under which genai-prices knows it, where that differs.", "reporting")
-    ] = None
+    price_as: Annotated[str | None, Option("The model's name in genai-prices, if different.", "reporting")] = None
     pricing: Annotated[
         Pricing | Literal["unknown"] | None,
-        Option("Dollars for a million tokens, or unknown; null: from genai-prices.", "reporting"),
+        Option("Dollars per million tokens, or unknown; null: from genai-prices.", "reporting"),
     ] = None
     extra_body: Annotated[
-        Mapping[str, Any], Option("Further fields of the request body, sent as they are.", "answer")
+        Mapping[str, Any], Option("Further fields of the request body, sent unchanged.", "answer")
     ] = field(default_factory=dict)
-    one_sampler: Annotated[bool, Option("The model takes temperature or top_p, not both at once.", "answer")] = False
+    one_sampler: Annotated[bool, Option("The model accepts temperature or top_p, not both.", "answer")] = False
     billed_cache_writes: Annotated[
-        bool, Option("OpenAI's prompt cache bills its writes (gpt-5.6 and later).", "reporting")
+        bool, Option("OpenAI bills writes to the prompt cache (gpt-5.6 and later).", "reporting")
     ] = False
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise ConfigError("model.name is empty: name the model as its provider spells it")
+            raise ConfigError("model.name is empty: set it to the provider's name of the model")
 
     @property
     def label(self) -> str:
-        """The name that predictions carry."""
+        """``model_name_or_path`` of the predictions."""
         return self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataShard:
-    """One of ``count`` disjoint parts of the instances; both None: all of them."""
+    """One of ``count`` disjoint parts of the instances; all instances if both are None."""
 
-    index: Annotated[int | None, Option("Which shard, from 0.", "answer")] = None
-    count: Annotated[int | None, Option("How many shards there are.", "answer")] = None
+    index: Annotated[int | None, Option("Index of this shard, from 0.", "answer")] = None
+    count: Annotated[int | None, Option("Number of shards.", "answer")] = None
 
     def __post_init__(self) -> None:
         if (self.index is None) != (self.count is None):
@@ -361,24 +360,24 @@ class DataShard:
 class Budget:
     """Hard caps in dollars.
 
-    With ``across="division"`` ``max_usd`` and all quotas, stated or learnt, are those of the whole run, and each
-    shard takes an equal part, for workers that share no file. With ``ledger`` ``max_usd`` is each shard's own, and
-    what shards share they keep in files.
+    With ``across="ledger"``, ``max_usd`` applies to each shard, and shards share ledgers and limits through files.
+    With ``division``, for workers without shared files, ``max_usd`` and all rate limits apply to the whole run, and
+    each shard gets an equal part.
     """
 
-    max_usd: Annotated[Decimal | None, Option("Cap of this run, over all its resumes; null: none.", "scope")] = None
+    max_usd: Annotated[Decimal | None, Option("Cap of this run, resumes included; null: none.", "scope")] = None
     sweep_max_usd: Annotated[Decimal | None, Option("Cap of all runs of a sweep together; null: none.", "scope")] = (
         None
     )
     across: Annotated[
         Literal["ledger", "division"],
-        Option("How shards share: ledger: through files; division: each takes an equal part.", "scope"),
+        Option("Shards share caps through files (ledger) or in equal parts (division).", "scope"),
     ] = "ledger"
 
     def __post_init__(self) -> None:
         if self.across == "division" and self.sweep_max_usd is not None:
             raise ConfigError(
-                "budget.sweep_max_usd needs the ledger that runs share; with budget.across=division set "
+                "budget.sweep_max_usd needs a ledger that runs share; with budget.across=division set "
                 "budget.max_usd, which is divided among the shards of one run"
             )
         for key in ("max_usd", "sweep_max_usd"):
@@ -388,11 +387,11 @@ class Budget:
 
 
 OnOutcome = Callable[[Request, Outcome], None]
-"""Called once for each request, from the runner's thread, the moment its outcome exists."""
+"""Called once for each request, in the runner's thread, as soon as its outcome exists."""
 
 
 Bottleneck = Literal["nothing to do", "concurrency", "requests per minute", "tokens per minute", "this machine"]
-"""What decides a run's time."""
+"""What limits a run's speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,22 +407,22 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would come to; estimates of several runs add up.
+    """The estimated tokens, cost and time of a run. Estimates of several runs can be added.
 
     Args:
-        instances: with at least one request to send.
-        requests: to send.
-        response_cache_hits: answers that the response cache already holds; they cost nothing and are not asked for.
-        tokens: how prompts were counted; ``exact`` says whether that is a count or an estimate.
+        instances: instances with at least one request.
+        requests: requests to send.
+        response_cache_hits: answers in the response cache, which cost nothing.
+        tokens: how prompts were counted.
+        exact: whether ``tokens`` is exact, not estimated.
         input_tokens: of all requests; the bounds are the estimate's error.
-        output_tokens: from one for each request to ``decoding.max_new_tokens`` for each.
-        live_usd: one live request after the other, no prompt cached; None: the price is not known.
-        cached_usd: live, with prompts cached by the provider as ``runner.prompt_caching`` says, or paid for once
-            where one request may ask for several samples.
-        batch_usd: in the provider's batches; None where it has none.
-        seconds: live; from fast answers to slow ones, and as the concurrency and the quotas allow; None: not known
-            before the run, as with a local model.
-        limited_by: what decides the time.
+        output_tokens: from one token per request to ``decoding.max_new_tokens`` per request.
+        live_usd: cost of live requests without prompt caching; None if the price is not known.
+        cached_usd: cost of live requests with ``runner.prompt_caching``, or with several samples per request.
+        batch_usd: cost in the provider's batches; None if it has none.
+        seconds: of live requests, with fast and with slow answers, within concurrency and rate limits; None if not
+            known, as for a local model.
+        limited_by: what limits the speed.
     """
 
     instances: int
@@ -440,13 +439,13 @@ class Estimate:
     limited_by: Bottleneck
 
     def __add__(self, other: Estimate) -> Estimate:
-        """Both runs, one after the other."""
+        """The sum of two runs, executed one after the other."""
         times = (self.seconds, other.seconds)
-        longer = other if times[0] is not None and times[1] is not None and times[1].high > times[0].high else self
+        slower = other if times[0] is not None and times[1] is not None and times[1].high > times[0].high else self
         sums: dict[str, Range | None] = {}
         for name in ("live_usd", "cached_usd", "batch_usd", "seconds"):
-            mine, its = getattr(self, name), getattr(other, name)
-            sums[name] = None if mine is None or its is None else mine + its
+            first, second = getattr(self, name), getattr(other, name)
+            sums[name] = None if first is None or second is None else first + second
         return Estimate(
             instances=self.instances + other.instances,
             requests=self.requests + other.requests,
@@ -459,5 +458,5 @@ class Estimate:
             cached_usd=sums["cached_usd"],
             batch_usd=sums["batch_usd"],
             seconds=sums["seconds"],
-            limited_by=longer.limited_by,
+            limited_by=slower.limited_by,
         )

@@ -165,15 +165,15 @@ def test_no_address_is_part_of_the_identity() -> None:
 
 def test_points_that_share_their_answers_have_names_of_their_own() -> None:
     plains = [config.resolved(composed("model=gpt-4o", f"provider.base_url=http://{a}/v1")) for a in ("u:pw@a", "b")]
-    parts = [config.point_parts(plain, ["provider.base_url", "decoding.temperature"]) for plain in plains]
+    parts = [config.job_name_parts(plain, ["provider.base_url", "decoding.temperature"]) for plain in plains]
     assert parts[0] != parts[1]
     assert "pw" not in str(parts)
     plain = config.resolved(composed("dataset.limit=4"))
-    assert config.point_parts(plain, ["dataset.limit"]) == ("limit=4",)
-    assert config.point_parts(plain, ["experiment"], ["+experiment=one"]) == ("experiment=one",)
+    assert config.job_name_parts(plain, ["dataset.limit"]) == ("limit=4",)
+    assert config.job_name_parts(plain, ["experiment"], ["+experiment=one"]) == ("experiment=one",)
     shard = config.resolved(composed("shard.index=0", "shard.count=2"))
     name = config.run_name(shard, "model", "data", ("limit=4",))
-    whole = config.whole(shard)
+    whole = config.unsharded(shard)
     assert config.unsharded_name(name, shard) == config.run_name(whole, "model", "data", ("limit=4",))
 
 

@@ -22,7 +22,7 @@ from swe_infer.errors import StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks, connect
 from swe_infer.providers.base import Answer, Provider
-from swe_infer.types import ApiModel, Request, Usage, seed_of
+from swe_infer.types import ApiModel, Request, Usage, sample_seed
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "max_new_tokens": decoding.max_new_tokens,
-        "seed": None if decoding.seed is None else seed_of(decoding, request.instance_id, request.sample),
+        "seed": None if decoding.seed is None else sample_seed(decoding, request.instance_id, request.sample),
         "stop": list(decoding.stop),
     }
     question = {

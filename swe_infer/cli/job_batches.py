@@ -20,7 +20,7 @@ from swe_infer.cli.run_session import PreparedRun, RunSession
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.conf_files import Objective
 from swe_infer.interrupts import INTERRUPTED
-from swe_infer.runners.base import EngineSharing, SharedResources
+from swe_infer.runners.base import EngineSharing, ProcessResources
 from swe_infer.runners.concurrent import run_concurrently
 
 
@@ -42,7 +42,7 @@ class JobBatcher:
 
     def __init__(
         self,
-        resources: SharedResources,
+        resources: ProcessResources,
         on_end: Callable[[SweepLog, Path | None, int | Exception, Sequence[Objective]], Any],
     ) -> None:
         self._resources = resources

@@ -21,7 +21,7 @@ from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.locks import locks_of
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.asked import Asked
+from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage
@@ -78,16 +78,16 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, 
                 )
         label = label or RunDirectory(shard.directory).label() or ""
     asked = _asked(shards)
-    merged = config.whole(shards[0].config)
+    merged = config.unsharded(shards[0].config)
     with _whole(out) as directory, RunStore(directory, label, locks_of(merged)) as store:
         if asked is not None:
-            store.ask(asked, asked)
+            store.set_coverage(asked, asked)
         damages: list[Damage] = []
         for shard in shards:
             damage, own = Damage(), Totals()
             for record in RunDirectory(shard.directory).records(damage):
                 store.append(record)
-                own.add(record)
+                own.add_record(record)
             damage.complete(own.cost_usd, shard.summary)
             damages.append(damage)
             if damage:
@@ -104,9 +104,9 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, 
     return summary
 
 
-def _asked(shards: Sequence[_ShardRun]) -> Asked | None:
+def _asked(shards: Sequence[_ShardRun]) -> Coverage | None:
     """What the shards' commands asked together; None where a shard is of a version that did not keep it."""
-    parts = [RunDirectory(shard.directory).asked() for shard in shards]
+    parts = [RunDirectory(shard.directory).coverage() for shard in shards]
     ids = [part.instance_ids for part in parts if part is not None and part.instance_ids is not None]
     if len(ids) < len(shards) or parts[0] is None:
         return None

@@ -30,7 +30,7 @@ from swe_infer.errors import SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.redaction import RedactingFormatter, without_credentials
-from swe_infer.runners.base import SharedResources
+from swe_infer.runners.base import ProcessResources
 
 if TYPE_CHECKING:
     from swe_infer.cli.job_batches import JobBatcher
@@ -138,7 +138,7 @@ class _Job:
 
     def __init__(self) -> None:
         self.status = 0
-        self.resources = SharedResources()
+        self.resources = ProcessResources()
         self.elsewhere = False
         self._may_wait = False
 
@@ -153,7 +153,7 @@ class _Job:
         """What a launcher takes to another process: no engine, and the knowledge that it is another one."""
         return {
             "status": 0,
-            "resources": SharedResources(),
+            "resources": ProcessResources(),
             "elsewhere": True,
             "_may_wait": False,
             "home": os.getcwd(),

@@ -22,16 +22,16 @@ from swe_infer.cli.wandb_agent import AgentRun
 from swe_infer.errors import StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded
-from swe_infer.run_directory.asked import Asked
+from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.runners.base import RunContext, SharedResources
+from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.tracking.base import RunInfo
 
 if TYPE_CHECKING:
     from swe_infer.runners.run import Run
 
 
-def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: SharedResources) -> tuple[Path | None, int]:
+def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: ProcessResources) -> tuple[Path | None, int]:
     """Build and execute one run; returns its directory (None for a dry run) and exit status.
 
     Raises:
@@ -57,7 +57,7 @@ class PreparedRun:
         self.experiment.runner.check(dry_run=self.experiment.dry_run)
         swept = swept_keys(sweep.directory) if sweep is not None else ()
         named = partial(config.run_name, self._plain, self.experiment.runner.label, self.experiment.dataset.name)
-        self._name = named(config.point_parts(self._plain, swept, sweep.overrides if sweep is not None else ()))
+        self._name = named(config.job_name_parts(self._plain, swept, sweep.overrides if sweep is not None else ()))
         self._place = self._placed(named(), swept)
         self._has_siblings = "output_dir" in swept or not all(config.in_digest(key, self._plain) for key in swept)
         self.identity = config.digest(self._plain)
@@ -72,7 +72,7 @@ class PreparedRun:
             return Place.named(directory, base, self._name, self._plain)
         return Place(directory)
 
-    def execute(self, resources: SharedResources) -> tuple[Path | None, int]:
+    def execute(self, resources: ProcessResources) -> tuple[Path | None, int]:
         """The run by itself; returns its directory (None for a dry run) and exit status."""
         if self.experiment.dry_run:
             with INTERRUPTS.stoppable():
@@ -84,18 +84,18 @@ class PreparedRun:
         return self.directory, status
 
     def _estimate(self) -> None:
-        from swe_infer.runners.run import estimated, selected
+        from swe_infer.runners.run import estimate_remaining, select_instances
 
         experiment = self.experiment
-        selection = selected(experiment.runner, experiment.dataset, experiment.shard)
-        before = _asked_before(read_config(self.directory))
+        selection = select_instances(experiment.runner, experiment.dataset, experiment.shard)
+        before = _coverage_before(read_config(self.directory))
         shared = self._place.answered(self._plain, self._sweep)
-        found = estimated(experiment.runner, selection, self.directory, before, shared)
+        found = estimate_remaining(experiment.runner, selection, self.directory, before, shared)
         print_estimate(found, f"dry run of {self.directory}")
         if self._sweep is not None:
             self._sweep.add_estimate(found)
 
-    def open(self, resources: SharedResources) -> RunSession:
+    def open(self, resources: ProcessResources) -> RunSession:
         """Hold the run directory.
 
         Raises:
@@ -105,11 +105,11 @@ class PreparedRun:
         # Only now: a mistake in the configuration is found without them.
         from swe_infer.evaluate.command import kept_figures, own_tests_of
         from swe_infer.run_directory.store import RunStore
-        from swe_infer.runners.run import Run, asked_of, selected
+        from swe_infer.runners.run import Run, coverage_of, select_instances
 
         experiment, plain = self.experiment, self._plain
         with ExitStack() as stack, INTERRUPTS.stoppable():
-            selection = selected(experiment.runner, experiment.dataset, experiment.shard)
+            selection = select_instances(experiment.runner, experiment.dataset, experiment.shard)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(turn(self._sweep, plain, self.directory))
             store = stack.enter_context(RunStore(self.directory, experiment.runner.label, experiment.locks))
@@ -118,8 +118,8 @@ class PreparedRun:
                     f"output_dir={self.directory}: was divided into shards by an earlier version, which gave {moved} "
                     "instances to other shards; finish it with that version, or choose another output_dir"
                 )
-            before = _asked_before(claim(self.directory, plain))
-            store.ask(asked_of(selection), before)
+            before = _coverage_before(claim(self.directory, plain))
+            store.set_coverage(coverage_of(selection), before)
             run_id = config.run_id_of(self.directory, plain)
             info = RunInfo(
                 run_id=self._agent.run_id if self._agent else run_id,
@@ -139,20 +139,20 @@ class PreparedRun:
                 shards=experiment.shard.count,
                 is_recorded=lambda key: store.totals.status(key) == "completed",
             )
-            experiment.runner.begin(context)
+            experiment.runner.bind(context)
             run = Run(
                 experiment.runner,
                 selection,
                 store,
                 experiment.tracker,
                 info,
-                announce=self._agent is not None,
+                always_track=self._agent is not None,
                 evaluate=partial(own_tests_of, self.directory, unsafe=experiment.dataset.run_tests == "unsafe")
                 if experiment.dataset.run_tests
                 else None,
-                evaluated=partial(kept_figures, self.directory),
+                earlier_verdicts=partial(kept_figures, self.directory),
                 shared=self._place.answered(plain, self._sweep),
-                passed_over=context.passed_over,
+                over_budget=context.over_budget,
             )
             return RunSession(run, stack.pop_all())
 
@@ -175,10 +175,10 @@ class RunSession:
         print_summary(self.run.summary(), self.run.store.directory, self.run.tracker.address)
 
 
-def _asked_before(plain: Mapping[str, Any] | None) -> Asked:
+def _coverage_before(plain: Mapping[str, Any] | None) -> Coverage:
     """What the last command asked, by the configuration that it left; needed where an earlier version ran it."""
     covered = config.coverage(plain or {})
-    return Asked(None, covered["dataset.min_tokens"], covered["dataset.max_tokens"], decided=True)
+    return Coverage(None, covered["dataset.min_tokens"], covered["dataset.max_tokens"], decided=True)
 
 
 def _is_former(directory: Path) -> bool:

@@ -34,7 +34,7 @@ def merge_shards(directory: Path, points: Sequence[SweepJob]) -> list[Path] | No
         return []
     groups: dict[str, list[Path]] = {}
     for run, plain in plains.items():
-        parts = [config.digest(config.whole(plain)), *config.point_parts(plain, swept, overrides[run])]
+        parts = [config.digest(config.unsharded(plain)), *config.job_name_parts(plain, swept, overrides[run])]
         if "output_dir" in swept:
             parts.append(str(plain.get("output_dir")).strip("/").replace("/", "-"))
         groups.setdefault("__".join(parts), []).append(run)
@@ -60,10 +60,10 @@ def _is_merged(target: Path, runs: Sequence[Path]) -> bool:
     if not merged:
         return False
     parts = [RunDirectory(run).summary() for run in runs]
-    asked = [RunDirectory(run).asked_ids() for run in runs]
+    asked = [RunDirectory(run).covered_ids() for run in runs]
     together = None if None in asked else frozenset().union(*(ids for ids in asked if ids is not None))
     counts = [sum(each) for each in zip(*map(_counts, parts), strict=True)]
-    return together == made.asked_ids() and counts == _counts(merged)
+    return together == made.covered_ids() and counts == _counts(merged)
 
 
 def _merge_anew(target: Path, runs: Sequence[Path]) -> None:

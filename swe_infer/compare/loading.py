@@ -14,7 +14,7 @@ from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, usage_of
 from swe_infer.text import flatten
-from swe_infer.types import MOST_SAMPLES, Usage
+from swe_infer.types import MAX_SAMPLES, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class LoadedRun:
     def samples(self) -> int:
         """Of each instance that was asked for; as many as have a record where the summary does not say."""
         asked = self.summary.get("samples")
-        stated = asked if isinstance(asked, int) and asked <= MOST_SAMPLES else 0
+        stated = asked if isinstance(asked, int) and asked <= MAX_SAMPLES else 0
         return max([stated, *(1 + sample for _, sample in self.results)])
 
     def instances(self) -> dict[str, list[Result]]:
@@ -129,13 +129,13 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         ConfigError: a file of it cannot be read.
     """
     run = RunDirectory(directory)
-    verdicts, asked = run.resolved(), run.asked_ids()
+    verdicts, asked = run.resolved(), run.covered_ids()
     results: dict[Key, Result] = {}
     damage, recorded = Damage(), Totals()
     # Before the records: those of a run that goes on must not be fewer than its summary counts.
     config, summary = run.config(), run.summary()
     for record in run.records(damage):
-        recorded.add(record)
+        recorded.add_record(record)
         key = key_of(record)
         if asked is None or key[0] in asked:
             verdict = verdicts.get(key, record.get("resolved"))

@@ -17,7 +17,7 @@ from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import PromptFiltered
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
-from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, seed_of
+from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, sample_seed
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
@@ -77,7 +77,7 @@ class OpenAIChat(OpenAIBatches):
         if decoding.top_p is not None:
             body["top_p"] = decoding.top_p
         if decoding.seed is not None:
-            body["seed"] = seed_of(decoding, request.instance_id, request.sample)
+            body["seed"] = sample_seed(decoding, request.instance_id, request.sample)
         if decoding.stop:
             body["stop"] = list(decoding.stop)
         if self.send_cache_key:

@@ -19,7 +19,7 @@ _MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Coverage:
     """The instances of one command.
 
     Args:
@@ -38,14 +38,14 @@ class Asked:
         """The instances that the figures cover; None: all that have a record."""
         return None if self.instance_ids is None else frozenset(self.instance_ids)
 
-    def decides(self, now: Asked, recorded: Set[str]) -> bool:
+    def decides(self, now: Coverage, recorded: Set[str]) -> bool:
         """Whether the records of the instances ``recorded`` need not be held against the bounds of ``now``."""
         if not self.decided or (self.min_tokens, self.max_tokens) != (now.min_tokens, now.max_tokens):
             return False
         return self.instance_ids is None or (recorded & set(now.instance_ids or ())) <= set(self.instance_ids)
 
 
-def read_asked(directory: Path) -> Asked | None:
+def read_coverage(directory: Path) -> Coverage | None:
     """What the last command asked; None where no file says it, as in runs of earlier versions.
 
     Raises:
@@ -59,12 +59,12 @@ def read_asked(directory: Path) -> Asked | None:
         bounds = found["min_tokens"], found["max_tokens"]
         if not all(bound is None or type(bound) is int for bound in bounds):
             return None
-        return Asked(tuple(map(str, ids)), *bounds, found["decided"] is True)
+        return Coverage(tuple(map(str, ids)), *bounds, found["decided"] is True)
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def write_asked(directory: Path, asked: Asked) -> None:
+def write_coverage(directory: Path, asked: Coverage) -> None:
     """
     Raises:
         StoreError: it cannot be written; the old file is still there.

@@ -167,11 +167,11 @@ class Totals:
     is None as soon as one price is unknown.
 
     Args:
-        asked: the instances that are counted; None: all.
+        covered_ids: the instances that are counted; None: all.
     """
 
-    def __init__(self, asked: Collection[str] | None = None) -> None:
-        self.asked = asked
+    def __init__(self, covered_ids: Collection[str] | None = None) -> None:
+        self.covered_ids = covered_ids
         self._latest: dict[Key, tuple[Status, str | None, str | None]] = {}
         self._counts: Counter[str] = Counter()
         self._patches: Counter[str] = Counter()
@@ -187,7 +187,7 @@ class Totals:
         self.unreadable_usd: Decimal | None = Decimal(0)
         """What of ``cost_usd`` was paid for them."""
 
-    def add(self, record: Record) -> None:
+    def add_record(self, record: Record) -> None:
         """Count one more record."""
         self.records += 1
         self.usage += usage_of(record)
@@ -219,7 +219,7 @@ class Totals:
 
     def counts(self, instance_id: str) -> bool:
         """Whether an instance is one of those that are counted."""
-        return self.asked is None or instance_id in self.asked
+        return self.covered_ids is None or instance_id in self.covered_ids
 
     @property
     def instance_ids(self) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from swe_infer.errors import ConfigError
 from swe_infer.files import open_regular
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.asked import Asked, read_asked
+from swe_infer.run_directory.asked import Coverage, read_coverage
 from swe_infer.run_directory.figures import Summary, plausible
 from swe_infer.run_directory.records import LONGEST_LINE, Damage, Key, Record, key_of, read_records
 from swe_infer.run_directory.verdicts import read_verdicts
@@ -83,24 +83,24 @@ class RunDirectory:
             raise ConfigError(f"{self.path / layout.SUMMARY}: not a JSON object")
         return plausible(summary)
 
-    def asked(self) -> Asked | None:
+    def coverage(self) -> Coverage | None:
         """What the last command asked; None where no file says it.
 
         Raises:
             ConfigError: the file cannot be read.
         """
         try:
-            return read_asked(self.path)
+            return read_coverage(self.path)
         except OSError as error:
             raise ConfigError(layout.unreadable(self.path, error)) from None
 
-    def asked_ids(self) -> frozenset[str] | None:
+    def covered_ids(self) -> frozenset[str] | None:
         """The instances that the figures cover; None: all that have a record.
 
         Raises:
             ConfigError: the file cannot be read.
         """
-        asked = self.asked()
+        asked = self.coverage()
         return None if asked is None else asked.ids
 
     def resolved(self) -> dict[Key, bool]:
@@ -118,7 +118,7 @@ class RunDirectory:
         Raises:
             ConfigError: a file cannot be read.
         """
-        asked = self.asked_ids()
+        asked = self.covered_ids()
         patches: dict[Key, str] = {}
         for record in self.records():
             key = key_of(record)

@@ -33,7 +33,7 @@ class RecordWriter:
         self._in_memory: set[int] = set()
         self._next_try = 0.0
 
-    def add(self, record: Record) -> bool:
+    def write(self, record: Record) -> bool:
         """Keep a record. False where the run directory did not take it: no further answer should be asked for."""
         first = not self._waiting
         try:
@@ -50,7 +50,7 @@ class RecordWriter:
             self._in_memory.add(id(record))
         return False
 
-    def wait(self) -> bool:
+    def wait_until_written(self) -> bool:
         """Try until everything is in the run directory, for a while; whether it is.
 
         Where something could not be kept anywhere, the while is long: memory is all there is.
@@ -67,9 +67,9 @@ class RecordWriter:
                 log.warning("what could not be written before is in the run directory now")
                 return True
             if time.monotonic() - begun > (_LAST_PATIENCE_S if self._in_memory else _PATIENCE_S):
-                return self.give_up()
+                return self.report_unwritten()
             if INTERRUPTS.stopping and not self._in_memory:
-                return self.give_up()
+                return self.report_unwritten()
             if self._in_memory and not told:
                 told = True
                 log.error(
@@ -79,7 +79,7 @@ class RecordWriter:
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, _MOST_WAIT_S)
 
-    def give_up(self) -> bool:
+    def report_unwritten(self) -> bool:
         """Say where everything lies that is not in the run directory; False."""
         directory = self._store.directory
         if kept := len(self._waiting) - len(self._in_memory):

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Literal, NotRequired, TypedDict, cast, get_arg
 
 from swe_infer.files import open_regular
 from swe_infer.text import MOST_CONTAINERS, bounded_json
-from swe_infer.types import MOST_SAMPLES, PatchStatus, Usage
+from swe_infer.types import MAX_SAMPLES, PatchStatus, Usage
 
 Status = Literal["completed", "failed", "skipped"]
 Key = tuple[str, int]
@@ -340,7 +340,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
     sample = record["sample"]
     if not isinstance(record["instance_id"], str) or record["status"] not in _STATUSES:
         return False
-    if not isinstance(sample, int) or isinstance(sample, bool) or not 0 <= sample < MOST_SAMPLES:
+    if not isinstance(sample, int) or isinstance(sample, bool) or not 0 <= sample < MAX_SAMPLES:
         return False
     for name, kinds in _FIELDS.items():
         value = record.get(name)

@@ -39,7 +39,7 @@ from swe_infer.files import (
 )  # fmt: skip
 from swe_infer.locks import Locks, OwnerFile, has_no_locks, no_locks, refuse_owned
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.asked import Asked, read_asked, write_asked
+from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverage
 from swe_infer.run_directory.fallback import Fallback, kept_lines
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
@@ -130,7 +130,7 @@ def _number(value: object) -> float:
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
-def paid_answers(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, Record]:
+def reusable_records(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, Record]:
     """Records of answers that were paid for already, to be appended in a run that asks for the same ones.
 
     Such a record costs nothing and uses no token, so that sums over runs count an answer once;
@@ -178,10 +178,10 @@ class RunStore:
         self._path = directory / layout.RECORDS
         self.totals = Totals()
         self.changed = False
-        """Whether the last command asked for something else, see :meth:`ask`."""
+        """Whether the last command asked for something else, see :meth:`set_coverage`."""
         self.recheck = False
-        """Whether what is recorded must be held against the bounds on a prompt's length, see :meth:`ask`."""
-        self._asked: Asked | None = None
+        """Whether what is recorded must be held against the bounds on a prompt's length, see :meth:`set_coverage`."""
+        self._coverage: Coverage | None = None
         self._predictions = OpenFiles(buffering=0)
         self._late_predictions: list[tuple[int, bytes]] = []
         self._torn = False
@@ -221,7 +221,7 @@ class RunStore:
         """Bring everything to the disk and let go of the directory."""
         self._open.close()
 
-    def ask(self, asked: Asked, before: Asked) -> None:
+    def set_coverage(self, coverage: Coverage, before: Coverage) -> None:
         """State which instances this command asks: counts and predictions cover those from now on.
 
         Args:
@@ -230,34 +230,37 @@ class RunStore:
         Raises:
             StoreError: the directory cannot be written.
         """
-        ids = frozenset(asked.instance_ids or ())
+        ids = frozenset(coverage.instance_ids or ())
         try:
-            known = read_asked(self.directory)
+            known = read_coverage(self.directory)
         except OSError as error:
             raise _unwritable(self.directory, error) from None
         last = known or before
         same = self.totals.instance_ids <= ids if known is None else frozenset(known.instance_ids or ()) == ids
         if self.resumed:
-            self.changed = not same or (last.min_tokens, last.max_tokens) != (asked.min_tokens, asked.max_tokens)
+            self.changed = not same or (last.min_tokens, last.max_tokens) != (
+                coverage.min_tokens,
+                coverage.max_tokens,
+            )
             if known is None and self.read_summary().get("instances", len(ids)) != len(ids):
                 self.changed = True
-            self.recheck = not last.decides(asked, self.totals.instance_ids)
-        self._asked = replace(asked, decided=not self.recheck)
-        write_asked(self.directory, self._asked)
-        self.totals.asked = ids
+            self.recheck = not last.decides(coverage, self.totals.instance_ids)
+        self._coverage = replace(coverage, decided=not self.recheck)
+        write_coverage(self.directory, self._coverage)
+        self.totals.covered_ids = ids
         if self.resumed and not same:
             try:
                 self._derive(ids)
             except OSError as error:
                 raise _unwritable(self.directory, error) from None
 
-    def all_decided(self) -> None:
+    def mark_decided(self) -> None:
         """Every instance was held against the bounds, so that the next command with the same ones need not. Where
         that cannot be written, the next command does it again."""
-        if self._asked is not None and not self._asked.decided:
-            self._asked = replace(self._asked, decided=True)
+        if self._coverage is not None and not self._coverage.decided:
+            self._coverage = replace(self._coverage, decided=True)
             with contextlib.suppress(StoreError):
-                write_asked(self.directory, self._asked)
+                write_coverage(self.directory, self._coverage)
 
     def append(self, record: Record) -> None:
         """Keep one record. When this returns, a kill of the process cannot lose it; a loss of power can lose the last
@@ -278,7 +281,7 @@ class RunStore:
         self._torn = False
         self._syncer.notify(line)
         # The totals must equal what a later process reads back, so money takes the same way through JSON.
-        self.totals.add({**record, "cost_usd": _as_read_back(record["cost_usd"])})
+        self.totals.add_record({**record, "cost_usd": _as_read_back(record["cost_usd"])})
         if key_of(record) in self.totals.replaced or key_of(record) in self.totals.answered_again:
             self._stale = True  # a prediction is to be taken back, or comes back; see check()
         elif prediction is not None and self.totals.counts(record["instance_id"]):
@@ -294,7 +297,7 @@ class RunStore:
         """
         if self._stale:
             try:
-                self._derive(self.totals.asked)
+                self._derive(self.totals.covered_ids)
             except OSError as failed:
                 raise StoreError(f"{self._predictions_path(0)}: cannot be written ({failed.strerror})") from None
         self._write_predictions()
@@ -360,18 +363,18 @@ class RunStore:
         there were records."""
         _mend_tail(self._path)
         _take_in_kept(self.directory, self._path)
-        asked = read_asked(self.directory)
-        if damage := self._derive(None if asked is None else asked.ids):
+        coverage = read_coverage(self.directory)
+        if damage := self._derive(None if coverage is None else coverage.ids):
             log.warning("%s: %s", self._path, damage)
         return layout.records_size(self.directory) > 0
 
-    def _derive(self, asked: Collection[str] | None, several: Collection[Key] = ()) -> Damage:
+    def _derive(self, covered_ids: Collection[str] | None, several: Collection[Key] = ()) -> Damage:
         """Take the totals, and write the predictions anew; returns what cannot be read.
 
         Args:
             several: keys that have several records of which the first completed one need not count.
         """
-        totals, damage = Totals(asked), Damage()
+        totals, damage = Totals(covered_ids), Damage()
         last: dict[Key, Record] = {}
         with self._new_predictions() as predict:
             for record in read_records(self._path, damage):
@@ -381,7 +384,7 @@ class RunStore:
                         last[key] = record
                 elif record["status"] == "completed" != totals.status(key) and totals.counts(key[0]):
                     predict(record)
-                totals.add(record)
+                totals.add_record(record)
             for record in last.values():
                 if record["status"] == "completed" and totals.counts(record["instance_id"]):
                     predict(record)
@@ -389,7 +392,7 @@ class RunStore:
         totals.add_damage(damage)
         self.totals, self._late_predictions, self._stale = totals, [], False
         found = totals.replaced | totals.answered_again
-        return self._derive(asked, found) if found and not several else damage
+        return self._derive(covered_ids, found) if found and not several else damage
 
     @contextlib.contextmanager
     def _new_predictions(self) -> Iterator[Callable[[Record], object]]:

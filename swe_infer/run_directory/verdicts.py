@@ -16,7 +16,7 @@ from swe_infer.files import write_atomically
 from swe_infer.run_directory.layout import EVALUATION, EVERY_VERDICT, content
 from swe_infer.run_directory.records import Key
 from swe_infer.text import bounded_json
-from swe_infer.types import MOST_SAMPLES
+from swe_infer.types import MAX_SAMPLES
 
 _MOST_BYTES = 1 << 30
 _FORM = "not a verdict with instance_id and resolved"
@@ -81,7 +81,7 @@ def write_verdicts(directory: Path, verdicts: Iterable[Verdict], covers: Contain
 
 def _verdict(entry: dict[str, object]) -> Verdict:
     resolved, sample = entry["resolved"], entry.get("sample", 0)
-    if not isinstance(resolved, bool) or type(sample) is not int or not 0 <= sample < MOST_SAMPLES:
+    if not isinstance(resolved, bool) or type(sample) is not int or not 0 <= sample < MAX_SAMPLES:
         raise TypeError
     reason, judged = entry.get("reason"), entry.get("judged")
     return Verdict(

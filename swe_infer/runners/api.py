@@ -1,4 +1,4 @@
-"""The runner for models behind an API: how completions are had from a provider, through the chain."""
+"""The runner for models behind an API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from swe_infer.locks import Locks
 from swe_infer.options import Option
 from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.resources import expanded
-from swe_infer.runners.base import Order, RunContext, WantedSamples
+from swe_infer.runners.base import Order, PendingSamples, RunContext
 from swe_infer.types import (
     ApiModel,
     Budget,
@@ -48,43 +48,41 @@ from swe_infer.types import (
 logger = logging.getLogger(__name__)
 
 _STOP_POLL_S = 0.2
-_MISSES_IN_A_ROW = 1_000
-"""Samples of a prompt that are looked for in the response cache after the last one that it holds."""
+_MAX_MISSES = 1_000
+"""Consecutive samples missing from the response cache before the search for a prompt's samples ends."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ApiRunner:
     """Answers requests through an API.
 
-    With ``prompt_caching="always"`` prompts are cached also where only other runs could share them (a sweep over one
-    dataset), and runs at the same time wait for each other's first request of a prompt.
+    With ``prompt_caching="always"``, prompts that only runs share (a sweep over one dataset) are cached too, and
+    concurrent runs wait for each other's first request of a prompt.
 
     Raises:
-        ConfigError: the provider does not serve the checkpoint that ``model`` is.
+        ConfigError: the provider does not serve ``model``.
     """
 
     order: ClassVar[Order] = "dataset"
     sharing: ClassVar[None] = None
 
-    model: Annotated[ApiModel | LlamaModel, Option("Which model is asked.", "answer")]
-    provider: Annotated[Provider, Option("Who answers.", "answer")]
+    model: Annotated[ApiModel | LlamaModel, Option("The model.", "answer")]
+    provider: Annotated[Provider, Option("The API that serves the model.", "answer")]
     decoding: Annotated[Decoding, Option("How tokens are chosen.", "answer")]
     budget: Annotated[Budget, Option("Caps in dollars.", "scope")] = field(default_factory=Budget)
-    retry: Annotated[Retry, Option("When a request is tried again.", "speed")] = field(default_factory=Retry)
-    limits: Annotated[Limits, Option("Concurrency and quotas.", "speed")] = field(default_factory=Limits)
-    batches: Annotated[
-        BatchSettings, Option("How batches are made and polled, for provider.mode=batch.", "speed")
-    ] = field(default_factory=BatchSettings)
+    retry: Annotated[Retry, Option("When failed requests are retried.", "speed")] = field(default_factory=Retry)
+    limits: Annotated[Limits, Option("Concurrency and rate limits.", "speed")] = field(default_factory=Limits)
+    batches: Annotated[BatchSettings, Option("Size and polling of batches, for provider.mode=batch.", "speed")] = (
+        field(default_factory=BatchSettings)
+    )
     prompt_caching: Annotated[
         PromptCaching,
-        Option("auto: cache prompts that samples share; always: also those that runs share; never.", "speed"),
+        Option("auto: cache prompts that samples share; always: also prompts that runs share; never.", "speed"),
     ] = "auto"
     response_cache: Annotated[
-        PathText | None, Option("A directory of answers that runs share; null: none.", "speed")
+        PathText | None, Option("A directory of answers shared between runs; null: none.", "speed")
     ] = None
-    locks: Annotated[
-        Locks, Option("How processes that write the same ledgers and caches are kept apart.", "speed")
-    ] = "os"
+    locks: Annotated[Locks, Option("How ledgers and caches are locked between processes.", "speed")] = "os"
 
     def __post_init__(self) -> None:
         self.label = self.model.label
@@ -94,7 +92,7 @@ class ApiRunner:
         )
         if self.locks == "single_writer" and self.limits.shared is not None:
             raise ConfigError(
-                "runner.limits.shared is for several processes, which need file locks; set it to null with "
+                "runner.limits.shared coordinates processes through file locks; set it to null with "
                 "locks=single_writer"
             )
         self.context_window = self._model.context_window
@@ -107,56 +105,56 @@ class ApiRunner:
     def check(self, *, dry_run: bool = False) -> None:
         if self._model.max_output_tokens is not None and self.decoding.max_new_tokens > self._model.max_output_tokens:
             raise ConfigError(
-                f"decoding.max_new_tokens={self.decoding.max_new_tokens}: {self._model.name} writes at most "
+                f"decoding.max_new_tokens={self.decoding.max_new_tokens}: {self._model.name} outputs at most "
                 f"{self._model.max_output_tokens} (model.max_output_tokens)"
             )
         self.provider.check(self._model, self.decoding)
         if self.provider.mode == "batch" and not self.provider.has_batches:
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
-        self._tariff()
+        self._price_table()
         if not dry_run:
             self.provider.check_access()
 
-    def begin(self, context: RunContext) -> None:
+    def bind(self, context: RunContext) -> None:
         self._context = context
         if self.budget.across == "division":
             if context.shards is None:
                 raise ConfigError(
-                    "budget.across=division divides a run among its shards: set shard.count, shard.index"
+                    "budget.across=division divides the budget among shards: set shard.count and shard.index"
                 )
             cap = None if self.budget.max_usd is None else self.budget.max_usd / context.shards
             self.budget, self.limits = replace(self.budget, max_usd=cap), self.limits.divided(context.shards)
             self._parts = context.shards
         self.provider.keep_log(context.directory)
-        if self.provider.mode == "live" and (left := open_batches(context.directory)):
+        if self.provider.mode == "live" and (unfinished := open_batches(context.directory)):
             raise ConfigError(
-                f"provider.mode=live: {len(left)} batches of this run are still at the provider; collect them with "
-                "provider.mode=batch first"
+                f"provider.mode=live: {len(unfinished)} batches of this run are still at the provider; collect them "
+                "with provider.mode=batch first"
             )
 
     def token_counter(self) -> TokenCounter:
         return counter_of(self._model, self.provider.pricing_id)
 
-    def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
-        """See :class:`swe_infer.runners.base.Runner`. Everything happens in the calling thread's event loop."""
+    def generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """See :class:`swe_infer.runners.base.Runner`. Runs an event loop in the calling thread."""
         try:
-            run_fairly(self._run(requests, on_outcome, stop))
+            run_fairly(self._generate(requests, on_outcome, stop))
         except Interrupted as error:
             logger.debug("%s", error)
-        except asyncio.CancelledError:  # by a second Ctrl-C
+        except asyncio.CancelledError:  # the second Ctrl-C
             raise KeyboardInterrupt from None
 
-    async def _run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+    async def _generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         batch = self.provider.mode == "batch"
-        tariff = self._tariff()
-        if tariff is not None:
-            logger.info("prices of %s: %s%s", self._model.name, tariff.source, ", in batches" if batch else "")
+        prices = self._price_table()
+        if prices is not None:
+            logger.info("prices of %s: %s%s", self._model.name, prices.source, ", in batches" if batch else "")
         self._endpoints = Endpoints(
             [
                 Endpoint(
                     provider,
                     model,
-                    self._tariff_at(provider, model),
+                    self._price_table_at(provider, model),
                     Limiter(self.limits, provider.max_concurrency, self._parts),
                 )
                 for provider, model in self.provider.endpoints(self._model)
@@ -165,38 +163,38 @@ class ApiRunner:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         async with AsyncExitStack() as stack:
-            # Between two steps of the loop, so that no answer is lost on its way from the socket to the disk.
+            # Cancel between two steps of the loop, so that no answer is lost between the socket and the disk.
             stack.enter_context(INTERRUPTS.second(lambda: loop.call_soon_threadsafe(task.cancel)))
             try:
                 cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
                 if cache is not None:
                     stack.callback(cache.close)
-                purse = self._purse()
+                budget = self._cost_budget()
             except StoreError:
-                if stop.is_set():  # which ended the wait for another process
+                if stop.is_set():  # it ended the wait for another process
                     return
                 raise
-            stack.callback(purse.close)
-            self._chain = Chain(self._endpoints, purse, self.retry, self.token_counter(), cache)
+            stack.callback(budget.close)
+            self._chain = Chain(self._endpoints, budget, self.retry, self.token_counter(), cache)
             for endpoint in self._endpoints.all:
                 stack.callback(endpoint.limiter.close)
             stack.push_async_callback(self.provider.close)
-            if not await self._opened(stop):
+            if not await self._open_provider(stop):
                 return
             stack.enter_context(relaxed_gc())
             if batch:
-                await self._run_batches(self._endpoints.all[0], purse, requests, on_outcome, stop)
+                await self._run_batches(self._endpoints.all[0], budget, requests, on_outcome, stop)
             else:
-                room = 2 * sum(endpoint.provider.max_concurrency for endpoint in self._endpoints.all)
-                warm = self._warm_prompts()
-                if warm is not None:
-                    stack.callback(warm.close)
-                passed_over = None if self._context is None else self._context.passed_over
-                dispatcher = Dispatcher(self._chain, room, self.prompt_caching, warm, passed_over)
+                max_pending = 2 * sum(endpoint.provider.max_concurrency for endpoint in self._endpoints.all)
+                cached_prompts = self._prompt_cache_index()
+                if cached_prompts is not None:
+                    stack.callback(cached_prompts.close)
+                over_budget = None if self._context is None else self._context.over_budget
+                dispatcher = Dispatcher(self._chain, max_pending, self.prompt_caching, cached_prompts, over_budget)
                 await dispatcher.run(requests, on_outcome, stop)
 
-    async def _opened(self, stop: threading.Event) -> bool:
-        """Open the provider, which may have to load a model first; False where the run was stopped before it had."""
+    async def _open_provider(self, stop: threading.Event) -> bool:
+        """Open the provider, which may load a model first; False if ``stop`` was set meanwhile."""
         opening = asyncio.ensure_future(self.provider.open())
         while not (await asyncio.wait([opening], timeout=_STOP_POLL_S))[0]:
             if stop.is_set():
@@ -209,7 +207,7 @@ class ApiRunner:
     async def _run_batches(
         self,
         endpoint: Endpoint,
-        purse: CostBudget,
+        budget: CostBudget,
         requests: Iterable[Request],
         on_outcome: OnOutcome,
         stop: threading.Event,
@@ -217,21 +215,21 @@ class ApiRunner:
         chain = self._chain
         assert chain is not None
         if self._context is None:
-            raise ConfigError("provider.mode=batch: this runner was told of no run directory to keep batches in")
+            raise ConfigError("provider.mode=batch: batches need a run directory")
         journal = Journal(self._context.directory)
         self._batches = Batches(
             cast(BatchProvider, self.provider),
             self._model,
             self.decoding,
             endpoint,
-            purse,
+            budget,
             chain.bounds,
             self.retry,
             self.batches,
             journal,
             cached=chain.cached,
             keep=lambda request, answer: chain.keep(request, answer, endpoint),
-            passed_over=self._context.passed_over,
+            passed_over=self._context.over_budget,
             is_recorded=self._context.is_recorded,
         )
         try:
@@ -239,24 +237,24 @@ class ApiRunner:
         finally:
             journal.close()
 
-    def estimate(self, wanted: Iterable[WantedSamples]) -> Estimate:
-        """What a run would cost; nothing is sent. Answers that the response cache holds are left out."""
+    def estimate(self, pending: Iterable[PendingSamples]) -> Estimate:
+        """See :class:`swe_infer.runners.base.Runner`. Answers in the response cache are not counted."""
         counter = self.token_counter()
         cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
         hits = 0
 
         def planned() -> Iterator[Planned]:
             nonlocal hits
-            for samples in wanted:
-                held = 0 if cache is None else self._held(cache, samples)
-                hits += held
-                if samples.count > held:
-                    yield Planned(counter(samples.prompt), samples.count - held)
+            for samples in pending:
+                cached = 0 if cache is None else self._cached_samples(cache, samples)
+                hits += cached
+                if samples.count > cached:
+                    yield Planned(counter(samples.prompt), samples.count - cached)
 
         endpoints = self.provider.endpoints(self._model)
-        batch_tariff = None
+        batch_prices = None
         if self.provider.has_batches:
-            batch_tariff = price_table_of(self._model, self.provider.pricing_id, batch=True)
+            batch_prices = price_table_of(self._model, self.provider.pricing_id, batch=True)
         try:
             found = estimate(
                 planned(),
@@ -264,7 +262,7 @@ class ApiRunner:
                 exact=counter.exact,
                 max_new_tokens=self.decoding.max_new_tokens,
                 tariff=price_table_of(self._model, self.provider.pricing_id),
-                batch_tariff=batch_tariff,
+                batch_tariff=batch_prices,
                 max_concurrency=self.provider.max_concurrency,
                 limits=self.limits,
                 prompt_caching=self.prompt_caching,
@@ -279,20 +277,20 @@ class ApiRunner:
     def in_flight(self) -> int:
         return 0 if self._chain is None else self._chain.in_flight
 
-    def _held(self, cache: ResponseCache, samples: WantedSamples) -> int:
-        """How many of the samples the response cache holds. The search ends after :data:`_MISSES_IN_A_ROW`."""
-        held = misses = 0
+    def _cached_samples(self, cache: ResponseCache, samples: PendingSamples) -> int:
+        """How many of the samples are in the response cache. Stops after :data:`_MAX_MISSES` misses in a row."""
+        cached = misses = 0
         for request in samples.requests():
-            asked = self.provider.endpoints(self._model)
-            keys = (key for provider, model in asked for key in cache_keys(request, model, provider))
+            endpoints = self.provider.endpoints(self._model)
+            keys = (key for provider, model in endpoints for key in cache_keys(request, model, provider))
             if any(cache.holds(key) for key in keys):
-                held, misses = held + 1, 0
-            elif (misses := misses + 1) == _MISSES_IN_A_ROW:
+                cached, misses = cached + 1, 0
+            elif (misses := misses + 1) == _MAX_MISSES:
                 break
-        return held
+        return cached
 
     def stats(self) -> Mapping[str, float]:
-        """Live figures: concurrency and its level, requests sent, retried and refused, cache hits."""
+        """Requests in flight and their limit, requests sent, retried and refused, cache hits."""
         chain, endpoints = self._chain, self._endpoints
         if chain is None or endpoints is None:
             return {}
@@ -311,33 +309,33 @@ class ApiRunner:
             "requests_refused": float(counts.refused),
         }
         if self._cache_directory is not None:
-            asked = counts.cache_hits + counts.cache_misses
+            lookups = counts.cache_hits + counts.cache_misses
             stats["response_cache_hits"] = float(counts.cache_hits)
-            stats["response_cache_hit_rate"] = counts.cache_hits / asked if asked else 0.0
+            stats["response_cache_hit_rate"] = counts.cache_hits / lookups if lookups else 0.0
         if counts.usage.input_tokens:
             stats["prompt_cache_hit_rate"] = counts.usage.cached_input_tokens / counts.usage.input_tokens
         return stats
 
-    def _tariff(self) -> PriceTable | None:
-        """The price of the configured model, at the provider that is asked first.
+    def _price_table(self) -> PriceTable | None:
+        """The prices of the first endpoint; None with ``model.pricing=unknown``.
 
         Raises:
-            ConfigError: a price is not known, and either nothing says that it may be so or a cap needs it.
+            ConfigError: the price of an endpoint is not known, and not declared unknown, or a cap needs it.
         """
-        tariffs = [self._tariff_at(provider, model) for provider, model in self.provider.endpoints(self._model)]
-        return tariffs[0]
+        tables = [self._price_table_at(provider, model) for provider, model in self.provider.endpoints(self._model)]
+        return tables[0]
 
-    def _tariff_at(self, provider: Provider, model: ApiModel) -> PriceTable | None:
-        tariff = price_table_of(model, provider.pricing_id, batch=provider.mode == "batch")
-        if tariff is None:
+    def _price_table_at(self, provider: Provider, model: ApiModel) -> PriceTable | None:
+        prices = price_table_of(model, provider.pricing_id, batch=provider.mode == "batch")
+        if prices is None:
             for key in ("max_usd", "sweep_max_usd"):
                 if getattr(self.budget, key) is not None:
                     raise ConfigError(f"budget.{key} needs a price, but model.pricing=unknown: state the price there")
-        return tariff
+        return prices
 
-    def _purse(self) -> CostBudget:
-        """The caps, with their ledgers on disk, so that also what was in flight when a try was killed counts. Without
-        a context (a runner used by itself) the run's cap is kept in memory."""
+    def _cost_budget(self) -> CostBudget:
+        """The caps and their ledgers, which are on disk so that they count what was in flight when a process was
+        killed. Without a run (no :meth:`bind`) the ledger is in memory."""
         context = self._context
         ledgers: list[tuple[str, Ledger]] = []
         if self.budget.max_usd is not None:
@@ -345,12 +343,12 @@ class ApiRunner:
             ledgers.append(("budget.max_usd", self._ledger(path, self.budget.max_usd)))
         if self.budget.sweep_max_usd is not None:
             if context is None:
-                raise ConfigError("budget.sweep_max_usd: this runner was told of no sweep; use budget.max_usd")
+                raise ConfigError("budget.sweep_max_usd: this runner is part of no sweep; use budget.max_usd")
             ledgers.append(("budget.sweep_max_usd", self._ledger(context.sweep_ledger, self.budget.sweep_max_usd)))
         return CostBudget(ledgers)
 
-    def _warm_prompts(self) -> PromptCacheIndex | None:
-        """Where runs at the same time tell each other of prompts that the provider has in its cache."""
+    def _prompt_cache_index(self) -> PromptCacheIndex | None:
+        """The index, shared by concurrent runs, of prompts in the provider's cache; None if not used."""
         if self.prompt_caching != "always" or self._context is None or self.locks == "single_writer":
             return None
         return PromptCacheIndex(self._context.sweep_ledger.with_name("prompt_cache.sqlite"))

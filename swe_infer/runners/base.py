@@ -1,4 +1,4 @@
-"""What a runner is: the way completions are had. The loop around it is :mod:`swe_infer.runners.run`."""
+"""The interface of runners, which turn requests into completions. Their caller is :mod:`swe_infer.runners.run`."""
 
 from __future__ import annotations
 
@@ -16,79 +16,78 @@ Order = Literal["dataset", "longest_first"]
 T = TypeVar("T")
 
 
-class SharedResources:
-    """What outlives a run of this process, such as a loaded model: one object of each class."""
+class ProcessResources:
+    """Objects that all runs of this process share, such as loaded models: one instance of each class."""
 
     def __init__(self) -> None:
-        self._made: dict[type[Any], Any] = {}
+        self._instances: dict[type[Any], Any] = {}
 
     def get(self, kind: type[T]) -> T:
-        """The object of class ``kind``, made without arguments when it is first asked for."""
-        if kind not in self._made:
-            self._made[kind] = kind()
-        found: T = self._made[kind]
-        return found
+        """The instance of ``kind``; the first call creates it without arguments."""
+        if kind not in self._instances:
+            self._instances[kind] = kind()
+        instance: T = self._instances[kind]
+        return instance
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a runner learns of the run that it serves.
+    """The run that a runner serves.
 
     Args:
-        directory: the run directory, held by this process.
-        run_id: the run's name where runs share something.
-        spent_usd: what earlier tries of this run paid, by its records.
-        sweep_ledger: where all runs of a sweep keep what they spend.
+        directory: the run directory, locked by this process.
+        run_id: identifies the run in ledgers and caches that runs share.
+        spent_usd: cost of this run's records so far.
+        sweep_ledger: the ledger file of all runs of a sweep.
         resources: shared with the other runs of this process.
-        shards: of how many shards of one run this is one; None: it is no shard.
-        passed_over: where a runner notes instances of which no further sample is to be asked for, as no cap has room
-            for one.
-        is_recorded: whether an (instance, sample) is completed, asked for by this command or not; None: not known.
+        shards: number of shards that the whole run is divided into; None: this run is not a shard.
+        is_recorded: whether an (instance, sample) is completed, covered by this command or not; None: not known.
+        over_budget: the runner adds instances of which no further sample fits under a cap.
     """
 
     directory: Path
     run_id: str
     spent_usd: Decimal
     sweep_ledger: Path
-    resources: SharedResources
+    resources: ProcessResources
     shards: int | None = None
     is_recorded: Callable[[tuple[str, int]], bool] | None = None
-    passed_over: set[str] = field(default_factory=set)
+    over_budget: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
-class WantedSamples:
-    """The samples of one prompt that are to be asked for; counted, not held: there may be a billion.
+class PendingSamples:
+    """The samples of one prompt to request, as a range: there may be a billion.
 
     Args:
         total: samples are numbered from 0 to ``total`` - 1.
-        settled: the numbers below ``total`` that are not wanted.
+        excluded: numbers below ``total`` that are not requested.
     """
 
     instance_id: str
     prompt: Prompt
     decoding: Decoding
     total: int
-    settled: Set[int] = frozenset()
+    excluded: Set[int] = frozenset()
 
     @property
     def count(self) -> int:
-        return self.total - len(self.settled)
+        return self.total - len(self.excluded)
 
     def requests(self) -> Iterator[Request]:
-        """One request for each sample, made when it is read."""
-        numbers = (number for number in range(self.total) if number not in self.settled)
+        """One request for each sample, created lazily."""
+        numbers = (number for number in range(self.total) if number not in self.excluded)
         return (Request(self.instance_id, number, self.prompt, self.decoding) for number in numbers)
 
 
 class RequestStream:
-    """The requests of one run on their way to an engine, and their outcomes on the way back.
+    """Feeds the requests of one run to an engine, and delivers their outcomes.
 
     Args:
-        requests: read when their turn comes.
-        on_outcome: takes each outcome the moment it exists.
+        requests: read lazily.
+        on_outcome: called with each outcome as soon as it exists.
         stop: once set, no further request is read.
-        on_done: called when all requests are read and answered.
+        on_done: called after the last outcome.
     """
 
     def __init__(
@@ -100,37 +99,37 @@ class RequestStream:
     ) -> None:
         self.stop = stop
         self.error: BaseException | None = None
-        """What ended this run before its time. It ends no other run."""
+        """What ended this run early. Other runs go on."""
         self.broken = False
-        """Whether outcomes can no longer be delivered."""
+        """Whether ``on_outcome`` raised; no further outcome is delivered."""
         self.done = False
         self._source = iter(requests)
         self._on_outcome = on_outcome
         self._on_done = on_done
         self._observe: Callable[[Outcome], None] = lambda outcome: None
         self._exhausted = False
-        self._held = False
+        self._has_next = False
         self._pending: dict[tuple[str, int], Request] = {}
 
     @property
     def in_flight(self) -> int:
-        """Requests that were started and have no outcome yet."""
+        """Started requests without an outcome."""
         return len(self._pending)
 
     def observe(self, observer: Callable[[Outcome], None]) -> None:
-        """Let ``observer`` see each outcome before it is delivered."""
+        """Call ``observer`` with each outcome before it is delivered."""
         self._observe = observer
 
     def next_request(self) -> Request | None:
-        """The next request, which the caller holds until it is started or the next one is read; None at the end."""
-        self._held = False
+        """The next request, or None at the end. The stream is not done until the caller starts it or reads on."""
+        self._has_next = False
         if not self._exhausted and not self.broken and not self.stop.is_set():
             try:
                 request = next(self._source, None)
-            except Exception as error:  # noqa: BLE001 - it ends this run alone, which reports it
+            except Exception as error:  # noqa: BLE001 - ends this run alone, which reports it
                 self.error, request = error, None
             if request is not None:
-                self._held = True
+                self._has_next = True
                 return request
         self._exhausted = True
         self._check_done()
@@ -140,49 +139,51 @@ class RequestStream:
         self._pending[request.key] = request
 
     def deliver(self, key: tuple[str, int], outcome: Outcome) -> None:
-        """Hand over the outcome of a request that was started."""
+        """Pass the outcome of a started request to ``on_outcome``."""
         request = self._pending.pop(key)
         self._observe(outcome)
         if not self.broken:
             try:
                 self._on_outcome(request, outcome)
-            except Exception as error:  # noqa: BLE001 - it ends this run alone, which reports it
+            except Exception as error:  # noqa: BLE001 - ends this run alone, which reports it
                 self.error, self.broken = error, True
         self._check_done()
 
     def fail(self, error: BaseException) -> None:
-        """The engine ended before this run did."""
+        """Set the error of a run that is not done."""
         if not self.done and self.error is None:
             self.error = error
 
     def _check_done(self) -> None:
-        if self._exhausted and not self._held and not self._pending and not self.done:
+        if self._exhausted and not self._has_next and not self._pending and not self.done:
             self.done = True
             self._on_done()
 
 
 class EngineSharing(Protocol):
-    """What a runner offers whose engine can answer several runs at once. Each run gets the answers that it would get
-    by itself."""
+    """Serves several runs with one engine. Each run gets the same answers as without sharing."""
 
     max_concurrent_jobs: int
-    """Runs that one engine answers at once, at most."""
+    """Runs that one engine serves concurrently, at most."""
 
     @property
     def engine_key(self) -> Hashable:
-        """Runners with the same one can share an engine."""
+        """Runners with equal keys can share an engine."""
         ...
 
-    def join(self, stream: RequestStream, points: int) -> None:
-        """Prepare for the requests of this runner's run, one of ``points`` runs; loads the engine.
+    def join(self, stream: RequestStream, jobs: int) -> None:
+        """Load the engine for the requests of this runner's run, one of ``jobs`` concurrent runs.
 
-        Raises what :meth:`Runner.run` raises before the first outcome.
+        Raises what :meth:`Runner.generate` raises before the first outcome.
         """
         ...
 
     def serve(self, streams: Sequence[RequestStream], stop: threading.Event) -> None:
-        """Answer the requests of several runs, each of whose runners has joined; ``stop`` ends them all. What goes
-        wrong with one run is in its stream's ``error``; what is raised here ends all that are not done."""
+        """Answer the requests of several runs, whose runners have all joined. ``stop`` ends all of them.
+
+        An error of one run is stored in its stream's ``error``. An exception raised here ends every run that is not
+        done.
+        """
         ...
 
 
@@ -195,55 +196,57 @@ class Runner(Protocol):
     decoding: Decoding
 
     order: ClassVar[Order]
-    """The order of instances that suits this runner."""
+    """The order in which this runner receives instances."""
 
     context_window: int | None
-    """Tokens, prompt and output together; None where it is not known. May be read after :meth:`check`."""
+    """Tokens of prompt and output together; None if unknown. Set by :meth:`check`."""
 
     @property
     def sharing(self) -> EngineSharing | None:
-        """How several runs are answered at once; None where each is answered by itself."""
+        """How several runs share one engine; None if they cannot."""
         ...
 
     def check(self, *, dry_run: bool = False) -> None:
-        """Refuse, with a ConfigError, what can be refused before anything is loaded or paid for: a decoding that the
-        model cannot honour, a missing key, an unknown price, a checkpoint that is not there.
+        """Validate the configuration before anything is loaded or paid for.
 
         Args:
-            dry_run: nothing will be sent, so no key is needed.
+            dry_run: no request will be sent, so no API key is needed.
+
+        Raises:
+            ConfigError: an unsupported decoding option, a missing key, an unknown price, a missing checkpoint.
         """
         ...
 
-    def begin(self, context: RunContext) -> None:
-        """Called once, between :meth:`check` and :meth:`run`. Opens and loads nothing."""
+    def bind(self, context: RunContext) -> None:
+        """Set the run. Called once, between :meth:`check` and :meth:`generate`; opens and loads nothing."""
         ...
 
     def token_counter(self) -> TokenCounter:
-        """The model's tokenizer, or an estimate that says so. Loads a tokenizer at most, never weights."""
+        """Counts with the model's tokenizer, or estimates. May load a tokenizer, never weights."""
         ...
 
-    def estimate(self, wanted: Iterable[WantedSamples]) -> Estimate:
-        """What a run would cost. Nothing is asked, no weights are loaded; the time it takes does not depend on how
-        many samples are wanted."""
+    def estimate(self, pending: Iterable[PendingSamples]) -> Estimate:
+        """Estimates tokens, cost and time of a run. Sends no request and loads no weights. Takes time in proportion
+        to the prompts, not to the samples."""
         ...
 
-    def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
-        """Answer ``requests``, read lazily, and hand over each outcome the moment it exists.
+    def generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """Answer ``requests``, which are read lazily, and call ``on_outcome`` as soon as an outcome exists.
 
-        The samples of an instance come one after the other. Once ``stop`` is set nothing new is started, what is in
-        flight is finished, and the call returns.
+        The samples of an instance are adjacent. Once ``stop`` is set, requests in flight are finished, no other is
+        started, and the call returns.
 
         Raises:
-            BudgetExceeded: after everything in flight was handed over.
+            BudgetExceeded: a cap is reached; the outcomes of requests in flight were delivered.
             ProviderFatal: no request of this run can succeed.
         """
         ...
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered now. Read by a signal handler: it only looks."""
+        """Requests in flight. A signal handler reads it, so it has no side effects."""
         ...
 
     def stats(self) -> Mapping[str, float]:
-        """Live figures for progress, summary and tracker, such as ``concurrency`` or ``cache_hit_rate``."""
+        """Current figures for progress, summary and tracker, such as ``concurrency`` or ``cache_hit_rate``."""
         ...

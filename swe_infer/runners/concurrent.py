@@ -1,8 +1,7 @@
-"""Several runs of one local model at once: one engine answers them all, each keeps what is its own.
+"""Concurrent runs of one local model on a shared engine.
 
-Everything happens in the calling thread, so that Ctrl-C, logs and trackers work as in a single run. A run's answers
-are those that it would get by itself; its ``wall_s`` is the time until its own last answer, in which the others were
-answered as well.
+Everything happens in the calling thread, so Ctrl-C, logs and trackers work as in a single run. Each run gets the same
+answers as without sharing. Its ``wall_s`` ends with its own last answer, and includes work for the other runs.
 """
 
 from __future__ import annotations
@@ -20,25 +19,26 @@ from swe_infer.runners.run import ProgressLine, Run
 
 
 def run_concurrently(runs: Sequence[Run]) -> list[int | Exception]:
-    """Do what is left of ``runs``, whose runners can share an engine and have one ``engine_key``. A run that fails
-    stops no other.
+    """Execute ``runs``, whose runners can share an engine and have equal ``engine_key``. A run that fails stops no
+    other.
 
     Returns:
-        For each run its exit status, or what it raised before or after its answering.
+        For each run its exit status, or the exception that it raised before or after generation.
     """
     stop = threading.Event()
     with INTERRUPTS.finishing(stop, *(run.stop for run in runs), says=lambda: _in_progress(runs)):
-        ends = [_guarded(run.begin) for run in runs]
-        begun = [run for run, end in zip(runs, ends, strict=True) if end is None]
-        statuses = iter(_answered(begun, stop) if begun else ())
+        ends = [_guarded(run.start) for run in runs]
+        started = [run for run, end in zip(runs, ends, strict=True) if end is None]
+        statuses = iter(_generate(started, stop) if started else ())
         return [
-            _guarded(run.end, next(statuses)) if end is None else end for run, end in zip(runs, ends, strict=True)
+            _guarded(run.finalize, next(statuses)) if end is None else end
+            for run, end in zip(runs, ends, strict=True)
         ]
 
 
 def _in_progress(runs: Sequence[Run]) -> str:
     number = sum(run.runner.in_flight for run in runs)
-    return f"finishing {number} answers" if number else "no further answer is begun"
+    return f"finishing {number} answers" if number else "no further answer is started"
 
 
 def _guarded(work: Callable[..., int | None], *arguments: int) -> Any:
@@ -46,14 +46,14 @@ def _guarded(work: Callable[..., int | None], *arguments: int) -> Any:
         return work(*arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - it is told of where the run's end is noted
+    except Exception as error:  # noqa: BLE001 - returned to the caller, which reports it
         return error
 
 
-def _answered(runs: Sequence[Run], stop: threading.Event) -> list[int]:
-    """Answer what the runs ask, and make sure that it is kept; returns their exit statuses so far."""
-    streams = [RequestStream(run.requests(), run.keep, run.stop, run.freeze) for run in runs]
-    line = _Line(runs)
+def _generate(runs: Sequence[Run], stop: threading.Event) -> list[int]:
+    """Answer the requests of the runs and flush their records; returns their exit statuses so far."""
+    streams = [RequestStream(run.requests(), run.record_outcome, run.stop, run.freeze_figures) for run in runs]
+    progress = _SharedProgress(runs)
     try:
         try:
             if not stop.is_set():
@@ -61,31 +61,31 @@ def _answered(runs: Sequence[Run], stop: threading.Event) -> list[int]:
                 for runner, stream in zip(runners, streams, strict=True):
                     runner.join(stream, len(runs))
                 runners[0].serve(streams, stop)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - it ends all runs that are not done
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - ends all runs that are not done
             for stream in streams:
                 stream.fail(error)
         for run in runs:
-            run.freeze()
-        return [run.settle(stream.error) for run, stream in zip(runs, streams, strict=True)]
+            run.freeze_figures()
+        return [run.close_records(stream.error) for run, stream in zip(runs, streams, strict=True)]
     finally:
-        line.close()
+        progress.close()
 
 
 def _sharing(run: Run) -> EngineSharing:
     sharing = run.runner.sharing
     if sharing is None:
-        raise ValueError(f"{run.runner.label}: its runner answers one run at a time")
+        raise ValueError(f"{run.runner.label}: its runner cannot share an engine")
     return sharing
 
 
-class _Line:
-    """One live line for all runs."""
+class _SharedProgress:
+    """One progress line for all runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._summaries: list[Mapping[str, Any]] = [run.summary() for run in runs]
         total = sum(s["instances"] * s["samples"] for s in self._summaries)
-        left = sum(s["remaining"] + s["failed"] for s in self._summaries)
-        self._progress = Progress(total, already_done=total - left, stream=sys.stderr)
+        remaining = sum(s["remaining"] + s["failed"] for s in self._summaries)
+        self._progress = Progress(total, already_done=total - remaining, stream=sys.stderr)
         for index, run in enumerate(runs):
             run.show_progress(self._line_of(index))
 
@@ -100,7 +100,7 @@ class _Line:
         return update
 
     def _totals(self) -> dict[str, Any]:
-        """The counts that the line shows, summed."""
+        """The sums of the counts on the line."""
         totals: dict[str, Any] = {
             key: sum(s[key] for s in self._summaries) for key in ("completed", "failed", "skipped")
         }

@@ -1,7 +1,7 @@
-"""The runner for local Llamas: how completions are had from the flash-Llama engine.
+"""The runner for local Llama models, on the engine in :mod:`swe_infer.llama`.
 
-Nothing of the engine is imported before it is used, so that a configuration is checked without torch. Several runs
-may be answered at once, so that prompts are computed once and answers decode together.
+The engine is imported late, so a configuration is checked without torch. Several runs may share an engine: prompts
+are then computed once, and sequences of all runs decode in one batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.pool import EnginePool
 from swe_infer.options import Option
 from swe_infer.prompt_format import prose_in_prompt
-from swe_infer.runners.base import EngineSharing, Order, RequestStream, RunContext, WantedSamples
+from swe_infer.runners.base import EngineSharing, Order, PendingSamples, RequestStream, RunContext
 from swe_infer.text import first_line
 from swe_infer.types import (
     Completion,
@@ -37,7 +37,7 @@ from swe_infer.types import (
     Skip,
     TokenCounter,
     Usage,
-    seed_of,
+    sample_seed,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LlamaRunner:
-    """Answers requests with a Llama on this machine, or with engines all over a Ray cluster."""
+    """Answers requests with a Llama model on this machine or on a Ray cluster."""
 
     order: ClassVar[Order] = "longest_first"
 
@@ -66,28 +66,27 @@ class LlamaRunner:
     ] = None
     workers: Annotated[
         int | None,
-        Option("Engines side by side, a process each; null: one for each GPU, and one on a CPU.", "speed"),
+        Option("Engines, one process each; null: one for each GPU, or one on a CPU.", "speed"),
     ] = None
     ray: Annotated[
-        RayCluster | None, Option("The Ray cluster on which the engines run; null: this machine.", "speed")
+        RayCluster | None, Option("The Ray cluster that runs the engines; null: this machine.", "speed")
     ] = None
-    max_concurrent_jobs: Annotated[
-        int, Option("Points of a sweep that are answered at once, by one engine.", "speed")
-    ] = 8
+    max_concurrent_jobs: Annotated[int, Option("Jobs of a sweep that share one engine, at most.", "speed")] = 8
 
     def __post_init__(self) -> None:
         for key in ("max_batch_tokens", "max_sequences", "max_concurrent_jobs"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"runner.{key}={getattr(self, key)}: must be at least 1")
         if self.kv_cache_gb is not None and not self.kv_cache_gb > 0:
-            raise ConfigError(f"runner.kv_cache_gb={self.kv_cache_gb}: must be above 0, or null to size it by itself")
+            raise ConfigError(
+                f"runner.kv_cache_gb={self.kv_cache_gb}: must be above 0, or null to use the free memory"
+            )
         parts = self.model.tensor_parallel
         if parts < 1:
             raise ConfigError(f"model.tensor_parallel={parts}: must be at least 1")
         if parts > 1 and (self.workers or 1) > 1 and self.ray is None:
             raise ConfigError(
-                f"runner.workers={self.workers}: a model that is divided (model.tensor_parallel={parts}) runs once; "
-                "set runner.workers=null"
+                f"runner.workers={self.workers}: a model with model.tensor_parallel={parts} needs runner.workers=null"
             )
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"runner.workers={self.workers}: must be at least 1, or null for one on each GPU")
@@ -97,19 +96,18 @@ class LlamaRunner:
         self._engine: Engine | DataParallelEngine[Any] | None = None
         self._tokenizer: LlamaTokenizer | None = None
         self._stream: RequestStream | None = None
-        self._points = 0
-        """Runs that share the engine; 0: it answers this one alone."""
+        self._jobs = 0
+        """Runs that share the engine; 0: not shared."""
         self._usage = Usage()
         self._drafted = self._accepted = 0
         self._load_s = 0.0
 
     def check(self, *, dry_run: bool = False) -> None:
-        """Read the checkpoint's configuration, not its weights; a dry run needs it no less, for the window.
+        """Read the checkpoint's configuration, not its weights. A dry run needs its context window, too.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it is no Llama that the engine runs.
-            ConfigError: a context window without room for a prompt and an answer, or an environment variable that
-                limits the compiled kernels to something unknown.
+            CheckpointError: the checkpoint does not exist, or the engine does not support it.
+            ConfigError: a context window below 2 tokens, or an invalid environment variable for the compiled kernels.
         """
         from swe_infer.llama.adapter import check_adapter
         from swe_infer.llama.config import read_config
@@ -130,24 +128,23 @@ class LlamaRunner:
         if self.model.peft_path is not None:
             check_adapter(config_directory(self.model.peft_path, "adapter_config.json", key="model.peft_path"))
 
-    def begin(self, context: RunContext) -> None:
-        """From now on the engine is one that the runs of this process share."""
+    def bind(self, context: RunContext) -> None:
+        """Use the engines that the runs of this process share."""
         self._engines = context.resources.get(EnginePool)
 
     def token_counter(self) -> TokenCounter:
         return _Counter(self._load_tokenizer(), self.label)
 
-    def estimate(self, wanted: Iterable[WantedSamples]) -> Estimate:
-        """Counts with the checkpoint's tokenizer; a local model costs no dollars, and its speed is not known before
-        it runs."""
+    def estimate(self, pending: Iterable[PendingSamples]) -> Estimate:
+        """Counts tokens with the checkpoint's tokenizer. The cost is 0, the time unknown."""
         counter = self.token_counter()
         instances = requests = input_tokens = 0
-        for samples in wanted:
+        for samples in pending:
             instances += samples.count > 0
             requests += samples.count
             input_tokens += samples.count * counter(samples.prompt)
         tokens = Decimal(input_tokens)
-        nothing = Range(Decimal(0), Decimal(0))
+        free = Range(Decimal(0), Decimal(0))
         return Estimate(
             instances=instances,
             requests=requests,
@@ -156,19 +153,19 @@ class LlamaRunner:
             exact=True,
             input_tokens=Range(tokens, tokens),
             output_tokens=Range(Decimal(requests), Decimal(requests * self.decoding.max_new_tokens)),
-            live_usd=nothing,
-            cached_usd=nothing,
+            live_usd=free,
+            cached_usd=free,
             batch_usd=None,
             seconds=None,
             limited_by="this machine",
         )
 
-    def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+    def generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         """See :class:`swe_infer.runners.base.Runner`. All work happens in the calling thread.
 
         Raises:
             CheckpointError: the checkpoint cannot be loaded.
-            ConfigError: a device, type or attention backend that this machine does not have.
+            ConfigError: this machine lacks the device, dtype or attention backend.
         """
         stream = RequestStream(requests, on_outcome, stop)
         self.join(stream)
@@ -180,10 +177,10 @@ class LlamaRunner:
     def sharing(self) -> EngineSharing | None:
         return self if self.max_concurrent_jobs > 1 else None
 
-    def join(self, stream: RequestStream, points: int = 0) -> None:
+    def join(self, stream: RequestStream, jobs: int = 0) -> None:
         """See :class:`swe_infer.runners.base.EngineSharing`."""
         self._load_engine()
-        self._stream, self._points = stream, points
+        self._stream, self._jobs = stream, jobs
         stream.observe(self._count)
 
     def serve(self, streams: Sequence[RequestStream], stop: threading.Event) -> None:
@@ -210,7 +207,7 @@ class LlamaRunner:
 
     @property
     def engine_key(self) -> tuple[object, ...]:
-        """Runners with the same one can share an engine."""
+        """Runners with equal keys can share an engine."""
         return (self.model, self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray)
 
     @property
@@ -221,10 +218,10 @@ class LlamaRunner:
         if self._engine is None:
             return {}
         figures = {"load_s": round(self._load_s, 3), **self._engine.figures()}
-        if self._points:  # the engine's figures are of all runs that share it
+        if self._jobs:  # the engine's figures cover all runs that share it
             tokens = self._usage.input_tokens
             figures |= {
-                "concurrent_jobs": self._points,
+                "concurrent_jobs": self._jobs,
                 "cache_hit_rate": round(self._usage.cached_input_tokens / tokens, 4) if tokens else 0.0,
                 "drafted_tokens": self._drafted,
                 "accepted_tokens": self._accepted,
@@ -268,7 +265,7 @@ class LlamaRunner:
             options = EngineOptions(
                 self.max_batch_tokens, self.max_sequences, self.kv_cache_gb, self.workers, self.ray
             )
-            with INTERRUPTS.stoppable():  # loading takes minutes, and nothing is in flight yet
+            with INTERRUPTS.stoppable():  # loading takes minutes, and no request is in flight
                 self._engine = self._engines.get(self.model, options)
             self._load_s = time.perf_counter() - started
             self._engine.reset_stats()
@@ -286,7 +283,7 @@ class LlamaRunner:
 
 
 class _Counter:
-    """Counts with the checkpoint's own tokenizer."""
+    """Counts with the checkpoint's tokenizer."""
 
     exact = True
 
@@ -299,27 +296,26 @@ class _Counter:
 
 
 def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:
-    """The requests of all streams, longest prompt first as each stream has them, so that runs over the same instances
-    ask for each of them together."""
+    """Merges streams that are sorted by falling prompt length, so that runs request the same instance together."""
     heads: list[tuple[int, str, int, Request]] = []
 
-    def pull(index: int) -> None:
+    def push_next(index: int) -> None:
         request = streams[index].next_request()
         if request is not None:
             heapq.heappush(heads, (-len(request.prompt.text), request.instance_id, index, request))
 
     for index in range(len(streams)):
-        pull(index)
+        push_next(index)
     while heads:
         _, _, index, request = heapq.heappop(heads)
         yield index, request
-        pull(index)
+        push_next(index)
 
 
 def _prepared(
     engine: Engine | DataParallelEngine[Any], streams: Sequence[RequestStream]
 ) -> Iterator[GenerationRequest]:
-    """Each request as the engine takes it. One that cannot be encoded costs itself alone."""
+    """Converts requests for the engine. A prompt that cannot be encoded fails its own requests only."""
     from swe_infer.llama.drafting import NO_SOURCE, DraftSource
     from swe_infer.llama.sequence import GenerationRequest
     from swe_infer.llama.stopping import StopParams
@@ -336,7 +332,7 @@ def _prepared(
         if prompt is None or request.prompt != prompt:
             try:
                 ids, prompt = tuple(engine.tokenizer.encode(request.prompt)), request.prompt
-            except Exception as error:  # noqa: BLE001 - tokenizers and chat templates raise what they like
+            except Exception as error:  # noqa: BLE001 - tokenizers and chat templates may raise anything
                 stream.deliver(request.key, Failure(type(error).__name__, first_line(error)))
                 continue
             source = DraftSource(prose_in_prompt(prompt.text), request.files)
@@ -346,14 +342,14 @@ def _prepared(
             rules=StopParams(decoding.max_new_tokens, engine.end_tokens, decoding.stop),
             temperature=defaults.temperature if decoding.temperature is None else decoding.temperature,
             top_p=defaults.top_p if decoding.top_p is None else decoding.top_p,
-            seed=seed_of(decoding, request.instance_id, request.sample),
+            seed=sample_seed(decoding, request.instance_id, request.sample),
             drafter=decoding.drafter,
             source=source,
         )
 
 
 def _split(request: GenerationRequest) -> tuple[int, tuple[str, int]]:
-    """The stream's place, and the key within it."""
+    """The stream's index, and the request's key in that stream."""
     assert isinstance(request.key, tuple)
     index, instance_id, sample = request.key
     return index, (instance_id, sample)

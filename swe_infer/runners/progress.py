@@ -1,7 +1,7 @@
-"""The live line of a run: done, failed, patches, dollars, tokens per second, time left.
+"""The progress line of a run: done, failed, patches, dollars, tokens per second, time left.
 
-On a terminal Rich keeps it below the log; elsewhere it is written as plain lines, seconds to a minute apart. Only
-numbers and names of our own are shown, stripped of control characters, so no answer or id can move the cursor.
+On a terminal, Rich keeps it below the log. Elsewhere it is written as plain lines, 5 to 60 seconds apart. Control
+characters are removed, so no text from outside can move the cursor.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _STATS = {
     "prompt_tokens_per_s": "prompt tok/s",
     "cache_hit_rate": "prefix cache",
     "prompt_cache_hit_rate": "prompt cache",
-    "response_cache_hits": "known answers",
+    "response_cache_hits": "cached answers",
     "preemptions": "preempted",
     "kv_cache_gb": "cache GB",
 }
-"""A runner's figures that have a place in the line, and under which name; the others go to summary and tracker."""
+"""The runner's figures on the line, and their names there. Summary and tracker get all of them."""
 
 
 class Progress:
-    """Shows a run on ``stream`` until :meth:`close`. Methods may be called from any thread, and never raise.
+    """Shows a run's progress on ``stream`` until :meth:`close`. Thread-safe; methods never raise.
 
     Args:
-        total: samples that the run asks for, those of earlier tries included.
-        already_done: how many of them need no work any more.
-        stream: where to draw. What handlers of the root logger write to the same terminal stands above the line.
+        total: samples of the run.
+        already_done: how many of them earlier commands finished.
+        stream: output. Log lines that handlers of the root logger write to the same terminal appear above the line.
         clock: seconds, monotonic.
     """
 
@@ -53,7 +53,7 @@ class Progress:
     ) -> None:
         self._total = total
         self._already_done = already_done
-        self._stream = _Lasting(stream)
+        self._stream = _SafeStream(stream)
         self._clock = clock
         self._started = clock()
         self._answered = 0
@@ -69,7 +69,12 @@ class Progress:
         self._live = self._started_live() if self._stream.isatty() else None
 
     def update(self, record: Mapping[str, Any], totals: Mapping[str, Any], stats: Mapping[str, float]) -> None:
-        """Take in one record, and the totals and the runner's figures after it."""
+        """Count one record.
+
+        Args:
+            totals: the summary that includes the record.
+            stats: the runner's figures.
+        """
         with self._lock:
             now = self._clock()
             self._answered += 1
@@ -84,7 +89,7 @@ class Progress:
                 self._stream.write(self.line() + "\n")
 
     def close(self) -> None:
-        """Leave the last state on the screen and give the loggers back their stream."""
+        """Draw the last state, and restore the streams of the log handlers."""
         if self._closed:
             return
         self._closed = True
@@ -113,7 +118,7 @@ class Progress:
                 self._redirected.append((handler, handler.stream))
                 handler.setStream(FileProxy(console, handler.stream))
         live.start()
-        console.show_cursor(True)  # a killed process must not leave a terminal without one
+        console.show_cursor(True)  # a killed process must not leave the cursor hidden
         return live
 
     def _renderable(self) -> Text:
@@ -122,7 +127,7 @@ class Progress:
         return Text(self.line(), no_wrap=True, overflow="ellipsis")
 
     def line(self) -> str:
-        """What is shown, without control characters."""
+        """The line's text, without control characters."""
         with self._lock:
             return self._line()
 
@@ -137,13 +142,13 @@ class Progress:
         if rate is not None:
             parts.append(f"{rate:,.0f} tok/s")
         parts.append(f"{clock(self._clock() - self._started)} elapsed")
-        left = self._seconds_left()
-        if left is not None:
-            parts.append(f"{clock(left)} left")
+        remaining = self._remaining_s()
+        if remaining is not None:
+            parts.append(f"{clock(remaining)} left")
         parts += [f"{name} {self._stats[key]:.3g}" for key, name in _STATS.items() if self._stats.get(key)]
         return "".join(c if c.isprintable() else "?" for c in " · ".join(parts))
 
-    def _seconds_left(self) -> float | None:
+    def _remaining_s(self) -> float | None:
         todo = self._total - self._already_done - self._answered
         elapsed = self._clock() - self._started
         if not self._answered or elapsed <= 0 or todo < 0:
@@ -156,13 +161,13 @@ class Progress:
             before = tokens - int((record.get("usage") or {}).get("output_tokens") or 0)
             self._tokens.append((self._started, before))
         if len(self._tokens) > 1 and now - self._tokens[-2][0] < _TICK_S:
-            self._tokens.pop()  # one point a second is enough
+            self._tokens.pop()  # one measurement per second is enough
         self._tokens.append((now, tokens))
         while len(self._tokens) > 2 and now - self._tokens[1][0] > _RATE_WINDOW_S:
             self._tokens.popleft()
 
     def _tokens_per_s(self) -> float | None:
-        """Output tokens per second of the last half minute."""
+        """Output tokens per second over the last ``_RATE_WINDOW_S``."""
         if len(self._tokens) < 2:
             return None
         (first_at, first), last = self._tokens[0], self._tokens[-1][1]
@@ -170,24 +175,24 @@ class Progress:
         return (last - first) / elapsed if elapsed > 0 else None
 
 
-class _Lasting:
-    """A stream of a terminal or a file that may go away: the run goes on without it."""
+class _SafeStream:
+    """Writes to a stream until that fails, then discards: a closed terminal must not end the run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._wrapped = stream
-        self._gone = False
+        self._failed = False
 
     def write(self, text: str) -> int:
-        if not self._gone:
+        if not self._failed:
             try:
                 self._wrapped.write(text)
                 self._wrapped.flush()
             except (OSError, ValueError):
-                self._gone = True
+                self._failed = True
         return len(text)
 
     def flush(self) -> None:
-        """Every write is flushed."""
+        """Does nothing: every write is flushed."""
 
     def isatty(self) -> bool:
         return _is_terminal(self._wrapped)

@@ -1,6 +1,6 @@
-"""The one loop: instances -> requests -> completions -> patches -> store, tracker, progress.
+"""The main loop of a run: instances -> requests -> completions -> patches -> store, tracker, progress.
 
-A runner knows how completions are had; everything that happens to an answer afterwards happens here, once.
+A runner turns requests into completions. Everything that happens to a completion afterwards happens here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.asked import Asked
+from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
-from swe_infer.run_directory.store import RunStore, paid_answers, record_of
-from swe_infer.runners.base import Runner, WantedSamples
+from swe_infer.run_directory.store import RunStore, record_of, reusable_records
+from swe_infer.runners.base import PendingSamples, Runner
 from swe_infer.runners.progress import Progress
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import (
@@ -45,40 +45,40 @@ from swe_infer.types import (
 log = logging.getLogger(__name__)
 
 ProgressLine = Callable[[Record, Summary], None]
-"""Takes a record and the summary after it."""
+"""Called with each record and the summary that includes it."""
 
 _SUMMARY_INTERVAL_S = 5.0
-_SETTLED = ("completed", "skipped")
-_BOUNDS = ("PromptTooShort", "PromptTooLong")
-"""Reasons to leave an instance out that another command's bounds may change."""
+_FINISHED = ("completed", "skipped")
+_LENGTH_SKIPS = ("PromptTooShort", "PromptTooLong")
+"""Reasons of a skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
 
 
 class _LazyCounter:
-    """The runner's token counter, made when the first prompt has to be measured: a finished run never needs it."""
+    """Loads the runner's token counter when the first prompt is counted. A finished run never loads it."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._counter: TokenCounter | None = None
 
-    def _made(self) -> TokenCounter:
+    def _loaded(self) -> TokenCounter:
         if self._counter is None:
             self._counter = self._runner.token_counter()
         return self._counter
 
     @property
     def name(self) -> str:
-        return self._made().name
+        return self._loaded().name
 
     @property
     def exact(self) -> bool:
-        return self._made().exact
+        return self._loaded().exact
 
     def __call__(self, prompt: Prompt) -> int:
-        return self._made()(prompt)
+        return self._loaded()(prompt)
 
 
-def selected(runner: Runner, dataset: Dataset, shard: DataShard) -> Selection:
-    """The instances that a run asks, in the runner's order; nothing is measured before it comes up.
+def select_instances(runner: Runner, dataset: Dataset, shard: DataShard) -> Selection:
+    """The instances of a run, in the runner's order. Prompts are counted lazily.
 
     Raises:
         DataError: the dataset cannot be read.
@@ -94,28 +94,28 @@ def selected(runner: Runner, dataset: Dataset, shard: DataShard) -> Selection:
     )
 
 
-def asked_of(selection: Selection) -> Asked:
-    """The instances that a selection asks."""
+def coverage_of(selection: Selection) -> Coverage:
+    """The instances and length bounds of a selection."""
     ids = tuple(selection.rows.ids[index] for index in sorted(selection.requested))
-    return Asked(ids, selection.lengths.min_tokens, selection.lengths.max_tokens)
+    return Coverage(ids, selection.lengths.min_tokens, selection.lengths.max_tokens)
 
 
-def outstanding(
+def pending_requests(
     selection: Selection,
     decoding: Decoding,
     totals: Totals,
     *,
     recheck: bool = False,
-    passed_over: Container[str] = (),
+    over_budget: Container[str] = (),
 ) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
-    """What is neither completed nor skipped yet: a request, or the reason why there will be none.
+    """The samples that are neither completed nor skipped: a request, or a key and the reason to skip it.
 
-    Rows are read, prompts measured, and requests made, only when their turn comes.
+    Rows are read and prompts counted lazily.
 
     Args:
-        recheck: the records were made under other bounds on a prompt's length: what they left out is asked where it
-            is within the bounds now, and what is completed is left out where it is not.
-        passed_over: instances of which no further sample is to be asked for; it may grow meanwhile.
+        recheck: the records were made with other bounds on a prompt's length. Samples that were skipped for their
+            length are requested if they are within the bounds now; completed ones outside the bounds are skipped.
+        over_budget: instances of which no further sample is requested; may grow during the iteration.
     """
     bounded = selection.lengths.min_tokens is not None or selection.lengths.max_tokens is not None
     for index in selection.requested:
@@ -123,75 +123,75 @@ def outstanding(
 
         def is_open(key: tuple[str, int]) -> bool:
             status = totals.status(key)
-            if status not in _SETTLED:
+            if status not in _FINISHED:
                 return True
-            return recheck and (bounded if status == "completed" else totals.skip_reason(key) in _BOUNDS)
+            return recheck and (bounded if status == "completed" else totals.skip_reason(key) in _LENGTH_SKIPS)
 
-        wanted = filter(is_open, ((instance_id, sample) for sample in range(decoding.n)))
-        first = next(wanted, None)
+        pending = filter(is_open, ((instance_id, sample) for sample in range(decoding.n)))
+        first = next(pending, None)
         if first is None:
             continue
-        left_out = selection.verdict(index)
-        prompt = selection.rows[index].prompt if left_out is None else None
+        skip = selection.verdict(index)
+        prompt = selection.rows[index].prompt if skip is None else None
         files = {} if prompt is None else PromptFiles(prompt)
-        for key in itertools.chain((first,), wanted):
-            if instance_id in passed_over:
+        for key in itertools.chain((first,), pending):
+            if instance_id in over_budget:
                 break
             status = totals.status(key)
             if prompt is not None and status != "completed":
                 yield Request(*key, prompt, decoding, files)
-            elif left_out is not None and status != "skipped":
-                if status == "completed" and left_out.reason not in _BOUNDS:
+            elif skip is not None and status != "skipped":
+                if status == "completed" and skip.reason not in _LENGTH_SKIPS:
                     continue
-                yield key, left_out
+                yield key, skip
 
 
-def estimated(
-    runner: Runner, selection: Selection, directory: Path, before: Asked, shared: Sequence[Path] = ()
+def estimate_remaining(
+    runner: Runner, selection: Selection, directory: Path, before: Coverage, shared: Sequence[Path] = ()
 ) -> Estimate:
-    """What the run in ``directory`` would still come to. Nothing is asked, and nothing written.
+    """Estimates the rest of the run in ``directory``. Sends no request and writes no file.
 
     Args:
-        before: what the last command asked, where the directory does not say it.
-        shared: run directories whose answers it would take.
+        before: the coverage of the last command, used if the directory states none.
+        shared: run directories whose completions the run would reuse.
     """
-    known_run, damage, totals = RunDirectory(directory), Damage(), Totals()
-    for record in known_run.records(damage):
-        totals.add(record)
+    recorded, damage, totals = RunDirectory(directory), Damage(), Totals()
+    for record in recorded.records(damage):
+        totals.add_record(record)
     if damage:
         log.warning("%s: %s", directory, damage)
-    last = known_run.asked() or before
-    recheck = not last.decides(asked_of(selection), totals.instance_ids)
+    last = recorded.coverage() or before
+    recheck = not last.decides(coverage_of(selection), totals.instance_ids)
     sources = [*shared, *([directory] if totals.replaced else [])]
-    known = paid_answers(sources, lambda key: totals.status(key) != "completed") if sources else {}
+    reusable = reusable_records(sources, lambda key: totals.status(key) != "completed") if sources else {}
     samples = runner.decoding.n
-    settled: dict[str, set[int]] = {}
-    for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in known)):
-        asked_again = recheck and totals.skip_reason(key) in _BOUNDS and key not in known
-        if status in _SETTLED and not asked_again and key[1] < samples:
-            settled.setdefault(key[0], set()).add(key[1])
+    finished: dict[str, set[int]] = {}
+    for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
+        requested_again = recheck and totals.skip_reason(key) in _LENGTH_SKIPS and key not in reusable
+        if status in _FINISHED and not requested_again and key[1] < samples:
+            finished.setdefault(key[0], set()).add(key[1])
 
-    def wanted() -> Iterator[WantedSamples]:
+    def pending() -> Iterator[PendingSamples]:
         for index in selection.requested:
             instance_id = selection.rows.ids[index]
-            done = settled.get(instance_id, set())
+            done = finished.get(instance_id, set())
             if len(done) < samples and selection.verdict(index) is None:
-                yield WantedSamples(instance_id, selection.rows[index].prompt, runner.decoding, samples, done)
+                yield PendingSamples(instance_id, selection.rows[index].prompt, runner.decoding, samples, done)
 
-    return runner.estimate(wanted())
+    return runner.estimate(pending())
 
 
 class Run:
     """One run over an open run directory.
 
     Args:
-        announce: tell the tracker even where nothing is left to do: somebody waits for this run's figures.
-        evaluate: told the summary when no answer is wanting any more; returns what it found out of the patches, which
-            is added to the summary.
-        evaluated: told the summary where the last command asked for something else; returns what earlier evaluations
-            say of what is asked for now.
-        shared: run directories that ask for the same answers: what is there is taken, not asked again.
-        passed_over: instances of which the runner can ask for no further sample, see ``RunContext``.
+        always_track: start the tracker even if nothing is left to do, as a W&B agent waits for this run's figures.
+        evaluate: called with the summary once every sample is completed or skipped; returns the figures of the
+            evaluated patches, which are added to the summary.
+        earlier_verdicts: called with the summary if the last command had another coverage; returns the figures of
+            earlier evaluations for the present coverage.
+        shared: run directories of runs with the same identity, whose completions are reused.
+        over_budget: instances of which the runner can request no further sample, see ``RunContext``.
     """
 
     def __init__(
@@ -202,87 +202,88 @@ class Run:
         tracker: Tracker,
         info: RunInfo,
         *,
-        announce: bool = False,
+        always_track: bool = False,
         evaluate: Callable[[Summary], Summary] | None = None,
-        evaluated: Callable[[Summary], Summary] | None = None,
+        earlier_verdicts: Callable[[Summary], Summary] | None = None,
         shared: Sequence[Path] = (),
-        passed_over: Container[str] = (),
+        over_budget: Container[str] = (),
     ) -> None:
         self.runner = runner
         self.selection = selection
         self.store = store
         self.tracker = tracker
         self.info = info
-        self._announce = announce
+        self._always_track = always_track
         self._evaluate = evaluate
-        self._found_before = evaluated
+        self._earlier_verdicts = earlier_verdicts
         self._sources = [*shared, *([store.directory] if store.totals.replaced else [])]
-        self._paid: dict[Key, Record] | None = None
+        self._reusable: dict[Key, Record] | None = None
         self._queue: Iterator[Request] | None = None
         self._changed = store.changed
-        self._passed_over = passed_over
+        self._over_budget = over_budget
         self._samples = runner.decoding.n
         self.stop = threading.Event()
-        self._unsaved = RecordWriter(store)
+        self._writer = RecordWriter(store)
         self._started = time.monotonic()
         self._before = store.read_summary()
         self._wall_before = float(self._before.get("wall_s", 0.0))
         if self._changed:
-            self._before = {}  # its figures are of other instances
+            self._before = {}  # its figures cover other instances
         self._summary_due = 0.0
-        self._ended: tuple[float, Mapping[str, float]] | None = None
+        self._frozen: tuple[float, Mapping[str, float]] | None = None
+        """Time and runner figures at the end of generation."""
         self._progress_line: ProgressLine = lambda record, summary: None
 
     def execute(self) -> int:
-        """Do what is left of the run; returns the exit status, as the README states it."""
+        """Run to the end; returns the exit status, as the README states it."""
         with INTERRUPTS.finishing(self.stop, says=self.in_progress):
-            status = self.begin()
+            status = self.start()
             if status is not None:
                 return status
             error: BaseException | None = None
             with self._progress() as self._progress_line:
                 try:
                     if not self.stop.is_set():
-                        self.runner.run(self.requests(), self.keep, self.stop)
-                except (Exception, KeyboardInterrupt) as raised:  # noqa: BLE001 - the run ends in order, see settle()
+                        self.runner.generate(self.requests(), self.record_outcome, self.stop)
+                except (Exception, KeyboardInterrupt) as raised:  # noqa: BLE001 - close_records() reports it
                     error = raised
-                status = self.settle(error)
-            return self.end(status)
+                status = self.close_records(error)
+            return self.finalize(status)
 
     def show_progress(self, line: ProgressLine) -> None:
-        """Tell ``line`` of each record from now on, with the summary as of then."""
+        """Call ``line`` with each further record and its summary."""
         self._progress_line = line
 
     def in_progress(self) -> str:
-        """What a first Ctrl-C leaves to be finished, in a few words."""
-        if self._ended is not None:
-            return "writing down what was answered"
+        """What the first Ctrl-C waits for, in a few words."""
+        if self._frozen is not None:
+            return "writing the last records"
         number = self.runner.in_flight
         return (
             f"finishing {number} request{'s' * (number != 1)} in flight" if number else "no further request is sent"
         )
 
-    def begin(self) -> int | None:
-        """Tell the tracker; returns the exit status where nothing is left to do.
+    def start(self) -> int | None:
+        """Start the tracker; returns the exit status if nothing is left to do.
 
-        What follows, for whoever makes several runs at once: :meth:`requests` and :meth:`keep` until all is answered,
-        :meth:`freeze` at that moment, :meth:`settle` and :meth:`end`.
+        Concurrent runs are continued with :meth:`requests` and :meth:`record_outcome` for each outcome, then
+        :meth:`freeze_figures`, :meth:`close_records` and :meth:`finalize`.
         """
         self._started = time.monotonic()
         summary, first = self.summary(), None
         if self.store.recheck or (self._sources and summary["remaining"] + summary["failed"]):
-            # What is known already is taken first: there may be nothing to load a model or open a connection for.
+            # Reuse completions first: the run may then need no model and no connection.
             records = self.store.totals.records
             requests = self._requests()
             first = next(requests, None)
             self._queue = itertools.chain([first] if first is not None else [], requests)
             self._changed = self._changed or self.store.totals.records != records
             summary = self.summary()
-        if self._changed and self._found_before is not None:
+        if self._changed and self._earlier_verdicts is not None:
             try:
-                self._before = {**summary, **self._found_before(summary)}
+                self._before = {**summary, **self._earlier_verdicts(summary)}
             except (SweInferError, OSError) as error:
-                log.error("the verdicts of earlier evaluations are left out: %s", error)
+                log.error("the verdicts of earlier evaluations are not used: %s", error)
             summary = self.summary()
         if first is not None or summary["remaining"] or summary["failed"]:
             self.tracker.start(self.info)
@@ -293,22 +294,28 @@ class Run:
         changed = self._changed or unreadable or self._before.get("instances") != summary["instances"]
         if changed and not self._written(summary):
             status = 1
-        elif summary["completed"] > summary.get("evaluated", 0):  # the last try ended before it was
+        elif summary["completed"] > summary.get("evaluated", 0):  # the last command ended before the evaluation
             status = self._evaluated(summary)
-        if self._announce or self._changed:
+        if self._always_track or self._changed:
             self.tracker.start(self.info)
             return self._tracked(self.summary(), status)
         return status
 
-    def freeze(self) -> None:
-        """The answering is over: time and figures are those of now, whatever goes on beside."""
-        if self._ended is None:
-            self._ended = (time.monotonic(), dict(self.runner.stats()))
+    def freeze_figures(self) -> None:
+        """Generation is over: fix the run's time and the runner's figures, as concurrent runs may go on."""
+        if self._frozen is None:
+            self._frozen = (time.monotonic(), dict(self.runner.stats()))
 
-    def end(self, status: int) -> int:
-        """Write the summary, evaluate the patches, and tell the tracker; returns the exit status, given that of the
-        answering."""
-        self.freeze()
+    def finalize(self, status: int) -> int:
+        """Write the summary, evaluate the patches, and finish the tracker.
+
+        Args:
+            status: the exit status so far.
+
+        Returns:
+            The run's exit status.
+        """
+        self.freeze_figures()
         summary = self.summary()
         if INTERRUPTS.stopping and (summary["failed"] or summary["remaining"]):
             status = INTERRUPTED
@@ -322,7 +329,7 @@ class Run:
         return self._tracked(summary, status)
 
     def _tracked(self, summary: Summary, status: int) -> int:
-        """Tell the tracker how the run ended; returns the exit status."""
+        """Finish the tracker; returns the exit status."""
         try:
             self.tracker.finish(summary, layout.result_files(self.store.directory), status)
         except KeyboardInterrupt:
@@ -330,15 +337,15 @@ class Run:
         return status
 
     def _evaluated(self, summary: Summary) -> int:
-        """Evaluate the patches, where somebody does; returns the exit status. What goes wrong costs no answer, and
-        ``swe-infer-evaluate`` does it again."""
+        """Evaluate the patches if configured; returns the exit status. A failed evaluation costs no answer:
+        ``swe-infer-evaluate`` repeats it."""
         if self._evaluate is None:
             return 0
         try:
             with INTERRUPTS.stoppable():
                 found = self._evaluate(summary)
         except KeyboardInterrupt:
-            log.warning("not all patches were evaluated; the same command does it, or swe-infer-evaluate")
+            log.warning("not all patches were evaluated; repeat this command or run swe-infer-evaluate")
             return INTERRUPTED
         except (SweInferError, OSError) as error:
             log.error("the patches were not evaluated: %s", error)
@@ -347,87 +354,93 @@ class Run:
         return 0 if self._written(self.summary()) else 1
 
     def _written(self, summary: Summary) -> bool:
-        """Write what is derived from the records, and make sure of those; whether all of it is on the disk."""
+        """Write the summary, and flush the records; False if either is not on disk."""
         try:
             self.store.write_summary(summary)
             self.store.check()
         except StoreError as error:
-            log.error("%s; the same command mends it once the disk can be written", error)
+            log.error("%s; repeat this command once the disk is writable", error)
             return False
         return True
 
     def summary(self) -> Summary:
-        """The run's summary as of now; money as Decimal."""
-        now, stats = self._ended or (time.monotonic(), self.runner.stats())
+        """The run's current summary; dollars are Decimal."""
+        now, stats = self._frozen or (time.monotonic(), self.runner.stats())
         summary = self.store.totals.summary(
             instances=len(self.selection),
             samples=self._samples,
             wall_s=self._wall_before + now - self._started,
             stats=stats,
         )
-        if self._before.get("completed") == summary["completed"]:  # what an evaluation added still holds
+        if self._before.get("completed") == summary["completed"]:  # the evaluation still covers every completion
             return {**self._before, **summary}
         return summary
 
-    def settle(self, error: BaseException | None) -> int:
-        """Say what ended the answering, if not its end, and see that every answer is on the disk; returns the exit
-        status so far."""
+    def close_records(self, error: BaseException | None) -> int:
+        """Log why generation stopped early, and wait until every record is durable.
+
+        Args:
+            error: what ended generation; None if it ended by itself.
+
+        Returns:
+            The exit status so far.
+        """
         if isinstance(error, BudgetExceeded):
-            left = self.summary()["remaining"]
-            log.error("%s; still to be answered: %d, by the same command with a larger budget", error, left)
+            remaining = self.summary()["remaining"]
+            log.error("%s; remaining samples: %d; repeat this command with a larger budget", error, remaining)
             status = error.exit_status
         else:
-            status = 0 if error is None else _told(error)
+            status = 0 if error is None else _logged(error)
         try:
-            saved = self._unsaved.wait()
+            saved = self._writer.wait_until_written()
         except KeyboardInterrupt:
-            saved = self._unsaved.give_up()
+            saved = self._writer.report_unwritten()
         return status if saved else status or 1
 
     def requests(self) -> Iterator[Request]:
-        """What is left to ask; what is left out is recorded when its turn comes."""
+        """The requests to send. Skipped and reused samples are recorded when the iteration reaches them."""
         return self._requests() if self._queue is None else self._queue
 
     def _requests(self) -> Iterator[Request]:
         totals = self.store.totals
-        asked = outstanding(
+        pending = pending_requests(
             self.selection,
             self.runner.decoding,
             totals,
             recheck=self.store.recheck,
-            passed_over=self._passed_over,
+            over_budget=self._over_budget,
         )
-        for wanted in asked:
-            if not isinstance(wanted, Request):
-                if self.stop.is_set():  # many samples may be left out one after the other
+        for item in pending:
+            if not isinstance(item, Request):
+                if self.stop.is_set():  # many skips may follow one another
                     return
-                key, skip = wanted
+                key, skip = item
                 self._append(record_of(key, skip, None))
-            elif (record := self._paid_before(wanted.key)) is not None:
+            elif (record := self._reusable_record(item.key)) is not None:
                 self._append(record)
             else:
-                yield wanted
-        self.store.all_decided()
+                yield item
+        self.store.mark_decided()
 
-    def _paid_before(self, key: Key) -> Record | None:
-        """The record of an answer that is to be had without asking, or None."""
+    def _reusable_record(self, key: Key) -> Record | None:
+        """The record of a completion that another run has paid for, or None."""
         if not self._sources:
             return None
-        if self._paid is None:
+        if self._reusable is None:
             totals = self.store.totals
-            self._paid = paid_answers(
+            self._reusable = reusable_records(
                 self._sources, lambda k: totals.counts(k[0]) and totals.status(k) != "completed"
             )
-        return self._paid.pop(key, None)
+        return self._reusable.pop(key, None)
 
-    def keep(self, request: Request, outcome: Outcome) -> None:
-        """Keep one outcome the moment it exists."""
+    def record_outcome(self, request: Request, outcome: Outcome) -> None:
+        """Extract the patch of a completion, and append the record of the outcome."""
         with INTERRUPTS.put_off():  # a second Ctrl-C must not come between an answer and the disk
             patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
             self._append(record_of(request.key, outcome, patch))
 
     def _append(self, record: Record) -> None:
-        if not self._unsaved.add(record):
+        if not self._writer.write(record):
             self.stop.set()
             return
         now = time.monotonic()
@@ -440,11 +453,11 @@ class Run:
 
     def _patch(self, request: Request, outcome: Completion) -> PatchResult:
         try:
-            from swe_infer.patches.pipeline import make_patch  # a finished run has no need of it
+            from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
 
             return make_patch(outcome.text, request.files)
-        except Exception:  # a fault in our code must not cost a paid answer; re-extraction mends it
-            log.exception("%s: the patch could not be taken from the answer", request.instance_id)
+        except Exception:  # a fault in our code must not cost a paid answer; it can be extracted again
+            log.exception("%s: the patch could not be extracted from the answer", request.instance_id)
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")
 
     @contextmanager
@@ -458,9 +471,9 @@ class Run:
             progress.close()
 
 
-def _told(error: BaseException) -> int:
-    """Log what ended the answering of a run; returns its exit status."""
-    if isinstance(error, StoreError):  # exit status 2 is for what is known before anything is paid for
+def _logged(error: BaseException) -> int:
+    """Log why generation stopped; returns the exit status."""
+    if isinstance(error, StoreError):  # exit status 2 is for errors before anything is paid for
         log.error("%s", error)
         return 1
     if isinstance(error, SweInferError):
@@ -471,8 +484,8 @@ def _told(error: BaseException) -> int:
         return 1
     if isinstance(error, KeyboardInterrupt):
         if INTERRUPTS.count > 1:
-            log.warning("stopped at once; what was finished is kept")
+            log.warning("stopped at once; finished answers are kept")
         return INTERRUPTED
-    # a fault in our code: the run still ends in order, and the trace says where
-    log.error("stopped by an unforeseen error", exc_info=error)
+    # a fault in our code: the run is still finalized
+    log.error("stopped by an unexpected error", exc_info=error)
     return 1

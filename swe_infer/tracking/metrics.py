@@ -177,7 +177,7 @@ class Predictions:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._asked = RunDirectory(directory).asked_ids()
+        self._asked = RunDirectory(directory).covered_ids()
         self._path = directory / layout.RECORDS
         self._offset = 0
         self._rows: dict[tuple[str, int], list[Any]] = {}

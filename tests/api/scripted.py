@@ -13,7 +13,7 @@ from typing import Literal
 
 from swe_infer.errors import RateLimits, RequestError
 from swe_infer.providers.base import Answer, Provider
-from swe_infer.runners.base import RunContext, SharedResources, WantedSamples
+from swe_infer.runners.base import PendingSamples, ProcessResources, RunContext
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Usage
 
 Fate = Answer | BaseException | None
@@ -100,17 +100,17 @@ def requests(count: int, samples: int = 1, text: str = "fix it", decoding: Decod
     return [request(f"i{n}", s, f"{text} {n}", decoding) for n in range(count) for s in range(samples)]
 
 
-def counted(asked: Iterable[Request]) -> list[WantedSamples]:
+def counted(asked: Iterable[Request]) -> list[PendingSamples]:
     """The same requests as an estimate takes them."""
     prompts: dict[tuple[str, Prompt, Decoding], set[int]] = {}
     for one in asked:
         prompts.setdefault((one.instance_id, one.prompt, one.decoding), set()).add(one.sample)
     return [
-        WantedSamples(*key, max(numbers) + 1, set(range(max(numbers) + 1)) - numbers)
+        PendingSamples(*key, max(numbers) + 1, set(range(max(numbers) + 1)) - numbers)
         for key, numbers in prompts.items()
     ]
 
 
 def context(directory: Path, *, run_id: str = "run", spent_usd: Decimal = Decimal(0)) -> RunContext:
     """What a runner learns of its run; the runs of one directory share a sweep's ledger."""
-    return RunContext(directory, run_id, spent_usd, directory / "sweep.sqlite", SharedResources())
+    return RunContext(directory, run_id, spent_usd, directory / "sweep.sqlite", ProcessResources())

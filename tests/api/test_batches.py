@@ -62,13 +62,13 @@ def runner(
         batches=batches,
     )
     api.check()
-    api.begin(context(directory))
+    api.bind(context(directory))
     return api
 
 
 def run(api: ApiRunner, wanted: list[Request]) -> dict[tuple[str, int], Outcome]:
     outcomes = Outcomes()
-    api.run(wanted, outcomes, threading.Event())
+    api.generate(wanted, outcomes, threading.Event())
     return outcomes.by_key
 
 
@@ -138,7 +138,7 @@ def stopped_once_submitted(api: ApiRunner, directory: Path, wanted: list[Request
         stop.set()
 
     threading.Thread(target=stop_once_submitted, daemon=True).start()
-    api.run(wanted, outcomes, stop)
+    api.generate(wanted, outcomes, stop)
     return outcomes
 
 
@@ -174,7 +174,7 @@ def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_
         asyncio.run(hand_in())
         recorded = [r.key for r in requests(6)[:1]]
         again = runner(server.url, "openai", tmp_path)
-        again.begin(replace(context(tmp_path), is_recorded=lambda key: key in recorded))
+        again.bind(replace(context(tmp_path), is_recorded=lambda key: key in recorded))
         assert run(again, requests(6)[1:3]).keys() == {r.key for r in requests(6)[1:]}
         assert len(server.batches.submitted()) == 1
 
@@ -199,7 +199,7 @@ def test_a_live_run_is_refused_while_its_batches_are_at_the_provider(tmp_path: P
     journal.close()
     api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=OpenAIChat(), decoding=Decoding())
     with pytest.raises(ConfigError, match=r"provider\.mode=batch first"):
-        api.begin(context(tmp_path))
+        api.bind(context(tmp_path))
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
@@ -207,7 +207,7 @@ def test_an_unknown_model_stops_the_run_and_leaves_no_batch_open(vendor: str, tm
     with ApiServer(faults=[Fault("model_not_found", contains="fix it 2")]) as server:
         outcomes = Outcomes()
         with pytest.raises(ModelNotFound):
-            runner(server.url, vendor, tmp_path).run(requests(5), outcomes, threading.Event())
+            runner(server.url, vendor, tmp_path).generate(requests(5), outcomes, threading.Event())
         assert len(outcomes) == 4
         assert open_batches(tmp_path) == []
 
@@ -218,7 +218,7 @@ def test_a_cap_holds_over_batches_and_is_used_up(vendor: str, tmp_path: Path) ->
         cap = "0.01" if vendor == "openai" else "0.02"
         outcomes = Outcomes()
         with pytest.raises(BudgetExceeded, match=r"budget\.max_usd"):
-            runner(server.url, vendor, tmp_path, cap=cap).run(requests(800), outcomes, threading.Event())
+            runner(server.url, vendor, tmp_path, cap=cap).generate(requests(800), outcomes, threading.Event())
         paid = sum(o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion))
         assert Decimal("0.9") * Decimal(cap) <= paid == server.log.cost_usd() <= Decimal(cap)
 
@@ -260,7 +260,7 @@ wanted = [r for r in requests(60, samples=2) if r.key not in done]
 from swe_infer.api.batch import BatchSettings
 batches = BatchSettings(max_requests=25, first_poll_s=0.02, max_poll_s=0.05, settle_s=0.3)
 api = runner(url, vendor, Path(directory), cap="1", batches=batches)
-api.run(wanted, keep, threading.Event())
+api.generate(wanted, keep, threading.Event())
 """
 
 
@@ -314,10 +314,10 @@ def test_where_no_list_is_to_be_had_known_batches_are_collected_and_nothing_is_p
         def launch(**changes: Any) -> str:
             """What the run ends with; its answers are recorded."""
             again = runner(server.url, vendor, tmp_path, cap="1", batches=replace(QUICK, **changes))
-            again.begin(replace(context(tmp_path), is_recorded=done.__contains__))
+            again.bind(replace(context(tmp_path), is_recorded=done.__contains__))
             outcomes = Outcomes()
             try:
-                again.run([r for r in requests(10) if r.key not in done], outcomes, threading.Event())
+                again.generate([r for r in requests(10) if r.key not in done], outcomes, threading.Event())
             except ProviderFatal as error:
                 return str(error)
             finally:
@@ -351,11 +351,11 @@ def test_results_that_stay_torn_cost_no_second_batch(vendor: str, tmp_path: Path
         server.batches.torn = True
         outcomes = Outcomes()
         with pytest.raises(ProviderFatal, match=r"may be paid for .* lines of the results cannot be read"):
-            runner(server.url, vendor, tmp_path).run(requests(5), outcomes, threading.Event())
+            runner(server.url, vendor, tmp_path).generate(requests(5), outcomes, threading.Event())
         assert len(outcomes) == 4
         assert len(server.batches.submitted()) == 1
         server.batches.torn = False
         again = runner(server.url, vendor, tmp_path)
-        again.begin(replace(context(tmp_path), is_recorded=outcomes.by_key.__contains__))
+        again.bind(replace(context(tmp_path), is_recorded=outcomes.by_key.__contains__))
         assert len(run(again, requests(5))) == 1
         assert len(server.batches.submitted()) == 1

@@ -67,14 +67,14 @@ def runner(
         model=model, provider=provider, decoding=Decoding(max_new_tokens=OUTPUT), budget=Budget(max_usd=cap)
     )
     api.check()
-    api.begin(context(directory))
+    api.bind(context(directory))
     return api
 
 
 def spend(api: ApiRunner, wanted: list[Request]) -> tuple[dict[tuple[str, int], Outcome], BudgetExceeded | None]:
     outcomes = Outcomes()
     try:
-        api.run(wanted, outcomes, threading.Event())
+        api.generate(wanted, outcomes, threading.Event())
     except BudgetExceeded as error:
         return outcomes.by_key, error
     return outcomes.by_key, None
@@ -151,7 +151,7 @@ def test_a_run_ends_at_once_where_not_even_the_shortest_prompt_fits(tmp_path: Pa
     with ApiServer() as server:
         api = runner(server, "openai", price(0), tmp_path, concurrency=4)
         with pytest.raises(BudgetExceeded):
-            api.run(many(), Outcomes(), threading.Event())
+            api.generate(many(), Outcomes(), threading.Event())
         assert server.log.asked() == []
         assert read < 100
 
@@ -167,7 +167,7 @@ def test_several_samples_in_one_request_are_asked_for_as_fewer_where_all_do_not_
             decoding=decoding,
             budget=Budget(max_usd=cap),
         )
-        api.begin(context(tmp_path))
+        api.bind(context(tmp_path))
         outcomes, error = spend(api, requests(1, samples=8, decoding=decoding))
         assert error is not None
         assert Decimal("0.8") * cap <= server.log.cost_usd() <= cap
@@ -275,7 +275,7 @@ def test_a_stop_reaches_a_run_that_waits_for_a_count(tmp_path: Path) -> None:
         threading.Thread(target=stop_once_asked, daemon=True).start()
         outcomes = Outcomes()
         api = runner(server, "openai", price(4100), tmp_path, timeout_s=600)
-        api.run([sized(9000, f"i{n}") for n in range(20)], outcomes, stop)
+        api.generate([sized(9000, f"i{n}") for n in range(20)], outcomes, stop)
         assert outcomes == []
         assert server.log.asked() == []
 
@@ -289,7 +289,7 @@ def test_a_stop_reaches_a_run_that_waits_for_a_cap_that_another_process_holds(tm
         assert isinstance(other.hold(cap), LedgerEntry)
         threading.Timer(0.5, stop.set).start()
         outcomes = Outcomes()
-        api.run([sized(2000, f"i{n}") for n in range(20)], outcomes, stop)
+        api.generate([sized(2000, f"i{n}") for n in range(20)], outcomes, stop)
         assert outcomes == []
         assert server.log.asked() == []
         # Nothing is left held or charged by the run that was stopped.

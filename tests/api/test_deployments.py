@@ -73,7 +73,7 @@ def answered_by(outcomes: Outcomes) -> Counter[str]:
 def test_the_first_answers_as_long_as_it_can() -> None:
     with ApiServer() as first, ApiServer() as second:
         outcomes = Outcomes()
-        runner(first, second).run(requests(30), outcomes, threading.Event())
+        runner(first, second).generate(requests(30), outcomes, threading.Event())
         assert answered_by(outcomes) == {"openai": 30}
         assert second.log.asked() == []
 
@@ -85,7 +85,7 @@ def test_the_next_takes_over_where_the_first_is_of_no_use(kind: FaultKind) -> No
         ApiServer() as second,
     ):  # which nobody waits out
         outcomes = Outcomes()  # nobody waits out the first one's Retry-After
-        runner(first, second).run(requests(100), outcomes, threading.Event())
+        runner(first, second).generate(requests(100), outcomes, threading.Event())
         assert answered_by(outcomes) == {"azure_openai": 100}
         assert len(first.log.asked()) < 40
         assert {e.model for e in second.log.answers()} == {"my-deployment"}
@@ -99,7 +99,7 @@ def test_the_first_is_asked_again_once_it_had_its_rest() -> None:
         api = runner(first, second)
         outcomes = Outcomes()
         wanted = slowly(requests(2000), lambda: len(first.log.answers()) > 5)
-        api.run(wanted, outcomes, threading.Event())
+        api.generate(wanted, outcomes, threading.Event())
         by = answered_by(outcomes)
         assert by["openai"] > 5
         assert by["azure_openai"] >= 3
@@ -109,7 +109,7 @@ def test_the_run_stops_when_all_of_them_are_of_no_use() -> None:
     with ApiServer(faults=[Fault("insufficient_quota")]) as first, ApiServer(faults=[Fault("auth")]) as second:
         outcomes = Outcomes()
         with pytest.raises((AuthenticationFailed, QuotaExhausted)):
-            runner(first, second).run(requests(500), outcomes, threading.Event())
+            runner(first, second).generate(requests(500), outcomes, threading.Event())
         assert len(first.log.asked()) + len(second.log.asked()) < 50
 
 
@@ -137,7 +137,7 @@ def test_bedrock_takes_over_from_anthropic_and_vertex_from_bedrock(kind: FaultKi
     for second_down, who in ((False, "bedrock"), (True, "vertex")):
         with ApiServer(faults=down) as first, ApiServer(faults=down * second_down) as second, ApiServer() as third:
             outcomes = Outcomes()
-            claude_runner(first, second, third).run(wanted, outcomes, threading.Event())
+            claude_runner(first, second, third).generate(wanted, outcomes, threading.Event())
             assert answered_by(outcomes) == {who: 36}
             server = third if second_down else second
             assert {e.model for e in server.log.answers()} == {
@@ -152,7 +152,7 @@ def test_bedrock_takes_over_from_anthropic_and_vertex_from_bedrock(kind: FaultKi
 def test_a_dry_run_counts_what_the_cache_holds_from_any_of_the_endpoints(tmp_path: Path) -> None:
     with ApiServer(faults=[Fault("auth")]) as first, ApiServer() as second:
         api = runner(first, second, response_cache=str(tmp_path))
-        api.run(requests(5), Outcomes(), threading.Event())
+        api.generate(requests(5), Outcomes(), threading.Event())
         found = runner(first, second, response_cache=str(tmp_path)).estimate(counted(requests(8)))
         assert (found.response_cache_hits, found.requests) == (5, 3)
 

@@ -92,7 +92,7 @@ def test_what_the_response_cache_holds_is_not_paid_for(tmp_path: Path) -> None:
     provider = ScriptedProvider()
     decoding = Decoding(max_new_tokens=100)
     api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=provider, decoding=decoding, response_cache=str(tmp_path))
-    api.run(requests(5, samples=2), Outcomes(), threading.Event())
+    api.generate(requests(5, samples=2), Outcomes(), threading.Event())
     found = api.estimate(counted(requests(8, samples=2)))
     assert (found.instances, found.requests, found.response_cache_hits) == (3, 6, 10)
     assert len(provider.sent) == 10
@@ -122,7 +122,7 @@ def test_what_a_run_costs_lies_within_the_bounds_of_its_estimate(
         found = api.estimate(counted(asked))
         assert server.log.asked() == []
         outcomes = Outcomes()
-        api.run(asked, outcomes, threading.Event())
+        api.generate(asked, outcomes, threading.Event())
         cost = sum((o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion)), Decimal(0))
         # The server's tokens are four characters, the estimate's 3.3: that is what its lower bound allows for.
         assert found.cached_usd is not None

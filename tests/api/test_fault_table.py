@@ -91,7 +91,7 @@ def at(vendor: str) -> list[Row]:
 
 def ask(api: ApiRunner, kinds: list[str]) -> dict[str, Outcome]:
     outcomes = Outcomes()
-    api.run([marked(kind) for kind in kinds], outcomes, threading.Event())
+    api.generate([marked(kind) for kind in kinds], outcomes, threading.Event())
     return {name: outcome for (name, _), outcome in outcomes.by_key.items()}
 
 
@@ -178,7 +178,7 @@ def test_connections_that_never_come_about_are_tried_again_and_cost_nothing(kind
             "tls": f"https://127.0.0.1:{speaks_no_tls.getsockname()[1]}",
         }
         api = runner("openai", addresses[kind], budget=Budget(max_usd=Decimal(1)))
-        api.begin(context(tmp_path))
+        api.bind(context(tmp_path))
         outcome = ask(api, [kind])[kind]
     row = TABLE[kind]
     check_end(row, outcome)

@@ -34,9 +34,9 @@ def run_at_once(runners: list[ApiRunner], wanted: list[list[Request]], directory
     outcomes: list[list[Outcome]] = [[] for _ in runners]
 
     def run(number: int) -> None:
-        runners[number].begin(context(directory, run_id=str(number)))
+        runners[number].bind(context(directory, run_id=str(number)))
         keep = outcomes[number]
-        runners[number].run(wanted[number], lambda _, outcome: keep.append(outcome), threading.Event())
+        runners[number].generate(wanted[number], lambda _, outcome: keep.append(outcome), threading.Event())
 
     thresholds = gc.get_threshold()  # of the whole process; a run sets them for itself
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(runners))]

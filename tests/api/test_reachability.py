@@ -77,7 +77,7 @@ def test_a_closed_port_ends_the_run_after_a_few_tries_in_all_and_names_the_addre
     url = f"http://127.0.0.1:{free_port()}/v1"
     api = runner(OpenAIChat(base_url=url))
     with pytest.raises(Unreachable, match="check the address") as raised:
-        api.run(requests(60), nothing_is_answered, threading.Event())
+        api.generate(requests(60), nothing_is_answered, threading.Event())
     assert f"provider.base_url={url}: " in str(raised.value)
     assert raised.value.exit_status == 1
     assert api.stats()["requests_sent"] <= BURST + 6, (
@@ -88,7 +88,7 @@ def test_a_closed_port_ends_the_run_after_a_few_tries_in_all_and_names_the_addre
 def test_a_failing_handshake_counts_as_no_connection() -> None:
     with no_tls() as (port, connections):
         with pytest.raises(Unreachable, match=rf"https://127\.0\.0\.1:{port}"):
-            runner(OpenAIChat(base_url=f"https://127.0.0.1:{port}/v1")).run(
+            runner(OpenAIChat(base_url=f"https://127.0.0.1:{port}/v1")).generate(
                 requests(60), nothing_is_answered, threading.Event()
             )
         assert 3 <= connections[0] <= 2 * (BURST + 6)
@@ -97,12 +97,14 @@ def test_a_failing_handshake_counts_as_no_connection() -> None:
 def test_every_deployment_is_tried_before_the_run_is_given_up_and_a_live_one_answers_it() -> None:
     dead = [OpenAIChat(base_url=f"http://127.0.0.1:{free_port()}/v1") for _ in range(2)]
     with pytest.raises(Unreachable) as raised:
-        runner(Deployments(first=dead[0], second=dead[1])).run(requests(20), nothing_is_answered, threading.Event())
+        runner(Deployments(first=dead[0], second=dead[1])).generate(
+            requests(20), nothing_is_answered, threading.Event()
+        )
     assert all(provider.address in str(raised.value) for provider in dead)
     outcomes: dict[tuple[str, int], Outcome] = {}
     with ApiServer() as server:
         both = Deployments(first=dead[0], second=OpenAIChat(base_url=server.openai_url))
-        runner(both).run(requests(20), lambda r, o: outcomes.update({r.key: o}), threading.Event())
+        runner(both).generate(requests(20), lambda r, o: outcomes.update({r.key: o}), threading.Event())
         assert len(server.log.answers()) == len(outcomes) == 20
 
 
@@ -110,7 +112,7 @@ def test_a_server_that_comes_up_in_time_answers_everything() -> None:
     port, outcomes = free_port(), []
     api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{port}/v1"))
     working = threading.Thread(
-        target=api.run, args=(requests(20), lambda r, o: outcomes.append(o), threading.Event()), daemon=True
+        target=api.generate, args=(requests(20), lambda r, o: outcomes.append(o), threading.Event()), daemon=True
     )
     working.start()
     while api.stats().get("requests_sent", 0.0) < 1:
@@ -134,7 +136,7 @@ def test_once_a_request_has_connected_the_usual_patience_holds() -> None:
 
     threading.Thread(target=answer_one, daemon=True).start()
     provider = OpenAIChat(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", max_concurrency=1)
-    runner(provider, tries=5).run(requests(4), lambda r, o: outcomes.append(o), threading.Event())
+    runner(provider, tries=5).generate(requests(4), lambda r, o: outcomes.append(o), threading.Event())
     assert [outcome.attempts for outcome in outcomes if isinstance(outcome, Failure)] == [5, 5, 5, 5]
 
 
@@ -143,8 +145,8 @@ def test_a_batch_that_reaches_nobody_ends_the_run_and_is_handed_in_later(tmp_pat
 
     def go() -> None:
         api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{port}/v1", mode="batch"))
-        api.begin(context(tmp_path))
-        api.run(requests(4), lambda r, o: outcomes.append(o), threading.Event())
+        api.bind(context(tmp_path))
+        api.generate(requests(4), lambda r, o: outcomes.append(o), threading.Event())
 
     with pytest.raises(Unreachable):
         go()
@@ -173,6 +175,6 @@ def test_a_redirect_sends_no_prompt_to_another_host() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{server.server_port}/v1"))
         with pytest.raises(ProviderFatal, match="HTTP 307, a redirect to another address, which is not followed"):
-            api.run(requests(5), nothing_is_answered, threading.Event())
+            api.generate(requests(5), nothing_is_answered, threading.Event())
         server.shutdown()
         assert other.log.asked() == []

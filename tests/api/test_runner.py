@@ -68,13 +68,13 @@ class Outcomes(list[tuple[Request, Outcome]]):
 
 def run(api: ApiRunner, wanted: list[Request], stop: threading.Event | None = None) -> Outcomes:
     outcomes = Outcomes()
-    api.run(wanted, outcomes, stop or threading.Event())
+    api.generate(wanted, outcomes, stop or threading.Event())
     return outcomes
 
 
 def test_garbage_is_collected_seldom_while_a_run_is_at_work_and_as_before_after_it() -> None:
     before, frozen, seen = gc.get_threshold(), gc.get_freeze_count(), []
-    runner(ScriptedProvider()).run(
+    runner(ScriptedProvider()).generate(
         requests(1), lambda *_: seen.append((gc.get_threshold(), gc.get_freeze_count())), threading.Event()
     )
     ((thresholds, out_of_sight),) = seen
@@ -136,7 +136,7 @@ def test_what_no_request_can_survive_stops_the_run_at_once_and_keeps_what_was_in
     provider = ScriptedProvider(lambda r, n: error if r.instance_id == "i20" else None, latency_s=0.05)
     outcomes = Outcomes()
     with pytest.raises(type(error)):
-        runner(provider).run(requests(5000), outcomes, threading.Event())
+        runner(provider).generate(requests(5000), outcomes, threading.Event())
     assert 20 <= len(provider.sent) < 200
     assert len(outcomes) == len(provider.sent) - 1  # all but the refused one
 
@@ -169,7 +169,7 @@ def test_requests_are_read_lazily() -> None:
         nonlocal done
         done += 1
 
-    runner(provider).run(source(), on_outcome, threading.Event())
+    runner(provider).generate(source(), on_outcome, threading.Event())
     assert done == 500
 
 
@@ -202,8 +202,8 @@ def test_a_stop_reaches_those_that_wait_for_a_cap_which_others_hold(tmp_path: Pa
     others.hold(cap)  # for as long as the other run likes
     provider, outcomes, stop = ScriptedProvider(), Outcomes(), threading.Event()
     api = runner(provider, budget=Budget(sweep_max_usd=cap))
-    api.begin(place)
-    working = threading.Thread(target=api.run, args=(requests(20), outcomes, stop), daemon=True)
+    api.bind(place)
+    working = threading.Thread(target=api.generate, args=(requests(20), outcomes, stop), daemon=True)
     working.start()
     wait_for(lambda: api.stats().get("concurrency"))
     stop.set()
@@ -219,7 +219,7 @@ def test_an_error_while_handing_over_ends_the_run_with_that_error() -> None:
 
     provider = ScriptedProvider(max_concurrency=4)
     with pytest.raises(OSError, match="no space"):
-        runner(provider).run(requests(1000), full, threading.Event())
+        runner(provider).generate(requests(1000), full, threading.Event())
     assert len(provider.sent) < 20
 
 
@@ -230,7 +230,7 @@ def test_an_error_while_reading_ends_the_run_after_what_is_in_flight_was_handed_
 
     outcomes = Outcomes()
     with pytest.raises(ConfigError, match="line 11"):
-        runner(provider := ScriptedProvider(latency_s=0.05)).run(source(), outcomes, threading.Event())
+        runner(provider := ScriptedProvider(latency_s=0.05)).generate(source(), outcomes, threading.Event())
     assert len(outcomes) == len(provider.sent) >= 8
 
 
@@ -298,7 +298,7 @@ def test_a_cap_is_never_passed_and_nearly_used_up_at_any_concurrency(concurrency
     api = runner(provider, model=ApiModel(name="x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=cap))
     outcomes = Outcomes()
     with pytest.raises(BudgetExceeded):
-        api.run(requests(1000, text="y" * 1000), outcomes, threading.Event())
+        api.generate(requests(1000, text="y" * 1000), outcomes, threading.Event())
     spent = sum(o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion))
     assert cap * Decimal("0.95") <= spent <= cap
     assert len(outcomes) == len(provider.sent)
@@ -307,7 +307,7 @@ def test_a_cap_is_never_passed_and_nearly_used_up_at_any_concurrency(concurrency
 def test_what_earlier_tries_spent_counts(tmp_path: Path) -> None:
     provider = ScriptedProvider(max_concurrency=1, tokens=lambda r: Usage(input_tokens=100))
     api = runner(provider, model=ApiModel(name="x", pricing=DOLLAR_A_TOKEN), budget=Budget(max_usd=Decimal(1000)))
-    api.begin(context(tmp_path, spent_usd=Decimal(500)))
+    api.bind(context(tmp_path, spent_usd=Decimal(500)))
     with pytest.raises(BudgetExceeded):
         run(api, requests(100))
     assert len(provider.sent) * 100 + 500 <= 1000
@@ -320,7 +320,7 @@ def test_runs_of_a_sweep_share_one_cap(tmp_path: Path) -> None:
         provider = ScriptedProvider(tokens=lambda r: Usage(input_tokens=100), max_concurrency=8, latency_s=0.001)
         budget = Budget(sweep_max_usd=Decimal(10_000))
         api = runner(provider, model=ApiModel(name="x", pricing=DOLLAR_A_TOKEN), budget=budget)
-        api.begin(context(tmp_path, run_id=f"run{number}"))
+        api.bind(context(tmp_path, run_id=f"run{number}"))
         if number < 1:
             run(api, requests(60))
         else:

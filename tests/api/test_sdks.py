@@ -81,7 +81,7 @@ def runner(server: ApiServer, name: str = "openai", budget: Budget | None = None
 
 def run(api: ApiRunner, wanted: list[Request]) -> dict[tuple[str, int], Outcome]:
     outcomes = Outcomes()
-    api.run(wanted, outcomes, threading.Event())
+    api.generate(wanted, outcomes, threading.Event())
     return outcomes.by_key
 
 
@@ -150,10 +150,10 @@ def test_the_server_s_own_bill_stays_under_the_cap_whatever_breaks(name: str, tm
     cap = Decimal("0.25")
     with ApiServer(latency_s=(0.0, 0.05), faults=faults) as server:
         api = runner(server, name, Budget(max_usd=cap))
-        api.begin(context(tmp_path))
+        api.bind(context(tmp_path))
         outcomes = Outcomes()
         with pytest.raises(BudgetExceeded):
-            api.run(requests(3000, text=TEXT), outcomes, threading.Event())
+            api.generate(requests(3000, text=TEXT), outcomes, threading.Event())
         assert Decimal("0.9") * cap <= server.log.cost_usd() <= cap
 
 

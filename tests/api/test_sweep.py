@@ -30,14 +30,14 @@ provider = OpenAIChat(base_url=url, max_concurrency=32)
 budget = Budget(sweep_max_usd=Decimal(cap))
 api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=provider, decoding=decoding, budget=budget)
 api.check()
-api.begin(context(Path(directory), run_id=name))
+api.bind(context(Path(directory), run_id=name))
 print("ready", flush=True)
 spent = []
 def keep(request, outcome):
     assert isinstance(outcome, Completion), outcome
     spent.append(outcome.cost_usd)
 try:
-    api.run(requests(int(count), text="word " * 400, decoding=decoding), keep, threading.Event())
+    api.generate(requests(int(count), text="word " * 400, decoding=decoding), keep, threading.Event())
 except BudgetExceeded as error:
     print(error)
 print(sum(spent, Decimal(0)))

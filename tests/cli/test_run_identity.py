@@ -25,7 +25,7 @@ from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.errors import StoreError
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.run_directory.records import read_records
-from swe_infer.runners.base import SharedResources
+from swe_infer.runners.base import ProcessResources
 from swe_infer.types import ApiModel, Decoding, Request
 from tests.support import commands
 from tests.support.api_server import ApiServer
@@ -48,7 +48,7 @@ class Desk:
         """The run directory of one command, or of one point of a sweep, in this process."""
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             cfg = compose("config", overrides=self.completed(arguments, server))
-        directory, status = run_one(cfg, sweep, SharedResources())
+        directory, status = run_one(cfg, sweep, ProcessResources())
         assert status == 0
         return self.folder / (directory or "")
 
@@ -302,7 +302,7 @@ def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> N
     sweep = SweepLog(desk.folder / "sweep")
     sweep.start(keep=False, swept=["dataset.limit"])
     ends: list[int | Exception] = []
-    points = JobBatcher(SharedResources(), lambda sweep, directory, end, objectives: ends.append(end))
+    points = JobBatcher(ProcessResources(), lambda sweep, directory, end, objectives: ends.append(end))
     built = []
     for limit in (1, 2):
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):

@@ -26,7 +26,7 @@ try:
     print("window", runner.context_window)
     if len(sys.argv) > 2:
         outcomes = []
-        runner.run([Request("a", 0, Prompt(None, "def f"), runner.decoding)], lambda r, o: outcomes.append(o),
+        runner.generate([Request("a", 0, Prompt(None, "def f"), runner.decoding)], lambda r, o: outcomes.append(o),
                    threading.Event())
         print("label", runner.label, "tokens", outcomes[0].usage.output_tokens)
 except SweInferError as error:

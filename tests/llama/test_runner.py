@@ -17,9 +17,9 @@ import pytest
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.pool import EnginePool
-from swe_infer.runners.base import RunContext, SharedResources
+from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.types import Completion, Decoding, Failure, LlamaModel, Outcome, Prompt, Request, Skip, seed_of
+from swe_infer.types import Completion, Decoding, Failure, LlamaModel, Outcome, Prompt, Request, Skip, sample_seed
 
 if TYPE_CHECKING:
     from swe_infer.llama.engine import EngineOptions
@@ -48,11 +48,11 @@ def run(runner: LlamaRunner, requests: Any, stop: threading.Event | None = None)
         assert request.key not in found
         found[request.key] = outcome
 
-    runner.run(requests, keep, stop or threading.Event())
+    runner.generate(requests, keep, stop or threading.Event())
     return found
 
 
-def context(resources: SharedResources, directory: Path) -> RunContext:
+def context(resources: ProcessResources, directory: Path) -> RunContext:
     return RunContext(directory, "run", Decimal(0), directory / "ledger", resources)
 
 
@@ -180,21 +180,21 @@ def test_requests_are_read_as_there_is_room_and_not_after_a_stop(checkpoint: Pat
         if len(done) == 3:
             stop.set()
 
-    runner.run(endless(), keep, stop)
+    runner.generate(endless(), keep, stop)
     assert 3 <= len(done) <= 5
     assert len(read) <= len(done) + 2
 
 
 def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_path: Path) -> None:
     runner = runner_of(checkpoint)
-    runner.begin(context(SharedResources(), tmp_path))
+    runner.bind(context(ProcessResources(), tmp_path))
 
     def interrupt(request: Request, outcome: Outcome) -> None:
         raise KeyboardInterrupt
 
     requests = requests_of(runner, {"a": TEXT, "b": TEXT * 3})
     with pytest.raises(KeyboardInterrupt):
-        runner.run(requests, interrupt, threading.Event())
+        runner.generate(requests, interrupt, threading.Event())
     again = run(runner, requests)
     assert set(again) == {("a", 0), ("b", 0)}
     assert all(isinstance(outcome, Completion) for outcome in again.values())
@@ -209,15 +209,15 @@ def test_an_engine_that_another_replaced_is_not_kept(checkpoint: Path) -> None:
 
 
 def test_the_points_of_a_sweep_load_once_and_compute_each_prompt_once(checkpoint: Path, tmp_path: Path) -> None:
-    resources = SharedResources()
+    resources = ProcessResources()
     texts = {name: name + TEXT * 6 for name in "abcd"}
     shared: list[dict[tuple[str, int], str]] = []
     alone: list[dict[tuple[str, int], str]] = []
     for temperature in (0.0, 0.5, 1.0):
         decoding = Decoding(temperature=temperature, max_new_tokens=10)
-        for held, found in ((resources, shared), (SharedResources(), alone)):
+        for held, found in ((resources, shared), (ProcessResources(), alone)):
             runner = runner_of(checkpoint, decoding)
-            runner.begin(context(held, tmp_path))
+            runner.bind(context(held, tmp_path))
             outcomes = run(runner, requests_of(runner, texts))
             found.append({key: o.text for key, o in outcomes.items() if isinstance(o, Completion)})
             rate = runner.stats()["cache_hit_rate"]
@@ -290,5 +290,5 @@ def test_a_configuration_is_checked_without_torch(checkpoint: Path) -> None:
 
 def test_seeds_belong_to_instance_and_sample() -> None:
     decoding = Decoding(temperature=1.0, seed=3)
-    seeds = {seed_of(decoding, instance, sample) for instance in "abc" for sample in range(5)}
+    seeds = {sample_seed(decoding, instance, sample) for instance in "abc" for sample in range(5)}
     assert len(seeds) == 15

@@ -20,7 +20,7 @@ from swe_infer.providers.base import Answer, BatchProvider, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.providers.wire import Unreadable, WireProvider
-from swe_infer.types import Usage, seed_of
+from swe_infer.types import Usage, sample_seed
 from tests.providers.conftest import build, model_for, request_of
 from tests.support.api_http import HttpRequest, Peer, serve
 from tests.support.api_server import ApiServer
@@ -69,7 +69,7 @@ def test_each_sample_has_its_own_seed() -> None:
     model = model_for("openai", parameters=("temperature", "seed"))
     requests = [request_of(seed=3, sample=sample) for sample in (0, 1)]
     seeds = [OpenAIChat().body(request, model)["seed"] for request in requests]
-    assert seeds == [seed_of(request.decoding, "owner__name-1", request.sample) for request in requests]
+    assert seeds == [sample_seed(request.decoding, "owner__name-1", request.sample) for request in requests]
     assert seeds[0] != seeds[1]
 
 

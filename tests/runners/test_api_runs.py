@@ -367,7 +367,7 @@ def test_a_request_that_no_budget_fits_is_left_and_more_budget_goes_on_with_it_a
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)
     assert (summary["completed"], summary["failed"], summary["remaining"]) == (4, 0, 1)
     (closing,) = [line for line in result.stderr.splitlines() if "is used up" in line]
-    assert "still to be answered: 1," in closing
+    assert "remaining samples: 1;" in closing
     worst = Decimal(closing.partition("can cost up to $")[2].partition(";")[0])
     result = run(*arguments, f"budget.max_usd={summary['cost_usd'] + worst + Decimal('0.001')}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

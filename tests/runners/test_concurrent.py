@@ -19,10 +19,10 @@ from swe_infer.interrupts import INTERRUPTED
 from swe_infer.prompt_format import files_in_prompt
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore
-from swe_infer.runners.base import RunContext, SharedResources
+from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.runners.concurrent import run_concurrently
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.runners.run import Run, selected
+from swe_infer.runners.run import Run, select_instances
 from swe_infer.tracking.base import NoTracker, RunInfo
 from swe_infer.types import DataShard, Decoding, LlamaModel
 from tests.support.instances import write_instances
@@ -64,23 +64,23 @@ class Bench:
 
     def execute(self, folder: Path, names: list[str], heard: Mapping[str, OnRecord] | None = None) -> list[Any]:
         """Runs of the points ``names`` in ``folder``, together."""
-        resources = SharedResources()
+        resources = ProcessResources()
         with ExitStack() as stack:
             return run_concurrently(
                 [self.opened(stack, folder / name, name, resources, heard or {}) for name in names]
             )
 
     def opened(
-        self, stack: ExitStack, directory: Path, name: str, resources: SharedResources, heard: Mapping[str, OnRecord]
+        self, stack: ExitStack, directory: Path, name: str, resources: ProcessResources, heard: Mapping[str, OnRecord]
     ) -> Run:
         runner = LlamaRunner(model=self.model, decoding=POINTS[name], max_sequences=8, kv_cache_gb=0.05)
         runner.check()
         directory.mkdir(parents=True, exist_ok=True)
         store = stack.enter_context(RunStore(directory, runner.label))
-        runner.begin(RunContext(directory, name, Decimal(0), directory / "ledger", resources))
+        runner.bind(RunContext(directory, name, Decimal(0), directory / "ledger", resources))
         info = RunInfo(name, name, {}, directory, store.resumed)
         tracker = Listener(heard[name]) if name in heard else NoTracker()
-        return Run(runner, selected(runner, self.dataset, DataShard()), store, tracker, info)
+        return Run(runner, select_instances(runner, self.dataset, DataShard()), store, tracker, info)
 
 
 def outputs(directory: Path) -> dict[tuple[str, int], str]:
@@ -111,7 +111,7 @@ def alone(bench: Bench) -> dict[str, dict[tuple[str, int], str]]:
     found = {}
     for name in POINTS:
         with ExitStack() as stack:
-            run = bench.opened(stack, bench.home / "alone" / name, name, SharedResources(), {})
+            run = bench.opened(stack, bench.home / "alone" / name, name, ProcessResources(), {})
             assert run.execute() == 0
         found[name] = outputs(bench.home / "alone" / name)
     return found
@@ -146,7 +146,7 @@ def test_a_prompt_is_parsed_once_for_the_patches_and_drafts_of_all_its_samples(t
     runner.check()
     with RunStore(tmp_path, runner.label) as store:
         info = RunInfo("sample", "sample", {}, tmp_path, store.resumed)
-        run = Run(runner, selected(runner, SampleDataset(limit=3), DataShard()), store, NoTracker(), info)
+        run = Run(runner, select_instances(runner, SampleDataset(limit=3), DataShard()), store, NoTracker(), info)
         assert calls_of(files_in_prompt.__code__, run.execute) == 3
     records = list(read_records(tmp_path / "records.jsonl"))
     assert len(records) == 6
@@ -196,7 +196,7 @@ def test_ctrl_c_ends_all_of_them_and_they_go_on_later(
 
 
 def test_an_engine_that_cannot_be_loaded_fails_every_run_in_order(bench: Bench, tmp_path: Path) -> None:
-    resources = SharedResources()
+    resources = ProcessResources()
     with ExitStack() as stack:
         runs = [bench.opened(stack, tmp_path / name, name, resources, {}) for name in ("greedy", "hot")]
         for run in runs:

@@ -22,10 +22,10 @@ from swe_infer.errors import BudgetExceeded, ConfigError
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.runners.api import ApiRunner
-from swe_infer.runners.base import WantedSamples
+from swe_infer.runners.base import PendingSamples
 from swe_infer.runners.llama import LlamaRunner
 from swe_infer.types import (
-    MOST_SAMPLES,
+    MAX_SAMPLES,
     ApiModel,
     Budget,
     Completion,
@@ -46,15 +46,15 @@ BILLION = 10**9
 MORE_MEGABYTES = 100
 
 
-def wanted(total: int, *settled: int) -> WantedSamples:
+def wanted(total: int, *settled: int) -> PendingSamples:
     one = request("a", 0, "word " * 3000)
-    return WantedSamples("a", one.prompt, one.decoding, total, frozenset(settled))
+    return PendingSamples("a", one.prompt, one.decoding, total, frozenset(settled))
 
 
-def one_by_one(samples: WantedSamples) -> list[WantedSamples]:
+def one_by_one(samples: PendingSamples) -> list[PendingSamples]:
     everything = range(samples.total)
     return [
-        WantedSamples(r.instance_id, r.prompt, r.decoding, samples.total, frozenset(everything) - {r.sample})
+        PendingSamples(r.instance_id, r.prompt, r.decoding, samples.total, frozenset(everything) - {r.sample})
         for r in samples.requests()
     ]
 
@@ -92,13 +92,13 @@ def test_what_the_response_cache_holds_of_many_samples_is_found_without_asking_f
         model=ApiModel(name="gpt-4o"), provider=ScriptedProvider(), decoding=Decoding(), response_cache=str(tmp_path)
     )
     few = wanted(6, 1, 4)
-    api.run(few.requests(), Outcomes(), threading.Event())
+    api.generate(few.requests(), Outcomes(), threading.Event())
     found = api.estimate([wanted(BILLION)])
     assert (found.response_cache_hits, found.requests) == (4, BILLION - 4)
 
 
 def test_the_most_samples_are_the_most_that_a_record_may_have() -> None:
-    Decoding(n=MOST_SAMPLES)
+    Decoding(n=MAX_SAMPLES)
     with pytest.raises(ConfigError, match=r"decoding\.n=1000+: must be at most 1,000"):
         Decoding(n=10**13)
     with pytest.raises(ConfigError, match=r"decoding\.max_new_tokens=1000+: must be at most 1,000"):
@@ -115,7 +115,7 @@ def test_a_run_reads_few_more_requests_than_it_sends(
     def requests() -> Iterator[Request]:
         nonlocal read
         for read in range(BILLION):
-            if "a" in told.passed_over:
+            if "a" in told.over_budget:
                 return
             yield request("a", read, "fix it", decoding)
 
@@ -130,10 +130,10 @@ def test_a_run_reads_few_more_requests_than_it_sends(
             batches=batches,
         )
         api.check()
-        api.begin(told)
+        api.bind(told)
         outcomes = Outcomes()
         with pytest.raises(BudgetExceeded):
-            api.run(requests(), outcomes, threading.Event())
+            api.generate(requests(), outcomes, threading.Event())
         assert len(outcomes.by_key) >= 5
         assert read < 20_000
 
