@@ -46,11 +46,18 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One task. ``metadata`` contains the dataset's other columns, unchanged."""
+    """One task.
+
+    Args:
+        metadata: the dataset's other columns, untouched.
+        files: path to content, which patches are checked against. Bytes that are no UTF-8 are lone surrogates, as
+            Python's ``surrogateescape`` makes them.
+    """
 
     instance_id: str
     prompt: Prompt
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, IndexedRows, make_instance
+from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, NO_TEXT_COLUMN, IndexedRows
 from swe_infer.errors import DataError
 from swe_infer.text import first_line
-from swe_infer.types import Instance
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 _BATCH = 1000  # rows for which prompts are in memory at once while lengths are taken
 
@@ -21,6 +21,7 @@ class ArrowRows(IndexedRows):
 
     Args:
         table: an opened ``datasets.Dataset``.
+        text_column: the column that holds the prompt; None: the rows hold none.
         label: how messages call it.
 
     Raises:
@@ -28,9 +29,9 @@ class ArrowRows(IndexedRows):
             used twice, or a table of which no row has a usable prompt.
     """
 
-    def __init__(self, table: datasets.Dataset, text_column: str, label: str) -> None:
+    def __init__(self, table: datasets.Dataset, text_column: str | None, label: str) -> None:
         schema = table.data.schema
-        check_columns({name: str(schema.field(name).type) for name in table.column_names}, text_column, label)
+        check_columns({name: schema.field(name).type for name in table.column_names}, text_column, label)
         super().__init__(text_column, label, "row")
         self._table = table.remove_columns([name for name in table.column_names if name in FOREIGN_TOKENS])
         try:
@@ -38,31 +39,43 @@ class ArrowRows(IndexedRows):
         except (ValueError, OSError) as error:  # text that is no UTF-8, offsets that lead nowhere
             raise DataError(f"{label} is damaged: {first_line(error)}") from error
 
-    def __getitem__(self, index: int) -> Instance:
+    def _read(self, index: int) -> Mapping[str, Any]:
         try:
-            return make_instance(self._table[index], self._text_column)
+            row: dict[str, Any] = self._table[index]
+            return row
         except (ValueError, OSError, SystemError) as error:
             raise DataError(f"{self._label}, row {index} is damaged: {first_line(error)}") from error
 
-    def _columns(self) -> Iterator[tuple[int, str | None, str | None]]:
+    def _columns(self) -> Iterator[tuple[int, object, object]]:
         number = 0
-        columns = self._table.select_columns([ID_COLUMN, self._text_column]).with_format("arrow")
-        for batch in columns.iter(batch_size=_BATCH):
+        wanted = [name for name in (ID_COLUMN, self._measured_column) if name in self._table.column_names]
+        for batch in self._table.select_columns(wanted).with_format("arrow").iter(batch_size=_BATCH):
             batch.validate(full=True)  # before offsets of a damaged file are followed anywhere
-            ids, texts = (batch.column(name).to_pylist() for name in (ID_COLUMN, self._text_column))
-            for identity, text in zip(ids, texts, strict=True):
-                yield number, identity, text
+            for row in zip(*(batch.column(name).to_pylist() for name in wanted), strict=True):
+                yield number, row[0], row[-1] if len(wanted) > 1 else None
                 number += 1
 
 
-def check_columns(types: dict[str, str], text_column: str, label: str) -> None:
-    """Raise DataError unless both columns are there and hold strings. ``types``: Arrow type names by column."""
-    for column in (ID_COLUMN, text_column):
+def check_columns(types: Mapping[str, pa.DataType], text_column: str | None, label: str) -> None:
+    """Raise DataError unless the ids, and the prompts where there are any, are columns of strings.
+
+    Args:
+        types: of every column.
+    """
+    for column in (ID_COLUMN,) if text_column is None else (ID_COLUMN, text_column):
         if column not in types:
-            hint = "" if column == ID_COLUMN else " (dataset.text_column names the one that holds the prompt)"
+            hint = "" if column == ID_COLUMN else NO_TEXT_COLUMN
             raise DataError(f"{label} has no column {column!r}; it has {', '.join(types)}{hint}")
-        if types[column] not in ("string", "large_string", "string_view", "null"):
+        if not _holds_strings(types[column]):
             raise DataError(f"{label}: column {column!r} holds {types[column]}; it should hold strings")
+
+
+def _holds_strings(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):  # as pandas writes categories
+        kind = kind.value_type
+    return str(kind) in ("string", "large_string", "string_view", "null")
 
 
 def choose_split(loaded: datasets.Dataset | datasets.DatasetDict, split: str | None, label: str) -> datasets.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,19 @@ from typing import Annotated, Any, Literal, Protocol
 
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
-from swe_infer.prompt_format import split_prompt
+from swe_infer.prompt_format import PromptFiles, split_prompt
 from swe_infer.types import Instance, Skip
 
 ID_COLUMN = "instance_id"
+ISSUE_COLUMN = "problem_statement"
+FILES_COLUMN = "files"
+
+NO_TEXT_COLUMN = " (dataset.text_column names the one that holds the prompt; null where the rows hold none)"
+"""What messages add where the column of the prompts is not there."""
+
+_MOST_FILES = 10_000
+_LONGEST_PATH = 4096
+_MOST_CHARACTERS = 1 << 28  # of all files of an instance
 
 FOREIGN_TOKENS = ("input_ids", "labels", "attention_mask")
 """Columns of some published datasets that hold the tokens of one particular tokenizer. They are never read: which
@@ -30,18 +40,30 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def characters(self, index: int) -> int:
-        """Length of a row's prompt in characters (Unicode code points); 0 where there is none."""
+        """Length of a row's prompt in characters (Unicode code points); where rows hold no prompts, of its
+        ``problem_statement``. 0 where there is none."""
         ...
 
     def fault(self, index: int) -> Skip | None:
-        """Why this one row cannot be asked (no prompt, a blank one), known since the opening; None where it can."""
+        """Why this one row cannot be asked (no prompt, a blank one), known since the opening; None where it can.
+
+        Where rows hold no prompts (``dataset.text_column`` is null) no row has a fault.
+        """
+        ...
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """The columns of one row, without those that are null and :data:`FOREIGN_TOKENS`.
+
+        Raises:
+            DataError: the file was changed since it was opened, or is damaged.
+        """
         ...
 
     def __getitem__(self, index: int) -> Instance:
         """Read one row.
 
         Raises:
-            DataError: the row has a fault, or the file was changed since it was opened.
+            DataError: as ``row``, and where the row has a fault or rows hold no prompts.
         """
         ...
 
@@ -50,11 +72,12 @@ class IndexedRows:
     """What the rows of every format share: ids, lengths and faults, all known once the dataset is open.
 
     Args:
+        text_column: the column that holds the prompt; None: the rows hold none.
         label: how messages call the dataset.
         unit: how they call a row, such as ``line``.
     """
 
-    def __init__(self, text_column: str, label: str, unit: str) -> None:
+    def __init__(self, text_column: str | None, label: str, unit: str) -> None:
         self._text_column = text_column
         self._label = label
         self._unit = unit
@@ -75,8 +98,25 @@ class IndexedRows:
     def fault(self, index: int) -> Skip | None:
         return self._faults.get(index)
 
+    def row(self, index: int) -> Mapping[str, Any]:
+        columns = self._read(index).items()
+        return {key: value for key, value in columns if value is not None and key not in FOREIGN_TOKENS}
+
+    def __getitem__(self, index: int) -> Instance:
+        return make_instance(self.row(index), self._text_column)
+
+    def _read(self, index: int) -> Mapping[str, Any]:
+        """All columns of one row."""
+        raise NotImplementedError
+
+    @property
+    def _measured_column(self) -> str:
+        """The column of which ``characters`` is the length."""
+        return ISSUE_COLUMN if self._text_column is None else self._text_column
+
     def _index(self, rows: Iterable[tuple[int, object, object]], show: Callable[[object], str] = repr) -> None:
-        """Take in number, id and prompt of every row; messages say the number, and show an id that is no string.
+        """Take in number, id and measured column of every row; messages say the number, and show an id that is no
+        string.
 
         Raises:
             DataError: there is no row, an id is no string, blank or used twice, or no row has a usable prompt.
@@ -91,7 +131,7 @@ class IndexedRows:
             if identity in seen:
                 found = f"{ID_COLUMN} {identity!r} is already used in {self._unit} {seen[identity]}"
                 raise DataError(f"{self._label}, {self._unit} {number}: {found}; each row needs its own")
-            if (fault := fault_of_text(text)) is not None:
+            if self._text_column is not None and (fault := fault_of_text(text)) is not None:
                 self._faults[len(self._ids)] = fault
             seen[identity] = number
             self._ids.append(identity)
@@ -139,7 +179,9 @@ class Dataset(Protocol):
 class DatasetOptions:
     """The keys that every dataset has."""
 
-    text_column: Annotated[str, Option("The column that holds the prompt.", "answer")] = "text"
+    text_column: Annotated[
+        str | None, Option("The column that holds the prompt; null: the rows hold none.", "answer")
+    ] = "text"
     limit: Annotated[
         int | None, Option("Only the first N instances; counted after instance_ids, before shards.", "scope")
     ] = None
@@ -159,8 +201,10 @@ class DatasetOptions:
         return False
 
     def __post_init__(self) -> None:
-        if not self.text_column or self.text_column == ID_COLUMN:
-            raise ConfigError(f"dataset.text_column={self.text_column!r}: name the column that holds the prompt")
+        if self.text_column in ("", ID_COLUMN):
+            raise ConfigError(
+                f"dataset.text_column={self.text_column!r}: name the column that holds the prompt, or null for none"
+            )
         for key, least in (("limit", 1), ("min_tokens", 0), ("max_tokens", 1)):
             value = getattr(self, key)
             if value is not None and value < least:
@@ -190,16 +234,85 @@ def fault_of_text(text: object) -> Skip | None:
     return None
 
 
-def make_instance(row: Mapping[str, Any], text_column: str) -> Instance:
-    """Turn a row that has no fault into an instance.
+def files_of(row: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """The files in a row's ``files`` column: path to content.
+
+    The column holds an object of paths and contents, a list of ``{"path": ..., "content": ...}`` or of pairs, as
+    Arrow tables have them, or one of these as JSON text. Contents and paths may be bytes too; those that are no UTF-8
+    become lone surrogates. Files that are null are left out, since tables fill up objects with nulls.
+
+    Returns:
+        None where there is no such column, or it holds something else: in a dataset from elsewhere the name can mean
+        anything, such as a list of paths.
+    """
+    value = row.get(FILES_COLUMN)
+    try:
+        if isinstance(value, str) and len(value) <= _MOST_CHARACTERS:
+            value = json.loads(value)
+        return _checked_files(_file_pairs(value))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _file_pairs(value: object) -> list[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        if value.keys() == {"path", "content"} and all(isinstance(column, list) for column in value.values()):
+            return list(zip(value["path"], value["content"], strict=True))  # a list of structs, by column
+        return list(value.items())
+    if not isinstance(value, Sequence):
+        raise TypeError("neither an object nor a list")
+    return [(file["path"], file["content"]) if isinstance(file, Mapping) else _pair(file) for file in value]
+
+
+def _pair(value: object) -> tuple[object, object]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{type(value).__name__} is no pair of path and content")
+    path, content = value
+    return path, content
+
+
+def _checked_files(pairs: list[tuple[object, object]]) -> dict[str, str]:
+    """Raises ValueError for what are no files."""
+    files: dict[str, str] = {}
+    characters = 0
+    for path, content in pairs:
+        if content is None:
+            continue
+        path, content = _as_text(path), _as_text(content)
+        characters += len(path) + len(content)
+        if not 0 < len(path) <= _LONGEST_PATH or "\0" in path or path in files:
+            raise ValueError(f"no path, or one that is there twice: {path[:60]!r}")
+        if len(files) == _MOST_FILES or characters > _MOST_CHARACTERS:
+            raise ValueError("more than an instance has")
+        files[path] = content
+    return files
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    if not value.isascii():
+        value.encode("utf-8", "surrogateescape")  # a surrogate that stands for no byte raises
+    return value
+
+
+def make_instance(row: Mapping[str, Any], text_column: str | None) -> Instance:
+    """Turn a row that has no fault into an instance. Its files are the row's own, else those that the prompt shows.
+
+    Args:
+        row: as :meth:`Rows.row` returns it.
 
     Raises:
-        DataError: it has one after all.
+        DataError: it has a fault after all, or ``text_column`` is None.
     """
+    if text_column is None:
+        raise DataError(f"{row[ID_COLUMN]}: the row holds no prompt (dataset.text_column is null)")
     text = row.get(text_column)
     if (fault := fault_of_text(text)) is not None:
         raise DataError(f"{row[ID_COLUMN]}: {fault.message}")
     assert isinstance(text, str)
-    left_out = {ID_COLUMN, text_column, *FOREIGN_TOKENS}
-    metadata = {key: value for key, value in row.items() if key not in left_out}
-    return Instance(row[ID_COLUMN], split_prompt(text), metadata)
+    metadata = {key: value for key, value in row.items() if key not in (ID_COLUMN, text_column)}
+    prompt, files = split_prompt(text), files_of(row)
+    return Instance(row[ID_COLUMN], prompt, metadata, PromptFiles(prompt) if files is None else files)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from swe_infer.data.base import ID_COLUMN, DatasetOptions, IndexedRows, make_instance
+from swe_infer.data.base import ID_COLUMN, NO_TEXT_COLUMN, DatasetOptions, IndexedRows
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.files import special_kind
 from swe_infer.options import Option
 from swe_infer.resources import expanded
-from swe_infer.types import Instance, PathText
+from swe_infer.types import PathText
 
 _BUFFER = 1 << 18
 """Bytes read at once. With Python's own 8 kB a line of 20 kB is made of pieces, at three times the price."""
@@ -49,6 +49,7 @@ class JsonlRows(IndexedRows):
     mark, CRLF and blank lines are tolerated.
 
     Args:
+        text_column: the column that holds the prompt; None: the rows hold none.
         label: how messages call the file.
 
     Raises:
@@ -56,7 +57,7 @@ class JsonlRows(IndexedRows):
             string, blank or used twice, or a file of which no row has a usable prompt.
     """
 
-    def __init__(self, path: Path, text_column: str = "text", *, label: str | None = None) -> None:
+    def __init__(self, path: Path, text_column: str | None = "text", *, label: str | None = None) -> None:
         super().__init__(text_column, label or str(path), "line")
         self._path = path
         self._offsets = array("Q")
@@ -64,7 +65,7 @@ class JsonlRows(IndexedRows):
         with _open(path, self._label) as file:
             self._index(self._rows(file), show=json.dumps)
 
-    def __getitem__(self, index: int) -> Instance:
+    def _read(self, index: int) -> Mapping[str, Any]:
         changed = (
             f"{self._label}: row {self._ids[index]} is no longer where it was: the file was changed during the run"
         )
@@ -76,7 +77,7 @@ class JsonlRows(IndexedRows):
             raise DataError(changed) from error
         if not isinstance(row, dict) or row.get(ID_COLUMN) != self._ids[index]:
             raise DataError(changed)
-        return make_instance(row, self._text_column)
+        return row
 
     def _rows(self, file: BinaryIO) -> Iterator[tuple[int, object, object]]:
         columns: dict[str, None] = {}
@@ -86,13 +87,12 @@ class JsonlRows(IndexedRows):
                 columns.update(dict.fromkeys(row))
             self._offsets.append(offset)
             self._sizes.append(len(line))
-            yield number, row[ID_COLUMN], row.get(self._text_column)
+            yield number, row[ID_COLUMN], row.get(self._measured_column)
         if not columns:
             raise DataError(f"{self._label} holds no row: it should have one JSON object a line")
-        if self._text_column not in columns:
+        if self._text_column is not None and self._text_column not in columns:
             raise DataError(
-                f"{self._label} has no column {self._text_column!r}; it has {', '.join(columns)} "
-                "(dataset.text_column names the one that holds the prompt)"
+                f"{self._label} has no column {self._text_column!r}; it has {', '.join(columns)}{NO_TEXT_COLUMN}"
             )
 
 

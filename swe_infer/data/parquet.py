@@ -73,4 +73,4 @@ class ParquetDataset(DatasetOptions):
                 schema = pq.read_schema(file)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{file} is no parquet file: {first_line(error)}") from error
-            check_columns({field.name: str(field.type) for field in schema}, self.text_column, str(file))
+            check_columns({field.name: field.type for field in schema}, self.text_column, str(file))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,9 +35,13 @@ class Texts:
     def fault(self, index: int) -> Skip | None:
         return None if self.texts[index] else Skip("BlankPrompt", "the prompt is empty")
 
-    def __getitem__(self, index: int) -> Instance:
+    def row(self, index: int) -> Mapping[str, Any]:
         self.read.append(index)
-        return Instance(self.ids[index], Prompt(None, self.texts[index]))
+        return {"instance_id": self.ids[index], "text": self.texts[index]}
+
+    def __getitem__(self, index: int) -> Instance:
+        row = self.row(index)
+        return Instance(row["instance_id"], Prompt(None, row["text"]))
 
 
 @dataclass(frozen=True, kw_only=True)
