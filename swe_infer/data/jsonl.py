@@ -1,14 +1,24 @@
-"""JSON lines: one object a line, read by offset, so prompts stay on disk (``dataset=jsonl``)."""
+"""JSON lines or a JSON array, read by offset, so prompts stay on disk (``dataset=jsonl``)."""
 
 from __future__ import annotations
 
 import codecs
+import errno
+import gzip
+import io
 import json
+import os
+import re
+import shutil
+import tempfile
+import weakref
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import IO, Annotated, Any
 
 from swe_infer.data.base import ID_COLUMN, NO_TEXT_COLUMN, DatasetOptions, IndexedRows
 from swe_infer.errors import ConfigError, DataError
@@ -21,13 +31,34 @@ _BUFFER = 1 << 18
 """Bytes read at once. With Python's own 8 kB a line of 20 kB is made of pieces, at three times the price."""
 _LONGEST_LINE = 1 << 28
 """Bytes. A longer line is no instance, and is not read into memory whole."""
+_MOST_UNPACKED = 64 << 30
+"""Bytes that a compressed file may hold."""
+_KEPT_FREE = 1 << 30
+"""Bytes that an unpacked file leaves free on the disk of temporary files; at most 2 % of a small one."""
+
+_GZIP = b"\x1f\x8b"
+_OTHER_FORMATS = (
+    (b"PAR1", "a parquet file: choose dataset=parquet"),
+    (_GZIP, "compressed with gzip twice: unpack it once"),
+    (b"BZh", "compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ\0", "compressed with xz: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
+    (b"PK\3\4", "a zip archive: unpack it first"),
+)
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+_Found = tuple[int, int, int, object]
+"""A row in a file: number from 1, offset and size in bytes, and its value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonlDataset(DatasetOptions):
-    """A file of JSON lines with the columns ``instance_id`` and ``text``."""
+    """A file of JSON lines, or a JSON array of objects, with the columns ``instance_id`` and ``text``.
 
-    path: Annotated[PathText, Option("The file of JSON lines.", "answer")]
+    One that is compressed with gzip is unpacked into a temporary file without a name.
+    """
+
+    path: Annotated[PathText, Option("A file of JSON lines, or a JSON array; gzip is unpacked.", "answer")]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,57 +67,81 @@ class JsonlDataset(DatasetOptions):
 
     @property
     def name(self) -> str:
-        return Path(self.path).stem
+        return Path(self.path.removesuffix(".gz")).stem
 
     def open(self) -> JsonlRows:
         return JsonlRows(expanded(self.path, "dataset.path"), self.text_column, label=self.path)
 
 
 class JsonlRows(IndexedRows):
-    """An index over a file of JSON lines: ids, offsets and lengths; about 100 bytes of memory a row.
+    """An index over a file of JSON objects: ids, offsets and lengths; about 100 bytes of memory a row.
 
-    The whole file is parsed once at opening, so a broken line is known before anything is paid for. A byte-order
-    mark, CRLF and blank lines are tolerated.
+    The whole file is parsed once at opening, so a broken row is known before anything is paid for. A byte-order
+    mark, CRLF and blank lines are tolerated. The file stays open: replacing or deleting it changes nothing. Rows may
+    be read from several threads.
 
     Args:
         text_column: the column that holds the prompt; None: the rows hold none.
         label: how messages call the file.
+        most_unpacked: bytes that a compressed file may hold.
 
     Raises:
-        DataError: no such file, no row, a line that is no JSON object, an ``instance_id`` that is missing, no
-            string, blank or used twice, or a file of which no row has a usable prompt.
+        DataError: no such file, no row, a row that is no JSON object, an ``instance_id`` that is missing, no
+            string, blank or used twice, a file of which no row has a usable prompt, or a compressed one that is
+            damaged or holds more than there is space for.
     """
 
-    def __init__(self, path: Path, text_column: str | None = "text", *, label: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        text_column: str | None = "text",
+        *,
+        label: str | None = None,
+        most_unpacked: int = _MOST_UNPACKED,
+    ) -> None:
         super().__init__(text_column, label or str(path), "line")
-        self._path = path
         self._offsets = array("Q")
         self._sizes = array("Q")
-        with _open(path, self._label) as file:
-            self._index(self._rows(file), show=json.dumps)
+        with ExitStack() as opened:
+            source = self._file = opened.enter_context(_open(path, self._label))
+            if source.peek().startswith(_GZIP):
+                copy = opened.enter_context(_temporary(self._label))
+                unpacked = _Unpacked(source, copy, self._label, most_unpacked)
+                source, self._file = io.BufferedReader(unpacked, _BUFFER), copy
+            try:
+                self._index(self._rows(source), show=json.dumps)
+            except OSError as error:
+                raise DataError(f"{self._label} cannot be read: {error.strerror or error}") from error
+            weakref.finalize(self, opened.pop_all().close)
 
     def _read(self, index: int) -> Mapping[str, Any]:
         changed = (
             f"{self._label}: row {self._ids[index]} is no longer where it was: the file was changed during the run"
         )
         try:
-            with self._path.open("rb") as file:
-                file.seek(self._offsets[index])
-                row = json.loads(file.read(self._sizes[index]).decode())
+            row = json.loads(os.pread(self._file.fileno(), self._sizes[index], self._offsets[index]).decode())
         except (OSError, ValueError) as error:
             raise DataError(changed) from error
         if not isinstance(row, dict) or row.get(ID_COLUMN) != self._ids[index]:
             raise DataError(changed)
         return row
 
-    def _rows(self, file: BinaryIO) -> Iterator[tuple[int, object, object]]:
+    def _rows(self, source: io.BufferedReader) -> Iterator[tuple[int, object, object]]:
+        first = source.peek()
+        for magic, what in _OTHER_FORMATS:
+            if first.startswith(magic):
+                raise DataError(f"{self._label} is {what}")
+        found = _lines(source, self._label)
+        if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            self._unit = "row"
+            found = _ArrayReader(source, self._label).rows()
         columns: dict[str, None] = {}
-        for number, offset, line in _lines(file, self._label):
-            row = _parse(line, f"{self._label}, line {number}")
+        for number, offset, size, value in found:
+            row = _checked(value, f"{self._label}, {self._unit} {number}")
             if not columns.keys() >= row.keys():
                 columns.update(dict.fromkeys(row))
             self._offsets.append(offset)
-            self._sizes.append(len(line))
+            self._sizes.append(size)
             yield number, row[ID_COLUMN], row.get(self._measured_column)
         if not columns:
             raise DataError(f"{self._label} holds no row: it should have one JSON object a line")
@@ -96,7 +151,7 @@ class JsonlRows(IndexedRows):
             )
 
 
-def _open(path: Path, label: str) -> BinaryIO:
+def _open(path: Path, label: str) -> io.BufferedReader:
     if path.is_dir():
         raise DataError(
             f"dataset.path={label} is a directory; dataset=jsonl wants a file (dataset=disk reads save_to_disk)"
@@ -115,8 +170,60 @@ def _open(path: Path, label: str) -> BinaryIO:
         raise DataError(f"dataset.path={label} cannot be read: {error.strerror}") from error
 
 
-def _lines(file: BinaryIO, label: str) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (line number from 1, offset in bytes, line) for each line that is not blank, byte-order mark removed."""
+def _temporary(label: str) -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(buffering=0)  # a full disk must not raise again when it is closed
+    except OSError as error:
+        raise _not_unpacked(label, error) from error
+
+
+def _not_unpacked(label: str, error: OSError) -> DataError:
+    return DataError(
+        f"{label} cannot be unpacked: {error.strerror or error}; TMPDIR names the directory that is used"
+    )
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, copied to ``copy`` as it is read.
+
+    Reading raises DataError where the file is damaged, or holds more than ``most`` bytes or than there is space for.
+    """
+
+    def __init__(self, packed: IO[bytes], copy: IO[bytes], label: str, most: int) -> None:
+        self._packed = gzip.GzipFile(fileobj=packed)
+        self._copy = copy
+        self._label = label
+        self._most = most
+        self._size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            piece = self._packed.read(len(buffer))
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{self._label} cannot be unpacked as gzip: {error}") from error
+        self._size += len(piece)
+        if self._size > self._most:
+            raise DataError(
+                f"{self._label} holds more than {self._most:,} bytes: unpack it, if it should be so large"
+            )
+        try:
+            disk = shutil.disk_usage(self._copy.fileno())
+            if disk.free < len(piece) + min(_KEPT_FREE, disk.total // 50):
+                raise OSError(errno.ENOSPC, "the disk is almost full")
+            left = memoryview(piece)
+            while left:
+                left = left[self._copy.write(left) :]
+        except OSError as error:
+            raise _not_unpacked(self._label, error) from error
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _lines(file: IO[bytes], label: str) -> Iterator[_Found]:
+    """The lines that are not blank, byte-order mark removed."""
     offset = number = 0
     while line := file.readline(_LONGEST_LINE + 1):
         number += 1
@@ -128,23 +235,113 @@ def _lines(file: BinaryIO, label: str) -> Iterator[tuple[int, int, bytes]]:
             begin += len(codecs.BOM_UTF8)
             line = line[len(codecs.BOM_UTF8) :]
         if line and not line.isspace():
-            yield number, begin, line
+            yield number, begin, len(line), _parsed(line, f"{label}, line {number}")
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    if line.startswith(b"\x1f\x8b"):
-        raise DataError(f"{where}: the file is compressed with gzip; unpack it first")
+class _ArrayReader:
+    """Reads a JSON array piece by piece: no more than one row, or ``_BUFFER`` bytes, is in memory at once."""
+
+    def __init__(self, file: IO[bytes], label: str) -> None:
+        self._file = file
+        self._label = label
+        self._decoder = json.JSONDecoder()
+        # What is no UTF-8 is found when a row is taken, so that the message names the row.
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text = ""
+        self._at = 0  # index into the text: what is before is taken
+        self._offset = 0  # of that place in the file, in bytes
+        self._ended = False
+
+    def rows(self) -> Iterator[_Found]:
+        """The elements of the array.
+
+        Raises:
+            DataError: the file holds something else, or is cut off.
+        """
+        if self._next() == "\ufeff":
+            self._take(1)
+        self._next()
+        self._take(1)  # the bracket
+        number = 0
+        end = self._next()
+        while end != "]":
+            number += 1
+            where = f"{self._label}, row {number}"
+            self._next()
+            value, size = self._element(where)
+            yield number, self._offset - size, size, value
+            if (end := self._next()) not in (",", "]"):
+                found = f"{end!r}" if end else "the end of the file"
+                raise DataError(f"{where} is followed by {found}; it should be a comma or the end of the array")
+            self._take(1 if end == "," else 0)
+        self._take(1)
+        if found := self._next():
+            raise DataError(f"{self._label}: the array is followed by {found!r}; nothing should come after it")
+
+    def _element(self, where: str) -> tuple[object, int]:
+        """The value that begins here, and its size in bytes."""
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # A piece that ends within a string or close to its own end may go on in the next one.
+                open_end = error.msg.startswith("Unterminated") or error.pos + 16 > len(self._text)
+                if self._ended or not open_end:
+                    place = f"{where}, character {error.pos - self._at + 1}"
+                    raise DataError(f"{place}: not a whole JSON object ({error.msg})") from error
+            except RecursionError as error:
+                raise DataError(f"{where}: JSON nested too deeply") from error
+            else:
+                try:
+                    return value, self._take(end - self._at)
+                except UnicodeEncodeError as error:
+                    raise DataError(
+                        f"{where}, character {error.start + 1}: not UTF-8, the encoding of JSON"
+                    ) from error
+            if len(self._text) - self._at > _LONGEST_LINE:
+                raise DataError(f"{where}: is longer than {_LONGEST_LINE >> 20} MiB")
+            self._fill()
+
+    def _next(self) -> str:
+        """Go to the next character that is no white space, and return it; empty at the end of the file."""
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None
+            self._take(space.end() - self._at)
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._fill()
+
+    def _take(self, characters: int) -> int:
+        """Go on by so many characters; returns their size in bytes."""
+        size = len(self._text[self._at : self._at + characters].encode())
+        self._at += characters
+        self._offset += size
+        return size
+
+    def _fill(self) -> None:
+        """Read as much again as is not taken yet, so that a long row is not decoded from its start too often."""
+        piece = self._file.read(max(_BUFFER, len(self._text) - self._at))
+        self._ended = not piece
+        self._text = self._text[self._at :] + self._utf8.decode(piece, final=self._ended)
+        self._at = 0
+
+
+def _parsed(line: bytes, where: str) -> object:
     try:
-        row = json.loads(line.decode())
+        return json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise DataError(f"{where}, byte {error.start + 1}: not UTF-8, the encoding of JSON lines") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}, column {error.pos + 1}: not a whole JSON object ({error.msg})") from error
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deeply") from error
-    if not isinstance(row, dict):
-        kind = "a JSON array" if isinstance(row, list) else f"a JSON value of type {type(row).__name__}"
-        raise DataError(f"{where} is {kind}; each line should be one JSON object with {ID_COLUMN} and the prompt")
-    if ID_COLUMN not in row:
-        raise DataError(f"{where} has no column {ID_COLUMN!r}; it has {', '.join(row) or 'no column at all'}")
-    return row
+
+
+def _checked(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        kind = "a JSON array" if isinstance(value, list) else f"a JSON value of type {type(value).__name__}"
+        raise DataError(f"{where} is {kind}; it should be one JSON object with {ID_COLUMN} and the prompt")
+    if ID_COLUMN not in value:
+        raise DataError(f"{where} has no column {ID_COLUMN!r}; it has {', '.join(value) or 'no column at all'}")
+    return value

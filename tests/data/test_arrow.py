@@ -16,6 +16,7 @@ from swe_infer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import datasets
+    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -175,6 +176,35 @@ def test_large_strings_are_read(rows: list[Row], tmp_path: Path) -> None:
     plain = [{k: row[k] for k in ("instance_id", "text")} for row in rows]
     pq.write_table(pa.Table.from_pylist(plain, schema=schema), tmp_path / "f.parquet")
     assert_same(ParquetDataset(path=str(tmp_path / "f.parquet")).open(), plain)
+
+
+@pytest.mark.parametrize("values", ["string", "large_string"])
+def test_categories_and_every_kind_of_string_are_read_as_plain_strings(
+    values: str, rows: list[Row], tmp_path: Path
+) -> None:
+    spoilt = [*rows, {"instance_id": "d", "text": None, "repo": None, "patch": None}]
+    columns = {name: [row[name] for row in spoilt] for name in ("instance_id", "text", "repo")}
+    table = pa.table({name: pa.array(column, values).dictionary_encode() for name, column in columns.items()})
+    table = table.append_column("patch", pa.array([row["patch"] for row in spoilt], pa.string_view()))
+    pq.write_table(table, tmp_path / "f.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "d")
+    for opened in (
+        ArrowRows(datasets.Dataset(table), "text", "table"),
+        ParquetDataset(path=str(tmp_path / "f.parquet")).open(),
+        DiskDataset(path=str(tmp_path / "d")).open(),
+    ):
+        assert [opened.row(index) for index in range(3)] == rows
+        assert opened.row(3) == {"instance_id": "d"}
+        assert [opened.characters(index) for index in range(4)] == [*(len(row["text"]) for row in rows), 0]
+        assert opened[2].prompt.text == rows[2]["text"]
+
+
+def test_what_pandas_writes_is_read(rows: list[Row], tmp_path: Path) -> None:
+    frame = pd.DataFrame(rows).astype({"text": "category", "repo": "category"})
+    frame.to_parquet(tmp_path / "columns.parquet")
+    frame.set_index("instance_id").to_parquet(tmp_path / "index.parquet")
+    for name in ("columns", "index"):
+        assert_same(ParquetDataset(path=str(tmp_path / f"{name}.parquet")).open(), rows)
 
 
 def test_the_real_instances_are_the_same_in_each_format(real_path: Path, tmp_path: Path) -> None:

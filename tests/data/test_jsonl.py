@@ -1,19 +1,24 @@
-"""JSON lines: what is tolerated, what costs a row, what makes a file unusable, and what opening costs."""
+"""JSON lines and arrays: what is tolerated, what costs a row, what makes a file unusable, and what opening costs."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.data.jsonl import JsonlDataset, JsonlRows, _ArrayReader
 from swe_infer.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = dict[str, Any]
 WriteJsonl = Callable[[Sequence[Row]], Path]
@@ -104,10 +109,28 @@ def test_a_row_that_lacks_the_prompt_column_costs_that_row_only(tmp_path: Path) 
         (b"\n \r\n", "holds no row"),
         (good("a") + b"\n" + b'{"instance_id": "b", "te', r"line 2, column 22: not a whole JSON object"),
         (good("a") + b"\n\n" + good("b")[:-1] + b"\n" + good("c"), r"line 3, column 41: not a whole JSON object"),
-        (b"[" + good("a") + b"]", r"line 1 is a JSON array; each line should be one JSON object"),
+        (good("a") + b"\n[" + good("b") + b"]", r"line 2 is a JSON array; it should be one JSON object"),
         (b"3", r"line 1 is a JSON value of type int"),
         (good("a") + b"\n" + good("b", "caf\xe9").replace(b"caf\\u00e9", b"caf\xe9"), r"line 2, byte 34: not UTF-8"),
-        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (b"[]", "holds no row"),
+        (b"[", r"row 1, character 1: not a whole JSON object \(Expecting value\)"),
+        (b"[ 3, " + good("a") + b"]", "row 1 is a JSON value of type int"),
+        (b"[" + good("a") + b",\n" + b'{"instance_id": "b", "te', r"row 2, character 22: not a whole JSON object"),
+        (b"[" + good("a") + b",]", r"row 2, character 1: not a whole JSON object"),
+        (b"[" + good("a") + good("b") + b"]", r"row 1 is followed by '{'; it should be a comma or the end"),
+        (b"[" + good("a"), r"row 1 is followed by the end of the file"),
+        (b"[" + good("a") + b"]\n" + good("b"), r"the array is followed by '{'"),
+        (b"[" + good("a") + b"," + good("b")[:-2] + b'\xe9"}]', r"row 2, character 39: not UTF-8"),
+        (b"[" + good("a") + b'\n, {"text": "p"}]', r"row 2 has no column 'instance_id'; it has text"),
+        (b"[" + good("a") + b"," + good("a") + b"]", r"row 2: instance_id 'a' is already used in row 1"),
+        (gzip.compress(good("a"))[:-9], "cannot be unpacked as gzip: Compressed file ended"),
+        (gzip.compress(good("a"))[:-5] + b"12345", "cannot be unpacked as gzip: CRC check failed"),
+        (gzip.compress(good("a")) + b"rubbish", "cannot be unpacked as gzip: Not a gzipped file"),
+        (gzip.compress(b""), "holds no row"),
+        (gzip.compress(good("a") + b"\n{"), "line 2, column 2: not a whole JSON object"),
+        (gzip.compress(gzip.compress(good("a"))), "compressed with gzip twice"),
+        (b"\x28\xb5\x2f\xfd\x04", "compressed with zstd: unpack it first"),
+        (b"PAR1\x15", "a parquet file: choose dataset=parquet"),
         (good("a") + b'\n{"text": "p", "repo": "r"}', r"line 2 has no column 'instance_id'; it has text, repo"),
         (b'{"instance_id": 7, "text": "p"}', r"line 1: instance_id is 7; it should be a string"),
         (b'{"instance_id": " ", "text": "p"}', r"line 1: instance_id is \" \""),
@@ -153,9 +176,90 @@ def test_a_file_that_changes_during_the_run_is_noticed(rows: list[Row], write_js
     write_jsonl(rows[1:])
     with pytest.raises(DataError, match="changed during the run"):
         opened[1]
-    path.unlink()
+    path.write_text("")
     with pytest.raises(DataError, match="changed during the run"):
         opened[0]
+
+
+def test_a_file_that_is_replaced_or_deleted_is_read_as_it_was(rows: list[Row], write_jsonl: WriteJsonl) -> None:
+    path = write_jsonl(rows)
+    opened = JsonlDataset(path=str(path)).open()
+    path.rename(path.with_name("old"))
+    write_jsonl(rows[1:])
+    assert [opened.row(index) for index in range(3)] == rows
+    path.with_name("old").unlink()
+    assert [opened.row(index) for index in range(3)] == rows
+
+
+SEVERAL = [good("a", "Über 😀\n"), good("b", '"}]\\'), good("c", "x" * 700_000), good("d")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("members.jsonl.gz", b"".join(gzip.compress(row + b"\r\n\n") for row in SEVERAL)),
+        ("marked.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + b"\n".join(SEVERAL))),
+        ("unnamed", gzip.compress(b"\n".join(SEVERAL))),
+        ("array.json", b"[" + b",".join(SEVERAL) + b"]"),
+        ("marked.json", b"\xef\xbb\xbf\r\n [\r\n" + b" ,\r\n\t".join(SEVERAL) + b"\n]\n\n"),
+        ("printed.json", json.dumps([json.loads(row) for row in SEVERAL], indent=4, ensure_ascii=False).encode()),
+        ("array.json.gz", gzip.compress(b"[" + b",".join(SEVERAL) + b"]")),
+    ],
+)
+def test_gzip_and_arrays_are_read_as_json_lines_are(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    dataset = JsonlDataset(path=str(tmp_path / name))
+    assert dataset.name == name.partition(".")[0]
+    opened = dataset.open()
+    rows = [json.loads(row) for row in SEVERAL]
+    assert [opened.row(index) for index in range(4)] == rows
+    assert [opened.characters(index) for index in range(4)] == [len(row["text"]) for row in rows]
+
+
+def test_what_pandas_writes_is_read(rows: list[Row], tmp_path: Path) -> None:
+    frame = pd.DataFrame([*rows, {"instance_id": "d/d", "text": "</x>\u2028é"}])
+    for name, lines in (("rows.json", False), ("rows.jsonl", True), ("rows.jsonl.gz", True)):
+        frame.to_json(tmp_path / name, orient="records", lines=lines)
+        opened = JsonlDataset(path=str(tmp_path / name)).open()
+        assert [opened.row(index) for index in range(4)] == [*rows, {"instance_id": "d/d", "text": "</x>\u2028é"}]
+
+
+@pytest.mark.parametrize("step", [1, 5, 64])
+def test_an_array_may_be_cut_anywhere_between_two_reads(step: int) -> None:
+    class Pieces(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(step)
+
+    rows: list[Any] = [
+        {"instance_id": "é😀", "n": [-1.5e10, None, True, {}], "text": '\\ud83d\\ude00 "]}\n'},
+        {"instance_id": "b", "text": "\udc80"},
+    ]
+    for ascii_only, part in ((True, rows), (False, rows[:1])):
+        content = b"\xef\xbb\xbf " + json.dumps(part, ensure_ascii=ascii_only, indent=1).encode() + b" "
+        found = list(_ArrayReader(Pieces(content), "array").rows())
+        assert [value for *_, value in found] == part
+        assert [json.loads(content[offset : offset + size]) for _, offset, size, _ in found] == part
+
+
+def test_a_bomb_costs_one_line_and_little_disk(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.jsonl.gz"
+    path.write_bytes(257 * gzip.compress(bytes(1 << 20)))
+    with pytest.raises(DataError, match=r"zeros\.jsonl\.gz, line 1: is longer than 256 MiB"):
+        JsonlDataset(path=str(path)).open()
+
+    path.write_bytes(gzip.compress(b"\n" * (1 << 21)))
+    with pytest.raises(DataError, match="holds more than 1,000,000 bytes"):
+        JsonlRows(path, most_unpacked=1_000_000)
+
+    code = (
+        "import resource, sys\n"
+        "from swe_infer.data.jsonl import JsonlDataset; from swe_infer.errors import DataError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: JsonlDataset(path=sys.argv[1]).open()\n"
+        "except DataError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} cannot be unpacked: File too large; TMPDIR names the directory that is used\n"
 
 
 @pytest.mark.parametrize(
@@ -177,17 +281,21 @@ def test_bad_options_are_refused_at_construction(options: dict[str, Any], messag
 
 def test_prompts_stay_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "large.jsonl"
-    with path.open("w") as file:
-        for number in range(10_000):
-            file.write(json.dumps({"instance_id": f"i-{number}", "text": "def f(x):\n" * 2_000}) + "\n")
+    with path.open("w") as file, gzip.open(tmp_path / "array.gz", "wt", compresslevel=1) as array:
+        for number in range(5_000):
+            row = json.dumps({"instance_id": f"i-{number}", "text": "def f(x):\n" * 2_000})
+            file.write(row + "\n")
+            array.write(f"{',' if number else '['}{row}\n")
+        array.write("]")
     code = (
         "import resource, sys; from swe_infer.data.jsonl import JsonlDataset\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rows = JsonlDataset(path=sys.argv[1]).open(); assert len(rows) == 10_000\n"
+        "for path in sys.argv[1:]: assert len(JsonlDataset(path=path).open()) == 5_000\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    grown = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert path.stat().st_size > 200_000_000
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "array.gz")]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert path.stat().st_size > 100_000_000
     assert int(grown.stdout) * 1024 < 20_000_000
 
 
