@@ -59,6 +59,23 @@ def expanded(path: str, key: str = "") -> Path:
         raise ConfigError(f"{told}: ~ names no home directory here; set HOME, or write the path out") from None
 
 
+def read_named(path: str, key: str) -> bytes:
+    """The content of the file that a key of the configuration names.
+
+    Raises:
+        ConfigError: there is no such file, it is no regular file, or it cannot be read.
+    """
+    place = Path(resolve_path(path, key))
+    try:
+        if place.exists() and not place.is_file():
+            raise ConfigError(f"{key}={path} is no regular file")
+        return place.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{key}={path}: there is no such file (looked for {place.absolute()})") from None
+    except OSError as error:
+        raise ConfigError(f"{key}={path} cannot be read: {error.strerror}") from None
+
+
 def cache_home() -> Path | None:
     """This package's folder in ``$XDG_CACHE_HOME`` or ``~/.cache``; None where there is no home directory."""
     return _home("XDG_CACHE_HOME", ".cache")

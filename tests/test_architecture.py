@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks"},
-    {"prompt_format", "conf_files"},
+    {"prompt_format", "conf_files", "patches"},
     {"providers", "llama", "sample", "run_directory", "repositories"},
-    {"api", "data", "context", "prompts", "patches", "tracking"},
+    {"context"},
+    {"api", "data", "prompts", "tracking"},
     {"selection", "feedback"},
     {"runners", "compare", "evaluate", "runs"},
     {"config", "view"},
@@ -44,6 +45,7 @@ HOMES = {
     "datasets": {"data"},
     "genai_prices": {"api"},
     "tiktoken": {"api"},
+    "jinja2": {"prompts"},
 }
 """The rooms that may name a package."""
 

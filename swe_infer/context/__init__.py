@@ -1,0 +1,1 @@
+"""The ``context`` group: which files of the repository a prompt shows."""

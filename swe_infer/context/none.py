@@ -1,0 +1,25 @@
+"""``context=none``: the issue alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swe_infer.context.base import Commit, CountTokens, RepositoryContext, Row, Shown, required
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoContext(RepositoryContext):
+    """No file is shown; with ``context.readmes=true`` the READMEs are."""
+
+    readmes: bool = False
+
+    @property
+    def rules(self) -> str:
+        return "none-1"
+
+    @property
+    def needs_repository(self) -> bool:
+        return self.readmes
+
+    def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+        return self._show(required(commit), (), count_tokens) if self.readmes else Shown()

@@ -1,0 +1,177 @@
+"""The ``prompt`` group: from a row and the files that are shown to the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from swe_infer.context.base import Row, Shown
+from swe_infer.context.gold import gold_changes
+from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import Option
+from swe_infer.prompt_format import split_prompt
+from swe_infer.prompts import layouts
+from swe_infer.prompts.edit_formats import EditFormat
+from swe_infer.types import PathText, Prompt
+
+if TYPE_CHECKING:
+    from swe_infer.prompts.template import Template
+
+Style = Literal["given", "style2", "style3", "full_file", "edits_only", "plain"]
+
+_LAYOUTS: Mapping[Style, Callable[[Sequence[str], str, EditFormat], str]] = {
+    "style2": layouts.style_2,
+    "style3": layouts.style_3,
+    "full_file": layouts.full_file,
+    "edits_only": layouts.style_2,
+    "plain": layouts.plain,
+}
+_WITHOUT_NUMBERS = frozenset[Style]({"full_file", "plain"})
+_OUR_OWN = frozenset[Style]({"plain"})
+
+TEXT_COLUMN = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRenderer:
+    """How a prompt is written. A template of the user's takes the place of the style."""
+
+    style: Annotated[
+        Style, Option("given: the row's own text; four of SWE-bench's; plain: whole files without numbers.", "answer")
+    ]
+    edit_format: Annotated[
+        EditFormat, Option("The form in which the answer is asked for, and as which it is read first.", "answer")
+    ] = "unified_diff"
+    template: Annotated[
+        PathText | None, Option("A Jinja file that is used instead of the style; its content counts.", "answer")
+    ] = None
+    examples: Annotated[
+        PathText | None, Option("JSON lines that a template sees as `examples`, for few-shot prompts.", "answer")
+    ] = None
+    system: Annotated[
+        str | None, Option("The system part, instead of the style's or template's; empty: none.", "answer")
+    ] = None
+    hints: Annotated[
+        bool | None, Option("Show hints_text after the issue; null: only where a template names `hints`.", "answer")
+    ] = None
+    prefill: Annotated[
+        str | None, Option("The beginning of the answer, where the provider lets one be given.", "answer")
+    ] = None
+
+    def __post_init__(self) -> None:
+        template = self._template
+        if template is None:
+            if self.examples is not None:
+                raise ConfigError("prompt.examples is for templates: set prompt.template, or leave it out")
+            if self.hints and self.style == "given":
+                raise ConfigError(
+                    "prompt.hints=true: prompt=given takes the row's text as it is; choose another prompt"
+                )
+            return
+        for name, value in (("hints", self.hints), ("examples", self.examples is not None)):
+            if value and name not in template.names:
+                raise ConfigError(f"prompt.{name} is set, but prompt.template={self.template} does not name {name}")
+        if "examples" in template.names and self.examples is None:
+            raise ConfigError(f"prompt.template={self.template} names examples: set prompt.examples to their file")
+
+    @cached_property
+    def _template(self) -> Template | None:
+        if self.template is None:
+            return None
+        from swe_infer.prompts.template import Template  # Jinja is loaded for templates alone
+
+        return Template(self.template, self.examples)
+
+    @property
+    def rules(self) -> str:
+        """Name and version of the rules by which a prompt is written, or the digest of the template; part of a run's
+        identity."""
+        return f"{self.style}-1" if self._template is None else f"template-1-{self._template.digest}"
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the prompt is the row's own text."""
+        return self.style == "given" and self.template is None
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the dataset that a template names beyond those that every dataset has."""
+        return frozenset() if self._template is None else self._template.columns
+
+    def check_context(self, *, gives_text: bool, context: str) -> None:
+        """Raise ConfigError where the context, called ``context``, does not go with this prompt.
+
+        Args:
+            gives_text: the context leaves the row's own text as it is.
+        """
+        if self.takes_text and not gives_text:
+            raise ConfigError(
+                f"context={context} chooses files, but prompt=given takes the row's own text: choose a prompt that "
+                "shows them, such as prompt=style3"
+            )
+        if gives_text and self.template is None and self.style != "given":
+            raise ConfigError(
+                f"context=given takes the row's own text, but prompt={self.style} writes another: choose a context, "
+                "such as context=oracle, or prompt=given"
+            )
+
+    def render(self, row: Row, shown: Shown, *, text_column: str = TEXT_COLUMN) -> Prompt:
+        """The prompt for one row.
+
+        Raises:
+            DataError: the row lacks something that the prompt needs; the message says what.
+        """
+        if self._template is not None:
+            prompt = self._template.render(self._variables(row, shown))
+        elif self.style == "given":
+            prompt = split_prompt(_text(row, text_column))
+        else:
+            prompt = split_prompt(_LAYOUTS[self.style](self._issue(row), self._code(row, shown), self.edit_format))
+        system = prompt.system if self.system is None else self.system or None
+        if not prompt.user.strip():
+            raise DataError("the prompt is blank")
+        made = Prompt(system, prompt.user)
+        try:
+            made.text.encode()
+        except UnicodeEncodeError:
+            raise DataError("the prompt holds half a surrogate pair") from None
+        return made
+
+    def _issue(self, row: Row) -> list[str]:
+        hints = self._hints(row) if self.hints else ""
+        shown = ["<hints>", hints, "</hints>"] if hints else []
+        return ["<issue>", _text(row, "problem_statement"), "</issue>", *shown]
+
+    def _hints(self, row: Row) -> str:
+        hints = row.get("hints_text")
+        return hints if isinstance(hints, str) and hints.strip() and self.hints is not False else ""
+
+    def _code(self, row: Row, shown: Shown) -> str:
+        files = dict(shown.files)
+        if shown.creates_file and self.style not in _OUR_OWN:
+            files[layouts.NEW_FILE] = ""
+        numbers = self.style not in _WITHOUT_NUMBERS
+        readmes = layouts.whole_files(shown.readmes, numbers=numbers)
+        if self.style == "edits_only":
+            return f"{readmes}\n{layouts.edited_parts(files, gold_changes(row))}"
+        return f"{readmes}\n{layouts.whole_files(files, numbers=numbers)}"
+
+    def _variables(self, row: Row, shown: Shown) -> dict[str, Any]:
+        from swe_infer.prompts.template import variables
+
+        return variables(row, shown, _text(row, "problem_statement"), self._hints(row), self.edit_format)
+
+
+def _text(row: Row, column: str) -> str:
+    """A column that a prompt needs.
+
+    Raises:
+        DataError: it is absent, no string, or blank.
+    """
+    text = row.get(column)
+    if not isinstance(text, str) or not text.strip():
+        found = "is blank" if isinstance(text, str) else "is missing" if text is None else "is no string"
+        raise DataError(f"the row's {column} {found}")
+    return text
