@@ -17,6 +17,9 @@ reached. ``repetition``: the local engine's loop detector. ``refusal``, ``conten
 
 PatchStatus = Literal["applies", "repaired", "does_not_apply", "unchecked", "none"]
 
+EditFormat = Literal["unified_diff", "search_replace", "whole_file", "json_edits"]
+"""The form in which a prompt asks for an answer."""
+
 SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
 
 PathText = Annotated[str, "path"]

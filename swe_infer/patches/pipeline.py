@@ -10,23 +10,34 @@ from swe_infer.patches.extract import Block, cut_off, find_blocks, without_reaso
 from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates
-from swe_infer.types import PatchResult
+from swe_infer.types import EditFormat, PatchResult
 
 
-def make_patch(answer: str, files: Mapping[str, str]) -> PatchResult:
+def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | None = None) -> PatchResult:
     """Make a patch of what a model answered.
 
     Args:
         answer: the whole answer, as it is.
         files: the instance's files, path to content (:attr:`swe_infer.types.Request.files`).
+        edit_format: the form that the prompt asks for. It is looked for first, then the others; None: diffs first.
 
     Returns:
         A result whose ``patch`` ``git apply`` takes at the base commit where ``status`` is ``applies`` or
-        ``repaired``. Never raises, whatever the text; time is linear in it.
+        ``repaired``. Edits in the form that was asked for, each of which stands where it says, are ``applies``. Never
+        raises, whatever the text; time is linear in it.
     """
     if not answer.strip():
         return PatchResult("", "none", "the answer is empty")
     text = without_reasoning(answer)
+    asked = None if edit_format in (None, "unified_diff") else _replaced(text, files, edit_format)
+    if asked is not None and asked.status != "none":
+        return asked
+    result = _in_any_form(text, files)
+    return asked if asked is not None and result.status == "none" else result
+
+
+def _in_any_form(text: str, files: Mapping[str, str]) -> PatchResult:
+    """A patch from the diffs of an answer, or from edits where it has none or they do not apply."""
     blocks = find_blocks(text)
     if not blocks:
         return _replaced(text, files) or PatchResult("", "none", "no diff and no search/replace block in the answer")
@@ -92,9 +103,10 @@ def _repaired(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
     return PatchResult(fixed, "repaired", None, repairs, candidate.format)
 
 
-def _replaced(text: str, files: Mapping[str, str]) -> PatchResult | None:
-    """The patch of an answer in search/replace form; None where it has no such form."""
-    replacements, problem = find_replacements(text)
+def _replaced(text: str, files: Mapping[str, str], edit_format: EditFormat | None = None) -> PatchResult | None:
+    """The patch of an answer that replaces text or files, in this form alone where it was asked for; None where it
+    has no such form."""
+    replacements, problem = find_replacements(text, edit_format)
     if not replacements:
         return PatchResult("", "none", problem) if problem else None
     form = replacements[0].form
@@ -103,6 +115,8 @@ def _replaced(text: str, files: Mapping[str, str]) -> PatchResult | None:
         apply_patch(patch, files)
     except PatchError as error:
         return PatchResult("", "none", str(error), format=form)
+    if form == edit_format and not notes:
+        return PatchResult(patch, "applies", format=form)
     word = "made a diff of whole files" if form == "whole_file" else "made a diff of search/replace edits"
     return PatchResult(patch, "repaired", None, (word, *notes), form)
 

@@ -2,18 +2,21 @@
 
 Forms: Aider's ``<<<<<<< SEARCH`` blocks; tags such as ``<file>…</file><original>…</original><patched>…</patched>``;
 whole files between ``[start of PATH]`` and ``[end of PATH]``, in ``<file path="PATH">``, or in a fence that
-follows a line with nothing but the path.
+follows a line with nothing but the path; JSON, see :mod:`swe_infer.patches.json_edits`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, unsafe_path, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine, line_diff
+from swe_infer.patches.json_edits import find_json_edits
 from swe_infer.patches.locate import FORGIVEN, MATCH_LEVELS, FileIndexes, LineIndex, MatchLevel, reindent
+from swe_infer.types import EditFormat
 
 _OLD_NAMES = frozenset({"original", "search", "old", "old_str", "old_code", "before", "find"})
 _NEW_NAMES = frozenset({"patched", "replace", "new", "new_str", "new_code", "after", "updated", "replacement"})
@@ -57,18 +60,37 @@ class Replacement:
     explicit: bool = True
 
 
-def find_replacements(answer: str) -> tuple[list[Replacement], str | None]:
-    """The edits of ``answer`` in order, in the first form that it uses; and what is wrong if one is cut off."""
-    for reader in (_from_markers, _from_tags, _from_whole_files):
+def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tuple[list[Replacement], str | None]:
+    """The edits of ``answer`` in order, in the first form that it uses; and what is wrong if one is cut off.
+
+    Args:
+        edit_format: look for this form alone.
+    """
+    if edit_format is None:
+        readers = (_from_markers, _from_tags, _from_whole_files, _from_json)
+    elif edit_format == "search_replace":
+        readers = (_from_markers, _from_tags)
+    elif edit_format == "whole_file":
+        readers = (_from_whole_files, _from_tags)
+    else:
+        readers = (_from_json,) if edit_format == "json_edits" else ()
+    for reader in readers:
         found, problem = reader(answer)
         if found or problem:
             return found, problem
     return [], None
 
 
-def elided(text: str) -> bool:
-    """Whether a line stands for lines that were left out (``# ... rest of the code``)."""
-    return any(_ELIDED.search(line) for line in text.split("\n") if len(line) < _LONGEST_NOTE)
+def elided(text: str, base: Sequence[str] = ()) -> bool:
+    """Whether a line stands for lines that were left out (``# ... rest of the code``). A line of ``base``, which the
+    text is a new version of, stands for itself."""
+    lines = Counter(text.split("\n")) - Counter(base)
+    return any(_ELIDED.search(line) for line in lines if len(line) < _LONGEST_NOTE)
+
+
+def _from_json(answer: str) -> tuple[list[Replacement], str | None]:
+    edits, problem = find_json_edits(answer)
+    return [Replacement(edit.path, edit.search, edit.replace, "json_edits") for edit in edits], problem
 
 
 def _from_markers(answer: str) -> tuple[list[Replacement], str | None]:
@@ -247,15 +269,15 @@ class _Writer:
             return
         if path not in self.edits:
             self.edits[path] = FileEdit(self.files[path])
-        if replacement.old is None:
+        edit = self.edits[path]
+        if replacement.old is None or (not replacement.old.strip() and not self.files[path].strip()):
             self._rewrite(path, new, explicit=replacement.explicit)
             return
-        old = replacement.old.replace("\r\n", "\n").split("\n")
         if not replacement.old.strip():
             raise PatchError(f"{path}: an empty text to replace")
-        edit = self.edits[path]
+        old, new_lines = _as_lines(replacement.old.replace("\r\n", "\n"), new)
         try:
-            edit.put(self._locate(path, old, new.split("\n"), self.bases[path]))
+            edit.put(self._locate(path, old, new_lines, self.bases[path]))
         except (Conflict, PatchError) as error:
             if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
                 raise error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap") from error
@@ -263,7 +285,7 @@ class _Writer:
             current = edit.current()
             lines = LineIndex([text for text, _, _ in current])
             try:
-                placed = self._locate(path, old, new.split("\n"), lines)
+                placed = self._locate(path, old, new_lines, lines)
             except PatchError:
                 raise (error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap")) from error
             edit.put_in_current(placed, current)
@@ -272,6 +294,8 @@ class _Writer:
         if replacement.path is None:
             return self._by_content(replacement.old or "")
         path = self.index.clean(replacement.path)
+        if path.startswith("/") and self.index.find(path.lstrip("/")) is not None:
+            path = path.lstrip("/")  # SWE-bench's example of whole files has paths such as /src/this_file.py
         why = unsafe_path(path)
         if why is not None:
             raise PatchError(f"refused: {why}")
@@ -300,9 +324,10 @@ class _Writer:
         edit = self.edits[path]
         if edit.changed:
             raise PatchError(f"{path}: edits overlap")
-        if elided(new):
+        wanted = _with_line_ends(new.removesuffix("\n").split("\n"), edit.base)
+        if elided("\n".join(wanted), edit.base):
             raise PatchError(f"{path}: the new file leaves lines out")
-        lines = line_diff(edit.base, new.removesuffix("\n").split("\n"))
+        lines = line_diff(edit.base, wanted)
         if not explicit and _is_excerpt(lines):
             raise PatchError(f"{path}: the code looks like an excerpt of the file, not the whole")
         edit.put(_placed(lines, 0))
@@ -314,6 +339,8 @@ class _Writer:
                 raise PatchError(f"{path}: the old text stands more than once")
             if places:
                 return self._replace_lines(path, old, new, lines, places[0], level)
+            if len(old) == len(new) == 1 and sum(line.count(old[0]) for line in lines.lines) == 1:
+                return self._replace_inside(path, old, new, lines)
         trimmed = _without_blank_ends(old)
         if trimmed != old:
             return self._locate(path, trimmed, _without_blank_ends(new), lines)
@@ -346,6 +373,23 @@ class _Writer:
         base = content[line_start:line_end].split("\n")
         text = content[line_start:start] + "\n".join(new) + content[start + len(wanted) : line_end]
         return _placed(line_diff(base, text.split("\n")), first)
+
+
+def _as_lines(old: str, new: str) -> tuple[list[str], list[str]]:
+    """Both texts as lines. Texts of whole lines may end in a line break; nothing in place of lines removes them."""
+    if old.endswith("\n"):
+        old, new = old[:-1], new.removesuffix("\n")
+    return old.split("\n"), new.split("\n") if new else []
+
+
+def _with_line_ends(lines: Sequence[str], base: Sequence[str]) -> list[str]:
+    """A file's new lines with the line ends of its old ones: prompts and answers show ``\\r\\n`` as ``\\n``."""
+    known = set(base)
+    dos = sum(line.endswith("\r") for line in base) * 2 > len(base)
+    return [
+        line if line in known or line.endswith("\r") or not (dos or f"{line}\r" in known) else f"{line}\r"
+        for line in lines
+    ]
 
 
 def _is_excerpt(lines: Sequence[Line]) -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
-EditFormat = Literal["unified_diff", "search_replace", "whole_file", "json_edits"]
-"""``swe_infer.patches`` reads all of them; it begins with the one that was asked for."""
+from swe_infer.types import EditFormat
 
 _DIFF = """\
 Answer with one patch in the unified diff format, which `git apply` takes at the root of the repository. Keep the

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from swe_infer.patches.diff import FilePatch
-from swe_infer.prompts.edit_formats import INSTRUCTIONS, EditFormat
+from swe_infer.prompts.edit_formats import INSTRUCTIONS
+from swe_infer.types import EditFormat
 
 NEW_FILE = "/dev/null"
 """How SWE-bench's forms show that the gold patch creates a file: as an empty file of this name."""

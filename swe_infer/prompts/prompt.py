@@ -13,8 +13,7 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.prompt_format import split_prompt
 from swe_infer.prompts import layouts
-from swe_infer.prompts.edit_formats import EditFormat
-from swe_infer.types import PathText, Prompt
+from swe_infer.types import EditFormat, PathText, Prompt
 
 if TYPE_CHECKING:
     from swe_infer.prompts.template import Template

@@ -22,11 +22,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from swe_infer.conf_files import suggestion
 from swe_infer.context.base import Row, Shown
 from swe_infer.errors import ConfigError, DataError
-from swe_infer.prompts.edit_formats import INSTRUCTIONS, EditFormat
+from swe_infer.prompts.edit_formats import INSTRUCTIONS
 from swe_infer.prompts.layouts import numbered
 from swe_infer.resources import read_named
 from swe_infer.text import bounded_json, first_line
-from swe_infer.types import Prompt
+from swe_infer.types import EditFormat, Prompt
 
 COLUMNS = (
     "instance_id", "repo", "base_commit", "problem_statement", "created_at", "version", "environment_setup_commit",

@@ -1,0 +1,113 @@
+"""The form that a prompt asks for is looked for first, and the others after it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from swe_infer.patches.pipeline import make_patch
+from swe_infer.types import EditFormat
+from tests.patches.git import GitRepository, needs_git
+from tests.support.steps import lines_executed
+
+pytestmark = needs_git
+
+FILES = {
+    "src/pkg/mod.py": "import os\n\n\ndef f(a, b):\n    return a + b\n\n\ndef g():\n    ...\n",
+    "dos.py": "a = 1\r\nb = 2\r\n",
+    "src/pkg/__init__.py": "",
+}
+WANTED = FILES["src/pkg/mod.py"].replace("a + b", "a * b")
+DIFF = (
+    "--- a/src/pkg/mod.py\n+++ b/src/pkg/mod.py\n@@ -2,7 +2,7 @@\n \n \n def f(a, b):\n-    return a + b\n"
+    "+    return a * b\n \n \n def g():\n"
+)
+EDIT = {"path": "src/pkg/mod.py", "search": "    return a + b\n", "replace": "    return a * b\n"}
+BLOCK = "src/pkg/mod.py\n<<<<<<< SEARCH\n    return a + b\n=======\n    return a * b\n>>>>>>> REPLACE\n"
+OTHER = DIFF.replace("a * b", "a - b")
+
+ANSWERS: dict[EditFormat, list[str]] = {
+    "unified_diff": [DIFF, f"<patch>\n{DIFF}</patch>"],
+    "search_replace": [BLOCK, f"I change one line.\n\n```python\n{BLOCK}```\n"],
+    "whole_file": [
+        f"[start of src/pkg/mod.py]\n{WANTED}[end of src/pkg/mod.py]\n",
+        f"[start of /src/pkg/mod.py]\n{WANTED}\n[end of /src/pkg/mod.py]\n",
+    ],
+    "json_edits": [
+        json.dumps([EDIT]),
+        f"Here:\n```json\n{json.dumps([EDIT], indent=2)}\n```\nDone.",
+        json.dumps({"edits": [EDIT]}),
+        json.dumps(EDIT)
+        .replace("search", "old_string")
+        .replace("replace", "new_string")
+        .replace("path", "file_path"),
+        '[{"path": "src/pkg/mod.py", "search": "return a + b", "replace": "return a * b"}]',
+        json.dumps([EDIT]).replace("\\n", "\n"),
+    ],
+}
+
+
+@pytest.mark.parametrize("edit_format", ANSWERS)
+def test_answer_in_the_form_that_was_asked_for_applies(git: GitRepository, edit_format: EditFormat) -> None:
+    for answer in ANSWERS[edit_format]:
+        result = make_patch(answer, FILES, edit_format)
+        assert result.status == "applies", (answer, result)
+        assert git.apply(result.patch, FILES) == {**FILES, "src/pkg/mod.py": WANTED}
+        for other in ANSWERS:
+            result = make_patch(answer, FILES, other)
+            assert result.status in ("applies", "repaired"), (answer, other, result)
+            assert git.apply(result.patch, FILES) == {**FILES, "src/pkg/mod.py": WANTED}
+
+
+def test_form_that_was_asked_for_comes_before_others_in_one_answer(git: GitRepository) -> None:
+    for edit_format in ("search_replace", "whole_file", "json_edits"):
+        answer = f"A sketch:\n```diff\n{OTHER}```\nThe answer:\n{ANSWERS[edit_format][0]}"
+        assert "a * b" in make_patch(answer, FILES, edit_format).patch
+        assert "a - b" in make_patch(answer, FILES).patch
+    cut = f"```diff\n{DIFF}```\n" + json.dumps([EDIT])[:-20]
+    assert make_patch(cut, FILES, "json_edits").patch == DIFF, "falls back"
+    assert make_patch(json.dumps([EDIT])[:-20], FILES, "json_edits").reason == "the JSON of the edits is cut off"
+    missing = json.dumps([EDIT, {**EDIT, "search": "nowhere"}])
+    assert make_patch(missing, FILES, "json_edits").reason == (
+        "edit 2 of 2: src/pkg/mod.py: the old text stands nowhere in the file"
+    )
+
+
+def test_json_edits_create_remove_and_add_up(git: GitRepository) -> None:
+    edits = [
+        EDIT,
+        {"path": "src/pkg/mod.py", "search": "import os\n", "replace": ""},
+        {"path": "src/pkg/mod.py", "search": "def g():\n", "replace": "def g():\n    # nothing\n"},
+        {"path": "src/pkg/new.py", "search": "", "replace": "n = 1\n"},
+        {"path": "src/pkg/__init__.py", "search": "", "replace": "from pkg import new\n"},
+        {"path": "dos.py", "search": "b = 2\n", "replace": "b = 3\nc = 4\n"},
+    ]
+    result = make_patch(json.dumps(edits), FILES, "json_edits")
+    wanted = {
+        "src/pkg/mod.py": WANTED.replace("import os\n", "", 1).replace("def g():\n", "def g():\n    # nothing\n"),
+        "src/pkg/new.py": "n = 1\n",
+        "src/pkg/__init__.py": "from pkg import new\n",
+        "dos.py": "a = 1\r\nb = 3\r\nc = 4\r\n",
+    }
+    assert git.apply(result.patch, FILES) == wanted, result
+
+
+def test_whole_file_keeps_line_ends_and_lines_that_look_left_out(git: GitRepository) -> None:
+    answer = "[start of dos.py]\na = 1\nb = 3\nc = 4\n[end of dos.py]\n"
+    result = make_patch(answer, FILES, "whole_file")
+    assert result.status == "applies"
+    applied = git.apply(result.patch, FILES)
+    assert applied is not None
+    assert applied["dos.py"] == "a = 1\r\nb = 3\r\nc = 4\r\n"
+    body = WANTED.replace("def f(a, b):\n    return a * b", "# ... rest of the code")
+    elided = f"[start of src/pkg/mod.py]\n{body}[end of src/pkg/mod.py]\n"
+    assert make_patch(elided, FILES, "whole_file").status == "none"
+
+
+@pytest.mark.parametrize("text", ["[", "{", '[{"path": "a", "search": ', '{"search": "', "[\n", '{"search":1}\n'])
+def test_hostile_json_is_refused_in_linear_time(text: str) -> None:
+    def steps(count: int) -> int:
+        return lines_executed(lambda: make_patch(text * count, FILES, "json_edits"))
+
+    assert steps(8000) < 14 * steps(1000) + 10_000
