@@ -30,19 +30,33 @@ from swe_infer.redaction import without_credentials
 from swe_infer.text import first_line, flatten
 
 if TYPE_CHECKING:
+    from swe_infer.context.base import Context
     from swe_infer.data.base import Dataset
     from swe_infer.locks import Locks
+    from swe_infer.prompts.prompt import PromptRenderer
     from swe_infer.runners.base import Runner
     from swe_infer.tracking.base import Tracker
     from swe_infer.types import Budget, DataShard, PathText
 
-GROUPS = ("model", "provider", "decoding", "dataset", "runner", "tracker")
+GROUPS = ("model", "provider", "decoding", "dataset", "context", "prompt", "runner", "tracker")
 _KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)
+
+RULES = "rules"
+"""The node of a resolved configuration that holds the versions of the rules by which prompts are made."""
+
+_GIVEN = {
+    "context._target_": "swe_infer.context.given.GivenContext",
+    "prompt._target_": "swe_infer.prompts.prompt.PromptRenderer",
+    "prompt.style": "given",
+    "prompt.edit_format": "unified_diff",
+}
+"""Values with which a row's own prompt is used. They are left out of a run's identity, as in versions without these
+groups."""
 
 COVERAGE = ("limit", "instance_ids", "min_tokens", "max_tokens")
 """Keys of the dataset that select instances. They may change between commands on one run directory."""
 
-IDENTITY_GROUPS = ("model", "provider", "decoding", "dataset", "shard")
+IDENTITY_GROUPS = ("model", "provider", "decoding", "dataset", "context", "prompt", RULES, "shard")
 """Groups with keys that decide answers. Each option of their classes declares whether it does."""
 
 _CHOICES = frozenset({*IDENTITY_GROUPS, "runner", "experiment"})
@@ -55,6 +69,8 @@ class Experiment:
 
     runner: Runner
     dataset: Dataset
+    context: Context
+    prompt: PromptRenderer
     tracker: Tracker
     shard: DataShard
     budget: Budget
@@ -62,6 +78,10 @@ class Experiment:
     locks: Locks
     dry_run: bool
     objectives: tuple[Objective, ...]
+
+
+_EXAMPLES = {"dataset": "sample", "context": "given", "prompt": "given", "runner": "llama", "tracker": "none"}
+"""An option of each group that a run cannot do without."""
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -78,18 +98,23 @@ def build(cfg: DictConfig) -> Experiment:
         for key in GROUPS:  # first, so that an error names `model.x`, not `runner.model.x`
             if isinstance(cfg[key], DictConfig) and "_target_" in cfg[key]:
                 constructor.construct(cfg[key], key)
-        for key, example in (("dataset", "sample"), ("runner", "llama"), ("tracker", "none")):
+        for key, example in _EXAMPLES.items():
             if not isinstance(cfg[key], DictConfig) or "_target_" not in cfg[key]:
                 raise ConfigError(f"{key}: no option is chosen; choose one, such as {key}={example}")
-        return Experiment(
+        experiment = Experiment(
             runner=constructor.construct(cfg.runner, "runner"),
             dataset=constructor.construct(cfg.dataset, "dataset"),
+            context=constructor.construct(cfg.context, "context"),
+            prompt=constructor.construct(cfg.prompt, "prompt"),
             tracker=constructor.construct(cfg.tracker, "tracker"),
             shard=constructor.construct(cfg.shard, "shard"),
             budget=constructor.construct(cfg.budget, "budget"),
             objectives=objectives(cfg),
             **{key: _check(cfg[key], hint, key) for key, hint in ROOT_KEYS.items() if key != "objective"},
         )
+        context = experiment.context
+        experiment.prompt.check_context(gives_text=context.gives_text, context=context.rules.partition("-")[0])
+        return experiment
     except OmegaConfBaseException as error:
         raise ConfigError(_omegaconf_line(error)) from None
 
@@ -273,6 +298,16 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def with_rules(plain: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """A resolved configuration with the versions of the rules by which its prompts are made; they decide answers.
+
+    A run that takes its rows' own prompts has none.
+    """
+    rules = {"context": experiment.context.rules, "prompt": experiment.prompt.rules}
+    chosen = {key: rule for key, rule in rules.items() if not rule.startswith("given")}
+    return {**plain, RULES: chosen} if chosen else dict(plain)
+
+
 def _without_passwords(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_passwords(inner) for key, inner in value.items()}
@@ -337,9 +372,15 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
         node = plain.get(group)
         keys = flatten(node if isinstance(node, Mapping) else {}, group)
         flat.update((k, v) for k, v in keys if is_identity(k, plain))
+    flat = {key: value for key, value in flat.items() if not _is_given(key, value)}
     runner = plain.get("runner")
     flat["runner"] = runner.get("_target_") if isinstance(runner, Mapping) else None
     return flat
+
+
+def _is_given(key: str, value: object) -> bool:
+    """Whether a key leaves a row's own prompt as it is."""
+    return key.startswith(("context.", "prompt.")) and value in (None, _GIVEN.get(key))
 
 
 HEADER = "# identity "

@@ -46,6 +46,11 @@ class Prompt:
         """The dataset's full text, the prompt of a base model."""
         return self.user if self.system is None else f"{self.system}\n{self.user}"
 
+    @property
+    def sha256(self) -> str:
+        """The digest of :attr:`text` in UTF-8."""
+        return hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 
 LEVELS = [
     {"errors", "interrupts", "options"},
-    {"types", "resources", "files", "redaction", "text", "locks"},
+    {"types", "resources", "files", "redaction", "text", "locks", "instance_files"},
     {"prompt_format", "conf_files", "patches"},
     {"providers", "llama", "sample", "run_directory", "repositories"},
     {"context"},

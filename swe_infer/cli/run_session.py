@@ -28,7 +28,7 @@ from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.tracking.base import RunInfo
 
 if TYPE_CHECKING:
-    from swe_infer.runners.run import Run
+    from swe_infer.runners.run import PromptSource, Run
 
 
 def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: ProcessResources) -> tuple[Path | None, int]:
@@ -53,7 +53,7 @@ class PreparedRun:
         self.experiment = config.build(cfg)
         self._sweep = sweep
         self._agent = AgentRun.of(os.environ) if sweep is None else None
-        self._plain = config.resolved(cfg)
+        self._plain = config.with_rules(config.resolved(cfg), self.experiment)
         self.experiment.runner.check(dry_run=self.experiment.dry_run)
         swept = swept_keys(sweep.directory) if sweep is not None else ()
         named = partial(config.run_name, self._plain, self.experiment.runner.label, self.experiment.dataset.name)
@@ -87,13 +87,26 @@ class PreparedRun:
         from swe_infer.runners.run import estimate_remaining, select_instances
 
         experiment = self.experiment
-        selection = select_instances(experiment.runner, experiment.dataset, experiment.shard)
-        before = _coverage_before(read_config(self.directory))
-        shared = self._place.answered(self._plain, self._sweep)
-        found = estimate_remaining(experiment.runner, selection, self.directory, before, shared)
+        with ExitStack() as stack:
+            prompts = self._prompts(stack)
+            selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
+            before = _coverage_before(read_config(self.directory))
+            shared = self._place.answered(self._plain, self._sweep)
+            found = estimate_remaining(experiment.runner, selection, self.directory, before, shared)
         print_estimate(found, f"dry run of {self.directory}")
         if self._sweep is not None:
             self._sweep.add_estimate(found)
+
+    def _prompts(self, stack: ExitStack) -> PromptSource:
+        """How prompts are made; ``stack`` closes the repositories."""
+        from swe_infer.runners.run import PromptSource
+
+        context, repositories = self.experiment.context, None
+        if context.repository_options is not None:
+            from swe_infer.repositories import Repositories
+
+            repositories = stack.enter_context(Repositories(context.repository_options))
+        return PromptSource(context, self.experiment.prompt, repositories)
 
     def open(self, resources: ProcessResources) -> RunSession:
         """Hold the run directory.
@@ -109,7 +122,8 @@ class PreparedRun:
 
         experiment, plain = self.experiment, self._plain
         with ExitStack() as stack, INTERRUPTS.stoppable():
-            selection = select_instances(experiment.runner, experiment.dataset, experiment.shard)
+            prompts = self._prompts(stack)
+            selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(turn(self._sweep, plain, self.directory))
             store = stack.enter_context(RunStore(self.directory, experiment.runner.label, experiment.locks))
@@ -153,6 +167,7 @@ class PreparedRun:
                 earlier_verdicts=partial(kept_figures, self.directory),
                 shared=self._place.answered(plain, self._sweep),
                 over_budget=context.over_budget,
+                edit_format=experiment.prompt.edit_format,
             )
             return RunSession(run, stack.pop_all())
 

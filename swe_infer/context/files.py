@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
-from swe_infer.context.base import Commit, CountTokens, RepositoryContext, Row, Shown, required
+from swe_infer.context.base import Commit, CountTokens, Row, Shown
+from swe_infer.context.repository import RepositoryContext, required
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.resources import read_named
@@ -25,7 +26,10 @@ class FilesContext(RepositoryContext):
 
     column: Annotated[str | None, Option("The column of the dataset that lists the paths.", "answer")] = None
     path: Annotated[
-        PathText | None, Option("A JSON file that lists the paths by instance_id, instead of a column.", "answer")
+        PathText | None,
+        Option(
+            "A JSON file that lists the paths by instance_id, instead of a column; its content counts.", "address"
+        ),
     ] = None
 
     def __post_init__(self) -> None:

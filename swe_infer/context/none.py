@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swe_infer.context.base import Commit, CountTokens, RepositoryContext, Row, Shown, required
+from swe_infer.context.base import Commit, CountTokens, Row, Shown
+from swe_infer.context.repository import RepositoryContext, required
 
 
 @dataclass(frozen=True, kw_only=True)

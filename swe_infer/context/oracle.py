@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swe_infer.context.base import Commit, CountTokens, RepositoryContext, Row, Shown, required
+from swe_infer.context.base import Commit, CountTokens, Row, Shown
 from swe_infer.context.gold import gold_changes
+from swe_infer.context.repository import RepositoryContext, required
 from swe_infer.errors import DataError
 
 

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol
+from typing import Protocol
+
+from swe_infer.instance_files import Tree, TreeEntry
 
 
-class Entry(Protocol):
-    """What a commit's tree says of one path."""
-
-    @property
-    def type(self) -> Literal["regular", "executable", "symlink", "submodule"]: ...
-
-
-class Commit(Protocol):
+class Commit(Tree, Protocol):
     """The files of a repository at one commit. Every method may raise RepositoryError."""
 
-    def top_level(self) -> Mapping[str, Entry]:
+    def top_level(self) -> Mapping[str, TreeEntry]:
         """The paths of the repository's root; folders are left out."""
         ...
 
-    def entries(self, paths: Iterable[str]) -> Mapping[str, Entry]:
-        """Those of ``paths`` that the tree has; folders are left out."""
-        ...
-
     def links(self, paths: Iterable[str]) -> Mapping[str, str]:
-        """Where those of ``paths`` that are symbolic links lead, as they say it."""
-        ...
-
-    def read(self, paths: Iterable[str]) -> Mapping[str, bytes]:
-        """The contents of those of ``paths`` that are regular files, fetched together."""
+        """The targets of those of ``paths`` that are symbolic links, as the links state them."""
         ...
 
 

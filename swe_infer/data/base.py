@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.instance_files import files_of
 from swe_infer.options import Option
 from swe_infer.prompt_format import PromptFiles, split_prompt
 from swe_infer.types import Instance, Skip
 
 ID_COLUMN = "instance_id"
+TEXT_COLUMN = "text"
 ISSUE_COLUMN = "problem_statement"
-FILES_COLUMN = "files"
 
 NO_TEXT_COLUMN = " (dataset.text_column names the one that holds the prompt; null where the rows hold none)"
 """What messages add where the column of the prompts is not there."""
-
-_MOST_FILES = 10_000
-_LONGEST_PATH = 4096
-_MOST_CHARACTERS = 1 << 28  # of all files of an instance
 
 FOREIGN_TOKENS = ("input_ids", "labels", "attention_mask")
 """Columns of some published datasets that hold the tokens of one particular tokenizer. They are never read: which
@@ -38,6 +34,11 @@ class Rows(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    @property
+    def has_known_lengths(self) -> bool:
+        """Whether ``characters`` is the length of the prompt. False where prompts are rendered when they are read."""
+        ...
 
     def characters(self, index: int) -> int:
         """Length of a row's prompt in characters (Unicode code points); where rows hold no prompts, of its
@@ -76,6 +77,8 @@ class IndexedRows:
         label: how messages call the dataset.
         unit: how they call a row, such as ``line``.
     """
+
+    has_known_lengths = True
 
     def __init__(self, text_column: str | None, label: str, unit: str) -> None:
         self._text_column = text_column
@@ -162,6 +165,15 @@ class Dataset(Protocol):
     def max_tokens(self) -> int | None: ...
 
     @property
+    def text_column(self) -> str | None:
+        """The column of the prompts; None: the rows hold none."""
+        ...
+
+    def without_prompts(self) -> Dataset:
+        """The same dataset, of which no prompt is read."""
+        ...
+
+    @property
     def run_tests(self) -> bool | Literal["unsafe"]:
         """Whether the dataset brings tests, which the end of a run is to run on its patches."""
         ...
@@ -181,7 +193,7 @@ class DatasetOptions:
 
     text_column: Annotated[
         str | None, Option("The column that holds the prompt; null: the rows hold none.", "answer")
-    ] = "text"
+    ] = TEXT_COLUMN
     limit: Annotated[
         int | None, Option("Only the first N instances; counted after instance_ids, before shards.", "scope")
     ] = None
@@ -194,6 +206,10 @@ class DatasetOptions:
     max_tokens: Annotated[
         int | None, Option("Skip longer prompts; counted by the model's tokenizer, or estimated.", "scope")
     ] = None
+
+    def without_prompts(self) -> Self:
+        """The same dataset, of which no prompt is read: a context and a renderer make them."""
+        return replace(self, text_column=None)
 
     @property
     def run_tests(self) -> bool | Literal["unsafe"]:
@@ -232,70 +248,6 @@ def fault_of_text(text: object) -> Skip | None:
         except UnicodeEncodeError as error:
             return Skip("InvalidPrompt", f"the prompt holds half a surrogate pair at character {error.start}")
     return None
-
-
-def files_of(row: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """The files in a row's ``files`` column: path to content.
-
-    The column holds an object of paths and contents, a list of ``{"path": ..., "content": ...}`` or of pairs, as
-    Arrow tables have them, or one of these as JSON text. Contents and paths may be bytes too; those that are no UTF-8
-    become lone surrogates. Files that are null are left out, since tables fill up objects with nulls.
-
-    Returns:
-        None where there is no such column, or it holds something else: in a dataset from elsewhere the name can mean
-        anything, such as a list of paths.
-    """
-    value = row.get(FILES_COLUMN)
-    try:
-        if isinstance(value, str) and len(value) <= _MOST_CHARACTERS:
-            value = json.loads(value)
-        return _checked_files(_file_pairs(value))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-
-
-def _file_pairs(value: object) -> list[tuple[object, object]]:
-    if isinstance(value, Mapping):
-        if value.keys() == {"path", "content"} and all(isinstance(column, list) for column in value.values()):
-            return list(zip(value["path"], value["content"], strict=True))  # a list of structs, by column
-        return list(value.items())
-    if not isinstance(value, Sequence):
-        raise TypeError("neither an object nor a list")
-    return [(file["path"], file["content"]) if isinstance(file, Mapping) else _pair(file) for file in value]
-
-
-def _pair(value: object) -> tuple[object, object]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{type(value).__name__} is no pair of path and content")
-    path, content = value
-    return path, content
-
-
-def _checked_files(pairs: list[tuple[object, object]]) -> dict[str, str]:
-    """Raises ValueError for what are no files."""
-    files: dict[str, str] = {}
-    characters = 0
-    for path, content in pairs:
-        if content is None:
-            continue
-        path, content = _as_text(path), _as_text(content)
-        characters += len(path) + len(content)
-        if not 0 < len(path) <= _LONGEST_PATH or "\0" in path or path in files:
-            raise ValueError(f"no path, or one that is there twice: {path[:60]!r}")
-        if len(files) == _MOST_FILES or characters > _MOST_CHARACTERS:
-            raise ValueError("more than an instance has")
-        files[path] = content
-    return files
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} is no text")
-    if not value.isascii():
-        value.encode("utf-8", "surrogateescape")  # a surrogate that stands for no byte raises
-    return value
 
 
 def make_instance(row: Mapping[str, Any], text_column: str | None) -> Instance:

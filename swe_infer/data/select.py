@@ -165,7 +165,7 @@ class Selection:
     def _decide(self, index: int) -> Skip | None:
         if (fault := self.rows.fault(index)) is not None:
             return fault
-        if self.lengths.allows_unread(self.rows.characters(index)):
+        if self.rows.has_known_lengths and self.lengths.allows_unread(self.rows.characters(index)):
             return None
         return self.lengths.check(self.rows[index].prompt)
 

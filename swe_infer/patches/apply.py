@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from swe_infer.instance_files import is_absent
 from swe_infer.patches.diff import FilePatch, Hunk, PatchError, parse_as_git, refusal, split_lines
 from swe_infer.patches.locate import LineIndex
 
@@ -64,6 +65,8 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
     if content is None:
         if old in result.files:
             raise PatchError(f"{old}: removed by the patch before it is changed")
+        if old is not None and is_absent(files, old):
+            raise PatchError(f"{old}: there is no such file at the base commit")
         result.unknown_files.append(old or "")
         return
     content = _apply_hunks(patch, content)

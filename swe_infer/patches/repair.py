@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from swe_infer.instance_files import is_absent
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, write_file, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine
 from swe_infer.patches.lenient import Section
@@ -202,6 +203,8 @@ class _Repair:
 
     def _unknown(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
         """A file that the prompt does not hold: nothing can be placed, but counts can be right."""
+        if is_absent(self.files, patch.old_path or ""):
+            raise PatchError(f"{patch.path}: there is no such file at the base commit")
         starts: list[tuple[int, int]] = []
         for hunk in hunks:
             header = hunk.header

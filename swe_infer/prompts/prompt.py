@@ -44,10 +44,11 @@ class PromptRenderer:
         EditFormat, Option("The form in which the answer is asked for, and as which it is read first.", "answer")
     ] = "unified_diff"
     template: Annotated[
-        PathText | None, Option("A Jinja file that is used instead of the style; its content counts.", "answer")
+        PathText | None, Option("A Jinja file that is used instead of the style; its content counts.", "address")
     ] = None
     examples: Annotated[
-        PathText | None, Option("JSON lines that a template sees as `examples`, for few-shot prompts.", "answer")
+        PathText | None,
+        Option("JSON lines that a template sees as `examples`, for few-shot prompts; its content counts.", "address"),
     ] = None
     system: Annotated[
         str | None, Option("The system part, instead of the style's or template's; empty: none.", "answer")
@@ -93,6 +94,11 @@ class PromptRenderer:
     def takes_text(self) -> bool:
         """Whether the prompt is the row's own text."""
         return self.style == "given" and self.template is None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the prompt is the row's own text and nothing else."""
+        return self.takes_text and self.system is None and self.prefill is None
 
     @property
     def columns(self) -> frozenset[str]:

@@ -120,6 +120,26 @@ class Commit:
             places = deeper
         return found
 
+    def top_level(self) -> dict[str, Entry]:
+        """The paths of the repository's root, folders excluded.
+
+        Raises:
+            RepositoryError: the tree cannot be had.
+        """
+        self._load({self._tree: f"the root folder of {self}"})
+        root = self._trees[self._tree].items()
+        return {name: _entry(mode, oid) for name, (mode, oid) in root if mode & _KIND != _TREE}
+
+    def links(self, paths: Iterable[str]) -> dict[str, str]:
+        """The targets of those of ``paths`` that are symbolic links, as the links state them.
+
+        Raises:
+            RepositoryError: a link cannot be had.
+        """
+        links = {path: entry.oid for path, entry in self.entries(paths).items() if entry.type == "symlink"}
+        targets = self._objects.read({oid: f"{path} of {self}" for path, oid in links.items()}, "blob")
+        return {path: targets[oid].decode("utf-8", "surrogateescape") for path, oid in links.items()}
+
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         """The contents of those of ``paths`` that are regular files. What is not on this machine is fetched in one
         request. Symbolic links are not followed: they, submodules and paths that the tree does not have are left out.

@@ -175,6 +175,7 @@ class Totals:
         self._latest: dict[Key, tuple[Status, str | None, str | None]] = {}
         self._counts: Counter[str] = Counter()
         self._patches: Counter[str] = Counter()
+        self._prompts: dict[str, int] = {}
         self.replaced: set[Key] = set()
         """Completed once, and left out by a later command."""
         self.answered_again: set[Key] = set()
@@ -193,6 +194,8 @@ class Totals:
         self.usage += usage_of(record)
         self.cost_usd = _sum(self.cost_usd, record.get("cost_usd"))
         key, status, patch_status = key_of(record), record["status"], record.get("patch_status")
+        if isinstance(digest := record.get("prompt_sha256"), str):
+            self._prompts[key[0]] = _short(digest)
         previous = self._latest.get(key)
         if previous is not None and not supersedes(status, previous[0]):
             return
@@ -240,6 +243,18 @@ class Totals:
         latest = self._latest.get(key)
         return None if latest is None else latest[2]
 
+    def has_skip(self, reason: str) -> bool:
+        """Whether some (instance, sample) is skipped for ``reason``."""
+        return any(latest[2] == reason for latest in self._latest.values())
+
+    def has_prompt(self, instance_id: str) -> bool:
+        """Whether a record states the prompt of an instance."""
+        return instance_id in self._prompts
+
+    def has_other_prompt(self, instance_id: str, sha256: str) -> bool:
+        """Whether the last record of an instance states another prompt than the one with this digest."""
+        return self._prompts.get(instance_id, _short(sha256)) != _short(sha256)
+
     def count(self, status: Status) -> int:
         return self._counts[status]
 
@@ -285,3 +300,8 @@ class Totals:
 
 def _sum(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
     return None if total is None or cost is None else total + cost
+
+
+def _short(sha256: str) -> int:
+    """A number that stands for a digest in memory."""
+    return hash(sha256)

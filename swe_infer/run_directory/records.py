@@ -58,6 +58,7 @@ class Record(TypedDict):
     patch_reason: NotRequired[str | None]
     patch_repairs: NotRequired[list[str] | None]
     patch_format: NotRequired[str | None]
+    prompt_sha256: NotRequired[str | None]
     usage: NotRequired[dict[str, int] | None]
     latency_s: NotRequired[float | Decimal | None]
     attempts: NotRequired[int | None]

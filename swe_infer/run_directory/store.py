@@ -55,13 +55,25 @@ from swe_infer.run_directory.records import (
     states_cost,
     supersedes,
 )  # fmt: skip
-from swe_infer.types import Completion, Failure, Outcome, PatchResult, Skip, Usage
+from swe_infer.types import Completion, Failure, Outcome, PatchResult, Prompt, Skip, Usage
 
 log = logging.getLogger(__name__)
 
 
-def record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
-    """The record of one outcome. ``patch`` is given for a completion and for nothing else."""
+def record_of(key: Key, outcome: Outcome, patch: PatchResult | None, prompt: Prompt | None = None) -> Record:
+    """The record of one outcome.
+
+    Args:
+        patch: given for a completion and for nothing else.
+        prompt: what was sent; None for an instance that is skipped.
+    """
+    record = _record_of(key, outcome, patch)
+    if prompt is not None:
+        record["prompt_sha256"] = prompt.sha256
+    return record
+
+
+def _record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
     now = round(time.time(), 3)
     match outcome:
         case Completion():

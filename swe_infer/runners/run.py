@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from swe_infer.data.base import Dataset
+from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
-from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals
@@ -33,6 +34,7 @@ from swe_infer.types import (
     Completion,
     DataShard,
     Decoding,
+    EditFormat,
     Estimate,
     Outcome,
     PatchResult,
@@ -42,6 +44,11 @@ from swe_infer.types import (
     TokenCounter,
 )
 
+if TYPE_CHECKING:
+    from swe_infer.context.base import Context
+    from swe_infer.prompts.prompt import PromptRenderer
+    from swe_infer.repositories import Repositories
+
 log = logging.getLogger(__name__)
 
 ProgressLine = Callable[[Record, Summary], None]
@@ -49,7 +56,12 @@ ProgressLine = Callable[[Record, Summary], None]
 
 _SUMMARY_INTERVAL_S = 5.0
 _FINISHED = ("completed", "skipped")
+_NOT_AVAILABLE = "RepositoryNotAvailable"
+"""The reason of a skip that every command tries again, see :mod:`swe_infer.prompts.rows`."""
+_COMPARED_PROMPTS = 16
+"""Recorded instances whose prompts are compared with those of today when a run is resumed."""
 _LENGTH_SKIPS = ("PromptTooShort", "PromptTooLong")
+_RECHECKED_SKIPS = (*_LENGTH_SKIPS, _NOT_AVAILABLE)
 """Reasons of a skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
 
 
@@ -77,16 +89,49 @@ class _LazyCounter:
         return self._loaded()(prompt)
 
 
-def select_instances(runner: Runner, dataset: Dataset, shard: DataShard) -> Selection:
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """How the prompts of a run are made from its rows.
+
+    Args:
+        repositories: None where the context reads none.
+    """
+
+    context: Context
+    renderer: PromptRenderer
+    repositories: Repositories | None
+
+    def open(self, dataset: Dataset, count_tokens: TokenCounter) -> Rows:
+        """The rows of a dataset with their prompts.
+
+        Raises:
+            DataError: the dataset cannot be read.
+        """
+        if self.context.gives_text and self.renderer.is_plain:
+            return dataset.open()
+        from swe_infer.prompts.rows import RenderedRows
+
+        raw = dataset if self.context.gives_text else dataset.without_prompts()
+        column = dataset.text_column or TEXT_COLUMN
+        return RenderedRows(raw.open(), self.context, self.renderer, self.repositories, count_tokens, column)
+
+
+def select_instances(
+    runner: Runner, dataset: Dataset, shard: DataShard, prompts: PromptSource | None = None
+) -> Selection:
     """The instances of a run, in the runner's order. Prompts are counted lazily.
+
+    Args:
+        prompts: None: the rows' own are used.
 
     Raises:
         DataError: the dataset cannot be read.
     """
+    counter = _LazyCounter(runner)
     return select(
-        dataset.open(),
+        dataset.open() if prompts is None else prompts.open(dataset, counter),
         dataset,
-        count_tokens=_LazyCounter(runner),
+        count_tokens=counter,
         room_for_output=runner.decoding.max_new_tokens,
         context_window=runner.context_window,
         shard=shard,
@@ -125,21 +170,20 @@ def pending_requests(
             status = totals.status(key)
             if status not in _FINISHED:
                 return True
-            return recheck and (bounded if status == "completed" else totals.skip_reason(key) in _LENGTH_SKIPS)
+            return recheck and (bounded if status == "completed" else totals.skip_reason(key) in _RECHECKED_SKIPS)
 
         pending = filter(is_open, ((instance_id, sample) for sample in range(decoding.n)))
         first = next(pending, None)
         if first is None:
             continue
         skip = selection.verdict(index)
-        prompt = selection.rows[index].prompt if skip is None else None
-        files = {} if prompt is None else PromptFiles(prompt)
+        instance = selection.rows[index] if skip is None else None
         for key in itertools.chain((first,), pending):
             if instance_id in over_budget:
                 break
             status = totals.status(key)
-            if prompt is not None and status != "completed":
-                yield Request(*key, prompt, decoding, files)
+            if instance is not None and status != "completed":
+                yield Request(*key, instance.prompt, decoding, instance.files)
             elif skip is not None and status != "skipped":
                 if status == "completed" and skip.reason not in _LENGTH_SKIPS:
                     continue
@@ -161,13 +205,13 @@ def estimate_remaining(
     if damage:
         log.warning("%s: %s", directory, damage)
     last = recorded.coverage() or before
-    recheck = not last.decides(coverage_of(selection), totals.instance_ids)
+    recheck = not last.decides(coverage_of(selection), totals.instance_ids) or totals.has_skip(_NOT_AVAILABLE)
     sources = [*shared, *([directory] if totals.replaced else [])]
     reusable = reusable_records(sources, lambda key: totals.status(key) != "completed") if sources else {}
     samples = runner.decoding.n
     finished: dict[str, set[int]] = {}
     for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
-        requested_again = recheck and totals.skip_reason(key) in _LENGTH_SKIPS and key not in reusable
+        requested_again = recheck and totals.skip_reason(key) in _RECHECKED_SKIPS and key not in reusable
         if status in _FINISHED and not requested_again and key[1] < samples:
             finished.setdefault(key[0], set()).add(key[1])
 
@@ -192,6 +236,7 @@ class Run:
             earlier evaluations for the present coverage.
         shared: run directories of runs with the same identity, whose completions are reused.
         over_budget: instances of which the runner can request no further sample, see ``RunContext``.
+        edit_format: the form of answer that the prompts ask for; None: not known.
     """
 
     def __init__(
@@ -207,6 +252,7 @@ class Run:
         earlier_verdicts: Callable[[Summary], Summary] | None = None,
         shared: Sequence[Path] = (),
         over_budget: Container[str] = (),
+        edit_format: EditFormat | None = None,
     ) -> None:
         self.runner = runner
         self.selection = selection
@@ -221,6 +267,8 @@ class Run:
         self._queue: Iterator[Request] | None = None
         self._changed = store.changed
         self._over_budget = over_budget
+        self._edit_format = edit_format
+        self._recheck = store.recheck or store.totals.has_skip(_NOT_AVAILABLE)
         self._samples = runner.decoding.n
         self.stop = threading.Event()
         self._writer = RecordWriter(store)
@@ -271,7 +319,7 @@ class Run:
         """
         self._started = time.monotonic()
         summary, first = self.summary(), None
-        if self.store.recheck or (self._sources and summary["remaining"] + summary["failed"]):
+        if self._recheck or (self._sources and summary["remaining"] + summary["failed"]):
             # Reuse completions first: the run may then need no model and no connection.
             records = self.store.totals.records
             requests = self._requests()
@@ -403,11 +451,12 @@ class Run:
 
     def _requests(self) -> Iterator[Request]:
         totals = self.store.totals
+        self._compare_prompts()
         pending = pending_requests(
             self.selection,
             self.runner.decoding,
             totals,
-            recheck=self.store.recheck,
+            recheck=self._recheck,
             over_budget=self._over_budget,
         )
         for item in pending:
@@ -421,6 +470,23 @@ class Run:
             else:
                 yield item
         self.store.mark_decided()
+
+    def _compare_prompts(self) -> None:
+        """Warn if recorded instances have other prompts now: the dataset was changed since."""
+        rows, totals = self.selection.rows, self.store.totals
+        recorded = (i for i in self.selection.requested if totals.has_prompt(rows.ids[i]))
+        different = [
+            rows.ids[index]
+            for index in itertools.islice(recorded, _COMPARED_PROMPTS)
+            if rows.fault(index) is None and totals.has_other_prompt(rows.ids[index], rows[index].prompt.sha256)
+        ]
+        if different:
+            log.warning(
+                "%s: the prompt differs from the one that its record states, so the answers of this run are to "
+                "different prompts (%d of the recorded instances that were compared)",
+                different[0],
+                len(different),
+            )
 
     def _reusable_record(self, key: Key) -> Record | None:
         """The record of a completion that another run has paid for, or None."""
@@ -437,7 +503,7 @@ class Run:
         """Extract the patch of a completion, and append the record of the outcome."""
         with INTERRUPTS.put_off():  # a second Ctrl-C must not come between an answer and the disk
             patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
-            self._append(record_of(request.key, outcome, patch))
+            self._append(record_of(request.key, outcome, patch, request.prompt))
 
     def _append(self, record: Record) -> None:
         if not self._writer.write(record):
@@ -455,7 +521,7 @@ class Run:
         try:
             from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
 
-            return make_patch(outcome.text, request.files)
+            return make_patch(outcome.text, request.files, self._edit_format)
         except Exception:  # a fault in our code must not cost a paid answer; it can be extracted again
             log.exception("%s: the patch could not be extracted from the answer", request.instance_id)
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")

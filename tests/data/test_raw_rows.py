@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.data.base import Rows, files_of, make_instance
+from swe_infer.data.base import Rows, make_instance
 from swe_infer.data.disk import DiskDataset
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.parquet import ParquetDataset
 from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import DataError
+from swe_infer.instance_files import files_of
 from swe_infer.prompt_format import files_in_prompt
 from tests.support.steps import calls_of
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.data.base import DatasetOptions
+from swe_infer.data.base import DatasetOptions, Rows
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.select import Selection, assign_shards, select
 from swe_infer.errors import ConfigError, DataError
@@ -20,6 +20,8 @@ from swe_infer.types import DataShard, Instance, Prompt, Skip, TokenCounter
 
 class Texts:
     """Rows in memory, which remember what was read."""
+
+    has_known_lengths = True
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -48,7 +50,7 @@ class Texts:
 class Options(DatasetOptions):
     name: str = "texts"
 
-    def open(self) -> Texts:
+    def open(self) -> Rows:
         raise NotImplementedError
 
 

@@ -1,0 +1,84 @@
+"""The contexts that read files of a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from swe_infer.context.base import Commit, Context, CountTokens, Shown
+from swe_infer.context.reading import README_PREFIX, as_shown, followed
+from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import Option
+from swe_infer.repositories.options import RepositoryOptions
+
+
+def required(commit: Commit | None) -> Commit:
+    """The commit of a context that reads one.
+
+    Raises:
+        DataError: there is none.
+    """
+    if commit is None:
+        raise DataError("the files of its repository are not available")
+    return commit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryContext(RepositoryOptions, Context):
+    """The options of the contexts that read a repository."""
+
+    readmes: Annotated[bool, Option("Show the READMEs of the repository's root before the files.", "answer")] = True
+    max_tokens: Annotated[
+        int | None,
+        Option("Tokens of files at most, line numbers not counted: what does not fit is left out.", "answer"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"context.max_tokens={self.max_tokens}: must be at least 1, or null")
+
+    @property
+    def repository_options(self) -> RepositoryOptions:
+        return self
+
+    @property
+    def needs_repository(self) -> bool:
+        return True
+
+    def _show(
+        self,
+        commit: Commit,
+        paths: Iterable[str],
+        count_tokens: CountTokens,
+        *,
+        creates_file: bool = False,
+        left_out: Mapping[str, str] | None = None,
+    ) -> Shown:
+        """The texts of ``paths``, which are in the tree, and of the READMEs; all are read at once.
+
+        With ``max_tokens`` files are taken in their order, then READMEs. One that does not fit is left out, and the
+        next ones are tried.
+        """
+        wanted = list(dict.fromkeys(paths))
+        root = commit.top_level() if self.readmes else {}
+        readmes = sorted(path for path in root if path.lower().startswith(README_PREFIX))
+        contents = followed(commit, dict.fromkeys((*wanted, *readmes)))
+        missing = dict(left_out or {})
+        room = self.max_tokens
+        shown: list[dict[str, str]] = [{}, {}]
+        for part, group in zip(shown, (wanted, readmes), strict=True):
+            for path in group:
+                text, why = as_shown(contents[path])
+                if text is not None and room is not None:
+                    tokens = count_tokens(f"{path}\n{text}\n")
+                    if tokens > room:
+                        text, why = None, f"its {tokens:,} tokens do not fit in context.max_tokens"
+                    else:
+                        room -= tokens
+                if text is None:
+                    missing[path] = why
+                else:
+                    part[path] = text
+        return Shown(shown[0], shown[1], creates_file, missing)

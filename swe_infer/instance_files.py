@@ -1,0 +1,180 @@
+"""The files of an instance: those that its prompt shows, and behind them its repository at the base commit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from swe_infer.errors import RepositoryError
+
+log = logging.getLogger(__name__)
+
+FILES_COLUMN = "files"
+"""The column of a dataset that holds the files of an instance."""
+_MOST_FILES = 10_000
+_LONGEST_PATH = 4096
+_MOST_CHARACTERS = 1 << 28  # of all files of an instance
+
+
+EntryType = Literal["regular", "executable", "symlink", "submodule"]
+
+
+class TreeEntry(Protocol):
+    """What a tree says of one path."""
+
+    @property
+    def type(self) -> EntryType: ...
+
+
+class Tree(Protocol):
+    """The files of a repository at one commit. Every method may raise RepositoryError."""
+
+    def entries(self, paths: Iterable[str]) -> Mapping[str, TreeEntry]:
+        """Those of ``paths`` that the tree has; folders are left out."""
+        ...
+
+    def read(self, paths: Iterable[str]) -> Mapping[str, bytes]:
+        """The contents of those of ``paths`` that are regular files, fetched together."""
+        ...
+
+
+class InstanceFiles(Mapping[str, str]):
+    """Path to content. Iteration gives the files that the prompt shows; a lookup finds every file of the repository.
+
+    Contents are the repository's bytes, not the prompt's text: line ends are kept, and bytes that are not UTF-8 are
+    lone surrogates (``surrogateescape``). Nothing is read before it is needed. Where the repository cannot be read,
+    the files are those that are shown, as far as they were read.
+
+    Pickled, it is a plain dictionary of the files that are shown.
+
+    Args:
+        shown: paths, in the order of the prompt. Links and missing files are left out.
+        open_tree: called once, when a file is first needed.
+    """
+
+    def __init__(self, shown: Sequence[str], open_tree: Callable[[], Tree]) -> None:
+        self._wanted = shown
+        self._open_tree = open_tree
+        self._read: dict[str, str | None] = {}
+
+    @cached_property
+    def _tree(self) -> Tree | None:
+        try:
+            return self._open_tree()
+        except RepositoryError as error:
+            log.warning("patches are checked against the shown files alone: %s", error)
+            return None
+
+    @cached_property
+    def _shown(self) -> tuple[str, ...]:
+        self._fetch(self._wanted)
+        return tuple(path for path in self._wanted if self._read.get(path) is not None)
+
+    def __getitem__(self, path: str) -> str:
+        self._shown  # noqa: B018 - all shown files are fetched in one request
+        if path not in self._read:
+            self._fetch([path])
+        content = self._read.get(path)
+        if content is None:
+            raise KeyError(path)
+        return content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown)
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    def is_absent(self, path: str) -> bool:
+        """Whether the repository is known to have no such file. False where it cannot be read."""
+        return path not in self and path in self._read
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        return dict, (dict(self),)
+
+    def _fetch(self, paths: Sequence[str]) -> None:
+        """Read ``paths``; None stands for one that is no file of the tree."""
+        if self._tree is None:
+            return
+        try:
+            entries = self._tree.entries(paths)
+            regular = [path for path, entry in entries.items() if entry.type in ("regular", "executable")]
+            contents = self._tree.read(regular)
+        except RepositoryError as error:
+            log.warning("%s: cannot be read for the check of a patch: %s", ", ".join(paths[:3]), error)
+            return
+        for path in paths:
+            content = contents.get(path)
+            self._read[path] = None if content is None else content.decode(errors="surrogateescape")
+
+
+def is_absent(files: Mapping[str, str], path: str) -> bool:
+    """Whether ``path`` is known not to exist; of a plain mapping that is never known, as it may be a part only."""
+    return isinstance(files, InstanceFiles) and files.is_absent(path)
+
+
+def files_of(row: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """The files in a row's ``files`` column: path to content.
+
+    The column holds an object of paths and contents, a list of ``{"path": ..., "content": ...}`` or of pairs, as
+    Arrow tables have them, or one of these as JSON text. Contents and paths may be bytes too; those that are no UTF-8
+    become lone surrogates. Files that are null are left out, since tables fill up objects with nulls.
+
+    Returns:
+        None where there is no such column, or it holds something else: in a dataset from elsewhere the name can mean
+        anything, such as a list of paths.
+    """
+    value = row.get(FILES_COLUMN)
+    try:
+        if isinstance(value, str) and len(value) <= _MOST_CHARACTERS:
+            value = json.loads(value)
+        return _checked_files(_file_pairs(value))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _file_pairs(value: object) -> list[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        if value.keys() == {"path", "content"} and all(isinstance(column, list) for column in value.values()):
+            return list(zip(value["path"], value["content"], strict=True))  # a list of structs, by column
+        return list(value.items())
+    if not isinstance(value, Sequence):
+        raise TypeError("neither an object nor a list")
+    return [(file["path"], file["content"]) if isinstance(file, Mapping) else _pair(file) for file in value]
+
+
+def _pair(value: object) -> tuple[object, object]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{type(value).__name__} is no pair of path and content")
+    path, content = value
+    return path, content
+
+
+def _checked_files(pairs: list[tuple[object, object]]) -> dict[str, str]:
+    """Raises ValueError for what are no files."""
+    files: dict[str, str] = {}
+    characters = 0
+    for path, content in pairs:
+        if content is None:
+            continue
+        path, content = _as_text(path), _as_text(content)
+        characters += len(path) + len(content)
+        if not 0 < len(path) <= _LONGEST_PATH or "\0" in path or path in files:
+            raise ValueError(f"no path, or one that is there twice: {path[:60]!r}")
+        if len(files) == _MOST_FILES or characters > _MOST_CHARACTERS:
+            raise ValueError("more than an instance has")
+        files[path] = content
+    return files
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    if not value.isascii():
+        value.encode("utf-8", "surrogateescape")  # a surrogate that stands for no byte raises
+    return value

@@ -1,0 +1,175 @@
+"""Rows whose prompts are made when they are read: dataset, context, and prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from swe_infer.context.base import Context, Row, Shown
+from swe_infer.context.reading import Commit
+from swe_infer.errors import DataError, RepositoryError, RepositoryInterrupted
+from swe_infer.instance_files import FILES_COLUMN, EntryType, InstanceFiles, files_of
+from swe_infer.prompt_format import PromptFiles
+from swe_infer.prompts.prompt import PromptRenderer
+from swe_infer.repositories import Repositories
+from swe_infer.types import Instance, Prompt, Skip, TokenCounter
+
+NOT_AVAILABLE = "RepositoryNotAvailable"
+"""Why an instance is skipped whose repository cannot be read. The next command tries again."""
+NOT_RENDERED = "PromptNotRendered"
+"""Why an instance is skipped whose row lacks what its prompt needs."""
+
+
+class RawRows(Protocol):
+    """The rows of a dataset; :class:`swe_infer.data.base.Rows` is one."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def characters(self, index: int) -> int: ...
+
+    def fault(self, index: int) -> Skip | None: ...
+
+    def row(self, index: int) -> Mapping[str, Any]: ...
+
+
+class RenderedRows:
+    """The rows of a dataset with the prompts that a context and a renderer make of them.
+
+    A prompt is rendered when its row is read. The last one is kept, as a row is checked before it is read.
+
+    Args:
+        repositories: where the context reads files; None where it reads none. Rows with a ``files`` column and no
+            ``base_commit`` bring their own.
+        count_tokens: the run's tokenizer, for ``context.max_tokens``.
+        text_column: the column of a prompt that is used as it is.
+    """
+
+    has_known_lengths = False
+
+    def __init__(
+        self,
+        rows: RawRows,
+        context: Context,
+        renderer: PromptRenderer,
+        repositories: Repositories | None,
+        count_tokens: TokenCounter,
+        text_column: str,
+    ) -> None:
+        self._rows = rows
+        self._context = context
+        self._renderer = renderer
+        self._repositories = repositories
+        self._count_tokens = count_tokens
+        self._text_column = text_column
+        self._last: tuple[int, Instance | Skip] | None = None
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._rows.ids
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def characters(self, index: int) -> int:
+        """Characters of the row's issue: a stand-in for the prompt's length, which is not known before it is made."""
+        return self._rows.characters(index)
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        return self._rows.row(index)
+
+    def fault(self, index: int) -> Skip | None:
+        """Why this row has no prompt; None where it has one. Renders it."""
+        made = self._rendered(index)
+        return made if isinstance(made, Skip) else None
+
+    def __getitem__(self, index: int) -> Instance:
+        """The row with its prompt, and the files of its repository.
+
+        Raises:
+            DataError: the row has no prompt, see :meth:`fault`.
+        """
+        made = self._rendered(index)
+        if isinstance(made, Skip):
+            raise DataError(f"{self.ids[index]}: {made.message}")
+        return made
+
+    def shown(self, index: int) -> Shown:
+        """What the context chooses for a row.
+
+        Raises:
+            DataError: the row lacks what the context needs.
+            RepositoryError: its repository cannot be read.
+        """
+        row = self._rows.row(index)
+        commit = self._commit(row) if self._context.needs_repository else None
+        return self._context.choose(row, commit, lambda text: self._count_tokens(Prompt(None, text)))
+
+    def _rendered(self, index: int) -> Instance | Skip:
+        if self._last is None or self._last[0] != index:
+            self._last = (index, self._render(index))
+        return self._last[1]
+
+    def _render(self, index: int) -> Instance | Skip:
+        if (fault := self._rows.fault(index)) is not None:
+            return fault
+        row = self._rows.row(index)
+        try:
+            shown = self.shown(index)
+            prompt = self._renderer.render(row, shown, text_column=self._text_column)
+        except RepositoryInterrupted:
+            raise
+        except RepositoryError as error:
+            return Skip(NOT_AVAILABLE, str(error))
+        except DataError as error:
+            return Skip(NOT_RENDERED, str(error))
+        metadata = {key: value for key, value in row.items() if key not in ("instance_id", FILES_COLUMN)}
+        files: Mapping[str, str] = InstanceFiles(shown.paths, lambda: self._commit(row))
+        if self._context.gives_text:
+            files = files_of(row) or PromptFiles(prompt)
+        return Instance(self.ids[index], prompt, metadata, files)
+
+    def _commit(self, row: Row) -> Commit:
+        """The repository of a row at its base commit.
+
+        Raises:
+            RepositoryError: it cannot be had; one line says why.
+        """
+        commit = row.get("base_commit")
+        if not commit and (files := files_of(row)) is not None:
+            return RowFiles(files)
+        if not commit or not row.get("repo"):
+            missing = "base_commit" if row.get("repo") else "repo"
+            raise RepositoryError(f"the row has no {missing}, so its repository cannot be read")
+        if self._repositories is None:
+            raise RepositoryError("this context reads no repository")
+        return self._repositories.open(row["repo"], commit)
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """A file of a row's ``files`` column."""
+
+    type: EntryType = "regular"
+
+
+@dataclass(frozen=True, slots=True)
+class RowFiles:
+    """A row's ``files`` column as the repository at its base commit."""
+
+    contents: Mapping[str, str]
+
+    def top_level(self) -> dict[str, RowFile]:
+        return {path: RowFile() for path in self.contents if "/" not in path}
+
+    def entries(self, paths: Iterable[str]) -> dict[str, RowFile]:
+        return {path: RowFile() for path in paths if path in self.contents}
+
+    def links(self, paths: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
+        return {path: self.contents[path].encode("utf-8", "surrogateescape") for path in self.entries(paths)}
