@@ -102,17 +102,18 @@ class JsonlRows(IndexedRows):
         super().__init__(text_column, label or str(path), "line")
         self._offsets = array("Q")
         self._sizes = array("Q")
-        with ExitStack() as opened:
-            source = self._file = opened.enter_context(_open(path, self._label))
-            if source.peek().startswith(_GZIP):
-                copy = opened.enter_context(_temporary(self._label))
-                unpacked = _Unpacked(source, copy, self._label, most_unpacked)
-                source, self._file = io.BufferedReader(unpacked, _BUFFER), copy
-            try:
+        try:
+            with ExitStack() as opened:
+                source = opened.enter_context(_open(path, self._label))
+                self._file: IO[bytes] = source
+                if source.peek().startswith(_GZIP):
+                    self._file = opened.enter_context(_temporary(self._label))
+                    unpacked = _Unpacked(source, self._file, self._label, most_unpacked)
+                    source = io.BufferedReader(unpacked, _BUFFER)
                 self._index(self._rows(source), show=json.dumps)
-            except OSError as error:
-                raise DataError(f"{self._label} cannot be read: {error.strerror or error}") from error
-            weakref.finalize(self, opened.pop_all().close)
+                weakref.finalize(self, opened.pop_all().close)
+        except OSError as error:
+            raise DataError(f"{self._label} cannot be read: {error.strerror or error}") from error
 
     def _read(self, index: int) -> Mapping[str, Any]:
         changed = (
@@ -163,7 +164,7 @@ def _open(path: Path, label: str) -> io.BufferedReader:
             raise DataError(
                 f"dataset.path={label} is {kind}; dataset=jsonl wants a file, as it reads rows by their place"
             )
-        return path.open("rb", buffering=_BUFFER)
+        return io.BufferedReader(io.FileIO(path), _BUFFER)
     except FileNotFoundError:
         raise DataError(f"dataset.path={label}: there is no such file (looked for {path.absolute()})") from None
     except OSError as error:

@@ -317,6 +317,9 @@ def test_what_never_ends_is_refused_in_one_line(tmp_path: Path) -> None:
     for name, kind in (("fifo", "a FIFO"), ("zeros", "a device")):
         with pytest.raises(DataError, match=f"{name} is {kind}"):
             JsonlDataset(path=str(tmp_path / name)).open()
+    if (memory := Path("/proc/self/mem")).exists():  # a regular file of which the start cannot be read
+        with pytest.raises(DataError, match="/proc/self/mem cannot be read: Input/output error"):
+            JsonlDataset(path=str(memory)).open()
     with (tmp_path / "long").open("wb") as file:
         file.write(b'{"instance_id": "a", "text": "x"}\n')
         file.truncate(1 << 29)  # a hole: it takes no space
