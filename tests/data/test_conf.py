@@ -19,8 +19,8 @@ OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def composed(option: str) -> dict[str, Any]:
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        config = OmegaConf.to_container(compose(option))
+    with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", [f"dataset={option}"]).dataset)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 

@@ -27,9 +27,13 @@ REQUIRED = {
     "runner=api": ["model=gpt-4o"],
     "model=api": ["model.name=some-model", "provider=openai"],
     "provider=azure_openai": ["provider.base_url=https://name.openai.azure.com"],
+    "context=files": ["context.column=paths"],
+    "prompt=template": [f"prompt.template={CONF.parent / 'examples' / 'prompt.jinja'}"],
     "provider=openai_compatible": ["provider.base_url=http://127.0.0.1:8000/v1"],
 }
 """What an option wants from the user before it can be built."""
+PARTNERS = {"context": ["prompt=style3"], "prompt": ["context=oracle"]}
+"""Another group's option that goes with the options of a group, except ``given``."""
 
 
 @functools.cache
@@ -54,7 +58,7 @@ def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
         cfg = composed(f"model={first}").copy()
         cfg.model = OmegaConf.merge(composed(f"model={parent}", *REQUIRED.get(f"model={parent}", [])).model, own)
         return cfg
-    return composed(choice, *REQUIRED.get(choice, []), *overrides)
+    return composed(choice, *REQUIRED.get(choice, []), *PARTNERS.get(group, []) * (option != "given"), *overrides)
 
 
 def defaults_of(model: str) -> tuple[str, ...]:
