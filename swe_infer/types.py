@@ -36,15 +36,26 @@ DrafterKind = Literal["diff", "suffix", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt, split for chat APIs. ``system`` is None if the dataset's text has no system part."""
+    """A prompt, split for chat APIs.
+
+    Args:
+        system: None if there is no system part.
+        prefill: the beginning of the answer, which the model continues. It is no part of what the model returns.
+    """
 
     system: str | None
     user: str
+    prefill: str | None = None
+
+    @property
+    def question(self) -> str:
+        """Both parts, without the beginning of the answer."""
+        return self.user if self.system is None else f"{self.system}\n{self.user}"
 
     @property
     def text(self) -> str:
-        """The dataset's full text, the prompt of a base model."""
-        return self.user if self.system is None else f"{self.system}\n{self.user}"
+        """The full text, the prompt of a base model."""
+        return self.question + (self.prefill or "")
 
     @property
     def sha256(self) -> str:

@@ -72,7 +72,7 @@ class Journal:
     def add_prompt(self, prompt: Prompt) -> int:
         """Write a prompt down; where it lies. It is on disk for sure after :meth:`plan`."""
         offset = os.lseek(self._prompts, 0, os.SEEK_END)
-        _write(self._prompts, {"system": prompt.system, "user": prompt.user})
+        _write(self._prompts, {"system": prompt.system, "user": prompt.user, "prefill": prompt.prefill})
         return offset
 
     def prompt(self, offset: int) -> Prompt:
@@ -84,12 +84,12 @@ class Journal:
         self._reader.seek(offset)
         try:
             kept = bounded_json(self._reader.readline(LONGEST_LINE))
-            system, user = kept["system"], kept["user"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            system, user = None, None
-        if not isinstance(user, str) or not isinstance(system, str | None):
+            system, user, prefill = kept["system"], kept["user"], kept.get("prefill")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            system, user, prefill = None, None, None
+        if not isinstance(user, str) or not isinstance(system, str | None) or not isinstance(prefill, str | None):
             raise StoreError(f"{self._prompts_path}: holds no prompt at byte {offset}, as batches.jsonl says")
-        return Prompt(system, user)
+        return Prompt(system, user, prefill)
 
     def plan(self, batch: Batch) -> None:
         """Write down what is about to be handed in."""

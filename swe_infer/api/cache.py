@@ -89,6 +89,7 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
         "extra_body": _plain(model.extra_body),
         "system": _digest(request.prompt.system),
         "user": _digest(request.prompt.user),
+        **({} if request.prompt.prefill is None else {"prefill": _digest(request.prompt.prefill)}),
         "sampling": sampling,
         "sample": request.sample,
     }

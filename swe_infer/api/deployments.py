@@ -59,6 +59,9 @@ class Deployments(Provider):
             with _named(key):
                 part.check(self._there(key, model), decoding)
 
+    def takes_prefill(self, model: ApiModel) -> bool:
+        return all(provider.takes_prefill(there) for provider, there in self.endpoints(model))
+
     def check_access(self) -> None:
         """See :meth:`swe_infer.providers.base.Provider.check_access`; every provider must be within reach."""
         for key, part in self._parts.items():

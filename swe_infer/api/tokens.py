@@ -52,7 +52,7 @@ class TiktokenCounter:
         self.name = f"tiktoken:{encoding}"
 
     def __call__(self, prompt: Prompt) -> int:
-        parts = [prompt.user] if prompt.system is None else [prompt.system, prompt.user]
+        parts = [part for part in (prompt.system, prompt.user, prompt.prefill) if part is not None]
         # disallowed_special: "<|endoftext|>" in an issue is text like any other.
         return 3 + sum(4 + len(self._encoding.encode(part, disallowed_special=())) for part in parts)
 
@@ -92,7 +92,7 @@ def sure_bound(prompt: Prompt, extra_body: Mapping[str, Any] | None = None) -> i
     can lengthen a text that is not ASCII, so the longer form counts.
     """
     total = _FRAMING_TOKENS
-    for part in (prompt.system, prompt.user):
+    for part in (prompt.system, prompt.user, prompt.prefill):
         if part is not None:
             total += len(part) if part.isascii() else _bytes(part)
     if extra_body:

@@ -67,6 +67,7 @@ class LlamaTokenizer:
         if prompt.system is not None:
             messages.insert(0, {"role": "system", "content": prompt.system})
         text = self._chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text += prompt.prefill or ""
         self._backend.encode_special_tokens = False
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, unsafe_path, write_new_file
@@ -66,15 +66,7 @@ def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tup
     Args:
         edit_format: look for this form alone.
     """
-    if edit_format is None:
-        readers = (_from_markers, _from_tags, _from_whole_files, _from_json)
-    elif edit_format == "search_replace":
-        readers = (_from_markers, _from_tags)
-    elif edit_format == "whole_file":
-        readers = (_from_whole_files, _from_tags)
-    else:
-        readers = (_from_json,) if edit_format == "json_edits" else ()
-    for reader in readers:
+    for reader in _READERS[edit_format]:
         found, problem = reader(answer)
         if found or problem:
             return found, problem
@@ -220,6 +212,17 @@ def _from_whole_files(answer: str) -> tuple[list[Replacement], str | None]:
             found.append(Replacement(path, None, body, "whole_file", explicit=bool(whole)))
         at = end + 1
     return found, None
+
+
+_Reader = Callable[[str], tuple[list[Replacement], str | None]]
+
+_READERS: Mapping[EditFormat | None, tuple[_Reader, ...]] = {
+    None: (_from_markers, _from_tags, _from_whole_files, _from_json),
+    "unified_diff": (),
+    "search_replace": (_from_markers, _from_tags),
+    "whole_file": (_from_whole_files, _from_tags),
+    "json_edits": (_from_json,),
+}
 
 
 def replacements_to_patch(

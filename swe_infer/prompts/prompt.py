@@ -61,6 +61,8 @@ class PromptRenderer:
     ] = None
 
     def __post_init__(self) -> None:
+        if self.prefill is not None and not self.prefill.strip():
+            raise ConfigError("prompt.prefill is blank: give the beginning of the answer, or null")
         template = self._template
         if template is None:
             if self.examples is not None:
@@ -137,7 +139,7 @@ class PromptRenderer:
         system = prompt.system if self.system is None else self.system or None
         if not prompt.user.strip():
             raise DataError("the prompt is blank")
-        made = Prompt(system, prompt.user)
+        made = Prompt(system, prompt.user, self.prefill)
         try:
             made.text.encode()
         except UnicodeEncodeError:

@@ -119,12 +119,12 @@ class Template:
         self._try()
 
     def _check(self, tree: nodes.Template) -> None:
-        for node in tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
-            raise ConfigError(f"{self._label}, line {node.lineno}: a template is one file and takes in no other")
-        for node in tree.find_all(nodes.Name):
-            if node.name in self.names and node.name not in _NAMES:
-                hint = suggestion(node.name, _NAMES)
-                raise ConfigError(f"{self._label}, line {node.lineno}: no such variable {node.name}{hint}")
+        for other in tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+            raise ConfigError(f"{self._label}, line {other.lineno}: a template is one file and takes in no other")
+        for name in tree.find_all(nodes.Name):
+            if name.name in self.names and name.name not in _NAMES:
+                hint = suggestion(name.name, _NAMES)
+                raise ConfigError(f"{self._label}, line {name.lineno}: no such variable {name.name}{hint}")
         for column, line in _row_columns(tree):
             if column in GOLD_COLUMNS:
                 raise ConfigError(f"{self._label}, line {line}: row.{column} would give the solution away")
@@ -138,11 +138,10 @@ class Template:
             return
         if all(block.name != "user" for block in blocks):
             raise ConfigError(f"{self._label} has a block system, but no block user")
-        for node in tree.body:
-            if not isinstance(node, nodes.Block) and not _is_blank(node):
-                raise ConfigError(
-                    f"{self._label}, line {node.lineno}: text outside the blocks system and user is in no prompt"
-                )
+        for stray in tree.body:
+            if not isinstance(stray, nodes.Block) and not _is_blank(stray):
+                where = f"{self._label}, line {stray.lineno}"
+                raise ConfigError(f"{where}: text outside the blocks system and user is in no prompt")
 
     def _try(self) -> None:
         """Render a made-up row, which finds what only running finds: a name that a file does not have, a call that
@@ -199,12 +198,13 @@ def _columns_of(tree: nodes.Template) -> Iterator[str]:
 
 def _row_columns(tree: nodes.Template) -> Iterator[tuple[str, int]]:
     """The columns that are named as ``row.NAME`` or ``row["NAME"]``, with their lines."""
-    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
-        if not isinstance(node.node, nodes.Name) or node.node.name != "row":
-            continue
-        name = node.attr if isinstance(node, nodes.Getattr) else getattr(node.arg, "value", None)
-        if isinstance(name, str) and name not in _OF_ROWS:
-            yield name, node.lineno
+    found: list[nodes.Getattr | nodes.Getitem] = [*tree.find_all(nodes.Getattr), *tree.find_all(nodes.Getitem)]
+    for node in found:
+        if isinstance(node.node, nodes.Name) and node.node.name == "row":
+            constant = node.arg if isinstance(node, nodes.Getitem) else nodes.Const(node.attr)
+            name = constant.value if isinstance(constant, nodes.Const) else None
+            if isinstance(name, str) and name not in _OF_ROWS:
+                yield name, node.lineno
 
 
 def _examples(content: bytes, label: str) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ _FINISH: dict[str, FinishReason] = {
     "model_context_window_exceeded": "length",
     "refusal": "refusal",
 }
+
+_FIFTH = re.compile(r"claude-[a-z]+-5(?!\d)")
+"""Models that refuse the beginning of an answer: Claude 5 and later."""
 
 _STOP_DETAILS = ("type", "category", "explanation")
 """Of ``stop_details``, what a record keeps (anthropic.types.RefusalStopDetails)."""
@@ -91,6 +95,9 @@ class AnthropicMessages(AnthropicBatches):
     def path(self, model: ApiModel) -> str:
         return "/v1/messages"
 
+    def takes_prefill(self, model: ApiModel) -> bool:
+        return _FIFTH.search(model.name) is None
+
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         decoding = request.decoding
         body: dict[str, Any] = {
@@ -111,7 +118,8 @@ class AnthropicMessages(AnthropicBatches):
         if cache_prompt:
             mark = {"type": "ephemeral"} if self.cache_ttl == "5m" else {"type": "ephemeral", "ttl": self.cache_ttl}
             content = [{"type": "text", "text": prompt.user, "cache_control": mark}]
-        fields: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
+        begun = [] if prompt.prefill is None else [{"role": "assistant", "content": prompt.prefill}]
+        fields: dict[str, Any] = {"messages": [{"role": "user", "content": content}, *begun]}
         return fields if prompt.system is None else {"system": prompt.system, **fields}
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:

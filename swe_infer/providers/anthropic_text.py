@@ -11,10 +11,15 @@ from typing import Any, ClassVar
 from swe_infer.providers.anthropic import AnthropicProvider
 from swe_infer.providers.base import Answer
 from swe_infer.providers.wire import Unreadable, estimated_tokens, named
-from swe_infer.types import ApiModel, Request, Usage
+from swe_infer.types import ApiModel, Prompt, Request, Usage
 
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
+
+
+def _prompt(prompt: Prompt) -> str:
+    begun = "" if prompt.prefill is None else f" {prompt.prefill}"
+    return f"{_HUMAN} {prompt.question}{_ASSISTANT}{begun}"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -39,11 +44,14 @@ class AnthropicText(AnthropicProvider):
     def path(self, model: ApiModel) -> str:
         return "/v1/complete"
 
+    def takes_prefill(self, model: ApiModel) -> bool:
+        return True
+
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         decoding = request.decoding
         body: dict[str, Any] = {
             "model": model.name,
-            "prompt": f"{_HUMAN} {request.prompt.text}{_ASSISTANT}",
+            "prompt": _prompt(request.prompt),
             "max_tokens_to_sample": decoding.max_new_tokens,
         }
         if decoding.temperature is not None:
@@ -58,8 +66,9 @@ class AnthropicText(AnthropicProvider):
         text = body.get("completion")
         if not isinstance(text, str):
             raise Unreadable("without a completion")
-        text = text.removeprefix(" ")  # the blank that belongs behind "Assistant:"
-        prompt = "" if request is None else f"{_HUMAN} {request.prompt.text}{_ASSISTANT}"
+        if request is None or request.prompt.prefill is None:
+            text = text.removeprefix(" ")  # the blank that belongs behind "Assistant:"
+        prompt = "" if request is None else _prompt(request.prompt)
         usage = Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text))
         return Answer(
             text,

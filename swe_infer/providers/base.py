@@ -86,6 +86,10 @@ class Provider(ABC):
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         """Raise ConfigError where the address is malformed or ``decoding`` cannot be honoured; asks nobody."""
 
+    def takes_prefill(self, model: ApiModel) -> bool:
+        """Whether the model goes on with the beginning of an answer (:attr:`swe_infer.types.Prompt.prefill`)."""
+        return False
+
     @abstractmethod
     def check_access(self) -> None:
         """Raise ConfigError where something is missing that only sending needs: the key (naming the variable), or an

@@ -225,6 +225,9 @@ class VLLM(OpenAIChat):
 
     # Raw prompts: text completions in place of chat completions.
 
+    def takes_prefill(self, model: ApiModel) -> bool:
+        return self._raw
+
     def path(self, model: ApiModel) -> str:
         return "/completions" if self._raw else super().path(model)
 

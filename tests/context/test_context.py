@@ -166,8 +166,9 @@ def test_contexts_that_read_no_repository() -> None:
 
 
 def test_option_that_cannot_be_is_refused() -> None:
-    for build in (lambda: FilesContext(), lambda: FilesContext(column="a", path="b")):
-        with pytest.raises(ConfigError, match=r"context=files needs context\.column or context\.path"):
-            build()
+    with pytest.raises(ConfigError, match=r"context=files needs context\.column or context\.path; neither is set"):
+        FilesContext()
+    with pytest.raises(ConfigError, match=r"context=files needs context\.column or context\.path; both are set"):
+        FilesContext(column="a", path="b")
     with pytest.raises(ConfigError, match=r"context\.max_tokens=0"):
         OracleContext(max_tokens=0)

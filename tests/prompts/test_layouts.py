@@ -203,7 +203,8 @@ def test_published_prompts_are_rebuilt_to_the_byte() -> None:
     folder = os.environ.get("SWE_INFER_TEST_REPOSITORIES")
     if not folder or not DATA.exists():
         pytest.skip("needs the shared instances, and SWE_INFER_TEST_REPOSITORIES: a folder of clones")
-    rebuilt, different = [], []
+    rebuilt: list[str] = []
+    different: list[str] = []
     for line in DATA.read_text(encoding="utf-8").split("\n")[:-1]:
         row = json.loads(line)
         places = [Path(folder, row["repo"].replace("/", "+"), "repo"), Path(folder, row["repo"])]

@@ -28,9 +28,9 @@ class MemoryCommit:
 
     @cached_property
     def _entries(self) -> dict[str, Entry]:
-        kinds: dict[str, EntryType] = dict.fromkeys(self.contents, "regular")
-        kinds |= dict.fromkeys(self.symlinks, "symlink") | dict.fromkeys(self.submodules, "submodule")
-        return {path: Entry(kind) for path, kind in kinds.items()}
+        files = {path: Entry("regular") for path in self.contents}
+        links = {path: Entry("symlink") for path in self.symlinks}
+        return files | links | {path: Entry("submodule") for path in self.submodules}
 
     def top_level(self) -> dict[str, Entry]:
         return {path: entry for path, entry in self._entries.items() if "/" not in path}

@@ -1,0 +1,75 @@
+"""The beginning of an answer, on its way to whoever continues it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from swe_infer.api.batch_journal import Journal
+from swe_infer.api.cache import cache_key
+from swe_infer.context.base import Shown
+from swe_infer.errors import ConfigError
+from swe_infer.prompts.prompt import PromptRenderer
+from swe_infer.types import ApiModel, Decoding, Prompt, Request
+
+if TYPE_CHECKING:
+    from swe_infer.providers.anthropic_messages import AnthropicMessages
+    from swe_infer.providers.anthropic_text import AnthropicText
+    from swe_infer.providers.openai_chat import OpenAIChat
+
+PROMPT = Prompt("system", "user", "<patch>\n")
+REQUEST = Request("i", 0, PROMPT, Decoding())
+
+
+def test_it_is_the_users_option() -> None:
+    row = {"problem_statement": "x"}
+    assert PromptRenderer(style="plain", prefill="<patch>\n").render(row, Shown()).prefill == "<patch>\n"
+    assert PromptRenderer(style="plain").render(row, Shown()).prefill is None
+    with pytest.raises(ConfigError, match=r"prompt\.prefill is blank"):
+        PromptRenderer(style="plain", prefill="\n")
+
+
+def test_a_base_model_reads_it_at_the_end_of_the_prompt() -> None:
+    assert PROMPT.text == "system\nuser<patch>\n"
+    assert PROMPT.question == "system\nuser"
+
+
+def test_providers_that_take_it_send_it() -> None:
+    model = ApiModel(name="claude-sonnet-4-5")
+    messages = AnthropicMessages()
+    sent = messages.body(REQUEST, model)
+    assert sent["system"] == "system"
+    assert sent["messages"] == [
+        {"role": "user", "content": "user"},
+        {"role": "assistant", "content": "<patch>\n"},
+    ]
+    assert len(messages.body(Request("i", 0, Prompt("s", "u"), Decoding()), model)["messages"]) == 1
+    text = AnthropicText().body(REQUEST, ApiModel(name="claude-2"))["prompt"]
+    assert text == "\n\nHuman: system\nuser\n\nAssistant: <patch>\n"
+    takes = {
+        name: messages.takes_prefill(ApiModel(name=name))
+        for name in (
+            "claude-sonnet-4-5",
+            "claude-haiku-4-5",
+            "claude-3-5-sonnet",
+            "claude-opus-5-5",
+            "claude-sonnet-5",
+        )
+    }
+    assert list(takes.values()) == [True, True, True, False, False], takes
+    assert AnthropicText().takes_prefill(ApiModel(name="claude-2"))
+    assert not OpenAIChat().takes_prefill(ApiModel(name="gpt-4o"))
+
+
+def test_cached_answers_and_batches_know_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    offsets = [journal.add_prompt(PROMPT), journal.add_prompt(Prompt(None, "u"))]
+    assert [journal.prompt(offset) for offset in offsets] == [PROMPT, Prompt(None, "u")]
+    journal.close()
+    model = ApiModel(name="m")
+    prompts = (PROMPT, Prompt("system", "user"), Prompt("system", "user", "x"))
+    requests = [replace(REQUEST, prompt=prompt) for prompt in prompts]
+    assert len({cache_key(request, model, "anthropic") for request in requests}) == 3
