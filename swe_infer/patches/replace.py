@@ -327,7 +327,7 @@ class _Writer:
         edit = self.edits[path]
         if edit.changed:
             raise PatchError(f"{path}: edits overlap")
-        wanted = _with_line_ends(new.removesuffix("\n").split("\n"), edit.base)
+        wanted = _as_in_file(new.removesuffix("\n").split("\n"), edit.base)
         if elided("\n".join(wanted), edit.base):
             raise PatchError(f"{path}: the new file leaves lines out")
         lines = line_diff(edit.base, wanted)
@@ -385,14 +385,24 @@ def _as_lines(old: str, new: str) -> tuple[list[str], list[str]]:
     return old.split("\n"), new.split("\n") if new else []
 
 
-def _with_line_ends(lines: Sequence[str], base: Sequence[str]) -> list[str]:
-    """A file's new lines with the line ends of its old ones: prompts and answers show ``\\r\\n`` as ``\\n``."""
+def _as_in_file(lines: Sequence[str], base: Sequence[str]) -> list[str]:
+    """A file's new lines, with what a prompt cannot show taken from the old ones: ``\\r\\n`` at their ends, and bytes
+    that are not UTF-8, which prompts show as U+FFFD and ``base`` holds as surrogates."""
     known = set(base)
+    shown = {_shown(line): line for line in base if line.endswith("\r") or not line.isascii()}
     dos = sum(line.endswith("\r") for line in base) * 2 > len(base)
     return [
-        line if line in known or line.endswith("\r") or not (dos or f"{line}\r" in known) else f"{line}\r"
+        line if line in known else shown.get(line, line if line.endswith("\r") or not dos else f"{line}\r")
         for line in lines
     ]
+
+
+def _shown(line: str) -> str:
+    text = line.removesuffix("\r")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half a surrogate pair, which stands for no byte
+        return text
 
 
 def _is_excerpt(lines: Sequence[Line]) -> bool:

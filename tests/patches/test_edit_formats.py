@@ -93,13 +93,17 @@ def test_json_edits_create_remove_and_add_up(git: GitRepository) -> None:
     assert git.apply(result.patch, FILES) == wanted, result
 
 
-def test_whole_file_keeps_line_ends_and_lines_that_look_left_out(git: GitRepository) -> None:
+def test_whole_file_keeps_line_ends_bytes_and_lines_that_look_left_out(git: GitRepository) -> None:
     answer = "[start of dos.py]\na = 1\nb = 3\nc = 4\n[end of dos.py]\n"
     result = make_patch(answer, FILES, "whole_file")
     assert result.status == "applies"
     applied = git.apply(result.patch, FILES)
     assert applied is not None
     assert applied["dos.py"] == "a = 1\r\nb = 3\r\nc = 4\r\n"
+    latin = {"latin.py": "# caf\udce9\nx = 1\n"}
+    answer = "[start of latin.py]\n# caf\ufffd\nx = 2\n[end of latin.py]\n"
+    assert "-x = 1\n+x = 2\n" in make_patch(answer, latin, "whole_file").patch
+    assert "\ufffd" not in make_patch(answer, latin, "whole_file").patch, "the file keeps its bytes"
     body = WANTED.replace("def f(a, b):\n    return a * b", "# ... rest of the code")
     elided = f"[start of src/pkg/mod.py]\n{body}[end of src/pkg/mod.py]\n"
     assert make_patch(elided, FILES, "whole_file").status == "none"
