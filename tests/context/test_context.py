@@ -13,7 +13,9 @@ from swe_infer.context.given import GivenContext
 from swe_infer.context.none import NoContext
 from swe_infer.context.oracle import OracleContext
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.repositories import Repositories
 from tests.support.commits import MemoryCommit
+from tests.support.git_server import Files, make_repository
 
 PATCH = """\
 diff --git a/pkg/b.py b/pkg/b.py
@@ -150,6 +152,24 @@ def test_files_come_from_a_column_or_a_file_in_their_order(tmp_path: Path) -> No
         FilesContext(path=str(tmp_path / "none.json"))
     with pytest.raises(ConfigError, match="no regular file"):
         FilesContext(path=str(tmp_path))
+
+
+def test_files_of_a_real_repository_at_the_base_commit(tmp_path: Path) -> None:
+    tree: Files = {
+        b"README.rst": ("120000", b"docs/start.rst"),
+        b"readmes/x": ("100644", b"in a folder"),
+        b"docs/start.rst": ("100644", b"Start\r\n"),
+        b"pkg/b.py": ("100755", b"b\n\tcaf\xe9"),
+        b"pkg/old.py": ("100644", b""),
+        b"pkg/a.py": ("100644", b"a\n"),
+    }
+    sha = make_repository(tmp_path / "own" / "lib.git", {"refs/heads/main": tree})["refs/heads/main"]
+    context = OracleContext(repositories=str(tmp_path), offline=True)
+    with Repositories(context) as repositories:
+        shown = context.choose(ROW, repositories.open("own/lib", sha), len)
+    assert shown.files == {"pkg/b.py": "b\n\tcaf\ufffd", "pkg/old.py": "", "pkg/a.py": "a\n"}
+    assert shown.readmes == {"README.rst": "Start\n"}
+    assert shown.paths == ("pkg/b.py", "pkg/old.py", "pkg/a.py", "README.rst")
 
 
 def test_contexts_that_read_no_repository() -> None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from swe_infer.context.base import Shown
 from swe_infer.context.oracle import OracleContext
-from swe_infer.errors import ConfigError, DataError
+from swe_infer.errors import ConfigError, DataError, RepositoryError
 from swe_infer.prompt_format import files_in_prompt
 from swe_infer.prompts.edit_formats import INSTRUCTIONS
 from swe_infer.prompts.prompt import PromptRenderer, Style
+from swe_infer.repositories import Repositories
 from swe_infer.types import EditFormat, Prompt
-from tests.support.commits import GitCommit
 
 ROW = {"instance_id": "i", "problem_statement": "It adds.\r\n", "hints_text": "Try `*`.", "text": "one\ntwo"}
 SHOWN = Shown({"z.py": "def f(a, b):\n    return a + b\n", "a.py": "x"}, {"README": "# R\n"})
@@ -198,21 +198,22 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "oracle_dev.jso
 
 
 def test_published_prompts_are_rebuilt_to_the_byte() -> None:
-    """Every row whose repository is in the folder ``SWE_INFER_TEST_REPOSITORIES``, as ``owner+name`` with the git
-    directory ``repo`` in it, or as ``owner/name``."""
+    """Every row whose repository is in the folder ``SWE_INFER_TEST_REPOSITORIES``, which may hold clones in any of
+    the layouts that ``context.repositories`` takes."""
     folder = os.environ.get("SWE_INFER_TEST_REPOSITORIES")
     if not folder or not DATA.exists():
         pytest.skip("needs the shared instances, and SWE_INFER_TEST_REPOSITORIES: a folder of clones")
+    context = OracleContext(repositories=folder, offline=True)
     rebuilt: list[str] = []
     different: list[str] = []
-    for line in DATA.read_text(encoding="utf-8").split("\n")[:-1]:
-        row = json.loads(line)
-        places = [Path(folder, row["repo"].replace("/", "+"), "repo"), Path(folder, row["repo"])]
-        place = next((place for place in places if place.is_dir()), None)
-        if place is None:
-            continue
-        commit = GitCommit(place, row["base_commit"])
-        text = PromptRenderer(style="style3").render(row, OracleContext().choose(row, commit, len)).text
-        (rebuilt if text == row["text"] else different).append(row["instance_id"])
+    with Repositories(context) as repositories:
+        for line in DATA.read_text(encoding="utf-8").split("\n")[:-1]:
+            row = json.loads(line)
+            try:
+                commit = repositories.open(row["repo"], row["base_commit"])
+            except RepositoryError:
+                continue
+            text = PromptRenderer(style="style3").render(row, context.choose(row, commit, len)).text
+            (rebuilt if text == row["text"] else different).append(row["instance_id"])
     assert different == []
     assert rebuilt, f"no repository of the instances is in {folder}"

@@ -92,8 +92,11 @@ def test_contents_are_byte_for_byte_and_links_are_not_followed(
         assert "src/link" not in commit.files
         with pytest.raises(KeyError):
             commit.files["src/link"]
+        assert commit.links(["src/link", "README.rst", "vendor/lib", "no"]) == {"src/link": "/etc/passwd"}
+        assert list(commit.top_level()) == ["README.rst"]
         before = commit.entries(["src/link", "vendor/lib", odd])
         paths = commit.paths()
+        assert list(commit.top_level()) == ["README.rst"]
         assert {name.decode("utf-8", "surrogateescape") for name in TREE} == set(paths)
         assert {path: paths[path] for path in before} == before == commit.entries(["src/link", "vendor/lib", odd])
         assert paths["vendor/lib"] == Entry(0o160000, GONE, "submodule")
