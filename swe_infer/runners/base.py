@@ -202,6 +202,11 @@ class Runner(Protocol):
     """Tokens of prompt and output together; None if unknown. Set by :meth:`check`."""
 
     @property
+    def takes_prefill(self) -> bool:
+        """Whether the model continues a given beginning of the answer (:attr:`swe_infer.types.Prompt.prefill`)."""
+        ...
+
+    @property
     def sharing(self) -> EngineSharing | None:
         """How several runs share one engine; None if they cannot."""
         ...

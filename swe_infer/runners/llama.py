@@ -54,6 +54,7 @@ class LlamaRunner:
     """Answers requests with a Llama model on this machine or on a Ray cluster."""
 
     order: ClassVar[Order] = "longest_first"
+    takes_prefill: ClassVar[bool] = True
 
     model: Annotated[LlamaModel, Option("The checkpoint.", "answer")]
     decoding: Annotated[Decoding, Option("How tokens are chosen.", "answer")]

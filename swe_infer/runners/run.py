@@ -521,7 +521,8 @@ class Run:
         try:
             from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
 
-            return make_patch(outcome.text, request.files, self._edit_format)
+            answer = (request.prompt.prefill or "") + outcome.text
+            return make_patch(answer, request.files, self._edit_format)
         except Exception:  # a fault in our code must not cost a paid answer; it can be extracted again
             log.exception("%s: the patch could not be extracted from the answer", request.instance_id)
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")

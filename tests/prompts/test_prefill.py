@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,11 @@ from swe_infer.api.cache import cache_key
 from swe_infer.context.base import Shown
 from swe_infer.errors import ConfigError
 from swe_infer.prompts.prompt import PromptRenderer
+from swe_infer.run_directory.records import read_records
 from swe_infer.types import ApiModel, Decoding, Prompt, Request
+from tests.support import commands
+from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
 
 if TYPE_CHECKING:
     from swe_infer.providers.anthropic_messages import AnthropicMessages
@@ -73,3 +79,28 @@ def test_cached_answers_and_batches_know_it(tmp_path: Path) -> None:
     prompts = (PROMPT, Prompt("system", "user"), Prompt("system", "user", "x"))
     requests = [replace(REQUEST, prompt=prompt) for prompt in prompts]
     assert len({cache_key(request, model, "anthropic") for request in requests}) == 3
+
+
+def test_a_run_reads_the_answer_behind_its_given_beginning(tmp_path: Path) -> None:
+    answer = "\n+++ b/pkg/mod_0.py\n@@ -1,2 +1,2 @@\n def scale_0(value):\n-    factor = 0\n+    factor = 1\n"
+    data = write_instances(tmp_path / "instances.jsonl", 1, lines=3)
+    environment = {**os.environ, "ANTHROPIC_API_KEY": "planted", "OPENAI_API_KEY": "planted"}
+
+    def run(model: str, url: str) -> subprocess.CompletedProcess[str]:
+        command = [f"model={model}", f"provider.base_url={url}", "dataset=jsonl", f"dataset.path={data}",
+                   "prompt.prefill=--- a/pkg/mod_0.py", "tracker=none", "output_dir=run"]  # fmt: skip
+        return commands.run("swe_infer", *command, cwd=tmp_path, env=environment)
+
+    with ApiServer(answer=lambda prompt: answer) as server:
+        refused = run("gpt-4o", server.openai_url)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert "prompt.prefill: gpt-4o does not continue" in refused.stderr
+        assert server.log.answers() == []
+        done = run("claude-sonnet-4-5", server.anthropic_url)
+        assert done.returncode == 0, done.stderr
+        messages = server.log.answers()[0].body["messages"]
+    assert messages[-1] == {"role": "assistant", "content": "--- a/pkg/mod_0.py"}
+    record = next(read_records(tmp_path / "run" / "records.jsonl"))
+    assert record["full_output"] == answer
+    assert record["patch_status"] in ("applies", "repaired"), record
+    assert "+    factor = 1" in record["model_patch"]
