@@ -41,11 +41,11 @@ print(count)
 _PACER = """
 import sys, time
 from pathlib import Path
-from swe_infer.api.shared_rate_limiter import SharedRateLimiter
+from swe_infer.api.rate_limits import SharedRateLimiter
 pace = SharedRateLimiter(Path(sys.argv[1]))
 end, count = time.monotonic() + float(sys.argv[3]), 0
 while time.monotonic() < end:
-    count += pace.take((1.0, 1000.0, 100.0), (1e9, 1e12, 1e12)) == 0.0
+    count += pace.acquire((1.0, 1000.0, 100.0), (1e9, 1e12, 1e12)) == 0.0
 print(count)
 """
 

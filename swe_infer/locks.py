@@ -135,25 +135,27 @@ def refuse_owned(path: Path, what: str) -> None:
         os.rename(aside, lock)
 
 
-def connect(path: Path, locks: Locks, *, timeout_s: float) -> sqlite3.Connection:
+def connect(path: Path, locks: Locks, *, timeout_s: float, name: str = "") -> sqlite3.Connection:
     """A connection to the database ``path`` that commits each statement by itself.
 
     With ``single_writer`` it owns the database until it is closed and takes no lock of the operating system.
 
     Args:
         timeout_s: how long a statement waits for other processes; a moment alone once Ctrl-C was pressed.
+        name: names the key or file in messages; ``path`` if empty.
 
     Raises:
         StoreError: its file system has no locks, or another process owns it.
         OSError, sqlite3.Error: it cannot be opened.
     """
+    name = name or str(path)
     if locks == "os":
-        _probe(path)
-        refuse_owned(path, str(path))
+        _probe(path, name)
+        refuse_owned(path, name)
         patient = sqlite3.connect(path, timeout=0.0, isolation_level=None, factory=_PatientConnection)
         patient.timeout_s = timeout_s
         return patient
-    owner = OwnerFile(path, str(path))
+    owner = OwnerFile(path, name)
     try:
         db = sqlite3.connect(
             f"{path.resolve().as_uri()}?vfs=unix-none", uri=True, isolation_level=None, factory=_OwnedConnection
@@ -199,7 +201,7 @@ class _OwnedConnection(sqlite3.Connection):
             self.owner.close()
 
 
-def _probe(path: Path) -> None:
+def _probe(path: Path, name: str) -> None:
     """Raise StoreError where the file system takes no POSIX locks, which SQLite needs: it would call that a busy
     database, and wait. On a file of its own, as closing any descriptor of a file drops the process's locks on it."""
     with tempfile.TemporaryFile(dir=path.parent, prefix=".locks-") as file:
@@ -207,7 +209,7 @@ def _probe(path: Path) -> None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if has_no_locks(error):
-                raise no_locks(str(path), error) from None
+                raise no_locks(name, error) from None
             raise
 
 

@@ -45,7 +45,7 @@ from decimal import Decimal
 from pathlib import Path
 from swe_infer.api.cache import ResponseCache
 from swe_infer.api.ledger import Ledger
-from swe_infer.api.shared_rate_limiter import SharedRateLimiter
+from swe_infer.api.rate_limits import SharedRateLimiter
 from swe_infer.errors import StoreError
 from swe_infer.run_directory.store import RunStore
 

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from swe_infer.api.ledger import Interrupted, Ledger, LedgerEntry, Left
+from swe_infer.api.coordination import Interrupted
+from swe_infer.api.ledger import Ledger, LedgerEntry, Left
 from swe_infer.api.limits import Halted
 from swe_infer.errors import BudgetExceeded, StoreError
 

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from swe_infer.api.budget import CostBudget, Reservation
 from swe_infer.api.cache import ResponseCache, cache_keys
+from swe_infer.api.coordination import Interrupted
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
-from swe_infer.api.ledger import Interrupted
 from swe_infer.api.limits import Halted, Permit, Rerouted
 from swe_infer.api.pricing import caching_pays, worst_case
 from swe_infer.api.prompt_cache import prompt_key

@@ -7,36 +7,28 @@ picodollars (10^-12), which holds every listed price exactly; what must be round
 * ``spent(run, amount)``: settled dollars of each run.
 * ``held(id, run, owner, amount)``: the worst case of each request that may be in flight.
   A hold for a provider's batch belongs to the batch, which lives on when its process does not.
-* ``owners(id, host, pid, born, beat)``: the processes that hold. One that is gone (its pid on this host; a heartbeat
-  that stopped, on another) loses its holds. Its requests were in flight, so a provider may bill them: they are
-  charged at the highest share of the worst case that any settled request of this ledger came to, the rest comes back.
+* ``learnt(id, share)``: the highest share of its worst case that any settled request cost, in millionths.
+
+A dead owner (see :mod:`swe_infer.api.coordination`) loses its holds. Its requests were in flight, so a provider may
+bill them: they are charged at that highest share, and the rest is free again.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import sqlite3
-import time
-import uuid
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Literal
 
+from swe_infer.api.coordination import Interrupted, SharedDatabase
 from swe_infer.errors import StoreError
-from swe_infer.files import special_kind
-from swe_infer.interrupts import INTERRUPTS
-from swe_infer.locks import Locks, born, connect
+from swe_infer.locks import Locks
 
 log = logging.getLogger(__name__)
 
 _PICO = Decimal(10) ** 12
-_BEAT_S = 15.0
-_DEAD_AFTER_S = 180.0
 _SHARE = 1_000_000  # the learnt share is kept in millionths
 _MARGIN = 1.1  # on top of the highest share seen
 _BATCH = "batch:"
@@ -45,27 +37,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, amount INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held (
     id INTEGER PRIMARY KEY, run TEXT NOT NULL, owner TEXT NOT NULL, amount INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS owners (
-    id TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT NOT NULL, beat REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS learnt (id INTEGER PRIMARY KEY CHECK (id = 1), share INTEGER NOT NULL);
 """
 
-_NO_AMOUNT = "typeof(amount) != 'integer' OR amount NOT BETWEEN 0 AND 1000000000000000000"
-_WRONG = {
-    "spent": _NO_AMOUNT,
-    "held": f"{_NO_AMOUNT} OR typeof(run) != 'text' OR typeof(owner) != 'text'",
-    "owners": "typeof(pid) != 'integer' OR typeof(beat) != 'real' OR typeof(host || born) != 'text'",
-    "learnt": "typeof(share) != 'integer' OR share < 0",
-}
-"""Rows that no run writes: SQLite keeps values of any type in any column, and the file may be a stranger's."""
-
 Refused = Literal["wait", "never"]
 """``wait``: it may fit once others have settled. ``never``: what is spent already leaves no room for it."""
-
-
-class Interrupted(StoreError):
-    """Ctrl-C ended the wait for a process that holds the ledger. What is held there stays so, and is settled when the
-    ledger is opened again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,40 +73,21 @@ class Ledger:
     def __init__(self, path: Path | None, cap_usd: Decimal, run: str, locks: Locks = "os") -> None:
         self._cap = int((cap_usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
         self._run = run
-        self._owner = uuid.uuid4().hex
-        self._beat = 0.0
         self._unsettled: list[tuple[LedgerEntry, Decimal | None]] = []
-        self.path = path
+        self._db = SharedDatabase(path, f"{path} (the budget's ledger)", _SCHEMA, locks=locks)
         try:
-            if path is None:
-                self._db = sqlite3.connect(":memory:", isolation_level=None)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _refuse_special(path)
-                self._db = connect(path, locks, timeout_s=60.0)
-            # A power cut may lose the last moments; a killed process loses nothing. No write-ahead log: its shared
-            # memory does not work on network file systems, and sweeps run on clusters.
-            self._db.execute("PRAGMA synchronous=OFF")
-            self._db.execute("PRAGMA journal_mode=TRUNCATE" if path else "PRAGMA journal_mode=MEMORY")
-            with self._transaction():
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                for table, wrong in _WRONG.items():
-                    if self._db.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
-                        raise StoreError(f"{path}: its table {table} holds what no run writes; remove the file")
-                self._db.execute(
-                    "INSERT INTO owners VALUES (?, ?, ?, ?, ?)",
-                    (self._owner, socket.gethostname(), os.getpid(), born(os.getpid()), time.time()),
-                )
+            with self._db.transaction():
+                self._db.beat()
                 self._release_dead()
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{path}: the ledger of the budget cannot be used: {error}") from error
+        except BaseException:
+            self._db.close()
+            raise
 
     def hold(self, usd: Decimal) -> LedgerEntry | Refused:
         """Set ``usd`` aside, if the cap has room for it beside everything spent and held."""
         amount = to_pico(usd)
-        with self._transaction():
-            self._beat_again()
+        with self._db.transaction():
+            self._db.beat()
             spent, held = self._sums()
             if spent + held + amount > self._cap and self._release_dead():
                 spent, held = self._sums()
@@ -138,10 +95,8 @@ class Ledger:
                 return "never"
             if spent + held + amount > self._cap:
                 return "wait"
-            cursor = self._db.execute(
-                "INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, self._owner, amount)
-            )
-            return LedgerEntry(cursor.lastrowid or 0, amount)
+            self._hold(self._db.owner, amount)
+            return LedgerEntry(self._value("SELECT last_insert_rowid()"), amount)
 
     def settle(self, hold: LedgerEntry, usd: Decimal | None) -> None:
         """Replace a hold by what was paid; None: it is not known whether and how much (see :meth:`likely`).
@@ -150,7 +105,7 @@ class Ledger:
             Interrupted: it will be tried once more by :meth:`close`.
         """
         try:
-            with self._transaction():
+            with self._db.transaction():
                 self._replace(hold, usd)
         except Interrupted:
             self._unsettled.append((hold, usd))
@@ -169,8 +124,8 @@ class Ledger:
 
     def left(self) -> Left:
         """What is left of the cap. What processes that are gone held is settled first."""
-        with self._transaction():
-            self._beat_again()
+        with self._db.transaction():
+            self._db.beat()
             self._release_dead()
             spent, held = self._sums()
         return Left(Decimal(self._cap - spent - held) / _PICO, Decimal(self._cap - spent) / _PICO)
@@ -181,7 +136,7 @@ class Ledger:
 
         The hold belongs to the batch, not to this process: a batch outlives who submitted it.
         """
-        with self._transaction():
+        with self._db.transaction():
             spent, held = self._sums()
             free, total = self._cap - spent - held, 0
             fitting: list[int] = []
@@ -190,14 +145,12 @@ class Ledger:
                     total += amount
                     fitting.append(index)
             if fitting:
-                self._db.execute(
-                    "INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, _BATCH + label, total)
-                )
+                self._hold(_BATCH + label, total)
             return fitting
 
     def settle_batch(self, label: str, held: Decimal, paid: Decimal | None) -> None:
         """Replace ``held``, a part of a batch's hold, by what was paid for it; None: see :meth:`settle`."""
-        with self._transaction():
+        with self._db.transaction():
             part = to_pico(held)
             self._db.execute(
                 "UPDATE held SET amount = max(0, amount - ?) WHERE run = ? AND owner = ?",
@@ -208,15 +161,15 @@ class Ledger:
     def keep_batches(self, labels: Collection[str]) -> None:
         """Give back what this run holds for any batch but these."""
         keep = {_BATCH + label for label in labels}
-        with self._transaction():
-            rows = self._db.execute("SELECT id, owner FROM held WHERE run = ?", (self._run,)).fetchall()
+        with self._db.transaction():
+            rows = self._db.execute("SELECT id, owner FROM held WHERE run = ?", (self._run,))
             for row, owner in rows:
                 if owner.startswith(_BATCH) and owner not in keep:
                     self._db.execute("DELETE FROM held WHERE id = ?", (row,))
 
     def count_earlier(self, usd: Decimal) -> None:
         """What this run spent before is at least ``usd``: raise the ledger's figure to it where it knows less."""
-        with self._transaction():
+        with self._db.transaction():
             known = self._value("SELECT amount FROM spent WHERE run = ?", (self._run,))
             self._spend(self._run, max(0, to_pico(usd) - known))
 
@@ -238,38 +191,18 @@ class Ledger:
         """Leave the ledger. Holds that were not settled are charged as those of a dead process are; where the disk
         takes nothing more, the next opener does that."""
         try:
-            with self._transaction():
+            with self._db.transaction():
                 for hold, usd in self._unsettled:
                     self._replace(hold, usd)
-                self._release(self._owner)
+                self._release(self._db.owner)
         except StoreError as error:
             log.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
         finally:
             self._db.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """
-        Raises:
-            StoreError: the file cannot be written; nothing of the transaction is done.
-        """
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has ended it already
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            kind = Interrupted if is_busy and INTERRUPTS.stopping else StoreError
-            raise kind(f"{self.path}: the ledger of the budget cannot be written: {error}") from error
-
     def _value(self, query: str, arguments: tuple[str, ...] = ()) -> int:
-        row = self._db.execute(query, arguments).fetchone()
-        return 0 if row is None or row[0] is None else int(row[0])
+        rows = self._db.execute(query, arguments)
+        return int(rows[0][0] or 0) if rows else 0
 
     def _sums(self) -> tuple[int, int]:
         return self._value("SELECT sum(amount) FROM spent"), self._value("SELECT sum(amount) FROM held")
@@ -281,11 +214,8 @@ class Ledger:
                 (run, amount, amount),
             )
 
-    def _beat_again(self) -> None:
-        """Show other hosts that this process lives."""
-        if self.path is not None and time.time() - self._beat > _BEAT_S:
-            self._beat = time.time()
-            self._db.execute("UPDATE owners SET beat = ? WHERE id = ?", (self._beat, self._owner))
+    def _hold(self, owner: str, amount: int) -> None:
+        self._db.execute("INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, owner, amount))
 
     def _likely(self, amount: int) -> int:
         share = self._value("SELECT share FROM learnt")
@@ -293,45 +223,18 @@ class Ledger:
 
     def _release_dead(self) -> bool:
         """Settle the holds of processes that are gone; whether there was any."""
-        rows = self._db.execute("SELECT id, host, pid, born, beat FROM owners WHERE id != ?", (self._owner,))
-        dead = [str(owner) for owner, *rest in rows.fetchall() if is_dead(*rest)]
+        dead = self._db.dead_owners()
         for owner in dead:
             self._release(owner)
         return bool(dead)
 
     def _release(self, owner: str) -> None:
-        for run, amount in self._db.execute("SELECT run, amount FROM held WHERE owner = ?", (owner,)).fetchall():
+        for run, amount in self._db.execute("SELECT run, amount FROM held WHERE owner = ?", (owner,)):
             self._spend(run, self._likely(amount))
         self._db.execute("DELETE FROM held WHERE owner = ?", (owner,))
-        self._db.execute("DELETE FROM owners WHERE id = ?", (owner,))
-
-
-def _refuse_special(path: Path) -> None:
-    """It lies beside runs, which may be a stranger's. Not opened here: closing it would drop the locks of another
-    connection of this process.
-
-    Raises:
-        OSError: the ledger is a link or a special file.
-    """
-    with suppress(FileNotFoundError):
-        if (kind := special_kind(os.lstat(path).st_mode)) is not None:
-            raise OSError(f"it is {kind}; a regular file is expected")
+        self._db.remove_owner(owner)
 
 
 def to_pico(usd: Decimal) -> int:
     """Whole picodollars, rounded up."""
     return int((usd * _PICO).to_integral_value(rounding=ROUND_CEILING))
-
-
-def is_dead(host: str, pid: int, birth: str, beat: float) -> bool:
-    """Whether the process that was born at ``birth`` is gone; of one on another host, whether its last sign of life,
-    at ``beat`` (seconds since the epoch), is long ago."""
-    if host != socket.gethostname():
-        return time.time() - beat > _DEAD_AFTER_S
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
-    return birth != "" and born(pid) not in ("", birth)

@@ -18,10 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from swe_infer.api.concurrency import ConcurrencyWindow
-from swe_infer.api.rate_limits import RateLimiter
-from swe_infer.api.shared_rate_limiter import SharedRateLimiter
+from swe_infer.api.rate_limits import RateLimiter, SharedRateLimiter
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
-from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, SweInferError
+from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, StoreError, SweInferError
 from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.types import PathText, Usage
@@ -296,7 +295,11 @@ class Limiter:
             if self.in_flight >= self.level:
                 wait_s = self._level.next_s
                 break
-            wait_s = self._wait_s(characters, output_tokens, now)
+            try:
+                wait_s = self._wait_s(characters, output_tokens, now)
+            except StoreError as error:  # a timer's callback must not leave requests waiting
+                self._dismiss(error)
+                return
             if wait_s > 0.0:
                 break
             heapq.heappop(self._waiters)
@@ -308,7 +311,7 @@ class Limiter:
         """Seconds until the next request may go; with shared quotas, 0 takes its turn."""
         amounts = (1.0, self._tokens_of(characters, output_tokens), output_tokens)
         if self._shared is not None:
-            return self._shared.take(amounts, [quota.pace for quota in self._quotas])
+            return self._shared.acquire(amounts, [quota.pace for quota in self._quotas])
         waits = [quota.wait_s(amount, now) for quota, amount in zip(self._quotas, amounts, strict=True)]
         return max(self._paused_until - now, *waits)
 

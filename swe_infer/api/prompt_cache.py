@@ -1,31 +1,26 @@
-"""Which prompts a provider has in its cache, or is just putting there, for all runs that share a directory.
+"""Which prompts a provider has cached, or is about to cache, for all runs that share a directory.
 
-A provider bills a prompt in full until the first answer to it begins. So where several processes ask over the same
-prompts at once, one of them goes ahead with a prompt and the others wait for it; each leads where it comes first.
+A provider bills a prompt in full until the first answer to it begins. So where several processes send the same
+prompts, one of them sends a prompt first and the others wait for its answer.
 
-File format: one SQLite database, written by short immediate transactions.
+File format: a :class:`~swe_infer.api.coordination.SharedDatabase` with one more table:
 
-* ``prompts(key, owner, host, pid, born, at)``: a prompt by the digest of where it goes and what it says. ``owner`` is
-  the run whose request is under way since ``at``, or "" where the prompt is warm since ``at`` (seconds since the
-  epoch). A claim ends with its process, and after some minutes in any case: what is at stake is the price of one
-  prompt, not more.
+* ``cached_prompts(key, owner, at)``: ``key`` is a digest of the provider, the model and the prompt. ``owner`` is the
+  process whose request has been in flight since ``at``, or "" where the prompt has been cached since ``at`` (seconds
+  since the epoch). A claim ends with its process, and after some minutes in any case: only the price of one prompt is
+  at stake.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import socket
-import sqlite3
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from swe_infer.api.ledger import is_dead
+from swe_infer.api.coordination import SharedDatabase
 from swe_infer.errors import StoreError
-from swe_infer.locks import born, connect
 from swe_infer.types import ApiModel, Prompt
 
 logger = logging.getLogger(__name__)
@@ -36,9 +31,8 @@ _PATIENCE_S = 180.0
 _BUSY_S = 5.0
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS prompts (
-    key BLOB PRIMARY KEY, owner TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT NOT NULL,
-    at REAL NOT NULL) WITHOUT ROWID
+CREATE TABLE IF NOT EXISTS cached_prompts (
+    key BLOB PRIMARY KEY, owner TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID
 """
 
 
@@ -59,17 +53,15 @@ class PromptCacheIndex:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
         self._clock = clock
-        self._owner = uuid.uuid4().hex
-        self._db: sqlite3.Connection | None = None
+        self._db: SharedDatabase | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = connect(path, "os", timeout_s=_BUSY_S)
-            self._db.execute("PRAGMA synchronous=OFF")  # what a power cut loses is asked for again
-            self._db.execute("PRAGMA journal_mode=TRUNCATE")
-            self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error, StoreError) as error:
+            self._db = SharedDatabase(path, f"{path} (the prompt cache index)", _SCHEMA, timeout_s=_BUSY_S)
+            with self._db.transaction():
+                self._db.beat()
+                for owner in self._db.dead_owners():
+                    self._release(owner)
+        except StoreError as error:
             self._give_up(error)
 
     def claim(self, key: bytes) -> bool | None:
@@ -80,12 +72,12 @@ class PromptCacheIndex:
         try:
             if (verdict := self._verdict(key)) is not True:
                 return verdict
-            self._db.execute("BEGIN IMMEDIATE")  # somebody may have been quicker
-            if verdict := self._verdict(key):
-                mine = (key, self._owner, socket.gethostname(), os.getpid(), born(os.getpid()), self._clock())
-                self._db.execute("INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?, ?, ?)", mine)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+            with self._db.transaction():
+                if verdict := self._verdict(key):  # another run may have claimed it since
+                    self._db.beat()
+                    claimed = (key, self._db.owner, self._clock())
+                    self._db.execute("INSERT OR REPLACE INTO cached_prompts VALUES (?, ?, ?)", claimed)
+        except StoreError as error:
             self._give_up(error)
             return False
         return verdict
@@ -96,38 +88,41 @@ class PromptCacheIndex:
             return
         try:
             if warm:
-                self._db.execute("UPDATE prompts SET owner = '', at = ? WHERE key = ?", (self._clock(), key))
+                self._db.execute("UPDATE cached_prompts SET owner = '', at = ? WHERE key = ?", (self._clock(), key))
             else:
-                self._db.execute("DELETE FROM prompts WHERE key = ? AND owner = ?", (key, self._owner))
-        except sqlite3.Error as error:
+                self._db.execute("DELETE FROM cached_prompts WHERE key = ? AND owner = ?", (key, self._db.owner))
+        except StoreError as error:
             self._give_up(error)
 
     def close(self) -> None:
-        """Let go of the file, and of every claim."""
+        """Release every claim and close the file."""
         if self._db is not None:
             try:
-                self._db.execute("DELETE FROM prompts WHERE owner = ?", (self._owner,))
-            except sqlite3.Error as error:
-                logger.warning("%s: %s", self._path, error)
+                with self._db.transaction():
+                    self._release(self._db.owner)
+            except StoreError as error:
+                logger.warning("%s", error)
             self._db.close()
             self._db = None
 
+    def _release(self, owner: str) -> None:
+        assert self._db is not None
+        self._db.execute("DELETE FROM cached_prompts WHERE owner = ?", (owner,))
+        self._db.remove_owner(owner)
+
     def _verdict(self, key: bytes) -> bool | None:
         assert self._db is not None
-        found = self._db.execute("SELECT owner, host, pid, born, at FROM prompts WHERE key = ?", (key,))
-        row: tuple[str, str, int, str, float] | None = found.fetchone()
-        if row is None:
+        rows = self._db.execute("SELECT owner, at FROM cached_prompts WHERE key = ?", (key,))
+        if not rows:
             return True
-        owner, host, pid, began, at = row
+        owner, at = rows[0]
         age_s = self._clock() - at
         if owner == "":
             return not 0.0 <= age_s <= _WARM_S
-        if not 0.0 <= age_s <= _PATIENCE_S or is_dead(host, pid, began, at):
-            return True
-        return None
+        return True if not 0.0 <= age_s <= _PATIENCE_S or owner in self._db.dead_owners() else None
 
-    def _give_up(self, error: Exception) -> None:
-        logger.warning("%s: runs at the same time do not wait for each other's cached prompts: %s", self._path, error)
+    def _give_up(self, error: StoreError) -> None:
+        logger.warning("%s; concurrent runs do not wait for each other's cached prompts", error)
         if self._db is not None:
             self._db.close()
         self._db = None

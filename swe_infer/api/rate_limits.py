@@ -11,6 +11,14 @@ kept, and either of them may let a request go:
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from swe_infer.api.coordination import Busy, SharedDatabase
+from swe_infer.errors import StoreError
+
 _MINUTE_S = 60.0
 _USED = 0.995
 """Share of the quota that the schedule aims at: clocks and queues differ by more than nothing."""
@@ -18,6 +26,19 @@ _TOLERANCE_S = 0.25
 """How far the schedule may be caught up with after a late wake-up."""
 _AGREEMENTS = 3
 """So many headers in a row must look like a bucket before its refill is counted on."""
+
+_LONGEST_WAIT_S = 0.004
+"""For other processes that have the shared file locked."""
+_BUSY_S = 0.02
+"""Before the next try, if the shared file is still locked."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS schedules (
+    id INTEGER PRIMARY KEY CHECK (id = 1), paused_until REAL NOT NULL,
+    requests_due REAL NOT NULL, tokens_due REAL NOT NULL, output_due REAL NOT NULL,
+    requests_rate REAL NOT NULL, tokens_rate REAL NOT NULL, output_rate REAL NOT NULL)
+"""
+"""Times in seconds since the epoch, rates in amounts per second (0: not known)."""
 
 
 class RateLimiter:
@@ -76,7 +97,7 @@ class RateLimiter:
             self._began = now
         self._sent += amount
         if self._rate is not None:
-            self._due = min(max(self._due, now) + amount / (self._rate * _USED), now + _MINUTE_S)
+            self._due = _advanced(self._due, amount, self._rate * _USED, now)
 
     def correct(self, surplus: float) -> None:
         """``surplus`` of what was taken turned out not to be used; below 0, more was. Servers allow for that in what
@@ -127,3 +148,83 @@ class RateLimiter:
             return 0.0
         refilled = (now - self._left_time) * self._rate if self._bucket >= _AGREEMENTS else 0.0
         return self._left + refilled - (self._sent - self._left_at_sent)
+
+
+class SharedRateLimiter:
+    """The schedules of several runs on one machine that use one key, kept in ``path``.
+
+    No call waits for other processes, because the event loop calls them. Nothing is held between calls, so a killed
+    process leaves nothing behind.
+
+    Args:
+        clock: seconds since the epoch, the same for all processes.
+
+    Raises:
+        StoreError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._paused_until = 0.0
+        """Also for the case that the file was locked when the pause began."""
+        name = f"runner.limits.shared={path}"
+        # A link is followed: the path is the user's own.
+        self._db = SharedDatabase(path.resolve(), name, _SCHEMA, timeout_s=_LONGEST_WAIT_S)
+        try:
+            self.pause(0.0)
+        except StoreError:
+            self._db.close()
+            raise
+
+    def acquire(self, amounts: Sequence[float], rates: Sequence[float | None]) -> float:
+        """Schedules one request if it may be sent now. Returns 0 if so, else the seconds to wait before the next try.
+
+        Args:
+            amounts: requests, tokens and output tokens of the request.
+            rates: amounts per second, as far as this run knows them; None: as other runs know them.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with suppress(Busy), self._state() as state:
+            now, due = self._clock(), state[1:4]
+            known = [old if rate is None else rate for old, rate in zip(state[4:], rates, strict=True)]
+            waits = [each - _TOLERANCE_S - now for each, rate in zip(due, known, strict=True) if rate > 0]
+            wait_s = max(state[0] - now, *waits, 0.0)
+            if wait_s == 0.0:
+                due = [
+                    _advanced(each, amount, rate, now) if rate > 0 else each
+                    for each, amount, rate in zip(due, amounts, known, strict=True)
+                ]
+            state[1:] = due + known
+            return wait_s
+        return _BUSY_S
+
+    def pause(self, seconds: float) -> None:
+        """Lets no run send for ``seconds``."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
+        with suppress(Busy), self._state():
+            pass
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _state(self) -> Iterator[list[float]]:
+        """The row, which is written back if it changed.
+
+        Raises:
+            Busy: another process has the file locked.
+        """
+        with self._db.transaction():
+            rows = self._db.execute("SELECT * FROM schedules")
+            before = list(rows[0][1:]) if rows else [0.0] * 7
+            state = [max(before[0], self._paused_until), *before[1:]]
+            yield state
+            if state != before:
+                self._db.execute("INSERT OR REPLACE INTO schedules VALUES (1, ?, ?, ?, ?, ?, ?, ?)", tuple(state))
+
+
+def _advanced(due: float, amount: float, rate: float, now: float) -> float:
+    """The time at which a schedule has caught up, after ``amount`` more is sent."""
+    return min(max(due, now) + amount / rate, now + _MINUTE_S)

@@ -17,10 +17,11 @@ from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
+from swe_infer.api.coordination import Interrupted
 from swe_infer.api.dispatch import Dispatcher, PromptCaching, relaxed_gc, run_fairly
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Planned, estimate
-from swe_infer.api.ledger import Interrupted, Ledger
+from swe_infer.api.ledger import Ledger
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.pricing import PriceTable, price_table_of
 from swe_infer.api.prompt_cache import PromptCacheIndex

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import sqlite3
 from collections import deque
 from pathlib import Path
 
 import pytest
 
 from swe_infer.api.limits import Halted, Limiter, Limits
-from swe_infer.api.rate_limits import RateLimiter
-from swe_infer.api.shared_rate_limiter import SharedRateLimiter
-from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits
+from swe_infer.api.rate_limits import RateLimiter, SharedRateLimiter
+from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, StoreError
 from swe_infer.types import Usage
 from tests.support.virtual_time import VirtualLoop, run_virtual
 
@@ -415,11 +415,11 @@ def test_runs_with_one_key_share_a_quota_when_told_to(tmp_path: Path) -> None:
     now = 1000.0
     runs = [SharedRateLimiter(tmp_path / "deep" / "pace", clock=lambda: now) for _ in range(3)]
     taken = 0
-    assert runs[0].take((1.0, 0.0, 0.0), (20.0, None, None)) == 0
+    assert runs[0].acquire((1.0, 0.0, 0.0), (20.0, None, None)) == 0
     while now < 1060:
         waits = []
         for number, run in enumerate(runs):
-            wait = run.take((1.0, 0.0, 0.0), (20.0 if number == 0 else None, None, None))
+            wait = run.acquire((1.0, 0.0, 0.0), (20.0 if number == 0 else None, None, None))
             taken += wait == 0
             waits.append(wait)
         now += max(min(waits), 0.001)
@@ -452,6 +452,43 @@ def test_limiters_that_share_a_file_wait_for_each_other(tmp_path: Path) -> None:
             refused.refused(ticket, RateLimited("429", retry_after_s=3600.0), 3600)
         refused.close()
         assert not await granted(Limiter(Limits(shared=other), 64))
+
+    asyncio.run(scenario())
+
+
+def test_a_locked_file_of_shared_quotas_is_tried_again_and_never_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pace"
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        first = SharedRateLimiter(path, clock=lambda: 1000.0)  # opens it, though it is locked
+        assert 0 < first.acquire((1.0, 0.0, 0.0), (20.0, None, None)) < 1
+        first.pause(30.0)
+        other.execute("COMMIT")
+    assert first.acquire((1.0, 0.0, 0.0), (20.0, None, None)) == 30
+    second = SharedRateLimiter(path, clock=lambda: 1000.0)
+    assert second.acquire((1.0, 0.0, 0.0), (None, None, None)) == 30
+    first.close()
+    second.close()
+
+
+def test_an_invalid_file_of_shared_quotas_is_refused_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"x" * 56)
+    SharedRateLimiter(tmp_path / "invalid").close()
+    with sqlite3.connect(tmp_path / "invalid") as db:
+        db.execute("INSERT OR REPLACE INTO schedules VALUES (1, 'soon', 0, 0, 0, 0, 0, 0)")
+    for name, why in (("other", "not a database"), ("invalid", "invalid values")):
+        with pytest.raises(StoreError, match=rf"runner\.limits\.shared=.*{name}: .*{why}"):
+            SharedRateLimiter(tmp_path / name)
+
+
+def test_requests_do_not_hang_when_the_file_of_shared_quotas_fails(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limiter = Limiter(Limits(shared=str(tmp_path / "pace")), 4)
+        with sqlite3.connect(tmp_path / "pace") as db:
+            db.execute("DROP TABLE schedules")
+        with pytest.raises(StoreError, match=r"runner\.limits\.shared"):
+            await worker(limiter, 0.0, [])
+        limiter.close()
 
     asyncio.run(scenario())
 

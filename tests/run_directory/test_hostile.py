@@ -377,5 +377,5 @@ def test_a_ledger_with_odd_values_is_one_line_and_no_cap(tmp_path: Path, stateme
     Ledger(path, Decimal(1), "own").close()
     with sqlite3.connect(path) as db:
         db.execute(statement)
-    with pytest.raises(StoreError, match="holds what no run writes"):
+    with pytest.raises(StoreError, match="has invalid values"):
         Ledger(path, Decimal(1), "own")

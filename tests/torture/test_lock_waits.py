@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -67,13 +66,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def flocked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def test_a_paid_answer_is_booked_though_its_ledger_is_locked(tmp_path: Path) -> None:
     with ApiServer(latency_s=2.0) as server:
         process = started(server, tmp_path, "budget.max_usd=5", "dataset.limit=6")
@@ -108,7 +100,7 @@ def test_a_run_that_cannot_begin_for_a_lock_hears_ctrl_c(what: str, tmp_path: Pa
         "pace": (tmp_path / "pace", "runner.limits.shared=pace"),
     }[what]
     held.parent.mkdir(exist_ok=True)
-    with ApiServer() as server, (flocked if what == "pace" else locked)(held):
+    with ApiServer() as server, locked(held):
         process = started(server, tmp_path, key)
         until(lambda: has_open(process, held), process)
         time.sleep(0.5)  # it waits for the lock
