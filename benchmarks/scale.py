@@ -34,7 +34,7 @@ from swe_infer.api.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), Decimal(10**6), sys.argv[2])
 end, count = time.monotonic() + float(sys.argv[3]), 0
 while time.monotonic() < end:
-    ledger.settle(ledger.hold(Decimal("0.04")), Decimal("0.01"))
+    ledger.charge(ledger.reserve(Decimal("0.04")), Decimal("0.01"))
     count += 1
 print(count)
 """

@@ -76,7 +76,7 @@ for kind in kinds[:3]:
         raise AssertionError("opened twice")
     opened.close()
 ledger = kinds[1]("single_writer")
-ledger.settle(ledger.hold(Decimal("0.2")), Decimal("0.1"))
+ledger.charge(ledger.reserve(Decimal("0.2")), Decimal("0.1"))
 ledger.close()
 again = kinds[1]("single_writer")
 assert again.spent_usd == Decimal("0.1")

@@ -1,11 +1,11 @@
-"""What a run knows of its provider batches, on disk before it is relied on.
+"""The journal of a run's provider batches.
 
 Two files in the run directory, both append-only JSON lines:
 
-* ``batches.jsonl``: ``planned`` (label, time, items) is written before a batch is handed in, ``submitted`` (its id)
-  once the provider has named it, ``closed`` once nothing more is to be had from it. A torn last line is cut off.
-* ``batch_prompts.jsonl``: the prompts of the planned requests, so that their answers, which come in any order up to a
-  day later, meet them again without holding them in memory. It is removed when no batch is open.
+* ``batches.jsonl``: ``planned`` (label, time, items) is written before a batch is submitted, ``submitted`` (its id)
+  after the provider has accepted it, ``closed`` after it is collected or refused. A torn last line is removed.
+* ``batch_prompts.jsonl``: the prompts of the planned requests, for their answers up to a day later, so that they need
+  not stay in memory. It is removed when no batch is open.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One request of a batch: its key, where its prompt lies, how often it was handed in before, and the dollars that
-    are held for it (None in journals that do not state them: the bound by its bytes is)."""
+    """One request of a batch: its key, the offset of its prompt, how often it was submitted before, and the dollars
+    reserved for it (None in journals without them: the bound by bytes counts)."""
 
     instance_id: str
     sample: int
@@ -48,7 +48,7 @@ class Item:
 
 @dataclass(slots=True)
 class Batch:
-    """A batch that was planned and is not closed. ``id`` is None while the provider's name for it is not known."""
+    """A batch that is planned and not closed. ``id`` is None while the provider's id is unknown."""
 
     label: str
     planned_at: float
@@ -57,7 +57,7 @@ class Batch:
 
 
 class Journal:
-    """The batches of one run directory, which this process holds."""
+    """The open batches of one run directory, which this process has locked."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "batches.jsonl"
@@ -70,16 +70,16 @@ class Journal:
         self._reader = os.fdopen(open_regular(self._prompts_path), "rb")
 
     def add_prompt(self, prompt: Prompt) -> int:
-        """Write a prompt down; where it lies. It is on disk for sure after :meth:`plan`."""
+        """Appends a prompt and returns its offset. :meth:`record_planned` syncs it to disk."""
         offset = os.lseek(self._prompts, 0, os.SEEK_END)
         _write(self._prompts, {"system": prompt.system, "user": prompt.user, "prefill": prompt.prefill})
         return offset
 
     def prompt(self, offset: int) -> Prompt:
-        """The prompt that lies at ``offset``.
+        """The prompt at ``offset``.
 
         Raises:
-            StoreError: there is none.
+            StoreError: there is no prompt.
         """
         self._reader.seek(offset)
         try:
@@ -88,21 +88,21 @@ class Journal:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             system, user, prefill = None, None, None
         if not isinstance(user, str) or not isinstance(system, str | None) or not isinstance(prefill, str | None):
-            raise StoreError(f"{self._prompts_path}: holds no prompt at byte {offset}, as batches.jsonl says")
+            raise StoreError(f"{self._prompts_path}: has no prompt at byte {offset}, to which batches.jsonl refers")
         return Prompt(system, user, prefill)
 
-    def plan(self, batch: Batch) -> None:
-        """Write down what is about to be handed in."""
+    def record_planned(self, batch: Batch) -> None:
+        """Records a batch before it is submitted."""
         items = {key: [i.instance_id, i.sample, i.offset, i.tries, i.usd] for key, i in batch.items.items()}
         os.fsync(self._prompts)
         self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items})
         self.open[batch.label] = batch
 
-    def submitted(self, batch: Batch, batch_id: str) -> None:
+    def record_submitted(self, batch: Batch, batch_id: str) -> None:
         self._append({"event": "submitted", "label": batch.label, "id": batch_id, "at": time.time()})
         batch.id = batch_id
 
-    def closed(self, batch: Batch, why: str) -> None:
+    def record_closed(self, batch: Batch, why: str) -> None:
         self._append({"event": "closed", "label": batch.label, "why": why, "at": time.time()})
         self.open.pop(batch.label, None)
 
@@ -119,10 +119,10 @@ class Journal:
 
 
 def open_batches(directory: Path) -> list[Batch]:
-    """The batches of a run directory that were planned and are not closed, in order. Reads only.
+    """The batches of a run directory that are planned and not closed, in order. Only reads.
 
-    A line that cannot be read costs what it says alone: an id is found by the batch's label, and a batch that was
-    closed is collected once more.
+    An unreadable line loses only its event: an id is found by the batch's label, and a closed batch is collected
+    again.
     """
     path = directory / "batches.jsonl"
     batches: dict[str, Batch] = {}
@@ -136,7 +136,7 @@ def open_batches(directory: Path) -> list[Batch]:
     with file:
         while line := file.readline(LONGEST_LINE):
             if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-                break  # torn, and nobody relied on it
+                break  # torn: the event was not completed
             try:
                 _replay(bounded_json(line), batches)
             except (ValueError, ArithmeticError, TypeError, KeyError, AttributeError, RecursionError):
@@ -161,7 +161,7 @@ def _replay(event: dict[str, Any], batches: dict[str, Batch]) -> None:
 def _item(instance_id: Any, sample: Any, offset: Any, tries: Any = 0, usd: Any = None) -> Item:
     """
     Raises:
-        TypeError, ValueError, ArithmeticError: no run wrote these.
+        TypeError, ValueError, ArithmeticError: the values are invalid.
     """
     for number in (sample, offset, tries):
         if not 0 <= _checked(number, int) < 1 << 62:
@@ -178,7 +178,7 @@ def _checked(value: Any, *kinds: type) -> Any:
 
 
 def _appended(path: Path) -> int:
-    """A descriptor that appends to ``path``; a torn last line, which nobody relied on, is cut off."""
+    """A descriptor that appends to ``path``; a torn last line is removed."""
     try:
         descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:

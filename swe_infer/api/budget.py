@@ -1,9 +1,9 @@
-"""Hard caps. The worst case of a request is held before it is sent and settled after it, so that no number of
-requests in flight, processes or restarts can pass a cap together.
+"""Hard caps. The worst case of a request is reserved before it is sent and replaced by its cost afterwards, so that
+requests in flight, processes and restarts cannot exceed a cap together.
 
-What does not fit beside the requests in flight waits for them to settle, because they usually cost less than what is
-held for them. Of those that wait the largest that fits goes first, so that little of a cap is left in the end. Nobody
-waits for ever: one that others have passed often enough goes next, and others stay behind it until it has gone.
+A request that does not fit beside those in flight waits for them, because they usually cost less than is reserved. Of
+the waiting requests, the largest that fits goes first, so that little of a cap is left unused. No request waits
+forever: one that was overtaken often enough goes next.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from swe_infer.api.coordination import Interrupted
-from swe_infer.api.ledger import Ledger, LedgerEntry, Left
+from swe_infer.api.ledger import Ledger, LedgerEntry, Remaining
 from swe_infer.api.limits import Halted
 from swe_infer.errors import BudgetExceeded, StoreError
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-"""Other processes settle without telling us."""
-_MOST_PASSES = 16
-"""So many later requests may go before one that waits."""
+"""Other processes release reservations without a notification."""
+_MAX_OVERTAKEN = 16
+"""How many later requests may overtake a waiting one."""
 _USUAL_SHARE = Decimal("0.25")
-"""Of its worst case a request comes to about this much, until answers have shown more. Used for order alone."""
+"""Assumed cost of a request as a share of its worst case, before the first answers. Used for ordering only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The worst case of one request, held in every ledger."""
+    """The worst case of one request, reserved in every ledger."""
 
     usd: Decimal
-    holds: tuple[LedgerEntry, ...]
+    entries: tuple[LedgerEntry, ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -42,31 +42,31 @@ class _Waiter:
     """A request that waits for its reservation.
 
     Args:
-        firm: ``usd`` is the tightest bound there is; False while that is being found.
-        passed: how many later requests went before this one.
+        is_final: False while a tighter bound than ``usd`` is being computed.
+        overtaken: how many later requests went before this one.
     """
 
     usd: Decimal
     granted: asyncio.Future[Reservation]
-    firm: bool
-    passed: int = 0
+    is_final: bool
+    overtaken: int = 0
 
 
 class CostBudget:
-    """Every cap that one run is under.
+    """All caps of one run.
 
     Args:
-        ledgers: one for each cap, with the key that set it, such as ``budget.max_usd``. None at all: no cap.
+        ledgers: one for each cap, with the key that set it, such as ``budget.max_usd``. Empty: no cap.
     """
 
     def __init__(self, ledgers: Sequence[tuple[str, Ledger]] = ()) -> None:
         self._ledgers = tuple(ledgers)
         self._waiters: list[_Waiter] = []
-        """In the order of asking."""
+        """Oldest first."""
         self._poll: asyncio.TimerHandle | None = None
         self._halted = False
-        self._ever: Decimal | None = None
-        self._held_usd = self._paid_usd = Decimal(0)
+        self._unspent: Decimal | None = None
+        self._reserved_usd = self._paid_usd = Decimal(0)
 
     @property
     def waiting(self) -> int:
@@ -74,33 +74,33 @@ class CostBudget:
         return len(self._waiters)
 
     async def reserve(self, usd: Decimal, tighter: Callable[[], Awaitable[Decimal]] | None = None) -> Reservation:
-        """Hold ``usd`` in every ledger, waiting for others to settle where that may help.
+        """Reserves ``usd`` in every ledger, and waits for other requests if that may help.
 
-        Cancelling it is safe at any moment: nothing stays held.
+        It may be cancelled at any time; nothing stays reserved then.
 
         Args:
-            usd: a sure bound on the price that is cheap to have.
-            tighter: a smaller sure bound that costs work, asked for once and only where ``usd`` does not fit.
+            usd: an upper bound on the price that is cheap to compute.
+            tighter: computes a smaller upper bound; called once, and only if ``usd`` does not fit.
 
         Raises:
-            BudgetExceeded: what is spent already leaves no room for this request.
+            BudgetExceeded: too much is spent already for this request.
             Halted: see :meth:`halt`.
         """
         if not self._ledgers:
             return Reservation(usd, ())
         try:
-            if not self._waiters and (reservation := self._hold(usd)) is not None:
+            if not self._waiters and (reservation := self._try_reserve(usd)) is not None:
                 return reservation
         except Interrupted as error:
             raise Halted("the run is stopping") from error
-        waiter = _Waiter(usd, asyncio.get_running_loop().create_future(), firm=tighter is None)
+        waiter = _Waiter(usd, asyncio.get_running_loop().create_future(), is_final=tighter is None)
         self._waiters.append(waiter)
         try:
             self._admit()
             if tighter is not None:
                 if not waiter.granted.done():
                     waiter.usd = min(usd, await tighter())
-                waiter.firm = True
+                waiter.is_final = True
                 self._admit()
             reservation = await waiter.granted
         except BaseException:
@@ -110,67 +110,68 @@ class CostBudget:
         self._waiters.remove(waiter)
         return reservation
 
-    def settle(self, reservation: Reservation, usd: Decimal | None) -> None:
-        """Replace a reservation by what was paid; None: the provider may have billed it, how much is not known."""
+    def charge(self, reservation: Reservation, usd: Decimal | None) -> None:
+        """Replaces a reservation by what was paid; None: the provider may have billed an unknown amount."""
         if usd is not None and usd > reservation.usd and self._ledgers:
             logger.warning("a request cost $%s, more than its worst case of $%s", usd, reservation.usd)
         failed: StoreError | None = None
-        for (_, ledger), hold in zip(self._ledgers, reservation.holds, strict=True):
+        for (_, ledger), entry in zip(self._ledgers, reservation.entries, strict=True):
             try:
-                ledger.settle(hold, usd)
-            except StoreError as error:  # the others are settled all the same
+                ledger.charge(entry, usd)
+            except StoreError as error:  # the other ledgers are charged anyway
                 failed = error
         if failed is not None:
             raise failed
         if usd:
-            self._held_usd += reservation.usd
+            self._reserved_usd += reservation.usd
             self._paid_usd += usd
         self._admit()
 
-    def never(self, usd: Decimal) -> bool:
-        """Whether it is known already that ``usd`` does not fit, whatever comes back. Asks no ledger."""
-        return self._ever is not None and usd > self._ever
+    def cannot_fit(self, usd: Decimal) -> bool:
+        """Whether ``usd`` is known to fit under no circumstances. Does not read the ledgers."""
+        return self._unspent is not None and usd > self._unspent
 
     def halt(self) -> None:
-        """Whoever waits, now or later, gets :class:`Halted`."""
+        """All requests that wait, now or later, raise :class:`Halted`."""
         self._halted = True
         self._admit()
 
     def reserve_batch(self, label: str, usd: Sequence[Decimal]) -> list[int]:
-        """Hold those of the requests' worst cases that fit beside each other under every cap, for the batch
-        ``label``. Returns their indexes, in order. What is held outlives this process, see :meth:`keep_batches`."""
+        """Reserves the worst cases of as many requests as fit together under every cap, for the batch ``label``.
+        Returns their indexes, in order. The reservation outlives this process; see :meth:`release_other_batches`."""
         fitting = list(range(len(usd)))
         for number, (_, ledger) in enumerate(self._ledgers):
-            held = ledger.hold_batch(label, [usd[index] for index in fitting])
+            held = ledger.reserve_batch(label, [usd[index] for index in fitting])
             kept = [fitting[index] for index in held]
             surplus = sum((usd[index] for index in set(fitting) - set(kept)), Decimal(0))
             if surplus:
                 for _, earlier in self._ledgers[:number]:
-                    earlier.settle_batch(label, surplus, Decimal(0))
+                    earlier.charge_batch(label, surplus, Decimal(0))
             fitting = kept
         return fitting
 
-    def settle_batch(self, label: str, reserved: Decimal, usd: Decimal | None) -> None:
-        """Replace one request's part of a batch's reservation by what was paid for it; None as in :meth:`settle`."""
+    def charge_batch(self, label: str, reserved: Decimal, usd: Decimal | None) -> None:
+        """Replaces one request's part of a batch's reservation by what was paid for it; None: as in
+        :meth:`charge`."""
         for _, ledger in self._ledgers:
-            ledger.settle_batch(label, reserved, usd)
+            ledger.charge_batch(label, reserved, usd)
 
-    def keep_batches(self, labels: Collection[str]) -> None:
-        """Give back what this run holds for any batch but these."""
+    def release_other_batches(self, labels: Collection[str]) -> None:
+        """Releases what this run reserved for all batches except ``labels``."""
         for _, ledger in self._ledgers:
-            ledger.keep_batches(labels)
+            ledger.release_other_batches(labels)
 
-    def left(self) -> Left | None:
-        """What is left under every cap; None: there is no cap."""
+    def remaining(self) -> Remaining | None:
+        """The least that is left under any cap; None: there is no cap."""
         if not self._ledgers:
             return None
-        lefts = [ledger.left() for _, ledger in self._ledgers]
-        left = Left(min(each.now for each in lefts), min(each.ever for each in lefts))
-        self._ever = left.ever
-        return left
+        caps = [ledger.remaining() for _, ledger in self._ledgers]
+        remaining = Remaining(min(cap.available for cap in caps), min(cap.unspent for cap in caps))
+        self._unspent = remaining.unspent
+        return remaining
 
-    def why_not(self, usd: Decimal, *, nothing_fits: bool = False) -> BudgetExceeded:
-        """The error that says why a request with this worst case does not fit."""
+    def explain_refusal(self, usd: Decimal, *, nothing_fits: bool = False) -> BudgetExceeded:
+        """The error for a request with this worst case that does not fit."""
         key, ledger = min(self._ledgers, key=lambda entry: entry[1].cap_usd - entry[1].spent_usd)
         message = (
             f"{key}={ledger.cap_usd.normalize():f} is used up: ${_shown(ledger.spent_usd)} is spent, and the next "
@@ -183,79 +184,79 @@ class CostBudget:
         for _, ledger in self._ledgers:
             ledger.close()
 
-    def _hold(self, usd: Decimal) -> Reservation | None:
-        """Hold ``usd`` in every ledger, or in none of them."""
-        holds: list[LedgerEntry] = []
+    def _try_reserve(self, usd: Decimal) -> Reservation | None:
+        """Reserves ``usd`` in every ledger, or in none."""
+        entries: list[LedgerEntry] = []
         for _, ledger in self._ledgers:
-            hold = ledger.hold(usd)
-            if not isinstance(hold, LedgerEntry):
-                for (_, earlier), taken in zip(self._ledgers, holds, strict=False):
-                    earlier.settle(taken, Decimal(0))
+            entry = ledger.reserve(usd)
+            if not isinstance(entry, LedgerEntry):
+                for (_, earlier), taken in zip(self._ledgers, entries, strict=False):
+                    earlier.charge(taken, Decimal(0))
                 return None
-            holds.append(hold)
-        return Reservation(usd, tuple(holds))
+            entries.append(entry)
+        return Reservation(usd, tuple(entries))
 
-    # Those who wait.
+    # Waiting requests.
 
     def _admit(self) -> None:
-        """Grant what can be granted to those who wait, refuse what never can, and look again in a moment."""
+        """Grants what fits, refuses what cannot fit, and sets a timer if requests still wait."""
         self._stop_polling()
         try:
-            if self._open() and not self._halted:
+            if self._pending() and not self._halted:
                 self._grant()
         except Interrupted:
             self._halted = True
-        except StoreError as error:  # nobody can be granted anything
-            for waiter in self._open():
+        except StoreError as error:  # no request can be granted
+            for waiter in self._pending():
                 waiter.granted.set_exception(error)
         if self._halted:
-            for waiter in self._open():
+            for waiter in self._pending():
                 waiter.granted.set_exception(Halted("the run is stopping"))
-        if self._open():
+        if self._pending():
             self._poll = asyncio.get_running_loop().call_later(_POLL_S, self._admit)
 
-    def _open(self) -> list[_Waiter]:
+    def _pending(self) -> list[_Waiter]:
         return [waiter for waiter in self._waiters if not waiter.granted.done()]
 
     def _grant(self) -> None:
-        while (left := self.left()) is not None:
-            for waiter in self._open():
-                if waiter.firm and waiter.usd > left.ever:
-                    waiter.granted.set_exception(self.why_not(waiter.usd))
-            chosen = self._chosen(left)
+        while (remaining := self.remaining()) is not None:
+            for waiter in self._pending():
+                if waiter.is_final and waiter.usd > remaining.unspent:
+                    waiter.granted.set_exception(self.explain_refusal(waiter.usd))
+            chosen = self._next_waiter(remaining)
             if chosen is None:
                 return
-            reservation = self._hold(chosen.usd)
-            if reservation is None:  # another process was quicker
+            reservation = self._try_reserve(chosen.usd)
+            if reservation is None:  # another process reserved it first
                 return
             for older in self._waiters[: self._waiters.index(chosen)]:
-                older.passed += older.firm
+                older.overtaken += older.is_final
             chosen.granted.set_result(reservation)
 
-    def _chosen(self, left: Left) -> _Waiter | None:
-        """Who goes next; None: nobody yet.
+    def _next_waiter(self, remaining: Remaining) -> _Waiter | None:
+        """The request that goes next, or None.
 
-        What the requests in flight will come to is estimated for the order alone: one that fits now may not take
-        what a larger one needs that is likely to fit once they have settled.
+        The cost of the requests in flight is estimated for the order only: a request that fits now may not use what
+        a larger one needs that is likely to fit soon.
         """
-        waiting = [waiter for waiter in self._open() if waiter.usd <= left.ever]
-        firm = [waiter for waiter in waiting if waiter.firm]
-        if firm and firm[0].passed >= _MOST_PASSES:
-            return firm[0] if firm[0].usd <= left.now else None
-        share = self._paid_usd / self._held_usd if self._held_usd else _USUAL_SHARE
-        likely = left.ever - share * (left.ever - left.now)
-        kept = max((waiter.usd for waiter in firm if left.now < waiter.usd <= likely), default=Decimal(0))
-        most = min(left.now, likely - kept) if kept else left.now
+        waiting = [waiter for waiter in self._pending() if waiter.usd <= remaining.unspent]
+        final = [waiter for waiter in waiting if waiter.is_final]
+        if final and final[0].overtaken >= _MAX_OVERTAKEN:
+            return final[0] if final[0].usd <= remaining.available else None
+        share = self._paid_usd / self._reserved_usd if self._reserved_usd else _USUAL_SHARE
+        likely = remaining.unspent - share * (remaining.unspent - remaining.available)
+        kept = max((waiter.usd for waiter in final if remaining.available < waiter.usd <= likely), default=Decimal(0))
+        most = min(remaining.available, likely - kept) if kept else remaining.available
         fitting = [waiter for waiter in waiting if waiter.usd <= most]
         return max(fitting, key=lambda waiter: waiter.usd, default=None)
 
     def _abandon(self, waiter: _Waiter) -> None:
-        """Give back what a request was granted that no longer waits for it, and let others go before its turn."""
+        """Releases what was granted to a request that was cancelled, and lets others go."""
         granted = waiter.granted
         if granted.done() and not granted.cancelled() and granted.exception() is None:
             try:
-                self.settle(granted.result(), Decimal(0))
-            except StoreError as error:  # it stays held, and is settled when the ledger is left
+                self.charge(granted.result(), Decimal(0))
+            except StoreError as error:  # it stays reserved until the ledger is closed
                 logger.warning("%s", error)
         else:
             granted.cancel()
@@ -268,5 +269,5 @@ class CostBudget:
 
 
 def _shown(usd: Decimal) -> str:
-    """Dollars with four decimals, or six where four would show nothing."""
+    """Dollars with four decimals, or six if four would show zero."""
     return f"{usd:.4f}" if usd == 0 or usd >= Decimal("0.001") else f"{usd:.6f}"

@@ -1,8 +1,8 @@
-"""Answers kept across runs, so that no question is paid for twice.
+"""The response cache: answers that later runs reuse instead of paying again.
 
 File format: one SQLite database in write-ahead mode, ``answers.sqlite`` in a directory that any number of processes
-on one machine may use together. The key is a SHA-256 over everything that decides an answer and nothing else, in
-canonical JSON; the question itself is not stored. Refusals, truncated answers and failures are never kept.
+on one machine may share. The key is a SHA-256 over everything that decides an answer, in canonical JSON; the request
+itself is not stored. Refusals, truncated answers and failures are not cached.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from swe_infer.types import ApiModel, Request, Usage, sample_seed
 logger = logging.getLogger(__name__)
 
 _KEEP: frozenset[str] = frozenset({"stop"})
-"""Finish reasons of answers that are whole."""
+"""Finish reasons of complete answers."""
 
 _SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL, answer TEXT NOT NULL
@@ -36,7 +36,7 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One kept answer, as :meth:`ResponseCache.entries` lists it."""
+    """One cached answer, as :meth:`ResponseCache.entries` lists it."""
 
     key: str
     model: str
@@ -48,14 +48,14 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
-    """How much a cache holds."""
+    """The size of a cache."""
 
     answers: int
     bytes_on_disk: int
 
 
 def cache_keys(request: Request, model: ApiModel, provider: Provider) -> tuple[str, str]:
-    """The key of a request's answer, and the one under which earlier versions kept it, which held the address."""
+    """The key of a request's answer, and its key in earlier versions, which contained the address."""
     return (
         cache_key(request, model, provider.name, variant=provider.variant),
         cache_key(request, model, provider.name, host=_host(provider.address)),
@@ -65,13 +65,13 @@ def cache_keys(request: Request, model: ApiModel, provider: Provider) -> tuple[s
 def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str = "", host: str | None = None) -> str:
     """The key of a request's answer.
 
-    It holds the provider, the model, the API version, further body fields, the messages, the sampling parameters and
-    the sample's index. It does not hold the address, the instance's id, the number of samples, or how the request is
-    carried (timeouts, concurrency, batch or live).
+    It includes the provider, the model, the API version, extra body fields, the messages, the sampling parameters and
+    the sample's index. It does not include the address, the instance's id, the number of samples, or the transport
+    (timeouts, concurrency, batch or live).
 
     Args:
-        variant: what else of the provider decides answers.
-        host: the address, in keys of earlier versions.
+        variant: see :attr:`swe_infer.providers.base.Provider.variant`.
+        host: the address, for keys of earlier versions.
     """
     decoding = request.decoding
     sampling = {
@@ -81,7 +81,7 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
         "seed": None if decoding.seed is None else sample_seed(decoding, request.instance_id, request.sample),
         "stop": list(decoding.stop),
     }
-    question = {
+    identity = {
         "provider": provider,
         **({"variant": variant} if host is None else {"host": host}),
         "model": model.name,
@@ -93,7 +93,7 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
         "sampling": sampling,
         "sample": request.sample,
     }
-    text = json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -116,7 +116,7 @@ class ResponseCache:
             raise StoreError(f"{directory}: the response cache cannot be used: {error}") from error
 
     def get(self, key: str) -> Answer | None:
-        """The kept answer, or None. A row or a database that cannot be read counts as none."""
+        """The cached answer, or None. An unreadable row or database counts as None."""
         try:
             row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
             if row is None:
@@ -131,13 +131,14 @@ class ResponseCache:
                 details=kept["details"],
             )
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            logger.log(_level(), "%s: an answer cannot be read (%s) and is asked for again", self.path, error)
+            logger.log(_level(), "%s: an answer cannot be read (%s) and is requested again", self.path, error)
             return None
 
     def put(self, key: str, answer: Answer, *, model: str, provider: str) -> bool:
-        """Keep an answer if it is whole and not empty; whether it was kept. The first answer of a key stays.
+        """Stores an answer if it is complete and not empty, unless the key has one. Returns whether it could be
+        stored.
 
-        A database that cannot be written is logged: the run goes on with the answer it has.
+        An error of the database is logged; the run continues.
         """
         if answer.finish_reason not in _KEEP or not answer.text.strip():
             return False
@@ -152,7 +153,7 @@ class ResponseCache:
         try:
             self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
-            logger.log(_level(), "%s: an answer cannot be kept: %s", self.path, error)
+            logger.log(_level(), "%s: an answer cannot be stored: %s", self.path, error)
             return False
         return True
 
@@ -161,19 +162,19 @@ class ResponseCache:
         return self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is not None
 
     def entries(self) -> Iterator[CacheEntry]:
-        """Every kept answer, oldest first."""
+        """All cached answers, oldest first."""
         query = "SELECT key, model, provider, created, length(answer) FROM answers ORDER BY created, key"
         for key, model, provider, created, characters in self._db.execute(query):
             yield CacheEntry(key, model, provider, created, characters)
 
     def size(self) -> CacheSize:
-        """Count and bytes, write-ahead log included."""
+        """Number of answers and bytes, including the write-ahead log."""
         (count,) = self._db.execute("SELECT count(*) FROM answers").fetchone()
         files = (self.path, self.path.with_name(self.path.name + "-wal"))
         return CacheSize(count, sum(file.stat().st_size for file in files if file.exists()))
 
     def clear(self, *, model: str | None = None, older_than_s: float | None = None) -> int:
-        """Remove answers (of one model; older than some age) and give the space back; how many were removed."""
+        """Removes answers (of one model; older than an age) and frees the space. Returns how many were removed."""
         before = float("inf") if older_than_s is None else time.time() - older_than_s
         cursor = self._db.execute(
             "DELETE FROM answers WHERE (? IS NULL OR model = ?) AND created <= ?", (model, model, before)
@@ -186,23 +187,23 @@ class ResponseCache:
 
 
 def _level() -> int:
-    """How loudly to tell of a fault: Ctrl-C, which ends the wait for other processes, is no news."""
+    """The log level of an error: after Ctrl-C, which ends the wait for other processes, it is expected."""
     return logging.DEBUG if INTERRUPTS.stopping else logging.WARNING
 
 
 def _digest(text: str | None) -> str | None:
-    """A long text's stand-in, which takes a tenth of the time that its JSON form would."""
+    """A digest instead of the text, because encoding the text as JSON is ten times slower."""
     return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _host(base_url: str) -> str:
-    """Host, port and path of an address; what may be secret in it (user, password, query) is left out."""
+    """Host, port and path of an address, without possible secrets (user, password, query)."""
     parts = urlsplit(base_url)
     return f"{parts.hostname or ''}:{parts.port or ''}{parts.path.rstrip('/')}"
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it, whatever mapping or sequence type the configuration handed over."""
+    """A value with dict and list instead of other mappings and sequences."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

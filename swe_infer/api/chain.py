@@ -1,9 +1,9 @@
-"""The life of one request: response cache, limit, budget, provider with retries, price, settlement, outcome.
+"""One request from start to end: response cache, rate limits, budget, provider with retries, price, outcome.
 
-The limit comes before the budget, although money is scarcer: a reservation is then held only while its request is in
-flight, which keeps more of a cap usable, and whatever a killed process held was indeed sent.
+The rate limits come before the budget, so that money is reserved only while a request is in flight. This keeps more
+of a cap usable, and what a killed process had reserved was indeed sent.
 
-Every failure costs that request, never the run. What stops a run leaves :meth:`Chain.ask` as an exception.
+A failure costs its request, not the run. What stops a run is an exception from :meth:`Chain.complete`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _T = TypeVar("_T")
 
 _GRACE_S = 1.0
 _CONNECT_S = 17.0
-"""A request that has not failed by then has connected."""
+"""A request that has not failed after this time has connected."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a chain did, for progress and summary."""
+    """Counters for progress and summary."""
 
     sent: int = 0
     retried: int = 0
@@ -62,17 +62,17 @@ class Counts:
 
 @dataclass(slots=True)
 class _InFlight:
-    """One request on its way, for one sample of a prompt or for several."""
+    """One request, for one or several samples of a prompt."""
 
     requests: Sequence[Request]
     cache_prompt: bool
     attempts: int = 0
     began: float = 0.0
     possibly_billed: Decimal = Decimal(0)
-    sure: int = 0
-    """Bytes: a bound on the input tokens of the present attempt."""
-    used: int = 0
-    """The bound that its reservation is made of."""
+    byte_bound: int = 0
+    """Bound on the input tokens of the current attempt, by bytes."""
+    reserved_bound: int = 0
+    """Bound on the input tokens that its reservation is made from."""
 
     @property
     def request(self) -> Request:
@@ -80,7 +80,7 @@ class _InFlight:
 
     @property
     def output_tokens(self) -> int:
-        """At most so many are written."""
+        """Upper bound on the output tokens."""
         return len(self.requests) * self.request.decoding.max_new_tokens
 
     @property
@@ -90,7 +90,7 @@ class _InFlight:
 
 @dataclass(frozen=True, slots=True)
 class _Charged:
-    """Answers, where they came from and what each of them cost."""
+    """Answers, the endpoint that sent them and what each of them cost."""
 
     answers: Sequence[Answer]
     endpoint: Endpoint
@@ -101,52 +101,52 @@ class Chain:
     """Answers requests, any number of them at once, in one event loop.
 
     Args:
-        endpoints: where to ask, in order of preference.
-        purse: the caps.
-        retry: when to try again.
-        counter: counts a prompt's tokens; bounds the price near the end of a budget where it is exact.
+        endpoints: in order of preference.
+        budget: the caps.
+        retry: when to retry.
+        counter: counts a prompt's tokens; used to bound prices if it is exact.
         cache: answers of earlier runs.
     """
 
     def __init__(
         self,
         endpoints: Endpoints,
-        purse: CostBudget,
+        budget: CostBudget,
         retry: Retry,
         counter: TokenCounter,
         cache: ResponseCache | None = None,
     ) -> None:
         self._endpoints = endpoints
-        self._purse = purse
+        self._budget = budget
         self._retry = retry
         self.bounds = InputBounds(counter, self.sleep)
         self._cache = cache
-        self._reach = Reachability([endpoint.address for endpoint in endpoints.all])
+        self._reachability = Reachability([endpoint.address for endpoint in endpoints.all])
         self._halted = asyncio.Event()
         self._stop = threading.Event()
         self.in_flight = 0
-        self._unsettled = False
+        self._charge_failed = False
         self.counts = Counts()
 
     def stop_on(self, stop: threading.Event) -> None:
-        """Send nothing any more once ``stop`` is set, also before :meth:`halt` is called."""
+        """Sends nothing once ``stop`` is set, even before :meth:`halt` is called."""
         self._stop = stop
 
     def halt(self) -> None:
-        """Send nothing from now on. What is in flight is finished; who waits to send gives up at once."""
+        """Sends nothing from now on. Requests in flight finish; waiting ones give up at once."""
         self._halted.set()
         self._endpoints.halt()
-        self._purse.halt()
+        self._budget.halt()
 
-    def cached(self, request: Request) -> Completion | None:
-        """The answer that an earlier run paid for, if there is one."""
+    def cached_completion(self, request: Request) -> Completion | None:
+        """The answer of an earlier run, or None."""
         if self._cache is None:
             return None
         for endpoint in self._endpoints.all:
             key, former = cache_keys(request, endpoint.model, endpoint.provider)
             answer = self._cache.get(key)
             if answer is None and (answer := self._cache.get(former)) is not None:
-                self.keep(request, answer, endpoint)  # it is found from then on, wherever the server moves
+                self.store(request, answer, endpoint)  # found from now on at any address of the server
             if answer is not None:
                 self.counts.cache_hits += 1
                 details = {**_details(answer, endpoint), "response_cache": True}
@@ -154,92 +154,94 @@ class Chain:
         self.counts.cache_misses += 1
         return None
 
-    def keep(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:
-        """Keep an answer for later runs."""
+    def store(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:
+        """Stores an answer in the response cache for later runs."""
         if self._cache is not None:
             key, _ = cache_keys(request, endpoint.model, endpoint.provider)
             self._cache.put(key, answer, model=endpoint.model.name, provider=endpoint.provider.name)
 
     def caching_pays(self, request: Request, samples: int) -> bool:
-        """Whether so many samples of a prompt cost less where its provider caches it. Shorter prompts than 1,024
-        tokens are cached by no provider; where no price is known, the hardware still has less to do."""
+        """Whether ``samples`` of a prompt cost less if the provider caches it. No provider caches prompts under 1,024
+        tokens; if no price is known, caching still saves computation."""
         tokens = int(len(request.prompt.text) / CHARACTERS_PER_TOKEN)
-        tariff = self._endpoints.all[0].tariff
-        return tokens >= 1024 and (tariff is None or caching_pays(tariff, tokens, samples))
+        prices = self._endpoints.all[0].prices
+        return tokens >= 1024 and (prices is None or caching_pays(prices, tokens, samples))
 
     def prompt_key(self, request: Request) -> bytes:
-        """What the cache of the provider that is asked first goes by."""
+        """The key of a prompt in the prompt cache of the first provider."""
         first = self._endpoints.all[0]
         return prompt_key(request.prompt, first.model, first.provider.name, first.address)
 
-    def most_samples(self, request: Request) -> int:
-        """How many samples of a prompt one request may ask for, wherever it is sent."""
-        return min(e.provider.most_samples(e.model, request.decoding) for e in self._endpoints.all)
+    def max_samples(self, request: Request) -> int:
+        """How many samples of a prompt one request may ask for, at any endpoint."""
+        return min(e.provider.max_samples(e.model, request.decoding) for e in self._endpoints.all)
 
-    async def ask(
+    async def complete(
         self, requests: Sequence[Request], *, cache_prompt: bool = False, urgent: bool = False
     ) -> Sequence[Outcome]:
-        """Have a request answered by a provider: one, or several that differ in their sample alone.
+        """Sends a request to a provider: one, or several that differ only in their sample.
 
-        Returns the outcomes of the leading requests: of all of them, or of fewer where the provider gave fewer
-        answers, or of none where the run was halted before anything was sent (again).
+        Returns the outcomes of the leading requests: fewer than ``requests`` if the provider sent fewer answers, none
+        if the run was halted before anything was sent (again).
 
         Args:
-            requests: at most :meth:`most_samples` of them.
-            cache_prompt: ask the provider to keep the prompt for the requests that follow.
-            urgent: go ahead of other requests that wait.
+            requests: at most :meth:`max_samples`.
+            cache_prompt: whether the provider should cache the prompt for later requests.
+            urgent: whether to go before other waiting requests.
 
         Raises:
-            BudgetExceeded: the request does not fit under a cap, whatever those in flight come to.
+            BudgetExceeded: the request cannot fit under a cap.
             ProviderFatal: no request of this run can succeed.
         """
-        life = _InFlight(requests, cache_prompt)
+        flight = _InFlight(requests, cache_prompt)
         while True:
             endpoint = self._endpoints.pick()
             try:
-                paid = await self._careful_attempt(life, endpoint, urgent or life.attempts > 0)
+                charged = await self._attempt_when_reachable(flight, endpoint, urgent or flight.attempts > 0)
             except Halted:
                 return []
             except Rerouted:
                 continue
             except ContextOverflow as error:
                 return [Skip("ContextOverflow", str(error))] * len(requests)
-            except Unreachable:  # whichever endpoint was the last to be tried
+            except Unreachable:  # no endpoint can be reached
                 raise
             except RequestError as error:
-                if self._endpoints.next_after(endpoint, error):
+                if self._endpoints.fail_over(endpoint, error):
                     continue
-                unreached = self._reach.is_doubtful() and never_connected(error)
-                delay_s = self._retry.delay_s(error, life.attempts, life.elapsed_s)
+                not_connected = self._reachability.is_doubtful() and never_connected(error)
+                delay_s = self._retry.delay_s(error, flight.attempts, flight.elapsed_s)
                 if delay_s is None:
-                    failure = Failure(type(error).__name__, str(error), life.attempts, life.elapsed_s)
+                    failure = Failure(type(error).__name__, str(error), flight.attempts, flight.elapsed_s)
                     return [failure] * len(requests)
                 self.counts.retried += 1
-                if unreached:
+                if not_connected:
                     continue
-                logger.info("%s, try %d: %s", life.request.instance_id, life.attempts, error)
+                logger.info("%s, try %d: %s", flight.request.instance_id, flight.attempts, error)
                 if not await self.sleep(delay_s):
                     return []
             else:
-                return self._completions(life, paid)
+                return self._completions(flight, charged)
 
-    async def _careful_attempt(self, life: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
-        """:meth:`_attempt`. While nothing has ever connected, one request at a time tries, after a pause.
+    async def _attempt_when_reachable(self, flight: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
+        """:meth:`_attempt`. After a failure to connect, and until a request connects, one at a time tries.
 
         Raises:
-            Unreachable: nothing can be reached.
-            Rerouted: another endpoint has become the one to ask.
+            Unreachable: no endpoint can be reached.
+            Rerouted: the request must be sent to another endpoint.
         """
-        if not self._reach.is_doubtful():
-            return await self._attempt(life, endpoint, urgent)
-        async with self._reach.turn:
+        if not self._reachability.is_doubtful():
+            return await self._attempt(flight, endpoint, urgent)
+        async with self._reachability.probe_lock:
             if self._endpoints.pick() is not endpoint:
-                raise Rerouted("another endpoint is asked")
-            if self._reach.is_doubtful() and not await self.sleep(self._reach.pause_s(endpoint.address)):
+                raise Rerouted("the request goes to another endpoint")
+            if self._reachability.is_doubtful() and not await self.sleep(
+                self._reachability.pause_s(endpoint.address)
+            ):
                 raise Halted("the run is stopping")
-            attempt = asyncio.create_task(self._attempt(life, endpoint, urgent, alone=True))
+            attempt = asyncio.create_task(self._attempt(flight, endpoint, urgent, is_probe=True))
             try:
-                if self._reach.is_doubtful():
+                if self._reachability.is_doubtful():
                     await asyncio.wait([attempt], timeout=_CONNECT_S)
             except asyncio.CancelledError:
                 attempt.cancel()
@@ -247,151 +249,152 @@ class Chain:
                 raise
         return await attempt
 
-    async def _attempt(self, life: _InFlight, endpoint: Endpoint, urgent: bool, *, alone: bool = False) -> _Charged:
-        """One try: wait for permission, reserve, send, settle."""
-        size = len(life.request.prompt.text)
-        self._refuse_early(life, endpoint)
-        async with endpoint.limiter.ticket(size, life.output_tokens, urgent=urgent) as ticket:
-            reservation = await self._reserve(life, endpoint, ticket)
+    async def _attempt(
+        self, flight: _InFlight, endpoint: Endpoint, urgent: bool, *, is_probe: bool = False
+    ) -> _Charged:
+        """One attempt: waits for a permit, reserves, sends, charges."""
+        size = len(flight.request.prompt.text)
+        self._refuse_early(flight, endpoint)
+        async with endpoint.limiter.permit(size, flight.output_tokens, urgent=urgent) as permit:
+            reservation = await self._reserve(flight, endpoint, permit)
             if self._halted.is_set() or self._stop.is_set():
-                self._settle(reservation, Decimal(0))
+                self._charge(reservation, Decimal(0))
                 raise Halted("the run is stopping")
-            life.attempts += 1
-            life.began = life.began or time.monotonic()
+            flight.attempts += 1
+            flight.began = flight.began or time.monotonic()
             self.counts.sent += 1
             self.in_flight += 1
             try:
-                answers = await self._send(life, endpoint)
+                answers = await self._send(flight, endpoint)
             except BaseException as error:
                 billed = may_have_been_billed(error)
-                self._settle(reservation, None if billed else Decimal(0))
+                self._charge(reservation, None if billed else Decimal(0))
                 if billed:
-                    life.possibly_billed += reservation.usd
-                self._note(endpoint, ticket, error)
-                tries = 1 + alone * self._reach.tries(endpoint.address)
-                self._reach.note(endpoint.address, error, tries=tries)
+                    flight.possibly_billed += reservation.usd
+                self._on_error(endpoint, permit, error)
+                tries = 1 + is_probe * self._reachability.failed_attempts(endpoint.address)
+                self._reachability.record(endpoint.address, error, tries=tries)
                 raise
             finally:
                 self.in_flight -= 1
-            self._reach.note(endpoint.address, None)
+            self._reachability.record(endpoint.address, None)
             usage = sum((answer.usage for answer in answers), Usage())
             try:
                 usd = self._pay(reservation, endpoint, answers, usage)
-            except Exception:  # a paid answer is never lost over its price or a full disk
+            except Exception:  # a paid answer is never lost because of its price or a full disk
                 logger.exception(
-                    "%s: the answer is kept, its price is not known: %s", life.request.instance_id, usage
+                    "%s: the answer is kept, its price is unknown: %s", flight.request.instance_id, usage
                 )
                 usd = [None] * len(answers)
-            if "usage_estimated" not in answers[0].details and life.sure:
-                self.bounds.learn(endpoint, usage, life.sure, life.used)
-            endpoint.limiter.answered(ticket, answers[0].rate_limits, usage)
-            self._endpoints.up(endpoint)
+            if "usage_estimated" not in answers[0].details and flight.byte_bound:
+                self.bounds.observe(endpoint, usage, flight.byte_bound, flight.reserved_bound)
+            endpoint.limiter.answered(permit, answers[0].rate_limits, usage)
+            self._endpoints.mark_up(endpoint)
             return _Charged(answers, endpoint, usd)
 
     def _pay(
         self, reservation: Reservation, endpoint: Endpoint, answers: Sequence[Answer], usage: Usage
     ) -> Sequence[Decimal | None]:
-        """Settle at the price of the whole, and part it among the answers. If it cannot be computed, the reservation
-        stays, for its full worth."""
-        tariff = endpoint.tariff
-        if tariff is None:
+        """Charges the price of the request, and divides it among the answers. If the price cannot be computed, the
+        full reservation stays."""
+        prices = endpoint.prices
+        if prices is None:
             return [None] * len(answers)
-        usd = tariff.price(usage)
-        self._settle(reservation, usd)
-        others = [tariff.price(answer.usage) for answer in answers[1:]]
+        usd = prices.price(usage)
+        self._charge(reservation, usd)
+        others = [prices.price(answer.usage) for answer in answers[1:]]
         return [usd - sum(others, Decimal(0)), *others]
 
-    def _settle(self, reservation: Reservation, usd: Decimal | None) -> None:
-        """Settle, if the ledger can be written. Where it cannot, the reservation stays, and holding the next one is
-        what stops the run: an answer and its price are not lost over it."""
+    def _charge(self, reservation: Reservation, usd: Decimal | None) -> None:
+        """Charges, if the ledger can be written. If not, the reservation stays, and the next reservation stops the
+        run: the answer and its price are not lost."""
         try:
-            self._purse.settle(reservation, usd)
+            self._budget.charge(reservation, usd)
         except StoreError as error:
-            if not self._unsettled:
+            if not self._charge_failed:
                 logger.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
-            self._unsettled = True
+            self._charge_failed = True
 
-    async def _send(self, life: _InFlight, endpoint: Endpoint) -> Sequence[Answer]:
-        timeout_s = self._retry.attempt_timeout_s(life.request.decoding.max_new_tokens, endpoint.provider.timeout_s)
+    async def _send(self, flight: _InFlight, endpoint: Endpoint) -> Sequence[Answer]:
+        timeout_s = self._retry.attempt_timeout_s(flight.request.decoding.max_new_tokens, endpoint.provider.timeout_s)
         try:
-            async with asyncio.timeout(timeout_s + _GRACE_S):  # should a provider fail to keep to it
-                if len(life.requests) > 1:
+            async with asyncio.timeout(timeout_s + _GRACE_S):  # in case the provider does not keep to it
+                if len(flight.requests) > 1:
                     answers = await endpoint.provider.complete_samples(
-                        life.requests, endpoint.model, timeout_s=timeout_s, cache_prompt=life.cache_prompt
+                        flight.requests, endpoint.model, timeout_s=timeout_s, cache_prompt=flight.cache_prompt
                     )
                     if not answers:
                         raise TransientError("an answer without a choice", status=200)
                     return answers
                 return [
                     await endpoint.provider.complete(
-                        life.request, endpoint.model, timeout_s=timeout_s, cache_prompt=life.cache_prompt
+                        flight.request, endpoint.model, timeout_s=timeout_s, cache_prompt=flight.cache_prompt
                     )
                 ]
         except TimeoutError as error:
             raise TransientError(f"no answer within {timeout_s:.0f} s") from error
 
-    def _note(self, endpoint: Endpoint, ticket: Permit, error: BaseException) -> None:
+    def _on_error(self, endpoint: Endpoint, permit: Permit, error: BaseException) -> None:
         if isinstance(error, RateLimited):
             self.counts.refused += 1
-            endpoint.limiter.refused(ticket, error, self._retry.max_retry_after_s)
+            endpoint.limiter.refused(permit, error, self._retry.max_retry_after_s)
 
     # Money before a request.
 
-    def _refuse_early(self, life: _InFlight, endpoint: Endpoint) -> None:
-        """Spend neither permission to send nor a count on a request that cannot fit any more.
+    def _refuse_early(self, flight: _InFlight, endpoint: Endpoint) -> None:
+        """Avoids a permit and a token count for a request that cannot fit.
 
         Raises:
-            BudgetExceeded: it cannot.
+            BudgetExceeded: it cannot fit.
         """
-        if endpoint.tariff is None:
+        if endpoint.prices is None:
             return
-        life.sure = self.bounds.sure(life.request, endpoint)
-        usd = self._price(life, endpoint, life.sure)
-        if self._purse.never(usd):
-            least = self.bounds.least(endpoint, life.sure)
-            if self._purse.never(self._price(life, endpoint, least)):
-                raise self._too_dear(life, endpoint, usd)
+        flight.byte_bound = self.bounds.byte_bound(flight.request, endpoint)
+        usd = self._price(flight, endpoint, flight.byte_bound)
+        if self._budget.cannot_fit(usd):
+            least = self.bounds.lower_estimate(endpoint, flight.byte_bound)
+            if self._budget.cannot_fit(self._price(flight, endpoint, least)):
+                raise self._budget_exceeded(flight, endpoint, usd)
 
-    async def _reserve(self, life: _InFlight, endpoint: Endpoint, ticket: Permit) -> Reservation:
-        """Hold the worst case of one attempt.
+    async def _reserve(self, flight: _InFlight, endpoint: Endpoint, permit: Permit) -> Reservation:
+        """Reserves the worst case of one attempt.
 
         Raises:
-            BudgetExceeded: it does not fit, and the ticket counts as not used.
+            BudgetExceeded: it does not fit; the permit is refunded.
             Halted: the run is stopping.
         """
-        if endpoint.tariff is None:
-            return await self._purse.reserve(Decimal(0))
-        life.used = life.sure
+        if endpoint.prices is None:
+            return await self._budget.reserve(Decimal(0))
+        flight.reserved_bound = flight.byte_bound
 
         async def tighter() -> Decimal:
-            life.used = await self._unless_halted(self.bounds.tight(life.request, endpoint, life.sure))
-            return self._price(life, endpoint, life.used)
+            counting = self.bounds.tightest(flight.request, endpoint, flight.byte_bound)
+            flight.reserved_bound = await self._unless_halted(counting)
+            return self._price(flight, endpoint, flight.reserved_bound)
 
-        usd = self._price(life, endpoint, life.sure)
+        usd = self._price(flight, endpoint, flight.byte_bound)
         try:
-            can_be = self.bounds.can_be_tighter(endpoint)
-            return await self._purse.reserve(usd, tighter if can_be else None)
+            return await self._budget.reserve(usd, tighter if self.bounds.can_be_tighter(endpoint) else None)
         except BudgetExceeded as error:
-            endpoint.limiter.unused(ticket)
-            raise self._too_dear(life, endpoint, error.usd) from None
+            endpoint.limiter.refund(permit)
+            raise self._budget_exceeded(flight, endpoint, error.usd) from None
 
-    def _price(self, life: _InFlight, endpoint: Endpoint, tokens: int) -> Decimal:
-        """The most that ``life`` can cost with a prompt of so many tokens."""
-        assert endpoint.tariff is not None
-        return worst_case(endpoint.tariff, tokens, life.output_tokens, cache_write=life.cache_prompt)
+    def _price(self, flight: _InFlight, endpoint: Endpoint, tokens: int) -> Decimal:
+        """The most that a request can cost with a prompt of ``tokens`` tokens."""
+        assert endpoint.prices is not None
+        return worst_case(endpoint.prices, tokens, flight.output_tokens, cache_write=flight.cache_prompt)
 
-    def _too_dear(self, life: _InFlight, endpoint: Endpoint, usd: Decimal) -> BudgetExceeded:
-        assert endpoint.tariff is not None
-        shortest = worst_case(endpoint.tariff, 1, life.request.decoding.max_new_tokens, cache_write=False)
-        return self._purse.why_not(usd, nothing_fits=self._purse.never(shortest))
+    def _budget_exceeded(self, flight: _InFlight, endpoint: Endpoint, usd: Decimal) -> BudgetExceeded:
+        assert endpoint.prices is not None
+        shortest = worst_case(endpoint.prices, 1, flight.request.decoding.max_new_tokens, cache_write=False)
+        return self._budget.explain_refusal(usd, nothing_fits=self._budget.cannot_fit(shortest))
 
-    async def why_not(self, request: Request) -> BudgetExceeded:
-        """Why a request does not fit, by its tightest bound."""
-        life, endpoint = _InFlight([request], cache_prompt=False), self._endpoints.pick()
-        life.sure = self.bounds.sure(request, endpoint)
-        return self._too_dear(
-            life, endpoint, self._price(life, endpoint, await self.bounds.tight(request, endpoint, life.sure))
-        )
+    async def explain_refusal(self, request: Request) -> BudgetExceeded:
+        """The error for a request that does not fit, with its tightest bound."""
+        flight, endpoint = _InFlight([request], cache_prompt=False), self._endpoints.pick()
+        flight.byte_bound = self.bounds.byte_bound(request, endpoint)
+        tokens = await self.bounds.tightest(request, endpoint, flight.byte_bound)
+        return self._budget_exceeded(flight, endpoint, self._price(flight, endpoint, tokens))
 
     async def _unless_halted(self, work: Awaitable[_T]) -> _T:
         """The result of ``work``.
@@ -410,32 +413,32 @@ class Chain:
             halted.cancel()
             await asyncio.gather(task, halted, return_exceptions=True)
 
-    def _completions(self, life: _InFlight, paid: _Charged) -> list[Completion]:
-        parts = zip(life.requests, paid.answers, paid.usd, strict=False)  # the last answers may be missing
-        return [self._completion(life, paid.endpoint, request, answer, usd) for request, answer, usd in parts]
+    def _completions(self, flight: _InFlight, charged: _Charged) -> list[Completion]:
+        parts = zip(flight.requests, charged.answers, charged.usd, strict=False)  # there may be fewer answers
+        return [self._completion(flight, charged.endpoint, request, answer, usd) for request, answer, usd in parts]
 
     def _completion(
-        self, life: _InFlight, endpoint: Endpoint, request: Request, answer: Answer, usd: Decimal | None
+        self, flight: _InFlight, endpoint: Endpoint, request: Request, answer: Answer, usd: Decimal | None
     ) -> Completion:
         details = _details(answer, endpoint)
-        if len(life.requests) > 1:
-            details["samples_in_request"] = len(life.requests)
-        if life.possibly_billed:
-            details["possibly_billed_usd"] = str(life.possibly_billed)
-        self.keep(request, answer, endpoint)
+        if len(flight.requests) > 1:
+            details["samples_in_request"] = len(flight.requests)
+        if flight.possibly_billed:
+            details["possibly_billed_usd"] = str(flight.possibly_billed)
+        self.store(request, answer, endpoint)
         self.counts.usage += answer.usage
         return Completion(
             text=answer.text,
             finish_reason=answer.finish_reason,
             usage=answer.usage,
             cost_usd=usd,
-            latency_s=life.elapsed_s,
-            attempts=life.attempts,
+            latency_s=flight.elapsed_s,
+            attempts=flight.attempts,
             details=details,
         )
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep; False if the run was halted meanwhile."""
+        """Sleeps; returns False if the run is halted meanwhile."""
         try:
             async with asyncio.timeout(seconds):
                 await self._halted.wait()

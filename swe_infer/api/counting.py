@@ -1,8 +1,8 @@
-"""At most how many tokens of input a request is billed for: what a reservation is made of.
+"""Upper bounds on the input tokens that a request is billed for. Reservations are made from them.
 
-The number of UTF-8 bytes is sure and free, and about four times too large. The model's own tokenizer is exact, where
-its vocabulary is on this machine. Elsewhere the vendor's counting endpoint is asked, where a reservation depends on
-it: at most once for each prompt, and never again after an answer that cannot be relied on.
+The number of UTF-8 bytes is safe and free, and about four times too large. The model's own tokenizer is exact, if its
+vocabulary is on this machine. Otherwise the vendor's counting endpoint is called if a reservation depends on it: at
+most once per prompt, and never again after an implausible count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from swe_infer.api.endpoints import Endpoint
 from swe_infer.api.prompt_cache import prompt_key
-from swe_infer.api.tokens import sure_bound
+from swe_infer.api.tokens import byte_bound
 from swe_infer.errors import RateLimited, RequestError
 from swe_infer.providers.base import Provider
 from swe_infer.types import Request, TokenCounter, Usage
@@ -26,98 +26,100 @@ _TIMEOUT_S = 15.0
 _TRIES = 3
 _LONGEST_WAIT_S = 10.0
 _LARGEST_TOKEN = 8
-"""Bytes. No text of the kind that is asked about has more of them in a token on average: no bound goes below that."""
+"""Average bytes per token, at most, in prompts of this kind. No bound is below that."""
 _NO_TOKEN = 64
-"""Bytes in a token, on average, that only a broken count comes to."""
+"""Average bytes per token that only a wrong count implies."""
 _SLACK = 0.8
-"""On the fewest tokens a byte that answers have shown, where it is guessed whether asking for a count is of use."""
+"""Factor on the least tokens per byte in answers so far, to guess whether a count would help."""
 _KEPT = 10_000
-"""Counts in memory, each of some hundred bytes."""
+"""Counts in memory, about a hundred bytes each."""
 
 _OWN_FRAMING = 64
-"""Tokens around the messages that the model's own tokenizer may not know of."""
+"""Tokens around the messages that the model's own tokenizer may not count."""
 
 
 @dataclass(slots=True)
-class _Account:
-    """What is known of one endpoint's tokens."""
+class _TokenStats:
+    """Token counts of one endpoint."""
 
-    off: bool = False
-    fewest: float = 0.0
-    """Tokens a byte: the fewest that an answer was billed for; 0 before the first one."""
+    is_off: bool = False
+    least_tokens_per_byte: float = 0.0
+    """Least tokens per byte that an answer was billed for; 0 before the first answer."""
 
 
 class InputBounds:
     """Bounds on the input tokens that requests of one run are billed for.
 
     Args:
-        counter: of the run's model; used where it is exact.
-        pause: waits for so many seconds; False where the run is stopping.
+        counter: of the run's model; used only if it is exact.
+        pause: sleeps for some seconds; returns False if the run is stopping.
     """
 
     def __init__(self, counter: TokenCounter, pause: Callable[[float], Awaitable[bool]]) -> None:
         self._counter = counter
         self._pause = pause
-        self._accounts: dict[str, _Account] = {}
+        self._stats_by_endpoint: dict[str, _TokenStats] = {}
         self._counts: dict[bytes, int | None] = {}
         self._locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    def sure(self, request: Request, endpoint: Endpoint) -> int:
-        """The bound that is free: bytes."""
-        return sure_bound(request.prompt, endpoint.model.extra_body)
+    def byte_bound(self, request: Request, endpoint: Endpoint) -> int:
+        """The bound by UTF-8 bytes, which costs nothing."""
+        return byte_bound(request.prompt, endpoint.model.extra_body)
 
     def can_be_tighter(self, endpoint: Endpoint) -> bool:
-        """Whether :meth:`tight` may come to less than :meth:`sure`."""
-        return self._counter.exact or (endpoint.provider.counts_input and not self._account(endpoint).off)
+        """Whether :meth:`tightest` may be less than :meth:`byte_bound`."""
+        return self._counter.exact or (endpoint.provider.counts_input and not self._stats(endpoint).is_off)
 
-    def least(self, endpoint: Endpoint, sure: int) -> int:
-        """What :meth:`tight` comes to at least, as far as can be told without counting. It tells where a count is of
-        no use, and is partly learnt from answers: no reservation may be made of it."""
+    def lower_estimate(self, endpoint: Endpoint, in_bytes: int) -> int:
+        """A lower estimate of :meth:`tightest` without counting, partly from earlier answers. It shows whether a
+        count could help; no reservation may be made from it."""
         if not self.can_be_tighter(endpoint):
-            return sure
-        floor = 0 if self._counter.exact else sure // _LARGEST_TOKEN
-        return max(floor, int(_SLACK * self._account(endpoint).fewest * sure))
+            return in_bytes
+        floor = 0 if self._counter.exact else in_bytes // _LARGEST_TOKEN
+        return max(floor, int(_SLACK * self._stats(endpoint).least_tokens_per_byte * in_bytes))
 
-    async def tight(self, request: Request, endpoint: Endpoint, sure: int) -> int:
-        """The tightest bound there is, at most ``sure``. Never raises over a counting endpoint's faults."""
+    async def tightest(self, request: Request, endpoint: Endpoint, in_bytes: int) -> int:
+        """The tightest bound, at most ``in_bytes``. Errors of a counting endpoint are not raised."""
         if self._counter.exact:
-            return self._exact(request, endpoint, sure)
+            return self._exact(request, endpoint, in_bytes)
         provider = endpoint.provider
-        if not provider.counts_input or self._account(endpoint).off:
-            return sure
+        if not provider.counts_input or self._stats(endpoint).is_off:
+            return in_bytes
         key = prompt_key(request.prompt, endpoint.model, provider.name, endpoint.address)
         async with self._locks.setdefault(key, asyncio.Lock()):  # samples of one prompt wait for one count
             if key not in self._counts:
                 if len(self._counts) >= _KEPT:
                     del self._counts[next(iter(self._counts))]
-                self._counts[key] = await self._asked(request, endpoint, provider, sure)
+                self._counts[key] = await self._vendor_count(request, endpoint, provider, in_bytes)
         counted = self._counts.get(key)
-        if counted is None or self._account(endpoint).off:
-            return sure
-        return min(sure, max(counted, sure // _LARGEST_TOKEN))
+        if counted is None or self._stats(endpoint).is_off:
+            return in_bytes
+        return min(in_bytes, max(counted, in_bytes // _LARGEST_TOKEN))
 
-    def learn(self, endpoint: Endpoint, usage: Usage, sure: int, used: int) -> None:
-        """Take in what an answer was billed for.
+    def observe(self, endpoint: Endpoint, usage: Usage, in_bytes: int, reserved: int) -> None:
+        """Records what an answer was billed for.
 
         Args:
-            sure: the request's :meth:`sure` bound.
-            used: the bound that its reservation was made of.
+            in_bytes: the request's :meth:`byte_bound`.
+            reserved: the bound that its reservation was made of.
         """
-        account = self._account(endpoint)
-        if usage.input_tokens > used and used < sure and not self._counter.exact:
-            why = f"{usage.input_tokens} tokens of input were billed and at most {used} counted"
+        stats = self._stats(endpoint)
+        if usage.input_tokens > reserved and reserved < in_bytes and not self._counter.exact:
+            why = f"{usage.input_tokens} tokens of input were billed and at most {reserved} counted"
             self._give_up(endpoint, why, level=logging.WARNING)
         if usage.input_tokens > 0:
-            seen = usage.input_tokens / sure
-            account.fewest = min(account.fewest, seen) if account.fewest else seen
+            ratio = usage.input_tokens / in_bytes
+            stats.least_tokens_per_byte = min(stats.least_tokens_per_byte or ratio, ratio)
 
-    def _exact(self, request: Request, endpoint: Endpoint, sure: int) -> int:
-        """By the model's own tokenizer; what surrounds the prompt is bounded by its bytes."""
-        around = sure - sure_bound(request.prompt)
-        return min(sure, self._counter(request.prompt) + around + _OWN_FRAMING)
+    def _exact(self, request: Request, endpoint: Endpoint, in_bytes: int) -> int:
+        """By the model's own tokenizer; text around the prompt is bounded by its bytes."""
+        around = in_bytes - byte_bound(request.prompt)
+        return min(in_bytes, self._counter(request.prompt) + around + _OWN_FRAMING)
 
-    async def _asked(self, request: Request, endpoint: Endpoint, provider: Provider, sure: int) -> int | None:
-        """The vendor's count with its allowance; None: it has none to rely on."""
+    async def _vendor_count(
+        self, request: Request, endpoint: Endpoint, provider: Provider, in_bytes: int
+    ) -> int | None:
+        """The vendor's count with its allowance; None: there is no reliable count."""
         for attempt in range(1, _TRIES + 1):
             try:
                 timeout_s = min(_TIMEOUT_S, provider.timeout_s)
@@ -126,7 +128,7 @@ class InputBounds:
             except RateLimited as error:
                 wait_s = min(_LONGEST_WAIT_S, error.retry_after_s or 0.5 * attempt)
                 if attempt == _TRIES or not await self._pause(wait_s):
-                    return None  # this prompt's bytes count; others may be counted yet
+                    return None  # bytes bound this prompt; others may still be counted
             except (RequestError, TimeoutError) as error:
                 self._give_up(endpoint, str(error) or "no answer in time")
                 return None
@@ -134,18 +136,18 @@ class InputBounds:
                 self._give_up(endpoint, f"{type(error).__name__}: {error}")
                 return None
             else:
-                if not max(1, (sure - _OWN_FRAMING) // _NO_TOKEN) <= count.tokens <= sure:
-                    self._give_up(endpoint, f"{count.tokens} tokens in a prompt of {sure} bytes")
+                if not max(1, (in_bytes - _OWN_FRAMING) // _NO_TOKEN) <= count.tokens <= in_bytes:
+                    self._give_up(endpoint, f"{count.tokens} tokens in a prompt of {in_bytes} bytes")
                     return None
                 return count.tokens + count.beyond
         return None
 
     def _give_up(self, endpoint: Endpoint, why: str, *, level: int = logging.INFO) -> None:
-        account = self._account(endpoint)
-        if not account.off:
-            account.off = True
-            told = "%s: its counts of tokens are not used, bytes bound the price instead: %s"
-            logger.log(level, told, endpoint.provider.name, " ".join(why.split())[:300])
+        stats = self._stats(endpoint)
+        if not stats.is_off:
+            stats.is_off = True
+            message = "%s: its token counts are not used, bytes bound the price instead: %s"
+            logger.log(level, message, endpoint.provider.name, " ".join(why.split())[:300])
 
-    def _account(self, endpoint: Endpoint) -> _Account:
-        return self._accounts.setdefault(f"{endpoint.provider.name} {endpoint.address}", _Account())
+    def _stats(self, endpoint: Endpoint) -> _TokenStats:
+        return self._stats_by_endpoint.setdefault(f"{endpoint.provider.name} {endpoint.address}", _TokenStats())

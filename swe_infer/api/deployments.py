@@ -1,5 +1,5 @@
-"""The same model behind several endpoints (OpenAI and Azure, two regions, two keys): the next takes over where one is
-down or out of quota. Never another model."""
+"""One model at several endpoints (OpenAI and Azure, two regions, two keys): the next one takes over if one is down or
+out of quota. Never another model."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from swe_infer.types import ApiModel, Decoding, Request
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Deployments(Provider):
-    """Up to four providers of one model, in order of preference. A provider itself, so it stands wherever one does.
+    """Up to four providers of one model, in order of preference.
 
-    ``names`` must name the same model: its price is looked up by ``model.price_as`` or ``model.name``, but where a
-    provider's list has prices under the names there (Bedrock).
+    ``names`` must name the same model: its price is looked up by ``model.price_as`` or ``model.name``, unless the
+    price list has the provider's own names (Bedrock).
     """
 
     mode: Literal["live", "batch"] = field(default="live", init=False)
 
-    first: Annotated[Provider, Option("The provider that is asked first.", "answer")]
-    second: Annotated[Provider, Option("The provider that takes over where the first is down.", "answer")]
+    first: Annotated[Provider, Option("The provider that is used first.", "answer")]
+    second: Annotated[Provider, Option("The provider that takes over if the first is down.", "answer")]
     third: Annotated[Provider | None, Option("A third provider.", "answer")] = None
     fourth: Annotated[Provider | None, Option("A fourth provider.", "answer")] = None
     names: Annotated[
         Mapping[str, str | None],
-        Option("What the model is called there, by position, where that is not model.name.", "address"),
+        Option("The model's name at each provider, by position, if it is not model.name.", "address"),
     ] = field(default_factory=dict)
     name: Annotated[str, Option("The name in messages and records.", "answer")] = "deployments"
 
@@ -40,7 +40,7 @@ class Deployments(Provider):
         self._names = {key: there for key, there in self.names.items() if there is not None}
         for key in self._names:
             if key not in self._parts:
-                raise ConfigError(f"provider.names.{key}: no such provider; there is {', '.join(self._parts)}")
+                raise ConfigError(f"provider.names.{key}: no such provider; available: {', '.join(self._parts)}")
         for key, part in self._parts.items():
             if part.mode != "live":
                 raise ConfigError(f"provider.{key}.mode={part.mode}: several deployments answer live requests only")
@@ -50,11 +50,11 @@ class Deployments(Provider):
         self.max_concurrency = max(part.max_concurrency for part in self._parts.values())
 
     def endpoints(self, model: ApiModel) -> list[tuple[Provider, ApiModel]]:
-        """Every provider with the model as it is called there."""
+        """All providers, each with its name for the model."""
         return [(part, self._there(key, model)) for key, part in self._parts.items()]
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
-        """Check every provider; see :meth:`swe_infer.providers.base.Provider.check`."""
+        """Checks every provider; see :meth:`swe_infer.providers.base.Provider.check`."""
         for key, part in self._parts.items():
             with _named(key):
                 part.check(self._there(key, model), decoding)
@@ -63,7 +63,7 @@ class Deployments(Provider):
         return all(provider.takes_prefill(there) for provider, there in self.endpoints(model))
 
     def check_access(self) -> None:
-        """See :meth:`swe_infer.providers.base.Provider.check_access`; every provider must be within reach."""
+        """Checks every provider; see :meth:`swe_infer.providers.base.Provider.check_access`."""
         for key, part in self._parts.items():
             with _named(key):
                 part.check_access()
@@ -79,7 +79,7 @@ class Deployments(Provider):
     async def complete(
         self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
     ) -> Answer:
-        """Ask the first provider. Who takes over when is the chain's business, which asks the providers itself."""
+        """Sends to the first provider. :class:`swe_infer.api.chain.Chain` uses :meth:`endpoints` to fail over."""
         part, there = self.endpoints(model)[0]
         return await part.complete(request, there, timeout_s=timeout_s, cache_prompt=cache_prompt)
 
@@ -92,7 +92,7 @@ class Deployments(Provider):
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """A ConfigError from within says which of the providers is meant."""
+    """Adds the provider's key to a ConfigError."""
     try:
         yield
     except ConfigError as error:

@@ -1,7 +1,7 @@
-"""Many requests through one chain: read lazily, the samples of a prompt in the order that its cache wants, every
-outcome handed over the moment it exists, and one orderly end whatever the cause.
+"""Sends many requests through one chain. Requests are read lazily, samples of a prompt are ordered for the provider's
+prompt cache, outcomes are reported at once, and every run ends the same way.
 
-The event loop stays on time under a thousand requests: little garbage collection, little work in one turn.
+The event loop stays responsive under a thousand requests: little garbage collection, little work per turn.
 """
 
 from __future__ import annotations
@@ -27,58 +27,58 @@ PromptCaching = Literal["auto", "always", "never"]
 
 _WATCH_S = 0.05
 _ASK_AGAIN_S = 0.2
-_MOST_ROOM = 1 << 12
-"""Requests in memory at once, however many a provider may be sent."""
-_TOGETHER = 1 << 10
-"""Samples of a prompt that are handled together, at least; a multiple of what a provider takes in one request."""
-_BUGS = 5
-"""So many unforeseen exceptions with no answer between them stop a run before it pays for more of them."""
+_MAX_CAPACITY = 1 << 12
+"""Requests in memory at once, at most."""
+_GROUP_SIZE = 1 << 10
+"""Samples of a prompt in one group; a multiple of what a provider accepts in one request."""
+_MAX_BUGS = 5
+"""A run stops after this many consecutive unexpected exceptions."""
 _COLLECT_AFTER = (2_000, 5, 1_000)
-"""Thresholds of :func:`gc.set_threshold`: few objects at a time, and all of them after ten million new ones."""
+"""For :func:`gc.set_threshold`: small young collections, a full one after ten million new objects."""
 _EVENTS_IN_A_TURN = 8
 
 
 class Dispatcher:
-    """Runs requests through ``chain``.
+    """Sends requests through ``chain``.
 
     Args:
-        room: how many requests may be in memory at once.
+        capacity: how many requests may be in memory at once.
         prompt_caching: see :class:`swe_infer.runners.api.ApiRunner`.
-        warm: the prompts that runs at the same time share; None: this one is by itself.
-        passed_over: takes the instances of which no sample fits under a cap any more.
+        prompt_cache: shared by concurrent runs; None: this run is the only one.
+        over_budget: collects the instances of which no sample fits under a cap.
     """
 
     def __init__(
         self,
         chain: Chain,
-        room: int,
+        capacity: int,
         prompt_caching: PromptCaching,
-        warm: PromptCacheIndex | None = None,
-        passed_over: set[str] | None = None,
+        prompt_cache: PromptCacheIndex | None = None,
+        over_budget: set[str] | None = None,
     ) -> None:
         self._chain = chain
-        self._room = max(1, min(room, _MOST_ROOM))
+        self._capacity = max(1, min(capacity, _MAX_CAPACITY))
         self._prompt_caching = prompt_caching
-        self._warm = warm
-        self._passed_over: set[str] = set() if passed_over is None else passed_over
-        self._alive = 0
+        self._prompt_cache = prompt_cache
+        self._over_budget: set[str] = set() if over_budget is None else over_budget
+        self._in_memory = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._error: BaseException | None = None
         self._refused: tuple[Request, BudgetExceeded] | None = None
-        """Of the requests that no cap has room for, the one with the shortest prompt."""
+        """The request with the shortest prompt among those that do not fit under a cap."""
         self._halted = False
         self._bugs = 0
         self._stop = threading.Event()
 
-    async def run(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
-        """Answer all requests, or as many as can be. One that does not fit under a cap is passed over, and has no
-        outcome: a later one may be smaller.
+    async def dispatch(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+        """Answers all requests. One that does not fit under a cap is skipped without an outcome, because a later one
+        may be smaller.
 
         Raises:
-            BudgetExceeded: a request was passed over, and every other one that fits has its outcome.
-            ProviderFatal: after what was in flight has settled and was handed over.
-            SweInferError: unforeseen exceptions came one after the other.
+            BudgetExceeded: a request was skipped, and all others that fit have outcomes.
+            ProviderFatal: no request can succeed; requests in flight have outcomes.
+            SweInferError: too many consecutive unexpected exceptions.
             Exception: ``requests`` or ``on_outcome`` raised it.
         """
         self._stop = stop
@@ -89,7 +89,7 @@ class Dispatcher:
             while self._tasks:
                 await asyncio.wait(self._tasks)
             if self._error is None and self._refused is not None and not stop.is_set():
-                self._error = await self._why_not(*self._refused)
+                self._error = await self._explain_refusal(*self._refused)
         finally:
             watcher.cancel()
             for task in self._tasks:
@@ -99,119 +99,121 @@ class Dispatcher:
             raise self._error
 
     async def _read(self, requests: Iterable[Request], on_outcome: OnOutcome) -> None:
-        # As many as there is room for, so that the next samples of a prompt find it in the provider's cache.
-        groups = by_prompt(requests, -(-self._room // _TOGETHER) * _TOGETHER)
-        while not self._over:
-            while self._alive >= self._room and not self._halted:
+        # Samples of a prompt stay together, so that they find it in the provider's cache.
+        groups = by_prompt(requests, -(-self._capacity // _GROUP_SIZE) * _GROUP_SIZE)
+        while not self._is_over:
+            while self._in_memory >= self._capacity and not self._halted:
                 self._freed.clear()
                 await self._freed.wait()
             try:
                 group = next(groups, None)
-            except Exception as error:  # noqa: BLE001 - raised again once what is in flight was handed over
+            except Exception as error:  # noqa: BLE001 - raised again after the requests in flight
                 self._halt(error)
                 return
-            if group is None or self._over:
+            if group is None or self._is_over:
                 return
-            if group[0].instance_id in self._passed_over:
+            if group[0].instance_id in self._over_budget:
                 continue
-            self._alive += len(group)
+            self._in_memory += len(group)
             task = asyncio.create_task(self._group(group, on_outcome))
             self._tasks.add(task)
-            task.add_done_callback(self._done)
-            await asyncio.sleep(0)  # let it be sent before the next one is read
+            task.add_done_callback(self._task_done)
+            await asyncio.sleep(0)  # it is sent before the next one is read
 
     async def _group(self, group: list[Request], on_outcome: OnOutcome) -> None:
         try:
-            missing = [request for request in group if not self._from_cache(request, on_outcome)]
+            missing = [request for request in group if not self._from_response_cache(request, on_outcome)]
             if missing:
-                await self._samples(missing, on_outcome)
+                await self._answer_samples(missing, on_outcome)
         finally:
-            self._alive -= len(group)
+            self._in_memory -= len(group)
 
-    async def _samples(self, missing: list[Request], on_outcome: OnOutcome) -> None:
-        """The wanted samples of one prompt."""
-        # Several in one request are cheaper than any cache: the prompt is paid for once.
-        most = self._chain.most_samples(missing[0]) if len(missing) > 1 else 1
+    async def _answer_samples(self, missing: list[Request], on_outcome: OnOutcome) -> None:
+        """Answers the missing samples of one prompt."""
+        # Several samples in one request are cheaper than a cache: the prompt is charged once.
+        most = self._chain.max_samples(missing[0]) if len(missing) > 1 else 1
         cached = (most == 1 or self._prompt_caching == "always") and self._caches(missing[0], len(missing))
-        followers = cached and await self._goes_ahead(missing)
+        followers = cached and await self._must_lead(missing)
         if followers:
             missing, fits = await self._lead(missing, most, on_outcome)
             if not fits:
                 cached = followers = False
         while most > 1 and missing and not self._halted:
-            outcomes = await self._some(missing[:most], on_outcome, cache_prompt=cached, urgent=followers)
+            outcomes = await self._complete(missing[:most], on_outcome, cache_prompt=cached, urgent=followers)
             if outcomes:
                 missing = missing[len(outcomes) :]
             else:
-                most = min(most, len(missing)) // 2  # fewer samples cost less, and may fit under the cap
+                most = min(most, len(missing)) // 2  # fewer samples may fit under the cap
         if most == 0 or not missing or self._halted:
             return
-        if len(missing) == 1:  # no task beside this one: a thousand of them are a load by themselves
-            await self._some(missing, on_outcome, cache_prompt=cached, urgent=followers)
+        if len(missing) == 1:  # without another task: a thousand more are a load
+            await self._complete(missing, on_outcome, cache_prompt=cached, urgent=followers)
             return
-        await asyncio.gather(*(self._some([r], on_outcome, cache_prompt=cached, urgent=followers) for r in missing))
+        await asyncio.gather(
+            *(self._complete([r], on_outcome, cache_prompt=cached, urgent=followers) for r in missing)
+        )
 
-    async def _goes_ahead(self, missing: list[Request]) -> bool:
-        """Whether one request of this run has to put the prompt into the provider's cache before others read it.
-        Waits while another run's request is about to."""
-        if self._warm is None:
+    async def _must_lead(self, missing: list[Request]) -> bool:
+        """Whether one request of this run must go first, so that the provider caches the prompt. Waits while another
+        run's request does so."""
+        if self._prompt_cache is None:
             return len(missing) > 1
         while not self._halted:
-            verdict = self._warm.claim(self._chain.prompt_key(missing[0]))
-            if verdict is not None:
-                return verdict
+            claim = self._prompt_cache.claim(self._chain.prompt_key(missing[0]))
+            if claim != "wait":
+                return claim == "lead"
             await self._chain.sleep(_ASK_AGAIN_S)
         return False
 
     async def _lead(self, missing: list[Request], most: int, on_outcome: OnOutcome) -> tuple[list[Request], bool]:
-        """Send one request after the other until one is answered.
+        """Sends one request at a time until one is answered.
 
-        Returns the samples that may follow, and False where those that were to go ahead fit under no cap.
+        Returns the remaining samples, and False if the leading request does not fit under a cap.
         """
-        key, warm, led = self._chain.prompt_key(missing[0]), False, False
+        key, cached, led = self._chain.prompt_key(missing[0]), False, False
         try:
-            while missing and not warm and not self._halted:
-                outcomes = await self._some(missing[:most], on_outcome, cache_prompt=True, urgent=led)
+            while missing and not cached and not self._halted:
+                outcomes = await self._complete(missing[:most], on_outcome, cache_prompt=True, urgent=led)
                 led, missing = True, missing[len(outcomes) :]
                 if not outcomes:
                     return missing, False
                 if isinstance(outcomes[0], Skip):
                     for request in missing:
-                        self._hand_over(request, outcomes[0], on_outcome)
+                        self._report(request, outcomes[0], on_outcome)
                     return [], True
-                warm = isinstance(outcomes[0], Completion)
+                cached = isinstance(outcomes[0], Completion)
         finally:
-            if self._warm is not None:
-                self._warm.done(key, warm=warm)
+            if self._prompt_cache is not None:
+                self._prompt_cache.release(key, cached=cached)
         return missing, True
 
     def _caches(self, request: Request, samples: int) -> bool:
-        """Whether the provider should cache a prompt that so many samples share."""
+        """Whether the provider should cache a prompt for this number of samples."""
         if self._prompt_caching == "never" or (samples == 1 and self._prompt_caching == "auto"):
             return False
         return self._chain.caching_pays(request, max(samples, 2))
 
-    def _from_cache(self, request: Request, on_outcome: OnOutcome) -> bool:
-        hit = self._chain.cached(request)
+    def _from_response_cache(self, request: Request, on_outcome: OnOutcome) -> bool:
+        hit = self._chain.cached_completion(request)
         if hit is not None:
-            self._hand_over(request, hit, on_outcome)
+            self._report(request, hit, on_outcome)
         return hit is not None
 
-    async def _some(
+    async def _complete(
         self, requests: list[Request], on_outcome: OnOutcome, *, cache_prompt: bool, urgent: bool
     ) -> Sequence[Outcome]:
-        """Ask, and hand over what comes of it: the outcomes of the leading requests."""
+        """Sends requests and reports the outcomes. Returns those of the leading requests."""
         outcomes: Sequence[Outcome] = []
-        if requests[0].instance_id in self._passed_over:
+        if requests[0].instance_id in self._over_budget:
             return outcomes
         try:
-            outcomes = await self._chain.ask(requests, cache_prompt=cache_prompt, urgent=urgent)
+            outcomes = await self._chain.complete(requests, cache_prompt=cache_prompt, urgent=urgent)
         except BudgetExceeded as error:
-            if cache_prompt and not error.nothing_fits:  # without the price of writing to the cache it may fit
-                return await self._some(requests, on_outcome, cache_prompt=False, urgent=urgent)
-            last = len(requests) == 1 or error.nothing_fits  # several samples are tried again as fewer
+            if cache_prompt and not error.nothing_fits:  # without the cache-write price it may fit
+                return await self._complete(requests, on_outcome, cache_prompt=False, urgent=urgent)
+            last = len(requests) == 1 or error.nothing_fits  # several samples are retried as fewer
             if last:
-                self._passed_over.add(requests[0].instance_id)
+                self._over_budget.add(requests[0].instance_id)
             if last and (self._refused is None or _size(requests[0]) < _size(self._refused[0])):
                 self._refused = (requests[0], error)
             if error.nothing_fits:
@@ -219,14 +221,14 @@ class Dispatcher:
         except SweInferError as error:
             self._halt(error)
         except Exception as error:
-            logger.exception("%s, sample %d: an unforeseen error", *requests[0].key)
+            logger.exception("%s, sample %d: unexpected error", *requests[0].key)
             failure = Failure(type(error).__name__, " ".join(str(error).split())[:500])
             outcomes = [failure] * len(requests)
             self._bugs += 1
-            if self._bugs >= _BUGS:
+            if self._bugs >= _MAX_BUGS:
                 self._halt(
                     SweInferError(
-                        f"stopped after {self._bugs} unforeseen errors with no answer between them, the last one "
+                        f"stopped after {self._bugs} consecutive unexpected errors, the last one "
                         f"{failure.error_type}: {failure.message}"
                     )
                 )
@@ -234,12 +236,12 @@ class Dispatcher:
             if any(isinstance(outcome, Completion) for outcome in outcomes):
                 self._bugs = 0
         for request, outcome in zip(requests, outcomes, strict=False):
-            self._hand_over(request, outcome, on_outcome)
+            self._report(request, outcome, on_outcome)
         return outcomes
 
-    async def _why_not(self, request: Request, error: BudgetExceeded) -> BudgetExceeded:
-        """``error`` as of now, by the tightest bound where that can be had before the run is stopped."""
-        finding = asyncio.create_task(self._chain.why_not(request))
+    async def _explain_refusal(self, request: Request, error: BudgetExceeded) -> BudgetExceeded:
+        """``error`` with the tightest bound, or as it is if the run is stopped first."""
+        finding = asyncio.create_task(self._chain.explain_refusal(request))
         try:
             while not finding.done() and not self._stop.is_set():
                 await asyncio.wait([finding], timeout=_WATCH_S)
@@ -247,27 +249,27 @@ class Dispatcher:
         finally:
             finding.cancel()
 
-    def _hand_over(self, request: Request, outcome: Outcome, on_outcome: OnOutcome) -> None:
+    def _report(self, request: Request, outcome: Outcome, on_outcome: OnOutcome) -> None:
         try:
             on_outcome(request, outcome)
-        except Exception as error:  # noqa: BLE001 - raised again once what is in flight was handed over
+        except Exception as error:  # noqa: BLE001 - raised again after the requests in flight
             self._halt(error)
-        if self._stop.is_set():  # whoever took the outcome can take no more: not one request until the next look
+        if self._stop.is_set():  # the callback may have stopped the run: send nothing more
             self._halt(None)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._halt(error)
         self._freed.set()
 
     @property
-    def _over(self) -> bool:
-        """Whether nothing new is to be begun. The signal's handler sets the event, between any two steps."""
+    def _is_over(self) -> bool:
+        """Whether to start nothing new. A signal handler may set the event at any time."""
         return self._halted or self._stop.is_set()
 
     def _halt(self, error: BaseException | None) -> None:
-        """Start nothing new. The first error stands, but a provider's word that nothing can succeed says more."""
+        """Starts nothing new. The first error is kept, unless a later one is fatal."""
         if error is not None and (self._error is None or (_fatal(error) and not _fatal(self._error))):
             self._error = error
         self._halted = True
@@ -289,25 +291,24 @@ def _fatal(error: BaseException) -> bool:
 
 
 def by_prompt(requests: Iterable[Request], most: int | None = None) -> Iterator[list[Request]]:
-    """Neighbours that ask for samples of the same prompt, at most ``most`` of them in one list."""
+    """Groups consecutive requests for samples of the same prompt, at most ``most`` per list."""
     for _, group in itertools.groupby(requests, key=lambda request: (request.instance_id, request.decoding)):
         while part := list(itertools.islice(group, most)):
             yield part
 
 
 def run_fairly(main: Coroutine[Any, Any, None]) -> None:
-    """As :func:`asyncio.run`. Where many answers have come at once, timers get their turn between them."""
+    """As :func:`asyncio.run`, but timers run between answers that arrive together."""
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_FairSelector())) as runner:
         runner.run(main)
 
 
 @contextmanager
 def relaxed_gc() -> Iterator[None]:
-    """Keep the garbage collector from going through everything while answers wait.
+    """Makes full garbage collections rare, because each blocks the event loop.
 
-    A full collection holds the event loop for a quarter of a second where a thousand requests are in flight, and came
-    every few hundred answers. What was imported and made so far is taken out of its sight. What a request makes is
-    freed by its reference counts, but for what hangs on an error: that dies young.
+    Existing objects are frozen. Objects of a request are freed by reference counting, except those in reference
+    cycles of exceptions, which young collections free.
     """
     thresholds = gc.get_threshold()
     gc.freeze()
@@ -320,10 +321,9 @@ def relaxed_gc() -> Iterator[None]:
 
 
 class _FairSelector(selectors.DefaultSelector):
-    """Tells of few files at a time. What is left out is still ready at the next look, and ahead of what comes later.
+    """Reports few ready files per call; the others are still ready at the next call.
 
-    A process that was given no processor for a while finds hundreds of answers; in one turn of the loop they would
-    keep it from its timers for a second.
+    After a pause of the process, hundreds of answers may be ready, and handling them in one turn would delay timers.
     """
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:

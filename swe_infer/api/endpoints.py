@@ -1,4 +1,4 @@
-"""Where a model can be asked: one endpoint, or several in order of preference. Never another model."""
+"""Where requests for a model can be sent: one endpoint, or several in order of preference. Never another model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from swe_infer.types import ApiModel
 
 logger = logging.getLogger(__name__)
 
-_REST_S = 15.0
-"""An endpoint that is down is tried again after so many seconds, if it named no time itself."""
+_DOWN_S = 15.0
+"""An endpoint that is down is tried again after this time, unless it sent a Retry-After."""
 _FAULTS = 3
-"""So many faults in a row, with no answer between them, mean that an endpoint is down."""
+"""After this many consecutive errors an endpoint counts as down."""
 
 
 @dataclass(slots=True)
 class Endpoint:
-    """A provider, the model's name there, its price there and the limits there."""
+    """A provider with its name for the model, its prices and its limits."""
 
     provider: Provider
     model: ApiModel
-    tariff: PriceTable | None
+    prices: PriceTable | None
     limiter: Limiter
-    resting_until: float = 0.0
+    down_until: float = 0.0
     faults: int = 0
     fatal: ProviderFatal | None = None
 
@@ -39,16 +39,16 @@ class Endpoint:
 
 
 class Endpoints:
-    """Picks where the next request goes: the first endpoint that is neither down nor out of quota."""
+    """Picks the first endpoint that is neither down nor out of quota."""
 
     def __init__(self, endpoints: list[Endpoint]) -> None:
         self.all = tuple(endpoints)
 
     def pick(self) -> Endpoint:
-        """The endpoint to ask now.
+        """The endpoint for the next request.
 
         Raises:
-            ProviderFatal: every endpoint is of no use any more.
+            ProviderFatal: all endpoints have failed for good.
         """
         usable = [endpoint for endpoint in self.all if endpoint.fatal is None]
         if not usable:
@@ -56,42 +56,42 @@ class Endpoints:
             assert fatal is not None
             raise fatal
         now = time.monotonic()
-        return next((e for e in usable if e.resting_until <= now), min(usable, key=lambda e: e.resting_until))
+        return next((e for e in usable if e.down_until <= now), min(usable, key=lambda e: e.down_until))
 
-    def next_after(self, endpoint: Endpoint, error: RequestError) -> bool:
-        """Note an error; whether another endpoint can take the request at once.
+    def fail_over(self, endpoint: Endpoint, error: RequestError) -> bool:
+        """Records an error. Returns whether another endpoint can take the request at once.
 
         Raises:
-            ProviderFatal: ``error`` itself, where no other endpoint is left.
+            ProviderFatal: ``error`` itself, if no endpoint is left.
         """
         if isinstance(error, ProviderFatal):
             if endpoint.fatal is None and len(self.all) > 1:
-                logger.warning("%s is of no use: %s", endpoint.provider.name, error)
+                logger.warning("%s is not used any more: %s", endpoint.provider.name, error)
             endpoint.fatal = error
             if all(other.fatal is not None for other in self.all):
                 raise error
-            endpoint.limiter.send_away()
+            endpoint.limiter.reroute_waiters()
             return True
         if len(self.all) == 1 or not isinstance(error, RateLimited | TransientError):
             return False
         endpoint.faults += 1
         out_of_quota = isinstance(error, RateLimited) and not isinstance(error, Overloaded)
         if out_of_quota or endpoint.faults >= _FAULTS:
-            rest_s = _REST_S if error.retry_after_s is None else max(error.retry_after_s, 1.0)
-            endpoint.resting_until = time.monotonic() + rest_s
+            down_s = _DOWN_S if error.retry_after_s is None else max(error.retry_after_s, 1.0)
+            endpoint.down_until = time.monotonic() + down_s
         now = time.monotonic()
-        moves = endpoint.resting_until > now and any(
-            other.fatal is None and other.resting_until <= now for other in self.all
+        can_move = endpoint.down_until > now and any(
+            other.fatal is None and other.down_until <= now for other in self.all
         )
-        if moves:
-            endpoint.limiter.send_away()
-        return moves
+        if can_move:
+            endpoint.limiter.reroute_waiters()
+        return can_move
 
-    def up(self, endpoint: Endpoint) -> None:
-        """An answer came."""
+    def mark_up(self, endpoint: Endpoint) -> None:
+        """Records an answer."""
         endpoint.faults = 0
 
     def halt(self) -> None:
-        """Let no endpoint send any more."""
+        """Stops all endpoints from sending."""
         for endpoint in self.all:
             endpoint.limiter.halt()

@@ -1,4 +1,4 @@
-"""What a run would come to, before anything is sent: requests, tokens, dollars and time, each with its bounds."""
+"""Estimates a run before anything is sent: requests, tokens, dollars and time, each as a range."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from swe_infer.api.limits import Limits
 
 ESTIMATE_ERROR = (Decimal("0.85"), Decimal("1.10"))
-"""Bounds of what a count by characters stands for, as factors: SWE-bench prompts were measured at 3.3 to 3.9
-characters for a token, and 3.0 is allowed for."""
+"""Range of the true token count relative to an estimate by characters. SWE-bench prompts have 3.3 to 3.9 characters
+per token; 3.0 is allowed for."""
 
 _TOKENS_PER_S = (100.0, 20.0)
-"""How fast models write, from fast to slow ones."""
+"""Output tokens per second of fast and of slow models."""
 _OVERHEAD_S = (0.5, 5.0)
-"""What a request takes beside its output: queue, prompt, network."""
+"""Seconds of a request apart from its output: queue, prompt, network."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One prompt that would be asked.
+    """One prompt that would be sent.
 
     Args:
         tokens: of the prompt, as counted.
-        samples: how many answers to it are wanted and not at hand.
+        samples: how many answers are requested and not cached.
     """
 
     tokens: int
@@ -38,7 +38,7 @@ class Planned:
 
 @dataclass(slots=True)
 class _Sums:
-    """Running dollars at one end of the range."""
+    """Dollars at one end of the range."""
 
     live: Decimal = Decimal(0)
     cached: Decimal = Decimal(0)
@@ -51,20 +51,20 @@ def estimate(
     tokens: str,
     exact: bool,
     max_new_tokens: int,
-    tariff: PriceTable | None,
-    batch_tariff: PriceTable | None,
+    prices: PriceTable | None,
+    batch_prices: PriceTable | None,
     max_concurrency: int,
     limits: Limits,
     prompt_caching: Literal["auto", "always", "never"],
-    most_samples: int = 1,
+    max_samples: int = 1,
 ) -> Estimate:
-    """Add up what ``planned`` comes to. Reads ``planned`` once and keeps nothing of it.
+    """Estimates ``planned``, which is read once.
 
     Args:
         tokens: the counter's name; ``exact``: whether its counts are exact.
-        tariff: the live price; None: not known.
-        batch_tariff: the price in a batch; None: not known, or there are no batches.
-        most_samples: how many samples one live request may ask for; the prompt is paid for once in each.
+        prices: of live requests; None: unknown.
+        batch_prices: None: unknown, or the provider has no batches.
+        max_samples: how many samples one live request may ask for; each request is charged the prompt once.
     """
     factors = (Decimal(1), Decimal(1)) if exact else ESTIMATE_ERROR
     outputs = (1, max_new_tokens)
@@ -72,13 +72,13 @@ def estimate(
     ends = (_Sums(), _Sums())
     for prompt in planned:
         instances += prompt.samples > 0
-        sent = -(-prompt.samples // most_samples)
+        sent = -(-prompt.samples // max_samples)
         requests += sent
         answers += prompt.samples
         counted += prompt.tokens * sent
         for end, factor, output in zip(ends, factors, outputs, strict=True):
             size = int(prompt.tokens * factor)
-            _add(end, size, output, prompt.samples, tariff, batch_tariff, prompt_caching, most_samples)
+            _add(end, size, output, prompt.samples, prices, batch_prices, prompt_caching, max_samples)
     input_tokens = Range(Decimal(int(counted * factors[0])), Decimal(int(counted * factors[1])))
     seconds, limited_by = _time(requests, input_tokens, max_new_tokens, max_concurrency, limits)
     low, high = ends
@@ -90,9 +90,9 @@ def estimate(
         exact=exact,
         input_tokens=input_tokens,
         output_tokens=Range(Decimal(answers), Decimal(answers * max_new_tokens)),
-        live_usd=None if tariff is None else Range(low.live, high.live),
-        cached_usd=None if tariff is None else Range(low.cached, high.cached),
-        batch_usd=None if batch_tariff is None else Range(low.batch, high.batch),
+        live_usd=None if prices is None else Range(low.live, high.live),
+        cached_usd=None if prices is None else Range(low.cached, high.cached),
+        batch_usd=None if batch_prices is None else Range(low.batch, high.batch),
         seconds=seconds,
         limited_by=limited_by,
     )
@@ -103,46 +103,46 @@ def _add(
     size: int,
     output: int,
     samples: int,
-    tariff: PriceTable | None,
-    batch_tariff: PriceTable | None,
+    prices: PriceTable | None,
+    batch_prices: PriceTable | None,
     prompt_caching: Literal["auto", "always", "never"],
-    most_samples: int,
+    max_samples: int,
 ) -> None:
-    """One prompt's dollars, for all its samples."""
-    if batch_tariff is not None:
-        end.batch += samples * batch_tariff.price(Usage(input_tokens=size, output_tokens=output))
-    if tariff is None or samples == 0:
+    """Adds the price of one prompt with all its samples."""
+    if batch_prices is not None:
+        end.batch += samples * batch_prices.price(Usage(input_tokens=size, output_tokens=output))
+    if prices is None or samples == 0:
         return
-    plain = tariff.price(Usage(input_tokens=size, output_tokens=output))
+    plain = prices.price(Usage(input_tokens=size, output_tokens=output))
     end.live += samples * plain
-    if most_samples > 1 and samples > 1:
-        full, rest = divmod(samples, most_samples)
-        for times, together in ((full, most_samples), (1, rest)):
+    if max_samples > 1 and samples > 1:
+        full, rest = divmod(samples, max_samples)
+        for times, together in ((full, max_samples), (1, rest)):
             if together:
-                end.cached += times * tariff.price(Usage(input_tokens=size, output_tokens=together * output))
+                end.cached += times * prices.price(Usage(input_tokens=size, output_tokens=together * output))
         return
     shared = prompt_caching == "always" or (prompt_caching == "auto" and samples > 1)
-    if not shared or size < 1024 or not caching_pays(tariff, size, max(samples, 2)):
+    if not shared or size < 1024 or not caching_pays(prices, size, max(samples, 2)):
         end.cached += samples * plain
         return
-    written = tariff.price(Usage(input_tokens=size, cache_write_tokens=size, output_tokens=output))
-    read = tariff.price(Usage(input_tokens=size, cached_input_tokens=size, output_tokens=output))
+    written = prices.price(Usage(input_tokens=size, cache_write_tokens=size, output_tokens=output))
+    read = prices.price(Usage(input_tokens=size, cached_input_tokens=size, output_tokens=output))
     end.cached += written + (samples - 1) * read
 
 
 def _time(
     requests: int, input_tokens: Range, max_new_tokens: int, max_concurrency: int, limits: Limits
 ) -> tuple[Range, Bottleneck]:
-    """Seconds that a live run takes, and what decides them at the slow end."""
+    """Seconds that a live run takes, and what limits it at the slow end."""
     if requests == 0:
         return Range(Decimal(0), Decimal(0)), "nothing to do"
     rounds = max(1.0, requests / max_concurrency)
     ends = []
-    decides: Bottleneck = "concurrency"
-    # A short answer is a sixteenth of the bound; a long one is all of it.
+    bottleneck: Bottleneck = "concurrency"
+    # A short answer is a sixteenth of the bound; a long one is as long as the bound.
     for speed, overhead, share in zip(_TOKENS_PER_S, _OVERHEAD_S, (1 / 16, 1.0), strict=True):
         seconds = rounds * (overhead + share * max_new_tokens / speed)
-        decides = "concurrency"
+        bottleneck = "concurrency"
         by_quota: list[tuple[float, Bottleneck]] = []
         if limits.requests_per_minute is not None:
             by_quota.append((60 * requests / limits.requests_per_minute, "requests per minute"))
@@ -155,6 +155,6 @@ def _time(
             by_quota.append((60 * written / limits.output_tokens_per_minute, "tokens per minute"))
         for bound, name in by_quota:
             if bound > seconds:
-                seconds, decides = bound, name
+                seconds, bottleneck = bound, name
         ends.append(Decimal(f"{seconds:.1f}"))
-    return Range(ends[0], ends[1]), decides
+    return Range(ends[0], ends[1]), bottleneck

@@ -1,10 +1,10 @@
 """Which requests may be sent now: a concurrency window (:mod:`swe_infer.api.concurrency`) and the provider's rate
 limits (:mod:`swe_infer.api.rate_limits`).
 
-A refusal that comes before any answer, and whose own headers tell no quota, is followed by a wait for the first
-answer, whose headers may. What was refused before a quota was known is a matter of pace, and none of the level. A
-Retry-After keeps all requests away where a quota is known or refusals come densely; a single one that no quota
-explains keeps away the request that it was meant for.
+If a refusal comes before any answer and its headers report no quota, requests wait for the first answer, whose
+headers may. Refusals before a quota was known count for the rate limiter, not for the concurrency window. A
+Retry-After pauses all requests if a quota is known or refusals are frequent; otherwise only the request that was
+refused waits.
 """
 
 from __future__ import annotations
@@ -31,28 +31,31 @@ class Halted(SweInferError):
 
 
 class Rerouted(SweInferError):
-    """This endpoint cannot be asked for a while, and another one can."""
+    """The request must be sent to another endpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much may be asked at once and in a minute. ``provider.max_concurrency`` is the upper bound of the level."""
+    """Concurrency and quotas. ``provider.max_concurrency`` bounds the concurrency."""
 
     start: Annotated[int, Option("Requests in flight at the beginning.", "speed")] = 8
     doubling_s: Annotated[float, Option("Seconds in which the concurrency doubles at the beginning.", "speed")] = 0.2
-    cut: Annotated[float, Option("What an episode of refusals multiplies the concurrency by.", "speed")] = 0.7
+    backoff_factor: Annotated[
+        float, Option("What an episode of refusals multiplies the concurrency by.", "speed")
+    ] = 0.7
     requests_per_minute: Annotated[
-        float | None, Option("Quota of requests; null: learnt from the answers' headers.", "speed")
+        float | None, Option("Quota of requests; null: read from response headers.", "speed")
     ] = None
     tokens_per_minute: Annotated[
         float | None,
-        Option("Quota of tokens, of input alone where output has its own; null: learnt from the headers.", "speed"),
+        Option("Quota of tokens, of input only where output has its own; null: read from response headers.", "speed"),
     ] = None
     output_tokens_per_minute: Annotated[
-        float | None, Option("Quota of output tokens (Anthropic); null: learnt from the headers.", "speed")
+        float | None, Option("Quota of output tokens (Anthropic); null: read from response headers.", "speed")
     ] = None
     shared: Annotated[
-        PathText | None, Option("A file through which runs with one key on one machine share these quotas.", "speed")
+        PathText | None,
+        Option("A file through which runs that use one key on one machine share these quotas.", "speed"),
     ] = None
 
     def __post_init__(self) -> None:
@@ -62,21 +65,21 @@ class Limits:
             raise ConfigError(
                 f"runner.limits.doubling_s={self.doubling_s}: must be a finite number of seconds above 0"
             )
-        if not 0 < self.cut < 1:
-            raise ConfigError(f"runner.limits.cut={self.cut}: must be between 0 and 1")
+        if not 0 < self.backoff_factor < 1:
+            raise ConfigError(f"runner.limits.backoff_factor={self.backoff_factor}: must be between 0 and 1")
         for key in ("requests_per_minute", "tokens_per_minute", "output_tokens_per_minute"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"runner.limits.{key}={value}: must be a finite number above 0")
 
     def divided(self, shards: int) -> Limits:
-        """One shard's part of the quotas that are stated here, where ``shards`` share them.
+        """One shard's part of the configured quotas, divided among ``shards``.
 
         Raises:
-            ConfigError: they share it through a file already.
+            ConfigError: a file shares them already.
         """
         if self.shared is not None:
-            raise ConfigError("runner.limits.shared shares the quotas already; it does not go with division")
+            raise ConfigError("runner.limits.shared shares the quotas already; it cannot be combined with division")
         keys = ("requests_per_minute", "tokens_per_minute", "output_tokens_per_minute")
         stated = {key: getattr(self, key) for key in keys}
         return replace(self, **{key: value / shards for key, value in stated.items() if value is not None})
@@ -84,11 +87,11 @@ class Limits:
 
 @dataclass(slots=True)
 class Permit:
-    """Permission to send one request, and what came of it."""
+    """Permission to send one request, and what it counts for."""
 
     characters: int
     tokens: float
-    """What it was taken to count for under the quota of tokens."""
+    """Estimated amount under the quota of tokens."""
     output_tokens: float
     sent_at: float
     sent: tuple[float, float, float]
@@ -96,23 +99,25 @@ class Permit:
 
 
 class Limiter:
-    """Grants tickets, oldest request first, retries before new ones. It is made in the event loop that it serves and
-    goes by that loop's clock.
+    """Grants permits, oldest request first, retries before new ones. It must be created in the event loop that it
+    serves, and uses that loop's clock.
 
     Args:
-        parts: how many processes share the quotas that are learnt; those of ``limits`` are one part already.
+        parts: how many processes share the quotas in headers; those of ``limits`` are divided already.
     """
 
     def __init__(self, limits: Limits, max_concurrency: int, parts: int = 1) -> None:
         self._clock = asyncio.get_running_loop().time
         now = self._clock()
-        self._level = ConcurrencyWindow(limits.start, limits.doubling_s, limits.cut, max(1, max_concurrency))
+        self._window = ConcurrencyWindow(
+            limits.start, limits.doubling_s, limits.backoff_factor, max(1, max_concurrency)
+        )
         self._answered = False
-        # What the provider counts for how long a prompt; it begins as if one long prompt had been seen.
+        # How many tokens the provider counts for how many characters, starting with one assumed long prompt.
         self._characters_seen, self._tokens_seen = 33_000.0, 33_000.0 / CHARACTERS_PER_TOKEN
         self._overloaded = False
-        self._blind = False
-        """Refused before any answer came to say what the quotas are: the next one is waited for."""
+        self._awaits_first_answer = False
+        """A request was refused before any answer has reported the quotas."""
         self._paused_until = now
         self._requests = RateLimiter(limits.requests_per_minute, now, parts)
         self._tokens = RateLimiter(limits.tokens_per_minute, now, parts)
@@ -128,18 +133,18 @@ class Limiter:
         self.peak = 0
 
     @property
-    def level(self) -> int:
-        """Requests that may be in flight now."""
-        return self._level.value
+    def concurrency(self) -> int:
+        """How many requests may be in flight now."""
+        return self._window.value
 
     @property
-    def cuts(self) -> int:
+    def backoffs(self) -> int:
         """Episodes of refusals so far."""
-        return self._level.cuts
+        return self._window.backoffs
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a ticket."""
+        """Requests that wait for a permit."""
         return len(self._waiters)
 
     @property
@@ -151,65 +156,66 @@ class Limiter:
         return self._tokens.per_minute
 
     @asynccontextmanager
-    async def ticket(self, characters: int, output_tokens: float, *, urgent: bool = False) -> AsyncIterator[Permit]:
-        """Wait for permission to send, and hold it while the body runs.
+    async def permit(self, characters: int, output_tokens: float, *, urgent: bool = False) -> AsyncIterator[Permit]:
+        """Waits for permission to send. The request counts as in flight while the body runs.
 
         Args:
-            characters: of the prompt.
-            output_tokens: at most.
-            urgent: ahead of those that are not (retries; requests whose prompt a provider has just cached).
+            characters: length of the prompt.
+            output_tokens: upper bound.
+            urgent: granted before others (retries; requests whose prompt a provider has just cached).
 
         Raises:
             Halted: the run is stopping.
-            Rerouted: another endpoint is to be asked.
+            Rerouted: the request must be sent to another endpoint.
         """
-        ticket = await self._acquire(characters, output_tokens, urgent)
+        permit = await self._acquire(characters, output_tokens, urgent)
         try:
-            yield ticket
+            yield permit
         finally:
             self.in_flight -= 1
             self._pump()
 
-    def answered(self, ticket: Permit, stated: RateLimits, usage: Usage) -> None:
-        """An answer came: learn the quotas from it, give back the tokens that it did not need, and grow."""
+    def answered(self, permit: Permit, stated: RateLimits, usage: Usage) -> None:
+        """Records an answer: updates the quotas, refunds tokens that were not used, and grows the window."""
         now = self._clock()
         self._answered = True
-        learnt = self._learn(ticket, stated, now)
+        newly_known = self._update_quotas(permit, stated, now)
         if usage.input_tokens:
-            # Where output has a quota of its own (Anthropic), cached input is free and output counts as it comes.
-            # Elsewhere (OpenAI) the bound on the output counts, whatever is used of it.
-            counted: float = usage.input_tokens + ticket.output_tokens
+            # Where output has its own quota (Anthropic), cached input is free and only written output counts.
+            # Elsewhere (OpenAI) the bound on the output counts, used or not.
+            counted: float = usage.input_tokens + permit.output_tokens
             if self._output.per_minute is not None:
                 counted = usage.input_tokens - usage.cached_input_tokens
-                self._output.correct(max(0.0, ticket.output_tokens - usage.output_tokens))
-            self._tokens.correct(ticket.tokens - counted)
+                self._output.refund(max(0.0, permit.output_tokens - usage.output_tokens))
+            self._tokens.refund(permit.tokens - counted)
         if usage.input_tokens:
-            self._characters_seen += ticket.characters
+            self._characters_seen += permit.characters
             self._tokens_seen += usage.input_tokens
-        if learnt:
-            self._level.absolve(now, restart=not self._overloaded)
-        self._blind = False
-        self._level.answered(ticket.sent_at, self.in_flight)
+        if newly_known:
+            self._window.forget_refusals(now, restart=not self._overloaded)
+        self._awaits_first_answer = False
+        self._window.answered(permit.sent_at, self.in_flight)
 
-    def unused(self, ticket: Permit) -> None:
-        """Nothing was sent for ``ticket`` after all: its part of the quotas is left for others."""
-        self._requests.correct(1.0)
-        self._tokens.correct(ticket.tokens)
-        self._output.correct(ticket.output_tokens)
+    def refund(self, permit: Permit) -> None:
+        """Returns the quota of a permit for which nothing was sent."""
+        self._requests.refund(1.0)
+        self._tokens.refund(permit.tokens)
+        self._output.refund(permit.output_tokens)
 
-    def refused(self, ticket: Permit, error: RateLimited, max_pause_s: float) -> None:
-        """A 429, 503 or 529 came: back off, once for each episode, and keep away for as long as it asks."""
+    def refused(self, permit: Permit, error: RateLimited, max_pause_s: float) -> None:
+        """Records a 429, 503 or 529: backs off once per episode, and pauses for its Retry-After up to
+        ``max_pause_s``."""
         now = self._clock()
         overloaded = isinstance(error, Overloaded)
-        learnt = self._learn(ticket, error.rate_limits, now)
-        self._blind = not self._answered and not self._known_quotas
+        newly_known = self._update_quotas(permit, error.rate_limits, now)
+        self._awaits_first_answer = not self._answered and not self._known_quotas
         for quota in () if overloaded else self._quotas:
             quota.refused()
-        if learnt and not overloaded:
-            self._level.absolve(now, restart=not self._overloaded)
+        if newly_known and not overloaded:
+            self._window.forget_refusals(now, restart=not self._overloaded)
             episode = True
         else:
-            episode = self._level.refused(ticket.sent_at, self.in_flight, now)
+            episode = self._window.refused(permit.sent_at, self.in_flight, now)
             self._overloaded |= episode and overloaded
         if error.retry_after_s is not None and (episode or (self._known_quotas and not overloaded)):
             pause_s = min(max(error.retry_after_s, 0.0), max_pause_s)
@@ -217,14 +223,14 @@ class Limiter:
             if self._shared is not None:
                 self._shared.pause(pause_s)
 
-    def _learn(self, ticket: Permit, stated: RateLimits, now: float) -> bool:
-        """Take in the quotas that headers state; whether one was not known before."""
+    def _update_quotas(self, permit: Permit, stated: RateLimits, now: float) -> bool:
+        """Updates the quotas from headers. Returns whether a quota became known."""
         known = self._known_quotas
         of_requests = (stated.limit_requests, stated.remaining_requests, stated.reset_requests_s)
         of_tokens = (stated.limit_tokens, stated.remaining_tokens, stated.reset_tokens_s)
         of_output = (stated.limit_output_tokens, stated.remaining_output_tokens, stated.reset_output_tokens_s)
-        for quota, told, sent in zip(self._quotas, (of_requests, of_tokens, of_output), ticket.sent, strict=True):
-            quota.learn(*told, sent_before=sent, now=now)
+        for quota, reported, sent in zip(self._quotas, (of_requests, of_tokens, of_output), permit.sent, strict=True):
+            quota.update_from_headers(*reported, sent_before=sent, now=now)
         return self._known_quotas > known
 
     @property
@@ -236,15 +242,15 @@ class Limiter:
         return sum(quota.per_minute is not None for quota in self._quotas)
 
     def halt(self) -> None:
-        """Grant nothing from now on; everyone who waits gets :class:`Halted`."""
+        """Grants nothing from now on. All waiting requests raise :class:`Halted`."""
         self._halted = True
         if self._timer is not None:
             self._timer.cancel()
         self._dismiss(Halted("the run is stopping"))
 
-    def send_away(self) -> None:
-        """Everyone who waits gets :class:`Rerouted`, to ask elsewhere."""
-        self._dismiss(Rerouted("another endpoint is asked"))
+    def reroute_waiters(self) -> None:
+        """All waiting requests raise :class:`Rerouted`."""
+        self._dismiss(Rerouted("the request goes to another endpoint"))
 
     def _dismiss(self, error: SweInferError) -> None:
         waiters, self._waiters = self._waiters, []
@@ -253,12 +259,12 @@ class Limiter:
                 future.set_exception(error)
 
     def _tokens_of(self, characters: int, output_tokens: float) -> float:
-        """What a request counts for under the quota of tokens."""
+        """Estimated amount of a request under the quota of tokens."""
         tokens = characters * self._tokens_seen / self._characters_seen
         return tokens if self._output.per_minute is not None else tokens + output_tokens
 
     def close(self) -> None:
-        """Let go of the shared file."""
+        """Closes the file of shared quotas."""
         if self._shared is not None:
             self._shared.close()
 
@@ -272,12 +278,12 @@ class Limiter:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                self.in_flight -= 1  # granted in the same moment as it was cancelled
+                self.in_flight -= 1  # granted just before it was cancelled
                 self._pump()
             raise
 
     def _pump(self) -> None:
-        """Grant what may be granted now, and come back when the next may be."""
+        """Grants what may be granted now, and sets a timer for the next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -288,12 +294,12 @@ class Limiter:
                 heapq.heappop(self._waiters)
                 continue
             now = self._clock()
-            self._level.grow(self.in_flight, now)
-            if self._blind and self.in_flight > 0:
+            self._window.grow(self.in_flight, now)
+            if self._awaits_first_answer and self.in_flight > 0:
                 wait_s = 0.0
                 break
-            if self.in_flight >= self.level:
-                wait_s = self._level.next_s
+            if self.in_flight >= self.concurrency:
+                wait_s = self._window.next_growth_s
                 break
             try:
                 wait_s = self._wait_s(characters, output_tokens, now)
@@ -308,18 +314,18 @@ class Limiter:
             self._timer = asyncio.get_running_loop().call_later(max(wait_s, 0.001), self._pump)
 
     def _wait_s(self, characters: int, output_tokens: float, now: float) -> float:
-        """Seconds until the next request may go; with shared quotas, 0 takes its turn."""
+        """Seconds until the next request may be sent. With shared quotas, 0 also schedules it."""
         amounts = (1.0, self._tokens_of(characters, output_tokens), output_tokens)
         if self._shared is not None:
-            return self._shared.acquire(amounts, [quota.pace for quota in self._quotas])
+            return self._shared.acquire(amounts, [quota.target_rate for quota in self._quotas])
         waits = [quota.wait_s(amount, now) for quota, amount in zip(self._quotas, amounts, strict=True)]
         return max(self._paused_until - now, *waits)
 
     def _grant(self, characters: int, output_tokens: float, now: float) -> Permit:
         tokens = self._tokens_of(characters, output_tokens)
-        self._requests.take(1.0, now)
-        self._tokens.take(tokens, now)
-        self._output.take(output_tokens, now)
+        self._requests.consume(1.0, now)
+        self._tokens.consume(tokens, now)
+        self._output.consume(output_tokens, now)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         sent = (self._requests.sent, self._tokens.sent, self._output.sent)

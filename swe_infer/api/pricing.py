@@ -1,8 +1,8 @@
-"""What a request costs. Money is Decimal, tokens are whole numbers, and a model's price is found once, by the name in
-the configuration, before anything is sent: the name in an answer (a dated snapshot, often) is never looked up.
+"""What a request costs. Money is Decimal, tokens are integers. A model's price is looked up once, by the name in the
+configuration, before anything is sent; the name in an answer (often a dated snapshot) is never looked up.
 
-Prices come from ``genai-prices``, which keeps every vendor's list with its history and its long-context tiers, unless
-``model.pricing`` states them.
+Prices come from ``genai-prices``, which has the vendors' prices with their history and long-context tiers, unless
+``model.pricing`` sets them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from swe_infer.types import ApiModel, Pricing, Usage
 
 _MILLION = Decimal(1_000_000)
 _VENDORS = ("anthropic", "openai")
-"""Vendors of models with the same name in ``genai-prices`` and in ``conf/provider``."""
+"""Vendors with the same name in ``genai-prices`` and in ``conf/provider``."""
 BATCH_FACTOR = Decimal("0.5")
 """OpenAI, Azure and Anthropic bill a batch at half of every token price
 (platform.openai.com/docs/guides/batch, docs.claude.com/en/docs/build-with-claude/batch-processing)."""
@@ -39,7 +39,7 @@ class PriceTable(Protocol):
 
 
 def _consistent(usage: Usage) -> Usage:
-    """``usage`` with parts that never exceed their whole, so that a provider's slip cannot lose a paid answer."""
+    """``usage`` with parts that do not exceed the whole, so that invalid counts do not lose a paid answer."""
     cached = max(usage.cached_input_tokens, 0)
     written = max(usage.cache_write_tokens, 0)
     return Usage(
@@ -53,7 +53,7 @@ def _consistent(usage: Usage) -> Usage:
 
 @dataclass(frozen=True, slots=True)
 class StatedPrices:
-    """Prices that ``model.pricing`` states. ``factor`` multiplies them (one half in a batch)."""
+    """Prices from ``model.pricing``. ``factor`` multiplies them (one half in a batch)."""
 
     pricing: Pricing
     factor: Decimal = Decimal(1)
@@ -95,10 +95,10 @@ class _Rates:
 
 
 class ListedPrices:
-    """Prices of ``genai-prices``, resolved when this is built and valid for that moment.
+    """Prices from ``genai-prices``, as of the creation of this object.
 
     Raises:
-        LookupError: the list does not hold the model, or holds no price for its input or output.
+        LookupError: the list has no such model, or no price for its input or output.
     """
 
     def __init__(self, model: str, provider_id: str, *, batch: bool = False) -> None:
@@ -114,11 +114,11 @@ class ListedPrices:
         self._prices = found.model_price
         for kind in ("input_mtok", "output_mtok"):
             if getattr(self._prices, kind) is None:
-                raise LookupError(f"genai-prices holds no {kind.removesuffix('_mtok')} price for {found.model.id!r}")
+                raise LookupError(f"genai-prices has no {kind.removesuffix('_mtok')} price for {found.model.id!r}")
         self.factor = Decimal(1)
         if batch:
             live = genai_prices.calc_price(probe, model, provider_id=provider_id, genai_request_timestamp=now)
-            # Many listed models lack a batch variant, and the list then answers with the live price, silently.
+            # Many models have no batch price in the list, which then returns the live price.
             if live.model_price.output_mtok == self._prices.output_mtok:
                 self.factor = BATCH_FACTOR
         self.source = f"genai-prices {genai_prices.__version__}: {found.provider.id}/{found.model.id}"
@@ -127,8 +127,8 @@ class ListedPrices:
         self._rates: dict[int, _Rates | None] = {}
 
     def price(self, usage: Usage) -> Decimal:
-        # A tier's price goes for all tokens of a request whose input is longer than the tier's start. Within a tier
-        # the price is linear, and the list's own way to it takes a hundred times as long.
+        # The price of a tier applies to all tokens of a request whose input is longer than the tier's start. Within a
+        # tier the price is linear, and computing it from rates is a hundred times faster than calc_price().
         usage = _consistent(usage)
         tier = bisect_left(self._starts, usage.input_tokens)
         if tier not in self._rates:
@@ -139,7 +139,7 @@ class ListedPrices:
         return self._listed(usage) if rates is None else rates.price(usage)
 
     def _rates_at(self, tokens: int) -> _Rates | None:
-        """The rates for prompts in the tier of one with so many tokens, or None where the price is not linear."""
+        """The rates of the tier of a prompt with ``tokens`` tokens, or None if the price is not linear."""
         alone = self._listed(Usage(input_tokens=tokens))
         request = self._listed(Usage())
         plain = (alone - request) / tokens
@@ -164,15 +164,15 @@ class ListedPrices:
         return self.factor * self._prices.calc_price(counted)["total_price"]
 
 
-def price_table_of(model: ApiModel, provider_id: str, *, batch: bool = False) -> PriceTable | None:
-    """The tariff of a model at a provider, or None where ``model.pricing`` says ``unknown``.
+def price_table_for(model: ApiModel, provider_id: str, *, batch: bool = False) -> PriceTable | None:
+    """The prices of a model at a provider, or None if ``model.pricing`` is ``unknown``.
 
     Args:
         provider_id: the provider's id in ``genai-prices``.
-        batch: the price of a batch rather than that of a live request.
+        batch: the prices of batches instead of live requests.
 
     Raises:
-        ConfigError: no price is known, and the configuration states none.
+        ConfigError: no price is known or configured.
     """
     if model.pricing == "unknown":
         return None
@@ -193,7 +193,7 @@ def price_table_of(model: ApiModel, provider_id: str, *, batch: bool = False) ->
 
 
 def _vendor_of(name: str, provider_id: str) -> str | None:
-    """The vendor other than ``provider_id`` that lists a model; None where neither does."""
+    """The vendor other than ``provider_id`` whose list has a model, or None."""
     for vendor in _VENDORS:
         if vendor != provider_id:
             with suppress(LookupError):
@@ -202,26 +202,26 @@ def _vendor_of(name: str, provider_id: str) -> str | None:
     return None
 
 
-def worst_case(tariff: PriceTable, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:
-    """The most that a request can cost: nothing is read from a cache, the output is used up, and where a cache may
-    be written all of the prompt is. Long-context tiers follow from ``input_tokens``.
+def worst_case(prices: PriceTable, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:
+    """The most that a request can cost: nothing is read from the prompt cache, the output has its maximum length, and
+    the whole prompt is written to the cache if it may be. ``input_tokens`` decides the long-context tier.
 
     Args:
         input_tokens: an upper bound on the prompt's tokens.
         output_tokens: ``max_new_tokens``.
-        cache_write: whether the request asks for its prompt to be cached.
+        cache_write: whether the provider may write its prompt cache.
     """
-    plain = tariff.price(Usage(input_tokens=input_tokens, output_tokens=output_tokens))
+    plain = prices.price(Usage(input_tokens=input_tokens, output_tokens=output_tokens))
     if not cache_write:
         return plain
     written = Usage(input_tokens=input_tokens, cache_write_tokens=input_tokens, output_tokens=output_tokens)
-    return max(plain, tariff.price(written))
+    return max(plain, prices.price(written))
 
 
-def caching_pays(tariff: PriceTable, input_tokens: int, samples: int) -> bool:
-    """Whether one request that writes the provider's prompt cache and ``samples - 1`` that read it cost less than
-    ``samples`` that do neither."""
-    plain = tariff.price(Usage(input_tokens=input_tokens))
-    written = tariff.price(Usage(input_tokens=input_tokens, cache_write_tokens=input_tokens))
-    read = tariff.price(Usage(input_tokens=input_tokens, cached_input_tokens=input_tokens))
+def caching_pays(prices: PriceTable, input_tokens: int, samples: int) -> bool:
+    """Whether one request that writes the prompt cache and ``samples - 1`` that read it cost less than ``samples``
+    requests without it."""
+    plain = prices.price(Usage(input_tokens=input_tokens))
+    written = prices.price(Usage(input_tokens=input_tokens, cache_write_tokens=input_tokens))
+    read = prices.price(Usage(input_tokens=input_tokens, cached_input_tokens=input_tokens))
     return written + (samples - 1) * read < samples * plain

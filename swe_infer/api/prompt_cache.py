@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from swe_infer.api.coordination import SharedDatabase
 from swe_infer.errors import StoreError
@@ -25,9 +26,10 @@ from swe_infer.types import ApiModel, Prompt
 
 logger = logging.getLogger(__name__)
 
-_WARM_S = 270.0
-"""Providers keep a prompt for five minutes after its last use; half a minute is for the way."""
-_PATIENCE_S = 180.0
+_CACHED_S = 270.0
+"""Providers cache a prompt for five minutes after its last use, less half a minute for latency."""
+_CLAIM_S = 180.0
+"""No run waits longer for another's request."""
 _BUSY_S = 5.0
 
 _SCHEMA = """
@@ -35,18 +37,19 @@ CREATE TABLE IF NOT EXISTS cached_prompts (
     key BLOB PRIMARY KEY, owner TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID
 """
 
+Claim = Literal["lead", "cached", "wait"]
+
 
 def prompt_key(prompt: Prompt, model: ApiModel, provider: str, base_url: str) -> bytes:
-    """What a provider's cache goes by: who is asked, which model, which text."""
+    """Digest of what decides whether a provider finds a prompt in its cache: address, model, text."""
     parts = "\x1f".join((provider, base_url, model.name, prompt.system or "", prompt.user))
     return hashlib.blake2b(parts.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 class PromptCacheIndex:
-    """The account of prompts in ``path``, made where it does not exist.
+    """The index in ``path``, created if missing.
 
-    A file that cannot be used costs what it would have saved, never an answer: every prompt then counts as warm, so
-    that nobody waits.
+    If the file cannot be used, every prompt counts as cached, so that no run waits; only the savings are lost.
 
     Args:
         clock: seconds since the epoch.
@@ -60,34 +63,36 @@ class PromptCacheIndex:
             with self._db.transaction():
                 self._db.beat()
                 for owner in self._db.dead_owners():
-                    self._release(owner)
+                    self._remove(owner)
         except StoreError as error:
             self._give_up(error)
 
-    def claim(self, key: bytes) -> bool | None:
-        """True: this run goes ahead, and says so with :meth:`done`. False: the prompt is warm. None: another run's
-        request is under way; ask again in a moment."""
+    def claim(self, key: bytes) -> Claim:
+        """Returns ``lead`` if this run must send the prompt first and then call :meth:`release`, ``cached`` if the
+        provider has the prompt, ``wait`` if another run's request is in flight."""
         if self._db is None:
-            return False
+            return "cached"
         try:
-            if (verdict := self._verdict(key)) is not True:
-                return verdict
+            claim = self._find(key)
+            if claim != "lead":
+                return claim
             with self._db.transaction():
-                if verdict := self._verdict(key):  # another run may have claimed it since
+                claim = self._find(key)  # another run may have claimed it since
+                if claim == "lead":
                     self._db.beat()
-                    claimed = (key, self._db.owner, self._clock())
-                    self._db.execute("INSERT OR REPLACE INTO cached_prompts VALUES (?, ?, ?)", claimed)
+                    row = (key, self._db.owner, self._clock())
+                    self._db.execute("INSERT OR REPLACE INTO cached_prompts VALUES (?, ?, ?)", row)
         except StoreError as error:
             self._give_up(error)
-            return False
-        return verdict
+            return "cached"
+        return claim
 
-    def done(self, key: bytes, *, warm: bool) -> None:
-        """The request that went ahead was answered (``warm``), or came to nothing."""
+    def release(self, key: bytes, *, cached: bool) -> None:
+        """Ends a claim: the prompt was answered and is ``cached``, or the request failed."""
         if self._db is None:
             return
         try:
-            if warm:
+            if cached:
                 self._db.execute("UPDATE cached_prompts SET owner = '', at = ? WHERE key = ?", (self._clock(), key))
             else:
                 self._db.execute("DELETE FROM cached_prompts WHERE key = ? AND owner = ?", (key, self._db.owner))
@@ -99,27 +104,27 @@ class PromptCacheIndex:
         if self._db is not None:
             try:
                 with self._db.transaction():
-                    self._release(self._db.owner)
+                    self._remove(self._db.owner)
             except StoreError as error:
                 logger.warning("%s", error)
             self._db.close()
             self._db = None
 
-    def _release(self, owner: str) -> None:
+    def _remove(self, owner: str) -> None:
         assert self._db is not None
         self._db.execute("DELETE FROM cached_prompts WHERE owner = ?", (owner,))
         self._db.remove_owner(owner)
 
-    def _verdict(self, key: bytes) -> bool | None:
+    def _find(self, key: bytes) -> Claim:
         assert self._db is not None
         rows = self._db.execute("SELECT owner, at FROM cached_prompts WHERE key = ?", (key,))
         if not rows:
-            return True
+            return "lead"
         owner, at = rows[0]
         age_s = self._clock() - at
         if owner == "":
-            return not 0.0 <= age_s <= _WARM_S
-        return True if not 0.0 <= age_s <= _PATIENCE_S or owner in self._db.dead_owners() else None
+            return "cached" if 0.0 <= age_s <= _CACHED_S else "lead"
+        return "lead" if not 0.0 <= age_s <= _CLAIM_S or owner in self._db.dead_owners() else "wait"
 
     def _give_up(self, error: StoreError) -> None:
         logger.warning("%s; concurrent runs do not wait for each other's cached prompts", error)

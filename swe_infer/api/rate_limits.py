@@ -1,12 +1,12 @@
-"""How fast a quota may be used: requests a minute, tokens a minute.
+"""How fast a quota may be used: requests per minute, tokens per minute.
 
-A quota is known from the configuration, or learnt from the answers' headers, or not at all. Two accounts of it are
-kept, and either of them may let a request go:
+A quota is configured, or read from response headers, or unknown. A request may be sent if either of two accounts
+allows it:
 
-* the *schedule*: an even pace (the generic cell rate algorithm, ITU-T I.371) that remembers everything sent, so that
-  the average never passes the quota whatever way a server counts it (bucket, fixed window, sliding window);
-* the *statement*: what the server said was left, less what was sent since, plus what has flowed back where the
-  headers show that the quota refills continuously. It lets bursts through that the server allows.
+* the *schedule*: an even rate (the generic cell rate algorithm, ITU-T I.371) that counts everything sent, so that the
+  average never exceeds the quota, however a server counts it (bucket, fixed window, sliding window);
+* the *headers*: what the server reported as remaining, less what was sent since, plus what has been refilled if the
+  headers show a continuous refill. It allows the bursts that the server allows.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from swe_infer.errors import StoreError
 
 _MINUTE_S = 60.0
 _USED = 0.995
-"""Share of the quota that the schedule aims at: clocks and queues differ by more than nothing."""
+"""Share of the quota that the schedule aims at: clocks and queues differ."""
 _TOLERANCE_S = 0.25
-"""How far the schedule may be caught up with after a late wake-up."""
+"""How much of a delay the schedule may catch up on."""
 _AGREEMENTS = 3
-"""So many headers in a row must look like a bucket before its refill is counted on."""
+"""Consecutive responses that must match a bucket before its refill is relied on."""
 
 _LONGEST_WAIT_S = 0.004
 """For other processes that have the shared file locked."""
@@ -45,9 +45,9 @@ class RateLimiter:
     """One quota. Amounts are requests or tokens, times are seconds of one monotonic clock.
 
     Args:
-        per_minute: as configured; None: learn it. A configured quota is the upper bound of a learnt one.
+        per_minute: the configured quota, an upper bound on what headers report; None: only headers count.
         now: when counting begins.
-        parts: how many share what the headers state, each of which takes an equal part of it.
+        parts: how many processes share the quota in the headers in equal parts.
     """
 
     def __init__(self, per_minute: float | None, now: float, parts: int = 1) -> None:
@@ -55,27 +55,27 @@ class RateLimiter:
         self._parts = parts
         self._rate = per_minute / _MINUTE_S if per_minute is not None else None
         self._burst = per_minute is None
-        self._due = now  # when the schedule is level with what was sent
-        self._began: float | None = None  # the first request: what lies before it was no time to use a quota in
+        self._due = now  # when the schedule has caught up with what was sent
+        self._first_sent_at: float | None = None  # the quota was not used before
         self._sent = 0.0
-        self._left: float | None = None  # the statement, as of the request with `_left_at_sent` sent before it
-        self._left_at_sent = 0.0
-        self._left_time = now
-        self._bucket = 0
+        self._remaining: float | None = None  # by the headers, as of `_remaining_at_sent`
+        self._remaining_at_sent = 0.0
+        self._remaining_at = now
+        self._bucket_matches = 0
 
     @property
     def per_minute(self) -> float | None:
-        """The quota in force, or None while it is not known."""
+        """The current quota, or None while it is unknown."""
         return None if self._rate is None else self._rate * _MINUTE_S
 
     @property
-    def pace(self) -> float | None:
-        """Amount a second that the schedule aims at, or None while the quota is not known."""
+    def target_rate(self) -> float | None:
+        """Amount per second that the schedule aims at, or None while the quota is unknown."""
         return None if self._rate is None else self._rate * _USED
 
     @property
     def sent(self) -> float:
-        """All that was ever taken; hand it back to :meth:`learn` with the answer."""
+        """Total amount consumed so far, for :meth:`update_from_headers`."""
         return self._sent
 
     def wait_s(self, amount: float, now: float) -> float:
@@ -87,67 +87,67 @@ class RateLimiter:
         wait = self._due - _TOLERANCE_S - now
         if wait <= 0.0:
             return 0.0
-        if self._burst and self._bucket >= _AGREEMENTS and self._left is not None:
+        if self._burst and self._bucket_matches >= _AGREEMENTS and self._remaining is not None:
             wait = min(wait, (amount - self._available(now)) / self._rate)
         return wait
 
-    def take(self, amount: float, now: float) -> None:
-        """Note that ``amount`` is being sent."""
-        if self._began is None:
-            self._began = now
+    def consume(self, amount: float, now: float) -> None:
+        """Records that ``amount`` is being sent."""
+        if self._first_sent_at is None:
+            self._first_sent_at = now
         self._sent += amount
         if self._rate is not None:
             self._due = _advanced(self._due, amount, self._rate * _USED, now)
 
-    def correct(self, surplus: float) -> None:
-        """``surplus`` of what was taken turned out not to be used; below 0, more was. Servers allow for that in what
-        they state."""
+    def refund(self, surplus: float) -> None:
+        """Returns ``surplus`` that was consumed but not used to the schedule; negative: more was used. What headers
+        report includes this already."""
         if self._rate is not None:
             self._due -= surplus / (self._rate * _USED)
 
     def refused(self) -> None:
-        """The server refused a request: do not count on refills again, and forget what it said was left.
+        """Records a refusal: refills are not relied on again, and nothing counts as remaining.
 
-        A fixed window that was used up at once looks like a bucket until then.
+        Until then, a fixed window that was used up at once looks like a bucket.
         """
-        self._bucket = -(10**9)
-        if self._left is not None:
-            self._left, self._left_at_sent = 0.0, self._sent
+        self._bucket_matches = -(10**9)
+        if self._remaining is not None:
+            self._remaining, self._remaining_at_sent = 0.0, self._sent
 
-    def learn(
+    def update_from_headers(
         self, limit: float | None, remaining: float | None, reset_s: float | None, *, sent_before: float, now: float
     ) -> None:
-        """Take in an answer's headers.
+        """Updates the quota from a response.
 
         Args:
-            limit, remaining, reset_s: as the headers state them; None where they are silent.
-            sent_before: :attr:`sent` just after this answer's own request was taken.
+            limit, remaining, reset_s: from the headers; None: not in the headers.
+            sent_before: :attr:`sent` just after the request of this response was consumed.
         """
         if limit is None or limit <= 0:
             return
         rate = limit / _MINUTE_S
         if remaining is not None and reset_s is not None and remaining < limit:
-            full_s = reset_s * limit / (limit - remaining)  # of an empty bucket, if it is one
+            full_s = reset_s * limit / (limit - remaining)  # seconds to fill an empty bucket, if it is one
             if reset_s > 1.5 * _MINUTE_S:
-                rate = limit / full_s  # a quota for a longer time than a minute, such as a day
-            is_bucket = abs(full_s - limit / rate) <= 0.1 * limit / rate + limit / (limit - remaining)
-            self._bucket = self._bucket + 1 if is_bucket else 0
+                rate = limit / full_s  # a quota for more than a minute, such as a day
+            matches_bucket = abs(full_s - limit / rate) <= 0.1 * limit / rate + limit / (limit - remaining)
+            self._bucket_matches = self._bucket_matches + 1 if matches_bucket else 0
         rate /= self._parts
         if self._configured is not None:
             rate = min(rate, self._configured / _MINUTE_S)
         if self._rate is None:
-            # The schedule begins with the first request, so what was sent before the quota was known is owed.
-            began = now if self._began is None else self._began
-            self._due = began + self._sent / (rate * _USED)
+            # The schedule starts at the first request: what was sent before the quota was known counts.
+            start = now if self._first_sent_at is None else self._first_sent_at
+            self._due = start + self._sent / (rate * _USED)
         self._rate = rate
-        if remaining is not None and (self._left is None or sent_before >= self._left_at_sent):
-            self._left, self._left_at_sent, self._left_time = remaining / self._parts, sent_before, now
+        if remaining is not None and (self._remaining is None or sent_before >= self._remaining_at_sent):
+            self._remaining, self._remaining_at_sent, self._remaining_at = remaining / self._parts, sent_before, now
 
     def _available(self, now: float) -> float:
-        if self._left is None or self._rate is None:
+        if self._remaining is None or self._rate is None:
             return 0.0
-        refilled = (now - self._left_time) * self._rate if self._bucket >= _AGREEMENTS else 0.0
-        return self._left + refilled - (self._sent - self._left_at_sent)
+        refilled = (now - self._remaining_at) * self._rate if self._bucket_matches >= _AGREEMENTS else 0.0
+        return self._remaining + refilled - (self._sent - self._remaining_at_sent)
 
 
 class SharedRateLimiter:

@@ -1,8 +1,7 @@
-"""Whether anything can be reached at the addresses of a run.
+"""Whether the addresses of a run can be reached.
 
-A wrong address, a server that is not running or a refused certificate should be said within seconds. Once a single
-request has connected, a broken connection is a fault that may pass, and :class:`swe_infer.api.retry.Retry` has the
-patience for it.
+An invalid address, a server that is not running or a rejected certificate is reported within seconds. After the first
+connection, connection errors are transient, and :class:`swe_infer.api.retry.Retry` handles them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from swe_infer.errors import ProviderFatal
 from swe_infer.redaction import without_credentials
 
 _TRIES = 3
-"""At each address."""
+"""Failed attempts at each address before the run stops."""
 
 
 class Unreachable(ProviderFatal):
@@ -23,39 +22,39 @@ class Unreachable(ProviderFatal):
 
 
 class Reachability:
-    """What is known of the addresses ``base_urls``, at all of which the same run may ask."""
+    """Failed attempts to connect to the addresses ``base_urls`` of one run."""
 
     def __init__(self, base_urls: Sequence[str]) -> None:
         self._failures = dict.fromkeys(base_urls, 0)
-        self.proven = False
-        """Whether a request has connected."""
-        self.turn = asyncio.Lock()
-        """Held by the one request that tries while :meth:`is_doubtful`."""
+        self.connected = False
+        """Whether any request has connected."""
+        self.probe_lock = asyncio.Lock()
+        """Held by the one request that tries to connect while :meth:`is_doubtful`."""
 
     def is_doubtful(self) -> bool:
-        """Whether a request failed to connect and none ever has connected."""
-        return not self.proven and any(self._failures.values())
+        """Whether a request failed to connect and none has connected yet."""
+        return not self.connected and any(self._failures.values())
 
-    def tries(self, base_url: str) -> int:
-        """Failed tries at ``base_url``, one after the other."""
+    def failed_attempts(self, base_url: str) -> int:
+        """Consecutive failed attempts at ``base_url``."""
         return self._failures[base_url]
 
     def pause_s(self, base_url: str) -> float:
-        """Seconds to wait before the next try at ``base_url``: 1, 2, …"""
+        """Seconds to wait before the next attempt at ``base_url``: 1, 2, …"""
         return float(self._failures[base_url])
 
-    def note(self, base_url: str, error: BaseException | None, *, tries: int = 1) -> None:
-        """Take in how a request ended.
+    def record(self, base_url: str, error: BaseException | None, *, tries: int = 1) -> None:
+        """Records how a request ended.
 
         Args:
             error: None: it was answered.
-            tries: how many of this address have come one after the other. Those side by side count as one.
+            tries: consecutive attempts at this address; concurrent ones count as one.
 
         Raises:
-            Unreachable: in the place of ``error``, where further tries are of no use.
+            Unreachable: instead of ``error``, after the last attempt.
         """
-        if self.proven or error is None or not never_connected(error):
-            self.proven = self.proven or error is None or isinstance(error, Exception)
+        if self.connected or error is None or not never_connected(error):
+            self.connected = self.connected or error is None or isinstance(error, Exception)
             return
         self._failures[base_url] = max(tries, self._failures[base_url])
         if min(self._failures.values()) >= _TRIES:

@@ -1,4 +1,4 @@
-"""When to try again, and after how long. The class of the error decides; see :mod:`swe_infer.errors`."""
+"""Whether to retry, and after how long. The class of the error decides; see :mod:`swe_infer.errors`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How one request is tried again.
+    """How a request is retried.
 
-    Rate limits, overload and transient faults are tried again; a refused key, an unknown model, a rejected request or
-    a prompt that is too long never are. The wait grows exponentially with full jitter (Brooker, "Exponential Backoff
-    And Jitter", 2015). A server's Retry-After takes its place, up to a bound, so that no server can stall a run.
+    Rate limits, overload and transient errors are retried; a rejected key, an unknown model, an invalid request or a
+    prompt that is too long is not. The delay grows exponentially with full jitter (Brooker, "Exponential Backoff And
+    Jitter", 2015). A server's Retry-After replaces it, up to a bound, so that no server can stall a run.
     """
 
     tries: Annotated[int, Option("Requests sent for one answer, at most.", "speed")] = 12
@@ -47,26 +47,26 @@ class Retry:
                 raise ConfigError(f"runner.retry.{key}={value}: must be a finite number above 0")
 
     def attempt_timeout_s(self, max_new_tokens: int, provider_timeout_s: float) -> float:
-        """Seconds after which one try is given up."""
+        """Timeout of one attempt, in seconds."""
         if self.slowest_tokens_per_s is None:
             return provider_timeout_s
         return min(provider_timeout_s, _PATIENCE_S + max_new_tokens / self.slowest_tokens_per_s)
 
     def delay_s(self, error: RequestError, attempts: int, elapsed_s: float) -> float | None:
-        """Seconds to wait before the next try, or None where there is none.
+        """Seconds to wait before the next attempt; None: no retry.
 
         Args:
-            attempts: tries so far, the failed one included.
-            elapsed_s: seconds since the first of them began.
+            attempts: attempts so far, including the failed one.
+            elapsed_s: seconds since the start of the first attempt.
         """
         if not isinstance(error, RateLimited | TransientError) or attempts >= self.tries:
             return None
         ceiling = min(self.max_backoff_s, self.backoff_s * 2.0 ** min(attempts - 1, 30))
         wait = random.uniform(0.0, ceiling)
         if error.retry_after_s is not None:
-            # The jitter on top keeps requests that were refused together from coming back together.
-            asked = min(max(error.retry_after_s, 0.0), self.max_retry_after_s)
-            wait = asked + random.uniform(0.0, min(self.backoff_s, 0.1 * asked + 0.05))
+            # Jitter keeps requests that were refused together from being retried together.
+            requested = min(max(error.retry_after_s, 0.0), self.max_retry_after_s)
+            wait = requested + random.uniform(0.0, min(self.backoff_s, 0.1 * requested + 0.05))
         return wait if elapsed_s + wait <= self.total_s else None
 
 
@@ -77,8 +77,8 @@ _NOT_SENT = (*_NOT_CONNECTED, "PoolTimeout")
 def may_have_been_billed(error: BaseException) -> bool:
     """Whether the provider may charge for a request that ended in ``error``.
 
-    An HTTP error status or a redirect is not charged for. A broken connection, a timeout or an answer that cannot be
-    read may well be, unless the connection never came about, which the chain of causes tells.
+    An HTTP error status or a redirect is not billed. A broken connection, a timeout or an unreadable answer may be,
+    unless no connection was made, which the chain of causes shows.
     """
     if isinstance(error, RequestError) and error.status is not None and error.status >= 300:
         return False
@@ -86,7 +86,7 @@ def may_have_been_billed(error: BaseException) -> bool:
 
 
 def never_connected(error: BaseException) -> bool:
-    """Whether a request ended in ``error`` because no connection to the server came about (DNS, TCP, TLS, proxy)."""
+    """Whether no connection to the server was made (DNS, TCP, TLS, proxy)."""
     return isinstance(error, RequestError) and error.status is None and _caused_by(error, _NOT_CONNECTED)
 
 

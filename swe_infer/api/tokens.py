@@ -1,8 +1,8 @@
-"""Counting tokens of prompts for models whose tokenizers are not always at hand.
+"""Token counts of prompts without network access.
 
-Two questions, two answers. *About how many?* (length filter, pacing, dry run): tiktoken where it knows the model and
-its vocabulary lies on this machine, else an estimate that says so. *At most how many?* (budget): the number of UTF-8
-bytes, which no byte-level tokenizer exceeds; :mod:`swe_infer.api.counting` finds fewer.
+For an approximate count (length filter, rate limits, dry run): tiktoken if it knows the model and its vocabulary is
+on this machine, else an estimate. For an upper bound (budget): the number of UTF-8 bytes, which no byte-level
+tokenizer exceeds; :mod:`swe_infer.api.counting` has tighter bounds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from swe_infer.types import ApiModel, Prompt, TokenCounter
 
 CHARACTERS_PER_TOKEN = 3.3
-"""Of SWE-bench prompts (Python with line numbers), which were measured at 3.3 (long ones) to 3.9 (short ones)."""
+"""Of SWE-bench prompts (Python with line numbers): 3.3 (long ones) to 3.9 (short ones)."""
 
 _FRAMING_TOKENS = 64
 """Role names, separators and the start of the answer; providers add fewer than 20 for two messages."""
@@ -28,7 +28,7 @@ _VOCABULARIES = "https://openaipublic.blob.core.windows.net/encodings/"
 
 
 class EstimatedCounter:
-    """Characters divided by a constant; ``exact`` is False and the name says how it was had."""
+    """Characters divided by a constant."""
 
     exact = False
 
@@ -41,7 +41,7 @@ class EstimatedCounter:
 
 
 class TiktokenCounter:
-    """OpenAI's own vocabulary. Tokens that frame the messages are counted as in OpenAI's cookbook."""
+    """OpenAI's tokenizer. Tokens around the messages are counted as in OpenAI's cookbook."""
 
     exact = True
 
@@ -63,7 +63,7 @@ def counter_of(model: ApiModel, provider_id: str) -> TokenCounter:
     if encoding is not None and _vocabulary_file(encoding).is_file():
         try:
             return TiktokenCounter(encoding)
-        except (OSError, ValueError):  # a damaged file, which tiktoken would fetch again
+        except (OSError, ValueError):  # a damaged file, which tiktoken would download again
             pass
     return EstimatedCounter()
 
@@ -78,18 +78,18 @@ def _encoding_name(model: str) -> str | None:
 
 
 def _vocabulary_file(encoding: str) -> Path:
-    """Where tiktoken keeps the vocabulary of ``encoding``; its file names are the SHA-1 of the address."""
+    """tiktoken's cached vocabulary of ``encoding``, whose file name is the SHA-1 of its URL."""
     folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
     base = "o200k_base" if encoding.startswith("o200k") else encoding
     name = hashlib.sha1(f"{_VOCABULARIES}{base}.tiktoken".encode(), usedforsecurity=False).hexdigest()
     return Path(folder or Path(tempfile.gettempdir()) / "data-gym-cache") / name
 
 
-def sure_bound(prompt: Prompt, extra_body: Mapping[str, Any] | None = None) -> int:
-    """A number of tokens that the prompt cannot exceed with any byte-level tokenizer.
+def byte_bound(prompt: Prompt, extra_body: Mapping[str, Any] | None = None) -> int:
+    """An upper bound on the tokens of a prompt for any byte-level tokenizer.
 
-    Every token stands for at least one byte. Some tokenizers normalise first (Claude's published one: NFKC), which
-    can lengthen a text that is not ASCII, so the longer form counts.
+    Every token has at least one byte. Some tokenizers normalise first (Claude's published one: NFKC), which can
+    lengthen a text that is not ASCII, so the longer form counts.
     """
     total = _FRAMING_TOKENS
     for part in (prompt.system, prompt.user, prompt.prefill):

@@ -148,14 +148,14 @@ class Provider(ABC):
         does."""
         raise NotImplementedError
 
-    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
+    def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         """How many samples of one prompt one live request may ask for."""
         return 1
 
     async def complete_samples(
         self, requests: Sequence[Request], model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
     ) -> list[Answer]:
-        """Answer ``requests``, which differ in their sample alone, at most :meth:`most_samples` of them.
+        """Answer ``requests``, which differ in their sample alone, at most :meth:`max_samples` of them.
 
         The answers are in the order of ``requests``; where the vendor gives fewer, the last ones are missing. Their
         usages add up to what is billed. Raises RequestError as :meth:`complete` does.

@@ -94,7 +94,7 @@ class OpenAIChat(OpenAIBatches):
             details["usage_estimated"] = True
         return Answer(text, finish, usage, model=named(body.get("model")), details=details)
 
-    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
+    def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         """A seed of its own for each sample leaves no room for ``n``, and neither does a stream."""
         return _MOST_CHOICES if "n" in model.parameters and decoding.seed is None and not self.stream else 1
 

@@ -241,8 +241,8 @@ class VLLM(OpenAIChat):
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
         return super().read(_as_chat(body) if self._raw else body, request)
 
-    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
-        return 1 if self._raw else super().most_samples(model, decoding)  # vLLM keeps the prompt for the next one
+    def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
+        return 1 if self._raw else super().max_samples(model, decoding)  # vLLM keeps the prompt for the next one
 
     # The client.
 

@@ -23,7 +23,7 @@ from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.ledger import Ledger
 from swe_infer.api.limits import Limiter, Limits
-from swe_infer.api.pricing import PriceTable, price_table_of
+from swe_infer.api.pricing import PriceTable, price_table_for
 from swe_infer.api.prompt_cache import PromptCacheIndex
 from swe_infer.api.retry import Retry
 from swe_infer.api.tokens import counter_of
@@ -196,7 +196,7 @@ class ApiRunner:
                     stack.callback(cached_prompts.close)
                 over_budget = None if self._context is None else self._context.over_budget
                 dispatcher = Dispatcher(self._chain, max_pending, self.prompt_caching, cached_prompts, over_budget)
-                await dispatcher.run(requests, on_outcome, stop)
+                await dispatcher.dispatch(requests, on_outcome, stop)
 
     async def _open_provider(self, stop: threading.Event) -> bool:
         """Open the provider, which may load a model first; False if ``stop`` was set meanwhile."""
@@ -232,13 +232,13 @@ class ApiRunner:
             self.retry,
             self.batches,
             journal,
-            cached=chain.cached,
-            keep=lambda request, answer: chain.keep(request, answer, endpoint),
-            passed_over=self._context.over_budget,
+            cached=chain.cached_completion,
+            keep=lambda request, answer: chain.store(request, answer, endpoint),
+            over_budget=self._context.over_budget,
             is_recorded=self._context.is_recorded,
         )
         try:
-            await self._batches.run(requests, on_outcome, stop)
+            await self._batches.process(requests, on_outcome, stop)
         finally:
             journal.close()
 
@@ -259,19 +259,19 @@ class ApiRunner:
         endpoints = self.provider.endpoints(self._model)
         batch_prices = None
         if self.provider.has_batches:
-            batch_prices = price_table_of(self._model, self.provider.pricing_id, batch=True)
+            batch_prices = price_table_for(self._model, self.provider.pricing_id, batch=True)
         try:
             found = estimate(
                 planned(),
                 tokens=counter.name,
                 exact=counter.exact,
                 max_new_tokens=self.decoding.max_new_tokens,
-                tariff=price_table_of(self._model, self.provider.pricing_id),
-                batch_tariff=batch_prices,
+                prices=price_table_for(self._model, self.provider.pricing_id),
+                batch_prices=batch_prices,
                 max_concurrency=self.provider.max_concurrency,
                 limits=self.limits,
                 prompt_caching=self.prompt_caching,
-                most_samples=min(provider.most_samples(model, self.decoding) for provider, model in endpoints),
+                max_samples=min(provider.max_samples(model, self.decoding) for provider, model in endpoints),
             )
         finally:
             if cache is not None:
@@ -308,7 +308,7 @@ class ApiRunner:
             }
         stats = {
             "concurrency": float(sum(e.limiter.in_flight for e in endpoints.all)),
-            "concurrency_level": float(sum(e.limiter.level for e in endpoints.all)),
+            "concurrency_level": float(sum(e.limiter.concurrency for e in endpoints.all)),
             "requests_sent": float(counts.sent),
             "requests_retried": float(counts.retried),
             "requests_refused": float(counts.refused),
@@ -331,7 +331,7 @@ class ApiRunner:
         return tables[0]
 
     def _price_table_at(self, provider: Provider, model: ApiModel) -> PriceTable | None:
-        prices = price_table_of(model, provider.pricing_id, batch=provider.mode == "batch")
+        prices = price_table_for(model, provider.pricing_id, batch=provider.mode == "batch")
         if prices is None:
             for key in ("max_usd", "sweep_max_usd"):
                 if getattr(self.budget, key) is not None:
@@ -362,5 +362,5 @@ class ApiRunner:
         context = self._context
         ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id, self.locks)
         if context is not None:
-            ledger.count_earlier(context.spent_usd)
+            ledger.record_earlier_spending(context.spent_usd)
         return ledger

@@ -21,7 +21,7 @@ import pytest
 
 from swe_infer.api.batch import BatchSettings
 from swe_infer.api.batch_journal import Batch, Item, Journal, open_batches
-from swe_infer.api.pricing import price_table_of
+from swe_infer.api.pricing import price_table_for
 from swe_infer.api.retry import Retry
 from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, ProviderFatal
 from swe_infer.providers.anthropic_messages import AnthropicMessages
@@ -87,7 +87,7 @@ def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path:
         assert set(server.log.answers_by_prompt().values()) == {2}
         assert len(server.batches.submitted()) == 6
         assert isinstance(api.model, ApiModel)
-        live = price_table_of(api.model, vendor)
+        live = price_table_for(api.model, vendor)
         assert live is not None
         assert all(o.cost_usd is not None and 2 * o.cost_usd == live.price(o.usage) for o in completions)
         assert sum(o.cost_usd or Decimal(0) for o in completions) == server.log.cost_usd()
@@ -159,7 +159,7 @@ def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_
         journal = Journal(tmp_path)
         items = {f"swe-x-{n}": Item(r.instance_id, r.sample, journal.add_prompt(r.prompt)) for n, r in
                  enumerate(requests(6))}  # fmt: skip
-        journal.plan(Batch("swe-x", time.time(), items))
+        journal.record_planned(Batch("swe-x", time.time(), items))
         journal.close()
         first = runner(server.url, "openai", tmp_path)
         provider = cast(BatchProvider, first.provider)
@@ -195,7 +195,9 @@ def test_lines_of_the_journal_that_cannot_be_read_cost_themselves_alone(tmp_path
 
 def test_a_live_run_is_refused_while_its_batches_are_at_the_provider(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.plan(Batch("swe-1", time.time(), {"swe-1-0": Item("a", 0, journal.add_prompt(Prompt(None, "x")))}))
+    journal.record_planned(
+        Batch("swe-1", time.time(), {"swe-1-0": Item("a", 0, journal.add_prompt(Prompt(None, "x")))})
+    )
     journal.close()
     api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=OpenAIChat(), decoding=Decoding())
     with pytest.raises(ConfigError, match=r"provider\.mode=batch first"):
@@ -227,7 +229,7 @@ def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     prompt = Prompt("system", "line\nline \u00e9 \ud800")
     batch = Batch("swe-1", 1.0, {"swe-1-0": Item("a", 3, journal.add_prompt(prompt), 2)})
-    journal.plan(batch)
+    journal.record_planned(batch)
     journal.close()
     with (tmp_path / "batches.jsonl").open("a") as file:
         file.write('{"event": "submitted", "label": "swe-1", "i')
@@ -236,9 +238,9 @@ def test_the_journal_survives_a_torn_last_line(tmp_path: Path) -> None:
     assert kept.id is None
     assert kept.items["swe-1-0"] == Item("a", 3, 0, 2)
     assert again.prompt(0) == prompt
-    again.submitted(kept, "batch_1")
+    again.record_submitted(kept, "batch_1")
     assert [b.id for b in open_batches(tmp_path)] == ["batch_1"]
-    again.closed(kept, "collected")
+    again.record_closed(kept, "collected")
     again.close()
     assert open_batches(tmp_path) == []
 
@@ -328,7 +330,7 @@ def test_where_no_list_is_to_be_had_known_batches_are_collected_and_nothing_is_p
         for _ in range(2):
             told = launch()
             assert len(done) == 4
-            assert "1 batches, with 6 requests, may be paid for" in told
+            assert "1 batches with 6 requests may be billed" in told
             assert "runner.batches.unknown=again" in told
             assert "no list here" in told
             assert len(server.batches.submitted()) == 2
@@ -350,7 +352,7 @@ def test_results_that_stay_torn_cost_no_second_batch(vendor: str, tmp_path: Path
     with ApiServer() as server:
         server.batches.torn = True
         outcomes = Outcomes()
-        with pytest.raises(ProviderFatal, match=r"may be paid for .* lines of the results cannot be read"):
+        with pytest.raises(ProviderFatal, match=r"may be billed .* lines of the results cannot be read"):
             runner(server.url, vendor, tmp_path).generate(requests(5), outcomes, threading.Event())
         assert len(outcomes) == 4
         assert len(server.batches.submitted()) == 1

@@ -227,7 +227,7 @@ def test_a_count_that_cannot_be_relied_on_is_never_used_and_never_asked_for_agai
         assert error is not None
         assert server.log.cost_usd() <= cap
         assert len(counts(server)) == 1
-        assert sum("counts of tokens are not used" in r.message for r in caplog.records) == 1
+        assert sum("token counts are not used" in r.message for r in caplog.records) == 1
         assert not any(r.levelno >= logging.WARNING for r in caplog.records)
 
 
@@ -286,7 +286,7 @@ def test_a_stop_reaches_a_run_that_waits_for_a_cap_that_another_process_holds(tm
     with ApiServer() as server:
         api = runner(server, "openai", cap, tmp_path)
         other = Ledger(tmp_path / "ledger.sqlite", cap, "other")
-        assert isinstance(other.hold(cap), LedgerEntry)
+        assert isinstance(other.reserve(cap), LedgerEntry)
         threading.Timer(0.5, stop.set).start()
         outcomes = Outcomes()
         api.generate([sized(2000, f"i{n}") for n in range(20)], outcomes, stop)
@@ -312,23 +312,23 @@ async def settled() -> None:
 
 def test_a_smaller_request_passes_one_that_waits_and_does_not_take_what_that_one_needs() -> None:
     async def scenario() -> None:
-        purse = purse_of(10)
-        first = await purse.reserve(Decimal(8))
-        large = asyncio.create_task(purse.reserve(Decimal(6)))
+        cost_budget = purse_of(10)
+        first = await cost_budget.reserve(Decimal(8))
+        large = asyncio.create_task(cost_budget.reserve(Decimal(6)))
         await settled()
-        small = asyncio.create_task(purse.reserve(Decimal(1)))
+        small = asyncio.create_task(cost_budget.reserve(Decimal(1)))
         await settled()
         assert small.done()
-        purse.settle(small.result(), Decimal(1))
+        cost_budget.charge(small.result(), Decimal(1))
         assert not large.done()
         # Both fit once the first one has settled; the older and larger one goes first, and the other has to wait.
-        second = asyncio.create_task(purse.reserve(Decimal("2.5")))
+        second = asyncio.create_task(cost_budget.reserve(Decimal("2.5")))
         await settled()
-        purse.settle(first, Decimal(2))
+        cost_budget.charge(first, Decimal(2))
         await settled()
         assert large.done()
         assert not second.done()
-        purse.settle(await large, Decimal(3))
+        cost_budget.charge(await large, Decimal(3))
         await second
 
     asyncio.run(scenario())
@@ -336,16 +336,16 @@ def test_a_smaller_request_passes_one_that_waits_and_does_not_take_what_that_one
 
 def test_small_requests_without_end_do_not_keep_a_large_one_waiting() -> None:
     async def scenario() -> int:
-        purse = purse_of(1000)
-        held = [await purse.reserve(Decimal(10)) for _ in range(99)]
-        large = asyncio.create_task(purse.reserve(Decimal(100)))
+        cost_budget = purse_of(1000)
+        held = [await cost_budget.reserve(Decimal(10)) for _ in range(99)]
+        large = asyncio.create_task(cost_budget.reserve(Decimal(100)))
         await settled()
         passed = 0
         while not large.done():
-            small = asyncio.create_task(purse.reserve(Decimal(10)))
+            small = asyncio.create_task(cost_budget.reserve(Decimal(10)))
             await settled()
             passed += small.done()
-            purse.settle(held.pop(0), Decimal("0.01"))
+            cost_budget.charge(held.pop(0), Decimal("0.01"))
             await settled()
             if small.done():
                 held.append(small.result())
@@ -359,17 +359,17 @@ def test_small_requests_without_end_do_not_keep_a_large_one_waiting() -> None:
 
 def test_what_never_fits_is_refused_while_others_wait_and_go_on() -> None:
     async def scenario() -> None:
-        purse = purse_of(10)
-        first = await purse.reserve(Decimal(8))
-        waits = asyncio.create_task(purse.reserve(Decimal(5)))
+        cost_budget = purse_of(10)
+        first = await cost_budget.reserve(Decimal(8))
+        waits = asyncio.create_task(cost_budget.reserve(Decimal(5)))
         await settled()
         with pytest.raises(BudgetExceeded) as refused:
-            await purse.reserve(Decimal(11))
+            await cost_budget.reserve(Decimal(11))
         assert refused.value.usd == 11
-        purse.settle(first, Decimal(6))
+        cost_budget.charge(first, Decimal(6))
         with pytest.raises(BudgetExceeded):
             await waits
-        assert isinstance(await purse.reserve(Decimal(4)), Reservation)
+        assert isinstance(await cost_budget.reserve(Decimal(4)), Reservation)
 
     asyncio.run(scenario())
 
@@ -380,47 +380,47 @@ def test_cancelling_a_request_that_waits_leaves_nothing_held_at_any_moment(befor
 
     async def scenario() -> None:
         ledger = Ledger(None, Decimal(10), "run")
-        purse = CostBudget([("budget.max_usd", ledger)])
-        first = await purse.reserve(Decimal(8))
+        cost_budget = CostBudget([("budget.max_usd", ledger)])
+        first = await cost_budget.reserve(Decimal(8))
         counted = asyncio.Event()
 
         async def tighter() -> Decimal:
             await counted.wait()
             return Decimal(5)
 
-        cancelled = asyncio.create_task(purse.reserve(Decimal(9), tighter))
-        behind = asyncio.create_task(purse.reserve(Decimal("4.5")))
+        cancelled = asyncio.create_task(cost_budget.reserve(Decimal(9), tighter))
+        behind = asyncio.create_task(cost_budget.reserve(Decimal("4.5")))
         await settled()
         for step in before:
             if step == "c":
                 counted.set()
             elif step == "s":
-                purse.settle(first, Decimal(1))
+                cost_budget.charge(first, Decimal(1))
             else:
                 await settled()
         cancelled.cancel()
         (outcome,) = await asyncio.gather(cancelled, return_exceptions=True)
         if isinstance(outcome, Reservation):  # it was faster
-            purse.settle(outcome, Decimal(0))
+            cost_budget.charge(outcome, Decimal(0))
         if "s" not in before:
-            purse.settle(first, Decimal(1))
+            cost_budget.charge(first, Decimal(1))
         await behind
-        left = ledger.left()
-        assert (purse.waiting, left.ever - left.now) == (0, Decimal("4.5"))
+        remaining = ledger.remaining()
+        assert (cost_budget.waiting, remaining.unspent - remaining.available) == (0, Decimal("4.5"))
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_a_halt_ends_every_wait() -> None:
     async def scenario() -> None:
-        purse = purse_of(10)
-        first = await purse.reserve(Decimal(8))
-        waiting = [asyncio.create_task(purse.reserve(Decimal(5))) for _ in range(3)]
+        cost_budget = purse_of(10)
+        first = await cost_budget.reserve(Decimal(8))
+        waiting = [asyncio.create_task(cost_budget.reserve(Decimal(5))) for _ in range(3)]
         await settled()
-        purse.halt()
+        cost_budget.halt()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [Halted] * 3
-        purse.settle(first, Decimal(1))
-        assert purse.waiting == 0
+        cost_budget.charge(first, Decimal(1))
+        assert cost_budget.waiting == 0
 
     asyncio.run(scenario())

@@ -54,11 +54,11 @@ class Client:
                 await asyncio.sleep(self.chance.uniform(0.0, 1.0))
 
     async def _is_answered(self, limiter: Limiter) -> bool:
-        async with limiter.ticket(100, 10) as ticket:
+        async with limiter.permit(100, 10) as permit:
             if self.refuses(self.at_server):
                 self.refused += 1
                 await asyncio.sleep(self.refusal_s)
-                limiter.refused(ticket, self.error("no", retry_after_s=1.0), 60)
+                limiter.refused(permit, self.error("no", retry_after_s=1.0), 60)
                 return False
             self.at_server += 1
             latency_s = self.chance.uniform(*self.latency_s)
@@ -66,7 +66,7 @@ class Client:
             self.at_server -= 1
             self.busy_s += latency_s
             self.answered += 1
-            limiter.answered(ticket, RateLimits(), Usage())
+            limiter.answered(permit, RateLimits(), Usage())
             return True
 
 
@@ -79,7 +79,7 @@ def test_faults_that_strike_one_request_in_ten_whatever_the_load_leave_the_level
     in_flight, limiter = client.run()
     assert client.answered == 1500
     assert in_flight >= 0.65 * 64
-    assert limiter.cuts <= 2
+    assert limiter.backoffs <= 2
 
 
 @pytest.mark.parametrize("capacity", [5, 40])
@@ -90,7 +90,7 @@ def test_a_server_that_takes_so_many_at_once_is_used_well_and_seldom_pressed(cap
     assert client.answered == 1500
     assert in_flight >= 0.6 * capacity
     assert client.refused <= (0.25 if refusal_s < 0.1 else 0.5) * client.answered
-    assert limiter.level <= 2 * capacity
+    assert limiter.concurrency <= 2 * capacity
 
 
 def test_an_outage_is_backed_off_from_and_grown_out_of() -> None:
@@ -101,8 +101,8 @@ def test_an_outage_is_backed_off_from_and_grown_out_of() -> None:
         client.refuses = lambda in_flight: 5.0 <= loop.time() - 1000.0 < 15.0
         _, limiter = await client._run()
         assert client.answered == 1500
-        assert limiter.level >= 40  # grown again
-        assert limiter.cuts >= 5
+        assert limiter.concurrency >= 40  # grown again
+        assert limiter.backoffs >= 5
         assert client.refused < 500  # 64 in flight for ten seconds would be 128,000 refusals of 5 ms
 
     run_virtual(scenario())

@@ -10,7 +10,7 @@ import pytest
 
 from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.limits import Limits
-from swe_infer.api.pricing import price_table_of
+from swe_infer.api.pricing import price_table_for
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
@@ -26,8 +26,8 @@ def simple(planned: list[Planned], limits: Limits | None = None, *, exact: bool 
         tokens="by hand",
         exact=exact,
         max_new_tokens=1000,
-        tariff=price_table_of(ApiModel(name="claude-sonnet-4-5"), "anthropic"),
-        batch_tariff=price_table_of(ApiModel(name="claude-sonnet-4-5"), "anthropic", batch=True),
+        prices=price_table_for(ApiModel(name="claude-sonnet-4-5"), "anthropic"),
+        batch_prices=price_table_for(ApiModel(name="claude-sonnet-4-5"), "anthropic", batch=True),
         max_concurrency=10,
         limits=limits or Limits(),
         prompt_caching="auto",

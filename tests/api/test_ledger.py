@@ -25,11 +25,11 @@ from swe_infer.api.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), Decimal(5), sys.argv[2])
 paid = 0
 while True:
-    hold = ledger.hold(Decimal("0.04"))
-    if hold == "never":
+    hold = ledger.reserve(Decimal("0.04"))
+    if hold == "cannot_fit":
         break
     if hold != "wait":
-        ledger.settle(hold, Decimal("0.01"))
+        ledger.charge(hold, Decimal("0.01"))
         paid += 1
 print(paid)
 """
@@ -40,9 +40,9 @@ from decimal import Decimal
 from pathlib import Path
 from swe_infer.api.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), Decimal(10), "killed")
-ledger.settle(ledger.hold(Decimal(1)), Decimal("0.25"))
+ledger.charge(ledger.reserve(Decimal(1)), Decimal("0.25"))
 for _ in range(4):
-    ledger.hold(Decimal(2))
+    ledger.reserve(Decimal(2))
 print("holding", flush=True)
 time.sleep(600)
 """
@@ -54,12 +54,12 @@ def process(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 def test_holds_count_against_the_cap_until_they_are_settled() -> None:
     ledger = Ledger(None, Decimal(1), "run")
-    first = ledger.hold(Decimal("0.7"))
+    first = ledger.reserve(Decimal("0.7"))
     assert isinstance(first, LedgerEntry)
-    assert ledger.hold(Decimal("0.4")) == "wait"
-    ledger.settle(first, Decimal("0.1"))
-    assert isinstance(ledger.hold(Decimal("0.9")), LedgerEntry)
-    assert ledger.hold(Decimal("0.95")) == "never"
+    assert ledger.reserve(Decimal("0.4")) == "wait"
+    ledger.charge(first, Decimal("0.1"))
+    assert isinstance(ledger.reserve(Decimal("0.9")), LedgerEntry)
+    assert ledger.reserve(Decimal("0.95")) == "cannot_fit"
     assert ledger.spent_usd == Decimal("0.1")
 
 
@@ -75,41 +75,41 @@ def test_what_a_killed_process_held_is_charged_as_its_like_came_to_and_the_rest_
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
     living = Ledger(tmp_path / "ledger", Decimal(10), "living")
-    assert living.hold(Decimal(3)) == "wait"
+    assert living.reserve(Decimal(3)) == "wait"
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    assert isinstance(living.hold(Decimal(3)), LedgerEntry)
+    assert isinstance(living.reserve(Decimal(3)), LedgerEntry)
     # One of its requests came to a quarter of its worst case, so the four in flight count for a good quarter of 8.
     assert Decimal("2.25") < living.spent_usd < Decimal("2.5")
 
 
 def test_the_same_run_goes_on_with_what_it_spent_before(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger", Decimal(1), "run")
-    hold = ledger.hold(Decimal("0.5"))
+    hold = ledger.reserve(Decimal("0.5"))
     assert isinstance(hold, LedgerEntry)
-    ledger.settle(hold, Decimal("0.4"))
+    ledger.charge(hold, Decimal("0.4"))
     ledger.close()
     again = Ledger(tmp_path / "ledger", Decimal(1), "run")
-    again.count_earlier(Decimal("0.3"))  # the records know of less
+    again.record_earlier_spending(Decimal("0.3"))  # the records know of less
     assert again.spent_usd == Decimal("0.4")
-    again.count_earlier(Decimal("0.6"))  # or of more
+    again.record_earlier_spending(Decimal("0.6"))  # or of more
     assert again.spent_usd == Decimal("0.6")
 
 
 def test_a_cap_may_be_raised_between_tries(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger", Decimal(1), "run")
-    assert ledger.hold(Decimal(2)) == "never"
+    assert ledger.reserve(Decimal(2)) == "cannot_fit"
     ledger.close()
-    assert isinstance(Ledger(tmp_path / "ledger", Decimal(3), "run").hold(Decimal(2)), LedgerEntry)
+    assert isinstance(Ledger(tmp_path / "ledger", Decimal(3), "run").reserve(Decimal(2)), LedgerEntry)
 
 
 def test_small_amounts_add_up_exactly() -> None:
     ledger = Ledger(None, Decimal(1), "run")
     for _ in range(1000):
-        hold = ledger.hold(Decimal("0.0000003"))
+        hold = ledger.reserve(Decimal("0.0000003"))
         assert isinstance(hold, LedgerEntry)
-        ledger.settle(hold, Decimal("0.000000075"))  # one token of gpt-4o-mini in a batch
+        ledger.charge(hold, Decimal("0.000000075"))  # one token of gpt-4o-mini in a batch
     assert ledger.spent_usd == Decimal("0.000075")
 
 
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_ledger_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_tighter_bound_is_asked_for_only_where_the_cheap_one_does_not_fit() -> None:
     async def scenario() -> None:
-        purse = CostBudget([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
+        cost_budget = CostBudget([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
         asked: list[int] = []
 
         async def tighter() -> Decimal:
@@ -131,12 +131,12 @@ def test_the_tighter_bound_is_asked_for_only_where_the_cheap_one_does_not_fit() 
         async def still_too_dear() -> Decimal:
             return Decimal("10.5")
 
-        await purse.reserve(Decimal(7), tighter)
+        await cost_budget.reserve(Decimal(7), tighter)
         assert asked == []
-        reservation = await purse.reserve(Decimal(7), tighter)
+        reservation = await cost_budget.reserve(Decimal(7), tighter)
         assert (asked, reservation.usd) == ([1], Decimal(3))
         with pytest.raises(BudgetExceeded, match=r"budget\.max_usd=10 "):
-            await purse.reserve(Decimal(11), still_too_dear)
+            await cost_budget.reserve(Decimal(11), still_too_dear)
 
     asyncio.run(scenario())
 
@@ -145,10 +145,10 @@ def test_a_reservation_that_one_cap_refuses_leaves_the_other_untouched(tmp_path:
     async def scenario() -> None:
         run = Ledger(None, Decimal(10), "run")
         sweep = Ledger(tmp_path / "ledger", Decimal(4), "run")
-        purse = CostBudget([("budget.max_usd", run), ("budget.sweep_max_usd", sweep)])
+        cost_budget = CostBudget([("budget.max_usd", run), ("budget.sweep_max_usd", sweep)])
         with pytest.raises(BudgetExceeded, match="sweep"):
-            await purse.reserve(Decimal(5))
-        assert isinstance(run.hold(Decimal(10)), LedgerEntry)
+            await cost_budget.reserve(Decimal(5))
+        assert isinstance(run.reserve(Decimal(10)), LedgerEntry)
 
     asyncio.run(scenario())
 
@@ -157,9 +157,9 @@ def test_a_hold_and_its_settlement_cost_the_same_however_many_there_were(tmp_pat
     ledger = Ledger(tmp_path / "ledger", Decimal(1000), "run")
 
     def hold_and_settle() -> None:
-        hold = ledger.hold(Decimal("0.04"))
+        hold = ledger.reserve(Decimal("0.04"))
         assert isinstance(hold, LedgerEntry)
-        ledger.settle(hold, Decimal("0.01"))
+        ledger.charge(hold, Decimal("0.01"))
 
     hold_and_settle()
     first = lines_executed(hold_and_settle)

@@ -26,18 +26,18 @@ class Bucket:
     """A quota that refills continuously, as OpenAI and Anthropic describe theirs."""
 
     def __init__(self, per_minute: float, burst: float) -> None:
-        self.rate, self.burst, self.level, self.at = per_minute / 60, burst, burst, 0.0
+        self.rate, self.burst, self.concurrency, self.at = per_minute / 60, burst, burst, 0.0
 
     def admits(self, now: float) -> bool:
-        self.level = min(self.burst, self.level + (now - self.at) * self.rate)
+        self.concurrency = min(self.burst, self.concurrency + (now - self.at) * self.rate)
         self.at = now
-        if self.level < 1:
+        if self.concurrency < 1:
             return False
-        self.level -= 1
+        self.concurrency -= 1
         return True
 
     def headers(self, now: float) -> tuple[float, float, float]:
-        return self.rate * 60, int(self.level), (self.burst - self.level) / self.rate
+        return self.rate * 60, int(self.concurrency), (self.burst - self.concurrency) / self.rate
 
 
 class Window:
@@ -72,7 +72,7 @@ def simulate(server: Bucket | Window, quota: RateLimiter, seconds: float, latenc
     while now < seconds:
         while arrivals and arrivals[0][0] <= now:
             _, sent_before, *stated = heapq.heappop(arrivals)
-            quota.learn(*stated, sent_before=sent_before, now=now)
+            quota.update_from_headers(*stated, sent_before=sent_before, now=now)
         if len(arrivals) >= 400:
             now = arrivals[0][0]
             continue
@@ -80,7 +80,7 @@ def simulate(server: Bucket | Window, quota: RateLimiter, seconds: float, latenc
         if wait > 0:
             now = min(now + max(wait, 1e-3), arrivals[0][0] if arrivals else float("inf"))
             continue
-        quota.take(1.0, now)
+        quota.consume(1.0, now)
         if server.admits(now):
             admitted += 1
             heapq.heappush(arrivals, (now + latency, quota.sent, *server.headers(now)))
@@ -121,41 +121,41 @@ def test_a_configured_quota_is_never_passed_whatever_the_headers_say() -> None:
 
 def test_what_the_server_has_left_may_be_sent_at_once() -> None:
     quota = RateLimiter(None, 0.0)
-    quota.take(1, 0.0)
-    quota.learn(600, 599, 0.1, sent_before=1, now=1.0)
+    quota.consume(1, 0.0)
+    quota.update_from_headers(600, 599, 0.1, sent_before=1, now=1.0)
     for _ in range(599):
         assert quota.wait_s(1, 1.0) == 0
-        quota.take(1, 1.0)
+        quota.consume(1, 1.0)
     assert quota.wait_s(1, 1.0) > 0
 
 
 def test_the_time_before_the_first_request_is_none_to_make_up_for() -> None:
     quota = RateLimiter(None, 0.0)
     for _ in range(10):
-        quota.take(1, 30.0)
-    quota.learn(600, 0, 1.0, sent_before=10, now=30.1)
+        quota.consume(1, 30.0)
+    quota.update_from_headers(600, 0, 1.0, sent_before=10, now=30.1)
     assert quota.wait_s(1, 30.1) == pytest.approx(0.65, abs=0.02)  # ten are a second's worth; a quarter is tolerance
 
 
 def test_a_quota_for_a_day_is_not_taken_for_one_for_a_minute() -> None:
     quota = RateLimiter(None, 0.0)
-    quota.take(1, 0.0)
-    quota.learn(200, 199, 432.0, sent_before=1, now=1.0)
+    quota.consume(1, 0.0)
+    quota.update_from_headers(200, 199, 432.0, sent_before=1, now=1.0)
     assert quota.per_minute == pytest.approx(200 / 1440)
 
 
 def test_tokens_that_were_not_used_are_given_back() -> None:
     quota = RateLimiter(60_000, 0.0)
-    quota.take(10_000, 0.0)
+    quota.consume(10_000, 0.0)
     assert quota.wait_s(10_000, 0.0) == pytest.approx(10, rel=0.1)
-    quota.correct(8_000)
+    quota.refund(8_000)
     assert quota.wait_s(10_000, 0.0) == pytest.approx(2, rel=0.2)
 
 
 async def worker(limiter: Limiter, seconds: float, answers: list[float], limits: RateLimits | None = None) -> None:
-    async with limiter.ticket(100, 10) as ticket:
+    async with limiter.permit(100, 10) as permit:
         await asyncio.sleep(seconds)
-        limiter.answered(ticket, limits or RateLimits(), Usage())
+        limiter.answered(permit, limits or RateLimits(), Usage())
         answers.append(clock())
 
 
@@ -180,16 +180,16 @@ def test_one_episode_of_refusals_cuts_the_level_once() -> None:
         limiter = Limiter(Limits(start=40), 64)
 
         async def refused(after: float) -> None:
-            async with limiter.ticket(1, 1) as ticket:
+            async with limiter.permit(1, 1) as permit:
                 await asyncio.sleep(after)
-                limiter.refused(ticket, Overloaded("529", status=529), 60)
+                limiter.refused(permit, Overloaded("529", status=529), 60)
 
         await asyncio.gather(*(refused(0.02 + n / 1000) for n in range(40)))
-        assert limiter.cuts == 1
-        assert 20 <= limiter.level <= 28
+        assert limiter.backoffs == 1
+        assert 20 <= limiter.concurrency <= 28
         for _ in range(7):
             await refused(0.0)
-        assert limiter.cuts == 2
+        assert limiter.backoffs == 2
 
     run_virtual(scenario())
 
@@ -198,16 +198,16 @@ def test_after_a_cut_it_grows_while_it_is_used_to_the_full_and_only_then() -> No
     async def scenario() -> None:
         limiter = Limiter(Limits(start=20), 64)
         for _ in range(10):
-            async with limiter.ticket(1, 1) as ticket:
-                limiter.refused(ticket, Overloaded("529", status=529), 60)
-        low = limiter.level
+            async with limiter.permit(1, 1) as permit:
+                limiter.refused(permit, Overloaded("529", status=529), 60)
+        low = limiter.concurrency
         assert low < 20
         answers: list[float] = []
         for _ in range(50):
             await worker(limiter, 0.0, answers)  # one at a time
-        assert limiter.level <= max(low, 2)
+        assert limiter.concurrency <= max(low, 2)
         await asyncio.gather(*(worker(limiter, 0.002, answers) for _ in range(600)))
-        assert limiter.level > 5
+        assert limiter.concurrency > 5
 
     run_virtual(scenario())
 
@@ -215,8 +215,8 @@ def test_after_a_cut_it_grows_while_it_is_used_to_the_full_and_only_then() -> No
 def test_a_retry_after_keeps_every_request_away_where_a_quota_is_known() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=4, requests_per_minute=6_000_000), 4)
-        async with limiter.ticket(1, 1) as ticket:
-            limiter.refused(ticket, RateLimited("429", retry_after_s=0.3), 60)
+        async with limiter.permit(1, 1) as permit:
+            limiter.refused(permit, RateLimited("429", retry_after_s=0.3), 60)
         began = clock()
         await asyncio.gather(*(worker(limiter, 0.0, []) for _ in range(3)))
         assert clock() - began == pytest.approx(0.3, abs=0.01)
@@ -230,8 +230,8 @@ def test_a_retry_after_that_no_quota_explains_is_heeded_by_all_once_it_is_said_a
         await worker(limiter, 0.0, [])
 
         async def refused() -> None:
-            async with limiter.ticket(1, 1) as ticket:
-                limiter.refused(ticket, RateLimited("429", retry_after_s=0.3), 60)
+            async with limiter.permit(1, 1) as permit:
+                limiter.refused(permit, RateLimited("429", retry_after_s=0.3), 60)
 
         began = clock()
         await refused()
@@ -250,10 +250,10 @@ def test_a_rare_refusal_under_a_known_quota_does_not_cost_concurrency() -> None:
         limiter = Limiter(Limits(start=32, requests_per_minute=6_000_000), 64)
         answers: list[float] = []
         await asyncio.gather(*(worker(limiter, 0.001, answers) for _ in range(200)))
-        before = limiter.level
-        async with limiter.ticket(1, 1) as ticket:
-            limiter.refused(ticket, RateLimited("429", retry_after_s=0.01), 60)
-        assert limiter.level == before
+        before = limiter.concurrency
+        async with limiter.permit(1, 1) as permit:
+            limiter.refused(permit, RateLimited("429", retry_after_s=0.01), 60)
+        assert limiter.concurrency == before
 
     run_virtual(scenario())
 
@@ -262,9 +262,9 @@ def test_a_start_that_was_refused_goes_on_once_the_quota_is_known() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=8, doubling_s=0.05), 64)
         for _ in range(20):
-            async with limiter.ticket(1, 1) as ticket:
-                limiter.refused(ticket, RateLimited("429"), 60)
-        assert limiter.level == 1
+            async with limiter.permit(1, 1) as permit:
+                limiter.refused(permit, RateLimited("429"), 60)
+        assert limiter.concurrency == 1
         generous = RateLimits(limit_requests=10**9, remaining_requests=10**9, reset_requests_s=0.0)
         await worker(limiter, 0.0, [], generous)
         tasks = [asyncio.create_task(worker(limiter, 1.0, [])) for _ in range(64)]
@@ -281,8 +281,8 @@ def test_a_start_that_is_refused_waits_for_the_first_answer() -> None:
         answers: list[float] = []
 
         async def refused() -> None:
-            async with limiter.ticket(1, 1) as ticket:
-                limiter.refused(ticket, RateLimited("429"), 60)
+            async with limiter.permit(1, 1) as permit:
+                limiter.refused(permit, RateLimited("429"), 60)
 
         first = asyncio.create_task(worker(limiter, 0.4, answers))
         await asyncio.sleep(0.01)
@@ -302,17 +302,17 @@ def test_a_refusal_that_states_the_quota_tells_as_much_as_an_answer() -> None:
         stated = RateLimits(limit_requests=1200, remaining_requests=0, reset_requests_s=0.1)
 
         async def first(number: int) -> None:
-            async with limiter.ticket(1, 1) as ticket:
+            async with limiter.permit(1, 1) as permit:
                 await asyncio.sleep(0.01)
                 if number >= 5:
-                    limiter.refused(ticket, RateLimited("429", retry_after_s=0.05, rate_limits=stated), 60)
+                    limiter.refused(permit, RateLimited("429", retry_after_s=0.05, rate_limits=stated), 60)
                     return
                 await asyncio.sleep(5)
 
         waiting = [asyncio.create_task(first(number)) for number in range(8)]
         await asyncio.sleep(0.05)
         assert limiter.requests_per_minute == 1200
-        assert limiter.cuts == 0
+        assert limiter.backoffs == 0
         answers: list[float] = []
         began = clock()
         tasks = [asyncio.create_task(worker(limiter, 0.0, answers)) for _ in range(20)]
@@ -334,7 +334,7 @@ def test_a_busy_loop_is_not_taken_for_success() -> None:
         assert isinstance(loop, VirtualLoop)
         loop.now += 0.5  # five doublings' worth of the loop's time go by in one callback
         await asyncio.sleep(0.01)
-        assert limiter.level <= 16
+        assert limiter.concurrency <= 16
         await asyncio.gather(*tasks)
 
     run_virtual(scenario())
@@ -346,7 +346,7 @@ def test_urgent_requests_go_ahead_of_those_that_wait() -> None:
         order: list[str] = []
 
         async def ask(name: str, urgent: bool) -> None:
-            async with limiter.ticket(1, 1, urgent=urgent):
+            async with limiter.permit(1, 1, urgent=urgent):
                 order.append(name)
                 await asyncio.sleep(0.005)
 
@@ -360,7 +360,7 @@ def test_urgent_requests_go_ahead_of_those_that_wait() -> None:
 def test_a_cancelled_wait_gives_its_place_back() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=1), 1)
-        async with limiter.ticket(1, 1):
+        async with limiter.permit(1, 1):
             waiting = asyncio.create_task(worker(limiter, 0.0, []))
             await asyncio.sleep(0.01)
             waiting.cancel()
@@ -374,7 +374,7 @@ def test_a_cancelled_wait_gives_its_place_back() -> None:
 def test_a_halt_sends_everyone_away_who_waits() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=1), 1)
-        async with limiter.ticket(1, 1):
+        async with limiter.permit(1, 1):
             waiting = asyncio.create_task(worker(limiter, 0.0, []))
             await asyncio.sleep(0.01)
             limiter.halt()
@@ -397,11 +397,11 @@ def test_a_quota_of_tokens_is_used_up_and_kept_however_many_tokens_the_prompts_t
 
         async def ask(characters: int) -> None:
             nonlocal used
-            async with limiter.ticket(characters, 100) as ticket:
+            async with limiter.permit(characters, 100) as permit:
                 await asyncio.sleep(2.0)
                 tokens = int(characters / (characters_per_token * chance.uniform(0.7, 1.3)))
                 used += tokens + 100
-                limiter.answered(ticket, RateLimits(), Usage(input_tokens=tokens, output_tokens=10))
+                limiter.answered(permit, RateLimits(), Usage(input_tokens=tokens, output_tokens=10))
 
         await asyncio.gather(*(ask(chance.randint(500, 8000)) for _ in range(300)))
         share = used / (1000 * (clock() - began))
@@ -448,8 +448,8 @@ def test_limiters_that_share_a_file_wait_for_each_other(tmp_path: Path) -> None:
         assert not await granted(Limiter(Limits(shared=file), 64))
         other = str(tmp_path / "other")
         refused = Limiter(Limits(requests_per_minute=6_000_000, shared=other), 64)
-        async with refused.ticket(1, 1) as ticket:
-            refused.refused(ticket, RateLimited("429", retry_after_s=3600.0), 3600)
+        async with refused.permit(1, 1) as permit:
+            refused.refused(permit, RateLimited("429", retry_after_s=3600.0), 3600)
         refused.close()
         assert not await granted(Limiter(Limits(shared=other), 64))
 
@@ -495,7 +495,13 @@ def test_requests_do_not_hang_when_the_file_of_shared_quotas_fails(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "values",
-    [{"start": 0}, {"cut": 1.0}, {"doubling_s": 0.0}, {"requests_per_minute": 0.0}, {"tokens_per_minute": -1.0}],
+    [
+        {"start": 0},
+        {"backoff_factor": 1.0},
+        {"doubling_s": 0.0},
+        {"requests_per_minute": 0.0},
+        {"tokens_per_minute": -1.0},
+    ],
 )
 def test_bad_values_are_refused_by_name(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):

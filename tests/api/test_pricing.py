@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.api.pricing import ListedPrices, PriceTable, StatedPrices, caching_pays, price_table_of, worst_case
+from swe_infer.api.pricing import ListedPrices, PriceTable, StatedPrices, caching_pays, price_table_for, worst_case
 from swe_infer.errors import ConfigError
 from swe_infer.types import ApiModel, Pricing, Usage
 
 
 def listed(name: str, provider: str = "openai", *, batch: bool = False) -> PriceTable:
-    tariff = price_table_of(ApiModel(name=name), provider, batch=batch)
-    assert tariff is not None
-    return tariff
+    prices = price_table_for(ApiModel(name=name), provider, batch=batch)
+    assert prices is not None
+    return prices
 
 
 def test_cached_tokens_are_priced_once_and_at_their_own_price() -> None:
@@ -35,15 +35,15 @@ def test_cache_writes_and_reads_of_anthropic_are_priced_apart() -> None:
 
 
 def test_reasoning_tokens_are_part_of_the_output_and_not_paid_twice() -> None:
-    tariff = listed("o3-mini")
-    with_reasoning = tariff.price(Usage(input_tokens=1, output_tokens=1000, reasoning_tokens=900))
-    assert with_reasoning == tariff.price(Usage(input_tokens=1, output_tokens=1000))
+    prices = listed("o3-mini")
+    with_reasoning = prices.price(Usage(input_tokens=1, output_tokens=1000, reasoning_tokens=900))
+    assert with_reasoning == prices.price(Usage(input_tokens=1, output_tokens=1000))
 
 
 def test_long_contexts_have_their_own_price() -> None:
-    tariff = listed("claude-sonnet-4-5", "anthropic")
-    assert tariff.price(Usage(input_tokens=200_000)) == Decimal("0.6")
-    assert tariff.price(Usage(input_tokens=200_001)) == Decimal("1.200006")
+    prices = listed("claude-sonnet-4-5", "anthropic")
+    assert prices.price(Usage(input_tokens=200_000)) == Decimal("0.6")
+    assert prices.price(Usage(input_tokens=200_001)) == Decimal("1.200006")
 
 
 @pytest.mark.parametrize(
@@ -67,20 +67,20 @@ def test_dated_names_are_known_by_their_own_price() -> None:
 
 def test_a_name_that_is_not_listed_is_refused_with_the_ways_out() -> None:
     with pytest.raises(ConfigError, match=r"model\.pricing\.input_per_mtok.*model\.price_as.*unknown"):
-        price_table_of(ApiModel(name="swe-llama-13b"), "openai")
+        price_table_for(ApiModel(name="swe-llama-13b"), "openai")
 
 
 def test_a_listed_model_without_an_output_price_is_refused_rather_than_taken_for_free() -> None:
     with pytest.raises(ConfigError, match="output"):
-        price_table_of(ApiModel(name="text-embedding-3-small"), "openai")
+        price_table_for(ApiModel(name="text-embedding-3-small"), "openai")
 
 
 def test_stated_prices_win_and_default_to_the_plain_ones() -> None:
     pricing = Pricing(input_per_mtok=Decimal(2), output_per_mtok=Decimal(8), cached_input_per_mtok=Decimal(1))
-    tariff = price_table_of(ApiModel(name="gpt-4o", pricing=pricing), "openai")
-    assert tariff is not None
+    prices = price_table_for(ApiModel(name="gpt-4o", pricing=pricing), "openai")
+    assert prices is not None
     usage = Usage(input_tokens=1_000_000, cached_input_tokens=500_000, cache_write_tokens=100_000, output_tokens=10)
-    assert tariff.price(usage) == Decimal("0.8") + Decimal("0.5") + Decimal("0.2") + Decimal("0.00008")
+    assert prices.price(usage) == Decimal("0.8") + Decimal("0.5") + Decimal("0.2") + Decimal("0.00008")
 
 
 def test_fractions_of_a_cent_are_kept() -> None:
@@ -99,7 +99,7 @@ def test_no_answer_within_its_bounds_costs_more_than_the_worst_case(
     cached = min(cached, prompt)
     written = min(written, prompt - cached)
     usage = Usage(prompt, cached, written, output)
-    for tariff in (
+    for prices in (
         listed("claude-sonnet-4-5", "anthropic"),
         listed("gpt-4.1"),
         StatedPrices(
@@ -111,7 +111,7 @@ def test_no_answer_within_its_bounds_costs_more_than_the_worst_case(
             )
         ),
     ):
-        assert tariff.price(usage) <= worst_case(tariff, bound, 4096, cache_write=True)
+        assert prices.price(usage) <= worst_case(prices, bound, 4096, cache_write=True)
 
 
 def test_usage_that_contradicts_itself_still_has_a_price() -> None:
@@ -133,7 +133,7 @@ def test_caching_pays_from_two_samples_on_where_reads_are_cheap() -> None:
 def test_the_price_is_the_list_s_own_in_every_tier(model: str, provider: str, batch: bool) -> None:
     import genai_prices
 
-    tariff = ListedPrices(model, provider, batch=batch)
+    prices = ListedPrices(model, provider, batch=batch)
     chance = random.Random(0)
     context = {"processing": "batch"} if batch else None
     for _ in range(40):
@@ -144,4 +144,4 @@ def test_the_price_is_the_list_s_own_in_every_tier(model: str, provider: str, ba
             input_tokens=tokens, cache_read_tokens=cached, cache_write_tokens=written, output_tokens=output
         )
         found = genai_prices.calc_price(counted, model, provider_id=provider, price_context=context)
-        assert tariff.price(Usage(tokens, cached, written, output)) == tariff.factor * found.total_price
+        assert prices.price(Usage(tokens, cached, written, output)) == prices.factor * found.total_price

@@ -24,8 +24,8 @@ CLAIM = """
 import sys
 from pathlib import Path
 from swe_infer.api.prompt_cache import PromptCacheIndex
-warm = PromptCacheIndex(Path(sys.argv[1]))
-print(warm.claim(b"prompt"))
+index = PromptCacheIndex(Path(sys.argv[1]))
+print(index.claim(b"prompt"))
 """
 
 
@@ -96,33 +96,33 @@ def test_who_goes_ahead_and_fails_leaves_the_prompt_to_the_next(tmp_path: Path) 
 
 def test_one_goes_ahead_and_the_others_follow_when_it_is_done(tmp_path: Path) -> None:
     first, second = (PromptCacheIndex(tmp_path / "deep" / "warm.sqlite") for _ in range(2))
-    assert first.claim(KEY) is True
-    assert second.claim(KEY) is None
-    assert second.claim(b"another") is True
-    first.done(KEY, warm=False)
-    assert second.claim(KEY) is True
-    second.done(KEY, warm=True)
-    assert first.claim(KEY) is False
+    assert first.claim(KEY) == "lead"
+    assert second.claim(KEY) == "wait"
+    assert second.claim(b"another") == "lead"
+    first.release(KEY, cached=False)
+    assert second.claim(KEY) == "lead"
+    second.release(KEY, cached=True)
+    assert first.claim(KEY) == "cached"
     second.close()
-    assert first.claim(KEY) is False
-    assert first.claim(b"another") is True  # what was claimed and not done ends with its owner
+    assert first.claim(KEY) == "cached"
+    assert first.claim(b"another") == "lead"  # what was claimed and not done ends with its owner
     first.close()
 
 
 def test_a_prompt_is_warm_for_as_long_as_providers_keep_it(tmp_path: Path) -> None:
     now = 1000.0
-    warm = PromptCacheIndex(tmp_path / "warm.sqlite", clock=lambda: now)
-    assert warm.claim(KEY) is True
-    warm.done(KEY, warm=True)
+    index = PromptCacheIndex(tmp_path / "warm.sqlite", clock=lambda: now)
+    assert index.claim(KEY) == "lead"
+    index.release(KEY, cached=True)
     now = 1200.0
-    assert warm.claim(KEY) is False
+    assert index.claim(KEY) == "cached"
     now = 1400.0
-    assert warm.claim(KEY) is True
+    assert index.claim(KEY) == "lead"
     other = PromptCacheIndex(tmp_path / "warm.sqlite", clock=lambda: now)
-    assert other.claim(KEY) is None
+    assert other.claim(KEY) == "wait"
     now = 1700.0
-    assert other.claim(KEY) is True  # nobody is waited for without end
-    warm.close()
+    assert other.claim(KEY) == "lead"  # nobody is waited for without end
+    index.close()
     other.close()
 
 
@@ -131,18 +131,18 @@ def test_a_killed_process_is_not_waited_for(tmp_path: Path) -> None:
     claimed = subprocess.run(
         [sys.executable, "-c", CLAIM, str(path)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert claimed.stdout == "True\n"
-    warm = PromptCacheIndex(path)
-    assert warm.claim(KEY) is True
-    warm.close()
+    assert claimed.stdout == "lead\n"
+    index = PromptCacheIndex(path)
+    assert index.claim(KEY) == "lead"
+    index.close()
 
 
 def test_a_file_that_cannot_be_used_makes_nobody_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "warm.sqlite").write_text("no database " * 100)
-    warm = PromptCacheIndex(tmp_path / "warm.sqlite")
-    assert warm.claim(KEY) is False
-    warm.done(KEY, warm=True)
-    warm.close()
+    index = PromptCacheIndex(tmp_path / "warm.sqlite")
+    assert index.claim(KEY) == "cached"
+    index.release(KEY, cached=True)
+    index.close()
     assert "do not wait for each other" in caplog.text
 
 

@@ -199,7 +199,7 @@ def test_a_stop_finishes_what_is_in_flight_starts_nothing_and_interrupts_waits()
 def test_a_stop_reaches_those_that_wait_for_a_cap_which_others_hold(tmp_path: Path) -> None:
     place, cap = context(tmp_path), Decimal(1)
     others = Ledger(place.sweep_ledger, cap, "another run")
-    others.hold(cap)  # for as long as the other run likes
+    others.reserve(cap)  # for as long as the other run likes
     provider, outcomes, stop = ScriptedProvider(), Outcomes(), threading.Event()
     api = runner(provider, budget=Budget(sweep_max_usd=cap))
     api.bind(place)
@@ -391,7 +391,7 @@ def test_retries_count_as_attempts_and_back_off_only_where_asked() -> None:
 class Sampling(ScriptedProvider):
     """Takes up to three samples in a request, and gives two answers at most."""
 
-    def most_samples(self, model: ApiModel, decoding: Decoding) -> int:
+    def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         return 3
 
     async def complete_samples(self, requests: Sequence[Request], model: ApiModel, **options: Any) -> list[Answer]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from swe_infer.api.limits import Limits
-from swe_infer.api.pricing import price_table_of
+from swe_infer.api.pricing import price_table_for
 from swe_infer.api.retry import Retry
 from swe_infer.errors import AuthenticationFailed, BudgetExceeded, ModelNotFound, QuotaExhausted
 from swe_infer.providers.anthropic_bedrock import AnthropicBedrock
@@ -167,10 +167,10 @@ def test_samples_of_a_prompt_are_read_from_the_provider_s_cache(name: str, share
         bill = server.log.cost_usd()
         assert sum(o.cost_usd or Decimal(0) for o in completions) == bill
         assert isinstance(api.model, ApiModel)
-        tariff = price_table_of(api.model, api.provider.pricing_id)
-        assert tariff is not None
+        prices = price_table_for(api.model, api.provider.pricing_id)
+        assert prices is not None
         uncached = (replace(o.usage, cached_input_tokens=0, cache_write_tokens=0) for o in completions)
-        assert bill < Decimal(share) * sum(tariff.price(usage) for usage in uncached)
+        assert bill < Decimal(share) * sum(prices.price(usage) for usage in uncached)
         assert api.stats()["prompt_cache_hit_rate"] > 0.7
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.api.tokens import EstimatedCounter, counter_of, sure_bound
+from swe_infer.api.tokens import EstimatedCounter, byte_bound, counter_of
 from swe_infer.types import ApiModel, Prompt
 
 
@@ -46,7 +46,7 @@ def test_a_model_of_another_vendor_is_never_counted_with_openai_s_vocabulary() -
 def test_the_sure_bound_covers_every_byte_and_what_normalisation_makes_of_them(system: str, user: str) -> None:
     import unicodedata
 
-    bound = sure_bound(Prompt(system, user))
+    bound = byte_bound(Prompt(system, user))
     for form in ("NFC", "NFKC"):
         texts = (unicodedata.normalize(form, text) for text in (system, user))
         assert bound >= sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
@@ -54,4 +54,4 @@ def test_the_sure_bound_covers_every_byte_and_what_normalisation_makes_of_them(s
 
 def test_the_sure_bound_counts_further_body_fields() -> None:
     prompt = Prompt(None, "x")
-    assert sure_bound(prompt, {"tools": ["y" * 1000]}) >= sure_bound(prompt) + 1000
+    assert byte_bound(prompt, {"tools": ["y" * 1000]}) >= byte_bound(prompt) + 1000
