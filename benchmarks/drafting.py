@@ -78,7 +78,7 @@ class Tally:
     """Counts over all instances; times in microseconds."""
 
     tokens: int = 0
-    passes: int = 0
+    steps: int = 0
     by_instance: list[float] = field(default_factory=list)
     draft_us: list[float] = field(default_factory=list)
     extend_us: list[float] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Tally:
 
 def follow(drafter: Drafter, ids: Sequence[int], k: int, tally: Tally) -> None:
     """Let ``ids`` be what the model says."""
-    at = passes = 0
+    at = steps = 0
     while at < len(ids):
         started = time.thread_time()
         draft = drafter.draft(k)
@@ -99,10 +99,10 @@ def follow(drafter: Drafter, ids: Sequence[int], k: int, tally: Tally) -> None:
         tally.extend_us.append((time.thread_time() - compared) * 1e6)
         tally.draft_us.append((drafted - started) * 1e6)
         at += accepted + 1
-        passes += 1
+        steps += 1
     tally.tokens += len(ids)
-    tally.passes += passes
-    tally.by_instance.append(len(ids) / passes)
+    tally.steps += steps
+    tally.by_instance.append(len(ids) / steps)
 
 
 def train(directory: Path) -> Path:
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 draft, extend = statistics.median(tally.draft_us), statistics.median(tally.extend_us)
                 middle, least = statistics.median(tally.by_instance), min(tally.by_instance)
                 print(
-                    f"K = {k:2d}  {name:14s} {tally.tokens / tally.passes:6.3f} tokens a pass"
+                    f"K = {k:2d}  {name:14s} {tally.tokens / tally.steps:6.3f} tokens a pass"
                     f"  (instances: median {middle:5.2f}, least {least:5.2f})"
                     f"  draft {draft:4.0f} us  extend {extend:3.0f} us"
                 )

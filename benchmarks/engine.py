@@ -78,10 +78,10 @@ class EnginePeer:
 
     def run(self, *temperatures: float, samples: int = 1, drafter: DrafterKind = "none") -> int:
         """All at once, prompt by prompt, as the points of a multirun are asked."""
-        rules = StopParams(self.new, closed_patch=False, repetition=False)
+        stop_params = StopParams(self.new, closed_patch=False, repetition=False)
         requests = [
             GenerationRequest(
-                (point, index, sample), tuple(prompt), rules, temperature, None, 1000 * index + sample, drafter
+                (point, index, sample), tuple(prompt), stop_params, temperature, None, 1000 * index + sample, drafter
             )
             for index, prompt in enumerate(self.prompts)
             for point, temperature in enumerate(temperatures)
@@ -97,29 +97,29 @@ class EnginePeer:
         return sum(map(len, answers.values()))
 
     def base(self) -> int:
-        self.engine.forget()
+        self.engine.clear_prefix_cache()
         return self.run(0.0)
 
     def drafted(self) -> int:
-        """Random prompts and weights: what guesses cost where hardly any is accepted."""
-        self.engine.forget()
+        """Random prompts and weights: what drafts cost where hardly any is accepted."""
+        self.engine.clear_prefix_cache()
         return self.run(0.0, drafter="diff")
 
     def four_samples(self) -> int:
-        self.engine.forget()
+        self.engine.clear_prefix_cache()
         return self.run(0.8, samples=4)
 
     def sweep_of_four(self) -> int:
-        self.engine.forget()
+        self.engine.clear_prefix_cache()
         return self.run(*SWEEP)
 
     def sweep_one_by_one(self) -> int:
         """As with ``runner.max_concurrent_jobs=1``."""
-        self.engine.forget()
+        self.engine.clear_prefix_cache()
         return sum(self.run(temperature) for temperature in SWEEP)
 
     def drafted_sweep_of_four(self) -> int:
-        self.engine.forget()
+        self.engine.clear_prefix_cache()
         return self.run(*SWEEP, drafter="diff")
 
 

@@ -22,7 +22,7 @@ import torch
 from swe_infer.llama.config import read_config
 from swe_infer.llama.large_pages import zeros
 from swe_infer.llama.model import Layer, Linear, LlamaForCausalLM, Step
-from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, find
+from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, load_kernels
 from swe_infer.llama.weights import load_weights
 
 CONTEXT = 1024
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    kernels = find(getattr(torch, asked.dtype))
+    kernels = load_kernels(getattr(torch, asked.dtype))
     if isinstance(kernels, str):
         raise SystemExit(f"no compiled kernels here: {kernels}")
     with torch.inference_mode():

@@ -89,12 +89,12 @@ def prompts(config: LlamaConfig, lengths: tuple[int, ...]) -> list[tuple[int, ..
 def requests(
     texts: list[tuple[int, ...]], new: int, temperatures: tuple[float, ...] = (0.0,), samples: int = 1
 ) -> Iterator[GenerationRequest]:
-    rules = StopParams(new, closed_patch=False, repetition=False)
+    stop_params = StopParams(new, closed_patch=False, repetition=False)
     for index, text in enumerate(texts):
         for temperature in temperatures:
             for sample in range(samples):
                 key = (index, temperature, sample)
-                yield GenerationRequest(key, text, rules, temperature, None, 1000 * index + sample)
+                yield GenerationRequest(key, text, stop_params, temperature, None, 1000 * index + sample)
 
 
 def answer(engine: Engine, asked: Iterator[GenerationRequest]) -> tuple[float, int]:
@@ -103,7 +103,7 @@ def answer(engine: Engine, asked: Iterator[GenerationRequest]) -> tuple[float, i
     def rejected(_: GenerationRequest, error: Exception) -> None:
         raise error
 
-    engine.forget()
+    engine.clear_prefix_cache()
     engine.reset_stats()
     torch.cuda.synchronize()
     begun = time.perf_counter()
@@ -137,9 +137,9 @@ def prefill(engine: Engine, rate: float, length: int, count: int) -> None:
 
 def decode(engine: Engine, bandwidth: float, length: int, count: int, steps: int = 40) -> None:
     config = engine.model.config
-    engine.forget()
+    engine.clear_prefix_cache()
     for request in requests(prompts(config, (length,) * count), 2 * steps + 40):
-        engine.add(request)
+        engine.add_request(request)
     while engine.scheduler.waiting or any(sequence.remaining > 1 for sequence in engine.scheduler.running):
         engine.step()
     for _ in range(5):
@@ -170,9 +170,9 @@ def decode(engine: Engine, bandwidth: float, length: int, count: int, steps: int
 def device_seconds(engine: Engine) -> float:
     """Of one decoding pass without what the host does between passes: what is on the device, again and again."""
     graphs = engine.graphs
-    if graphs is None or not graphs.last:
+    if graphs is None or not graphs.last_graph:
         return 0.0
-    return seconds(graphs.last.replay, 10)
+    return seconds(graphs.last_graph.replay, 10)
 
 
 def work(engine: Engine, lengths: tuple[int, ...]) -> None:
@@ -260,10 +260,10 @@ def profile(engine: Engine) -> None:
     """The kernels that take most of the device's time, of one prompt's prefill and of 20 decoding passes."""
     text = prompts(engine.model.config, (8192,))
     for name, asked in (("prefill", requests(text, 1)), ("decode", requests(text * 8, 24))):
-        engine.forget()
+        engine.clear_prefix_cache()
         if name == "decode":
             for request in asked:
-                engine.add(request)
+                engine.add_request(request)
             while engine.scheduler.waiting or any(s.remaining > 1 for s in engine.scheduler.running):
                 engine.step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:

@@ -117,7 +117,7 @@ def run(
     one: RequestRouter[int] = RequestRouter(_SEQUENCES, _BATCH)
     out_of = outs if dealt is not None else [one] * len(engines)
     for place, out in enumerate(out_of):
-        out.join(place)
+        out.add_worker(place)
     alive, ends, finished = list(range(len(engines))), 0.0, 0
     while alive:
         for place in alive:
@@ -129,12 +129,12 @@ def run(
         engine, out = engines[place], out_of[place]
         if engine.now >= engine.lost_at:
             alive.remove(place)
-            lists[place].extendleft(out.leave(place))
+            lists[place].extendleft(out.remove_worker(place))
             continue
         begun, done = engine.step(lengths)
-        out.begun(place, map(str, begun))
+        out.mark_started(place, map(str, begun))
         for number in done:
-            out.done(place, str(number))
+            out.mark_done(place, str(number))
         finished += len(done)
         ends = max(ends, engine.now if done else 0.0)
     available = sum(min(ends, engine.lost_at) for engine in engines)
@@ -147,7 +147,7 @@ def hand(waiting: deque[GenerationRequest], out: RequestRouter[int], engines: li
     now = min((engine.now for engine in engines if engine.has_work), default=0.0)
     while waiting and (place := out.choose(waiting[0])) is not None:
         request = waiting.popleft()
-        out.hand(request, place)
+        out.assign(request, place)
         if not engines[place].has_work:
             engines[place].now = max(engines[place].now, now)
         engines[place].queue.append((int(str(request.key)), len(request.prompt_ids), True))

@@ -1,10 +1,10 @@
-"""Wall time with and without drafting, when a model says the gold patch: real passes, logits steered.
+"""Wall time with and without drafting, when a model says the gold patch: real steps, logits steered.
 
     python -m benchmarks.speculation CHECKPOINT INSTANCES.jsonl [--batch 1 8] [--count 8] [--repeat 3] [--new TOKENS]
                                      [--dtype TYPE] [--nonsense | --own] [--transformers] [--vllm PYTHON]
 
 Every token costs what the checkpoint's passes cost; only the choice is steered. ``--nonsense`` steers to random
-tokens instead, of which no drafter can guess any: what drafting costs where it is of no use. ``--own`` steers to
+tokens instead, of which no drafter can draft any: what drafting costs where it is of no use. ``--own`` steers to
 nothing: the model says greedily what it says. ``--new`` cuts answers short. ``--transformers`` lets transformers say
 the same, with and without prompt lookup. ``--vllm`` lets vLLM, which cannot be steered, say the model's own words on
 the same prompts, with and without n-gram speculation. Prompts are computed once before the clock starts, so times are
@@ -44,20 +44,20 @@ class SteeredSampler(Sampler):
     def __init__(self, answers: Sequence[Sequence[int]]) -> None:
         self._answers = answers
 
-    def __call__(self, logits: Tensor, draws: Sequence[SamplingParams]) -> list[int]:
-        wanted = [self._answers[d.seed][min(d.index, len(self._answers[d.seed]) - 1)] for d in draws]
+    def __call__(self, logits: Tensor, params: Sequence[SamplingParams]) -> list[int]:
+        wanted = [self._answers[d.seed][min(d.index, len(self._answers[d.seed]) - 1)] for d in params]
         steered = logits.clone()
-        steered[range(len(draws)), wanted] += STEER
-        return super().__call__(steered, draws)
+        steered[range(len(params)), wanted] += STEER
+        return super().__call__(steered, params)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Wall and processor seconds, forward passes, and tokens said."""
+    """Wall and processor seconds, forward steps, and tokens said."""
 
     wall: float
     processor: float
-    passes: int
+    steps: int
     tokens: int
 
 
@@ -68,7 +68,7 @@ def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -
     started, processor = time.perf_counter(), time.process_time()
     for at in range(0, len(requests), batch):
         for request in requests[at : at + batch]:
-            engine.add(request)
+            engine.add_request(request)
         while engine.scheduler.busy:
             engine.step()
     taken = time.perf_counter() - started, time.process_time() - processor
@@ -110,11 +110,11 @@ def compare(engine: Engine, asked: dict[DrafterKind, list[GenerationRequest]], b
         pairs = list(zip(runs["none"], done, strict=True))
         faster = statistics.median(plain.wall / run.wall for plain, run in pairs)
         cheaper = statistics.median(plain.processor / run.processor for plain, run in pairs)
-        passes, tokens = sum(run.passes for run in done), sum(run.tokens for run in done)
+        steps, tokens = sum(run.steps for run in done), sum(run.tokens for run in done)
         print(
             f"batch {batch}: {kind:6s} {wall:6.2f} s  {faster:6.3f} x"
             f"  {processor:6.2f} processor s  {cheaper:6.3f} x"
-            f"  {tokens / passes:5.2f} tokens a pass",
+            f"  {tokens / steps:5.2f} tokens a pass",
             flush=True,
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 STEER = 1e4
 LOOKUP = 10
-"""Tokens of a guess: what transformers' and vLLM's documents show."""
+"""Tokens of a draft: what transformers' and vLLM's documents show."""
 
 
 @dataclass
@@ -30,11 +30,11 @@ class Times:
     tokens: int = 0
 
 
-def report(name: str, plain: Times, guessed: Times, accepted: str) -> None:
+def report(name: str, plain: Times, drafted: Times, accepted: str) -> None:
     print(
-        f"{name}: plain {plain.wall:.2f} s ({plain.processor:.2f} of processor), guessing {guessed.wall:.2f} s"
-        f" ({guessed.processor:.2f}): {plain.wall / guessed.wall:.2f} x, of processor time"
-        f" {plain.processor / guessed.processor:.2f} x; {accepted}",
+        f"{name}: plain {plain.wall:.2f} s ({plain.processor:.2f} of processor), drafting {drafted.wall:.2f} s"
+        f" ({drafted.processor:.2f}): {plain.wall / drafted.wall:.2f} x, of processor time"
+        f" {plain.processor / drafted.processor:.2f} x; {accepted}",
         flush=True,
     )
 
@@ -95,12 +95,12 @@ def with_transformers(checkpoint: Path, prompts: Sequence[Sequence[int]], answer
             total.processor += max(0.0, taken.processor - prefill.processor)
             total.passes += taken.passes - prefill.passes
             total.tokens += taken.tokens - prefill.tokens
-    plain, guessed = totals.values()
+    plain, drafted = totals.values()
     report(
         "transformers, prompt lookup, one at a time",
         plain,
-        guessed,
-        f"{guessed.tokens / guessed.passes:.2f} tokens a pass",
+        drafted,
+        f"{drafted.tokens / drafted.passes:.2f} tokens a pass",
     )
 
 
@@ -132,11 +132,11 @@ def with_vllm(
     found = {how: _ask_vllm(python, checkpoint, how, tasks) for how in ("plain", "ngram")}
     for place, batch in enumerate(batches):
         here = slice(place * repeat, (place + 1) * repeat)
-        plain, guessed = (sorted(rows[here], key=lambda row: row[1])[repeat // 2] for rows in found.values())
-        guesses, accepted = int(guessed[3]), int(guessed[4])
+        plain, drafted = (sorted(rows[here], key=lambda row: row[1])[repeat // 2] for rows in found.values())
+        drafts, accepted = int(drafted[3]), int(drafted[4])
         report(
             f"vLLM, n-gram, {batch} at once",
             Times(plain[0], plain[1], tokens=int(plain[2])),
-            Times(guessed[0], guessed[1], tokens=int(guessed[2])),
-            f"{accepted} of {int(guessed[2])} tokens guessed, {guesses} guesses; plain said {int(plain[2])} tokens",
+            Times(drafted[0], drafted[1], tokens=int(drafted[2])),
+            f"{accepted} of {int(drafted[2])} tokens drafted, {drafts} drafts; plain said {int(plain[2])} tokens",
         )

@@ -35,7 +35,7 @@ def commands(checkpoint: Path, oracle: Path, vllm: Path | None) -> dict[str, lis
         "bundled model, steered to all 40 gold patches": [*bundled, *many, *default],
         "the same in bfloat16": [*bundled, *many],
         "bundled model, its own words": [*bundled, *small, *default, "--own", "--new", "200", *beside],
-        "bundled model, steered to what cannot be guessed": [*bundled, *many, *default, "--nonsense"],
+        "bundled model, steered to what cannot be drafted": [*bundled, *many, *default, "--nonsense"],
         "larger model, steered to gold patches": [
             *larger, "--new", "128", "--repeat", "1", "--batch", "8", "1", "--transformers",
         ],

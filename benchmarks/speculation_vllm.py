@@ -4,7 +4,7 @@
 
 Reads one JSON line for each task from standard input (``prompts``: token ids, ``new``: tokens at the most, ``batch``:
 answers in the making at once), computes the prompts once into the prefix cache, and answers with one line: wall
-seconds, processor seconds, output tokens, and the tokens that were guessed and accepted.
+seconds, processor seconds, output tokens, and the tokens that were drafted and accepted.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from swe_infer.types import LlamaModel
 
 _log = logging.getLogger(__name__)
 
-_MOST_LOSSES = 3
+_MAX_LOSSES = 3
 
 Message: TypeAlias = tuple[str, int, Any, Mapping[str, float]]
 """From an engine: what kind, of which epoch, the content, and the engine's figures."""
@@ -98,8 +98,8 @@ class DataParallelEngine(Generic[W]):
         self._ready: list[W] = []
         self._figures: dict[int, Mapping[str, float]] = {}
         self._epoch = 0
-        self._hand_out: RequestRouter[W] = RequestRouter(options.max_sequences, options.max_batch_tokens)
-        self._returned: deque[GenerationRequest] = deque()
+        self._router: RequestRouter[W] = RequestRouter(options.max_sequences, options.max_batch_tokens)
+        self._requeued: deque[GenerationRequest] = deque()
         self._losses: Counter[Hashable] = Counter()
         try:
             directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
@@ -109,7 +109,7 @@ class DataParallelEngine(Generic[W]):
             self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
             self.context_window = model.context_window or config.context_window
             while not self._ready or (wait_for_all and self._starting):
-                self._hear(self._starting)
+                self._poll(self._starting)
         except BaseException:
             self.close()
             raise
@@ -125,55 +125,55 @@ class DataParallelEngine(Generic[W]):
         Raises:
             WorkerDied: the last worker ended by itself.
         """
-        self._forget_requests()
+        self._reset_requests()
         source = iter(requests)
         exhausted = stopped = False
         while True:
             if stop is not None and stop.is_set() and not stopped:
                 stopped = True
                 for worker in list(self._ready):
-                    self._tell(worker, "stop")
+                    self._send(worker, "stop")
             if stopped:
-                self._returned.clear()
+                self._requeued.clear()
             else:
-                exhausted = self._hand(source, exhausted, on_rejected)
-            busy = self._hand_out.busy()
-            if not busy and (stopped or (exhausted and not self._returned)):
+                exhausted = self._assign_requests(source, exhausted, on_rejected)
+            busy = self._router.busy_workers()
+            if not busy and (stopped or (exhausted and not self._requeued)):
                 return
-            yield from self._hear([*busy, *self._starting], on_rejected)
+            yield from self._poll([*busy, *self._starting], on_rejected)
 
-    def _hand(
+    def _assign_requests(
         self,
         source: Iterator[GenerationRequest],
         exhausted: bool,
         on_rejected: Callable[[GenerationRequest, Exception], None],
     ) -> bool:
         """Hand out what there is room for, first of all what came back; returns whether ``source`` is exhausted."""
-        while self._returned or not exhausted:
-            if not self._returned:
+        while self._requeued or not exhausted:
+            if not self._requeued:
                 request = next(source, None)
                 if request is None:
                     return True
-                self._returned.append(request)
-            request = self._returned[0]
-            if (losses := self._losses[request.key]) >= _MOST_LOSSES:
-                self._returned.popleft()
+                self._requeued.append(request)
+            request = self._requeued[0]
+            if (losses := self._losses[request.key]) >= _MAX_LOSSES:
+                self._requeued.popleft()
                 on_rejected(request, WorkerDied(f"{losses} engines ended while they were answering it"))
-            elif losses == _MOST_LOSSES - 1 and self._a_last_chance_is_out():
+            elif losses == _MAX_LOSSES - 1 and self._last_attempt_in_flight():
                 break  # of two that were on the same lost engines one may be innocent
-            elif (chosen := self._hand_out.choose(request)) is None:
+            elif (chosen := self._router.choose(request)) is None:
                 break
             else:
-                needs_source = self._hand_out.hand(self._returned.popleft(), chosen)
-                if not needs_source or self._tell(chosen, "source", request.source):
-                    self._tell(chosen, "add", request.without_source())
+                needs_source = self._router.assign(self._requeued.popleft(), chosen)
+                if not needs_source or self._send(chosen, "source", request.source):
+                    self._send(chosen, "add", request.without_source())
         return exhausted
 
-    def _a_last_chance_is_out(self) -> bool:
+    def _last_attempt_in_flight(self) -> bool:
         """Whether some engine answers a request that is refused if that engine ends, too."""
-        return any(self._losses[key] == _MOST_LOSSES - 1 for key in self._hand_out.outstanding())
+        return any(self._losses[key] == _MAX_LOSSES - 1 for key in self._router.outstanding_keys())
 
-    def _hear(
+    def _poll(
         self,
         workers: Sequence[W],
         on_rejected: Callable[[GenerationRequest, Exception], None] | None = None,
@@ -184,13 +184,13 @@ class DataParallelEngine(Generic[W]):
             try:
                 messages = worker.receive()
             except WorkerDied as error:
-                self._lose(worker, error)
+                self._remove_lost(worker, error)
                 continue
             for message in messages:
-                answers += self._take(worker, message, on_rejected)
+                answers += self._handle_message(worker, message, on_rejected)
         return answers
 
-    def _take(
+    def _handle_message(
         self,
         worker: W,
         message: Message,
@@ -200,41 +200,41 @@ class DataParallelEngine(Generic[W]):
         if kind == "failed":
             if isinstance(content, ConfigError) and not self._ready:
                 raise content
-            self._lose(worker, content)
+            self._remove_lost(worker, content)
         elif kind == "ready":
             self._starting.remove(worker)
             self._ready.append(worker)
-            self._hand_out.join(worker)
+            self._router.add_worker(worker)
             self._figures[id(worker)] = figures
             _log.info("%s is ready, %d of %d", worker.name, len(self._ready), self._count)
         elif epoch == self._epoch and worker in self._ready:
             self._figures[id(worker)] = figures
-            if kind == "begun":
-                self._hand_out.begun(worker, content)
+            if kind == "started":
+                self._router.mark_started(worker, content)
             elif kind == "rejected":
                 request, reason, text = content
-                self._hand_out.done(worker, request.key)
+                self._router.mark_done(worker, request.key)
                 if on_rejected is not None:
                     on_rejected(request, PromptTooLong(text) if reason == "PromptTooLong" else ValueError(text))
             elif kind == "dropped":
                 for request in content:
-                    self._hand_out.done(worker, request.key)
+                    self._router.mark_done(worker, request.key)
             elif kind == "answers":
                 for answer in content:
-                    self._hand_out.done(worker, answer.request.key)
+                    self._router.mark_done(worker, answer.request.key)
                 return list(content)
         return []
 
-    def _tell(self, worker: W, kind: str, content: Any = None) -> bool:
+    def _send(self, worker: W, kind: str, content: Any = None) -> bool:
         """Send a message; returns whether ``worker`` was there to take it."""
         try:
             worker.send(kind, self._epoch, content)
         except WorkerDied as error:
-            self._lose(worker, error)
+            self._remove_lost(worker, error)
             return False
         return True
 
-    def _lose(self, worker: W, error: Exception) -> None:
+    def _remove_lost(self, worker: W, error: Exception) -> None:
         """Go on without ``worker``: what it had goes to the others.
 
         Raises:
@@ -244,19 +244,19 @@ class DataParallelEngine(Generic[W]):
             if worker in workers:
                 workers.remove(worker)
         self._figures.pop(id(worker), None)
-        requests = self._hand_out.leave(worker)
+        requests = self._router.remove_worker(worker)
         worker.close()
         left = len(self._starting) + len(self._ready)
         if not left:
             raise error if self._count == 1 else WorkerDied(f"all {self._count} engines are gone; the last: {error}")
         _log.warning("%s; what it had goes to the %d that are left (%d requests)", error, left, len(requests))
         self._losses.update(request.key for request in requests)
-        self._returned.extend(requests)
+        self._requeued.extend(requests)
 
-    def _forget_requests(self) -> None:
+    def _reset_requests(self) -> None:
         self._epoch += 1
-        self._hand_out.clear()
-        self._returned.clear()
+        self._router.clear()
+        self._requeued.clear()
         self._losses.clear()
 
     @property
@@ -272,19 +272,19 @@ class DataParallelEngine(Generic[W]):
 
     def abandon(self) -> None:
         """Drop what is in the making."""
-        self._forget_requests()
+        self._reset_requests()
         with suppress(WorkerDied):  # of the last one: that is for who asks next
             for worker in list(self._ready):
-                self._tell(worker, "abandon")
+                self._send(worker, "abandon")
 
     def reset_stats(self) -> None:
         """Begin counting anew. Nothing may be in the making; what comes late of an abandoned run is dropped."""
         self._epoch += 1
         for worker in list(self._ready):
             self._figures.pop(id(worker), None)
-            self._tell(worker, "reset")
+            self._send(worker, "reset")
         while missing := [worker for worker in self._ready if id(worker) not in self._figures]:
-            self._hear(missing)
+            self._poll(missing)
 
     def figures(self) -> dict[str, float]:
         """The figures of the engines that live: counts and rates summed, shares averaged."""

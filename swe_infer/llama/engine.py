@@ -88,7 +88,7 @@ class Engine:
         tokenizer: of the same checkpoint.
         defaults: what the checkpoint wants where a decoding leaves a parameter open.
         context_window: tokens; None: the checkpoint's.
-        followers: the processes that hold the other parts of the model.
+        tp_group: the processes that hold the other parts of the model.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class Engine:
         *,
         defaults: GenerationDefaults | None = None,
         context_window: int | None = None,
-        followers: TensorParallelGroup | None = None,
+        tp_group: TensorParallelGroup | None = None,
     ) -> None:
         self.model = model
-        self._followers = followers
+        self._tp_group = tp_group
         self.usable = True
         self.tokenizer = tokenizer
         self.options = options or EngineOptions()
         self.defaults = defaults or GenerationDefaults()
         self.context_window = context_window or model.config.context_window
-        self.cache = self._make_cache()
+        self.cache = self._allocate_cache()
         size = self.cache.block_size
         self.end_tokens = end_tokens(model.config, self.defaults, tokenizer)
         self.speculation = Speculation(tokenizer, model.config.vocab_size)
@@ -118,10 +118,10 @@ class Engine:
             self.options.max_batch_tokens,
             self.options.max_sequences,
             self.speculation.draft,
-            partial(_copy_block, self.cache, followers),
+            partial(_copy_block, self.cache, tp_group),
         )
-        self._passing = False
-        self.graphs = DecodeGraphs.of(model, self.cache, min(self.context_window, self.cache_tokens))
+        self._step_running = False
+        self.graphs = DecodeGraphs.create(model, self.cache, min(self.context_window, self.cache_tokens))
         self.sampler = Sampler()
         self.reset_stats()
 
@@ -137,7 +137,7 @@ class Engine:
         started = time.perf_counter()
         directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
         config = read_config(directory)
-        network, followers = _load_network(model, directory, config)
+        network, tp_group = _load_network(model, directory, config)
         try:
             engine = cls(
                 network,
@@ -145,43 +145,43 @@ class Engine:
                 options,
                 defaults=read_generation_defaults(directory),
                 context_window=model.context_window,
-                followers=followers,
+                tp_group=tp_group,
             )
         except BaseException:
-            if followers is not None:
-                followers.close()
+            if tp_group is not None:
+                tp_group.close()
             raise
-        _spare_the_collector()
+        _freeze_gc()
         _log.info(
             "loaded %s in %.1f s: %s%s on %s, attention by %s, cache of %d tokens",
             model.label,
             time.perf_counter() - started,
             _short(network.dtype),
             "" if network.weight_dtype == network.dtype else f" over {_short(network.weight_dtype)} weights",
-            network.device if followers is None else f"{model.tensor_parallel} x {network.device.type}",
+            network.device if tp_group is None else f"{model.tensor_parallel} x {network.device.type}",
             type(network.backend).__module__.rsplit(".", 1)[-1],
             engine.cache_tokens,
         )
         return engine
 
-    def _make_cache(self) -> KVCache:
+    def _allocate_cache(self) -> KVCache:
         config, size = self.model.config, self.model.backend.block_size
         block_bytes = KVCache.block_bytes(
             config.num_hidden_layers, size, self.model.backend.shape.kv_heads, config.head_dim, self.model.dtype
         )
         wanted = self.options.kv_cache_gb
         if wanted is not None:
-            room = int(wanted * 1e9) // self.model.shard.count
+            capacity = int(wanted * 1e9) // self.model.shard.count
         else:
-            room = available_bytes(self.model.device) if self._followers is None else self._followers.room
+            capacity = available_bytes(self.model.device) if self._tp_group is None else self._tp_group.free_bytes
         most = self.options.max_sequences * -(-self.context_window // size)
-        blocks = min(room // block_bytes, most) if wanted is None else room // block_bytes
+        blocks = min(capacity // block_bytes, most) if wanted is None else capacity // block_bytes
         if blocks < 1:
             raise ConfigError(
-                f"runner.kv_cache_gb: {room / 1e9:.3f} GB hold no block of the cache, which takes {block_bytes} bytes"
+                f"runner.kv_cache_gb: {capacity / 1e9:.3f} GB is less than one cache block ({block_bytes} bytes)"
             )
-        if self._followers is not None:
-            self._followers.send(1 + blocks)
+        if self._tp_group is not None:
+            self._tp_group.send(1 + blocks)
         return self.model.new_cache(1 + blocks)
 
     @property
@@ -189,7 +189,7 @@ class Engine:
         """Tokens whose keys and values fit."""
         return self.scheduler.pool.total * self.cache.block_size
 
-    def add(self, request: GenerationRequest) -> None:
+    def add_request(self, request: GenerationRequest) -> None:
         """Queue a request.
 
         Raises:
@@ -206,8 +206,8 @@ class Engine:
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocab_size:
             raise ValueError("the tokenizer gives token ids that the model's vocabulary does not have")
         salt = length.to_bytes(8, "big") if self.model.rope.needs_length(length) else b""
-        stopper = StopCriteria(request.rules, self.tokenizer, request.prompt_ids)
-        self.scheduler.add(Sequence(request, stopper, limit, salt))
+        criteria = StopCriteria(request.stop_params, self.tokenizer, request.prompt_ids)
+        self.scheduler.add(Sequence(request, criteria, limit, salt))
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
@@ -218,34 +218,34 @@ class Engine:
             return []
         complete = [chunk for chunk in chunks if chunk.completes]
         scheduled = time.perf_counter()
-        self._passing = True
-        chosen = iter(self._run(chunks, complete))
-        self._passing = False
+        self._step_running = True
+        chosen = iter(self._forward(chunks, complete))
+        self._step_running = False
         if all(chunk.count == 1 for chunk in chunks):
-            self.speculation.passed(sum(len(chunk.draft) for chunk in chunks), time.perf_counter() - scheduled)
+            self.speculation.record_step(sum(len(chunk.draft) for chunk in chunks), time.perf_counter() - scheduled)
         finished = []
         for chunk in complete:
             answer = self._advance(chunk, list(islice(chosen, 1 + len(chunk.draft))))
             if answer is not None:
                 finished.append(answer)
-        self._count(chunks, finished, time.perf_counter() - started)
+        self._record_stats(chunks, finished, time.perf_counter() - started)
         return finished
 
     def _advance(self, chunk: Chunk, chosen: list[int]) -> RequestOutput | None:
         """Give a sequence its next tokens. Returns the answer that they complete, if they do."""
         sequence = chunk.sequence
         taken, reason = sequence.advance(chosen, chunk.draft)
-        self.speculation.settle(sequence, chunk.draft, taken)
+        self.speculation.record_verified(sequence, chunk.draft, taken)
         self.stats.output_tokens += len(taken)
-        self.scheduler.settle(chunk)
+        self.scheduler.commit_draft(chunk)
         if reason is None:
             return None
-        self.scheduler.finish(sequence)
+        self.scheduler.finish_sequence(sequence)
         answer = sequence.result(reason)
-        self.speculation.finished(sequence, answer)
+        self.speculation.record_output(sequence, answer)
         return answer
 
-    def _run(self, chunks: list[Chunk], complete: list[Chunk]) -> list[int]:
+    def _forward(self, chunks: list[Chunk], complete: list[Chunk]) -> list[int]:
         ids: list[int] = []
         rows: list[int] = []
         for chunk in chunks:
@@ -265,21 +265,21 @@ class Engine:
         logits_RV = self._logits(model_input)
         if not complete:
             return []
-        draws = [_draw(chunk.sequence, ahead) for chunk in complete for ahead in range(1 + len(chunk.draft))]
-        return self.sampler(logits_RV, draws)
+        places = ((chunk.sequence, ahead) for chunk in complete for ahead in range(1 + len(chunk.draft)))
+        return self.sampler(logits_RV, [_sampling_params(sequence, ahead) for sequence, ahead in places])
 
     def _logits(self, model_input: ModelInput) -> Tensor:
         """The wanted logits of a pass, which all ranks run."""
         logits_RV = None if self.graphs is None else self.graphs.logits(model_input)
         if logits_RV is not None:
             return logits_RV
-        if self._followers is None:
+        if self._tp_group is None:
             return run_step(self.model, self.cache, model_input)
-        self._followers.send(model_input)
+        self._tp_group.send(model_input)
         try:
             return run_step(self.model, self.cache, model_input)
         except RuntimeError as error:
-            raise self._followers.failure() from error
+            raise self._tp_group.failure() from error
 
     def _rope_lengths(self, chunks: list[Chunk]) -> list[int] | None:
         """For dynamic RoPE: prompt tokens are scaled by the prompt's length, generated ones by their own place."""
@@ -291,7 +291,7 @@ class Engine:
             lengths += [max(prompt, p + 1) for p in range(chunk.start, chunk.start + chunk.rows)]
         return lengths
 
-    def _count(self, chunks: list[Chunk], finished: list[RequestOutput], seconds: float) -> None:
+    def _record_stats(self, chunks: list[Chunk], finished: list[RequestOutput], seconds: float) -> None:
         stats = self.stats
         stats.steps += 1
         stats.busy_s += seconds
@@ -332,13 +332,13 @@ class Engine:
             stopping = stop is not None and stop.is_set()
             if stopping:
                 self.scheduler.drop_unstarted()
-            while not stopping and not exhausted and self._wants_more():
+            while not stopping and not exhausted and self._has_capacity():
                 request = next(source, None)
                 if request is None:
                     exhausted = True
                     break
                 try:
-                    self.add(request)
+                    self.add_request(request)
                 except (PromptTooLong, ValueError) as error:
                     on_rejected(request, error)
             if not self.scheduler.busy:
@@ -351,7 +351,7 @@ class Engine:
         return {
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
-            "kv_cache_used": round(pool.held / pool.total, 4),
+            "kv_cache_used": round(pool.used / pool.total, 4),
             "kv_cache_gb": round(self.cache.nbytes / 1e9, 3),
             "preemptions": self.scheduler.preemptions - self.stats.preemptions_before,
             **self.stats.figures(),
@@ -360,46 +360,46 @@ class Engine:
     def reset_stats(self) -> None:
         """Begin counting anew, for the next run that uses this engine."""
         self.stats = EngineStats(preemptions_before=self.scheduler.preemptions)
-        self.speculation.count_in(self.stats)
+        self.speculation.set_stats(self.stats)
 
-    def _wants_more(self) -> bool:
+    def _has_capacity(self) -> bool:
         return len(self.scheduler.waiting) + len(self.scheduler.running) < self.options.max_sequences
 
-    def forget(self) -> None:
+    def clear_prefix_cache(self) -> None:
         """Empty the prefix cache. Nothing may be in the making."""
-        self.scheduler.pool.forget()
+        self.scheduler.pool.clear_cached()
 
     def close(self) -> None:
         """End the processes that hold the other parts of the model, if there are any."""
-        self.usable = self._followers is None
-        if self._followers is not None:
-            self._followers.close()
+        self.usable = self._tp_group is None
+        if self._tp_group is not None:
+            self._tp_group.close()
 
     def abandon(self) -> None:
         """Drop what is in the making, after an error or an interruption. The prefix cache stays, unless a pass was
         broken off, after which blocks may not hold what they are named for."""
         for sequence in self.scheduler.waiting:
-            self.speculation.dropped(sequence)
+            self.speculation.discard(sequence)
         self.scheduler.waiting.clear()
         for sequence in list(self.scheduler.running):
-            self.speculation.dropped(sequence)
-            self.scheduler.finish(sequence)
-        if self._passing:
-            self.forget()
-            self._passing = False
-            if self._followers is not None:  # they are in the middle of it
+            self.speculation.discard(sequence)
+            self.scheduler.finish_sequence(sequence)
+        if self._step_running:
+            self.clear_prefix_cache()
+            self._step_running = False
+            if self._tp_group is not None:  # they are in the middle of it
                 self.close()
 
 
-def _copy_block(cache: KVCache, followers: TensorParallelGroup | None, source: int, target: int) -> None:
+def _copy_block(cache: KVCache, tp_group: TensorParallelGroup | None, source: int, target: int) -> None:
     """For the scheduler, which must not refer to the engine: only the collector frees what refers to itself."""
-    if followers is not None:
-        followers.send((source, target))
+    if tp_group is not None:
+        tp_group.send((source, target))
     cache.copy(source, target)
 
 
 @cache
-def _spare_the_collector() -> None:
+def _freeze_gc() -> None:
     """Once: what was imported stays, so the garbage collector need not look through it in the midst of a run."""
     gc.collect(1)
     gc.freeze()
@@ -428,18 +428,18 @@ def _load_network(
     if model.tensor_parallel > 1:
         check_tensor_parallel(model, device)
         model = replace(model, device=str(device))
-        followers = TensorParallelGroup(model, directory, config)
+        tp_group = TensorParallelGroup(model, directory, config)
         try:
-            network = load_part(model, directory, config, followers.shard)
-            followers.meet(available_bytes(network.device))
+            network = load_part(model, directory, config, tp_group.shard)
+            tp_group.init_process_group(available_bytes(network.device))
         except BaseException:
-            followers.close()
+            tp_group.close()
             raise
-        return network, followers
+        return network, tp_group
     return load_part(replace(model, device=str(device)), directory, config, SINGLE_RANK), None
 
 
-def _draw(sequence: Sequence, ahead: int) -> SamplingParams:
+def _sampling_params(sequence: Sequence, ahead: int) -> SamplingParams:
     """For the token that comes ``ahead`` places after the next one."""
     request = sequence.request
     return SamplingParams(request.temperature, request.top_p, request.seed, sequence.generated + ahead)

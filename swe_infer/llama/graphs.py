@@ -24,14 +24,14 @@ from swe_infer.llama.tensor_parallel import ModelInput
 ROWS = (MIN_ROWS, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows that passes are padded to; larger ones run without a graph, since launches matter little there."""
 
-MOST_QUERIES = 64
-"""Bound of the rows of one sequence, a guess's or padding: attention kernels take as many in one tile anyway."""
+MAX_QUERIES = 64
+"""Bound of the rows of one sequence, a draft's or padding: attention kernels take as many in one tile anyway."""
 
-LEAST_BLOCKS = 8
+MIN_BLOCKS = 8
 """Cache blocks of a sequence for which the smallest graphs have room; larger ones are twice as wide each."""
 
 
-class StaticPass:
+class StaticStep:
     """A pass of exactly ``rows`` rows, whose inputs lie at fixed addresses.
 
     Args:
@@ -71,7 +71,7 @@ class StaticPass:
             key_lens_S=sent["key_lens"],
             cumulative_keys_S1=sent["cumulative_keys"],
             block_table_SP=sent["tables"].view(rows, blocks),
-            max_queries=1 if single else MOST_QUERIES,
+            max_queries=1 if single else MAX_QUERIES,
             max_keys=blocks * model.backend.block_size,
         )
 
@@ -102,7 +102,7 @@ class StaticPass:
             self._tables[row, : len(table)] = table
         self._device.copy_(self._host, non_blocking=True)
 
-    def run(self, cache: KVCache) -> Tensor:
+    def forward(self, cache: KVCache) -> Tensor:
         """The logits of all rows, padding included (RV, float32). Reads nothing but the device's memory."""
         step = Step(
             positions_T=self._positions_R.long(),
@@ -125,14 +125,14 @@ class DecodeGraphs:
         self._model = model
         self._cache = cache
         self._limit = limit
-        self._graphs: dict[tuple[int, int, bool], tuple[StaticPass, Any, Tensor]] = {}
+        self._graphs: dict[tuple[int, int, bool], tuple[StaticStep, Any, Tensor]] = {}
         self._pool: Any = None
-        self.last: Any = None
+        self.last_graph: Any = None
         """The ``torch.cuda.CUDAGraph`` that ran last; to replay it computes the same again."""
-        model.rope.reach(limit)  # the graphs hold the address of its table
+        model.rope.reserve(limit)  # the graphs hold the address of its table
 
     @classmethod
-    def of(cls, model: LlamaForCausalLM, cache: KVCache, limit: int) -> DecodeGraphs | None:
+    def create(cls, model: LlamaForCausalLM, cache: KVCache, limit: int) -> DecodeGraphs | None:
         """None where passes cannot be captured: on a CPU, with SDPA or dynamic RoPE, and as one of several ranks."""
         paged = isinstance(model.backend, PagedBackend) and model.device.type == "cuda"
         if not paged or model.shard.count > 1 or model.config.rope.type == "dynamic":
@@ -140,37 +140,37 @@ class DecodeGraphs:
         return cls(model, cache, limit)
 
     @property
-    def captured(self) -> int:
+    def graph_count(self) -> int:
         """How many there are."""
         return len(self._graphs)
 
     def logits(self, model_input: ModelInput) -> Tensor | None:
         """The logits of a pass (RV, float32), in memory that the next pass uses again; None: no graph is for it."""
         rows = len(model_input.ids)
-        if rows > ROWS[-1] or len(model_input.rows) != rows or max(model_input.query_lens) > MOST_QUERIES:
+        if rows > ROWS[-1] or len(model_input.rows) != rows or max(model_input.query_lens) > MAX_QUERIES:
             return None
-        blocks = LEAST_BLOCKS
+        blocks = MIN_BLOCKS
         while blocks < max(map(len, model_input.block_tables)):
             blocks *= 2
         key = (ROWS[bisect_left(ROWS, rows)], blocks, rows == len(model_input.query_lens))
         if key not in self._graphs:
-            self._graphs[key] = self._capture(StaticPass(self._model, *key, self._limit - 1), model_input)
+            self._graphs[key] = self._capture(StaticStep(self._model, *key, self._limit - 1), model_input)
         static, graph, logits_RV = self._graphs[key]
         static.fill(model_input)
         graph.replay()
-        self.last = graph
+        self.last_graph = graph
         return logits_RV[:rows]
 
-    def _capture(self, static: StaticPass, model_input: ModelInput) -> tuple[StaticPass, Any, Tensor]:
+    def _capture(self, static: StaticStep, model_input: ModelInput) -> tuple[StaticStep, Any, Tensor]:
         """Run the pass once, so that all is allocated and compiled that ever is, then record it."""
         static.fill(model_input)
         stream = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._model.device))
         with torch.cuda.stream(stream):
-            static.run(self._cache)
+            static.forward(self._cache)
         torch.cuda.current_stream(self._model.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits_RV = static.run(self._cache)
+            logits_RV = static.forward(self._cache)
         self._pool = self._pool or graph.pool()
         return static, graph, logits_RV

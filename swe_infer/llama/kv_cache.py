@@ -71,85 +71,85 @@ class BlockPool:
     """Hands out blocks by number. It knows nothing of tensors."""
 
     def __init__(self, blocks: int) -> None:
-        self._fresh = list(range(blocks - 1, SCRATCH, -1))
-        self._holders = [0] * blocks
-        self._names: dict[int, bytes] = {}
-        self._by_name: dict[bytes, int] = {}
+        self._unused = list(range(blocks - 1, SCRATCH, -1))
+        self._refcounts = [0] * blocks
+        self._hashes: dict[int, bytes] = {}
+        self._by_hash: dict[bytes, int] = {}
         self._contents: dict[int, tuple[bytes, array[int], int]] = {}
-        self._after: dict[bytes, dict[int, None]] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._children: dict[bytes, dict[int, None]] = {}
+        self._evictable: OrderedDict[int, None] = OrderedDict()
         self.total = blocks - 1
 
     @property
     def free(self) -> int:
         """Blocks that can be had now, those that hold reusable content included."""
-        return len(self._fresh) + len(self._idle)
+        return len(self._unused) + len(self._evictable)
 
     @property
-    def held(self) -> int:
+    def used(self) -> int:
         return self.total - self.free
 
-    def lookup(self, names: Sequence[bytes]) -> list[int]:
+    def lookup(self, hashes: Sequence[bytes]) -> list[int]:
         """The blocks that hold the longest known beginning of ``names``. Nothing is taken yet."""
         found = []
-        for name in names:
-            block = self._by_name.get(name)
+        for block_hash in hashes:
+            block = self._by_hash.get(block_hash)
             if block is None:
                 break
             found.append(block)
         return found
 
-    def idle_among(self, blocks: Sequence[int]) -> int:
+    def count_unreferenced(self, blocks: Sequence[int]) -> int:
         """How many of ``blocks`` nobody holds, so that taking them lowers :attr:`free`."""
-        return sum(self._holders[block] == 0 for block in blocks)
+        return sum(self._refcounts[block] == 0 for block in blocks)
 
-    def share(self, blocks: Sequence[int]) -> None:
+    def incref(self, blocks: Sequence[int]) -> None:
         """Hold blocks that :meth:`lookup` found."""
         for block in blocks:
-            if self._holders[block] == 0:
-                del self._idle[block]
-            self._holders[block] += 1
+            if self._refcounts[block] == 0:
+                del self._evictable[block]
+            self._refcounts[block] += 1
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """A block for new content.
 
         Raises:
             IndexError: none is free; the caller looks at :attr:`free` first.
         """
-        if self._fresh:
-            block = self._fresh.pop()
-        elif self._idle:
-            block, _ = self._idle.popitem(last=False)
-            self._drop(block)
+        if self._unused:
+            block = self._unused.pop()
+        elif self._evictable:
+            block, _ = self._evictable.popitem(last=False)
+            self._evict(block)
         else:
             raise IndexError("no cache block is free")
-        self._holders[block] = 1
+        self._refcounts[block] = 1
         return block
 
-    def name(self, block: int, name: bytes) -> None:
+    def register(self, block: int, block_hash: bytes) -> None:
         """Make a full block findable. The first block of a name keeps it."""
-        if name not in self._by_name and block not in self._names:
-            self._by_name[name] = block
-            self._names[block] = name
+        if block_hash not in self._by_hash and block not in self._hashes:
+            self._by_hash[block_hash] = block
+            self._hashes[block] = block_hash
 
-    def describe(self, block: int, parent: bytes, tokens: Sequence[int], when: int) -> None:
+    def register_partial(self, block: int, parent: bytes, tokens: Sequence[int], step: int) -> None:
         """Make the beginning of a block findable, full or not.
 
         Args:
             parent: the name of the block before; the salt for a first block.
             tokens: those whose keys and values it holds.
-            when: the step that writes them.
+            step: the step that writes them.
         """
-        self._contents[block] = (parent, array("q", tokens), when)
-        self._after.setdefault(parent, {})[block] = None
+        self._contents[block] = (parent, array("q", tokens), step)
+        self._children.setdefault(parent, {})[block] = None
 
-    def alike(self, parent: bytes, tokens: Sequence[int], before: int) -> tuple[int, int]:
+    def find_partial(self, parent: bytes, tokens: Sequence[int], before: int) -> tuple[int, int]:
         """``(block, count)``: the block after ``parent``, written before step ``before``, that begins with most of
         ``tokens``, and with how many of them. The scratch block and 0 if there is none."""
         best = (SCRATCH, 0)
-        for block in self._after.get(parent, ()):
-            _, held, when = self._contents[block]
-            if when >= before:
+        for block in self._children.get(parent, ()):
+            _, held, step = self._contents[block]
+            if step >= before:
                 continue
             count = 0
             for one, other in zip(tokens, held, strict=False):
@@ -160,32 +160,32 @@ class BlockPool:
                 best = (block, count)
         return best
 
-    def _drop(self, block: int) -> None:
+    def _evict(self, block: int) -> None:
         """Forget what a block holds."""
-        name = self._names.pop(block, None)
+        name = self._hashes.pop(block, None)
         if name is not None:
-            del self._by_name[name]
+            del self._by_hash[name]
         content = self._contents.pop(block, None)
         if content is not None:
-            siblings = self._after[content[0]]
+            siblings = self._children[content[0]]
             del siblings[block]
             if not siblings:
-                del self._after[content[0]]
+                del self._children[content[0]]
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def decref(self, blocks: Sequence[int]) -> None:
         """Let go of a sequence's blocks. Later ones are reused first: a beginning is worth more than its end."""
         for block in reversed(blocks):
-            self._holders[block] -= 1
-            if self._holders[block]:
+            self._refcounts[block] -= 1
+            if self._refcounts[block]:
                 continue
-            if block in self._names or block in self._contents:
-                self._idle[block] = None
+            if block in self._hashes or block in self._contents:
+                self._evictable[block] = None
             else:
-                self._fresh.append(block)
+                self._unused.append(block)
 
-    def forget(self) -> None:
+    def clear_cached(self) -> None:
         """Give up the content of all blocks that nobody holds."""
-        for block in self._idle:
-            self._drop(block)
-            self._fresh.append(block)
-        self._idle.clear()
+        for block in self._evictable:
+            self._evict(block)
+            self._unused.append(block)
+        self._evictable.clear()

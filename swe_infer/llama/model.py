@@ -25,7 +25,7 @@ from swe_infer.llama.attention.native import Backend as NativeAttention
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.large_pages import Arena
-from swe_infer.llama.native.kernels import Kernels, PackedWeight, find
+from swe_infer.llama.native.kernels import Kernels, PackedWeight, load_kernels
 from swe_infer.llama.native.layers import Layers, LayersShape, LayerWeights
 from swe_infer.llama.placement import onednn_multiplies, product_dtype
 from swe_infer.llama.rope import RotaryEmbedding, rotate
@@ -75,7 +75,7 @@ def fused_kernels(device: torch.device, dtype: torch.dtype) -> Any:
 def native_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     if device.type != "cpu":
         return None
-    kernels = find(dtype)
+    kernels = load_kernels(dtype)
     return None if isinstance(kernels, str) else kernels
 
 
@@ -195,8 +195,8 @@ class Attention(nn.Module):
         kernels = fused_kernels(device, dtype)
         self._rotate = rotate if kernels is None else kernels.rotate
         self.heads, self.kv_heads, self.head_dim = (
-            shard.of(config.num_attention_heads),
-            shard.of(config.num_key_value_heads),
+            shard.divide(config.num_attention_heads),
+            shard.divide(config.num_key_value_heads),
             config.head_dim,
         )
         outputs = (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -232,7 +232,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.shard = shard
         self._kernels = fused_kernels(device, dtype)
-        hidden, inner = config.hidden_size, shard.of(config.intermediate_size)
+        hidden, inner = config.hidden_size, shard.divide(config.intermediate_size)
         self.gate_up_proj = Linear(hidden, 2 * inner, config.mlp_bias, device, dtype, weights)
         self.down_proj = Linear(inner, hidden, config.mlp_bias and shard.rank == 0, device, dtype, weights)
 
@@ -292,7 +292,7 @@ class LlamaForCausalLM(nn.Module):
         self.device = device
         self.dtype = dtype
         self.weight_dtype = weights = weights or dtype
-        heads, kv_heads = shard.of(config.num_attention_heads), shard.of(config.num_key_value_heads)
+        heads, kv_heads = shard.divide(config.num_attention_heads), shard.divide(config.num_key_value_heads)
         shape = AttentionShape(heads, kv_heads, config.head_dim, device, dtype)
         self.backend = choose_backend(attention or AttentionChoice(), shape)
         self.rope = RotaryEmbedding(config, device, dtype)
@@ -308,7 +308,7 @@ class LlamaForCausalLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
         self._compiled_layers: Layers | None = None
-        self._least_rows = MIN_ROWS
+        self._min_rows = MIN_ROWS
 
     def pack(self) -> None:
         """Once all weights are in place: give them the order in which products are fastest. After it they can no
@@ -320,11 +320,11 @@ class LlamaForCausalLM(nn.Module):
         for name, product in products.items():
             embeds = product is self.lm_head and self.config.tie_word_embeddings
             product.pack(arena, gated=name.endswith("gate_up_proj"), embeds=embeds)
-        self._compiled_layers = self._layers_of(native_kernels(self.device, self.dtype))
+        self._compiled_layers = self._compile_layers(native_kernels(self.device, self.dtype))
         if all(isinstance(product.packed, PackedWeight) for product in products.values()):
-            self._least_rows = 1
+            self._min_rows = 1
 
-    def _layers_of(self, kernels: Kernels | None) -> Layers | None:
+    def _compile_layers(self, kernels: Kernels | None) -> Layers | None:
         """The layers as one call, where the kernels have all weights and attention is theirs too."""
         if kernels is None or self.shard.count > 1 or not isinstance(self.backend, NativeAttention):
             return None
@@ -403,8 +403,8 @@ class LlamaForCausalLM(nn.Module):
         x_RE = x_TE.index_select(0, step.rows_R)
         if delta_TE is not None:
             x_RE = x_RE + delta_TE.index_select(0, step.rows_R)
-        if wanted < self._least_rows:
-            x_RE = functional.pad(x_RE, (0, 0, 0, self._least_rows - wanted))
+        if wanted < self._min_rows:
+            x_RE = functional.pad(x_RE, (0, 0, 0, self._min_rows - wanted))
         logits_RV: Tensor = self.lm_head(self.norm(x_RE, None)[1])
         return logits_RV[:wanted].float()
 
@@ -432,7 +432,7 @@ class LlamaForCausalLM(nn.Module):
         """
         positions, slots = cache_places(starts, query_lens, block_tables, self.backend.block_size)
         total = len(positions)
-        padding = [0] * max(0, self._least_rows - total)
+        padding = [0] * max(0, self._min_rows - total)
         key_lens = [s + c for s, c in zip(starts, query_lens, strict=True)]
         layout = Layout(query_lens, key_lens, block_tables, allocation_ids)
         lengths_T = None if rope_lengths is None else self._send([*rope_lengths, *padding])

@@ -115,7 +115,7 @@ def choose_weight_dtype(
     return stored
 
 
-def check_room(weights: int, free: int, device: torch.device) -> None:
+def check_memory(weights: int, free: int, device: torch.device) -> None:
     """Refuse weights that cannot fit, before minutes go into reading them. Sizes are in bytes.
 
     Raises:

@@ -28,10 +28,10 @@ def process_engines(
 ) -> DataParallelEngine[ProcessWorker]:
     """As many engines as ``devices``, which may name one device more than once. See :class:`DataParallelEngine`."""
     workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
-    return DataParallelEngine(model, options, workers, _speaking)
+    return DataParallelEngine(model, options, workers, _readable)
 
 
-def _speaking(workers: Sequence[ProcessWorker]) -> Sequence[ProcessWorker]:
+def _readable(workers: Sequence[ProcessWorker]) -> Sequence[ProcessWorker]:
     """Those that have something to say, or that have ended; waits a moment at most."""
     ready = wait([worker.pipe for worker in workers] + [worker.process.sentinel for worker in workers], _POLL_S)
     return [worker for worker in workers if worker.pipe in ready or worker.process.sentinel in ready]
@@ -92,19 +92,19 @@ def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: 
             engine = Engine.load(model, options)
             pipe.send(("ready", 0, None, engine.figures()))
             with threads_for(engine.model):
-                _Loop(pipe, engine).run()
+                _ServeLoop(pipe, engine).run()
         except SweInferError as error:
             pipe.send(("failed", 0, error, {}))
 
 
-class _Loop:
+class _ServeLoop:
     """Alternates between the parent's messages and the engine's steps."""
 
     def __init__(self, pipe: Connection, engine: Engine) -> None:
         self.pipe = pipe
         self.engine = engine
         self.epoch = 0
-        self._unbegun: list[EngineSequence] = []
+        self._not_started: list[EngineSequence] = []
         self._source = NO_SOURCE
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class _Loop:
             while not self.engine.scheduler.busy or self.pipe.poll():
                 self._handle(*self.pipe.recv())
             answers = self.engine.step()
-            self._tell_begun()
+            self._report_started()
             if answers:
                 bare = [dataclasses.replace(a, request=a.request.without_source()) for a in answers]
                 self._send("answers", bare)
@@ -123,29 +123,29 @@ class _Loop:
             self._source = content
         elif kind == "add":
             try:
-                self.engine.add(dataclasses.replace(content, source=self._source))
+                self.engine.add_request(dataclasses.replace(content, source=self._source))
             except (PromptTooLong, ValueError) as error:
                 self._send("rejected", (content, type(error).__name__, str(error)))
             else:
-                self._unbegun.append(self.engine.scheduler.waiting[-1])
+                self._not_started.append(self.engine.scheduler.waiting[-1])
         elif kind == "stop":
-            self._unbegun.clear()
+            self._not_started.clear()
             unstarted = [s.request.without_source() for s in self.engine.scheduler.waiting if s.started is None]
             self.engine.scheduler.drop_unstarted()
             self._send("dropped", unstarted)
         elif kind == "abandon":
-            self._unbegun.clear()
+            self._not_started.clear()
             self.engine.abandon()
         elif kind == "reset":
             self.engine.reset_stats()
             self._send("reset", None)
 
-    def _tell_begun(self) -> None:
+    def _report_started(self) -> None:
         """The parent has others for the place of what is begun."""
-        begun = [sequence.request.key for sequence in self._unbegun if sequence.started is not None]
-        if begun:
-            self._unbegun = [sequence for sequence in self._unbegun if sequence.started is None]
-            self._send("begun", begun)
+        started = [sequence.request.key for sequence in self._not_started if sequence.started is not None]
+        if started:
+            self._not_started = [sequence for sequence in self._not_started if sequence.started is None]
+            self._send("started", started)
 
     def _send(self, kind: str, content: Any) -> None:
         self.pipe.send((kind, self.epoch, content, self.engine.figures()))

@@ -30,10 +30,10 @@ from swe_infer.types import LlamaModel
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
-_HOLD_S = 10.0
+_LONG_POLL_S = 10.0
 """How long a call waits for an engine's next word before it comes back with none."""
-_PATIENCE_S = 30.0
-_KNOCK_S = 10.0
+_WARN_AFTER_S = 30.0
+_CONNECT_TIMEOUT_S = 10.0
 
 
 def ray_engines(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> DataParallelEngine[RayWorker]:
@@ -52,7 +52,7 @@ def ray_engines(cluster: RayCluster, model: LlamaModel, options: EngineOptions) 
         RayWorker(model, options, gpus, cluster.cpus, nodes[place] if nodes else None, place)
         for place in range(count)
     ]
-    return DataParallelEngine(model, options, workers, _Listener(), wait_for_all=False)
+    return DataParallelEngine(model, options, workers, _Poller(), wait_for_all=False)
 
 
 def _connect(address: str | None) -> None:
@@ -63,17 +63,17 @@ def _connect(address: str | None) -> None:
     named = address or os.environ.get("RAY_ADDRESS")
     with _signal_handlers_kept():
         try:
-            _knock(named)
+            _check_reachable(named)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ConfigError(f"runner.ray.address={named}: no Ray cluster ({_gist(error)})") from error
+            raise ConfigError(f"runner.ray.address={named}: no Ray cluster ({_summary_line(error)})") from error
 
 
-def _knock(address: str | None) -> None:
+def _check_reachable(address: str | None) -> None:
     """Raises OSError where nothing listens at ``HOST:PORT``: Ray itself would try for minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and "/" not in host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 @contextmanager
@@ -135,36 +135,36 @@ class EngineHost:
         arguments = (theirs, model, options, threads)
         threading.Thread(target=serve_in_a_thread, args=arguments, name="engine", daemon=True).start()
 
-    def where(self) -> str:
+    def location(self) -> str:
         """The machine and GPUs, for people."""
         import ray
 
         gpus = ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
         return f"{ray.util.get_node_ip_address()}{', ' if gpus else ''}{gpus}, process {os.getpid()}"
 
-    def post(self, kind: str, epoch: int, content: Any) -> None:
+    def send(self, kind: str, epoch: int, content: Any) -> None:
         """A message for the engine."""
         self._pipe.send((kind, epoch, content))
 
-    def take(self) -> list[Message]:
+    def poll(self) -> list[Message]:
         """What the engine has to say; waits for it, and comes back empty after a while.
 
         Raises:
             EOFError, OSError: it has ended.
         """
         messages: list[Message] = []
-        patience = _HOLD_S
+        timeout = _LONG_POLL_S
         try:
-            while self._pipe.poll(patience):
+            while self._pipe.poll(timeout):
                 messages.append(self._pipe.recv())
-                patience = 0.0
+                timeout = 0.0
         except (EOFError, OSError):
             if not messages:  # its last words come first
                 raise
         return messages
 
-    def speaks(self) -> bool:
-        """Whether :meth:`take` comes back at once."""
+    def has_message(self) -> bool:
+        """Whether :meth:`poll` comes back at once."""
         return self._pipe.poll()
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ def serve_in_a_thread(pipe: Connection, model: LlamaModel, options: EngineOption
         serve(pipe, model, options, threads)
     except Exception as error:  # noqa: BLE001 - whatever ends an engine is told of; the others go on
         _log.exception("the engine ended")
-        died = WorkerDied(f"an engine of Ray ended: {type(error).__name__}: {_gist(error)}")
+        died = WorkerDied(f"an engine of Ray ended: {type(error).__name__}: {_summary_line(error)}")
         with suppress(OSError):  # whoever asked may have gone
             pipe.send(("failed", 0, died, {}))
     finally:
@@ -206,12 +206,12 @@ class RayWorker:
             max_restarts=0,
             scheduling_strategy=strategy,
             # Calls of a group run one after the other, in order; the groups beside each other.
-            concurrency_groups={"post": 1, "take": 1},
+            concurrency_groups={"send": 1, "poll": 1},
         )(EngineHost)
         self.name = f"engine {number} of Ray"
         self._actor = made.remote(model, options, max(1, int(cpus)))
-        self._where = self._actor.where.remote()
-        self.taking = self._take()
+        self._location = self._actor.location.remote()
+        self.pending_poll = self._start_poll()
 
     @property
     def alive(self) -> bool:
@@ -219,18 +219,18 @@ class RayWorker:
 
     def send(self, kind: str, epoch: int, content: Any = None) -> None:
         """A message. That the actor is gone is told by :meth:`receive`."""
-        self._actor.post.options(concurrency_group="post").remote(kind, epoch, content)
+        self._actor.send.options(concurrency_group="send").remote(kind, epoch, content)
 
     def receive(self) -> list[Message]:
         import ray
 
         try:
-            messages: list[Message] = ray.get(self.taking)
-            if self._where is not None and messages:
-                self.name, self._where = f"the engine on {ray.get(self._where)}", None
+            messages: list[Message] = ray.get(self.pending_poll)
+            if self._location is not None and messages:
+                self.name, self._location = f"the engine on {ray.get(self._location)}", None
         except ray.exceptions.RayError as error:
-            raise WorkerDied(f"{self.name} was lost ({type(error).__name__}: {_gist(error)})") from None
-        self.taking = self._take()
+            raise WorkerDied(f"{self.name} was lost ({type(error).__name__}: {_summary_line(error)})") from None
+        self.pending_poll = self._start_poll()
         return messages
 
     def close(self) -> None:
@@ -238,33 +238,33 @@ class RayWorker:
 
         ray.kill(self._actor)
 
-    def _take(self) -> Any:
-        return self._actor.take.options(concurrency_group="take").remote()
+    def _start_poll(self) -> Any:
+        return self._actor.poll.options(concurrency_group="poll").remote()
 
 
-class _Listener:
+class _Poller:
     """Waits for what engines have to say; says so where the cluster has no room for any of them."""
 
     def __init__(self) -> None:
-        self._asked_at = time.monotonic()
-        self._heard = False
+        self._waiting_since = time.monotonic()
+        self._received = False
 
     def __call__(self, workers: Sequence[RayWorker]) -> Sequence[RayWorker]:
         import ray
 
-        refs = [worker.taking for worker in workers]
+        refs = [worker.pending_poll for worker in workers]
         ready, rest = ray.wait(refs, num_returns=1, timeout=_POLL_S)
         if ready and rest:
             ready = ready + ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        self._heard = self._heard or bool(ready)
-        if not self._heard and time.monotonic() - self._asked_at > _PATIENCE_S:
-            self._asked_at = time.monotonic()
+        self._received = self._received or bool(ready)
+        if not self._received and time.monotonic() - self._waiting_since > _WARN_AFTER_S:
+            self._waiting_since = time.monotonic()
             free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
             _log.warning("no engine has begun to load: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
-        return [worker for worker in workers if worker.taking in ready]
+        return [worker for worker in workers if worker.pending_poll in ready]
 
 
-def _gist(error: BaseException) -> str:
+def _summary_line(error: BaseException) -> str:
     """The line of an error that says most: Ray puts traces of other processes around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error: " in line]

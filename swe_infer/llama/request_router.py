@@ -16,16 +16,16 @@ from swe_infer.llama.sequence import GenerationRequest
 
 W = TypeVar("W")
 
-_PASSES_AHEAD = 2
+_STEPS_AHEAD = 2
 """Passes for which an engine holds prompts that it has not begun: while one runs, the next is on its way."""
 
 
 @dataclass(slots=True)
 class _WorkerState:
     outstanding: dict[Hashable, GenerationRequest] = field(default_factory=dict)
-    ahead: dict[Hashable, int] = field(default_factory=dict)
+    queued: dict[Hashable, int] = field(default_factory=dict)
     """Tokens of prompts that are handed over and not begun."""
-    ahead_tokens: int = 0
+    queued_tokens: int = 0
     load: int = 0
     """Tokens of the prompts and outputs that are outstanding."""
     prompt: tuple[int, ...] | None = None
@@ -43,25 +43,25 @@ class RequestRouter(Generic[W]):
 
     def __init__(self, max_sequences: int, max_batch_tokens: int) -> None:
         self._max_sequences = max_sequences
-        self._most_ahead = _PASSES_AHEAD * max_batch_tokens
-        self._seats: dict[W, _WorkerState] = {}
+        self._max_queued_tokens = _STEPS_AHEAD * max_batch_tokens
+        self._workers: dict[W, _WorkerState] = {}
 
-    def join(self, worker: W) -> None:
+    def add_worker(self, worker: W) -> None:
         """From now on ``worker`` is handed requests."""
-        self._seats[worker] = _WorkerState()
+        self._workers[worker] = _WorkerState()
 
-    def leave(self, worker: W) -> list[GenerationRequest]:
+    def remove_worker(self, worker: W) -> list[GenerationRequest]:
         """``worker`` is gone. Returns what it has not answered, which is for the others."""
-        seat = self._seats.pop(worker, None)
-        return list(seat.outstanding.values()) if seat else []
+        state = self._workers.pop(worker, None)
+        return list(state.outstanding.values()) if state else []
 
-    def busy(self) -> list[W]:
+    def busy_workers(self) -> list[W]:
         """Who has something to answer."""
-        return [worker for worker, seat in self._seats.items() if seat.outstanding]
+        return [worker for worker, state in self._workers.items() if state.outstanding]
 
-    def outstanding(self) -> list[Hashable]:
+    def outstanding_keys(self) -> list[Hashable]:
         """The keys of what was handed out and is not done."""
-        return [key for seat in self._seats.values() for key in seat.outstanding]
+        return [key for state in self._workers.values() for key in state.outstanding]
 
     def choose(self, request: GenerationRequest) -> W | None:
         """Who should have ``request``; None: nobody has room for it yet.
@@ -69,52 +69,52 @@ class RequestRouter(Generic[W]):
         The samples of a prompt go where its first one went, so that the prefix cache there serves them, unless that
         engine is full while another has nothing to do. Otherwise the one with the least outstanding tokens gets it.
         """
-        open_seats = {worker: seat for worker, seat in self._seats.items() if self._has_slot(seat)}
-        alike = [worker for worker, seat in self._seats.items() if seat.prompt == request.prompt_ids]
-        for worker in alike:
-            if worker in open_seats:
+        available = {worker: state for worker, state in self._workers.items() if self._has_slot(state)}
+        same_prompt = [worker for worker, state in self._workers.items() if state.prompt == request.prompt_ids]
+        for worker in same_prompt:
+            if worker in available:
                 return worker
-        if alike:
-            return next((worker for worker, seat in open_seats.items() if not seat.outstanding), None)
-        free = [worker for worker, seat in open_seats.items() if seat.ahead_tokens < self._most_ahead]
-        return min(free, key=lambda worker: self._seats[worker].load, default=None)
+        if same_prompt:
+            return next((worker for worker, state in available.items() if not state.outstanding), None)
+        free = [worker for worker, state in available.items() if state.queued_tokens < self._max_queued_tokens]
+        return min(free, key=lambda worker: self._workers[worker].load, default=None)
 
-    def hand(self, request: GenerationRequest, worker: W) -> bool:
+    def assign(self, request: GenerationRequest, worker: W) -> bool:
         """``worker`` has it. Returns whether the request's source must be sent, which samples of a prompt share."""
-        seat = self._seats[worker]
-        tokens = 1 if seat.prompt == request.prompt_ids else len(request.prompt_ids)
-        seat.outstanding[request.key] = request
-        seat.ahead[request.key] = tokens
-        seat.ahead_tokens += tokens
-        seat.load += _size(request)
-        seat.prompt = request.prompt_ids
-        if request.drafter == "none" or seat.source is request.source:
+        state = self._workers[worker]
+        tokens = 1 if state.prompt == request.prompt_ids else len(request.prompt_ids)
+        state.outstanding[request.key] = request
+        state.queued[request.key] = tokens
+        state.queued_tokens += tokens
+        state.load += _size(request)
+        state.prompt = request.prompt_ids
+        if request.drafter == "none" or state.source is request.source:
             return False
-        seat.source = request.source
+        state.source = request.source
         return True
 
-    def begun(self, worker: W, keys: Iterable[Hashable]) -> None:
+    def mark_started(self, worker: W, keys: Iterable[Hashable]) -> None:
         """``worker`` has begun these, so that it has room for others."""
-        seat = self._seats[worker]
+        state = self._workers[worker]
         for key in keys:
-            seat.ahead_tokens -= seat.ahead.pop(key, 0)
+            state.queued_tokens -= state.queued.pop(key, 0)
 
-    def done(self, worker: W, key: Hashable) -> None:
+    def mark_done(self, worker: W, key: Hashable) -> None:
         """``worker`` has answered or refused it, or will not begin it."""
-        seat = self._seats[worker]
-        self.begun(worker, [key])
-        request = seat.outstanding.pop(key, None)
+        state = self._workers[worker]
+        self.mark_started(worker, [key])
+        request = state.outstanding.pop(key, None)
         if request is not None:
-            seat.load -= _size(request)
+            state.load -= _size(request)
 
     def clear(self) -> None:
         """Nobody has anything any more."""
-        for worker in self._seats:
-            self._seats[worker] = _WorkerState()
+        for worker in self._workers:
+            self._workers[worker] = _WorkerState()
 
-    def _has_slot(self, seat: _WorkerState) -> bool:
-        return len(seat.outstanding) < self._max_sequences
+    def _has_slot(self, state: _WorkerState) -> bool:
+        return len(state.outstanding) < self._max_sequences
 
 
 def _size(request: GenerationRequest) -> int:
-    return len(request.prompt_ids) + request.rules.max_new_tokens
+    return len(request.prompt_ids) + request.stop_params.max_new_tokens

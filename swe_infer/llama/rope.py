@@ -61,7 +61,7 @@ class RotaryEmbedding:
             self._grow(2 * max_position)
         return self._cos_PD[positions_T].unsqueeze(1), self._sin_PD[positions_T].unsqueeze(1)
 
-    def reach(self, positions: int) -> None:
+    def reserve(self, positions: int) -> None:
         """Have the table for so many positions, so that it stays where it is."""
         if positions > len(self._cos_PD):
             self._grow(positions)

@@ -39,23 +39,23 @@ def uniform(seed: int, index: int) -> float:
 class Sampler:
     """Temperature and nucleus sampling (Holtzman et al., 2020). One wait for the device a call."""
 
-    def __call__(self, logits_RV: Tensor, draws: Sequence[SamplingParams]) -> list[int]:
+    def __call__(self, logits_RV: Tensor, params: Sequence[SamplingParams]) -> list[int]:
         """The token of each row. ``logits_RV`` is float32."""
         chosen_R = logits_RV.argmax(-1)
-        whole = [i for i, d in enumerate(draws) if d.temperature > 0 and (d.top_p is None or d.top_p >= 1)]
-        nucleus = [i for i, d in enumerate(draws) if d.temperature > 0 and d.top_p is not None and d.top_p < 1]
+        whole = [i for i, d in enumerate(params) if d.temperature > 0 and (d.top_p is None or d.top_p >= 1)]
+        nucleus = [i for i, d in enumerate(params) if d.temperature > 0 and d.top_p is not None and d.top_p < 1]
         if whole:
             rows_R = _send(whole, logits_RV)
-            chosen_R[rows_R] = _invert(*_distribution(logits_RV, rows_R, [draws[i] for i in whole]))
+            chosen_R[rows_R] = _invert(*_distribution(logits_RV, rows_R, [params[i] for i in whole]))
         if nucleus:
             rows_R = _send(nucleus, logits_RV)
-            chosen_R[rows_R] = _nucleus(logits_RV, rows_R, [draws[i] for i in nucleus])
+            chosen_R[rows_R] = _nucleus(logits_RV, rows_R, [params[i] for i in nucleus])
         return list(map(int, chosen_R.tolist()))
 
 
-def _distribution(logits_RV: Tensor, rows_R: Tensor, draws: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    temperatures_R1 = _send([d.temperature for d in draws], logits_RV)[:, None]
-    uniforms_R1 = _send([uniform(d.seed, d.index) for d in draws], logits_RV)[:, None]
+def _distribution(logits_RV: Tensor, rows_R: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
+    temperatures_R1 = _send([d.temperature for d in params], logits_RV)[:, None]
+    uniforms_R1 = _send([uniform(d.seed, d.index) for d in params], logits_RV)[:, None]
     scaled_RV = logits_RV.index_select(0, rows_R).double() / temperatures_R1
     return torch.softmax(scaled_RV, -1), uniforms_R1
 
@@ -67,28 +67,28 @@ def _invert(probabilities_RC: Tensor, uniforms_R1: Tensor) -> Tensor:
     return place_R1.clamp_(max=mass_RC.shape[-1] - 1).squeeze(1)
 
 
-def _nucleus(logits_RV: Tensor, rows_R: Tensor, draws: Sequence[SamplingParams]) -> Tensor:
+def _nucleus(logits_RV: Tensor, rows_R: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """The smallest set of most likely tokens whose mass reaches ``top_p``, and a draw from it.
 
     The set is looked for among the most likely ``_CANDIDATES`` first; a row that needs more takes them all. Either
     way the set, its order and the draw are the same. On a GPU all rows take all tokens: to ask which need it would be
     a wait for the device.
     """
-    probabilities_RV, uniforms_R1 = _distribution(logits_RV, rows_R, draws)
-    top_p_R1 = _send([d.top_p for d in draws], logits_RV)[:, None]
+    probabilities_RV, uniforms_R1 = _distribution(logits_RV, rows_R, params)
+    top_p_R1 = _send([d.top_p for d in params], logits_RV)[:, None]
     if probabilities_RV.device.type == "cuda":
         best_RV, ids_RV = probabilities_RV.sort(stable=True, dim=-1, descending=True)
-        return _draw_nucleus(best_RV, ids_RV, top_p_R1, uniforms_R1)
+        return _sample_nucleus(best_RV, ids_RV, top_p_R1, uniforms_R1)
     best_RC, ids_RC = probabilities_RV.topk(min(_CANDIDATES, probabilities_RV.shape[-1]), dim=-1)
-    chosen_R = _draw_nucleus(best_RC, ids_RC, top_p_R1, uniforms_R1)
+    chosen_R = _sample_nucleus(best_RC, ids_RC, top_p_R1, uniforms_R1)
     wide = (best_RC.sum(-1) < top_p_R1[:, 0]).nonzero()[:, 0]
     if len(wide):
         best_RV, ids_RV = probabilities_RV[wide].sort(stable=True, dim=-1, descending=True)
-        chosen_R[wide] = _draw_nucleus(best_RV, ids_RV, top_p_R1[wide], uniforms_R1[wide])
+        chosen_R[wide] = _sample_nucleus(best_RV, ids_RV, top_p_R1[wide], uniforms_R1[wide])
     return chosen_R
 
 
-def _draw_nucleus(best_RC: Tensor, ids_RC: Tensor, top_p_R1: Tensor, uniforms_R1: Tensor) -> Tensor:
+def _sample_nucleus(best_RC: Tensor, ids_RC: Tensor, top_p_R1: Tensor, uniforms_R1: Tensor) -> Tensor:
     before_RC = best_RC.cumsum(-1) - best_RC
     kept_RC = best_RC.masked_fill(before_RC >= top_p_R1, 0.0)
     return ids_RC.gather(1, _invert(kept_RC, uniforms_R1)[:, None]).squeeze(1)

@@ -22,7 +22,7 @@ class GenerationRequest:
 
     key: Hashable
     prompt_ids: tuple[int, ...]
-    rules: StopParams
+    stop_params: StopParams
     temperature: float = 0.0
     top_p: float | None = None
     seed: int = 0
@@ -44,7 +44,7 @@ class RequestOutput:
         cached_tokens: prompt tokens whose keys and values were there already.
         steps: forward passes that the sequence took part in.
         preemptions: how often it had to make room.
-        drafted_tokens: tokens that were guessed.
+        drafted_tokens: tokens that were drafted.
         accepted_tokens: of these, those that the model says as well.
         first_token_s, latency_s: seconds from its first forward pass.
     """
@@ -63,7 +63,7 @@ class RequestOutput:
 
 
 MAX_DRAFT = 32
-"""Most tokens of a guess."""
+"""Most tokens of a draft."""
 
 
 @dataclass(eq=False, slots=True)
@@ -71,7 +71,7 @@ class Sequence:
     """State of a request in the engine. ``computed`` tokens have their keys and values in ``blocks``."""
 
     request: GenerationRequest
-    stopper: StopCriteria
+    criteria: StopCriteria
     limit: int
     """Tokens, prompt included, at which the context window or the cache ends."""
     salt: bytes
@@ -80,17 +80,17 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     allocation_id: int = 0
     """A number of its own for each time that it is given its blocks; the scheduler's."""
-    names: list[bytes] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
     computed: int = 0
     cached_tokens: int = 0
     steps: int = 0
     preemptions: int = 0
     drafter: Drafter | None = None
-    """Made when the first guess is wanted."""
-    model_input: int = 0
+    """Made when the first draft is wanted."""
+    drafter_synced: int = 0
     """Generated tokens that the drafter knows."""
-    length: DraftLength | None = None
-    """Made with the first thought of a guess."""
+    draft_length: DraftLength | None = None
+    """Made with the first thought of a draft."""
     drafted: int = 0
     accepted: int = 0
     started: float | None = None
@@ -109,26 +109,26 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt_ids)
 
     @property
-    def draftable(self) -> int:
-        """The longest guess of which every token could still become part of the output, with one more to follow."""
-        longest = self.request.rules.max_new_tokens - self.generated - 1
+    def max_draft_tokens(self) -> int:
+        """The longest draft of which every token could still become part of the output, with one more to follow."""
+        longest = self.request.stop_params.max_new_tokens - self.generated - 1
         return max(0, min(MAX_DRAFT, longest, self.limit - len(self.tokens) - 1))
 
-    def tell(self) -> None:
+    def sync_drafter(self) -> None:
         """Let the drafter know what came since it was last told. Not done at each step, so that a sequence of which
-        nothing is guessed costs nothing."""
+        nothing is drafted costs nothing."""
         if self.drafter is None:
             return
         generated = self.generated
-        self.drafter.extend(self.tokens[len(self.tokens) - generated + self.model_input :])
-        self.model_input = generated
+        self.drafter.extend(self.tokens[len(self.tokens) - generated + self.drafter_synced :])
+        self.drafter_synced = generated
 
     def advance(self, chosen: Tokens[int], draft: Tokens[int]) -> tuple[list[int], FinishReason | None]:
         """Take the model's choice after the last token and after each token of ``draft``.
 
-        A choice counts as long as all guesses before it are the model's own choices. With choices that are a function
-        of logits, seed and place, the output is the one that would come about without guesses. For sampling this is
-        speculative sampling with a deterministic draft: a guess is kept with the probability that the model gives it.
+        A choice counts as long as all drafts before it are the model's own choices. With choices that are a function
+        of logits, seed and place, the output is the one that would come about without drafts. For sampling this is
+        speculative sampling with a deterministic draft: a draft is kept with the probability that the model gives it.
 
         Returns:
             The tokens that were taken, and a reason if the answer is complete.
@@ -147,9 +147,9 @@ class Sequence:
         if self.first_token is None:
             self.first_token = time.perf_counter()
         self.tokens.append(token)
-        reason = self.stopper.push(token)
+        reason = self.criteria.push(token)
         if reason is None and len(self.tokens) >= self.limit:
-            reason = self.stopper.end("length")
+            reason = self.criteria.end("length")
         return reason
 
     def result(self, reason: FinishReason) -> RequestOutput:
@@ -158,7 +158,7 @@ class Sequence:
         return RequestOutput(
             request=self.request,
             token_ids=tuple(self.tokens[len(self.request.prompt_ids) :]),
-            text=self.stopper.text,
+            text=self.criteria.text,
             finish_reason=reason,
             cached_tokens=self.cached_tokens,
             steps=self.steps,

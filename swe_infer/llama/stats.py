@@ -16,7 +16,7 @@ _SUMMED = frozenset(
 @dataclass(slots=True)
 class EngineStats:
     """Counts since the engine was made, or since its last reset. ``busy_s`` is time in ``Engine.step``, ``draft_s``
-    the part of it that went into guesses."""
+    the part of it that went into drafts."""
 
     steps: int = 0
     prompt_tokens: int = 0

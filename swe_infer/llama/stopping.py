@@ -45,10 +45,10 @@ class StopParams:
 class StopCriteria:
     """Follows one output. :meth:`push` each token; ``text`` is what has been written."""
 
-    def __init__(self, rules: StopParams, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
-        self.rules = rules
+    def __init__(self, stop_params: StopParams, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
+        self.stop_params = stop_params
         self._stream = TextStream(tokenizer, prompt_ids)
-        self._longest_stop = max((len(s) for s in rules.stop), default=0)
+        self._longest_stop = max((len(s) for s in stop_params.stop), default=0)
         self._line_start = 0
         self._fence: str | None = None
         self._fence_start = 0
@@ -63,7 +63,7 @@ class StopCriteria:
     def push(self, token: int) -> FinishReason | None:
         """Take the next token. A reason means that the output is complete."""
         self.tokens.append(token)
-        if token in self.rules.end_tokens:
+        if token in self.stop_params.end_tokens:
             self._stream.finish()
             return "stop"
         before = len(self._stream.text)
@@ -74,9 +74,9 @@ class StopCriteria:
             self._grace -= 1
             if self._grace <= 0:
                 return "stop"
-        if len(self.tokens) >= self.rules.max_new_tokens:
+        if len(self.tokens) >= self.stop_params.max_new_tokens:
             return self.end("length")
-        if self.rules.repetition and len(self.tokens) % REPEAT_INTERVAL == 0 and repeats(self.tokens):
+        if self.stop_params.repetition and len(self.tokens) % REPEAT_INTERVAL == 0 and repeats(self.tokens):
             return self.end("repetition")
         return None
 
@@ -89,13 +89,13 @@ class StopCriteria:
         return reason
 
     def _text_ends(self, before: int) -> bool:
-        return self._stop_string(before) or (self.rules.closed_patch and self._patch_closed())
+        return self._stop_string(before) or (self.stop_params.closed_patch and self._patch_closed())
 
     def _stop_string(self, before: int) -> bool:
-        if not self.rules.stop:
+        if not self.stop_params.stop:
             return False
         start = max(0, before - self._longest_stop + 1)
-        places = [self._stream.text.find(stop, start) for stop in self.rules.stop]
+        places = [self._stream.text.find(stop, start) for stop in self.stop_params.stop]
         found = [place for place in places if place >= 0]
         if found:
             self._cut = min(found)

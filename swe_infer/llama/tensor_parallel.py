@@ -29,7 +29,7 @@ from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import KVCache
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.peft import merge_adapter
-from swe_infer.llama.placement import available_bytes, check_room, choose_dtype, choose_weight_dtype, free_bytes
+from swe_infer.llama.placement import available_bytes, check_memory, choose_dtype, choose_weight_dtype, free_bytes
 from swe_infer.llama.tp_rank import TPRank
 from swe_infer.llama.weights import load_weights, stored_dtype
 from swe_infer.types import LlamaModel
@@ -37,7 +37,7 @@ from swe_infer.types import LlamaModel
 _TIMEOUT = timedelta(seconds=120)
 """For a rank that neither answers nor ends. A pass is far shorter."""
 
-_LOST = 71
+_PEER_LOST = 71
 """Exit code of a rank that another one has left in the middle of a pass."""
 
 
@@ -84,7 +84,7 @@ def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: TP
     stored = stored_dtype(directory, allow_pickle=model.allow_pickle)
     adapted = model.peft_path is not None
     weights = choose_weight_dtype(dtype, device, stored, parameters, free, adapted=adapted)
-    check_room(parameters * weights.itemsize, free, device)
+    check_memory(parameters * weights.itemsize, free, device)
     network = LlamaForCausalLM(
         config, device=device, dtype=dtype, weights=weights, attention=model.attention, shard=shard
     )
@@ -108,7 +108,7 @@ class TensorParallelGroup:
 
     def __init__(self, model: LlamaModel, directory: Path, config: LlamaConfig) -> None:
         self.shard = TPRank(0, model.tensor_parallel)
-        self.room = 0
+        self.free_bytes = 0
         """Bytes that every rank has for its part of the cache, once all have met."""
         self._device = model.device
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]
@@ -126,21 +126,21 @@ class TensorParallelGroup:
             theirs.close()
             self._ranks.append((ours, process))
 
-    def meet(self, room: int) -> None:
+    def init_process_group(self, free_bytes: int) -> None:
         """Wait until all have loaded, and connect them. ``room``: bytes that this rank has for its cache.
 
         Raises:
             CheckpointError, ConfigError: what loading raised in a rank.
             RankDied: a rank did not come up.
         """
-        rooms = [room]
+        free = [free_bytes]
         for rank in range(1, self.shard.count):
             answer = self._receive(rank)
             if isinstance(answer, SweInferError):
                 raise answer
-            rooms.append(answer)
-        self.room = min(rooms)
-        self.send("meet")
+            free.append(answer)
+        self.free_bytes = min(free)
+        self.send("init_process_group")
         try:
             _init_process_group(self._store, self.shard, self._device)
         except RuntimeError as error:
@@ -165,7 +165,7 @@ class TensorParallelGroup:
             if process.sentinel in ended:
                 process.join(timeout=5)
             code = process.exitcode
-            if code is not None and code != _LOST:
+            if code is not None and code != _PEER_LOST:
                 return RankDied(
                     f"rank {rank} of the {self.shard.count} that hold the model ended with exit code {code}"
                 )
@@ -223,11 +223,11 @@ def _serve_rank(
     except (EOFError, ConnectionResetError):
         return
     except distributed.DistError:
-        sys.exit(_LOST)
+        sys.exit(_PEER_LOST)
     except RuntimeError as error:
         if "gloo" not in str(error) and "NCCL" not in str(error):
             raise
-        sys.exit(_LOST)  # another rank has ended, of which the leader tells
+        sys.exit(_PEER_LOST)  # another rank has ended, of which the leader tells
 
 
 @torch.inference_mode()

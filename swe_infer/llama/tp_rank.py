@@ -22,7 +22,7 @@ class TPRank:
     rank: int
     count: int
 
-    def of(self, size: int) -> int:
+    def divide(self, size: int) -> int:
         """This part of ``size`` rows or columns."""
         return size // self.count
 

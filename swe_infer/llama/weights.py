@@ -57,7 +57,7 @@ def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool
                     f"{shard.count} does not have the shape {list(view.shape)}"
                 )
             parts = [slice(0, size) for size in wanted]
-            size = shard.of(wanted[axis])
+            size = shard.divide(wanted[axis])
             parts[axis] = slice(shard.rank * size, (shard.rank + 1) * size)
             source.read_part(name, view, *parts)
         elif name in names:
@@ -113,11 +113,11 @@ def parameter_views(model: LlamaForCausalLM) -> dict[str, Tensor]:
 
 def _fused_rows(config: LlamaConfig, shard: TPRank) -> Iterator[tuple[str, str, tuple[tuple[str, int], ...]]]:
     """Our linear maps, and the checkpoint's maps they are made of with their rows."""
-    heads = shard.of(config.num_attention_heads) * config.head_dim
-    kv = shard.of(config.num_key_value_heads) * config.head_dim
+    heads = shard.divide(config.num_attention_heads) * config.head_dim
+    kv = shard.divide(config.num_key_value_heads) * config.head_dim
     yield "self_attn", "qkv_proj", (("q_proj", heads), ("k_proj", kv), ("v_proj", kv))
     yield "self_attn", "o_proj", (("o_proj", config.hidden_size),)
-    inner = shard.of(config.intermediate_size)
+    inner = shard.divide(config.intermediate_size)
     yield "mlp", "gate_up_proj", (("gate_proj", inner), ("up_proj", inner))
     yield "mlp", "down_proj", (("down_proj", config.hidden_size),)
 

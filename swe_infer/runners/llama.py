@@ -340,7 +340,7 @@ def _prepared(
         yield GenerationRequest(
             key=(index, *request.key),
             prompt_ids=ids,
-            rules=StopParams(decoding.max_new_tokens, engine.end_tokens, decoding.stop),
+            stop_params=StopParams(decoding.max_new_tokens, engine.end_tokens, decoding.stop),
             temperature=defaults.temperature if decoding.temperature is None else decoding.temperature,
             top_p=defaults.top_p if decoding.top_p is None else decoding.top_p,
             seed=sample_seed(decoding, request.instance_id, request.sample),

@@ -14,7 +14,7 @@ from swe_infer.llama.drafting import Drafter, DraftSource
 from swe_infer.prompt_format import PromptFiles, prose_in_prompt
 from swe_infer.types import Prompt
 
-__all__ = ["CALENDAR", "PROMPT", "BpeCodec", "Passes", "follow", "numbered", "source_of"]
+__all__ = ["CALENDAR", "PROMPT", "BpeCodec", "DraftRun", "follow", "numbered", "source_of"]
 
 
 @cache
@@ -108,36 +108,38 @@ def source_of(prompt: str) -> DraftSource:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """What drafting made of an output: tokens, forward passes, and the text guessed before each of them."""
+class DraftRun:
+    """What drafting made of an output: tokens, forward steps, and the text drafted before each of them."""
 
     tokens: int
-    passes: int
-    guesses: tuple[tuple[str, str], ...]
+    steps: int
+    drafts: tuple[tuple[str, str], ...]
 
     @property
     def rate(self) -> float:
-        return self.tokens / self.passes
+        return self.tokens / self.steps
 
     def after(self, text: str) -> str:
-        """What was guessed when the output ended in ``text``."""
-        return next(guess for before, guess in self.guesses if before.endswith(text))
+        """What was drafted when the output ended in ``text``."""
+        return next(draft for before, draft in self.drafts if before.endswith(text))
 
 
-def follow(drafter: Drafter, codec: BpeCodec, output: str, limit: int = 32, step: int | None = None) -> Passes:
-    """Let ``output`` be what the model says, and count. ``step``: at most so many tokens are accepted at a time."""
+def follow(
+    drafter: Drafter, codec: BpeCodec, output: str, limit: int = 32, max_accepted: int | None = None
+) -> DraftRun:
+    """Verify drafts against ``output`` and count steps. ``max_accepted`` limits the tokens of a step."""
     ids = codec.encode_text(output)
-    at = passes = 0
-    guesses = []
+    at = steps = 0
+    drafts = []
     while at < len(ids):
         draft = drafter.draft(limit)
         assert len(draft) <= limit
-        guesses.append((codec.decode(ids[:at]), codec.decode(draft)))
+        drafts.append((codec.decode(ids[:at]), codec.decode(draft)))
         accepted = 0
         while accepted < len(draft) and at + accepted < len(ids) and draft[accepted] == ids[at + accepted]:
             accepted += 1
-        count = accepted + 1 if step is None else min(step, accepted + 1)
+        count = accepted + 1 if max_accepted is None else min(max_accepted, accepted + 1)
         drafter.extend(ids[at : at + count])
         at += count
-        passes += 1
-    return Passes(len(ids), passes, tuple(guesses))
+        steps += 1
+    return DraftRun(len(ids), steps, tuple(drafts))

@@ -50,9 +50,9 @@ class _Unmoved(StepCostModel):
 
 
 def without_a_clock(engine: Engine) -> Engine:
-    """Let an engine guess however long its passes take. Whether a guess is worth its time hangs on a machine's load,
-    so a test that wants guesses must not leave it to that."""
-    engine.speculation.pass_cost = _Unmoved()
+    """Let an engine draft however long its passes take. Whether a draft is worth its time hangs on a machine's load,
+    so a test that wants drafts must not leave it to that."""
+    engine.speculation.step_cost = _Unmoved()
     return engine
 
 
@@ -69,8 +69,8 @@ def ask(
     loops: bool = False,
 ) -> GenerationRequest:
     """A request that ends by length unless told otherwise."""
-    rules = StopParams(tokens, frozenset(end), stop, closed_patch=False, repetition=loops)
-    return GenerationRequest(str(key), tuple(prompt), rules, temperature, top_p, seed)
+    stop_params = StopParams(tokens, frozenset(end), stop, closed_patch=False, repetition=loops)
+    return GenerationRequest(str(key), tuple(prompt), stop_params, temperature, top_p, seed)
 
 
 def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> dict[str, RequestOutput]:

@@ -19,7 +19,7 @@ import torch
 from swe_infer.llama.config import read_config
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.native.kernels import find
+from swe_infer.llama.native.kernels import load_kernels
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.llama.weights import load_weights
 from tests.llama.helpers import ask, engine_of, generate, random_prompt
@@ -47,7 +47,7 @@ def answers(engine: Engine) -> dict[str, Any]:
     """Greedy tokens of all prompts together and of each alone, and the logits of one prompt's last token."""
     asked = [ask(index, prompt, NEW_TOKENS) for index, prompt in enumerate(PROMPTS)]
     together = generate(engine, asked)
-    engine.forget()
+    engine.clear_prefix_cache()
     alone = {key: answer for request in asked for key, answer in generate(engine, [request]).items()}
     return {
         "dtype": _name(engine.model.dtype),
@@ -62,7 +62,7 @@ def answers(engine: Engine) -> dict[str, Any]:
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
-    kernels = {_name(dtype): find(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    kernels = {_name(dtype): load_kernels(dtype) for dtype in (torch.float32, torch.bfloat16)}
     report = {
         "capability": torch.backends.cpu.get_cpu_capability(),
         "no_kernels": {dtype: found for dtype, found in kernels.items() if isinstance(found, str)},

@@ -72,7 +72,7 @@ def test_with_preemption(directory: Path) -> None:
     engine = engine_of(directory, cache_tokens=384)
     assert answers(engine, asked) == expected
     assert engine.figures()["preemptions"] > 0
-    assert engine.scheduler.pool.held == 0
+    assert engine.scheduler.pool.used == 0
 
 
 def test_logits_of_a_row_have_the_same_bits_in_every_batch(directory: Path) -> None:
@@ -103,12 +103,12 @@ def test_samples_of_one_prompt_differ_and_share_its_keys(directory: Path) -> Non
     assert [found[str(i)].cached_tokens for i in range(4)] == [0, 399, 399, 399]
 
 
-def test_no_sequence_sees_the_stop_rules_of_another(directory: Path) -> None:
+def test_no_sequence_uses_the_stop_params_of_another(directory: Path) -> None:
     engine = engine_of(directory)
     prompt = random_prompt(40, 8)
     long = generate(engine, [ask("a", prompt, 30)])["a"]
-    rules = StopParams(30, frozenset({long.token_ids[10]}), closed_patch=False, repetition=False)
-    both = generate(engine, [GenerationRequest("short", tuple(prompt), rules), ask("long", prompt, 30)])
+    stop_params = StopParams(30, frozenset({long.token_ids[10]}), closed_patch=False, repetition=False)
+    both = generate(engine, [GenerationRequest("short", tuple(prompt), stop_params), ask("long", prompt, 30)])
     assert both["long"].token_ids == long.token_ids
     assert both["short"].finish_reason == "stop"
     assert both["short"].token_ids == long.token_ids[: long.token_ids.index(long.token_ids[10]) + 1]

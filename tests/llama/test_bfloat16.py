@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from swe_infer.llama.model import LlamaForCausalLM
-    from swe_infer.llama.native.kernels import find
+    from swe_infer.llama.native.kernels import load_kernels
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
     from tests.support.checkpoints import make_checkpoint
 
@@ -56,7 +56,7 @@ def alone(directory: Path) -> dict[str, tuple[int, ...]]:
 
 def sums_rows_alike() -> bool:
     """Whether this machine's bfloat16 products give a row the same bits in every batch."""
-    if not isinstance(find(torch.bfloat16), str):
+    if not isinstance(load_kernels(torch.bfloat16), str):
         return True
     generator = torch.Generator().manual_seed(0)
     x_TE = torch.randn(64, 512, generator=generator).bfloat16()
@@ -72,7 +72,7 @@ def sums_rows_alike() -> bool:
 def test_answers_do_not_depend_on_company(
     directory: Path, alone: dict[str, tuple[int, ...]], batch: int, budget: int, drafter: str
 ) -> None:
-    """Batches, chunks, and guesses, which give a sequence more rows."""
+    """Batches, chunks, and drafts, which give a sequence more rows."""
     asked = [replace(request, drafter=drafter) for request in requests()]  # type: ignore[arg-type]
     found = answers(directory, asked, max_sequences=batch, max_batch_tokens=budget)
     equal = sum(found[key] == alone[key] for key in alone) / len(alone)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.llama.native.build import Unavailable, kept_library
+from swe_infer.llama.native.build import Unavailable, cached_library
 
 COMPILER = shutil.which("c++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -45,15 +45,15 @@ def test_a_library_that_cannot_be_loaded_is_compiled_again_and_kept(source: Path
         else:
             of_another_machine(target, tmp_path)
         before = target.read_bytes()
-        assert kept_library([source], FLAGS, target).answer() == 42
+        assert cached_library([source], FLAGS, target).answer() == 42
         assert target.read_bytes() == before, "the other machine goes on with its own"
         own = {path: path.stat().st_mtime_ns for path in home.iterdir()}
         assert len(own) == 2
-        assert kept_library([source], FLAGS, target).answer() == 42
+        assert cached_library([source], FLAGS, target).answer() == 42
         assert {path: path.stat().st_mtime_ns for path in home.iterdir()} == own, "compiled once"
 
 
 def test_a_source_that_cannot_be_compiled_is_a_reason(source: Path, tmp_path: Path) -> None:
     source.write_text("no C++\n")
     with pytest.raises(Unavailable, match="cannot compile"):
-        kept_library([source], FLAGS, tmp_path / "kernels.so")
+        cached_library([source], FLAGS, tmp_path / "kernels.so")

@@ -53,12 +53,12 @@ class Threaded:
             self.alive = False
         self.messages.append((kind, content))
         with suppress(OSError):  # that it has ended is told by receive()
-            self._host.post(kind, epoch, content)
+            self._host.send(kind, epoch, content)
 
     def receive(self) -> list[Message]:
         if not self.alive:
             raise WorkerDied(f"{self.name} was lost")
-        messages = self._host.take()
+        messages = self._host.poll()
         self.answered += [str(answer.request.key) for m in messages if m[0] == "answers" for answer in m[2]]
         return messages
 
@@ -70,7 +70,7 @@ class Threaded:
 def heard(workers: Sequence[Threaded]) -> list[Threaded]:
     """Those that are not held back, after a moment for their engines."""
     time.sleep(0.002)
-    return [worker for worker in workers if not worker.held_back and (not worker.alive or worker._host.speaks())]
+    return [worker for worker in workers if not worker.held_back and (not worker.alive or worker._host.has_message())]
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_fault_in_an_engine_is_told_in_one_line(model: LlamaModel) -> None:
     """Not of ours: a message of no known shape stands for what breaks in the middle of a pass."""
     worker = Threaded(model, "engine")
     group = group_of(model, worker)
-    worker._host.post("add", 1, None)
+    worker._host.send("add", 1, None)
     with pytest.raises(WorkerDied, match=r"^an engine of Ray ended: TypeError: replace\(\)") as caught:
         list(group.generate(requests(), refuse))
     assert "\n" not in str(caught.value)

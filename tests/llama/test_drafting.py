@@ -1,4 +1,4 @@
-"""What the drafters guess, and that no output can upset them."""
+"""What the drafters draft, and that no output can upset them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from swe_infer.llama.drafting import Drafter, SharedPrompts, SharedSuffixes, drafter_of
 from swe_infer.types import DrafterKind
-from tests.llama.drafts import CALENDAR, PROMPT, BpeCodec, Passes, follow, numbered, source_of
+from tests.llama.drafts import CALENDAR, PROMPT, BpeCodec, DraftRun, follow, numbered, source_of
 
 CODEC = BpeCodec()
 PROMPT_IDS = CODEC.encode_text(PROMPT)
@@ -54,23 +54,25 @@ def drafter(kind: DrafterKind = "diff", prompt: str = PROMPT, shared: SharedSuff
     return drafter_of(kind, CODEC, shared or SharedSuffixes(CODEC.encode_text(prompt), source_of(prompt)))
 
 
-def passes(output: str, kind: DrafterKind = "diff", prompt: str = PROMPT, step: int | None = None) -> Passes:
-    return follow(drafter(kind, prompt), CODEC, output, step=step)
+def run_draft(
+    output: str, kind: DrafterKind = "diff", prompt: str = PROMPT, max_accepted: int | None = None
+) -> DraftRun:
+    return follow(drafter(kind, prompt), CODEC, output, max_accepted=max_accepted)
 
 
 @pytest.fixture(scope="module")
-def token_by_token() -> Passes:
-    """A guess before every single token of the patch."""
-    return passes(PATCH, step=1)
+def token_by_token() -> DraftRun:
+    """A draft before every single token of the patch."""
+    return run_draft(PATCH, max_accepted=1)
 
 
 def test_a_patch_takes_a_fraction_of_the_passes_that_repetition_alone_saves() -> None:
-    assert passes(PATCH, "none").rate == 1.0
-    assert passes(PATCH).rate > 1.5 * passes(PATCH, "suffix").rate > 3.0
+    assert run_draft(PATCH, "none").rate == 1.0
+    assert run_draft(PATCH).rate > 1.5 * run_draft(PATCH, "suffix").rate > 3.0
 
 
 @pytest.mark.parametrize(
-    ("before", "guess"),
+    ("before", "draft"),
     [
         ("<patch>\n", "diff --git a/office/calendar.py b/office/calendar.py\n--- a/office/calendar.py\n+++ b/off"),
         (
@@ -101,9 +103,9 @@ def test_a_patch_takes_a_fraction_of_the_passes_that_repetition_alone_saves() ->
         "the end of the patch, after the last file",
     ],
 )
-def test_what_comes_next(token_by_token: Passes, before: str, guess: str) -> None:
+def test_what_comes_next(token_by_token: DraftRun, before: str, draft: str) -> None:
     found = token_by_token.after(before)
-    assert found.startswith(guess) or (guess.startswith(found) and len(found) > 20)
+    assert found.startswith(draft) or (draft.startswith(found) and len(found) > 20)
 
 
 def test_a_path_is_completed_from_wherever_its_tokens_stop() -> None:
@@ -129,22 +131,22 @@ def test_a_line_break_that_stands_alone_says_that_no_indented_line_follows() -> 
 
 def test_a_wrong_line_number_is_noticed_and_the_place_found_by_its_text() -> None:
     wrong = PATCH.replace("@@ -27,6 +29,6 @@ def next(self, now=None):", "@@ -18,6 +20,6 @@ def conflicts(self):")
-    found = passes(wrong, step=1)
+    found = run_draft(wrong, max_accepted=1)
     assert found.after("         now = now or datetime.datetime.now()\n").startswith("         for start, _, title")
 
 
 def test_counts_that_are_not_kept_are_believed_no_longer() -> None:
     wrong = PATCH.replace("-12,6 +12,8", "-12,9 +12,9")
     shared = SharedSuffixes(PROMPT_IDS, source_of(PROMPT))
-    assert shared.habits.counts
+    assert shared.style.trusts_counts
     follow(drafter(shared=shared), CODEC, wrong[: wrong.index("+++ b/office/report.py")])
-    assert not shared.habits.counts
+    assert not shared.style.trusts_counts
 
 
 def test_fewer_lines_of_context_than_git_shows_are_learned_from_the_first_hunk() -> None:
     head = "--- a/office/calendar.py\n+++ b/office/calendar.py\n@@ -10,2 +10,3 @@\n         self.owner = owner\n"
     output = head + "+        self.zone = None\n         self.appointments = []\n@@ -29,3"
-    found = passes(output, step=1)
+    found = run_draft(output, max_accepted=1)
     assert found.after("         self.owner = owner\n").startswith("+")
     assert found.after("@@ -29").startswith(",3 +30,3 @@")
 
@@ -153,7 +155,7 @@ def test_a_new_file() -> None:
     output = (
         "diff --git a/office/zone.py b/office/zone.py\nnew file mode 100644\n--- /dev/null\n+++ b/office/zone.py\n"
     )
-    found = passes(output, step=1)
+    found = run_draft(output, max_accepted=1)
     assert found.after("diff --git a/office/zone.py").startswith(" b/office/zone.py\n")
     assert found.after("new file mode 100644\n").startswith("--- /dev/null\n+++ b/office/zone.py\n@@ -0,0 +1,")
 
@@ -171,9 +173,9 @@ def test_other_samples_of_a_prompt_are_drafted_from() -> None:
     for kind in ("diff", "suffix"):
         shared = prompts.get(PROMPT_IDS, source_of(PROMPT))
         first = follow(drafter(kind, shared=shared), CODEC, PATCH)
-        shared.add(CODEC.encode_text(PATCH), PATCH)
+        shared.add_output(CODEC.encode_text(PATCH), PATCH)
         again = follow(drafter(kind, shared=prompts.get(PROMPT_IDS, source_of(PROMPT))), CODEC, PATCH)
-        assert again.passes < first.passes
+        assert again.steps < first.steps
         prompts = SharedPrompts()
 
 
@@ -181,7 +183,7 @@ def test_what_is_kept_of_earlier_outputs_is_bounded() -> None:
     shared = SharedSuffixes(PROMPT_IDS, source_of(PROMPT), most_tokens=100)
     follow(drafter("suffix", shared=shared), CODEC, PATCH)
     for number in range(50):
-        shared.add([number] * 30, f"+ {number}")
+        shared.add_output([number] * 30, f"+ {number}")
         assert len(shared.output_tokens.tokens) <= 100
         assert shared.output_tokens.tokens[-1] == number
 
@@ -189,7 +191,7 @@ def test_what_is_kept_of_earlier_outputs_is_bounded() -> None:
 def test_prompts_are_forgotten_in_the_order_of_their_last_use_and_outputs_after_indexes() -> None:
     prompts = SharedPrompts(most_prompts=2, most_tokens=100)
     first, second = prompts.get([1] * 60), prompts.get([2] * 60)
-    first.add([5, 6, 7], "+ a")
+    first.add_output([5, 6, 7], "+ a")
     assert first.prompt_tokens.tokens
     prompts.get([2] * 60)
     assert "prompt_tokens" not in vars(first)
@@ -199,13 +201,13 @@ def test_prompts_are_forgotten_in_the_order_of_their_last_use_and_outputs_after_
     assert prompts.get([2] * 60) is not second
 
 
-def test_line_numbers_of_the_prompt_never_stand_in_a_guess(token_by_token: Passes) -> None:
+def test_line_numbers_of_the_prompt_never_stand_in_a_draft(token_by_token: DraftRun) -> None:
     lines = [f"{number} {line}" for number, line in enumerate(CALENDAR.split("\n"), 1) if line.strip()]
-    for _, guess in token_by_token.guesses:
-        assert not any(line in guess for line in lines)
+    for _, draft in token_by_token.drafts:
+        assert not any(line in draft for line in lines)
 
 
-def test_a_guess_changes_nothing() -> None:
+def test_a_draft_changes_nothing() -> None:
     ids = CODEC.encode_text(PATCH)
     asked, silent = drafter(), drafter()
     for token in ids:
@@ -243,9 +245,9 @@ def test_no_output_upsets_a_drafter(pieces: list[str], limit: int) -> None:
     for kind in ("diff", "suffix", "none"):
         made = drafter(kind)
         for token in ids:
-            guess = made.draft(limit)
-            assert len(guess) <= limit
-            assert all(0 <= guessed < CODEC.size for guessed in guess)
+            draft = made.draft(limit)
+            assert len(draft) <= limit
+            assert all(0 <= token < CODEC.size for token in draft)
             made.extend([token])
 
 

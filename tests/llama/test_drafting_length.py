@@ -9,7 +9,7 @@ import pytest
 
 from swe_infer.llama.drafting import AcceptanceModel, DraftBudget, DraftLength, StepCostModel
 
-ROW, GUESS = 0.02, 0.01
+ROW, DRAFT = 0.02, 0.01
 
 
 def follow(
@@ -18,16 +18,16 @@ def follow(
     steps: int,
     *,
     row: float = ROW,
-    guess: float = GUESS,
+    draft_cost: float = DRAFT,
     situation: str = "any",
 ) -> tuple[list[int], float]:
     """The lengths of drafts, and what they took in passes. ``accepted`` is asked for each step and length."""
     limits: list[int] = []
     spent = 0.0
     for step in range(steps):
-        looked = not length.waits() and length.affords(guess)
-        limit = length.limit(situation, row, guess, 32) if looked else 0
-        cost = guess + row * limit if limit else 0.0
+        looked = not length.should_skip() and length.can_afford(draft_cost)
+        limit = length.next_length(situation, row, draft_cost, 32) if looked else 0
+        cost = draft_cost + row * limit if limit else 0.0
         right = accepted(step, limit)
         length.spend(cost)
         length.record(limit, right, 1 + right)
@@ -44,25 +44,25 @@ def whole(step: int, limit: int) -> int:
     return limit
 
 
-def new(acceptance: AcceptanceModel | None = None, account: DraftBudget | None = None) -> DraftLength:
-    return DraftLength(acceptance or AcceptanceModel(32), account or DraftBudget())
+def new(acceptance: AcceptanceModel | None = None, budget: DraftBudget | None = None) -> DraftLength:
+    return DraftLength(acceptance or AcceptanceModel(32), budget or DraftBudget())
 
 
 @pytest.mark.parametrize("row", [0.001, 0.01, 0.1, 1.0])
-@pytest.mark.parametrize("guess", [0.0, 0.02, 0.2])
+@pytest.mark.parametrize("draft_cost", [0.0, 0.02, 0.2])
 @pytest.mark.parametrize("steps", [200, 2000])
-def test_what_is_lost_where_nothing_is_accepted_is_at_most_3_percent(row: float, guess: float, steps: int) -> None:
-    _, spent = follow(new(), none, steps, row=row, guess=guess)
+def test_drafts_that_all_fail_cost_at_most_3_percent(row: float, draft_cost: float, steps: int) -> None:
+    _, spent = follow(new(), none, steps, row=row, draft_cost=draft_cost)
     assert spent / steps <= 0.03
 
 
 def test_what_sequences_lose_after_others_that_gained_is_bounded_as_well() -> None:
-    """What good guesses earned for those that come after is gone once nothing is accepted any more."""
-    acceptance, account = AcceptanceModel(32), DraftBudget()
-    account.batch = 8
+    """What good drafts earned for those that come after is gone once nothing is accepted any more."""
+    acceptance, budget = AcceptanceModel(32), DraftBudget()
+    budget.batch = 8
     for _ in range(5):
-        follow(new(acceptance, account), whole, 100)
-    spent = [follow(new(acceptance, account), none, 200, row=0.1)[1] for _ in range(20)]
+        follow(new(acceptance, budget), whole, 100)
+    spent = [follow(new(acceptance, budget), none, 200, row=0.1)[1] for _ in range(20)]
     assert sum(spent) <= 16 * 8 + 0.01 * 20 * 200
     assert sum(spent[10:]) / (10 * 200) <= 0.03
 
@@ -73,7 +73,7 @@ def test_where_all_is_accepted_drafts_reach_their_greatest_length_and_stay() -> 
 
 
 def test_a_row_that_costs_a_pass_is_not_drafted() -> None:
-    limits, _ = follow(new(), none, 200, row=1.0, guess=0.0)
+    limits, _ = follow(new(), none, 200, row=1.0, draft_cost=0.0)
     assert sum(limits) <= 6
 
 
@@ -86,14 +86,14 @@ def test_dearer_rows_make_shorter_drafts() -> None:
     assert drafted(0.3) < drafted(0.02)
 
 
-def test_drafting_comes_back_when_guesses_become_good() -> None:
+def test_drafting_comes_back_when_drafts_become_good() -> None:
     length = new()
     follow(length, none, 500)
     limits, _ = follow(length, whole, 200)
     assert sum(limits) > 200
 
 
-def test_a_situation_in_which_guesses_fail_takes_nothing_from_one_in_which_they_are_right() -> None:
+def test_a_situation_in_which_drafts_fail_takes_nothing_from_one_in_which_they_are_right() -> None:
     """Long drafts where they are right, short ones or none where they are not, of one and the same sequence."""
     length = new()
     good: list[int] = []
@@ -117,76 +117,76 @@ def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> No
     """Drafts that were short because the drafter had no more to say are no sign that longer ones would fail."""
     acceptance = AcceptanceModel(32)
     for _ in range(200):
-        acceptance.learn("any", 32, 4, 4)
-    assert acceptance.best("any", 0.1, 0.0) >= 4
+        acceptance.record("any", 32, 4, 4)
+    assert acceptance.best_length("any", 0.1, 0.0) >= 4
     for _ in range(200):
-        acceptance.learn("any", 32, 32, 6)
-    assert acceptance.best("any", 0.1, 0.0) == 6
+        acceptance.record("any", 32, 32, 6)
+    assert acceptance.best_length("any", 0.1, 0.0) == 6
 
 
 @pytest.mark.parametrize("cost", [0.1, 1.0, 3.9])
 def test_what_is_paid_from_an_account_is_a_hundredth_of_the_time_and_what_it_began_with(cost: float) -> None:
-    account, spent, passes = DraftBudget(), 0.0, 20_000
-    account.batch = 8
+    budget, spent, passes = DraftBudget(), 0.0, 20_000
+    budget.batch = 8
     for _ in range(passes // 10):  # each prompt is answered in 10 passes
-        if account.affords(cost):
-            account.spend(cost)
+        if budget.can_afford(cost):
+            budget.spend(cost)
             spent += cost
-        account.earn(10.0)
+        budget.earn(10.0)
     assert 4.0 < spent <= 0.01 * passes + 4.0
 
 
 def test_accepted_tokens_and_long_prompts_fill_an_account() -> None:
-    account = DraftBudget(passes=0.0)
-    account.batch = 8
-    account.earn(1.0, accepted=5)
-    assert account.affords(4.9)
-    account = DraftBudget(passes=0.0)
-    account.batch = 8
-    account.earn(2000.0)
-    assert account.affords(9.9)
+    budget = DraftBudget(passes=0.0)
+    budget.batch = 8
+    budget.earn(1.0, accepted=5)
+    assert budget.can_afford(4.9)
+    budget = DraftBudget(passes=0.0)
+    budget.batch = 8
+    budget.earn(2000.0)
+    assert budget.can_afford(9.9)
 
 
 def test_an_account_begins_with_four_passes_of_the_largest_batch_and_gets_them_once() -> None:
-    account = DraftBudget()
-    assert account.affords(3.9)
-    assert not account.affords(4.1)
+    budget = DraftBudget()
+    assert budget.can_afford(3.9)
+    assert not budget.can_afford(4.1)
     for batch in (8, 1, 8, 3):
-        account.batch = batch
-    assert account.affords(31.9)
-    assert not account.affords(32.1)
+        budget.batch = batch
+    assert budget.can_afford(31.9)
+    assert not budget.can_afford(32.1)
 
 
 def test_an_account_does_not_grow_for_ever() -> None:
-    account = DraftBudget()
-    account.batch = 2
+    budget = DraftBudget()
+    budget.batch = 2
     for _ in range(10_000):
-        account.earn(1.0, accepted=20)
-    assert not account.affords(32.1)
-    assert account.affords(31.9)
+        budget.earn(1.0, accepted=20)
+    assert not budget.can_afford(32.1)
+    assert budget.can_afford(31.9)
 
 
 def test_a_sequence_whose_looks_are_in_vain_is_looked_at_less_often() -> None:
     length = new()
     looks = 0
     for _ in range(400):
-        if not length.waits():
-            looks += length.affords(0.0)
-            length.limit("any", 1.0, 1.0, 32)
+        if not length.should_skip():
+            looks += length.can_afford(0.0)
+            length.next_length("any", 1.0, 1.0, 32)
         length.record(0, 0, 1)
     assert looks < 100
     for _ in range(20):
-        length.waits()
+        length.should_skip()
     length.record(4, 4, 5)
-    assert not length.waits()
+    assert not length.should_skip()
 
 
-def test_guesses_promise_something_until_they_fail_for_long_and_again_once_some_are_right() -> None:
+def test_drafts_promise_something_until_they_fail_for_long_and_again_once_some_are_right() -> None:
     acceptance = AcceptanceModel(32)
     seen = [acceptance.promising]
     for accepted, steps in ((0, 200), (2, 3)):
         for _ in range(steps):
-            acceptance.step(accepted)
+            acceptance.record_step(accepted)
         seen.append(acceptance.promising)
     assert seen == [True, False, True]
 
@@ -198,25 +198,25 @@ def test_the_cost_of_a_row_is_learned_from_passes() -> None:
         cost.record(rows, 0.010 + 0.0005 * rows)
     assert cost.row_seconds == pytest.approx(0.0005, rel=0.02)
     assert cost.base_seconds == pytest.approx(0.010, rel=0.02)
-    row, guess = cost.shares(0.001)
+    row, draft_cost = cost.relative_costs(0.001)
     assert row == pytest.approx(0.05, rel=0.03)
-    assert guess == pytest.approx(0.1, rel=0.03)
+    assert draft_cost == pytest.approx(0.1, rel=0.03)
 
 
 def test_passes_of_one_size_say_nothing_about_a_row() -> None:
     cost = StepCostModel(row_share=0.03)
-    assert cost.shares(0.1) == (0.03, 0.0)
+    assert cost.relative_costs(0.1) == (0.03, 0.0)
     for _ in range(50):
         cost.record(8, 0.02)
     assert cost.row_seconds == pytest.approx(0.03 * 0.02)
 
 
 def test_the_scatter_of_a_busy_machine_is_not_taken_for_the_cost_of_rows() -> None:
-    """Passes with hardly a guess whose times are far apart, a few held up for long: a row stays cheap."""
+    """Passes with hardly a draft whose times are far apart, a few held up for long: a row stays cheap."""
     for seed in range(20):
         dice = random.Random(seed)
         cost = StepCostModel()
         for _ in range(60):
             held_up = 20.0 if dice.random() < 0.03 else 1.0
             cost.record(dice.choice((0, 0, 0, 1, 2)), 0.010 * dice.lognormvariate(0.0, 0.5) * held_up)
-        assert cost.shares(0.0)[0] < 0.12, seed
+        assert cost.relative_costs(0.0)[0] < 0.12, seed

@@ -63,7 +63,7 @@ def tracked(directory: Path) -> OfflineRun:
 
 
 def test_records_count_passes_and_guesses(counted: dict[str, int], directory: Path) -> None:
-    assert counted["drafted_tokens"] > 0, "the first guesses are made before their cost is known"
+    assert counted["drafted_tokens"] > 0, "the first drafts are made before their cost is known"
     assert counted["drafted_tokens"] >= counted["accepted_tokens"]
     for record in read_records(directory / "records.jsonl"):
         detail, usage = record["details"], record["usage"]

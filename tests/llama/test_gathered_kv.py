@@ -103,7 +103,7 @@ def test_a_group_that_parts_for_a_pass_finds_its_copies_again(decoding: Decoding
     decoding.tables.append(away[1])
     decoding.allocation_ids.append(away[2])
     assert decoding.step() == 2 * LAYERS
-    for _ in range(gathered_kv.MOST_PASSES):
+    for _ in range(gathered_kv.MAX_IDLE_STEPS):
         decoding.backend.plan(Layout([], [], [], []))
     assert decoding.step() == 0, "it was away for too long"
 
@@ -145,7 +145,7 @@ def test_sequences_may_come_and_go_at_random(decoding: Decoding) -> None:
 def test_what_finds_no_room_is_gathered(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
     decoding.enter(100)
     one = 2 * 256 * 32 * decoding.shape.dtype.itemsize  # heads, keys, dimensions
-    monkeypatch.setattr(gathered_kv, "MOST_BYTES", 3 * one)
+    monkeypatch.setattr(gathered_kv, "MAX_BYTES", 3 * one)
     decoding.step()
     for _ in range(3):
         assert decoding.step() == 3

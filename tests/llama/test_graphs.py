@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from swe_infer.llama.attention.base import AttentionShape
-    from swe_infer.llama.graphs import MOST_QUERIES, ROWS, DecodeGraphs, StaticPass
+    from swe_infer.llama.graphs import MAX_QUERIES, ROWS, DecodeGraphs, StaticStep
     from swe_infer.llama.kv_cache import KVCache
     from swe_infer.llama.model import LlamaForCausalLM
     from swe_infer.llama.tensor_parallel import ModelInput, run_step
@@ -41,14 +41,14 @@ def cache_of(model: LlamaForCausalLM, starts: list[int], seed: int) -> tuple[KVC
     """A cache that holds the first ``starts`` tokens of each sequence, in scattered blocks, and room for more."""
     cache = model.new_cache(64)
     order = (torch.randperm(63, generator=torch.Generator().manual_seed(seed)) + 1).tolist()
-    tables = [[order.pop() for _ in range((start + MOST_QUERIES) // 256 + 1)] for start in starts]
+    tables = [[order.pop() for _ in range((start + MAX_QUERIES) // 256 + 1)] for start in starts]
     for index, (start, table) in enumerate(zip(starts, tables, strict=True)):
         if start:
             run_step(model, cache, ModelInput(random_prompt(start, index), [0], [start], [table], [0], None))
     return cache, tables
 
 
-def told_of(starts: list[int], counts: list[int], tables: list[list[int]], seed: int) -> ModelInput:
+def model_input_of(starts: list[int], counts: list[int], tables: list[list[int]], seed: int) -> ModelInput:
     rows = sum(counts)
     return ModelInput(random_prompt(rows, seed), starts, counts, tables, list(range(rows)), None)
 
@@ -64,39 +64,39 @@ def told_of(starts: list[int], counts: list[int], tables: list[list[int]], seed:
         ([0, 250], [2, 7], 16),
         ([30, 260], [1, 2], 64),
     ],
-    ids=["one", "few", "full", "guesses", "no_padding", "a_first_token", "much_padding"],
+    ids=["one", "few", "full", "drafts", "no_padding", "a_first_token", "much_padding"],
 )
 def test_a_static_pass_equals_an_ordinary_one(
     model: LlamaForCausalLM, starts: list[int], counts: list[int], rows: int
 ) -> None:
     cache, tables = cache_of(model, starts, 1)
-    static = StaticPass(model, rows, 4, len(counts) == sum(counts), LIMIT - 1)
+    static = StaticStep(model, rows, 4, len(counts) == sum(counts), LIMIT - 1)
     for seed in (50, 51):  # the second pass finds what the first one left in the buffers
-        model_input = told_of(starts, counts, tables, seed)
+        model_input = model_input_of(starts, counts, tables, seed)
         expected = run_step(model, cache, model_input)
         static.fill(model_input)
-        found = static.run(cache)
+        found = static.forward(cache)
         assert found.shape[0] == rows
         torch.testing.assert_close(found[: sum(counts)], expected, atol=1e-4, rtol=0)
 
 
 def test_what_a_pass_leaves_in_the_buffers_does_not_reach_the_next(model: LlamaForCausalLM) -> None:
     cache, tables = cache_of(model, [600, 500, 400, 300, 200, 20], 2)
-    static = StaticPass(model, 32, 4, False, LIMIT - 1)
-    static.fill(told_of([600, 500, 400, 300], [8, 8, 8, 8], tables[:4], 60))
-    static.run(cache)
-    model_input = told_of([200, 20], [3, 1], tables[4:], 61)
+    static = StaticStep(model, 32, 4, False, LIMIT - 1)
+    static.fill(model_input_of([600, 500, 400, 300], [8, 8, 8, 8], tables[:4], 60))
+    static.forward(cache)
+    model_input = model_input_of([200, 20], [3, 1], tables[4:], 61)
     static.fill(model_input)
-    torch.testing.assert_close(static.run(cache)[:4], run_step(model, cache, model_input), atol=1e-4, rtol=0)
+    torch.testing.assert_close(static.forward(cache)[:4], run_step(model, cache, model_input), atol=1e-4, rtol=0)
 
 
 def test_padding_rows_write_to_no_block_but_the_scratch_block(model: LlamaForCausalLM) -> None:
     cache, tables = cache_of(model, [10], 3)
     before = cache.keys[0].clone()
     for single in (True, False):
-        static = StaticPass(model, 24, 2, single, LIMIT - 1)
-        static.fill(told_of([10], [1], tables, 70))
-        static.run(cache)
+        static = StaticStep(model, 24, 2, single, LIMIT - 1)
+        static.fill(model_input_of([10], [1], tables, 70))
+        static.forward(cache)
     changed = (cache.keys[0] != before).flatten(2).any(-1)
     assert changed[tables[0][0]].nonzero().flatten().tolist() == [10]
     assert set(changed.any(-1).nonzero().flatten().tolist()) <= {0, tables[0][0]}
@@ -110,8 +110,8 @@ def test_passes_that_no_graph_is_for_are_left_to_the_ordinary_path(model: LlamaF
         "too many rows of one"
     )
     many = ROWS[-1] + 1
-    assert graphs.logits(told_of([0] * many, [1] * many, block * many, 1)) is None
+    assert graphs.logits(model_input_of([0] * many, [1] * many, block * many, 1)) is None
 
 
 def test_a_cpu_has_no_graphs(model: LlamaForCausalLM) -> None:
-    assert DecodeGraphs.of(model, model.new_cache(2), LIMIT) is None
+    assert DecodeGraphs.create(model, model.new_cache(2), LIMIT) is None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from swe_infer.llama.attention.base import AttentionShape
     from swe_infer.llama.attention.native import Backend
-    from swe_infer.llama.native.kernels import Kernels, find
+    from swe_infer.llama.native.kernels import Kernels, load_kernels
     from swe_infer.llama.rope import rotate
     from tests.llama.helpers import load, random_prompt
     from tests.llama.scenes import TOLERANCE, Scene
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def found_or_skipped(dtype: torch.dtype, amx: bool = True) -> Kernels:
-    found = find(dtype, amx)
+    found = load_kernels(dtype, amx)
     if isinstance(found, str):
         pytest.skip(found)
     return found
@@ -245,7 +245,7 @@ def test_all_layers_in_one_call_are_the_layers_one_by_one(
     assert error < 1.2 * usual
 
 
-_FIND = "import torch; from swe_infer.llama.native.kernels import find; print(find(torch.bfloat16))"
+_FIND = "import torch; from swe_infer.llama.native.kernels import load_kernels; print(load_kernels(torch.bfloat16))"
 
 
 def found_with(**environment: str) -> str:

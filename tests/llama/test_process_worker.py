@@ -60,7 +60,7 @@ def test_counts_of_all_workers_are_summed_from_each_run_s_beginning(group: DataP
         assert group.figures()["forward_passes"] == 0
         answers = list(group.generate(asked, _refuse))
         figures = group.figures()
-        # how many that are hangs on the clock: a busy machine may find no guess worth its time
+        # how many that are hangs on the clock: a busy machine may find no draft worth its time
         assert figures["drafted_tokens"] == sum(answer.drafted_tokens for answer in answers)
         assert figures["accepted_tokens"] == sum(answer.accepted_tokens for answer in answers)
         parts = [each["forward_passes"] for each in group.figures_of_each()]

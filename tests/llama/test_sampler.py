@@ -22,8 +22,8 @@ def logits() -> torch.Tensor:
 
 def many(row: torch.Tensor, temperature: float, top_p: float | None, count: int = 6000) -> torch.Tensor:
     """Counts of the tokens that ``count`` seeds draw from one row."""
-    draws = [SamplingParams(temperature, top_p, seed, 0) for seed in range(count)]
-    tokens = Sampler()(row.expand(count, -1), draws)
+    params = [SamplingParams(temperature, top_p, seed, 0) for seed in range(count)]
+    tokens = Sampler()(row.expand(count, -1), params)
     return torch.bincount(torch.tensor(tokens), minlength=len(row))
 
 
@@ -75,25 +75,25 @@ def test_a_flat_row_needs_more_than_the_first_candidates() -> None:
 
 
 def test_temperature_zero_is_the_most_likely_token(logits: torch.Tensor) -> None:
-    draws = [SamplingParams(0.0, 0.5, seed, 3) for seed in range(5)]
-    assert Sampler()(logits, draws) == logits.argmax(-1).tolist()
+    params = [SamplingParams(0.0, 0.5, seed, 3) for seed in range(5)]
+    assert Sampler()(logits, params) == logits.argmax(-1).tolist()
 
 
 def test_the_least_nucleus_is_the_most_likely_token(logits: torch.Tensor) -> None:
-    draws = [SamplingParams(1.0, 1e-9, seed, 3) for seed in range(5)]
-    assert Sampler()(logits, draws) == logits.argmax(-1).tolist()
+    params = [SamplingParams(1.0, 1e-9, seed, 3) for seed in range(5)]
+    assert Sampler()(logits, params) == logits.argmax(-1).tolist()
 
 
 def test_a_row_draws_the_same_in_any_company(logits: torch.Tensor) -> None:
-    draws = [
+    params = [
         SamplingParams(0.0, None, 1, 0),
         SamplingParams(1.0, None, 2, 1),
         SamplingParams(0.7, 0.9, 3, 2),
         SamplingParams(1.3, 0.99, 4, 3),
     ]
-    together = Sampler()(logits[:4], draws)
-    assert together == [Sampler()(logits[i : i + 1], [draw])[0] for i, draw in enumerate(draws)]
-    assert together[::-1] == Sampler()(logits[:4].flip(0), draws[::-1])
+    together = Sampler()(logits[:4], params)
+    assert together == [Sampler()(logits[i : i + 1], [draw])[0] for i, draw in enumerate(params)]
+    assert together[::-1] == Sampler()(logits[:4].flip(0), params[::-1])
 
 
 def test_seed_and_index_both_decide() -> None:

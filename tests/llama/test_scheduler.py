@@ -30,9 +30,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> LlamaTokenizer:
 
 
 def sequence(tokenizer: LlamaTokenizer, prompt: list[int], new: int, limit: int = 10**6) -> Sequence:
-    rules = StopParams(new, closed_patch=False, repetition=False)
-    request = GenerationRequest(len(prompt), tuple(prompt), rules)
-    return Sequence(request, StopCriteria(rules, tokenizer, prompt), limit, b"")
+    stop_params = StopParams(new, closed_patch=False, repetition=False)
+    request = GenerationRequest(len(prompt), tuple(prompt), stop_params)
+    return Sequence(request, StopCriteria(stop_params, tokenizer, prompt), limit, b"")
 
 
 class Memory:
@@ -93,14 +93,14 @@ def test_every_sequence_ends_and_no_block_is_lost_or_held_twice(
             assert len(set(running.blocks)) == len(running.blocks)
         memory.run(chunks)
         allocation_ids = Counter(block for s in scheduler.running for block in s.blocks)
-        assert len(allocation_ids) == pool.held
+        assert len(allocation_ids) == pool.used
         assert 0 not in allocation_ids
         for chunk in [c for c in chunks if c.completes]:
             if chunk.sequence.append(9) is not None:
-                scheduler.finish(chunk.sequence)
+                scheduler.finish_sequence(chunk.sequence)
                 done += 1
     assert done == len(waiting)
-    assert pool.held == 0
+    assert pool.used == 0
     assert pool.free == blocks
 
 
@@ -114,14 +114,14 @@ def test_blocks_are_shared_by_content_and_place(tokenizer: LlamaTokenizer) -> No
 
 def test_the_least_recently_used_content_goes_first() -> None:
     pool = BlockPool(4)
-    first, second = [pool.take()], [pool.take()]
-    pool.name(first[0], b"first")
-    pool.name(second[0], b"second")
-    pool.release(first)
-    pool.release(second)
-    pool.share(pool.lookup([b"first"]))
-    pool.release(first)
-    taken = [pool.take(), pool.take()]
+    first, second = [pool.allocate()], [pool.allocate()]
+    pool.register(first[0], b"first")
+    pool.register(second[0], b"second")
+    pool.decref(first)
+    pool.decref(second)
+    pool.incref(pool.lookup([b"first"]))
+    pool.decref(first)
+    taken = [pool.allocate(), pool.allocate()]
     assert pool.lookup([b"first"]) == first
     assert pool.lookup([b"second"]) == []
     assert first[0] not in taken
@@ -147,23 +147,23 @@ def test_the_part_of_a_block_that_is_alike_is_computed_once(tokenizer: LlamaToke
 
 def test_a_block_that_was_taken_for_other_content_is_not_copied() -> None:
     pool = BlockPool(3)
-    old = pool.take()
-    pool.describe(old, b"parent", [1, 2, 3, 4], when=1)
-    assert pool.alike(b"parent", [1, 2, 9], before=1) == (0, 0)
-    assert pool.alike(b"parent", [1, 2, 9], before=2) == (old, 2)
-    pool.release([old])
-    assert pool.alike(b"parent", [1, 2, 9], before=2) == (old, 2)
-    while old != pool.take():
+    old = pool.allocate()
+    pool.register_partial(old, b"parent", [1, 2, 3, 4], step=1)
+    assert pool.find_partial(b"parent", [1, 2, 9], before=1) == (0, 0)
+    assert pool.find_partial(b"parent", [1, 2, 9], before=2) == (old, 2)
+    pool.decref([old])
+    assert pool.find_partial(b"parent", [1, 2, 9], before=2) == (old, 2)
+    while old != pool.allocate():
         pass
-    assert pool.alike(b"parent", [1, 2, 9], before=2) == (0, 0)
+    assert pool.find_partial(b"parent", [1, 2, 9], before=2) == (0, 0)
 
 
 def test_an_empty_pool_says_so() -> None:
     pool = BlockPool(2)
-    pool.take()
+    pool.allocate()
     assert pool.free == 0
     with pytest.raises(IndexError, match="no cache block is free"):
-        pool.take()
+        pool.allocate()
 
 
 def test_decoding_goes_on_while_a_long_prompt_is_read(tokenizer: LlamaTokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Guesses change the number of passes, never an answer: greedy and sampled, in any company, whatever is guessed."""
+"""Drafts change the number of passes, never an answer: greedy and sampled, in any company, whatever is drafted."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(
 ) -> dict[str, RequestOutput]:
     """All answers by key. With ``answers`` each sequence gets a :class:`Prompter`."""
     for place, request in enumerate(asked):
-        engine.add(request if answers is None else replace(request, drafter="suffix"))
+        engine.add_request(request if answers is None else replace(request, drafter="suffix"))
         if answers is not None:
             engine.scheduler.waiting[-1].drafter = Prompter(answers[str(request.key)], mistakes, place)
     found: dict[str, RequestOutput] = {}
@@ -79,19 +79,19 @@ def tokens(found: dict[str, RequestOutput]) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def plain(directory: Path) -> dict[str, tuple[int, ...]]:
-    """The answers without guesses."""
+    """The answers without drafts."""
     return tokens(run(engine_of(directory), requests()))
 
 
 @pytest.mark.parametrize(("budget", "mistakes"), [(512, 0.0), (37, 0.2), (512, 0.2), (37, 1.0)])
-def test_guessed_answers_are_the_same(
+def test_drafted_answers_are_the_same(
     directory: Path, plain: dict[str, tuple[int, ...]], budget: int, mistakes: float
 ) -> None:
     """Drafts of unequal length in one batch, beside prompts in chunks."""
     engine = without_a_clock(engine_of(directory, max_batch_tokens=budget, max_sequences=7))
     found = run(engine, requests(), plain, mistakes)
     assert tokens(found) == plain
-    assert engine.scheduler.pool.held == 0
+    assert engine.scheduler.pool.used == 0
     accepted = sum(answer.accepted_tokens for answer in found.values())
     assert accepted == engine.figures()["accepted_tokens"]
     assert (accepted == 0) == (mistakes == 1.0)
@@ -101,7 +101,7 @@ def test_guessed_answers_are_the_same(
         assert answer.accepted_tokens + answer.steps >= len(answer.token_ids)
 
 
-def test_guesses_save_passes(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
+def test_drafts_save_passes(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
     engine = without_a_clock(engine_of(directory, max_sequences=1))
     found = run(engine, requests()[:1], plain, mistakes=0.0)
     (answer,) = found.values()
@@ -111,7 +111,7 @@ def test_guesses_save_passes(directory: Path, plain: dict[str, tuple[int, ...]])
 def test_rejected_tokens_leave_no_trace_in_the_prefix_cache(
     directory: Path, plain: dict[str, tuple[int, ...]]
 ) -> None:
-    """Prompts that go on from guessed answers find those answers' blocks in the cache, and nothing else."""
+    """Prompts that go on from drafted answers find those answers' blocks in the cache, and nothing else."""
     engine = without_a_clock(engine_of(directory))
     run(engine, requests(), plain, mistakes=0.5)
     longer = [
@@ -132,26 +132,27 @@ def test_with_preemption(directory: Path) -> None:
     engine = without_a_clock(engine_of(directory, cache_tokens=384))
     assert tokens(run(engine, asked, expected, mistakes=0.1)) == expected
     assert engine.figures()["preemptions"] > 0
-    assert engine.scheduler.pool.held == 0
+    assert engine.scheduler.pool.used == 0
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 17])
 def test_an_answer_never_grows_beyond_its_length(directory: Path, length: int) -> None:
     asked = ask("a", random_prompt(20, 5), length)
-    expected = tokens(run(engine_of(directory), [replace(asked, rules=replace(asked.rules, max_new_tokens=40))]))
+    longer = replace(asked, stop_params=replace(asked.stop_params, max_new_tokens=40))
+    expected = tokens(run(engine_of(directory), [longer]))
     (answer,) = run(without_a_clock(engine_of(directory)), [asked], expected, mistakes=0.0).values()
     assert answer.token_ids == expected["a"][:length]
     assert answer.finish_reason == "length"
 
 
-def test_where_guesses_fail_everywhere_one_sequence_of_many_has_a_drafter(tmp_path: Path) -> None:
+def test_where_drafts_fail_everywhere_one_sequence_of_many_has_a_drafter(tmp_path: Path) -> None:
     """So hot that every token is about as likely as the next, and nothing comes twice."""
     directory = make_checkpoint(tmp_path)
     engine = without_a_clock(engine_of(directory, max_sequences=8))
     most = []
     asked = [ask(n, random_prompt(40, n), 30, temperature=50.0, seed=n) for n in range(64)]
     for request in asked:
-        engine.add(replace(request, drafter="suffix"))
+        engine.add_request(replace(request, drafter="suffix"))
     while engine.scheduler.busy:
         engine.step()
         most.append(sum(sequence.drafter is not None for sequence in engine.scheduler.running))
@@ -167,12 +168,12 @@ def test_the_context_window_ends_an_answer_at_the_same_token(tmp_path: Path) -> 
     assert [len(expected[str(i)]) for i in range(8)] == [34 - i for i in range(8)]
 
 
-def test_an_end_token_within_an_accepted_guess_ends_the_answer(directory: Path) -> None:
+def test_an_end_token_within_an_accepted_draft_ends_the_answer(directory: Path) -> None:
     asked = ask("a", random_prompt(20, 5), 40)
     whole = tokens(run(engine_of(directory), [asked]))["a"]
     end = whole[11]
     first = whole.index(end)
-    ending = replace(asked, rules=replace(asked.rules, end_tokens=frozenset([end])))
+    ending = replace(asked, stop_params=replace(asked.stop_params, end_tokens=frozenset([end])))
     (answer,) = run(without_a_clock(engine_of(directory)), [ending], {"a": whole}, mistakes=0.0).values()
     assert answer.token_ids == whole[: first + 1]
     assert answer.finish_reason == "stop"
@@ -198,7 +199,7 @@ def test_the_drafters_change_no_answer_of_sequences_that_make_room(directory: Pa
     assert tokens(run(engine, [replace(request, drafter=kind) for request in asked])) == expected
     assert engine.figures()["preemptions"] > 0
     assert engine.figures()["accepted_tokens"] > 0
-    assert engine.scheduler.pool.held == 0
+    assert engine.scheduler.pool.used == 0
 
 
 def test_what_was_answered_before_is_drafted_for_the_same_prompt(directory: Path) -> None:
@@ -214,12 +215,13 @@ def test_what_was_answered_before_is_drafted_for_the_same_prompt(directory: Path
 def test_samples_see_what_the_others_of_their_prompt_are_writing(directory: Path) -> None:
     """A sample that begins later needs fewer passes, though the first has not come to its end."""
     engine = without_a_clock(engine_of(directory))
-    request = replace(requests()[0], drafter="suffix", rules=replace(requests()[0].rules, max_new_tokens=60))
-    engine.add(replace(request, key="first"))
+    request = replace(requests()[0], drafter="suffix")
+    request = replace(request, stop_params=replace(request.stop_params, max_new_tokens=60))
+    engine.add_request(replace(request, key="first"))
     found: list[RequestOutput] = []
     for _ in range(45):
         found += engine.step()
-    engine.add(replace(request, key="second", rules=replace(request.rules, max_new_tokens=40)))
+    engine.add_request(replace(request, key="second", stop_params=replace(request.stop_params, max_new_tokens=40)))
     while not any(answer.request.key == "second" for answer in found):
         assert not found, "the first answer came to its end too soon for the test"
         found += engine.step()
@@ -228,9 +230,9 @@ def test_samples_see_what_the_others_of_their_prompt_are_writing(directory: Path
     assert second.accepted_tokens > 10
 
 
-def test_an_abandoned_output_is_guessed_from_no_longer(directory: Path) -> None:
+def test_an_abandoned_output_is_drafted_from_no_longer(directory: Path) -> None:
     engine = without_a_clock(engine_of(directory))
-    engine.add(replace(requests()[0], drafter="suffix"))
+    engine.add_request(replace(requests()[0], drafter="suffix"))
     for _ in range(6):
         engine.step()
     shared = engine.speculation.prompts.get(requests()[0].prompt_ids)
@@ -239,7 +241,7 @@ def test_an_abandoned_output_is_guessed_from_no_longer(directory: Path) -> None:
     assert len(shared.token_indexes()) == 2
 
 
-def test_no_guess_is_asked_for_without_a_drafter(directory: Path) -> None:
+def test_no_draft_is_asked_for_without_a_drafter(directory: Path) -> None:
     engine = engine_of(directory)
     found = run(engine, requests()[:3])
     assert engine.figures()["drafted_tokens"] == 0
@@ -257,24 +259,24 @@ Said = tuple[list[list[float]], list[Counter[int]]]
 
 @pytest.fixture(scope="module", params=[None, 0.9])
 def said(request: pytest.FixtureRequest, checkpoint: Path) -> Said:
-    """The model's shares at two places, and how often each token was said there with a guess of the first.
+    """The model's shares at two places, and how often each token was said there with a draft of the first.
 
-    The second place is reached where the guess was accepted, which is in most runs.
+    The second place is reached where the draft was accepted, which is in most runs.
     """
     top_p: float | None = request.param
     logits_2V = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
-    guess = int(logits_2V[0].argmax())
-    logits_2V[0, guess] += 1.5
-    draws = [SamplingParams(0.9, top_p, seed, place) for seed in range(RUNS) for place in range(2)]
-    chosen = Sampler()(logits_2V.repeat(RUNS, 1), draws)
+    draft = int(logits_2V[0].argmax())
+    logits_2V[0, draft] += 1.5
+    params = [SamplingParams(0.9, top_p, seed, place) for seed in range(RUNS) for place in range(2)]
+    chosen = Sampler()(logits_2V.repeat(RUNS, 1), params)
     asked = ask("a", [5], 10**6)
     tokenizer = LlamaTokenizer(checkpoint)
     counts: list[Counter[int]] = [Counter(), Counter()]
     for seed in range(RUNS):
         if seed % 500 == 0:
-            sequence = EngineSequence(asked, StopCriteria(asked.rules, tokenizer, (5,)), limit=10**6, salt=b"")
-        taken, _ = sequence.advance(chosen[2 * seed : 2 * seed + 2], [guess])
-        assert len(taken) == 1 + (taken[0] == guess)
+            sequence = EngineSequence(asked, StopCriteria(asked.stop_params, tokenizer, (5,)), limit=10**6, salt=b"")
+        taken, _ = sequence.advance(chosen[2 * seed : 2 * seed + 2], [draft])
+        assert len(taken) == 1 + (taken[0] == draft)
         for place, token in enumerate(taken):
             counts[place][token] += 1
     return [expected_shares(logits_V, 0.9, top_p) for logits_V in logits_2V], counts
@@ -292,7 +294,7 @@ def worst(shares: Sequence[float], counts: Counter[int]) -> float:
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_sampled_tokens_have_the_model_s_distribution(said: Said, place: int) -> None:
-    """A token that is guessed, or stands after one, is said neither more nor less often for it."""
+    """A token that is drafted, or stands after one, is said neither more nor less often for it."""
     shares, counts = said
     assert worst(shares[place], counts[place]) <= LIMIT
 
@@ -323,10 +325,10 @@ def expected_shares(logits_V: torch.Tensor, temperature: float, top_p: float | N
     return shares
 
 
-def test_a_guess_is_never_longer_than_what_may_still_be_said(directory: Path) -> None:
+def test_a_draft_is_never_longer_than_what_may_still_be_said(directory: Path) -> None:
     request = ask("a", random_prompt(20, 1), 10)
-    stopper = StopCriteria(request.rules, LlamaTokenizer(directory), request.prompt_ids)
-    assert EngineSequence(request, stopper, limit=1000, salt=b"").draftable == 9
-    assert EngineSequence(request, stopper, limit=25, salt=b"").draftable == 4
-    long = replace(request, rules=replace(request.rules, max_new_tokens=1000))
-    assert EngineSequence(long, stopper, limit=1000, salt=b"").draftable == MAX_DRAFT
+    criteria = StopCriteria(request.stop_params, LlamaTokenizer(directory), request.prompt_ids)
+    assert EngineSequence(request, criteria, limit=1000, salt=b"").max_draft_tokens == 9
+    assert EngineSequence(request, criteria, limit=25, salt=b"").max_draft_tokens == 4
+    long = replace(request, stop_params=replace(request.stop_params, max_new_tokens=1000))
+    assert EngineSequence(long, criteria, limit=1000, salt=b"").max_draft_tokens == MAX_DRAFT

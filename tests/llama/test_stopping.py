@@ -24,23 +24,23 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> LlamaTokenizer:
 
 
 def write(
-    tokenizer: LlamaTokenizer, text: str, rules: StopParams, prompt: str = "a prompt"
+    tokenizer: LlamaTokenizer, text: str, stop_params: StopParams, prompt: str = "a prompt"
 ) -> tuple[str, str | None]:
     """Feed ``text`` token by token until a stop; returns the output's text and the reason."""
-    stopper = StopCriteria(rules, tokenizer, tokenizer.encode(Prompt(None, prompt)))
+    criteria = StopCriteria(stop_params, tokenizer, tokenizer.encode(Prompt(None, prompt)))
     for token in tokenizer.encode(Prompt(None, text))[1:]:
-        reason = stopper.push(token)
+        reason = criteria.push(token)
         if reason is not None:
-            return stopper.text, reason
-    return stopper.text, None
+            return criteria.text, reason
+    return criteria.text, None
 
 
 def test_an_end_token_ends_the_output_and_is_not_part_of_it(tokenizer: LlamaTokenizer) -> None:
-    stopper = StopCriteria(StopParams(99, frozenset({2, 7})), tokenizer, [1])
+    criteria = StopCriteria(StopParams(99, frozenset({2, 7})), tokenizer, [1])
     ids = tokenizer.encode(Prompt(None, "def f"))[1:]
-    assert [stopper.push(token) for token in ids] == [None] * len(ids)
-    assert stopper.push(2) == "stop"
-    assert stopper.text == "def f"
+    assert [criteria.push(token) for token in ids] == [None] * len(ids)
+    assert criteria.push(2) == "stop"
+    assert criteria.text == "def f"
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_a_stop_string_ends_the_output_and_is_not_part_of_it(
 
 
 def test_a_stop_string_in_the_prompt_does_not_count(tokenizer: LlamaTokenizer) -> None:
-    rules = StopParams(99, stop=("STOP",))
-    assert write(tokenizer, "def f", rules, prompt="STOP") == ("def f", None)
-    assert write(tokenizer, "OP here", rules, prompt="a ST") == ("OP here", None)
+    stop_params = StopParams(99, stop=("STOP",))
+    assert write(tokenizer, "def f", stop_params, prompt="STOP") == ("def f", None)
+    assert write(tokenizer, "OP here", stop_params, prompt="a ST") == ("OP here", None)
 
 
 def test_the_earliest_of_several_stop_strings_cuts(tokenizer: LlamaTokenizer) -> None:

@@ -59,7 +59,7 @@ def tokens(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[in
 
 
 def test_answers_are_those_of_one_process(biased: Path, divided: Engine) -> None:
-    """Chunked prompts, continuous batching, shared prefixes, copied blocks and guesses included."""
+    """Chunked prompts, continuous batching, shared prefixes, copied blocks and drafts included."""
     expected = tokens(engine_of(biased), requests())
     without_a_clock(divided)
     assert tokens(divided, requests()) == expected
@@ -95,19 +95,19 @@ def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during
     model = LlamaModel(path=str(biased), tensor_parallel=2, dtype="float32")
     engine = pool.get(model, options())
     assert isinstance(engine, Engine)
-    assert engine._followers is not None
-    ((_, process),) = engine._followers._ranks
+    assert engine._tp_group is not None
+    ((_, process),) = engine._tp_group._ranks
     assert process.pid is not None
     answers = engine.generate([ask(i, random_prompt(40, i), 400) for i in range(4)], _refuse)
     if during_a_pass:
-        send = engine._followers.send
+        send = engine._tp_group.send
 
         def send_and_kill(message: Any) -> None:
             os.kill(process.pid or 0, signal.SIGSTOP)
             send(message)
             os.kill(process.pid or 0, signal.SIGKILL)
 
-        engine._followers.send = send_and_kill  # type: ignore[method-assign]
+        engine._tp_group.send = send_and_kill  # type: ignore[method-assign]
     else:
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from swe_infer.llama.engine import Engine, EngineOptions
     from swe_infer.llama.model import Linear, LlamaForCausalLM
-    from swe_infer.llama.placement import check_room, choose_device, choose_dtype
+    from swe_infer.llama.placement import check_memory, choose_device, choose_dtype
     from swe_infer.llama.weights import load_weights, stored_dtype
     from tests.llama.helpers import load, random_prompt
     from tests.support.checkpoints import make_checkpoint, reference
@@ -297,7 +297,7 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_cache_too_small_for_one_block_is_a_configuration_error(checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match=r"runner\.kv_cache_gb: 0\.000 GB hold no block"):
+    with pytest.raises(ConfigError, match=r"runner\.kv_cache_gb: 0\.000 GB is less than one cache block"):
         Engine.load(LlamaModel(path=str(checkpoint)), EngineOptions(kv_cache_gb=1e-6))
 
 
@@ -315,6 +315,6 @@ def test_the_number_of_parameters_is_known_from_the_configuration(tmp_path: Path
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read() -> None:
-    check_room(10**9, 10**9, torch.device("cpu"))
+    check_memory(10**9, 10**9, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"the weights take 140\.0 GB and cuda:0 has 80\.0 GB free"):
-        check_room(140 * 10**9, 80 * 10**9, torch.device("cuda:0"))
+        check_memory(140 * 10**9, 80 * 10**9, torch.device("cuda:0"))

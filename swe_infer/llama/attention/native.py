@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
-from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Kernels, Units, find
+from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Kernels, Units, load_kernels
 
 _LARGEST_HEAD = 256
 _PANEL_BLOCKS = PANEL // BLOCK
-_LEAST_SHARE = 0.5
+_MIN_SHARED_FRACTION = 0.5
 """Part of its blocks that a sequence must share for its group to be worth it."""
 
 
@@ -32,10 +32,10 @@ class Backend(AttentionBackend[Units]):
 
     def __init__(self, shape: AttentionShape, kernels: Kernels | None = None) -> None:
         super().__init__(shape)
-        found = kernels or find(shape.dtype)
+        found = kernels or load_kernels(shape.dtype)
         assert not isinstance(found, str)
         self._kernels = found
-        self._most_tokens = max(1, ROWS // shape.group)
+        self._max_tokens = max(1, ROWS // shape.group)
 
     @classmethod
     def why_not(cls, shape: AttentionShape) -> str | None:
@@ -43,7 +43,7 @@ class Backend(AttentionBackend[Units]):
             return f"needs a CPU, and this is {shape.device.type}"
         if shape.head_dim % 32 or shape.head_dim > _LARGEST_HEAD:
             return f"head_dim {shape.head_dim} is not a multiple of 32 up to {_LARGEST_HEAD}"
-        kernels = find(shape.dtype)
+        kernels = load_kernels(shape.dtype)
         return kernels if isinstance(kernels, str) else None
 
     def pool_shape(self, blocks: int) -> tuple[int, int, int, int]:
@@ -69,14 +69,14 @@ class Backend(AttentionBackend[Units]):
         for sequence, (query_len, key_len) in enumerate(zip(layout.query_lens, layout.key_lens, strict=True)):
             if query_len == 1:
                 continue
-            for row in range(0, query_len, self._most_tokens):
-                count = min(self._most_tokens, query_len - row)
+            for row in range(0, query_len, self._max_tokens):
+                count = min(self._max_tokens, query_len - row)
                 end = key_len - query_len + row + count
                 units.append((len(tokens), count, len(segments), 1))
                 segments.append((0, count, starts[sequence], 0, end))
                 tokens += range(firsts[sequence] + row, firsts[sequence] + row + count)
                 visible += range(end - count + 1, end + 1)
-        for members, shared in self._sharing(layout, singles):
+        for members, shared in self._shared_groups(layout, singles):
             units.append((len(tokens), len(members), len(segments), len(members) + (shared > 0)))
             if shared:
                 segments.append((0, len(members), starts[members[0]], 0, shared))
@@ -84,12 +84,12 @@ class Backend(AttentionBackend[Units]):
                 segments.append((place, 1, starts[sequence], shared, layout.key_lens[sequence]))
                 tokens.append(firsts[sequence])
                 visible.append(layout.key_lens[sequence])
-        return Units.of(units, tokens, visible, segments, tables)
+        return Units.from_lists(units, tokens, visible, segments, tables)
 
-    def _sharing(self, layout: Layout, singles: list[int]) -> list[tuple[list[int], int]]:
+    def _shared_groups(self, layout: Layout, singles: list[int]) -> list[tuple[list[int], int]]:
         """Sequences that bring one row, in groups that share so many first keys; 0 where one is alone."""
         groups = []
-        for group in prefix_groups([layout.block_tables[s] for s in singles], self._most_tokens):
+        for group in prefix_groups([layout.block_tables[s] for s in singles], self._max_tokens):
             members = [singles[place] for place in group.members]
             shared = group.blocks // _PANEL_BLOCKS * PANEL
             if shared:
@@ -136,7 +136,7 @@ def prefix_groups(tables: Sequence[Sequence[int]], most: int) -> list[PrefixGrou
     for place in sorted(range(len(tables)), key=lambda place: list(tables[place])):
         table = tables[place]
         common = common_blocks(tables[members[0]], table, min(shared, len(table) - 1)) if members else 0
-        if common and common >= _LEAST_SHARE * len(table) and len(members) < most:
+        if common and common >= _MIN_SHARED_FRACTION * len(table) and len(members) < most:
             members.append(place)
             shared = common
             continue

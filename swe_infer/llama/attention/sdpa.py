@@ -78,8 +78,8 @@ class Backend(AttentionBackend[Plan]):
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
         self._heads_K = torch.arange(shape.kv_heads, device=shape.device)
-        self._gathered = [torch.empty(0), torch.empty(0)]
-        self._kept = GatheredKV(
+        self._buffers = [torch.empty(0), torch.empty(0)]
+        self._gathered_kv = GatheredKV(
             self.block_size, shape.kv_heads, lambda blocks: self._rows(self._device(blocks)), self._device
         )
         self._mask_RL = torch.empty(0)
@@ -102,7 +102,7 @@ class Backend(AttentionBackend[Plan]):
             pool.view(-1, self.shape.head_dim).index_copy_(0, slots, x_TKD.flatten(0, 1))
 
     def plan(self, layout: Layout) -> Plan:
-        self._kept.begin()
+        self._gathered_kv.begin_step()
         prefills, start = [], 0
         decodes: dict[int, list[_Row]] = defaultdict(list)
         allocation_ids: Sequence[int | None] = layout.allocation_ids or [None] * len(layout.key_lens)
@@ -169,25 +169,26 @@ class Backend(AttentionBackend[Plan]):
         the next keys, or the next ``values``."""
         places = rows.flatten()
         size = len(places) * self.block_size * self.shape.head_dim
-        if len(self._gathered[values]) < size:
-            self._gathered[values] = torch.empty(size, dtype=self.shape.dtype, device=self.shape.device)
-        blocks = self._gathered[values][:size].view(-1, self.block_size, self.shape.head_dim)
+        if len(self._buffers[values]) < size:
+            self._buffers[values] = torch.empty(size, dtype=self.shape.dtype, device=self.shape.device)
+        blocks = self._buffers[values][:size].view(-1, self.block_size, self.shape.head_dim)
         torch.index_select(pool.view(-1, self.block_size, self.shape.head_dim), 0, places, out=blocks)
         return blocks.view(*rows.shape[:-1], -1, self.shape.head_dim)
 
     def _keys(self, pool: Tensor, members: DecodeGroup, values: bool) -> Tensor:
         """Keys, or ``values``, of a group that decodes."""
-        kept_SKLD = self._kept.read(pool, members)
-        if kept_SKLD is not None:
-            return kept_SKLD
-        return self._gather(pool, self._kept.rows(members), values)
+        copied_SKLD = self._gathered_kv.gather(pool, members)
+        if copied_SKLD is not None:
+            return copied_SKLD
+        return self._gather(pool, self._gathered_kv.pool_rows(members), values)
 
     def _group(self, members: list[_Row]) -> _Decode:
         starts, rows, blocks, allocation_ids = zip(*members, strict=True)
         mask_S11L = self._mask_RL[:, -TILE:].index_select(0, self._device(rows))[:, None, None]
         first = len(blocks[0]) * self.block_size - TILE
-        lasts = [first + row for row in rows]
-        return _Decode(self._device(starts), self._kept.follow(DecodeGroup(blocks, lasts, allocation_ids)), mask_S11L)
+        last_positions = [first + row for row in rows]
+        group = self._gathered_kv.attach(DecodeGroup(blocks, last_positions, allocation_ids))
+        return _Decode(self._device(starts), group, mask_S11L)
 
     def _rows(self, blocks_SN: Tensor) -> Tensor:
         """Where the blocks of each head lie in a pool that is seen as ``(N K) B D``."""

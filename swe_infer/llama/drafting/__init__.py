@@ -1,4 +1,4 @@
-"""Speculative patch decoding: guesses of the next tokens, which the engine verifies.
+"""Speculative patch decoding: drafts of the next tokens, which the engine verifies.
 
 A patch copies most of itself from the prompt. :func:`drafter_of` makes a drafter for one sequence; what the samples
 of a prompt have in common lies in :class:`SharedSuffixes`; :class:`DraftLength` decides the length of a draft from

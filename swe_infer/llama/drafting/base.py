@@ -1,6 +1,6 @@
-"""What a drafter is: a guess of a sequence's next tokens, which the model then verifies in one forward pass.
+"""What a drafter is: a draft of a sequence's next tokens, which the model then verifies in one forward pass.
 
-A guess is never wrong in a way that matters. The engine keeps the part that the model would have said itself and
+A draft is never wrong in a way that matters. The engine keeps the part that the model would have said itself and
 throws the rest away (speculative decoding, Leviathan et al., 2023, with a deterministic draft).
 """
 
@@ -19,7 +19,7 @@ class Codec(Protocol):
 
 
 class Drafter(Protocol):
-    """Follows one output and guesses how it goes on."""
+    """Follows one output and drafts how it goes on."""
 
     @property
     def situation(self) -> Hashable:
@@ -27,7 +27,7 @@ class Drafter(Protocol):
         ...
 
     def draft(self, limit: int) -> list[int]:
-        """At most ``limit`` tokens that may come next; empty where there is no guess."""
+        """At most ``limit`` tokens that may come next; empty where there is no draft."""
         ...
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -36,7 +36,7 @@ class Drafter(Protocol):
 
 
 class NoDrafter:
-    """Never guesses: plain decoding."""
+    """Never drafts: plain decoding."""
 
     @property
     def situation(self) -> Hashable:

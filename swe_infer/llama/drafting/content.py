@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from swe_infer.llama.drafting.files import SourceFile
 from swe_infer.llama.drafting.patch_state import DraftHunk
-from swe_infer.llama.drafting.words import Place, Query, WordIndex, guesses, split_words
+from swe_infer.llama.drafting.words import Query, Vote, WordIndex, continuations, split_words
 
 _ALIGNED = 400.0
 """Weight of the place in the removed line at which the added one stands; each agreeing word counts fourfold."""
@@ -16,7 +16,7 @@ _EDITED = 6.0
 """Weight of the two places at which a line may go on after a word that the removed line does not have: behind the
 word that it may have replaced, or before that word."""
 _LINE = 24
-"""Words of a guess."""
+"""Words of a draft."""
 _SKIP = 8
 """Words of a removed line that an added one may leave out before it agrees again."""
 
@@ -59,18 +59,18 @@ def added_line(
     if not body:
         extra += _indented(hunk, view)
     own = [(corpus.index, 1.0), *((index, 2.0) for index in others)]
-    return (_line_only(text) for text in guesses(query, own, extra, most, _LINE))
+    return (_line_only(text) for text in continuations(query, own, extra, most, _LINE))
 
 
 def prose_line(previous: str, current: str, corpus: Corpus, others: Sequence[WordIndex]) -> Iterator[str]:
     """Texts that may follow ``current`` outside of a diff, where an answer explains, quotes or writes code."""
     words = split_words(f"\n{previous}\n{current}")
     indexes = [(corpus.index, 1.0), *((index, 2.0) for index in others)]
-    return (_line_only(text) for text in guesses(Query(words), indexes, [], 2, _LINE))
+    return (_line_only(text) for text in continuations(Query(words), indexes, [], 2, _LINE))
 
 
 def _line_only(text: str) -> str:
-    """A guess up to its line's end. Its first character may be the break that the line in the making begins with."""
+    """A draft up to its line's end. Its first character may be the break that the line in the making begins with."""
     head, rest = text[:1], text[1:]
     if head == "\n":
         return "\n"
@@ -82,13 +82,13 @@ def _query(hunk: DraftHunk, words: list[str], corpus: Corpus) -> Query:
     if hunk.source is None:
         return Query(words)
     low, high = corpus.span(hunk.source.path, hunk.first, hunk.at + 4)
-    here, _ = corpus.span(hunk.source.path, hunk.at, hunk.at)
-    return Query(words, here, (low + 1, high))
+    edit_at, _ = corpus.span(hunk.source.path, hunk.at, hunk.at)
+    return Query(words, edit_at, (low + 1, high))
 
 
-def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Place]]:
+def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Vote]]:
     """Votes of the removed lines that no added line has replaced yet."""
-    votes: list[tuple[str, Place]] = []
+    votes: list[tuple[str, Vote]] = []
     mine = split_words("\n" + body)
     for place in range(hunk.used, min(hunk.used + 4, len(hunk.removed))):
         text = hunk.removed[place]
@@ -101,7 +101,7 @@ def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Place]]:
     return votes
 
 
-def _aligned(mine: list[str], theirs: list[str], weight: float) -> list[tuple[str, Place]]:
+def _aligned(mine: list[str], theirs: list[str], weight: float) -> list[tuple[str, Vote]]:
     """Where in ``theirs`` the line so far stands, the last word taken as complete and as incomplete."""
     end = len(theirs)
     at, agreed, streak, fresh = 0, 0, _START, False
@@ -115,7 +115,7 @@ def _aligned(mine: list[str], theirs: list[str], weight: float) -> list[tuple[st
             continue
         streak = streak + 1 if found == at and not fresh else 1
         at, agreed, fresh = found + 1, agreed + 1, False
-    votes: list[tuple[str, Place]] = []
+    votes: list[tuple[str, Vote]] = []
     weight *= 1.0 + agreed
     if at < end and not fresh:
         votes.append(("", (theirs, at, end, weight * _ALIGNED * 4.0 ** min(streak, 5))))
@@ -134,7 +134,7 @@ def _is_name(word: str) -> bool:
     return word.strip().isidentifier()
 
 
-def _indented(hunk: DraftHunk, view: Sequence[str]) -> list[tuple[str, Place]]:
+def _indented(hunk: DraftHunk, view: Sequence[str]) -> list[tuple[str, Vote]]:
     """Votes for the indentation of a line that replaces nothing: that of the line before, or one deeper."""
     if not view or not view[-1].strip():
         nearby = hunk.upcoming() or ""

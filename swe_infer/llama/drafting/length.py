@@ -9,9 +9,9 @@ from swe_infer.llama.drafting.acceptance import AcceptanceModel
 _INTEREST = 0.005
 """Share of the passes' time that may go into drafting of which nothing is accepted."""
 _MOST = 16.0
-"""Passes that an account holds at the most, for each sequence of the batch: what can be lost once guesses fail, of
+"""Passes that an account holds at the most, for each sequence of the batch: what can be lost once drafts fail, of
 what they saved before. With 4, eight sequences wanted more rows in a step than it held, and what it allowed brought
-no more than it cost (the bundled model: 1.2 times as fast as without guesses instead of 1.6)."""
+no more than it cost (the bundled model: 1.2 times as fast as without drafts instead of 1.6)."""
 _PATIENCE = 8
 """Looks in vain after which a sequence is looked at less often by a step, and the steps that are left out at most."""
 
@@ -20,7 +20,7 @@ class DraftBudget:
     """What drafting may cost, over all sequences of an engine.
 
     In units of one sequence's pass. Whatever drafting takes is paid from it: making drafters, looking where an output
-    stands, guessing, rows to be verified. Accepted tokens fill it, and a small interest on every pass. So what can be
+    stands, drafting, rows to be verified. Accepted tokens fill it, and a small interest on every pass. So what can be
     lost is bounded, whatever drafters, costs and models do: ``_INTEREST`` of the time, and what the account holds.
 
     Args:
@@ -28,8 +28,8 @@ class DraftBudget:
     """
 
     def __init__(self, passes: float = 4.0) -> None:
-        self._begins_with = passes
-        self._held = passes
+        self._initial = passes
+        self._balance = passes
         self._batch = self._largest = 1
 
     @property
@@ -41,24 +41,24 @@ class DraftBudget:
     def batch(self, count: int) -> None:
         self._batch = count
         if count > self._largest:
-            self._held += self._begins_with * (count - self._largest)
+            self._balance += self._initial * (count - self._largest)
             self._largest = count
 
-    def affords(self, passes: float) -> bool:
-        return self._held > passes
+    def can_afford(self, passes: float) -> bool:
+        return self._balance > passes
 
-    def rows(self, cost: float, draft_cost: float) -> int:
-        """How many rows it affords at ``cost`` each, and the guess itself."""
-        return max(0, int((self._held - draft_cost) / cost))
+    def affordable_rows(self, cost: float, draft_cost: float) -> int:
+        """How many rows it affords at ``cost`` each, and the draft itself."""
+        return max(0, int((self._balance - draft_cost) / cost))
 
     def earn(self, passes: float, accepted: int = 0) -> None:
         """Passes of one sequence, those of its prompt included, and its accepted tokens."""
-        held = self._held + _INTEREST * passes + accepted
+        held = self._balance + _INTEREST * passes + accepted
         most = _MOST * self._batch
-        self._held = held if held < most else max(self._held, most)
+        self._balance = held if held < most else max(self._balance, most)
 
     def spend(self, passes: float) -> None:
-        self._held -= passes
+        self._balance -= passes
 
 
 class DraftLength:
@@ -66,64 +66,64 @@ class DraftLength:
 
     Args:
         acceptance: what is known of drafts; shared by the sequences of an engine.
-        account: what they may cost; shared as well.
+        budget: what they may cost; shared as well.
     """
 
-    def __init__(self, acceptance: AcceptanceModel, account: DraftBudget) -> None:
+    def __init__(self, acceptance: AcceptanceModel, budget: DraftBudget) -> None:
         self._acceptance = acceptance
-        self._account = account
+        self._budget = budget
         self._situation: Hashable = None
-        self._asked = 0
+        self._requested = 0
         self._spent = 0.0
-        self._in_vain = 0
-        self._pause = 0
+        self._failures = 0
+        self._steps_to_skip = 0
 
-    def waits(self) -> bool:
+    def should_skip(self) -> bool:
         """Whether the sequence is to be left alone in this step; asked once a step, and cheap."""
-        if self._pause:
-            self._pause -= 1
+        if self._steps_to_skip:
+            self._steps_to_skip -= 1
             return True
         return False
 
-    def affords(self, cost: float) -> bool:
-        """Whether the account has ``cost`` passes, such as a look at the sequence and a guess take."""
-        if self._account.affords(cost):
+    def can_afford(self, cost: float) -> bool:
+        """Whether the account has ``cost`` passes, such as a look at the sequence and a draft take."""
+        if self._budget.can_afford(cost):
             return True
-        self.rest()
+        self.back_off()
         return False
 
-    def rest(self) -> None:
+    def back_off(self) -> None:
         """Leave the sequence alone for some steps."""
-        self._pause = _PATIENCE // 2
+        self._steps_to_skip = _PATIENCE // 2
 
-    def limit(self, situation: Hashable, row_cost: float, draft_cost: float, most: int) -> int:
+    def next_length(self, situation: Hashable, row_cost: float, draft_cost: float, most: int) -> int:
         """The length of the next draft, ``most`` at the most; 0: none.
 
         Args:
             situation: the drafter's.
             row_cost: what one more row costs, as a share of the pass that is ahead anyway.
-            draft_cost: what the guess itself costs, as a share of the same.
+            draft_cost: what the draft itself costs, as a share of the same.
         """
-        best = min(most, self._acceptance.best(situation, row_cost, draft_cost))
+        best = min(most, self._acceptance.best_length(situation, row_cost, draft_cost))
         if row_cost > 0:
-            best = min(best, self._account.rows(row_cost, draft_cost))
+            best = min(best, self._budget.affordable_rows(row_cost, draft_cost))
         if best == 0:
-            self._in_vain += 1
-            self._pause = min(_PATIENCE, self._in_vain // _PATIENCE)
-        self._situation, self._asked = situation, best
+            self._failures += 1
+            self._steps_to_skip = min(_PATIENCE, self._failures // _PATIENCE)
+        self._situation, self._requested = situation, best
         return best
 
     def spend(self, passes: float) -> None:
-        """Pay for what this step's guess takes: looking, guessing, rows."""
+        """Pay for what this step's draft takes: looking, drafting, rows."""
         self._spent += passes
-        self._account.spend(passes)
+        self._budget.spend(passes)
 
     def record(self, drafted: int, accepted: int, tokens: int) -> None:
         """What became of a step that gave the sequence ``tokens`` tokens."""
-        if self._asked:
-            self._acceptance.learn(self._situation, self._asked, drafted, accepted)
+        if self._requested:
+            self._acceptance.record(self._situation, self._requested, drafted, accepted)
         if accepted:
-            self._in_vain = self._pause = 0
-        self._account.earn(1.0, accepted)
-        self._acceptance.count(tokens, 1.0 + self._spent)
-        self._asked, self._spent = 0, 0.0
+            self._failures = self._steps_to_skip = 0
+        self._budget.earn(1.0, accepted)
+        self._acceptance.record_throughput(tokens, 1.0 + self._spent)
+        self._requested, self._spent = 0, 0.0

@@ -33,13 +33,13 @@ class DiffStyle:
     context: int = CONTEXT
     headings: bool = True
     git_headers: bool | None = None
-    right: int = 0
-    wrong: int = 0
+    correct_counts: int = 0
+    wrong_counts: int = 0
 
     @property
-    def counts(self) -> bool:
+    def trusts_counts(self) -> bool:
         """Whether the counts of hunk headers are to be believed."""
-        return 2 * self.wrong <= self.right
+        return 2 * self.wrong_counts <= self.correct_counts
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class DraftHunk:
         return replace(self, removed=list(self.removed), added=list(self.added))
 
     @property
-    def over(self) -> bool:
+    def complete(self) -> bool:
         return self.old is not None and self.new is not None and self.old <= 0 and self.new <= 0
 
     def upcoming(self, offset: int = 0) -> str | None:
@@ -84,7 +84,7 @@ class DraftHunk:
             return None
         return self.source.lines[place]
 
-    def take(self, sign: str, text: str) -> None:
+    def consume(self, sign: str, text: str) -> None:
         """Go past one line of the hunk."""
         if sign != "+":
             self._find(text)
@@ -139,16 +139,16 @@ class PatchState:
 
     Attributes:
         current: the line in the making.
-        habits: what was seen of how the model writes diffs; shared with its other outputs.
+        style: what was seen of how the model writes diffs; shared with its other outputs.
         path: of the file that the output is about; None before the first.
         hunk: None outside of hunks.
         touched: paths so far, in order.
         view: the last lines of the new file, as the hunk shows it.
     """
 
-    def __init__(self, files: Mapping[str, SourceFile], habits: DiffStyle | None = None) -> None:
+    def __init__(self, files: Mapping[str, SourceFile], style: DiffStyle | None = None) -> None:
         self.files = files
-        self.habits = habits or DiffStyle()
+        self.style = style or DiffStyle()
         self.current = ""
         self.previous = ""
         self.path: str | None = None
@@ -159,8 +159,8 @@ class PatchState:
         self.view: list[str] = []
         self.tagged = False
         self.fence = ""
-        self._promised: tuple[int, int] | None = None
-        self._shown = (0, 0)
+        self._header_counts: tuple[int, int] | None = None
+        self._seen_counts = (0, 0)
 
     def push(self, text: str) -> list[str]:
         """Take more of the output. Returns the lines that it completes, without their ends."""
@@ -174,17 +174,17 @@ class PatchState:
     @property
     def offset(self) -> int:
         """Lines that the file's hunks added so far, less those that they removed."""
-        return self._offset + self._shown[1] - self._shown[0]
+        return self._offset + self._seen_counts[1] - self._seen_counts[0]
 
     @property
     def source(self) -> SourceFile | None:
         return None if self.path is None else self.files.get(self.path)
 
-    def opened(self, at: int, old: int | None, new: int | None) -> DraftHunk:
+    def new_hunk(self, at: int, old: int | None, new: int | None) -> DraftHunk:
         """A hunk of the current file that begins at line ``at``, with counts that its header shows, if any."""
-        if not self.habits.counts:
+        if not self.style.trusts_counts:
             old = new = None
-        context = self.habits.context
+        context = self.style.context
         if old is not None and new is not None and 0 < old < 2 * context and new:
             context = max(1, min(old // 2, context))  # fewer lines than two contexts: the model shows less of it
         return DraftHunk(self.source, at, old, new, first=at, context=context)
@@ -194,16 +194,16 @@ class PatchState:
         if hunk is not None and not self._ends(hunk, line):
             self._body(hunk, line)
         else:
-            self._close(hunk)
+            self._end_hunk(hunk)
             self._header(line)
 
     def _ends(self, hunk: DraftHunk, line: str) -> bool:
         """Whether ``line`` is no longer part of the hunk, whatever its header promised."""
         if line.startswith(("@@ -", "diff --git ", "</patch>", "```")):
             return True
-        if hunk.over:
+        if hunk.complete:
             return not line.startswith("\\")
-        return line.startswith("--- a/") and not self.habits.counts
+        return line.startswith("--- a/") and not self.style.trusts_counts
 
     def _body(self, hunk: DraftHunk, line: str) -> None:
         sign, text = (line[0], line[1:]) if line else (" ", "")
@@ -212,58 +212,58 @@ class PatchState:
         if sign not in " +-":
             sign, text = " ", line
         if sign != " " and not hunk.changed and hunk.run and hunk.first:
-            self.habits.context = hunk.run
-        hunk.take(sign, text)
-        old, new = self._shown
-        self._shown = (old + (sign != "+"), new + (sign != "-"))
+            self.style.context = hunk.run
+        hunk.consume(sign, text)
+        old, new = self._seen_counts
+        self._seen_counts = (old + (sign != "+"), new + (sign != "-"))
         if sign != "-":
             self.view = [*self.view[-2:], text]
 
-    def _close(self, hunk: DraftHunk | None) -> None:
+    def _end_hunk(self, hunk: DraftHunk | None) -> None:
         if hunk is None:
             return
-        if self._promised is not None:
-            if self._promised == self._shown:
-                self.habits.right += 1
+        if self._header_counts is not None:
+            if self._header_counts == self._seen_counts:
+                self.style.correct_counts += 1
             else:
-                self.habits.wrong += 1
+                self.style.wrong_counts += 1
         self._offset = self.offset
-        self._shown = (0, 0)
+        self._seen_counts = (0, 0)
         self.hunk = None
         self.view = []
 
     def _header(self, line: str) -> None:
         if line.startswith("@@ -"):
-            self._open(line)
+            self._start_hunk(line)
         elif line.startswith("diff --git a/"):
-            self.habits.git_headers = True
-            self._begin(line[13:].partition(" b/")[0])
+            self.style.git_headers = True
+            self._start_file(line[13:].partition(" b/")[0])
         elif line.startswith("--- a/"):
-            if self.habits.git_headers is None:
-                self.habits.git_headers = False
-            self._begin(line[6:].rstrip())
+            if self.style.git_headers is None:
+                self.style.git_headers = False
+            self._start_file(line[6:].rstrip())
         elif line.startswith("+++ b/"):
-            self._begin(line[6:].rstrip())
+            self._start_file(line[6:].rstrip())
         elif line.startswith("<patch>"):
             self.tagged = True
         elif line.startswith(("```", "~~~")):
             self.fence = "" if self.fence else line[:3]
 
-    def _begin(self, path: str) -> None:
+    def _start_file(self, path: str) -> None:
         if path != self.path:
             self.path, self._offset = path, 0
             if path not in self.touched:
                 self.touched.append(path)
 
-    def _open(self, line: str) -> None:
+    def _start_hunk(self, line: str) -> None:
         match = _HUNK.match(line)
-        self._promised = None
+        self._header_counts = None
         if match is None:
-            self.hunk = self.opened(0, None, None)
+            self.hunk = self.new_hunk(0, None, None)
             return
         start, old, _, new, heading = match.groups(default="1")
-        self._promised = int(old), int(new)
-        self.hunk = self.opened(max(0, int(start) - 1), *self._promised)
+        self._header_counts = int(old), int(new)
+        self.hunk = self.new_hunk(max(0, int(start) - 1), *self._header_counts)
         expected = "" if self.source is None else self.source.heading(self.hunk.at)
         if heading or expected:
-            self.habits.headings = bool(heading)
+            self.style.headings = bool(heading)

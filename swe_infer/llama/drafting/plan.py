@@ -1,4 +1,4 @@
-"""Guesses how a diff goes on: headers, hunk headers, and the lines of a hunk, as text."""
+"""Drafts how a diff goes on: headers, hunk headers, and the lines of a hunk, as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Planner:
     Args:
         paths: the prompt's files in the order in which a patch is likely to touch them, and its front matter.
         opening: what an answer begins with before its first header, such as ``<patch>``.
-        added: guesses an added line's content.
+        added: drafts an added line's content.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Planner:
         """Texts of about ``size`` characters that may follow the output so far."""
         state = self._state
         hunk = state.hunk
-        if hunk is not None and not hunk.over:
+        if hunk is not None and not hunk.complete:
             yield from self._in_hunk(hunk, state.current, size)
-            if not state.current.strip() and not state.habits.counts:
+            if not state.current.strip() and not state.style.trusts_counts:
                 yield from self._between(state.current)
         elif state.current.startswith("@@"):
             yield from self._hunk_header(state.current, size)
@@ -102,7 +102,7 @@ class Planner:
 
     def _headers(self) -> Iterator[str]:
         state = self._state
-        git = state.habits.git_headers is not False
+        git = state.style.git_headers is not False
         for path in (*self._likely, *self._unlikely):
             if path not in state.touched:
                 first = f"diff --git a/{path} b/{path}\n" if git else ""
@@ -112,7 +112,7 @@ class Planner:
 
     def _hunk_header(self, current: str, size: int) -> Iterator[str]:
         """Continuations of ``@@ -start,old +begin,new @@ heading``, whichever part comes next."""
-        usual = 2 * self._state.habits.context
+        usual = 2 * self._state.style.context
         if "@@ -".startswith(current):
             yield "@@ -"[len(current) :]
         elif match := _START.match(current):
@@ -135,7 +135,7 @@ class Planner:
             if match[3]:
                 yield from self._headed(start, old, int(match[3]), " @@", size)
             else:
-                for new in _sizes(old, self._state.habits.context):
+                for new in _sizes(old, self._state.style.context):
                     yield from self._headed(start, old, new, f"{new} @@", size)
         elif match := _HEAD.match(current):
             for text in self._headed(int(match[1]), int(match[2] or 1), int(match[3] or 1), " @@", size):
@@ -144,17 +144,17 @@ class Planner:
 
     def _new_side(self, start: int, old: int, prefix: str, size: int) -> Iterator[str]:
         """The new side's line is known: the old one's, moved by what the file's hunks changed so far."""
-        new = _sizes(old, self._state.habits.context)[0]
+        new = _sizes(old, self._state.style.context)[0]
         return self._headed(start, old, new, f"{prefix}+{start + self._state.offset},{new} @@", size)
 
     def _headed(self, start: int, old: int, new: int, prefix: str, size: int) -> Iterator[str]:
         state = self._state
         at = max(0, start - 1)
         heading = "" if state.source is None else state.source.heading(at)
-        hunk = state.opened(at, old, new)
+        hunk = state.new_hunk(at, old, new)
         body = self._lines(hunk, [], size) if start else "+"
         variants = [f" {heading}" if heading else "", ""]
-        for variant in variants if state.habits.headings else reversed(variants):
+        for variant in variants if state.style.headings else reversed(variants):
             yield f"{prefix}{variant}\n{body}"
 
     # The lines of a hunk
@@ -176,7 +176,7 @@ class Planner:
                     if line is None:
                         continue
                 after = hunk.copy()
-                after.take(kind, line)
+                after.consume(kind, line)
                 seen = [*view, line] if kind == " " else view
                 yield f"{kind}{line}"[len(current) :] + "\n" + self._lines(after, seen, size - len(line))
 
@@ -197,7 +197,7 @@ class Planner:
             return text
         line = body + text[:-1]
         after = hunk.copy()
-        after.take("+", line)
+        after.consume("+", line)
         return text + self._lines(after, [*view, line], size - len(text))
 
     def _lines(self, hunk: DraftHunk, view: Sequence[str], size: int) -> str:
@@ -207,7 +207,7 @@ class Planner:
         for _ in range(_LINES):
             if room <= 0:
                 break
-            if hunk.over:
+            if hunk.complete:
                 out.append(next(self._after_hunk(), ""))
                 break
             kind = _kinds(hunk)[0]
@@ -223,7 +223,7 @@ class Planner:
                     break
                 line = upcoming
                 out.append(f"{kind}{line}\n")
-            hunk.take(kind, line)
+            hunk.consume(kind, line)
             if kind != "-":
                 view = [*view[-2:], line]
             room -= len(line) + 2

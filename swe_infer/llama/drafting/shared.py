@@ -15,8 +15,8 @@ from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.drafting.words import WordIndex, split_words
 from swe_infer.types import DrafterKind
 
-_MOST_RUNNING = 8
-"""Unfinished outputs that a guess looks at."""
+_MAX_ACTIVE = 8
+"""Unfinished outputs that a draft looks at."""
 
 _INDEXES = ("files", "paths", "corpus", "prompt_tokens", "output_tokens", "output_words")
 
@@ -41,7 +41,7 @@ class SharedSuffixes:
     """One prompt and the outputs for it. Nothing is read before a drafter needs it; each reading is linear.
 
     Args:
-        habits: how the model writes diffs, learned from all its outputs.
+        style: how the model writes diffs, learned from all its outputs.
         most_tokens: tokens of earlier outputs that are kept; the oldest output goes first.
     """
 
@@ -49,16 +49,16 @@ class SharedSuffixes:
         self,
         prompt_ids: Sequence[int],
         source: DraftSource = NO_SOURCE,
-        habits: DiffStyle | None = None,
+        style: DiffStyle | None = None,
         most_tokens: int = 32_768,
     ) -> None:
-        self.habits = habits or DiffStyle()
+        self.style = style or DiffStyle()
         self.prompt_ids = prompt_ids
         self.source = source
         self._most_tokens = most_tokens
         self._outputs: deque[tuple[array[int], str]] = deque()
-        self._held = 0
-        self._running: list[TokenIndex] = []
+        self._output_count = 0
+        self._active: list[TokenIndex] = []
 
     @cached_property
     def files(self) -> dict[str, SourceFile]:
@@ -103,32 +103,32 @@ class SharedSuffixes:
 
     def token_indexes(self) -> tuple[TokenIndex, ...]:
         """Earlier outputs, those that are being written and are furthest on, and the prompt."""
-        ahead = sorted(self._running, key=lambda index: -len(index.tokens))[:_MOST_RUNNING]
+        ahead = sorted(self._active, key=lambda index: -len(index.tokens))[:_MAX_ACTIVE]
         return self.output_tokens, *ahead, self.prompt_tokens
 
-    def enter(self, written: TokenIndex) -> None:
+    def add_active(self, written: TokenIndex) -> None:
         """Let others see an output while it is written."""
-        self._running.append(written)
+        self._active.append(written)
 
-    def leave(self, written: TokenIndex) -> None:
-        """Undo :meth:`enter`."""
-        self._running = [index for index in self._running if index is not written]
+    def remove_active(self, written: TokenIndex) -> None:
+        """Undo :meth:`add_active`."""
+        self._active = [index for index in self._active if index is not written]
 
-    def add(self, tokens: Sequence[int], text: str) -> None:
+    def add_output(self, tokens: Sequence[int], text: str) -> None:
         """Keep an answer for later samples of the same prompt."""
         self._outputs.append((array("l", tokens), text))
-        self._held += len(tokens)
-        if self._held > self._most_tokens and len(self._outputs) > 1:
-            while self._held > self._most_tokens // 2 and len(self._outputs) > 1:
-                self._held -= len(self._outputs.popleft()[0])
-            self.forget("output_tokens", "output_words")
+        self._output_count += len(tokens)
+        if self._output_count > self._most_tokens and len(self._outputs) > 1:
+            while self._output_count > self._most_tokens // 2 and len(self._outputs) > 1:
+                self._output_count -= len(self._outputs.popleft()[0])
+            self.drop_indexes("output_tokens", "output_words")
             return
         if "output_tokens" in self.__dict__:
             self.output_tokens.extend(tokens)
         if "output_words" in self.__dict__:
             self.output_words.extend(_output_words(text))
 
-    def forget(self, *names: str) -> None:
+    def drop_indexes(self, *names: str) -> None:
         """Drop what can be computed again (all of it without ``names``). Outputs stay."""
         for name in names or _INDEXES:
             self.__dict__.pop(name, None)
@@ -151,7 +151,7 @@ class SharedPrompts:
     def __init__(self, most_prompts: int = 4096, most_tokens: int = 1_000_000) -> None:
         self._most_prompts = most_prompts
         self._most_tokens = most_tokens
-        self._habits = DiffStyle()
+        self._style = DiffStyle()
         self._prompts: OrderedDict[tuple[int, ...], SharedSuffixes] = OrderedDict()
 
     def get(self, prompt_ids: Sequence[int], source: DraftSource = NO_SOURCE) -> SharedSuffixes:
@@ -159,16 +159,16 @@ class SharedPrompts:
         key = tuple(prompt_ids)
         found = self._prompts.pop(key, None)
         if found is None:
-            found = SharedSuffixes(key, source, self._habits)
+            found = SharedSuffixes(key, source, self._style)
         self._prompts[key] = found
         while len(self._prompts) > self._most_prompts:
             self._prompts.popitem(last=False)
-        self._forget_old()
+        self._drop_old_indexes()
         return found
 
-    def _forget_old(self) -> None:
+    def _drop_old_indexes(self) -> None:
         tokens = 0
         for shared in reversed(self._prompts.values()):
             tokens += len(shared.prompt_ids)
             if tokens > self._most_tokens:
-                shared.forget()
+                shared.drop_indexes()

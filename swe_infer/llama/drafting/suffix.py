@@ -15,7 +15,7 @@ _PLACES = 64
 _LONGEST = 32
 """Tokens up to which matches are told apart."""
 _GRADES = (0, 2, 3, 4, 6, 8, 12, 16, 24)
-"""Lengths of matches from which on guesses are told apart."""
+"""Lengths of matches from which on drafts are told apart."""
 
 
 class TokenIndex:
@@ -42,7 +42,7 @@ class TokenIndex:
     def longest(self, tail: Sequence[int]) -> tuple[int, int]:
         """``(length, place)`` of the longest match of ``tail``'s end, the latest of equals.
 
-        ``place`` is where the guess begins; length 0: no pair matches.
+        ``place`` is where the draft begins; length 0: no pair matches.
         """
         if len(tail) < 2:
             return 0, 0

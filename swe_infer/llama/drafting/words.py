@@ -1,4 +1,4 @@
-"""Guesses the rest of a line from lines that were seen: a vote among the places where the same words came before.
+"""Drafts the rest of a line from lines that were seen: a vote among the places where the same words came before.
 
 Text is cut into words in a way that loses nothing, so that contexts do not depend on how a tokenizer cuts them. A
 line begins with a word that holds its line break and its indentation; a word carries the space before it.
@@ -32,22 +32,22 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-Place = tuple[Sequence[str], int, int, float]
+Vote = tuple[Sequence[str], int, int, float]
 """A vote ``(words, at, end, weight)``: ``words[at]`` comes next, and its successors after it, up to ``end``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is known before a guess.
+    """What is known before a draft.
 
     Args:
         words: the text before, the last word possibly incomplete.
-        here: place of the edit in the first index, from which nearness is counted; None: nowhere.
+        edit_at: place of the edit in the first index, from which nearness is counted; None: nowhere.
         hidden: range of places in the first index that may not vote: the lines that the hunk itself goes over.
     """
 
     words: Sequence[str]
-    here: int | None = None
+    edit_at: int | None = None
     hidden: tuple[int, int] = (0, 0)
 
 
@@ -98,7 +98,7 @@ class WordIndex:
             return []
         return [place - 1 for place in singles[max(found, key=lambda word: len(singles[word]))][-4:]]
 
-    def after(self, context: Sequence[str], here: int | None) -> Sequence[int]:
+    def after(self, context: Sequence[str], edit_at: int | None) -> Sequence[int]:
         """Places that follow ``context``'s last two words, or its last one, the nearest to ``here`` or the latest."""
         places: Sequence[int] | None = None
         if len(context) > 1:
@@ -109,9 +109,9 @@ class WordIndex:
             return ()
         if len(places) <= 2 * _NEAREST:
             return places
-        if here is None:
+        if edit_at is None:
             return places[-2 * _NEAREST :]
-        middle = bisect_left(places, here)
+        middle = bisect_left(places, edit_at)
         return places[max(0, middle - _NEAREST) : middle + _NEAREST]
 
 
@@ -119,10 +119,10 @@ def _bare(word: str) -> str:
     return word[1:] if word[0] == " " and len(word) > 1 else word
 
 
-def guesses(
+def continuations(
     query: Query,
     indexes: Sequence[tuple[WordIndex, float]],
-    extra: Sequence[tuple[str, Place]],
+    extra: Sequence[tuple[str, Vote]],
     most: int,
     words: int,
 ) -> Iterator[str]:
@@ -134,7 +134,7 @@ def guesses(
         most: how many texts.
         words: how long a text gets at most.
     """
-    votes: dict[str, list[Place]] = {}
+    votes: dict[str, list[Vote]] = {}
     for part, place in extra:
         _vote(votes, part, [place])
     whole = list(query.words)
@@ -142,26 +142,26 @@ def guesses(
     for index, weight in indexes:
         if not index.words:
             continue
-        _vote(votes, "", _places(index, whole, query, weight, first))
+        _vote(votes, "", _votes_after(index, whole, query, weight, first))
         if whole:
-            _vote(votes, whole[-1], _places(index, whole[:-1], query, weight, first))
+            _vote(votes, whole[-1], _votes_after(index, whole[:-1], query, weight, first))
         first = False
     if not votes and whole and _bare(whole[-1]).isidentifier():
         for index, weight in indexes:
             end = len(index.words)
-            places: list[Place] = [(index.words, at, end, weight) for at in index.complete(_bare(whole[-1]))]
+            places: list[Vote] = [(index.words, at, end, weight) for at in index.complete(_bare(whole[-1]))]
             _vote_bare(votes, _bare(whole[-1]), places)
     totals = {rest: sum(place[3] for place in places) for rest, places in votes.items()}
     for rest in nlargest(most, totals, key=totals.__getitem__):
-        yield _follow(rest, votes[rest], words)
+        yield _continue_line(rest, votes[rest], words)
 
 
-def _vote_bare(votes: dict[str, list[Place]], part: str, places: Sequence[Place]) -> None:
+def _vote_bare(votes: dict[str, list[Vote]], part: str, places: Sequence[Vote]) -> None:
     for place in places:
         votes.setdefault(_bare(place[0][place[1]])[len(part) :], []).append(place)
 
 
-def _vote(votes: dict[str, list[Place]], part: str, places: Sequence[Place]) -> None:
+def _vote(votes: dict[str, list[Vote]], part: str, places: Sequence[Vote]) -> None:
     """Sort places by what they say comes after ``part``."""
     length = len(part)
     for place in places:
@@ -177,18 +177,18 @@ def _vote(votes: dict[str, list[Place]], part: str, places: Sequence[Place]) -> 
             held.append(place)
 
 
-def _places(index: WordIndex, context: Sequence[str], query: Query, weight: float, first: bool) -> list[Place]:
+def _votes_after(index: WordIndex, context: Sequence[str], query: Query, weight: float, first: bool) -> list[Vote]:
     """The places of ``index`` that follow ``context``'s end. Only the first index knows the edit's place."""
-    here = query.here if first else None
+    edit_at = query.edit_at if first else None
     low, high = query.hidden if first else (0, 0)
     words = index.words
     end = len(words)
     tail = context[: -_DEEPEST - 1 : -1]
-    places: list[Place] = []
-    for at in index.after(context, here):
+    places: list[Vote] = []
+    for at in index.after(context, edit_at):
         if at >= end or low <= at < high:
             continue
-        vote = weight if here is None else weight * (1.0 + _NEAR / (1.0 + abs(at - here) / _FAR))
+        vote = weight if edit_at is None else weight * (1.0 + _NEAR / (1.0 + abs(at - edit_at) / _FAR))
         before = at
         for word in tail:
             before -= 1
@@ -199,7 +199,7 @@ def _places(index: WordIndex, context: Sequence[str], query: Query, weight: floa
     return places
 
 
-def _follow(rest: str, places: Sequence[Place], words: int) -> str:
+def _continue_line(rest: str, places: Sequence[Vote], words: int) -> str:
     """``rest`` and what follows it where it was found: what most of the weight says as long as places differ."""
     out = [rest]
     for depth in range(1, words):

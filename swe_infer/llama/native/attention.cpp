@@ -12,13 +12,13 @@
 
 namespace {
 
-using In = Order<element>;
-constexpr int GRAIN = In::GRAIN, DEEP = In::DEEP, TILE = In::TILE;
+using Layout = TileLayout<element>;
+constexpr int GRAIN = Layout::GRAIN, DEPTH = Layout::DEPTH, TILE = Layout::TILE;
 constexpr int BLOCK = 32;
 constexpr int PANEL = 128;
-constexpr int MOST_DIM = 256;
+constexpr int MAX_HEAD_DIM = 256;
 
-struct Job {
+struct AttentionArgs {
     element* out;
     const element* q;
     int64_t q_token;
@@ -33,30 +33,30 @@ struct Job {
 };
 
 struct State {
-    alignas(64) element q[MOST_ROWS * MOST_DIM];
-    alignas(64) float scores[MOST_ROWS * PANEL];
-    alignas(64) element weights[MOST_ROWS * PANEL];
-    alignas(64) float sums[MOST_ROWS * MOST_DIM];
-    float top[MOST_ROWS], total[MOST_ROWS];
+    alignas(64) element q[MAX_ROWS * MAX_HEAD_DIM];
+    alignas(64) float scores[MAX_ROWS * PANEL];
+    alignas(64) element weights[MAX_ROWS * PANEL];
+    alignas(64) float sums[MAX_ROWS * MAX_HEAD_DIM];
+    float top[MAX_ROWS], total[MAX_ROWS];
 };
 
 // The least exponent that is taken, since what underflows takes the processor a hundred times as long.
-__m512 least(__m512 x) {
+__m512 clamp_exponent(__m512 x) {
     return _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
 }
 
 // Weights of one row over a panel of which it sees the first `visible` keys: 2^(score * scale), over a sum that is
 // carried from panel to panel. What the row does not see has weight 0.
-template <bool WHOLE>
+template <bool FULL>
 void softmax(State& state, int row, int visible, float scale, int head_dim) {
     constexpr int VECTORS = PANEL / 16;
     const float* scores = state.scores + row * PANEL;
-    const __m512 unseen = _mm512_set1_ps(-INFINITY);
+    const __m512 masked = _mm512_set1_ps(-INFINITY);
     __m512 part[VECTORS];
     __mmask16 seen[VECTORS];
     for (int i = 0; i < VECTORS; i++) {
-        seen[i] = WHOLE ? 0xffff : first_columns(visible - 16 * i);
-        part[i] = _mm512_mask_loadu_ps(unseen, seen[i], scores + 16 * i);
+        seen[i] = FULL ? 0xffff : first_columns(visible - 16 * i);
+        part[i] = _mm512_mask_loadu_ps(masked, seen[i], scores + 16 * i);
     }
     __m512 most = part[0];
     for (int i = 1; i < VECTORS; i++) most = _mm512_max_ps(most, part[i]);
@@ -64,14 +64,14 @@ void softmax(State& state, int row, int visible, float scale, int head_dim) {
     const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(top * scale);
     __m512 total = _mm512_setzero_ps();
     for (int i = 0; i < VECTORS; i += 2) {
-        const __m512 low = exp2_of(least(_mm512_fmsub_ps(part[i], factor, shift)), seen[i]);
-        const __m512 high = exp2_of(least(_mm512_fmsub_ps(part[i + 1], factor, shift)), seen[i + 1]);
+        const __m512 low = exp2_of(clamp_exponent(_mm512_fmsub_ps(part[i], factor, shift)), seen[i]);
+        const __m512 high = exp2_of(clamp_exponent(_mm512_fmsub_ps(part[i + 1], factor, shift)), seen[i + 1]);
         total = _mm512_add_ps(total, _mm512_add_ps(low, high));
         store(state.weights + row * PANEL + 16 * i, low);
         store(state.weights + row * PANEL + 16 * (i + 1), high);
     }
     if (top != before) {
-        const __m512 shrink = exp2_of(least(_mm512_set1_ps((before - top) * scale)));
+        const __m512 shrink = exp2_of(clamp_exponent(_mm512_set1_ps((before - top) * scale)));
         float* sums = state.sums + row * head_dim;
         for (int d = 0; d < head_dim; d += 16)
             _mm512_store_ps(sums + d, _mm512_mul_ps(_mm512_load_ps(sums + d), shrink));
@@ -81,7 +81,7 @@ void softmax(State& state, int row, int visible, float scale, int head_dim) {
     state.total[row] += _mm512_reduce_add_ps(total);
 }
 
-void weigh(State& state, int row, int visible, float scale, int head_dim) {
+void softmax_row(State& state, int row, int visible, float scale, int head_dim) {
     if (visible >= PANEL)
         softmax<true>(state, row, PANEL, scale, head_dim);
     else if (visible > 0)
@@ -96,57 +96,57 @@ void prefetch(const element* from, int elements) {
 }
 
 // Rows `first` to `first + rows` of a tile, over the keys of one segment.
-void attend_segment(State& state, Tiles& tiles, const Job& job, const Unit& unit, const Segment& segment, int kv_head,
+void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const Unit& unit, const Segment& segment, int kv_head,
                     int group) {
-    const int dim = job.head_dim, size = BLOCK * dim, first = segment.first * group, rows = segment.tokens * group;
-    const int32_t* table = job.tables + segment.table;
-    const int32_t* visible = job.visible + unit.first_token + segment.first;
+    const int dim = args.head_dim, size = BLOCK * dim, first = segment.first * group, rows = segment.tokens * group;
+    const int32_t* table = args.tables + segment.table;
+    const int32_t* visible = args.visible + unit.first_token + segment.first;
     const auto block_of = [&](const element* pool, int block) {
-        return pool + ((int64_t)table[block] * job.kv_heads + kv_head) * size;
+        return pool + ((int64_t)table[block] * args.kv_heads + kv_head) * size;
     };
-    constexpr int DEEP_IN_BLOCK = BLOCK / DEEP;
-    static_assert(PANEL <= MOST_DIM, "b holds the tiles of a head, and of a panel");
-    const element* b[MOST_DIM / DEEP];
+    constexpr int DEPTHS_IN_BLOCK = BLOCK / DEPTH;
+    static_assert(PANEL <= MAX_HEAD_DIM, "b holds the tiles of a head, and of a panel");
+    const element* b[MAX_HEAD_DIM / DEPTH];
     for (int begin = segment.begin; begin < segment.end; begin += PANEL) {
         const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
-            const element* keys = block_of(job.keys, begin / BLOCK + i);
+            const element* keys = block_of(args.keys, begin / BLOCK + i);
             const int ahead = (begin + PANEL) / BLOCK + i;
             if (rows <= 16 && ahead * BLOCK < segment.end) {  // with few rows it is memory that is waited for
-                prefetch(block_of(job.keys, ahead), size);
-                prefetch(block_of(job.values, ahead), size);
+                prefetch(block_of(args.keys, ahead), size);
+                prefetch(block_of(args.values, ahead), size);
             }
-            for (int d = 0; d < dim / DEEP; d++) b[d] = keys + d * TILE;
+            for (int d = 0; d < dim / DEPTH; d++) b[d] = keys + d * TILE;
             tiles.multiply(state.scores + first * PANEL + i * BLOCK, PANEL, state.q + first * dim, dim, rows, b,
-                           dim / DEEP * TILE, dim / DEEP, true);
+                           dim / DEPTH * TILE, dim / DEPTH, true);
         }
         for (int row = 0; row < rows; row++)
-            weigh(state, first + row, visible[row / group] - begin, job.scale, dim);
-        for (int d = 0; d < dim; d += 2 * WIDE) {
-            for (int i = 0; i < blocks * DEEP_IN_BLOCK; i++)
-                b[i] = block_of(job.values, begin / BLOCK + i / DEEP_IN_BLOCK) + d * BLOCK + i % DEEP_IN_BLOCK * TILE;
+            softmax_row(state, first + row, visible[row / group] - begin, args.scale, dim);
+        for (int d = 0; d < dim; d += 2 * WIDTH) {
+            for (int i = 0; i < blocks * DEPTHS_IN_BLOCK; i++)
+                b[i] = block_of(args.values, begin / BLOCK + i / DEPTHS_IN_BLOCK) + d * BLOCK + i % DEPTHS_IN_BLOCK * TILE;
             tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b,
-                           DEEP_IN_BLOCK * TILE, blocks * DEEP_IN_BLOCK, false);
+                           DEPTHS_IN_BLOCK * TILE, blocks * DEPTHS_IN_BLOCK, false);
         }
     }
 }
 
-void attend_unit(State& state, Tiles& tiles, const Job& job, const Unit& unit, int kv_head) {
-    const int dim = job.head_dim, all = job.heads / job.kv_heads;
-    for (int start = 0; start < all; start += MOST_ROWS) {
-        const int group = all - start < MOST_ROWS ? all - start : MOST_ROWS;
+void attend_unit(State& state, Tiles& tiles, const AttentionArgs& args, const Unit& unit, int kv_head) {
+    const int dim = args.head_dim, all = args.heads / args.kv_heads;
+    for (int start = 0; start < all; start += MAX_ROWS) {
+        const int group = all - start < MAX_ROWS ? all - start : MAX_ROWS;
         const int64_t head = (int64_t)(kv_head * all + start) * dim;
-        const int32_t* tokens = job.tokens + unit.first_token;
+        const int32_t* tokens = args.tokens + unit.first_token;
         const int rows = unit.tokens * group;
         for (int t = 0; t < unit.tokens; t++)
-            memcpy(state.q + t * group * dim, job.q + tokens[t] * job.q_token + head, group * dim * sizeof(element));
+            memcpy(state.q + t * group * dim, args.q + tokens[t] * args.q_token + head, group * dim * sizeof(element));
         memset(state.sums, 0, rows * dim * sizeof(float));
         for (int row = 0; row < rows; row++) state.top[row] = -INFINITY, state.total[row] = 0;
         for (int s = 0; s < unit.segments; s++)
-            attend_segment(state, tiles, job, unit, job.segments[unit.first_segment + s], kv_head, group);
+            attend_segment(state, tiles, args, unit, args.segments[unit.first_segment + s], kv_head, group);
         for (int row = 0; row < rows; row++) {
             const __m512 share = _mm512_set1_ps(1 / state.total[row]);
-            element* out = job.out + (int64_t)tokens[row / group] * job.heads * dim + head + row % group * dim;
+            element* out = args.out + (int64_t)tokens[row / group] * args.heads * dim + head + row % group * dim;
             for (int d = 0; d < dim; d += 16)
                 store(out + d, _mm512_mul_ps(_mm512_load_ps(state.sums + row * dim + d), share));
         }
@@ -160,17 +160,17 @@ extern "C" void attend(element* out, const element* q, int64_t q_token, const el
                        int heads, int kv_heads, int head_dim, const Unit* units, int count, const int32_t* tokens,
                        const int32_t* visible, const Segment* segments, const int32_t* tables, int threads) {
     const float scale = 1.44269504f / sqrtf((float)head_dim);  // exponentials are powers of two
-    const Job job{out, q, q_token, keys, values, heads, kv_heads, head_dim, scale, tokens, visible, segments, tables};
+    const AttentionArgs args{out, q, q_token, keys, values, heads, kv_heads, head_dim, scale, tokens, visible, segments, tables};
     int64_t work = 0;
     for (int i = 0; i < count; i++)
         for (int s = units[i].first_segment; s < units[i].first_segment + units[i].segments; s++)
             work += (int64_t)segments[s].tokens * (segments[s].end - segments[s].begin) * 2 * heads * head_dim;
-#pragma omp parallel num_threads(useful(threads, work))
+#pragma omp parallel num_threads(thread_count(threads, work))
     {
         State state;
         Tiles tiles;
 #pragma omp for schedule(dynamic)
-        for (int i = 0; i < count * kv_heads; i++) attend_unit(state, tiles, job, units[i / kv_heads], i % kv_heads);
+        for (int i = 0; i < count * kv_heads; i++) attend_unit(state, tiles, args, units[i / kv_heads], i % kv_heads);
     }
 }
 
@@ -178,20 +178,20 @@ extern "C" void attend(element* out, const element* q, int64_t q_token, const el
 extern "C" void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v,
                             int64_t v_token, const int64_t* places, int count, int kv_heads, int head_dim,
                             int threads) {
-    const int tiles = head_dim / DEEP;
-#pragma omp parallel for num_threads(useful(threads, (int64_t)count * kv_heads * head_dim * 8))
+    const int tiles = head_dim / DEPTH;
+#pragma omp parallel for num_threads(thread_count(threads, (int64_t)count * kv_heads * head_dim * 8))
     for (int t = 0; t < count; t++) {
         const int64_t block = places[t] / BLOCK;
         const int offset = places[t] % BLOCK;
         for (int head = 0; head < kv_heads; head++) {
             const int64_t start = (block * kv_heads + head) * BLOCK * head_dim;
             const element* from = k + t * k_token + head * head_dim;
-            element* to = keys + start + offset / WIDE * tiles * TILE;
+            element* to = keys + start + offset / WIDTH * tiles * TILE;
             for (int d = 0; d < head_dim; d += GRAIN)
-                memcpy(to + d / DEEP * TILE + In::spot(d % DEEP, offset % WIDE), from + d, GRAIN * sizeof(element));
+                memcpy(to + d / DEPTH * TILE + Layout::offset_of(d % DEPTH, offset % WIDTH), from + d, GRAIN * sizeof(element));
             from = v + t * v_token + head * head_dim;
-            to = values + start + offset / DEEP * TILE;
-            for (int d = 0; d < head_dim; d++) to[d / WIDE * WIDE * BLOCK + In::spot(offset % DEEP, d % WIDE)] = from[d];
+            to = values + start + offset / DEPTH * TILE;
+            for (int d = 0; d < head_dim; d++) to[d / WIDTH * WIDTH * BLOCK + Layout::offset_of(offset % DEPTH, d % WIDTH)] = from[d];
         }
     }
 }

@@ -38,7 +38,7 @@ _AMX = frozenset({"amx_tile", "amx_bf16"})
 _VARIABLE = "SWE_INFER_NATIVE_KERNELS"
 _LIMITS = ("off", "avx512", "amx")
 _COMPILERS = ("c++", "g++", "clang++")
-_LONGEST_S = 120
+_TIMEOUT_S = 120
 
 
 class Unavailable(Exception):
@@ -112,7 +112,7 @@ def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
     home = cache_home()
     if home is not None:
         try:
-            return kept_library(sources, flags, home / f"kernels-{digest.hexdigest()[:16]}.so")
+            return cached_library(sources, flags, home / f"kernels-{digest.hexdigest()[:16]}.so")
         except OSError as error:
             _log.debug("%s cannot be written (%s); the kernels are compiled for this process alone", home, error)
     with tempfile.TemporaryDirectory() as alone:
@@ -121,7 +121,7 @@ def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
         return _open(target)
 
 
-def kept_library(sources: list[Path], flags: tuple[str, ...], target: Path) -> ctypes.CDLL:
+def cached_library(sources: list[Path], flags: tuple[str, ...], target: Path) -> ctypes.CDLL:
     """The library at ``target``, compiled where it is missing; one beside it, of this machine's own, where that one
     was compiled on a machine with another runtime.
 
@@ -169,11 +169,11 @@ def _compile(sources: list[Path], flags: tuple[str, ...], target: Path) -> None:
         made = Path(folder) / target.name
         command = [*compiler.split(), *flags, *map(str, sources), "-o", str(made)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S)
         except (FileNotFoundError, PermissionError) as error:
             raise Unavailable(f"CXX={compiler}: not a compiler that can be run") from error
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"{compiler} did not end within {_LONGEST_S} s") from error
+            raise Unavailable(f"{compiler} did not end within {_TIMEOUT_S} s") from error
         if done.returncode:
             why = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
             raise Unavailable(f"{compiler} cannot compile the kernels ({why.strip()})")

@@ -14,9 +14,9 @@ struct Segment {
 
 // Of `threads` as many as are worth waking: for so little work, in multiplications, none but the caller's own. They would
 // spend their time waiting for each other, the more so where other processes want the cores.
-static inline int useful(int threads, int64_t work) {
-    constexpr int64_t LEAST = 1 << 18;
-    return work < LEAST ? 1 : threads;
+static inline int thread_count(int threads, int64_t work) {
+    constexpr int64_t MIN_WORK = 1 << 18;
+    return work < MIN_WORK ? 1 : threads;
 }
 
 extern "C" {

@@ -32,8 +32,8 @@ PANEL = 128
 ROWS = 32
 """Most rows of a unit: its tokens times the query heads of a key-value head, or one token."""
 
-_WIDE = 16
-_DEEP = {torch.float32: 16, torch.bfloat16: 32}
+_TILE_WIDTH = 16
+_TILE_DEPTH = {torch.float32: 16, torch.bfloat16: 32}
 """What the inputs of a packed weight are a multiple of."""
 
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Units:
     tables: Tensor
 
     @classmethod
-    def of(
+    def from_lists(
         cls,
         units: Sequence[tuple[int, int, int, int]],
         tokens: Sequence[int],
@@ -101,14 +101,14 @@ class Units:
 
 
 class Kernels:
-    """For tensors of one type; see :func:`find`."""
+    """For tensors of one type; see :func:`load_kernels`."""
 
     def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
         for name, arguments in _ARGUMENTS.items():
             function = getattr(compiled, name)
             function.argtypes, function.restype = arguments, None
-        compiled.layers_room.argtypes, compiled.layers_room.restype = [c_void_p, c_int], c_int64
+        compiled.layers_scratch_size.argtypes, compiled.layers_scratch_size.restype = [c_void_p, c_int], c_int64
         compiled.packed_size.argtypes, compiled.packed_size.restype = [c_int, c_int], c_int64
         compiled.fits_bfloat16.argtypes, compiled.fits_bfloat16.restype = [c_void_p, c_int64, c_int], c_int
         self.compiled = compiled
@@ -159,7 +159,7 @@ class Kernels:
 
     def can_pack(self, outputs: int, inputs: int, gated: bool = False) -> bool:
         """Whether :meth:`pack` takes a weight of this shape."""
-        return inputs % _DEEP[self.dtype] == 0 and not (gated and outputs % (2 * _WIDE))
+        return inputs % _TILE_DEPTH[self.dtype] == 0 and not (gated and outputs % (2 * _TILE_WIDTH))
 
     def pack(self, weight_OI: Tensor, gated: bool = False, arena: Arena | None = None) -> PackedWeight:
         """The same weight, in other memory, which may come from an arena."""
@@ -167,7 +167,7 @@ class Kernels:
         threads = torch.get_num_threads()
         narrow = (
             self.dtype == torch.float32
-            and inputs % _DEEP[torch.bfloat16] == 0
+            and inputs % _TILE_DEPTH[torch.bfloat16] == 0
             and bool(self.compiled.fits_bfloat16(weight_OI.data_ptr(), weight_OI.numel(), threads))
         )
         dtype = torch.bfloat16 if narrow else self.dtype
@@ -257,13 +257,13 @@ class Kernels:
 
 
 @cache
-def find(dtype: torch.dtype, amx: bool = True) -> Kernels | str:
+def load_kernels(dtype: torch.dtype, amx: bool = True) -> Kernels | str:
     """The kernels for a type, compiled where they were not yet, or why this machine has none.
 
     Args:
         amx: use AMX where the processor has it, and not AVX-512 alone.
     """
-    if dtype not in _DEEP:
+    if dtype not in _TILE_DEPTH:
         return f"there are kernels for float32 and bfloat16, and this is {dtype}"
     try:
         return Kernels(library(dtype == torch.bfloat16, amx), dtype)

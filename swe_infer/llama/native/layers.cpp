@@ -22,10 +22,10 @@ struct Shape {
 };
 
 // One pass. What it needs of memory lies in `room`.
-struct Pass {
+struct StepArgs {
     element* x;
     element* delta;
-    element* room;
+    element* scratch;
     const element* cos;
     const element* sin;
     element* keys;
@@ -37,47 +37,47 @@ struct Pass {
     const int32_t* visible;
     const Segment* segments;
     const int32_t* tables;
-    int32_t rows, named, count, threads;
+    int32_t rows, attended_rows, count, threads;
 };
 
 }  // namespace
 
-// Elements of Pass::room.
-extern "C" int64_t layers_room(const Shape* shape, int rows) {
+// Elements of StepArgs::scratch.
+extern "C" int64_t layers_scratch_size(const Shape* shape, int rows) {
     const int64_t heads = 3 * shape->heads + 3 * shape->kv_heads;
     return rows * (shape->hidden + shape->inner + heads * shape->head_dim);
 }
 
 // x (rows x hidden) becomes the stream before the last block's contribution, which goes to delta. Of the rows, units
-// name the first `named`; the others are padding.
-extern "C" void run_layers(const Shape* shape, const Layer* layers, const Pass* pass) {
-    const int rows = pass->rows, hidden = shape->hidden, dim = shape->head_dim, threads = pass->threads;
+// name the first `attended_rows`; the others are padding.
+extern "C" void run_layers(const Shape* shape, const Layer* layers, const StepArgs* step) {
+    const int rows = step->rows, hidden = shape->hidden, dim = shape->head_dim, threads = step->threads;
     const int heads = shape->heads, turned_heads = heads + shape->kv_heads, all_heads = turned_heads + shape->kv_heads;
-    element* normed = pass->room;
+    element* normed = step->scratch;
     element* qkv = normed + (int64_t)rows * hidden;
     element* turned = qkv + (int64_t)rows * all_heads * dim;
     element* attended = turned + (int64_t)rows * turned_heads * dim;
     element* inner = attended + (int64_t)rows * heads * dim;
-    memset(attended + (int64_t)pass->named * heads * dim, 0, (size_t)(rows - pass->named) * heads * dim * sizeof(element));
+    memset(attended + (int64_t)step->attended_rows * heads * dim, 0, (size_t)(rows - step->attended_rows) * heads * dim * sizeof(element));
     for (int i = 0; i < shape->layers; i++) {
         const Layer& layer = layers[i];
-        element* keys = pass->keys + i * pass->pool;
-        element* values = pass->values + i * pass->pool;
-        add_rms_norm(pass->x, normed, pass->x, i ? pass->delta : nullptr, layer.input_norm, shape->eps, rows, hidden,
+        element* keys = step->keys + i * step->pool;
+        element* values = step->values + i * step->pool;
+        add_rms_norm(step->x, normed, step->x, i ? step->delta : nullptr, layer.input_norm, shape->eps, rows, hidden,
                      threads);
         linear(qkv, normed, layer.qkv.packed, layer.qkv.bias, rows, all_heads * dim, hidden, 0, layer.qkv.narrow,
                threads);
-        rotate(turned, qkv, all_heads * dim, pass->cos, pass->sin, rows, turned_heads, dim, threads);
+        rotate(turned, qkv, all_heads * dim, step->cos, step->sin, rows, turned_heads, dim, threads);
         write_cache(keys, values, turned + heads * dim, turned_heads * dim, qkv + turned_heads * dim, all_heads * dim,
-                    pass->places, rows, shape->kv_heads, dim, threads);
-        attend(attended, turned, turned_heads * dim, keys, values, heads, shape->kv_heads, dim, pass->units, pass->count,
-               pass->tokens, pass->visible, pass->segments, pass->tables, threads);
-        linear(pass->delta, attended, layer.o.packed, layer.o.bias, rows, hidden, heads * dim, 0, layer.o.narrow,
+                    step->places, rows, shape->kv_heads, dim, threads);
+        attend(attended, turned, turned_heads * dim, keys, values, heads, shape->kv_heads, dim, step->units, step->count,
+               step->tokens, step->visible, step->segments, step->tables, threads);
+        linear(step->delta, attended, layer.o.packed, layer.o.bias, rows, hidden, heads * dim, 0, layer.o.narrow,
                threads);
-        add_rms_norm(pass->x, normed, pass->x, pass->delta, layer.post_norm, shape->eps, rows, hidden, threads);
+        add_rms_norm(step->x, normed, step->x, step->delta, layer.post_norm, shape->eps, rows, hidden, threads);
         linear(inner, normed, layer.gate_up.packed, nullptr, rows, 2 * shape->inner, hidden, 1, layer.gate_up.narrow,
                threads);
-        linear(pass->delta, inner, layer.down.packed, layer.down.bias, rows, hidden, shape->inner, 0, layer.down.narrow,
+        linear(step->delta, inner, layer.down.packed, layer.down.bias, rows, hidden, shape->inner, 0, layer.down.narrow,
                threads);
     }
 }

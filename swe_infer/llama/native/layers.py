@@ -50,12 +50,12 @@ class _Layer(ctypes.Structure):
     )
 
 
-class _Pass(ctypes.Structure):
+class _StepArgs(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "delta", "room", "cos", "sin", "keys", "values")),
+        *((name, c_void_p) for name in ("x", "delta", "scratch", "cos", "sin", "keys", "values")),
         ("pool", c_int64),
         *((name, c_void_p) for name in ("places", "units", "tokens", "visible", "segments", "tables")),
-        *((name, c_int32) for name in ("rows", "named", "count", "threads")),
+        *((name, c_int32) for name in ("rows", "attended_rows", "count", "threads")),
     )
 
 
@@ -83,7 +83,7 @@ class Layers:
         self._shape = shape
         self._weights = weights
         self._layers = (_Layer * len(weights))(*map(_layer, weights))
-        self._room = torch.empty(0, dtype=kernels.dtype)
+        self._scratch = torch.empty(0, dtype=kernels.dtype)
 
     def __call__(
         self,
@@ -101,15 +101,15 @@ class Layers:
         """
         rows = len(x_TE)
         delta_TE = torch.empty_like(x_TE)
-        needed = self._compiled.layers_room(ctypes.byref(self._shape), rows)
-        if len(self._room) < needed:
-            self._room = zeros([needed], x_TE.dtype)
+        needed = self._compiled.layers_scratch_size(ctypes.byref(self._shape), rows)
+        if len(self._scratch) < needed:
+            self._scratch = zeros([needed], x_TE.dtype)
         cos_T1D, sin_T1D = cos_sin
         following = k_pools[1] if len(k_pools) > 1 else k_pools[0]
-        done = _Pass(
+        step = _StepArgs(
             x=x_TE.data_ptr(),
             delta=delta_TE.data_ptr(),
-            room=self._room.data_ptr(),
+            scratch=self._scratch.data_ptr(),
             cos=cos_T1D.data_ptr(),
             sin=sin_T1D.data_ptr(),
             keys=k_pools[0].data_ptr(),
@@ -122,11 +122,11 @@ class Layers:
             segments=units.segments.data_ptr(),
             tables=units.tables.data_ptr(),
             rows=rows,
-            named=len(units.tokens),
+            attended_rows=len(units.tokens),
             count=len(units.units),
             threads=torch.get_num_threads(),
         )
-        self._compiled.run_layers(ctypes.byref(self._shape), self._layers, ctypes.byref(done))
+        self._compiled.run_layers(ctypes.byref(self._shape), self._layers, ctypes.byref(step))
         return x_TE, delta_TE
 
 

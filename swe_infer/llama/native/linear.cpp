@@ -10,9 +10,9 @@
 
 namespace {
 
-constexpr int PANEL = 2 * WIDE;
+constexpr int PANEL = 2 * WIDTH;
 constexpr int GROUP_BYTES = 512 << 10;  // of panels that a thread takes together
-constexpr int MOST_PANELS = 32;         // of them
+constexpr int MAX_PANELS = 32;         // of them
 constexpr int ROWS = 512;               // that it runs past them
 
 // Some rows of activations, as products with weights of W read them: as they lie.
@@ -22,11 +22,11 @@ public:
     static constexpr int CHUNKS = 8;  // of the depth: so many of the rows stay in the first-level cache meanwhile
 
     // Rows that are `row` elements apart, over the depth of `chunks` tiles.
-    void take(const element* x, int row, int rows, int) { x_ = x, row_ = row, rows_ = rows; }
+    void load_rows(const element* x, int row, int rows, int) { x_ = x, row_ = row, rows_ = rows; }
 
-    // C (or 0, where `fresh`) + what was taken times a panel.
-    void multiply(float* c, const W* const* b, int chunks, bool fresh) {
-        tiles_.multiply(c, PANEL, x_, row_, rows_, b, Order<W>::TILE, chunks, fresh);
+    // C (or 0, where `zero_init`) + what was taken times a panel.
+    void multiply(float* c, const W* const* b, int chunks, bool zero_init) {
+        tiles_.multiply(c, PANEL, x_, row_, rows_, b, TileLayout<W>::TILE, chunks, zero_init);
     }
 
 private:
@@ -43,19 +43,19 @@ class Activations<bfloat16> {
 public:
     static constexpr int CHUNKS = 4;
 
-    void take(const float* x, int row, int rows, int chunks) {
+    void load_rows(const float* x, int row, int rows, int chunks) {
         rows_ = rows;
         for (int r = 0; r < rows; r++)
-            for (int i = 0; i < chunks; i++) split(tiles_of(r, i) + r % 16 * DEEP, x + (int64_t)r * row + i * DEEP);
+            for (int i = 0; i < chunks; i++) split(tiles_of(r, i) + r % 16 * DEPTH, x + (int64_t)r * row + i * DEPTH);
     }
 
-    void multiply(float* c, const bfloat16* const* b, int chunks, bool fresh) {
-        const Parted a{parts_, DEEP, PARTS * TILE, TILE, CHUNKS * PARTS * TILE};
-        tiles_.multiply<PARTS>(c, PANEL, a, rows_, b, TILE, chunks, fresh);
+    void multiply(float* c, const bfloat16* const* b, int chunks, bool zero_init) {
+        const SplitMatrix a{parts_, DEPTH, PARTS * TILE, TILE, CHUNKS * PARTS * TILE};
+        tiles_.multiply<PARTS>(c, PANEL, a, rows_, b, TILE, chunks, zero_init);
     }
 
 private:
-    static constexpr int PARTS = 3, DEEP = Order<bfloat16>::DEEP, TILE = Order<bfloat16>::TILE;
+    static constexpr int PARTS = 3, DEPTH = TileLayout<bfloat16>::DEPTH, TILE = TileLayout<bfloat16>::TILE;
 
     // The first part of 16 rows, those with this one.
     bfloat16* tiles_of(int row, int chunk) { return parts_ + (row / 16 * CHUNKS + chunk) * PARTS * TILE; }
@@ -76,7 +76,7 @@ private:
     }
 
     int rows_ = 0;
-    alignas(64) bfloat16 parts_[MOST_ROWS / 16 * CHUNKS * PARTS * TILE];
+    alignas(64) bfloat16 parts_[MAX_ROWS / 16 * CHUNKS * PARTS * TILE];
     MatrixTiles tiles_;
 };
 
@@ -89,10 +89,10 @@ __m512 biased(const float* sums, const element* bias, __mmask16 columns) {
 
 // `columns` of 32 sums for each row.
 void store_panel(element* out, int64_t out_row, const float* sums, int rows, int columns, const element* bias) {
-    const __mmask16 left = first_columns(columns), right = first_columns(columns - WIDE);
+    const __mmask16 left = first_columns(columns), right = first_columns(columns - WIDTH);
     for (int r = 0; r < rows; r++, out += out_row, sums += PANEL) {
         store(out, biased(sums, bias, left), left);
-        store(out + WIDE, biased(sums + WIDE, bias ? bias + WIDE : nullptr, right), right);
+        store(out + WIDTH, biased(sums + WIDTH, bias ? bias + WIDTH : nullptr, right), right);
     }
 }
 
@@ -100,7 +100,7 @@ void store_panel(element* out, int64_t out_row, const float* sums, int rows, int
 void store_gated(element* out, int64_t out_row, const float* sums, int rows) {
     for (int r = 0; r < rows; r++, out += out_row, sums += PANEL) {
         const __m512 gate = rounded(silu_of(rounded(_mm512_load_ps(sums))));
-        store(out, _mm512_mul_ps(gate, rounded(_mm512_load_ps(sums + WIDE))));
+        store(out, _mm512_mul_ps(gate, rounded(_mm512_load_ps(sums + WIDTH))));
     }
 }
 
@@ -127,15 +127,15 @@ To converted(From x) {
 
 template <typename W>
 void pack_as(W* packed, const element* weight, int outputs, int inputs, int gated, int threads) {
-    using In = Order<W>;
-#pragma omp parallel for num_threads(useful(threads, (int64_t)outputs * inputs))
+    using Layout = TileLayout<W>;
+#pragma omp parallel for num_threads(thread_count(threads, (int64_t)outputs * inputs))
     for (int first = 0; first < outputs; first += PANEL)
         for (int column = 0; column < PANEL; column++) {
-            const int output = gated ? first / 2 + column % WIDE + column / WIDE * (outputs / 2) : first + column;
+            const int output = gated ? first / 2 + column % WIDTH + column / WIDTH * (outputs / 2) : first + column;
             const element* from = weight + (int64_t)output * inputs;
-            W* to = packed + (int64_t)first * inputs + column / WIDE * In::TILE;
+            W* to = packed + (int64_t)first * inputs + column / WIDTH * Layout::TILE;
             for (int d = 0; d < inputs; d++) {
-                W& place = to[d / In::DEEP * 2 * In::TILE + In::spot(d % In::DEEP, column % WIDE)];
+                W& place = to[d / Layout::DEPTH * 2 * Layout::TILE + Layout::offset_of(d % Layout::DEPTH, column % WIDTH)];
                 place = output < outputs ? converted<W>(from[d]) : W(0);
             }
         }
@@ -143,56 +143,56 @@ void pack_as(W* packed, const element* weight, int outputs, int inputs, int gate
 
 template <typename W>
 void unpack_as(element* out, const W* packed, const int64_t* ids, int64_t count, int inputs, int threads) {
-    using In = Order<W>;
-#pragma omp parallel for num_threads(useful(threads, count * inputs))
+    using Layout = TileLayout<W>;
+#pragma omp parallel for num_threads(thread_count(threads, count * inputs))
     for (int64_t i = 0; i < count; i++) {
         const int column = (int)(ids[i] % PANEL);
-        const W* from = packed + ids[i] / PANEL * PANEL * inputs + column / WIDE * In::TILE;
+        const W* from = packed + ids[i] / PANEL * PANEL * inputs + column / WIDTH * Layout::TILE;
         for (int d = 0; d < inputs; d++)
             out[i * inputs + d] =
-                converted<element>(from[d / In::DEEP * 2 * In::TILE + In::spot(d % In::DEEP, column % WIDE)]);
+                converted<element>(from[d / Layout::DEPTH * 2 * Layout::TILE + Layout::offset_of(d % Layout::DEPTH, column % WIDTH)]);
     }
 }
 
 template <typename W>
 void multiply(element* out, const element* x, const W* packed, const element* bias, int64_t rows, int outputs, int inputs,
               int gated, int threads) {
-    using In = Order<W>;
+    using Layout = TileLayout<W>;
     constexpr int CHUNKS = Activations<W>::CHUNKS;
-    const int chunks = inputs / In::DEEP, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDE : PANEL;
+    const int chunks = inputs / Layout::DEPTH, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDTH : PANEL;
     const int64_t out_row = gated ? outputs / 2 : outputs;
     const int blocks = (int)((rows + ROWS - 1) / ROWS);
     const int even = blocks * panels / (4 * threads);  // so that each thread has some groups, and none waits long
-    const int most = even < 4 ? 4 : even > MOST_PANELS ? MOST_PANELS : even;
+    const int most = even < 4 ? 4 : even > MAX_PANELS ? MAX_PANELS : even;
     int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(W));
     group = group < 1 ? 1 : group > most ? most : group;
     const int groups = (panels + group - 1) / group;
-#pragma omp parallel num_threads(useful(threads, rows * outputs * inputs))
+#pragma omp parallel num_threads(thread_count(threads, rows * outputs * inputs))
     {
         Activations<W> activations;
-        alignas(64) float sums[MOST_PANELS][MOST_ROWS * PANEL];
+        alignas(64) float sums[MAX_PANELS][MAX_ROWS * PANEL];
         const W* b[CHUNKS];
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < blocks * groups; i++) {
             const int first = i / blocks * group, last = first + group < panels ? first + group : panels;
             const int64_t begin = (int64_t)(i % blocks) * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
-            for (int64_t row = begin; row < end; row += MOST_ROWS) {
-                const int some = end - row < MOST_ROWS ? (int)(end - row) : MOST_ROWS;
+            for (int64_t row = begin; row < end; row += MAX_ROWS) {
+                const int row_count = end - row < MAX_ROWS ? (int)(end - row) : MAX_ROWS;
                 for (int chunk = 0; chunk < chunks; chunk += CHUNKS) {
                     const int deep = chunks - chunk < CHUNKS ? chunks - chunk : CHUNKS;
-                    activations.take(x + row * inputs + chunk * In::DEEP, inputs, some, deep);
+                    activations.load_rows(x + row * inputs + chunk * Layout::DEPTH, inputs, row_count, deep);
                     for (int panel = first; panel < last; panel++) {
                         for (int c = 0; c < deep; c++)
-                            b[c] = packed + ((int64_t)panel * chunks + chunk + c) * 2 * In::TILE;
+                            b[c] = packed + ((int64_t)panel * chunks + chunk + c) * 2 * Layout::TILE;
                         activations.multiply(sums[panel - first], b, deep, chunk == 0);
                     }
                 }
                 for (int panel = first; panel < last; panel++) {
                     element* to = out + row * out_row + panel * wide;
                     if (gated)
-                        store_gated(to, out_row, sums[panel - first], some);
+                        store_gated(to, out_row, sums[panel - first], row_count);
                     else
-                        store_panel(to, out_row, sums[panel - first], some, outputs - panel * PANEL,
+                        store_panel(to, out_row, sums[panel - first], row_count, outputs - panel * PANEL,
                                     bias ? bias + panel * PANEL : nullptr);
                 }
             }
@@ -205,7 +205,7 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
 // Whether bfloat16 holds each of `count` elements exactly.
 extern "C" int fits_bfloat16(const element* weight, int64_t count, int threads) {
     uint32_t lost = 0;
-#pragma omp parallel for num_threads(useful(threads, count)) reduction(| : lost)
+#pragma omp parallel for num_threads(thread_count(threads, count)) reduction(| : lost)
     for (int64_t i = 0; i < count; i++) lost |= sizeof(element) > 2 ? bits_of(weight[i]) & 0xffff : 0;
     return !lost;
 }

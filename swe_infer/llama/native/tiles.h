@@ -20,18 +20,18 @@ typedef float element;
 typedef bfloat16 element;
 #endif
 
-constexpr int WIDE = 16;       // of a tile
-constexpr int MOST_ROWS = 32;  // of one product
+constexpr int WIDTH = 16;       // of a tile
+constexpr int MAX_ROWS = 32;  // of one product
 
 // The order of a tile of T.
 template <typename T>
-struct Order {
+struct TileLayout {
     static constexpr int GRAIN = 4 / sizeof(T);  // elements of the depth that lie side by side
-    static constexpr int DEEP = 16 * GRAIN;
-    static constexpr int TILE = DEEP * WIDE;  // elements
+    static constexpr int DEPTH = 16 * GRAIN;
+    static constexpr int TILE = DEPTH * WIDTH;  // elements
 
     // Where a tile holds an element of its depth in a column.
-    static int spot(int depth, int column) { return depth / GRAIN * GRAIN * WIDE + column * GRAIN + depth % GRAIN; }
+    static int offset_of(int depth, int column) { return depth / GRAIN * GRAIN * WIDTH + column * GRAIN + depth % GRAIN; }
 };
 
 static inline __mmask16 first_columns(int count) {
@@ -40,12 +40,12 @@ static inline __mmask16 first_columns(int count) {
 
 #ifdef FLOAT32
 
-static inline __m512 load(const element* from, __mmask16 some = 0xffff) {
-    return _mm512_maskz_loadu_ps(some, from);
+static inline __m512 load(const element* from, __mmask16 mask = 0xffff) {
+    return _mm512_maskz_loadu_ps(mask, from);
 }
 
-static inline void store(element* to, __m512 x, __mmask16 some = 0xffff) {
-    _mm512_mask_storeu_ps(to, some, x);
+static inline void store(element* to, __m512 x, __mmask16 mask = 0xffff) {
+    _mm512_mask_storeu_ps(to, mask, x);
 }
 
 // As an element would hold it.
@@ -59,12 +59,12 @@ static inline __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-static inline __m512 load(const element* from, __mmask16 some = 0xffff) {
-    return widen(_mm256_maskz_loadu_epi16(some, from));
+static inline __m512 load(const element* from, __mmask16 mask = 0xffff) {
+    return widen(_mm256_maskz_loadu_epi16(mask, from));
 }
 
-static inline void store(element* to, __m512 x, __mmask16 some = 0xffff) {
-    _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
+static inline void store(element* to, __m512 x, __mmask16 mask = 0xffff) {
+    _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
 // As an element would hold it.
@@ -99,7 +99,7 @@ static inline __m512 silu_of(__m512 x) {
 
 // A matrix for MatrixTiles: where its tiles of 16 rows lie, in elements from one to the next. It is the sum of some
 // matrices, its parts.
-struct Parted {
+struct SplitMatrix {
     const bfloat16* first;
     int64_t row, chunk, part, lower;  // between rows, tiles along the depth, parts, and the upper and the lower 16 rows
 };
@@ -107,18 +107,18 @@ struct Parted {
 // The tile registers of this thread: 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
 class MatrixTiles {
 public:
-    // A product of `rows` rows and 32 columns: C (or 0, where `fresh`) + A B. Tiles of column 0 to 15 lie at `b[i]`, those
+    // A product of `rows` rows and 32 columns: C (or 0, where `zero_init`) + A B. Tiles of column 0 to 15 lie at `b[i]`, those
     // of 16 to 31 `second` elements later.
     template <int PARTS>
-    void multiply(float* c, int c_row, const Parted& a, int rows, const bfloat16* const* b, int second, int chunks,
-                  bool fresh) {
+    void multiply(float* c, int c_row, const SplitMatrix& a, int rows, const bfloat16* const* b, int second, int chunks,
+                  bool zero_init) {
         in_memory(a.first);  // GCC's tile loads do not say that they read memory
         if (rows > 16) {
             configure(16, rows - 16);
-            product<PARTS, true>(c, c_row, a, b, second, chunks, fresh);
+            product<PARTS, true>(c, c_row, a, b, second, chunks, zero_init);
         } else {
             configure(rows, 16);
-            product<PARTS, false>(c, c_row, a, b, second, chunks, fresh);
+            product<PARTS, false>(c, c_row, a, b, second, chunks, zero_init);
         }
     }
 
@@ -129,19 +129,19 @@ public:
 private:
     // Of more than 16 rows, or of 16 at the most.
     template <int PARTS, bool TALL>
-    static void product(float* c, int c_row, const Parted& a, const bfloat16* const* b, int second, int chunks,
-                        bool fresh) {
+    static void product(float* c, int c_row, const SplitMatrix& a, const bfloat16* const* b, int second, int chunks,
+                        bool zero_init) {
         float* low = c + 16 * c_row;
-        if (fresh) {
+        if (zero_init) {
             _tile_zero(0);
             _tile_zero(1);
             if (TALL) _tile_zero(2);
             if (TALL) _tile_zero(3);
         } else {
             _tile_loadd(0, c, 4 * c_row);
-            _tile_loadd(1, c + WIDE, 4 * c_row);
+            _tile_loadd(1, c + WIDTH, 4 * c_row);
             if (TALL) _tile_loadd(2, low, 4 * c_row);
-            if (TALL) _tile_loadd(3, low + WIDE, 4 * c_row);
+            if (TALL) _tile_loadd(3, low + WIDTH, 4 * c_row);
         }
         for (int i = 0; i < chunks; i++) {
             _tile_loadd(6, b[i], 64);
@@ -157,9 +157,9 @@ private:
             }
         }
         _tile_stored(0, c, 4 * c_row);
-        _tile_stored(1, c + WIDE, 4 * c_row);
+        _tile_stored(1, c + WIDTH, 4 * c_row);
         if (TALL) _tile_stored(2, low, 4 * c_row);
-        if (TALL) _tile_stored(3, low + WIDE, 4 * c_row);
+        if (TALL) _tile_stored(3, low + WIDTH, 4 * c_row);
     }
 
     void configure(int upper, int lower) {
@@ -211,36 +211,36 @@ public:
     // As above, of one matrix of elements, with tiles of T.
     template <typename T>
     void multiply(float* c, int c_row, const element* a, int a_row, int rows, const T* const* b, int second, int chunks,
-                  bool fresh) {
+                  bool zero_init) {
         for (; rows >= 8; rows -= 8, c += 8 * c_row, a += 8 * a_row)
-            some<8>(c, c_row, a, a_row, b, second, chunks, fresh);
-        if (rows & 4) some<4>(c, c_row, a, a_row, b, second, chunks, fresh), c += 4 * c_row, a += 4 * a_row;
-        if (rows & 2) some<2>(c, c_row, a, a_row, b, second, chunks, fresh), c += 2 * c_row, a += 2 * a_row;
-        if (rows & 1) some<1>(c, c_row, a, a_row, b, second, chunks, fresh);
+            multiply_rows<8>(c, c_row, a, a_row, b, second, chunks, zero_init);
+        if (rows & 4) multiply_rows<4>(c, c_row, a, a_row, b, second, chunks, zero_init), c += 4 * c_row, a += 4 * a_row;
+        if (rows & 2) multiply_rows<2>(c, c_row, a, a_row, b, second, chunks, zero_init), c += 2 * c_row, a += 2 * a_row;
+        if (rows & 1) multiply_rows<1>(c, c_row, a, a_row, b, second, chunks, zero_init);
     }
 
 private:
     template <int ROWS, typename T>
-    static void some(float* c, int c_row, const element* a, int a_row, const T* const* b, int second, int chunks,
-                     bool fresh) {
-        using In = Order<T>;
+    static void multiply_rows(float* c, int c_row, const element* a, int a_row, const T* const* b, int second, int chunks,
+                     bool zero_init) {
+        using Layout = TileLayout<T>;
         __m512 sums[ROWS][2];
         for (int r = 0; r < ROWS; r++)
             for (int half = 0; half < 2; half++)
-                sums[r][half] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * c_row + half * WIDE);
+                sums[r][half] = zero_init ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * c_row + half * WIDTH);
         for (int i = 0; i < chunks; i++)
-            for (int depth = 0; depth < In::DEEP; depth += In::GRAIN) {
-                const T* line = b[i] + In::spot(depth, 0);
-                _mm_prefetch((const char*)(line + 2 * In::TILE), _MM_HINT_T0);  // few rows wait for memory
-                _mm_prefetch((const char*)(line + second + 2 * In::TILE), _MM_HINT_T0);
+            for (int depth = 0; depth < Layout::DEPTH; depth += Layout::GRAIN) {
+                const T* line = b[i] + Layout::offset_of(depth, 0);
+                _mm_prefetch((const char*)(line + 2 * Layout::TILE), _MM_HINT_T0);  // few rows wait for memory
+                _mm_prefetch((const char*)(line + second + 2 * Layout::TILE), _MM_HINT_T0);
                 for (int r = 0; r < ROWS; r++) {
-                    const element* from = a + r * a_row + i * In::DEEP + depth;
+                    const element* from = a + r * a_row + i * Layout::DEPTH + depth;
                     sums[r][0] = accumulated(sums[r][0], from, line);
                     sums[r][1] = accumulated(sums[r][1], from, line + second);
                 }
             }
         for (int r = 0; r < ROWS; r++)
-            for (int half = 0; half < 2; half++) _mm512_storeu_ps(c + r * c_row + half * WIDE, sums[r][half]);
+            for (int half = 0; half < 2; half++) _mm512_storeu_ps(c + r * c_row + half * WIDTH, sums[r][half]);
     }
 };
 
@@ -249,12 +249,12 @@ private:
 class Tiles {
 public:
     void multiply(float* c, int c_row, const element* a, int a_row, int rows, const element* const* b, int second,
-                  int chunks, bool fresh) {
-        tiles_.multiply<1>(c, c_row, {a, a_row, DEEP, 0, 16 * a_row}, rows, b, second, chunks, fresh);
+                  int chunks, bool zero_init) {
+        tiles_.multiply<1>(c, c_row, {a, a_row, DEPTH, 0, 16 * a_row}, rows, b, second, chunks, zero_init);
     }
 
 private:
-    static constexpr int DEEP = Order<element>::DEEP;
+    static constexpr int DEPTH = TileLayout<element>::DEPTH;
 
     MatrixTiles tiles_;
 };
