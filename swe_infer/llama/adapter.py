@@ -22,14 +22,14 @@ _UNSUPPORTED = (
 
 
 def check_adapter(directory: Path) -> dict[str, Any]:
-    """Read ``adapter_config.json`` and refuse what cannot be merged, without reading weights.
+    """Read and validate ``adapter_config.json``. No weights are read.
 
     Raises:
-        CheckpointError: no such file, another method than LoRA, or a variant that is not supported.
+        CheckpointError: the file is missing, the method is not LoRA, or the variant is not supported.
     """
     path = directory / "adapter_config.json"
     if not path.is_file():
-        raise CheckpointError(f"{directory} holds no adapter_config.json, so it is no PEFT adapter")
+        raise CheckpointError(f"{directory} has no adapter_config.json, so it is not a PEFT adapter")
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type={config.get('peft_type')}; only LORA adapters can be merged")

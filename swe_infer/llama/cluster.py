@@ -1,4 +1,4 @@
-"""Where on a Ray cluster engines run. Light to import: neither Ray nor torch comes in."""
+"""Options of a Ray cluster that runs engines. Imports neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swe_infer.options import Option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayCluster:
-    """Engines as actors of a Ray cluster."""
+    """Runs each engine as an actor of a Ray cluster."""
 
     address: Annotated[
         str | None,

@@ -1,7 +1,7 @@
-"""``config.json`` of a Hugging Face Llama checkpoint, read without torch or transformers.
+"""Reads ``config.json`` of a Hugging Face Llama checkpoint, without torch or transformers.
 
-Format: ``transformers.LlamaConfig``, as released versions wrote it over the years: RoPE parameters lie in
-``rope_theta`` and ``rope_scaling`` (old) or in ``rope_parameters`` (new).
+The format is that of ``transformers.LlamaConfig`` in any release: RoPE parameters are in ``rope_theta`` and
+``rope_scaling`` (old) or in ``rope_parameters`` (new).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding. Fields that a type does not use keep their defaults.
+    """Parameters of the rotary position embedding. Fields that a type does not use keep their defaults.
 
     Args:
         theta: base of the geometric series of wavelengths.
         type: how the frequencies are scaled.
-        factor: stretch of the context window.
-        original_max_positions: the window before stretching (llama3, yarn).
-        low_freq_factor, high_freq_factor: llama3's band limits.
-        beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim, truncate: yarn's ramp and temperature.
+        factor: scale of the context window.
+        original_max_positions: the context window before scaling (llama3, yarn).
+        low_freq_factor, high_freq_factor: band limits of llama3.
+        beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim, truncate: ramp and temperature of yarn.
     """
 
     theta: float = 10_000.0
@@ -55,7 +55,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """The shape of a Llama. Names follow ``transformers.LlamaConfig`` where the meaning is the same."""
+    """Architecture of a Llama. Names follow ``transformers.LlamaConfig`` where the meaning is the same."""
 
     vocab_size: int
     hidden_size: int
@@ -75,10 +75,10 @@ class LlamaConfig:
 
     @property
     def context_window(self) -> int:
-        """Tokens that the checkpoint is made for, RoPE scaling included.
+        """Largest sequence length in tokens, RoPE scaling included.
 
-        Linear and dynamic scaling keep the unscaled window in ``max_position_embeddings``; llama3 and yarn
-        checkpoints state the scaled one, unless yarn leaves the original window out.
+        Linear and dynamic scaling keep the unscaled window in ``max_position_embeddings``. llama3 and yarn
+        checkpoints state the scaled window, except that yarn may leave the original window out.
         """
         rope = self.rope
         if rope.type in ("linear", "dynamic"):
@@ -99,7 +99,7 @@ class LlamaConfig:
         return self.num_hidden_layers * (attention + feed_forward + 2 * hidden) + embeddings + hidden
 
     def check_division(self, parts: int) -> None:
-        """Raises ConfigError where heads or inner units cannot be divided among so many processes."""
+        """Raises ConfigError if ``parts`` does not divide the attention heads, key-value heads and inner units."""
         for what, size in (
             ("attention heads", self.num_attention_heads),
             ("key-value heads", self.num_key_value_heads),
@@ -110,10 +110,10 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> LlamaConfig:
-        """Read the mapping of a ``config.json``.
+        """Parse the content of a ``config.json``.
 
         Raises:
-            CheckpointError: another architecture, a missing key, or a feature that this engine does not have.
+            CheckpointError: the architecture is not Llama, a key is missing, or a feature is not supported.
         """
         _refuse_unsupported(raw, source)
         read = _Reader(raw, source)
@@ -147,7 +147,7 @@ class LlamaConfig:
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """``generation_config.json``: what the checkpoint wants where a decoding leaves a parameter open."""
+    """Sampling defaults of a checkpoint, from ``generation_config.json``."""
 
     temperature: float = 0.0
     top_p: float | None = None
@@ -158,19 +158,19 @@ def read_config(directory: Path) -> LlamaConfig:
     """Read ``config.json`` of a checkpoint directory.
 
     Raises:
-        CheckpointError: no such file, not JSON, or not a Llama that this engine runs.
+        CheckpointError: the file is missing, is not JSON, or is not a supported Llama.
     """
     path = directory / "config.json"
     if not path.is_file():
         hint = ""
         if (directory / "adapter_config.json").is_file():
             hint = ": this is a LoRA adapter, so give it as model.peft_path and its base model as model.path"
-        raise CheckpointError(f"{directory} holds no config.json{hint}")
+        raise CheckpointError(f"{directory} has no config.json{hint}")
     return LlamaConfig.from_dict(read_json(path), str(path))
 
 
 def read_generation_defaults(directory: Path) -> GenerationDefaults:
-    """Read ``generation_config.json`` where there is one. Without ``do_sample`` decoding is greedy."""
+    """Read ``generation_config.json`` if it exists. Decoding is greedy without ``do_sample``."""
     path = directory / "generation_config.json"
     if not path.is_file():
         return GenerationDefaults()
@@ -187,20 +187,20 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a CheckpointError that names the file."""
+    """Read a JSON object. Raises CheckpointError, which names the file."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return raw
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], source: str) -> None:
     architectures = raw.get("architectures") or []
     if not isinstance(architectures, list):
-        raise CheckpointError(f"{source}: architectures={architectures!r} is no list of names")
+        raise CheckpointError(f"{source}: architectures={architectures!r} is not a list of names")
     known = "LlamaForCausalLM" in architectures if architectures else raw.get("model_type") == "llama"
     if not known:
         named = ", ".join(map(str, architectures)) or raw.get("model_type") or "none named"

@@ -1,8 +1,8 @@
-"""Data parallelism: several engines side by side behind the interface of one.
+"""Data parallelism: several engines behind the interface of one.
 
-The parent encodes prompts and routes them to engines, which are processes of this machine
-(:mod:`swe_infer.llama.process_worker`) or actors of a Ray cluster (:mod:`swe_infer.llama.ray_worker`). When an engine
-is lost, its requests go to the others; what it had computed is lost.
+The parent tokenizes prompts and routes requests to engines, which run in local processes
+(:mod:`swe_infer.llama.process_worker`) or in actors of a Ray cluster (:mod:`swe_infer.llama.ray_worker`). When an
+engine dies, its requests go to the others and are computed again.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _log = logging.getLogger(__name__)
 _MAX_LOSSES = 3
 
 Message: TypeAlias = tuple[str, int, Any, Mapping[str, float]]
-"""From an engine: what kind, of which epoch, the content, and the engine's figures."""
+"""A message of an engine: kind, epoch, content, and the engine's figures."""
 
 
 class WorkerDied(SweInferError):
-    """An engine ended by itself. What no engine has answered is not lost: the same command asks it again."""
+    """An engine ended unexpectedly. Running the same command again answers the remaining requests."""
 
 
 class Worker(Protocol):
-    """The parent's side of one engine."""
+    """The parent's handle of one engine."""
 
     @property
     def name(self) -> str:
-        """Where it is, for people."""
+        """A readable location."""
         ...
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended, as far as is known without asking it."""
+        """Whether the engine runs, as far as the parent knows."""
         ...
 
     def send(self, kind: str, epoch: int, content: Any = None) -> None:
@@ -54,15 +54,15 @@ class Worker(Protocol):
         ...
 
     def receive(self) -> list[Message]:
-        """The messages that have arrived: at least one where ``wait`` reported this worker as readable.
+        """Return the messages that have arrived: at least one if ``wait`` reported this worker as readable.
 
         Raises:
-            WorkerDied: it has ended.
+            WorkerDied: the engine has ended.
         """
         ...
 
     def close(self) -> None:
-        """End it, if it has not ended."""
+        """Stop the engine if it still runs."""
         ...
 
 
@@ -70,16 +70,17 @@ W = TypeVar("W", bound=Worker)
 
 
 class DataParallelEngine(Generic[W]):
-    """Engines that are loading already, as one.
+    """Several engines as one.
 
     Args:
-        workers: begun; each will say ``ready`` or ``failed``.
-        wait: those of some workers that have something to say or have ended; waits a moment at most.
-        wait_for_all: whether the first request waits until all have loaded, or until one has; the rest join later.
+        workers: started; each sends ``ready`` or ``failed``.
+        wait: returns the workers that have a message or have ended, after a short timeout at most.
+        wait_for_all: whether to load all engines before the first request. Otherwise one is enough and the others
+            join when they are ready.
 
     Raises:
-        CheckpointError, ConfigError: what ``Engine.load`` raised in the first worker that was heard of.
-        WorkerDied: no worker came up.
+        CheckpointError, ConfigError: from ``Engine.load`` in the first worker that reported.
+        WorkerDied: no worker started.
     """
 
     def __init__(
@@ -120,10 +121,10 @@ class DataParallelEngine(Generic[W]):
         on_rejected: Callable[[GenerationRequest, Exception], None],
         stop: threading.Event | None = None,
     ) -> Iterator[RequestOutput]:
-        """See :meth:`Engine.generate`. Answers come in the order in which they are complete.
+        """See :meth:`Engine.generate`. Outputs come in the order of completion.
 
         Raises:
-            WorkerDied: the last worker ended by itself.
+            WorkerDied: the last worker ended unexpectedly.
         """
         self._reset_requests()
         source = iter(requests)
@@ -148,7 +149,8 @@ class DataParallelEngine(Generic[W]):
         exhausted: bool,
         on_rejected: Callable[[GenerationRequest, Exception], None],
     ) -> bool:
-        """Hand out what there is room for, first of all what came back; returns whether ``source`` is exhausted."""
+        """Assign requests while workers have capacity, requeued ones first. Returns whether ``source`` is
+        exhausted."""
         while self._requeued or not exhausted:
             if not self._requeued:
                 request = next(source, None)
@@ -158,9 +160,9 @@ class DataParallelEngine(Generic[W]):
             request = self._requeued[0]
             if (losses := self._losses[request.key]) >= _MAX_LOSSES:
                 self._requeued.popleft()
-                on_rejected(request, WorkerDied(f"{losses} engines ended while they were answering it"))
+                on_rejected(request, WorkerDied(f"{losses} engines ended while they computed this request"))
             elif losses == _MAX_LOSSES - 1 and self._last_attempt_in_flight():
-                break  # of two that were on the same lost engines one may be innocent
+                break  # run such requests one at a time, to find the one that ends engines
             elif (chosen := self._router.choose(request)) is None:
                 break
             else:
@@ -170,7 +172,7 @@ class DataParallelEngine(Generic[W]):
         return exhausted
 
     def _last_attempt_in_flight(self) -> bool:
-        """Whether some engine answers a request that is refused if that engine ends, too."""
+        """Whether a request that would be rejected after one more lost engine is in flight."""
         return any(self._losses[key] == _MAX_LOSSES - 1 for key in self._router.outstanding_keys())
 
     def _poll(
@@ -178,7 +180,7 @@ class DataParallelEngine(Generic[W]):
         workers: Sequence[W],
         on_rejected: Callable[[GenerationRequest, Exception], None] | None = None,
     ) -> list[RequestOutput]:
-        """What some of ``workers`` have to say now; waits a moment at most. Returns the answers among it."""
+        """Wait briefly for messages of ``workers`` and handle them. Returns the outputs among them."""
         answers: list[RequestOutput] = []
         for worker in self._wait(workers):
             try:
@@ -226,7 +228,7 @@ class DataParallelEngine(Generic[W]):
         return []
 
     def _send(self, worker: W, kind: str, content: Any = None) -> bool:
-        """Send a message; returns whether ``worker`` was there to take it."""
+        """Send a message. Returns False if ``worker`` is lost."""
         try:
             worker.send(kind, self._epoch, content)
         except WorkerDied as error:
@@ -235,10 +237,10 @@ class DataParallelEngine(Generic[W]):
         return True
 
     def _remove_lost(self, worker: W, error: Exception) -> None:
-        """Go on without ``worker``: what it had goes to the others.
+        """Remove ``worker`` and requeue its requests for the others.
 
         Raises:
-            SweInferError: there is none.
+            SweInferError: no worker is left.
         """
         for workers in (self._starting, self._ready):
             if worker in workers:
@@ -249,7 +251,7 @@ class DataParallelEngine(Generic[W]):
         left = len(self._starting) + len(self._ready)
         if not left:
             raise error if self._count == 1 else WorkerDied(f"all {self._count} engines are gone; the last: {error}")
-        _log.warning("%s; what it had goes to the %d that are left (%d requests)", error, left, len(requests))
+        _log.warning("%s; its %d requests go to the remaining engines (%d)", error, len(requests), left)
         self._losses.update(request.key for request in requests)
         self._requeued.extend(requests)
 
@@ -261,24 +263,25 @@ class DataParallelEngine(Generic[W]):
 
     @property
     def workers(self) -> tuple[W, ...]:
-        """Those that have loaded and are not lost."""
+        """The workers that have loaded and are alive."""
         return tuple(self._ready)
 
     @property
     def usable(self) -> bool:
-        """Whether none is lost, as far as is known."""
+        """Whether no worker is lost, as far as the parent knows."""
         workers = [*self._ready, *self._starting]
         return len(workers) == self._count and all(worker.alive for worker in workers)
 
     def abandon(self) -> None:
-        """Drop what is in the making."""
+        """Drop all requests in flight."""
         self._reset_requests()
-        with suppress(WorkerDied):  # of the last one: that is for who asks next
+        with suppress(WorkerDied):  # the next call reports it
             for worker in list(self._ready):
                 self._send(worker, "abandon")
 
     def reset_stats(self) -> None:
-        """Begin counting anew. Nothing may be in the making; what comes late of an abandoned run is dropped."""
+        """Reset the statistics of all engines. No request may be in flight; late messages of an abandoned run are
+        ignored."""
         self._epoch += 1
         for worker in list(self._ready):
             self._figures.pop(id(worker), None)
@@ -287,15 +290,15 @@ class DataParallelEngine(Generic[W]):
             self._poll(missing)
 
     def figures(self) -> dict[str, float]:
-        """The figures of the engines that live: counts and rates summed, shares averaged."""
+        """Figures of the live engines: counts and rates summed, shares averaged."""
         return {"workers": len(self._ready), **merged_figures(self.figures_of_each())}
 
     def figures_of_each(self) -> list[Mapping[str, float]]:
-        """What each engine that lives counted, in the order of :attr:`workers`."""
+        """Figures of each live engine, in the order of :attr:`workers`."""
         return [self._figures[id(worker)] for worker in self._ready if id(worker) in self._figures]
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         workers = [*self._starting, *self._ready]
         self._starting, self._ready = [], []
         for worker in workers:

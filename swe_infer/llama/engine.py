@@ -1,7 +1,7 @@
-"""The flash-Llama engine: requests in, answers out, as many at once as fit.
+"""The flash-Llama engine: continuous batching of generation requests.
 
-An :class:`Engine` holds one model and its cache. Its prefix cache outlives a run, so runs that share an engine (the
-points of a sweep) compute a prompt once; :class:`EnginePool` keeps the engine between them.
+An :class:`Engine` owns one model and its KV cache. The prefix cache outlives a run, so that runs which share an
+engine (the jobs of a sweep) compute a prompt once; :class:`EnginePool` keeps the engine between them.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ _ONE_THREAD_PARAMETERS = 20_000_000
 
 
 class PromptTooLong(Exception):
-    """The prompt leaves no room for a single new token, in the context window or in the cache."""
+    """The prompt fills the context window or the cache, so no token can be generated."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How much the engine does at once.
+    """Limits of the engine.
 
     Args:
-        max_batch_tokens: tokens of a forward pass; longer prompts are run in chunks.
-        max_sequences: sequences in the making at once.
-        kv_cache_gb: gigabytes (10^9 bytes) of the key-value cache; None: from the machine's free memory.
-        workers: engines side by side; None: one for each GPU, and one on a CPU.
-        cluster: where they run; None: on this machine.
+        max_batch_tokens: tokens of a forward pass; longer prompts are split into chunks.
+        max_sequences: sequences decoded concurrently.
+        kv_cache_gb: gigabytes (10^9 bytes) of the KV cache; None: from the free memory.
+        workers: engines side by side; None: one for each GPU, or one on a CPU.
+        cluster: Ray cluster of the engines; None: this machine.
     """
 
     max_batch_tokens: int = 2048
@@ -86,9 +86,9 @@ class Engine:
     Args:
         model: with its weights loaded.
         tokenizer: of the same checkpoint.
-        defaults: what the checkpoint wants where a decoding leaves a parameter open.
+        defaults: the checkpoint's sampling defaults.
         context_window: tokens; None: the checkpoint's.
-        tp_group: the processes that hold the other parts of the model.
+        tp_group: the other ranks of a tensor-parallel model.
     """
 
     def __init__(
@@ -127,12 +127,11 @@ class Engine:
 
     @classmethod
     def load(cls, model: LlamaModel, options: EngineOptions | None = None) -> Engine:
-        """Read a checkpoint, and merge its adapter.
+        """Load a checkpoint and merge its adapter.
 
         Raises:
-            CheckpointError: it cannot be read, or is not a Llama that this engine runs.
-            ConfigError: device, dtype or attention backend that this machine does not have, or weights that do not
-                fit its memory.
+            CheckpointError: the checkpoint cannot be read or is not a supported Llama.
+            ConfigError: this machine lacks the device, dtype, attention backend or memory.
         """
         started = time.perf_counter()
         directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
@@ -153,7 +152,7 @@ class Engine:
             raise
         _freeze_gc()
         _log.info(
-            "loaded %s in %.1f s: %s%s on %s, attention by %s, cache of %d tokens",
+            "loaded %s in %.1f s: %s%s on %s, %s attention, cache of %d tokens",
             model.label,
             time.perf_counter() - started,
             _short(network.dtype),
@@ -186,15 +185,15 @@ class Engine:
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens whose keys and values fit."""
+        """Tokens that fit in the cache."""
         return self.scheduler.pool.total * self.cache.block_size
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request.
 
         Raises:
-            PromptTooLong: it can never fit.
-            ValueError: an empty prompt, or a token id that the model does not have.
+            PromptTooLong: the prompt fills the context window or the cache.
+            ValueError: the prompt is empty or has a token id outside the vocabulary.
         """
         length = len(request.prompt_ids)
         limit = min(self.context_window, self.cache_tokens)
@@ -204,14 +203,14 @@ class Engine:
         if not request.prompt_ids:
             raise ValueError("the prompt has no tokens")
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocab_size:
-            raise ValueError("the tokenizer gives token ids that the model's vocabulary does not have")
+            raise ValueError("the prompt has a token id outside the model's vocabulary")
         salt = length.to_bytes(8, "big") if self.model.rope.needs_length(length) else b""
         criteria = StopCriteria(request.stop_params, self.tokenizer, request.prompt_ids)
         self.scheduler.add(Sequence(request, criteria, limit, salt))
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
-        """One forward pass. Returns the answers that it completed."""
+        """Run one forward pass. Returns the outputs that it completed."""
         started = time.perf_counter()
         chunks = self.scheduler.schedule()
         if not chunks:
@@ -232,7 +231,7 @@ class Engine:
         return finished
 
     def _advance(self, chunk: Chunk, chosen: list[int]) -> RequestOutput | None:
-        """Give a sequence its next tokens. Returns the answer that they complete, if they do."""
+        """Append a sequence's next tokens. Returns its output if it is complete."""
         sequence = chunk.sequence
         taken, reason = sequence.advance(chosen, chunk.draft)
         self.speculation.record_verified(sequence, chunk.draft, taken)
@@ -269,7 +268,7 @@ class Engine:
         return self.sampler(logits_RV, [_sampling_params(sequence, ahead) for sequence, ahead in places])
 
     def _logits(self, model_input: ModelInput) -> Tensor:
-        """The wanted logits of a pass, which all ranks run."""
+        """Run a step on all ranks. Returns the logits of ``model_input.rows``."""
         logits_RV = None if self.graphs is None else self.graphs.logits(model_input)
         if logits_RV is not None:
             return logits_RV
@@ -282,7 +281,8 @@ class Engine:
             raise self._tp_group.failure() from error
 
     def _rope_lengths(self, chunks: list[Chunk]) -> list[int] | None:
-        """For dynamic RoPE: prompt tokens are scaled by the prompt's length, generated ones by their own place."""
+        """Lengths for dynamic RoPE: prompt tokens scale with the prompt's length, generated ones with their
+        position."""
         if self.model.config.rope.type != "dynamic":
             return None
         lengths: list[int] = []
@@ -312,11 +312,11 @@ class Engine:
         on_rejected: Callable[[GenerationRequest, Exception], None],
         stop: threading.Event | None = None,
     ) -> Iterator[RequestOutput]:
-        """Answer ``requests``, which are read as there is room, in the order in which answers are complete.
+        """Generate for ``requests``, which are read as capacity allows. Outputs come in the order of completion.
 
         Args:
-            on_rejected: called with PromptTooLong or ValueError for a request that cannot be run.
-            stop: once set, nothing new is begun; what is begun is completed.
+            on_rejected: called with PromptTooLong or ValueError for a request that cannot run.
+            stop: once set, no new request is started; running ones complete.
         """
         with threads_for(self.model):
             yield from self._generate(iter(requests), on_rejected, stop)
@@ -346,7 +346,7 @@ class Engine:
             yield from self.step()
 
     def figures(self) -> dict[str, float]:
-        """Live figures for progress, summary and tracker: counts, rates over the engine's busy time, shares."""
+        """Figures for progress, summary and tracker: counts, rates over the engine's busy time, shares."""
         pool = self.scheduler.pool
         return {
             "running": len(self.scheduler.running),
@@ -358,7 +358,7 @@ class Engine:
         }
 
     def reset_stats(self) -> None:
-        """Begin counting anew, for the next run that uses this engine."""
+        """Reset the statistics for the next run of this engine."""
         self.stats = EngineStats(preemptions_before=self.scheduler.preemptions)
         self.speculation.set_stats(self.stats)
 
@@ -366,18 +366,18 @@ class Engine:
         return len(self.scheduler.waiting) + len(self.scheduler.running) < self.options.max_sequences
 
     def clear_prefix_cache(self) -> None:
-        """Empty the prefix cache. Nothing may be in the making."""
+        """Empty the prefix cache. No request may be in flight."""
         self.scheduler.pool.clear_cached()
 
     def close(self) -> None:
-        """End the processes that hold the other parts of the model, if there are any."""
+        """Stop the other ranks of a tensor-parallel model."""
         self.usable = self._tp_group is None
         if self._tp_group is not None:
             self._tp_group.close()
 
     def abandon(self) -> None:
-        """Drop what is in the making, after an error or an interruption. The prefix cache stays, unless a pass was
-        broken off, after which blocks may not hold what they are named for."""
+        """Drop all requests in flight, after an error or interrupt. The prefix cache is kept, unless a step was
+        interrupted: then blocks may not hold the content they are registered for."""
         for sequence in self.scheduler.waiting:
             self.speculation.discard(sequence)
         self.scheduler.waiting.clear()
@@ -387,12 +387,13 @@ class Engine:
         if self._step_running:
             self.clear_prefix_cache()
             self._step_running = False
-            if self._tp_group is not None:  # they are in the middle of it
+            if self._tp_group is not None:  # its ranks are still inside the step
                 self.close()
 
 
 def _copy_block(cache: KVCache, tp_group: TensorParallelGroup | None, source: int, target: int) -> None:
-    """For the scheduler, which must not refer to the engine: only the collector frees what refers to itself."""
+    """Copy a block on all ranks. A function, since a reference from scheduler to engine would be a cycle that only
+    the garbage collector frees."""
     if tp_group is not None:
         tp_group.send((source, target))
     cache.copy(source, target)
@@ -400,15 +401,15 @@ def _copy_block(cache: KVCache, tp_group: TensorParallelGroup | None, source: in
 
 @cache
 def _freeze_gc() -> None:
-    """Once: what was imported stays, so the garbage collector need not look through it in the midst of a run."""
+    """Exempt imported objects from garbage collection, once, so that it does not scan them during a run."""
     gc.collect(1)
     gc.freeze()
 
 
 @contextmanager
 def threads_for(model: LlamaForCausalLM) -> Iterator[None]:
-    """One thread for a small model on a CPU: its products are so short that threads spend their time waiting for each
-    other, and on a busy machine (measured at load 4 on 2 cores) a run takes five times as long with two of them."""
+    """Use one thread for a small model on a CPU: its matrix products are too short for several threads. Divide the
+    threads among tensor-parallel ranks. Figures: ``benchmarks/README.md``."""
     before = torch.get_num_threads()
     if model.device.type == "cpu" and model.shard.count > 1:
         torch.set_num_threads(max(1, before // model.shard.count))
@@ -423,7 +424,7 @@ def threads_for(model: LlamaForCausalLM) -> Iterator[None]:
 def _load_network(
     model: LlamaModel, directory: Path, config: LlamaConfig
 ) -> tuple[LlamaForCausalLM, TensorParallelGroup | None]:
-    """The model with its weights, or this process's part of it and the processes that hold the others."""
+    """Load the model, or this rank's part and the processes of the other ranks."""
     device = choose_device(model.device)
     if model.tensor_parallel > 1:
         check_tensor_parallel(model, device)
@@ -440,7 +441,7 @@ def _load_network(
 
 
 def _sampling_params(sequence: Sequence, ahead: int) -> SamplingParams:
-    """For the token that comes ``ahead`` places after the next one."""
+    """Parameters for the token ``ahead`` places after the next one."""
     request = sequence.request
     return SamplingParams(request.temperature, request.top_p, request.seed, sequence.generated + ahead)
 
@@ -450,6 +451,6 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def end_tokens(config: LlamaConfig, defaults: GenerationDefaults, tokenizer: LlamaTokenizer) -> frozenset[int]:
-    """Ids that end an output: the configuration's, the generation configuration's and the tokenizer's."""
+    """Token ids that end an output, from config, generation config and tokenizer."""
     own = () if tokenizer.eos is None else (tokenizer.eos,)
     return frozenset((*config.eos_token_ids, *defaults.eos_token_ids, *own))

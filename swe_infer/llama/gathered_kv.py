@@ -1,9 +1,8 @@
-"""Keys and values of sequences that decode, kept in the order in which products read them.
+"""Keys and values of decoding sequences, gathered into contiguous copies that are reused from step to step.
 
-To gather them from the cache's blocks took a quarter of a decoding step on a CPU. But sequences that decode together
-do so again in the next pass, each with a token more. So from the second such pass on a copy is kept, and only the
-tokens that were written since are copied again. It has the same content, hence the same bits come out. With the
-bundled model a step of 8 sequences takes 16 % less processor time, of 32 6 %, of 64 as much as before.
+Sequences that decode together usually do so again in the next step, each with one more token. From the second such
+step on, a copy is kept and only new tokens are added to it, which avoids gathering the KV blocks again. The copy has
+the same content, so results are bit-identical. Figures: ``benchmarks/README.md``.
 
 Shape suffixes as in :mod:`swe_infer.llama.attention.sdpa`.
 """
@@ -16,23 +15,25 @@ from dataclasses import dataclass
 from torch import Tensor
 
 MAX_BYTES = 1 << 29
-"""Of all copies together. Layers for which there is no room any more are gathered in every pass."""
+"""Limit on all copies together. Layers beyond it are gathered in every step."""
 
 MAX_IDLE_STEPS = 32
-"""For which a copy is kept while its group is not together, since one of it has a draft to be verified."""
+"""Steps for which the copies of a group are kept while it does not decode together, for example because one of its
+sequences has a draft to verify."""
 
 
 @dataclass(slots=True)
 class DecodeGroup:
-    """The sequences of one group in one pass.
+    """The sequences of one decode group in one step.
 
     Args:
-        blocks: where the keys of each lie, as many blocks for each.
-        last_positions: place of each one's last token.
-        allocation_ids: who holds the blocks, see :class:`swe_infer.llama.attention.base.Layout`; None: nobody knows.
-        copies: by the address of the pool that they are of; None: none are kept, since the group was not together in
-            the pass before.
-        changed: which of the pool's rows ``(N K B) D`` were written since the last pass, and where in a copy they go.
+        blocks: cache blocks of each sequence's keys, the same number for each.
+        last_positions: position of each sequence's last token.
+        allocation_ids: owner of each sequence's blocks, see :class:`swe_infer.llama.attention.base.Layout`; None:
+            unknown.
+        copies: by address of the pool; None: no copies, because the group did not decode together in the previous
+            step.
+        changed: rows of the pool ``(N K B) D`` written since the last step, and their rows in a copy.
     """
 
     blocks: Sequence[list[int]]
@@ -41,21 +42,21 @@ class DecodeGroup:
     copies: dict[int, Tensor] | None = None
     changed: tuple[Tensor, Tensor] | None = None
     last_step: int = 0
-    """The pass."""
+    """Number of the step."""
     rows_SKN: Tensor | None = None
-    """See :meth:`GatheredKV.pool_rows`."""
+    """Computed by :meth:`GatheredKV.pool_rows`."""
 
 
 class GatheredKV:
     """The copies of one attention backend.
 
-    A copy holds a sequence's tokens up to the last one that was run in its group. Their keys are never written again
-    while the same allocation_id has the blocks, drafts included: those lie beyond.
+    A copy holds a sequence's tokens up to the last one computed in its group. Their keys are never overwritten while
+    the sequence keeps its ``allocation_id``: rejected drafts are beyond them.
 
     Args:
         block_size, kv_heads: of a block.
-        rows_of: where blocks lie in a pool that is last_step as ``(N K) B D``, head by head.
-        send: indices to the device.
+        rows_of: maps blocks to rows of a pool viewed as ``(N K) B D``, head by head.
+        send: copies indices to the device.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class GatheredKV:
         self._step = 0
 
     def begin_step(self) -> None:
-        """A new pass is planned."""
+        """Start planning a new step."""
         self._step += 1
         self._evict(MAX_IDLE_STEPS)
 
     def attach(self, group: DecodeGroup) -> DecodeGroup:
-        """The same group, with the copies that are kept of it, or will be if it was together in the pass before."""
+        """Attach the copies of ``group``. A group that decoded together in the previous step gets copies."""
         if None in group.allocation_ids:
             return group
         group.last_step = self._step
@@ -91,13 +92,13 @@ class GatheredKV:
         return group
 
     def pool_rows(self, group: DecodeGroup) -> Tensor:
-        """Where the blocks of a group lie in the pools; made when it is first wanted."""
+        """Rows of a group's blocks in the pools. Computed on first use."""
         if group.rows_SKN is None:
             group.rows_SKN = self._rows_of(group.blocks)
         return group.rows_SKN
 
     def gather(self, pool: Tensor, group: DecodeGroup) -> Tensor | None:
-        """The keys (or values) SKLD that ``pool`` (NKBD) holds of a group; None where no copy is kept."""
+        """Return the keys (or values) SKLD of a group from ``pool`` (NKBD); None if no copy is kept."""
         copies = group.copies
         if copies is None or group.changed is None:
             return None
@@ -130,7 +131,7 @@ class GatheredKV:
         return self._send(sources), self._send(targets)
 
     def _evict(self, steps: int) -> None:
-        """Groups that have not been together for so many passes."""
+        """Drop groups that have not decoded together for ``steps`` steps."""
         self._groups = {key: group for key, group in self._groups.items() if self._step - group.last_step < steps}
 
     def _bytes(self) -> int:

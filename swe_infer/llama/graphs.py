@@ -1,8 +1,8 @@
-"""CUDA graphs of passes in which every sequence decodes: one launch instead of some ten for each layer.
+"""CUDA graphs of decode steps: one launch instead of about ten for each layer.
 
-A graph runs on fixed addresses and fixed shapes. So a pass is padded to the next of a few numbers of rows, and what
-varies is written into one buffer, which one copy brings to the device. Padding rows are sequences of their own, whose
-keys lie in the scratch block. Graphs are captured when they are first wanted.
+A graph has fixed addresses and shapes. So a step is padded to one of a few row counts, and its inputs are written
+into one buffer that one copy sends to the device. Padding rows are sequences of their own, whose keys go to the
+scratch block. Graphs are captured on first use.
 
 Shape suffixes: R rows, S sequences, P cache blocks of the longest sequence.
 """
@@ -22,22 +22,23 @@ from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, Step, cache_places
 from swe_infer.llama.tensor_parallel import ModelInput
 
 ROWS = (MIN_ROWS, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Rows that passes are padded to; larger ones run without a graph, since launches matter little there."""
+"""Row counts that steps are padded to. Larger steps run without a graph, since launch overhead matters little
+there."""
 
 MAX_QUERIES = 64
-"""Bound of the rows of one sequence, a draft's or padding: attention kernels take as many in one tile anyway."""
+"""Limit on the rows of one sequence, drafted or padding. Attention kernels process as many in one tile."""
 
 MIN_BLOCKS = 8
-"""Cache blocks of a sequence for which the smallest graphs have room; larger ones are twice as wide each."""
+"""Cache blocks of a sequence in the smallest graphs; each larger size doubles it."""
 
 
 class StaticStep:
-    """A pass of exactly ``rows`` rows, whose inputs lie at fixed addresses.
+    """A step of exactly ``rows`` rows, with inputs at fixed addresses.
 
     Args:
-        single: every sequence brings one row, which some kernels compute in another way.
-        blocks: most cache blocks of a sequence.
-        max_position: of any token that will ever be run.
+        single: every sequence has one row, which some kernels compute differently.
+        blocks: maximum cache blocks of a sequence.
+        max_position: largest position of any token, over all steps.
     """
 
     def __init__(self, model: LlamaForCausalLM, rows: int, blocks: int, single: bool, max_position: int) -> None:
@@ -76,7 +77,7 @@ class StaticStep:
         )
 
     def fill(self, model_input: ModelInput) -> None:
-        """Send a pass's inputs to the device. The last one must have been run."""
+        """Copy a step's inputs to the device. The previous step must have run."""
         rows, padding = len(model_input.ids), self.rows - len(model_input.ids)
         queries, starts, tables = (
             list(model_input.query_lens),
@@ -98,12 +99,12 @@ class StaticStep:
         fields["key_lens"][:] = key_lens + [0] * unused
         fields["cumulative_queries"][:] = [0, *accumulate(queries + [0] * unused)]
         fields["cumulative_keys"][:] = [0, *accumulate(key_lens + [0] * unused)]
-        for row, table in enumerate(tables):  # what lies beyond a table is not read
+        for row, table in enumerate(tables):  # entries beyond a table are not read
             self._tables[row, : len(table)] = table
         self._device.copy_(self._host, non_blocking=True)
 
     def forward(self, cache: KVCache) -> Tensor:
-        """The logits of all rows, padding included (RV, float32). Reads nothing but the device's memory."""
+        """Return the logits of all rows, padding included (RV, float32). Reads only device memory."""
         step = Step(
             positions_T=self._positions_R.long(),
             max_position=self._max_position,
@@ -118,7 +119,7 @@ class DecodeGraphs:
     """The graphs of one engine.
 
     Args:
-        limit: tokens that no sequence exceeds.
+        limit: maximum tokens of a sequence.
     """
 
     def __init__(self, model: LlamaForCausalLM, cache: KVCache, limit: int) -> None:
@@ -128,12 +129,13 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, int, bool], tuple[StaticStep, Any, Tensor]] = {}
         self._pool: Any = None
         self.last_graph: Any = None
-        """The ``torch.cuda.CUDAGraph`` that ran last; to replay it computes the same again."""
-        model.rope.reserve(limit)  # the graphs hold the address of its table
+        """The ``torch.cuda.CUDAGraph`` that ran last. Replaying it computes the same step again."""
+        model.rope.reserve(limit)  # the graphs contain the address of its table
 
     @classmethod
     def create(cls, model: LlamaForCausalLM, cache: KVCache, limit: int) -> DecodeGraphs | None:
-        """None where passes cannot be captured: on a CPU, with SDPA or dynamic RoPE, and as one of several ranks."""
+        """Return None if steps cannot be captured: on a CPU, with SDPA or dynamic RoPE, or with tensor
+        parallelism."""
         paged = isinstance(model.backend, PagedBackend) and model.device.type == "cuda"
         if not paged or model.shard.count > 1 or model.config.rope.type == "dynamic":
             return None
@@ -141,11 +143,11 @@ class DecodeGraphs:
 
     @property
     def graph_count(self) -> int:
-        """How many there are."""
+        """Number of captured graphs."""
         return len(self._graphs)
 
     def logits(self, model_input: ModelInput) -> Tensor | None:
-        """The logits of a pass (RV, float32), in memory that the next pass uses again; None: no graph is for it."""
+        """Return the logits of a step (RV, float32), in memory that the next step overwrites; None: no graph fits."""
         rows = len(model_input.ids)
         if rows > ROWS[-1] or len(model_input.rows) != rows or max(model_input.query_lens) > MAX_QUERIES:
             return None
@@ -162,7 +164,7 @@ class DecodeGraphs:
         return logits_RV[:rows]
 
     def _capture(self, static: StaticStep, model_input: ModelInput) -> tuple[StaticStep, Any, Tensor]:
-        """Run the pass once, so that all is allocated and compiled that ever is, then record it."""
+        """Run the step once, so that everything is allocated and compiled, then capture it."""
         static.fill(model_input)
         stream = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._model.device))

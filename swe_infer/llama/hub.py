@@ -1,4 +1,4 @@
-"""Turns ``model.path`` into a directory: on disk, in the package, or a snapshot from the Hugging Face hub.
+"""Resolves ``model.path`` to a directory: on disk, in the package, or a snapshot from the Hugging Face hub.
 
 ``huggingface_hub`` respects ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_TOKEN``.
 """
@@ -15,20 +15,20 @@ _CONFIGS = ["*.json", "*.model", "*.jinja", "tokenizer*"]
 
 
 def config_directory(path: str, marker: str, *, key: str = "model.path") -> Path:
-    """The directory, with configuration and tokenizer files but, from the hub, without weights.
+    """Return the directory with configuration and tokenizer files. Weights are not downloaded.
 
     Args:
-        marker: a file that must be there, such as ``config.json``.
+        marker: a file that must exist in it, such as ``config.json``.
         key: the configuration key that errors name.
 
     Raises:
-        CheckpointError: there is neither such a directory nor such a repository.
+        CheckpointError: no such directory or repository exists.
     """
     return _resolve(path, marker, key, _CONFIGS)
 
 
 def snapshot_directory(path: str, marker: str, *, allow_pickle: bool, key: str = "model.path") -> Path:
-    """The directory with its weights. Pickled weights are fetched only if allowed."""
+    """Return the directory with its weights. Pickled weights are downloaded only if allowed."""
     patterns = [*_CONFIGS, "*.safetensors", *(["*.bin"] if allow_pickle else [])]
     return _resolve(path, marker, key, patterns)
 
@@ -38,7 +38,7 @@ def _resolve(path: str, marker: str, key: str, patterns: list[str]) -> Path:
     if directory.is_dir():
         return directory
     if directory.exists():
-        raise CheckpointError(f"{key}={path} is a file; give the directory that holds {marker}")
+        raise CheckpointError(f"{key}={path} is a file; give the directory that contains {marker}")
     if not is_hub_name(path):
         raise CheckpointError(f"{key}={path}: there is no such directory")
     import huggingface_hub
@@ -49,5 +49,5 @@ def _resolve(path: str, marker: str, key: str, patterns: list[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
         reason = first_line(error)
         raise CheckpointError(
-            f"{key}={path}: there is no such directory, and the Hugging Face hub did not give it ({reason})"
+            f"{key}={path}: there is no such directory, and the Hugging Face hub did not return it ({reason})"
         ) from error

@@ -1,7 +1,7 @@
-"""Triton kernels for what lies between the matrix products, on CUDA: one launch instead of three to six.
+"""Triton kernels for the operations between matrix products, on CUDA: one launch instead of three to six.
 
-Each rounds where the operations of :mod:`swe_infer.llama.model` round, so the bits are those of the plain path but
-for the order of the sum in a norm. Triton comes with torch's CUDA builds; where it is missing the plain path runs.
+Each rounds where the operations of :mod:`swe_infer.llama.model` round, so results are bit-identical except for the
+order of summation in a norm. Triton comes with torch's CUDA builds; without it the plain operations run.
 
 Shape suffixes as in :mod:`swe_infer.llama.model`; F is half of the head dimension D.
 """
@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 _HEADS = 8
-"""Heads that one program rotates."""
+"""Heads per program of ``rotate``."""
 _COLUMNS = 1024
-"""Columns that one program of ``silu_mul`` computes."""
+"""Columns per program of ``silu_mul``."""
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _silu_mul(gate_up, out, size, BLOCK: tl.constexpr):
 
 
 def add_rms_norm(x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x + delta`` (``x`` where there is no delta), and its root mean square norm times ``weight``."""
+    """Return ``x + delta`` (``x`` without a delta) and its root mean square norm times ``weight``."""
     tokens, size = x_TE.shape
     out_TE = torch.empty_like(x_TE)
     total_TE = x_TE if delta_TE is None else torch.empty_like(x_TE)
@@ -83,7 +83,7 @@ def add_rms_norm(x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: f
 
 
 def rotate(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-    """:func:`swe_infer.llama.rope.rotate`; the heads of a token must lie side by side."""
+    """:func:`swe_infer.llama.rope.rotate`. The heads of a token must be contiguous."""
     tokens, heads, head_dim = x_THD.shape
     out_THD = torch.empty((tokens, heads, head_dim), dtype=x_THD.dtype, device=x_THD.device)
     half = head_dim // 2
@@ -94,7 +94,7 @@ def rotate(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
 
 
 def silu_mul(gate_up_TI: Tensor) -> Tensor:
-    """``silu`` of the first half of the columns times the second half."""
+    """Return ``silu`` of the first half of the columns times the second half."""
     tokens, size = len(gate_up_TI), gate_up_TI.shape[1] // 2
     out_TI = torch.empty((tokens, size), dtype=gate_up_TI.dtype, device=gate_up_TI.device)
     _silu_mul[(tokens, triton.cdiv(size, _COLUMNS))](gate_up_TI, out_TI, size, _COLUMNS)

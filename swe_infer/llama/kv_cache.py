@@ -1,9 +1,9 @@
-"""The paged key-value cache: its memory, and who holds which block.
+"""The paged key-value cache: its memory and the allocation of its blocks.
 
-Blocks are counted by reference. A full block has a name, the hash of all tokens up to its end, under which any later
-sequence with the same beginning finds it. A block that nobody holds keeps its content until its place is needed, the
-least recently used first (vLLM's automatic prefix caching, Kwon et al., 2023). Where a beginning ends within a block,
-the part that is alike is copied from any block that follows the same blocks, so that it is not computed again.
+Blocks are reference-counted. A full block is registered under the hash of all tokens up to its end, so later
+sequences with the same prefix find it. An unreferenced block keeps its content until it is reallocated, least
+recently used first (automatic prefix caching of vLLM, Kwon et al., 2023). Where a shared prefix ends within a block,
+that part is copied from a block with the same predecessors instead of being computed again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch
 from swe_infer.llama.large_pages import zeros
 
 SCRATCH = 0
-"""The block that padding rows write to. It is never handed out."""
+"""The block that padding rows write to. It is never allocated."""
 
 
 class KVCache:
-    """Keys and values of all layers: for each layer two pools in the shape that the attention backend reads.
+    """Keys and values of all layers: two pools for each layer, in the shape of the attention backend.
 
-    On a CPU memory is real only where it was touched (:mod:`swe_infer.llama.large_pages`). So a large cache costs
-    nothing until it is used.
+    On a CPU physical memory is allocated when a page is first written (:mod:`swe_infer.llama.large_pages`), so a
+    large unused cache costs nothing.
 
     Args:
-        pool_shape: of the keys of one layer; its first dimension counts blocks.
-        block_size: tokens a block.
+        pool_shape: of the keys of one layer; the first dimension is the number of blocks.
+        block_size: tokens per block.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class KVCache:
 
     @staticmethod
     def block_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-        """Bytes that one block takes in all layers together."""
+        """Bytes of one block over all layers."""
         return 2 * layers * block_size * kv_heads * head_dim * dtype.itemsize
 
 
 def block_hashes(tokens: Sequence[int], block_size: int, salt: bytes, known: list[bytes]) -> list[bytes]:
-    """The names of the full blocks of ``tokens``. ``known`` holds those of the first ones and is extended in place.
+    """Return the hashes of the full blocks of ``tokens``. ``known`` contains the first ones and is extended in place.
 
-    ``salt`` sets apart what tokens alone do not: prompts whose keys depend on more than the tokens before them.
+    ``salt`` separates prompts whose keys depend on more than the preceding tokens.
     """
     for index in range(len(known), len(tokens) // block_size):
         parent = known[-1] if known else salt
@@ -68,7 +68,7 @@ def block_hashes(tokens: Sequence[int], block_size: int, salt: bytes, known: lis
 
 
 class BlockPool:
-    """Hands out blocks by number. It knows nothing of tensors."""
+    """Allocates blocks by number. Does not touch tensors."""
 
     def __init__(self, blocks: int) -> None:
         self._unused = list(range(blocks - 1, SCRATCH, -1))
@@ -82,7 +82,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Blocks that can be had now, those that hold reusable content included."""
+        """Number of blocks that can be allocated, including unreferenced ones with reusable content."""
         return len(self._unused) + len(self._evictable)
 
     @property
@@ -90,7 +90,7 @@ class BlockPool:
         return self.total - self.free
 
     def lookup(self, hashes: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest known beginning of ``names``. Nothing is taken yet."""
+        """Return the blocks of the longest registered prefix of ``hashes``. Reference counts do not change."""
         found = []
         for block_hash in hashes:
             block = self._by_hash.get(block_hash)
@@ -100,21 +100,21 @@ class BlockPool:
         return found
 
     def count_unreferenced(self, blocks: Sequence[int]) -> int:
-        """How many of ``blocks`` nobody holds, so that taking them lowers :attr:`free`."""
+        """Number of ``blocks`` without a reference, for which :meth:`incref` lowers :attr:`free`."""
         return sum(self._refcounts[block] == 0 for block in blocks)
 
     def incref(self, blocks: Sequence[int]) -> None:
-        """Hold blocks that :meth:`lookup` found."""
+        """Add a reference to blocks that :meth:`lookup` returned."""
         for block in blocks:
             if self._refcounts[block] == 0:
                 del self._evictable[block]
             self._refcounts[block] += 1
 
     def allocate(self) -> int:
-        """A block for new content.
+        """Return a block for new content, with one reference.
 
         Raises:
-            IndexError: none is free; the caller looks at :attr:`free` first.
+            IndexError: no block is free; callers check :attr:`free` first.
         """
         if self._unused:
             block = self._unused.pop()
@@ -127,25 +127,25 @@ class BlockPool:
         return block
 
     def register(self, block: int, block_hash: bytes) -> None:
-        """Make a full block findable. The first block of a name keeps it."""
+        """Register a full block under its hash. The first block of a hash keeps it."""
         if block_hash not in self._by_hash and block not in self._hashes:
             self._by_hash[block_hash] = block
             self._hashes[block] = block_hash
 
     def register_partial(self, block: int, parent: bytes, tokens: Sequence[int], step: int) -> None:
-        """Make the beginning of a block findable, full or not.
+        """Register the tokens of a block, full or not, for :meth:`find_partial`.
 
         Args:
-            parent: the name of the block before; the salt for a first block.
-            tokens: those whose keys and values it holds.
+            parent: hash of the preceding block; the salt for a first block.
+            tokens: whose keys and values are in the block.
             step: the step that writes them.
         """
         self._contents[block] = (parent, array("q", tokens), step)
         self._children.setdefault(parent, {})[block] = None
 
     def find_partial(self, parent: bytes, tokens: Sequence[int], before: int) -> tuple[int, int]:
-        """``(block, count)``: the block after ``parent``, written before step ``before``, that begins with most of
-        ``tokens``, and with how many of them. The scratch block and 0 if there is none."""
+        """Return ``(block, count)``: the block after ``parent``, written before step ``before``, that shares the most
+        leading ``tokens``, and their number. ``(SCRATCH, 0)`` if no block does."""
         best = (SCRATCH, 0)
         for block in self._children.get(parent, ()):
             _, held, step = self._contents[block]
@@ -161,7 +161,7 @@ class BlockPool:
         return best
 
     def _evict(self, block: int) -> None:
-        """Forget what a block holds."""
+        """Remove a block from the indexes."""
         name = self._hashes.pop(block, None)
         if name is not None:
             del self._by_hash[name]
@@ -173,7 +173,8 @@ class BlockPool:
                 del self._children[content[0]]
 
     def decref(self, blocks: Sequence[int]) -> None:
-        """Let go of a sequence's blocks. Later ones are reused first: a beginning is worth more than its end."""
+        """Drop a reference to each block. Later blocks of a sequence are evicted first: prefixes are shared more
+        often."""
         for block in reversed(blocks):
             self._refcounts[block] -= 1
             if self._refcounts[block]:
@@ -184,7 +185,7 @@ class BlockPool:
                 self._unused.append(block)
 
     def clear_cached(self) -> None:
-        """Give up the content of all blocks that nobody holds."""
+        """Evict the content of all unreferenced blocks."""
         for block in self._evictable:
             self._evict(block)
             self._unused.append(block)

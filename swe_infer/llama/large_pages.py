@@ -1,8 +1,8 @@
-"""Memory on large pages, for what every pass reads through: weights and cache.
+"""CPU memory on large pages (2 MB), for weights and cache.
 
-With pages of 4 kB each of them is looked up on its own, which on a virtual machine takes half as long as reading it:
-a pass of 8 rows over 200 MB of weights took 14.2 ms, and 9.5 ms with pages of 2 MB. Linux gives those where they are
-asked for, unless ``/sys/kernel/mm/transparent_hugepage/enabled`` says ``never``.
+Every step reads all of the weights, and with pages of 4 kB address translation limits the bandwidth. Linux grants
+large pages on request, unless ``/sys/kernel/mm/transparent_hugepage/enabled`` is ``never``. Figures:
+``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 
 _CHUNK = 64 << 20
 _ALIGNED = 64
-"""Bytes: a line of the processor's cache."""
+"""Bytes of a cache line."""
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros on the CPU. Their memory is real only where it was touched, a page at a time."""
+    """Return zeros on the CPU. Physical memory is allocated page by page on first write."""
     nbytes = math.prod(shape) * dtype.itemsize
     return torch.frombuffer(_mapping(nbytes), dtype=dtype).view(*shape)
 
 
 class Arena:
-    """Memory for tensors that are kept together, so that small ones share a large page. It is freed with the last of
-    them."""
+    """Allocates tensors that live together from shared chunks, so that small ones share a large page. A chunk is
+    freed with the last tensor in it."""
 
     def __init__(self) -> None:
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
     def empty(self, count: int, dtype: torch.dtype) -> Tensor:
-        """A tensor of one dimension on the CPU."""
+        """Return an uninitialised one-dimensional tensor on the CPU."""
         nbytes = count * dtype.itemsize
         if self._used + nbytes > len(self._chunk):
             self._chunk = zeros([max(_CHUNK, nbytes)], torch.uint8)
@@ -46,10 +46,10 @@ class Arena:
 
 
 def _mapping(nbytes: int) -> mmap.mmap:
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux alone has it
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)  # only on Linux
     if advice is None:
         return mmap.mmap(-1, nbytes)
     mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that was built without
+    with suppress(OSError):  # a kernel without transparent huge pages
         mapping.madvise(advice)
     return mapping

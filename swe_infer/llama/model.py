@@ -1,10 +1,10 @@
-"""Llama (Touvron et al., 2023) over packed tokens and a paged key-value cache.
+"""Llama (Touvron et al., 2023) over packed tokens and a paged KV cache.
 
-Parameters are fused where the same input is multiplied: ``qkv_proj`` and ``gate_up_proj``; :mod:`weights` maps the
+Projections of the same input are fused: ``qkv_proj`` and ``gate_up_proj``. :mod:`swe_infer.llama.weights` maps the
 names of Hugging Face checkpoints to them.
 
-Shape suffixes: B sequences of equal length, L their length, T packed tokens, E hidden size, H query heads,
-K key-value heads, D head dimension, I intermediate size, V vocabulary, R rows whose logits are wanted.
+Shape suffixes: B sequences of equal length, L their length, T packed tokens, E hidden size, H query heads, K
+key-value heads, D head dimension, I intermediate size, V vocabulary, R rows whose logits are computed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from swe_infer.types import AttentionChoice
 _log = logging.getLogger(__name__)
 
 MIN_ROWS = 8
-"""Products of the libraries get at least this many rows. With fewer they sum in another order, so that a row's bits
-would depend on the number of its neighbours; and they cost no less. Our own kernels take any number."""
+"""Minimum rows of a library matrix product. With fewer, libraries sum in another order, so that a row's bits would
+depend on the batch size; and it costs no less. Our own kernels accept any number."""
 
 CONVERTED_ELEMENTS = 1 << 19
-"""Elements of a weight that are converted at a time: 2 MB in float32. The number of rows has no part in it, so that a
-row's bits do not depend on it either."""
+"""Elements of a weight that are converted at a time: 2 MB in float32. Independent of the number of rows, so that a
+row's bits are too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Step:
     """One forward pass over packed tokens. Tensors are on the model's device.
 
     Args:
-        positions_T: each token's place in its sequence.
+        positions_T: position of each token in its sequence.
         max_position: the largest of them.
-        slots: where each token's key and value go, in the backend's terms.
-        rows_R: tokens whose logits are wanted.
-        plan: the attention backend's plan for these tokens.
-        rope_lengths_T: lengths that scale dynamic RoPE, where they matter; see :class:`RotaryEmbedding`.
+        slots: cache slots of each token's key and value, as computed by the backend.
+        rows_R: tokens whose logits are computed.
+        plan: the attention backend's plan.
+        rope_lengths_T: lengths for dynamic RoPE, see :class:`RotaryEmbedding`.
     """
 
     positions_T: Tensor
@@ -65,8 +65,8 @@ class Step:
 
 
 def fused_kernels(device: torch.device, dtype: torch.dtype) -> Any:
-    """What computes all that lies between products in one launch each: :mod:`swe_infer.llama.kernels` on a GPU,
-    :mod:`swe_infer.llama.native` on a CPU. None where neither can run."""
+    """The module or object with one fused kernel for each operation between matrix products:
+    :mod:`swe_infer.llama.kernels` on a GPU, :mod:`swe_infer.llama.native` on a CPU. None if neither is available."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         return importlib.import_module("swe_infer.llama.kernels")
     return native_kernels(device, dtype)
@@ -80,7 +80,7 @@ def native_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm (Zhang and Sennrich, 2019), computed in float32, of a residual stream."""
+    """Root mean square norm (Zhang and Sennrich, 2019) of the residual stream, computed in float32."""
 
     def __init__(self, size: int, eps: float, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class RMSNorm(nn.Module):
         self._kernels = fused_kernels(device, dtype)
 
     def forward(self, x_TE: Tensor, delta_TE: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The stream with what the last block adds to it, and the norm of that."""
+        """Return ``x + delta`` and its norm."""
         if self._kernels is not None:
             total_TE, normed_TE = self._kernels.add_rms_norm(x_TE, delta_TE, self.weight, self.eps)
             return total_TE, normed_TE
@@ -105,11 +105,11 @@ class Linear(nn.Module):
 
     Args:
         dtype: of ``x``, the bias and the output.
-        weights: the type in which the weight is stored; None: ``dtype``.
+        weights: type of the stored weight; None: ``dtype``.
     """
 
     packed: Tensor | PackedWeight | None = None
-    """The weight as products read it, once :meth:`pack` was called."""
+    """The packed weight, after :meth:`pack`."""
 
     def __init__(
         self,
@@ -132,13 +132,13 @@ class Linear(nn.Module):
         self._kernels = native_kernels(device, dtype)
 
     def pack(self, arena: Arena, gated: bool = False, embeds: bool = False) -> None:
-        """Give the weight the order in which products read it: our kernels', or else oneDNN's, which it would
-        otherwise make anew in each product (measured on a Zen 4 with 8 rows: 14 ms instead of 22).
+        """Store the weight in the layout of our kernels, or else of oneDNN, which would otherwise reorder it in each
+        product.
 
         Args:
-            arena: where our kernels' order goes.
-            gated: the first half of the outputs are gates of the second, so our kernels may apply them.
-            embeds: :meth:`rows` is wanted as well, which oneDNN's order does not give.
+            arena: allocates the layout of our kernels.
+            gated: the first half of the outputs are gates of the second half, so our kernels may apply them.
+            embeds: :meth:`rows` is used as well, which oneDNN's layout does not support.
         """
         if self._kernels is not None and self._kernels.can_pack(*self.weight.shape):
             outputs, inputs = self.weight.shape
@@ -164,7 +164,7 @@ class Linear(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
     def rows(self, ids_T: Tensor) -> Tensor:
-        """Rows of the weight, where it is an embedding as well."""
+        """Rows of the weight, for tied embeddings."""
         if isinstance(self.packed, PackedWeight):
             assert self._kernels is not None
             return self._kernels.unpack(self.packed, ids_T)
@@ -172,8 +172,8 @@ class Linear(nn.Module):
 
 
 def _converting_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``x W^T + b`` computed in ``dtype``, in chunks of the outputs, so that the converted weight stays in the
-    processor's cache. The result has the type of ``x``."""
+    """``x W^T + b`` computed in ``dtype``, in chunks of outputs, so that the converted weight stays in the CPU cache.
+    The result has the type of ``x``."""
     outputs, inputs = weight_OI.shape
     x_RI = x.reshape(-1, inputs).to(dtype)
     out_RO = x_RI.new_empty(len(x_RI), outputs)
@@ -204,7 +204,7 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, outputs, bias, device, dtype, weights)
         self.o_proj = Linear(
             self.heads * self.head_dim, config.hidden_size, bias and shard.rank == 0, device, dtype, weights
-        )  # a bias is added once
+        )  # only one rank adds the bias
 
     def forward(
         self,
@@ -265,13 +265,13 @@ class LlamaForCausalLM(nn.Module):
     ``model(input_ids)`` computes the logits of whole sequences; the engine calls :meth:`decode` with its own cache.
 
     Args:
-        config: the shape, see :func:`swe_infer.llama.config.read_config`.
-        device: where parameters are made; their memory is not initialised.
-        dtype: of activations and cache, and of the arithmetic.
-        weights: the type in which embeddings and the weights of products are stored; None: ``dtype``. On a CPU it may
-            be a narrower one, which is converted as it is read.
+        config: see :func:`swe_infer.llama.config.read_config`.
+        device: of the parameters, whose memory is not initialised.
+        dtype: of activations, cache and arithmetic.
+        weights: type of embeddings and projection weights; None: ``dtype``. On a CPU it may be narrower; weights are
+            then converted as they are read.
         attention: backends in order of preference.
-        shard: the part of it that this process holds; the others run the same steps at the same time.
+        shard: this rank's part of the model; all ranks run the same steps at the same time.
     """
 
     def __init__(
@@ -311,8 +311,8 @@ class LlamaForCausalLM(nn.Module):
         self._min_rows = MIN_ROWS
 
     def pack(self) -> None:
-        """Once all weights are in place: give them the order in which products are fastest. After it they can no
-        longer be read or changed. Only a CPU has such an order."""
+        """Pack all weights for fast products, after loading. They can no longer be read or changed. Does nothing on a
+        GPU."""
         if self.device.type != "cpu":
             return
         arena = Arena()
@@ -325,7 +325,7 @@ class LlamaForCausalLM(nn.Module):
             self._min_rows = 1
 
     def _compile_layers(self, kernels: Kernels | None) -> Layers | None:
-        """The layers as one call, where the kernels have all weights and attention is theirs too."""
+        """Return all layers as one call, if the native kernels support all weights and attention is native."""
         if kernels is None or self.shard.count > 1 or not isinstance(self.backend, NativeAttention):
             return None
         weights = []
@@ -360,10 +360,10 @@ class LlamaForCausalLM(nn.Module):
 
     @torch.inference_mode()
     def forward(self, input_ids_BL: Tensor) -> Tensor:
-        """Logits (BLV, float32) of whole sequences of equal length, without padding.
+        """Return logits (BLV, float32) of whole sequences of equal length, without padding.
 
         Raises:
-            ValueError: a token id outside the vocabulary.
+            ValueError: a token id is outside the vocabulary.
         """
         sequences, length = input_ids_BL.shape
         vocabulary = self.config.vocab_size
@@ -381,8 +381,8 @@ class LlamaForCausalLM(nn.Module):
 
     @torch.inference_mode()
     def decode(self, input_ids_T: Tensor, step: Step, cache: KVCache) -> Tensor:
-        """Run packed tokens, write their keys and values into ``cache``; returns the wanted logits (RV, float32):
-        none on a rank that has no language-model head."""
+        """Run packed tokens and write their keys and values into ``cache``. Returns the logits of ``step.rows_R``
+        (RV, float32), empty on a rank without the language-model head."""
         tokens, wanted = len(input_ids_T), len(step.rows_R)
         padding = len(step.positions_T) - tokens
         ids_T = functional.pad(input_ids_T, (0, padding)) if padding else input_ids_T
@@ -422,13 +422,13 @@ class LlamaForCausalLM(nn.Module):
         rope_lengths: Sequence[int] | None = None,
         allocation_ids: Sequence[int] | None = None,
     ) -> Step:
-        """Prepare a forward pass in which sequence ``s`` brings tokens ``starts[s] : starts[s] + query_lens[s]``.
+        """Prepare a forward pass in which sequence ``s`` has tokens ``starts[s] : starts[s] + query_lens[s]``.
 
         Args:
             block_tables: each sequence's cache blocks, enough for its tokens.
-            rows: packed tokens whose logits are wanted; None: all.
-            rope_lengths: for each packed token, where dynamic RoPE needs it.
-            allocation_ids: who holds each sequence's blocks, see :class:`Layout`.
+            rows: packed tokens whose logits are computed; None: all.
+            rope_lengths: for each packed token, for dynamic RoPE.
+            allocation_ids: owner of each sequence's blocks, see :class:`Layout`.
         """
         positions, slots = cache_places(starts, query_lens, block_tables, self.backend.block_size)
         total = len(positions)
@@ -446,7 +446,7 @@ class LlamaForCausalLM(nn.Module):
         )
 
     def new_cache(self, blocks: int) -> KVCache:
-        """A cache of ``blocks`` blocks, the first of which is scratch, in the model's dtype and on its device."""
+        """Return a cache of ``blocks`` blocks in the model's dtype and on its device. The first block is scratch."""
         return KVCache(
             self.config.num_hidden_layers,
             self.backend.pool_shape(blocks),
@@ -463,7 +463,7 @@ class LlamaForCausalLM(nn.Module):
 def cache_places(
     starts: Sequence[int], query_lens: Sequence[int], block_tables: Sequence[Sequence[int]], size: int
 ) -> tuple[list[int], list[int]]:
-    """Of each packed token its place in its sequence, and in a cache of blocks of ``size`` tokens."""
+    """Return each packed token's position in its sequence and its slot in a cache with blocks of ``size`` tokens."""
     positions: list[int] = []
     slots: list[int] = []
     for start, count, table in zip(starts, query_lens, block_tables, strict=True):

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al., 2021) in the format of the ``peft`` package, merged into the weights at load.
+"""Merges LoRA adapters (Hu et al., 2021) in the format of the ``peft`` package into the weights at load.
 
 ``W += scale * B A``, where ``scale`` is ``alpha / rank``, or ``alpha / sqrt(rank)`` for rank-stabilised LoRA. The
 product is computed in float32.
@@ -25,12 +25,11 @@ _PREFIX = "base_model.model."
 
 @torch.inference_mode()
 def merge_adapter(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool) -> None:
-    """Merge an adapter into ``model``, whose weights are loaded.
-
-    Every tensor of the adapter must find its place: half an adapter is worse than none.
+    """Merge an adapter into ``model``, whose weights are loaded. Every tensor of the adapter must match a base
+    weight.
 
     Raises:
-        CheckpointError: see :func:`check_adapter`; or a tensor that fits nowhere, lacks its partner, or has another
+        CheckpointError: see :func:`check_adapter`; or a tensor matches no base weight, has no partner, or has another
             shape than its base weight.
     """
     config = check_adapter(directory)
@@ -38,7 +37,7 @@ def merge_adapter(model: LlamaForCausalLM, directory: Path, *, allow_pickle: boo
     views = parameter_views(model)
     remaining = source.names()
     if not remaining:
-        raise CheckpointError(f"{directory}: the adapter holds no tensors")
+        raise CheckpointError(f"{directory}: the adapter has no tensors")
     for name in sorted(remaining):
         if name not in remaining:
             continue
@@ -60,7 +59,7 @@ def merge_adapter(model: LlamaForCausalLM, directory: Path, *, allow_pickle: boo
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The base module of an adapter's tensor, and whether it is a low-rank factor or a full replacement."""
+    """The base module of an adapter's tensor, and whether the tensor is a low-rank factor or a full replacement."""
     module = name.removeprefix(_PREFIX)
     match = re.fullmatch(r"(?P<module>.+)\.lora_[AB]\.weight", module)
     if match:
@@ -91,7 +90,7 @@ def _replace(
     model: LlamaForCausalLM,
     directory: Path,
 ) -> None:
-    """A module that was trained as a whole (``modules_to_save``) takes the place of the base model's."""
+    """Replace the base weight of a fully trained module (``modules_to_save``)."""
     target = views.get(f"{module}.weight")
     if target is None or (model.config.tie_word_embeddings and module == "model.embed_tokens"):
         reason = "is tied to lm_head" if target is not None else "is not a part of the base model"
@@ -100,7 +99,7 @@ def _replace(
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """``rank_pattern`` and ``alpha_pattern`` are matched as peft does: the end of the module's name."""
+    """The factor of ``B A``. Patterns match the end of the module's name, as in peft."""
     alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
     stated = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
     if stated != rank:

@@ -1,4 +1,4 @@
-"""Engines that outlive a run. Light to import: an engine, and torch with it, comes in when one is asked for."""
+"""Keeps an engine between runs. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class EnginePool:
     """Keeps the last engine, so that the runs of a sweep load a model once and share its prefix cache.
 
-    One model at a time: another takes the place of the one before.
+    It holds one engine at a time.
     """
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class EnginePool:
         self._engine: Engine | DataParallelEngine[Any] | None = None
 
     def get(self, model: LlamaModel, options: EngineOptions) -> Engine | DataParallelEngine[Any]:
-        """The engine for ``model``, or several where ``options`` or the machine ask for them; loaded if not there.
+        """Return the engine for ``model``, loading it if necessary. Several engines behave as one.
 
-        Raises what ``Engine.load`` raises.
+        Raises the errors of ``Engine.load``.
         """
         key = (model, options)
         if self._engine is None or self._key != key or not self._engine.usable:
@@ -34,7 +34,7 @@ class EnginePool:
         return self._engine
 
     def close(self) -> None:
-        """Let go of the engine, and of its processes where it has some."""
+        """Close the engine and its processes."""
         engine, self._engine, self._key = self._engine, None, None
         if engine is not None:
             engine.close()

@@ -1,4 +1,4 @@
-"""Engines in processes of this machine, and what an engine does wherever it serves a parent."""
+"""Engines in local processes, and the loop with which an engine serves its parent."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _POLL_S = 0.2
 def process_engines(
     model: LlamaModel, options: EngineOptions, devices: list[str]
 ) -> DataParallelEngine[ProcessWorker]:
-    """As many engines as ``devices``, which may name one device more than once. See :class:`DataParallelEngine`."""
+    """Start one engine for each entry of ``devices``, which may repeat. See :class:`DataParallelEngine`."""
     workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
     return DataParallelEngine(model, options, workers, _readable)
 
 
 def _readable(workers: Sequence[ProcessWorker]) -> Sequence[ProcessWorker]:
-    """Those that have something to say, or that have ended; waits a moment at most."""
+    """Return the workers that have a message or have ended, after a short timeout at most."""
     ready = wait([worker.pipe for worker in workers] + [worker.process.sentinel for worker in workers], _POLL_S)
     return [worker for worker in workers if worker.pipe in ready or worker.process.sentinel in ready]
 
 
 class ProcessWorker:
-    """The parent's side of one engine."""
+    """The parent's handle of an engine in a local process."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions, share: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -77,17 +77,16 @@ class ProcessWorker:
 
 
 def _main(pipe: Connection, model: LlamaModel, options: EngineOptions, share: int) -> None:
-    """A worker's process. The parent alone reacts to Ctrl-C."""
+    """Entry point of a worker process. Only the parent reacts to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(pipe, model, options, max(1, torch.get_num_threads() // share))
 
 
 def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
-    """Load an engine, then answer until the parent closes the pipe. ``threads``: of the engine, where it is on a
-    CPU."""
+    """Load an engine and serve requests until the parent closes the pipe. ``threads``: of an engine on a CPU."""
     if model.device == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(threads)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has closed the pipe
         try:
             engine = Engine.load(model, options)
             pipe.send(("ready", 0, None, engine.figures()))
@@ -98,7 +97,7 @@ def serve(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: 
 
 
 class _ServeLoop:
-    """Alternates between the parent's messages and the engine's steps."""
+    """Alternates between handling the parent's messages and engine steps."""
 
     def __init__(self, pipe: Connection, engine: Engine) -> None:
         self.pipe = pipe
@@ -141,7 +140,7 @@ class _ServeLoop:
             self._send("reset", None)
 
     def _report_started(self) -> None:
-        """The parent has others for the place of what is begun."""
+        """Report started requests, so that the parent can send others."""
         started = [sequence.request.key for sequence in self._not_started if sequence.started is not None]
         if started:
             self._not_started = [sequence for sequence in self._not_started if sequence.started is None]

@@ -1,7 +1,7 @@
-"""Engines as actors of a Ray cluster. The only place that names Ray, which is imported when engines are asked for.
+"""Engines as actors of a Ray cluster. The only module that uses Ray, which it imports on first use.
 
-Each engine runs in a thread of its actor, beside the two calls by which it is reached: one brings messages, the other
-waits for what it has to say. An actor ends with the process that made it; none is left behind.
+Each engine runs in a thread of its actor. The actor has two methods for the parent: ``send`` delivers a message,
+``poll`` waits for the engine's messages. An actor ends with the process that created it.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _LONG_POLL_S = 10.0
-"""How long a call waits for an engine's next word before it comes back with none."""
+"""Seconds for which ``poll`` waits for a message."""
 _WARN_AFTER_S = 30.0
 _CONNECT_TIMEOUT_S = 10.0
 
 
 def ray_engines(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> DataParallelEngine[RayWorker]:
-    """As many engines as ``options.workers``, or as the cluster has GPUs for, or one on each node where it has none.
+    """Start ``options.workers`` engines; by default as many as the cluster's GPUs allow, or one on each node without
+    GPUs.
 
-    The first request is handed out when the first engine has loaded. Engines for which the cluster has no room yet
-    join when it has.
+    The first request is assigned when the first engine has loaded. Engines that wait for resources of the cluster
+    join later.
 
     Raises:
-        ConfigError: there is no such cluster, or it has nothing for an engine.
+        ConfigError: no cluster answers, or it has no resources for an engine.
     """
     _connect(cluster.address)
     model = _with_absolute_paths(model)
@@ -58,7 +59,7 @@ def ray_engines(cluster: RayCluster, model: LlamaModel, options: EngineOptions) 
 def _connect(address: str | None) -> None:
     import ray
 
-    if ray.is_initialized():  # as inside a point that Ray's launcher runs
+    if ray.is_initialized():  # for example inside a job of Ray's Hydra launcher
         return
     named = address or os.environ.get("RAY_ADDRESS")
     with _signal_handlers_kept():
@@ -70,7 +71,7 @@ def _connect(address: str | None) -> None:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raises OSError where nothing listens at ``HOST:PORT``: Ray itself would try for minutes."""
+    """Raises OSError if nothing listens at ``HOST:PORT``. Ray itself would retry for minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and "/" not in host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
@@ -78,7 +79,7 @@ def _check_reachable(address: str | None) -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of the run's, which ends a run in order."""
+    """Restore this process's signal handlers, which ``ray.init`` replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -91,19 +92,19 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 
 def _with_absolute_paths(model: LlamaModel) -> LlamaModel:
-    """Actors start in a directory of Ray's."""
+    """Make paths absolute: actors start in another working directory."""
     adapter = None if model.peft_path is None else _absolute(model.peft_path)
     return dataclasses.replace(model, name=model.label, path=_absolute(model.path), peft_path=adapter)
 
 
 def _absolute(path: str) -> str:
-    """A directory by its whole path; what lies in the package or on the hub as it is named."""
+    """The absolute path of a directory; package and hub names are unchanged."""
     directory = expanded(path, "model.path")
     return str(directory.resolve()) if directory.is_dir() else path
 
 
 def _plan(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> tuple[float, int, list[str]]:
-    """GPUs for each engine, how many engines, and the node for each where there is one for each node."""
+    """Return GPUs per engine, number of engines, and their nodes if there is one engine per node."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -128,7 +129,7 @@ def _plan(cluster: RayCluster, model: LlamaModel, options: EngineOptions) -> tup
 
 
 class EngineHost:
-    """An actor's content."""
+    """The class of the actor: runs one engine in a thread."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions, threads: int) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
@@ -136,21 +137,21 @@ class EngineHost:
         threading.Thread(target=serve_in_a_thread, args=arguments, name="engine", daemon=True).start()
 
     def location(self) -> str:
-        """The machine and GPUs, for people."""
+        """Readable location: address, GPUs and process."""
         import ray
 
         gpus = ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
         return f"{ray.util.get_node_ip_address()}{', ' if gpus else ''}{gpus}, process {os.getpid()}"
 
     def send(self, kind: str, epoch: int, content: Any) -> None:
-        """A message for the engine."""
+        """Send a message to the engine."""
         self._pipe.send((kind, epoch, content))
 
     def poll(self) -> list[Message]:
-        """What the engine has to say; waits for it, and comes back empty after a while.
+        """Return the engine's messages. Waits for the first one; empty after a timeout.
 
         Raises:
-            EOFError, OSError: it has ended.
+            EOFError, OSError: the engine has ended.
         """
         messages: list[Message] = []
         timeout = _LONG_POLL_S
@@ -159,38 +160,38 @@ class EngineHost:
                 messages.append(self._pipe.recv())
                 timeout = 0.0
         except (EOFError, OSError):
-            if not messages:  # its last words come first
+            if not messages:  # deliver the last messages first
                 raise
         return messages
 
     def has_message(self) -> bool:
-        """Whether :meth:`poll` comes back at once."""
+        """Whether :meth:`poll` would return at once."""
         return self._pipe.poll()
 
     def close(self) -> None:
-        """End the engine."""
+        """Stop the engine."""
         self._pipe.close()
 
 
 def serve_in_a_thread(pipe: Connection, model: LlamaModel, options: EngineOptions, threads: int) -> None:
-    """:func:`swe_infer.llama.process_worker.serve`, of whose end, whatever it was, the parent hears."""
+    """Run :func:`swe_infer.llama.process_worker.serve` and report any error to the parent."""
     try:
         serve(pipe, model, options, threads)
-    except Exception as error:  # noqa: BLE001 - whatever ends an engine is told of; the others go on
+    except Exception as error:  # noqa: BLE001 - every failure is reported; other engines continue
         _log.exception("the engine ended")
         died = WorkerDied(f"an engine of Ray ended: {type(error).__name__}: {_summary_line(error)}")
-        with suppress(OSError):  # whoever asked may have gone
+        with suppress(OSError):  # the parent may have closed the pipe
             pipe.send(("failed", 0, died, {}))
     finally:
         pipe.close()
 
 
 class RayWorker:
-    """The parent's side of one actor.
+    """The parent's handle of an engine in a Ray actor.
 
     Args:
-        node: the only node on which it may run; None: any.
-        number: to tell it by until it runs somewhere.
+        node: the node it must run on; None: any.
+        number: identifies the engine until its location is known.
     """
 
     def __init__(
@@ -200,25 +201,25 @@ class RayWorker:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         strategy = "SPREAD" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
-        made = ray.remote(
+        actor_class = ray.remote(
             num_cpus=cpus,
             num_gpus=gpus,
             max_restarts=0,
             scheduling_strategy=strategy,
-            # Calls of a group run one after the other, in order; the groups beside each other.
+            # Calls within a group run in order; the groups run concurrently.
             concurrency_groups={"send": 1, "poll": 1},
         )(EngineHost)
         self.name = f"engine {number} of Ray"
-        self._actor = made.remote(model, options, max(1, int(cpus)))
+        self._actor = actor_class.remote(model, options, max(1, int(cpus)))
         self._location = self._actor.location.remote()
         self.pending_poll = self._start_poll()
 
     @property
     def alive(self) -> bool:
-        return True  # Ray tells it of an actor that is asked for something
+        return True  # receive() detects a dead actor
 
     def send(self, kind: str, epoch: int, content: Any = None) -> None:
-        """A message. That the actor is gone is told by :meth:`receive`."""
+        """Send a message. :meth:`receive` reports a dead actor."""
         self._actor.send.options(concurrency_group="send").remote(kind, epoch, content)
 
     def receive(self) -> list[Message]:
@@ -243,7 +244,7 @@ class RayWorker:
 
 
 class _Poller:
-    """Waits for what engines have to say; says so where the cluster has no room for any of them."""
+    """Waits for messages of engines. Warns while no engine can start for lack of resources."""
 
     def __init__(self) -> None:
         self._waiting_since = time.monotonic()
@@ -260,12 +261,12 @@ class _Poller:
         if not self._received and time.monotonic() - self._waiting_since > _WARN_AFTER_S:
             self._waiting_since = time.monotonic()
             free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-            _log.warning("no engine has begun to load: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
+            _log.warning("no engine has started: the cluster has %(CPU)g CPUs and %(GPU)g GPUs free", free)
         return [worker for worker in workers if worker.pending_poll in ready]
 
 
 def _summary_line(error: BaseException) -> str:
-    """The line of an error that says most: Ray puts traces of other processes around it."""
+    """The most informative line of an error, which Ray wraps in tracebacks of other processes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Error: " in line]
-    return (telling or lines or [type(error).__name__])[-1 if telling else 0][:300]
+    informative = [line for line in lines if "Error: " in line]
+    return (informative or lines or [type(error).__name__])[-1 if informative else 0][:300]

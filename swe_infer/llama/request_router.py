@@ -1,8 +1,7 @@
-"""Who gets the next request, among engines that work at paces of their own.
+"""Routes requests to engines of unequal speed.
 
-Nothing is dealt out ahead: an engine holds what it is answering, and besides it about as many tokens of prompts as
-its next passes take. Everything else waits here for whoever has room first, so one engine's long answers, or its slow
-machine, hold nothing up that another could do.
+An engine gets only requests that it can start soon: those it runs, and queued prompts for about its next steps. All
+others wait here for the first engine with capacity, so that a slow engine delays nothing that another could do.
 """
 
 from __future__ import annotations
@@ -17,28 +16,28 @@ from swe_infer.llama.sequence import GenerationRequest
 W = TypeVar("W")
 
 _STEPS_AHEAD = 2
-"""Passes for which an engine holds prompts that it has not begun: while one runs, the next is on its way."""
+"""Steps for which an engine queues prompts in advance: while one runs, the next is in transit."""
 
 
 @dataclass(slots=True)
 class _WorkerState:
     outstanding: dict[Hashable, GenerationRequest] = field(default_factory=dict)
     queued: dict[Hashable, int] = field(default_factory=dict)
-    """Tokens of prompts that are handed over and not begun."""
+    """Prompt tokens of requests that are assigned and not started."""
     queued_tokens: int = 0
     load: int = 0
-    """Tokens of the prompts and outputs that are outstanding."""
+    """Prompt tokens and maximum output tokens of outstanding requests."""
     prompt: tuple[int, ...] | None = None
     source: DraftSource | None = None
-    """That of the last request with a drafter."""
+    """The source of the last request with a drafter."""
 
 
 class RequestRouter(Generic[W]):
-    """The requests that each engine has, and who gets the next one.
+    """Tracks the requests of each engine and chooses an engine for the next one.
 
     Args:
-        max_sequences: answers that an engine has in the making at once.
-        max_batch_tokens: tokens of one of its passes.
+        max_sequences: sequences that an engine decodes concurrently.
+        max_batch_tokens: tokens of a step.
     """
 
     def __init__(self, max_sequences: int, max_batch_tokens: int) -> None:
@@ -47,27 +46,27 @@ class RequestRouter(Generic[W]):
         self._workers: dict[W, _WorkerState] = {}
 
     def add_worker(self, worker: W) -> None:
-        """From now on ``worker`` is handed requests."""
+        """Add a worker that accepts requests."""
         self._workers[worker] = _WorkerState()
 
     def remove_worker(self, worker: W) -> list[GenerationRequest]:
-        """``worker`` is gone. Returns what it has not answered, which is for the others."""
+        """Remove a worker. Returns its unanswered requests, for the others."""
         state = self._workers.pop(worker, None)
         return list(state.outstanding.values()) if state else []
 
     def busy_workers(self) -> list[W]:
-        """Who has something to answer."""
+        """The workers with outstanding requests."""
         return [worker for worker, state in self._workers.items() if state.outstanding]
 
     def outstanding_keys(self) -> list[Hashable]:
-        """The keys of what was handed out and is not done."""
+        """The keys of all outstanding requests."""
         return [key for state in self._workers.values() for key in state.outstanding]
 
     def choose(self, request: GenerationRequest) -> W | None:
-        """Who should have ``request``; None: nobody has room for it yet.
+        """Return the worker for ``request``; None if no worker has capacity yet.
 
-        The samples of a prompt go where its first one went, so that the prefix cache there serves them, unless that
-        engine is full while another has nothing to do. Otherwise the one with the least outstanding tokens gets it.
+        Samples of a prompt go to the worker of the first one, whose prefix cache has the prompt, unless that worker
+        is full while another is idle. Otherwise the worker with the least outstanding tokens is chosen.
         """
         available = {worker: state for worker, state in self._workers.items() if self._has_slot(state)}
         same_prompt = [worker for worker, state in self._workers.items() if state.prompt == request.prompt_ids]
@@ -80,7 +79,8 @@ class RequestRouter(Generic[W]):
         return min(free, key=lambda worker: self._workers[worker].load, default=None)
 
     def assign(self, request: GenerationRequest, worker: W) -> bool:
-        """``worker`` has it. Returns whether the request's source must be sent, which samples of a prompt share."""
+        """Assign ``request`` to ``worker``. Returns whether its source must be sent, which samples of a prompt
+        share."""
         state = self._workers[worker]
         tokens = 1 if state.prompt == request.prompt_ids else len(request.prompt_ids)
         state.outstanding[request.key] = request
@@ -94,13 +94,13 @@ class RequestRouter(Generic[W]):
         return True
 
     def mark_started(self, worker: W, keys: Iterable[Hashable]) -> None:
-        """``worker`` has begun these, so that it has room for others."""
+        """Mark requests as started, which frees queue capacity of ``worker``."""
         state = self._workers[worker]
         for key in keys:
             state.queued_tokens -= state.queued.pop(key, 0)
 
     def mark_done(self, worker: W, key: Hashable) -> None:
-        """``worker`` has answered or refused it, or will not begin it."""
+        """Mark a request as answered, rejected or dropped by ``worker``."""
         state = self._workers[worker]
         self.mark_started(worker, [key])
         request = state.outstanding.pop(key, None)
@@ -108,7 +108,7 @@ class RequestRouter(Generic[W]):
             state.load -= _size(request)
 
     def clear(self) -> None:
-        """Nobody has anything any more."""
+        """Forget all requests."""
         for worker in self._workers:
             self._workers[worker] = _WorkerState()
 

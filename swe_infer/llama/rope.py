@@ -1,7 +1,7 @@
-"""Rotary position embeddings (Su et al., 2021) and their stretched variants.
+"""Rotary position embeddings (Su et al., 2021) and their scaled variants.
 
-linear: Chen et al., 2023 (position interpolation). dynamic: NTK-aware scaling that follows the length. yarn: Peng et
-al., 2023. llama3: Llama 3.1's banded scaling. Values agree with ``transformers.modeling_rope_utils``.
+linear: position interpolation (Chen et al., 2023). dynamic: NTK-aware scaling by sequence length. yarn: Peng et al.,
+2023. llama3: the banded scaling of Llama 3.1. Values equal those of ``transformers.modeling_rope_utils``.
 
 Shape suffixes: T tokens, F frequencies (half of D), D head dimension.
 """
@@ -26,9 +26,9 @@ def rotate(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
 class RotaryEmbedding:
     """Cosines and sines for packed tokens.
 
-    For all types but ``dynamic`` a token's angle depends on its position alone and comes from a table. ``dynamic``
-    also depends on the sequence's length beyond the original window: prompt tokens on the prompt's length, generated
-    tokens on their own position, which is what a cached generation with transformers computes.
+    For all types except ``dynamic`` a token's angle depends only on its position and comes from a table. ``dynamic``
+    also depends on the sequence length beyond the original window: prompt tokens on the prompt's length, generated
+    tokens on their own position, as in a cached generation with transformers.
     """
 
     def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -48,11 +48,11 @@ class RotaryEmbedding:
     def __call__(
         self, positions_T: Tensor, max_position: int, lengths_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``(cos, sin)`` of shape T1D, in the model's dtype.
+        """Return ``(cos, sin)`` of shape T1D, in the model's dtype.
 
         Args:
             positions_T: position of each token, int64.
-            max_position: the largest of them, known on the host so that nothing waits for the device.
+            max_position: the largest of them, on the host to avoid a device synchronisation.
             lengths_T: for ``dynamic`` beyond the original window: the length that scales each token's angles.
         """
         if lengths_T is not None:
@@ -62,7 +62,7 @@ class RotaryEmbedding:
         return self._cos_PD[positions_T].unsqueeze(1), self._sin_PD[positions_T].unsqueeze(1)
 
     def reserve(self, positions: int) -> None:
-        """Have the table for so many positions, so that it stays where it is."""
+        """Grow the table to ``positions``, so that its address stays the same afterwards."""
         if positions > len(self._cos_PD):
             self._grow(positions)
 

@@ -1,8 +1,8 @@
-"""Reads tensors of safetensors files straight into memory that already exists.
+"""Reads tensors of safetensors files directly into existing memory.
 
-The ``safetensors`` package maps the file and hands out copies; here a parameter's own memory is the target of the
-read, so that loading never holds a second copy of the weights. Format: https://github.com/huggingface/safetensors#format
-(an 8-byte little-endian header length, a JSON header, then the data).
+The ``safetensors`` package maps the file and returns copies. Reading into a parameter's own memory avoids a second
+copy of the weights. Format: https://github.com/huggingface/safetensors#format (an 8-byte little-endian header length,
+a JSON header, then the data).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor lies in the file. ``start`` and ``stop`` are byte offsets in the file."""
+    """A tensor's dtype, shape and byte range ``start:stop`` in the file."""
 
     name: str
     dtype: torch.dtype
@@ -42,10 +42,10 @@ class TensorEntry:
 
 
 class SafetensorsFile:
-    """The table of contents of one file, checked against its size.
+    """The header of one file, checked against the file size.
 
     Raises:
-        CheckpointError: not a safetensors file, cut short, or with entries that contradict each other.
+        CheckpointError: the file is not a safetensors file, is truncated, or has inconsistent entries.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,15 +92,15 @@ class SafetensorsFile:
         return TensorEntry(name, known, shape, base + start, base + stop)
 
     def read_into(self, entry: TensorEntry, target: Tensor) -> None:
-        """Read a tensor into ``target`` (same shape, any dtype and device), at most 16 MiB of buffer at a time.
+        """Read a tensor into ``target`` (same shape, any dtype and device) with at most 16 MiB of buffer.
 
         Raises:
-            CheckpointError: the file cannot be read, or holds values that are not finite.
+            CheckpointError: the file cannot be read or contains non-finite values.
         """
         if entry.shape != tuple(target.shape):
             raise CheckpointError(
                 f"{self.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-                f"the configuration wants {list(target.shape)}"
+                f"the configuration requires {list(target.shape)}"
             )
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -113,17 +113,16 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path} cannot be read: {error}") from error
 
     def read_part(self, entry: TensorEntry, target: Tensor, rows: slice, columns: slice) -> None:
-        """Read a part of a matrix (or of a vector, which has rows alone) into ``target``; the file is passed over in
-        at most 16 MiB at a time.
+        """Read a part of a matrix, or of a vector (rows only), into ``target``, at most 16 MiB at a time.
 
         Raises:
-            CheckpointError: the part does not lie within the tensor; else as :meth:`read_into`.
+            CheckpointError: as :meth:`read_into`, or the part is outside the tensor.
         """
         height, width = (*entry.shape, 1)[:2] if len(entry.shape) < 3 else (0, 0)
         if rows.stop > height or columns.stop > width:
             raise CheckpointError(
                 f"{self.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-                f"the configuration wants at least {[rows.stop, columns.stop]}"
+                f"the configuration requires at least {[rows.stop, columns.stop]}"
             )
         target_RC = target.view(rows.stop - rows.start, columns.stop - columns.start)
         step = max(1, _CHUNK // (entry.dtype.itemsize * width))
@@ -170,4 +169,4 @@ class SafetensorsFile:
 
     def _check(self, entry: TensorEntry, values: Tensor) -> None:
         if values.numel() and not all(bool(edge.isfinite()) for edge in values.aminmax()):
-            raise CheckpointError(f"{self.path}: tensor {entry.name} holds values that are not finite")
+            raise CheckpointError(f"{self.path}: tensor {entry.name} has values that are not finite")

@@ -1,8 +1,8 @@
-"""Chooses next tokens from logits.
+"""Samples next tokens from logits.
 
-Randomness is a pure function of (seed of the sequence, index of the token): a hash, turned into a number in [0, 1) at
-which the cumulative distribution is inverted. So no generator has a state that neighbours, preemption or order could
-touch.
+Randomness is a pure function of the sequence's seed and the token's index: a hash, mapped to a number in [0, 1) at
+which the cumulative distribution is inverted. There is no generator state that batch composition, preemption or order
+could change.
 
 Shape suffixes: R rows, V vocabulary, C candidates.
 """
@@ -22,7 +22,7 @@ _CANDIDATES = 256
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one row is chosen. ``temperature`` 0 is greedy; ``index`` counts the sequence's output tokens."""
+    """Sampling parameters of one row. ``temperature`` 0 is greedy; ``index`` counts the sequence's output tokens."""
 
     temperature: float
     top_p: float | None
@@ -37,10 +37,10 @@ def uniform(seed: int, index: int) -> float:
 
 
 class Sampler:
-    """Temperature and nucleus sampling (Holtzman et al., 2020). One wait for the device a call."""
+    """Temperature and nucleus sampling (Holtzman et al., 2020). One device synchronisation per call."""
 
     def __call__(self, logits_RV: Tensor, params: Sequence[SamplingParams]) -> list[int]:
-        """The token of each row. ``logits_RV`` is float32."""
+        """Return the token of each row. ``logits_RV`` is float32."""
         chosen_R = logits_RV.argmax(-1)
         whole = [i for i, d in enumerate(params) if d.temperature > 0 and (d.top_p is None or d.top_p >= 1)]
         nucleus = [i for i, d in enumerate(params) if d.temperature > 0 and d.top_p is not None and d.top_p < 1]
@@ -61,18 +61,17 @@ def _distribution(logits_RV: Tensor, rows_R: Tensor, params: Sequence[SamplingPa
 
 
 def _invert(probabilities_RC: Tensor, uniforms_R1: Tensor) -> Tensor:
-    """The first place at which the cumulative mass exceeds ``u`` times the whole."""
+    """The first index at which the cumulative mass exceeds ``u`` times the total."""
     mass_RC = probabilities_RC.cumsum(-1)
     place_R1 = torch.searchsorted(mass_RC, uniforms_R1 * mass_RC[:, -1:], right=True)
     return place_R1.clamp_(max=mass_RC.shape[-1] - 1).squeeze(1)
 
 
 def _nucleus(logits_RV: Tensor, rows_R: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """The smallest set of most likely tokens whose mass reaches ``top_p``, and a draw from it.
+    """Sample from the smallest set of most likely tokens whose mass reaches ``top_p``.
 
-    The set is looked for among the most likely ``_CANDIDATES`` first; a row that needs more takes them all. Either
-    way the set, its order and the draw are the same. On a GPU all rows take all tokens: to ask which need it would be
-    a wait for the device.
+    The set is searched among the ``_CANDIDATES`` most likely tokens first; rows that need more use all tokens, with
+    the same result. On a GPU all rows use all tokens, since testing which rows need it would synchronise.
     """
     probabilities_RV, uniforms_R1 = _distribution(logits_RV, rows_R, params)
     top_p_R1 = _send([d.top_p for d in params], logits_RV)[:, None]

@@ -1,9 +1,9 @@
 """Decides what each forward pass computes.
 
-Sequences enter and leave at every step (continuous batching, Yu et al., 2022). Those that decode come first, one
-token each; what is left of the step's token budget goes to prompts, in chunks (chunked prefill, Agrawal et al.,
-2023), in the order of arrival. When the cache is full the sequence that came last makes room and is computed again
-later. What is left over may carry drafts of the next tokens (speculative decoding, Leviathan et al., 2023).
+Sequences enter and leave at every step (continuous batching, Yu et al., 2022). Decoding sequences come first, one
+token each. The rest of the token budget goes to prompts, in chunks (chunked prefill, Agrawal et al., 2023) and in
+order of arrival. When the cache is full, the sequence that was admitted last is preempted and recomputed later. Any
+budget left may carry drafts (speculative decoding, Leviathan et al., 2023).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from swe_infer.llama.kv_cache import BlockPool, block_hashes
 from swe_infer.llama.sequence import Sequence
 
 _MIN_COPY_TOKENS = 4
-"""Fewest tokens for which a block is copied."""
+"""Minimum number of shared tokens for which a block is copied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens ``start : start + count`` of a sequence, to be run in this step, and a draft of those that follow."""
+    """Tokens ``start : start + count`` of a sequence, to run in this step, and a draft of the following tokens."""
 
     sequence: Sequence
     start: int
@@ -31,12 +31,12 @@ class Chunk:
 
     @property
     def rows(self) -> int:
-        """Tokens that are run, drafted ones included."""
+        """Tokens to run, drafted ones included."""
         return self.count + len(self.draft)
 
     @property
     def completes(self) -> bool:
-        """Whether the next token can be chosen after this chunk."""
+        """Whether the next token can be sampled after this chunk."""
         return self.start + self.count == len(self.sequence.tokens)
 
 
@@ -46,10 +46,10 @@ class Scheduler:
     Args:
         pool: blocks of ``block_size`` tokens.
         max_batch_tokens: tokens of a step.
-        max_sequences: sequences that are in the making at once.
-        draft: drafts the next tokens of a sequence, at most so many, while so many sequences run; asked when all its
-            tokens are run in the step.
-        copy: copies keys and values from one block to another, before the step's own are written.
+        max_sequences: sequences decoded concurrently.
+        draft: ``(sequence, most, running)`` to a draft of at most ``most`` tokens, while ``running`` sequences run.
+            Called for a sequence whose tokens all run in this step.
+        copy: copies keys and values from one block to another, before the step writes its own.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def drop_unstarted(self) -> None:
-        """Forget what has not been begun. What made room for others has been."""
+        """Drop the sequences that never ran. Preempted ones stay."""
         self.waiting = deque(s for s in self.waiting if s.started is not None)
 
     def finish_sequence(self, sequence: Sequence) -> None:
@@ -89,7 +89,8 @@ class Scheduler:
         self._free_blocks(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks; empty when there is nothing to do. Their blocks are held, and named where full."""
+        """Return the chunks of the next step; empty if idle. Their blocks are allocated, and registered where
+        full."""
         self._step += 1
         chunks, budget = self._continue_running()
         for chunk in chunks:
@@ -113,7 +114,7 @@ class Scheduler:
         return chunks
 
     def _continue_running(self) -> tuple[list[Chunk], int]:
-        """Chunks of the sequences that run already, and what they leave of the budget."""
+        """Return the chunks of running sequences and the remaining budget."""
         budget = self.max_batch_tokens
         chunks: dict[int, Chunk] = {}
         order = sorted(self.running, key=lambda s: s.remaining > 1)
@@ -128,9 +129,10 @@ class Scheduler:
         return list(chunks.values()), budget
 
     def _cached_prefix(self, sequence: Sequence) -> tuple[list[int], bytes, list[int]]:
-        """The blocks of its known beginning, the name of the last of them, and the tokens that may follow there.
+        """Return the cached blocks of a sequence's prefix, the hash of the last of them, and the tokens that may
+        follow in the next block.
 
-        The last token is not among them: it is run in any case, for the choice of the next one.
+        The last token is excluded: it must run in any case to sample the next one.
         """
         hashes = block_hashes(sequence.tokens, self.block_size, sequence.salt, sequence.block_hashes)
         last = len(sequence.tokens) - 1
@@ -140,8 +142,8 @@ class Scheduler:
         return found, parent, sequence.tokens[start : min(start + self.block_size, last)]
 
     def _is_computed_this_step(self, sequence: Sequence) -> bool:
-        """Whether all that is left of it is computed in this very step, by another sample of its prompt: in the next
-        step it need only be copied."""
+        """Whether another sample of the prompt computes the rest of this prefix in the current step, so that the next
+        step need only copy it."""
         found, parent, tokens = self._cached_prefix(sequence)
         if len(tokens) < _MIN_COPY_TOKENS or len(found) * self.block_size + len(tokens) < len(sequence.tokens) - 1:
             return False
@@ -150,10 +152,9 @@ class Scheduler:
         return now < soon == len(tokens)
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Take the known beginning of a sequence from the cache, if what is left of it has room as well.
+        """Admit a sequence with its cached prefix. Returns False if the cache has too few free blocks.
 
-        Room for the whole sequence and a block for each one that is running is asked for, so that the newcomer is not
-        sent away again at once.
+        It must fit completely, with one spare block for each running sequence, so that it is not preempted at once.
         """
         found, parent, tokens = self._cached_prefix(sequence)
         needed = -(-len(sequence.tokens) // self.block_size) - len(found)
@@ -170,7 +171,7 @@ class Scheduler:
         return True
 
     def _copy_partial_block(self, sequence: Sequence, parent: bytes, tokens: list[int]) -> int:
-        """Begin the sequence's next block with what another one holds of ``tokens``. Returns how many that are."""
+        """Copy cached ``tokens`` from another block into the sequence's next block. Returns their number."""
         source, count = self.pool.find_partial(parent, tokens, self._step)
         if count < _MIN_COPY_TOKENS or self.pool.free <= self.pool.count_unreferenced([source]):
             return 0
@@ -182,7 +183,8 @@ class Scheduler:
         return count
 
     def _ensure_free_blocks(self, sequence: Sequence, count: int, chunks: dict[int, Chunk]) -> bool:
-        """Have blocks for ``count`` more tokens, at the cost of those that came last. False: it went itself."""
+        """Preempt the last admitted sequences until ``count`` more tokens fit. False if ``sequence`` itself was
+        preempted."""
         needed = -(-(sequence.computed + count) // self.block_size) - len(sequence.blocks)
         while needed > self.pool.free:
             victim = self.running[-1]
@@ -201,9 +203,9 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _schedule_chunk(self, sequence: Sequence, count: int, budget: int, others: int) -> Chunk:
-        """Take the blocks of a chunk, and of a draft where there is room for it.
+        """Allocate the blocks of a chunk and of a draft, if budget and blocks allow.
 
-        A draft takes nothing from the ``others`` that are still to be scheduled: a row and a block stay for each.
+        One row and one block are reserved for each of the ``others`` that are still to be scheduled.
         """
         start, end = sequence.computed, sequence.computed + count
         self._allocate(sequence, end)
@@ -218,14 +220,14 @@ class Scheduler:
         return Chunk(sequence, start, count, tuple(draft))
 
     def _allocate(self, sequence: Sequence, end: int) -> None:
-        """Have blocks for the first ``end`` tokens."""
+        """Allocate blocks for the first ``end`` tokens."""
         while len(sequence.blocks) * self.block_size < end:
             sequence.blocks.append(self.pool.allocate())
 
     def commit_draft(self, chunk: Chunk) -> None:
-        """After a step in which a sequence got its next tokens: keep the accepted part of its draft, drop the rest.
+        """Keep the accepted part of a verified draft and free the blocks of the rest.
 
-        Keys and values of rejected tokens lie beyond ``computed``, where no row looks, and are written over.
+        Keys and values of rejected tokens are beyond ``computed``, where no row reads them, and are overwritten.
         """
         sequence = chunk.sequence
         sequence.computed = len(sequence.tokens) - 1
@@ -235,10 +237,10 @@ class Scheduler:
         self._register_blocks(Chunk(sequence, chunk.start, sequence.computed - chunk.start))
 
     def _register_blocks(self, chunk: Chunk) -> None:
-        """Make the blocks that a chunk fills findable, and the one in which a prompt ends.
+        """Register the blocks that a chunk fills, and the block in which a prompt ends.
 
-        Names are given before the keys and values exist: all are written before any is read in each layer, so a
-        sequence that enters in the same step may already share them.
+        Blocks are registered before their keys and values exist. Each layer writes all of them before it reads any,
+        so a sequence admitted in the same step can share them.
         """
         sequence, size = chunk.sequence, self.block_size
         end = chunk.start + chunk.count

@@ -1,4 +1,4 @@
-"""One answer in the making: what was asked, what is written, and what of it lies in the cache."""
+"""Generation requests, their state in the engine, and their outputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from swe_infer.types import DrafterKind, FinishReason
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What the engine is asked.
+    """A request to the engine.
 
-    ``seed`` matters where ``temperature`` is above 0; ``key`` is the caller's; ``drafter`` and ``source``, which it
-    copies from, change only the speed.
+    ``key`` identifies it to the caller. ``seed`` matters for a ``temperature`` above 0. ``drafter`` and ``source``,
+    the text it copies from, change only the speed.
     """
 
     key: Hashable
@@ -30,23 +30,23 @@ class GenerationRequest:
     source: DraftSource = field(default=NO_SOURCE, compare=False, repr=False)
 
     def without_source(self) -> GenerationRequest:
-        """As it travels between processes: a source, which many requests share, is sent once."""
+        """The request without its source, which is sent between processes once for many requests."""
         return self if self.source is NO_SOURCE else replace(self, source=NO_SOURCE)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What the engine answers.
+    """The result of a request.
 
     Args:
         token_ids: all generated tokens, the end token included.
         text: without special tokens and stop strings.
-        cached_tokens: prompt tokens whose keys and values were there already.
-        steps: forward passes that the sequence took part in.
-        preemptions: how often it had to make room.
+        cached_tokens: prompt tokens found in the prefix cache.
+        steps: forward passes of the sequence.
+        preemptions: number of preemptions.
         drafted_tokens: tokens that were drafted.
-        accepted_tokens: of these, those that the model says as well.
-        first_token_s, latency_s: seconds from its first forward pass.
+        accepted_tokens: drafted tokens that the model confirmed.
+        first_token_s, latency_s: seconds since its first forward pass.
     """
 
     request: GenerationRequest
@@ -63,34 +63,34 @@ class RequestOutput:
 
 
 MAX_DRAFT = 32
-"""Most tokens of a draft."""
+"""Maximum tokens of a draft."""
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """State of a request in the engine. ``computed`` tokens have their keys and values in ``blocks``."""
+    """State of a request in the engine. The keys and values of the first ``computed`` tokens are in ``blocks``."""
 
     request: GenerationRequest
     criteria: StopCriteria
     limit: int
-    """Tokens, prompt included, at which the context window or the cache ends."""
+    """Maximum tokens, prompt included: the context window or the cache size."""
     salt: bytes
-    """Sets its blocks apart from those of other prompts; empty where tokens alone decide."""
+    """Separates its block hashes from those of other prompts; empty if tokens alone decide."""
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     allocation_id: int = 0
-    """A number of its own for each time that it is given its blocks; the scheduler's."""
+    """A new number each time the scheduler allocates its blocks."""
     block_hashes: list[bytes] = field(default_factory=list)
     computed: int = 0
     cached_tokens: int = 0
     steps: int = 0
     preemptions: int = 0
     drafter: Drafter | None = None
-    """Made when the first draft is wanted."""
+    """Created for the first draft."""
     drafter_synced: int = 0
-    """Generated tokens that the drafter knows."""
+    """Generated tokens that the drafter has received."""
     draft_length: DraftLength | None = None
-    """Made with the first thought of a draft."""
+    """Created when a draft is first considered."""
     drafted: int = 0
     accepted: int = 0
     started: float | None = None
@@ -101,7 +101,7 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens that must be run before the next one can be chosen; 1 while decoding."""
+        """Tokens that must run before the next one can be sampled; 1 while decoding."""
         return len(self.tokens) - self.computed
 
     @property
@@ -110,13 +110,13 @@ class Sequence:
 
     @property
     def max_draft_tokens(self) -> int:
-        """The longest draft of which every token could still become part of the output, with one more to follow."""
+        """The longest draft that could be accepted in full, followed by one more token."""
         longest = self.request.stop_params.max_new_tokens - self.generated - 1
         return max(0, min(MAX_DRAFT, longest, self.limit - len(self.tokens) - 1))
 
     def sync_drafter(self) -> None:
-        """Let the drafter know what came since it was last told. Not done at each step, so that a sequence of which
-        nothing is drafted costs nothing."""
+        """Send the tokens generated since the last call to the drafter. Called only before a draft, since it costs
+        time."""
         if self.drafter is None:
             return
         generated = self.generated
@@ -124,14 +124,14 @@ class Sequence:
         self.drafter_synced = generated
 
     def advance(self, chosen: Tokens[int], draft: Tokens[int]) -> tuple[list[int], FinishReason | None]:
-        """Take the model's choice after the last token and after each token of ``draft``.
+        """Append the model's tokens after the last token and after each token of ``draft``, up to the first mismatch.
 
-        A choice counts as long as all drafts before it are the model's own choices. With choices that are a function
-        of logits, seed and place, the output is the one that would come about without drafts. For sampling this is
-        speculative sampling with a deterministic draft: a draft is kept with the probability that the model gives it.
+        Tokens are a function of logits, seed and index, so the output is the same as without drafts. This is
+        speculative sampling with a deterministic draft: a drafted token is accepted with the model's probability of
+        it.
 
         Returns:
-            The tokens that were taken, and a reason if the answer is complete.
+            The appended tokens, and a reason if the output is complete.
         """
         taken: list[int] = []
         reason = None
@@ -143,7 +143,7 @@ class Sequence:
         return taken, reason
 
     def append(self, token: int) -> FinishReason | None:
-        """Take a chosen token. A reason means that the answer is complete."""
+        """Append a sampled token. Returns a reason if the output is complete."""
         if self.first_token is None:
             self.first_token = time.perf_counter()
         self.tokens.append(token)

@@ -1,9 +1,9 @@
-"""Drafts in the engine: when one is asked for, how long it may be, and what is learned from what became of it.
+"""Speculative decoding in the engine: when to draft, how many tokens, and learning from the results.
 
-A draft changes the number of passes and never an answer, as long as a row's logits do not depend on the rows beside
-it. In float32 on a CPU they do not, nor in bfloat16 where the matrix library sums a row alike in every batch
-(``tests/llama/test_bfloat16.py`` says whether it does here). On a GPU a draft may turn a choice between two tokens
-whose logits are equal but for rounding.
+Drafts change the number of steps and never an output, as long as a row's logits do not depend on the other rows of
+the batch. That holds on a CPU in float32, and in bfloat16 if the matrix library sums a row the same way in every
+batch (checked by ``tests/llama/test_bfloat16.py``). On a GPU a draft may change the choice between two tokens whose
+logits are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from swe_infer.types import DrafterKind
 
 
 class Speculation:
-    """The drafters of one engine, and what they have in common.
+    """The drafters of one engine and their shared state.
 
     Args:
         codec: the tokenizer.
-        vocabulary: token ids that the model has.
+        vocabulary: number of token ids of the model.
     """
 
     def __init__(self, codec: Codec, vocabulary: int) -> None:
@@ -43,30 +43,29 @@ class Speculation:
         self.prompts = SharedPrompts()
         self.stats = EngineStats()
         self._active: dict[int, tuple[DrafterKind, SharedSuffixes, TokenIndex]] = {}
-        """The outputs that are being written and have a drafter."""
+        """The unfinished outputs that have a drafter."""
         self.step_cost = StepCostModel()
-        """What rows cost in this engine's passes, so far."""
+        """Estimated cost of a row in this engine's steps."""
         self._acceptance: dict[DrafterKind, AcceptanceModel] = {}
         self._budget = DraftBudget()
         self._build_s = 1e-6
-        """Seconds that it takes to make a drafter, for each token of its prompt."""
+        """Seconds to build a drafter, per prompt token."""
         self._inspect_s = 1e-4
         self._draft_s = 1e-4
-        """Seconds that it takes to see where a sequence stands, and to draft: running means in which a single slow
-        one counts little."""
+        """Seconds to inspect a sequence, and to draft: running means that limit outliers."""
 
     def set_stats(self, stats: EngineStats) -> None:
-        """Add what is drafted_rows from now on to ``stats``."""
+        """Count drafted tokens in ``stats`` from now on."""
         self.stats = stats
 
     def record_step(self, drafted_rows: int, seconds: float) -> None:
-        """A pass in which every sequence decoded was run, with so many drafted_rows rows."""
+        """Record the duration of a decode step with ``drafted_rows`` drafted rows."""
         self.step_cost.record(drafted_rows, seconds)
 
     def draft(self, sequence: Sequence, most: int, batch: int) -> list[int]:
-        """A draft of at most ``most`` tokens, with ``batch`` sequences in the making.
+        """Return a draft of at most ``most`` tokens, while ``batch`` sequences are decoded.
 
-        A row holds up the whole batch and speeds up one sequence of it, so its cost is that of a batch of rows.
+        A drafted row delays the whole batch and speeds up one sequence, so its cost counts ``batch`` times.
         """
         self._budget.batch = batch
         kind, length = sequence.request.drafter, sequence.draft_length
@@ -103,9 +102,9 @@ class Speculation:
         return list(takewhile(lambda token: token < self._vocabulary, draft))
 
     def _build_drafter(self, sequence: Sequence, kind: DrafterKind, steps_per_s: float) -> Drafter | None:
-        """A drafter for a sequence; None as long as the time that it takes is not earned.
+        """Build a drafter for a sequence; None while the budget does not cover its cost.
 
-        Where drafts fail everywhere, one sequence of all that are in the making goes on trying.
+        Where drafts fail everywhere, only one sequence at a time keeps trying.
         """
         if not self._acceptance[kind].promising and any(other == kind for other, _, _ in self._active.values()):
             return None
@@ -119,15 +118,15 @@ class Speculation:
             started = time.perf_counter()
             shared.prepare(kind)
             self._build_s = _mean(self._build_s, (time.perf_counter() - started) / len(prompt))
-        made = drafter_of(kind, self._codec, shared)
-        sequence.drafter = made
-        if not isinstance(made, NoDrafter):
-            shared.add_active(made.written)
-            self._active[id(sequence)] = (kind, shared, made.written)
-        return made
+        drafter = drafter_of(kind, self._codec, shared)
+        sequence.drafter = drafter
+        if not isinstance(drafter, NoDrafter):
+            shared.add_active(drafter.written)
+            self._active[id(sequence)] = (kind, shared, drafter.written)
+        return drafter
 
     def record_verified(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
-        """Learn what became of a draft: ``taken`` is what the model said."""
+        """Record the verification of a draft: ``taken`` are the model's tokens."""
         if sequence.drafter is None:
             if sequence.draft_length is not None:
                 self._budget.earn(1.0)
@@ -142,16 +141,16 @@ class Speculation:
         self.stats.accepted_tokens += accepted
 
     def record_output(self, sequence: Sequence, answer: RequestOutput) -> None:
-        """Keep an answer for later samples of its prompt."""
+        """Add an output to the draft sources of later samples of its prompt."""
         self.discard(sequence)
         if sequence.request.drafter != "none":
             request = sequence.request
             self.prompts.get(request.prompt_ids, request.source).add_output(answer.token_ids, answer.text)
 
     def discard(self, sequence: Sequence) -> None:
-        """The output of ``sequence`` is no longer being written."""
-        if (entered := self._active.pop(id(sequence), None)) is not None:
-            _, shared, written = entered
+        """Stop drafting from the unfinished output of ``sequence``."""
+        if (active := self._active.pop(id(sequence), None)) is not None:
+            _, shared, written = active
             shared.remove_active(written)
 
 

@@ -1,4 +1,4 @@
-"""What an engine counts, and how the counts of several engines become those of one run."""
+"""Statistics of an engine, and how those of several engines are merged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _SUMMED = frozenset(
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since the engine was made, or since its last reset. ``busy_s`` is time in ``Engine.step``, ``draft_s``
-    the part of it that went into drafts."""
+    """Counts since the engine was created or last reset. ``busy_s`` is the time in ``Engine.step``; ``draft_s`` is
+    the part of it spent on drafting."""
 
     steps: int = 0
     prompt_tokens: int = 0
@@ -32,7 +32,7 @@ class EngineStats:
     preemptions_before: int = 0
 
     def figures(self) -> dict[str, float]:
-        """Rates over the busy time, shares, and counts that are shown as they are."""
+        """Rates over the busy time, shares, and raw counts."""
         busy = max(self.busy_s, 1e-9)
         return {
             "prompt_tokens_per_s": round(self.prefill_rows / busy, 1),
@@ -47,7 +47,7 @@ class EngineStats:
 
 
 def merged_figures(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The figures of engines side by side: counts and rates summed, shares averaged."""
+    """Merge the figures of several engines: sums of counts and rates, means of shares."""
     merged: dict[str, float] = {}
     for key in parts[0] if parts else ():
         total = sum(figures[key] for figures in parts)

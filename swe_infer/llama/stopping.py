@@ -1,5 +1,5 @@
-"""When an output ends: end token, stop string, closed patch, length, or a loop. Each sequence is judged on its own
-output alone, on the host, from tokens that are there anyway."""
+"""Stop criteria of an output: end token, stop string, closed patch, length, or a loop. They depend only on the
+sequence's own output and run on the host."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from swe_infer.llama.tokenizer import LlamaTokenizer, TextStream
 from swe_infer.types import FinishReason
 
 FENCE_GRACE = 64
-"""Tokens that may follow a closed diff fence. Answers may hold several fences, one for each file, with prose between
-them; what follows the last one is cut short."""
+"""Tokens allowed after a closed diff fence. An output may have one fence for each file, with prose in between."""
 
 REPEAT_WINDOW = 256
 REPEAT_PERIOD = 64
@@ -25,14 +24,15 @@ _DIFF_LINE = re.compile(r"^(diff --git |--- |\+\+\+ |@@ )", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class StopParams:
-    """What ends an output.
+    """Stop parameters of a request.
 
     Args:
-        max_new_tokens: tokens, the end token included.
-        end_tokens: ids; the token is not part of the text.
-        stop: strings; they are not part of the text.
-        closed_patch: whether a closed ``<patch>`` tag, or a diff's closed fence and a little more, is an end.
-        repetition: whether a loop is an end.
+        max_new_tokens: maximum tokens, the end token included.
+        end_tokens: token ids that end the output and are not part of the text.
+        stop: strings that end the output and are not part of the text.
+        closed_patch: whether a closed ``<patch>`` tag, or a closed diff fence and ``FENCE_GRACE`` tokens, ends the
+            output.
+        repetition: whether a loop ends the output.
     """
 
     max_new_tokens: int
@@ -43,7 +43,7 @@ class StopParams:
 
 
 class StopCriteria:
-    """Follows one output. :meth:`push` each token; ``text`` is what has been written."""
+    """Tracks one output. Call :meth:`push` for each token; ``text`` is the output so far."""
 
     def __init__(self, stop_params: StopParams, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
         self.stop_params = stop_params
@@ -61,7 +61,7 @@ class StopCriteria:
         return self._stream.text if self._cut is None else self._stream.text[: self._cut]
 
     def push(self, token: int) -> FinishReason | None:
-        """Take the next token. A reason means that the output is complete."""
+        """Add the next token. Returns a reason if the output is complete."""
         self.tokens.append(token)
         if token in self.stop_params.end_tokens:
             self._stream.finish()
@@ -81,7 +81,7 @@ class StopCriteria:
         return None
 
     def end(self, reason: FinishReason) -> FinishReason:
-        """End the output from outside (the context window is full)."""
+        """End the output for an external reason, such as a full context window."""
         before = len(self._stream.text)
         self._stream.finish()
         if len(self._stream.text) > before and self._stop_string(before):
@@ -102,9 +102,9 @@ class StopCriteria:
         return bool(found)
 
     def _patch_closed(self) -> bool:
-        """Look at the lines since the last look.
+        """Examine the lines completed since the last call.
 
-        A tag or fence counts at the start of a line only: a diff's content stands behind a space, plus or minus.
+        A tag or fence counts only at the start of a line: lines of a diff start with a space, plus or minus.
         """
         text = self._stream.text
         if _PATCH_CLOSED.match(text, self._line_start):

@@ -1,11 +1,11 @@
-"""One model in several processes (tensor parallel): the first rank leads, the others run what it tells them.
+"""Tensor parallelism: one model in several processes, of which rank 0 leads.
 
-The leader is an ordinary :class:`~swe_infer.llama.engine.Engine`: it schedules, samples and answers. Before each pass
-it tells the followers through pipes what the pass consists of; then all run it on their part of the weights and of
-the key-value cache, and add up their sums with ``torch.distributed`` (NCCL on GPUs, gloo on a CPU). So there is one
-schedule, whatever happens. A rank that ends by itself ends the run with one line.
+The leader is an ordinary :class:`~swe_infer.llama.engine.Engine`: it schedules and samples. Before each step it sends
+the :class:`ModelInput` to the other ranks through pipes. Then all ranks run it on their part of the weights and of
+the KV cache and all-reduce with ``torch.distributed`` (NCCL on GPUs, gloo on a CPU). A rank that ends unexpectedly
+ends the run with a one-line error.
 
-Only gloo has been tried. With NCCL a rank that ends within a pass is found out by NCCL's own watchdog.
+Only gloo has been tested. With NCCL, its own watchdog detects a rank that ends within a step.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ from swe_infer.llama.weights import load_weights, stored_dtype
 from swe_infer.types import LlamaModel
 
 _TIMEOUT = timedelta(seconds=120)
-"""For a rank that neither answers nor ends. A pass is far shorter."""
+"""Timeout for a rank that hangs. A step is far shorter."""
 
 _PEER_LOST = 71
-"""Exit code of a rank that another one has left in the middle of a pass."""
+"""Exit code of a rank whose peer ended in the middle of a step."""
 
 
 class RankDied(SweInferError):
-    """A process that holds a part of the model ended by itself. What was not answered is lost; the same command asks
-    it again."""
+    """A rank ended unexpectedly. Running the same command again answers the remaining requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """The arguments of :meth:`LlamaForCausalLM.step`, and the tokens."""
+    """The tokens of a step and the arguments of :meth:`LlamaForCausalLM.step`."""
 
     ids: list[int]
     starts: list[int]
@@ -60,7 +59,7 @@ class ModelInput:
 
 
 def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
-    """Raises ConfigError for what cannot be divided, or not here."""
+    """Raises ConfigError if the model cannot be divided, or not on this machine."""
     count = model.tensor_parallel
     if model.peft_path is not None:
         raise ConfigError(
@@ -74,8 +73,8 @@ def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
 
 
 def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: TPRank) -> LlamaForCausalLM:
-    """The weights of one rank, straight from the checkpoint, with the adapter merged. ``model.device`` names a
-    device; it is ``cpu`` or ``cuda`` where there are several ranks."""
+    """Load one rank's weights from the checkpoint and merge the adapter. ``model.device`` is ``cpu`` or ``cuda`` with
+    several ranks, else any device."""
     device = torch.device(model.device)
     if shard.count > 1 and device.type == "cuda":
         device = torch.device("cuda", shard.rank)
@@ -99,7 +98,7 @@ def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: TP
 
 
 class TensorParallelGroup:
-    """The leader's side of the other ranks, which begin to load at once. A process leads one model at a time.
+    """The leader's handle of the other ranks, which start to load at once. A process leads one group at a time.
 
     Args:
         model: with ``device`` ``cpu`` or ``cuda``.
@@ -109,7 +108,7 @@ class TensorParallelGroup:
     def __init__(self, model: LlamaModel, directory: Path, config: LlamaConfig) -> None:
         self.shard = TPRank(0, model.tensor_parallel)
         self.free_bytes = 0
-        """Bytes that every rank has for its part of the cache, once all have met."""
+        """Bytes that every rank has free for its part of the cache, after :meth:`init_process_group`."""
         self._device = model.device
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1", 0, self.shard.count, is_master=True, wait_for_workers=False, timeout=_TIMEOUT
@@ -127,11 +126,11 @@ class TensorParallelGroup:
             self._ranks.append((ours, process))
 
     def init_process_group(self, free_bytes: int) -> None:
-        """Wait until all have loaded, and connect them. ``room``: bytes that this rank has for its cache.
+        """Wait until all ranks have loaded, and connect them. ``free_bytes``: available for this rank's cache.
 
         Raises:
-            CheckpointError, ConfigError: what loading raised in a rank.
-            RankDied: a rank did not come up.
+            CheckpointError, ConfigError: raised by a rank while loading.
+            RankDied: a rank did not start.
         """
         free = [free_bytes]
         for rank in range(1, self.shard.count):
@@ -147,10 +146,10 @@ class TensorParallelGroup:
             raise self.failure() from error
 
     def send(self, message: Any) -> None:
-        """Tell every rank.
+        """Send a message to every rank.
 
         Raises:
-            RankDied: one has ended.
+            RankDied: a rank has ended.
         """
         for pipe, _ in self._ranks:
             try:
@@ -159,7 +158,7 @@ class TensorParallelGroup:
                 raise self.failure() from None
 
     def failure(self) -> RankDied:
-        """Why the ranks lost each other: the one that has ended, where one has."""
+        """The error that names the rank that ended, if one did."""
         ended = wait([process.sentinel for _, process in self._ranks], timeout=5)
         for rank, (_, process) in enumerate(self._ranks, 1):
             if process.sentinel in ended:
@@ -178,7 +177,7 @@ class TensorParallelGroup:
             raise self.failure() from None
 
     def close(self) -> None:
-        """End all ranks. The model cannot be run any more."""
+        """Stop all ranks. The model cannot run afterwards."""
         for pipe, _ in self._ranks:
             pipe.close()
         if distributed.is_initialized():
@@ -201,8 +200,8 @@ def _init_process_group(store: Any, shard: TPRank, device: str) -> None:
 def _serve_rank(
     pipe: Connection, model: LlamaModel, directory: Path, config: LlamaConfig, shard: TPRank, port: int
 ) -> None:
-    """A follower's process: load, meet the others, then do as told until the leader closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader alone reacts to Ctrl-C
+    """Entry point of the other ranks: load, connect, then run steps until the leader closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the leader reacts to Ctrl-C
     if model.device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.count))
     try:
@@ -227,7 +226,7 @@ def _serve_rank(
     except RuntimeError as error:
         if "gloo" not in str(error) and "NCCL" not in str(error):
             raise
-        sys.exit(_PEER_LOST)  # another rank has ended, of which the leader tells
+        sys.exit(_PEER_LOST)  # another rank has ended; the leader reports it
 
 
 @torch.inference_mode()
@@ -242,7 +241,7 @@ def _worker_loop(pipe: Connection, network: LlamaForCausalLM) -> None:
 
 
 def run_step(network: LlamaForCausalLM, cache: KVCache, model_input: ModelInput) -> Tensor:
-    """Run a pass; returns the wanted logits (RV, float32)."""
+    """Run a step. Returns the logits of ``model_input.rows`` (RV, float32)."""
     step = network.step(
         model_input.starts,
         model_input.query_lens,

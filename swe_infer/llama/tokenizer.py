@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer: prompts to ids, and ids to text as they come.
+"""A checkpoint's tokenizer: encodes prompts and decodes outputs incrementally.
 
-``tokenizer.json`` is read with the ``tokenizers`` package alone, which takes milliseconds; ``transformers`` is needed
-only for a checkpoint without that file, and to render chat templates. Nothing here runs code from a checkpoint.
+``tokenizer.json`` is read with the ``tokenizers`` package, which is fast. ``transformers`` is imported only for a
+checkpoint without that file and for chat templates. No code of a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _CONTEXT = 8
-"""Tokens of the prompt that the first output tokens are decoded with, so that a leading space survives."""
+"""Prompt tokens that are decoded along with the first output tokens, to preserve a leading space."""
 
 
 class LlamaTokenizer:
     """Encodes prompts and decodes outputs.
 
     Raises:
-        CheckpointError: the directory holds no tokenizer that can be read.
+        CheckpointError: the directory has no readable tokenizer.
         ConfigError: ``prompt_format=chat`` with a checkpoint that has no chat template.
     """
 
@@ -43,13 +43,13 @@ class LlamaTokenizer:
 
     @property
     def size(self) -> int:
-        """Number of ids, added tokens included."""
+        """Number of token ids, added tokens included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt.
+        """Return the token ids of a prompt.
 
-        A dataset's text is data: where it spells a special token such as ``</s>``, it is encoded as plain text.
+        Special tokens in the text of a dataset, such as ``</s>``, are encoded as plain text.
         """
         if self._chat is not None:
             return self._encode_chat(prompt)
@@ -72,12 +72,12 @@ class LlamaTokenizer:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of a piece of text: no special tokens, neither added nor recognised."""
+        """Return the token ids of a text. Special tokens are neither added nor recognised."""
         self._backend.encode_special_tokens = True
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids`` without special tokens."""
+        """Return the text of ``ids`` without special tokens."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def _special(self, config: dict[str, Any], key: str) -> int | None:
@@ -88,9 +88,9 @@ class LlamaTokenizer:
 
 
 class TextStream:
-    """Decodes one output token by token. Text is held back while a character is not complete.
+    """Decodes one output token by token. An incomplete character is held back.
 
-    The tokens before are decoded along with new ones, because decoders treat the first token of a text specially.
+    Preceding tokens are decoded along with new ones, because decoders treat the first token of a text specially.
     """
 
     def __init__(self, tokenizer: LlamaTokenizer, prompt_ids: Sequence[int]) -> None:
@@ -105,7 +105,7 @@ class TextStream:
         self._advance(final=False)
 
     def finish(self) -> None:
-        """Give up waiting for the rest of an incomplete character."""
+        """Emit an incomplete character."""
         self._advance(final=True)
 
     def _advance(self, *, final: bool) -> None:
@@ -126,7 +126,7 @@ def _load(directory: Path) -> Tokenizer:
         except Exception as error:  # the package raises bare Exception
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not (directory / "tokenizer.model").is_file():
-        raise CheckpointError(f"{directory} holds neither tokenizer.json nor tokenizer.model")
+        raise CheckpointError(f"{directory} has neither tokenizer.json nor tokenizer.model")
     backend: Tokenizer = _transformers(directory).backend_tokenizer
     return backend
 

@@ -1,6 +1,6 @@
 """Loads the weights of Hugging Face checkpoints into :class:`LlamaForCausalLM`.
 
-One place knows how the names in a checkpoint map to our fused parameters; adapters use it too.
+Maps the tensor names of a checkpoint to our fused parameters, for adapters too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from swe_infer.text import first_line
 
 
 class TensorSource(Protocol):
-    """Named tensors of a checkpoint, wherever they lie."""
+    """Named tensors of a checkpoint in any file format."""
 
     def names(self) -> set[str]: ...
 
@@ -30,20 +30,20 @@ class TensorSource(Protocol):
     def dtype(self, name: str) -> torch.dtype: ...
 
     def read_into(self, name: str, target: Tensor) -> None:
-        """Fill ``target``. Raises CheckpointError on another shape or values that are not finite."""
+        """Read into ``target``. Raises CheckpointError on another shape or non-finite values."""
         ...
 
     def read_part(self, name: str, target: Tensor, rows: slice, columns: slice) -> None:
-        """Fill ``target`` with a part of a matrix, or of a vector, whose columns are ``slice(0, 1)``."""
+        """Read a part of a matrix, or of a vector with ``columns`` ``slice(0, 1)``, into ``target``."""
         ...
 
 
 def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool) -> None:
-    """Fill every parameter of ``model`` from a checkpoint directory.
+    """Load every parameter of ``model`` from a checkpoint directory.
 
     Raises:
-        CheckpointError: no weights, only pickled ones, or a tensor that is missing, cut short, of another shape, or
-            not finite; file and tensor are named.
+        CheckpointError: there are no weights or only pickled ones, or a tensor is missing, truncated, of another
+            shape, or not finite; the error names file and tensor.
     """
     source = open_tensors(directory, "model.safetensors", "pytorch_model.bin", allow_pickle=allow_pickle)
     names = source.names()
@@ -69,7 +69,7 @@ def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool
 
 
 def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
-    """The type of all the matrices of a checkpoint, or None where they have several. Reads tables of contents alone.
+    """Return the type of all matrices of a checkpoint, or None if they differ. Reads only headers.
 
     Raises:
         CheckpointError: see :func:`open_tensors`.
@@ -80,7 +80,7 @@ def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
 
 
 def _divided(name: str) -> int | None:
-    """The axis along which the ranks divide a tensor of the checkpoint; None: each has the whole."""
+    """The axis along which ranks divide a tensor of the checkpoint; None: each rank has all of it."""
     module, kind = name.rsplit(".", 2)[-2:]
     if module in ("o_proj", "down_proj"):
         return 1 if kind == "weight" else None
@@ -88,7 +88,7 @@ def _divided(name: str) -> int | None:
 
 
 def parameter_views(model: LlamaForCausalLM) -> dict[str, Tensor]:
-    """The checkpoint's tensor names and, for each, the part of our parameters that holds it."""
+    """Map the checkpoint's tensor names to views of our parameters."""
     config = model.config
     views = {"model.embed_tokens.weight": model.embed_tokens.data, "model.norm.weight": model.norm.weight.data}
     for index in range(config.num_hidden_layers):
@@ -96,15 +96,15 @@ def parameter_views(model: LlamaForCausalLM) -> dict[str, Tensor]:
         prefix = f"model.layers.{index}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             views[f"{prefix}.{norm}.weight"] = getattr(layer, norm).weight.data
-        for room, name, rows in _fused_rows(config, model.shard):
-            linear = getattr(getattr(layer, room), name)
+        for block, name, rows in _fused_rows(config, model.shard):
+            linear = getattr(getattr(layer, block), name)
             for kind in ("weight", "bias"):
                 parameter = getattr(linear, kind)
                 if parameter is None:
                     continue
                 start = 0
                 for part, count in rows:
-                    views[f"{prefix}.{room}.{part}.{kind}"] = parameter.data[start : start + count]
+                    views[f"{prefix}.{block}.{part}.{kind}"] = parameter.data[start : start + count]
                     start += count
     if not config.tie_word_embeddings and model.shard.rank == 0:
         views["lm_head.weight"] = model.lm_head.weight.data
@@ -112,7 +112,7 @@ def parameter_views(model: LlamaForCausalLM) -> dict[str, Tensor]:
 
 
 def _fused_rows(config: LlamaConfig, shard: TPRank) -> Iterator[tuple[str, str, tuple[tuple[str, int], ...]]]:
-    """Our linear maps, and the checkpoint's maps they are made of with their rows."""
+    """Our projections, and the checkpoint's projections that are fused in them, with their rows."""
     heads = shard.divide(config.num_attention_heads) * config.head_dim
     kv = shard.divide(config.num_key_value_heads) * config.head_dim
     yield "self_attn", "qkv_proj", (("q_proj", heads), ("k_proj", kv), ("v_proj", kv))
@@ -123,7 +123,7 @@ def _fused_rows(config: LlamaConfig, shard: TPRank) -> Iterator[tuple[str, str, 
 
 
 def open_tensors(directory: Path, safe_name: str, pickle_name: str, *, allow_pickle: bool) -> TensorSource:
-    """The tensors of a directory: one safetensors file, or many with an index, or pickled ones if allowed."""
+    """Open the tensors of a directory: one safetensors file, several with an index, or pickled ones if allowed."""
     files = _files(directory, safe_name)
     if files:
         return _SafeTensors(files)
@@ -134,10 +134,10 @@ def open_tensors(directory: Path, safe_name: str, pickle_name: str, *, allow_pic
             if allow_pickle
             else "; if its weights are pickled, model.allow_pickle=true loads them (they can run code)"
         )
-        raise CheckpointError(f"{directory} holds neither {safe_name} nor an index of several such files{hint}")
+        raise CheckpointError(f"{directory} has neither {safe_name} nor its index{hint}")
     if not allow_pickle:
         raise CheckpointError(
-            f"{directory} holds pickled weights only ({files[0].name}), which can run code when they are loaded; "
+            f"{directory} has only pickled weights ({files[0].name}), which can run code when they are loaded; "
             "set model.allow_pickle=true if you trust their source"
         )
     return _PickledTensors(files)
@@ -183,7 +183,7 @@ class _SafeTensors:
 
 
 class _PickledTensors:
-    """``pytorch_model.bin``: read with ``weights_only``, which is safer than a bare unpickler but not safe."""
+    """``pytorch_model.bin``, read with ``weights_only``, which is safer than a plain unpickler but not safe."""
 
     def __init__(self, files: list[Path]) -> None:
         self.tensors: dict[str, tuple[Path, Tensor]] = {}
@@ -207,15 +207,15 @@ class _PickledTensors:
         path, tensor = self.tensors[name]
         if tensor.shape != target.shape:
             raise CheckpointError(
-                f"{path}: tensor {name} has shape {list(tensor.shape)}, the configuration wants {list(target.shape)}"
+                f"{path}: tensor {name} has shape {list(tensor.shape)}, the configuration requires {list(target.shape)}"
             )
         if not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
-            raise CheckpointError(f"{path}: tensor {name} holds values that are not finite")
+            raise CheckpointError(f"{path}: tensor {name} has values that are not finite")
         target.copy_(tensor)
 
     def read_part(self, name: str, target: Tensor, rows: slice, columns: slice) -> None:
         path, tensor = self.tensors[name]
         part_RC = tensor.view(len(tensor), -1)[rows, columns]
         if not all(bool(edge.isfinite()) for edge in part_RC.aminmax()):
-            raise CheckpointError(f"{path}: tensor {name} holds values that are not finite")
+            raise CheckpointError(f"{path}: tensor {name} has values that are not finite")
         target.view(part_RC.shape).copy_(part_RC)

@@ -110,7 +110,7 @@ def test_a_request_that_ends_three_engines_fails_alone(model: LlamaModel) -> Non
     group = group_of(model, *workers)
     refused: dict[str, str] = {}
     answers = list(group.generate(requests(), lambda r, e: refused.update({str(r.key): f"{type(e).__name__}: {e}"})))
-    assert refused == {"5": "WorkerDied: 3 engines ended while they were answering it"}
+    assert refused == {"5": "WorkerDied: 3 engines ended while they computed this request"}
     assert sorted(str(answer.request.key) for answer in answers) == sorted(str(n) for n in range(12) if n != 5)
     assert sum(worker.alive for worker in workers) == 1
     group.close()

@@ -120,7 +120,7 @@ def test_a_missing_tensor_is_named(copy: Path) -> None:
 def test_a_tensor_of_another_shape_is_named(copy: Path) -> None:
     change_tensors(copy, **{"model.norm.weight": torch.ones(63)})
     with pytest.raises(
-        CheckpointError, match=r"model\.norm\.weight has shape \[63\], the configuration wants \[64\]"
+        CheckpointError, match=r"model\.norm\.weight has shape \[63\], the configuration requires \[64\]"
     ):
         load(copy)
 
@@ -130,7 +130,7 @@ def test_values_that_are_not_finite_are_refused(copy: Path, value: float) -> Non
     weight = torch.zeros(64)
     weight[17] = value
     change_tensors(copy, **{"model.norm.weight": weight})
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values that are not finite"):
         load(copy)
 
 

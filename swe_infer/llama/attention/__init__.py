@@ -1,1 +1,2 @@
-"""Attention over a paged cache. Each module but ``base`` exports a class ``Backend``; its file name is its name."""
+"""Attention over a paged cache. Each module except ``base`` is a backend, named after the module, with a class
+``Backend``."""

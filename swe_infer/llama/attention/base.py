@@ -1,7 +1,7 @@
 """The interface of attention backends, and the choice among them.
 
-Shape suffixes: T packed tokens, H query heads, K key-value heads, D head dimension, N cache blocks, B tokens a block,
-S sequences, P blocks of the longest sequence.
+Shape suffixes: T packed tokens, H query heads, K key-value heads, D head dimension, N cache blocks, B tokens per
+block, S sequences, P blocks of the longest sequence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PlanT = TypeVar("PlanT")
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What a backend must know of the model and the cache."""
+    """Dimensions, device and dtype of attention."""
 
     heads: int
     kv_heads: int
@@ -43,9 +43,9 @@ class AttentionShape:
 class Layout:
     """Which packed query rows belong to which sequence. All lists are on the host and have S entries.
 
-    Sequence ``s`` brings ``query_lens[s]`` rows. They are the last of its ``key_lens[s]`` tokens, whose keys and
-    values lie in the cache, in the blocks ``block_tables[s]``. Each row sees the keys up to its own. Where
-    ``allocation_ids[s]`` is the same in two passes, the blocks belonged to the sequence all the time between them.
+    Sequence ``s`` has ``query_lens[s]`` rows: the last of its ``key_lens[s]`` tokens, whose keys and values are in
+    the cache blocks ``block_tables[s]``. Each row attends to the keys up to its own. If ``allocation_ids[s]`` is the
+    same in two steps, the sequence owned its blocks all the time in between.
     """
 
     query_lens: Sequence[int]
@@ -57,12 +57,12 @@ class Layout:
 class AttentionBackend(ABC, Generic[PlanT]):
     """Causal grouped-query attention of packed queries over a paged cache.
 
-    ``plan`` turns a layout into what the device needs, once a step; ``attend`` uses it in every layer. A pool is NBKD
-    unless a backend says otherwise.
+    ``plan`` prepares a layout once per step; ``attend`` uses the plan in every layer. A pool is NBKD unless a backend
+    overrides :meth:`pool_shape`.
     """
 
     block_size: int
-    """Tokens of a cache block that this backend reads best."""
+    """Tokens of a cache block that suit this backend."""
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape
@@ -70,36 +70,36 @@ class AttentionBackend(ABC, Generic[PlanT]):
     @classmethod
     @abstractmethod
     def why_not(cls, shape: AttentionShape) -> str | None:
-        """Why this backend cannot serve ``shape`` on this machine, or None if it can."""
+        """The reason why this backend cannot run ``shape`` on this machine; None if it can."""
 
     @abstractmethod
     def plan(self, layout: Layout) -> PlanT:
-        """Move ``layout`` to the device."""
+        """Prepare ``layout`` on the device."""
 
     def pool_shape(self, blocks: int) -> tuple[int, int, int, int]:
-        """The shape in which this backend reads the keys (or values) of one layer."""
+        """Shape of the keys (or values) of one layer."""
         return (blocks, self.block_size, self.shape.kv_heads, self.shape.head_dim)
 
     def slots(self, places_T: Tensor) -> Tensor:
-        """What :meth:`write` needs of each token's place (``block * block_size + offset``), once a step."""
+        """Convert each token's ``block * block_size + offset`` to the argument of :meth:`write`, once per step."""
         return places_T
 
     def write(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, slots: Tensor) -> None:
-        """Put each token's key and value into the pools of its layer."""
+        """Write each token's key and value into the pools of its layer."""
         k_pool.flatten(0, 1).index_copy_(0, slots, k_TKD)
         v_pool.flatten(0, 1).index_copy_(0, slots, v_TKD)
 
     @abstractmethod
     def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PlanT) -> Tensor:
-        """Attention output of shape THD, over pools of :meth:`pool_shape`. Rows beyond the
-        layout's are padding and come back as zeros."""
+        """Return the attention output THD over pools of :meth:`pool_shape`. Rows beyond the layout are padding; their
+        output is zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class PagedPlan:
-    """What paged flash-attention kernels take; tensors are int32 on the device.
+    """Arguments of paged flash-attention kernels; tensors are int32 on the device.
 
-    ``max_queries`` and ``max_keys`` bound the lengths; a kernel of a larger bound computes the same.
+    ``max_queries`` and ``max_keys`` are upper bounds; a larger bound gives the same result.
     """
 
     queries: int
@@ -112,7 +112,7 @@ class PagedPlan:
 
 
 class PagedBackend(AttentionBackend[PagedPlan]):
-    """A flash-attention kernel on CUDA that reads the cache through block tables of 256 tokens a block."""
+    """A flash-attention kernel on CUDA with block tables of 256 tokens per block."""
 
     block_size = 256
 
@@ -129,7 +129,7 @@ class PagedBackend(AttentionBackend[PagedPlan]):
         return None
 
     def plan(self, layout: Layout) -> PagedPlan:
-        """Pack the layout into pinned memory and send it without waiting."""
+        """Copy the layout to the device asynchronously, from pinned memory."""
         width = max((len(table) for table in layout.block_tables), default=1)
 
         def send(values: object) -> Tensor:
@@ -159,10 +159,10 @@ class PagedBackend(AttentionBackend[PagedPlan]):
 
 
 def choose_backend(choice: AttentionChoice, shape: AttentionShape) -> AttentionBackend[Any]:
-    """The first backend of ``choice`` that works.
+    """Return the first backend of ``choice`` that works.
 
     Raises:
-        ConfigError: an unknown name, or none works; the reason of each is given.
+        ConfigError: a name is unknown, or no backend works; the error gives the reason of each.
     """
     known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base"))
     reasons = []

@@ -1,10 +1,8 @@
-"""Attention with the flash-attn package (Dao, 2023): ``flash_attn_varlen_func`` for chunks of prompts,
-``flash_attn_with_kvcache`` for steps in which every sequence brings one row. A cache block holds 256 tokens, as its
-paged kernels want.
+"""Attention with the flash-attn package (Dao, 2023): ``flash_attn_varlen_func`` for prompt chunks,
+``flash_attn_with_kvcache`` for steps with one row per sequence. Its paged kernels require cache blocks of 256 tokens.
 
-Split-KV is switched off (``num_splits=1``), so that a sequence's bits do not depend on who is beside it. With it a
-step of one sequence of 4,096 tokens took 13 % less time on an H200, of eight 4 %, of thirty-two as much
-(``benchmarks/engine_gpu.py``).
+Split-KV is disabled (``num_splits=1``), so that a sequence's bits do not depend on its batch. Cost:
+``benchmarks/README.md``.
 """
 
 from __future__ import annotations

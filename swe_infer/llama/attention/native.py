@@ -1,10 +1,10 @@
-"""Attention on a CPU by our own kernel, :mod:`swe_infer.llama.native`.
+"""Attention on a CPU with our own kernel, :mod:`swe_infer.llama.native`.
 
-It reads keys and values from the cache as they lie, and those that several sequences share once for all of them:
-samples of a prompt, and the points of a sweep over it, share all blocks of the prompt but the last (cf. Hydragen,
-Juravsky et al., 2024; cascade inference in FlashInfer, Ye et al., 2024).
+It reads the cache in place, and reads keys and values that several sequences share once for all of them: samples of a
+prompt share all blocks of the prompt but the last (cf. Hydragen, Juravsky et al., 2024; cascade inference in
+FlashInfer, Ye et al., 2024).
 
-What a row computes depends on its own sequence alone, bit for bit.
+A row's result depends only on its own sequence, bit for bit.
 
 Shape suffixes as in :mod:`swe_infer.llama.attention.base`.
 """
@@ -22,11 +22,11 @@ from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Kernels, Units, l
 _LARGEST_HEAD = 256
 _PANEL_BLOCKS = PANEL // BLOCK
 _MIN_SHARED_FRACTION = 0.5
-"""Part of its blocks that a sequence must share for its group to be worth it."""
+"""Minimum fraction of its blocks that a sequence must share with its group."""
 
 
 class Backend(AttentionBackend[Units]):
-    """The compiled kernel over a cache that lies as it reads it."""
+    """The compiled kernel, over a cache in the kernel's layout."""
 
     block_size = BLOCK
 
@@ -87,7 +87,8 @@ class Backend(AttentionBackend[Units]):
         return Units.from_lists(units, tokens, visible, segments, tables)
 
     def _shared_groups(self, layout: Layout, singles: list[int]) -> list[tuple[list[int], int]]:
-        """Sequences that bring one row, in groups that share so many first keys; 0 where one is alone."""
+        """Group the sequences with one row by shared prefix, with the number of shared keys; 0 for a sequence
+        alone."""
         groups = []
         for group in prefix_groups([layout.block_tables[s] for s in singles], self._max_tokens):
             members = [singles[place] for place in group.members]
@@ -104,15 +105,14 @@ class Backend(AttentionBackend[Units]):
 
 @dataclass(frozen=True, slots=True)
 class PrefixGroup:
-    """Sequences ``members`` (by their place in the list) whose first ``blocks`` blocks are the same; 0 where a
-    sequence is alone."""
+    """Sequences ``members`` (indices) whose first ``blocks`` blocks are the same; 0 for a sequence alone."""
 
     members: tuple[int, ...]
     blocks: int
 
 
 def common_blocks(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    """How many leading blocks two tables have in common, at most ``most``."""
+    """Number of leading blocks that two tables have in common, at most ``most``."""
     low, high = 0, min(most, len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -124,11 +124,11 @@ def common_blocks(one: Sequence[int], other: Sequence[int], most: int) -> int:
 
 
 def prefix_groups(tables: Sequence[Sequence[int]], most: int) -> list[PrefixGroup]:
-    """Divide sequences into groups that share much of what they read.
+    """Group sequences that share a long prefix.
 
     Args:
-        tables: the blocks of each sequence's keys. The last one is never counted as shared: it is being written.
-        most: sequences of a group.
+        tables: blocks of each sequence's keys. The last block is being written and never counts as shared.
+        most: maximum sequences of a group.
     """
     groups: list[PrefixGroup] = []
     members: list[int] = []

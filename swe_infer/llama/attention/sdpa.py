@@ -1,13 +1,12 @@
 """Attention with torch's ``scaled_dot_product_attention`` (SDPA), on any device and in any type.
 
-What a row computes depends on its own sequence alone, bit for bit, on a CPU in float32: keys are always taken up to
-the next multiple of ``TILE`` (what lies beyond the row is masked), and the kernel always gets at least ``MIN_ROWS``
-rows, below which the matrix library sums in another order. So it makes no difference how a prompt is cut into chunks,
-which part of it came from the cache, or who else is in the batch.
+On a CPU in float32 a row's result depends only on its own sequence, bit for bit: keys are padded to a multiple of
+``TILE`` and masked beyond the row, and the kernel always gets at least ``MIN_ROWS`` rows, below which the matrix
+library sums in another order. So chunking of prompts, prefix caching and batch composition do not change results.
 
-Shape suffixes: T packed tokens, H query heads, K key-value heads, G query heads a key-value head, D head dimension,
-N cache blocks, B tokens a block, S sequences of a group, Z = S K, R rows, L keys. Pools are NKBD, so that the keys of
-one head come together when they are gathered.
+Shape suffixes: T packed tokens, H query heads, K key-value heads, G query heads per key-value head, D head dimension,
+N cache blocks, B tokens per block, S sequences of a group, Z = S K, R rows, L keys. Pools are NKBD, so that gathering
+a block copies the keys of one head contiguously.
 """
 
 from __future__ import annotations
@@ -24,22 +23,23 @@ from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Lay
 from swe_infer.llama.gathered_kv import DecodeGroup, GatheredKV
 
 TILE = 256
-"""Keys are padded to a multiple of this; a prefill chunk is cut at these positions."""
+"""Keys are padded to a multiple of this. Prefill chunks are split at these positions."""
 
 MIN_ROWS = 8
-"""Fewest rows of a float32 matrix product, and what row counts are rounded up to."""
+"""Minimum rows of a float32 matrix product. Row counts are rounded up to a multiple of it."""
 
 GATHER_TOKENS = 1 << 16
-"""Most keys that are copied out of the cache at once for sequences that decode."""
+"""Maximum keys gathered from the cache at once for decoding sequences."""
 
 _Row = tuple[int, int, list[int], int | None]
-"""Of a sequence that decodes: its place in the packed queries, its place in the last tile, the blocks of its keys,
-and who holds them."""
+"""A decoding sequence: its row in the packed queries, its position in the last tile, its blocks, and its allocation
+id."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """Rows ``start:stop`` of the packed queries, all in one tile of ``keys`` keys; ``row``: the first one's place."""
+    """Rows ``start:stop`` of the packed queries within one tile of ``keys`` keys. ``row``: position of the first row
+    in the tile."""
 
     start: int
     stop: int
@@ -49,7 +49,7 @@ class _Tile:
 
 @dataclass(frozen=True, slots=True)
 class _Prefill:
-    """A chunk of one sequence: where its keys lie (head by head, padded to whole tiles) and its tiles."""
+    """A prompt chunk of one sequence: pool rows of its keys (head by head, padded to whole tiles) and its tiles."""
 
     rows_KN: Tensor
     tiles: tuple[_Tile, ...]
@@ -57,7 +57,7 @@ class _Prefill:
 
 @dataclass(frozen=True, slots=True)
 class _Decode:
-    """Sequences that bring one row each and have the same number of padded keys. ``mask`` is for the last tile."""
+    """Decoding sequences with the same number of padded keys. The mask is for the last tile."""
 
     queries_S: Tensor
     members: DecodeGroup
@@ -71,7 +71,7 @@ class Plan:
 
 
 class Backend(AttentionBackend[Plan]):
-    """SDPA over keys and values gathered from the cache's blocks."""
+    """SDPA over keys and values gathered from cache blocks."""
 
     block_size = 32
 
@@ -157,7 +157,7 @@ class Backend(AttentionBackend[Plan]):
         return out_1HRD[0, :, :rows].transpose(0, 1)
 
     def _decode(self, q_SKGD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, mask_S11L: Tensor) -> Tensor:
-        """The query heads of a key-value head become rows, so that keys and values are read once."""
+        """Attend with the query heads of a key-value head as rows, so that keys and values are read once."""
         padding = -self.shape.group % MIN_ROWS
         q_SKRD = functional.pad(q_SKGD, (0, 0, 0, padding))
         mask_S1RL = functional.pad(mask_S11L, (k_SKLD.shape[2] - TILE, 0)).expand(-1, -1, q_SKRD.shape[2], -1)
@@ -165,8 +165,8 @@ class Backend(AttentionBackend[Plan]):
         return out_SKRD[:, :, : self.shape.group]
 
     def _gather(self, pool: Tensor, rows: Tensor, values: bool) -> Tensor:
-        """Blocks head by head: indices of shape ``…KN`` give a contiguous ``…KLD``, in memory that is used again for
-        the next keys, or the next ``values``."""
+        """Gather blocks head by head: indices ``…KN`` give a contiguous ``…KLD``, in a buffer that the next keys (or
+        ``values``) overwrite."""
         places = rows.flatten()
         size = len(places) * self.block_size * self.shape.head_dim
         if len(self._buffers[values]) < size:
@@ -176,7 +176,7 @@ class Backend(AttentionBackend[Plan]):
         return blocks.view(*rows.shape[:-1], -1, self.shape.head_dim)
 
     def _keys(self, pool: Tensor, members: DecodeGroup, values: bool) -> Tensor:
-        """Keys, or ``values``, of a group that decodes."""
+        """Return keys, or ``values``, of a decode group."""
         copied_SKLD = self._gathered_kv.gather(pool, members)
         if copied_SKLD is not None:
             return copied_SKLD
@@ -191,17 +191,17 @@ class Backend(AttentionBackend[Plan]):
         return _Decode(self._device(starts), group, mask_S11L)
 
     def _rows(self, blocks_SN: Tensor) -> Tensor:
-        """Where the blocks of each head lie in a pool that is seen as ``(N K) B D``."""
+        """Rows of each head's blocks in a pool viewed as ``(N K) B D``."""
         return blocks_SN[:, None] * self.shape.kv_heads + self._heads_K[:, None]
 
     def _blocks(self, table: Sequence[int], keys: int) -> list[int]:
-        """The blocks of the first ``keys`` places; block 0, whose content is masked, fills up."""
+        """The blocks of the first ``keys`` positions, padded with block 0, which is masked."""
         count = keys // self.block_size
         blocks = list(table[:count])
         return blocks + [0] * (count - len(blocks))
 
     def _grow_mask(self, keys: int) -> None:
-        """The one mask of which all are slices: its last ``TILE`` columns are causal, all before them visible."""
+        """Build the mask that all masks are slices of: the last ``TILE`` columns are causal, the others visible."""
         mask_RL = torch.zeros(TILE + MIN_ROWS, keys, dtype=self.shape.dtype)
         hidden = torch.ones(TILE, TILE, dtype=torch.bool).triu(1)
         mask_RL[:TILE, -TILE:].masked_fill_(hidden, float("-inf"))

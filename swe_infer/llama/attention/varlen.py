@@ -1,6 +1,6 @@
 """Attention with torch's own ``varlen_attn`` (a flash-attention kernel) on CUDA.
 
-Split-KV is switched off (``num_splits=1``), so that a sequence's bits do not depend on the longest one of the batch.
+Split-KV is disabled (``num_splits=1``), so that a sequence's bits do not depend on its batch.
 """
 
 from __future__ import annotations

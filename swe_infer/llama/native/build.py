@@ -1,12 +1,11 @@
-"""Compiles the kernels beside this file, once for a machine, with the C++ compiler that is there.
+"""Compiles the C++ kernels once per machine, with the installed compiler.
 
-The library is kept under ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``); its name holds the hash of the
-sources, the flags and the C library, so another version never meets it. A home directory may be shared by machines
-whose C++ runtimes differ: where a kept library cannot be loaded, this machine keeps one of its own. Compiling takes
-two seconds.
+The library is cached in ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``) under a hash of the sources, the flags
+and the C library. Machines with different C++ runtimes may share a home directory: where a cached library cannot be
+loaded, the machine compiles its own.
 
-The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits them: ``off`` to none, ``avx512`` to AVX-512 where the
-processor has AMX too; ``amx``, or nothing, is no limit.
+The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits the kernels: ``off`` disables them, ``avx512`` disables
+AMX; ``amx`` or nothing is no limit.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ _TIMEOUT_S = 120
 
 
 class Unavailable(Exception):
-    """Why this machine cannot have the kernels."""
+    """The reason why the kernels are not available on this machine."""
 
 
 def check_limit() -> str:
-    """What the environment limits the kernels to: ``off``, ``avx512`` or ``amx``.
+    """Return the limit that the environment sets: ``off``, ``avx512`` or ``amx``.
 
     Raises:
-        ConfigError: another value.
+        ConfigError: any other value.
     """
     limit = os.environ.get(_VARIABLE) or "amx"
     if limit not in _LIMITS:
@@ -59,14 +58,14 @@ def check_limit() -> str:
 
 @cache
 def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
-    """The compiled kernels.
+    """Return the compiled kernels.
 
     Args:
-        bfloat16: the type of their elements; else float32.
-        amx: use the tile registers, where the processor has them, for products with weights of bfloat16.
+        bfloat16: element type bfloat16, else float32.
+        amx: use AMX, if the CPU has it, for products with bfloat16 weights.
 
     Raises:
-        Unavailable: another processor, no compiler, one that cannot, or turned off by the environment.
+        Unavailable: unsupported CPU, no working compiler, or disabled by the environment.
         ConfigError: see :func:`check_limit`.
     """
     limit = check_limit()
@@ -76,13 +75,13 @@ def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
     if not features >= _AVX512:
         raise Unavailable("needs a processor with AVX-512")
     if bfloat16 and not features >= _BFLOAT16:
-        raise Unavailable("needs a processor with AVX-512 and its bfloat16 products")
+        raise Unavailable("needs a processor with AVX-512 BF16")
     flags = _FLAGS + (_BFLOAT16_FLAGS if bfloat16 else _FLOAT32_FLAGS)
     if amx and limit == "amx" and features >= _AMX:
         try:
             loaded = _load(flags + _AMX_FLAGS)
         except Unavailable as error:
-            _log.debug("no kernels with AMX: %s", error)  # an older compiler does not know it
+            _log.debug("no kernels with AMX: %s", error)  # for example an older compiler
         else:
             if loaded.initialise():
                 return loaded
@@ -91,7 +90,7 @@ def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
 
 
 def _processor() -> frozenset[str]:
-    """What the processor can do, in Linux's words."""
+    """CPU feature flags, as named by Linux."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return frozenset()
     try:
@@ -114,7 +113,7 @@ def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
         try:
             return cached_library(sources, flags, home / f"kernels-{digest.hexdigest()[:16]}.so")
         except OSError as error:
-            _log.debug("%s cannot be written (%s); the kernels are compiled for this process alone", home, error)
+            _log.debug("%s cannot be written (%s); compiling the kernels for this process only", home, error)
     with tempfile.TemporaryDirectory() as alone:
         target = Path(alone) / "kernels.so"
         _compile(sources, flags, target)
@@ -122,8 +121,8 @@ def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
 
 
 def cached_library(sources: list[Path], flags: tuple[str, ...], target: Path) -> ctypes.CDLL:
-    """The library at ``target``, compiled where it is missing; one beside it, of this machine's own, where that one
-    was compiled on a machine with another runtime.
+    """Load the library at ``target``, compiling it if it is missing. If it was compiled on a machine with another
+    runtime, use one of this machine's own beside it.
 
     Raises:
         OSError: the folder cannot be written.
@@ -139,13 +138,13 @@ def cached_library(sources: list[Path], flags: tuple[str, ...], target: Path) ->
             try:
                 return _open(target)
             except Unavailable as error:
-                _log.debug("%s: compiled again, as this machine has changed", error)
+                _log.debug("%s: compiled again, because this machine has changed", error)
     _compile(sources, flags, target)
     return _open(target)
 
 
 def _c_library() -> str:
-    """The C library's name and version."""
+    """Name and version of the C library."""
     try:
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (OSError, ValueError):  # not glibc
@@ -160,7 +159,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _compile(sources: list[Path], flags: tuple[str, ...], target: Path) -> None:
-    """Compile into ``target``, which appears whole or not at all, whoever else does the same."""
+    """Compile into ``target``, which is created atomically, since several processes may do so."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
     if compiler is None:
         raise Unavailable("no C++ compiler on this machine")

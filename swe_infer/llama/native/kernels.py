@@ -1,10 +1,10 @@
-"""The compiled kernels as functions of tensors on the CPU, with as many threads as torch has.
+"""The compiled kernels as functions of CPU tensors, with torch's number of threads.
 
-What a row computes depends on its own sequence alone, bit for bit: every sum goes one way, whatever the number of
-rows, how a prompt is cut, and what the cache held.
+A row's result depends only on its own sequence, bit for bit: the order of every sum is independent of the number of
+rows, of chunking and of prefix caching.
 
 Shape suffixes: T tokens, E any size, H query heads, K key-value heads, D head dimension, I inputs, O outputs, N cache
-blocks, B tokens a block.
+blocks, B tokens per block.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from swe_infer.llama.large_pages import Arena
 from swe_infer.llama.native.build import Unavailable, library
 
 BLOCK = 32
-"""Tokens of a cache block; this and the next two as in the C++ sources."""
+"""Tokens of a cache block. This and the next two must match the C++ sources."""
 
 PANEL = 128
-"""Keys whose weights are computed together; segments begin at multiples of it."""
+"""Keys whose softmax weights are computed together; segments begin at multiples of it."""
 
 ROWS = 32
-"""Most rows of a unit: its tokens times the query heads of a key-value head, or one token."""
+"""Maximum rows of a unit: its tokens times the query heads per key-value head, or one token."""
 
 _TILE_WIDTH = 16
 _TILE_DEPTH = {torch.float32: 16, torch.bfloat16: 32}
-"""What the inputs of a packed weight are a multiple of."""
+"""The inputs of a packed weight must be a multiple of this."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,12 +53,12 @@ _ARGUMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A weight in the order in which products read it.
+    """A weight in the layout of the kernels.
 
     Args:
-        data: bfloat16, too, where the weight is float32 and bfloat16 holds it exactly.
-        gated: the first half of its outputs are gates of the second, and a product gives the gated values.
-        narrow: ``data`` is bfloat16 and activations are not.
+        data: also bfloat16 for a float32 weight that bfloat16 represents exactly.
+        gated: the first half of the outputs are gates of the second half, and a product returns the gated values.
+        narrow: ``data`` is bfloat16 and activations are float32.
     """
 
     data: Tensor
@@ -70,13 +70,13 @@ class PackedWeight:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What attention computes, in lists of int32. A unit is some tokens, at most :data:`ROWS` rows, and the segments
-    of keys that they see, in order; a segment holds for some of its unit's tokens.
+    """The work of attention, as int32 tensors. A unit is a group of tokens, at most :data:`ROWS` rows, and the
+    segments of keys that they see, in order. A segment applies to some of its unit's tokens.
 
     Args:
         units: for each ``first token, tokens, first segment, segments``.
-        tokens: which rows of the queries; those of a unit follow one another.
-        visible: how many keys each of these sees.
+        tokens: rows of the queries; those of a unit are consecutive.
+        visible: number of keys that each of them sees.
         segments: for each ``first token of the unit, tokens, start of its block table, first key, end of keys``.
         tables: cache blocks.
     """
@@ -101,7 +101,7 @@ class Units:
 
 
 class Kernels:
-    """For tensors of one type; see :func:`load_kernels`."""
+    """The kernels for tensors of one type; see :func:`load_kernels`."""
 
     def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -116,7 +116,7 @@ class Kernels:
     def add_rms_norm(
         self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """``x + delta`` (``x`` where there is no delta), and its root mean square norm times ``weight``."""
+        """Return ``x + delta`` (``x`` without a delta) and its root mean square norm times ``weight``."""
         tokens, size = x_TE.shape
         out_TE = torch.empty_like(x_TE)
         total_TE = x_TE if delta_TE is None else torch.empty_like(x_TE)
@@ -134,7 +134,7 @@ class Kernels:
         return total_TE, out_TE
 
     def rotate(self, x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-        """:func:`swe_infer.llama.rope.rotate`; the heads of a token must lie side by side."""
+        """:func:`swe_infer.llama.rope.rotate`. The heads of a token must be contiguous."""
         tokens, heads, head_dim = x_THD.shape
         out_THD = torch.empty((tokens, heads, head_dim), dtype=x_THD.dtype)
         self.compiled.rotate(
@@ -151,18 +151,18 @@ class Kernels:
         return out_THD
 
     def silu_mul(self, gate_up_TI: Tensor) -> Tensor:
-        """``silu`` of the first half of the columns times the second half."""
+        """Return ``silu`` of the first half of the columns times the second half."""
         tokens, size = len(gate_up_TI), gate_up_TI.shape[1] // 2
         out_TI = torch.empty((tokens, size), dtype=gate_up_TI.dtype)
         self.compiled.silu_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), tokens, size, torch.get_num_threads())
         return out_TI
 
     def can_pack(self, outputs: int, inputs: int, gated: bool = False) -> bool:
-        """Whether :meth:`pack` takes a weight of this shape."""
+        """Whether :meth:`pack` supports a weight of this shape."""
         return inputs % _TILE_DEPTH[self.dtype] == 0 and not (gated and outputs % (2 * _TILE_WIDTH))
 
     def pack(self, weight_OI: Tensor, gated: bool = False, arena: Arena | None = None) -> PackedWeight:
-        """The same weight, in other memory, which may come from an arena."""
+        """Return a packed copy of a weight, allocated from ``arena`` if given."""
         outputs, inputs = weight_OI.shape
         threads = torch.get_num_threads()
         narrow = (
@@ -176,7 +176,7 @@ class Kernels:
         return PackedWeight(data, outputs, inputs, gated, narrow)
 
     def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
-        """Rows of a weight that is not gated (int64, each less than its outputs), as they were: an embedding."""
+        """Return rows of a weight that is not gated, unpacked: an embedding lookup. ``rows_T`` is int64."""
         rows_T = rows_T.contiguous()
         out_TI = torch.empty((len(rows_T), weight.inputs), dtype=self.dtype)
         self.compiled.unpack(
@@ -191,7 +191,7 @@ class Kernels:
         return out_TI
 
     def linear(self, x: Tensor, weight: PackedWeight, bias_O: Tensor | None) -> Tensor:
-        """``x W^T + b`` over the last dimension, or the gated values, half as many."""
+        """Return ``x W^T + b`` over the last dimension, or half as many gated values."""
         x = x.contiguous()
         columns = weight.outputs // 2 if weight.gated else weight.outputs
         out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
@@ -210,7 +210,7 @@ class Kernels:
         return out
 
     def write_cache(self, k_pool: Tensor, v_pool: Tensor, k_TKD: Tensor, v_TKD: Tensor, places_T: Tensor) -> None:
-        """Put keys and values into pools (NKBD; within a block and head the order is the kernels' own).
+        """Write keys and values into pools (NKBD; the order within a block and head is private to the kernels).
 
         Args:
             places_T: ``block * BLOCK + offset`` of each token, int64.
@@ -231,7 +231,7 @@ class Kernels:
         )
 
     def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, units: Units) -> Tensor:
-        """Attention of the rows that ``units`` names; the others are zero."""
+        """Return the attention output of the rows in ``units``; other rows are zero."""
         tokens, heads, head_dim = q_THD.shape
         out_THD = torch.empty((tokens, heads, head_dim), dtype=q_THD.dtype)
         if len(units.tokens) < tokens:
@@ -258,10 +258,10 @@ class Kernels:
 
 @cache
 def load_kernels(dtype: torch.dtype, amx: bool = True) -> Kernels | str:
-    """The kernels for a type, compiled where they were not yet, or why this machine has none.
+    """Return the kernels for a type, compiled on first use, or the reason why they are not available.
 
     Args:
-        amx: use AMX where the processor has it, and not AVX-512 alone.
+        amx: use AMX where the CPU has it, else AVX-512 only.
     """
     if dtype not in _TILE_DEPTH:
         return f"there are kernels for float32 and bfloat16, and this is {dtype}"

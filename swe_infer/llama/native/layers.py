@@ -1,8 +1,8 @@
 """All layers of a Llama in one call of the compiled kernels.
 
-It computes what :meth:`swe_infer.llama.model.LlamaForCausalLM.decode` computes layer by layer, bit for bit. But
-between two operations nothing waits for Python, whose memory the weights push out of the caches: a pass in
-which 8 sequences decode took 13.5 ms instead of 20.4 with a model of 100 M parameters.
+The result is bit-identical to the layer-by-layer path of :meth:`swe_infer.llama.model.LlamaForCausalLM.decode`. One
+call per step: the weights would evict the interpreter's working set between operations. Figures:
+``benchmarks/README.md``.
 
 Shape suffixes as in :mod:`swe_infer.llama.model`.
 """
@@ -22,7 +22,7 @@ from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units
 
 
 class LayersShape(ctypes.Structure):
-    """What all layers have in common; see ``layers.cpp``."""
+    """Dimensions shared by all layers; see ``layers.cpp``."""
 
     _fields_ = (
         ("layers", c_int32),
@@ -61,7 +61,8 @@ class _StepArgs(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Of one layer: its norms, and each product's packed weight and bias; ``gate_up`` is gated and has none."""
+    """Weights of one layer: norms, and packed weight and bias of each product. ``gate_up`` is gated and has no
+    bias."""
 
     input_norm_E: Tensor
     post_norm_E: Tensor
@@ -72,10 +73,10 @@ class LayerWeights:
 
 
 class Layers:
-    """See the module.
+    """Runs all layers in one call.
 
     Args:
-        weights: of each layer; they must stay where they are.
+        weights: of each layer; their addresses must not change.
     """
 
     def __init__(self, kernels: Kernels, shape: LayersShape, weights: Sequence[LayerWeights]) -> None:
@@ -94,7 +95,7 @@ class Layers:
         k_pools: Sequence[Tensor],
         v_pools: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The stream, which is written over ``x_TE``, and what the last block adds to it.
+        """Return the residual stream, which overwrites ``x_TE``, and the last block's contribution to add to it.
 
         Args:
             k_pools, v_pools: of each layer, evenly spaced in memory.
