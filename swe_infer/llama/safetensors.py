@@ -99,8 +99,7 @@ class SafetensorsFile:
         """
         if entry.shape != tuple(target.shape):
             raise CheckpointError(
-                f"{self.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-                f"the configuration requires {list(target.shape)}"
+                f"{self.path}: tensor {entry.name} has shape {list(entry.shape)}, expected {list(target.shape)}"
             )
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -122,7 +121,7 @@ class SafetensorsFile:
         if rows.stop > height or columns.stop > width:
             raise CheckpointError(
                 f"{self.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-                f"the configuration requires at least {[rows.stop, columns.stop]}"
+                f"expected at least {[rows.stop, columns.stop]}"
             )
         target_RC = target.view(rows.stop - rows.start, columns.stop - columns.start)
         step = max(1, _CHUNK // (entry.dtype.itemsize * width))

@@ -207,7 +207,7 @@ class _PickledTensors:
         path, tensor = self.tensors[name]
         if tensor.shape != target.shape:
             raise CheckpointError(
-                f"{path}: tensor {name} has shape {list(tensor.shape)}, the configuration requires {list(target.shape)}"
+                f"{path}: tensor {name} has shape {list(tensor.shape)}, expected {list(target.shape)}"
             )
         if not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
             raise CheckpointError(f"{path}: tensor {name} has values that are not finite")

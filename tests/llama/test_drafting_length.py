@@ -21,7 +21,7 @@ def follow(
     draft_cost: float = DRAFT,
     situation: str = "any",
 ) -> tuple[list[int], float]:
-    """The lengths of drafts, and what they took in passes. ``accepted`` is asked for each step and length."""
+    """The lengths of drafts, and what they took in steps. ``accepted`` is asked for each step and length."""
     limits: list[int] = []
     spent = 0.0
     for step in range(steps):
@@ -126,22 +126,22 @@ def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> No
 
 @pytest.mark.parametrize("cost", [0.1, 1.0, 3.9])
 def test_what_is_paid_from_an_account_is_a_hundredth_of_the_time_and_what_it_began_with(cost: float) -> None:
-    budget, spent, passes = DraftBudget(), 0.0, 20_000
+    budget, spent, steps = DraftBudget(), 0.0, 20_000
     budget.batch = 8
-    for _ in range(passes // 10):  # each prompt is answered in 10 passes
+    for _ in range(steps // 10):  # each prompt is answered in 10 steps
         if budget.can_afford(cost):
             budget.spend(cost)
             spent += cost
         budget.earn(10.0)
-    assert 4.0 < spent <= 0.01 * passes + 4.0
+    assert 4.0 < spent <= 0.01 * steps + 4.0
 
 
 def test_accepted_tokens_and_long_prompts_fill_an_account() -> None:
-    budget = DraftBudget(passes=0.0)
+    budget = DraftBudget(steps=0.0)
     budget.batch = 8
     budget.earn(1.0, accepted=5)
     assert budget.can_afford(4.9)
-    budget = DraftBudget(passes=0.0)
+    budget = DraftBudget(steps=0.0)
     budget.batch = 8
     budget.earn(2000.0)
     assert budget.can_afford(9.9)

@@ -119,9 +119,7 @@ def test_a_missing_tensor_is_named(copy: Path) -> None:
 
 def test_a_tensor_of_another_shape_is_named(copy: Path) -> None:
     change_tensors(copy, **{"model.norm.weight": torch.ones(63)})
-    with pytest.raises(
-        CheckpointError, match=r"model\.norm\.weight has shape \[63\], the configuration requires \[64\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has shape \[63\], expected \[64\]"):
         load(copy)
 
 
@@ -164,7 +162,7 @@ def test_pickled_weights_are_refused_unless_asked_for(copy: Path) -> None:
         load(copy)
     torch.save(tensors, copy / "pytorch_model.bin")
     with pytest.raises(
-        CheckpointError, match=r"pickled weights only \(pytorch_model\.bin\).*model\.allow_pickle=true"
+        CheckpointError, match=r"only pickled weights \(pytorch_model\.bin\).*model\.allow_pickle=true"
     ):
         load(copy)
     model = LlamaForCausalLM(read_config(copy))

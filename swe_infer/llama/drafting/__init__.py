@@ -1,7 +1,7 @@
-"""Speculative patch decoding: drafts of the next tokens, which the engine verifies.
+"""Speculative decoding of patches: drafts of the next tokens, which the engine verifies.
 
-A patch copies most of itself from the prompt. :func:`drafter_of` makes a drafter for one sequence; what the samples
-of a prompt have in common lies in :class:`SharedSuffixes`; :class:`DraftLength` decides the length of a draft from
+A patch copies most of its text from the prompt. :func:`drafter_of` creates a drafter for one sequence; the samples of
+a prompt share :class:`SharedSuffixes`; :class:`DraftLength` chooses the length of a draft from
 :class:`AcceptanceModel`, :class:`StepCostModel` and :class:`DraftBudget`. No module of this package imports torch.
 """
 

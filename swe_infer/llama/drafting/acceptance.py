@@ -1,4 +1,4 @@
-"""What becomes of drafts, learned over all sequences of an engine, and what their rows cost."""
+"""Models of draft acceptance and of step cost, learned over all sequences of an engine."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 _DECAY = 0.98
-"""Weight that what was seen keeps with each further draft of the same situation."""
+"""Exponential decay of past observations, per draft of the same situation."""
 _RATE_DECAY = 0.995
 _PRIOR_ACCEPTANCE = 0.8
-"""Share of each place's tokens that are held to be right before any was seen, with the weight of so many drafts:"""
+"""Prior acceptance rate of each position, with the weight of this many drafts:"""
 _PRIOR_DRAFTS = 2.0
 _CAUTION = 0.8
-"""Share of the mean rate that a row must earn: what is known of a situation errs, and errs less where it is tried."""
+"""Share of the mean token rate that a row must earn: estimates are noisy, less so where sampled."""
 _RETRY_AFTER = 16
-"""Drafts that are left out before a situation in which none pays is tried again, with so many tokens:"""
+"""Skipped drafts after which a situation that does not pay is retried, with this many tokens:"""
 _RETRY_LENGTH = 4
 _PRIOR_RATE = 0.5
-"""Accepted tokens for each step of a sequence with a drafter before any was seen, and what it must stay above:"""
+"""Prior of accepted tokens per step, and the minimum for drafting to be promising:"""
 _PROMISING = 0.05
 _PRIOR_STRENGTH = 100.0
-"""What the prior counts for, in squared rows: passes that differ by 10 rows outweigh it at once, and the scatter of a
-busy machine's passes, which differ by one or two, does not."""
+"""Weight of the prior in squared rows: steps that differ by 10 rows outweigh it at once; noise between steps that
+differ by one or two does not."""
 _OUTLIER = 4.0
-"""A pass that takes so many times the mean was held up by something else, and counts as no longer than that."""
+"""Step times are clipped at this multiple of the mean, since longer ones have other causes."""
 
 
 @dataclass(slots=True)
 class _PositionStats:
-    """For each place of a draft: how often it was in question and came about, given the place before it."""
+    """For each position of a draft: how often it was requested, drafted, verified and accepted, given the position
+    before."""
 
     max_length: int
     idle: int = 0
@@ -43,7 +44,8 @@ class _PositionStats:
         self.drafted = [_PRIOR_DRAFTS] * self.max_length
 
     def record(self, requested: int, drafted: int, accepted: int) -> None:
-        """Places after the first wrong token, and beyond what was asked for, say nothing (Kaplan and Meier, 1958)."""
+        """Update the counts. Positions after the first rejected token, and beyond the request, are censored (Kaplan
+        and Meier, 1958)."""
         for place in range(min(requested, drafted + 1)):
             self.requested[place] = _DECAY * self.requested[place] + 1.0
             self.drafted[place] = _DECAY * self.drafted[place] + (place < drafted)
@@ -53,14 +55,14 @@ class _PositionStats:
 
 
 class AcceptanceModel:
-    """How long drafts should be, given where the output stands.
+    """Chooses the length of drafts, given the situation of the output.
 
-    A drafter says in which *situation* it is, such as within a copied line; drafts of one situation are taken to fare
-    alike. The best length is that at which accepted tokens less the time of rows and draft, valued at the tokens that
-    this time yields on the mean, are the most. Time is counted in passes.
+    A drafter reports its *situation*, such as being within a copied line; drafts in the same situation are assumed to
+    fare alike. The best length maximises the accepted tokens minus the cost of rows and drafting, where a step costs
+    the tokens that it yields on average. Time is measured in steps.
 
     Args:
-        most: the greatest length.
+        max_length: of a draft.
     """
 
     def __init__(self, max_length: int) -> None:
@@ -70,7 +72,7 @@ class AcceptanceModel:
         self._accepted = _PRIOR_RATE
 
     def best_length(self, situation: Hashable, row_cost: float, draft_cost: float) -> int:
-        """The length that pays most; 0: none does."""
+        """Return the length with the largest gain; 0 if none pays."""
         stats = self._situations.setdefault(situation, _PositionStats(self.max_length))
         worth = max(1.0, _CAUTION * self._tokens / self._steps)
         best, most = 0, 0.0
@@ -89,44 +91,44 @@ class AcceptanceModel:
         return best
 
     def record(self, situation: Hashable, requested: int, drafted: int, accepted: int) -> None:
-        """What became of a draft of which ``asked`` tokens were wanted."""
+        """Record the result of a draft for which ``requested`` tokens were requested."""
         self._situations.setdefault(situation, _PositionStats(self.max_length)).record(requested, drafted, accepted)
 
     @property
     def promising(self) -> bool:
-        """Whether drafts have been right of late."""
+        """Whether drafts were accepted recently."""
         return self._accepted > _PROMISING
 
     def record_step(self, accepted: int) -> None:
-        """A step of a sequence that has a drafter."""
+        """Record a step of a sequence with a drafter."""
         self._accepted = _DECAY * self._accepted + (1.0 - _DECAY) * accepted
 
     def record_throughput(self, tokens: int, steps: float) -> None:
-        """A sequence's step: its tokens, and its time in passes."""
+        """Record the tokens of a sequence's step, and its time in steps."""
         self._tokens = _RATE_DECAY * self._tokens + tokens
         self._steps = _RATE_DECAY * self._steps + steps
 
 
 class StepCostModel:
-    """Learns what a forward pass costs as ``base + row * drafted rows``, from the passes that were run.
+    """Learns the cost of a forward pass as ``base + row * drafted rows`` from past steps.
 
-    Least squares over exponentially weighted passes, so that it follows load, batch and context, drawn towards a
-    prior. The rows that sequences bring anyway are part of the base: a sequence costs more than its row.
+    Exponentially weighted least squares with a prior, so that it follows load, batch size and context length. Rows of
+    the sequences themselves are part of the base: a sequence costs more than its row.
 
     Args:
-        row_share: what a row is held to cost, as a share of a mean pass, as long as passes do not tell.
+        row_share: prior cost of a row, as a share of a mean step.
     """
 
     def __init__(self, row_share: float = 0.01) -> None:
         self._prior = row_share
         self._weight = self._rows = self._seconds = self._rows2 = self._both = 0.0
         self.row_seconds = 0.0
-        """What one more row adds; 0 before the first pass."""
+        """Seconds of one more row; 0 before the first step."""
         self.base_seconds = 0.0
-        """What a pass without drafted rows takes; 0 before the first."""
+        """Seconds of a step without drafted rows; 0 before the first."""
 
     def record(self, rows: int, seconds: float) -> None:
-        """A pass with so many drafted rows."""
+        """Record a step with ``rows`` drafted rows."""
         if self._weight > 8:
             seconds = min(seconds, _OUTLIER * self._seconds / self._weight)
         self._weight = _DECAY * self._weight + 1.0
@@ -137,7 +139,7 @@ class StepCostModel:
         self._fit()
 
     def _fit(self) -> None:
-        """Once for each pass: every sequence asks for the costs before the next one."""
+        """Fit the model, once per step rather than once per sequence."""
         spread = self._rows2 - self._rows * self._rows / self._weight
         both = self._both - self._rows * self._seconds / self._weight
         prior = self._prior * self._seconds / self._weight
@@ -145,7 +147,7 @@ class StepCostModel:
         self.base_seconds = max(0.1 * self._seconds, self._seconds - self.row_seconds * self._rows) / self._weight
 
     def relative_costs(self, draft_seconds: float) -> tuple[float, float]:
-        """What one more row and ``draft_seconds`` of drafting cost, each as a share of a pass without drafts."""
+        """Cost of one more row and of ``draft_seconds`` of drafting, each as a share of a step without drafts."""
         if self.base_seconds <= 0.0:
             return self._prior, 0.0
         return min(1.0, self.row_seconds / self.base_seconds), draft_seconds / self.base_seconds

@@ -1,7 +1,7 @@
-"""What a drafter is: a draft of a sequence's next tokens, which the model then verifies in one forward pass.
+"""The interface of drafters, which propose a sequence's next tokens for verification in one forward pass.
 
-A draft is never wrong in a way that matters. The engine keeps the part that the model would have said itself and
-throws the rest away (speculative decoding, Leviathan et al., 2023, with a deterministic draft).
+Wrong drafts cost time but never change the output: the engine keeps the tokens that the model confirms and discards
+the rest (speculative decoding, Leviathan et al., 2023, with a deterministic draft).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Codec(Protocol):
-    """The part of a tokenizer that drafting needs. Both take and give plain text, without special tokens."""
+    """The tokenizer methods that drafting needs. Text is plain, without special tokens."""
 
     def encode_text(self, text: str) -> list[int]: ...
 
@@ -19,24 +19,24 @@ class Codec(Protocol):
 
 
 class Drafter(Protocol):
-    """Follows one output and drafts how it goes on."""
+    """Follows one output and drafts its continuation."""
 
     @property
     def situation(self) -> Hashable:
-        """Where the output stands, in terms of a few places at which drafts fare differently. Cheap to ask for."""
+        """The state of the output, as one of a few classes with similar acceptance. Cheap to compute."""
         ...
 
     def draft(self, limit: int) -> list[int]:
-        """At most ``limit`` tokens that may come next; empty where there is no draft."""
+        """Return at most ``limit`` tokens that may come next; empty without a draft."""
         ...
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Take the tokens that the model did produce, in order, each once."""
+        """Append tokens that the model generated, in order, each once."""
         ...
 
 
 class NoDrafter:
-    """Never drafts: plain decoding."""
+    """Never drafts."""
 
     @property
     def situation(self) -> Hashable:

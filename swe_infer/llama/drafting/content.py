@@ -1,4 +1,5 @@
-"""What an added line says: votes from the lines that it replaces, from the file around it, and from all else seen."""
+"""Predicts the content of added lines: votes from the removed lines, from the surrounding file, and from all other
+text."""
 
 from __future__ import annotations
 
@@ -9,20 +10,20 @@ from swe_infer.llama.drafting.patch_state import DraftHunk
 from swe_infer.llama.drafting.words import Query, Vote, WordIndex, continuations, split_words
 
 _ALIGNED = 400.0
-"""Weight of the place in the removed line at which the added one stands; each agreeing word counts fourfold."""
+"""Weight of the aligned place in the removed line; each matching word multiplies it by four."""
 _START = 4
-"""Words that the beginning of a line counts for: a line that replaces another mostly begins like it."""
+"""Words that the start of a line counts for: replacement lines mostly start like the lines they replace."""
 _EDITED = 6.0
-"""Weight of the two places at which a line may go on after a word that the removed line does not have: behind the
-word that it may have replaced, or before that word."""
+"""Weight of the two places where a line may continue after a word that the removed line lacks: after the replaced
+word, or before it."""
 _LINE = 24
-"""Words of a draft."""
+"""Maximum words of a draft."""
 _SKIP = 8
-"""Words of a removed line that an added one may leave out before it agrees again."""
+"""Words of a removed line that an added line may skip."""
 
 
 class Corpus:
-    """The words of a prompt's files and of its other text, with the place of each file's lines."""
+    """The words of a prompt's files and of its other text, with the position of each line of the files."""
 
     def __init__(self, files: Sequence[SourceFile], prose: str) -> None:
         self.index = WordIndex()
@@ -38,7 +39,7 @@ class Corpus:
             self._starts[source.path] = starts
 
     def span(self, path: str, first: int, last: int) -> tuple[int, int]:
-        """The range of words of the lines ``first : last`` of a file; empty where the file is not known."""
+        """The range of words of lines ``first : last`` of a file; empty for an unknown file."""
         starts = self._starts.get(path)
         if not starts:
             return 0, 0
@@ -49,9 +50,9 @@ class Corpus:
 def added_line(
     hunk: DraftHunk, body: str, view: Sequence[str], corpus: Corpus, others: Sequence[WordIndex], most: int
 ) -> Iterator[str]:
-    """Texts that may follow ``body``, the added line so far, up to and without the line's end.
+    """Texts that may follow ``body``, the added line so far, up to the line's end.
 
-    A text that ends in a newline says that the line ends there.
+    A text that ends in a newline completes the line.
     """
     words = split_words("\n" + "\n".join([*view[-2:], body]))
     query = _query(hunk, words, corpus)
@@ -63,14 +64,14 @@ def added_line(
 
 
 def prose_line(previous: str, current: str, corpus: Corpus, others: Sequence[WordIndex]) -> Iterator[str]:
-    """Texts that may follow ``current`` outside of a diff, where an answer explains, quotes or writes code."""
+    """Texts that may follow ``current`` outside a diff, in explanations, quotes or code."""
     words = split_words(f"\n{previous}\n{current}")
     indexes = [(corpus.index, 1.0), *((index, 2.0) for index in others)]
     return (_line_only(text) for text in continuations(Query(words), indexes, [], 2, _LINE))
 
 
 def _line_only(text: str) -> str:
-    """A draft up to its line's end. Its first character may be the break that the line in the making begins with."""
+    """Truncate a draft at its line's end. Its first character may be the newline that starts the current line."""
     head, rest = text[:1], text[1:]
     if head == "\n":
         return "\n"
@@ -87,7 +88,7 @@ def _query(hunk: DraftHunk, words: list[str], corpus: Corpus) -> Query:
 
 
 def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Vote]]:
-    """Votes of the removed lines that no added line has replaced yet."""
+    """Votes of removed lines that no added line has replaced yet."""
     votes: list[tuple[str, Vote]] = []
     mine = split_words("\n" + body)
     for place in range(hunk.used, min(hunk.used + 4, len(hunk.removed))):
@@ -102,7 +103,7 @@ def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Vote]]:
 
 
 def _aligned(mine: list[str], theirs: list[str], weight: float) -> list[tuple[str, Vote]]:
-    """Where in ``theirs`` the line so far stands, the last word taken as complete and as incomplete."""
+    """Align the line so far with ``theirs``, with the last word taken as complete and as incomplete."""
     end = len(theirs)
     at, agreed, streak, fresh = 0, 0, _START, False
     before = at, streak
@@ -135,7 +136,7 @@ def _is_name(word: str) -> bool:
 
 
 def _indented(hunk: DraftHunk, view: Sequence[str]) -> list[tuple[str, Vote]]:
-    """Votes for the indentation of a line that replaces nothing: that of the line before, or one deeper."""
+    """Votes for the indentation of a new line: that of the previous line, or one level deeper."""
     if not view or not view[-1].strip():
         nearby = hunk.upcoming() or ""
     else:

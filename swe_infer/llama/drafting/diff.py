@@ -1,4 +1,4 @@
-"""The drafter that knows unified diffs, with suffix matching where it has nothing to say."""
+"""The drafter for unified diffs. Falls back on suffix matching."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from swe_infer.llama.drafting.words import WordIndex, split_words
 from swe_infer.types import DrafterKind
 
 _CHARACTERS_PER_TOKEN = 4
-"""Characters that a token holds, about."""
+"""Approximate characters per token."""
 _MAX_TRIES = 4
-"""Drafts that may fail to join on to the text before."""
+"""Maximum drafts that do not align with the tokens before them."""
 _LONG_MATCH = 5
-"""Tokens of a match that is worth more than a vote of words."""
+"""Minimum tokens of a match that is preferred to word votes."""
 _OVERLAP = 6
 """Tokens before the draft that are encoded along with it."""
 _COMPARED = 2
-"""Of these, those that must come out the same. The first ones may not: their own past is missing."""
+"""How many of these must be reproduced. The first ones may differ, because their own context is missing."""
 
 
 class DiffDrafter:
-    """Drafts a patch for the files in a prompt."""
+    """Drafts a patch to the files of a prompt."""
 
     def __init__(self, codec: Codec, shared: SharedSuffixes) -> None:
         self._shared = shared
@@ -40,8 +40,8 @@ class DiffDrafter:
 
     @property
     def situation(self) -> Hashable:
-        """Which sort of line the output is in; for an added one, whether it has removed ones to be like, and whether
-        it has begun; between lines of a hunk, which sort the last was."""
+        """The kind of line being written; for an added line, whether lines were removed and whether it has content;
+        between lines of a hunk, the kind of the previous line."""
         hunk, current = self.state.hunk, self.state.current
         if hunk is None:
             return "@" if current.startswith("@") else "begun" if current else "between"
@@ -67,7 +67,7 @@ class DiffDrafter:
         return self._draft_repetition(limit)
 
     def _draft_repetition(self, limit: int) -> list[int]:
-        """Where the diff says nothing: a long match of tokens, else words that agree, else a short match."""
+        """Fall back on a long token match, else on word votes, else on a short match."""
         length, draft = self._suffix.match(limit)
         if length >= _LONG_MATCH or self.state.hunk is not None:
             return draft
@@ -95,15 +95,14 @@ class DiffDrafter:
 
 
 class TokenAligner:
-    """From a drafted text to the tokens with which a model would write it; follows an output's tokens and text.
+    """Converts drafted text to the tokens with which the model would continue its output.
 
-    What a tokenizer makes of a text depends on what stands before: ``\\n`` and the indentation after it may be one
-    token. So the draft is encoded together with the text before it, and taken only where that gives back the tokens
-    that are there already. Where it does not, a model that writes as its tokenizer does would not have stopped there:
-    the draft is unlikely, and the next one gets its turn.
+    The tokens of a text depend on what precedes it: ``\\n`` and the indentation after it may be one token. So a draft
+    is encoded together with the text before it, and used only if that reproduces the existing tokens. Otherwise the
+    draft is unlikely: a model that writes as its tokenizer does would not have stopped there.
 
     Args:
-        prompt_ids: the prompt's last tokens stand before the output's first.
+        prompt_ids: the prompt's last tokens precede the output.
     """
 
     def __init__(self, codec: Codec, prompt_ids: Sequence[int]) -> None:
@@ -114,7 +113,7 @@ class TokenAligner:
         self._tail = ""
 
     def push(self, tokens: Sequence[int]) -> str:
-        """Take tokens; returns the text that they add, but for a character that is not complete yet."""
+        """Append tokens. Returns the text that they add, without an incomplete character."""
         ids = self._ids
         before = self._codec.decode(ids[self._start : self._read])
         ids.extend(tokens)
@@ -129,7 +128,8 @@ class TokenAligner:
         return now[len(before) :]
 
     def align(self, text: str) -> list[int] | None:
-        """The tokens of ``text`` after what is there; None where the tokenizer would have gone on differently."""
+        """Return the tokens of ``text`` after the existing tokens; None if the tokenizer would tokenize
+        differently."""
         held = self._ids[self._start :]
         before = self._codec.decode(held)
         if before.endswith("\ufffd"):
@@ -144,11 +144,11 @@ class TokenAligner:
 
 
 def drafter_of(kind: DrafterKind, codec: Codec, shared: SharedSuffixes) -> NoDrafter | SuffixDrafter | DiffDrafter:
-    """A drafter for one sequence.
+    """Create a drafter for one sequence.
 
     Args:
-        kind: ``diff`` knows unified diffs and falls back on suffixes; ``suffix`` knows repetition alone.
-        shared: the prompt, and what its other samples said.
+        kind: ``diff`` drafts unified diffs and falls back on suffixes; ``suffix`` uses repetition only.
+        shared: the prompt and the outputs of its other samples.
     """
     if kind == "none":
         return NoDrafter()

@@ -1,4 +1,4 @@
-"""The files of a prompt, as a diff refers to them: by path, line number and section heading."""
+"""The files of a prompt, by path, line number and section heading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PLAIN = re.compile(r"([A-Za-z_$].*)")
 
 
 class SourceFile:
-    """A file's lines, without their ends. Line numbers count from 0 here, from 1 in a diff."""
+    """Lines of a file, without line ends. Line numbers start at 0 here, at 1 in a diff."""
 
     def __init__(self, path: str, content: str) -> None:
         self.path = path
@@ -29,7 +29,7 @@ class SourceFile:
         return places
 
     def nearest(self, line: str, around: int) -> int | None:
-        """The number of the line with this text that is nearest to ``around``."""
+        """The number of the line with this text that is closest to ``around``; None if there is none."""
         places = self._places.get(line)
         if not places:
             return None
@@ -48,16 +48,17 @@ class SourceFile:
         return numbers, texts
 
     def heading(self, number: int) -> str:
-        """What git shows behind ``@@`` for a hunk that begins at line ``number``: the last heading before it."""
+        """The section heading that git shows after ``@@`` for a hunk at line ``number``: the last heading before
+        it."""
         numbers, texts = self._headings
         at = bisect_left(numbers, number)
         return texts[at - 1] if at else ""
 
 
 def rank_files(files: Mapping[str, SourceFile], issue: str) -> tuple[list[str], list[str]]:
-    """Paths in the order in which a patch is likely to touch them, those that the issue names first.
+    """Rank paths by how likely a patch touches them, those named by the issue first.
 
-    The second list is of the project's front matter, such as its README, which prompts show but patches leave alone.
+    The second list is front matter such as the README, which prompts show but patches rarely change.
     """
 
     def named(path: str) -> bool:

@@ -1,7 +1,7 @@
-"""Where an output stands in a unified diff: which file, which hunk, which line of the file comes next.
+"""Tracks the position of an output in a unified diff: file, hunk, and next line of the file.
 
-Format: the unified diff of GNU diff and git. Nothing is required to be right: counts and line numbers that models get
-wrong are noticed and no longer believed, and the place in the file is found again by the lines' text.
+The format is that of GNU diff and git. Errors of the model are tolerated: wrong counts are ignored once noticed, and
+wrong line numbers are corrected by matching the text of lines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from swe_infer.llama.drafting.files import SourceFile
 
 CONTEXT = 3
-"""Lines of context that git shows around a change."""
+"""Context lines that git shows around a change."""
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)")
 _WORDS = re.compile(r"\w+")
@@ -21,13 +21,13 @@ _WORDS = re.compile(r"\w+")
 
 @dataclass(slots=True)
 class DiffStyle:
-    """How a model writes diffs, as far as it was seen.
+    """How a model writes diffs, as observed so far.
 
     Args:
-        context: lines that it shows before a change.
-        headings: whether section headings stand behind ``@@``.
-        git_headers: whether ``diff --git`` lines stand before ``---``; None: not seen.
-        right, wrong: hunks whose counts were kept, and were not.
+        context: lines shown before a change.
+        headings: whether section headings follow ``@@``.
+        git_headers: whether ``diff --git`` lines precede ``---``; None: not observed.
+        correct_counts, wrong_counts: hunks whose header counts were right, and wrong.
     """
 
     context: int = CONTEXT
@@ -38,7 +38,7 @@ class DiffStyle:
 
     @property
     def trusts_counts(self) -> bool:
-        """Whether the counts of hunk headers are to be believed."""
+        """Whether the counts of hunk headers are reliable."""
         return 2 * self.wrong_counts <= self.correct_counts
 
 
@@ -47,14 +47,14 @@ class DraftHunk:
     """Progress through one hunk.
 
     Args:
-        at: the old file's line that comes next, from 0.
-        old, new: lines that the header still promises on each side; None: not said, or not believed.
-        run: context lines since the hunk's begin or the last change.
-        removed, added: the lines of the change at hand, without their signs.
-        used: removed lines that added ones have already taken the place of.
-        shift: how much deeper the last such added line was indented.
-        first: the line at which the hunk begins.
-        context: lines of context around a change.
+        at: next line of the old file, from 0.
+        old, new: lines remaining on each side according to the header; None: unknown or unreliable.
+        run: context lines since the start of the hunk or the last change.
+        removed, added: lines of the current change, without signs.
+        used: removed lines that added lines have replaced.
+        shift: indentation change of the last replacement.
+        first: first line of the hunk.
+        context: context lines around a change.
     """
 
     source: SourceFile | None
@@ -78,14 +78,14 @@ class DraftHunk:
         return self.old is not None and self.new is not None and self.old <= 0 and self.new <= 0
 
     def upcoming(self, offset: int = 0) -> str | None:
-        """The old file's next line, None past its end or where the file is not known."""
+        """The old file's next line; None past its end or for an unknown file."""
         place = self.at + offset
         if self.source is None or not 0 <= place < len(self.source.lines):
             return None
         return self.source.lines[place]
 
     def consume(self, sign: str, text: str) -> None:
-        """Go past one line of the hunk."""
+        """Advance by one line of the hunk."""
         if sign != "+":
             self._find(text)
             self.at += 1
@@ -114,7 +114,7 @@ class DraftHunk:
             self.at = place
 
     def _pair(self, text: str) -> None:
-        """Which removed line does an added one stand for?"""
+        """Find the removed line that an added line replaces."""
         words = set(_WORDS.findall(text))
         best, where = 0.4, -1
         for place in range(self.used, min(self.used + 6, len(self.removed))):
@@ -135,15 +135,15 @@ def _indent(line: str) -> int:
 
 
 class PatchState:
-    """Follows an output's text, line by line.
+    """Parses an output's text, line by line.
 
     Attributes:
-        current: the line in the making.
-        style: what was seen of how the model writes diffs; shared with its other outputs.
-        path: of the file that the output is about; None before the first.
-        hunk: None outside of hunks.
+        current: the incomplete line.
+        style: how the model writes diffs; shared with its other outputs.
+        path: current file; None before the first.
+        hunk: None outside hunks.
         touched: paths so far, in order.
-        view: the last lines of the new file, as the hunk shows it.
+        view: the last lines of the new file in the hunk.
     """
 
     def __init__(self, files: Mapping[str, SourceFile], style: DiffStyle | None = None) -> None:
@@ -163,7 +163,7 @@ class PatchState:
         self._seen_counts = (0, 0)
 
     def push(self, text: str) -> list[str]:
-        """Take more of the output. Returns the lines that it completes, without their ends."""
+        """Append text. Returns the lines that it completes, without line ends."""
         *done, self.current = (self.current + text).split("\n")
         for line in done:
             self._line(line)
@@ -173,7 +173,7 @@ class PatchState:
 
     @property
     def offset(self) -> int:
-        """Lines that the file's hunks added so far, less those that they removed."""
+        """Lines added minus lines removed by the file's hunks so far."""
         return self._offset + self._seen_counts[1] - self._seen_counts[0]
 
     @property
@@ -181,12 +181,12 @@ class PatchState:
         return None if self.path is None else self.files.get(self.path)
 
     def new_hunk(self, at: int, old: int | None, new: int | None) -> DraftHunk:
-        """A hunk of the current file that begins at line ``at``, with counts that its header shows, if any."""
+        """Create a hunk of the current file at line ``at``, with the counts of its header if known."""
         if not self.style.trusts_counts:
             old = new = None
         context = self.style.context
         if old is not None and new is not None and 0 < old < 2 * context and new:
-            context = max(1, min(old // 2, context))  # fewer lines than two contexts: the model shows less of it
+            context = max(1, min(old // 2, context))  # the header has fewer lines than two full contexts
         return DraftHunk(self.source, at, old, new, first=at, context=context)
 
     def _line(self, line: str) -> None:
@@ -198,7 +198,7 @@ class PatchState:
             self._header(line)
 
     def _ends(self, hunk: DraftHunk, line: str) -> bool:
-        """Whether ``line`` is no longer part of the hunk, whatever its header promised."""
+        """Whether ``line`` is outside the hunk, regardless of its header."""
         if line.startswith(("@@ -", "diff --git ", "</patch>", "```")):
             return True
         if hunk.complete:

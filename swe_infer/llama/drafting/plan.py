@@ -1,4 +1,4 @@
-"""Drafts how a diff goes on: headers, hunk headers, and the lines of a hunk, as text."""
+"""Drafts continuations of a diff as text: headers, hunk headers, and lines of a hunk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from swe_infer.llama.drafting.patch_state import DraftHunk, PatchState
 
 AddedLine = Callable[[DraftHunk, str, Sequence[str], int], Iterator[str]]
-"""(hunk, line so far, lines before, how many) to texts that may follow, each up to the line's end or short of it."""
+"""(hunk, line so far, lines before, how many) to texts that may follow, each up to the line's end at most."""
 
 _LINES = 24
 _START = re.compile(r"@@ -(\d*)$")
@@ -19,12 +19,12 @@ _HEAD = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))?( @?@? ?.*)$")
 
 
 class Planner:
-    """Continuations of a :class:`PatchState`, the likeliest first.
+    """Continuations of a :class:`PatchState`, most likely first.
 
     Args:
-        paths: the prompt's files in the order in which a patch is likely to touch them, and its front matter.
-        opening: what an answer begins with before its first header, such as ``<patch>``.
-        added: drafts an added line's content.
+        paths: files of the prompt, ranked by how likely a patch touches them, and its front matter.
+        opening: text of an answer before its first header, such as ``<patch>``.
+        added: drafts the content of an added line.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Planner:
                 yield f" b/{path}\n"
 
     def _outside(self) -> Iterator[str]:
-        """Whole texts, from the beginning of the line, that may stand where no hunk is open."""
+        """Texts from the start of the line that may follow outside hunks."""
         state = self._state
         previous, path = state.previous, state.path or ""
         new_file = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1,"
@@ -111,7 +111,7 @@ class Planner:
     # Hunk headers
 
     def _hunk_header(self, current: str, size: int) -> Iterator[str]:
-        """Continuations of ``@@ -start,old +begin,new @@ heading``, whichever part comes next."""
+        """Continuations of ``@@ -start,old +begin,new @@ heading`` from any point."""
         usual = 2 * self._state.style.context
         if "@@ -".startswith(current):
             yield "@@ -"[len(current) :]
@@ -143,7 +143,7 @@ class Planner:
                     yield text[len(match[4]) :]
 
     def _new_side(self, start: int, old: int, prefix: str, size: int) -> Iterator[str]:
-        """The new side's line is known: the old one's, moved by what the file's hunks changed so far."""
+        """The new side's line follows from the old one and the offset of earlier hunks."""
         new = _sizes(old, self._state.style.context)[0]
         return self._headed(start, old, new, f"{prefix}+{start + self._state.offset},{new} @@", size)
 
@@ -181,7 +181,7 @@ class Planner:
                 yield f"{kind}{line}"[len(current) :] + "\n" + self._lines(after, seen, size - len(line))
 
     def _elsewhere(self, hunk: DraftHunk, begin: str) -> str | None:
-        """The nearest line that begins so, where the header's line number was wrong."""
+        """The nearest line with this prefix, in case the header's line number is wrong."""
         if hunk.source is None or len(begin.strip()) < 2:
             return None
         lines = hunk.source.lines
@@ -192,7 +192,7 @@ class Planner:
         return None
 
     def _go_on(self, hunk: DraftHunk, body: str, text: str, view: Sequence[str], size: int) -> str:
-        """``text``, which continues an added line, and what follows that line."""
+        """``text``, which continues an added line, followed by draft lines after it."""
         if not text.endswith("\n"):
             return text
         line = body + text[:-1]
@@ -201,11 +201,11 @@ class Planner:
         return text + self._lines(after, [*view, line], size - len(text))
 
     def _lines(self, hunk: DraftHunk, view: Sequence[str], size: int) -> str:
-        """The hunk's lines from here, each of the likeliest kind. Changes ``hunk``."""
+        """The most likely remaining lines of the hunk. Modifies ``hunk``."""
         out: list[str] = []
-        room = size
+        remaining = size
         for _ in range(_LINES):
-            if room <= 0:
+            if remaining <= 0:
                 break
             if hunk.complete:
                 out.append(next(self._after_hunk(), ""))
@@ -226,7 +226,7 @@ class Planner:
             hunk.consume(kind, line)
             if kind != "-":
                 view = [*view[-2:], line]
-            room -= len(line) + 2
+            remaining -= len(line) + 2
         return "".join(out)
 
     def _after_hunk(self) -> Iterator[str]:
@@ -241,21 +241,21 @@ class Planner:
 
 
 def _sizes(old: int, context: int) -> list[int]:
-    """Counts of the new side, given the old one's, the likeliest first."""
+    """Line counts of the new side, given the old side's, most likely first."""
     if old <= 2 * context:
         return [old + 1, old + 2, old + 3]
     return [old, old + 1, old + 2]
 
 
 def _kinds(hunk: DraftHunk) -> list[str]:
-    """Signs that the hunk's next line may have, the likeliest first."""
+    """Possible signs of the hunk's next line, most likely first."""
     if hunk.old is None or hunk.new is None:
         return _kinds_uncounted(hunk)
     if hunk.old <= 0:
         return ["+", " ", "-"]
     if hunk.new <= 0:
         return ["-", " ", "+"]
-    if not hunk.changed and max(hunk.old, hunk.new) <= hunk.context:  # a change must come, at the file's end
+    if not hunk.changed and max(hunk.old, hunk.new) <= hunk.context:  # too few lines are left for more context
         return ["+", "-", " "] if hunk.new > hunk.old else ["-", "+", " "]
     removals, additions = hunk.old - hunk.context, hunk.new - hunk.context
     if not hunk.changed and hunk.run < hunk.context:

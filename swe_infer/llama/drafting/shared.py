@@ -1,4 +1,4 @@
-"""What the samples of one prompt have in common: the prompt, read once, and what earlier answers said."""
+"""Data shared by the samples of a prompt: its parsed files, its indexes, and other outputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from swe_infer.llama.drafting.words import WordIndex, split_words
 from swe_infer.types import DrafterKind
 
 _MAX_ACTIVE = 8
-"""Unfinished outputs that a draft looks at."""
+"""Maximum unfinished outputs that a draft searches."""
 
 _INDEXES = ("files", "paths", "corpus", "prompt_tokens", "output_tokens", "output_words")
 
 
 @dataclass(frozen=True, slots=True)
 class DraftSource:
-    """The text that an answer to a prompt may copy from. Pickled, it holds the files' whole content.
+    """The text that an output may copy from. Pickling it reads all files.
 
     Args:
-        prose: the prompt's text outside of its files.
-        files: path to content; not read before a drafter needs them.
+        prose: the prompt's text outside its files.
+        files: path to content, read lazily.
     """
 
     prose: str = ""
@@ -38,11 +38,11 @@ NO_SOURCE = DraftSource()
 
 
 class SharedSuffixes:
-    """One prompt and the outputs for it. Nothing is read before a drafter needs it; each reading is linear.
+    """One prompt and its outputs. Indexes are built lazily, in linear time.
 
     Args:
         style: how the model writes diffs, learned from all its outputs.
-        most_tokens: tokens of earlier outputs that are kept; the oldest output goes first.
+        most_tokens: limit on tokens of earlier outputs; the oldest are dropped first.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SharedSuffixes:
 
     @cached_property
     def paths(self) -> tuple[list[str], list[str]]:
-        """Paths of code, the likeliest to be patched first; paths of front matter."""
+        """Paths of code, ranked by how likely a patch touches them, and paths of front matter."""
         return rank_files(self.files, self.source.prose)
 
     @cached_property
@@ -94,20 +94,20 @@ class SharedSuffixes:
         return index
 
     def prepare(self, kind: DrafterKind) -> None:
-        """Read the prompt now, once for all its samples, for a drafter of this kind."""
+        """Build the index of the prompt for this kind of drafter, once for all samples."""
         _ = (self.corpus, self.paths) if kind == "diff" else self.prompt_tokens
 
     def is_prepared(self, kind: DrafterKind) -> bool:
-        """Whether :meth:`prepare` was called for this kind, and nothing forgotten since."""
+        """Whether the index for this kind of drafter exists."""
         return ("corpus" if kind == "diff" else "prompt_tokens") in self.__dict__
 
     def token_indexes(self) -> tuple[TokenIndex, ...]:
-        """Earlier outputs, those that are being written and are furthest on, and the prompt."""
+        """Indexes of earlier outputs, of the longest unfinished outputs, and of the prompt."""
         ahead = sorted(self._active, key=lambda index: -len(index.tokens))[:_MAX_ACTIVE]
         return self.output_tokens, *ahead, self.prompt_tokens
 
     def add_active(self, written: TokenIndex) -> None:
-        """Let others see an output while it is written."""
+        """Let other samples draft from an unfinished output."""
         self._active.append(written)
 
     def remove_active(self, written: TokenIndex) -> None:
@@ -115,7 +115,7 @@ class SharedSuffixes:
         self._active = [index for index in self._active if index is not written]
 
     def add_output(self, tokens: Sequence[int], text: str) -> None:
-        """Keep an answer for later samples of the same prompt."""
+        """Add a finished output for later samples of the prompt."""
         self._outputs.append((array("l", tokens), text))
         self._output_count += len(tokens)
         if self._output_count > self._most_tokens and len(self._outputs) > 1:
@@ -129,23 +129,23 @@ class SharedSuffixes:
             self.output_words.extend(_output_words(text))
 
     def drop_indexes(self, *names: str) -> None:
-        """Drop what can be computed again (all of it without ``names``). Outputs stay."""
+        """Drop the named indexes, by default all. Outputs are kept."""
         for name in names or _INDEXES:
             self.__dict__.pop(name, None)
 
 
 def _output_words(text: str) -> list[str]:
-    """An output's words, as an added line would hold them: without the signs of a diff."""
+    """The words of an output, without the signs of a diff."""
     lines = (line[1:] if line[:1] in ("+", "-", " ") else line for line in text.split("\n"))
     return split_words("\n" + "\n".join(lines))
 
 
 class SharedPrompts:
-    """The prompts that were seen lately, each with its outputs: what the points of a sweep share.
+    """The most recent prompts with their outputs, shared by the jobs of a sweep.
 
     Args:
         most_prompts: prompts whose outputs are kept.
-        most_tokens: prompt tokens whose indexes are kept, about 300 bytes each.
+        most_tokens: prompt tokens whose indexes are kept, at about 300 bytes each.
     """
 
     def __init__(self, most_prompts: int = 4096, most_tokens: int = 1_000_000) -> None:
@@ -155,7 +155,7 @@ class SharedPrompts:
         self._prompts: OrderedDict[tuple[int, ...], SharedSuffixes] = OrderedDict()
 
     def get(self, prompt_ids: Sequence[int], source: DraftSource = NO_SOURCE) -> SharedSuffixes:
-        """What is known of the prompt; the latest to be asked for is the last to be forgotten."""
+        """Return the shared data of a prompt, and mark it as most recently used."""
         key = tuple(prompt_ids)
         found = self._prompts.pop(key, None)
         if found is None:

@@ -1,7 +1,7 @@
-"""Drafts from repetition: what followed the last time that the latest tokens occurred.
+"""Drafts from repetition: the tokens that followed the last occurrence of the latest tokens.
 
 The idea is that of prompt lookup and of SuffixDecoding (Oliaro et al., 2024), over the prompt, the output so far and
-other outputs for the same prompt. A hash of token pairs stands for the suffix tree: building is linear, and a lookup
+other outputs of the prompt. A hash table of token pairs replaces the suffix tree: building is linear, and a lookup
 compares a bounded number of places.
 """
 
@@ -11,22 +11,22 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 _PLACES = 64
-"""Occurrences of a pair that are compared: the latest ones."""
+"""Maximum occurrences of a pair that are compared: the latest."""
 _LONGEST = 32
-"""Tokens up to which matches are told apart."""
+"""Maximum length of a match in tokens."""
 _GRADES = (0, 2, 3, 4, 6, 8, 12, 16, 24)
-"""Lengths of matches from which on drafts are told apart."""
+"""Boundaries between the situations: lengths of matches."""
 
 
 class TokenIndex:
-    """Token sequences, and where each pair of tokens occurs in them."""
+    """A token sequence with an index of its token pairs."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self._after: dict[tuple[int, int], list[int]] = {}
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Append to the sequence at the end. Linear in the number of tokens."""
+        """Append tokens. Linear in their number."""
         held, after = self.tokens, self._after
         for token in tokens:
             held.append(token)
@@ -40,9 +40,9 @@ class TokenIndex:
                     places.append(place)
 
     def longest(self, tail: Sequence[int]) -> tuple[int, int]:
-        """``(length, place)`` of the longest match of ``tail``'s end, the latest of equals.
+        """Return ``(length, place)`` of the longest match of ``tail``'s end, the latest if several are equal.
 
-        ``place`` is where the draft begins; length 0: no pair matches.
+        The draft begins at ``place``. Length 0: no pair matches.
         """
         if len(tail) < 2:
             return 0, 0
@@ -62,11 +62,11 @@ class TokenIndex:
 
 
 class SuffixDrafter:
-    """The longest match wins; the output itself is preferred to other sources where lengths are equal.
+    """Drafts from the longest match. The output itself is preferred among equals.
 
     Args:
-        prompt_ids: the prompt's last tokens stand before the output.
-        sources: gives the indexes of other outputs and of the prompt, the more trusted ones first.
+        prompt_ids: the prompt's last tokens precede the output.
+        sources: returns the indexes of other outputs and of the prompt, most trusted first.
     """
 
     def __init__(self, prompt_ids: Sequence[int], sources: Callable[[], Sequence[TokenIndex]]) -> None:
@@ -77,19 +77,19 @@ class SuffixDrafter:
 
     @property
     def situation(self) -> Hashable:
-        """How long the match is, roughly."""
+        """Class of the match's length."""
         return bisect_right(_GRADES, self._best()[0])
 
     def draft(self, limit: int) -> list[int]:
         return self.match(limit)[1]
 
     def match(self, limit: int) -> tuple[int, list[int]]:
-        """The length of the longest match, and the at most ``limit`` tokens that followed it."""
+        """Return the length of the longest match and at most ``limit`` tokens that followed it."""
         length, index, place = self._best()
         return length, index.tokens[place : place + limit] if length else []
 
     def _best(self) -> tuple[int, TokenIndex, int]:
-        """The longest match, where it lies, and the place that follows it there. Kept until the output goes on."""
+        """The longest match, its index, and the place after it. Cached until the output grows."""
         if self._found is not None:
             return self._found
         tail = self.written.tokens[-_LONGEST:]

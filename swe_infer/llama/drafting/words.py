@@ -1,10 +1,10 @@
-"""Drafts the rest of a line from lines that were seen: a vote among the places where the same words came before.
+"""Predicts the rest of a line from text seen before, by votes of places with the same preceding words.
 
-Text is cut into words in a way that loses nothing, so that contexts do not depend on how a tokenizer cuts them. A
-line begins with a word that holds its line break and its indentation; a word carries the space before it.
+Text is split into words without loss, so that contexts do not depend on the tokenizer. A word at the start of a line
+includes the newline and indentation; other words include the space before them.
 
-Each place votes for the word that followed there. Its weight grows fourfold with each further word of context that
-agrees (in the spirit of prediction by partial matching, Cleary and Witten, 1984), and with nearness to the edit.
+Each place votes for its next word. Its weight grows fourfold with each matching word of context (in the spirit of
+prediction by partial matching, Cleary and Witten, 1984), and with closeness to the edit.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from heapq import nlargest
 _WORD = re.compile(r"\n[^\S\n]*| ?[^\W\d]\w*| ?\d+| ?[^\w\s]|[^\S\n]")
 
 _NEAREST = 8
-"""Places of one context that may vote, on either side of the edit."""
+"""Maximum voting places of a context on each side of the edit."""
 _DEEPEST = 6
-"""Words of context that are compared."""
+"""Maximum words of context that are compared."""
 _GROWTH = 4.0
 _NEAR = 4.0
 _FAR = 400
-"""A place at the edit weighs ``1 + _NEAR`` times as much as a far one; half of that is left ``_FAR`` words away."""
+"""A place at the edit weighs ``1 + _NEAR`` times a distant one; half of the bonus remains ``_FAR`` words away."""
 
 
 def split_words(text: str) -> list[str]:
-    """Words whose concatenation is ``text``."""
+    """Split ``text`` into words whose concatenation is ``text``."""
     return _WORD.findall(text)
 
 
 Vote = tuple[Sequence[str], int, int, float]
-"""A vote ``(words, at, end, weight)``: ``words[at]`` comes next, and its successors after it, up to ``end``."""
+"""``(words, at, end, weight)``: votes for ``words[at]`` and its successors up to ``end``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is known before a draft.
+    """The context of a prediction.
 
     Args:
-        words: the text before, the last word possibly incomplete.
-        edit_at: place of the edit in the first index, from which nearness is counted; None: nowhere.
-        hidden: range of places in the first index that may not vote: the lines that the hunk itself goes over.
+        words: preceding text; the last word may be incomplete.
+        edit_at: place of the edit in the first index, for closeness; None: unknown.
+        hidden: range of places in the first index that do not vote: lines of the hunk itself.
     """
 
     words: Sequence[str]
@@ -52,7 +52,7 @@ class Query:
 
 
 class WordIndex:
-    """Words in sequence, and where each word and each pair of words is followed by what."""
+    """A word sequence with indexes of its words and word pairs."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -67,7 +67,7 @@ class WordIndex:
         at = len(held)
         for word in words:
             at += 1
-            bare = word[1:] if word[0] == " " and len(word) > 1 else word  # not called: this loop is all of the cost
+            bare = word[1:] if word[0] == " " and len(word) > 1 else word  # _bare, inlined for speed
             places = singles.get(bare)
             if places is None:
                 singles[bare] = [at]
@@ -83,7 +83,7 @@ class WordIndex:
         held.extend(words)
 
     def complete(self, part: str) -> list[int]:
-        """Places of words that begin with ``part`` and go on, the most frequent word first."""
+        """Places of the most frequent word that starts with ``part`` and is longer."""
         singles = self._singles
         if len(self._vocabulary) != len(singles):
             self._vocabulary = sorted(singles)
@@ -99,7 +99,8 @@ class WordIndex:
         return [place - 1 for place in singles[max(found, key=lambda word: len(singles[word]))][-4:]]
 
     def after(self, context: Sequence[str], edit_at: int | None) -> Sequence[int]:
-        """Places that follow ``context``'s last two words, or its last one, the nearest to ``here`` or the latest."""
+        """Places after the last two words of ``context``, else after the last one: the closest to ``edit_at``, or the
+        latest."""
         places: Sequence[int] | None = None
         if len(context) > 1:
             places = self._pairs.get((context[-2], context[-1]))
@@ -126,13 +127,13 @@ def continuations(
     most: int,
     words: int,
 ) -> Iterator[str]:
-    """Texts that may follow ``query.words``, the best first, each up to the end of the line.
+    """Texts that may follow ``query.words``, best first, each up to the end of the line.
 
     Args:
-        indexes: with a weight each.
-        extra: votes from elsewhere, each with the incomplete word that it continues ("" after a complete one).
-        most: how many texts.
-        words: how long a text gets at most.
+        indexes: each with a weight.
+        extra: other votes, each with the incomplete word that it continues ("" after a complete word).
+        most: maximum number of texts.
+        words: maximum words of a text.
     """
     votes: dict[str, list[Vote]] = {}
     for part, place in extra:
@@ -162,7 +163,7 @@ def _vote_bare(votes: dict[str, list[Vote]], part: str, places: Sequence[Vote]) 
 
 
 def _vote(votes: dict[str, list[Vote]], part: str, places: Sequence[Vote]) -> None:
-    """Sort places by what they say comes after ``part``."""
+    """Group places by the text that they continue ``part`` with."""
     length = len(part)
     for place in places:
         rest = place[0][place[1]]
@@ -178,7 +179,7 @@ def _vote(votes: dict[str, list[Vote]], part: str, places: Sequence[Vote]) -> No
 
 
 def _votes_after(index: WordIndex, context: Sequence[str], query: Query, weight: float, first: bool) -> list[Vote]:
-    """The places of ``index`` that follow ``context``'s end. Only the first index knows the edit's place."""
+    """The votes of ``index`` after ``context``. Only the first index uses closeness to the edit."""
     edit_at = query.edit_at if first else None
     low, high = query.hidden if first else (0, 0)
     words = index.words
@@ -200,7 +201,7 @@ def _votes_after(index: WordIndex, context: Sequence[str], query: Query, weight:
 
 
 def _continue_line(rest: str, places: Sequence[Vote], words: int) -> str:
-    """``rest`` and what follows it where it was found: what most of the weight says as long as places differ."""
+    """``rest`` followed by the continuation with the most weight."""
     out = [rest]
     for depth in range(1, words):
         if depth > 1 and out[-1][0] == "\n":

@@ -1,8 +1,8 @@
 // Causal grouped-query attention over a paged cache (Kwon et al., 2023) with an online softmax (Dao, 2023).
 //
-// A block of the cache holds 32 tokens. The keys of one head in it lie as the tiles of a product Q K^T, its values as
-// those of P V, so that products read the cache as it is. Softmax goes over PANEL keys at a time, counted from the
-// sequence's beginning, so what a row computes depends on its own sequence alone, bit for bit.
+// A block of the cache has 32 tokens. The keys of one head in it are stored as the tiles of a product Q K^T, its values
+// as those of P V, so that products read the cache in place. Softmax processes PANEL keys at a time, counted from the
+// start of the sequence, so a row's result depends only on its own sequence, bit for bit.
 #include "kernels.h"
 
 #ifdef __AMX_BF16__
@@ -40,13 +40,13 @@ struct State {
     float top[MAX_ROWS], total[MAX_ROWS];
 };
 
-// The least exponent that is taken, since what underflows takes the processor a hundred times as long.
+// Avoids denormal results, which are about a hundred times slower.
 __m512 clamp_exponent(__m512 x) {
     return _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
 }
 
-// Weights of one row over a panel of which it sees the first `visible` keys: 2^(score * scale), over a sum that is
-// carried from panel to panel. What the row does not see has weight 0.
+// Softmax weights of one row over a panel of which it sees the first `visible` keys: 2^(score * scale), with a running
+// maximum and sum over the panels. Masked keys have weight 0.
 template <bool FULL>
 void softmax(State& state, int row, int visible, float scale, int head_dim) {
     constexpr int VECTORS = PANEL / 16;
@@ -95,9 +95,9 @@ void prefetch(const element* from, int elements) {
     for (int i = 0; i < elements; i += LINE) _mm_prefetch((const char*)(from + i), _MM_HINT_T0);
 }
 
-// Rows `first` to `first + rows` of a tile, over the keys of one segment.
-void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const Unit& unit, const Segment& segment, int kv_head,
-                    int group) {
+// Rows `first` to `first + rows` of a unit, over the keys of one segment.
+void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const Unit& unit, const Segment& segment,
+                    int kv_head, int group) {
     const int dim = args.head_dim, size = BLOCK * dim, first = segment.first * group, rows = segment.tokens * group;
     const int32_t* table = args.tables + segment.table;
     const int32_t* visible = args.visible + unit.first_token + segment.first;
@@ -105,14 +105,14 @@ void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const
         return pool + ((int64_t)table[block] * args.kv_heads + kv_head) * size;
     };
     constexpr int DEPTHS_IN_BLOCK = BLOCK / DEPTH;
-    static_assert(PANEL <= MAX_HEAD_DIM, "b holds the tiles of a head, and of a panel");
+    static_assert(PANEL <= MAX_HEAD_DIM, "b has space for the tiles of a head and of a panel");
     const element* b[MAX_HEAD_DIM / DEPTH];
     for (int begin = segment.begin; begin < segment.end; begin += PANEL) {
         const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
             const element* keys = block_of(args.keys, begin / BLOCK + i);
             const int ahead = (begin + PANEL) / BLOCK + i;
-            if (rows <= 16 && ahead * BLOCK < segment.end) {  // with few rows it is memory that is waited for
+            if (rows <= 16 && ahead * BLOCK < segment.end) {  // few rows are memory-bound
                 prefetch(block_of(args.keys, ahead), size);
                 prefetch(block_of(args.values, ahead), size);
             }
@@ -124,7 +124,8 @@ void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const
             softmax_row(state, first + row, visible[row / group] - begin, args.scale, dim);
         for (int d = 0; d < dim; d += 2 * WIDTH) {
             for (int i = 0; i < blocks * DEPTHS_IN_BLOCK; i++)
-                b[i] = block_of(args.values, begin / BLOCK + i / DEPTHS_IN_BLOCK) + d * BLOCK + i % DEPTHS_IN_BLOCK * TILE;
+                b[i] = block_of(args.values, begin / BLOCK + i / DEPTHS_IN_BLOCK) + d * BLOCK +
+                       i % DEPTHS_IN_BLOCK * TILE;
             tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b,
                            DEPTHS_IN_BLOCK * TILE, blocks * DEPTHS_IN_BLOCK, false);
         }
@@ -155,12 +156,13 @@ void attend_unit(State& state, Tiles& tiles, const AttentionArgs& args, const Un
 
 }  // namespace
 
-// Rows of `out` (T H D, contiguous) that units name. `q` has `q_token` elements between tokens.
+// Attention of the rows of `out` (T H D, contiguous) that the units contain. `q` has `q_token` elements between tokens.
 extern "C" void attend(element* out, const element* q, int64_t q_token, const element* keys, const element* values,
                        int heads, int kv_heads, int head_dim, const Unit* units, int count, const int32_t* tokens,
                        const int32_t* visible, const Segment* segments, const int32_t* tables, int threads) {
     const float scale = 1.44269504f / sqrtf((float)head_dim);  // exponentials are powers of two
-    const AttentionArgs args{out, q, q_token, keys, values, heads, kv_heads, head_dim, scale, tokens, visible, segments, tables};
+    const AttentionArgs args{out,   q,      q_token, keys,     values, heads, kv_heads, head_dim,
+                             scale, tokens, visible, segments, tables};
     int64_t work = 0;
     for (int i = 0; i < count; i++)
         for (int s = units[i].first_segment; s < units[i].first_segment + units[i].segments; s++)
@@ -174,7 +176,7 @@ extern "C" void attend(element* out, const element* q, int64_t q_token, const el
     }
 }
 
-// Put keys and values (T K D) into the cache; `places` counts tokens of it.
+// Write keys and values (T K D) into the cache. `places`: token index in the cache.
 extern "C" void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v,
                             int64_t v_token, const int64_t* places, int count, int kv_heads, int head_dim,
                             int threads) {
@@ -188,15 +190,17 @@ extern "C" void write_cache(element* keys, element* values, const element* k, in
             const element* from = k + t * k_token + head * head_dim;
             element* to = keys + start + offset / WIDTH * tiles * TILE;
             for (int d = 0; d < head_dim; d += GRAIN)
-                memcpy(to + d / DEPTH * TILE + Layout::offset_of(d % DEPTH, offset % WIDTH), from + d, GRAIN * sizeof(element));
+                memcpy(to + d / DEPTH * TILE + Layout::offset_of(d % DEPTH, offset % WIDTH), from + d,
+                       GRAIN * sizeof(element));
             from = v + t * v_token + head * head_dim;
             to = values + start + offset / DEPTH * TILE;
-            for (int d = 0; d < head_dim; d++) to[d / WIDTH * WIDTH * BLOCK + Layout::offset_of(offset % DEPTH, d % WIDTH)] = from[d];
+            for (int d = 0; d < head_dim; d++)
+                to[d / WIDTH * WIDTH * BLOCK + Layout::offset_of(offset % DEPTH, d % WIDTH)] = from[d];
         }
     }
 }
 
-// Once, before anything else: ask Linux for the tile registers. 0 where it does not give them.
+// Call once before any other kernel: requests the AMX tile registers from Linux. Returns 0 if they are not granted.
 extern "C" int initialise() {
 #ifdef __AMX_BF16__
     constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

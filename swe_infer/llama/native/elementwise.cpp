@@ -1,14 +1,14 @@
-// What lies between the products: norms, rotary embeddings, activations. Each rounds where the operations of
+// Operations between the products: norms, rotary embeddings, activations. Each rounds where the operations of
 // swe_infer.llama.model round.
 #include "kernels.h"
 
 namespace {
 
-constexpr int COST = 4;  // multiplications that an element's memory traffic and rounding count for
+constexpr int COST = 4;  // cost of an element in multiplications, memory traffic and rounding included
 
 }  // namespace
 
-// total = x + delta (no sum is made where delta is null); out = its root mean square norm times weight.
+// total = x + delta (not written if delta is null); out = its root mean square norm times weight.
 extern "C" void add_rms_norm(element* total, element* out, const element* x, const element* delta,
                              const element* weight, float eps, int64_t rows, int size, int threads) {
 #pragma omp parallel for num_threads(thread_count(threads, rows * size * COST))
@@ -35,7 +35,8 @@ extern "C" void add_rms_norm(element* total, element* out, const element* x, con
     }
 }
 
-// Rotate `heads` heads of each token, which has `x_token` elements; out is contiguous. The first half of sin is negated.
+// Rotate `heads` heads of each token. `x` has `x_token` elements between tokens; out is contiguous. The first half of
+// sin is negated.
 extern "C" void rotate(element* out, const element* x, int64_t x_token, const element* cos, const element* sin,
                        int64_t tokens, int heads, int head_dim, int threads) {
     const int half = head_dim / 2;
@@ -57,7 +58,7 @@ extern "C" void rotate(element* out, const element* x, int64_t x_token, const el
         }
 }
 
-// out (rows x size) = silu(the first half of gate_up's columns) times the second half.
+// out (rows x size) = silu(first half of gate_up's columns) * second half.
 extern "C" void silu_mul(element* out, const element* gate_up, int64_t rows, int size, int threads) {
 #pragma omp parallel for num_threads(thread_count(threads, rows * size * COST))
     for (int64_t row = 0; row < rows; row++)

@@ -1,4 +1,4 @@
-// The kernels, which Python calls one by one and layers.cpp in their order. See each one's own file.
+// Declarations of the kernels, which Python and layers.cpp call. Each is documented in its own file.
 #pragma once
 
 #include "tiles.h"
@@ -7,13 +7,12 @@ struct Unit {
     int32_t first_token, tokens, first_segment, segments;
 };
 
-// Keys `begin` to `end` of one block table, for `tokens` tokens of the unit from `first`.
+// Keys `begin` to `end` of one block table, for `tokens` tokens of the unit starting at `first`.
 struct Segment {
     int32_t first, tokens, table, begin, end;
 };
 
-// Of `threads` as many as are worth waking: for so little work, in multiplications, none but the caller's own. They would
-// spend their time waiting for each other, the more so where other processes want the cores.
+// Threads for `work` multiplications: one for little work, since waking and joining threads would take longer.
 static inline int thread_count(int threads, int64_t work) {
     constexpr int64_t MIN_WORK = 1 << 18;
     return work < MIN_WORK ? 1 : threads;

@@ -1,5 +1,4 @@
-// All layers of a Llama in one call: between two kernels nothing waits for an interpreter whose memory the weights have
-// pushed out of the caches.
+// All layers of a Llama in one call per step: the weights would evict the interpreter's working set between operations.
 #include "kernels.h"
 
 namespace {
@@ -21,7 +20,7 @@ struct Shape {
     float eps;
 };
 
-// One pass. What it needs of memory lies in `room`.
+// Arguments of one step. `scratch` is working memory of layers_scratch_size elements.
 struct StepArgs {
     element* x;
     element* delta;
@@ -42,14 +41,14 @@ struct StepArgs {
 
 }  // namespace
 
-// Elements of StepArgs::scratch.
+// Number of elements of StepArgs::scratch.
 extern "C" int64_t layers_scratch_size(const Shape* shape, int rows) {
     const int64_t heads = 3 * shape->heads + 3 * shape->kv_heads;
     return rows * (shape->hidden + shape->inner + heads * shape->head_dim);
 }
 
-// x (rows x hidden) becomes the stream before the last block's contribution, which goes to delta. Of the rows, units
-// name the first `attended_rows`; the others are padding.
+// x (rows x hidden) becomes the residual stream without the last block's contribution, which is written to delta. The
+// units contain the first `attended_rows` rows; the others are padding.
 extern "C" void run_layers(const Shape* shape, const Layer* layers, const StepArgs* step) {
     const int rows = step->rows, hidden = shape->hidden, dim = shape->head_dim, threads = step->threads;
     const int heads = shape->heads, turned_heads = heads + shape->kv_heads, all_heads = turned_heads + shape->kv_heads;
@@ -58,7 +57,8 @@ extern "C" void run_layers(const Shape* shape, const Layer* layers, const StepAr
     element* turned = qkv + (int64_t)rows * all_heads * dim;
     element* attended = turned + (int64_t)rows * turned_heads * dim;
     element* inner = attended + (int64_t)rows * heads * dim;
-    memset(attended + (int64_t)step->attended_rows * heads * dim, 0, (size_t)(rows - step->attended_rows) * heads * dim * sizeof(element));
+    memset(attended + (int64_t)step->attended_rows * heads * dim, 0,
+           (size_t)(rows - step->attended_rows) * heads * dim * sizeof(element));
     for (int i = 0; i < shape->layers; i++) {
         const Layer& layer = layers[i];
         element* keys = step->keys + i * step->pool;

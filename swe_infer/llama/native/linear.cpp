@@ -1,30 +1,30 @@
-// Products of activations with weights, x W^T, with sums in float.
+// Products of activations with weights, x W^T, accumulated in float.
 //
-// Weights are packed once, in panels of 32 outputs whose tiles follow one another. A thread takes as many panels as its
-// second-level cache holds and runs rows past them. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates and the
-// 16 values that they let through, so that one product gives the gated values and nothing else is stored.
+// Weights are packed once, in panels of 32 outputs with consecutive tiles. A thread keeps a group of panels in its
+// second-level cache and streams rows past it. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates and their
+// 16 values, so that one product computes the gated values without storing intermediates.
 //
-// Float weights that bfloat16 holds exactly, as those of most checkpoints, are packed as bfloat16: half as much is read,
-// and AMX can multiply them. No precision is lost, since activations stay float.
+// Float weights that bfloat16 represents exactly, as in most checkpoints, are packed as bfloat16: this halves the
+// memory traffic, and AMX can multiply them. No precision is lost, since activations stay float.
 #include "kernels.h"
 
 namespace {
 
 constexpr int PANEL = 2 * WIDTH;
-constexpr int GROUP_BYTES = 512 << 10;  // of panels that a thread takes together
-constexpr int MAX_PANELS = 32;         // of them
-constexpr int ROWS = 512;               // that it runs past them
+constexpr int GROUP_BYTES = 512 << 10;  // panels that a thread processes together
+constexpr int MAX_PANELS = 32;         // in a group
+constexpr int ROWS = 512;               // streamed past a panel group
 
-// Some rows of activations, as products with weights of W read them: as they lie.
+// A block of rows of activations, in the layout that products with weights of type W read: row by row.
 template <typename W>
 class Activations {
 public:
-    static constexpr int CHUNKS = 8;  // of the depth: so many of the rows stay in the first-level cache meanwhile
+    static constexpr int CHUNKS = 8;  // of the depth, so that the rows stay in the first-level cache
 
-    // Rows that are `row` elements apart, over the depth of `chunks` tiles.
+    // Load rows that are `row` elements apart, over the depth of `chunks` tiles.
     void load_rows(const element* x, int row, int rows, int) { x_ = x, row_ = row, rows_ = rows; }
 
-    // C (or 0, where `zero_init`) + what was taken times a panel.
+    // C (or 0, if `zero_init`) + the loaded rows times a panel.
     void multiply(float* c, const W* const* b, int chunks, bool zero_init) {
         tiles_.multiply(c, PANEL, x_, row_, rows_, b, TileLayout<W>::TILE, chunks, zero_init);
     }
@@ -37,7 +37,7 @@ private:
 
 #if defined(FLOAT32) && defined(__AMX_BF16__)
 
-// A float has 24 bits of precision; three numbers of bfloat16, of 8 bits each, sum up to it.
+// A float has 24 bits of precision and is the sum of three bfloat16 numbers of 8 bits each.
 template <>
 class Activations<bfloat16> {
 public:
@@ -57,10 +57,10 @@ public:
 private:
     static constexpr int PARTS = 3, DEPTH = TileLayout<bfloat16>::DEPTH, TILE = TileLayout<bfloat16>::TILE;
 
-    // The first part of 16 rows, those with this one.
+    // The tile of the first part for the 16 rows that include `row`.
     bfloat16* tiles_of(int row, int chunk) { return parts_ + (row / 16 * CHUNKS + chunk) * PARTS * TILE; }
 
-    // One row of a tile, into a tile for each part.
+    // Split one row of a tile into one tile per part.
     static void split(bfloat16* to, const float* x) {
         alignas(64) static constexpr uint16_t UPPER[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                                                            33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
@@ -87,7 +87,7 @@ __m512 biased(const float* sums, const element* bias, __mmask16 columns) {
     return bias ? _mm512_add_ps(x, load(bias, columns)) : x;
 }
 
-// `columns` of 32 sums for each row.
+// Store `columns` of 32 sums for each row.
 void store_panel(element* out, int64_t out_row, const float* sums, int rows, int columns, const element* bias) {
     const __mmask16 left = first_columns(columns), right = first_columns(columns - WIDTH);
     for (int r = 0; r < rows; r++, out += out_row, sums += PANEL) {
@@ -96,7 +96,7 @@ void store_panel(element* out, int64_t out_row, const float* sums, int rows, int
     }
 }
 
-// 16 gated values for each row; rounded where an activation and a product after it round.
+// Store 16 gated values for each row, rounded as a separate activation and product would round.
 void store_gated(element* out, int64_t out_row, const float* sums, int rows) {
     for (int r = 0; r < rows; r++, out += out_row, sums += PANEL) {
         const __m512 gate = rounded(silu_of(rounded(_mm512_load_ps(sums))));
@@ -110,7 +110,7 @@ uint32_t bits_of(float x) {
     return bits;
 }
 
-// The same number, which both types hold.
+// Convert a number that both types represent exactly.
 template <typename To, typename From>
 To converted(From x) {
     if constexpr (sizeof(To) == sizeof(From)) {
@@ -135,7 +135,8 @@ void pack_as(W* packed, const element* weight, int outputs, int inputs, int gate
             const element* from = weight + (int64_t)output * inputs;
             W* to = packed + (int64_t)first * inputs + column / WIDTH * Layout::TILE;
             for (int d = 0; d < inputs; d++) {
-                W& place = to[d / Layout::DEPTH * 2 * Layout::TILE + Layout::offset_of(d % Layout::DEPTH, column % WIDTH)];
+                W& place =
+                    to[d / Layout::DEPTH * 2 * Layout::TILE + Layout::offset_of(d % Layout::DEPTH, column % WIDTH)];
                 place = output < outputs ? converted<W>(from[d]) : W(0);
             }
         }
@@ -150,7 +151,8 @@ void unpack_as(element* out, const W* packed, const int64_t* ids, int64_t count,
         const W* from = packed + ids[i] / PANEL * PANEL * inputs + column / WIDTH * Layout::TILE;
         for (int d = 0; d < inputs; d++)
             out[i * inputs + d] =
-                converted<element>(from[d / Layout::DEPTH * 2 * Layout::TILE + Layout::offset_of(d % Layout::DEPTH, column % WIDTH)]);
+                converted<element>(from[d / Layout::DEPTH * 2 * Layout::TILE +
+                                        Layout::offset_of(d % Layout::DEPTH, column % WIDTH)]);
     }
 }
 
@@ -162,7 +164,7 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
     const int chunks = inputs / Layout::DEPTH, panels = (outputs + PANEL - 1) / PANEL, wide = gated ? WIDTH : PANEL;
     const int64_t out_row = gated ? outputs / 2 : outputs;
     const int blocks = (int)((rows + ROWS - 1) / ROWS);
-    const int even = blocks * panels / (4 * threads);  // so that each thread has some groups, and none waits long
+    const int even = blocks * panels / (4 * threads);  // several groups per thread, for load balance
     const int most = even < 4 ? 4 : even > MAX_PANELS ? MAX_PANELS : even;
     int group = GROUP_BYTES / (PANEL * inputs * (int)sizeof(W));
     group = group < 1 ? 1 : group > most ? most : group;
@@ -202,7 +204,7 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
 
 }  // namespace
 
-// Whether bfloat16 holds each of `count` elements exactly.
+// Whether bfloat16 represents each of `count` elements exactly.
 extern "C" int fits_bfloat16(const element* weight, int64_t count, int threads) {
     uint32_t lost = 0;
 #pragma omp parallel for num_threads(thread_count(threads, count)) reduction(| : lost)
@@ -210,13 +212,13 @@ extern "C" int fits_bfloat16(const element* weight, int64_t count, int threads) 
     return !lost;
 }
 
-// Elements of a packed weight of so many outputs, and inputs, which are a multiple of a tile's depth.
+// Number of elements of a packed weight. `inputs` is a multiple of a tile's depth.
 extern "C" int64_t packed_size(int outputs, int inputs) {
     return (int64_t)(outputs + PANEL - 1) / PANEL * PANEL * inputs;
 }
 
-// Where `gated`, the first half of `outputs` are gates, and half of them is a multiple of 16. Where `narrow`, the packed
-// weight is bfloat16, which must hold it exactly; here and below.
+// Pack a weight. If `gated`, the first half of `outputs` are gates, and half of them is a multiple of 16. If `narrow`
+// (here and below), the packed weight is bfloat16 and must represent the weight exactly.
 extern "C" void pack(void* packed, const element* weight, int outputs, int inputs, int gated, int narrow, int threads) {
     if (narrow)
         pack_as((bfloat16*)packed, weight, outputs, inputs, gated, threads);
@@ -224,7 +226,7 @@ extern "C" void pack(void* packed, const element* weight, int outputs, int input
         pack_as((element*)packed, weight, outputs, inputs, gated, threads);
 }
 
-// Rows `ids` of a weight that is not gated, as they were before packing.
+// Unpack rows `ids` of a weight that is not gated.
 extern "C" void unpack(element* out, const void* packed, const int64_t* ids, int64_t count, int inputs, int narrow,
                        int threads) {
     if (narrow)
@@ -233,7 +235,7 @@ extern "C" void unpack(element* out, const void* packed, const int64_t* ids, int
         unpack_as(out, (const element*)packed, ids, count, inputs, threads);
 }
 
-// out (rows x outputs; half as many where gated) = x (rows x inputs) W^T + bias. A gated weight has no bias.
+// out (rows x outputs; half as many if gated) = x (rows x inputs) W^T + bias. A gated weight has no bias.
 extern "C" void linear(element* out, const element* x, const void* packed, const element* bias, int64_t rows, int outputs,
                        int inputs, int gated, int narrow, int threads) {
     if (narrow)

@@ -1,11 +1,11 @@
-// Products of tiles, and what the kernels share beside them. Elements are bfloat16, or float where FLOAT32 is defined.
+// Products of tiles, and helpers shared by the kernels. Elements are bfloat16, or float if FLOAT32 is defined.
 //
-// A is read as it lies, row by row. B lies in tiles that are 16 lines deep and 16 columns wide. A line of floats is one
-// element of each column, a line of bfloat16 a pair: line i holds elements 2i and 2i+1 (the order of TDPBF16PS in Intel's
-// instruction set reference). Each element of C is summed over the depth in one order, whatever the number of rows, so a
-// row's bits never depend on its neighbours.
+// A is read in place, row by row. B is stored in tiles that are 16 lines deep and 16 columns wide. A line of floats has
+// one element of each column; a line of bfloat16 has a pair: line i has elements 2i and 2i+1 (the order of TDPBF16PS in
+// Intel's instruction set reference). Each element of C is summed over the depth in one order, whatever the number of
+// rows, so a row's bits never depend on the batch.
 //
-// B may be bfloat16 where A is float. AMX then takes A as the sum of three matrices of bfloat16, which is exact.
+// B may be bfloat16 while A is float. AMX then reads A as the sum of three bfloat16 matrices, which is exact.
 #pragma once
 
 #include <immintrin.h>
@@ -20,18 +20,20 @@ typedef float element;
 typedef bfloat16 element;
 #endif
 
-constexpr int WIDTH = 16;       // of a tile
-constexpr int MAX_ROWS = 32;  // of one product
+constexpr int WIDTH = 16;     // columns of a tile
+constexpr int MAX_ROWS = 32;  // rows of one product
 
-// The order of a tile of T.
+// Memory layout of a tile of T.
 template <typename T>
 struct TileLayout {
-    static constexpr int GRAIN = 4 / sizeof(T);  // elements of the depth that lie side by side
+    static constexpr int GRAIN = 4 / sizeof(T);  // adjacent elements of the depth
     static constexpr int DEPTH = 16 * GRAIN;
     static constexpr int TILE = DEPTH * WIDTH;  // elements
 
-    // Where a tile holds an element of its depth in a column.
-    static int offset_of(int depth, int column) { return depth / GRAIN * GRAIN * WIDTH + column * GRAIN + depth % GRAIN; }
+    // Offset of an element of the tile.
+    static int offset_of(int depth, int column) {
+        return depth / GRAIN * GRAIN * WIDTH + column * GRAIN + depth % GRAIN;
+    }
 };
 
 static inline __mmask16 first_columns(int count) {
@@ -48,7 +50,7 @@ static inline void store(element* to, __m512 x, __mmask16 mask = 0xffff) {
     _mm512_mask_storeu_ps(to, mask, x);
 }
 
-// As an element would hold it.
+// Rounded to the precision of an element.
 static inline __m512 rounded(__m512 x) {
     return x;
 }
@@ -67,15 +69,15 @@ static inline void store(element* to, __m512 x, __mmask16 mask = 0xffff) {
     _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-// As an element would hold it.
+// Rounded to the precision of an element.
 static inline __m512 rounded(__m512 x) {
     return widen((__m256i)_mm512_cvtneps_pbh(x));
 }
 
 #endif
 
-// 2^x for finite x up to 127, within two units in the last place (the series of degree 6 around the nearest integer).
-// 0 where `wanted` has no bit.
+// 2^x for finite x up to 127, within two units in the last place (series of degree 6 around the nearest integer). 0 for
+// lanes outside `wanted`.
 static inline __m512 exp2_of(__m512 x, __mmask16 wanted = 0xffff) {
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 part = _mm512_sub_ps(x, whole);
@@ -97,22 +99,22 @@ static inline __m512 silu_of(__m512 x) {
 
 #ifdef __AMX_BF16__
 
-// A matrix for MatrixTiles: where its tiles of 16 rows lie, in elements from one to the next. It is the sum of some
-// matrices, its parts.
+// A matrix for MatrixTiles, with the strides of its tiles of 16 rows, in elements. It is a sum of matrices, its parts.
 struct SplitMatrix {
     const bfloat16* first;
-    int64_t row, chunk, part, lower;  // between rows, tiles along the depth, parts, and the upper and the lower 16 rows
+    // Strides of rows, of tiles along the depth, of parts, and from the upper to the lower 16 rows.
+    int64_t row, chunk, part, lower;
 };
 
-// The tile registers of this thread: 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
+// The AMX tile registers of this thread: 0 to 3 are C, 4 and 5 A, 6 and 7 B.
 class MatrixTiles {
 public:
-    // A product of `rows` rows and 32 columns: C (or 0, where `zero_init`) + A B. Tiles of column 0 to 15 lie at `b[i]`, those
-    // of 16 to 31 `second` elements later.
+    // A product of `rows` rows and 32 columns: C (or 0, if `zero_init`) + A B. Tiles of columns 0 to 15 are at `b[i]`,
+    // those of columns 16 to 31 are `second` elements after them.
     template <int PARTS>
     void multiply(float* c, int c_row, const SplitMatrix& a, int rows, const bfloat16* const* b, int second, int chunks,
                   bool zero_init) {
-        in_memory(a.first);  // GCC's tile loads do not say that they read memory
+        in_memory(a.first);  // GCC's tile loads do not declare that they read memory
         if (rows > 16) {
             configure(16, rows - 16);
             product<PARTS, true>(c, c_row, a, b, second, chunks, zero_init);
@@ -127,7 +129,7 @@ public:
     }
 
 private:
-    // Of more than 16 rows, or of 16 at the most.
+    // TALL: more than 16 rows.
     template <int PARTS, bool TALL>
     static void product(float* c, int c_row, const SplitMatrix& a, const bfloat16* const* b, int second, int chunks,
                         bool zero_init) {
@@ -185,7 +187,7 @@ private:
 
 #endif
 
-// The two columns of 16 sums += A B over a line of B, in which the elements at `a` are the same for all lanes.
+// 16 sums += A B over a line of B. The elements at `a` are broadcast to all lanes.
 #ifdef FLOAT32
 static inline __m512 accumulated(__m512 sum, const float* a, const float* line) {
     return _mm512_fmadd_ps(_mm512_set1_ps(*a), _mm512_loadu_ps(line), sum);
@@ -205,10 +207,10 @@ static inline __m512 accumulated(__m512 sum, const bfloat16* a, const bfloat16* 
 }
 #endif
 
-// Products in vector registers.
+// Products with AVX-512.
 class VectorTiles {
 public:
-    // As above, of one matrix of elements, with tiles of T.
+    // As MatrixTiles::multiply, for one matrix of elements and tiles of T.
     template <typename T>
     void multiply(float* c, int c_row, const element* a, int a_row, int rows, const T* const* b, int second, int chunks,
                   bool zero_init) {
@@ -231,7 +233,7 @@ private:
         for (int i = 0; i < chunks; i++)
             for (int depth = 0; depth < Layout::DEPTH; depth += Layout::GRAIN) {
                 const T* line = b[i] + Layout::offset_of(depth, 0);
-                _mm_prefetch((const char*)(line + 2 * Layout::TILE), _MM_HINT_T0);  // few rows wait for memory
+                _mm_prefetch((const char*)(line + 2 * Layout::TILE), _MM_HINT_T0);  // few rows are memory-bound
                 _mm_prefetch((const char*)(line + second + 2 * Layout::TILE), _MM_HINT_T0);
                 for (int r = 0; r < ROWS; r++) {
                     const element* from = a + r * a_row + i * Layout::DEPTH + depth;
