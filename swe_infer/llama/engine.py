@@ -168,13 +168,13 @@ class Engine:
         block_bytes = KVCache.block_bytes(
             config.num_hidden_layers, size, self.model.backend.shape.kv_heads, config.head_dim, self.model.dtype
         )
-        wanted = self.options.kv_cache_gb
-        if wanted is not None:
-            capacity = int(wanted * 1e9) // self.model.shard.count
+        gigabytes = self.options.kv_cache_gb
+        if gigabytes is not None:
+            capacity = int(gigabytes * 1e9) // self.model.shard.count
         else:
             capacity = available_bytes(self.model.device) if self._tp_group is None else self._tp_group.free_bytes
         most = self.options.max_sequences * -(-self.context_window // size)
-        blocks = min(capacity // block_bytes, most) if wanted is None else capacity // block_bytes
+        blocks = min(capacity // block_bytes, most) if gigabytes is None else capacity // block_bytes
         if blocks < 1:
             raise ConfigError(
                 f"runner.kv_cache_gb: {capacity / 1e9:.3f} GB is less than one cache block ({block_bytes} bytes)"

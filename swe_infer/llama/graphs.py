@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swe_infer.llama.attention.base import PagedBackend, PagedPlan
 from swe_infer.llama.kv_cache import SCRATCH, KVCache
-from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, Step, cache_places
+from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, Step, positions_and_slots
 from swe_infer.llama.tensor_parallel import ModelInput
 
 ROWS = (MIN_ROWS, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -88,7 +88,7 @@ class StaticStep:
         queries += extra
         starts += [0] * len(extra)
         tables += [[SCRATCH]] * len(extra)
-        positions, slots = cache_places(starts, queries, tables, self.model.backend.block_size)
+        positions, slots = positions_and_slots(starts, queries, tables, self.model.backend.block_size)
         key_lens = [start + count for start, count in zip(starts, queries, strict=True)]
         unused = self.rows - len(queries)
         fields = self._fields

@@ -383,7 +383,7 @@ class LlamaForCausalLM(nn.Module):
     def decode(self, input_ids_T: Tensor, step: Step, cache: KVCache) -> Tensor:
         """Run packed tokens and write their keys and values into ``cache``. Returns the logits of ``step.rows_R``
         (RV, float32), empty on a rank without the language-model head."""
-        tokens, wanted = len(input_ids_T), len(step.rows_R)
+        tokens, logit_rows = len(input_ids_T), len(step.rows_R)
         padding = len(step.positions_T) - tokens
         ids_T = functional.pad(input_ids_T, (0, padding)) if padding else input_ids_T
         x_TE = self._embed(ids_T)
@@ -403,10 +403,10 @@ class LlamaForCausalLM(nn.Module):
         x_RE = x_TE.index_select(0, step.rows_R)
         if delta_TE is not None:
             x_RE = x_RE + delta_TE.index_select(0, step.rows_R)
-        if wanted < self._min_rows:
-            x_RE = functional.pad(x_RE, (0, 0, 0, self._min_rows - wanted))
+        if logit_rows < self._min_rows:
+            x_RE = functional.pad(x_RE, (0, 0, 0, self._min_rows - logit_rows))
         logits_RV: Tensor = self.lm_head(self.norm(x_RE, None)[1])
-        return logits_RV[:wanted].float()
+        return logits_RV[:logit_rows].float()
 
     def _embed(self, ids_T: Tensor) -> Tensor:
         if self.config.tie_word_embeddings:
@@ -430,7 +430,7 @@ class LlamaForCausalLM(nn.Module):
             rope_lengths: for each packed token, for dynamic RoPE.
             allocation_ids: owner of each sequence's blocks, see :class:`Layout`.
         """
-        positions, slots = cache_places(starts, query_lens, block_tables, self.backend.block_size)
+        positions, slots = positions_and_slots(starts, query_lens, block_tables, self.backend.block_size)
         total = len(positions)
         padding = [0] * max(0, self._min_rows - total)
         key_lens = [s + c for s, c in zip(starts, query_lens, strict=True)]
@@ -460,7 +460,7 @@ class LlamaForCausalLM(nn.Module):
         return tensor.to(self.device, non_blocking=True)
 
 
-def cache_places(
+def positions_and_slots(
     starts: Sequence[int], query_lens: Sequence[int], block_tables: Sequence[Sequence[int]], size: int
 ) -> tuple[list[int], list[int]]:
     """Return each packed token's position in its sequence and its slot in a cache with blocks of ``size`` tokens."""

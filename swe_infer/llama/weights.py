@@ -50,14 +50,14 @@ def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool
     shard = model.shard
     for name, view in parameter_views(model).items():
         if name in names and shard.count > 1 and (axis := _divided(name)) is not None:
-            wanted = (*source.shape(name), 1)[:2]
-            if view.numel() * shard.count != wanted[0] * wanted[1]:
+            full_shape = (*source.shape(name), 1)[:2]
+            if view.numel() * shard.count != full_shape[0] * full_shape[1]:
                 raise CheckpointError(
                     f"{directory}: tensor {name} has shape {list(source.shape(name))}, of which a part of "
                     f"{shard.count} does not have the shape {list(view.shape)}"
                 )
-            parts = [slice(0, size) for size in wanted]
-            size = shard.divide(wanted[axis])
+            parts = [slice(0, size) for size in full_shape]
+            size = shard.divide(full_shape[axis])
             parts[axis] = slice(shard.rank * size, (shard.rank + 1) * size)
             source.read_part(name, view, *parts)
         elif name in names:

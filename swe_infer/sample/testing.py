@@ -1,9 +1,9 @@
-"""Runs one instance's test against its files: the patched code in the sandbox, the comparison here.
+"""Runs an instance's test against its patched files: patched code runs in the sandbox, results are compared here.
 
-A test is Python source with functions ``test…`` without arguments. Where it consists of assertions that compare a
-call of an imported function with plain data, the sandbox is sent the arguments and returns the results; what is
-expected never goes there, so no patch can pretend to meet it. Any other test runs whole in the sandbox, beside the
-patched code, which can forge its verdict; the result says so.
+A test is Python source with functions ``test…`` without arguments. If it consists of assertions that compare calls of
+imported functions with plain data, the sandbox gets the arguments and returns the results. Expected values never
+enter the sandbox, so no patch can fake them. Any other test runs entirely in the sandbox, where patched code could
+forge its verdict; :attr:`TestResult.judged` reports which.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Literal
 from swe_infer.sample import sandbox
 
 Judged = Literal["outside", "beside"]
-"""Where the verdict was reached: ``outside`` the process that runs patched code, or ``beside`` it."""
+"""Where the verdict was computed: ``outside`` the process of the patched code, or ``beside`` the patched code in the
+same process."""
 
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -38,11 +39,11 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """What a test found.
+    """The result of a test.
 
     Args:
         resolved: every assertion holds.
-        reason: None where resolved, else one line that says why not.
+        reason: one line on why not; None if resolved.
         seconds: wall clock.
         judged: see :data:`Judged`.
     """
@@ -57,12 +58,12 @@ class TestResult:
 
 @dataclass(frozen=True, slots=True)
 class _Assertion:
-    """One call that the sandbox makes, and what its result must be.
+    """One call for the sandbox, and the check of its result.
 
     Args:
-        step: the call, as :func:`swe_infer.sample.sandbox.run` takes it.
+        step: the call, in the format of :func:`swe_infer.sample.sandbox.run`.
         holds: whether a result is right.
-        source: the assertion as the test has it.
+        source: of the assertion.
     """
 
     step: Mapping[str, Any]
@@ -81,28 +82,27 @@ def run_test(
 ) -> TestResult:
     """Write ``files`` (path to content) into an empty directory and run ``test`` there.
 
-    The patched code sees neither the environment nor the packages of this process, nor the network, nor the user's
-    files.
+    The patched code has no access to the environment and packages of this process, the network, or the user's files.
 
     Args:
         timeout_s: seconds of wall clock and (rounded up) of processor time.
         max_memory_mib: memory in MiB.
-        contained: False: without namespaces; the code can then read and write whatever the user can.
+        contained: False: without namespaces; the code can then read and write all of the user's files.
         stop: ends the test once it is set.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     assertions = _assertions(test)
     judged: Judged = "beside" if assertions is None else "outside"
-    reason = _misplaced(files)
+    reason = _path_error(files)
     if reason is None:
         steps = [{"source": test}] if assertions is None else [assertion.step for assertion in assertions]
         outcome = sandbox.run(files, steps, sandbox.Limits(timeout_s, max_memory_mib), contained=contained, stop=stop)
-        reason = _whole(outcome) if assertions is None else _first_wrong(assertions, outcome)
-    return TestResult(reason is None, reason, time.monotonic() - begun, judged)
+        reason = _whole_test_error(outcome) if assertions is None else _first_failure(assertions, outcome)
+    return TestResult(reason is None, reason, time.monotonic() - started, judged)
 
 
-def _misplaced(files: Mapping[str, str]) -> str | None:
-    """The first path that leads out of the directory, if any."""
+def _path_error(files: Mapping[str, str]) -> str | None:
+    """An error for the first path outside the directory, if any."""
     for path in files:
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path:
@@ -110,38 +110,38 @@ def _misplaced(files: Mapping[str, str]) -> str | None:
     return None
 
 
-def _whole(outcome: sandbox.Outcome) -> str | None:
+def _whole_test_error(outcome: sandbox.Outcome) -> str | None:
     if not outcome.replies:
-        return _line(outcome.stopped)
+        return _one_line(outcome.stopped)
     reply = outcome.replies[0]
-    return None if reply == {"value": ["is", None]} else _line(str(reply.get("error")))
+    return None if reply == {"value": ["is", None]} else _one_line(str(reply.get("error")))
 
 
-def _first_wrong(assertions: list[_Assertion], outcome: sandbox.Outcome) -> str | None:
+def _first_failure(assertions: list[_Assertion], outcome: sandbox.Outcome) -> str | None:
     for number, assertion in enumerate(assertions):
         if number >= len(outcome.replies):
-            return _line(outcome.stopped)
+            return _one_line(outcome.stopped)
         reply = outcome.replies[number]
         if "value" not in reply:
-            return _line(str(reply.get("error")))
+            return _one_line(str(reply.get("error")))
         try:
             value = _value(reply["value"])
             right = bool(assertion.holds(value))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, MemoryError) as error:
-            return _line(f"the result cannot be compared ({type(error).__name__})")
+            return _one_line(f"the result cannot be compared ({type(error).__name__})")
         if not right:
-            return _line(f"AssertionError: {assertion.source}")
+            return _one_line(f"AssertionError: {assertion.source}")
     return None
 
 
-def _line(text: str | None) -> str:
-    """One line of at most 300 characters; it may come from the patched code."""
-    whole = "".join(c if c.isprintable() else " " for c in text or "the test was not run")
-    return " ".join(whole.split())[:300]
+def _one_line(text: str | None) -> str:
+    """Clean text of the patched code to one line of at most 300 characters."""
+    cleaned = "".join(c if c.isprintable() else " " for c in text or "the test was not run")
+    return " ".join(cleaned.split())[:300]
 
 
 def _assertions(test: str) -> list[_Assertion] | None:
-    """The assertions of a test that consists of comparisons of calls with plain data; None for any other."""
+    """The assertions of a test that only compares calls with plain data; None for any other test."""
     try:
         tree = ast.parse(test)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -190,7 +190,7 @@ def _assertion(node: ast.stmt, names: Mapping[str, tuple[str, list[str]]]) -> _A
 
 
 def _step(call: ast.Call, names: Mapping[str, tuple[str, list[str]]]) -> dict[str, Any] | None:
-    """A call of an imported function with plain arguments, as the sandbox takes it; None for any other."""
+    """Encode a call of an imported function with plain arguments for the sandbox; None for any other call."""
     path: list[str] = []
     function = call.func
     while isinstance(function, ast.Attribute):
@@ -218,7 +218,7 @@ def _step(call: ast.Call, names: Mapping[str, tuple[str, list[str]]]) -> dict[st
 
 
 def _literals(nodes: list[ast.expr]) -> Iterator[Any]:
-    """The values of the nodes that are plain data, up to the first that is not."""
+    """The values of the nodes, up to the first that is not plain data."""
     for node in nodes:
         try:
             value = ast.literal_eval(node)
@@ -229,10 +229,10 @@ def _literals(nodes: list[ast.expr]) -> Iterator[Any]:
 
 
 def _plain(value: Any) -> list[Any]:
-    """Plain data in the form of :mod:`swe_infer.sample.sandbox_child`.
+    """Encode plain data in the format of :mod:`swe_infer.sample.sandbox_child`.
 
     Raises:
-        TypeError: it is not plain.
+        TypeError: the value is not plain data.
     """
     match value:
         case None | bool() | str():
@@ -251,10 +251,10 @@ def _plain(value: Any) -> list[Any]:
 
 
 def _value(plain: Any) -> Any:
-    """The plain data of a reply.
+    """Decode plain data of a reply.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is not of that form.
+        ValueError, TypeError, KeyError, AttributeError: the format is wrong.
     """
     kind, value = plain
     match kind:

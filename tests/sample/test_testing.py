@@ -107,7 +107,7 @@ def test_a_test_that_is_no_comparison_runs_whole_and_says_so() -> None:
     assert (result.resolved, result.judged) == (True, "beside")
     failing = "def test_one():\n    pass\n\n\ndef test_two():\n    raise ValueError('second')\n"
     assert run_test({}, failing).reason == "ValueError: second"
-    assert "holds no test function" in str(run_test(RIGHT, "x = 1\n").reason)
+    assert "has no test function" in str(run_test(RIGHT, "x = 1\n").reason)
 
 
 @contained

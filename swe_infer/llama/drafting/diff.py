@@ -44,7 +44,7 @@ class DiffDrafter:
         between lines of a hunk, the kind of the previous line."""
         hunk, current = self.state.hunk, self.state.current
         if hunk is None:
-            return "@" if current.startswith("@") else "begun" if current else "between"
+            return "@" if current.startswith("@") else "started" if current else "between"
         if not current:
             return "next", self.state.previous[:1]
         if current[0] == "+":
