@@ -17,7 +17,7 @@ from swe_infer.llama.stopping import StopParams
 from swe_infer.llama.weights import load_weights
 from swe_infer.types import LlamaModel
 
-__all__ = ["ask", "engine_of", "generate", "load", "random_prompt", "without_a_clock"]
+__all__ = ["ask", "engine_of", "generate", "load", "random_prompt", "with_constant_step_cost"]
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -42,17 +42,17 @@ def engine_of(
     return Engine.load(LlamaModel(path=str(directory), **model), options)
 
 
-class _Unmoved(StepCostModel):
+class _ConstantStepCost(StepCostModel):
     """Costs that no pass changes."""
 
     def record(self, rows: int, seconds: float) -> None:
         return
 
 
-def without_a_clock(engine: Engine) -> Engine:
+def with_constant_step_cost(engine: Engine) -> Engine:
     """Let an engine draft however long its passes take. Whether a draft is worth its time hangs on a machine's load,
     so a test that wants drafts must not leave it to that."""
-    engine.speculation.step_cost = _Unmoved()
+    engine.speculation.step_cost = _ConstantStepCost()
     return engine
 
 

@@ -53,7 +53,7 @@ def test_backend_agrees_with_float64(
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_rows_beyond_the_layout_come_back_as_zeros(name: str) -> None:
+def test_padding_rows_are_zero(name: str) -> None:
     backend = make_backend(name, torch.bfloat16, 4, 2, 64)
     scene = Scene(backend, [(3, 10)])
     q_THD = torch.cat([scene.q_THD, torch.ones_like(scene.q_THD)])
@@ -67,9 +67,7 @@ def test_rows_beyond_the_layout_come_back_as_zeros(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"), [("sdpa", "float32"), ("native", "float32"), ("native", "bfloat16")], indirect=["dtype"]
 )
-def test_rows_have_the_same_bits_however_a_sequence_is_cut(
-    name: str, dtype: torch.dtype, heads: tuple[int, int]
-) -> None:
+def test_rows_have_the_same_bits_with_any_chunking(name: str, dtype: torch.dtype, heads: tuple[int, int]) -> None:
     backend = make_backend(name, dtype, *heads, 64)
     scene = Scene(backend, [(700, 700)])
     whole = backend.attend(scene.q_THD, scene.k_pool, scene.v_pool, backend.plan(scene.layout))
@@ -87,9 +85,7 @@ def test_rows_have_the_same_bits_however_a_sequence_is_cut(
 @pytest.mark.usefixtures("on_a_cpu")
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=["multi_head", "grouped", "multi_query"])
 @pytest.mark.parametrize("dtype", DTYPES, indirect=True)
-def test_native_rows_have_the_same_bits_whoever_shares_their_prompt(
-    dtype: torch.dtype, heads: tuple[int, int]
-) -> None:
+def test_native_rows_have_the_same_bits_with_any_shared_prefix(dtype: torch.dtype, heads: tuple[int, int]) -> None:
     backend = make_backend("native", dtype, *heads, 64)
     scene, layout = shared_scene(backend, {600: [1, 40, 8, 70], 96: [1, 2, 33], 1100: [5, 6], 300: [9]})
     plan = backend.plan(layout)
@@ -115,7 +111,7 @@ def test_native_rows_have_the_same_bits_whoever_shares_their_prompt(
     ],
     ids=["one", "two", "a_short_beginning_is_not_worth_it", "alone", "being_written", "too_many", "none"],
 )
-def test_groups_are_of_sequences_that_share_most_of_their_blocks(
+def test_groups_contain_sequences_that_share_most_blocks(
     tables: list[list[int]], groups: list[tuple[tuple[int, ...], int]]
 ) -> None:
     assert [(group.members, group.blocks) for group in prefix_groups(tables, most=4)] == groups
@@ -127,7 +123,7 @@ def test_the_first_backend_that_works_is_chosen() -> None:
     assert type(chosen).__module__.endswith(".sdpa")
 
 
-def test_a_choice_that_cannot_work_says_why() -> None:
+def test_unavailable_backends_are_listed_with_reasons() -> None:
     shape = AttentionShape(4, 2, 64, torch.device("cpu"), torch.float32)
     with pytest.raises(ConfigError, match=r"flash_attn: needs a CUDA device.*varlen: needs a CUDA device"):
         choose_backend(AttentionChoice(backends=("flash_attn", "varlen")), shape)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
     from tests.support.checkpoints import make_checkpoint
 
-LEAST_EQUAL = 0.6
+MIN_EQUAL = 0.6
 """Share of answers that must be equal anywhere: a wrong key or mask changes nearly all."""
 
 
@@ -54,7 +54,7 @@ def alone(directory: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def sums_rows_alike() -> bool:
+def products_are_batch_invariant() -> bool:
     """Whether this machine's bfloat16 products give a row the same bits in every batch."""
     if not isinstance(load_kernels(torch.bfloat16), str):
         return True
@@ -69,17 +69,17 @@ def sums_rows_alike() -> bool:
     ("batch", "budget", "drafter"),
     [(64, 4096, "none"), (5, 100, "none"), (3, 333, "none"), (16, 512, "suffix"), (1, 4096, "suffix")],
 )
-def test_answers_do_not_depend_on_company(
+def test_outputs_do_not_depend_on_the_batch(
     directory: Path, alone: dict[str, tuple[int, ...]], batch: int, budget: int, drafter: str
 ) -> None:
     """Batches, chunks, and drafts, which give a sequence more rows."""
     asked = [replace(request, drafter=drafter) for request in requests()]  # type: ignore[arg-type]
     found = answers(directory, asked, max_sequences=batch, max_batch_tokens=budget)
     equal = sum(found[key] == alone[key] for key in alone) / len(alone)
-    assert equal == 1.0 if sums_rows_alike() else equal >= LEAST_EQUAL
+    assert equal == 1.0 if products_are_batch_invariant() else equal >= MIN_EQUAL
 
 
-def test_samples_that_decode_together_are_those_that_decode_alone(directory: Path) -> None:
+def test_samples_decoded_together_equal_samples_decoded_alone(directory: Path) -> None:
     """Their attention reads the prompt once for all of them, in groups that change as the samples end."""
     prompts = [random_prompt(length, length) for length in (300, 130)]
     asked = [ask((i, n), p, 8 + 9 * n, temperature=1.0, seed=n) for i, p in enumerate(prompts) for n in range(4)]
@@ -87,7 +87,7 @@ def test_samples_that_decode_together_are_those_that_decode_alone(directory: Pat
     engine = engine_of(directory, dtype="bfloat16", max_sequences=1)
     single = {key: a.token_ids for request in asked for key, a in generate(engine, [request]).items()}
     equal = sum(together[key] == single[key] for key in single) / len(single)
-    assert equal == 1.0 if sums_rows_alike() else equal >= LEAST_EQUAL
+    assert equal == 1.0 if products_are_batch_invariant() else equal >= MIN_EQUAL
 
 
 def test_packed_weights_give_the_same_logits(directory: Path) -> None:
@@ -97,7 +97,7 @@ def test_packed_weights_give_the_same_logits(directory: Path) -> None:
     torch.testing.assert_close(packed(ids_BL), plain(ids_BL), atol=0.05, rtol=0.05)
 
 
-def test_packing_leaves_other_types_alone(directory: Path) -> None:
+def test_other_types_are_not_packed(directory: Path) -> None:
     model: LlamaForCausalLM = load(directory, torch.float64)
     model.pack()
     assert model.lm_head.weight.numel() > 0

@@ -53,7 +53,7 @@ def test_a_library_that_cannot_be_loaded_is_compiled_again_and_kept(source: Path
         assert {path: path.stat().st_mtime_ns for path in home.iterdir()} == own, "compiled once"
 
 
-def test_a_source_that_cannot_be_compiled_is_a_reason(source: Path, tmp_path: Path) -> None:
+def test_a_compile_error_is_the_reason_given(source: Path, tmp_path: Path) -> None:
     source.write_text("no C++\n")
     with pytest.raises(Unavailable, match="cannot compile"):
         cached_library([source], FLAGS, tmp_path / "kernels.so")

@@ -32,7 +32,7 @@ def options() -> EngineOptions:
     return EngineOptions(max_batch_tokens=128, max_sequences=2, kv_cache_gb=0.01)
 
 
-class Threaded:
+class ThreadWorker:
     """A worker whose engine runs in a thread of this process, as it does within an actor.
 
     Args:
@@ -42,7 +42,7 @@ class Threaded:
     def __init__(self, model: LlamaModel, name: str, fatal: Sequence[str] = ()) -> None:
         self.name = name
         self.alive = True
-        self.held_back = False
+        self.paused = False
         self.answered: list[str] = []
         self._fatal = fatal
         self.messages: list[tuple[str, Any]] = []
@@ -67,10 +67,10 @@ class Threaded:
         self._host.close()
 
 
-def heard(workers: Sequence[Threaded]) -> list[Threaded]:
+def readable(workers: Sequence[ThreadWorker]) -> list[ThreadWorker]:
     """Those that are not held back, after a moment for their engines."""
     time.sleep(0.002)
-    return [worker for worker in workers if not worker.held_back and (not worker.alive or worker._host.has_message())]
+    return [worker for worker in workers if not worker.paused and (not worker.alive or worker._host.has_message())]
 
 
 @pytest.fixture
@@ -78,22 +78,22 @@ def model(checkpoint: Path) -> LlamaModel:
     return LlamaModel(path=str(checkpoint))
 
 
-def group_of(model: LlamaModel, *workers: Threaded) -> DataParallelEngine[Threaded]:
-    return DataParallelEngine(model, options(), workers, heard, wait_for_all=False)
+def group_of(model: LlamaModel, *workers: ThreadWorker) -> DataParallelEngine[ThreadWorker]:
+    return DataParallelEngine(model, options(), workers, readable, wait_for_all=False)
 
 
 def requests(count: int = 12) -> list[GenerationRequest]:
     return [ask(n, random_prompt(40 + 5 * n, n), 12, temperature=0.8, seed=n) for n in range(count)]
 
 
-def test_one_engine_begins_and_the_rest_join_as_they_come(model: LlamaModel, checkpoint: Path) -> None:
-    first, late = Threaded(model, "first"), Threaded(model, "late")
-    late.held_back = True
+def test_one_engine_starts_and_late_ones_join(model: LlamaModel, checkpoint: Path) -> None:
+    first, late = ThreadWorker(model, "first"), ThreadWorker(model, "late")
+    late.paused = True
     group = group_of(model, first, late)
 
     def asked() -> Iterator[GenerationRequest]:
         for number, request in enumerate(requests()):
-            late.held_back = number < 6
+            late.paused = number < 6
             yield request
 
     found = {str(answer.request.key): answer.token_ids for answer in group.generate(asked(), refuse)}
@@ -105,8 +105,8 @@ def test_one_engine_begins_and_the_rest_join_as_they_come(model: LlamaModel, che
     group.close()
 
 
-def test_a_request_that_ends_three_engines_fails_alone(model: LlamaModel) -> None:
-    workers = [Threaded(model, f"engine {n}", fatal=["5"]) for n in range(4)]
+def test_a_request_that_kills_three_engines_fails_alone(model: LlamaModel) -> None:
+    workers = [ThreadWorker(model, f"engine {n}", fatal=["5"]) for n in range(4)]
     group = group_of(model, *workers)
     refused: dict[str, str] = {}
     answers = list(group.generate(requests(), lambda r, e: refused.update({str(r.key): f"{type(e).__name__}: {e}"})))
@@ -116,27 +116,27 @@ def test_a_request_that_ends_three_engines_fails_alone(model: LlamaModel) -> Non
     group.close()
 
 
-def test_an_engine_that_cannot_load_costs_itself_alone_once_another_works(model: LlamaModel, tmp_path: Path) -> None:
-    good, bad = Threaded(model, "good"), Threaded(LlamaModel(path=str(tmp_path / "absent")), "bad")
-    bad.held_back = True
+def test_an_engine_that_cannot_load_is_dropped_if_another_works(model: LlamaModel, tmp_path: Path) -> None:
+    good, bad = ThreadWorker(model, "good"), ThreadWorker(LlamaModel(path=str(tmp_path / "absent")), "bad")
+    bad.paused = True
     group = group_of(model, good, bad)
-    bad.held_back = False
+    bad.paused = False
     answers = list(group.generate(requests(), refuse))
     assert len(answers) == 12
     assert not group.usable
     group.close()
 
 
-def test_where_the_first_cannot_load_the_error_is_the_checkpoint_s(model: LlamaModel, tmp_path: Path) -> None:
-    workers = [Threaded(LlamaModel(path=str(tmp_path / "absent")), f"engine {n}") for n in range(2)]
+def test_if_the_first_engine_cannot_load_its_error_is_raised(model: LlamaModel, tmp_path: Path) -> None:
+    workers = [ThreadWorker(LlamaModel(path=str(tmp_path / "absent")), f"engine {n}") for n in range(2)]
     with pytest.raises(CheckpointError, match="there is no such directory"):
         group_of(model, *workers)
     assert not any(worker.alive for worker in workers)
 
 
-def test_the_samples_of_a_prompt_send_its_files_once_and_none_come_back(model: LlamaModel) -> None:
+def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: LlamaModel) -> None:
     """An engine elsewhere drafts from what it was sent: it has neither the prompt's text nor its parser."""
-    worker = Threaded(model, "engine")
+    worker = ThreadWorker(model, "engine")
     group = group_of(model, worker)
     prompts = [random_prompt(40, n) for n in range(3)]
     sources = [source_of(PROMPT.replace("office", f"office{n}")) for n in range(3)]
@@ -158,9 +158,9 @@ def test_the_samples_of_a_prompt_send_its_files_once_and_none_come_back(model: L
     group.close()
 
 
-def test_a_fault_in_an_engine_is_told_in_one_line(model: LlamaModel) -> None:
+def test_an_error_in_an_engine_is_reported_in_one_line(model: LlamaModel) -> None:
     """Not of ours: a message of no known shape stands for what breaks in the middle of a pass."""
-    worker = Threaded(model, "engine")
+    worker = ThreadWorker(model, "engine")
     group = group_of(model, worker)
     worker._host.send("add", 1, None)
     with pytest.raises(WorkerDied, match=r"^an engine of Ray ended: TypeError: replace\(\)") as caught:
@@ -169,14 +169,14 @@ def test_a_fault_in_an_engine_is_told_in_one_line(model: LlamaModel) -> None:
 
 
 @pytest.mark.parametrize("directory", ["absent", None], ids=["cannot_load", "loads"])
-def test_an_engine_that_nobody_hears_ends_quietly(model: LlamaModel, tmp_path: Path, directory: str | None) -> None:
+def test_an_engine_without_a_parent_ends_quietly(model: LlamaModel, tmp_path: Path, directory: str | None) -> None:
     """The parent of a group whose first engine failed closes the others, which may still be loading."""
     ours, theirs = multiprocessing.Pipe()
     ours.close()
     serve(theirs, model if directory is None else LlamaModel(path=str(tmp_path / directory)), options(), 1)
 
 
-def test_a_fault_that_nobody_hears_ends_an_engine_quietly(model: LlamaModel) -> None:
+def test_an_error_without_a_parent_ends_quietly(model: LlamaModel) -> None:
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=serve_in_a_thread, args=(theirs, model, options(), 1))
     thread.start()

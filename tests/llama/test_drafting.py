@@ -66,7 +66,7 @@ def token_by_token() -> DraftRun:
     return run_draft(PATCH, max_accepted=1)
 
 
-def test_a_patch_takes_a_fraction_of_the_passes_that_repetition_alone_saves() -> None:
+def test_a_patch_takes_fewer_steps_than_with_suffix_drafts() -> None:
     assert run_draft(PATCH, "none").rate == 1.0
     assert run_draft(PATCH).rate > 1.5 * run_draft(PATCH, "suffix").rate > 3.0
 
@@ -103,12 +103,12 @@ def test_a_patch_takes_a_fraction_of_the_passes_that_repetition_alone_saves() ->
         "the end of the patch, after the last file",
     ],
 )
-def test_what_comes_next(token_by_token: DraftRun, before: str, draft: str) -> None:
+def test_drafted_continuations(token_by_token: DraftRun, before: str, draft: str) -> None:
     found = token_by_token.after(before)
     assert found.startswith(draft) or (draft.startswith(found) and len(found) > 20)
 
 
-def test_a_path_is_completed_from_wherever_its_tokens_stop() -> None:
+def test_a_path_is_completed_from_any_of_its_tokens() -> None:
     ids = CODEC.encode_text(
         "<patch>\ndiff --git a/office/report.py b/office/report.py\n--- a/office/report.py\n+++ b/off"
     )
@@ -119,7 +119,7 @@ def test_a_path_is_completed_from_wherever_its_tokens_stop() -> None:
         assert made.draft(len(ids) - at)[:-1] == ids[at:-1]
 
 
-def test_a_line_break_that_stands_alone_says_that_no_indented_line_follows() -> None:
+def test_a_separate_newline_token_excludes_an_indented_line() -> None:
     """Where break and indentation are one token, a model that wrote the break alone goes on with a sign or header."""
     made = drafter()
     hunk = PATCH[: PATCH.index("+        if end")]
@@ -135,7 +135,7 @@ def test_a_wrong_line_number_is_noticed_and_the_place_found_by_its_text() -> Non
     assert found.after("         now = now or datetime.datetime.now()\n").startswith("         for start, _, title")
 
 
-def test_counts_that_are_not_kept_are_believed_no_longer() -> None:
+def test_wrong_hunk_counts_are_no_longer_trusted() -> None:
     wrong = PATCH.replace("-12,6 +12,8", "-12,9 +12,9")
     shared = SharedSuffixes(PROMPT_IDS, source_of(PROMPT))
     assert shared.style.trusts_counts
@@ -143,7 +143,7 @@ def test_counts_that_are_not_kept_are_believed_no_longer() -> None:
     assert not shared.style.trusts_counts
 
 
-def test_fewer_lines_of_context_than_git_shows_are_learned_from_the_first_hunk() -> None:
+def test_a_smaller_context_is_learned_from_the_first_hunk() -> None:
     head = "--- a/office/calendar.py\n+++ b/office/calendar.py\n@@ -10,2 +10,3 @@\n         self.owner = owner\n"
     output = head + "+        self.zone = None\n         self.appointments = []\n@@ -29,3"
     found = run_draft(output, max_accepted=1)
@@ -179,7 +179,7 @@ def test_other_samples_of_a_prompt_are_drafted_from() -> None:
         prompts = SharedPrompts()
 
 
-def test_what_is_kept_of_earlier_outputs_is_bounded() -> None:
+def test_earlier_outputs_are_bounded() -> None:
     shared = SharedSuffixes(PROMPT_IDS, source_of(PROMPT), most_tokens=100)
     follow(drafter("suffix", shared=shared), CODEC, PATCH)
     for number in range(50):
@@ -201,13 +201,13 @@ def test_prompts_are_forgotten_in_the_order_of_their_last_use_and_outputs_after_
     assert prompts.get([2] * 60) is not second
 
 
-def test_line_numbers_of_the_prompt_never_stand_in_a_draft(token_by_token: DraftRun) -> None:
+def test_drafts_never_contain_line_numbers_of_the_prompt(token_by_token: DraftRun) -> None:
     lines = [f"{number} {line}" for number, line in enumerate(CALENDAR.split("\n"), 1) if line.strip()]
     for _, draft in token_by_token.drafts:
         assert not any(line in draft for line in lines)
 
 
-def test_a_draft_changes_nothing() -> None:
+def test_drafting_has_no_side_effects() -> None:
     ids = CODEC.encode_text(PATCH)
     asked, silent = drafter(), drafter()
     for token in ids:
@@ -219,7 +219,7 @@ def test_a_draft_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["diff", "suffix"])
-def test_tokens_may_come_in_any_portions(kind: DrafterKind) -> None:
+def test_tokens_may_arrive_in_any_portions(kind: DrafterKind) -> None:
     ids = CODEC.encode_text(PATCH)[:150]
     one, whole = drafter(kind), drafter(kind)
     for token in ids:
@@ -240,7 +240,7 @@ PIECES = st.sampled_from(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES | st.text(max_size=12), max_size=25), st.integers(0, 9))
-def test_no_output_upsets_a_drafter(pieces: list[str], limit: int) -> None:
+def test_no_output_breaks_a_drafter(pieces: list[str], limit: int) -> None:
     ids = CODEC.encode_text("".join(pieces))
     for kind in ("diff", "suffix", "none"):
         made = drafter(kind)
@@ -253,7 +253,7 @@ def test_no_output_upsets_a_drafter(pieces: list[str], limit: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, CODEC.size - 1), max_size=30))
-def test_tokens_that_are_no_text_do_not_upset_a_drafter(ids: list[int]) -> None:
+def test_random_tokens_do_not_break_a_drafter(ids: list[int]) -> None:
     made = drafter()
     for token in ids:
         made.draft(8)

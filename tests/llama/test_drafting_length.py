@@ -56,7 +56,7 @@ def test_drafts_that_all_fail_cost_at_most_3_percent(row: float, draft_cost: flo
     assert spent / steps <= 0.03
 
 
-def test_what_sequences_lose_after_others_that_gained_is_bounded_as_well() -> None:
+def test_losses_after_gains_are_bounded() -> None:
     """What good drafts earned for those that come after is gone once nothing is accepted any more."""
     acceptance, budget = AcceptanceModel(32), DraftBudget()
     budget.batch = 8
@@ -67,17 +67,17 @@ def test_what_sequences_lose_after_others_that_gained_is_bounded_as_well() -> No
     assert sum(spent[10:]) / (10 * 200) <= 0.03
 
 
-def test_where_all_is_accepted_drafts_reach_their_greatest_length_and_stay() -> None:
+def test_accepted_drafts_grow_to_the_maximum_length() -> None:
     limits, _ = follow(new(), whole, 30, row=0.01)
     assert limits[-5:] == [32] * 5
 
 
-def test_a_row_that_costs_a_pass_is_not_drafted() -> None:
+def test_a_row_that_costs_a_step_is_not_drafted() -> None:
     limits, _ = follow(new(), none, 200, row=1.0, draft_cost=0.0)
     assert sum(limits) <= 6
 
 
-def test_dearer_rows_make_shorter_drafts() -> None:
+def test_expensive_rows_make_shorter_drafts() -> None:
     def drafted(row: float) -> int:
         length = new()
         limits, _ = follow(length, lambda step, limit: min(limit, (0, 2, 5, 12)[step % 4]), 200, row=row)
@@ -86,14 +86,14 @@ def test_dearer_rows_make_shorter_drafts() -> None:
     assert drafted(0.3) < drafted(0.02)
 
 
-def test_drafting_comes_back_when_drafts_become_good() -> None:
+def test_drafting_resumes_when_drafts_are_accepted() -> None:
     length = new()
     follow(length, none, 500)
     limits, _ = follow(length, whole, 200)
     assert sum(limits) > 200
 
 
-def test_a_situation_in_which_drafts_fail_takes_nothing_from_one_in_which_they_are_right() -> None:
+def test_situations_are_learned_separately() -> None:
     """Long drafts where they are right, short ones or none where they are not, of one and the same sequence."""
     length = new()
     good: list[int] = []
@@ -105,7 +105,7 @@ def test_a_situation_in_which_drafts_fail_takes_nothing_from_one_in_which_they_a
     assert sum(bad[-50:]) / 50 < 1
 
 
-def test_a_new_sequence_knows_what_became_of_the_drafts_of_others() -> None:
+def test_a_new_sequence_uses_the_acceptance_of_others() -> None:
     acceptance = AcceptanceModel(32)
     alone, _ = follow(new(), whole, 3, row=0.1)
     follow(new(acceptance), whole, 100, row=0.1)
@@ -113,7 +113,7 @@ def test_a_new_sequence_knows_what_became_of_the_drafts_of_others() -> None:
     assert later[0] > 2 * alone[0]
 
 
-def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> None:
+def test_positions_after_a_rejection_or_a_short_draft_are_censored() -> None:
     """Drafts that were short because the drafter had no more to say are no sign that longer ones would fail."""
     acceptance = AcceptanceModel(32)
     for _ in range(200):
@@ -125,7 +125,7 @@ def test_places_after_a_wrong_token_and_beyond_a_short_draft_say_nothing() -> No
 
 
 @pytest.mark.parametrize("cost", [0.1, 1.0, 3.9])
-def test_what_is_paid_from_an_account_is_a_hundredth_of_the_time_and_what_it_began_with(cost: float) -> None:
+def test_spending_is_limited_to_interest_and_initial_balance(cost: float) -> None:
     budget, spent, steps = DraftBudget(), 0.0, 20_000
     budget.batch = 8
     for _ in range(steps // 10):  # each prompt is answered in 10 steps
@@ -136,7 +136,7 @@ def test_what_is_paid_from_an_account_is_a_hundredth_of_the_time_and_what_it_beg
     assert 4.0 < spent <= 0.01 * steps + 4.0
 
 
-def test_accepted_tokens_and_long_prompts_fill_an_account() -> None:
+def test_accepted_tokens_and_long_prompts_fill_the_budget() -> None:
     budget = DraftBudget(steps=0.0)
     budget.batch = 8
     budget.earn(1.0, accepted=5)
@@ -147,7 +147,7 @@ def test_accepted_tokens_and_long_prompts_fill_an_account() -> None:
     assert budget.can_afford(9.9)
 
 
-def test_an_account_begins_with_four_passes_of_the_largest_batch_and_gets_them_once() -> None:
+def test_the_budget_starts_with_four_steps_of_the_largest_batch() -> None:
     budget = DraftBudget()
     assert budget.can_afford(3.9)
     assert not budget.can_afford(4.1)
@@ -157,7 +157,7 @@ def test_an_account_begins_with_four_passes_of_the_largest_batch_and_gets_them_o
     assert not budget.can_afford(32.1)
 
 
-def test_an_account_does_not_grow_for_ever() -> None:
+def test_the_budget_is_capped() -> None:
     budget = DraftBudget()
     budget.batch = 2
     for _ in range(10_000):
@@ -166,7 +166,7 @@ def test_an_account_does_not_grow_for_ever() -> None:
     assert budget.can_afford(31.9)
 
 
-def test_a_sequence_whose_looks_are_in_vain_is_looked_at_less_often() -> None:
+def test_a_sequence_without_drafts_is_inspected_less_often() -> None:
     length = new()
     looks = 0
     for _ in range(400):
@@ -181,7 +181,7 @@ def test_a_sequence_whose_looks_are_in_vain_is_looked_at_less_often() -> None:
     assert not length.should_skip()
 
 
-def test_drafts_promise_something_until_they_fail_for_long_and_again_once_some_are_right() -> None:
+def test_drafting_is_promising_until_it_fails_and_again_once_accepted() -> None:
     acceptance = AcceptanceModel(32)
     seen = [acceptance.promising]
     for accepted, steps in ((0, 200), (2, 3)):
@@ -191,7 +191,7 @@ def test_drafts_promise_something_until_they_fail_for_long_and_again_once_some_a
     assert seen == [True, False, True]
 
 
-def test_the_cost_of_a_row_is_learned_from_passes() -> None:
+def test_the_cost_of_a_row_is_learned_from_steps() -> None:
     cost = StepCostModel()
     for step in range(200):
         rows = step % 40
@@ -203,7 +203,7 @@ def test_the_cost_of_a_row_is_learned_from_passes() -> None:
     assert draft_cost == pytest.approx(0.1, rel=0.03)
 
 
-def test_passes_of_one_size_say_nothing_about_a_row() -> None:
+def test_steps_of_one_size_keep_the_prior_row_cost() -> None:
     cost = StepCostModel(row_share=0.03)
     assert cost.relative_costs(0.1) == (0.03, 0.0)
     for _ in range(50):
@@ -211,7 +211,7 @@ def test_passes_of_one_size_say_nothing_about_a_row() -> None:
     assert cost.row_seconds == pytest.approx(0.03 * 0.02)
 
 
-def test_the_scatter_of_a_busy_machine_is_not_taken_for_the_cost_of_rows() -> None:
+def test_timing_noise_is_not_taken_for_row_cost() -> None:
     """Passes with hardly a draft whose times are far apart, a few held up for long: a row stays cheap."""
     for seed in range(20):
         dice = random.Random(seed)

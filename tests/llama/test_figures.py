@@ -62,7 +62,7 @@ def tracked(directory: Path) -> OfflineRun:
     return run
 
 
-def test_records_count_passes_and_guesses(counted: dict[str, int], directory: Path) -> None:
+def test_records_count_steps_and_drafts(counted: dict[str, int], directory: Path) -> None:
     assert counted["drafted_tokens"] > 0, "the first drafts are made before their cost is known"
     assert counted["drafted_tokens"] >= counted["accepted_tokens"]
     for record in read_records(directory / "records.jsonl"):
@@ -73,7 +73,7 @@ def test_records_count_passes_and_guesses(counted: dict[str, int], directory: Pa
         assert detail["forward_passes"] + detail["accepted_tokens"] >= written
 
 
-def test_the_summary_holds_the_sums_of_the_records(counted: dict[str, int], directory: Path) -> None:
+def test_the_summary_has_the_sums_of_the_records(counted: dict[str, int], directory: Path) -> None:
     stats = json.loads((directory / "summary.json").read_text())["stats"]
     assert {key: stats[key] for key in COUNTS} == counted
 

@@ -82,7 +82,7 @@ def decoding(request: pytest.FixtureRequest) -> Decoding:
     return Decoding(getattr(torch, request.param))
 
 
-def test_a_group_that_stays_together_is_read_from_copies(decoding: Decoding) -> None:
+def test_a_group_that_stays_together_uses_copies(decoding: Decoding) -> None:
     for length in (40, 150, 90):
         decoding.enter(length)
     assert decoding.step() == 0, "the first time nobody knows whether they stay together"
@@ -92,7 +92,7 @@ def test_a_group_that_stays_together_is_read_from_copies(decoding: Decoding) -> 
     assert decoding.step() == 2 * LAYERS
 
 
-def test_a_group_that_parts_for_a_pass_finds_its_copies_again(decoding: Decoding) -> None:
+def test_a_group_that_separates_for_a_step_reuses_its_copies(decoding: Decoding) -> None:
     for length in (40, 60, 90):
         decoding.enter(length)
     for _ in range(3):
@@ -116,7 +116,7 @@ def test_a_sequence_that_outgrows_its_tile_changes_groups(decoding: Decoding) ->
     assert counts[-1] == 4 * LAYERS, "two groups, each with its copies"
 
 
-def test_blocks_that_were_given_to_another_sequence_are_read_anew(decoding: Decoding) -> None:
+def test_reallocated_blocks_are_gathered_again(decoding: Decoding) -> None:
     decoding.enter(100)
     decoding.enter(120)
     for _ in range(3):
@@ -129,7 +129,7 @@ def test_blocks_that_were_given_to_another_sequence_are_read_anew(decoding: Deco
     assert decoding.step() == 2 * LAYERS
 
 
-def test_sequences_may_come_and_go_at_random(decoding: Decoding) -> None:
+def test_sequences_enter_and_leave_at_random(decoding: Decoding) -> None:
     dice = random.Random(1)
     read = 0
     for _ in range(150):
@@ -142,7 +142,7 @@ def test_sequences_may_come_and_go_at_random(decoding: Decoding) -> None:
     assert read > 0
 
 
-def test_what_finds_no_room_is_gathered(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_limited_to_max_bytes(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
     decoding.enter(100)
     one = 2 * 256 * 32 * decoding.shape.dtype.itemsize  # heads, keys, dimensions
     monkeypatch.setattr(gathered_kv, "MAX_BYTES", 3 * one)

@@ -126,7 +126,7 @@ def test_greedy_answers_in_float32_equal_those_of_the_cpu(large_heads: Path) -> 
     }
 
 
-def test_graphs_give_the_answers_that_passes_without_them_give(large_heads: Path) -> None:
+def test_graphs_do_not_change_outputs(large_heads: Path) -> None:
     with_graphs = paged_engine(large_heads)
     without = paged_engine(large_heads)
     without.graphs = None
@@ -137,7 +137,7 @@ def test_graphs_give_the_answers_that_passes_without_them_give(large_heads: Path
     assert sum(same_tokens) >= len(same_tokens) - 1, "a near-tie may fall differently where shapes differ"
 
 
-def test_a_decoding_pass_waits_for_the_device_once(large_heads: Path) -> None:
+def test_a_decode_step_synchronises_once(large_heads: Path) -> None:
     engine = paged_engine(large_heads)
     for request in [ask(n, random_prompt(50, n), 40) for n in range(4)]:
         engine.add_request(request)

@@ -66,7 +66,7 @@ def model_input_of(starts: list[int], counts: list[int], tables: list[list[int]]
     ],
     ids=["one", "few", "full", "drafts", "no_padding", "a_first_token", "much_padding"],
 )
-def test_a_static_pass_equals_an_ordinary_one(
+def test_a_static_step_equals_an_ordinary_one(
     model: LlamaForCausalLM, starts: list[int], counts: list[int], rows: int
 ) -> None:
     cache, tables = cache_of(model, starts, 1)
@@ -80,7 +80,7 @@ def test_a_static_pass_equals_an_ordinary_one(
         torch.testing.assert_close(found[: sum(counts)], expected, atol=1e-4, rtol=0)
 
 
-def test_what_a_pass_leaves_in_the_buffers_does_not_reach_the_next(model: LlamaForCausalLM) -> None:
+def test_stale_buffers_do_not_affect_the_next_step(model: LlamaForCausalLM) -> None:
     cache, tables = cache_of(model, [600, 500, 400, 300, 200, 20], 2)
     static = StaticStep(model, 32, 4, False, LIMIT - 1)
     static.fill(model_input_of([600, 500, 400, 300], [8, 8, 8, 8], tables[:4], 60))
@@ -90,7 +90,7 @@ def test_what_a_pass_leaves_in_the_buffers_does_not_reach_the_next(model: LlamaF
     torch.testing.assert_close(static.forward(cache)[:4], run_step(model, cache, model_input), atol=1e-4, rtol=0)
 
 
-def test_padding_rows_write_to_no_block_but_the_scratch_block(model: LlamaForCausalLM) -> None:
+def test_padding_rows_write_only_to_the_scratch_block(model: LlamaForCausalLM) -> None:
     cache, tables = cache_of(model, [10], 3)
     before = cache.keys[0].clone()
     for single in (True, False):
@@ -102,7 +102,7 @@ def test_padding_rows_write_to_no_block_but_the_scratch_block(model: LlamaForCau
     assert set(changed.any(-1).nonzero().flatten().tolist()) <= {0, tables[0][0]}
 
 
-def test_passes_that_no_graph_is_for_are_left_to_the_ordinary_path(model: LlamaForCausalLM) -> None:
+def test_steps_without_a_graph_use_the_ordinary_path(model: LlamaForCausalLM) -> None:
     graphs = DecodeGraphs(model, model.new_cache(2), LIMIT)
     block = [[1]]
     assert graphs.logits(ModelInput([3] * 9, [0], [9], block, [8], None)) is None, "a prompt's last chunk"

@@ -85,13 +85,13 @@ def test_pickled_weights_on_the_hub_are_neither_fetched_nor_loaded(hub: Hub, tmp
     assert not any("pytorch_model.bin" in request for request in hub.requests)
 
 
-def test_a_repository_that_is_not_there_is_one_clear_line(hub: Hub, tmp_path: Path) -> None:
+def test_a_missing_repository_is_a_one_line_error(hub: Hub, tmp_path: Path) -> None:
     said = ask(hub, tmp_path, "org/nowhere")
     assert said.startswith("CheckpointError model.path=org/nowhere: there is no such directory, and the Hugging Face")
     assert said.count("\n") == 1
 
 
-def test_without_a_network_and_cache_it_is_one_clear_line(hub: Hub, tmp_path: Path) -> None:
+def test_without_network_and_cache_it_is_a_one_line_error(hub: Hub, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "hub", ignore_errors=True)
     said = ask(hub, tmp_path, "org/llama", HF_HUB_OFFLINE="1")
     assert said.startswith("CheckpointError model.path=org/llama")

@@ -30,7 +30,7 @@ def mapped(address: int) -> dict[str, str]:
     return found
 
 
-def test_memory_is_zero_and_takes_nothing_until_it_is_touched() -> None:
+def test_memory_is_zero_and_allocated_on_first_write() -> None:
     found = zeros([1 << 20, 256], torch.float32)
     assert found.shape == (1 << 20, 256)
     if Path("/proc/self/smaps").exists():
@@ -39,7 +39,7 @@ def test_memory_is_zero_and_takes_nothing_until_it_is_touched() -> None:
 
 
 @pytest.mark.skipif(not _THP.exists() or "[never]" in _THP.read_text(), reason="Linux gives no large pages here")
-def test_it_lies_on_large_pages() -> None:
+def test_it_uses_large_pages() -> None:
     found = zeros([64 << 20], torch.uint8)
     found.fill_(1)
     assert int(mapped(found.data_ptr())["AnonHugePages:"].split()[0]) >= 32 << 10

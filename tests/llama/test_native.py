@@ -111,7 +111,7 @@ def test_a_row_of_a_product_has_the_same_bits_in_every_batch(
         assert torch.equal(kernels.linear(x_TI[:rows], packed, None), whole[:rows]), rows
 
 
-def test_weights_that_bfloat16_holds_take_half_the_memory(
+def test_weights_that_bfloat16_represents_exactly_use_half_the_memory(
     with_weights: WithWeights,
 ) -> None:
     kernels, weight = with_weights
@@ -171,7 +171,7 @@ def test_rotation_is_that_of_the_plain_operations(kernels: Kernels, head_dim: in
     )
 
 
-def test_silu_takes_large_numbers(kernels: Kernels) -> None:
+def test_silu_accepts_large_numbers(kernels: Kernels) -> None:
     gate_T = torch.tensor([-3e38, -200.0, -88.0, 0.0, 88.0, 200.0, 3e38]).to(kernels.dtype)
     found = kernels.silu_mul(torch.stack([gate_T, torch.ones_like(gate_T)], dim=1))
     torch.testing.assert_close(found[:, 0], functional.silu(gate_T.float()).to(kernels.dtype), atol=1e-30, rtol=0.01)
@@ -187,7 +187,7 @@ def test_attention_of_every_head_size(kernels: Kernels, heads: tuple[int, int], 
     torch.testing.assert_close(out_THD.double(), scene.expected(), atol=tolerance, rtol=tolerance)
 
 
-def test_attention_takes_scores_of_any_size(kernels: Kernels) -> None:
+def test_attention_accepts_scores_of_any_size(kernels: Kernels) -> None:
     """One key outweighs all others by more than a float can hold."""
     backend = Backend(AttentionShape(2, 2, 32, torch.device("cpu"), kernels.dtype), kernels)
     scene = Scene(backend, [(200, 200)])
@@ -270,7 +270,7 @@ def test_kernels_are_compiled_once_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("available")
-def test_without_a_place_for_them_they_are_compiled_for_the_process(tmp_path: Path) -> None:
+def test_without_a_cache_directory_kernels_are_compiled_for_the_process(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path / "file"))
 
@@ -295,7 +295,7 @@ def test_a_compiler_that_does_not_know_amx_makes_kernels_without_it(tmp_path: Pa
     ids=["missing", "failing", "wrong"],
 )
 @pytest.mark.usefixtures("available")
-def test_a_compiler_that_cannot_is_a_reason(tmp_path: Path, script: str | None, said: str) -> None:
+def test_a_failing_compiler_is_the_reason_given(tmp_path: Path, script: str | None, said: str) -> None:
     compiler = tmp_path / "compiler"
     if script is not None:
         compiler.write_text(f"#!/bin/sh\n{script}\n")
@@ -304,5 +304,5 @@ def test_a_compiler_that_cannot_is_a_reason(tmp_path: Path, script: str | None, 
 
 
 @pytest.mark.usefixtures("available")
-def test_no_compiler_is_a_reason(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_the_reason_given(tmp_path: Path) -> None:
     assert found_with(XDG_CACHE_HOME=str(tmp_path), PATH=str(tmp_path), CXX="") == "no C++ compiler on this machine"

@@ -125,7 +125,7 @@ def test_an_adapter_of_a_larger_model_is_refused(checkpoint: Path, tmp_path: Pat
 
 
 def test_a_directory_that_is_no_adapter_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(CheckpointError, match=r"has no adapter_config\.json"):
         merged(checkpoint, checkpoint)
 
 

@@ -44,7 +44,7 @@ def group(checkpoint: Path) -> Iterator[DataParallelEngine[ProcessWorker]]:
     made.close()
 
 
-def test_answers_are_those_of_one_engine(checkpoint: Path, group: DataParallelEngine[ProcessWorker]) -> None:
+def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallelEngine[ProcessWorker]) -> None:
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
     found = {str(answer.request.key): answer for answer in group.generate(requests(), _refuse)}
     assert {key: answer.token_ids for key, answer in found.items()} == expected
@@ -52,7 +52,7 @@ def test_answers_are_those_of_one_engine(checkpoint: Path, group: DataParallelEn
     assert all(figures["forward_passes"] > 0 for figures in group.figures_of_each())
 
 
-def test_counts_of_all_workers_are_summed_from_each_run_s_beginning(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParallelEngine[ProcessWorker]) -> None:
     """A worker that has nothing to do in a run brings nothing over from the run before."""
     drafted = [dataclasses.replace(request, drafter="suffix") for request in requests()]
     for asked, busy in ((drafted, 2), (drafted[:3], 1)):
@@ -68,13 +68,13 @@ def test_counts_of_all_workers_are_summed_from_each_run_s_beginning(group: DataP
         assert sum(part > 0 for part in parts) == busy
 
 
-def test_samples_of_a_prompt_meet_in_one_worker(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_samples_of_a_prompt_go_to_one_worker(group: DataParallelEngine[ProcessWorker]) -> None:
     prompt = random_prompt(200, 77)
     answers = list(group.generate([ask(i, prompt, 4, temperature=1.0, seed=i) for i in range(3)], _refuse))
     assert sorted(answer.cached_tokens for answer in answers) == [0, 199, 199]
 
 
-def test_what_cannot_be_run_is_rejected_and_the_rest_is_answered(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_invalid_requests_are_rejected_and_the_rest_complete(group: DataParallelEngine[ProcessWorker]) -> None:
     rejected = []
     asked = [ask("long", random_prompt(1500, 0)), ask("bad", [399, 400]), ask("good", random_prompt(9, 0), 3)]
     answers = list(group.generate(asked, lambda r, e: rejected.append((r.key, type(e).__name__))))
@@ -82,7 +82,7 @@ def test_what_cannot_be_run_is_rejected_and_the_rest_is_answered(group: DataPara
     assert sorted(rejected) == [("bad", "ValueError"), ("long", "PromptTooLong")]
 
 
-def test_after_a_stop_nothing_new_is_begun(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_no_request_starts_after_a_stop(group: DataParallelEngine[ProcessWorker]) -> None:
     stop = threading.Event()
     read = []
 
@@ -99,7 +99,7 @@ def test_after_a_stop_nothing_new_is_begun(group: DataParallelEngine[ProcessWork
     assert len(read) < 20
 
 
-def test_an_abandoned_run_leaves_no_answers_to_the_next(group: DataParallelEngine[ProcessWorker]) -> None:
+def test_an_abandoned_run_leaves_no_outputs_to_the_next(group: DataParallelEngine[ProcessWorker]) -> None:
     for _ in group.generate([ask(i, random_prompt(50, i), 30) for i in range(8)], _refuse):
         break
     group.abandon()
@@ -107,7 +107,7 @@ def test_an_abandoned_run_leaves_no_answers_to_the_next(group: DataParallelEngin
     assert [answer.request.key for answer in answers] == ["new"]
 
 
-def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(checkpoint: Path) -> None:
+def test_requests_of_a_lost_worker_go_to_the_others_while_any_is_left(checkpoint: Path) -> None:
     group = process_engines(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
     expected = {key: answer.token_ids for key, answer in generate(engine_of(checkpoint), requests()).items()}
     found: dict[str, tuple[int, ...]] = {}
@@ -129,13 +129,13 @@ def test_what_a_lost_worker_had_is_answered_by_the_others_until_there_is_none(ch
     assert not any(worker.alive for worker in workers)
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_the_parents_error(checkpoint: Path) -> None:
+def test_a_load_error_is_raised_in_the_parent(checkpoint: Path) -> None:
     model = LlamaModel(path=str(checkpoint), peft_path=str(checkpoint))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
         process_engines(model, options(), ["cpu", "cpu"])
 
 
-def test_the_pool_makes_as_many_engines_as_asked_for(checkpoint: Path) -> None:
+def test_the_pool_starts_the_configured_number_of_engines(checkpoint: Path) -> None:
     pool = EnginePool()
     engine = pool.get(LlamaModel(path=str(checkpoint)), options())
     assert isinstance(engine, DataParallelEngine)

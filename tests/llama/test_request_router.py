@@ -37,12 +37,12 @@ def router_of(*workers: str, sequences: int = 8, batch: int = 100) -> RequestRou
     return router
 
 
-def test_no_engine_is_dealt_more_than_its_next_passes_take() -> None:
+def test_no_worker_queues_more_than_its_next_steps_need() -> None:
     router = router_of("a", "b")
     assert assign(router, [ask(n) for n in range(9)]) == ["a", "b", "a", "b", None]
 
 
-def test_what_a_slow_engine_has_not_been_given_goes_to_the_quick_one() -> None:
+def test_requests_not_assigned_to_a_slow_worker_go_to_a_fast_one() -> None:
     router = router_of("slow", "quick")
     waiting = [ask(n) for n in range(20)]
     done: dict[str, int] = {"slow": 0, "quick": 0}
@@ -60,7 +60,7 @@ def test_what_a_slow_engine_has_not_been_given_goes_to_the_quick_one() -> None:
     assert [request.key for request in held["slow"]] == ["0", "2"], "two passes' worth, of which one may be running"
 
 
-def test_a_begun_prompt_makes_room_for_another_until_all_slots_are_taken() -> None:
+def test_a_started_prompt_frees_capacity_until_all_slots_are_used() -> None:
     router = router_of("a", sequences=3)
     for number in range(3):
         assert assign(router, [ask(number)]) == ["a"]
@@ -70,17 +70,17 @@ def test_a_begun_prompt_makes_room_for_another_until_all_slots_are_taken() -> No
     assert assign(router, [ask(3)]) == ["a"]
 
 
-def test_a_prompt_longer_than_a_pass_still_finds_an_engine() -> None:
+def test_a_prompt_longer_than_a_step_is_assigned() -> None:
     assert assign(router_of("a"), [ask("long", tokens=10_000)]) == ["a"]
 
 
-def test_samples_of_a_prompt_go_where_the_first_went_and_count_as_one_prompt() -> None:
+def test_samples_of_a_prompt_go_to_one_worker_and_count_as_one_prompt() -> None:
     router = router_of("a", "b")
     samples = [ask(f"{prompt}{n}", 200, prompt) for prompt in (1, 2) for n in range(6)]
     assert assign(router, samples) == ["a"] * 6 + ["b"] * 6
 
 
-def test_samples_wait_for_their_engine_unless_another_has_nothing_to_do() -> None:
+def test_samples_wait_for_their_worker_unless_another_is_idle() -> None:
     router = router_of("a", "b", sequences=2)
     assign(router, [ask("other", prompt=9), ask("b0", prompt=2), ask("b1", prompt=2)])
     assert assign(router, [ask("b2", prompt=2)]) == [None], "a is busy, and would compute b's prompt a second time"
@@ -88,12 +88,12 @@ def test_samples_wait_for_their_engine_unless_another_has_nothing_to_do() -> Non
     assert assign(router, [ask("b2", prompt=2)]) == ["a"]
 
 
-def test_the_engine_with_the_least_to_do_is_first() -> None:
+def test_the_least_loaded_worker_is_chosen() -> None:
     router = router_of("a", "b", batch=1000)
     assert assign(router, [ask(0, output=500), ask(1), ask(2), ask(3)]) == ["a", "b", "b", "b"]
 
 
-def test_what_an_engine_had_comes_back_when_it_is_lost() -> None:
+def test_requests_of_a_removed_worker_are_returned() -> None:
     router = router_of("a", "b")
     assign(router, [ask(n) for n in range(4)])
     router.mark_done("a", "0")
@@ -102,7 +102,7 @@ def test_what_an_engine_had_comes_back_when_it_is_lost() -> None:
     assert router.busy_workers() == ["b"]
 
 
-def test_one_that_joins_late_is_handed_the_next() -> None:
+def test_a_late_worker_gets_the_next_requests() -> None:
     router = router_of("a")
     assign(router, [ask(0), ask(1), ask(2)])
     router.add_worker("late")
@@ -111,7 +111,7 @@ def test_one_that_joins_late_is_handed_the_next() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["begin", "finish", "lose", "hand"]), st.integers(0, 7)), max_size=80))
-def test_every_request_is_with_one_engine_at_most_and_none_is_forgotten(steps: list[tuple[str, int]]) -> None:
+def test_every_request_is_assigned_to_at_most_one_worker_and_none_is_lost(steps: list[tuple[str, int]]) -> None:
     router = router_of("a", "b", "c", sequences=3)
     waiting = [ask(n, tokens=60, prompt=n // 3) for n in range(30)]
     asked, answered = {request.key for request in waiting}, set()

@@ -87,7 +87,7 @@ def test_greedy_text_equals_that_of_transformers(checkpoint: Path) -> None:
     assert outcome.text == expected
 
 
-def test_a_prompt_beyond_the_window_is_skipped_and_costs_nobody_else(checkpoint: Path) -> None:
+def test_a_prompt_beyond_the_window_is_skipped_and_others_complete(checkpoint: Path) -> None:
     runner = runner_of(checkpoint, context_window=100)
     found = run(runner, requests_of(runner, {"a": TEXT, "long": TEXT * 30, "b": "class Queue:"}))
     skipped = found["long", 0]
@@ -113,7 +113,7 @@ def test_an_output_that_reaches_the_window_ends_by_length(checkpoint: Path) -> N
     assert outcome.usage.input_tokens + outcome.usage.output_tokens == 40
 
 
-def test_ids_that_the_model_does_not_have_cost_their_instance_alone(tmp_path: Path) -> None:
+def test_ids_outside_the_vocabulary_fail_only_their_instance(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, vocab_size=300)  # the tokenizer has 400
     runner = runner_of(directory)
     found = run(runner, requests_of(runner, {"bad": "def add(left, right): self.items", "good": "q"}))
@@ -162,7 +162,7 @@ def test_stop_strings_of_the_decoding_end_the_output(checkpoint: Path) -> None:
     assert cut.text == whole.text[: whole.text.index(piece)]
 
 
-def test_requests_are_read_as_there_is_room_and_not_after_a_stop(checkpoint: Path) -> None:
+def test_requests_are_read_as_capacity_allows_and_not_after_a_stop(checkpoint: Path) -> None:
     stop = threading.Event()
     runner = runner_of(checkpoint, Decoding(max_new_tokens=4), max_sequences=2)
     read = []
@@ -200,7 +200,7 @@ def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_pa
     assert all(isinstance(outcome, Completion) for outcome in again.values())
 
 
-def test_an_engine_that_another_replaced_is_not_kept(checkpoint: Path) -> None:
+def test_a_replaced_engine_is_freed(checkpoint: Path) -> None:
     """What is loaded is out of the collector's sight, so it must not refer to itself."""
     engines, model = EnginePool(), LlamaModel(path=str(checkpoint))
     first = weakref.ref(engines.get(model, EngineOptions(kv_cache_gb=0.01)))
@@ -208,7 +208,7 @@ def test_an_engine_that_another_replaced_is_not_kept(checkpoint: Path) -> None:
     assert first() is None
 
 
-def test_the_points_of_a_sweep_load_once_and_compute_each_prompt_once(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_jobs_of_a_sweep_load_once_and_compute_each_prompt_once(checkpoint: Path, tmp_path: Path) -> None:
     resources = ProcessResources()
     texts = {name: name + TEXT * 6 for name in "abcd"}
     shared: list[dict[tuple[str, int], str]] = []

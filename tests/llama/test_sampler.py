@@ -79,12 +79,12 @@ def test_temperature_zero_is_the_most_likely_token(logits: torch.Tensor) -> None
     assert Sampler()(logits, params) == logits.argmax(-1).tolist()
 
 
-def test_the_least_nucleus_is_the_most_likely_token(logits: torch.Tensor) -> None:
+def test_the_smallest_nucleus_is_the_most_likely_token(logits: torch.Tensor) -> None:
     params = [SamplingParams(1.0, 1e-9, seed, 3) for seed in range(5)]
     assert Sampler()(logits, params) == logits.argmax(-1).tolist()
 
 
-def test_a_row_draws_the_same_in_any_company(logits: torch.Tensor) -> None:
+def test_a_row_samples_the_same_in_any_batch(logits: torch.Tensor) -> None:
     params = [
         SamplingParams(0.0, None, 1, 0),
         SamplingParams(1.0, None, 2, 1),

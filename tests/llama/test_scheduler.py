@@ -63,7 +63,7 @@ class Memory:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_every_sequence_ends_and_no_block_is_lost_or_held_twice(
+def test_every_sequence_ends_and_no_block_is_lost_or_allocated_twice(
     tokenizer: LlamaTokenizer, data: st.DataObject
 ) -> None:
     blocks = data.draw(st.integers(6, 30), label="blocks")
@@ -112,7 +112,7 @@ def test_blocks_are_shared_by_content_and_place(tokenizer: LlamaTokenizer) -> No
     assert block_hashes([1, 2, 3, 4], 4, b"salt", [])[0] != a[0]
 
 
-def test_the_least_recently_used_content_goes_first() -> None:
+def test_the_least_recently_used_content_is_evicted_first() -> None:
     pool = BlockPool(4)
     first, second = [pool.allocate()], [pool.allocate()]
     pool.register(first[0], b"first")
@@ -127,7 +127,7 @@ def test_the_least_recently_used_content_goes_first() -> None:
     assert first[0] not in taken
 
 
-def test_the_part_of_a_block_that_is_alike_is_computed_once(tokenizer: LlamaTokenizer) -> None:
+def test_a_shared_part_of_a_block_is_computed_once(tokenizer: LlamaTokenizer) -> None:
     """Two samples of a prompt that ends within a block: the second waits a step, and runs one token."""
     scheduler = Scheduler(BlockPool(50), 16, 100, 8, copy=lambda source, target: copied.append((source, target)))
     copied: list[tuple[int, int]] = []
@@ -145,7 +145,7 @@ def test_the_part_of_a_block_that_is_alike_is_computed_once(tokenizer: LlamaToke
     assert second.cached_tokens == 27
 
 
-def test_a_block_that_was_taken_for_other_content_is_not_copied() -> None:
+def test_a_reallocated_block_is_not_copied() -> None:
     pool = BlockPool(3)
     old = pool.allocate()
     pool.register_partial(old, b"parent", [1, 2, 3, 4], step=1)
@@ -158,7 +158,7 @@ def test_a_block_that_was_taken_for_other_content_is_not_copied() -> None:
     assert pool.find_partial(b"parent", [1, 2, 9], before=2) == (0, 0)
 
 
-def test_an_empty_pool_says_so() -> None:
+def test_an_empty_pool_raises() -> None:
     pool = BlockPool(2)
     pool.allocate()
     assert pool.free == 0
@@ -166,7 +166,7 @@ def test_an_empty_pool_says_so() -> None:
         pool.allocate()
 
 
-def test_decoding_goes_on_while_a_long_prompt_is_read(tokenizer: LlamaTokenizer) -> None:
+def test_decoding_continues_during_a_long_prefill(tokenizer: LlamaTokenizer) -> None:
     scheduler = Scheduler(BlockPool(1000), SIZE, 16, 8)
     short, long = sequence(tokenizer, [5] * 8, 50), sequence(tokenizer, [6] * 200, 5)
     scheduler.add(short)
@@ -180,7 +180,7 @@ def test_decoding_goes_on_while_a_long_prompt_is_read(tokenizer: LlamaTokenizer)
         short.append(9)
 
 
-def test_what_has_not_begun_is_dropped_and_what_has_is_kept(tokenizer: LlamaTokenizer) -> None:
+def test_unstarted_sequences_are_dropped_and_started_ones_kept(tokenizer: LlamaTokenizer) -> None:
     scheduler = Scheduler(BlockPool(10), SIZE, 100, 1)
     begun, fresh = sequence(tokenizer, [5] * 8, 5), sequence(tokenizer, [6] * 8, 5)
     scheduler.add(begun)

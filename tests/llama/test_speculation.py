@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from swe_infer.llama.engine import Engine
     from swe_infer.llama.sampler import Sampler, SamplingParams
-    from tests.llama.helpers import ask, engine_of, random_prompt, without_a_clock
+    from tests.llama.helpers import ask, engine_of, random_prompt, with_constant_step_cost
     from tests.support.checkpoints import make_checkpoint
 
 
 @dataclass
-class Prompter:
+class ScriptedDrafter:
     """Knows the answer, and says one token in ``1 / mistakes`` wrong."""
 
     answer: Sequence[int]
@@ -62,11 +62,11 @@ def run(
     answers: dict[str, tuple[int, ...]] | None = None,
     mistakes: float = 0.2,
 ) -> dict[str, RequestOutput]:
-    """All answers by key. With ``answers`` each sequence gets a :class:`Prompter`."""
+    """All answers by key. With ``answers`` each sequence gets a :class:`ScriptedDrafter`."""
     for place, request in enumerate(asked):
         engine.add_request(request if answers is None else replace(request, drafter="suffix"))
         if answers is not None:
-            engine.scheduler.waiting[-1].drafter = Prompter(answers[str(request.key)], mistakes, place)
+            engine.scheduler.waiting[-1].drafter = ScriptedDrafter(answers[str(request.key)], mistakes, place)
     found: dict[str, RequestOutput] = {}
     while engine.scheduler.busy:
         found |= {str(answer.request.key): answer for answer in engine.step()}
@@ -84,11 +84,11 @@ def plain(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize(("budget", "mistakes"), [(512, 0.0), (37, 0.2), (512, 0.2), (37, 1.0)])
-def test_drafted_answers_are_the_same(
+def test_drafted_outputs_are_the_same(
     directory: Path, plain: dict[str, tuple[int, ...]], budget: int, mistakes: float
 ) -> None:
     """Drafts of unequal length in one batch, beside prompts in chunks."""
-    engine = without_a_clock(engine_of(directory, max_batch_tokens=budget, max_sequences=7))
+    engine = with_constant_step_cost(engine_of(directory, max_batch_tokens=budget, max_sequences=7))
     found = run(engine, requests(), plain, mistakes)
     assert tokens(found) == plain
     assert engine.scheduler.pool.used == 0
@@ -101,18 +101,16 @@ def test_drafted_answers_are_the_same(
         assert answer.accepted_tokens + answer.steps >= len(answer.token_ids)
 
 
-def test_drafts_save_passes(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
-    engine = without_a_clock(engine_of(directory, max_sequences=1))
+def test_drafts_save_steps(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
+    engine = with_constant_step_cost(engine_of(directory, max_sequences=1))
     found = run(engine, requests()[:1], plain, mistakes=0.0)
     (answer,) = found.values()
     assert answer.steps < len(answer.token_ids) / 2
 
 
-def test_rejected_tokens_leave_no_trace_in_the_prefix_cache(
-    directory: Path, plain: dict[str, tuple[int, ...]]
-) -> None:
+def test_rejected_tokens_never_reach_the_prefix_cache(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
     """Prompts that go on from drafted answers find those answers' blocks in the cache, and nothing else."""
-    engine = without_a_clock(engine_of(directory))
+    engine = with_constant_step_cost(engine_of(directory))
     run(engine, requests(), plain, mistakes=0.5)
     longer = [
         ask(f"again{index}", [*request.prompt_ids, *plain[str(request.key)], *random_prompt(9, index)], 12)
@@ -129,18 +127,18 @@ def test_with_preemption(directory: Path) -> None:
     """Six outputs that outgrow a cache which holds two of them."""
     asked = [ask(i, random_prompt(40, i), 120, temperature=0.7, seed=i) for i in range(6)]
     expected = tokens(run(engine_of(directory), asked))
-    engine = without_a_clock(engine_of(directory, cache_tokens=384))
+    engine = with_constant_step_cost(engine_of(directory, cache_tokens=384))
     assert tokens(run(engine, asked, expected, mistakes=0.1)) == expected
     assert engine.figures()["preemptions"] > 0
     assert engine.scheduler.pool.used == 0
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 17])
-def test_an_answer_never_grows_beyond_its_length(directory: Path, length: int) -> None:
+def test_an_output_never_exceeds_max_new_tokens(directory: Path, length: int) -> None:
     asked = ask("a", random_prompt(20, 5), length)
     longer = replace(asked, stop_params=replace(asked.stop_params, max_new_tokens=40))
     expected = tokens(run(engine_of(directory), [longer]))
-    (answer,) = run(without_a_clock(engine_of(directory)), [asked], expected, mistakes=0.0).values()
+    (answer,) = run(with_constant_step_cost(engine_of(directory)), [asked], expected, mistakes=0.0).values()
     assert answer.token_ids == expected["a"][:length]
     assert answer.finish_reason == "length"
 
@@ -148,7 +146,7 @@ def test_an_answer_never_grows_beyond_its_length(directory: Path, length: int) -
 def test_where_drafts_fail_everywhere_one_sequence_of_many_has_a_drafter(tmp_path: Path) -> None:
     """So hot that every token is about as likely as the next, and nothing comes twice."""
     directory = make_checkpoint(tmp_path)
-    engine = without_a_clock(engine_of(directory, max_sequences=8))
+    engine = with_constant_step_cost(engine_of(directory, max_sequences=8))
     most = []
     asked = [ask(n, random_prompt(40, n), 30, temperature=50.0, seed=n) for n in range(64)]
     for request in asked:
@@ -160,31 +158,31 @@ def test_where_drafts_fail_everywhere_one_sequence_of_many_has_a_drafter(tmp_pat
     assert max(most[-40:]) == 1
 
 
-def test_the_context_window_ends_an_answer_at_the_same_token(tmp_path: Path) -> None:
+def test_the_context_window_ends_an_output_at_the_same_token(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, max_position_embeddings=64)
     asked = [ask(i, random_prompt(30 + i, i), 100) for i in range(8)]
     expected = tokens(run(engine_of(directory), asked))
-    assert tokens(run(without_a_clock(engine_of(directory)), asked, expected, mistakes=0.0)) == expected
+    assert tokens(run(with_constant_step_cost(engine_of(directory)), asked, expected, mistakes=0.0)) == expected
     assert [len(expected[str(i)]) for i in range(8)] == [34 - i for i in range(8)]
 
 
-def test_an_end_token_within_an_accepted_draft_ends_the_answer(directory: Path) -> None:
+def test_an_end_token_within_an_accepted_draft_ends_the_output(directory: Path) -> None:
     asked = ask("a", random_prompt(20, 5), 40)
     whole = tokens(run(engine_of(directory), [asked]))["a"]
     end = whole[11]
     first = whole.index(end)
     ending = replace(asked, stop_params=replace(asked.stop_params, end_tokens=frozenset([end])))
-    (answer,) = run(without_a_clock(engine_of(directory)), [ending], {"a": whole}, mistakes=0.0).values()
+    (answer,) = run(with_constant_step_cost(engine_of(directory)), [ending], {"a": whole}, mistakes=0.0).values()
     assert answer.token_ids == whole[: first + 1]
     assert answer.finish_reason == "stop"
 
 
 @pytest.mark.parametrize(("kind", "batch", "budget"), [("suffix", 2, 512), ("diff", 16, 61)])
-def test_the_drafters_of_the_engine_change_no_answer(
+def test_the_drafters_change_no_output(
     directory: Path, plain: dict[str, tuple[int, ...]], kind: Any, batch: int, budget: int
 ) -> None:
     """In any company, and again where the answers are known already."""
-    engine = without_a_clock(engine_of(directory, max_sequences=batch, max_batch_tokens=budget))
+    engine = with_constant_step_cost(engine_of(directory, max_sequences=batch, max_batch_tokens=budget))
     asked = [replace(request, drafter=kind) for request in requests()]
     assert tokens(run(engine, asked)) == plain
     assert tokens(run(engine, asked[::-1])) == plain
@@ -192,19 +190,19 @@ def test_the_drafters_of_the_engine_change_no_answer(
 
 
 @pytest.mark.parametrize("kind", ["diff", "suffix"])
-def test_the_drafters_change_no_answer_of_sequences_that_make_room(directory: Path, kind: Any) -> None:
+def test_the_drafters_change_no_output_of_preempted_sequences(directory: Path, kind: Any) -> None:
     asked = [ask(i, random_prompt(40, i // 2), 120, temperature=0.7, seed=i // 2) for i in range(8)]
     expected = tokens(run(engine_of(directory), asked))
-    engine = without_a_clock(engine_of(directory, cache_tokens=384))
+    engine = with_constant_step_cost(engine_of(directory, cache_tokens=384))
     assert tokens(run(engine, [replace(request, drafter=kind) for request in asked])) == expected
     assert engine.figures()["preemptions"] > 0
     assert engine.figures()["accepted_tokens"] > 0
     assert engine.scheduler.pool.used == 0
 
 
-def test_what_was_answered_before_is_drafted_for_the_same_prompt(directory: Path) -> None:
+def test_earlier_outputs_are_drafted_for_the_same_prompt(directory: Path) -> None:
     """Earlier sweep points and samples: an engine that has answered a prompt needs fewer passes for it."""
-    engine = without_a_clock(engine_of(directory, max_sequences=1))
+    engine = with_constant_step_cost(engine_of(directory, max_sequences=1))
     asked = [replace(requests()[1], drafter="suffix")]
     (first,) = run(engine, asked).values()
     (again,) = run(engine, asked).values()
@@ -212,9 +210,9 @@ def test_what_was_answered_before_is_drafted_for_the_same_prompt(directory: Path
     assert again.steps < first.steps / 2
 
 
-def test_samples_see_what_the_others_of_their_prompt_are_writing(directory: Path) -> None:
+def test_samples_draft_from_unfinished_outputs_of_their_prompt(directory: Path) -> None:
     """A sample that begins later needs fewer passes, though the first has not come to its end."""
-    engine = without_a_clock(engine_of(directory))
+    engine = with_constant_step_cost(engine_of(directory))
     request = replace(requests()[0], drafter="suffix")
     request = replace(request, stop_params=replace(request.stop_params, max_new_tokens=60))
     engine.add_request(replace(request, key="first"))
@@ -230,8 +228,8 @@ def test_samples_see_what_the_others_of_their_prompt_are_writing(directory: Path
     assert second.accepted_tokens > 10
 
 
-def test_an_abandoned_output_is_drafted_from_no_longer(directory: Path) -> None:
-    engine = without_a_clock(engine_of(directory))
+def test_an_abandoned_output_is_not_drafted_from(directory: Path) -> None:
+    engine = with_constant_step_cost(engine_of(directory))
     engine.add_request(replace(requests()[0], drafter="suffix"))
     for _ in range(6):
         engine.step()
@@ -241,7 +239,7 @@ def test_an_abandoned_output_is_drafted_from_no_longer(directory: Path) -> None:
     assert len(shared.token_indexes()) == 2
 
 
-def test_no_draft_is_asked_for_without_a_drafter(directory: Path) -> None:
+def test_no_drafts_without_a_drafter(directory: Path) -> None:
     engine = engine_of(directory)
     found = run(engine, requests()[:3])
     assert engine.figures()["drafted_tokens"] == 0
@@ -300,7 +298,7 @@ def test_sampled_tokens_have_the_model_s_distribution(said: Said, place: int) ->
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_distribution_that_is_off_by_a_hundredth_would_be_found(said: Said, place: int) -> None:
+def test_an_error_of_one_percent_would_be_detected(said: Said, place: int) -> None:
     """The same counts, beside shares of which the two most likely tokens' are wrong by 0.01 in either direction."""
     shares, counts = said
     first, second = sorted(range(8), key=lambda token: -shares[place][token])[:2]
@@ -325,7 +323,7 @@ def expected_shares(logits_V: torch.Tensor, temperature: float, top_p: float | N
     return shares
 
 
-def test_a_draft_is_never_longer_than_what_may_still_be_said(directory: Path) -> None:
+def test_a_draft_is_never_longer_than_the_remaining_output(directory: Path) -> None:
     request = ask("a", random_prompt(20, 1), 10)
     criteria = StopCriteria(request.stop_params, LlamaTokenizer(directory), request.prompt_ids)
     assert EngineSequence(request, criteria, limit=1000, salt=b"").max_draft_tokens == 9

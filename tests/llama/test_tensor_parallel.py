@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from swe_infer.llama.tensor_parallel import RankDied
     from swe_infer.llama.tp_rank import TPRank
     from swe_infer.llama.weights import load_weights, parameter_views
-    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, without_a_clock
+    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, with_constant_step_cost
     from tests.support.checkpoints import make_checkpoint
 
 
@@ -58,10 +58,10 @@ def tokens(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[in
     return {key: answer.token_ids for key, answer in generate(engine, asked).items()}
 
 
-def test_answers_are_those_of_one_process(biased: Path, divided: Engine) -> None:
+def test_outputs_equal_those_of_one_process(biased: Path, divided: Engine) -> None:
     """Chunked prompts, continuous batching, shared prefixes, copied blocks and drafts included."""
     expected = tokens(engine_of(biased), requests())
-    without_a_clock(divided)
+    with_constant_step_cost(divided)
     assert tokens(divided, requests()) == expected
     for _ in range(2):
         assert tokens(divided, [replace(request, drafter="suffix") for request in requests()]) == expected
@@ -73,7 +73,7 @@ def test_answers_are_those_of_one_process(biased: Path, divided: Engine) -> None
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_parts_make_up_the_whole(biased: Path, count: int) -> None:
+def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
     """Every weight of the checkpoint is where a rank expects it, none twice but the embeddings and norms."""
     config = read_config(biased)
     whole = parameter_views(load(biased))
@@ -89,8 +89,8 @@ def test_the_parts_make_up_the_whole(biased: Path, count: int) -> None:
     assert "model.layers.0.self_attn.o_proj.bias" not in parameter_views(LlamaForCausalLM(config, shard=TPRank(1, 2)))
 
 
-@pytest.mark.parametrize("during_a_pass", [True, False])
-def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during_a_pass: bool) -> None:
+@pytest.mark.parametrize("during_a_step", [True, False])
+def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, during_a_step: bool) -> None:
     pool = EnginePool()
     model = LlamaModel(path=str(biased), tensor_parallel=2, dtype="float32")
     engine = pool.get(model, options())
@@ -99,7 +99,7 @@ def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during
     ((_, process),) = engine._tp_group._ranks
     assert process.pid is not None
     answers = engine.generate([ask(i, random_prompt(40, i), 400) for i in range(4)], _refuse)
-    if during_a_pass:
+    if during_a_step:
         send = engine._tp_group.send
 
         def send_and_kill(message: Any) -> None:
@@ -115,13 +115,13 @@ def test_a_rank_that_ends_by_itself_is_an_error_and_no_hang(biased: Path, during
         list(answers)
     engine.abandon()
     assert not engine.usable
-    if during_a_pass:
+    if during_a_step:
         again = pool.get(model, options())
         assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run has a new one"
     pool.close()
 
 
-def test_a_checkpoint_that_a_rank_cannot_load_is_the_leader_s_error(biased: Path, tmp_path: Path) -> None:
+def test_a_rank_that_cannot_load_raises_in_the_leader(biased: Path, tmp_path: Path) -> None:
     directory = tmp_path / "cut"
     directory.mkdir()
     for file in biased.iterdir():
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_a_rank_cannot_load_is_the_leader_s_error(biased: Path
         Engine.load(LlamaModel(path=str(directory), tensor_parallel=2), options())
 
 
-def test_what_cannot_be_divided_is_refused_before_anything_is_loaded(biased: Path) -> None:
+def test_indivisible_models_are_refused_before_loading(biased: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.tensor_parallel=3: must divide the 4 attention heads"):
         LlamaRunner(model=LlamaModel(path=str(biased), tensor_parallel=3), decoding=Decoding()).check()
     with pytest.raises(ConfigError, match=r"model\.tensor_parallel=0"):

@@ -50,7 +50,7 @@ def test_special_tokens_in_a_prompt_are_plain_text(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(("stated", "starts"), [(True, [1]), (False, [])])
-def test_the_stated_wish_for_a_begin_token_holds(tmp_path: Path, stated: bool, starts: list[int]) -> None:
+def test_add_bos_token_of_the_checkpoint_is_respected(tmp_path: Path, stated: bool, starts: list[int]) -> None:
     make_tokenizer(tmp_path, bos=not stated)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": stated}))

@@ -88,18 +88,18 @@ def change_tensors(directory: Path, **values: torch.Tensor | None) -> None:
         ({"eos_token_id": "</s>"}, "eos_token_id"),
     ],
 )
-def test_a_configuration_that_is_not_ours_is_refused(copy: Path, values: dict[str, Any], message: str) -> None:
+def test_an_unsupported_configuration_is_refused(copy: Path, values: dict[str, Any], message: str) -> None:
     change_config(copy, **values)
     with pytest.raises(CheckpointError, match=message):
         read_config(copy)
 
 
 def test_a_directory_without_a_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
         read_config(tmp_path)
 
 
-def test_an_adapter_given_as_a_model_is_told_apart(tmp_path: Path) -> None:
+def test_an_adapter_given_as_a_model_has_its_own_error(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"LoRA adapter, so give it as model\.peft_path"):
         read_config(tmp_path)
@@ -133,7 +133,7 @@ def test_values_that_are_not_finite_are_refused(copy: Path, value: float) -> Non
 
 
 @pytest.mark.parametrize("kept", [4, 100, 3000, 0.5, 0.999])
-def test_a_file_that_is_cut_short_is_refused(copy: Path, kept: float) -> None:
+def test_a_truncated_file_is_refused(copy: Path, kept: float) -> None:
     path = copy / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
@@ -219,20 +219,20 @@ def test_weights_that_stay_in_16_bits_give_the_same_logits(
     torch.testing.assert_close(model(ids()), load(directory)(ids()), atol=1e-4, rtol=0)
 
 
-def test_matrices_of_several_types_have_none_in_common(copy: Path) -> None:
+def test_stored_dtype_is_none_for_mixed_matrices(copy: Path) -> None:
     change_tensors(copy, **{"model.norm.weight": torch.ones(64, dtype=torch.float16)})
     assert stored_dtype(copy, allow_pickle=False) == torch.float32, "vectors do not count"
     change_tensors(copy, **{"lm_head.weight": torch.ones(400, 64, dtype=torch.bfloat16)})
     assert stored_dtype(copy, allow_pickle=False) is None
 
 
-def test_a_path_that_is_nowhere_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
+def test_a_missing_path_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such directory"):
         snapshot_directory(str(tmp_path / "nowhere"), "config.json", allow_pickle=False)
 
 
 def test_a_file_given_as_a_checkpoint_is_refused(copy: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is a file; give the directory that holds config\.json"):
+    with pytest.raises(CheckpointError, match=r"is a file; give the directory that contains config\.json"):
         snapshot_directory(str(copy / "config.json"), "config.json", allow_pickle=False)
 
 
@@ -255,7 +255,7 @@ def test_the_type_follows_device_and_checkpoint(
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "mps", "meta"])
-def test_a_device_that_is_not_there_is_a_configuration_error(name: str) -> None:
+def test_a_missing_device_is_a_configuration_error(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.device={name}"):
         choose_device(name)
 
@@ -283,7 +283,7 @@ def test_the_context_window_includes_the_scaling_of_positions() -> None:
     assert window(rope_type="llama3", factor=8.0, **llama3) == 4096
 
 
-def test_loading_holds_no_second_copy_of_the_weights(tmp_path: Path) -> None:
+def test_loading_makes_no_second_copy_of_the_weights(tmp_path: Path) -> None:
     """Peak memory of a process of its own, over what it held before loading, in units of the weights."""
     directory = make_checkpoint(
         tmp_path, hidden_size=1024, intermediate_size=4096, num_hidden_layers=3, vocab_size=8000
