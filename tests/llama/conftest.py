@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["plain", "multi_head", "dynamic_rope"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints that differ in heads and positions, for what must hold of each."""
+    """Checkpoints with different heads and positions, for properties that hold for each."""
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
         "multi_head": {"num_key_value_heads": 4, "head_dim": 24},

@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer, a prompt with two files, and what a drafter makes of an output that is known."""
+"""A small byte-level tokenizer, a prompt with two files, and a simulation of drafting against a known output."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _tokenizer() -> Tokenizer:
 
 
 class BpeCodec:
-    """Byte-level BPE trained on some of the standard library's sources."""
+    """Byte-level BPE trained on sources of the standard library."""
 
     def encode_text(self, text: str) -> list[int]:
         return list(_tokenizer().encode(text, add_special_tokens=False).ids)
@@ -88,7 +88,7 @@ REPORT = """def render(calendar):
 
 
 def numbered(path: str, content: str) -> str:
-    """A file as SWE-bench prompts show it."""
+    """A file in the format of SWE-bench prompts."""
     lines = "\n".join(f"{number} {line}" for number, line in enumerate(content.split("\n"), 1))
     return f"[start of {path}]\n{lines}\n[end of {path}]\n"
 
@@ -103,13 +103,13 @@ PROMPT = (
 
 
 def source_of(prompt: str) -> DraftSource:
-    """What the runner gives the engine to draft from."""
+    """The draft source that the runner creates for a prompt."""
     return DraftSource(prose_in_prompt(prompt), PromptFiles(Prompt(None, prompt)))
 
 
 @dataclass(frozen=True)
 class DraftRun:
-    """What drafting made of an output: tokens, forward steps, and the text drafted before each of them."""
+    """The result of drafting a known output: tokens, forward steps, and the draft before each step."""
 
     tokens: int
     steps: int
@@ -120,7 +120,7 @@ class DraftRun:
         return self.tokens / self.steps
 
     def after(self, text: str) -> str:
-        """What was drafted when the output ended in ``text``."""
+        """The draft when the output ended in ``text``."""
         return next(draft for before, draft in self.drafts if before.endswith(text))
 
 

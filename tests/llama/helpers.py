@@ -1,4 +1,4 @@
-"""Loads checkpoints and asks engines in one line."""
+"""Loads checkpoints and runs requests in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ask", "engine_of", "generate", "load", "random_prompt", "with_consta
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """The checkpoint in our model."""
+    """Load the checkpoint into our model."""
     model = LlamaForCausalLM(read_config(directory), dtype=dtype)
     load_weights(model, directory, allow_pickle=False)
     return model
@@ -35,7 +35,7 @@ def engine_of(
     cache_tokens: int = 16384,
     **model: Any,
 ) -> Engine:
-    """An engine with a small cache."""
+    """Load an engine with a small cache."""
     config = read_config(directory)
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     options = EngineOptions(max_batch_tokens, max_sequences, cache_tokens * token_bytes / 1e9)
@@ -43,15 +43,14 @@ def engine_of(
 
 
 class _ConstantStepCost(StepCostModel):
-    """Costs that no pass changes."""
+    """Step costs that never change."""
 
     def record(self, rows: int, seconds: float) -> None:
         return
 
 
 def with_constant_step_cost(engine: Engine) -> Engine:
-    """Let an engine draft however long its passes take. Whether a draft is worth its time hangs on a machine's load,
-    so a test that wants drafts must not leave it to that."""
+    """Make drafting independent of measured step times, so that tests do not depend on the load of the machine."""
     engine.speculation.step_cost = _ConstantStepCost()
     return engine
 
@@ -68,13 +67,13 @@ def ask(
     stop: tuple[str, ...] = (),
     loops: bool = False,
 ) -> GenerationRequest:
-    """A request that ends by length unless told otherwise."""
+    """A request that ends by length unless other stop parameters are given."""
     stop_params = StopParams(tokens, frozenset(end), stop, closed_patch=False, repetition=loops)
     return GenerationRequest(str(key), tuple(prompt), stop_params, temperature, top_p, seed)
 
 
 def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> dict[str, RequestOutput]:
-    """All answers by key; a rejected request is an error."""
+    """Generate all outputs, by key. A rejected request raises its error."""
 
     def rejected(_: GenerationRequest, error: Exception) -> None:
         raise error
@@ -83,6 +82,6 @@ def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> dict[str,
 
 
 def random_prompt(length: int, seed: int, vocabulary: int = 400) -> list[int]:
-    """Token ids without special ones."""
+    """Random token ids without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [int(i) for i in torch.randint(3, vocabulary, (length,), generator=generator)]

@@ -1,8 +1,8 @@
-"""What the engine does on the processor that the environment limits this process to, as one line of JSON.
+"""Prints how the engine behaves on the CPU that the environment imitates, as one line of JSON.
 
     python -m tests.llama.processor_report CHECKPOINT
 
-Engines of every type, whose weights are packed, answer the same prompts.
+Engines of every type, with packed weights, generate for the same prompts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def engines(directory: Path) -> Iterator[tuple[str, Engine]]:
-    """One of each type, and one whose weights stay in bfloat16 under arithmetic in float32, as a large model's do."""
+    """One engine of each type, and one with bfloat16 weights and float32 arithmetic, like a large model."""
     for dtype in ("auto", "float32", "bfloat16", "float16"):
         yield dtype, engine_of(directory, dtype=dtype)
     model = LlamaForCausalLM(read_config(directory), weights=torch.bfloat16)

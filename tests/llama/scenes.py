@@ -1,4 +1,4 @@
-"""Attention over random keys and values, what it must come to, and a backend in plain operations."""
+"""Random attention inputs with exact results, and a backend in plain operations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_backend(name: str, dtype: torch.dtype, heads: int, kv_heads: int, head_
 
 
 class Scene:
-    """Random queries, and keys and values scattered over a paged cache whose other places hold large garbage."""
+    """Random queries, and keys and values scattered over a paged cache with large garbage elsewhere."""
 
     def __init__(self, backend: AttentionBackend[Any], lengths: list[tuple[int, int]], seed: int = 0) -> None:
         shape, size = backend.shape, backend.block_size
@@ -59,7 +59,7 @@ class Scene:
 
 
 def exact_attention(q_RHD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
-    """The definition, in float64."""
+    """The definition of attention, in float64."""
     rows, heads, head_dim = q_RHD.shape
     group = heads // k_LKD.shape[1]
     k_LHD, v_LHD = (x.double().repeat_interleave(group, dim=1) for x in (k_LKD, v_LKD))
@@ -71,7 +71,8 @@ def exact_attention(q_RHD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
 
 
 def shared_scene(backend: AttentionBackend[Any], prompts: dict[int, list[int]]) -> tuple[Scene, Layout]:
-    """Decoding samples: for each prompt length, the lengths of the outputs that share its full blocks."""
+    """Decoding samples that share the full blocks of their prompts. ``prompts`` maps prompt lengths to output
+    lengths."""
     size = backend.block_size
     whole = Scene(backend, [(1, prompt + max(outputs)) for prompt, outputs in prompts.items() for _ in outputs])
     lens, tables, first = [], [], 0

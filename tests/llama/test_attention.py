@@ -1,4 +1,4 @@
-"""One contract for all attention backends: each file of the folder is tested, where the machine can run it."""
+"""One contract for all attention backends; each module of the package is tested where it can run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer depends on its own request alone: batch, chunks, sharing and preemption leave no trace in its tokens."""
+"""An output depends only on its own request, not on batch, chunks, sharing or preemption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def requests() -> list[GenerationRequest]:
-    """Greedy and sampled, long and short, with common beginnings."""
+    """Greedy and sampled, long and short, with shared prefixes."""
     made, shared = [], random_prompt(300, 99)
     for index, length in enumerate((3, 40, 257, 120, 511, 64)):
         prompt = random_prompt(length, index)
@@ -34,7 +34,7 @@ def answers(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[i
 
 @pytest.fixture(scope="module")
 def alone(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Each request in an engine that has seen no other and runs its prompt in one piece."""
+    """Each request alone in a new engine, with its prompt in one chunk."""
     found = {}
     for request in requests():
         engine = engine_of(directory, max_sequences=1, max_batch_tokens=4096)
@@ -66,7 +66,7 @@ def test_with_every_prompt_in_the_cache_already(directory: Path, alone: dict[str
 
 
 def test_with_preemption(directory: Path) -> None:
-    """Six outputs that outgrow a cache which holds two of them."""
+    """Six outputs in a cache that has space for two."""
     asked = [ask(i, random_prompt(40, i), 120, temperature=0.7, seed=i) for i in range(6)]
     expected = answers(engine_of(directory), asked)
     engine = engine_of(directory, cache_tokens=384)
@@ -80,9 +80,9 @@ def test_logits_of_a_row_have_the_same_bits_in_every_batch(directory: Path) -> N
     seen: list[torch.Tensor] = []
     sampler = engine.sampler
 
-    def record(logits_RV: torch.Tensor, draws: Any) -> list[int]:
-        seen.append(logits_RV[[d.seed == 5 for d in draws]].clone())
-        return sampler(logits_RV, draws)
+    def record(logits_RV: torch.Tensor, params: Any) -> list[int]:
+        seen.append(logits_RV[[d.seed == 5 for d in params]].clone())
+        return sampler(logits_RV, params)
 
     engine.sampler = record  # type: ignore[assignment]
     target = ask("target", random_prompt(200, 1), 8, seed=5)

@@ -1,7 +1,7 @@
-"""How far answers are independent of company in bfloat16, where products are not summed alike everywhere.
+"""Batch invariance of outputs in bfloat16.
 
-With our own kernels all answers are the same. So they are on processors whose matrix library sums a row alike in
-every batch. Elsewhere a share may differ; what is asserted there is that few do.
+With our own kernels, and with matrix libraries that sum a row the same way in every batch, all outputs are equal.
+Elsewhere some may differ; the tests assert that few do.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from tests.support.checkpoints import make_checkpoint
 
 MIN_EQUAL = 0.6
-"""Share of answers that must be equal anywhere: a wrong key or mask changes nearly all."""
+"""Minimum share of equal outputs anywhere: a wrong key or mask changes nearly all."""
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Head dimension 96: its root is no power of two, so scaling rounds."""
+    """Head dimension 96: its root is not a power of two, so scaling rounds."""
     return make_checkpoint(tmp_path_factory.mktemp("bf16"), head_dim=96)
 
 
@@ -72,7 +72,7 @@ def products_are_batch_invariant() -> bool:
 def test_outputs_do_not_depend_on_the_batch(
     directory: Path, alone: dict[str, tuple[int, ...]], batch: int, budget: int, drafter: str
 ) -> None:
-    """Batches, chunks, and drafts, which give a sequence more rows."""
+    """With batches, chunks, and drafts, which give a sequence several rows."""
     asked = [replace(request, drafter=drafter) for request in requests()]  # type: ignore[arg-type]
     found = answers(directory, asked, max_sequences=batch, max_batch_tokens=budget)
     equal = sum(found[key] == alone[key] for key in alone) / len(alone)
@@ -80,7 +80,7 @@ def test_outputs_do_not_depend_on_the_batch(
 
 
 def test_samples_decoded_together_equal_samples_decoded_alone(directory: Path) -> None:
-    """Their attention reads the prompt once for all of them, in groups that change as the samples end."""
+    """Attention reads the shared prompt once, in groups that change as samples end."""
     prompts = [random_prompt(length, length) for length in (300, 130)]
     asked = [ask((i, n), p, 8 + 9 * n, temperature=1.0, seed=n) for i, p in enumerate(prompts) for n in range(4)]
     together = answers(directory, asked, max_sequences=16, max_batch_tokens=512)

@@ -1,4 +1,4 @@
-"""The cache of compiled kernels, which machines with other libraries may share; on a source of one line."""
+"""The cache of compiled kernels, which machines with different libraries may share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def of_another_machine(target: Path, folder: Path) -> None:
-    """A library at ``target`` that needs another one, which this machine lacks."""
+    """A library at ``target`` that depends on one that is missing here."""
     gone, needs = folder / "libgone.so", folder / "needs.cpp"
     needs.write_text('extern "C" int gone(); extern "C" int answer() { return gone(); }\n')
     (folder / "gone.cpp").write_text('extern "C" int gone() { return 0; }\n')
@@ -46,7 +46,7 @@ def test_a_library_that_cannot_be_loaded_is_compiled_again_and_kept(source: Path
             of_another_machine(target, tmp_path)
         before = target.read_bytes()
         assert cached_library([source], FLAGS, target).answer() == 42
-        assert target.read_bytes() == before, "the other machine goes on with its own"
+        assert target.read_bytes() == before, "the other machine's library is unchanged"
         own = {path: path.stat().st_mtime_ns for path in home.iterdir()}
         assert len(own) == 2
         assert cached_library([source], FLAGS, target).answer() == 42

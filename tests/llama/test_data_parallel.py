@@ -1,4 +1,4 @@
-"""Engines as one, wherever they are: late ones, lost ones, and requests that no engine survives."""
+"""Several engines as one: late ones, lost ones, and requests that kill engines."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def options() -> EngineOptions:
 
 
 class ThreadWorker:
-    """A worker whose engine runs in a thread of this process, as it does within an actor.
+    """A worker whose engine runs in a thread of this process, as in an actor.
 
     Args:
-        fatal: keys of requests that end it.
+        fatal: keys of requests that kill it.
     """
 
     def __init__(self, model: LlamaModel, name: str, fatal: Sequence[str] = ()) -> None:
@@ -52,7 +52,7 @@ class ThreadWorker:
         if kind == "add" and content.key in self._fatal:
             self.alive = False
         self.messages.append((kind, content))
-        with suppress(OSError):  # that it has ended is told by receive()
+        with suppress(OSError):  # receive() reports it
             self._host.send(kind, epoch, content)
 
     def receive(self) -> list[Message]:
@@ -68,7 +68,7 @@ class ThreadWorker:
 
 
 def readable(workers: Sequence[ThreadWorker]) -> list[ThreadWorker]:
-    """Those that are not held back, after a moment for their engines."""
+    """The workers that are not paused and have a message, after a short sleep."""
     time.sleep(0.002)
     return [worker for worker in workers if not worker.paused and (not worker.alive or worker._host.has_message())]
 
@@ -135,7 +135,7 @@ def test_if_the_first_engine_cannot_load_its_error_is_raised(model: LlamaModel, 
 
 
 def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: LlamaModel) -> None:
-    """An engine elsewhere drafts from what it was sent: it has neither the prompt's text nor its parser."""
+    """A remote engine drafts from the source it was sent: it has neither the prompt's text nor its parser."""
     worker = ThreadWorker(model, "engine")
     group = group_of(model, worker)
     prompts = [random_prompt(40, n) for n in range(3)]
@@ -159,7 +159,7 @@ def test_samples_of_a_prompt_send_its_source_once_and_none_is_returned(model: Ll
 
 
 def test_an_error_in_an_engine_is_reported_in_one_line(model: LlamaModel) -> None:
-    """Not of ours: a message of no known shape stands for what breaks in the middle of a pass."""
+    """A malformed message stands for any failure inside a step."""
     worker = ThreadWorker(model, "engine")
     group = group_of(model, worker)
     worker._host.send("add", 1, None)

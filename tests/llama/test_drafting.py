@@ -1,4 +1,4 @@
-"""What the drafters draft, and that no output can upset them."""
+"""What the drafters draft, and that no output breaks them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run_draft(
 
 @pytest.fixture(scope="module")
 def token_by_token() -> DraftRun:
-    """A draft before every single token of the patch."""
+    """Drafts before every single token of the patch."""
     return run_draft(PATCH, max_accepted=1)
 
 
@@ -120,7 +120,8 @@ def test_a_path_is_completed_from_any_of_its_tokens() -> None:
 
 
 def test_a_separate_newline_token_excludes_an_indented_line() -> None:
-    """Where break and indentation are one token, a model that wrote the break alone goes on with a sign or header."""
+    """If newline and indentation form one token, a model that wrote only the newline continues with a sign or
+    header."""
     made = drafter()
     hunk = PATCH[: PATCH.index("+        if end")]
     ids = CODEC.encode_text(hunk + "+")

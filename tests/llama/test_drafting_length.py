@@ -1,4 +1,4 @@
-"""Drafts are as long as they pay, and what they can lose is bounded."""
+"""Draft lengths follow their gain, and losses are bounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def follow(
     draft_cost: float = DRAFT,
     situation: str = "any",
 ) -> tuple[list[int], float]:
-    """The lengths of drafts, and what they took in steps. ``accepted`` is asked for each step and length."""
+    """Simulate steps. Returns the draft lengths and the total cost in steps. ``accepted`` maps step and length to
+    accepted tokens."""
     limits: list[int] = []
     spent = 0.0
     for step in range(steps):
@@ -57,7 +58,7 @@ def test_drafts_that_all_fail_cost_at_most_3_percent(row: float, draft_cost: flo
 
 
 def test_losses_after_gains_are_bounded() -> None:
-    """What good drafts earned for those that come after is gone once nothing is accepted any more."""
+    """The balance earned by good drafts is spent once drafts fail."""
     acceptance, budget = AcceptanceModel(32), DraftBudget()
     budget.batch = 8
     for _ in range(5):
@@ -94,7 +95,7 @@ def test_drafting_resumes_when_drafts_are_accepted() -> None:
 
 
 def test_situations_are_learned_separately() -> None:
-    """Long drafts where they are right, short ones or none where they are not, of one and the same sequence."""
+    """One sequence drafts long where drafts are accepted, and little elsewhere."""
     length = new()
     good: list[int] = []
     bad: list[int] = []
@@ -114,7 +115,7 @@ def test_a_new_sequence_uses_the_acceptance_of_others() -> None:
 
 
 def test_positions_after_a_rejection_or_a_short_draft_are_censored() -> None:
-    """Drafts that were short because the drafter had no more to say are no sign that longer ones would fail."""
+    """A short draft is no evidence that a longer one would fail."""
     acceptance = AcceptanceModel(32)
     for _ in range(200):
         acceptance.record("any", 32, 4, 4)
@@ -212,7 +213,7 @@ def test_steps_of_one_size_keep_the_prior_row_cost() -> None:
 
 
 def test_timing_noise_is_not_taken_for_row_cost() -> None:
-    """Passes with hardly a draft whose times are far apart, a few held up for long: a row stays cheap."""
+    """Steps with few drafted rows and noisy times, some with long delays: a row stays cheap."""
     for seed in range(20):
         dice = random.Random(seed)
         cost = StepCostModel()

@@ -1,4 +1,4 @@
-"""What the engine counts, as a user finds it: in the records, in the summary and in W&B."""
+"""The engine's figures in records, summary and W&B."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNTS = ("forward_passes", "drafted_tokens", "accepted_tokens")
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory: two samples of two instances, drafted, tracked by W&B offline. The checkpoint is in bfloat16,
-    and the processor has no AVX-512."""
+    and the CPU has no AVX-512."""
     home = tmp_path_factory.mktemp("figures")
     make_checkpoint(home / "model", dtype=torch.bfloat16, max_position_embeddings=4096)
     write_instances(home / "instances.jsonl", 2)
@@ -50,7 +50,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def counted(directory: Path) -> dict[str, int]:
-    """The sums over the records."""
+    """Sums over the records."""
     details: list[dict[str, Any]] = [record["details"] or {} for record in read_records(directory / "records.jsonl")]
     assert len(details) == 4
     return {key: sum(detail[key] for detail in details) for key in COUNTS}
@@ -63,7 +63,7 @@ def tracked(directory: Path) -> OfflineRun:
 
 
 def test_records_count_steps_and_drafts(counted: dict[str, int], directory: Path) -> None:
-    assert counted["drafted_tokens"] > 0, "the first drafts are made before their cost is known"
+    assert counted["drafted_tokens"] > 0, "the first drafts come before their cost is known"
     assert counted["drafted_tokens"] >= counted["accepted_tokens"]
     for record in read_records(directory / "records.jsonl"):
         detail, usage = record["details"], record["usage"]

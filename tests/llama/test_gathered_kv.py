@@ -1,4 +1,4 @@
-"""Copies of keys that are kept from pass to pass: what comes out has the bits that gathering anew gives."""
+"""Gathered KV copies are bit-identical to gathering again."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LAYERS = 2
 
 
 class Decoding:
-    """Sequences that decode over the pools of two layers, in blocks that are given out again as soon as one leaves.
+    """Sequences that decode over the pools of two layers, in blocks that are reused at once.
 
-    Every pass is computed twice: by a backend that remembers the passes before, and by one that was just made.
+    Every step is computed twice: by a backend with history, and by a new one.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -59,8 +59,8 @@ class Decoding:
         del self.lengths[place], self.allocation_ids[place]
 
     def step(self, tokens: int = 1) -> int:
-        """One pass, in which each sequence brings the last of ``tokens`` new tokens; returns how many pools were read
-        from copies."""
+        """Run one step in which each sequence adds ``tokens`` tokens and attends with the last. Returns how many
+        pools were read from copies."""
         for place, table in enumerate(self.tables):
             self.lengths[place] += tokens
             while len(table) * self.backend.block_size < self.lengths[place]:
@@ -85,10 +85,10 @@ def decoding(request: pytest.FixtureRequest) -> Decoding:
 def test_a_group_that_stays_together_uses_copies(decoding: Decoding) -> None:
     for length in (40, 150, 90):
         decoding.enter(length)
-    assert decoding.step() == 0, "the first time nobody knows whether they stay together"
+    assert decoding.step() == 0, "a new group has no copies"
     for _ in range(40):
         assert decoding.step() == 2 * LAYERS
-    assert decoding.step(tokens=33) == 2 * LAYERS, "several tokens may have been taken since, over two blocks"
+    assert decoding.step(tokens=33) == 2 * LAYERS, "several tokens were added, over two blocks"
     assert decoding.step() == 2 * LAYERS
 
 
@@ -105,7 +105,7 @@ def test_a_group_that_separates_for_a_step_reuses_its_copies(decoding: Decoding)
     assert decoding.step() == 2 * LAYERS
     for _ in range(gathered_kv.MAX_IDLE_STEPS):
         decoding.backend.plan(Layout([], [], [], []))
-    assert decoding.step() == 0, "it was away for too long"
+    assert decoding.step() == 0, "the copies were dropped"
 
 
 def test_a_sequence_that_outgrows_its_tile_changes_groups(decoding: Decoding) -> None:
@@ -113,7 +113,7 @@ def test_a_sequence_that_outgrows_its_tile_changes_groups(decoding: Decoding) ->
     decoding.enter(100)
     counts = [decoding.step() for _ in range(20)]
     assert counts[4] == 2 * LAYERS
-    assert counts[-1] == 4 * LAYERS, "two groups, each with its copies"
+    assert counts[-1] == 4 * LAYERS, "two groups, each with copies"
 
 
 def test_reallocated_blocks_are_gathered_again(decoding: Decoding) -> None:

@@ -36,20 +36,20 @@ def cuda() -> None:
 
 @pytest.fixture(scope="module")
 def large_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grouped-query attention with heads of 64, which flash-attention kernels take."""
+    """Grouped-query attention with heads of 64, which flash-attention kernels support."""
     return make_checkpoint(
         tmp_path_factory.mktemp("gpu"),
         hidden_size=256,
         intermediate_size=512,
         head_dim=64,
         num_hidden_layers=4,
-        initializer_range=0.08,  # about what training gives: larger weights amplify every rounding
+        initializer_range=0.08,  # as in trained models: larger weights amplify rounding
     )
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Other versions of torch than the pinned one may warn of what they will change."""
+    """Ignore deprecation warnings of other torch versions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
@@ -62,7 +62,7 @@ def kernels() -> Any:
 
 
 def same(found: Tensor, expected: Tensor) -> None:
-    """Equal but for the last bit."""
+    """Equal up to the last bit."""
     tolerance = 2 * torch.finfo(expected.dtype).eps
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
@@ -134,14 +134,14 @@ def test_graphs_do_not_change_outputs(large_heads: Path) -> None:
     assert with_graphs.graphs is not None
     assert with_graphs.graphs.graph_count > 0
     same_tokens = [ours[key].token_ids == theirs[key].token_ids for key in theirs]
-    assert sum(same_tokens) >= len(same_tokens) - 1, "a near-tie may fall differently where shapes differ"
+    assert sum(same_tokens) >= len(same_tokens) - 1, "a near-tie may be decided differently with other shapes"
 
 
 def test_a_decode_step_synchronises_once(large_heads: Path) -> None:
     engine = paged_engine(large_heads)
     for request in [ask(n, random_prompt(50, n), 40) for n in range(4)]:
         engine.add_request(request)
-    for _ in range(8):  # the graph is captured in one of them
+    for _ in range(8):  # one of them captures the graph
         engine.step()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     torch.cuda.set_sync_debug_mode("warn")
@@ -153,7 +153,7 @@ def test_a_decode_step_synchronises_once(large_heads: Path) -> None:
         torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in seen if "synchroniz" in str(warning.message)]
     assert len(waits) == 1, [str(warning.message) for warning in waits]
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] - before < 10, "the sampler's own tensors"
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] - before < 10, "only the sampler's own tensors"
 
 
 @pytest.mark.parametrize("backends", [("flash_attn",), ("varlen",), ("sdpa",)], ids=lambda names: names[0])

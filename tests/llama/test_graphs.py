@@ -1,5 +1,5 @@
-"""Passes at fixed addresses compute what ordinary ones do. The attention here reads nothing but the plan's tensors,
-as a captured kernel would; capturing itself is tested in ``test_gpu.py``."""
+"""Steps at fixed addresses equal ordinary steps. The attention here reads only the plan's tensors, as a captured
+kernel would; capturing is tested in ``test_gpu.py``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(checkpoint: Path) -> LlamaForCausalLM:
 
 
 def cache_of(model: LlamaForCausalLM, starts: list[int], seed: int) -> tuple[KVCache, list[list[int]]]:
-    """A cache that holds the first ``starts`` tokens of each sequence, in scattered blocks, and room for more."""
+    """A cache with the first ``starts`` tokens of each sequence, in scattered blocks, and space for more."""
     cache = model.new_cache(64)
     order = (torch.randperm(63, generator=torch.Generator().manual_seed(seed)) + 1).tolist()
     tables = [[order.pop() for _ in range((start + MAX_QUERIES) // 256 + 1)] for start in starts]
@@ -71,7 +71,7 @@ def test_a_static_step_equals_an_ordinary_one(
 ) -> None:
     cache, tables = cache_of(model, starts, 1)
     static = StaticStep(model, rows, 4, len(counts) == sum(counts), LIMIT - 1)
-    for seed in (50, 51):  # the second pass finds what the first one left in the buffers
+    for seed in (50, 51):  # the second step finds stale data in the buffers
         model_input = model_input_of(starts, counts, tables, seed)
         expected = run_step(model, cache, model_input)
         static.fill(model_input)
@@ -107,7 +107,7 @@ def test_steps_without_a_graph_use_the_ordinary_path(model: LlamaForCausalLM) ->
     block = [[1]]
     assert graphs.logits(ModelInput([3] * 9, [0], [9], block, [8], None)) is None, "a prompt's last chunk"
     assert graphs.logits(ModelInput([3] * 65, [0], [65], block, list(range(65)), None)) is None, (
-        "too many rows of one"
+        "too many rows of one sequence"
     )
     many = ROWS[-1] + 1
     assert graphs.logits(model_input_of([0] * many, [1] * many, block * many, 1)) is None

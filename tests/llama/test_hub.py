@@ -1,5 +1,5 @@
-"""Checkpoints named as on the Hugging Face hub, against a stand-in on loopback; each case a process of its own,
-because huggingface_hub reads its address once, when it is imported."""
+"""Checkpoints from a Hugging Face hub stand-in on loopback, each in a separate process, because huggingface_hub reads
+its address once on import."""
 
 from __future__ import annotations
 

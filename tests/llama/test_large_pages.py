@@ -1,4 +1,4 @@
-"""Memory of weights and cache: zero, on large pages where Linux has them, and freed with its last tensor."""
+"""Memory of weights and cache: zeroed, on large pages where Linux supports them, and freed with its last tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def mapped(address: int) -> dict[str, str]:
-    """What Linux says of the mapping that holds an address."""
+    """Linux's description of the mapping that contains an address."""
     found: dict[str, str] = {}
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():

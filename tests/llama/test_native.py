@@ -1,4 +1,4 @@
-"""The compiled kernels against their definitions, with AMX and with AVX-512 alone, and how they are compiled."""
+"""The compiled kernels against their definitions, with AMX and with AVX-512 only, and their compilation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     ids=["narrow", "narrow_without_amx", "float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
 )
 def with_weights(request: pytest.FixtureRequest) -> WithWeights:
-    """Kernels, and what draws weights for them: those that are called narrow are of the other type's precision."""
+    """Kernels, and a generator of weights: narrow weights have the precision of the other type."""
     *names, amx = request.param
     dtype, precision = (getattr(torch, name) for name in names)
     found = found_or_skipped(dtype, amx)
@@ -69,8 +69,8 @@ def drawn(kernels: Kernels, *shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_rounded(found: Tensor, exact: Tensor, kernels: Kernels, units: float = 1.01) -> None:
-    """Equal to the exact values up to so many units in the last place; of float32, in which sums round too, 128 times
-    as many."""
+    """Equal to the exact values within ``units`` units in the last place; 128 times as many in float32, where sums
+    round too."""
     unit = torch.finfo(kernels.dtype).eps * (128 if kernels.dtype == torch.float32 else 1)
     torch.testing.assert_close(found.double(), exact, rtol=units * unit, atol=units * unit / 4)
 
@@ -125,7 +125,7 @@ def test_weights_that_bfloat16_represents_exactly_use_half_the_memory(
 def test_narrow_products_are_as_exact_as_those_of_torch(
     with_weights: WithWeights,
 ) -> None:
-    """Three numbers of bfloat16 hold all of a float, whatever its size."""
+    """Three bfloat16 numbers represent any float."""
     kernels, weight = with_weights
     x_TI, weight_OI = drawn(kernels, 100, 512), weight(200, 512)
     x_TI *= torch.logspace(-20, 20, 100)[:, None]
@@ -164,7 +164,7 @@ def test_norm_of_a_sum(kernels: Kernels, rows: int, size: int) -> None:
 
 @pytest.mark.parametrize("head_dim", [16, 20, 64, 128])
 def test_rotation_is_that_of_the_plain_operations(kernels: Kernels, head_dim: int) -> None:
-    x_THD = drawn(kernels, 30, 7, head_dim)[:, :5]  # a part of each token's heads
+    x_THD = drawn(kernels, 30, 7, head_dim)[:, :5]  # some of each token's heads
     cos_T1D, sin_T1D = drawn(kernels, 30, 1, head_dim, seed=1), drawn(kernels, 30, 1, head_dim, seed=2)
     assert_rounded(
         kernels.rotate(x_THD, cos_T1D, sin_T1D), rotate(x_THD, cos_T1D, sin_T1D).double(), kernels, units=2
@@ -188,7 +188,7 @@ def test_attention_of_every_head_size(kernels: Kernels, heads: tuple[int, int], 
 
 
 def test_attention_accepts_scores_of_any_size(kernels: Kernels) -> None:
-    """One key outweighs all others by more than a float can hold."""
+    """One key outweighs the others by more than a float can represent."""
     backend = Backend(AttentionShape(2, 2, 32, torch.device("cpu"), kernels.dtype), kernels)
     scene = Scene(backend, [(200, 200)])
     scene.q_THD *= 1e4
@@ -220,8 +220,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 def test_all_layers_in_one_call_are_the_layers_one_by_one(
     shape: dict[str, Any], dtype: torch.dtype, stored: torch.dtype, tmp_path: Path
 ) -> None:
-    """With a bias on the feed-forward, here of zeros, the layers are run one by one. They round as much as torch's
-    own operations do."""
+    """A bias on the feed-forward, here of zeros, disables the one-call path. Rounding errors equal those of torch's
+    operations."""
     directory = make_checkpoint(tmp_path / "together", dtype=stored, **shape)
     apart = tmp_path / "apart"
     apart.mkdir()

@@ -67,7 +67,7 @@ def test_logits_equal_those_of_transformers(variant: Path, length: int) -> None:
 def test_greedy_tokens_equal_those_of_transformers_over_many_tokens(variant: Path, length: int, count: int) -> None:
     prompt = random_prompt(length, 3)
     model = reference(variant)
-    model.generation_config.eos_token_id = None  # both go on after an end token
+    model.generation_config.eos_token_id = None  # both continue after an end token
     expected = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, length, dtype=torch.long),

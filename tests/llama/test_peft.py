@@ -1,4 +1,4 @@
-"""LoRA adapters written by the peft package: merged at load, equal to peft's own model."""
+"""LoRA adapters written by the peft package, merged at load, against peft's own model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines side by side in processes of their own: the same answers, one run, and clear ends."""
+"""Engines in separate processes: same outputs, summed figures, and clear errors."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallel
 
 
 def test_figures_of_all_workers_are_summed_since_the_last_reset(group: DataParallelEngine[ProcessWorker]) -> None:
-    """A worker that has nothing to do in a run brings nothing over from the run before."""
+    """An idle worker carries no figures over from the previous run."""
     drafted = [dataclasses.replace(request, drafter="suffix") for request in requests()]
     for asked, busy in ((drafted, 2), (drafted[:3], 1)):
         group.reset_stats()
         assert group.figures()["forward_passes"] == 0
         answers = list(group.generate(asked, _refuse))
         figures = group.figures()
-        # how many that are hangs on the clock: a busy machine may find no draft worth its time
+        # the counts depend on timing: a busy machine may find no draft worthwhile
         assert figures["drafted_tokens"] == sum(answer.drafted_tokens for answer in answers)
         assert figures["accepted_tokens"] == sum(answer.accepted_tokens for answer in answers)
         parts = [each["forward_passes"] for each in group.figures_of_each()]
@@ -119,7 +119,7 @@ def test_requests_of_a_lost_worker_go_to_the_others_while_any_is_left(checkpoint
         found[str(answer.request.key)] = answer.token_ids
     assert found == expected
     assert group.figures()["workers"] == 1
-    assert not group.usable, "the next run of this process has both again"
+    assert not group.usable, "the next run starts both again"
     answers = group.generate([ask(i, random_prompt(40, i), 900) for i in range(4)], _refuse)
     _kill(workers[1])
     with pytest.raises(WorkerDied, match=r"all 2 engines are gone; the last: the engine on cpu ended with .* -9"):

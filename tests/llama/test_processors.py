@@ -1,4 +1,4 @@
-"""A checkpoint in bfloat16 on processors with and without AVX-512 and AMX, each imitated in a child process."""
+"""A bfloat16 checkpoint on CPUs with and without AVX-512 and AMX, each imitated in a child process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Of transformers: greedy tokens in float32, and the last token's logits of one prompt in each type."""
+    """Results of transformers: greedy tokens in float32, and the last token's logits of one prompt in each type."""
 
     tokens: list[list[int]]
     logits: dict[str, torch.Tensor]
@@ -77,7 +77,8 @@ def report_of(name: str, directory: Path) -> dict[str, Any]:
 
 
 def check_answers(answers: dict[str, Any], expected: Expected) -> None:
-    """In float32 they are those of transformers, in company too; 16 bits cost no more precision than there."""
+    """In float32 outputs equal those of transformers, alone and in a batch; 16 bits lose no more precision than
+    there."""
     exact = expected.logits["float32"]
     assert answers["float32_over_bfloat16"]["weights"] == "bfloat16"
     for asked, answer in answers.items():

@@ -1,4 +1,4 @@
-"""Who gets the next request: whoever has room, and the others' slowness holds nobody up."""
+"""Requests are routed by capacity, and a slow engine delays no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swe_infer.llama.stopping import StopParams
 
 
 def ask(key: object, tokens: int = 100, prompt: int | None = None, output: int = 10) -> GenerationRequest:
-    """A request with a prompt of ``tokens`` tokens; ``prompt`` tells prompts apart, by default each is its own."""
+    """A request with a prompt of ``tokens`` tokens. ``prompt`` identifies it; by default each is different."""
     first = hash(str(key)) if prompt is None else prompt
     return GenerationRequest(str(key), (first, *range(tokens - 1)), StopParams(output, frozenset(), ()))
 
@@ -57,7 +57,9 @@ def test_requests_not_assigned_to_a_slow_worker_go_to_a_fast_one() -> None:
             done["quick"] += 1
         held["quick"].clear()
     assert done["quick"] == 18
-    assert [request.key for request in held["slow"]] == ["0", "2"], "two passes' worth, of which one may be running"
+    assert [request.key for request in held["slow"]] == ["0", "2"], (
+        "enough for two steps, one of which may be running"
+    )
 
 
 def test_a_started_prompt_frees_capacity_until_all_slots_are_used() -> None:

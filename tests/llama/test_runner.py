@@ -1,4 +1,4 @@
-"""The runner over a real checkpoint: outcomes, usage, stops, and what a sweep shares."""
+"""The runner with a real checkpoint: outcomes, usage, stops, and sharing within a sweep."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_an_interrupted_run_leaves_an_engine_that_works(checkpoint: Path, tmp_pa
 
 
 def test_a_replaced_engine_is_freed(checkpoint: Path) -> None:
-    """What is loaded is out of the collector's sight, so it must not refer to itself."""
+    """Loaded objects are exempt from garbage collection, so an engine must not be part of a reference cycle."""
     engines, model = EnginePool(), LlamaModel(path=str(checkpoint))
     first = weakref.ref(engines.get(model, EngineOptions(kv_cache_gb=0.01)))
     engines.get(model, EngineOptions(kv_cache_gb=0.02))

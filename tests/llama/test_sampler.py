@@ -1,4 +1,4 @@
-"""Sampling: the distribution that is asked for, and nothing else, decides."""
+"""Sampled tokens follow the requested distribution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logits() -> torch.Tensor:
 
 
 def many(row: torch.Tensor, temperature: float, top_p: float | None, count: int = 6000) -> torch.Tensor:
-    """Counts of the tokens that ``count`` seeds draw from one row."""
+    """Counts of the tokens that ``count`` seeds sample from one row."""
     params = [SamplingParams(temperature, top_p, seed, 0) for seed in range(count)]
     tokens = Sampler()(row.expand(count, -1), params)
     return torch.bincount(torch.tensor(tokens), minlength=len(row))
@@ -42,7 +42,7 @@ def nucleus(row: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor
 
 
 def p_value(counts: torch.Tensor, expected: torch.Tensor) -> float:
-    """Chi-square of counts against probabilities; rare tokens together."""
+    """Chi-square test of counts against probabilities, with rare tokens merged."""
     total = int(counts.sum())
     often = expected * total >= 5
     seen = [*counts[often].tolist(), int(counts[~often].sum())]

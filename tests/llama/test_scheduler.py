@@ -1,4 +1,4 @@
-"""The scheduler and the pool of blocks: invariants over random loads, without a model."""
+"""Invariants of the scheduler and the block pool over random loads, without a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sequence(tokenizer: LlamaTokenizer, prompt: list[int], new: int, limit: int 
 
 
 class Memory:
-    """Stands for the cache's tensors: at each place, the tokens up to the one whose key and value would lie there."""
+    """A model of the cache: at each slot, the tokens up to the one whose key and value it has."""
 
     def __init__(self) -> None:
         self.places: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -46,7 +46,7 @@ class Memory:
             self.places[target, offset] = self.places.get((source, offset), ())
 
     def run(self, chunks: list[Chunk]) -> None:
-        """Write all that a step computes, then look at all that it reads."""
+        """Write what a step computes, then check what it reads."""
         for chunk in chunks:
             self._each(chunk, chunk.start, self.places.__setitem__)
         for chunk in chunks:
@@ -128,7 +128,7 @@ def test_the_least_recently_used_content_is_evicted_first() -> None:
 
 
 def test_a_shared_part_of_a_block_is_computed_once(tokenizer: LlamaTokenizer) -> None:
-    """Two samples of a prompt that ends within a block: the second waits a step, and runs one token."""
+    """Two samples of a prompt that ends within a block: the second waits one step, then computes one token."""
     scheduler = Scheduler(BlockPool(50), 16, 100, 8, copy=lambda source, target: copied.append((source, target)))
     copied: list[tuple[int, int]] = []
     first, second = sequence(tokenizer, [5] * 28, 50), sequence(tokenizer, [5] * 28, 50)

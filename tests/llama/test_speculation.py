@@ -1,4 +1,4 @@
-"""Drafts change the number of passes, never an answer: greedy and sampled, in any company, whatever is drafted."""
+"""Drafts change the number of steps and never an output: greedy and sampled, in any batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScriptedDrafter:
-    """Knows the answer, and says one token in ``1 / mistakes`` wrong."""
+    """Drafts a known output with a share of ``mistakes``."""
 
     answer: Sequence[int]
     mistakes: float
@@ -46,7 +46,7 @@ class ScriptedDrafter:
 
 
 def requests() -> list[GenerationRequest]:
-    """Greedy and sampled, long and short, with common beginnings."""
+    """Greedy and sampled, long and short, with shared prefixes."""
     made, shared = [], random_prompt(300, 99)
     for index, length in enumerate((3, 40, 257, 120, 511, 64)):
         prompt = random_prompt(length, index)
@@ -62,7 +62,7 @@ def run(
     answers: dict[str, tuple[int, ...]] | None = None,
     mistakes: float = 0.2,
 ) -> dict[str, RequestOutput]:
-    """All answers by key. With ``answers`` each sequence gets a :class:`ScriptedDrafter`."""
+    """Generate all outputs, by key. With ``answers`` each sequence gets a :class:`ScriptedDrafter`."""
     for place, request in enumerate(asked):
         engine.add_request(request if answers is None else replace(request, drafter="suffix"))
         if answers is not None:
@@ -79,7 +79,7 @@ def tokens(found: dict[str, RequestOutput]) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def plain(directory: Path) -> dict[str, tuple[int, ...]]:
-    """The answers without drafts."""
+    """The outputs without drafts."""
     return tokens(run(engine_of(directory), requests()))
 
 
@@ -87,7 +87,7 @@ def plain(directory: Path) -> dict[str, tuple[int, ...]]:
 def test_drafted_outputs_are_the_same(
     directory: Path, plain: dict[str, tuple[int, ...]], budget: int, mistakes: float
 ) -> None:
-    """Drafts of unequal length in one batch, beside prompts in chunks."""
+    """Drafts of unequal length in one batch, along with prompt chunks."""
     engine = with_constant_step_cost(engine_of(directory, max_batch_tokens=budget, max_sequences=7))
     found = run(engine, requests(), plain, mistakes)
     assert tokens(found) == plain
@@ -109,7 +109,7 @@ def test_drafts_save_steps(directory: Path, plain: dict[str, tuple[int, ...]]) -
 
 
 def test_rejected_tokens_never_reach_the_prefix_cache(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
-    """Prompts that go on from drafted answers find those answers' blocks in the cache, and nothing else."""
+    """Prompts that continue drafted outputs find exactly their blocks in the cache."""
     engine = with_constant_step_cost(engine_of(directory))
     run(engine, requests(), plain, mistakes=0.5)
     longer = [
@@ -118,13 +118,13 @@ def test_rejected_tokens_never_reach_the_prefix_cache(directory: Path, plain: di
     ]
     engine.reset_stats()
     again = tokens(run(engine, longer))
-    if directory.name[:12] != "dynamic_rope":  # whose long prompts share no blocks with longer ones
+    if directory.name[:12] != "dynamic_rope":  # long prompts of other lengths share no blocks
         assert engine.figures()["cache_hit_rate"] > 0.8
     assert again == tokens(run(engine_of(directory), longer))
 
 
 def test_with_preemption(directory: Path) -> None:
-    """Six outputs that outgrow a cache which holds two of them."""
+    """Six outputs in a cache that has space for two."""
     asked = [ask(i, random_prompt(40, i), 120, temperature=0.7, seed=i) for i in range(6)]
     expected = tokens(run(engine_of(directory), asked))
     engine = with_constant_step_cost(engine_of(directory, cache_tokens=384))
@@ -144,7 +144,7 @@ def test_an_output_never_exceeds_max_new_tokens(directory: Path, length: int) ->
 
 
 def test_where_drafts_fail_everywhere_one_sequence_of_many_has_a_drafter(tmp_path: Path) -> None:
-    """So hot that every token is about as likely as the next, and nothing comes twice."""
+    """At this temperature tokens are nearly uniform, and nothing repeats."""
     directory = make_checkpoint(tmp_path)
     engine = with_constant_step_cost(engine_of(directory, max_sequences=8))
     most = []
@@ -181,7 +181,7 @@ def test_an_end_token_within_an_accepted_draft_ends_the_output(directory: Path) 
 def test_the_drafters_change_no_output(
     directory: Path, plain: dict[str, tuple[int, ...]], kind: Any, batch: int, budget: int
 ) -> None:
-    """In any company, and again where the answers are known already."""
+    """In any batch, and again when the outputs are known."""
     engine = with_constant_step_cost(engine_of(directory, max_sequences=batch, max_batch_tokens=budget))
     asked = [replace(request, drafter=kind) for request in requests()]
     assert tokens(run(engine, asked)) == plain
@@ -201,7 +201,7 @@ def test_the_drafters_change_no_output_of_preempted_sequences(directory: Path, k
 
 
 def test_earlier_outputs_are_drafted_for_the_same_prompt(directory: Path) -> None:
-    """Earlier sweep points and samples: an engine that has answered a prompt needs fewer passes for it."""
+    """Earlier jobs and samples: an engine that has answered a prompt needs fewer steps for it."""
     engine = with_constant_step_cost(engine_of(directory, max_sequences=1))
     asked = [replace(requests()[1], drafter="suffix")]
     (first,) = run(engine, asked).values()
@@ -211,7 +211,7 @@ def test_earlier_outputs_are_drafted_for_the_same_prompt(directory: Path) -> Non
 
 
 def test_samples_draft_from_unfinished_outputs_of_their_prompt(directory: Path) -> None:
-    """A sample that begins later needs fewer passes, though the first has not come to its end."""
+    """A later sample needs fewer steps, though the first has not finished."""
     engine = with_constant_step_cost(engine_of(directory))
     request = replace(requests()[0], drafter="suffix")
     request = replace(request, stop_params=replace(request.stop_params, max_new_tokens=60))
@@ -221,7 +221,7 @@ def test_samples_draft_from_unfinished_outputs_of_their_prompt(directory: Path) 
         found += engine.step()
     engine.add_request(replace(request, key="second", stop_params=replace(request.stop_params, max_new_tokens=40)))
     while not any(answer.request.key == "second" for answer in found):
-        assert not found, "the first answer came to its end too soon for the test"
+        assert not found, "the first output finished too early for the test"
         found += engine.step()
     (second,) = found
     assert second.steps < 30
@@ -247,19 +247,19 @@ def test_no_drafts_without_a_drafter(directory: Path) -> None:
 
 
 RUNS = 110_000
-"""So many that a share which is off by 0.01 lies more than 6.5 standard deviations away, at the first place."""
+"""Enough that an error of 0.01 in a share is more than 6.5 standard deviations, at the first position."""
 LIMIT = 4.0
-"""Standard deviations that are allowed: of right distributions one in 2,000 exceeds them with one of its 8 shares,
-and an error of 0.01 in a share stays below them at most once in 200 times. Seeds are fixed: all runs are alike."""
+"""Maximum deviation in standard deviations: one correct distribution in 2,000 exceeds it in one of its 8 shares, and
+an error of 0.01 stays below it at most once in 200 times. Seeds are fixed, so all runs are alike."""
 
 Said = tuple[list[list[float]], list[Counter[int]]]
 
 
 @pytest.fixture(scope="module", params=[None, 0.9])
 def said(request: pytest.FixtureRequest, checkpoint: Path) -> Said:
-    """The model's shares at two places, and how often each token was said there with a draft of the first.
+    """The model's shares at two positions, and token counts there with a draft of the first token.
 
-    The second place is reached where the draft was accepted, which is in most runs.
+    The second position is reached if the draft was accepted, as in most runs.
     """
     top_p: float | None = request.param
     logits_2V = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
@@ -292,14 +292,14 @@ def worst(shares: Sequence[float], counts: Counter[int]) -> float:
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_sampled_tokens_have_the_model_s_distribution(said: Said, place: int) -> None:
-    """A token that is drafted, or stands after one, is said neither more nor less often for it."""
+    """Drafting changes the probability neither of the drafted token nor of the next."""
     shares, counts = said
     assert worst(shares[place], counts[place]) <= LIMIT
 
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_error_of_one_percent_would_be_detected(said: Said, place: int) -> None:
-    """The same counts, beside shares of which the two most likely tokens' are wrong by 0.01 in either direction."""
+    """The same counts against shares in which the two most likely tokens are off by 0.01."""
     shares, counts = said
     first, second = sorted(range(8), key=lambda token: -shares[place][token])[:2]
     for error in (0.01, -0.01):
@@ -310,7 +310,7 @@ def test_an_error_of_one_percent_would_be_detected(said: Said, place: int) -> No
 
 
 def expected_shares(logits_V: torch.Tensor, temperature: float, top_p: float | None) -> list[float]:
-    """Temperature and nucleus, written down plainly."""
+    """A plain implementation of temperature and nucleus sampling."""
     shares = torch.softmax(logits_V.double() / temperature, -1).tolist()
     if top_p is not None:
         kept, mass = set(), 0.0

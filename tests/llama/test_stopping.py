@@ -1,4 +1,4 @@
-"""When an output ends, and what its text then is."""
+"""When an output ends, and its text then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model in two processes (gloo): the same answers as one, parts loaded straight, and clear ends."""
+"""One model in two processes (gloo): same outputs as one process, and clear errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def requests() -> list[GenerationRequest]:
 
 @pytest.fixture(scope="module")
 def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With biases, which must be added once, not once by each rank."""
+    """With biases, which only one rank must add."""
     return make_checkpoint(tmp_path_factory.mktemp("biased"), attention_bias=True, mlp_bias=True)
 
 
@@ -59,7 +59,7 @@ def tokens(engine: Engine, asked: list[GenerationRequest]) -> dict[str, tuple[in
 
 
 def test_outputs_equal_those_of_one_process(biased: Path, divided: Engine) -> None:
-    """Chunked prompts, continuous batching, shared prefixes, copied blocks and drafts included."""
+    """With chunked prompts, continuous batching, shared prefixes, copied blocks and drafts."""
     expected = tokens(engine_of(biased), requests())
     with_constant_step_cost(divided)
     assert tokens(divided, requests()) == expected
@@ -74,7 +74,7 @@ def test_outputs_equal_those_of_one_process(biased: Path, divided: Engine) -> No
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
-    """Every weight of the checkpoint is where a rank expects it, none twice but the embeddings and norms."""
+    """Every weight is where its rank expects it; only embeddings and norms are replicated."""
     config = read_config(biased)
     whole = parameter_views(load(biased))
     for rank in range(count):
@@ -117,7 +117,7 @@ def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, during_a_step: boo
     assert not engine.usable
     if during_a_step:
         again = pool.get(model, options())
-        assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run has a new one"
+        assert list(again.generate([ask("a", random_prompt(9, 1), 3)], _refuse)), "the next run starts a new engine"
     pool.close()
 
 

@@ -1,4 +1,4 @@
-"""Prompts to ids as transformers makes them, and ids to text as they come."""
+"""Token ids equal those of transformers, and outputs are decoded incrementally."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_chat_without_a_template_is_a_configuration_error(directory: Path) -> No
 
 
 def test_a_sentencepiece_model_without_tokenizer_json_gives_the_ids_of_sentencepiece(tmp_path: Path) -> None:
-    """The form in which SWE-Llama is published."""
+    """The format in which SWE-Llama is published."""
     import sentencepiece
 
     (tmp_path / "corpus.txt").write_text("\n".join(CORPUS * 4))
@@ -152,7 +152,7 @@ def test_an_incomplete_character_is_shown_at_the_end_only(directory: Path) -> No
 
 
 def test_the_first_output_token_keeps_its_leading_space(tmp_path: Path) -> None:
-    """A SentencePiece-like decoder strips the space of the first token that it is given."""
+    """A SentencePiece-like decoder strips the space of the first token."""
     backend = Tokenizer(models.BPE(vocab={"▁": 0, "a": 1, "▁a": 2, "b": 3}, merges=[("▁", "a")]))
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.decoder = decoders.Sequence(

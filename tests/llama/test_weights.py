@@ -1,4 +1,4 @@
-"""What is loaded, what is refused, and that the refusal names file and tensor."""
+"""Loading of weights, and errors that name file and tensor."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_the_context_window_includes_the_scaling_of_positions() -> None:
 
 
 def test_loading_makes_no_second_copy_of_the_weights(tmp_path: Path) -> None:
-    """Peak memory of a process of its own, over what it held before loading, in units of the weights."""
+    """Peak memory of a separate process above its memory before loading, in units of the weights."""
     directory = make_checkpoint(
         tmp_path, hidden_size=1024, intermediate_size=4096, num_hidden_layers=3, vocab_size=8000
     )
