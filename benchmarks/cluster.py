@@ -1,10 +1,9 @@
-"""Shards of one run on a Ray cluster that loses a node, and what a second worker is worth.
+"""Shards of one run on a Ray cluster that loses a node, and the speed-up of a second worker.
 
     python -m benchmarks.cluster ray                  # two nodes, 8 shards of 200 instances, one node lost
-    python -m benchmarks.cluster throughput           # one worker beside two, where the server's latency is the limit
+    python -m benchmarks.cluster throughput           # one worker and two, limited by the server's latency
 
-``ray`` wants an environment with the extra ``ray``. Each prints what it found as JSON; the exit status is 1 where
-something that must hold does not.
+``ray`` requires the extra ``ray``. Each prints its results as JSON and exits with status 1 if a guarantee is broken.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tests.support.ray_cluster import TwoNodes
 
 ROOT = Path(__file__).resolve().parent.parent
 _JUST_BEFORE_S = 0.5
-"""An answer that left the server so shortly before a node was lost may not have been written down by it."""
+"""A lost node may not have recorded an answer sent this shortly before."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,11 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def lose_a_node(home: Path, shards: int, instances: int, latency: float, concurrency: int) -> dict[str, Any]:
-    """Run the shards on two nodes, end one of them when a third of the answers is there, and account for every
-    request."""
+    """Run the shards on two nodes, kill one after a third of the answers, and account for every request."""
     count = shards * instances
-    cap = Decimal("0.0009") * count  # what they come to, and a little more
-    began = time.monotonic()
+    cap = Decimal("0.0009") * count  # slightly above the total cost
+    started = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(ApiServer(latency_s=latency))
         cluster = stack.enter_context(TwoNodes(points=-(-shards // 4)))
@@ -75,7 +73,7 @@ def lose_a_node(home: Path, shards: int, instances: int, latency: float, concurr
         lost_at = cluster.lose_the_second()
         out, errors = sweep.communicate()
         launches = 1
-        if sweep.returncode == 1:  # what Ray gave up
+        if sweep.returncode == 1:  # Ray gave up lost tasks
             out, errors = (again := _repeat(sweep)).communicate()
             launches, sweep = 2, again
         billed = Counter(exchange.prompt for exchange in server.log.billed())
@@ -100,7 +98,7 @@ def lose_a_node(home: Path, shards: int, instances: int, latency: float, concurr
         "in_flight_when_the_node_was_lost": len(in_flight),
         "paid_twice": len(twice),
         "paid_twice_and_not_in_flight": len(twice - in_flight),
-        "wall_s": round(time.monotonic() - began, 1),
+        "wall_s": round(time.monotonic() - started, 1),
         "holds": sweep.returncode == 0
         and running > 0
         and len(merged) == count
@@ -112,8 +110,8 @@ def lose_a_node(home: Path, shards: int, instances: int, latency: float, concurr
 
 
 def two_workers(home: Path, instances: int, latency: float, concurrency: int, rounds: int) -> dict[str, Any]:
-    """Instances a second of one process and of two that have a shard each, medians; both have the same requests in
-    flight for each process. Time counts from the first request's arrival to the last answer, so without start-up."""
+    """Instances per second of one process and of two with a shard each (medians), with the same requests in flight
+    per process. Measured from the first request to the last answer, without start-up."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for number in range(rounds):
         for workers in rates:
@@ -158,7 +156,7 @@ def _repeat(sweep: subprocess.Popen[str]) -> subprocess.Popen[str]:
 
 
 def _merged(out: str) -> Counter[str]:
-    """How often each instance is among the predictions of the merged run, the last directory that a sweep names."""
+    """Count each instance in the predictions of the merged run, the last directory that the sweep prints."""
     path = Path(out.splitlines()[-1]) / "predictions.jsonl" if out else Path()
     if path.parent.name != "merged":
         return Counter()

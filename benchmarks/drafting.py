@@ -1,11 +1,11 @@
-"""Tokens for each forward pass when a gold patch is what the model says, and what drafting costs.
+"""Tokens per forward step when the model generates a gold patch, and the cost of drafting.
 
     python -m benchmarks.drafting [INSTANCES.jsonl] [--tokenizer DIR] [--k 8 16 32] [--peer DRAFT_PEERS.py]
 
-``INSTANCES.jsonl`` has the columns of SWE-bench_oracle (``text``, ``patch``); by default the packaged instances.
+``INSTANCES.jsonl`` has the columns of SWE-bench_oracle (``text``, ``patch``); the default is the bundled instances.
 Without ``--tokenizer`` a byte-level BPE of 16,000 tokens is trained on the standard library. ``--peer`` also runs
-another script on the same file and tokenizer, as ``PEER INSTANCES TOKENIZER_DIR K``. Times are of this thread's
-processor, medians; what it takes to encode 1,000 characters stands beside them as a measure of the machine.
+another script on the same file and tokenizer, as ``PEER INSTANCES TOKENIZER_DIR K``. Times are medians of thread CPU
+time; the time to encode 1,000 characters is printed for comparison between machines.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Codec:
 
 
 class PromptLookup:
-    """The n-gram drafter of transformers: the first place where the last three, two or one tokens stand."""
+    """The n-gram drafter of transformers: the first occurrence of the last three, two or one tokens."""
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:
         self._tokens: list[int] = []
@@ -63,7 +63,7 @@ class PromptLookup:
 
     @property
     def situation(self) -> None:
-        """Nothing is learnt from where the output stands: drafts have a fixed length here."""
+        """Constant: drafts have a fixed length here."""
 
     def draft(self, limit: int) -> list[int]:
         for size in (3, 2, 1):
@@ -85,7 +85,7 @@ class Tally:
 
 
 def follow(drafter: Drafter, ids: Sequence[int], k: int, tally: Tally) -> None:
-    """Let ``ids`` be what the model says."""
+    """Verify drafts against ``ids``."""
     at = steps = 0
     while at < len(ids):
         started = time.thread_time()
@@ -106,7 +106,7 @@ def follow(drafter: Drafter, ids: Sequence[int], k: int, tally: Tally) -> None:
 
 
 def train(directory: Path) -> Path:
-    """A tokenizer like that of the other benchmarks' random model."""
+    """Train a tokenizer like that of the other benchmarks' random model."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -125,7 +125,7 @@ def train(directory: Path) -> Path:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Milliseconds of this thread's processor."""
+    """Milliseconds of thread CPU time."""
     started = time.thread_time()
     action()
     return (time.thread_time() - started) * 1e3
@@ -136,7 +136,7 @@ def source_of(text: str) -> DraftSource:
 
 
 def index(shared: SharedSuffixes) -> None:
-    """What a prompt costs once, for all its samples."""
+    """Build the indexes of a prompt, once for all samples."""
     _ = shared.corpus, shared.paths, shared.prompt_tokens
 
 
@@ -155,7 +155,7 @@ def measure(rows: Sequence[dict[str, Any]], codec: Codec, k: int) -> dict[str, T
 
 
 def cost(rows: Sequence[dict[str, Any]], codec: Codec, tokens: int, k: int) -> dict[str, float]:
-    """Times at a prompt of ``tokens`` tokens, made of the rows' prompts one after the other."""
+    """Times with a prompt of ``tokens`` tokens, concatenated from the rows' prompts."""
     texts: list[str] = []
     prompt_ids: list[int] = []
     for _ in range(1000):
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--peer", type=Path)
-    parser.add_argument("--most-characters", type=int, default=140_000, help="longer prompts are left out")
+    parser.add_argument("--most-characters", type=int, default=140_000, help="skip longer prompts")
     asked = parser.parse_args(arguments)
     with asked.instances.open(encoding="utf-8") as file:
         rows = [row for row in map(json.loads, file) if len(row["text"]) <= asked.most_characters]
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 draft, extend = statistics.median(tally.draft_us), statistics.median(tally.extend_us)
                 middle, least = statistics.median(tally.by_instance), min(tally.by_instance)
                 print(
-                    f"K = {k:2d}  {name:14s} {tally.tokens / tally.steps:6.3f} tokens a pass"
+                    f"K = {k:2d}  {name:14s} {tally.tokens / tally.steps:6.3f} tokens a step"
                     f"  (instances: median {middle:5.2f}, least {least:5.2f})"
                     f"  draft {draft:4.0f} us  extend {extend:3.0f} us"
                 )

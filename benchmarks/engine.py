@@ -1,17 +1,16 @@
-"""The engine beside transformers and vLLM: one model, one workload, peers in turn, medians.
+"""The engine compared with transformers and vLLM: same model, same workload, in turns, medians.
 
-The workload is SWE-bench-shaped: long prompts of unequal length, short greedy outputs. Prompts are token ids drawn
-with a fixed seed. A sweep's temperatures are asked at once, as a multirun does it, and ``_one_by_one``, as with
-``runner.max_concurrent_jobs=1``; vLLM is measured both ways too.
+The workload resembles SWE-bench: long prompts of different lengths, short greedy outputs. Prompts are random token
+ids with a fixed seed. The temperatures of a sweep run together, like a multirun, and ``_one_by_one``, like
+``runner.max_concurrent_jobs=1``; so do vLLM's.
 
     python -m benchmarks.engine MODEL_DIR [--rounds 5] [--threads 2] [--dtype auto] [--vllm PYTHON]
                                 [--only engine,single]
 
-``--dtype`` is the engine's ``model.dtype``; transformers computes in the same type, and vLLM in bfloat16. ``--vllm``
-names the Python of an environment that holds vLLM. Its peers are left out, with a line that says so, where there is
-none. Prints one JSON line for each peer: median wall and processor seconds over the rounds, tokens per second, and
-how many times as long the peers took; at the end, how many greedy answers equal those of transformers. Processor
-seconds are the fairer figure on a machine that does other work as well.
+``--dtype`` is the engine's ``model.dtype``; transformers uses the same type, vLLM bfloat16. ``--vllm`` names the
+Python of an environment with vLLM; without one vLLM is skipped with a message. Prints one JSON line per peer: median
+wall and CPU seconds over the rounds, tokens per second, and ratios to the peers; at the end, how many greedy outputs
+equal those of transformers. CPU seconds are more reliable on a busy machine.
 """
 
 from __future__ import annotations
@@ -74,10 +73,10 @@ class EnginePeer:
         self.engine = Engine.load(LlamaModel(path=args.model, dtype=args.dtype, device=args.device), options)
         self.prompts = make_prompts(args, self.engine.model.config.vocab_size)
         self.greedy: dict[int, list[int]] = {}
-        """The tokens that :meth:`base` answered each prompt with."""
+        """Output tokens of each prompt in :meth:`base`."""
 
     def run(self, *temperatures: float, samples: int = 1, drafter: DrafterKind = "none") -> int:
-        """All at once, prompt by prompt, as the points of a multirun are asked."""
+        """Run all requests at once, prompt by prompt, like the jobs of a multirun."""
         stop_params = StopParams(self.new, closed_patch=False, repetition=False)
         requests = [
             GenerationRequest(
@@ -101,7 +100,7 @@ class EnginePeer:
         return self.run(0.0)
 
     def drafted(self) -> int:
-        """Random prompts and weights: what drafts cost where hardly any is accepted."""
+        """With random prompts and weights hardly any draft is accepted: the cost of useless drafting."""
         self.engine.clear_prefix_cache()
         return self.run(0.0, drafter="diff")
 
@@ -133,7 +132,7 @@ class TransformersPeer:
         model = loader.from_pretrained(args.model, dtype=dtype, attn_implementation="sdpa")
         self.model = model.eval().to(args.device)
         self.greedy: dict[int, list[int]] = {}
-        """The tokens that :meth:`single` answered each prompt with."""
+        """Output tokens of each prompt in :meth:`single`."""
         self.prompts = make_prompts(args, self.model.config.vocab_size)
         self.options = {
             "do_sample": False,
@@ -169,18 +168,18 @@ class TransformersPeer:
 
         factory: Any = GenerationConfig
         config = factory(max_new_tokens=self.new, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        room: Any = ContinuousBatchingConfig  # its own sizing takes longer than the work
+        batching: Any = ContinuousBatchingConfig  # automatic sizing takes longer than the work
         blocks = sum(-(-(len(prompt) + self.new) // 256) for prompt in self.prompts) + 8
         answers = self.model.generate_batch(
             self.prompts,
             generation_config=config,
-            continuous_batching_config=room(page_size=256, num_blocks=blocks, max_batch_tokens=2048),
+            continuous_batching_config=batching(page_size=256, num_blocks=blocks, max_batch_tokens=2048),
         )
         return sum(len(answer.generated_tokens) for answer in answers.values())
 
 
 class VllmPeer:
-    """vLLM in a process of its own, which lives as long as the benchmark."""
+    """vLLM in a separate process for the whole benchmark."""
 
     def __init__(self, args: argparse.Namespace, prompts: list[list[int]]) -> None:
         script = Path(__file__).with_name("engine_vllm.py")
@@ -193,7 +192,7 @@ class VllmPeer:
         )
         self._task = {"prompts": prompts, "new": args.new}
         self._answer()
-        self.base()  # what is compiled or allocated once is not counted
+        self.base()  # exclude one-time compilation and allocation
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -281,7 +280,7 @@ def main() -> None:
         peers |= {"vllm": vllm.base, "vllm_4_samples": vllm.four_samples, "vllm_sweep_of_4": vllm.sweep_of_four}
         peers["vllm_sweep_of_4_one_by_one"] = vllm.sweep_one_by_one
     else:
-        print(f"vLLM is left out: --vllm={args.vllm or 'PYTHON'} names no Python with vLLM", file=sys.stderr)
+        print(f"vLLM is skipped: --vllm={args.vllm or 'PYTHON'} is not a Python with vLLM", file=sys.stderr)
     seen: dict[str, list[Measure]] = {name: [] for name in peers if not only or name in only}
     for _ in range(args.rounds):
         for name, rows in seen.items():

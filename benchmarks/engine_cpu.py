@@ -1,11 +1,11 @@
-"""The engine's passes on a CPU as shares of what the machine can do, and where their time goes.
+"""Steps of the engine on a CPU as shares of the machine's limits, and a breakdown of their time.
 
     python -m benchmarks.engine_cpu MODEL_DIR [--threads 2] [--rounds 5] [--dtype float32]
 
-The limits are measured in the same run: torch's product of 2,048 cubed in the passes' type, and a copy of 256 MB on
-large pages, bytes read and written. A pass of prefill runs 2,048 tokens of two prompts; a pass of decode one token of
-each of so many sequences of 1,024. Prints one JSON line for each: medians of the rounds. ``parts`` are the compiled
-kernels alone, at the shapes of that pass and with each layer's own weights and keys, as shares of the pass.
+The limits are measured in the same run: torch's product of 2,048 cubed in the same type, and a copy of 256 MB on
+large pages (bytes read and written). A prefill step runs 2,048 tokens of two prompts; a decode step runs one token of
+each sequence of 1,024. Prints one JSON line per step: medians of the rounds. ``parts`` are the compiled kernels
+alone, at the step's shapes and with each layer's own weights and keys, as shares of the step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 
 
 def limits(rounds: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations and bytes a second."""
+    """Operations and bytes per second."""
     left, right = torch.randn(2, 2048, 2048).to(dtype).unbind(0)
     source, target = zeros([2, 1 << 28], torch.uint8).unbind(0)
     source.fill_(1)
@@ -48,8 +48,8 @@ def limits(rounds: int, dtype: torch.dtype) -> tuple[float, float]:
     return rate, 2 * source.nbytes / seconds(lambda: target.copy_(source), 4 * rounds)
 
 
-class Passes:
-    """One model, and passes over it."""
+class StepBenchmark:
+    """Measures steps of one model."""
 
     def __init__(self, directory: Path, rounds: int, kernels: Kernels) -> None:
         self.model = LlamaForCausalLM(read_config(directory), dtype=kernels.dtype)
@@ -61,7 +61,7 @@ class Passes:
     def report(
         self, name: str, starts: Sequence[int], count: int, rate: float, bandwidth: float
     ) -> dict[str, object]:
-        """A pass in which each sequence brings ``count`` tokens from ``starts`` on."""
+        """Measure a step in which each sequence has ``count`` tokens from its start."""
         config, size = self.model.config, self.model.backend.block_size
         tables, used = [], 1
         for start in starts:
@@ -94,7 +94,7 @@ class Passes:
         }
 
     def packed_bytes(self) -> int:
-        """Of all products' weights."""
+        """Bytes of all packed weights."""
         packed = [module.packed for module in self.model.modules() if isinstance(module, Linear)]
         return sum(weight.data.nbytes for weight in packed if isinstance(weight, PackedWeight))
 
@@ -159,12 +159,12 @@ def main() -> None:
     with torch.inference_mode():
         rate, bandwidth = limits(asked.rounds, kernels.dtype)
         print(json.dumps({"tflop_per_s": round(rate / 1e12, 2), "gb_per_s": round(bandwidth / 1e9, 1)}), flush=True)
-        passes = Passes(asked.model, asked.rounds, kernels)
+        benchmark = StepBenchmark(asked.model, asked.rounds, kernels)
         for name, starts, count in (
             ("prefill", [0, 0], PREFILL // 2),
             *((f"decode_{batch}", [CONTEXT - 1] * batch, 1) for batch in (1, 8, 32)),
         ):
-            print(json.dumps(passes.report(name, starts, count, rate, bandwidth)), flush=True)
+            print(json.dumps(benchmark.report(name, starts, count, rate, bandwidth)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""The engine on a GPU: prefill and decode as shares of what the machine can do, whole workloads beside transformers.
+"""The engine on a GPU: prefill and decode as shares of the machine's limits, and workloads compared with
+transformers.
 
     python -m benchmarks.engine_gpu [--shape 8b] [--parts prefill,decode,profile,work,peer] [--lengths 2141,2909]
 
-The model has random weights in the shape of Llama 3 8B (grouped-query attention) or of SWE-Llama 7b, made on the
-device. The machine's limits are measured in the same run: a large matrix product in bfloat16, and a copy (bytes read
-and written). Prefill's share counts the operations of the layers' products and of causal attention; decode's share
-counts the bytes of all weights but the embedding, and of the keys and values of all tokens in the cache. ``work``
-answers prompts of the lengths of real SWE-bench prompts, once, in eight samples, and at four temperatures;
-``peer`` is transformers' ``generate_batch`` on the first of these. Prints one JSON line for each figure.
+The model has random weights in the shape of Llama 3 8B (grouped-query attention) or of SWE-Llama 7b, created on the
+device. The limits are measured in the same run: a large matrix product in bfloat16, and a copy (bytes read and
+written). Prefill's share counts the operations of the layers' products and of causal attention. Decode's share counts
+the bytes of all weights except the embedding, and of the keys and values of all tokens. ``work`` generates for
+prompts with the lengths of real SWE-bench prompts: once, in eight samples, and at four temperatures; ``peer`` is
+transformers' ``generate_batch`` on the first of these. Prints one JSON line for each figure.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SHAPES = {
     "small": LlamaConfig(1536, 512, 1024, 4, 8, 4, 64, 16384, rope=RopeConfig(10_000.0)),
 }
 LENGTHS = (2141, 2909, 3090, 3295, 3586, 3887, 4135, 4517, 5832, 6533, 6689, 7200, 7258, 8428, 8716, 9072)
-"""Tokens of the shorter half of the SWE-bench oracle prompts at hand, estimated from their characters."""
+"""Tokens of the shorter half of available SWE-bench oracle prompts, estimated from their characters."""
 NEW = 256
 SWEEP = (0.2, 0.4, 0.6, 0.8)
 
@@ -63,7 +64,7 @@ def seconds(work: Callable[[], object], rounds: int = 5) -> float:
 
 
 def limits() -> tuple[float, float]:
-    """Operations and bytes a second that this GPU reaches."""
+    """Operations and bytes per second of this GPU."""
     left, right = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16).unbind(0)
     rate = 2 * 8192**3 / seconds(lambda: left @ right, 10)
     source = torch.randint(0, 255, (4 << 30,), device="cuda", dtype=torch.uint8)
@@ -106,9 +107,9 @@ def answer(engine: Engine, asked: Iterator[GenerationRequest]) -> tuple[float, i
     engine.clear_prefix_cache()
     engine.reset_stats()
     torch.cuda.synchronize()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     tokens = sum(len(found.token_ids) for found in engine.generate(asked, rejected))
-    return time.perf_counter() - begun, tokens
+    return time.perf_counter() - started, tokens
 
 
 def layer_parameters(config: LlamaConfig) -> int:
@@ -145,11 +146,11 @@ def decode(engine: Engine, bandwidth: float, length: int, count: int, steps: int
     for _ in range(5):
         engine.step()
     torch.cuda.synchronize()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(steps):
         engine.step()
     torch.cuda.synchronize()
-    wall = (time.perf_counter() - begun) / steps
+    wall = (time.perf_counter() - started) / steps
     on_device = device_seconds(engine)
     engine.abandon()
     weights = 2 * (layer_parameters(config) + config.vocab_size * config.hidden_size)
@@ -168,7 +169,7 @@ def decode(engine: Engine, bandwidth: float, length: int, count: int, steps: int
 
 
 def device_seconds(engine: Engine) -> float:
-    """Of one decoding pass without what the host does between passes: what is on the device, again and again."""
+    """Device seconds of one decode step without host overhead, measured by replaying its graph."""
     graphs = engine.graphs
     if graphs is None or not graphs.last_graph:
         return 0.0
@@ -233,19 +234,19 @@ def peer(config: LlamaConfig, lengths: tuple[int, ...], limit: int) -> None:
     torch.set_default_dtype(torch.float32)
     model.eval()
     generation: Any = transformers.GenerationConfig
-    room: Any = transformers.ContinuousBatchingConfig
+    batching: Any = transformers.ContinuousBatchingConfig
     texts = [list(text) for text in prompts(config, lengths)]
     blocks = sum(-(-(length + NEW) // 256) for length in lengths) + 8
 
     def run(new: int, some: list[list[int]]) -> tuple[float, int]:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         answers = model.generate_batch(
             some,
             generation_config=generation(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0),
-            continuous_batching_config=room(num_blocks=blocks, max_batch_tokens=2048),
+            continuous_batching_config=batching(num_blocks=blocks, max_batch_tokens=2048),
             progress_bar=False,
         )
-        return time.perf_counter() - begun, sum(len(found.generated_tokens) for found in answers.values())
+        return time.perf_counter() - started, sum(len(found.generated_tokens) for found in answers.values())
 
     try:
         with time_limit(limit):
@@ -257,7 +258,7 @@ def peer(config: LlamaConfig, lengths: tuple[int, ...], limit: int) -> None:
 
 
 def profile(engine: Engine) -> None:
-    """The kernels that take most of the device's time, of one prompt's prefill and of 20 decoding passes."""
+    """The kernels with the most device time, for one prompt's prefill and 20 decode steps."""
     text = prompts(engine.model.config, (8192,))
     for name, asked in (("prefill", requests(text, 1)), ("decode", requests(text * 8, 24))):
         engine.clear_prefix_cache()

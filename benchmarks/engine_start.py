@@ -1,8 +1,8 @@
-"""From the start of a process to the first token: a whole run of one instance that writes one token.
+"""Time from the start of a process to the first token: a run of one instance that generates one token.
 
     python -m benchmarks.engine_start MODEL_DIR [--rounds 3]
 
-Prints medians of wall and processor seconds of the command, its end included. The prompt is the first bundled one.
+Prints medians of wall and CPU seconds of the whole command. The prompt is the first bundled one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""vLLM's side of ``benchmarks.engine``: run by vLLM's own Python, it knows nothing of this project.
+"""vLLM's part of ``benchmarks.engine``. It runs in vLLM's own Python and does not import this project.
 
     VLLM_PYTHON benchmarks/engine_vllm.py MODEL_DIR THREADS
 
-Reads one JSON line for each task from standard input (``prompts``: token ids, ``new``, ``temperatures``,
-``samples``, ``at_once``: all temperatures in one call), starts with an empty prefix cache, and answers with one line:
-wall seconds, processor seconds, output tokens.
+Reads one JSON line per task from standard input (``prompts``: token ids, ``new``, ``temperatures``, ``samples``,
+``at_once``: all temperatures in one call), starts with an empty prefix cache, and prints one line: wall seconds, CPU
+seconds, output tokens.
 """
 
 from __future__ import annotations

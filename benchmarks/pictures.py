@@ -1,8 +1,8 @@
-"""Makes the README's pictures from real runs: the tiny Llama on the bundled instances, swept and compared.
+"""Creates the README's pictures from real runs: the tiny Llama on the bundled instances, swept and compared.
 
     python -m benchmarks.pictures --chromium /usr/bin/chromium
 
-Needs Chromium for the screenshot. Runs go to a temporary folder; pictures to ``docs/``.
+Requires Chromium for the screenshot. Runs go to a temporary folder, pictures to ``docs/``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BROWSER = (
 
 
 def call(*arguments: str) -> None:
-    """Run a module of the project; its output goes where ours goes."""
+    """Run a module of the project, with its output on ours."""
     subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 

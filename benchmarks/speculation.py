@@ -1,16 +1,15 @@
-"""Wall time with and without drafting, when a model says the gold patch: real steps, logits steered.
+"""Wall time with and without drafting, when a model generates the gold patch: real steps, steered logits.
 
     python -m benchmarks.speculation CHECKPOINT INSTANCES.jsonl [--batch 1 8] [--count 8] [--repeat 3] [--new TOKENS]
                                      [--dtype TYPE] [--nonsense | --own] [--transformers] [--vllm PYTHON]
 
-Every token costs what the checkpoint's passes cost; only the choice is steered. ``--nonsense`` steers to random
-tokens instead, of which no drafter can draft any: what drafting costs where it is of no use. ``--own`` steers to
-nothing: the model says greedily what it says. ``--new`` cuts answers short. ``--transformers`` lets transformers say
-the same, with and without prompt lookup. ``--vllm`` lets vLLM, which cannot be steered, say the model's own words on
-the same prompts, with and without n-gram speculation. Prompts are computed once before the clock starts, so times are
-of generation alone. Sides take turns; ratios are medians over the turns, of wall time and of processor time, which is
-the fairer one on a machine that does other work as well. What the drafters learn from earlier answers to the same
-prompt is forgotten between runs; how long drafts pay in which situation is not, as in a run of many instances.
+Every token costs what the checkpoint's steps cost; only the choice of tokens is steered. ``--nonsense`` steers to
+random tokens, which no drafter can predict: the cost of useless drafting. ``--own`` does not steer: the model
+generates greedily. ``--new`` limits outputs. ``--transformers`` runs transformers with the same steering, with and
+without prompt lookup. ``--vllm`` runs vLLM, which cannot be steered, on the same prompts without steering, with and
+without n-gram speculation. Prompts are computed before the clock starts, so times are of generation only. Variants
+take turns; ratios are medians over the turns, of wall time and of CPU time, which is more reliable on a busy machine.
+Earlier outputs are forgotten between runs; acceptance statistics are kept, as in a run of many instances.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from swe_infer.types import DrafterKind, LlamaModel
 
 
 class SteeredSampler(Sampler):
-    """Chooses as ever from logits in which the wanted tokens stand out. A request's seed is its instance's number."""
+    """Samples from logits in which the wanted tokens stand out. A request's seed is its instance's number."""
 
     def __init__(self, answers: Sequence[Sequence[int]]) -> None:
         self._answers = answers
@@ -53,7 +52,7 @@ class SteeredSampler(Sampler):
 
 @dataclass(frozen=True)
 class Run:
-    """Wall and processor seconds, forward steps, and tokens said."""
+    """Wall and CPU seconds, forward steps, and generated tokens."""
 
     wall: float
     processor: float
@@ -62,7 +61,7 @@ class Run:
 
 
 def one_run(engine: Engine, requests: Sequence[GenerationRequest], batch: int) -> Run:
-    """With ``batch`` answers in the making at once."""
+    """Run with ``batch`` sequences at once."""
     engine.speculation.prompts = SharedPrompts()
     engine.reset_stats()
     started, processor = time.perf_counter(), time.process_time()
@@ -82,7 +81,7 @@ def requests_for(
     sources: Sequence[DraftSource],
     end: frozenset[int] = frozenset(),
 ) -> list[GenerationRequest]:
-    """One of each prompt, with ``most`` new tokens."""
+    """One request per prompt, with its number of new tokens."""
     return [
         GenerationRequest(
             n,
@@ -97,7 +96,7 @@ def requests_for(
 
 
 def compare(engine: Engine, asked: dict[DrafterKind, list[GenerationRequest]], batch: int, repeat: int) -> None:
-    """Sides take turns, in an order that rotates."""
+    """Run the variants in turns, in rotating order."""
     runs: dict[DrafterKind, list[Run]] = {kind: [] for kind in asked}
     order = list(asked)
     for _ in range(repeat):
@@ -114,7 +113,7 @@ def compare(engine: Engine, asked: dict[DrafterKind, list[GenerationRequest]], b
         print(
             f"batch {batch}: {kind:6s} {wall:6.2f} s  {faster:6.3f} x"
             f"  {processor:6.2f} processor s  {cheaper:6.3f} x"
-            f"  {tokens / steps:5.2f} tokens a pass",
+            f"  {tokens / steps:5.2f} tokens a step",
             flush=True,
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 STEER = 1e4
 LOOKUP = 10
-"""Tokens of a draft: what transformers' and vLLM's documents show."""
+"""Tokens of a draft, as in the documentation of transformers and vLLM."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Times:
 
     wall: float = 0.0
     processor: float = 0.0
-    passes: int = 0
+    steps: int = 0
     tokens: int = 0
 
 
@@ -40,7 +40,7 @@ def report(name: str, plain: Times, drafted: Times, accepted: str) -> None:
 
 
 class Steering:
-    """A logits processor that lets one answer stand out."""
+    """A logits processor that makes one answer stand out."""
 
     def __init__(self, start: int, answer: Sequence[int]) -> None:
         self._start, self._answer = start, answer
@@ -53,22 +53,22 @@ class Steering:
 
 
 def with_transformers(checkpoint: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> None:
-    """The same answers by the same steering, one at a time, with and without prompt lookup. The prompt's time, taken
-    alone, is subtracted."""
+    """Generate the same answers by the same steering, one at a time, with and without prompt lookup. The prompt's own
+    time is subtracted."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype="auto")
-    passes = 0
+    steps = 0
 
     def count(*_: object) -> None:
-        nonlocal passes
-        passes += 1
+        nonlocal steps
+        steps += 1
 
     model.register_forward_hook(count)
 
     def run(ids: Tensor, answer: Sequence[int], lookup: int) -> Times:
-        nonlocal passes
-        passes = 0
+        nonlocal steps
+        steps = 0
         options = {"prompt_lookup_num_tokens": lookup} if lookup else {}
         wall, processor = time.perf_counter(), time.process_time()
         said = model.generate(
@@ -80,9 +80,9 @@ def with_transformers(checkpoint: Path, prompts: Sequence[Sequence[int]], answer
             eos_token_id=None,
             **options,
         )
-        taken = Times(time.perf_counter() - wall, time.process_time() - processor, passes, len(answer))
+        taken = Times(time.perf_counter() - wall, time.process_time() - processor, steps, len(answer))
         if said[0, ids.shape[1] :].tolist() != list(answer):
-            raise RuntimeError("transformers did not say what it was steered to")
+            raise RuntimeError("transformers did not generate the steered answer")
         return taken
 
     totals = {0: Times(), LOOKUP: Times()}
@@ -93,14 +93,14 @@ def with_transformers(checkpoint: Path, prompts: Sequence[Sequence[int]], answer
             taken = run(ids, answer, lookup)
             total.wall += max(0.0, taken.wall - prefill.wall)
             total.processor += max(0.0, taken.processor - prefill.processor)
-            total.passes += taken.passes - prefill.passes
+            total.steps += taken.steps - prefill.steps
             total.tokens += taken.tokens - prefill.tokens
     plain, drafted = totals.values()
     report(
         "transformers, prompt lookup, one at a time",
         plain,
         drafted,
-        f"{drafted.tokens / drafted.passes:.2f} tokens a pass",
+        f"{drafted.tokens / drafted.steps:.2f} tokens a step",
     )
 
 
@@ -122,8 +122,8 @@ def _ask_vllm(python: Path, checkpoint: Path, how: str, tasks: Sequence[dict[str
 def with_vllm(
     python: Path, checkpoint: Path, prompts: Sequence[Sequence[int]], new: int, batches: Sequence[int], repeat: int
 ) -> None:
-    """The model's own greedy words: vLLM refuses logits processors beside speculation, so it cannot be steered. Of
-    ``repeat`` runs the one with the median processor time stands for all."""
+    """Generate greedily with vLLM, which refuses logits processors with speculation and so cannot be steered. Reports
+    the run with the median CPU time of ``repeat``."""
     tasks = [
         {"prompts": [list(prompt) for prompt in prompts], "new": new, "batch": batch}
         for batch in batches
@@ -138,5 +138,5 @@ def with_vllm(
             f"vLLM, n-gram, {batch} at once",
             Times(plain[0], plain[1], tokens=int(plain[2])),
             Times(drafted[0], drafted[1], tokens=int(drafted[2])),
-            f"{accepted} of {int(drafted[2])} tokens drafted, {drafts} drafts; plain said {int(plain[2])} tokens",
+            f"{accepted} of {int(drafted[2])} tokens accepted from {drafts} drafted; plain: {int(plain[2])} tokens",
         )

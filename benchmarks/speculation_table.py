@@ -1,10 +1,10 @@
-"""All figures of speculation, one command after the other: about ten minutes on two quiet cores.
+"""All figures of speculation, one command after the other: about ten minutes on two idle cores.
 
     python -m benchmarks.speculation_table CHECKPOINT ORACLE.jsonl [--vllm PYTHON]
 
-``CHECKPOINT`` is a model of some 100 M parameters, ``ORACLE.jsonl`` real instances; the bundled model and its own
-instances stand beside them. Answers of the larger model are cut to 128 tokens. See ``benchmarks.drafting`` and
-``benchmarks.speculation`` for what each line means.
+``CHECKPOINT`` is a model of about 100 M parameters, ``ORACLE.jsonl`` real instances; the bundled model runs on its
+own instances. Outputs of the larger model are limited to 128 tokens. ``benchmarks.drafting`` and
+``benchmarks.speculation`` explain the lines.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def commands(checkpoint: Path, oracle: Path, vllm: Path | None) -> dict[str, lis
     larger = ["benchmarks.speculation", str(checkpoint), str(oracle), "--kv-cache-gb", "2", "--count", "8"]
     beside = [] if vllm is None else ["--vllm", str(vllm)]
     return {
-        "tokens a pass on gold patches, and the cost of a step at 60,000 prompt tokens": [
+        "tokens a step on gold patches, and the cost of a step at 60,000 prompt tokens": [
             "benchmarks.drafting", str(oracle), "--tokenizer", str(checkpoint),
         ],
         "bundled model, steered to gold patches": [*bundled, *small, *default, "--transformers"],
         "bundled model, steered to all 40 gold patches": [*bundled, *many, *default],
         "the same in bfloat16": [*bundled, *many],
-        "bundled model, its own words": [*bundled, *small, *default, "--own", "--new", "200", *beside],
-        "bundled model, steered to what cannot be drafted": [*bundled, *many, *default, "--nonsense"],
+        "bundled model, without steering": [*bundled, *small, *default, "--own", "--new", "200", *beside],
+        "bundled model, steered to random tokens": [*bundled, *many, *default, "--nonsense"],
         "larger model, steered to gold patches": [
             *larger, "--new", "128", "--repeat", "1", "--batch", "8", "1", "--transformers",
         ],

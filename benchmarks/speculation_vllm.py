@@ -1,10 +1,10 @@
-"""vLLM's side of ``benchmarks.speculation``: run by vLLM's own Python, it knows nothing of this project.
+"""vLLM's part of ``benchmarks.speculation``. It runs in vLLM's own Python and does not import this project.
 
     VLLM_PYTHON benchmarks/speculation_vllm.py MODEL_DIR THREADS {plain,ngram}
 
-Reads one JSON line for each task from standard input (``prompts``: token ids, ``new``: tokens at the most, ``batch``:
-answers in the making at once), computes the prompts once into the prefix cache, and answers with one line: wall
-seconds, processor seconds, output tokens, and the tokens that were drafted and accepted.
+Reads one JSON line per task from standard input (``prompts``: token ids, ``new``: maximum tokens, ``batch``:
+sequences decoded concurrently), computes the prompts into the prefix cache, and prints one line: wall seconds, CPU
+seconds, output tokens, drafted and accepted tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 NGRAM = {"method": "ngram", "num_speculative_tokens": 10, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
 
-def guessed_and_accepted(engine: Any) -> tuple[int, int]:
-    """Tokens so far."""
+def drafted_and_accepted(engine: Any) -> tuple[int, int]:
+    """Drafted and accepted tokens so far."""
     values = {metric.name: getattr(metric, "value", 0) for metric in engine.get_metrics()}
     return (
         values.get("vllm:spec_decode_num_draft_tokens", 0),
@@ -54,13 +54,13 @@ def main() -> None:
         prompts = [{"prompt_token_ids": prompt} for prompt in task["prompts"]]
         engine.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
         sampling = SamplingParams(temperature=0, max_tokens=task["new"])
-        before = guessed_and_accepted(engine)
+        before = drafted_and_accepted(engine)
         wall, processor, tokens = time.perf_counter(), time.process_time(), 0
         for at in range(0, len(prompts), task["batch"]):
             for answer in engine.generate(prompts[at : at + task["batch"]], sampling, use_tqdm=False):
                 tokens += len(answer.outputs[0].token_ids)
         taken = [time.perf_counter() - wall, time.process_time() - processor, tokens]
-        counts = [after - earlier for after, earlier in zip(guessed_and_accepted(engine), before, strict=True)]
+        counts = [after - earlier for after, earlier in zip(drafted_and_accepted(engine), before, strict=True)]
         print(json.dumps([*taken, *counts]), file=answers, flush=True)
 
 

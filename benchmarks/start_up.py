@@ -1,8 +1,8 @@
-"""Processor seconds of commands that should answer at once: help, completion, mistakes, and a run that is finished.
+"""CPU seconds of commands that should respond at once: help, completion, errors, and a finished run.
 
     python -m benchmarks.start_up [--rounds 5]
 
-Prints the median and the smallest of each. The smallest is closest to a machine without other work.
+Prints the median and the minimum of each. The minimum is closest to an idle machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COMMANDS: Sequence[tuple[str, Sequence[str]]] = (
 
 
 def processor_s(arguments: Sequence[str], scratch: Path) -> float:
-    """Processor seconds of ``python -m swe_infer`` with ``arguments``, in user and kernel mode."""
+    """CPU seconds of ``python -m swe_infer`` with ``arguments``, in user and kernel mode."""
     line = "swe-infer mod"
     if arguments[0] == "-sc" and len(arguments) > 2:
         line = f"swe-infer {arguments[2]}"

@@ -1,13 +1,13 @@
-"""Trains the tiny Llama of the embedded default on generated repair tasks, on a CPU or a GPU.
+"""Trains the bundled tiny Llama on generated repair tasks, on a CPU or a GPU.
 
     python -m benchmarks.train_tiny --out DIR --minutes 80 --threads 1
     python -m benchmarks.train_tiny --out DIR --minutes 6 --batch 256 --workers 14   # on a GPU
 
-Byte-level BPE is trained on the train split first. The loss counts the patch, and a little of the prompt at first.
-Hidden matrices are updated by Muon, the rest by AdamW. The learning rate follows the share of the budget that is used
-up, minutes of wall clock or steps. ``checkpoint.pt`` holds everything: the same command goes on from it, and with a
-larger budget it goes on for longer. ``hf/`` is the model in bfloat16, as transformers saves it, with the weights'
-running average over about a hundred steps.
+A byte-level BPE is trained on the train split first. The loss counts the patch, and some of the prompt at first. Muon
+updates hidden matrices, AdamW the rest. The learning rate follows the used share of the budget, in minutes of wall
+clock or steps. ``checkpoint.pt`` has the full training state: the same command resumes from it, also with a larger
+budget. ``hf/`` is the model in bfloat16 in the format of transformers, with a running average of the weights over
+about a hundred steps.
 """
 
 from __future__ import annotations
@@ -38,42 +38,42 @@ from benchmarks.sample_tasks.generator import Task, generate, make
 __all__ = ["Settings", "train"]
 
 Row = tuple[list[int], int]
-"""The tokens of a task, and how many of them are the prompt's."""
+"""The tokens of a task, and the number of prompt tokens."""
 
 BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 
-# One token each: the mark that begins a patch line, the space after a line number and before a path, runs of spaces,
-# a newline. A line of code thus has the same tokens in the prompt and in the patch. Two digits are one token.
+# One token each: the sign of a patch line, the space after a line number and before a path, runs of spaces, a
+# newline. So a line of code has the same tokens in prompt and patch. Two digits are one token.
 PATTERN = (
     r"(?<=\n)[-+ ]|(?<=\n\d) |(?<=\n\d\d) |(?<=\[start of) |[ _]?[A-Za-z]+|\d{1,2}"
     r"| ?(?:[=!<>+*/-]=|//|@@|\+\+|--)| ?[^\sA-Za-z\d]| +|\n"
 )
 FIRST_TOKENIZER_TASK = 10_000_000
-"""Of the train split; the model sees the numbers from 0 on."""
+"""First task for the tokenizer in the train split; the model trains on tasks from 0."""
 CHECKPOINT = "checkpoint.pt"
 HEADER_WEIGHT = 5.0
-"""Of the tokens of the hunk's header in the loss: where the fault lies is one number, on which all the rest hangs."""
+"""Loss weight of the hunk header: one number locates the fault, and everything else depends on it."""
 EDIT_WEIGHT = 4.0
-"""Of the tokens of an added line from where it leaves the removed one to two tokens after it has come back: a copy is
-soon learnt, and what is left to learn is where not to copy."""
+"""Loss weight of an added line from where it leaves the removed line to two tokens after it rejoins: copying is
+learned soon, and where not to copy is what remains."""
 POOL = 256
-"""Tasks that are sorted by length together, in batches of similar length; with large batches four of these."""
+"""Tasks sorted by length together, into batches of similar length; four times as many with large batches."""
 REPORT = 50
-"""Steps between two lines of progress. Only then does the host wait for a GPU."""
+"""Steps between progress lines, which are the only points where the host waits for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One training run. ``minutes`` of wall clock or ``steps`` end it, one of the two; a batch is counted in tasks.
+    """One training run, ended by ``minutes`` of wall clock or by ``steps``. ``batch`` is in tasks.
 
     Args:
-        short: the first tasks, whose files have one function each, so that copying is learnt soon; later three
-            of four have.
-        start_from: directory of a model of the same shape in the Hugging Face format, with whose weights a run begins
-            that has no checkpoint yet; its tokenizer is taken as well.
-        workers: processes that make tasks ahead of the training; 0: the training makes them itself.
-        tokenizer_tasks: how many tasks of the train split the tokenizer is trained on.
-        prompt_weight: of a prompt token in the loss at the start; it falls to 0 within the first 15 % of the run.
+        short: number of first tasks with one function per file, so that copying is learned soon; later three of four
+            have.
+        start_from: directory of a model of the same shape in Hugging Face format, whose weights and tokenizer start a
+            run that has no checkpoint.
+        workers: processes that create tasks in advance; 0: none.
+        tokenizer_tasks: tasks of the train split for training the tokenizer.
+        prompt_weight: initial loss weight of a prompt token; it falls to 0 within the first 15 % of the run.
     """
 
     out: Path
@@ -102,7 +102,7 @@ class Settings:
 
 @dataclass(slots=True)
 class State:
-    """How far a run is. ``next_task`` is the first one that no batch has held."""
+    """Progress of a run. ``next_task``: first task not yet in a batch."""
 
     steps: int = 0
     tokens: int = 0
@@ -110,7 +110,7 @@ class State:
     next_task: int = 0
 
     def share(self, settings: Settings) -> float:
-        """The part of the budget that is used up, from 0 to 1."""
+        """The used share of the budget, from 0 to 1."""
         if settings.steps is not None:
             return self.steps / settings.steps
         return self.seconds / 60 / cast(float, settings.minutes)
@@ -149,7 +149,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def config_of(tokenizer: Tokenizer, settings: Settings) -> LlamaConfig:
-    """A plain Llama; the context window is that of RoPE, training sees less of it."""
+    """A plain Llama. Training uses less than its context window."""
     return LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=settings.hidden,
@@ -183,14 +183,14 @@ class Marks:
     added: int
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Marks:
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> Marks:
         return cls(*(token_id(tokenizer, token) for token in (PAD, "Ċ", "-", "+")))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tasks of similar length, padded: ``ids`` (task, place) and, for each place, the ``weights`` of the loss of the
-    token after it. ``tokens`` counts what is no padding. Small types, since batches travel between processes."""
+    """Tasks of similar length, padded: ``ids`` (task, position) and the loss ``weights`` of the following tokens.
+    ``tokens`` excludes padding. Small types, since batches are sent between processes."""
 
     ids: NDArray[np.int16]
     weights: NDArray[np.float32]
@@ -198,7 +198,7 @@ class Batch:
 
 
 def batch_of(rows: list[Row], marks: Marks) -> Batch:
-    """The weight of a prompt's tokens is -1 here; how much they count depends on how far the run is."""
+    """Build a batch. Prompt tokens get weight -1, since their weight depends on progress."""
     longest = max(len(tokens) for tokens, _ in rows)
     length = -(-longest // 32) * 32 + 1  # few shapes, since oneDNN keeps memory for each
     ids = np.full((len(rows), length), marks.pad, np.int16)
@@ -216,12 +216,12 @@ def batch_of(rows: list[Row], marks: Marks) -> Batch:
 
 
 class Pools(Dataset[list[Batch]]):
-    """The batches of the tasks from a number on, in the same order whoever makes them."""
+    """The batches of tasks from a number on, in an order independent of the worker."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self.marks = Marks.of(tokenizer)
+        self.marks = Marks.from_tokenizer(tokenizer)
         self.size = max(POOL, 4 * settings.batch)
 
     def __getitem__(self, start: int) -> list[Batch]:
@@ -236,7 +236,7 @@ class Pools(Dataset[list[Batch]]):
 
 
 def batches(tokenizer: Tokenizer, start: int, settings: Settings) -> Iterator[tuple[int, Batch]]:
-    """Batches from task ``start`` on, without end, each with the number of the first task after its pool."""
+    """Endless batches from task ``start`` on, each with the first task after its pool."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in the workers
     pools = Pools(tokenizer, settings)
     loader: DataLoader[list[Batch]] = DataLoader(
@@ -244,22 +244,22 @@ def batches(tokenizer: Tokenizer, start: int, settings: Settings) -> Iterator[tu
         batch_size=None,
         sampler=count(start, pools.size),
         num_workers=settings.workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
     )
     for number, pool in zip(count(start + pools.size, pools.size), loader, strict=False):
         for batch in pool:
             yield number, batch
 
 
-def _as_it_is(pool: list[Batch]) -> list[Batch]:
-    """Tensors would travel through shared memory, of which some machines have little."""
+def _unchanged(pool: list[Batch]) -> list[Batch]:
+    """Keep NumPy arrays: tensors would need shared memory, which some machines lack."""
     return pool
 
 
 def edited(tokens: list[int], start: int, marks: Marks) -> range:
-    """Where the first added line differs from the first removed one; empty where one of them is missing.
+    """Range in which the first added line differs from the first removed one; empty if one is missing.
 
-    ``start`` is the place of the hunk's first line, after its header.
+    ``start`` is the position of the hunk's first line, after its header.
     """
     lines: dict[int, range] = {}
     while start < len(tokens) - 1:
@@ -277,9 +277,9 @@ def edited(tokens: list[int], start: int, marks: Marks) -> range:
 
 
 def loss_of(model: LlamaForCausalLM, batch: Batch, prompt_weight: float) -> tuple[Tensor, Tensor]:
-    """The weighted cross entropy to be minimised, and the plain one of the patch tokens, in nats.
+    """The weighted cross entropy to minimise, and the plain one of patch tokens, in nats.
 
-    Nothing in it waits for the device: the places that count are found on the host.
+    Never waits for the device: positions are selected on the host.
     """
 
     def send(values: NDArray[Any]) -> Tensor:
@@ -303,7 +303,7 @@ def loss_of(model: LlamaForCausalLM, batch: Batch, prompt_weight: float) -> tupl
 
 class Muon(torch.optim.Optimizer):
     """``torch.optim.Muon`` (Jordan et al., 2024; ``adjust_lr_fn="match_rms_adamw"``) over all matrices of one shape
-    at once. torch's own launches some 25 small kernels for each matrix: half of a step of 50 ms on an H200."""
+    at once, since torch's own launches about 25 small kernels per matrix."""
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         shapes: dict[torch.Size, list[nn.Parameter]] = {}
@@ -313,7 +313,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is needed here
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         for group in self.param_groups:
             matrices = group["params"]
             gradients = torch.stack([matrix.grad for matrix in matrices])
@@ -328,7 +328,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices (count, rows, columns), roughly: five Newton-Schulz steps in bfloat16."""
+    """Approximate the nearest semi-orthogonal matrices (count, rows, columns): five Newton-Schulz steps in
+    bfloat16."""
     x = matrices.bfloat16()
     wide = x.shape[1] <= x.shape[2]
     if not wide:
@@ -352,14 +353,14 @@ def optimisers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.opti
 
 
 def learning_rate_share(progress: float) -> float:
-    """Of the highest learning rate: up over the first 2 %, flat, down over the last 60 % of the run."""
+    """Share of the peak learning rate: warm-up over the first 2 %, constant, decay over the last 60 % of the run."""
     if progress < 0.02:
         return max(progress, 1e-3) / 0.02
     return min(1.0, max(0.02, (1.0 - progress) / 0.6))
 
 
 class Trainer:
-    """A model in training, with all that a checkpoint holds."""
+    """A model in training, with the state of a checkpoint."""
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
@@ -371,7 +372,7 @@ class Trainer:
         self.model = LlamaForCausalLM(config_of(self.tokenizer, settings)).train().to(self.device)
         if settings.start_from is not None:
             self.model.load_state_dict(LlamaForCausalLM.from_pretrained(settings.start_from).state_dict())
-        if self.device == "cuda":  # layer by layer: they are alike, so that one is compiled for all
+        if self.device == "cuda":  # layer by layer, so that one compilation serves all layers
             for layer in self.model.model.layers:
                 layer.compile(dynamic=True)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -397,7 +398,7 @@ class Trainer:
         self.state = State(**saved["state"])
 
     def step(self, batch: Batch) -> Tensor:
-        """One update; the mean loss of its patch tokens, in nats, still on the device."""
+        """Run one update. Returns the mean loss of its patch tokens, in nats, on the device."""
         progress = self.state.share(self.settings)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -417,7 +418,7 @@ class Trainer:
         return patch
 
     def save(self) -> None:
-        """Write ``checkpoint.pt`` in one move, and ``hf/``."""
+        """Write ``checkpoint.pt`` atomically, and ``hf/``."""
         out = self.settings.out
         state = {field.name: getattr(self.state, field.name) for field in fields(State)}
         everything = {
@@ -438,13 +439,13 @@ class Trainer:
             "eos_token": EOS,
             "pad_token": PAD,
             "model_max_length": self.model.config.max_position_embeddings,
-            "tokenizer_class": "PreTrainedTokenizerFast",  # known to every version of transformers
+            "tokenizer_class": "PreTrainedTokenizerFast",  # supported by every version of transformers
         }
         (out / "hf" / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
 
 
 def train(settings: Settings) -> list[float]:
-    """Train until the budget is used up or SIGTERM comes; the loss of each step's patch tokens, in nats."""
+    """Train until the budget is used or SIGTERM arrives. Returns the loss of each step's patch tokens, in nats."""
     trainer = Trainer(settings)
     state = trainer.state
     print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f} M parameters, {state}", flush=True)
@@ -452,21 +453,21 @@ def train(settings: Settings) -> list[float]:
     pending: list[Tensor] = []
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
-    begun, before, saved = time.monotonic(), state.seconds, state.seconds
-    waited, asked = 0.0, begun
+    started, before, saved = time.monotonic(), state.seconds, state.seconds
+    waited, asked = 0.0, started
     for number, batch in batches(trainer.tokenizer, state.next_task, settings):
         waited += time.monotonic() - asked
         pending.append(trainer.step(batch))
         if state.steps % REPORT == 0:
             losses += torch.stack(pending).tolist()
             pending.clear()
-        state.seconds = before + time.monotonic() - begun
+        state.seconds = before + time.monotonic() - started
         if state.steps % REPORT == 0:
             mean = sum(losses[-REPORT:]) / len(losses[-REPORT:])
             rate = state.tokens / state.seconds
             print(
                 f"{state.seconds / 60:.1f} min, {state.steps} steps, {state.tokens / 1e6:.2f} M tokens, "
-                f"{rate:.0f} a second, loss {mean:.4f}, {waited:.1f} s of waiting for tasks",
+                f"{rate:.0f} a second, loss {mean:.4f}, {waited:.1f} s waiting for tasks",
                 flush=True,
             )
         done = state.share(settings) >= 1.0 or bool(ended)

@@ -1,4 +1,4 @@
-"""``budget.across=division``: workers that share no file keep one cap and one rate by equal parts."""
+"""``budget.across=division``: workers without shared files divide one budget and one rate limit equally."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.sweeps.command import ROOT
 
 
 def worker(server: ApiServer, home: Path, index: int | None, *arguments: str) -> commands.Command:
-    """One shard of two on a machine of its own: it shares no folder with the others."""
+    """One of two shards, on a machine that shares no folder with the other."""
     home.mkdir(exist_ok=True)
     data = write_instances(home / "instances.jsonl", 60)
     shard = [] if index is None else ["shard.count=2", f"shard.index={index}"]
@@ -33,7 +33,7 @@ def worker(server: ApiServer, home: Path, index: int | None, *arguments: str) ->
     )  # fmt: skip
 
 
-def test_shards_that_share_nothing_keep_one_cap_over_resumes_too(tmp_path: Path) -> None:
+def test_shards_without_shared_files_keep_one_cap_across_resumes(tmp_path: Path) -> None:
     cap = Decimal("0.02")
     with ApiServer(latency_s=0.05) as server:
         for _ in range(2):
@@ -53,7 +53,7 @@ def test_division_without_shards_is_refused(tmp_path: Path) -> None:
     assert "budget.across=division divides a run among its shards" in errors
 
 
-def test_stated_quotas_are_divided() -> None:
+def test_configured_quotas_are_divided() -> None:
     part = Limits(requests_per_minute=600, tokens_per_minute=90_000).divided(3)
     assert (part.requests_per_minute, part.tokens_per_minute, part.output_tokens_per_minute) == (200, 30_000, None)
     with pytest.raises(ConfigError, match=r"runner\.limits\.shared shares the quotas already"):
@@ -65,41 +65,41 @@ def test_stated_quotas_are_divided() -> None:
     [lambda: Bucket(600, 600), lambda: Bucket(600, 10), lambda: Window(600, sliding=False)],
     ids=["bucket", "small bucket", "fixed window"],
 )
-def test_quotas_that_are_learnt_from_headers_are_divided(server: Callable[[], Bucket | Window]) -> None:
-    """Three workers that know nothing of each other, and one quota."""
-    admitted, refused = together(server(), [RateLimiter(None, 0.0, parts=3) for _ in range(3)], 600)
+def test_quotas_learned_from_headers_are_divided(server: Callable[[], Bucket | Window]) -> None:
+    """Three independent workers under one quota."""
+    admitted, refused = simulate(server(), [RateLimiter(None, 0.0, parts=3) for _ in range(3)], 600)
     assert admitted >= 0.97 * 600 * 10
     assert refused <= 0.01 * admitted
-    _, undivided = together(server(), [RateLimiter(None, 0.0) for _ in range(3)], 600)
+    _, undivided = simulate(server(), [RateLimiter(None, 0.0) for _ in range(3)], 600)
     assert undivided > 10 * refused, "headers alone do not keep three workers under one quota"
 
 
-def test_a_worker_s_part_of_a_learnt_quota_is_that_of_a_stated_one() -> None:
-    stated, learnt = RateLimiter(200, 0.0), RateLimiter(None, 0.0, parts=3)
-    learnt.take(1, 0.0)
-    learnt.learn(600, 0, 60.0, sent_before=1, now=0.0)
-    assert learnt.per_minute == stated.per_minute == 200
+def test_a_learned_quota_is_divided_like_a_configured_one() -> None:
+    configured, learned = RateLimiter(200, 0.0), RateLimiter(None, 0.0, parts=3)
+    learned.take(1, 0.0)
+    learned.learn(600, 0, 60.0, sent_before=1, now=0.0)
+    assert learned.per_minute == configured.per_minute == 200
 
 
-def together(server: Bucket | Window, quotas: Sequence[RateLimiter], seconds: float) -> tuple[int, int]:
-    """(admitted, refused) of clients with a quota each that always have a request to send; 2 s of latency."""
+def simulate(server: Bucket | Window, limiters: Sequence[RateLimiter], seconds: float) -> tuple[int, int]:
+    """Simulate clients with a rate limiter each and 2 s of latency. Returns (admitted, refused)."""
     admitted, refused = 0, 0
-    turns = [(0.001 * index, index) for index in range(len(quotas))]
+    turns = [(0.001 * index, index) for index in range(len(limiters))]
     arrivals: list[tuple[float, int, float, tuple[float, float, float]]] = []
     while turns[0][0] < seconds:
         now, index = heapq.heappop(turns)
         while arrivals and arrivals[0][0] <= now:
-            _, to, sent_before, stated = heapq.heappop(arrivals)
-            quotas[to].learn(*stated, sent_before=sent_before, now=now)
-        wait = min(quotas[index].wait_s(1.0, now), 0.5)
+            _, to, sent_before, configured = heapq.heappop(arrivals)
+            limiters[to].learn(*configured, sent_before=sent_before, now=now)
+        wait = min(limiters[index].wait_s(1.0, now), 0.5)
         if wait <= 0:
-            quotas[index].take(1.0, now)
+            limiters[index].take(1.0, now)
             if server.admits(now):
                 admitted += 1
-                heapq.heappush(arrivals, (now + 2.0, index, quotas[index].sent, server.headers(now)))
+                heapq.heappush(arrivals, (now + 2.0, index, limiters[index].sent, server.headers(now)))
             else:
                 refused += 1
-                quotas[index].refused()
+                limiters[index].refused()
                 wait = 1.0  # a Retry-After
         heapq.heappush(turns, (now + max(wait, 0.004), index))
     return admitted, refused

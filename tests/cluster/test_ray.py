@@ -1,4 +1,4 @@
-"""``hydra/launcher=ray`` on a real cluster of two nodes. The long form is ``python -m benchmarks.cluster ray``."""
+"""``hydra/launcher=ray`` on a real cluster of two nodes. ``python -m benchmarks.cluster ray`` is the long version."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.sweeps.command import ROOT, Sweep
 pytestmark = [
     pytest.mark.full,
     pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed"),
-    pytest.mark.filterwarnings("ignore"),  # Ray's own: unclosed sockets and pipes of its processes
+    pytest.mark.filterwarnings("ignore"),  # unclosed sockets and pipes of Ray's processes
 ]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    os.environ["OPENAI_API_KEY"] = "sk-test"  # for the workers, which see the environment of the cluster's start
+    os.environ["OPENAI_API_KEY"] = "sk-test"  # workers inherit the environment of the cluster's start
     with TwoNodes(points=2) as nodes:
         yield nodes
     del os.environ["OPENAI_API_KEY"]
@@ -38,7 +38,7 @@ def on(cluster: TwoNodes) -> list[str]:
     return ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={cluster.address}"]
 
 
-def test_ctrl_c_reaches_the_points_of_a_cluster(cluster: TwoNodes, tmp_path: Path) -> None:
+def test_ctrl_c_reaches_the_jobs_of_a_cluster(cluster: TwoNodes, tmp_path: Path) -> None:
     arguments = [*on(cluster), "decoding.temperature=0,1", "provider.max_concurrency=2", "runner.limits.start=1"]
     with ApiServer(latency_s=0.5) as server:
         sweep = Sweep(server, tmp_path, count=40)
@@ -51,17 +51,17 @@ def test_ctrl_c_reaches_the_points_of_a_cluster(cluster: TwoNodes, tmp_path: Pat
         assert errors.count("exit 130: ") == 2
         asked = server.log.asked()
         assert len(asked) < 60
-        assert all(exchange.usable for exchange in asked), "what was in flight was answered and kept"
+        assert all(exchange.usable for exchange in asked), "requests in flight were answered and recorded"
         server.latency_s = 0.0
         again = sweep.run(*arguments)
         assert again.returncode == 0, again.stderr
         assert len(server.log.asked()) == 80
-    assert len(again.stdout.splitlines()) == 2, "relative paths are those of the place where the sweep was started"
+    assert len(again.stdout.splitlines()) == 2, "paths are relative to the folder where the sweep started"
     assert all((tmp_path / run / "summary.json").exists() for run in again.stdout.splitlines())
 
 
-def test_a_lost_node_costs_what_was_in_flight_and_nothing_else(tmp_path: Path) -> None:
-    """In a process of its own: a driver's process can know one cluster only."""
+def test_a_lost_node_loses_only_requests_in_flight(tmp_path: Path) -> None:
+    """In a separate process, since a driver can connect to one cluster only."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.cluster", "ray", "--shards", "4", "--instances", "25"],
         cwd=tmp_path,

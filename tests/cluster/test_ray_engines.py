@@ -1,4 +1,4 @@
-"""``runner=ray``: local models on a real Ray cluster that loses a node, and what is said where there is no Ray."""
+"""``runner=ray``: local models on a real Ray cluster that loses a node, and the error without Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def command(home: Path, *arguments: str) -> list[str]:
-    """A run of a random Llama over ``COUNT`` instances, 100 tokens each, 8 answers at once in each engine."""
+    """A run of a random Llama over ``COUNT`` instances of 100 tokens, with 8 sequences at once in each engine."""
     if not (home / "model").exists():
         from tests.support.checkpoints import make_checkpoint
 
@@ -38,7 +38,7 @@ def command(home: Path, *arguments: str) -> list[str]:
 
 
 def answers(run: Path) -> dict[str, str]:
-    """The answer to each instance; two answers to one are an error."""
+    """The output of each instance. Duplicates are an error."""
     records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     found = {record["instance_id"]: record["full_output"] for record in records}
     assert len(found) == len(records)
@@ -47,7 +47,7 @@ def answers(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
-def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
+def test_a_missing_extra_is_a_one_line_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "swe_infer", "tracker=none", "runner=ray"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -56,9 +56,9 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None
 
 @pytest.mark.full
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
-def test_where_no_cluster_answers_one_line_says_so_at_once(tmp_path: Path) -> None:
+def test_a_missing_cluster_is_an_immediate_one_line_error(tmp_path: Path) -> None:
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        nobody.bind(("127.0.0.1", 0))  # bound, but not listening
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         command = [sys.executable, "-m", "swe_infer", "tracker=none", "runner=ray", f"runner.ray.address={address}"]
         done = subprocess.run(
@@ -70,8 +70,8 @@ def test_where_no_cluster_answers_one_line_says_so_at_once(tmp_path: Path) -> No
 
 @pytest.mark.full
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
-@pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed sockets and pipes of its processes
-def test_a_lost_node_s_instances_are_answered_by_the_other_as_one_process_would(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # unclosed sockets and pipes of Ray's processes
+def test_a_lost_node_s_instances_move_to_the_other_with_the_same_outputs(tmp_path: Path) -> None:
     one = subprocess.run(
         command(tmp_path, "output_dir=one"), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=True
     )
@@ -79,16 +79,16 @@ def test_a_lost_node_s_instances_are_answered_by_the_other_as_one_process_would(
     with TwoNodes(points=1) as nodes, (tmp_path / "log").open("w+") as log:
         on_ray = command(tmp_path, "runner=ray", f"runner.ray.address={nodes.address}", "output_dir=two")
         run = subprocess.Popen(on_ray, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log)
-        # The engine that comes first stands still until the other one is there, so that both have something to do.
+        # Pause the first engine until the other one is ready, so that both get work.
         first = engine_that_is_ready(1, tmp_path / "log", run)
         os.kill(first, signal.SIGSTOP)
         engine_that_is_ready(2, tmp_path / "log", run)
         os.kill(first, signal.SIGCONT)
         nodes.lose_the_second()
         run.communicate(timeout=120)
-        told = (tmp_path / "log").read_text()
-        assert run.returncode == 0, told
-        assert re.search(r"was lost .*; its [1-8] requests go to the remaining engines \(1\)", told), told
+        log_text = (tmp_path / "log").read_text()
+        assert run.returncode == 0, log_text
+        assert re.search(r"was lost .*; its [1-8] requests go to the remaining engines \(1\)", log_text), log_text
         assert answers(tmp_path / "two") == answers(tmp_path / "one")
         head = [pid for pid in descendants(os.getpid()) if b"EngineHost" in command_line(pid)]
         assert head == [], "no engine is left behind"

@@ -1,4 +1,4 @@
-"""``hydra/launcher=submitit_slurm`` on a real Slurm, where one answers; docs/scale.md says how to have one."""
+"""``hydra/launcher=submitit_slurm`` on a real Slurm, if a controller answers; docs/scale.md explains the setup."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def slurm_answers() -> bool:
     return ping.returncode == 0 and " UP" in ping.stdout
 
 
-def accounts_are_kept() -> bool:
-    """Without them nobody tells submitit of a job that left no result, and it waits for it."""
+def has_accounting() -> bool:
+    """Without accounting submitit is not notified of a job that ended without a result, and waits for it."""
     if shutil.which("sacct") is None:
         return False
-    told = subprocess.run(["sacct", "-o", "JobID,State,NodeList", "--parsable2", "-j", "1"], check=False)
-    return told.returncode == 0
+    done = subprocess.run(["sacct", "-o", "JobID,State,NodeList", "--parsable2", "-j", "1"], check=False)
+    return done.returncode == 0
 
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(not slurm_answers(), reason="no Slurm controller answers")]
@@ -49,14 +49,14 @@ def test_shards_as_jobs_of_an_array_become_one_run(tmp_path: Path) -> None:
     assert merged.name == "merged"
     assert json.loads((merged / "summary.json").read_text())["completed"] == 9
     jobs = {path.name.partition("_")[0] for path in (tmp_path / "sweep" / "logs").glob("[0-9]*_*")}
-    assert len(jobs) == 1, "one array"
+    assert len(jobs) == 1, "one job array"
 
 
-def test_a_cancelled_job_keeps_what_it_has_and_the_same_command_finishes(tmp_path: Path) -> None:
+def test_a_cancelled_job_keeps_its_records_and_the_same_command_finishes(tmp_path: Path) -> None:
     lose_a_job(tmp_path, cancel)
 
 
-@pytest.mark.skipif(not accounts_are_kept(), reason="this Slurm keeps no accounts")
+@pytest.mark.skipif(not has_accounting(), reason="this Slurm has no accounting")
 def test_a_killed_job_is_noticed_and_the_same_command_finishes(tmp_path: Path) -> None:
     errors = lose_a_job(tmp_path, kill)
     assert "(its process ended before the point did)" in errors
@@ -69,18 +69,18 @@ def cancel(sweep: Path, records: Path) -> None:
 
 
 def kill(sweep: Path, records: Path) -> None:
-    """At once, as when the machine is lost or its memory is used up."""
+    """Kill the job at once, as when its machine is lost or out of memory."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if str(records) in map(os.readlink, (process / "fd").glob("*")):
                 os.kill(int(process.name), signal.SIGKILL)
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # ended, or another user's
             continue
 
 
 def lose_a_job(home: Path, how: Callable[[Path, Path], None]) -> str:
-    """End one of two jobs in the middle of its shard, and let the same command finish. Returns what the first launch
-    said."""
+    """End one of two jobs in the middle of its shard, then finish with the same command. Returns the first launch's
+    errors."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra is not installed")
     arguments = [
         "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5",
@@ -90,15 +90,15 @@ def lose_a_job(home: Path, how: Callable[[Path, Path], None]) -> str:
     with ApiServer(latency_s=0.5) as server:
         sweep = Sweep(server, home, count=60)
         process = sweep.start(*arguments)
-        while not (begun := [f for f in (home / "sweep").glob("*/records.jsonl") if len(lines(f)) >= 3]):
+        while not (started := [f for f in (home / "sweep").glob("*/records.jsonl") if len(lines(f)) >= 3]):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        how(home / "sweep", begun[0])
+        how(home / "sweep", started[0])
         _, errors = process.communicate(timeout=180)
         assert process.returncode in (1, 130), errors
-        assert 3 <= len(lines(begun[0])) < 30
+        assert 3 <= len(lines(started[0])) < 30
         server.latency_s = 0.0
-        for _ in range(20):  # a job of the first launch that still runs has its shard to itself
+        for _ in range(20):  # a job of the first launch may still hold its shard's lock
             again = sweep.run(*arguments)
             if again.returncode == 0:
                 break
