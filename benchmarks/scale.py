@@ -115,7 +115,7 @@ def data(folder: Path, count: int, characters: int) -> dict[str, float]:
     rows = dataset.open()
     opened = time.monotonic()
     select(
-        rows, dataset, count_tokens=None, room_for_output=2048, context_window=None,
+        rows, dataset, count_tokens=None, reserved_output_tokens=2048, context_window=None,
         shard=DataShard(index=17, count=1000),
         order="dataset",
     )  # fmt: skip

@@ -60,7 +60,7 @@ def groups() -> Mapping[str, Sequence[str]]:
 
 
 def options_of(group: str) -> Sequence[str]:
-    """The names of a group's options; none where there is no such group."""
+    """The names of a group's options; empty for an unknown group."""
     return groups().get(group, ())
 
 
@@ -74,7 +74,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     if close := difflib.get_close_matches(name, names, n=1):
         return f"; did you mean {close[0]}?"
-    return f"; there are {', '.join(names)}"
+    return f"; available: {', '.join(names)}"
 
 
 def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
@@ -85,10 +85,10 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
         *others, last = close
         hint = f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
     elif len(names) > _MANY:
-        hint = f"--help {group} lists the {len(names)} that there are"
+        hint = f"--help {group} lists all {len(names)}"
     else:
-        hint = f"there are {', '.join(names)}"
-    return f"{group}={option}: no such option; {hint}"
+        hint = f"available: {', '.join(names)}"
+    return f"{group}={option}: unknown option; {hint}"
 
 
 _FEW, _MANY = 5, 16

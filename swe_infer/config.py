@@ -92,7 +92,7 @@ def build(cfg: DictConfig) -> Experiment:
     """
     unknown = [str(key) for key in cfg if key not in _KEYS]
     if unknown:
-        raise ConfigError(f"{unknown[0]}: no such key{suggestion(unknown[0], _KEYS)}")
+        raise ConfigError(f"{unknown[0]}: unknown key{suggestion(unknown[0], _KEYS)}")
     try:
         constructor = _Constructor()
         for key in GROUPS:  # first, so that an error names `model.x`, not `runner.model.x`
@@ -168,7 +168,7 @@ class _Constructor:
         values: dict[str, Any] = {}
         for name in (str(n) for n in node if n != "_target_"):
             if name not in parameters:
-                raise ConfigError(f"{key}.{name}: no such key{suggestion(name, parameters)}")
+                raise ConfigError(f"{key}.{name}: unknown key{suggestion(name, parameters)}")
             if OmegaConf.is_missing(node, name):
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
             # A message names `budget.max_usd` where `runner.budget` is `${budget}`.
@@ -218,7 +218,7 @@ def _check(value: Any, hint: Any, key: str) -> Any:
         first = error.errors()[0]
         inner = "".join(f".{part}" for part in first["loc"] if isinstance(part, str) and part.islower())
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise ConfigError(f"{key}{inner}: no such key") from None
+            raise ConfigError(f"{key}{inner}: unknown key") from None
         raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)} ({first['msg'].lower()})") from None
 
 

@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer import config
-from swe_infer.cli.messages import one_line
+from swe_infer.cli.run import one_line
 from swe_infer.errors import ConfigError
 from swe_infer.options import parameters_of
 from swe_infer.types import ApiModel, Decoding
@@ -70,15 +70,15 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["decoding.tempratur=1"], "decoding.tempratur: no such key; did you mean decoding.temperature?"),
-        (["+decoding.tempratur=1"], "decoding.tempratur: no such key; did you mean temperature?"),
+        (["decoding.tempratur=1"], "decoding.tempratur: unknown key; did you mean decoding.temperature?"),
+        (["+decoding.tempratur=1"], "decoding.tempratur: unknown key; did you mean temperature?"),
         (["decoding.temperature=warm"], 'decoding.temperature="warm": must be a number or null'),
         (["decoding.n=true"], "decoding.n=true: must be a whole number"),
         (["decoding.n=1.5"], "decoding.n=1.5: must be a whole number"),
         (["decoding.n='3'"], 'decoding.n="3": must be a whole number'),
         (["decoding.temperature=3"], "decoding.temperature=3.0: must be between 0 and 2"),
         (["decoding.stop=[a,3]"], "decoding.stop="),
-        (["model=lama"], "model=lama: no such option; did you mean llama?"),
+        (["model=lama"], "model=lama: unknown option; did you mean llama?"),
         (["dataset=jsonl"], "dataset.path is missing: set dataset.path=…"),
         (["shard.index=0"], "shard.count is missing: a shard needs both shard.index and shard.count"),
         (["shard.count=2"], "shard.index is missing: a shard needs both shard.index and shard.count"),
@@ -88,16 +88,16 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
         (["budget.max_usd='$20'"], 'budget.max_usd="$20": must be an amount or null'),
         (["model=gpt-4o", "budget.max_usd='$20'"], 'budget.max_usd="$20": must be an amount or null'),
         (["model=gpt-4o", "runner=llama"], "model: must be of LlamaModel, not ApiModel"),
-        (["model=gpt4o"], "model=gpt4o: no such option; did you mean gpt-4o, gpt-4 or"),
-        (["model=sonnet"], "model=sonnet: no such option; did you mean claude-3-5-sonnet,"),
-        (["seed=3"], "seed: no such key; did you mean decoding.seed?"),
+        (["model=gpt4o"], "model=gpt4o: unknown option; did you mean gpt-4o, gpt-4 or"),
+        (["model=sonnet"], "model=sonnet: unknown option; did you mean claude-3-5-sonnet,"),
+        (["seed=3"], "seed: unknown key; did you mean decoding.seed?"),
         (["dry_run=maybe"], 'dry_run="maybe": must be true or false'),
-        (["colour=red"], "colour: no such key"),
-        (["+colour=red"], "colour: no such key"),
+        (["colour=red"], "colour: unknown key"),
+        (["+colour=red"], "colour: unknown key"),
         (["runner=api"], "provider: none is chosen"),
         (["runner=api", "provider=openai"], "is a checkpoint, which provider=openai does not serve"),
         (["model=gpt-4o", "provider=none"], "provider: none is chosen"),
-        (["tracker=neptune"], "tracker=neptune: no such option"),
+        (["tracker=neptune"], "tracker=neptune: unknown option"),
         (["model=api", "model.name=m", "provider=openai", "model.pricing=free"], 'model.pricing="free": must be'),
         (["model=api", "model.name=m", "provider=openai", "+model.pricing.input=1"], "model.pricing"),
     ],

@@ -1,6 +1,6 @@
-"""``python -m swe_infer.cli.cache DIR [list | size | clear]``: what a response cache holds, and making it forget.
+"""``python -m swe_infer.cli.cache DIR [list | size | clear]``: shows or clears a response cache.
 
-``DIR`` is what ``runner.response_cache`` names. Results go to standard output, ``list`` as tab-separated values.
+``DIR`` is the value of ``runner.response_cache``. ``list`` prints tab-separated values.
 """
 
 from __future__ import annotations
@@ -23,33 +23,31 @@ _DAY_S = 86_400.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exits with 2 where there is no cache."""
+    """Returns the exit status: 2 if there is no cache."""
     from swe_infer.api.cache import ResponseCache
 
     parser = argparse.ArgumentParser(prog="python -m swe_infer.cli.cache", description="A response cache's contents.")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="what runner.response_cache names")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the value of runner.response_cache")
     parser.add_argument("command", nargs="?", choices=("size", "list", "clear"), default="size")
     parser.add_argument("--model", help="clear: only answers of this model")
-    parser.add_argument(
-        "--older-than", type=float, metavar="DAYS", help="clear: only answers older than so many days"
-    )
+    parser.add_argument("--older-than", type=float, metavar="DAYS", help="clear: only answers older than DAYS days")
     parser.add_argument("--locks", choices=get_args(Locks), default="os", help="as the run's key locks")
     options = parser.parse_args(arguments)
     try:
         if not (options.directory / "answers.sqlite").is_file():
-            raise ConfigError(f"{options.directory}: holds no response cache")
+            raise ConfigError(f"{options.directory}: contains no response cache")
         cache = ResponseCache(options.directory, options.locks)
     except SweInferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     try:
-        _answer(cache, options)
+        _execute(cache, options)
     finally:
         cache.close()
     return 0
 
 
-def _answer(cache: ResponseCache, options: argparse.Namespace) -> None:
+def _execute(cache: ResponseCache, options: argparse.Namespace) -> None:
     match options.command:
         case "list":
             for entry in cache.entries():

@@ -1,8 +1,8 @@
-"""Choices of a group's options in a sweep, such as ``model=gpt-4o,gpt-4.1`` and ``model=glob(gpt-4o*)``.
+"""Sweeps over a group's options, such as ``model=gpt-4o,gpt-4.1`` and ``model=glob(gpt-4o*)``.
 
-Two things about them are not as a user expects. Hydra composes the configuration of a sweep without what is swept, so
-that a key of the chosen models' provider would be unknown: an option stands in for the group there. And a glob means
-no point at all where it matches nothing, and nothing to Optuna's sweeper: it becomes the options that it matches.
+Hydra composes a sweep's own configuration without the swept overrides, so the keys of the swept options would be
+unknown: a placeholder option represents the group there. A glob is replaced by the options that it matches, because
+Hydra ignores one that matches nothing and Optuna's sweeper ignores all.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from swe_infer.conf_files import options_of
 from swe_infer.errors import ConfigError
 
 
-def stand_ins(overrides: Sequence[str]) -> list[str]:
-    """A plain choice, the first of its options, for each group that is swept and not also chosen."""
+def placeholder_choices(overrides: Sequence[str]) -> list[str]:
+    """Returns ``GROUP=OPTION`` with the first swept option, for each swept group without a plain choice."""
     found: dict[str, str] = {}
     chosen = set()
     for override in overrides:
         try:
             parsed = _parsed(override)
-        except HydraException:  # Hydra itself says it better
+        except HydraException:  # Hydra's own message is better
             return []
         if not options_of(parsed.key_or_group):
             continue
@@ -38,14 +38,14 @@ def stand_ins(overrides: Sequence[str]) -> list[str]:
     return [override for group, override in found.items() if group not in chosen]
 
 
-def settle_choices(config: DictConfig) -> None:
-    """Give the sweeper of a composed sweep its overrides without stand-ins and globs; its ``params`` too.
+def resolve_choices(config: DictConfig) -> None:
+    """Removes placeholders and expands globs in the sweeper's overrides and ``params``.
 
     Raises:
         ConfigError: a glob matches nothing.
     """
     hydra = config.hydra
-    overrides = [(_parsed(override), override) for override in unresolved(hydra.overrides.task)]
+    overrides = [(_parsed(override), override) for override in raw_overrides(hydra.overrides.task)]
     swept = {parsed.key_or_group for parsed, _ in overrides if parsed.is_sweep_override()}
     kept = [
         _without_glob(parsed, override)
@@ -62,24 +62,24 @@ def settle_choices(config: DictConfig) -> None:
 
 
 def swept_keys(config: DictConfig) -> list[str]:
-    """The keys that a composed sweep varies, those of its sweeper's ``params`` included."""
+    """The keys that a composed sweep varies, including its sweeper's ``params``."""
     params: Any = config.hydra.sweeper.get("params") or {}
-    given = [*unresolved(config.hydra.overrides.task), *(f"{key}={params[key]}" for key in params)]
+    given = [*raw_overrides(config.hydra.overrides.task), *(f"{key}={params[key]}" for key in params)]
     parsed = [_parsed(override) for override in given]
     return sorted({one.key_or_group for one in parsed if one.is_sweep_override()})
 
 
 def is_swept(override: str) -> bool:
-    """Whether an override stands for several values."""
+    """Whether an override has several values."""
     try:
         return _parsed(override).is_sweep_override()
-    except HydraException:  # Hydra itself says it better
+    except HydraException:  # Hydra's own message is better
         return False
 
 
-def unresolved(overrides: Any) -> list[str]:
-    """Overrides as they were written. Going through the list itself would put values from the environment into them,
-    which launchers write to disk for their workers."""
+def raw_overrides(overrides: Any) -> list[str]:
+    """Overrides without interpolation: launchers write them to disk, and values from the environment must not get
+    there."""
     return [str(override) for override in cast(list[Any], OmegaConf.to_container(overrides, resolve=False))]
 
 
@@ -89,8 +89,8 @@ def _without_glob(parsed: Override, override: str) -> str:
     options = _choices(parsed)
     if not options:
         group, names = parsed.key_or_group, options_of(parsed.key_or_group)
-        there_are = f"there are {', '.join(names)}" if names else f"{group} is no group of options"
-        raise ConfigError(f"{override}: matches nothing; {there_are}")
+        hint = f"available: {', '.join(names)}" if names else f"{group} is not a group"
+        raise ConfigError(f"{override}: matches nothing; {hint}")
     return f"{parsed.get_key_element()}={','.join(options)}"
 
 

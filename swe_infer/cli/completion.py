@@ -1,7 +1,7 @@
-"""``--shell-completion``: what may come next on the command line, for bash, zsh and fish. Hydra is not imported.
+"""``--shell-completion`` for bash, zsh and fish. Hydra is not imported.
 
-The flag is Hydra's: ``install=SHELL`` prints what the shell has to read, ``uninstall=SHELL`` what takes it back, and
-``query=SHELL`` one candidate a line for the last word of the variable ``COMP_LINE``, up to ``COMP_POINT``.
+As in Hydra, ``install=SHELL`` prints a script for the shell to evaluate, ``uninstall=SHELL`` one that removes it, and
+``query=SHELL`` one candidate per line for the word of ``COMP_LINE`` that ends at ``COMP_POINT``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _swe_infer() {
     word="${line##*[[:space:]]}"
     COMPREPLY=()
     while IFS= read -r found; do
-        # Readline replaces what stands behind the last of its word breaks, such as "=" and ":".
+        # Readline replaces only the part after the last word break, such as "=" or ":".
         [[ -n $found ]] && COMPREPLY+=("${found#"${word%"${word##*[$COMP_WORDBREAKS]}"}"}")
     done < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" "$1" -sc query=bash 2>/dev/null)
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then compopt -o nospace 2>/dev/null; fi
@@ -66,13 +66,14 @@ _UNINSTALL = {
 
 
 def completion(arguments: Sequence[str], command: str) -> str:
-    """The answer to ``--shell-completion`` with ``arguments`` beside it.
+    """Returns the output of ``--shell-completion``.
 
     Args:
-        command: the name under which the user calls this program.
+        arguments: the other arguments.
+        command: the name by which the user calls this program.
 
     Raises:
-        ConfigError: it is not ``install=``, ``uninstall=`` or ``query=`` with one of the shells.
+        ConfigError: the arguments are not ``install=``, ``uninstall=`` or ``query=`` with a known shell.
     """
     asked = [argument.partition("=") for argument in arguments if not argument.startswith("-")]
     if len(asked) == 1 and (shell := asked[0][2]) in _INSTALL:
@@ -87,10 +88,10 @@ def completion(arguments: Sequence[str], command: str) -> str:
 
 
 def candidates(line: str, point: int | None = None) -> list[str]:
-    """What the word that ends at ``point`` may become, in order.
+    """The sorted completions of the word that ends at ``point``.
 
     Args:
-        line: the command line, the program's name included.
+        line: the command line, including the program's name.
         point: the cursor, in characters; None: the end of the line.
     """
     before = line[:point]
@@ -112,13 +113,13 @@ def candidates(line: str, point: int | None = None) -> list[str]:
 
 
 def _point(line: str) -> int | None:
-    """The cursor. Shells count bytes or characters, which differ where something else than ASCII was typed."""
+    """The cursor, if bytes and characters agree: some shells count bytes, others characters."""
     given = os.environ.get("COMP_POINT", "")
     return int(given) if given.isdecimal() and line.isascii() else None
 
 
 def _chosen(overrides: Sequence[str]) -> Mapping[str, str]:
-    """The option of each group under these overrides. A model chooses its provider and runner."""
+    """The chosen option of each group. A model chooses its provider and runner."""
     typed = {group: option for group, _, option in (o.lstrip("+").partition("=") for o in overrides)}
     if typed.get("provider", "").startswith("["):  # a list of providers
         typed["provider"] = "deployments"
@@ -131,7 +132,7 @@ def _chosen(overrides: Sequence[str]) -> Mapping[str, str]:
 
 
 def _names(word: str, chosen: Mapping[str, str]) -> Iterator[str]:
-    """Groups, and the keys one level below what was typed."""
+    """Groups, and the keys one level below ``word``."""
     yield from (f"{group}=" for group in groups())
     yield from (f"{key}=" for key in ROOT_KEYS)
     *path, _ = word.split(".")
@@ -155,12 +156,12 @@ def _node(group: str, chosen: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_group(value: Any) -> bool:
-    """Whether a value is another group's node, such as ``${model}``."""
+    """Whether a value refers to another group's node, such as ``${model}``."""
     return isinstance(value, str) and re.fullmatch(r"\$\{\w+\}", value) is not None
 
 
 def _values(key: str, chosen: Mapping[str, str]) -> Iterator[str]:
-    """The options of a group; the words that a key takes."""
+    """The options of a group, or the literal values that a key accepts."""
     yield from options_of(key.partition("@")[0])
     hints = [ROOT_KEYS[key]] if key in ROOT_KEYS else [parameter.hint for parameter in parameters_at(key)]
     for hint in hints:

@@ -1,4 +1,4 @@
-"""Plug-ins of Hydra that are extras of this package: which option needs which, and what to say if it is missing."""
+"""Hydra plug-ins that are optional extras of this package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from swe_infer.conf_files import conf_dir
 
 _PLUGINS = {
-    # the plug-in's module: the options that it brings, and our extra
+    # module of the plug-in: (options that need it, extra to install)
     "hydra_plugins.hydra_joblib_launcher": ("hydra/launcher=joblib", "joblib"),
     "hydra_plugins.hydra_submitit_launcher": ("hydra/launcher=submitit_local and submitit_slurm", "slurm"),
     "hydra_plugins.hydra_ray_launcher": ("hydra/launcher=ray", "ray"),
@@ -23,16 +23,16 @@ _OPTIONS = {
 }
 
 
-def prefer_own_options() -> None:
-    """Let the launchers and sweepers in ``conf/hydra`` take the place of the plug-ins' of the same names.
+def unregister_plugin_options() -> None:
+    """Removes the plug-ins' own options from Hydra's store, in favour of those of the same names in ``conf/hydra``.
 
-    Hydra would take ours for values of the plug-in's schema, which it calls deprecated, and refuses where that schema
-    has a defaults list, as Optuna's does.
+    Hydra would validate ours against the plug-in's schema, which is deprecated, and fails if that schema has a
+    defaults list, as Optuna's has.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
 
-    Plugins.instance()  # what they register, they register when they are first looked for
+    Plugins.instance()  # makes the plug-ins register their options
     groups: dict[str, Any] = ConfigStore.instance().repo
     for path in (conf_dir() / "hydra").rglob("*.yaml"):
         group = groups
@@ -41,8 +41,8 @@ def prefer_own_options() -> None:
         group.pop(path.name, None)
 
 
-def missing(hydra: Any) -> str | None:
-    """What to install for the launcher and sweeper of a composed ``hydra`` node; None where nothing is missing."""
+def missing_plugin(hydra: Any) -> str | None:
+    """Returns an error line if the launcher or sweeper of a composed ``hydra`` node is not installed."""
     for node in (hydra.launcher, hydra.sweeper):
         plugin = ".".join(str(node.get("_target_", "")).split(".")[:2])
         if plugin in _PLUGINS and not _is_installed(plugin):
@@ -50,10 +50,10 @@ def missing(hydra: Any) -> str | None:
     return None
 
 
-def missing_for(group: str, option: str) -> str | None:
-    """The same for an option that could not be found. Optuna's samplers come with its plug-in."""
+def missing_extra(group: str, option: str) -> str | None:
+    """Returns an error line if an unknown option belongs to a plug-in that is not installed."""
     if group == "hydra/sweeper/sampler":
-        group, option = "hydra/sweeper", "optuna"
+        group, option = "hydra/sweeper", "optuna"  # its plug-in brings the samplers
     plugin = _OPTIONS.get((group, option))
     return _hint(plugin) if plugin is not None and not _is_installed(plugin) else None
 
@@ -66,5 +66,5 @@ def _hint(plugin: str) -> str:
 def _is_installed(plugin: str) -> bool:
     try:
         return find_spec(plugin) is not None
-    except ModuleNotFoundError:  # not even the namespace that plug-ins share
+    except ModuleNotFoundError:  # no plug-in is installed, so the namespace package is missing too
         return False

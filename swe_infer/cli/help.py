@@ -41,9 +41,9 @@ _KEYS = (
 )
 _FOOTER = """\
 Examples:
-  swe-infer                                                     the embedded default: no network, key or GPU
+  swe-infer                                                     the bundled default: no network, key or GPU
   swe-infer model=gpt-4o dataset=swebench_lite_oracle budget.max_usd=20
-  swe-infer -m decoding=sample decoding.temperature=0.2,0.8     a sweep: one run for each point
+  swe-infer -m decoding=sample decoding.temperature=0.2,0.8     a sweep: one run for each value
 
 Flags: --help GROUP lists its options and shows its keys; --help GROUP=OPTION shows one file; --cfg job shows the
 composed configuration; --config-dir DIR adds options of your own; --version; --hydra-help shows the rest.
@@ -57,11 +57,11 @@ def help_text(topics: Sequence[str] = (), config_dir: Path | None = None) -> str
     """The help of the command, or of groups and options.
 
     Args:
-        topics: ``GROUP``, ``GROUP=OPTION``, ``KEY`` or ``KEY=VALUE``; a dotted key stands for its group.
+        topics: ``GROUP``, ``GROUP=OPTION``, ``KEY`` or ``KEY=VALUE``; a dotted key means its group.
         config_dir: a folder with options of the user's own.
 
     Raises:
-        ConfigError: there is no such group or option.
+        ConfigError: the group or option is unknown.
     """
     parts = list(dict.fromkeys(part for topic in topics for part in _topic(topic, config_dir)))
     return "\n".join(parts) if parts else _overview(config_dir)
@@ -71,8 +71,8 @@ def _overview(config_dir: Path | None) -> str:
     default, lines = default_options(), []
     for group, options in groups().items():
         title = f"  {group} ({default[group]})" if group in default else f"  {group}"
-        names = [*(path.stem for path in _own(config_dir, group)), *options]
-        lines.append(f"{title:<26}{_cut(names, _WIDTH - 26)}")
+        names = [*(path.stem for path in _user_options(config_dir, group)), *options]
+        lines.append(f"{title:<26}{_truncated(names, _WIDTH - 26)}")
     return "\n".join(
         [
             _HEADER,
@@ -87,8 +87,8 @@ def _overview(config_dir: Path | None) -> str:
     )
 
 
-def _cut(names: Sequence[str], width: int) -> str:
-    """As many names as fit, and how many there are."""
+def _truncated(names: Sequence[str], width: int) -> str:
+    """The names that fit, and the total."""
     text = ", ".join(names)
     if len(text) <= width:
         return text
@@ -96,7 +96,7 @@ def _cut(names: Sequence[str], width: int) -> str:
     return text[: width - len(end)].rpartition(", ")[0] + end
 
 
-def _own(config_dir: Path | None, group: str) -> list[Path]:
+def _user_options(config_dir: Path | None, group: str) -> list[Path]:
     """The user's own options of a group."""
     return [] if config_dir is None else sorted((config_dir / group).glob("*.yaml"))
 
@@ -104,33 +104,36 @@ def _own(config_dir: Path | None, group: str) -> list[Path]:
 def _topic(topic: str, config_dir: Path | None) -> Iterator[str]:
     key, is_choice, value = topic.lstrip("+~").partition("=")
     key = key.partition("@")[0]
-    options, own = options_of(key), {path.stem: path for path in _own(config_dir, key)}
+    options, own = options_of(key), {path.stem: path for path in _user_options(config_dir, key)}
     if (options or own) and is_choice:
         for option in value.strip("[]").split(","):
             if option in own:
                 yield f"== {own[option]} ==\n{own[option].read_text(encoding='utf-8')}"
             elif option in options:
-                yield from (_shown(f"{key}/{name}") for name in (option, *defaults_of(key, option)))
+                yield from (_file_section(f"{key}/{name}") for name in (option, *defaults_of(key, option)))
             else:
                 known = [*own, *options]
                 raise ConfigError(
                     unknown_option(key, option, known)
                     if option
-                    else f"{topic}: no option is named; there are {', '.join(known)}"
+                    else f"{topic}: names no option; available: {', '.join(known)}"
                 )
     elif options or own:
         yield from _group(key, config_dir)
     elif options_of(key.partition(".")[0]):
         yield from _group(key.partition(".")[0], config_dir)
     elif key.partition(".")[0] in (*ROOT_KEYS, "shard", "budget"):
-        yield _shown("config")
+        yield _file_section("config")
     elif key.partition(".")[0] != "hydra":
-        raise ConfigError(f"{key}: there is no such group{suggestion(key, groups())}")
+        raise ConfigError(f"{key}: unknown group{suggestion(key, groups())}")
 
 
 def _group(group: str, config_dir: Path | None) -> Iterator[str]:
-    """The options of a group, each with the first line of its file, and the files that hold the keys."""
-    files = {path.stem: path for path in (*(file_of(group, o) for o in options_of(group)), *_own(config_dir, group))}
+    """The options of a group, each with the first comment of its file, and the files that define keys."""
+    files = {
+        path.stem: path
+        for path in (*(file_of(group, o) for o in options_of(group)), *_user_options(config_dir, group))
+    }
     width = max(map(len, files))
     texts = {option: path.read_text(encoding="utf-8") for option, path in files.items()}
     lines = [f"  {option:{width}}  {_first_comment(text)}"[:_WIDTH].rstrip() for option, text in texts.items()]
@@ -139,8 +142,8 @@ def _group(group: str, config_dir: Path | None) -> Iterator[str]:
     yield from (f"== {group}/{option}.yaml ==\n{texts[option]}" for option in with_keys or texts)
 
 
-def _shown(name: str) -> str:
-    """A file of ``conf/`` as it is."""
+def _file_section(name: str) -> str:
+    """A file of ``conf/`` under a heading."""
     return f"== {name}.yaml ==\n{(conf_dir() / name).with_name(name.rpartition('/')[2] + '.yaml').read_text()}"
 
 

@@ -1,11 +1,11 @@
-"""Points of a sweep that one engine answers at once.
+"""Jobs of a sweep that share one engine.
 
-Hydra's launcher hands over one job after the other. A point of a local model is opened and waits; when the next one
-does not fit, or no further one comes, all that wait are run together. So their answers decode together, which costs
-little more than those of one point: a forward pass reads the weights once, however many rows it has.
+Hydra's launcher hands over one job after the other. A job of a local model is opened and waits. When the next job
+cannot join, or no further one comes, all waiting jobs run together and their answers are decoded in the same batches:
+a forward pass reads the weights once, however many rows it has.
 
-Points wait in the process of the sweep alone. A launcher's workers, a searching sweeper, which wants to know how a
-point ended before it chooses the next, and a job with an environment of its own run each point when it comes.
+Only jobs in the sweep's own process wait. A launcher's workers, a search, and a job with its own environment
+variables run each job at once.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from swe_infer.runners.concurrent import run_concurrently
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    built: PreparedRun
+class _WaitingJob:
+    prepared: PreparedRun
     sharing: EngineSharing
-    opened: RunSession
+    session: RunSession
     sweep: SweepLog
 
 
 class JobBatcher:
-    """Collects points and runs them.
+    """Collects jobs and runs them together.
 
     Args:
         resources: shared by the runs of this process.
-        on_end: told of each point's sweep, directory, exit status or error, and objectives.
+        on_end: called with each job's sweep, directory, exit status or error, and objectives.
     """
 
     def __init__(
@@ -47,56 +47,59 @@ class JobBatcher:
     ) -> None:
         self._resources = resources
         self._on_end = on_end
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_WaitingJob] = []
 
-    def add(self, built: PreparedRun, sweep: SweepLog) -> bool:
-        """Open a run and let it wait; run those before it where it cannot join them, or no further one may. Returns
-        False, with nothing done, where its runner answers each run by itself.
+    def submit(self, prepared: PreparedRun, sweep: SweepLog) -> bool:
+        """Opens a run and queues it. Runs the queue before, if the new run cannot join it, or after, if it is full.
 
-        Raises what :meth:`PreparedRun.open` raises.
+        Returns:
+            Whether the run was queued; False if this run may not share an engine with other jobs.
+
+        Raises:
+            DataError, StoreError: see :meth:`PreparedRun.open`.
         """
-        sharing = built.experiment.runner.sharing
-        if sharing is None or built.experiment.dry_run:
+        sharing = prepared.experiment.runner.sharing
+        if sharing is None or prepared.experiment.dry_run:
             return False
-        if self._waiting and not self._joins(built, sharing):
-            self.run()
-        self._waiting.append(_Waiting(built, sharing, built.open(self._resources), sweep))
+        if self._waiting and not self._can_join(prepared, sharing):
+            self.run_waiting()
+        self._waiting.append(_WaitingJob(prepared, sharing, prepared.open(self._resources), sweep))
         if len(self._waiting) >= sharing.max_concurrent_jobs:
-            self.run()
+            self.run_waiting()
         return True
 
-    def _joins(self, built: PreparedRun, sharing: EngineSharing) -> bool:
-        identities = [waiting.built.identity for waiting in self._waiting]  # one takes the answers of another
-        return self._waiting[0].sharing.engine_key == sharing.engine_key and built.identity not in identities
+    def _can_join(self, prepared: PreparedRun, sharing: EngineSharing) -> bool:
+        identities = [waiting.prepared.identity for waiting in self._waiting]  # the second reuses the first's answers
+        return self._waiting[0].sharing.engine_key == sharing.engine_key and prepared.identity not in identities
 
-    def run(self) -> None:
-        """Run what waits, and say how it ended, in the order in which it came."""
-        points, self._waiting = self._waiting, []
-        if not points:
+    def run_waiting(self) -> None:
+        """Runs the queue and reports how each job ended, in the order of submission."""
+        jobs, self._waiting = self._waiting, []
+        if not jobs:
             return
-        if points[0].sweep.is_stopped:
-            self._end_unrun(points)
+        if jobs[0].sweep.is_stopped:
+            self._report_interrupted(jobs)
             return
         with ExitStack() as stack:
-            for point in points:
-                stack.enter_context(point.opened)
+            for job in jobs:
+                stack.enter_context(job.session)
             try:
-                ends = run_concurrently([point.opened.run for point in points])
-            except Exception as error:  # noqa: BLE001 - a fault in our code costs these points; others are still wanted
-                ends = [error] * len(points)
-            for point, end in zip(points, ends, strict=True):
+                ends = run_concurrently([job.session.run for job in jobs])
+            except Exception as error:  # noqa: BLE001 - a fault in our code fails these jobs and not the sweep
+                ends = [error] * len(jobs)
+            for job, end in zip(jobs, ends, strict=True):
                 if isinstance(end, int):
-                    point.opened.print_summary()
-                    self._on_end(point.sweep, point.built.directory, end, point.built.experiment.objectives)
+                    job.session.print_summary()
+                    self._on_end(job.sweep, job.prepared.directory, end, job.prepared.experiment.objectives)
                 else:
-                    self._on_end(point.sweep, None, end, ())
+                    self._on_end(job.sweep, None, end, ())
 
-    def give_up(self) -> None:
-        """The sweep ended before its time: what waits is not run."""
-        points, self._waiting = self._waiting, []
-        self._end_unrun(points)
+    def abandon(self) -> None:
+        """Drops the queue: the sweep ended early."""
+        jobs, self._waiting = self._waiting, []
+        self._report_interrupted(jobs)
 
-    def _end_unrun(self, points: Sequence[_Waiting]) -> None:
-        for point in points:
-            with point.opened:
-                self._on_end(point.sweep, None, INTERRUPTED, ())
+    def _report_interrupted(self, jobs: Sequence[_WaitingJob]) -> None:
+        for job in jobs:
+            with job.session:
+                self._on_end(job.sweep, None, INTERRUPTED, ())

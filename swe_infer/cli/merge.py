@@ -1,7 +1,6 @@
-"""``swe-infer-merge OUT_DIR RUN_DIR …``: the shards of one run become one run directory.
+"""``swe-infer-merge OUT_DIR RUN_DIR …``: merges the shards of one run into one run directory.
 
-The shards stay as they are. What is merged is the record of what was asked and answered, so the merged directory is
-what one process would have left, in the order of the shards.
+The shards stay unchanged. The merged directory is what one process would have written, in the order of the shards.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ _MOST_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class _ShardRun:
-    """The directory of one shard's run."""
-
     directory: Path
     index: int
     count: int
@@ -52,16 +49,18 @@ def is_merged(directory: Path) -> bool:
 
 
 def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, trusted: bool = False) -> Summary:
-    """Join the runs of all shards; returns the merged summary. Where W&B was told of the shards, it is told of the
-    merged run too, as one run beside their group.
+    """Merges the runs of all shards and returns the merged summary. If the shards were tracked with W&B, the merged
+    run is logged there too.
 
     Args:
-        run_id: of the merged run; None: a new one.
-        trusted: log to W&B even where somebody else tracked the shards.
+        out: the new run directory.
+        directories: the run directory of each shard.
+        run_id: id of the merged run; None: a new one.
+        trusted: log to W&B even if somebody else tracked the shards.
 
     Raises:
-        StoreError: a directory is no finished shard, shards are missing or double, their configurations differ, an
-            instance is in two of them, or ``out`` holds something already.
+        StoreError: a directory is not a finished shard, shards are missing or duplicated, their configurations
+            differ, an instance is in two of them, or ``out`` is not empty.
     """
     shards = sorted((_read(directory) for directory in directories), key=lambda shard: shard.index)
     _check_complete(shards)
@@ -105,7 +104,7 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, 
 
 
 def _asked(shards: Sequence[_ShardRun]) -> Coverage | None:
-    """What the shards' commands asked together; None where a shard is of a version that did not keep it."""
+    """The union of the shards' requests; None if a shard has no ``asked.json``."""
     parts = [RunDirectory(shard.directory).coverage() for shard in shards]
     ids = [part.instance_ids for part in parts if part is not None and part.instance_ids is not None]
     if len(ids) < len(shards) or parts[0] is None:
@@ -115,11 +114,11 @@ def _asked(shards: Sequence[_ShardRun]) -> Coverage | None:
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A directory beside ``out`` that takes its place once it is filled, so that the same command can be given again
-    after an interrupt.
+    """A temporary directory that is renamed to ``out`` on success, so that the command can be repeated after an
+    interrupt.
 
     Raises:
-        StoreError: it cannot be made.
+        StoreError: it cannot be written.
     """
     parts = out.absolute().with_name(f".{out.name}.parts")
     try:
@@ -136,7 +135,7 @@ def _whole(out: Path) -> Iterator[Path]:
 
 
 def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary, *, trusted: bool) -> None:
-    """Make one W&B run of the merged run, as the shards' own were made; nothing where they were not tracked."""
+    """Logs the merged run to W&B, if the shards were tracked there."""
     tracked = WandbTracker.of_run(shard.directory, trusted=trusted)
     if tracked is None:
         return
@@ -151,15 +150,17 @@ def _read(directory: Path) -> _ShardRun:
     run = RunDirectory(directory)
     plain = run.config()
     if not plain:
-        raise StoreError(f"{directory}: holds no {layout.CONFIG}; name the run directories of the shards")
+        raise StoreError(f"{directory}: contains no {layout.CONFIG}; name the run directories of the shards")
     index, count = config.shard_of(plain)
     if index is None:
         raise StoreError(f"{directory}: is not the run of a shard (shard.index is null)")
     summary = run.summary()
     remaining = summary.get("remaining")
     if remaining != 0:
-        left = "its summary does not say what remains" if remaining is None else f"{remaining} samples remain"
-        raise StoreError(f"{directory}: {left}; run this shard to its end first")
+        reason = (
+            "its summary has no count of remaining samples" if remaining is None else f"{remaining} samples remain"
+        )
+        raise StoreError(f"{directory}: {reason}; finish this shard first")
     if lacking := [key for key in ("instances", "samples") if key not in summary]:
         raise StoreError(f"{directory}: its summary lacks {lacking[0]}; run this shard again")
     return _ShardRun(directory, index, count, plain, summary)
@@ -184,7 +185,7 @@ def _check_complete(shards: list[_ShardRun]) -> None:
 
 
 def _summary(shards: list[_ShardRun], store: RunStore) -> Summary:
-    """The shards' summaries as one. Shards run beside each other, so the longest one's time is the run's."""
+    """The shards' summaries as one. Shards run in parallel, so the wall time is that of the longest."""
     summary = store.totals.summary(
         instances=sum(shard.summary["instances"] for shard in shards),
         samples=shards[0].summary["samples"],
@@ -194,7 +195,7 @@ def _summary(shards: list[_ShardRun], store: RunStore) -> Summary:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script. Prints the merged directory; exits with 2 for what cannot be merged."""
+    """The console script. Prints the merged directory; returns 2 if the shards cannot be merged."""
     parser = argparse.ArgumentParser(prog="swe-infer-merge", description="Join the shards of one run.")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the merged run directory, which must be new")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="the run directory of each shard")

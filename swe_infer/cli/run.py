@@ -1,10 +1,12 @@
-"""``swe-infer``: compose with Hydra, build, run. One line and exit 2 for whatever the user got wrong."""
+"""``swe-infer``: composes the configuration with Hydra and runs it. A user error is one line and exit status 2."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,15 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from swe_infer.cli.arguments import prepared, sweep_directory
-from swe_infer.cli.extras import prefer_own_options
-from swe_infer.cli.messages import one_line
-from swe_infer.cli.study import objective_of
-from swe_infer.cli.sweep import finish
+from swe_infer.cli.arguments import hydra_arguments, sweep_directory
+from swe_infer.cli.extras import missing_extra, unregister_plugin_options
+from swe_infer.cli.study import objective_values
+from swe_infer.cli.sweep import report_sweep
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.conf_files import Objective, conf_dir
+from swe_infer.conf_files import Objective, conf_dir, key_named, unknown_option
 from swe_infer.config import objectives as objectives_of
 from swe_infer.errors import SweInferError
 from swe_infer.files import write_atomically
@@ -42,145 +43,144 @@ def main() -> NoReturn:
     """The console script. Exits with the status that the README states."""
     _set_up_logging()
     try:
-        sys.argv[1:] = prepared(sys.argv[1:])
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
     except SweInferError as error:
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         sys.exit(error.exit_status)
-    # Hydra prints a composition error over several lines and exits with 1; with this it hands the error on.
+    # Makes Hydra raise composition errors instead of printing several lines and exiting with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    job = _Job()
-    prefer_own_options()
+    task = HydraTask()
+    unregister_plugin_options()
     try:
-        if (cfg := _composed(sys.argv[1:])) is not None:
-            job(cfg)
+        if (cfg := _compose_single_run(sys.argv[1:])) is not None:
+            task(cfg)
         else:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
         sys.exit(2)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - told of, with its trace where it is our fault
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, with a traceback if the fault is ours
         if isinstance(error, ValueError) and _from_hydra(error):
             print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
             sys.exit(2)
-        job.give_up()
-        sys.exit(_stopped_sweep(error))
-    sys.exit(job.status)
+        task.abandon_waiting()
+        sys.exit(_report_stopped_sweep(error))
+    sys.exit(task.status)
 
 
-def _composed(arguments: Sequence[str]) -> DictConfig | None:
-    """The configuration of a single run; None where more is asked of Hydra than to compose one.
+def _compose_single_run(arguments: Sequence[str]) -> DictConfig | None:
+    """Composes the configuration of a single run; returns None if the arguments need Hydra's own entry point.
 
-    Hydra's own entry point composes twice, the first time to find out whether it is a sweep.
+    That one is slower: it composes twice, the first time to find out whether it is a sweep.
     """
     if any(argument.startswith(("-", "hydra")) for argument in arguments):
         return None
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = hydra.compose("config", list(arguments), return_hydra_config=True)
-    asked = composed.hydra
-    job = asked.job
-    asks_more = (
-        asked.mode not in (None, RunMode.RUN)
-        or asked.run.dir != "."
-        or any((asked.output_subdir, asked.verbose, asked.job_logging.get("root"), job.chdir, job.env_set))
-        or set(asked.callbacks) != {"sweep"}  # ours, which has nothing to do in a single run
+    node = composed.hydra
+    job = node.job
+    needs_hydra = (
+        node.mode not in (None, RunMode.RUN)
+        or node.run.dir != "."
+        or any((node.output_subdir, node.verbose, node.job_logging.get("root"), job.chdir, job.env_set))
+        or set(node.callbacks) != {"sweep"}  # ours, which does nothing in a single run
     )
-    if asks_more:
+    if needs_hydra:
         return None
     with flag_override(composed, ["readonly", "struct"], False):
-        asked.runtime.output_dir = os.getcwd()
+        node.runtime.output_dir = os.getcwd()
         HydraConfig.instance().set_config(composed)
         del composed["hydra"]
     return composed
 
 
-def _stopped_sweep(error: BaseException) -> int:
-    """The exit status of a sweep that its launcher or sweeper gave up, or of the one run where there is no sweep.
+def _report_stopped_sweep(error: BaseException) -> int:
+    """Reports a sweep that its launcher or sweeper aborted, or a single run that raised. Returns the exit status.
 
-    Points do not raise, so this is a worker that died, a job that ran out of time, or Ctrl-C between two points.
+    Jobs do not raise, so in a sweep a worker died, a job timed out, or Ctrl-C came between two jobs.
     """
     directory = sweep_directory(sys.argv[1:])
     if directory is None or not (directory / "runs.jsonl").exists():
-        return _stopped_run(error)
+        return _report_stopped_run(error)
     if INTERRUPTS.stopping:
-        return finish(directory)
+        return report_sweep(directory)
     trace = without_credentials("".join(traceback.format_exception(error)))
     write_atomically(directory / "error.log", trace)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = without_credentials(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
-    return finish(directory, f"the sweep was given up: {cause} ({directory / 'error.log'})")
+    return report_sweep(directory, f"the sweep was aborted: {cause} ({directory / 'error.log'})")
 
 
-def _stopped_run(error: BaseException) -> int:
-    """The exit status of a run that ended before or after its work, and one line that says why: a trace only where
-    the fault is ours."""
+def _report_stopped_run(error: BaseException) -> int:
+    """Reports an exception of a single run in one line, or with a traceback if the fault is ours. Returns the exit
+    status."""
     if INTERRUPTS.stopping:
         return INTERRUPTED
     if isinstance(error, OSError | MemoryError):
-        told = without_credentials(" ".join(str(error).split()))
-        print(f"error: {told or 'out of memory'}", file=sys.stderr)
+        message = without_credentials(" ".join(str(error).split()))
+        print(f"error: {message or 'out of memory'}", file=sys.stderr)
     else:
-        log.critical("an unforeseen error", exc_info=error)
+        log.critical("internal error", exc_info=error)
     return 1
 
 
 def _from_hydra(error: BaseException) -> bool:
-    """Whether Hydra itself raised this: it uses ValueError for flags that contradict each other."""
+    """Whether Hydra itself raised this: it raises ValueError for contradicting flags."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and "hydra" in Path(trace.tb_frame.f_code.co_filename).parts
 
 
-class _Job:
-    """Hydra's task function: one run, or one point of a sweep. What runs of one process share lives here."""
+class HydraTask:
+    """Hydra's task function: one run, or one job of a sweep. It owns what the runs of a process share."""
 
     __name__ = "swe_infer"
 
     def __init__(self) -> None:
         self.status = 0
         self.resources = ProcessResources()
-        self.elsewhere = False
-        self._may_wait = False
+        self.in_worker = False
+        self._may_batch = False
 
     @functools.cached_property
-    def waiting(self) -> JobBatcher:
-        """Points that are run later, at once with others."""
+    def batcher(self) -> JobBatcher:
+        """The jobs that wait to share an engine."""
         from swe_infer.cli.job_batches import JobBatcher
 
-        return JobBatcher(self.resources, self._ended)
+        return JobBatcher(self.resources, self._record_end)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a launcher takes to another process: no engine, and the knowledge that it is another one."""
+        """The state in a launcher's worker process. Engines stay behind."""
         return {
             "status": 0,
             "resources": ProcessResources(),
-            "elsewhere": True,
-            "_may_wait": False,
+            "in_worker": True,
+            "_may_batch": False,
             "home": os.getcwd(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In the other process, before Hydra makes any folder there: paths may be relative, and a cluster's workers
-        start wherever the cluster was started."""
+        """Enters the original working directory, for relative paths: a cluster's workers start elsewhere."""
         os.chdir(state.pop("home"))
         self.__dict__.update(state)
 
     def __call__(self, cfg: DictConfig) -> list[float] | float | None:
-        """Returns the objective, for sweepers that search; None where the run has none, or did not end well."""
-        import swe_infer.cli.run_session  # noqa: F401 - before signals are taken: a process that imports ends at once
+        """Returns the objective values for a search; None without any, or if the run failed."""
+        import swe_infer.cli.run_session  # noqa: F401 - before the signal handlers: Ctrl-C ends an import at once
 
         with INTERRUPTS.finishing():
-            sweep = SweepLog.of(HydraConfig.get())
+            sweep = SweepLog.from_hydra(HydraConfig.get())
             if sweep is None:
-                self._single(cfg)
+                self._run_single(cfg)
                 return None
-            if not self.elsewhere:
-                return self._point(cfg, sweep)
+            if not self.in_worker:
+                return self._run_job(cfg, sweep)
             _set_up_logging()
-            with sweep.interrupts_passed_on():
-                return self._point(cfg, sweep)
+            with sweep.forwarding_interrupts():
+                return self._run_job(cfg, sweep)
 
-    def _single(self, cfg: DictConfig) -> None:
+    def _run_single(self, cfg: DictConfig) -> None:
         from swe_infer.cli.run_session import run_one
 
         try:
@@ -192,78 +192,115 @@ class _Job:
         if directory is not None:
             print(directory, flush=True)
 
-    def _point(self, cfg: DictConfig, sweep: SweepLog) -> list[float] | float | None:
+    def _run_job(self, cfg: DictConfig, sweep: SweepLog) -> list[float] | float | None:
         from swe_infer.cli.run_session import PreparedRun
 
-        # An interrupted point ends its sweep: the rest is for the next time.
+        # An interrupted job ends its sweep: the rest is left for the next launch.
         if INTERRUPTS.stopping or self.status == INTERRUPTED or sweep.is_stopped:
-            sweep.add(None, INTERRUPTED)
+            sweep.record_end(None, INTERRUPTED)
             return None
-        sweep.begin()
+        sweep.record_start()
         directory: Path | None = None
         end: int | Exception
         try:
             with INTERRUPTS.stoppable():
-                built = PreparedRun(cfg, sweep)
-            if self._can_wait() and self.waiting.add(built, sweep):
+                prepared = PreparedRun(cfg, sweep)
+            if self._can_batch() and self.batcher.submit(prepared, sweep):
                 return None
-            self.finish()
-            directory, end = built.execute(self.resources)
+            self.run_waiting()
+            directory, end = prepared.execute(self.resources)
         except KeyboardInterrupt:
-            sweep.add(None, INTERRUPTED)
+            sweep.record_end(None, INTERRUPTED)
             raise
-        except Exception as error:  # noqa: BLE001 - a fault in our code costs this point; the others are still wanted
+        except Exception as error:  # noqa: BLE001 - a fault in our code fails this job and not the sweep
             end = error
-        values = self._ended(sweep, directory, end, objectives_of(cfg) if end == 0 else ())
+        values = self._record_end(sweep, directory, end, objectives_of(cfg) if end == 0 else ())
         return values[0] if values is not None and len(values) == 1 else values
 
-    def _can_wait(self) -> bool:
-        """Whether a point may be run later in this process, at once with others."""
-        return self._may_wait and not self.elsewhere and not HydraConfig.get().job.env_set
+    def _can_batch(self) -> bool:
+        """Whether a job may be deferred to share an engine with others of this process."""
+        return self._may_batch and not self.in_worker and not HydraConfig.get().job.env_set
 
-    def _ended(
+    def _record_end(
         self, sweep: SweepLog, directory: Path | None, end: int | Exception, objectives: Sequence[Objective] = ()
     ) -> list[float] | None:
-        """Note how a point ended; returns its figures, where it has some and ended well."""
+        """Logs how a job ended. Returns its objective values; None without any, or if it failed."""
         status, values, line = (end, None, None) if isinstance(end, int) else (1, None, None)
         if isinstance(end, SweInferError):
             line = without_credentials(str(end))
             print(f"error: {line}", file=sys.stderr)
             status = end.exit_status
         elif isinstance(end, Exception):
-            log.error("this point of the sweep failed", exc_info=end)
+            log.error("this run of the sweep failed", exc_info=end)
             line = without_credentials(f"{type(end).__name__}: {end}")
         elif end == 0 and directory is not None:
             try:
-                values = objective_of(directory, objectives)
+                values = objective_values(directory, objectives)
             except (OSError, ValueError) as error:
                 status, line = 1, without_credentials(f"{type(error).__name__}: {error}")
         self.status = max(self.status, status)
-        sweep.add(directory, status, objective=values, error=line, elsewhere=self.elsewhere)
-        if directory is not None and not self.elsewhere:
+        sweep.record_end(directory, status, objective=values, error=line, elsewhere=self.in_worker)
+        if directory is not None and not self.in_worker:
             print(directory, flush=True)
         return values
 
-    def allow_waiting(self) -> None:
-        """Points may wait: the sweep's report calls :meth:`finish` when all jobs were launched."""
-        self._may_wait = True
+    def allow_batching(self) -> None:
+        """Jobs may be deferred: the sweep's callback calls :meth:`run_waiting` once all were launched."""
+        self._may_batch = True
 
-    def finish(self) -> None:
-        """Run the points that wait."""
-        if "waiting" in self.__dict__:
-            self.waiting.run()
+    def run_waiting(self) -> None:
+        """Runs the deferred jobs."""
+        if "batcher" in self.__dict__:
+            self.batcher.run_waiting()
 
-    def give_up(self) -> None:
-        """The sweep ended before its time: what waits is not run."""
-        if "waiting" in self.__dict__:
-            self.waiting.give_up()
+    def abandon_waiting(self) -> None:
+        """Drops the deferred jobs: the sweep ended early."""
+        if "batcher" in self.__dict__:
+            self.batcher.abandon()
 
 
 def _set_up_logging() -> None:
-    """Everything to standard error, without secrets: standard output belongs to results."""
+    """Logs to standard error, with secrets redacted. Standard output is for results."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("swe_infer").setLevel(logging.INFO)
     for name in ("hydra", "hydra_plugins"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their errors are shown by main(), in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # main() prints their errors in one line
+
+
+def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
+    """An error of Hydra or OmegaConf in one line: the invalid key or option, and what would be right."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigKeyError | AttributeError) and getattr(cause, "full_key", None):
+            return _unknown_key(cause)
+        cause = cause.__cause__
+    text = str(error)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        return _unknown_option(match[1], match[2], text)
+    if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        return f"{match[1]}: unknown group; see --help"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    causes = [line.strip() for line in str(error.__cause__ or "").splitlines()[:1]]
+    return " ".join([*lines[:2], *(c for c in causes if c and c not in text)]) or type(error).__name__
+
+
+def _unknown_key(error: BaseException) -> str:
+    key = str(getattr(error, "full_key", ""))
+    name = key.rpartition(".")[2]
+    parent = getattr(error, "parent_node", None)
+    names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f"{key}: unknown key; did you mean {key.removesuffix(name)}{close[0]}?"
+    if (meant := key_named(key)) is not None and meant != key:
+        return f"{key}: unknown key; did you mean {meant}?"
+    return f"{key}: unknown key" + (f"; available: {', '.join(names)}" if names else "")
+
+
+def _unknown_option(group: str, option: str, text: str) -> str:
+    _, _, listing = text.partition("Available options in")
+    if (hint := missing_extra(group, option)) is not None:
+        return hint
+    options = [line.strip() for line in listing.splitlines()[1:] if line.strip() and ":" not in line]
+    return unknown_option(group, option, options)

@@ -1,8 +1,9 @@
-"""One run, from its configuration to its end: built, opened, executed, its closing table printed."""
+"""One run from the command line: :class:`PreparedRun` checks the configuration, :class:`RunSession` executes it."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from swe_infer import config
-from swe_infer.cli.same_answers import Place, claim, read_config, turn
+from swe_infer.cli.answer_sharing import RunLocation, claim_directory, identity_lock, read_config
 from swe_infer.cli.sweep_jobs import swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.tables import print_estimate, print_summary
-from swe_infer.cli.wandb_agent import AgentRun
-from swe_infer.errors import StoreError
+from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
-from swe_infer.resources import expanded
+from swe_infer.resources import expanded, state_home
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.base import ProcessResources, RunContext
@@ -32,55 +32,55 @@ if TYPE_CHECKING:
 
 
 def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: ProcessResources) -> tuple[Path | None, int]:
-    """Build and execute one run; returns its directory (None for a dry run) and exit status.
+    """Runs one configuration; returns the run directory (None for a dry run) and the exit status.
 
     Raises:
         ConfigError: before anything is loaded or paid for.
     """
     with INTERRUPTS.stoppable():
-        built = PreparedRun(cfg, sweep)
-    return built.execute(resources)
+        prepared = PreparedRun(cfg, sweep)
+    return prepared.execute(resources)
 
 
 class PreparedRun:
     """A run whose configuration is checked; nothing is opened, loaded or paid for yet.
 
     Raises:
-        ConfigError: names the first key that is wrong and what would be right.
+        ConfigError: names the first invalid key and what would be right.
     """
 
     def __init__(self, cfg: DictConfig, sweep: SweepLog | None) -> None:
         self.experiment = config.build(cfg)
         self._sweep = sweep
-        self._agent = AgentRun.of(os.environ) if sweep is None else None
+        self._agent = AgentRun.from_environment(os.environ) if sweep is None else None
         self._plain = config.with_rules(config.resolved(cfg), self.experiment)
         self.experiment.runner.check(dry_run=self.experiment.dry_run)
         swept = swept_keys(sweep.directory) if sweep is not None else ()
         named = partial(config.run_name, self._plain, self.experiment.runner.label, self.experiment.dataset.name)
         self._name = named(config.job_name_parts(self._plain, swept, sweep.overrides if sweep is not None else ()))
-        self._place = self._placed(named(), swept)
+        self._location = self._locate(named(), swept)
         self._has_siblings = "output_dir" in swept or not all(config.in_digest(key, self._plain) for key in swept)
         self.identity = config.digest(self._plain)
-        self.directory = self._place.directory
+        self.directory = self._location.directory
 
-    def _placed(self, base: str, swept: Sequence[str]) -> Place:
-        """Where the run is kept. Points of a sweep that share one ``output_dir`` get a folder each within it."""
+    def _locate(self, base: str, swept: Sequence[str]) -> RunLocation:
+        """The location of the run. Jobs of a sweep that share one ``output_dir`` get a folder each within it."""
         if self.experiment.output_dir is None:
-            return Place.named(Path("outputs"), base, self._name, self._plain)
+            return RunLocation.named(Path("outputs"), base, self._name, self._plain)
         directory = expanded(self.experiment.output_dir, "output_dir")
         if self._sweep is not None and (self._sweep.directory == directory or set(swept) > {"output_dir"}):
-            return Place.named(directory, base, self._name, self._plain)
-        return Place(directory)
+            return RunLocation.named(directory, base, self._name, self._plain)
+        return RunLocation(directory)
 
     def execute(self, resources: ProcessResources) -> tuple[Path | None, int]:
-        """The run by itself; returns its directory (None for a dry run) and exit status."""
+        """Executes the run alone; returns its directory (None for a dry run) and exit status."""
         if self.experiment.dry_run:
             with INTERRUPTS.stoppable():
                 self._estimate()
             return None, 0
-        with self.open(resources) as opened:
-            status = opened.run.execute()
-            opened.print_summary()
+        with self.open(resources) as session:
+            status = session.run.execute()
+            session.print_summary()
         return self.directory, status
 
     def _estimate(self) -> None:
@@ -90,15 +90,15 @@ class PreparedRun:
         with ExitStack() as stack:
             prompts = self._prompts(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
-            before = _coverage_before(read_config(self.directory))
-            shared = self._place.answered(self._plain, self._sweep)
+            before = _previous_coverage(read_config(self.directory))
+            shared = self._location.answer_sources(self._plain, self._sweep)
             found = estimate_remaining(experiment.runner, selection, self.directory, before, shared)
         print_estimate(found, f"dry run of {self.directory}")
         if self._sweep is not None:
-            self._sweep.add_estimate(found)
+            self._sweep.record_estimate(found)
 
     def _prompts(self, stack: ExitStack) -> PromptSource:
-        """How prompts are made; ``stack`` closes the repositories."""
+        """Creates the source of prompts. ``stack`` closes the repositories."""
         from swe_infer.runners.run import PromptSource
 
         context, repositories = self.experiment.context, None
@@ -109,14 +109,14 @@ class PreparedRun:
         return PromptSource(context, self.experiment.prompt, repositories)
 
     def open(self, resources: ProcessResources) -> RunSession:
-        """Hold the run directory.
+        """Locks the run directory and builds the run.
 
         Raises:
             DataError: the dataset cannot be read.
-            StoreError: the directory is another process's, or another configuration's.
+            StoreError: another process holds the directory, or it belongs to another configuration.
         """
-        # Only now: a mistake in the configuration is found without them.
-        from swe_infer.evaluate.command import kept_figures, own_tests_of
+        # Imported here so that a configuration error is reported without them.
+        from swe_infer.evaluate.command import figures_of_saved_verdicts, own_test_figures
         from swe_infer.run_directory.store import RunStore
         from swe_infer.runners.run import Run, coverage_of, select_instances
 
@@ -125,14 +125,14 @@ class PreparedRun:
             prompts = self._prompts(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
-                stack.enter_context(turn(self._sweep, plain, self.directory))
+                stack.enter_context(identity_lock(self._sweep, plain, self.directory))
             store = stack.enter_context(RunStore(self.directory, experiment.runner.label, experiment.locks))
-            if store.resumed and _is_former(self.directory) and (moved := selection.moved()):
+            if store.resumed and _is_legacy(self.directory) and (moved := selection.moved()):
                 raise StoreError(
-                    f"output_dir={self.directory}: was divided into shards by an earlier version, which gave {moved} "
-                    "instances to other shards; finish it with that version, or choose another output_dir"
+                    f"output_dir={self.directory}: was divided into shards by an earlier version, which assigned "
+                    f"{moved} instances to other shards; finish it with that version, or choose another output_dir"
                 )
-            before = _coverage_before(claim(self.directory, plain))
+            before = _previous_coverage(claim_directory(self.directory, plain))
             store.set_coverage(coverage_of(selection), before)
             run_id = config.run_id_of(self.directory, plain)
             info = RunInfo(
@@ -161,11 +161,11 @@ class PreparedRun:
                 experiment.tracker,
                 info,
                 always_track=self._agent is not None,
-                evaluate=partial(own_tests_of, self.directory, unsafe=experiment.dataset.run_tests == "unsafe")
+                evaluate=partial(own_test_figures, self.directory, unsafe=experiment.dataset.run_tests == "unsafe")
                 if experiment.dataset.run_tests
                 else None,
-                earlier_verdicts=partial(kept_figures, self.directory),
-                shared=self._place.answered(plain, self._sweep),
+                earlier_verdicts=partial(figures_of_saved_verdicts, self.directory),
+                shared=self._location.answer_sources(plain, self._sweep),
                 over_budget=context.over_budget,
                 edit_format=experiment.prompt.edit_format,
             )
@@ -174,29 +174,68 @@ class PreparedRun:
 
 @dataclass(frozen=True, slots=True)
 class RunSession:
-    """A run that holds its directory until it is left."""
+    """A run and the lock of its directory. Use it as a context manager."""
 
     run: Run
-    _held: ExitStack
+    _exit_stack: ExitStack
 
     def __enter__(self) -> RunSession:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._held.close()
+        self._exit_stack.close()
 
     def print_summary(self) -> None:
-        """The closing table."""
+        """Prints the closing table."""
         print_summary(self.run.summary(), self.run.store.directory, self.run.tracker.address)
 
 
-def _coverage_before(plain: Mapping[str, Any] | None) -> Coverage:
-    """What the last command asked, by the configuration that it left; needed where an earlier version ran it."""
+def _previous_coverage(plain: Mapping[str, Any] | None) -> Coverage:
+    """The request of the last command, from its configuration, for directories without ``asked.json``."""
     covered = config.coverage(plain or {})
     return Coverage(None, covered["dataset.min_tokens"], covered["dataset.max_tokens"], decided=True)
 
 
-def _is_former(directory: Path) -> bool:
-    """Whether an earlier version left the directory."""
+def _is_legacy(directory: Path) -> bool:
+    """Whether an earlier version wrote the directory."""
     first = RunDirectory(directory).identity_line()
     return bool(first) and not first.startswith(config.HEADER)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRun:
+    """A run that ``wandb agent`` started.
+
+    Args:
+        run_id: id of the W&B run that the server created; the W&B sweep waits for its metrics.
+        ledger: the sweep's spending on this machine. It does not depend on an agent's working directory, so that all
+            agents share one ``budget.sweep_max_usd``.
+    """
+
+    run_id: str
+    ledger: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> AgentRun | None:
+        """Reads the variables that the agent sets; returns None for a run that no agent started.
+
+        Raises:
+            ConfigError: the run could not report to its sweep.
+        """
+        sweep, run_id = environment.get("WANDB_SWEEP_ID"), environment.get("WANDB_RUN_ID")
+        if not sweep or not run_id:
+            return None
+        if not environment.get("WANDB_API_KEY"):
+            raise ConfigError(
+                f"WANDB_API_KEY is not set: this run of the W&B sweep {sweep} could not report to it; set it before "
+                "`wandb agent`"
+            )
+        state = state_home()
+        if state is None:
+            raise ConfigError(
+                "the runs of a W&B sweep share a ledger in ~/.local/state, and there is no home directory; set "
+                "XDG_STATE_HOME"
+            )
+        parts = [environment.get("WANDB_ENTITY"), environment.get("WANDB_PROJECT"), sweep]
+        name = "__".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts if part)
+        return cls(run_id, state / "wandb_sweeps" / f"{name}.sqlite")

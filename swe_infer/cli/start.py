@@ -1,4 +1,4 @@
-"""``swe-infer``'s first step: what can be answered without Hydra is, and the rest goes on to it."""
+"""The entry point of ``swe-infer``. ``--help``, ``--version`` and ``--shell-completion`` do not import Hydra."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WITH_VALUE = frozenset(
         *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
     }
 )
-"""Flags of Hydra whose value is the next argument."""
+"""Flags of Hydra that take a value."""
 _KEY = re.compile(r"(~|\+{0,2})[\w./@:-]+", re.ASCII)
 _COMMANDS = ("compare", "evaluate", "merge")
 _SHOWN = ("job", "hydra", "all")
@@ -44,10 +44,10 @@ def main() -> None:
 
 
 def _answer(arguments: Sequence[str]) -> str | None:
-    """The answer to ``--help``, ``--version`` and ``--shell-completion``; None where something else is asked.
+    """The output of ``--help``, ``--version`` or ``--shell-completion``; None for other arguments, once checked.
 
     Raises:
-        ConfigError: a group, an option or a shell that does not exist.
+        ConfigError: an argument is malformed, or names an unknown flag, group, option or shell.
     """
     if set(_COMPLETION) & set(arguments):
         from swe_infer.cli.completion import completion
@@ -69,17 +69,17 @@ def _answer(arguments: Sequence[str]) -> str | None:
 
 
 def _check(arguments: Sequence[str]) -> None:
-    """Check flags, and that everything else is ``KEY=VALUE``: argparse would print its usage over many lines.
+    """Checks the flags, and that everything else is ``KEY=VALUE``: argparse would print many lines of usage.
 
     Raises:
         ConfigError: names the argument and what would be right.
     """
-    waiting = ""
+    pending = ""
     for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         flag, has_value, value = argument.partition("=")
-        if waiting:
-            _check_value(waiting, argument)
-            waiting = ""
+        if pending:
+            _check_value(pending, argument)
+            pending = ""
         elif not argument.startswith("-"):
             if has_value and not _KEY.fullmatch(flag):
                 hint = "write no spaces around =" if _KEY.fullmatch(flag.strip()) else "see --help"
@@ -87,15 +87,15 @@ def _check(arguments: Sequence[str]) -> None:
             if not has_value and not argument.startswith("~"):
                 raise ConfigError(_not_an_override(argument))
         elif flag in _WITH_VALUE:
-            waiting = "" if has_value else flag
+            pending = "" if has_value else flag
             if has_value:
                 _check_value(flag, value)
         elif flag in _PLAIN and has_value:
             raise ConfigError(f"{argument}: {flag} takes no value")
         elif flag not in _PLAIN and argument != "--":
             raise ConfigError(_not_a_flag(flag, value if has_value else following))
-    if waiting:
-        raise ConfigError(f"{waiting}: needs a value")
+    if pending:
+        raise ConfigError(f"{pending}: needs a value")
 
 
 def _check_value(flag: str, value: str) -> None:
@@ -104,7 +104,7 @@ def _check_value(flag: str, value: str) -> None:
 
 
 def _not_a_flag(flag: str, value: str) -> str:
-    """What is wrong with a flag. ``value`` is what follows it."""
+    """The error for an unknown flag. ``value`` is the argument after it."""
     if flag in ("--info", "-i"):
         return f"{flag}: not supported; --cfg all shows the composed configuration, --help the options"
     from swe_infer.conf_files import key_named
@@ -113,13 +113,13 @@ def _not_a_flag(flag: str, value: str) -> str:
     if (key := key_named(name)) is not None:
         value = "VALUE" if not value or value.startswith("-") or "=" in value else value
         value = "true" if value == "VALUE" and key == "dry_run" else value
-        return f"{flag}: no such flag; keys are written without dashes: {shlex.quote(f'{key}={value}')}"
+        return f"{flag}: unknown flag; keys are written without dashes: {shlex.quote(f'{key}={value}')}"
     close = difflib.get_close_matches(flag, (*_PLAIN, *_WITH_VALUE), n=1)
-    return f"{flag}: no such flag; " + (f"did you mean {close[0]}?" if close else "see --help")
+    return f"{flag}: unknown flag; " + (f"did you mean {close[0]}?" if close else "see --help")
 
 
 def _not_an_override(argument: str) -> str:
-    """What is wrong with an argument that is neither a flag nor ``KEY=VALUE``."""
+    """The error for an argument that is neither a flag nor ``KEY=VALUE``."""
     from swe_infer.conf_files import groups, key_named
 
     if argument in _COMMANDS:

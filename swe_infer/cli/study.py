@@ -1,7 +1,7 @@
-"""Searching sweeps (``hydra/sweeper=optuna``): what a point reports, and how the same command goes on with a study.
+"""Searches (``hydra/sweeper=optuna``): the objective of a job, and how the same command resumes a study.
 
-The study is not stored: it is made again from ``runs.jsonl``, which holds every point with its figures. So there is
-one record of what happened, and a point that failed or was interrupted is simply tried again.
+The study is not stored but rebuilt from ``runs.jsonl``, which has every job with its objective. A job that failed or
+was interrupted is tried again.
 """
 
 from __future__ import annotations
@@ -39,42 +39,42 @@ DIRECTIONS: Mapping[Objective, str] = {
 }
 
 
-def objective_of(run: Path, names: Sequence[Objective]) -> list[float] | None:
-    """The figures ``names`` of a finished run; None where one has no value, such as a price."""
+def objective_values(run: Path, names: Sequence[Objective]) -> list[float] | None:
+    """The values of ``names`` in a run's summary; None if one is unknown, such as a price."""
     summary: Mapping[str, Any] = RunDirectory(run).summary()
     values = [summary.get(name) for name in names]
     return None if None in values else [float(value) for value in values if value is not None]
 
 
 def is_search(hydra: Any) -> bool:
-    """Whether the sweep chooses its points by the figures of those before."""
+    """Whether the sweep chooses each job by the objectives of those before."""
     return str(hydra.sweeper.get("_target_")).startswith("hydra_plugins.hydra_optuna_sweeper.")
 
 
-def go_on(config: DictConfig, points: Sequence[SweepJob]) -> None:
-    """Make a composed configuration of Optuna's sweeper do what is left of ``hydra.sweeper.n_trials``.
+def resume_study(config: DictConfig, jobs: Sequence[SweepJob]) -> None:
+    """Reduces ``hydra.sweeper.n_trials`` of a composed configuration by the finished jobs.
 
-    A direction that is null becomes the better one for its objective. A seed moves on with the points: from its start
-    it would only propose the first ones again.
+    A null direction becomes the natural one of its objective. The seed advances with the jobs: the same seed would
+    propose the first ones again.
     """
     sweeper = config.hydra.sweeper
-    finished = sum(1 for point in points if point.status == 0)
+    finished = sum(1 for job in jobs if job.status == 0)
     with flag_override(config, ["readonly", "struct"], False), flag_override(sweeper, ["readonly"], False):
         sweeper.n_trials = max(0, sweeper.n_trials - finished)
         if sweeper.direction is None:
             sweeper.direction = [DIRECTIONS[name] for name in objectives(config)]
         if sweeper.sampler.get("seed") is not None:
-            sweeper.sampler.seed += len(points)
+            sweeper.sampler.seed += len(jobs)
 
 
-def remembered(
+def study_storage(
     directory: str, overrides: Sequence[str], params: Mapping[str, Any] | None, direction: str | Sequence[str]
 ) -> InMemoryStorage:
-    """Optuna's storage with a study of the points that the sweep in ``directory`` has run so far.
+    """Optuna's storage with a study of the jobs that the sweep in ``directory`` has run so far.
 
     Args:
-        overrides: the sweep's own, such as ``decoding.temperature=interval(0,1)``: they are the search space.
-        params: more of them, from the configuration; an override wins.
+        overrides: the sweep's overrides, such as ``decoding.temperature=interval(0,1)``: the search space.
+        params: the sweeper's ``params``; an override takes precedence.
         direction: ``maximize`` or ``minimize``, for each objective.
     """
     import optuna
@@ -87,29 +87,29 @@ def remembered(
     directions = [direction] if isinstance(direction, str) else list(direction)
     study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
     space = _search_space([f"{key}={value}" for key, value in (params or {}).items()] + list(overrides))
-    for point in SweepLog(Path(directory)).points():
-        values = _values(point, space)
-        if len(values) < len(space):
+    for job in SweepLog(Path(directory)).jobs():
+        params_of_job = _trial_params(job, space)
+        if len(params_of_job) < len(space):
             continue  # of another search space
-        if point.status == 0 and point.objective is not None and len(point.objective) == len(directions):
-            trial = optuna.trial.create_trial(params=values, distributions=space, values=point.objective)
+        if job.status == 0 and job.objective is not None and len(job.objective) == len(directions):
+            trial = optuna.trial.create_trial(params=params_of_job, distributions=space, values=job.objective)
             study.add_trial(trial)
-        elif point.status != 0:
-            study.enqueue_trial(values)
+        elif job.status != 0:
+            study.enqueue_trial(params_of_job)
     return storage
 
 
 def grid_sampler() -> functools.partial[Any]:
-    """Every combination once, as Optuna's plug-in for Hydra expects a grid, for a study that goes on.
+    """A grid sampler for Optuna's plug-in for Hydra that can resume a study.
 
-    Optuna's own stops the study after the last combination. Outside ``Study.optimize`` that raises, which the plug-in
-    knows of where the last point has a figure, and not where it failed; it counts the combinations itself. And it
-    knows points that were tried by a mark of its own, which those of an earlier process lack.
+    Optuna's own stops the study after the last combination, which raises outside ``Study.optimize``; the plug-in
+    handles that only if the last job succeeded, and counts the combinations itself. It also recognises tried
+    combinations by a mark that those of an earlier process lack.
     """
     from optuna.samplers import BaseSampler, GridSampler
 
-    class EqualToGrid(type(BaseSampler)):  # type: ignore[misc] # it is a class of classes
-        """The plug-in knows a grid by ``sampler.func == GridSampler``."""
+    class EqualToGrid(type(BaseSampler)):  # type: ignore[misc] # a metaclass
+        """The plug-in recognises a grid by ``sampler.func == GridSampler``."""
 
         def __eq__(cls, other: object) -> bool:
             return other is GridSampler or other is cls
@@ -131,16 +131,16 @@ def grid_sampler() -> functools.partial[Any]:
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
             if trial.number not in self._chosen:
                 tried = [other.params for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-                left = [point for point in self._points if point not in tried]
-                self._chosen[trial.number] = random.choice(left or self._points)
+                untried = [point for point in self._points if point not in tried]
+                self._chosen[trial.number] = random.choice(untried or self._points)
             return self._chosen[trial.number][param_name]
 
     return functools.partial(EndlessGrid)
 
 
 def _search_space(overrides: list[str]) -> dict[str, BaseDistribution]:
-    """What the sweep varies, as Optuna's plug-in makes it of the same overrides: the last one of a key counts, and a
-    key that also has one value is not varied."""
+    """The search space, as Optuna's plug-in builds it from the same overrides: the last sweep of a key counts, and a
+    key that also has a single value is fixed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = [(one.get_key_element(), one) for one in OverridesParser.create().parse_overrides(overrides)]
@@ -169,13 +169,13 @@ def _distribution(override: Override) -> BaseDistribution:
     return of.CategoricalDistribution(choices)
 
 
-def _values(point: SweepJob, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """The point's values of the search space; those that are not in it are left out."""
+def _trial_params(job: SweepJob, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The job's values of the search space, without those outside of it."""
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import create_trial
 
     values: dict[str, Any] = {}
-    for name, _, text in (override.partition("=") for override in point.overrides):
+    for name, _, text in (override.partition("=") for override in job.overrides):
         distribution = space.get(name)
         if isinstance(distribution, CategoricalDistribution):
             values.update((name, choice) for choice in distribution.choices if str(choice) == text)
@@ -185,6 +185,6 @@ def _values(point: SweepJob, space: Mapping[str, BaseDistribution]) -> dict[str,
             try:
                 create_trial(params={name: value}, distributions={name: distribution}, value=0.0)
             except ValueError:
-                continue  # outside of the search space
+                continue
             values[name] = value
     return values

@@ -1,4 +1,4 @@
-"""The two ends of a sweep: what it begins with, and the exit status of the whole."""
+"""Hydra's callback for the two ends of a sweep: it prepares the sweep's log and reports the sweep's exit status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from swe_infer.cli import extras, study
-from swe_infer.cli.choices import settle_choices, swept_keys
+from swe_infer.cli.choices import resolve_choices, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
@@ -20,34 +20,34 @@ from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 class SweepTask(Protocol):
     """The task function of a sweep."""
 
-    def allow_waiting(self) -> None:
-        """Points may wait until all jobs were launched: :meth:`finish` will be called then."""
+    def allow_batching(self) -> None:
+        """Jobs may be deferred: :meth:`run_waiting` will be called once all were launched."""
         ...
 
-    def finish(self) -> None:
-        """Run the points that wait."""
+    def run_waiting(self) -> None:
+        """Run the deferred jobs."""
         ...
 
 
 class SweepReport(Callback):
-    """Hydra's callback at both ends of a sweep. Points may have run in other processes, so it reads their log."""
+    """Hydra's callback for a sweep. Jobs may run in other processes, so the report reads their log."""
 
     def __init__(self) -> None:
         self._task: SweepTask | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Begin the log. A plug-in that is not installed ends the process here, in one line."""
-        if (missing := extras.missing(config.hydra)) is not None:
+        """Resets the log. A plug-in that is not installed ends the process here, in one line."""
+        if (missing := extras.missing_plugin(config.hydra)) is not None:
             print(f"error: {missing}", file=sys.stderr)
             raise SystemExit(2)
         sweep = SweepLog(Path(config.hydra.sweep.dir))
         search = study.is_search(config.hydra)
         try:
-            settle_choices(config)
-            sweep.start(keep=search, swept=swept_keys(config))
+            resolve_choices(config)
+            sweep.reset(keep=search, swept=swept_keys(config))
             if search:
-                study.go_on(config, sweep.points())
-        except (SweInferError, OSError) as error:  # Hydra would make a warning of it and go on
+                study.resume_study(config, sweep.jobs())
+        except (SweInferError, OSError) as error:  # Hydra would print a warning and continue
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         sweep.stop_on_interrupt()
@@ -55,31 +55,34 @@ class SweepReport(Callback):
             INTERRUPTS.spare_children()
 
     def on_job_start(self, config: DictConfig, *, task_function: Any, **kwargs: Any) -> None:
-        """Tell the task that :meth:`on_multirun_end` will come. A search chooses a point by how those before ended,
-        so none can be put off there."""
+        """Lets the task defer jobs. A search needs the result of each job before it chooses the next, so there it
+        may not."""
         if config.hydra.mode == RunMode.MULTIRUN and not study.is_search(config.hydra):
             self._task = task_function
-            task_function.allow_waiting()
+            task_function.allow_batching()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Run what was put off, say which points did not end well, compare the runs, and end the process with the
-        sweep's exit status."""
+        """Runs the deferred jobs, prints the report and ends the process with the sweep's exit status."""
         if self._task is not None:
-            self._task.finish()
-        # SystemExit, because Hydra's own entry point has no way to hand a sweep's status to its caller.
-        raise SystemExit(finish(Path(config.hydra.sweep.dir)))
+            self._task.run_waiting()
+        # SystemExit, because Hydra's own entry point has no way to return a sweep's status to its caller.
+        raise SystemExit(report_sweep(Path(config.hydra.sweep.dir)))
 
 
-def finish(directory: Path, stopped: str | None = None) -> int:
-    """Close the sweep in ``directory``; returns its exit status. ``stopped`` says why it ended before its time."""
-    from swe_infer.cli.sweep_end import close_sweep  # a run has no need of it
+def report_sweep(directory: Path, stopped: str | None = None) -> int:
+    """Prints the report of the sweep in ``directory`` and returns its exit status.
+
+    Args:
+        stopped: why the sweep ended early.
+    """
+    from swe_infer.cli.sweep_report import print_sweep_report  # a single run does not need it
 
     sweep = SweepLog(directory)
     sweep.close()
-    points, lost = sweep.points(), sweep.lost()
+    jobs, lost = sweep.jobs(), sweep.lost_jobs()
     if INTERRUPTS.stopping:
-        return max(INTERRUPTED, close_sweep(directory, points, lost, sweep.estimate(), interrupted=True))
-    if points and all(point.status for point in points) and not lost:
-        stopped = None  # a searching sweeper gives up where no point has a figure, and the points say why
+        return max(INTERRUPTED, print_sweep_report(directory, jobs, lost, sweep.total_estimate(), interrupted=True))
+    if jobs and all(job.status for job in jobs) and not lost:
+        stopped = None  # a search stops when no job has an objective; the jobs' own errors say why
     with INTERRUPTS.stoppable():
-        return close_sweep(directory, points, lost, sweep.estimate(), stopped)
+        return print_sweep_report(directory, jobs, lost, sweep.total_estimate(), stopped)

@@ -1,4 +1,4 @@
-"""A point of a sweep, as one line of ``runs.jsonl``."""
+"""A job of a sweep, as one line of ``runs.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from swe_infer.files import read_regular, write_atomically
 from swe_infer.text import bounded_json
 
 LOST = 1
-"""The exit status of a point whose process died before it ended."""
+"""The exit status of a job whose process died before it ended."""
 
 _SWEPT = "swept.json"
 
 
 @dataclass(frozen=True, slots=True)
 class SweepJob:
-    """How one point ended.
+    """How one job of a sweep ended.
 
     Args:
-        overrides: what the sweep set, in the order of the command line.
-        run: the run directory; None where there is none: a bad configuration, a dry run.
-        status: the exit status, as the README states it.
-        objective: the figures that a searching sweeper asked for; None where the point has none.
-        error: one line that says what went wrong.
+        overrides: the sweep's overrides for this job, in the order of the command line.
+        run: the run directory; None after a configuration error or a dry run.
+        status: the exit status, as in the README.
+        objective: the values that a search optimises; None if the job has none.
+        error: the error in one line.
         elsewhere: it ran in a process that does not share the sweep's standard output.
-        number: its place among the points; those of earlier launches are below 0.
+        number: its index in the sweep; negative for jobs of earlier launches.
     """
 
     overrides: tuple[str, ...]
@@ -43,11 +43,11 @@ class SweepJob:
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
-    def of_line(cls, line: bytes) -> Self | None:
-        """The point of one line; None for a line that a killed process left unfinished, or that is no point."""
+    def from_line(cls, line: bytes) -> Self | None:
+        """Parses one line. Returns None for a malformed line, such as one that a killed process left unfinished."""
         try:
             fields = bounded_json(line)
-            overrides, run = overrides_of(json.dumps(fields["overrides"]).encode()), fields["run"]
+            overrides, run = parse_overrides(json.dumps(fields["overrides"]).encode()), fields["run"]
             if overrides is None or not isinstance(run, str | None):
                 return None
             if type(fields["status"]) is not int or type(fields.get("number", 0)) is not int:
@@ -57,8 +57,8 @@ class SweepJob:
             return None
 
 
-def overrides_of(line: bytes) -> tuple[str, ...] | None:
-    """The overrides of a point, which are a line of ``begun.jsonl``; None for a line that holds none."""
+def parse_overrides(line: bytes) -> tuple[str, ...] | None:
+    """Parses one line of ``begun.jsonl``: the overrides of a job. Returns None for a malformed line."""
     try:
         found = bounded_json(line)
     except (ValueError, RecursionError):
@@ -67,14 +67,14 @@ def overrides_of(line: bytes) -> tuple[str, ...] | None:
     return tuple(found) if is_list else None
 
 
-def distinguishing_overrides(points: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """For each point, the overrides that not all points share; all of them where there is one point."""
-    shared = set.intersection(*map(set, points)) if len(points) > 1 else set()
-    return {point: " ".join(item for item in point if item not in shared) for point in points}
+def distinguishing_overrides(jobs: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """For each job, the overrides that not all jobs share. A single job keeps all of its own."""
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return {job: " ".join(item for item in job if item not in shared) for job in jobs}
 
 
-def keep_swept_keys(directory: Path, keys: Sequence[str]) -> None:
-    """Write down which keys the sweep in ``directory`` varies, for every process that runs a point of it."""
+def write_swept_keys(directory: Path, keys: Sequence[str]) -> None:
+    """Writes which keys the sweep in ``directory`` varies, for every process that runs one of its jobs."""
     write_atomically(directory / _SWEPT, json.dumps(list(keys)) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run, or of a dry run."""
+"""The closing tables of a run and of a dry run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from swe_infer.types import Estimate, Range
 
 
 def print_estimate(found: Estimate, title: str) -> None:
-    """What a dry run found, to standard output."""
+    """Prints the estimate of a dry run to standard output."""
     count = "counted" if found.exact else "estimated"
     seconds = found.seconds
-    time = "not known before it runs" if seconds is None else f"{clock(seconds.low)} to {clock(seconds.high)}"
+    time = "unknown before it runs" if seconds is None else f"{clock(seconds.low)} to {clock(seconds.high)}"
     rows = [
         ("requests", f"{found.requests:,} for {found.instances:,} instances"),
-        ("at hand", f"{found.response_cache_hits:,} in the response cache" if found.response_cache_hits else ""),
+        ("cached", f"{found.response_cache_hits:,} in the response cache" if found.response_cache_hits else ""),
         ("tokens in", f"{_between(found.input_tokens, ',.0f')} ({count} by {found.tokens})"),
         ("tokens out", _between(found.output_tokens, ",.0f")),
         ("live", _dollars(found.live_usd)),
@@ -43,7 +43,7 @@ def _dollars(bounds: Range | None) -> str:
 
 
 def _resolved(summary: Mapping[str, Any]) -> str:
-    """Of how many samples the tests pass, where they were run."""
+    """The samples whose tests pass; empty if no tests were run."""
     if summary.get("not_tested"):
         return f"not tested: {summary['not_tested']}; dataset.run_tests=unsafe runs the tests without a sandbox"
     if "resolved" not in summary:
@@ -66,16 +66,15 @@ _PATCHES = {
     "unchecked": ("unchecked", "unchecked"),
     "none": ("answer without a patch", "answers without a patch"),
 }
-"""What is said of one patch, and of several."""
+"""Singular and plural."""
 
 
 def _patches(counts: Mapping[str, int]) -> str:
-    said = [f"{n:,} {_PATCHES[status][n != 1]}" for status in _PATCHES if (n := counts.get(status, 0))]
-    return ", ".join(said)
+    return ", ".join(f"{n:,} {_PATCHES[status][n != 1]}" for status in _PATCHES if (n := counts.get(status, 0)))
 
 
 def _apply_rate(summary: Mapping[str, Any]) -> str:
-    """Over everything that was asked for; what could not be checked, and the rate without it, beside it."""
+    """The apply rate over all requested samples; the share of unchecked patches and the rate without them."""
     rate, checked, unchecked = (summary.get(name) for name in ("apply_rate", "apply_rate_checked", "unchecked_share"))
     text = "" if rate is None else f"{rate:.1%}"
     if unchecked:
@@ -84,13 +83,13 @@ def _apply_rate(summary: Mapping[str, Any]) -> str:
 
 
 def _unreadable(summary: Mapping[str, Any]) -> str:
-    """How many records cannot be read, and what of the cost was paid for them."""
+    """The number of unreadable records and their cost."""
     count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
     return f"{count:,} records; {dollars(cost)} of the cost" if count or cost != 0 else ""
 
 
 def print_summary(summary: Mapping[str, Any], directory: Path, address: str | None) -> None:
-    """The closing table of the run in ``directory``, to standard error."""
+    """Prints the closing table of the run in ``directory`` to standard error."""
     usage = summary["usage"]
     cost = summary["cost_usd"]
     rows = [

@@ -4,7 +4,7 @@ from swe_infer.interrupts import run_command
 
 
 def main() -> None:
-    """Compare the runs that the command line names."""
+    """The console script."""
     run_command("swe_infer.compare.command", "run")
 
 

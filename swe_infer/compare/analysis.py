@@ -1,4 +1,4 @@
-"""From loaded runs to everything that a comparison shows; plain values, no layout."""
+"""Computes the figures of a comparison from loaded runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from swe_infer.types import Usage
 Metric = Literal["resolved", "applies"]
 
 RESAMPLES = 10_000
-_MOST_DRAWS = 50_000_000  # instances drawn in all resamples together, a few seconds of work
+_MOST_DRAWS = 50_000_000  # instances drawn in all resamples together: a few seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A share of instances, each sample counting as a fraction of its instance (pass@1), with its Wilson interval."""
+    """A success rate over instances with its Wilson interval. Each sample is a fraction of its instance (pass@1)."""
 
     successes: float
     instances: int
@@ -35,18 +35,19 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One run in numbers.
+    """The figures of one run.
 
     Args:
-        letter: how tables call the run.
-        recorded: instances with a record. Failed and skipped ones are among them, and count as not solved.
-        remaining: (instance, sample) pairs without a record, by the summary; None where it does not say.
-        applies: over every instance that was asked for.
-        checked: of the samples whose patch was checked, those that apply.
-        resolved: None where the run was not evaluated.
+        letter: the run's label in tables.
+        recorded: instances with a record. Failed and skipped ones are included and count as not solved.
+        remaining: (instance, sample) pairs without a record, from the summary; None if it does not say.
+        applies: rate over every requested instance.
+        checked: rate over the samples whose patch was checked.
+        resolved: None if the run was not evaluated.
         unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
-        cost_usd: None where a price is unknown.
-        pass_at: k, estimate, and the instances that it is over.
+        cost_usd: None if a price is unknown.
+        pass_at: k, the estimate, and the number of instances in it.
+        on_front: whether the run is Pareto-optimal in cost per instance and rate.
     """
 
     letter: str
@@ -78,13 +79,13 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything that is shown.
+    """The comparison of several runs.
 
     Args:
-        metric: what counts as solved: ``resolved`` where every run was evaluated, else ``applies``.
+        metric: what counts as solved: ``resolved`` if every run was evaluated, else ``applies``.
         keys: configuration keys whose values differ, in order.
-        scores: for each instance the share of its samples that solved it, run by run; None without a record.
-        overlap: which runs solved an instance in at least one sample, and how many such instances; largest first.
+        scores: for each instance and run the share of samples that solved it; None without a record.
+        overlap: for each set of runs that solved the same instances, the number of those instances; largest first.
     """
 
     metric: Metric
@@ -101,19 +102,19 @@ class Comparison:
 def compare(
     runs: Sequence[LoadedRun], *, seed: int = 0, resamples: int = RESAMPLES, notes: Sequence[str] = ()
 ) -> Comparison:
-    """Compare runs.
+    """Compares runs.
 
     Args:
-        seed: of the resampling.
-        notes: what else a reader must know.
-        resamples: how often it draws; less, but at least 1,000 times, over very many instances.
+        seed: seed of the resampling.
+        resamples: number of resamples; reduced, to 1,000 at least, for very many instances.
+        notes: further notes for the reader.
     """
     metric: Metric = "resolved" if runs and all(run.evaluated for run in runs) else "applies"
     scores = _scores(runs, metric)
     resamples = max(1000, min(resamples, _MOST_DRAWS // max(1, len(scores))))
     keys = _differing_keys(runs)
     figures = [_figures(run, _letter(index), keys) for index, run in enumerate(runs)]
-    front = _front(figures, metric)
+    front = _pareto_front(figures, metric)
     figures = [replace(one, on_front=index in front) for index, one in enumerate(figures)]
     solved_by = Counter(tuple(bool(value) for value in row) for row in scores.values())
     return Comparison(
@@ -130,17 +131,17 @@ def compare(
 
 
 def solved(result: Result, metric: Metric) -> bool:
-    """Whether one sample counts as a success."""
+    """Whether a sample counts as a success."""
     return result.resolved is True if metric == "resolved" else result.applies
 
 
 def differ(row: Sequence[float | None]) -> bool:
-    """Whether the runs that have a record of an instance differ on it."""
+    """Whether the runs with a record of an instance have different scores."""
     return len({value for value in row if value is not None}) > 1
 
 
 def score(results: Sequence[Result], metric: Metric, samples: int) -> float:
-    """The share of an instance's ``samples`` that count as successes; one without a record does not."""
+    """The share of an instance's ``samples`` that are successes. A sample without a record is not."""
     return sum(solved(result, metric) for result in results) / samples
 
 
@@ -180,7 +181,7 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
 
 
 def _rate(run: LoadedRun, metric: Metric, asked: int) -> Rate:
-    """Over the ``asked`` instances, those without a record included."""
+    """The rate over all ``asked`` instances, including those without a record."""
     total = sum(score(results, metric, run.samples) for results in run.instances().values())
     return Rate(total, asked, wilson(total, asked))
 
@@ -192,7 +193,7 @@ def _checked(results: Sequence[Result]) -> Rate:
 
 
 def _pass_at(run: LoadedRun, metric: Metric, asked: int) -> list[tuple[int, float, int]]:
-    """Over the ``asked`` instances: a sample without a record, or of an instance without one, solved nothing."""
+    """pass@k over all ``asked`` instances. A sample without a record is not a success."""
     instances = run.instances()
     counts = {
         name: (run.samples, sum(solved(result, metric) for result in results)) for name, results in instances.items()
@@ -200,27 +201,27 @@ def _pass_at(run: LoadedRun, metric: Metric, asked: int) -> list[tuple[int, floa
     most = max((n for n, _ in counts.values()), default=0)
     if most < 2:
         return []
-    wanted = sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most})
-    estimates = [(k, pass_at_k(counts, k)) for k in wanted]
+    ks = sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most})
+    estimates = [(k, pass_at_k(counts, k)) for k in ks]
     return [(k, found[0] * found[1] / asked, asked) for k, found in estimates if found is not None]
 
 
-def _aside(key: str) -> bool:
-    """Whether a key says where a run is kept, or who is told of it, which no outcome depends on."""
+def _is_ignored(key: str) -> bool:
+    """Whether a key cannot affect an outcome: the output directory and the tracker."""
     return key == "output_dir" or key.startswith("tracker.")
 
 
 def _differing_keys(runs: Sequence[LoadedRun]) -> list[str]:
-    """Keys that differ among the runs that have a configuration; a class's name only where its keys say nothing."""
+    """Keys that differ among the runs that have a configuration; ``_target_`` only if nothing else differs."""
     configs = [run.config for run in runs if run.config]
-    keys = list(dict.fromkeys(key for config in configs for key in config if not _aside(key)))
+    keys = list(dict.fromkeys(key for config in configs for key in config if not _is_ignored(key)))
     differing = [key for key in keys if len({_plain(config.get(key)) for config in configs}) > 1]
     plain = [key for key in differing if not key.endswith("_target_")]
     return plain or differing
 
 
 def _plain(value: Any) -> str:
-    """What a value says, however it is written: W&B keeps 1.0 as 1."""
+    """A value's text for comparison. W&B stores 1.0 as 1."""
     return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
 
 
@@ -236,8 +237,8 @@ def _scores(runs: Sequence[LoadedRun], metric: Metric) -> dict[str, list[float |
     }
 
 
-def _front(figures: Sequence[Figures], metric: Metric) -> set[int]:
-    """Runs that no other beats in cost an instance or in rate without losing in the other (Pareto)."""
+def _pareto_front(figures: Sequence[Figures], metric: Metric) -> set[int]:
+    """The indices of the Pareto-optimal runs in cost per instance and rate."""
     points = [
         (index, one.cost_usd / one.recorded, one.rate(metric).value or 0.0)
         for index, one in enumerate(figures)
@@ -251,7 +252,7 @@ def _front(figures: Sequence[Figures], metric: Metric) -> set[int]:
 
 
 def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
-    """What a reader must know not to be misled."""
+    """Notes without which the figures would mislead."""
     notes = []
     if metric == "applies":
         some = [one.letter for one in figures if one.resolved is not None]
@@ -261,8 +262,8 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
             else f"Only {', '.join(some)} evaluated: in tests and plots a patch that applies counts as solved."
         )
     for what, counts in (
-        ("Not finished, with answers that remain", [one.remaining for one in figures]),
-        ("Records that cannot be read are left out, but for their cost", [one.run.unreadable for one in figures]),
+        ("Not finished; remaining samples", [one.remaining for one in figures]),
+        ("Unreadable records, of which only the cost counts", [one.run.unreadable for one in figures]),
         (
             "Patches that could not be checked count as not applying",
             [one.patches.get("unchecked") for one in figures],
@@ -275,11 +276,9 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
     notes += [f"{one.letter} is {one.run.remark}." for one in figures if one.run.remark]
     unknown = [one.letter for one in figures if not one.run.config]
     if unknown:
-        notes.append(f"No configuration, so how they differ is not known: {', '.join(unknown)}.")
+        notes.append(f"No configuration, so the differences are unknown: {', '.join(unknown)}.")
     if len({frozenset(name for name, _ in one.run.results) for one in figures}) > 1:
-        notes.append(
-            "The runs do not have the same instances: rates are over each run's own, tests over common ones."
-        )
+        notes.append("The runs have different instances: rates are over each run's own, tests over the common ones.")
     return notes
 
 

@@ -12,20 +12,21 @@ from pathlib import Path
 from swe_infer.compare.analysis import RESAMPLES, Comparison, compare
 from swe_infer.compare.export import as_json, write_csv
 from swe_infer.compare.loading import load_sources
-from swe_infer.compare.sources import failed_points, find_sources
+from swe_infer.compare.sources import find_sources, jobs_without_run
 from swe_infer.errors import SweInferError
 from swe_infer.files import replacing
 from swe_infer.text import clean
 
-_PLAIN_WIDTH = 160  # columns, where standard output is no terminal and COLUMNS is not set
+_PLAIN_WIDTH = 160  # columns, if standard output is not a terminal and COLUMNS is not set
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Compare runs, print the tables, write the files; returns the exit status (0, or 2 with one line)."""
+    """Compares runs, prints the tables and writes the files. Returns the exit status: 2 after an error, in one
+    line."""
     options = _parser().parse_args(arguments)
     try:
         sources, left_out = find_sources(options.runs)
-        notes = [f"A point of the sweep has no run: {point}." for point in failed_points(options.runs)]
+        notes = [f"A job of the sweep has no run: {job}." for job in jobs_without_run(options.runs)]
         notes += [f"Left out: {line}" for line in left_out]
         comparison = compare(load_sources(sources), seed=options.seed, resamples=options.resamples, notes=notes)
         _write(comparison, options)
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="swe-infer-compare",
-        description="Runs side by side: where their configurations differ, what they solved, what they cost.",
+        description="Compares runs: differences in configuration, rates with intervals, costs, paired tests.",
     )
     parser.add_argument(
         "runs",
@@ -54,14 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a run directory, or a directory of several (a sweep); or runs on a W&B server: "
         "wandb:ENTITY/PROJECT/RUN_ID, or all of wandb:ENTITY/PROJECT, …/groups/NAME, …/sweeps/ID",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained interactive page")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained interactive page")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each run, instance and sample")
-    parser.add_argument("--instances", action="store_true", help="list every instance, not only some that differ")
+    parser.add_argument("--instances", action="store_true", help="list all instances, not only those that differ")
     parser.add_argument("--no-prompts", action="store_true", help="leave the prompts out of the page")
-    parser.add_argument("--seed", type=_natural, default=0, help="of the resampling tests (default 0)")
+    parser.add_argument("--seed", type=_natural, default=0, help="seed of the resampling tests (default 0)")
     parser.add_argument(
-        "--resamples", type=_natural, default=RESAMPLES, help=f"of the resampling tests (default {RESAMPLES:,})"
+        "--resamples", type=_natural, default=RESAMPLES, help=f"number of resamples (default {RESAMPLES:,})"
     )
     return parser
 
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
+        raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
 
 
@@ -80,7 +81,7 @@ def _print(comparison: Comparison, every_instance: bool) -> None:
 
     class ComparisonConsole(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would end the process with status 1
+            raise BrokenPipeError  # rich would exit with status 1
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH
     print_comparison(comparison, ComparisonConsole(width=width), every_instance=every_instance)

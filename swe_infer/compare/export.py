@@ -1,4 +1,4 @@
-"""The comparison as JSON, whole, and as CSV, one row for each run, instance and sample."""
+"""The comparison as JSON, and as CSV with one row per run, instance and sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything of a comparison as JSON values; unknown costs are null, rates are between 0 and 1."""
+    """A comparison as JSON values. Unknown costs are null; rates are between 0 and 1."""
     return {
         "metric": comparison.metric,
         "seed": comparison.seed,
@@ -106,8 +106,8 @@ def _float(value: Decimal | None) -> float | None:
 
 
 def write_csv(comparison: Comparison, file: IO[str]) -> None:
-    """Write one row for each run, instance and sample (RFC 4180). Cells that a spreadsheet would compute are quoted
-    with an apostrophe."""
+    """Writes one row per run, instance and sample (RFC 4180). Cells that a spreadsheet would evaluate get a leading
+    apostrophe."""
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
     for one in comparison.runs:

@@ -1,4 +1,4 @@
-"""Runs, read from their directories: figures in memory, long texts on demand."""
+"""Loads runs from their directories: figures into memory, answers and patches on demand."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from swe_infer.types import MAX_SAMPLES, Usage
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one (instance, sample): the record that counts, with usage and cost of every try.
+    """The result of one (instance, sample): its final record, with the usage and cost of all attempts.
 
     Args:
-        resolved: whether the tests pass; None where that was not evaluated.
-        cost_usd: dollars of all tries; None where a price is unknown.
+        resolved: whether the tests pass; None if not evaluated.
+        cost_usd: dollars of all attempts; None if a price is unknown.
     """
 
     instance_id: str
@@ -40,7 +40,7 @@ class Result:
 
     @property
     def applies(self) -> bool:
-        """Whether there is a patch that is known to apply."""
+        """Whether the patch is known to apply."""
         return self.status == "completed" and self.patch_status in ("applies", "repaired")
 
 
@@ -49,15 +49,15 @@ class LoadedRun:
     """One run directory.
 
     Args:
-        name: short, and different from those of the other runs that were loaded with it.
-        config: the configuration, flat: ``{"decoding.temperature": 0.0, …}``; empty where there is none.
-        results: of what the last command asked for, by (instance, sample), in the order of their first records.
+        name: a short name, unique among the runs that were loaded together.
+        config: the flattened configuration, ``{"decoding.temperature": 0.0, …}``; empty without one.
+        results: of the samples that the last command requested, by (instance, sample), in record order.
         evaluated: whether any instance has a verdict of its tests.
-        address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was read from W&B.
-        remark: what a reader must know of how it was read.
-        unreadable: records that could not be read.
-        unreadable_usage: what they used, as far as that can still be read.
-        unreadable_usd: what was paid for them; None where a price is unknown.
+        unreadable: number of unreadable records.
+        unreadable_usage: their usage, as far as it can be recovered.
+        unreadable_usd: their cost; None if a price is unknown.
+        address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was downloaded from W&B.
+        remark: a note for the reader on how the run was loaded.
     """
 
     directory: Path
@@ -75,13 +75,13 @@ class LoadedRun:
 
     @property
     def samples(self) -> int:
-        """Of each instance that was asked for; as many as have a record where the summary does not say."""
+        """Samples per instance, from the summary or, without one, from the records."""
         asked = self.summary.get("samples")
         stated = asked if isinstance(asked, int) and asked <= MAX_SAMPLES else 0
         return max([stated, *(1 + sample for _, sample in self.results)])
 
     def instances(self) -> dict[str, list[Result]]:
-        """The samples of each instance, by their numbers."""
+        """The samples of each instance, in order."""
         grouped: dict[str, list[Result]] = {}
         for result in self.results.values():
             grouped.setdefault(result.instance_id, []).append(result)
@@ -100,21 +100,21 @@ class Texts:
 
 
 def load_runs(paths: Sequence[str]) -> list[LoadedRun]:
-    """Load every run that ``paths`` name, each once, with names that tell them apart.
+    """Loads the runs that ``paths`` name, each once, with distinct names.
 
     Raises:
-        ConfigError: a path holds no run, or is an address that cannot be read.
+        ConfigError: a path contains no run, or a W&B run cannot be read.
     """
     return load_sources(find_sources(paths)[0])
 
 
 def load_sources(sources: Sequence[Source]) -> list[LoadedRun]:
-    """Load runs, with names that tell them apart.
+    """Loads runs, with distinct names.
 
     Raises:
-        ConfigError: a file of one cannot be read.
+        ConfigError: a file of a run cannot be read.
     """
-    names = _names([source.known_as for source in sources])
+    names = _distinct_names([source.label for source in sources])
     return [
         replace(load_run(source.directory, name), address=source.address, remark=source.remark)
         for source, name in zip(sources, names, strict=True)
@@ -122,17 +122,17 @@ def load_sources(sources: Sequence[Source]) -> list[LoadedRun]:
 
 
 def load_run(directory: Path, name: str | None = None) -> LoadedRun:
-    """Read one run directory; of several records of an (instance, sample) the one counts that
-    :mod:`swe_infer.run_directory.records` says.
+    """Loads one run directory. :func:`swe_infer.run_directory.records.supersedes` chooses among several records of an
+    (instance, sample).
 
     Raises:
-        ConfigError: a file of it cannot be read.
+        ConfigError: a file of the run cannot be read.
     """
     run = RunDirectory(directory)
     verdicts, asked = run.resolved(), run.covered_ids()
     results: dict[Key, Result] = {}
     damage, recorded = Damage(), Totals()
-    # Before the records: those of a run that goes on must not be fewer than its summary counts.
+    # Before the records: a run in progress must not have fewer records than its summary counts.
     config, summary = run.config(), run.summary()
     for record in run.records(damage):
         recorded.add_record(record)
@@ -156,18 +156,18 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
 
 
 def _finite(value: Any) -> Any:
-    """A configuration's value as JSON can hold it; a run writes no infinity, a stranger may."""
+    """A configuration's value as JSON can represent it: a stranger's file may contain infinities."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def total_cost(costs: Iterable[Decimal | None]) -> Decimal | None:
-    """The sum; None where one is unknown."""
+    """The sum; None if one is unknown."""
     known = list(costs)
     return None if None in known else sum((cost for cost in known if cost is not None), Decimal(0))
 
 
 def read_texts(run: LoadedRun) -> dict[Key, Texts]:
-    """Answers and patches of a run, from the records that count. They are not kept by :func:`load_run`."""
+    """Reads the answers and patches of a run, which :func:`load_run` does not keep in memory."""
     texts: dict[Key, Texts] = {}
     statuses: dict[Key, str] = {}
     for record in RunDirectory(run.directory).records():
@@ -209,8 +209,8 @@ def _result(record: Record, before: Result | None, verdict: bool | None) -> Resu
     )
 
 
-def _names(directories: list[Path]) -> list[str]:
-    """The shortest ends of the paths, of equal length, that are all different."""
+def _distinct_names(directories: list[Path]) -> list[str]:
+    """The shortest path suffixes of equal length that are all different."""
     for length in range(1, max((len(d.parts) for d in directories), default=1) + 1):
         names = ["/".join(directory.parts[-length:]) for directory in directories]
         if len(set(names)) == len(names):

@@ -1,4 +1,4 @@
-"""Two runs at a time, over the instances that both have: who solves more, and who costs more, and is it chance."""
+"""Paired significance tests of two runs' rates and costs, over the instances that both have."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _Test = Literal["exact McNemar", "sign-flip permutation"]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two runs over the instances that both have a record of.
+    """The test of two runs over the instances that both have a record of.
 
     Args:
-        first_only, second_only: instances with the higher score in one of the two.
-        difference: of the rates over the common instances, second less first.
-        test: which test ``p`` is of; ``p_holm`` is corrected for the number of pairs.
-        cost: dollars an instance, second less first; None where a price is unknown or fewer than ten instances are
-            common, on which a bootstrap would claim far too much.
+        first, second: indices of the runs.
+        first_only, second_only: instances with the higher score in that run.
+        difference: of the rates over the common instances, second minus first.
+        test: the test that ``p`` is from; ``p_holm`` is corrected for the number of pairs.
+        cost: difference in cost per instance, second minus first; None if a price is unknown, or with fewer than ten
+            common instances, where a bootstrap is unreliable.
     """
 
     first: int
@@ -44,10 +45,10 @@ class Pair:
 
 
 def paired_tests(runs: Sequence[LoadedRun], scores: _Scores, *, seed: int, resamples: int) -> list[Pair]:
-    """Test every pair of runs that have instances in common, and correct for the number of pairs.
+    """Tests every pair of runs with common instances, and corrects for the number of pairs.
 
     Args:
-        scores: for each instance the share of its samples that solved it, run by run; None without a record.
+        scores: for each instance and run the share of samples that solved it; None without a record.
     """
     drafts = []
     for first in range(len(runs)):
@@ -70,7 +71,7 @@ def paired_tests(runs: Sequence[LoadedRun], scores: _Scores, *, seed: int, resam
             second_only=draft.second_only,
             neither=draft.neither,
             difference=sum(draft.differences) / len(draft.common),
-            test="exact McNemar" if draft.yes_or_no else "sign-flip permutation",
+            test="exact McNemar" if draft.is_binary else "sign-flip permutation",
             p=p_values[index],
             p_holm=adjusted[index],
             cost=costs[index],
@@ -81,7 +82,7 @@ def paired_tests(runs: Sequence[LoadedRun], scores: _Scores, *, seed: int, resam
 
 
 class _Draft:
-    """Two runs and the instances that both have, before anything is tested."""
+    """Two runs and their common instances, before the test."""
 
     def __init__(self, first: int, second: int, common: tuple[str, ...], scores: _Scores) -> None:
         self.first, self.second, self.common = first, second, common
@@ -91,14 +92,14 @@ class _Draft:
         self.first_only = sum(a > b for a, b in pairs)
         self.second_only = sum(a < b for a, b in pairs)
         self.differences = [b - a for a, b in pairs]
-        self.yes_or_no = all(value in (0.0, 1.0) for pair in pairs for value in pair)
+        self.is_binary = all(value in (0.0, 1.0) for pair in pairs for value in pair)
 
 
 def _rate_tests(drafts: Sequence[_Draft], seed: int, resamples: int) -> list[float]:
     import numpy as np
 
-    p_values = [mcnemar_exact(draft.first_only, draft.second_only) if draft.yes_or_no else 1.0 for draft in drafts]
-    for indices in _grouped(drafts, [not draft.yes_or_no for draft in drafts]):
+    p_values = [mcnemar_exact(draft.first_only, draft.second_only) if draft.is_binary else 1.0 for draft in drafts]
+    for indices in _grouped(drafts, [not draft.is_binary for draft in drafts]):
         table = np.array([drafts[index].differences for index in indices]).T
         for index, p in zip(indices, sign_flip(table, resamples=resamples, seed=seed), strict=True):
             p_values[index] = p
@@ -108,7 +109,7 @@ def _rate_tests(drafts: Sequence[_Draft], seed: int, resamples: int) -> list[flo
 def _cost_tests(
     runs: Sequence[LoadedRun], drafts: Sequence[_Draft], seed: int, resamples: int
 ) -> list[Bootstrap | None]:
-    """Paired differences of dollars an instance."""
+    """Bootstraps the paired differences in cost per instance."""
     import numpy as np
 
     costs = [_cost_by_instance(run) for run in runs]
@@ -127,11 +128,11 @@ def _cost_tests(
     return tests
 
 
-def _grouped(drafts: Sequence[_Draft], wanted: Sequence[bool]) -> list[list[int]]:
-    """The wanted drafts by their instances: those with the same ones share one resampling, which saves most of it."""
+def _grouped(drafts: Sequence[_Draft], selected: Sequence[bool]) -> list[list[int]]:
+    """Groups the selected drafts by their instances, so that drafts with the same ones share one resampling."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, draft in enumerate(drafts):
-        if wanted[index]:
+        if selected[index]:
             groups.setdefault(draft.common, []).append(index)
     return list(groups.values())
 

@@ -1,6 +1,6 @@
-"""The prompts behind a comparison, from the datasets that the runs name, where those can still be opened.
+"""The prompts of a comparison, from the datasets that the runs' configurations name, if they are still available.
 
-A dataset is opened from what the run's configuration says of it, without Hydra and without a network.
+Datasets are opened without Hydra and without network access.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from swe_infer.errors import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """An instance as the dataset has it; ``gold`` is the patch that solved it, where the dataset tells."""
+    """The prompt of an instance, and the reference patch if the dataset has one."""
 
     prompt: str
     gold: str | None
 
 
 class PromptSource:
-    """Prompts by instance. Nothing is fetched from a network.
+    """Prompts by instance id, without network access.
 
-    Args:
-        notes: why the prompts of a dataset are not there.
+    Attributes:
+        notes: why the prompts of a dataset are missing.
     """
 
     def __init__(self, runs: Iterable[LoadedRun]) -> None:
@@ -39,13 +39,13 @@ class PromptSource:
         self._rows: list[tuple[Rows, dict[str, int]]] = []
         seen: list[dict[str, Any]] = []
         for run in runs:
-            place = _place_of(run.nested_config.get("dataset"))
-            if place is not None and place not in seen:
-                seen.append(place)
-                self._open(place)
+            location = _location_of(run.nested_config.get("dataset"))
+            if location is not None and location not in seen:
+                seen.append(location)
+                self._open(location)
 
     def __getitem__(self, instance_id: str) -> Task | None:
-        """The task, or None where no dataset at hand has it."""
+        """The task, or None if no available dataset has it."""
         for rows, indices in self._rows:
             index = indices.get(instance_id)
             if index is not None and rows.fault(index) is None:
@@ -54,9 +54,9 @@ class PromptSource:
                 return Task(instance.prompt.text, gold if isinstance(gold, str) else None)
         return None
 
-    def _open(self, place: dict[str, Any]) -> None:
+    def _open(self, location: dict[str, Any]) -> None:
         try:
-            rows = _open_recorded(place)
+            rows = _open_recorded(location)
         except ConfigError as error:
             self.notes.append(f"No prompts: {error}")
             return
@@ -70,27 +70,27 @@ _OPENERS: Mapping[str, Callable[[dict[str, Any]], Rows]] = {
     "swe_infer.data.sample.SampleDataset": lambda keys: SampleDataset(**keys).open(),
     "swe_infer.data.hub.HubDataset": lambda keys: HubDataset(**keys).open(cached_only=True),
 }
-_PLACE_KEYS = ("path", "name", "split", "subset", "revision", "text_column")
+_LOCATION_KEYS = ("path", "name", "split", "subset", "revision", "text_column")
 
 
-def _place_of(node: object) -> dict[str, Any] | None:
-    """The part of a ``dataset`` node that says where it lies; None for a class that is not of this project.
+def _location_of(node: object) -> dict[str, Any] | None:
+    """The keys of a ``dataset`` node that locate the dataset; None for a class that is not of this project.
 
-    Nothing else in the node counts: the file may come from anywhere, and names no code that is run.
+    The node may come from a stranger, so no other key is used and no other class is imported.
     """
     if not isinstance(node, Mapping) or str(node.get("_target_")) not in _OPENERS:
         return None
-    return {key: node[key] for key in ("_target_", *_PLACE_KEYS) if node.get(key) is not None}
+    return {key: node[key] for key in ("_target_", *_LOCATION_KEYS) if node.get(key) is not None}
 
 
-def _open_recorded(place: Mapping[str, Any]) -> Rows:
-    """Open what :func:`_place_of` returned; a dataset of the hub from its cache alone.
+def _open_recorded(location: Mapping[str, Any]) -> Rows:
+    """Opens the dataset of :func:`_location_of`; a dataset of the hub from its cache alone.
 
     Raises:
-        DataError: it is no longer there, or its keys are of another version.
+        DataError: the dataset is not available, or its keys are invalid.
     """
-    keys = {key: value for key, value in place.items() if key != "_target_"}
+    keys = {key: value for key, value in location.items() if key != "_target_"}
     try:
-        return _OPENERS[place["_target_"]](keys)
+        return _OPENERS[location["_target_"]](keys)
     except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"the recorded keys of {place['_target_']} do not fit: {error}") from error
+        raise DataError(f"the recorded keys of {location['_target_']} are invalid: {error}") from error

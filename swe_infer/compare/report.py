@@ -1,7 +1,7 @@
-"""One self-contained page: figures as JSON, the long texts compressed one by one, and a script that draws them.
+"""Writes the comparison page: figures as JSON, answers and patches compressed, and a script that renders them.
 
-The page asks nothing of a network, and a content security policy with the hashes of its own script and style forbids
-it. Everything that comes from runs travels as JSON or compressed bytes and is shown as text, never as markup.
+The page makes no request, and its content security policy, with the hashes of its script and style, forbids any. Data
+from runs is embedded as JSON or compressed bytes and rendered as text, never as markup.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from swe_infer.compare.prompts import PromptSource
 
 
 def write_report(comparison: Comparison, path: Path, *, prompts: bool = True) -> None:
-    """Write the page.
+    """Writes the page.
 
     Args:
-        prompts: put the prompts of the instances in, where their dataset is at hand; they are most of the size.
+        prompts: include the prompts, if their dataset is available; they are most of the size.
 
     Raises:
         OSError: ``path`` cannot be written.
@@ -57,8 +57,7 @@ def write_report(comparison: Comparison, path: Path, *, prompts: bool = True) ->
 def _write_details(
     file: IO[str], comparison: Comparison, source: PromptSource, grouped: Sequence[Mapping[str, list[Result]]]
 ) -> None:
-    """One element for each instance, numbered in the order that the page's data states; the page unpacks it when it
-    is looked at."""
+    """Writes one element per instance, in the order of the page's data. The page unpacks it on demand."""
     texts = [read_texts(one.run) for one in comparison.runs]
     for number, name in enumerate(comparison.scores):
         task = source[name]
@@ -91,19 +90,18 @@ def _cell(result: Result, comparison: Comparison) -> dict[str, Any]:
 
 
 def _json(value: object) -> str:
-    """JSON that cannot end the element it stands in, whatever strings it holds."""
-    return json.dumps(_whole(value), separators=(",", ":")).replace("<", "\\u003c")
+    """JSON in which no string can close the enclosing element."""
+    return json.dumps(_without_lone_surrogates(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _whole(value: Any) -> Any:
-    """``value`` with halves of surrogate pairs replaced: models write them, and browsers differ in what they make of
-    them."""
+def _without_lone_surrogates(value: Any) -> Any:
+    """``value`` with lone surrogates replaced: models write them, and browsers handle them differently."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {_whole(key): _whole(inner) for key, inner in value.items()}
+        return {_without_lone_surrogates(key): _without_lone_surrogates(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_whole(inner) for inner in value]
+        return [_without_lone_surrogates(inner) for inner in value]
     return value
 
 

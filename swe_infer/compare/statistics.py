@@ -1,6 +1,6 @@
-"""The statistics of a comparison, each with its source. Everything random takes a seed.
+"""The statistics of a comparison, with their sources. Random functions take a seed.
 
-numpy is imported by the resampling functions alone, so that the rest stays quick to import.
+Only the resampling functions import numpy, which keeps the import of this module fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _Z95 = 1.959963984540054  # the 97.5th percentile of the normal distribution
-_CHUNK = 250  # resamples that are in memory at once
+_CHUNK = 250  # resamples in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Bootstrap:
 def wilson(successes: float, trials: int) -> Interval | None:
     """The 95 % score interval of a rate; None without trials (Wilson 1927; Brown, Cai and DasGupta 2001).
 
-    ``successes`` may be a sum of fractions, as it is with several samples for each instance. The variance of a
-    fraction is at most that of a yes or no with the same mean, so the interval is then on the wide side.
+    ``successes`` may be a sum of fractions, with several samples per instance. A fraction varies at most as much as a
+    binary outcome with the same mean, so the interval is then conservative.
     """
     if not trials:
         return None
@@ -57,7 +57,7 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
     discordant = first_only + second_only
     term = tail = 1
     for k in range(min(first_only, second_only)):
-        term = term * (discordant - k) // (k + 1)  # the next binomial coefficient, exactly
+        term = term * (discordant - k) // (k + 1)  # the next binomial coefficient, exact
         tail += term
     return min(1.0, 2 * tail / (1 << discordant))  # a quotient of integers of any size
 
@@ -77,10 +77,10 @@ def pass_at_k(samples: Mapping[str, tuple[int, int]], k: int) -> tuple[float, in
     """Unbiased pass@k, ``mean(1 - C(n-c, k) / C(n, k))`` (Chen et al. 2021, arXiv:2107.03374, equation 1).
 
     Args:
-        samples: (n, c) for each instance: samples recorded, and correct ones among them.
+        samples: (n, c) for each instance: recorded samples, and correct ones among them.
 
     Returns:
-        The estimate and the number of instances with at least ``k`` samples, which alone enter it; None without any.
+        The estimate over the instances with at least ``k`` samples, and their number; None without any.
     """
     enough = [(n, c) for n, c in samples.values() if n >= k]
     if not enough:
@@ -89,13 +89,13 @@ def pass_at_k(samples: Mapping[str, tuple[int, int]], k: int) -> tuple[float, in
 
 
 def bootstrap_means(columns: NDArray[np.float64], *, resamples: int, seed: int) -> list[Bootstrap]:
-    """Bootstrap the mean of each column over the rows (Efron and Tibshirani 1993, chapters 13 and 15).
+    """Bootstraps the mean of each column over the rows (Efron and Tibshirani 1993, chapters 13 and 15).
 
-    All columns share their resamples, so columns that are differences of paired values stay paired.
+    All columns share their resamples, so that paired columns stay paired.
 
     Args:
         columns: (instances, columns).
-        resamples: how often the rows are drawn with replacement.
+        resamples: number of draws of the rows with replacement.
 
     The p-value is twice the smaller share of resampled means on one side of 0, at least ``1 / (resamples + 1)``.
     """
@@ -110,7 +110,7 @@ def bootstrap_means(columns: NDArray[np.float64], *, resamples: int, seed: int) 
         means[begin : begin + size] = weights @ columns / rows
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     estimates = columns.mean(axis=0)
-    tolerance = 1e-12 * np.abs(columns).max(axis=0, initial=0.0)  # sums of equal costs differ in their last bits
+    tolerance = 1e-12 * np.abs(columns).max(axis=0, initial=0.0)  # rounding: sums of equal costs may differ
     below = (means <= tolerance).sum(axis=0)
     above = (means >= -tolerance).sum(axis=0)
     return [
@@ -126,13 +126,13 @@ def bootstrap_means(columns: NDArray[np.float64], *, resamples: int, seed: int) 
 def sign_flip(columns: NDArray[np.float64], *, resamples: int, seed: int) -> list[float]:
     """Two-sided p-values of a paired permutation test of each column's mean (Fisher 1935; Good 2005, section 3.6).
 
-    Under the null hypothesis the two runs of an instance could be exchanged, so each difference may change its sign.
+    Under the null hypothesis the two runs are exchangeable, so each difference may change its sign.
     With differences of -1, 0 and 1 the exact distribution is McNemar's, for which :func:`mcnemar_exact` is exact.
     The p-value counts the observed arrangement too (Phipson and Smyth 2010).
 
     Args:
         columns: (instances, columns) of differences; all columns share their random signs.
-        resamples: how often signs are drawn.
+        resamples: number of draws of the signs.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The comparison in a terminal."""
+"""The comparison as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _METRIC = {"resolved": "resolved", "applies": "patch applies"}
 
 
 def print_comparison(comparison: Comparison, console: Console, *, every_instance: bool = False) -> None:
-    """Print tables of runs, rates, costs, tests, pass@k and instances.
+    """Prints tables of runs, rates, costs, pass@k, tests and instances.
 
     Args:
         every_instance: list all instances, not only the first ones on which the runs differ.
@@ -40,7 +40,7 @@ def print_comparison(comparison: Comparison, console: Console, *, every_instance
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> tuple[str, Table]:
-    """A title and a table whose first ``left`` columns are text and the others figures. No cell is read as markup."""
+    """A title and a table. The first ``left`` columns are aligned left. Cells are never interpreted as markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -114,7 +114,9 @@ def _costs(comparison: Comparison) -> tuple[str, Table]:
         "latency",
     ]
     return _table(
-        "Cost, tokens and time (of all tries; * on the front of cost and rate)", columns, map(_cost, comparison.runs)
+        "Cost, tokens and time (all attempts; * Pareto-optimal)",
+        columns,
+        map(_cost, comparison.runs),
     )
 
 
@@ -149,11 +151,11 @@ def _pass_at(comparison: Comparison) -> tuple[str, Table]:
 
 def _pairs(comparison: Comparison) -> tuple[str, Table]:
     pairs = sorted(comparison.pairs, key=lambda pair: pair.p)
-    columns = ["", "common", "only 1st", "only 2nd", "rate", "p", "p (Holm)", "cost an instance", "p (Holm)", "test"]
+    columns = ["", "common", "only 1st", "only 2nd", "rate", "p", "p (Holm)", "cost per instance", "p (Holm)", "test"]
     rows = [_pair(pair, comparison) for pair in pairs[:_MOST_PAIRS]]
     count = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''}"
     shown_ = count if len(pairs) <= _MOST_PAIRS else f"the {_MOST_PAIRS} with the smallest p of {count}"
-    what = f"second run less first, by {_METRIC[comparison.metric]}; {shown_}"
+    what = f"difference (2nd - 1st), by {_METRIC[comparison.metric]}; {shown_}"
     return _table(f"Paired tests ({what})", columns, rows)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a ``datasets.Dataset``: memory-mapped Arrow tables, as ``disk``, ``parquet`` and ``hub`` have them."""
+"""Rows of a ``datasets.Dataset``, a memory-mapped Arrow table, for ``disk``, ``parquet`` and ``hub``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-_BATCH = 1000  # rows for which prompts are in memory at once while lengths are taken
+_BATCH = 1000  # rows in memory at once while lengths are measured
 
 
 class ArrowRows(IndexedRows):
@@ -25,8 +25,8 @@ class ArrowRows(IndexedRows):
         label: how messages call it.
 
     Raises:
-        DataError: no row, a column that is missing or holds no strings, an ``instance_id`` that is null, blank or
-            used twice, or a table of which no row has a usable prompt.
+        DataError: there is no row, a column is missing or not of strings, an ``instance_id`` is null, blank or
+            duplicated, or no row has a usable prompt.
     """
 
     def __init__(self, table: datasets.Dataset, text_column: str | None, label: str) -> None:
@@ -36,7 +36,7 @@ class ArrowRows(IndexedRows):
         self._table = table.remove_columns([name for name in table.column_names if name in FOREIGN_TOKENS])
         try:
             self._index(self._columns())
-        except (ValueError, OSError) as error:  # text that is no UTF-8, offsets that lead nowhere
+        except (ValueError, OSError) as error:  # invalid UTF-8 or offsets
             raise DataError(f"{label} is damaged: {first_line(error)}") from error
 
     def _read(self, index: int) -> Mapping[str, Any]:
@@ -50,7 +50,7 @@ class ArrowRows(IndexedRows):
         number = 0
         wanted = [name for name in (ID_COLUMN, self._measured_column) if name in self._table.column_names]
         for batch in self._table.select_columns(wanted).with_format("arrow").iter(batch_size=_BATCH):
-            batch.validate(full=True)  # before offsets of a damaged file are followed anywhere
+            batch.validate(full=True)  # before any offset of a damaged file is followed
             for row in zip(*(batch.column(name).to_pylist() for name in wanted), strict=True):
                 yield number, row[0], row[-1] if len(wanted) > 1 else None
                 number += 1
@@ -67,7 +67,7 @@ def check_columns(types: Mapping[str, pa.DataType], text_column: str | None, lab
             hint = "" if column == ID_COLUMN else NO_TEXT_COLUMN
             raise DataError(f"{label} has no column {column!r}; it has {', '.join(types)}{hint}")
         if not _holds_strings(types[column]):
-            raise DataError(f"{label}: column {column!r} holds {types[column]}; it should hold strings")
+            raise DataError(f"{label}: column {column!r} contains {types[column]}; it should contain strings")
 
 
 def _holds_strings(kind: pa.DataType) -> bool:
@@ -79,10 +79,10 @@ def _holds_strings(kind: pa.DataType) -> bool:
 
 
 def choose_split(loaded: datasets.Dataset | datasets.DatasetDict, split: str | None, label: str) -> datasets.Dataset:
-    """The split that is meant, of a ``Dataset`` or a ``DatasetDict``.
+    """The chosen split of a ``Dataset`` or a ``DatasetDict``.
 
     Raises:
-        DataError: there is no such split, or there are several and none is named.
+        DataError: the split does not exist, or there are several and none is named.
     """
     import datasets
 

@@ -1,4 +1,4 @@
-"""What a dataset is: rows that can be read one by one, whatever format they lie in."""
+"""The interface of datasets: random access to rows, for every file format."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ NO_TEXT_COLUMN = " (dataset.text_column names the one that holds the prompt; nul
 """What messages add where the column of the prompts is not there."""
 
 FOREIGN_TOKENS = ("input_ids", "labels", "attention_mask")
-"""Columns of some published datasets that hold the tokens of one particular tokenizer. They are never read: which
-tokenizer that was is not stated, and each model brings its own."""
+"""Columns of some published datasets with the tokens of an unnamed tokenizer. They are ignored."""
 
 
 class Rows(Protocol):
-    """An opened dataset with random access. Prompts stay on disk until they are asked for."""
+    """An opened dataset with random access. Prompts stay on disk until they are read."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -61,7 +60,7 @@ class Rows(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Instance:
-        """Read one row.
+        """Reads one row.
 
         Raises:
             DataError: as ``row``, and where the row has a fault or rows hold no prompts.
@@ -70,7 +69,7 @@ class Rows(Protocol):
 
 
 class IndexedRows:
-    """What the rows of every format share: ids, lengths and faults, all known once the dataset is open.
+    """Base class of the formats' rows: ids, lengths and faults, all known once the dataset is open.
 
     Args:
         text_column: the column that holds the prompt; None: the rows hold none.
@@ -122,7 +121,7 @@ class IndexedRows:
         string.
 
         Raises:
-            DataError: there is no row, an id is no string, blank or used twice, or no row has a usable prompt.
+            DataError: there is no row, an id is not a string, blank or duplicated, or no row has a usable prompt.
         """
         seen: dict[str, int] = {}
         for number, identity, text in rows:
@@ -140,7 +139,7 @@ class IndexedRows:
             self._ids.append(identity)
             self._characters.append(len(text) if isinstance(text, str) else 0)
         if not seen:
-            raise DataError(f"{self._label} holds no row")
+            raise DataError(f"{self._label} has no rows")
         if len(self._faults) == len(self._ids):
             first = f"{self._unit} {seen[self._ids[0]]}: {self._faults[0].message}"
             raise DataError(f"{self._label} has no usable prompt; {first}")
@@ -175,11 +174,11 @@ class Dataset(Protocol):
 
     @property
     def run_tests(self) -> bool | Literal["unsafe"]:
-        """Whether the dataset brings tests, which the end of a run is to run on its patches."""
+        """Whether the dataset contains tests to run at the end of a run."""
         ...
 
     def open(self) -> Rows:
-        """Read what is needed to know every id.
+        """Opens the dataset and reads all ids.
 
         Raises:
             DataError: names the file or hub name, the line or column, and what would be right.
@@ -195,7 +194,7 @@ class DatasetOptions:
         str | None, Option("The column that holds the prompt; null: the rows hold none.", "answer")
     ] = TEXT_COLUMN
     limit: Annotated[
-        int | None, Option("Only the first N instances; counted after instance_ids, before shards.", "scope")
+        int | None, Option("Only the first N instances; applied after instance_ids, before shards.", "scope")
     ] = None
     instance_ids: Annotated[
         tuple[str, ...] | None, Option("Only these instances, such as [django__django-11099].", "scope")
@@ -213,7 +212,7 @@ class DatasetOptions:
 
     @property
     def run_tests(self) -> bool | Literal["unsafe"]:
-        """Only a dataset of ours brings tests that may be run unasked."""
+        """False: only the bundled dataset's tests may run without the user's request."""
         return False
 
     def __post_init__(self) -> None:
@@ -231,22 +230,22 @@ class DatasetOptions:
                 "no prompt can satisfy both"
             )
         if self.instance_ids is not None and not self.instance_ids:
-            raise ConfigError("dataset.instance_ids is an empty list: name some, or leave the key out for all")
+            raise ConfigError("dataset.instance_ids is an empty list: name some, or omit the key for all")
 
 
 def fault_of_text(text: object) -> Skip | None:
-    """What is wrong with a prompt's value, if anything. It costs this row only."""
+    """Why a prompt's value is invalid, or None. An invalid one costs its row alone."""
     if text is None:
         return Skip("MissingPrompt", "the row has no prompt (null, or the column is absent)")
     if not isinstance(text, str):
         return Skip("InvalidPrompt", f"the prompt is of type {type(text).__name__}, not a string")
     if not text or text.isspace():
-        return Skip("BlankPrompt", "the prompt is empty or holds white space only")
+        return Skip("BlankPrompt", "the prompt is empty or white space")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            return Skip("InvalidPrompt", f"the prompt holds half a surrogate pair at character {error.start}")
+            return Skip("InvalidPrompt", f"the prompt contains a lone surrogate at character {error.start}")
     return None
 
 

@@ -17,10 +17,10 @@ from swe_infer.types import PathText
 
 @dataclass(frozen=True, kw_only=True)
 class DiskDataset(DatasetOptions):
-    """A saved dataset, memory-mapped."""
+    """A saved dataset, memory-mapped from disk."""
 
     path: Annotated[PathText, Option("The directory that save_to_disk wrote.", "answer")]
-    split: Annotated[str | None, Option("Which split, where the directory holds several.", "answer")] = None
+    split: Annotated[str | None, Option("The split, if the directory contains several.", "answer")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,20 +34,18 @@ class DiskDataset(DatasetOptions):
     def open(self) -> ArrowRows:
         directory = expanded(self.path, "dataset.path")
         if not directory.exists():
-            raise DataError(
-                f"dataset.path={self.path}: there is no such directory (looked for {directory.absolute()})"
-            )
+            raise DataError(f"dataset.path={self.path}: directory not found (looked for {directory.absolute()})")
         if directory.is_file():
             raise DataError(f"dataset.path={self.path} is a file: dataset=jsonl or dataset=parquet reads those")
         if not any((directory / marker).is_file() for marker in ("dataset_info.json", "dataset_dict.json")):
             raise DataError(
-                f"dataset.path={self.path} was not written by save_to_disk: it holds neither dataset_info.json nor "
+                f"dataset.path={self.path} was not written by save_to_disk: it has neither dataset_info.json nor "
                 "dataset_dict.json"
             )
         import datasets
 
         try:
             loaded = datasets.load_from_disk(str(directory))
-        except Exception as error:  # damaged files raise whatever Arrow, JSON or the OS raises
+        except Exception as error:  # damaged files raise any error of Arrow, JSON or the OS
             raise DataError(f"dataset.path={self.path} cannot be loaded: {first_line(error)}") from error
         return ArrowRows(choose_split(loaded, self.split, self.path), self.text_column, self.path)

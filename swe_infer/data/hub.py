@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face hub (``dataset=hub`` and the presets of SWE-bench)."""
+"""A dataset of the Hugging Face hub (``dataset=hub`` and the SWE-bench presets)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _PROBE_S = 10.0  # seconds to wait for the hub's first answer
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset(DatasetOptions):
-    """A dataset by its name on the hub, or on the mirror that ``HF_ENDPOINT`` names; cached under ``HF_HOME``.
+    """A dataset by its name on the hub, or on the mirror in ``HF_ENDPOINT``; cached under ``HF_HOME``.
 
-    A private or gated one needs ``HF_TOKEN`` in the environment. Code that a repository holds is never run.
+    A private or gated one needs ``HF_TOKEN`` in the environment. Code in a repository is never run.
     """
 
-    name: Annotated[str, Option("Its name on the hub, such as princeton-nlp/SWE-bench_oracle.", "answer")]
-    split: Annotated[str, Option("Which split.", "answer")] = "test"
-    subset: Annotated[str | None, Option("The configuration's name, where the dataset has several.", "answer")] = None
+    name: Annotated[str, Option("The name on the hub, such as princeton-nlp/SWE-bench_oracle.", "answer")]
+    split: Annotated[str, Option("The split.", "answer")] = "test"
+    subset: Annotated[str | None, Option("The configuration's name, if the dataset has several.", "answer")] = None
     revision: Annotated[str | None, Option("A branch, tag or commit; null: the newest.", "answer")] = None
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class HubDataset(DatasetOptions):
             raise ConfigError("dataset.split is empty: name one, such as test")
 
     def open(self, *, cached_only: bool = False) -> ArrowRows:
-        """Load it, from the cache where that is asked for or the hub does not answer."""
+        """Loads the dataset from the hub, or from the cache if ``cached_only`` or the hub does not respond."""
         _log.info(
             "loading %s (%s) from %s", self.name, self.split, "the cache" if cached_only else "the hub or its cache"
         )
@@ -55,34 +55,34 @@ class HubDataset(DatasetOptions):
 
     def _load(self, cached_only: bool) -> datasets.Dataset:
         if os.path.exists(self.name):
-            # The library would take the folder for the dataset, without a word.
+            # The library would load the folder instead, silently.
             raise DataError(f"dataset.name={self.name} is also a local path: dataset=disk or parquet reads that")
         import datasets
 
         datasets.disable_progress_bars()
         try:
-            answers = not cached_only and self._hub_answers()
-            with _offline(not answers):
+            online = not cached_only and self._is_hub_reachable()
+            with _offline(not online):
                 loaded = datasets.load_dataset(self.name, self.subset, split=self.split, revision=self.revision)
-        except Exception as error:  # the library lets through what HTTP, Arrow and the OS raise
+        except Exception as error:  # the library passes errors of HTTP, Arrow and the OS through
             raise DataError(self._explain(error)) from error
         assert isinstance(loaded, datasets.Dataset)
-        if not answers and self.revision is not None and not self._is_of_revision(loaded):
+        if not online and self.revision is not None and not self._is_of_revision(loaded):
             raise DataError(
-                f"dataset.revision={self.revision} of {self.name} cannot be had: the hub does not answer, and the "
-                "cache holds another commit (or the revision is no full commit hash, which alone can be compared)"
+                f"dataset.revision={self.revision} of {self.name} is not available: the hub does not respond, and "
+                "the cache has another commit (only a full commit hash can be compared)"
             )
         return loaded
 
     def _is_of_revision(self, loaded: datasets.Dataset) -> bool:
-        """Whether a cached table was made from ``revision``; without the hub the library takes any that it finds."""
+        """Whether a cached table is of ``revision``. Without the hub the library loads any cached one."""
         return any(self.revision in Path(file["filename"]).parts for file in loaded.cache_files)
 
-    def _hub_answers(self) -> bool:
-        """Ask once whether the hub has the dataset. Without it the library would knock for 24 s at a closed door.
+    def _is_hub_reachable(self) -> bool:
+        """Whether the hub responds. Without this check the library would retry for 24 s.
 
         Raises:
-            HfHubHTTPError: the hub answers that there is no such dataset or revision.
+            HfHubHTTPError: the dataset or revision does not exist.
         """
         import huggingface_hub
         from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
@@ -92,7 +92,7 @@ class HubDataset(DatasetOptions):
         except (RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except (OfflineModeIsEnabled, OSError) as error:
-            return _status(error) is not None  # an answer, even a 500, is worth the library's own tries
+            return _status(error) is not None  # for any response, even a 500, the library's own retries help
         except Exception as error:
             if type(error).__module__.split(".")[0].startswith("httpx"):
                 return False
@@ -100,14 +100,14 @@ class HubDataset(DatasetOptions):
         return True
 
     def _explain(self, error: Exception) -> str:
-        """One line that says what to do about an error of ``datasets`` or ``huggingface_hub``."""
+        """An error of ``datasets`` or ``huggingface_hub`` as one line for the user."""
         kinds = {kind.__name__ for kind in type(error).__mro__}
         endpoint = without_credentials(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").replace("***@", "")
         reason = without_credentials(first_line(error))
         if "Unknown split" in reason:
             return f"{self.name} has no split {self.split!r}: {reason}"
         if "BuilderConfig" in reason or "Config name is missing" in reason:
-            return f"dataset.subset={self.subset} does not fit {self.name}: {reason}"
+            return f"dataset.subset={self.subset} is not valid for {self.name}: {reason}"
         if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError"}:
             return (
                 f"dataset.name={self.name} (revision {self.revision or 'main'}) was not found at {endpoint}; a "
@@ -122,20 +122,20 @@ class HubDataset(DatasetOptions):
         }:
             return (
                 f"dataset.name={self.name} could not be fetched from {endpoint}, and is not in the cache: the hub "
-                "does not answer or offline mode is on; dataset=jsonl, parquet and disk read local files"
+                "does not respond or offline mode is on; dataset=jsonl, parquet and disk read local files"
             )
         return f"dataset.name={self.name} cannot be loaded: {type(error).__name__}: {reason}"
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status of the answer that an error carries, None where there was no answer."""
+    """The HTTP status of an error's response; None without a response."""
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
 
 
 @contextmanager
 def _offline(active: bool) -> Iterator[None]:
-    """Make ``datasets`` use its cache alone. Its switch is read from the environment at import only, hence this."""
+    """Makes ``datasets`` use its cache alone. It reads the environment variable for that only at import."""
     import datasets.config
     import huggingface_hub.constants
 

@@ -28,7 +28,7 @@ from swe_infer.resources import expanded
 from swe_infer.types import PathText
 
 _BUFFER = 1 << 18
-"""Bytes read at once. With Python's own 8 kB a line of 20 kB is made of pieces, at three times the price."""
+"""Bytes read at once. With Python's default of 8 kB, lines of 20 kB are slow: they are joined from pieces."""
 _LONGEST_LINE = 1 << 28
 """Bytes. A longer line is no instance, and is not read into memory whole."""
 _MOST_UNPACKED = 64 << 30
@@ -117,7 +117,7 @@ class JsonlRows(IndexedRows):
 
     def _read(self, index: int) -> Mapping[str, Any]:
         changed = (
-            f"{self._label}: row {self._ids[index]} is no longer where it was: the file was changed during the run"
+            f"{self._label}: row {self._ids[index]} is no longer at its offset: the file was changed during the run"
         )
         try:
             row = json.loads(os.pread(self._file.fileno(), self._sizes[index], self._offsets[index]).decode())
@@ -145,7 +145,7 @@ class JsonlRows(IndexedRows):
             self._sizes.append(size)
             yield number, row[ID_COLUMN], row.get(self._measured_column)
         if not columns:
-            raise DataError(f"{self._label} holds no row: it should have one JSON object a line")
+            raise DataError(f"{self._label} has no rows: it should have one JSON object per line")
         if self._text_column is not None and self._text_column not in columns:
             raise DataError(
                 f"{self._label} has no column {self._text_column!r}; it has {', '.join(columns)}{NO_TEXT_COLUMN}"
@@ -155,18 +155,18 @@ class JsonlRows(IndexedRows):
 def _open(path: Path, label: str) -> io.BufferedReader:
     if path.is_dir():
         raise DataError(
-            f"dataset.path={label} is a directory; dataset=jsonl wants a file (dataset=disk reads save_to_disk)"
+            f"dataset.path={label} is a directory; dataset=jsonl requires a file (dataset=disk reads save_to_disk)"
         )
     if path.suffix == ".parquet":
         raise DataError(f"dataset.path={label} is a parquet file: choose dataset=parquet")
     try:
         if (kind := special_kind(path.stat().st_mode)) is not None:
             raise DataError(
-                f"dataset.path={label} is {kind}; dataset=jsonl wants a file, as it reads rows by their place"
+                f"dataset.path={label} is {kind}; dataset=jsonl requires a regular file, which it can seek"
             )
         return io.BufferedReader(io.FileIO(path), _BUFFER)
     except FileNotFoundError:
-        raise DataError(f"dataset.path={label}: there is no such file (looked for {path.absolute()})") from None
+        raise DataError(f"dataset.path={label}: file not found (looked for {path.absolute()})") from None
     except OSError as error:
         raise DataError(f"dataset.path={label} cannot be read: {error.strerror}") from error
 
@@ -334,7 +334,7 @@ def _parsed(line: bytes, where: str) -> object:
     except UnicodeDecodeError as error:
         raise DataError(f"{where}, byte {error.start + 1}: not UTF-8, the encoding of JSON lines") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}, column {error.pos + 1}: not a whole JSON object ({error.msg})") from error
+        raise DataError(f"{where}, column {error.pos + 1}: not a complete JSON object ({error.msg})") from error
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deeply") from error
 

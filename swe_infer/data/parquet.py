@@ -20,8 +20,8 @@ from swe_infer.types import PathText
 class ParquetDataset(DatasetOptions):
     """Parquet files with the columns ``instance_id`` and ``text``, read in the order of their names.
 
-    They are unpacked once into the cache of the ``datasets`` library (``HF_HOME``), which gives random access
-    without a compressed row group being decoded for each row.
+    The ``datasets`` library converts them once to Arrow in its cache (``HF_HOME``). Random access to Parquet would
+    decode a compressed row group for each row.
     """
 
     path: Annotated[PathText, Option("A file, a directory of them, or a pattern such as test-*.parquet.", "answer")]
@@ -43,7 +43,7 @@ class ParquetDataset(DatasetOptions):
         datasets.disable_progress_bars()
         try:
             table = datasets.Dataset.from_parquet([str(file) for file in files])
-        except Exception as error:  # the builder wraps whatever Arrow or the OS raises
+        except Exception as error:  # the builder wraps errors of Arrow and the OS
             reason = first_line(error.__cause__ or error)
             raise DataError(f"dataset.path={self.path} cannot be read: {reason}") from error
         assert isinstance(table, datasets.Dataset)
@@ -54,17 +54,17 @@ class ParquetDataset(DatasetOptions):
         if path.is_dir():
             files = sorted(path.glob("*.parquet"))
             if not files:
-                raise DataError(f"dataset.path={self.path}: the directory holds no *.parquet file")
+                raise DataError(f"dataset.path={self.path}: the directory contains no *.parquet file")
             return files
         if path.is_file():
             return [path]
         files = [Path(name) for name in sorted(glob.glob(str(path)))]
         if not files:
-            raise DataError(f"dataset.path={self.path}: there is no such file (looked for {path.absolute()})")
+            raise DataError(f"dataset.path={self.path}: file not found (looked for {path.absolute()})")
         return files
 
     def _check(self, files: list[Path]) -> None:
-        """Read the footers alone, so that a wrong file or column is known before anything is unpacked."""
+        """Reads only the footers, so that an invalid file or column is reported before the conversion."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -72,5 +72,5 @@ class ParquetDataset(DatasetOptions):
             try:
                 schema = pq.read_schema(file)
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise DataError(f"{file} is no parquet file: {first_line(error)}") from error
+                raise DataError(f"{file} is not a parquet file: {first_line(error)}") from error
             check_columns({field.name: field.type for field in schema}, self.text_column, str(file))

@@ -1,4 +1,4 @@
-"""The bundled sample instances: small real Python files with a real bug, for a first run and for tests."""
+"""The bundled sample instances: small Python files with a bug, for a first run and for tests (``dataset=sample``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from swe_infer.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class SampleDataset(DatasetOptions):
-    """``dataset=sample``: the instances of :mod:`swe_infer.sample`; no network, nothing to download."""
+    """The instances of :mod:`swe_infer.sample`. Needs no network."""
 
     run_tests: Annotated[
         bool | Literal["unsafe"],
@@ -29,5 +29,5 @@ class SampleDataset(DatasetOptions):
     def open(self) -> JsonlRows:
         resource = importlib.resources.files("swe_infer") / "sample" / "instances.jsonl"
         if not isinstance(resource, Path):
-            raise DataError("the sample instances lie in a zip archive: install swe_infer as plain files")
+            raise DataError("the sample instances are in a zip archive: install swe_infer as plain files")
         return JsonlRows(resource, self.text_column, label="the bundled sample")

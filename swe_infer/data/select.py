@@ -1,11 +1,8 @@
-"""Which instances a run asks, and in which order: ids, limit, shard, then the length filter.
+"""Selects and orders the instances of a run: ids, limit, shard, then the length filter.
 
-A shard's instances are those of its part of the whole dataset: which part that is depends on the dataset alone, so
-that no instance changes its shard when ids, limit or bounds change.
-
-Every step but the last is decided at once and needs no tokenizer. Nothing here looks at what is finished already, so
-a resumed run has the shards of the first one. Tokens are counted when an instance comes up, because counting all of
-a large dataset takes minutes; whoever needs the whole answer at once reads :attr:`Selection.kept`.
+An instance's shard depends on the whole dataset alone, so that it does not change with ids, limit, length bounds, or
+what is already finished. The length filter counts an instance's tokens when the runner reaches it, because counting a
+large dataset takes minutes. :attr:`Selection.kept` counts all at once.
 """
 
 from __future__ import annotations
@@ -22,18 +19,19 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.types import DataShard, Prompt, Skip, TokenCounter
 
 _TEMPLATE_TOKENS = 256
-"""More than begin, end and chat template tokens come to; added where a length is bounded without counting."""
+"""An upper bound on the tokens of the chat template; added where a length is bounded without counting."""
 
 _CHARACTERS_PER_TOKEN = 3.3
-"""Of SWE-bench's prompts, by OpenAI's and Llama's tokenizers; part of the former division into shards."""
+"""Of SWE-bench's prompts in OpenAI's and Llama's tokenizers. Earlier versions divided shards by it."""
 
 _ESTIMATE_FACTOR = 2
-"""An estimate this far above the room left is taken for sure; below, the provider has the last word."""
+"""A prompt is skipped by an estimate only if that exceeds the available tokens by this factor; the provider decides
+on the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An instance that is requested but not asked: a ``Skip`` with its name and place."""
+    """A requested instance that is skipped, and why."""
 
     index: int
     instance_id: str
@@ -53,61 +51,61 @@ class LengthFilter:
     """Bounds on a prompt's length in tokens.
 
     Args:
-        room_for_output: tokens of the context window that stay free, ``decoding.max_new_tokens``.
+        reserved_output_tokens: tokens of the context window for the output, ``decoding.max_new_tokens``.
     """
 
     count_tokens: TokenCounter | None = None
     min_tokens: int | None = None
     max_tokens: int | None = None
     context_window: int | None = None
-    room_for_output: int = 0
+    reserved_output_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.context_window is not None and self.room_for_output >= self.context_window:
+        if self.context_window is not None and self.reserved_output_tokens >= self.context_window:
             raise ConfigError(
-                f"decoding.max_new_tokens={self.room_for_output} leaves no room for a prompt in the context window "
-                f"of {self.context_window} tokens"
+                f"decoding.max_new_tokens={self.reserved_output_tokens} leaves no tokens for a prompt in the context "
+                f"window of {self.context_window} tokens"
             )
         if self.count_tokens is None and (self.min_tokens is not None or self.max_tokens is not None):
-            raise ConfigError("dataset.min_tokens and dataset.max_tokens need something that counts tokens")
+            raise ConfigError("dataset.min_tokens and dataset.max_tokens require a token counter")
 
     def allows_unread(self, characters: int) -> bool:
-        """Whether a prompt of so many characters passes whatever its text is.
+        """Whether any prompt of this many characters passes.
 
-        A token stands for at least one byte, and a character has at most four in UTF-8, so tokens are at most four
-        times the characters.
+        A token is at least one byte and a character at most four in UTF-8, so there are at most four tokens per
+        character.
         """
         return not self.min_tokens and 4 * characters + _TEMPLATE_TOKENS <= self._upper()
 
     def former_size(self, characters: int) -> int:
-        """What a prompt of so many characters weighed where an earlier version balanced shards: its characters, or
-        nothing where the bounds would probably leave it out."""
+        """The size by which earlier versions balanced shards: the characters, or 0 if the bounds probably exclude the
+        prompt."""
         tokens = characters / _CHARACTERS_PER_TOKEN
         return (
             0 if tokens > self._upper() or (self.min_tokens is not None and tokens < self.min_tokens) else characters
         )
 
     def check(self, prompt: Prompt) -> Skip | None:
-        """Why a prompt is too short or too long, or None. Counts only where its size in bytes does not decide."""
+        """Why a prompt is too short or too long, or None. Counts tokens only if its bytes do not decide."""
         counter = self.count_tokens
         if counter is None:
             return None
         if not self.min_tokens and len(prompt.text.encode()) + _TEMPLATE_TOKENS <= self._upper():
             return None
         tokens = counter(prompt)
-        said = f"{tokens:,} tokens ({counter.name})" if counter.exact else f"about {tokens:,} tokens ({counter.name})"
+        size = f"{tokens:,} tokens ({counter.name})" if counter.exact else f"about {tokens:,} tokens ({counter.name})"
         if self.min_tokens is not None and tokens < self.min_tokens:
-            return Skip("PromptTooShort", f"the prompt has {said}, below dataset.min_tokens={self.min_tokens}")
+            return Skip("PromptTooShort", f"the prompt has {size}, below dataset.min_tokens={self.min_tokens}")
         if self.max_tokens is not None and tokens > self.max_tokens:
-            return Skip("PromptTooLong", f"the prompt has {said}, above dataset.max_tokens={self.max_tokens}")
+            return Skip("PromptTooLong", f"the prompt has {size}, above dataset.max_tokens={self.max_tokens}")
         if self.context_window is None:
             return None
-        room = self.context_window - self.room_for_output
-        if tokens > (room if counter.exact else _ESTIMATE_FACTOR * room):
+        available = self.context_window - self.reserved_output_tokens
+        if tokens > (available if counter.exact else _ESTIMATE_FACTOR * available):
             return Skip(
                 "ContextOverflow",
-                f"the prompt has {said}; the context window of {self.context_window:,} tokens, less "
-                f"{self.room_for_output:,} for the output, takes {room:,}",
+                f"the prompt has {size}; the context window of {self.context_window:,} tokens, less "
+                f"{self.reserved_output_tokens:,} for the output, leaves {available:,}",
             )
         return None
 
@@ -116,7 +114,7 @@ class LengthFilter:
         if self.max_tokens is not None:
             bounds.append(self.max_tokens)
         if self.context_window is not None:
-            bounds.append(self.context_window - self.room_for_output)
+            bounds.append(self.context_window - self.reserved_output_tokens)
         return min(bounds)
 
 
@@ -125,9 +123,9 @@ class Selection:
     """The requested instances of one shard.
 
     Args:
-        requested: row indices in the order for the runner, rows with a fault included.
-        requested_of_all_shards: how many instances all shards together have.
-        moved: how many of these another shard had by the division of an earlier version.
+        requested: row indices in the order for the runner, including rows with a fault.
+        requested_of_all_shards: number of instances of all shards together.
+        moved: number of instances that earlier versions assigned to another shard.
     """
 
     rows: Rows
@@ -141,20 +139,19 @@ class Selection:
         return len(self.requested)
 
     def verdict(self, index: int) -> Skip | None:
-        """Why the row ``index`` is left out, or None where it is asked. Reads and counts its prompt where that is
-        needed, once."""
+        """Why the row ``index`` is skipped, or None. Reads and counts its prompt once, if necessary."""
         if index not in self._verdicts:
             self._verdicts[index] = self._decide(index)
         return self._verdicts[index]
 
     @property
     def kept(self) -> list[int]:
-        """The indices that are asked, in order. Decides every row first, which may mean counting all of them."""
+        """The indices that are not skipped, in order. May count every prompt first."""
         return [index for index in self.requested if self.verdict(index) is None]
 
     @property
     def skipped(self) -> list[Skipped]:
-        """What is left out and why, in order. Decides every row first."""
+        """The skipped instances, in order. May count every prompt first."""
         return list(self._skipped())
 
     def _skipped(self) -> Iterator[Skipped]:
@@ -175,30 +172,31 @@ def select(
     dataset: Dataset,
     *,
     count_tokens: TokenCounter | None,
-    room_for_output: int,
+    reserved_output_tokens: int,
     context_window: int | None,
     shard: DataShard,
     order: Literal["dataset", "longest_first"],
 ) -> Selection:
-    """Apply ``instance_ids``, then ``limit``; of these, take the shard's. The length filter acts when a row is
-    decided.
+    """Applies ``instance_ids``, ``limit`` and the shard. The length filter is applied later, row by row.
 
     Args:
         count_tokens: the model's tokenizer or an estimate; None: prompts are not measured.
-        room_for_output: tokens of the context window that stay free.
-        context_window: tokens, prompt and output together; None: not known.
-        order: ``longest_first`` sorts by characters, the dataset's order among equals.
+        reserved_output_tokens: tokens of the context window that are reserved for the output.
+        context_window: tokens of prompt and output together; None: unknown.
+        order: ``longest_first`` sorts by characters, then by the dataset's order.
 
     Raises:
         DataError: an id of ``instance_ids`` is not in the dataset.
-        ConfigError: the output leaves no room for a prompt, or bounds are set and nothing counts.
+        ConfigError: the output leaves no tokens for a prompt, or bounds are set without a token counter.
     """
-    lengths = LengthFilter(count_tokens, dataset.min_tokens, dataset.max_tokens, context_window, room_for_output)
+    lengths = LengthFilter(
+        count_tokens, dataset.min_tokens, dataset.max_tokens, context_window, reserved_output_tokens
+    )
     indices = list(range(len(rows)))
     if dataset.instance_ids is not None:
-        wanted = set(dataset.instance_ids)
-        _check_known(wanted, rows.ids, dataset.name)
-        indices = [index for index in indices if rows.ids[index] in wanted]
+        requested = set(dataset.instance_ids)
+        _check_known(requested, rows.ids, dataset.name)
+        indices = [index for index in indices if rows.ids[index] in requested]
     if dataset.limit is not None:
         indices = indices[: dataset.limit]
     all_shards = tuple(indices)
@@ -213,17 +211,17 @@ def select(
 
 
 def _moved(rows: Rows, lengths: LengthFilter, indices: Sequence[int], owners: Sequence[int], count: int) -> int:
-    """How many of the rows ``indices`` another shard had by the division of an earlier version, which depended on
-    ids, limit and bounds."""
+    """The number of rows that earlier versions, whose shards depended on ids, limit and bounds, assigned to another
+    shard."""
     former = assign_shards([lengths.former_size(rows.characters(index)) for index in indices], count)
     return sum(owners[index] != owner for index, owner in zip(indices, former, strict=True))
 
 
 def assign_shards(sizes: Sequence[int], count: int) -> list[int]:
-    """Give each item a shard from 0 to ``count`` - 1, so that the shards' sums of sizes are as alike as can be.
+    """Assigns each item to a shard from 0 to ``count`` - 1, with sums of sizes as equal as possible.
 
-    Longest processing time first (Graham 1969): the largest item goes to the shard with the least so far, the one
-    with fewer items among equals. So sums differ by no more than the largest item.
+    Longest processing time first (Graham 1969): the largest item goes to the shard with the smallest sum, then with
+    the fewest items. So sums differ by no more than the largest item.
     """
     assignment = [0] * len(sizes)
     shards = [(0, 0, number) for number in range(min(count, len(sizes)))]  # (size, items, shard); the rest stay empty
@@ -234,12 +232,12 @@ def assign_shards(sizes: Sequence[int], count: int) -> list[int]:
     return assignment
 
 
-def _check_known(wanted: set[str], ids: Sequence[str], name: str) -> None:
-    unknown = sorted(wanted.difference(ids))
+def _check_known(requested: set[str], ids: Sequence[str], name: str) -> None:
+    unknown = sorted(requested.difference(ids))
     if not unknown:
         return
     close = difflib.get_close_matches(unknown[0], ids, n=1, cutoff=0.0)
-    others = f" (and {len(unknown) - 1} more that are not there)" if len(unknown) > 1 else ""
+    others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     raise DataError(
         f"dataset.instance_ids: {unknown[0]!r} is not in {name}{others}; the closest of its {len(ids):,} ids is "
         f"{close[0]!r}"

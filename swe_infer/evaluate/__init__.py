@@ -1,1 +1,1 @@
-"""Resolved rates: whether the tests of an instance pass once a prediction's patch is applied."""
+"""Resolved rates: the share of instances whose tests pass with the predicted patch."""

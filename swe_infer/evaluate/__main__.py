@@ -4,7 +4,7 @@ from swe_infer.interrupts import run_command
 
 
 def main() -> None:
-    """Evaluate the runs that the command line names."""
+    """The console script."""
     run_command("swe_infer.evaluate.command", "run")
 
 

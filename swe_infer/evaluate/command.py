@@ -19,13 +19,14 @@ from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdi
 from swe_infer.text import clean
 
 _OWN_TIMEOUT_S = 10.0
-"""For one test of a dataset that brings its own."""
+"""Default seconds per instance for a dataset's own tests."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate runs and print their resolved rates.
+    """Evaluates runs and prints their resolved rates.
 
-    Returns the exit status: 0; 1 where the harness failed; 2 with one line for bad input.
+    Returns:
+        The exit status: 1 if the harness failed, 2 for invalid input.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -46,44 +47,44 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
-    """Find out what one run resolved; write its verdicts and its summary, and tell the run's tracker.
+    """Evaluates one run, writes its verdicts and summary, and logs them to the run's tracker.
 
     Raises:
-        ConfigError: not a run, in use, or nothing to evaluate it with.
+        ConfigError: the directory is not a run or in use, or cannot be evaluated.
         HarnessError: the harness failed.
     """
     if options.report is not None and len(options.runs) > 1:
-        raise ConfigError("--report is about one run: name one RUN_DIR")
+        raise ConfigError("--report belongs to one run: name one RUN_DIR")
     found = open_run(directory)
-    with RunStore(directory, found.label, found.locks) as store:  # nobody goes on with the run meanwhile
+    with RunStore(directory, found.label, found.locks) as store:  # the lock keeps other processes from resuming it
         verdicts = _verdicts(found, options)
-        counted = store.totals.summary()  # all there is where a run was killed before it wrote one
+        counted = store.totals.summary()  # for a run that was killed before it wrote one
         before: Summary = {**counted, **store.read_summary()}
         summary: Summary = {
             **before,
             "unreadable_records": counted["unreadable_records"],
             "unreadable_cost_usd": counted["unreadable_cost_usd"],
-            **_kept(found, verdicts, before),
+            **_save_verdicts(found, verdicts, before),
         }
         store.write_summary(summary)
-        _tell_tracker(directory, summary, trusted=options.wandb)
+        _log_to_tracker(directory, summary, trusted=options.wandb)
     return summary
 
 
-def own_tests_of(directory: Path, summary: Summary, *, unsafe: bool = False) -> Summary:
-    """Run the tests that the run's dataset brings; for whoever holds the run directory.
+def own_test_figures(directory: Path, summary: Summary, *, unsafe: bool = False) -> Summary:
+    """Runs the tests that the run's dataset contains. The caller must hold the lock of the run directory.
 
     Args:
-        summary: of the run.
-        unsafe: without the sandbox.
+        summary: the run's summary.
+        unsafe: run them without the sandbox.
 
     Returns:
-        What they add to the summary; nothing where the dataset brings no tests.
+        The figures to add to the summary; empty if the dataset contains no tests.
 
     Raises:
-        ConfigError: nothing in the run is completed, or the directory cannot be read.
+        ConfigError: no sample of the run is completed, or the directory cannot be read.
     """
-    from swe_infer.evaluate.own_tests import judge, tested_rows
+    from swe_infer.evaluate.own_tests import run_own_tests, tested_rows
     from swe_infer.sample import sandbox
 
     found = open_run(directory)
@@ -92,12 +93,16 @@ def own_tests_of(directory: Path, summary: Summary, *, unsafe: bool = False) -> 
         return {}
     if not unsafe and (why := sandbox.why_unavailable()) is not None:
         return {"not_tested": why}
-    verdicts = judge(found, rows, timeout_s=_OWN_TIMEOUT_S, contained=not unsafe)
-    return {**_kept(found, verdicts, summary), "tested_in": "process" if unsafe else "sandbox", "not_tested": None}
+    verdicts = run_own_tests(found, rows, timeout_s=_OWN_TIMEOUT_S, contained=not unsafe)
+    return {
+        **_save_verdicts(found, verdicts, summary),
+        "tested_in": "process" if unsafe else "sandbox",
+        "not_tested": None,
+    }
 
 
-def _kept(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Summary) -> Summary:
-    """Keep verdicts in the run directory; returns what they add to its summary."""
+def _save_verdicts(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Summary) -> Summary:
+    """Writes verdicts to the run directory; returns the figures to add to its summary."""
     return _figures(write_verdicts(found.directory, verdicts, found.patches), summary)
 
 
@@ -105,9 +110,9 @@ def _figures(verdicts: Iterable[Verdict], summary: Summary) -> Summary:
     return resolved_figures(((verdict.instance_id, verdict.resolved) for verdict in verdicts), summary)
 
 
-def kept_figures(directory: Path, summary: Summary) -> Summary:
-    """What earlier evaluations say of what is asked for now, as they add it to the summary; for whoever holds the run
-    directory.
+def figures_of_saved_verdicts(directory: Path, summary: Summary) -> Summary:
+    """The figures of earlier verdicts on the samples that the last command requested, to add to the summary. The
+    caller must hold the lock of the run directory.
 
     Raises:
         ConfigError: a file of verdicts cannot be read.
@@ -116,7 +121,7 @@ def kept_figures(directory: Path, summary: Summary) -> Summary:
         return {}
     try:
         found: Container[Key] = open_run(directory).patches
-    except ConfigError:  # nothing of what is asked for now is completed
+    except ConfigError:  # no requested sample is completed
         found = ()
     verdicts = write_verdicts(directory, (), found)
     return _figures(verdicts, summary) if verdicts else {}
@@ -124,7 +129,7 @@ def kept_figures(directory: Path, summary: Summary) -> Summary:
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
     from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harness, verdicts_of_report
-    from swe_infer.evaluate.own_tests import judge, tested_rows
+    from swe_infer.evaluate.own_tests import run_own_tests, tested_rows
     from swe_infer.sample import sandbox
 
     if options.report is not None:
@@ -134,13 +139,15 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
     if rows is not None:
         if not options.unsafe and (why := sandbox.why_unavailable()) is not None:
             raise ConfigError(f"{found.directory}: {why}; --unsafe runs the tests without a sandbox")
-        return judge(found, rows, timeout_s=float(options.timeout or _OWN_TIMEOUT_S), contained=not options.unsafe)
+        return run_own_tests(
+            found, rows, timeout_s=float(options.timeout or _OWN_TIMEOUT_S), contained=not options.unsafe
+        )
     check_harness()
     harness = HarnessOptions(options.dataset, options.split, options.max_workers, options.timeout or 1800)
     return run_harness(found, harness)
 
 
-def _tell_tracker(directory: Path, summary: Summary, *, trusted: bool) -> None:
+def _log_to_tracker(directory: Path, summary: Summary, *, trusted: bool) -> None:
     from swe_infer.tracking.wandb import WandbTracker
 
     tracked = WandbTracker.of_run(directory, trusted=trusted)
@@ -164,13 +171,17 @@ def _line(directory: Path, summary: Summary) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="swe-infer-evaluate",
-        description="Resolved rates. Datasets that bring their tests (the bundled sample) are tested here; others "
-        "go to the official harness (package swebench, needs Docker), or bring its finished report.",
+        description="Resolved rates. The bundled sample and files with tests are tested here. Other datasets need "
+        "the official harness (package swebench, needs Docker), or its finished report.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--report", type=Path, metavar="FILE", help="a finished report of the official harness")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="the sample that --report is about")
-    parser.add_argument("--dataset", metavar="NAME", help="the harness's name, or a file with tests to run")
+    parser.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="the sample that --report covers (default 0)"
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="a dataset by its name in the harness, or a file with tests"
+    )
     parser.add_argument(
         "--unsafe", action="store_true", help="run the dataset's own tests without a sandbox, as this user"
     )
@@ -182,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-workers", type=_positive, default=4, metavar="N", help="containers at once (default 4)"
     )
     parser.add_argument(
-        "--timeout", type=_positive, metavar="S", help="for one instance (default 10; the harness's own 1800)"
+        "--timeout", type=_positive, metavar="S", help="seconds per instance (default 10; in the harness 1800)"
     )
     return parser
 
@@ -190,5 +201,5 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value

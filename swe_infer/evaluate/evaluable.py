@@ -1,4 +1,4 @@
-"""What an evaluation needs to know of a run: its answers, its dataset, its label."""
+"""The parts of a run that an evaluation needs: its patches, dataset and label."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class EvaluableRun:
     """One run directory.
 
     Args:
-        patches: the patch of every completed (instance, sample) that the last command asked for; empty where the
-            answer held none.
         label: ``model_name_or_path`` of its predictions.
-        dataset: the run's ``dataset`` group as its configuration has it.
-        locks: how the run keeps other processes out.
+        patches: the patch of every completed (instance, sample) that the last command requested; empty if the answer
+            contained none.
+        dataset: the ``dataset`` group of the run's configuration.
+        locks: the run's key ``locks``.
     """
 
     directory: Path
@@ -33,7 +33,7 @@ class EvaluableRun:
     locks: Locks = "os"
 
     def predictions(self, sample: int) -> Path:
-        """The file that the official harness reads."""
+        """The predictions file for the official harness."""
         return self.directory / layout.predictions_name(sample)
 
     @property
@@ -42,19 +42,19 @@ class EvaluableRun:
 
 
 def open_run(directory: Path) -> EvaluableRun:
-    """Read a run directory.
+    """Reads a run directory.
 
     Raises:
-        ConfigError: it is none, cannot be read, or nothing in it is completed.
+        ConfigError: it is not a run directory, cannot be read, or has no completed sample.
     """
     run = RunDirectory(directory)
     if not layout.is_run(directory):
         raise ConfigError(f"{directory}: not a run directory (there is no {layout.RECORDS})")
     patches, config = run.patches(), run.config()
     if not patches:
-        raise ConfigError(f"{directory}: nothing in it is completed, so there is nothing to evaluate")
+        raise ConfigError(f"{directory}: no sample is completed, so there is nothing to evaluate")
     label = run.label()
     if label is None:
-        raise ConfigError(f"{directory}: holds no predictions; run the same command once more, they are written anew")
+        raise ConfigError(f"{directory}: contains no predictions; run the same command again to write them")
     dataset = config.get("dataset")
     return EvaluableRun(directory, label, patches, dataset if isinstance(dataset, dict) else {}, locks_of(config))

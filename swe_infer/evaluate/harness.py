@@ -1,11 +1,11 @@
-"""The official harness: the package ``swebench``, in a process of its own; it runs each instance in a container.
+"""The official harness, the package ``swebench``, in its own process. It runs each instance in a container.
 
-Its reports are read in every shape that they have had:
+All formats of its reports are supported:
 
 * ``{"resolved_ids": […], "unresolved_ids": […], "error_ids": […], "empty_patch_ids": […], …}``: schema versions 1 and
   2, of the package ``swebench`` since 2.0 and of ``sb-cli``.
 * ``{"resolved": […], "generated": […], "applied": […], …}``: before that.
-* ``{INSTANCE_ID: {"resolved": true, …}, …}``: the ``report.json`` of single instances, or many of them joined.
+* ``{INSTANCE_ID: {"resolved": true, …}, …}``: the ``report.json`` of one instance, or of several, merged.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from swe_infer.run_directory.verdicts import Verdict
 from swe_infer.text import bounded_json
 
 _OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
-_OTHERWISE = "or run it on another machine and give its report with --report FILE"
+_OTHERWISE = "or run it on another machine and pass its report with --report FILE"
 
 Finding = tuple[bool, str | None]
 
 _TESTS_FAIL = "tests fail"
 _REASONS = {
     "unresolved_ids": _TESTS_FAIL,
-    "error_ids": "the harness reports an error: the patch does not apply, or the run of the tests broke off",
+    "error_ids": "the harness reports an error: the patch does not apply, or the tests were aborted",
     "empty_patch_ids": "no patch",
 }
 
@@ -49,17 +49,18 @@ _MOST_BYTES = 1 << 28  # of a report
 
 
 class HarnessError(SweInferError):
-    """The harness was started and did not end with a report."""
+    """The harness ended without a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessOptions:
-    """What the harness is told.
+    """Options of the harness.
 
     Args:
-        dataset: the harness's name of a dataset or a file; None: taken from the run's configuration.
-        split: None: taken from the run's configuration.
-        timeout_s: for the tests of one instance, in seconds.
+        dataset: a dataset by its name in the harness, or a file; None: from the run's configuration.
+        split: None: from the run's configuration.
+        max_workers: containers at once.
+        timeout_s: seconds for the tests of one instance.
     """
 
     dataset: str | None = None
@@ -69,7 +70,7 @@ class HarnessOptions:
 
 
 def check_harness() -> None:
-    """Refuse early what cannot work.
+    """Checks that the harness can run.
 
     Raises:
         ConfigError: the package is not installed, or no Docker daemon answers.
@@ -91,23 +92,23 @@ def check_harness() -> None:
 
 
 def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
-    """Evaluate every sample's predictions file; the harness's logs and reports stay in ``RUN_DIR/evaluation``.
+    """Evaluates the predictions file of every sample. Logs and reports stay in ``RUN_DIR/evaluation``.
 
-    The harness keeps a log for each instance under a run id, and goes on from there when it is called again. The id
-    changes with the predictions, so that an earlier answer's log never stands for a new one.
+    The harness resumes from its logs under the same run id. The id depends on the predictions, so that a log of an
+    earlier answer is never used for a new one.
 
     Raises:
-        ConfigError: the dataset's name cannot be told from the run's configuration.
+        ConfigError: the run's configuration does not name an official dataset.
         HarnessError: the harness ended without a report.
     """
     dataset = options.dataset or _official_name(run.dataset)
     if dataset is None:
         raise ConfigError(
-            f"{run.directory}: its dataset is none that the harness knows by name; "
-            "give the official one with --dataset NAME, such as SWE-bench/SWE-bench_Lite"
+            f"{run.directory}: the harness does not know its dataset by name; pass the official one with "
+            "--dataset NAME, such as SWE-bench/SWE-bench_Lite"
         )
     if Path(dataset).is_file():
-        dataset = str(Path(dataset).absolute())  # the harness works in a folder of its own
+        dataset = str(Path(dataset).absolute())  # the harness runs in its own folder
     split = options.split or str(run.dataset.get("split") or "test")
     folder = run.directory / "evaluation"
     if folder.exists():
@@ -136,7 +137,7 @@ def _appended(path: Path) -> int:
 
 
 def _run(command: list[str], folder: Path, log: IO[bytes]) -> int:
-    """The exit status of ``command``. Ctrl-C is passed on to it, so that it can end its containers."""
+    """Runs ``command`` and returns its exit status. Forwards Ctrl-C, so that the harness can stop its containers."""
     process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         return process.wait()
@@ -152,10 +153,10 @@ def _run(command: list[str], folder: Path, log: IO[bytes]) -> int:
 
 
 def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: str = "report") -> list[Verdict]:
-    """The verdicts that a finished report holds on one sample of a run.
+    """The verdicts of a finished report on one sample of a run.
 
     Raises:
-        ConfigError: it is no report, or about none of the run's instances.
+        ConfigError: the file is not a report, or covers none of the run's instances.
     """
     found = read_report(report)
     mine = {instance_id: found.get(instance_id) for instance_id, number in run.patches if number == sample}
@@ -165,12 +166,12 @@ def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: 
         if finding is not None
     ]
     if not verdicts:
-        raise ConfigError(f"{report}: is about none of the {len(mine)} instances of {run.directory}, sample {sample}")
+        raise ConfigError(f"{report}: covers none of the {len(mine)} instances of {run.directory}, sample {sample}")
     return verdicts
 
 
 def _official_name(dataset: Mapping[str, Any]) -> str | None:
-    """``SWE-bench/SWE-bench_Lite`` for ``princeton-nlp/SWE-bench_Lite_oracle``, and so on."""
+    """For example ``SWE-bench/SWE-bench_Lite`` for ``princeton-nlp/SWE-bench_Lite_oracle``."""
     match = _OFFICIAL.fullmatch(str(dataset.get("name") or "").rpartition("/")[2])
     return f"SWE-bench/{match[1]}" if match else None
 
@@ -181,17 +182,17 @@ def _run_id(run: EvaluableRun, sample: int) -> str:
 
 
 def read_report(path: Path) -> dict[str, Finding]:
-    """``{instance_id: (resolved, reason)}`` of a report. Instances that were not submitted are left out.
+    """Returns ``{instance_id: (resolved, reason)}``, without instances that were not submitted.
 
     Raises:
-        ConfigError: the file cannot be read, or is no report.
+        ConfigError: the file cannot be read, or is not a report.
     """
     try:
         report = bounded_json(read_regular(path.resolve(), _MOST_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
-        raise ConfigError(f"{path}: not JSON; a report of the swebench harness is wanted") from None
+        raise ConfigError(f"{path}: not JSON; a report of the swebench harness is required") from None
     if isinstance(report, dict):
         if isinstance(report.get("resolved_ids"), list):
             return _by_lists(report)

@@ -1,8 +1,8 @@
-"""Datasets that bring their own tests, such as the bundled sample: patches are applied in memory and the tests run.
+"""Evaluates datasets that contain their own tests, such as the bundled sample: patches are applied in memory.
 
-Such a dataset is a JSON-lines file with the columns ``files`` (``{path: content}`` before the fix) and ``test``
-(Python source with functions ``test…``), see :mod:`swe_infer.sample.testing`. Tests are code, so those of a file run
-only where the user names it for that purpose; the bundled ones are ours.
+The dataset is a JSON-lines file with the columns ``files`` (``{path: content}`` before the fix) and ``test`` (Python
+source with functions ``test…``), see :mod:`swe_infer.sample.testing`. Tests are code, so those of a file run only if
+the user names the file for that purpose; the bundled ones are ours.
 """
 
 from __future__ import annotations
@@ -40,45 +40,44 @@ class TestedRow:
 
 
 def tested_rows(run: EvaluableRun, dataset: Path | None) -> dict[str, TestedRow] | None:
-    """The rows of the run's instances, or None where the dataset brings no tests.
+    """The rows of the run's instances, or None if the dataset contains no tests.
 
     Args:
-        dataset: a JSON-lines file whose tests may be run; None: only the bundled sample's are.
+        dataset: a JSON-lines file whose tests may run; None: only the bundled sample's may.
 
     Raises:
-        ConfigError: the dataset brings tests, but lacks an instance of the run.
+        ConfigError: the dataset contains tests, but lacks an instance of the run.
     """
     rows = _rows(run.dataset, dataset)
     if rows is None:
         return None
-    wanted = {instance_id for instance_id, _ in run.patches}
+    required = {instance_id for instance_id, _ in run.patches}
     found: dict[str, TestedRow] = {}
     for row in rows:
-        if row.get("instance_id") in wanted:
+        if row.get("instance_id") in required:
             files, test = row.get("files"), row.get("test")
             if not isinstance(files, Mapping) or not isinstance(test, str):
                 return None
             found[str(row["instance_id"])] = TestedRow({str(p): str(text) for p, text in files.items()}, test)
-    missing = sorted(wanted - found.keys())
+    missing = sorted(required - found.keys())
     if missing and not found:
         return None
     if missing:
         raise ConfigError(
             f"{run.directory}: the dataset lacks {len(missing)} of its instances, such as {missing[0]}; "
-            "give the file that the run was made from with --dataset FILE"
+            "pass the run's dataset with --dataset FILE"
         )
     return found
 
 
-def judge(
+def run_own_tests(
     run: EvaluableRun, rows: Mapping[str, TestedRow], *, timeout_s: float, contained: bool = True
 ) -> list[Verdict]:
-    """Run the test of every prediction, as many at once as there are processors. What goes wrong with one prediction
-    costs that one alone.
+    """Runs the test of every prediction, one per processor at a time. A failure costs its own prediction alone.
 
     Args:
-        timeout_s: for one test, in seconds.
-        contained: in the sandbox; False: in processes that can read and write whatever the user can.
+        timeout_s: seconds for one test.
+        contained: in the sandbox; False: in processes with all rights of the user.
     """
     items = sorted(run.patches.items())
     stop = threading.Event()
@@ -86,7 +85,7 @@ def judge(
         findings = [pool.submit(_finding, patch, rows[key[0]], timeout_s, contained, stop) for key, patch in items]
         try:
             found = [finding.result() for finding in findings]
-        except BaseException:  # Ctrl-C: a test may run for long
+        except BaseException:  # on Ctrl-C, stop the running tests
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
@@ -99,24 +98,24 @@ def judge(
 def _finding(
     patch: str, row: TestedRow, timeout_s: float, contained: bool, stop: threading.Event
 ) -> tuple[str | None, str | None]:
-    """(why an instance is not resolved, None where it is; where that was judged, None where no test ran)."""
+    """Returns (reason why the instance is not resolved or None, where the test ran or None)."""
     if not patch:
         return "no patch", None
     try:
         applied = apply_patch(patch, row.files)
         if applied.unknown_files:
-            return f"the patch changes {applied.unknown_files[0]}, which the repository does not hold", None
+            return f"the patch changes {applied.unknown_files[0]}, which the repository does not contain", None
         files = {path: text for path, text in {**row.files, **applied.files}.items() if text is not None}
         result = run_test(files, row.test, timeout_s=timeout_s, contained=contained, stop=stop)
     except PatchError as error:
         return f"the patch does not apply: {error}", None
-    except Exception as error:  # noqa: BLE001 - whatever a model wrote costs its own instance
+    except Exception as error:  # noqa: BLE001 - a model's patch must only cost its own instance
         return f"the test could not be run ({type(error).__name__})", None
     return None if result.reason is None else without_secrets(result.reason), result.judged
 
 
 def _rows(config: Mapping[str, Any], dataset: Path | None) -> Iterator[Mapping[str, Any]] | None:
-    """The rows of a dataset that may bring tests, or None."""
+    """The rows of a dataset that may contain tests, or None."""
     if dataset is not None:
         return _lines(dataset) if dataset.suffix == ".jsonl" else None
     if not str(config.get("_target_", "")).endswith(".SampleDataset"):
@@ -126,7 +125,7 @@ def _rows(config: Mapping[str, Any], dataset: Path | None) -> Iterator[Mapping[s
 
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The file may be meant for the official harness and have no prompts, so it is not opened as a run's dataset."""
+    """Reads the rows directly: a file for the official harness may have no prompts, which a dataset requires."""
     try:
         if (kind := special_kind(path.stat().st_mode)) is not None:
             raise ConfigError(f"{path}: is {kind}; a file of JSON lines is expected")

@@ -132,7 +132,7 @@ def select_instances(
         dataset.open() if prompts is None else prompts.open(dataset, counter),
         dataset,
         count_tokens=counter,
-        room_for_output=runner.decoding.max_new_tokens,
+        reserved_output_tokens=runner.decoding.max_new_tokens,
         context_window=runner.context_window,
         shard=shard,
         order=runner.order,

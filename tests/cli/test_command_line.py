@@ -68,7 +68,7 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
     modules = imported(result)
     assert "hydra" in modules
     assert not {name.partition(".")[0] for name in modules} & {*HEAVY, "pydantic"}
-    assert not modules & {"swe_infer.runners.run", "swe_infer.patches.pipeline", "swe_infer.cli.sweep_end"}
+    assert not modules & {"swe_infer.runners.run", "swe_infer.patches.pipeline", "swe_infer.cli.sweep_report"}
     assert len(modules) < most
 
 
@@ -122,8 +122,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help", "modle"], "modle: there is no such group; did you mean model?"),
-        (["--help", "runner=rey"], "runner=rey: no such option; did you mean ray?"),
+        (["--help", "modle"], "modle: unknown group; did you mean model?"),
+        (["--help", "runner=rey"], "runner=rey: unknown option; did you mean ray?"),
         (["-sc", "install=tcsh"], "must be install=, uninstall= or query= with bash, zsh or fish"),
     ],
 )
@@ -197,8 +197,8 @@ def test_a_mistake_names_what_was_meant(tmp_path: Path) -> None:
         (["--temperature", "0.3"], "keys are written without dashes: decoding.temperature=0.3"),
         (["--dry-run"], "keys are written without dashes: dry_run=true"),
         (["--model", "it's"], """keys are written without dashes: 'model=it'"'"'s'"""),
-        (["--multi", "model=gpt-4o"], "--multi: no such flag; did you mean --multirun?"),
-        (["--\u00e9"], "no such flag; see --help"),
+        (["--multi", "model=gpt-4o"], "--multi: unknown flag; did you mean --multirun?"),
+        (["--\u00e9"], "unknown flag; see --help"),
         (["-m=gpt-4o"], "-m takes no value"),
         (["--cfg", "jobs"], "--cfg jobs: must be job or hydra or all"),
         (["--config-dir"], "--config-dir: needs a value"),
@@ -210,7 +210,7 @@ def test_a_mistake_names_what_was_meant(tmp_path: Path) -> None:
         (["compare", "a", "b"], "did you mean the command swe-infer-compare?"),
         (["model==gpt-4o"], "did you mean gpt-4o"),
         (["model=gpt-4(o"], "did you mean gpt-4o"),
-        (["model=zzzz"], "model=zzzz: no such option; --help model lists the "),
+        (["model=zzzz"], "model=zzzz: unknown option; --help model lists all "),
         (["model=gpt-4o", "provider=anthropic"], wrong_provider),
         (["model=gpt-4o", "budget.max_usd=$20"], 'budget.max_usd="$20": must be an amount'),
         (["decoding.temperature=0.2,0.8"], "several values are a sweep, which needs -m"),

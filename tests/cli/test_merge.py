@@ -66,7 +66,7 @@ def test_gaps_doubles_and_other_configurations_are_refused(sweep: Path, tmp_path
         merge(tmp_path / "out", [first, first, *rest])
     with pytest.raises(StoreError, match=r"differs from .* in decoding\.temperature: "):
         merge(tmp_path / "out", [*rest, *shards(sweep, "b")])
-    with pytest.raises(StoreError, match=r"holds no config\.yaml"):
+    with pytest.raises(StoreError, match=r"contains no config\.yaml"):
         merge(tmp_path / "out", [sweep])
     assert not (tmp_path / "out").exists()
 

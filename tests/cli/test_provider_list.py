@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from swe_infer import config
 from swe_infer.api.deployments import Deployments
-from swe_infer.cli.arguments import prepared
+from swe_infer.cli.arguments import hydra_arguments
 from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.runners.api import ApiRunner
@@ -15,7 +15,7 @@ from swe_infer.types import ApiModel
 
 
 def test_a_list_of_providers_is_a_chain_in_its_order() -> None:
-    arguments = prepared(
+    arguments = hydra_arguments(
         [
             *("model=gpt-4o", "provider=[openai,azure_openai,openai_compatible]", "dataset=sample", "tracker=none"),
             "provider.second.base_url=https://name.openai.azure.com",
@@ -36,7 +36,7 @@ def test_a_list_of_providers_is_a_chain_in_its_order() -> None:
 
 
 def test_a_list_of_one_is_that_provider() -> None:
-    assert prepared(["provider=[anthropic]"]) == ["provider=anthropic"]
+    assert hydra_arguments(["provider=[anthropic]"]) == ["provider=anthropic"]
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_a_list_of_one_is_that_provider() -> None:
 )
 def test_a_list_that_cannot_be_meant_is_refused_in_its_own_words(given: str) -> None:
     with pytest.raises(ConfigError, match="one to 4 options"):
-        prepared([given])
+        hydra_arguments([given])

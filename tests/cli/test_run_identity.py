@@ -244,13 +244,13 @@ def test_runs_of_an_earlier_version_go_on(desk: Desk, caplog: pytest.LogCaptureF
     caplog.set_level("INFO", "swe_infer")
     # The directory of the same instances goes on; what others paid for is taken from there.
     assert desk.run("dataset.limit=4") == old_four
-    assert "was begun by an earlier version and goes on" in caplog.text
+    assert "which an earlier version started" in caplog.text
     assert desk.sent == sent
     assert desk.run("dataset.limit=10") == old_eight
     assert desk.sent == sent + 2
     assert desk.run("dataset.limit=10") == old_eight
     sweep = SweepLog(desk.folder / "sweep")
-    sweep.start(keep=False, swept=["dataset.limit"])
+    sweep.reset(keep=False, swept=["dataset.limit"])
     assert desk.run("dataset.limit=9", sweep=sweep).name.endswith("limit=9")
     assert desk.sent == sent + 2
     assert summary(old_eight)["completed"] == 10
@@ -300,16 +300,16 @@ def test_answers_in_the_response_cache_are_found_wherever_the_server_moves(desk:
 
 def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> None:
     sweep = SweepLog(desk.folder / "sweep")
-    sweep.start(keep=False, swept=["dataset.limit"])
+    sweep.reset(keep=False, swept=["dataset.limit"])
     ends: list[int | Exception] = []
-    points = JobBatcher(ProcessResources(), lambda sweep, directory, end, objectives: ends.append(end))
+    batcher = JobBatcher(ProcessResources(), lambda sweep, directory, end, objectives: ends.append(end))
     built = []
     for limit in (1, 2):
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             overrides = ["tracker=none", "decoding.max_new_tokens=8", f"dataset.limit={limit}"]
             built.append(PreparedRun(compose("config", overrides=overrides), sweep))
-        points.add(built[-1], sweep)
-    points.run()
+        batcher.submit(built[-1], sweep)
+    batcher.run_waiting()
     assert ends == [0, 0]
     origins = [
         [

@@ -59,7 +59,7 @@ def test_a_cancelled_job_keeps_its_records_and_the_same_command_finishes(tmp_pat
 @pytest.mark.skipif(not has_accounting(), reason="this Slurm has no accounting")
 def test_a_killed_job_is_noticed_and_the_same_command_finishes(tmp_path: Path) -> None:
     errors = lose_a_job(tmp_path, kill)
-    assert "(its process ended before the point did)" in errors
+    assert "(its process ended before the run did)" in errors
 
 
 def cancel(sweep: Path, records: Path) -> None:

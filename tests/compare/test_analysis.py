@@ -153,7 +153,7 @@ def test_what_a_reader_must_know_is_said(tmp_path: Path) -> None:
         "answers that remain: A 3.",
         "count as not applying: A 1.",
         "how they differ is not known: B.",
-        "do not have the same instances",
+        "have different instances",
     ):
         assert part in notes
 

@@ -101,7 +101,7 @@ def test_csv_holds_a_row_for_each_answer_and_nothing_that_a_spreadsheet_computes
 
 def test_mistakes_are_one_line_and_exit_2(runs: list[Path], tmp_path: Path) -> None:
     for arguments, message in (
-        ([tmp_path / "nowhere"], "error: " + str(tmp_path / "nowhere") + ": there is no such directory"),
+        ([tmp_path / "nowhere"], "error: " + str(tmp_path / "nowhere") + ": directory not found"),
         (["wandb:a"], "error: wandb:a: must be wandb:ENTITY/PROJECT/RUN_ID"),
         ([*runs, "--json", tmp_path / "no" / "c.json"], "No such file or directory"),
     ):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from swe_infer.compare.loading import load_run, load_runs, read_texts
-from swe_infer.compare.sources import failed_points
+from swe_infer.compare.sources import jobs_without_run
 from swe_infer.errors import ConfigError
 from tests.compare.runs import answer, failure, skip, write_run
 
@@ -65,7 +65,7 @@ def test_a_sweep_stands_for_its_runs_wherever_they_lie(tmp_path: Path, monkeypat
     (tmp_path / "sweep" / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     runs = load_runs(["sweep", "outputs/x"])
     assert [run.name for run in runs] == ["x", "er", "t0.2"]
-    assert failed_points(["sweep", "outputs/x"]) == ["t=9", "t=1 u=2"]
+    assert jobs_without_run(["sweep", "outputs/x"]) == ["t=9", "t=1 u=2"]
 
 
 def test_names_are_the_shortest_that_tell_runs_apart(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_names_are_the_shortest_that_tell_runs_apart(tmp_path: Path) -> None:
 
 def test_paths_without_runs_say_so(tmp_path: Path) -> None:
     for path, message in (
-        (str(tmp_path / "no"), "there is no such directory"),
+        (str(tmp_path / "no"), "directory not found"),
         (
             str(tmp_path),
-            r"neither a run directory nor a directory of some \(records.jsonl or summary.json is missing",
+            r"neither a run directory nor a directory of runs \(records.jsonl or summary.json is missing",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

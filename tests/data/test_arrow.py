@@ -83,7 +83,7 @@ def test_a_split_of_a_dataset_that_has_none_is_refused(rows: list[Row], tmp_path
 
 def test_directories_that_are_no_saved_dataset_say_so(rows: list[Row], tmp_path: Path) -> None:
     for path, message in (
-        (tmp_path / "no", "there is no such directory"),
+        (tmp_path / "no", "directory not found"),
         (tmp_path, "was not written by save_to_disk"),
         (Path(write_parquet(rows, tmp_path / "f.parquet")), "is a file: dataset=jsonl or dataset=parquet"),
     ):
@@ -115,8 +115,8 @@ def test_paths_without_parquet_say_so(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no parquet")
     (tmp_path / "empty").mkdir()
     for path, message in (
-        (tmp_path / "no.parquet", "there is no such file"),
-        (tmp_path / "text.parquet", "is no parquet file"),
+        (tmp_path / "no.parquet", "file not found"),
+        (tmp_path / "text.parquet", "is not a parquet file"),
         (tmp_path / "empty", r"holds no \*\.parquet file"),
     ):
         with pytest.raises(DataError, match=message) as caught:
@@ -131,7 +131,7 @@ def test_paths_without_parquet_say_so(tmp_path: Path) -> None:
     [
         ([{"instance_id": "a", "prompt": "p"}], "no column 'text'; it has instance_id, prompt"),
         ([{"text": "p"}], "no column 'instance_id'; it has text"),
-        ([{"instance_id": 1, "text": "p"}], "column 'instance_id' holds int64; it should hold strings"),
+        ([{"instance_id": 1, "text": "p"}], "column 'instance_id' contains int64; it should contain strings"),
         ([{"instance_id": "a", "text": ["p"]}], "column 'text' holds list"),
         ([{"instance_id": "a", "text": "p"}] * 2, "row 1: instance_id 'a' is already used in row 0"),
         ([{"instance_id": "a", "text": "p"}, {"instance_id": None, "text": "p"}], "row 1: instance_id is None"),
@@ -154,7 +154,7 @@ def test_what_makes_a_table_unusable_is_one_clear_line(
 
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:
     table = pa.table({"instance_id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
-    with pytest.raises(DataError, match="holds no row"):
+    with pytest.raises(DataError, match="has no rows"):
         ArrowRows(datasets.Dataset(table), "text", "empty")
 
 

@@ -81,7 +81,7 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(hub: Hub, tmp_path: Path
         ({"name": "nobody/nothing"}, "dataset.name=nobody/nothing (revision main) was not found at http://127.0.0.1"),
         ({"name": NAME, "revision": "v9"}, "(revision v9) was not found"),
         ({"name": NAME, "split": "dev"}, "has no split 'dev': Unknown split \"dev\". Should be one of ['test']"),
-        ({"name": NAME, "subset": "odd"}, "dataset.subset=odd does not fit"),
+        ({"name": NAME, "subset": "odd"}, "dataset.subset=odd is not valid"),
         ({"name": NAME, "text_column": "prompt"}, f"{NAME} (test) has no column 'prompt'; it has instance_id, text"),
     )
     answers = load(hub.endpoint, tmp_path, *(options for options, _ in cases))

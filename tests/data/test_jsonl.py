@@ -105,18 +105,18 @@ def test_a_row_that_lacks_the_prompt_column_costs_that_row_only(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no row"),
-        (b"\n \r\n", "holds no row"),
-        (good("a") + b"\n" + b'{"instance_id": "b", "te', r"line 2, column 22: not a whole JSON object"),
-        (good("a") + b"\n\n" + good("b")[:-1] + b"\n" + good("c"), r"line 3, column 41: not a whole JSON object"),
+        (b"", "has no rows"),
+        (b"\n \r\n", "has no rows"),
+        (good("a") + b"\n" + b'{"instance_id": "b", "te', r"line 2, column 22: not a complete JSON object"),
+        (good("a") + b"\n\n" + good("b")[:-1] + b"\n" + good("c"), r"line 3, column 41: not a complete JSON object"),
         (good("a") + b"\n[" + good("b") + b"]", r"line 2 is a JSON array; it should be one JSON object"),
         (b"3", r"line 1 is a JSON value of type int"),
         (good("a") + b"\n" + good("b", "caf\xe9").replace(b"caf\\u00e9", b"caf\xe9"), r"line 2, byte 34: not UTF-8"),
-        (b"[]", "holds no row"),
-        (b"[", r"row 1, character 1: not a whole JSON object \(Expecting value\)"),
+        (b"[]", "has no rows"),
+        (b"[", r"row 1, character 1: not a complete JSON object \(Expecting value\)"),
         (b"[ 3, " + good("a") + b"]", "row 1 is a JSON value of type int"),
-        (b"[" + good("a") + b",\n" + b'{"instance_id": "b", "te', r"row 2, character 22: not a whole JSON object"),
-        (b"[" + good("a") + b",]", r"row 2, character 1: not a whole JSON object"),
+        (b"[" + good("a") + b",\n" + b'{"instance_id": "b", "te', r"row 2, character 22: not a complete JSON object"),
+        (b"[" + good("a") + b",]", r"row 2, character 1: not a complete JSON object"),
         (b"[" + good("a") + good("b") + b"]", r"row 1 is followed by '{'; it should be a comma or the end"),
         (b"[" + good("a"), r"row 1 is followed by the end of the file"),
         (b"[" + good("a") + b"]\n" + good("b"), r"the array is followed by '{'"),
@@ -126,8 +126,8 @@ def test_a_row_that_lacks_the_prompt_column_costs_that_row_only(tmp_path: Path) 
         (gzip.compress(good("a"))[:-9], "cannot be unpacked as gzip: Compressed file ended"),
         (gzip.compress(good("a"))[:-5] + b"12345", "cannot be unpacked as gzip: CRC check failed"),
         (gzip.compress(good("a")) + b"rubbish", "cannot be unpacked as gzip: Not a gzipped file"),
-        (gzip.compress(b""), "holds no row"),
-        (gzip.compress(good("a") + b"\n{"), "line 2, column 2: not a whole JSON object"),
+        (gzip.compress(b""), "has no rows"),
+        (gzip.compress(good("a") + b"\n{"), "line 2, column 2: not a complete JSON object"),
         (gzip.compress(gzip.compress(good("a"))), "compressed with gzip twice"),
         (b"\x28\xb5\x2f\xfd\x04", "compressed with zstd: unpack it first"),
         (b"PAR1\x15", "a parquet file: choose dataset=parquet"),
@@ -153,7 +153,7 @@ def test_what_makes_the_file_unusable_is_one_line_that_names_the_place(
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nowhere.jsonl", "there is no such file"), (".", "is a directory"), ("x.parquet", "choose dataset=parquet")],
+    [("nowhere.jsonl", "file not found"), (".", "is a directory"), ("x.parquet", "choose dataset=parquet")],
 )
 def test_a_path_that_is_no_such_file_says_what_would_be_right(path: str, message: str) -> None:
     with pytest.raises(DataError, match=message):

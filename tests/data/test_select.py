@@ -81,7 +81,7 @@ def choose(
         rows,
         options or Options(),
         count_tokens=counter,
-        room_for_output=room,
+        reserved_output_tokens=room,
         context_window=window,
         shard=shard or DataShard(),
         order="longest_first" if longest_first else "dataset",
@@ -104,7 +104,7 @@ def test_an_unknown_id_is_refused_with_the_closest_one() -> None:
     rows = Texts(["a"] * 12)
     with pytest.raises(DataError, match=r"'repo_repo-7' is not in texts; .* 12 ids is 'repo__repo-7'"):
         choose(rows, Options(instance_ids=("repo_repo-7",)))
-    with pytest.raises(DataError, match=r"\(and 1 more that are not there\)"):
+    with pytest.raises(DataError, match=r"\(and 1 more\)"):
         choose(rows, Options(instance_ids=("x", "y", "repo__repo-1")))
 
 
@@ -200,13 +200,13 @@ def test_room_for_the_output_stays_free() -> None:
     (skipped,) = selection.skipped
     assert skipped.reason == "ContextOverflow"
     assert (
-        "901 tokens (words); the context window of 1,000 tokens, less 100 for the output, takes 900"
+        "901 tokens (words); the context window of 1,000 tokens, less 100 for the output, leaves 900"
         in skipped.message
     )
 
 
 def test_an_output_that_fills_the_window_is_refused() -> None:
-    with pytest.raises(ConfigError, match="leaves no room for a prompt"):
+    with pytest.raises(ConfigError, match="leaves no tokens for a prompt"):
         choose(Texts(["a"]), counter=Words(), room=1000, window=1000)
 
 
@@ -248,7 +248,7 @@ def test_tokens_are_counted_when_an_instance_comes_up_and_once() -> None:
 
 
 def test_bounds_without_a_counter_are_refused() -> None:
-    with pytest.raises(ConfigError, match="need something that counts"):
+    with pytest.raises(ConfigError, match="require a token counter"):
         choose(Texts(["a"]), Options(max_tokens=10))
 
 
@@ -260,7 +260,7 @@ def test_shards_of_the_real_instances_are_balanced(real_path: Path) -> None:
             rows,
             dataset,
             count_tokens=None,
-            room_for_output=0,
+            reserved_output_tokens=0,
             context_window=None,
             shard=DataShard(index=i, count=4),
             order="dataset",

@@ -151,7 +151,7 @@ def test_what_is_no_run_or_is_in_use_is_one_line_and_exit_2(
     assert "not a run directory" in capsys.readouterr().err
     nothing = make_run(tmp_path / "nothing", {"a": None}, SAMPLE)
     assert evaluate([str(nothing)]) == 2
-    assert "nothing in it is completed" in capsys.readouterr().err
+    assert "no sample is completed" in capsys.readouterr().err
     busy = make_run(tmp_path / "busy", {ROWS[0]["instance_id"]: ""}, SAMPLE)
     with RunStore(busy, GENERATED_NAME):
         assert evaluate([str(busy)]) == 2

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from swe_infer.cli.merge import merge
-from swe_infer.cli.study import objective_of
+from swe_infer.cli.study import objective_values
 from swe_infer.cli.tables import print_summary
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run
@@ -50,7 +50,7 @@ def test_a_run_that_skips_half_scores_half_everywhere(
 ) -> None:
     summary = json.loads((half / "summary.json").read_text())
     assert summary["apply_rate"] == 0.5
-    assert objective_of(half, ["apply_rate"]) == [0.5]
+    assert objective_values(half, ["apply_rate"]) == [0.5]
     assert metrics_of(summary)["apply_rate"] == 0.5
     progress = Progress(4, 0, io.StringIO())
     progress.update({"status": "completed"}, summary, {})

@@ -315,16 +315,16 @@ def test_a_sweeps_directory_is_read_and_written_like_a_runs(received: Path, tmp_
     (sweep / "swept.json").write_text("[" * 100_000)
     assert compare_main([str(sweep), "--resamples", "5"]) == 0
     log = SweepLog(sweep, ("c",))
-    assert (log.lost(), swept_keys(sweep)) == ([("b",)], ())
-    assert all(isinstance(point, SweepJob) for point in log.points())
-    for name, write in (("begun.jsonl", log.begin), ("runs.jsonl", lambda: log.add(None, 0))):
+    assert (log.lost_jobs(), swept_keys(sweep)) == ([("b",)], ())
+    assert all(isinstance(job, SweepJob) for job in log.jobs())
+    for name, write in (("begun.jsonl", log.record_start), ("runs.jsonl", lambda: log.record_end(None, 0))):
         precious.write_text("mine")
         (sweep / name).unlink()
         (sweep / name).symlink_to(precious)
         with pytest.raises(OSError, match="symbolic link"):
             write()
-        with pytest.raises(StoreError, match=f"{name}: .*symbolic link"):
-            log.lost()
+        with pytest.raises(ConfigError, match=f"{name}: .*symbolic link"):
+            log.lost_jobs()
         assert precious.read_text() == "mine"
         (sweep / name).unlink()
 

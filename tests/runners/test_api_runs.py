@@ -128,7 +128,7 @@ def test_a_provider_is_one_file_and_one_yaml(server: ApiServer, tmp_path: Path) 
         return commands.run("swe_infer", *command, *arguments, cwd=tmp_path, env={**environment_, "MY_KEY": key})
 
     for arguments, key, said in [
-        (["provider.greting=x"], "k", "provider.greting: no such key; did you mean provider.greeting?"),
+        (["provider.greting=x"], "k", "provider.greting: unknown key; did you mean provider.greeting?"),
         (["provider.greeting=[x]"], "k", "provider.greeting="),
         ([], "", "set MY_KEY in the environment"),
     ]:

@@ -58,8 +58,8 @@ def test_a_glob_that_matches_nothing_is_one_line_and_no_sweep(tmp_path: Path) ->
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=1)
         for override, hint in (
-            ("decoding=glob(gred*)", "matches nothing; there are greedy, model_default, reasoning, sample"),
-            ("decoding.temperature=glob(*)", "matches nothing; decoding.temperature is no group of options"),
+            ("decoding=glob(gred*)", "matches nothing; available: greedy, model_default, reasoning, sample"),
+            ("decoding.temperature=glob(*)", "matches nothing; decoding.temperature is not a group"),
         ):
             result = sweep.run(override)
             assert (result.returncode, result.stdout) == (2, "")
@@ -84,7 +84,7 @@ def test_an_instance_that_failed_is_tried_again_by_the_same_command(tmp_path: Pa
         first = sweep.run("decoding.temperature=0,1")
         assert first.returncode == 1, first.stderr
         assert "exit 1: decoding.temperature=0 outputs/" in first.stderr
-        assert "The same command finishes what is missing" in first.stderr
+        assert "Run the same command again to finish the rest" in first.stderr
         second = sweep.run("decoding.temperature=0,1")
         assert second.returncode == 0, second.stderr
         assert "exit" not in second.stderr

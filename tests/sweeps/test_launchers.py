@@ -54,7 +54,7 @@ def test_the_points_of_a_lost_worker_are_run_again_by_the_same_command(launcher:
         assert process.returncode == 1, errors
         assert "Traceback" not in errors
         assert "lost: decoding.temperature=" in errors
-        assert "The same command finishes what is missing" in errors
+        assert "Run the same command again to finish the rest" in errors
         server.latency_s = 0.0
         again = sweep.run(*arguments, f"output_dir={tmp_path / 'sweep'}")
         assert again.returncode == 0, again.stderr

@@ -17,7 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from swe_infer import config
-from swe_infer.cli.wandb_agent import AgentRun
+from swe_infer.cli.run_session import AgentRun
 from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.metrics import metrics_of
@@ -59,8 +59,8 @@ def test_there_is_a_grid_a_random_and_a_bayesian_one() -> None:
 
 def test_a_run_that_could_not_report_to_its_sweep_is_refused() -> None:
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):
-        AgentRun.of({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r"})
-    assert AgentRun.of({"WANDB_RUN_ID": "r", "WANDB_API_KEY": "k"}) is None
+        AgentRun.from_environment({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r"})
+    assert AgentRun.from_environment({"WANDB_RUN_ID": "r", "WANDB_API_KEY": "k"}) is None
 
 
 class Cli:

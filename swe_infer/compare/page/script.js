@@ -1,9 +1,9 @@
-// Draws the page from the JSON in #data. Text from runs only ever becomes text nodes, so nothing of it is markup.
+// Renders the page from the JSON in #data. Text from runs only becomes text nodes, never markup.
 'use strict';
 
 const data = JSON.parse(document.getElementById('data').textContent);
 const runs = data.runs;
-const names = data.order; // the keys of an object come in another order where they are whole numbers
+const names = data.order; // objects reorder integer-like keys
 const numbers = new Map(names.map((name, number) => [name, number]));
 const COLOURS = ['#0a5dc2', '#c2410c', '#15803d', '#7c3aed', '#be123c', '#0e7490', '#a16207', '#475569'];
 const SHAPES = 4;
@@ -11,7 +11,7 @@ const METRICS = { resolved: 'resolved', applies: 'patch applies' };
 
 const byId = (id) => document.getElementById(id);
 
-/** An HTML element; `attributes` may hold listeners (`onclick`), `text` and plain attributes. */
+/** An HTML element; `attributes` may contain listeners (`onclick`), `text` and plain attributes. */
 function element(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
 }
@@ -88,9 +88,9 @@ function check(label, checked, onChange) {
 
 const WIDTH = 760, HEIGHT = 400, LEFT = 62, RIGHT = 20, TOP = 16, BOTTOM = 52;
 
-/** Round values that cut [low, high] into about `wanted` parts. */
-function ticks(low, high, wanted = 5) {
-  const rough = (high - low || 1) / wanted;
+/** Round values that divide [low, high] into about `parts` parts. */
+function ticks(low, high, parts = 5) {
+  const rough = (high - low || 1) / parts;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const values = [];
@@ -98,7 +98,7 @@ function ticks(low, high, wanted = 5) {
   return values;
 }
 
-/** `least`: of the highest value, what the axis spans at the least, so that figures which hardly differ stand together. */
+/** `least`: the smallest span of the axis, as a share of the highest value, so that tiny differences do not fill it. */
 function scale(values, begin, end, { logarithmic = false, zero = false, least = 0 } = {}) {
   let low = Math.min(...values), high = Math.max(...values);
   if (logarithmic) {
@@ -147,7 +147,7 @@ function shape(index, x, y) {
   return svgElement('path', { ...style, d });
 }
 
-/** A plot with a note that follows the pointer and the focus. */
+/** A plot with a tooltip that follows the pointer and the focus. */
 function plot(holder, label, draw) {
   const tip = element('div', { class: 'tip', hidden: true });
   const svg = svgElement('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'group', 'aria-label': label });
@@ -172,7 +172,7 @@ function plot(holder, label, draw) {
   holder.replaceChildren(svg, tip);
 }
 
-/** Mark a run's row in the first table, and go there. */
+/** Marks a run's row in the first table and scrolls to it. */
 function markRun(index) {
   for (const row of document.querySelectorAll('#runs-table tbody tr')) row.classList.remove('marked');
   const row = byId(`run-${index}`);
@@ -210,8 +210,8 @@ function drawRuns() {
 }
 
 const X_AXES = {
-  cost: ['dollars an instance', (run) => (run.cost_usd === null || !run.instances ? null : run.cost_usd / run.instances), dollars],
-  tokens: ['output tokens an instance', (run) => (run.instances ? run.usage.output_tokens / run.instances : null), (v) => count(Math.round(v))],
+  cost: ['cost per instance', (run) => (run.cost_usd === null || !run.instances ? null : run.cost_usd / run.instances), dollars],
+  tokens: ['output tokens per instance', (run) => (run.instances ? run.usage.output_tokens / run.instances : null), (v) => count(Math.round(v))],
   time: ['time of the run', (run) => run.wall_s, seconds],
 };
 
@@ -225,8 +225,8 @@ function drawCost(state) {
     .filter((p) => p.x !== null && p.rate && p.rate.value !== null);
   const canLog = points.length > 0 && points.every((p) => p.x > 0);
   byId('cost-controls').replaceChildren(
-    choice('across', Object.entries(X_AXES).map(([key, [title]]) => [key, title]), state.x, (x) => redraw({ x })),
-    choice('up', rates().map((metric) => [metric, METRICS[metric]]), state.y, (y) => redraw({ y })),
+    choice('x-axis', Object.entries(X_AXES).map(([key, [title]]) => [key, title]), state.x, (x) => redraw({ x })),
+    choice('y-axis', rates().map((metric) => [metric, METRICS[metric]]), state.y, (y) => redraw({ y })),
     ...(canLog ? [check('logarithmic', state.logarithmic, (logarithmic) => redraw({ logarithmic }))] : []));
   if (!points.length) {
     byId('cost-plot').replaceChildren(element('p', { class: 'hint', text: `No run has both figures (${xTitle}, ${METRICS[state.y]}).` }));
@@ -241,13 +241,13 @@ function drawCost(state) {
       .sort((a, b) => a.x - b.x);
     svg.append(svgElement('polyline', { class: 'front', points: front.map((p) => `${x.place(p.x)},${y.place(p.rate.value)}`).join(' ') }));
     for (const p of points) {
-      const text = `${p.run.letter}: ${p.run.name}\n${METRICS[state.y]} ${rateText(p.rate)}\n${xTitle}: ${xText(p.x)}${front.includes(p) ? '\non the front' : ''}`;
+      const text = `${p.run.letter}: ${p.run.name}\n${METRICS[state.y]} ${rateText(p.rate)}\n${xTitle}: ${xText(p.x)}${front.includes(p) ? '\nPareto-optimal' : ''}`;
       point(p.index, x.place(p.x), y.place(p.rate.value), p.rate, y, text, p.run.letter);
     }
   });
 }
 
-/** Keys whose values are numbers in every run that has one, with two values at least; most values first. */
+/** Keys with at least two values, all of them numbers; most values first. */
 function sweptKeys() {
   const distinct = (key) => new Set(runs.map((run) => run.differs[key]).filter((value) => value !== null && value !== undefined));
   const numeric = (key) => [...distinct(key)].every((value) => typeof value === 'number');
@@ -261,8 +261,8 @@ function drawSweep(state) {
   const key = state.key || keys[0];
   const redraw = (change) => drawSweep({ ...state, key, ...change });
   byId('sweep-controls').replaceChildren(
-    choice('across', keys.map((name) => [name, name]), key, (chosen) => redraw({ key: chosen })),
-    choice('up', rates().map((metric) => [metric, METRICS[metric]]), state.y, (y) => redraw({ y })));
+    choice('x-axis', keys.map((name) => [name, name]), key, (chosen) => redraw({ key: chosen })),
+    choice('y-axis', rates().map((metric) => [metric, METRICS[metric]]), state.y, (y) => redraw({ y })));
   const points = runs
     .map((run, index) => ({ run, index, x: run.differs[key], rate: run[state.y] }))
     .filter((p) => typeof p.x === 'number' && p.rate && p.rate.value !== null);
@@ -329,10 +329,10 @@ function drawOverlap() {
 
 function drawTests() {
   byId('tests').hidden = byId('tests-link').hidden = !data.pairs.length;
-  byId('tests-hint').textContent = `By ${METRICS[data.metric]}, over the instances that both runs have. Holm's correction is for ${data.pairs.length} pair(s); ` +
+  byId('tests-hint').textContent = `By ${METRICS[data.metric]}, over the instances that both runs have. Holm correction for ${data.pairs.length} pair(s); ` +
     `resampling: ${count(data.resamples)} draws, seed ${data.seed}. Bold: below 0.05 after correction.`;
-  const columns = [['1st', 'text'], ['2nd', 'text'], ['common', ''], ['both alike, solved', ''], ['only 1st', ''], ['only 2nd', ''], ['neither', ''], ['rate, 2nd − 1st', ''],
-    ['p', ''], ['p (Holm)', ''], ['test', 'text'], ['dollars an instance, 2nd − 1st', ''], ['p (Holm)', '']];
+  const columns = [['1st', 'text'], ['2nd', 'text'], ['common', ''], ['both solved', ''], ['only 1st', ''], ['only 2nd', ''], ['neither', ''], ['rate difference (2nd − 1st)', ''],
+    ['p', ''], ['p (Holm)', ''], ['test', 'text'], ['cost per instance (2nd − 1st)', ''], ['p (Holm)', '']];
   const strong = (p) => (p === null ? '–' : element('span', { class: p < 0.05 ? 'significant' : 'weak', text: pValue(p) }));
   const rows = data.pairs.map((pair) => {
     const cost = pair.cost_per_instance_usd;
@@ -367,7 +367,7 @@ function listOverlap(letters, label) {
   byId('search').focus({ preventScroll: true });
 }
 
-/** A run's mark for an instance: the share of samples that solved it, or why there is none. */
+/** A run's cell for an instance: the share of samples that solved it, or why there is none. */
 function mark(cells) {
   if (!cells.length) return element('span', { class: 'weak', text: '', title: 'no record' });
   const solved = cells.filter((cell) => cell.solved).length;
@@ -410,7 +410,7 @@ function drawRows() {
 
 const view = { name: null, left: 0, right: Math.min(1, runs.length - 1), chosen: false, sampleLeft: 0, sampleRight: 0 };
 
-/** The texts of an instance, unpacked from its element: base64 of zlib of JSON. */
+/** Unpacks the texts of an instance from its element: base64 of zlib of JSON. */
 async function details(name) {
   const packed = Uint8Array.from(atob(byId(`detail-${numbers.get(name)}`).textContent), (character) => character.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('deflate'));
@@ -460,7 +460,7 @@ async function drawView() {
     choice('left', options, String(view.left), (value) => { Object.assign(view, { left: Number(value), chosen: true, sampleLeft: 0 }); go(name); }), ...samples('sampleLeft', 'left'),
     ...(runs.length > 1 ? [choice('right', options, String(view.right), (value) => { Object.assign(view, { right: Number(value), chosen: true, sampleRight: 0 }); go(name); }), ...samples('sampleRight', 'right')] : []));
   const texts = await details(name);
-  if (view.name !== name) return; // another instance was chosen meanwhile
+  if (view.name !== name) return; // the user chose another instance meanwhile
   const sides = [['left', 'sampleLeft'], ...(runs.length > 1 ? [['right', 'sampleRight']] : [])];
   byId('view-columns').replaceChildren(...sides.map(([runKey, sampleKey]) => {
     const index = view[runKey];
@@ -470,10 +470,10 @@ async function drawView() {
   byId('view-task').replaceChildren(element('h3', { text: 'Task' }),
     ...(texts.gold ? [folded('gold patch', patchText(texts.gold))] : []),
     texts.prompt ? folded(`prompt, ${count(texts.prompt.length)} characters`, element('pre', { tabindex: 0, text: texts.prompt }))
-      : element('p', { class: 'hint', text: 'The prompt is not in this page.' }));
+      : element('p', { class: 'hint', text: 'This page does not contain the prompt.' }));
 }
 
-/** The address of an instance: `#ID`, with the two runs where they were chosen. */
+/** The URL fragment of an instance: `#ID`, with the two runs if the user chose them. */
 function address(name) {
   return `#${encodeURIComponent(name)}${view.chosen ? `&left=${runs[view.left].letter}&right=${runs[view.right].letter}` : ''}`;
 }
@@ -483,7 +483,7 @@ function go(name) {
   else window.location.hash = address(name);
 }
 
-/** Show what the address names: an instance in its view, anything else on the page. */
+/** Opens the instance that the URL fragment names, or closes the view. */
 function follow() {
   const [first, ...rest] = window.location.hash.slice(1).split('&');
   const name = decoded(first);

@@ -1,8 +1,8 @@
-"""Runs that ask for the same answers: which directory a run goes on in, and whose paid answers it takes.
+"""Runs of the same identity: which directory a run resumes, and whose paid answers it reuses.
 
-What does not decide answers (which instances, which address, how fast) is not part of a run's identity. So runs of
-one identity may lie in several directories: points of a sweep that differ in nothing else, and runs of versions whose
-names held more. An answer that one of them paid for is never asked for again.
+A run's identity is what decides its answers: not which instances, which server or how fast. So several directories
+may have the same identity: jobs of a sweep that differ in nothing else, and runs of earlier versions with longer
+names. An answer that one of them paid for is never requested again.
 """
 
 from __future__ import annotations
@@ -37,60 +37,59 @@ _MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run is kept.
+class RunLocation:
+    """The directory of a run.
 
     Args:
         directory: the run directory.
-        others: directories of runs that ask for the same answers, as far as their names tell.
+        others: directories that may have the same identity, by their names.
     """
 
     directory: Path
     others: tuple[Path, ...] = ()
 
     @classmethod
-    def named(cls, folder: Path, base: str, name: str, plain: Mapping[str, Any]) -> Place:
-        """The place of a run whose directory has the default name: ``folder/name``, or the directory in which an
-        earlier version began the run under another name.
+    def named(cls, folder: Path, base: str, name: str, plain: Mapping[str, Any]) -> RunLocation:
+        """The location of a run with the default name: ``folder/name``, or the directory in which an earlier version
+        started the run under another name.
 
         Args:
-            base: the name without what only tells the points of a sweep apart.
+            base: the name without the parts that only distinguish the jobs of a sweep.
         """
         directory = folder / name
-        former = _former(folder, base, plain)
-        if not directory.exists() and former:
+        legacy = _legacy_directories(folder, base, plain)
+        if not directory.exists() and legacy:
             covered = config.coverage(plain)
-            same = [run for run in former if config.coverage(read_config(run) or {}) == covered]
+            same = [run for run in legacy if config.coverage(read_config(run) or {}) == covered]
             if same or name == base:
-                directory = (same or sorted(former, key=layout.records_size, reverse=True))[0]
-                rest = [str(run) for run in former if run != directory]
+                directory = (same or sorted(legacy, key=layout.records_size, reverse=True))[0]
+                rest = [str(run) for run in legacy if run != directory]
                 log.info(
-                    "%s was begun by an earlier version and goes on%s",
+                    "resuming %s, which an earlier version started%s",
                     directory,
-                    f"; answers are also taken from {', '.join(rest)}" if rest else "",
+                    f"; answers are also reused from {', '.join(rest)}" if rest else "",
                 )
-        beside = [folder / base, *map(Path, sorted(glob.glob(f"{glob.escape(str(folder / base))}__*"))), *former]
+        beside = [folder / base, *map(Path, sorted(glob.glob(f"{glob.escape(str(folder / base))}__*"))), *legacy]
         return cls(directory, tuple(run for run in dict.fromkeys(beside) if run != directory))
 
-    def answered(self, plain: Mapping[str, Any], sweep: SweepLog | None) -> list[Path]:
-        """The directories whose answers this run takes: those of :attr:`others`, and of points of the same sweep,
-        that hold records of the same identity."""
+    def answer_sources(self, plain: Mapping[str, Any], sweep: SweepLog | None) -> list[Path]:
+        """The other directories with records of the same identity, whose answers this run reuses."""
         digest = config.digest(plain)
-        candidates = [*self.others, *(_registered(sweep, digest) if sweep is not None else ())]
+        candidates = [*self.others, *(_registered_runs(sweep, digest) if sweep is not None else ())]
         own = self.directory.resolve()
         found = {run.resolve(): run for run in candidates if layout.has_records(run)}
         found.pop(own, None)
         return [run for run in found.values() if _digest_of(run) == digest]
 
 
-def claim(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
-    """Make sure that the directory is this run's, and write this command's configuration into it.
+def claim_directory(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
+    """Checks that the directory belongs to this run, and writes this command's configuration into it.
 
     Returns:
-        The configuration of the last command; None where there was none.
+        The configuration of the last command; None for a new directory.
 
     Raises:
-        StoreError: it is another run's.
+        StoreError: the directory belongs to another run.
     """
     path = directory / layout.CONFIG
     before: dict[str, Any] | None = None
@@ -99,11 +98,11 @@ def claim(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
         changed = [f"{path.name}: unreadable"] if before is None else config.differences(before, plain)
         if changed:
             raise StoreError(
-                f"output_dir={directory}: holds a run of another configuration ({'; '.join(changed[:3])}); "
+                f"output_dir={directory}: contains a run of another configuration ({'; '.join(changed[:3])}); "
                 "choose another output_dir"
             )
     elif layout.records_size(directory):
-        raise StoreError(f"output_dir={directory}: holds records but no {path.name}; choose another output_dir")
+        raise StoreError(f"output_dir={directory}: contains records but no {path.name}; choose another output_dir")
     text = config.as_yaml(plain)
     if before is None or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
@@ -111,7 +110,7 @@ def claim(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
-    """The configuration of a run directory; None where there is none that can be read."""
+    """The configuration of a run directory; None if it is missing or unreadable."""
     try:
         return RunDirectory(directory).config() or None
     except ConfigError:
@@ -119,17 +118,17 @@ def read_config(directory: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def turn(sweep: SweepLog, plain: Mapping[str, Any], directory: Path) -> Iterator[None]:
-    """Hold the turn of a point among the points of its sweep that ask for the same answers: one of them is run at a
-    time, so that the next one finds what it paid for. The kernel ends a turn with its process.
+def identity_lock(sweep: SweepLog, plain: Mapping[str, Any], directory: Path) -> Iterator[None]:
+    """Locks an identity within a sweep: its jobs run one at a time, so that the next one finds the paid answers.
+    The kernel releases the lock when the process dies.
 
     Raises:
-        SweInferError: the sweep was interrupted meanwhile.
+        SweInferError: the sweep was interrupted during the wait.
     """
     digest = config.digest(plain)
     descriptor = open_regular(sweep.directory / f"same_answers-{digest}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _wait(descriptor, sweep, directory)
+        _acquire(descriptor, sweep, directory)
         line = json.dumps({"identity": digest, "run": str(directory.resolve())}) + "\n"
         register = open_regular(sweep.directory / _REGISTER, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with open(register, "ab", buffering=0) as file:
@@ -139,21 +138,21 @@ def turn(sweep: SweepLog, plain: Mapping[str, Any], directory: Path) -> Iterator
         os.close(descriptor)
 
 
-def _wait(descriptor: int, sweep: SweepLog, directory: Path) -> None:
-    told = False
+def _acquire(descriptor: int, sweep: SweepLog, directory: Path) -> None:
+    has_logged = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             pass
-        except OSError:  # no locks here, which the run directory's own lock says
+        except OSError:  # the file system has no locks; the run directory's own lock reports it
             return
         if sweep.is_stopped:
-            raise _Interrupted("interrupted while it waited for another point")
-        if not told:
-            log.info("%s waits for another point of the sweep that asks for the same answers", directory)
-            told = True
+            raise _Interrupted("interrupted while waiting for another run of the sweep")
+        if not has_logged:
+            log.info("%s waits for another run of the sweep that requests the same answers", directory)
+            has_logged = True
         time.sleep(_POLL_S)
 
 
@@ -161,8 +160,8 @@ class _Interrupted(SweInferError):
     exit_status = 130
 
 
-def _former(folder: Path, base: str, plain: Mapping[str, Any]) -> list[Path]:
-    """The directories in ``folder`` in which earlier versions, whose names held more, kept runs of this identity."""
+def _legacy_directories(folder: Path, base: str, plain: Mapping[str, Any]) -> list[Path]:
+    """The directories in ``folder`` with this identity that earlier versions named."""
     head = base.rpartition("__")[0] + "__"
     named = re.compile(re.escape(head) + "[0-9a-f]{12}")
     digest = config.digest(plain)
@@ -174,25 +173,25 @@ def _former(folder: Path, base: str, plain: Mapping[str, Any]) -> list[Path]:
 
 
 def _digest_of(run: Path) -> str | None:
-    """The digest of what decides a run's answers; None where there is no run."""
+    """The digest of a run's identity; None if there is no run."""
     try:
         first = RunDirectory(run).identity_line()
         if first.startswith(config.HEADER):
             return first.removeprefix(config.HEADER)
-        return _former_digest(run, (run / layout.CONFIG).stat().st_mtime_ns)
+        return _legacy_digest(run, (run / layout.CONFIG).stat().st_mtime_ns)
     except (ConfigError, OSError):
         return None
 
 
 @functools.lru_cache(maxsize=10_000)
-def _former_digest(run: Path, modified_ns: int) -> str | None:
-    """Kept, because every point of a sweep asks for it, and reading YAML is slow."""
+def _legacy_digest(run: Path, modified_ns: int) -> str | None:
+    """Cached, because every job of a sweep needs it and parsing YAML is slow."""
     plain = read_config(run)
     return None if plain is None else config.digest(plain)
 
 
-def _registered(sweep: SweepLog, digest: str) -> list[Path]:
-    """The run directories that points of the sweep with this identity have used."""
+def _registered_runs(sweep: SweepLog, digest: str) -> list[Path]:
+    """The run directories of the sweep's jobs with this identity."""
     try:
         lines = read_regular(sweep.directory / _REGISTER, _MOST_BYTES).splitlines()
     except OSError:
@@ -204,5 +203,5 @@ def _registered(sweep: SweepLog, digest: str) -> list[Path]:
             if entry["identity"] == digest:
                 found.append(Path(entry["run"]))
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # a killed process left it unfinished
+            continue  # a killed process left the line unfinished
     return list(dict.fromkeys(found))

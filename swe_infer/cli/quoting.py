@@ -1,8 +1,8 @@
-"""Values on the command line as they were typed.
+"""Quotes string values of the command line for Hydra.
 
-Hydra's grammar gives ``( ) [ ] { } = # , '`` and others a meaning and knows ASCII alone. A key that takes a text or a
-path has no use for that, so its value is quoted here where Hydra would not read it as the text that it is. The
-constructors' signatures say which keys these are. Under ``-m`` a comma separates choices, as in Hydra.
+Hydra's grammar gives ``( ) [ ] { } = # , '`` and others a meaning and accepts ASCII alone. The value of a string or
+path key is quoted where Hydra would not parse it as a plain string. The constructors' signatures say which keys these
+are. Under ``-m`` a comma separates choices, as in Hydra.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from swe_infer.types import PathText
 
 _OVERRIDE = re.compile(r"(\+{0,2}[A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z0-9_./:@%+-]*", re.ASCII)
-"""A value that Hydra's grammar takes for a text, unless it is one of its words."""
+"""A value that Hydra parses as a string, unless it is one of its words."""
 _WORDS = frozenset({"null", "true", "false", "nan", "inf"})
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
-def as_typed(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """The overrides with values quoted for Hydra where they need it.
+def quote_values(overrides: Sequence[str], *, sweep: bool) -> list[str]:
+    """Returns the overrides, quoted for Hydra where necessary.
 
     Args:
         sweep: ``-m`` was given.
 
     Raises:
-        ConfigError: a value cannot be read and is not one text; the message shows how it is quoted. Or there are
-            several values without ``-m``.
+        ConfigError: a value cannot be parsed, or there are several values without ``-m``. The message shows how to
+            quote the value.
     """
-    return [_typed(override, sweep) for override in overrides]
+    return [_quote_value(override, sweep) for override in overrides]
 
 
-def quoted(text: str) -> str:
-    """``text`` as one of Hydra's quoted strings; in double quotes where it can be, as single ones are the shell's."""
+def quote(text: str) -> str:
+    """``text`` as one of Hydra's quoted strings, preferably in double quotes: shells use single ones."""
     quote = "'" if '"' in text and "'" not in text else '"'
     escaped = re.sub(rf"(\\*)({quote}|\Z)", lambda m: m[1] * 2 + ("\\" + quote if m[2] else ""), text)
     return f"{quote}{escaped}{quote}"
 
 
-def plain_text(override: str) -> str | None:
-    """The value of an override that is one text; None for a sweep, an interpolation and any other value."""
+def text_value(override: str) -> str | None:
+    """The value of an override if it is a single string; None for a sweep, an interpolation or another type."""
     try:
         parsed = _parsed(override)
     except HydraException:
@@ -62,7 +62,7 @@ def plain_text(override: str) -> str | None:
     return text if isinstance(text, str) and not parsed.is_sweep_override() and "${" not in text else None
 
 
-def _typed(override: str, sweep: bool) -> str:
+def _quote_value(override: str, sweep: bool) -> str:
     match = _OVERRIDE.fullmatch(override)
     if match is None or (_PLAIN.fullmatch(match[2]) and match[2].lower() not in _WORDS):
         return override
@@ -74,16 +74,16 @@ def _typed(override: str, sweep: bool) -> str:
         if (options := options_of(key)) and not sweep:
             raise ConfigError(unknown_option(key, typed, options)) from None
         if _is_text(key) and not (sweep and len(_choices(typed)) > 1):
-            return f"{start}={quoted(typed)}"
+            return f"{start}={quote(typed)}"
         raise ConfigError(_unreadable(start, typed, sweep)) from None
     value: Any = parsed.value()
     if parsed.is_sweep_override():
         if not sweep and isinstance(value, ChoiceSweep) and value.simple_form and _is_path(key):
-            return f"{start}={quoted(typed)}"
+            return f"{start}={quote(typed)}"
         if not sweep:
-            raise ConfigError(_several(override, start, typed, key))
+            raise ConfigError(_several_values(override, start, typed, key))
     elif not isinstance(value, str | QuotedString | None) and typed and _is_text(key):
-        return f"{start}={quoted(typed)}"
+        return f"{start}={quote(typed)}"
     return f"{start}={_escaped(value)}" if key == "decoding.stop" and "\\" in typed else override
 
 
@@ -91,28 +91,28 @@ def _parsed(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
 
 
-# What is said where a value cannot be read.
+# Error messages.
 
 
-def _several(override: str, start: str, typed: str, key: str) -> str:
-    """Why several values are refused without ``-m``."""
+def _several_values(override: str, start: str, typed: str, key: str) -> str:
+    """The error for several values without ``-m``."""
     one = ""
     if _is_text(key):
-        one = f"; one value is written {shlex.quote(f'{start}={quoted(typed)}')}"
+        one = f"; one value is written {shlex.quote(f'{start}={quote(typed)}')}"
     elif any(typing.get_origin(hint) in (tuple, list) for hint in _members_of(key)):
         one = f"; a list is written {shlex.quote(f'{start}=[{typed}]')}"
     return f"{override}: several values are a sweep, which needs -m{one}"
 
 
 def _unreadable(start: str, typed: str, sweep: bool) -> str:
-    """Why a value cannot be read, and how it is quoted so that it can, ready for a shell."""
-    told = f"{start}={typed}: cannot be read"
+    """The error for a value that Hydra cannot parse, with the quoted form for a shell."""
+    message = f"{start}={typed}: cannot be read"
     if _members_of(start.lstrip("+")) & {int, float, bool}:
-        return told
+        return message
     for value in _quoted_forms(typed, sweep):
         if _is_readable(f"{start}={value}"):
-            return f"{told}; write it as {shlex.quote(f'{start}={value}')}"
-    return told
+            return f"{message}; write it as {shlex.quote(f'{start}={value}')}"
+    return message
 
 
 def _quoted_forms(typed: str, sweep: bool) -> Iterator[str]:
@@ -121,12 +121,12 @@ def _quoted_forms(typed: str, sweep: bool) -> Iterator[str]:
         yield ",".join(map(_quoted_where_needed, choices))
     if typed.startswith("["):
         yield f"[{','.join(map(_quoted_where_needed, _choices(typed[1:].removesuffix(']'))))}]"
-    yield quoted(typed)
+    yield quote(typed)
 
 
 def _quoted_where_needed(part: str) -> str:
     part = part.strip()
-    return part if _is_readable(f"key={part}") else quoted(part)
+    return part if _is_readable(f"key={part}") else quote(part)
 
 
 def _is_readable(override: str) -> bool:
@@ -138,7 +138,7 @@ def _is_readable(override: str) -> bool:
 
 
 def _choices(typed: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
+    """Splits at the commas outside of brackets."""
     parts, depth = [""], 0
     for character in typed:
         depth += (character in "([{") - (character in ")]}")
@@ -149,36 +149,36 @@ def _choices(typed: str) -> list[str]:
     return parts
 
 
-# decoding.stop: Hydra's quoted strings know no escapes, and a stop string without a line break is rare.
+# decoding.stop: Hydra's quoted strings have no escapes, and most stop strings need a line break.
 
 
 def _escaped(value: Any) -> str:
-    r"""Stop strings in Hydra's grammar, with ``\n``, ``\t`` and ``\\`` as the characters that they stand for."""
+    r"""Stop strings in Hydra's grammar, with the escapes ``\n``, ``\t`` and ``\\`` replaced."""
     if isinstance(value, ChoiceSweep):
         return ",".join(map(_escaped, value.list))
     if isinstance(value, list):
         return f"[{','.join(map(_escaped, value))}]"
     text = value.text if isinstance(value, QuotedString) else str(value)
-    return quoted(re.sub(r"\\([nt\\])", lambda m: _ESCAPES[m[1]], text))
+    return quote(re.sub(r"\\([nt\\])", lambda m: _ESCAPES[m[1]], text))
 
 
-# Which keys take a text.
+# The types of keys.
 
 
 def _is_text(key: str) -> bool:
-    """Whether the key takes one string, in every option of its group that has it."""
+    """Whether the key is a string in every option of its group that has it."""
     members = _members_of(key)
     return bool(members & {str, PathText}) and members <= {str, PathText, Path, type(None)}
 
 
 def _is_path(key: str) -> bool:
-    """The same of a string that names a file or a folder."""
+    """Whether the key is a path in every option of its group that has it."""
     return _is_text(key) and str not in _members_of(key)
 
 
 @cache
 def _members_of(key: str) -> frozenset[Any]:
-    """The types that a key takes in any option of its group; a union as its members."""
+    """The types of a key in all options of its group; the members of a union."""
     hints = [ROOT_KEYS.get(key), *(parameter.hint for parameter in parameters_at(key))]
     return frozenset().union(*map(_members, hints))
 

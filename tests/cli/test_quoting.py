@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from swe_infer.cli.arguments import prepared, sweep_directory
-from swe_infer.cli.typed import as_typed, plain_text, quoted
+from swe_infer.cli.arguments import hydra_arguments, sweep_directory
+from swe_infer.cli.quoting import quote, quote_values, text_value
 from swe_infer.errors import ConfigError
 from tests.support.api_server import ApiServer
 
@@ -58,7 +58,7 @@ def read_by_hydra(override: str) -> object:
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_text_is_taken_as_typed(sweep: bool) -> None:
     typed = [(key, value) for key in TEXT_KEYS for value in ODD]
-    taken = as_typed([f"{key}={value}" for key, value in typed], sweep=sweep)
+    taken = quote_values([f"{key}={value}" for key, value in typed], sweep=sweep)
     wrong = [
         (key, value, override)
         for (key, value), override in zip(typed, taken, strict=True)
@@ -80,13 +80,13 @@ def test_what_hydra_reads_stays_as_it_is() -> None:
         "model.pricing=unknown",
         "+model.extra_body.x={a:1}",
     ):
-        assert as_typed([override], sweep=False) == [override]
+        assert quote_values([override], sweep=False) == [override]
     for override in ("output_dir=a,b", "model.name=a,b", "decoding.n=range(1,3)", "model=glob(gpt*)"):
-        assert as_typed([override], sweep=True) == [override]
+        assert quote_values([override], sweep=True) == [override]
 
 
 def test_a_comma_belongs_to_a_path_and_separates_choices_elsewhere() -> None:
-    assert read_by_hydra(as_typed(["output_dir=a,b"], sweep=False)[0]) == "a,b"
+    assert read_by_hydra(quote_values(["output_dir=a,b"], sweep=False)[0]) == "a,b"
     for override in (
         "decoding.temperature=0.2,0.8",
         "decoding.n=range(1,3)",
@@ -97,7 +97,7 @@ def test_a_comma_belongs_to_a_path_and_separates_choices_elsewhere() -> None:
         "decoding.seed=choice(1,2)",
     ):
         with pytest.raises(ConfigError, match="-m") as refused:
-            as_typed([override], sweep=False)
+            quote_values([override], sweep=False)
         assert override in str(refused.value)
 
 
@@ -115,9 +115,9 @@ def test_a_comma_belongs_to_a_path_and_separates_choices_elsewhere() -> None:
 )
 def test_what_cannot_be_taken_is_shown_as_it_must_be_written(override: str, sweep: bool) -> None:
     with pytest.raises(ConfigError) as refused:
-        as_typed([override], sweep=sweep)
+        quote_values([override], sweep=sweep)
     (written,) = shlex.split(str(refused.value).rpartition("written " if "-m" in str(refused.value) else "as ")[2])
-    assert as_typed([written], sweep=sweep) == [written]
+    assert quote_values([written], sweep=sweep) == [written]
     OverridesParser.create().parse_override(written)
 
 
@@ -133,19 +133,19 @@ def test_what_cannot_be_taken_is_shown_as_it_must_be_written(override: str, swee
     ],
 )
 def test_stop_strings_know_escapes(typed: str, strings: list[str]) -> None:
-    read = read_by_hydra(as_typed([f"decoding.stop={typed}"], sweep=False)[0])
+    read = read_by_hydra(quote_values([f"decoding.stop={typed}"], sweep=False)[0])
     assert isinstance(read, list)
     assert [getattr(value, "text", value) for value in read] == strings
 
 
 def test_quoting_is_undone_by_hydra() -> None:
     for text in (*ODD, "\"'", "\\'", '\\"', "'\\\\", "", "a\\", "a\nb"):
-        assert plain_text(f"key={quoted(text)}") == text
+        assert text_value(f"key={quote(text)}") == text
 
 
 def test_a_sweep_s_folder_may_have_any_name() -> None:
     for name in ("out(1)", "a=b", "ä", "it's"):
-        arguments = prepared(["-m", f"output_dir={name}", "decoding.temperature=0,1"])
+        arguments = hydra_arguments(["-m", f"output_dir={name}", "decoding.temperature=0,1"])
         assert sweep_directory(arguments) == Path(name)
 
 

@@ -1,0 +1,185 @@
+"""The end of a sweep: merges shards, compares the runs and names the jobs that failed.
+
+Standard output carries the run directories and nothing else, for scripts. The comparison goes to standard error, as
+``swe-infer-compare SWEEP_DIR`` would print it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from swe_infer import config
+from swe_infer.cli.merge import is_merged, merge
+from swe_infer.cli.sweep_jobs import LOST, SweepJob, distinguishing_overrides, swept_keys
+from swe_infer.cli.tables import print_estimate
+from swe_infer.errors import ConfigError
+from swe_infer.run_directory.figures import Summary
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.types import Estimate
+
+log = logging.getLogger(__name__)
+
+_BEST = "optimization_results.yaml"  # Optuna's plug-in writes it
+
+
+def print_sweep_report(
+    directory: Path,
+    jobs: Sequence[SweepJob],
+    lost: Sequence[tuple[str, ...]],
+    estimate: Estimate | None,
+    stopped: str | None = None,
+    *,
+    interrupted: bool = False,
+) -> int:
+    """Prints the end of the sweep in ``directory`` and returns its exit status. A failure in here does not change it.
+
+    Args:
+        lost: overrides of the jobs that started and did not end.
+        estimate: the summed estimate of a dry run.
+        stopped: why the sweep ended early.
+        interrupted: the user waits for the prompt: merge and compare nothing.
+    """
+    status = max([job.status for job in jobs] + [LOST] * bool(lost or stopped), default=0)
+    if estimate is not None:
+        print_estimate(estimate, f"all {len(jobs)} points")
+    for job in jobs:
+        if job.elsewhere and job.run:
+            print(job.run)
+    page = None
+    if not interrupted and estimate is None and any(job.run for job in jobs):
+        merged: Sequence[Path] | None = None
+        with _never_fatal("the shards were not merged"):
+            merged = merge_shards(directory, jobs)
+        page = _write_comparison(directory, merged) if merged is None or len(merged) > 1 else None
+    with _never_fatal("the best point is unknown"):
+        _print_best(directory / _BEST)
+    _print_failures(jobs, lost, stopped)
+    unfinished = sum(1 for job in jobs if job.status) + len(lost)
+    total = len(jobs) + len(lost)
+    print(f"{total - unfinished} of {total} runs finished: {directory}", file=sys.stderr)
+    if page is not None:
+        print(f"comparison: {page.resolve().as_uri()}", file=sys.stderr)
+    sys.stdout.flush()
+    return status
+
+
+def _write_comparison(directory: Path, runs: Sequence[Path] | None) -> Path | None:
+    """Compares ``runs``, or all runs of the sweep. Returns the page, or None if there is none."""
+    from swe_infer.compare.command import run
+
+    page = directory / "comparison.html"
+    with _never_fatal("the runs were not compared"), contextlib.redirect_stdout(sys.stderr):
+        if run([*map(str, runs or [directory]), "--html", str(page)]) == 0:
+            return page
+    return None
+
+
+@contextlib.contextmanager
+def _never_fatal(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the runs are finished and paid for; a report must not fail them
+        log.warning("%s: %s: %s", what, type(error).__name__, error)
+
+
+def _print_best(results: Path) -> None:
+    """Prints the best point of a search, or the Pareto front of one with several objectives."""
+    if not results.is_file():
+        return
+    found: Any = OmegaConf.to_container(OmegaConf.load(results))
+    front = found.get("solutions") or [{"params": found["best_params"], "values": [found["best_value"]]}]
+    for solution in front:
+        params = " ".join(f"{key}={value}" for key, value in solution["params"].items())
+        print(f"best: {params} ({', '.join(f'{value:g}' for value in solution['values'])})", file=sys.stderr)
+
+
+def _print_failures(jobs: Sequence[SweepJob], lost: Sequence[tuple[str, ...]], stopped: str | None) -> None:
+    names = distinguishing_overrides([job.overrides for job in jobs] + list(lost))
+    for job in jobs:
+        if job.status:
+            details = " ".join(filter(None, (job.error and f"({job.error})", job.run)))
+            print(f"exit {job.status}: {names[job.overrides]} {details}".rstrip(), file=sys.stderr)
+    for overrides in lost:
+        print(f"lost: {names[overrides]} (its process ended before the run did)", file=sys.stderr)
+    if stopped:
+        print(f"error: {stopped}", file=sys.stderr)
+    statuses = {job.status for job in jobs}
+    if statuses & {1, 130} or lost or stopped:
+        print("Run the same command again to finish the rest; finished answers are not paid again.", file=sys.stderr)
+    if 3 in statuses:
+        print("The budget is used up: run the same command with a larger one to continue.", file=sys.stderr)
+
+
+def merge_shards(directory: Path, jobs: Sequence[SweepJob]) -> list[Path] | None:
+    """Merges the runs of a sweep over ``shard.index`` into ``directory/merged`` once all of them are finished.
+
+    If the sweep varies other keys too, each configuration becomes a run in that folder.
+
+    Returns:
+        The merged run directories; None if the jobs are not shards.
+    """
+    swept = swept_keys(directory)
+    configs = {Path(job.run): RunDirectory(Path(job.run)).config() for job in jobs if job.run}
+    overrides = {Path(job.run): job.overrides for job in jobs if job.run}
+    if any(config.shard_of(plain)[0] is None for plain in configs.values()):
+        return None
+    unfinished = sum(1 for job in jobs if job.status or not job.run)
+    if unfinished:
+        print(f"Not merged yet: {unfinished} of {len(jobs)} shards are not finished.", file=sys.stderr)
+        return []
+    groups: dict[str, list[Path]] = {}
+    for run, plain in configs.items():
+        parts = [config.digest(config.unsharded(plain)), *config.job_name_parts(plain, swept, overrides[run])]
+        if "output_dir" in swept:
+            parts.append(str(plain.get("output_dir")).strip("/").replace("/", "-"))
+        groups.setdefault("__".join(parts), []).append(run)
+    out = directory / "merged"
+    merged = []
+    for name, runs in groups.items():
+        target = out if len(groups) == 1 else out / name
+        if not _is_up_to_date(target, runs):
+            _replace_merged(target, runs)
+        print(f"merged {len(runs)} shards into {target}", file=sys.stderr)
+        print(target)
+        merged.append(target)
+    return merged
+
+
+def _is_up_to_date(target: Path, runs: Sequence[Path]) -> bool:
+    """Whether ``target`` already contains ``runs`` as they are now."""
+    made = RunDirectory(target)
+    try:
+        merged = made.summary()
+    except ConfigError:
+        return False
+    if not merged:
+        return False
+    parts = [RunDirectory(run).summary() for run in runs]
+    asked = [RunDirectory(run).covered_ids() for run in runs]
+    together = None if None in asked else frozenset().union(*(ids for ids in asked if ids is not None))
+    counts = [sum(each) for each in zip(*map(_counts, parts), strict=True)]
+    return together == made.covered_ids() and counts == _counts(merged)
+
+
+def _replace_merged(target: Path, runs: Sequence[Path]) -> None:
+    """Merges ``runs`` into ``target`` and replaces the merge of an earlier launch there. The W&B run id is kept."""
+    old = target.with_name(f"{target.name}.old")
+    if old.exists():  # a launch that was killed in here left the new one unfinished
+        shutil.rmtree(target, ignore_errors=True)
+    elif is_merged(target):
+        target.rename(old)
+    run_id = old / "run_id"
+    merge(target, runs, run_id=config.read_run_id(run_id) if run_id.exists() else None)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _counts(summary: Summary) -> list[int]:
+    return [int(summary.get(key, 0)) for key in ("instances", "completed", "failed", "skipped")]  # type: ignore[call-overload]
