@@ -1,4 +1,4 @@
-"""From a model's answer to a patch that applies: extract, check, repair.
+"""Extracts, checks and repairs the patch in a model's answer.
 
-The one entry point of the room is :func:`swe_infer.patches.pipeline.make_patch`.
+The entry point is :func:`swe_infer.patches.pipeline.make_patch`.
 """

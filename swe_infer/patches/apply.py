@@ -2,9 +2,9 @@
 
 Source: git's ``apply.c`` (``check_patch``, ``apply_one_fragment``, ``find_pos``), version 2.39.
 
-In four places this is stricter than git, each where git's result is not what the patch says: a hunk without old
-lines, which git puts at the file's end whatever its header says, and for which it makes the file that is not there; a
-"no newline" marker on a line that has one in the file; and a path or a kind of file that no answer may touch.
+It refuses four patches for which git's result differs from what the patch says: a hunk without old lines whose header
+does not name the file's end, where git puts it; the same for a missing file, which git creates; a "no newline" marker
+on a line that has one in the file; and a path or kind of file that no answer may touch.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from swe_infer.instance_files import is_absent
 from swe_infer.patches.diff import FilePatch, Hunk, PatchError, parse_as_git, refusal, split_lines
 from swe_infer.patches.locate import LineIndex
 
-_TAKEN = "\0"
-"""The place of a line that no later hunk may change, in the alphabet of :class:`LineIndex`."""
+_CHANGED = "\0"
+"""Replaces changed lines, which no later hunk may match, in the alphabet of :class:`LineIndex`."""
 
 
 class RefusedPatch(PatchError):
-    """A patch that must not be applied, whatever the files hold."""
+    """A patch that must not be applied to any files."""
 
 
 @dataclass(slots=True)
 class Applied:
-    """What a patch makes of the files.
+    """The result of a patch.
 
     Args:
-        files: path to new content, None for a file that is gone; only the files that it touches.
-        unknown_files: paths that it changes and that were not given, so nothing is known about them.
+        files: path to new content, for changed files only; None for a removed file.
+        unknown_files: changed paths whose content was not given.
     """
 
     files: dict[str, str | None] = field(default_factory=dict)
@@ -38,10 +38,10 @@ class Applied:
 
 
 def apply_patch(text: str, files: Mapping[str, str]) -> Applied:
-    """Apply ``text`` to ``files`` without changing them.
+    """Returns the result of applying ``text`` to ``files``.
 
     Raises:
-        RefusedPatch: it leaves the tree, or holds a symbolic link or binary data.
+        RefusedPatch: a path leaves the repository, or the patch contains a symbolic link or binary data.
         PatchError: ``git apply`` would refuse it.
     """
     patches = parse_as_git(text)
@@ -90,7 +90,7 @@ def _apply_hunks(patch: FilePatch, content: str) -> str:
 
 
 class _Image:
-    """A file's lines, each different one written as one character: a search for lines is a search in a string."""
+    """A file with each distinct line encoded as one character, so that a search for lines is a substring search."""
 
     def __init__(self, content: str) -> None:
         self._lines = split_lines(content)
@@ -101,7 +101,7 @@ class _Image:
         return "".join(self._lines)
 
     def apply(self, hunk: Hunk) -> str | None:
-        """Apply a hunk at the nearest place that fits; the reason where none does."""
+        """Applies a hunk at the nearest matching position. Returns the reason if there is none."""
         header = hunk.header
         if header is None:
             return "has no readable header"
@@ -111,28 +111,28 @@ class _Image:
         guess = max(header.new_start - 1, 0)
         if not old and self._lines and guess != len(self._lines):
             return "adds lines without any line around them"
-        wanted = self._index.encode(old, "exact")
-        if _TAKEN in wanted or wanted not in self._text:
-            return "has old lines that stand nowhere in the file"
-        at = self._find(wanted, guess, at_start=header.old_start <= 1, at_end=not trailing)
+        pattern = self._index.encode(old, "exact")
+        if _CHANGED in pattern or pattern not in self._text:
+            return "has old lines that are not in the file"
+        at = self._find(pattern, guess, at_start=header.old_start <= 1, at_end=not trailing)
         if at is None:
-            return "stands elsewhere in the file than its header says"
+            return "does not match the file at the position in its header"
         self._lines[at : at + len(old)] = new
-        self._text = self._text[:at] + _TAKEN * len(new) + self._text[at + len(old) :]
+        self._text = self._text[:at] + _CHANGED * len(new) + self._text[at + len(old) :]
         return None
 
-    def _find(self, wanted: str, guess: int, *, at_start: bool, at_end: bool) -> int | None:
-        """The place nearest to ``guess``; of two equally near ones the later, as git searches."""
+    def _find(self, pattern: str, guess: int, *, at_start: bool, at_end: bool) -> int | None:
+        """The match nearest to ``guess``; of two equally near ones the later, as in git."""
         text = self._text
-        last = len(text) - len(wanted)
+        last = len(text) - len(pattern)
         if at_start or at_end:
             if last < 0 or (at_start and at_end and last != 0):
                 return None
             at = 0 if at_start else last
-            return at if text.startswith(wanted, at) else None
+            return at if text.startswith(pattern, at) else None
         guess = min(guess, len(text))
-        after = text.find(wanted, guess)
-        before = text.rfind(wanted, 0, guess + len(wanted) - 1) if guess else -1
+        after = text.find(pattern, guess)
+        before = text.rfind(pattern, 0, guess + len(pattern) - 1) if guess else -1
         if after < 0 or before < 0:
             return after if after >= 0 else before if before >= 0 else None
         return after if after - guess <= guess - before else before

@@ -1,4 +1,4 @@
-"""Unified diffs with git's extensions: their parts, reading them as git does, writing them, what they may touch.
+"""Unified diffs with git's extensions: data types, a parser that accepts what git does, a writer, and path checks.
 
 Format: ``git diff``'s "Generating patch text with -p", and POSIX ``diff -u``. Reading: git's ``apply.c``
 (``find_header``, ``parse_git_diff_header``, ``parse_fragment``), version 2.39.
@@ -20,16 +20,16 @@ Tag = Literal[" ", "-", "+"]
 
 
 class PatchError(Exception):
-    """A patch that cannot be read or applied; ``str(error)`` says why, in one line."""
+    """A patch that cannot be parsed or applied; ``str(error)`` says why, in one line."""
 
 
 @dataclass(slots=True)
 class Line:
-    """One line of a hunk, without its sign and without its newline.
+    """One line of a hunk, without its sign and newline.
 
     Args:
         no_newline: a "No newline at end of file" marker follows it.
-        bare: it stood without a sign in the text (an empty line, or one whose leading blank was lost).
+        bare: it had no sign in the text (an empty line, or one that lost its leading blank).
     """
 
     tag: Tag
@@ -50,7 +50,7 @@ class HunkHeader:
 
 @dataclass(slots=True)
 class Hunk:
-    """Some lines of one file. ``header`` is None where the text has no readable one."""
+    """A hunk. ``header`` is None if it is missing or malformed."""
 
     header: HunkHeader | None
     lines: list[Line] = field(default_factory=list)
@@ -71,10 +71,10 @@ class Hunk:
 
 @dataclass(slots=True)
 class FilePatch:
-    """What a patch does to one file. A path is None on the side where the file does not exist.
+    """The changes to one file. A path is None on the side where the file does not exist.
 
     Args:
-        renamed: ``rename from`` and ``rename to`` were there; ``copied`` likewise.
+        renamed: it has ``rename from`` and ``rename to`` lines; ``copied`` likewise.
         binary: its content is not text ("Binary files differ", "GIT binary patch").
     """
 
@@ -89,12 +89,12 @@ class FilePatch:
 
     @property
     def path(self) -> str:
-        """The path to name it by."""
+        """The path for messages."""
         return self.new_path or self.old_path or ""
 
     @property
     def metadata_only(self) -> bool:
-        """Whether it says something without a hunk: a mode, a rename, a copy, an empty file made or removed."""
+        """Whether it changes something without a hunk: a mode, a rename, a copy, an empty file added or removed."""
         changed_mode = self.old_mode is not None and self.new_mode is not None and self.old_mode != self.new_mode
         created_or_removed = (self.old_path is None) != (self.new_path is None)
         return not self.hunks and (changed_mode or self.renamed or self.copied or created_or_removed)
@@ -104,18 +104,18 @@ _HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@"
 
 
 def parse_hunk_header(line: str, form: re.Pattern[str] = _HUNK) -> HunkHeader | None:
-    """Read a hunk header, by default as git does; None where it is none. A count that is left out is 1."""
+    """Parses a hunk header, by default as git does; None if it is malformed. A missing count is 1."""
     match = form.match(line)
     return None if match is None else HunkHeader(*(1 if number is None else int(number) for number in match.groups()))
 
 
 def tag_of(line: str) -> Tag:
-    """What the sign of a hunk's line says; a line without one is context."""
+    """The tag of a hunk's line by its sign. A line without one is context."""
     return "+" if line[:1] == "+" else "-" if line[:1] == "-" else " "
 
 
 def split_lines(content: str) -> list[str]:
-    """Lines with their newline; only ``\\n`` ends a line, as for git. The last may lack it."""
+    """Splits into lines with their newline. Only ``\\n`` ends a line, as in git. The last may lack it."""
     lines = content.split("\n")
     last = lines.pop()
     whole = [line + "\n" for line in lines]
@@ -130,7 +130,7 @@ _NAMES = {ord(char): f"\\{name}" for name, char in _ESCAPES.items()}
 
 
 def unquote_path(name: str) -> str:
-    """Undo git's C-style quoting of a path; a path without quotes is returned as it is."""
+    """Removes git's C-style quoting of a path. Returns a path without quotes unchanged."""
     if len(name) < 2 or not (name.startswith('"') and name.endswith('"')):
         return name
 
@@ -143,7 +143,7 @@ def unquote_path(name: str) -> str:
 
 
 def quote_path(name: str) -> str:
-    """Quote a path as git does, where it holds a character that a header line cannot."""
+    """Quotes a path as git does, if it contains a character that a header line must not."""
     quoted = name.translate(_NAMES)
     quoted = "".join(char if char >= " " and char != "\x7f" else f"\\{ord(char):03o}" for char in quoted)
     return f'"{quoted}"' if quoted != name else name
@@ -154,7 +154,7 @@ def write_file(patch: FilePatch, hunks: Iterable[Sequence[Line]] = (), starts: I
 
     Args:
         hunks: the lines of each hunk, in the file's order.
-        starts: for each of them, how many lines of the old and of the new file come before it.
+        starts: for each hunk, the number of lines before it in the old and in the new file.
     """
     parts = [*_header(patch)]
     for lines, (old_before, new_before) in zip(hunks, starts, strict=True):
@@ -169,7 +169,7 @@ def write_file(patch: FilePatch, hunks: Iterable[Sequence[Line]] = (), starts: I
 
 
 def write_new_file(path: str, lines: Sequence[Line], mode: str | None = None) -> str:
-    """The text of a patch that makes a file of added ``lines``."""
+    """The text of a patch that creates a file of the added ``lines``."""
     hunks = [lines] if lines else []
     return write_file(FilePatch(None, path, [Hunk(None)] * len(hunks), new_mode=mode), hunks, [(0, 0)] * len(hunks))
 
@@ -202,24 +202,24 @@ def _header(patch: FilePatch) -> Iterator[str]:
 
 
 _TIMESTAMP = re.compile(r"[ \t]+\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d\d:?\d\d)?[ \t]*$")
-_LONGEST_TIMESTAMP = 64  # what a search for one looks at, so that a long line costs no more
+_LONGEST_TIMESTAMP = 64  # characters that are searched for one, which bounds the cost of long lines
 _MODE = re.compile(r"[0-7]{1,6}")
 _DEV_NULL = re.compile(r"/dev/null(?:\s|$)")
-_SHORTEST_MARKER = 11  # "\ " and ten more: git's sanity check, without the newline
+_SHORTEST_MARKER = 11  # "\ " and ten more characters: git's sanity check, without the newline
 
 
 def parse_as_git(text: str) -> list[FilePatch]:
-    """The file patches of ``text``.
+    """Parses the file patches of ``text``.
 
     Raises:
-        PatchError: ``git apply`` would refuse to read it. Line numbers count from 1.
+        PatchError: ``git apply`` would fail to parse it. Line numbers count from 1.
     """
     return _GitReader(text.removesuffix("\n").split("\n")).read()
 
 
 @dataclass(slots=True)
 class _Header:
-    """The extended header of one ``diff --git``. Flags are git's: was it said?"""
+    """The extended header of one ``diff --git``, with git's own flags."""
 
     default: str | None
     old: str | None = None
@@ -246,7 +246,7 @@ class _GitReader:
                 raise PatchError(f"line {self.at}: a file header without a hunk")
             self.patches.append(patch)
         if not self.patches:
-            raise PatchError("no file header that git reads")
+            raise PatchError("no file header that git accepts")
         return self.patches
 
     def _next_header(self) -> FilePatch | None:
@@ -276,7 +276,7 @@ class _GitReader:
         self.at += 2
         old_null, new_null = bool(_DEV_NULL.match(old_text)), bool(_DEV_NULL.match(new_text))
         if self.strip is None:
-            # Git guesses -p0 from names without a folder: the new one's, and the old one's unless it is /dev/null.
+            # Git infers -p0 if the new name, and the old one unless it is /dev/null, have no folder.
             names = [_name(new_text, 0)] if old_null else [_name(old_text, 0), _name(new_text, 0)]
             if all(name is not None and "/" not in name for name in names):
                 self.strip = 0
@@ -292,7 +292,7 @@ class _GitReader:
         return FilePatch(None if old_null else name, None if new_null else name)
 
     def _git_header(self) -> FilePatch | None:
-        """Read the extended header; None, and at the same line, where git takes the line for garbage."""
+        """Parses the extended header. Returns None, without advancing, if git would ignore the line."""
         start = self.at
         header = _Header(_default_name(self.lines[start][len("diff --git ") :], self._strip()))
         at = start + 1
@@ -376,7 +376,7 @@ class _GitReader:
             else:
                 raise PatchError(f"line {self.at + 1}: not a line of a hunk")
             if old < 0 or new < 0:
-                raise PatchError(f"line {number}: the hunk's header counts other lines than follow")
+                raise PatchError(f"line {number}: the hunk's lines do not match the counts in its header")
             self.at += 1
         if old or new:
             raise PatchError(f"line {number}: the hunk is shorter than its header says")
@@ -405,7 +405,7 @@ def _mode_line(header: _Header, line: str, number: int) -> None:
 
 
 def _name(text: str, strip: int) -> str | None:
-    """The file name of a header line, ``strip`` leading components removed; None where fewer are there."""
+    """The file name of a header line without ``strip`` leading components; None if it has fewer."""
     if text.startswith('"') and '"' in text[1:]:
         name = unquote_path(text[: text.rindex('"') + 1])
     else:
@@ -430,12 +430,12 @@ def _verified(known: str | None, null: bool, text: str, strip: int, number: int)
 
 
 def _default_name(text: str, strip: int) -> str | None:
-    """The name that both halves of a ``diff --git`` line share, if they do."""
+    """The name that both halves of a ``diff --git`` line share, or None."""
     if text.startswith('"'):
         middle = text.find('" ', 1) + 1
     else:
         middle = len(text) // 2
-        # The halves "a/X b/X" are equally long, so the blank between them stands in the middle.
+        # The halves "a/X b/X" are equally long, so the blank between them is in the middle.
         if len(text) % 2 == 0 or text[middle : middle + 1] != " ":
             middle = text.find(" ")
     if middle <= 0:
@@ -448,7 +448,7 @@ _MODES = frozenset({"100644", "100755", "100664"})
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SIDE = re.compile(r"[abciow]/")
 _DOT_GIT = re.compile(r"\.git[ .]*(?::.*)?|git~1[ .]*", re.IGNORECASE)
-_DRESS = "`*'\" \t\r"
+_DECORATION = "`*'\" \t\r"
 
 
 def unsafe_path(path: str) -> str | None:
@@ -461,14 +461,14 @@ def unsafe_path(path: str) -> str | None:
     if ".." in parts:
         return f"the path {path!r} leaves the repository"
     if any(_DOT_GIT.fullmatch(part) for part in parts):
-        return f"the path {path!r} lies in .git"
+        return f"the path {path!r} is in .git"
     if "." in parts or "" in parts or not path.isprintable():
-        return f"the path {path!r} is not a plain one"
+        return f"the path {path!r} is not in normal form"
     return None
 
 
 def refusal(patches: Iterable[FilePatch]) -> str | None:
-    """Why a patch is refused whatever the files hold, or None."""
+    """Why a patch is refused for any files, or None."""
     for patch in patches:
         for path in (patch.old_path, patch.new_path):
             why = None if path is None else unsafe_path(path)
@@ -478,14 +478,14 @@ def refusal(patches: Iterable[FilePatch]) -> str | None:
             if mode == "120000":
                 return f"{patch.path!r} is a symbolic link"
             if mode is not None and mode not in _MODES:
-                return f"{patch.path!r} has the mode {mode}, which is no plain file's"
+                return f"{patch.path!r} has the mode {mode}, which is not a regular file's"
         if patch.binary:
             return f"{patch.path!r} is a binary file"
     return None
 
 
 class PathIndex:
-    """Finds the file of the prompt that a path in a patch means."""
+    """Resolves the paths of a patch to files of the prompt."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self._files = files
@@ -494,26 +494,26 @@ class PathIndex:
             self._by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
 
     def clean(self, written: str) -> str:
-        """A header's path without its side (``a/``, ``b/``) and without dress such as backticks.
+        """A header's path without its side (``a/``, ``b/``) and without decoration such as backticks.
 
-        A path that the prompt holds as written keeps its first folder.
+        A path of the prompt is returned unchanged.
         """
-        path = written.split("\t", 1)[0].strip(_DRESS)
+        path = written.split("\t", 1)[0].strip(_DECORATION)
         if path in self._files:
             return path
         path = path.removeprefix("./")
         return path[2:] if _SIDE.match(path) and not path.startswith("a//") else path
 
     def find(self, path: str) -> str | None:
-        """The file that ``path`` names: itself, or the only one of which one path ends the other.
+        """The file that ``path`` names: an exact match, or the only file where one path is a suffix of the other.
 
-        A file of the root is found by its own name alone: ``docs/conf.py`` is not ``conf.py``.
+        A file in the root must match exactly: ``docs/conf.py`` is not ``conf.py``.
         """
         if path in self._files:
             return path
-        fits = [
-            held
-            for held in self._by_name.get(path.rsplit("/", 1)[-1], ())
-            if held.endswith("/" + path) or ("/" in held and path.endswith("/" + held))
+        matches = [
+            known
+            for known in self._by_name.get(path.rsplit("/", 1)[-1], ())
+            if known.endswith("/" + path) or ("/" in known and path.endswith("/" + known))
         ]
-        return fits[0] if len(fits) == 1 else None
+        return matches[0] if len(matches) == 1 else None

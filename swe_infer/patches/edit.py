@@ -1,4 +1,4 @@
-"""One file while hunks are put into it, the patch that they add up to, and the difference of two lists of lines."""
+"""Applies located hunks to a file, writes the resulting patch, and computes line diffs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from difflib import SequenceMatcher
 from swe_infer.patches.diff import CONTEXT, FilePatch, Line, split_lines, write_file
 
 MOST_CURRENT_VIEWS = 16
-"""How often, in one patch, a change is looked for among what earlier changes have made of a file."""
-
+"""The number of changes of one patch that may be located in the current content instead of the base."""
 
 _LARGEST_EXACT = 10_000
-"""Lines before times lines after, up to which a stretch is compared exactly; larger ones count as replaced."""
+"""Old lines times new lines, up to which a range is compared exactly; larger ones are replaced as a whole."""
 
 
 class Conflict(Exception):
@@ -24,10 +23,10 @@ class Conflict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PlacedLine:
-    """A line of a hunk that has found its place.
+    """A line of a located hunk.
 
     Args:
-        at: the index in the view of a line that is kept or removed; None for one that is added.
+        at: the index in the file of a kept or removed line; None for an added one.
     """
 
     line: Line
@@ -36,7 +35,7 @@ class PlacedLine:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Changes without a kept line between them: base lines that go, and texts (with their markers) by gap."""
+    """Changes without a kept line between them: removed base lines, and added (text, no_newline) by gap."""
 
     removed: tuple[int, ...]
     added: tuple[tuple[int, tuple[tuple[str, bool], ...]], ...]
@@ -51,10 +50,10 @@ class _Added:
 
 @dataclass(slots=True)
 class FileEdit:
-    """The lines of a file at the base, those of them that are removed, and those added between them.
+    """The lines of a file, with the removed and added ones.
 
-    ``added[gap]`` stands before base line ``gap``; ``len(base)`` is the gap at the end. Base lines are never
-    changed in place, so removed and added lines stay in the order in which the hunks have them.
+    ``added[gap]`` comes before base line ``gap``; ``len(base)`` is the gap at the end. Base lines are never changed
+    in place, so removed and added lines stay in the hunks' order.
     """
 
     content: str
@@ -74,11 +73,11 @@ class FileEdit:
     def changed(self) -> bool:
         return bool(self.removed or any(self.added.values()))
 
-    def put(self, placed: Sequence[PlacedLine]) -> bool:
-        """Put a hunk that was placed in the base; False if all of it is there already.
+    def apply_to_base(self, placed: Sequence[PlacedLine]) -> bool:
+        """Applies a hunk that was located in the base. Returns False if it was already applied.
 
         Raises:
-            Conflict: it removes a line that is gone, or adds where another hunk has added.
+            Conflict: it removes a removed line, or adds where another hunk has added.
         """
         fresh = [group for group in _groups_of(placed) if group not in self._done]
         for group in fresh:
@@ -94,7 +93,7 @@ class FileEdit:
         return bool(fresh)
 
     def current(self) -> list[tuple[str, int, _Added | None]]:
-        """The lines as they are now: text, base line or gap, and the added line if it is one."""
+        """The current lines: text, index of the base line or gap, and the added line or None."""
         lines: list[tuple[str, int, _Added | None]] = []
         for index in range(len(self.base) + 1):
             lines.extend((added.text, index, added) for added in self.added.get(index, ()))
@@ -102,8 +101,8 @@ class FileEdit:
                 lines.append((self.base[index], index, None))
         return lines
 
-    def put_in_current(self, placed: Sequence[PlacedLine], lines: list[tuple[str, int, _Added | None]]) -> None:
-        """Put a hunk that was placed in :meth:`current`, whose answer is ``lines``."""
+    def apply_to_current(self, placed: Sequence[PlacedLine], lines: list[tuple[str, int, _Added | None]]) -> None:
+        """Applies a hunk that was located in ``lines``, the result of :meth:`current`."""
         previous: tuple[int, _Added | None] | None = None
         following = [lines[p.at][1:] if p.at is not None else None for p in placed]
         for number, item in enumerate(placed):
@@ -137,7 +136,7 @@ class FileEdit:
         return "\n".join(lines) + "\n" * (bool(lines) and self._ends_in_newline())
 
     def write(self, patch: FilePatch) -> str:
-        """The patch from the base to the result, with fresh context and counts."""
+        """The patch from the base to the result."""
         groups = list(self._groups())
         hunks: list[list[Line]] = []
         starts: list[tuple[int, int]] = []
@@ -151,7 +150,7 @@ class FileEdit:
         return write_file(patch, hunks, starts)
 
     def _groups(self) -> Iterator[tuple[int, int]]:
-        """Stretches ``[first, last)`` of base lines with changes; near ones are one."""
+        """The ranges ``[first, last)`` of base lines with changes. Near ones are merged."""
         points = {(index, index + 1) for index in self.removed}
         points |= {(gap, gap) for gap, cells in self.added.items() if cells}
         if self._rewrites_last():
@@ -189,17 +188,17 @@ class FileEdit:
             yield Line("+", cell.text, final)
 
     def _is_last(self, gap: int) -> bool:
-        """Whether nothing of the result stands behind ``gap``."""
+        """Whether the result has no line after ``gap``."""
         rest = range(len(self.base) - 1, gap - 1, -1)
         return all(index in self.removed and not self.added.get(index + 1) for index in rest)
 
     def _rewrites_last(self) -> bool:
-        """Whether the base's last line gets a newline because something is added behind it."""
+        """Whether the base's last line gets a newline because lines are added after it."""
         count = len(self.base)
         return not self.final_newline and bool(self.added.get(count)) and count > 0 and count - 1 not in self.removed
 
     def _ends_in_newline(self) -> bool:
-        """The result's end: as the hunk that made the last line says, where it says anything; else as the base."""
+        """Whether the result ends in a newline: by the hunk that added the last line, or else as the base."""
         last_gap = max((gap for gap, cells in self.added.items() if cells), default=-1)
         if last_gap < 0 or not self._is_last(last_gap):
             last_kept = len(self.base) - 1
@@ -234,15 +233,15 @@ def _groups_of(placed: Sequence[PlacedLine]) -> Iterator[_Group]:
 
 
 def line_diff(old: Sequence[str], new: Sequence[str]) -> list[Line]:
-    """What turns ``old`` into ``new``: kept, removed and added lines, in order, in time linear in them.
+    """Returns the kept, removed and added lines that turn ``old`` into ``new``, in linear time.
 
-    Patience diff: lines that stand once on either side are anchors, and what lies between them is compared exactly
-    where it is small. The result is right for any input, and short where the two are alike.
+    Patience diff: lines that are unique on both sides are anchors, and small ranges between them are compared
+    exactly. The result is correct for any input, and short if the two are similar.
     """
     lines: list[Line] = []
     at_old = at_new = 0
     for anchor_old, anchor_new in [*_anchors(old, new), (len(old), len(new))]:
-        lines.extend(_stretch(old[at_old:anchor_old], new[at_new:anchor_new]))
+        lines.extend(_diff_between_anchors(old[at_old:anchor_old], new[at_new:anchor_new]))
         if anchor_old < len(old):
             lines.append(Line(" ", old[anchor_old]))
         at_old, at_new = anchor_old + 1, anchor_new + 1
@@ -250,10 +249,10 @@ def line_diff(old: Sequence[str], new: Sequence[str]) -> list[Line]:
 
 
 def _anchors(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """The longest run of common unique lines that stand in the same order on both sides."""
+    """The longest sequence of common unique lines in the same order on both sides."""
     old_counts, new_counts = Counter(old), Counter(new)
-    places = {line: at for at, line in enumerate(new) if new_counts[line] == 1}
-    pairs = [(at, places[line]) for at, line in enumerate(old) if old_counts[line] == 1 and line in places]
+    positions = {line: at for at, line in enumerate(new) if new_counts[line] == 1}
+    pairs = [(at, positions[line]) for at, line in enumerate(old) if old_counts[line] == 1 and line in positions]
     tails: list[int] = []
     tail_pairs: list[int] = []
     previous: list[int] = []
@@ -270,7 +269,7 @@ def _anchors(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     return chain[::-1]
 
 
-def _stretch(old: Sequence[str], new: Sequence[str]) -> Iterator[Line]:
+def _diff_between_anchors(old: Sequence[str], new: Sequence[str]) -> Iterator[Line]:
     start = 0
     while start < len(old) and start < len(new) and old[start] == new[start]:
         start += 1
@@ -278,11 +277,11 @@ def _stretch(old: Sequence[str], new: Sequence[str]) -> Iterator[Line]:
     while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
         end += 1
     yield from (Line(" ", text) for text in old[:start])
-    yield from _middle(old[start : len(old) - end], new[start : len(new) - end])
+    yield from _diff_middle(old[start : len(old) - end], new[start : len(new) - end])
     yield from (Line(" ", text) for text in old[len(old) - end :])
 
 
-def _middle(old: Sequence[str], new: Sequence[str]) -> Iterator[Line]:
+def _diff_middle(old: Sequence[str], new: Sequence[str]) -> Iterator[Line]:
     exact = len(old) * len(new) <= _LARGEST_EXACT
     opcodes = (
         SequenceMatcher(None, old, new, autojunk=False).get_opcodes()

@@ -1,7 +1,7 @@
-"""Finds the patches that an answer holds: in fences, in tags, or bare in the text.
+"""Finds the diffs in an answer: in fences, in tags, or bare in the text.
 
-The answer is read once, line by line. What opens a patch is what a diff opens with, not the fence around it,
-so any fence, tag, nesting or indentation will do; fences and tags only tell where it ends.
+The answer is scanned once, line by line. A diff starts at its own first line, in any fence, tag, nesting or
+indentation. Fences and tags only decide where it ends.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _WITHOUT_HUNKS = (
 
 @dataclass(slots=True)
 class Block:
-    """A stretch of an answer that reads as a diff.
+    """A range of lines of an answer that looks like a diff.
 
     Args:
-        lines: its lines, without the indentation of the whole and without ``\\r`` at their ends.
-        container: what it stood in.
+        lines: its lines, without common indentation and without ``\\r`` at their ends.
+        container: ``fence``, ``tag`` or ``raw``.
         closed: its fence or tag was closed, or it had none and text follows it.
-        hint: text near its start that may name the file (the fence's info, the lines before it).
+        hint: text before it that may name the file (the fence's info, the lines before it).
     """
 
     lines: list[str]
@@ -72,7 +72,7 @@ class _Container:
 
 @dataclass(slots=True)
 class _Counter:
-    """How many lines the header of the current hunk still promises; None where it promises nothing readable."""
+    """Counts down the lines of the current hunk by its header."""
 
     old: int = 0
     new: int = 0
@@ -85,17 +85,17 @@ class _Counter:
         if header is not None:
             self.old, self.new = header.old_count, header.new_count
 
-    def take(self, sign: str) -> None:
+    def count(self, sign: str) -> None:
         self.old -= sign != "+"
         self.new -= sign != "-"
 
     @property
-    def done(self) -> bool:
+    def is_complete(self) -> bool:
         return self.known and self.old <= 0 and self.new <= 0
 
 
 def without_reasoning(answer: str) -> str:
-    """Drop what stands between reasoning tags, if the answer goes on after them. Lines keep their places."""
+    """Removes the text between reasoning tags, unless nothing else is left."""
     kept: list[str] = []
     depth = position = 0
     for match in _REASONING.finditer(answer):
@@ -113,7 +113,7 @@ def without_reasoning(answer: str) -> str:
 
 
 def find_blocks(answer: str) -> list[Block]:
-    """All stretches of ``answer`` that read as a diff, in order. Linear in its length."""
+    """All ranges of ``answer`` that look like a diff, in order, in linear time."""
     return _Scanner(answer.split("\n")).scan()
 
 
@@ -143,7 +143,7 @@ class _Scanner:
         return self.blocks
 
     def _track(self, line: str) -> None:
-        """Note a fence or tag that opens or closes outside a patch."""
+        """Tracks a fence or tag that opens or closes outside a patch."""
         fence = _FENCE.match(line)
         if fence:
             mark, info = fence["mark"], fence["info"].strip()
@@ -162,7 +162,7 @@ class _Scanner:
                 self._close_tag(name)
 
     def _push(self, kind: str, mark: str) -> None:
-        """Deeper nesting than any answer has is not followed, which keeps the work per line bounded."""
+        """Pushes a container. A depth limit bounds the work per line."""
         if len(self.stack) < _DEEPEST:
             self.stack.append(_Container(kind, mark))
 
@@ -210,7 +210,7 @@ class _Scanner:
             block.lines.append(line)
             self.at += 1
         self.blocks.append(block)
-        if self.at == start:  # a line that opens a patch always belongs to it; this keeps the scan moving
+        if self.at == start:  # always advance
             self.at += 1
 
     def _hint(self, start: int) -> str:
@@ -223,24 +223,24 @@ class _Scanner:
         elif line.startswith("diff --git ") or (line.startswith("--- ") and self._header_at(self.at)):
             counter.inside = counter.known = False
         elif counter.inside:
-            counter.take(line[:1] or " ")
+            counter.count(line[:1] or " ")
 
     def _header_at(self, at: int) -> bool:
         return at + 1 < len(self.raw) and self.raw[at + 1].lstrip(" \t>").startswith("+++ ")
 
     def _ends(self, line: str, counter: _Counter) -> bool:
-        """Whether ``line`` closes a fence or tag that the patch stands in."""
+        """Whether ``line`` closes a fence or tag around the patch."""
         if not self.stack:
             return False
         fence = _FENCE.match(line) if line.lstrip(" \t>").startswith(("```", "~~~")) else None
         if line[:1] in ("+", "-") and self.at > self.last_fence and not self._goes_on():
-            fence = _FENCE.match(" " + line[1:])  # the closing fence itself was given a sign
+            fence = _FENCE.match(" " + line[1:])  # the model gave the closing fence a sign
         if fence and not fence["info"].strip():
             indent = len(fence["indent"])
             for depth, container in enumerate(self.stack):
                 if container.kind != "fence" or not _closes(container, fence["mark"]):
                     continue
-                if indent == 0 or counter.done or not counter.inside or not self._goes_on():
+                if indent == 0 or counter.is_complete or not counter.inside or not self._goes_on():
                     del self.stack[depth:]
                     self.at += 1
                     return True
@@ -252,7 +252,7 @@ class _Scanner:
         return False
 
     def _closed_behind(self, line: str) -> int | None:
-        """Where a tag that the patch stands in is closed at the end of a line of the patch."""
+        """Where a tag around the patch is closed at the end of a line of the patch, or None."""
         after = _TAG_AFTER.search(line) if self.stack and line.rstrip().endswith(">") else None
         if after is None or f"<{after['name']}" in line:
             return None
@@ -263,35 +263,35 @@ class _Scanner:
         return after.start()
 
     def _goes_on(self) -> bool:
-        """Whether the line after this one reads as a part of the same hunk."""
+        """Whether the next line looks like part of the same hunk."""
         following = self.raw[self.at + 1] if self.at + 1 < len(self.raw) else ""
         return following[:1] in ("+", "-", " ", "@")
 
     def _leaves(self, line: str, counter: _Counter) -> bool:
-        """Whether ``line`` cannot belong to a patch that stands bare in the text."""
+        """Whether ``line`` cannot belong to a bare patch."""
         if line.startswith(("@@", *_EXTENDED)):
             return False
         if not counter.inside:
             return bool(line.strip())
         if line[:1] in ("+", "-", " "):
-            return counter.done and not self._open_ended(line)
+            return counter.is_complete and not self._open_ended(line)
         if line.startswith("\\ "):
             return False
         if not line:
-            return counter.done
+            return counter.is_complete
         return True
 
     def _open_ended(self, line: str) -> bool:
-        """A hunk with more lines than its header counts goes on until a line that is none of a hunk's."""
+        """Whether a hunk with more lines than its header counts may continue."""
         previous = self.raw[self.at - 1] if self.at else ""
         return bool(previous.strip())
 
 
 def cut_off(block: Block) -> str | None:
-    """Why ``block`` is the first half of something, or None.
+    """Why ``block`` is truncated, or None.
 
-    It is where the answer ends inside it: in a header, or in a hunk that lacks more than trailing context. Models
-    miscount context, so what counts is whether all changes are there, and the last of them written to its end.
+    It is truncated if the answer ends in a header, or in a hunk that lacks more than trailing context. Models
+    miscount context, so only the changes must be complete, including the last line.
     """
     if block.closed:
         return None
@@ -314,7 +314,7 @@ def cut_off(block: Block) -> str | None:
         return None
     miscounted = header is not None and header.new_count - header.old_count != added - removed
     if miscounted or not (added or removed):
-        return "the answer ends inside a hunk: changes that its header counts are missing"
+        return "the answer ends inside a hunk: it has fewer changes than its header counts"
     return "the answer ends inside a hunk, in its last change" if body[-1][:1] in ("+", "-") else None
 
 
@@ -336,5 +336,5 @@ def _dedent(line: str, indent: str) -> str:
 
 
 def _looks_like_hunk(raw: list[str], at: int) -> bool:
-    """Whether the lines after a header without numbers read as a hunk: a sign at one of the first lines."""
+    """Whether the lines after a header without numbers look like a hunk: one of the first has a sign."""
     return any(text.lstrip(" \t>")[:1] in ("+", "-") for text in raw[at + 1 : at + 12])

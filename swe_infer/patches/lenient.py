@@ -1,4 +1,4 @@
-"""Reads a diff as a model may have written it: whatever can be told apart is, and nothing is judged."""
+"""A lenient parser for diffs that models write. It reports no errors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LONGEST_HEADER = 4096
 
 @dataclass(slots=True)
 class Section:
-    """One file's part of a diff as written.
+    """The part of a diff for one file.
 
     Args:
-        patch: paths are None also where nothing named them; ``named`` tells the two apart.
-        named: some header line named the file.
-        old_null: its header says that the file does not exist before; ``new_null``: after.
+        patch: a path is also None if no header names it; see ``named``.
+        named: some header line names the file.
+        old_null: by its header the file does not exist before the patch; ``new_null``: after it.
     """
 
     patch: FilePatch
@@ -31,7 +31,7 @@ class Section:
 
 
 def parse_leniently(lines: Sequence[str], index: PathIndex) -> list[Section]:
-    """The sections of a diff. Never raises; what is not understood is passed over."""
+    """Parses the sections of a diff. Never raises; ignores what it does not recognise."""
     return _Reader(lines, index).read()
 
 
@@ -84,7 +84,7 @@ class _Reader:
         return True
 
     def _star_header(self, line: str) -> bool:
-        """The headers of Codex's ``apply_patch`` format, which has neither line numbers nor sides."""
+        """Parses a header of Codex's ``apply_patch`` format, which has neither line numbers nor sides."""
         verb, colon, name = line.removeprefix("*** ")[:_LONGEST_HEADER].partition(": ")
         path = self.index.clean(name)
         if verb == "Move to" and self.sections:
@@ -110,11 +110,11 @@ class _Reader:
         return False
 
     def _next_text(self) -> int:
-        """How far the next line that is not blank is, one blank line at most between."""
+        """The distance to the next non-blank line: 1, or 2 after a blank line."""
         return 1 if self.at + 1 < len(self.lines) and self.lines[self.at + 1].strip() else 2
 
     def _is_file_line(self) -> bool:
-        """A ``---``/``+++`` pair, unless the hunk that it stands in still wants exactly these two lines."""
+        """Whether this is a ``---``/``+++`` pair and not two lines of a hunk that lacks exactly these."""
         step = self._next_text()
         if self.at + step >= len(self.lines) or not self.lines[self.at + step].startswith("+++ "):
             return False
@@ -166,7 +166,7 @@ class _Reader:
         return True
 
     def _end_hunk(self) -> None:
-        """Drop the blank lines without a sign that stand after a hunk, unless its header counts them."""
+        """Ends the hunk and drops trailing blank lines without a sign, unless its header counts them."""
         hunk, self.hunk = self.hunk, None
         if hunk is None:
             return
@@ -200,7 +200,7 @@ class _Reader:
 
 
 def _git_names(text: str) -> tuple[str, str] | None:
-    """The two names of a ``diff --git`` line; where blanks in them leave a choice, the two equal ones."""
+    """The two names of a ``diff --git`` line. If they contain blanks, the split with equal names is preferred."""
     middle = len(text) // 2
     if text[middle : middle + 1] == " " and text[:middle][2:] == text[middle + 1 :][2:]:
         return text[:middle], text[middle + 1 :]
@@ -209,7 +209,7 @@ def _git_names(text: str) -> tuple[str, str] | None:
 
 
 def _strip_numbers_before_signs(hunk: Hunk) -> None:
-    """Undo line numbers written before the signs (``12 -old``), where every line of the hunk has one."""
+    """Removes line numbers before the signs (``12 -old``), if every line of the hunk has one."""
     texts = [line for line in hunk.lines if line.text.strip()]
     if not texts or not all(line.bare for line in texts):
         return

@@ -1,8 +1,8 @@
-"""Finds the one place in a file where a hunk fits, forgiving what models get wrong about white space and context.
+"""Finds the one location in a file that a hunk matches, tolerating differences in white space and context.
 
-A place is taken only if no other fits as well. Context may differ from the file; removed lines may differ
-in white space alone, and then take the file's; added lines keep the model's text, and take an indentation
-only where the lines around them show by how much the hunk is shifted.
+The location must be unambiguous. Context may differ from the file. Removed lines may differ only in white space, and
+then become the file's. Added lines keep the model's text, except for indentation, which is adjusted if the lines
+around them show by how much the hunk is shifted.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from swe_infer.patches.diff import Hunk, Line, PatchError, split_lines
 from swe_infer.patches.edit import PlacedLine
 
 MatchLevel = Literal["exact", "trailing", "around"]
-"""What two lines may differ in: nothing, white space at their ends, white space around them."""
+"""In what two lines may differ: nothing, trailing white space, or white space on both sides."""
 
 _KEYS: dict[MatchLevel, Callable[[str], str]] = {"exact": str, "trailing": str.rstrip, "around": str.strip}
 MATCH_LEVELS: tuple[MatchLevel, ...] = ("exact", "trailing", "around")
-_MOST_PLACES = 64
-"""More places than this for the core of a hunk, and it is not looked at closer."""
+_MOST_LOCATIONS = 64
+"""A hunk whose core matches more locations than this is refused without comparing context."""
 
-FORGIVEN: dict[MatchLevel, str | None] = {
+REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "exact": None,
-    "trailing": "forgave white space at line ends",
-    "around": "forgave indentation",
+    "trailing": "ignored trailing white space",
+    "around": "ignored indentation",
 }
 _NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:[:|]? (?P<rest>.*)|[:|]?)$", re.DOTALL)
 
 _Shift = tuple[str, str]
-"""An indentation as the model wrote it, and as the file has it; equal beginnings removed."""
+"""The indentation that the model wrote, and the file's; without a common suffix."""
 
 
 class HunkNotFound(PatchError):
-    """A hunk has no place, or more than one; ``str(error)`` says which."""
+    """A hunk matches no location, or more than one; ``str(error)`` says which."""
 
 
 class LineIndex:
-    """Finds runs of lines in a file in time linear in both: each different line is one character, a run is a string.
+    """Finds sequences of lines in a file in linear time: each distinct line is encoded as one character.
 
     Raises:
-        HunkNotFound: when first used, for a file of more different lines than there are characters.
+        HunkNotFound: on first use, for a file with more distinct lines than there are characters.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:
@@ -52,39 +52,39 @@ class LineIndex:
         self._texts: dict[MatchLevel, str] = {}
 
     def text(self, level: MatchLevel) -> str:
-        """The whole file, one character for a line."""
+        """The file, one character per line."""
         if level not in self._texts:
             codes: dict[str, str] = {}
             key = _KEYS[level]
             try:
-                # Code 0 is kept for lines that the file does not hold.
+                # Code 0 is reserved for lines that are not in the file.
                 text = "".join([codes.setdefault(key(line), chr(len(codes) + 1)) for line in self.lines])
             except ValueError:
-                raise HunkNotFound("is of a file with more different lines than can be told apart") from None
+                raise HunkNotFound("is for a file with too many distinct lines") from None
             self._texts[level], self._codes[level] = text, codes
         return self._texts[level]
 
     def encode(self, lines: Sequence[str], level: MatchLevel) -> str:
-        """``lines`` in the same alphabet; a line that the file does not hold is ``\\0``."""
+        """``lines`` in the same alphabet. A line that is not in the file is ``\\0``."""
         self.text(level)
         codes, key = self._codes[level], _KEYS[level]
         return "".join([codes.get(key(line), "\0") for line in lines])
 
-    def places(self, lines: Sequence[str], level: MatchLevel, limit: int = 2) -> list[int]:
-        """Where ``lines`` stand, as indices of their first line; at most ``limit`` of them."""
-        text, wanted = self.text(level), self.encode(lines, level)
+    def find_all(self, lines: Sequence[str], level: MatchLevel, limit: int = 2) -> list[int]:
+        """The indices of the first line of up to ``limit`` matches of ``lines``."""
+        text, pattern = self.text(level), self.encode(lines, level)
         found: list[int] = []
-        if not wanted or "\0" in wanted:
+        if not pattern or "\0" in pattern:
             return found
-        at = text.find(wanted)
+        at = text.find(pattern)
         while at >= 0 and len(found) < limit:
             found.append(at)
-            at = text.find(wanted, at + 1)
+            at = text.find(pattern, at + 1)
         return found
 
 
 class FileIndexes:
-    """The index of each file of a prompt, made when it is first asked for."""
+    """The index of each file of a prompt, built on first use."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self.files = files
@@ -98,7 +98,7 @@ class FileIndexes:
 
 @dataclass(slots=True)
 class Placement:
-    """Where the lines of a hunk stand, in the file's order, and what had to be forgiven."""
+    """The located lines of a hunk, in the file's order, and the differences that were tolerated."""
 
     lines: list[PlacedLine]
     repairs: list[str]
@@ -106,12 +106,13 @@ class Placement:
 
 @dataclass(slots=True)
 class _Core:
-    """One place for a hunk's core, with the context lines that fit above and below it.
+    """One location of a hunk's core.
 
     Args:
         at: the index of the first old line of the core, or of the gap for a core without old lines.
-        end: the index behind the last one.
-        weight: lines that fit and are not blank, context and core together.
+        end: the index after the last one.
+        above, below: context lines that match before and after the core.
+        weight: non-blank lines that match, in context and core.
     """
 
     at: int
@@ -122,41 +123,43 @@ class _Core:
 
 
 def locate_hunk(hunk: Hunk, index: LineIndex) -> Placement:
-    """Place ``hunk`` in the file of ``index``.
+    """Locates ``hunk`` in the file of ``index``.
 
     Raises:
-        HunkNotFound: no place fits, or several fit equally.
+        HunkNotFound: no location matches, or several match equally well.
     """
     if not hunk.changes:
         raise HunkNotFound("changes nothing")
     if not any(line.tag != "+" and line.text.strip() for line in hunk.lines):
-        raise HunkNotFound("has no old line to find its place by")
+        raise HunkNotFound("has no old line to locate it by")
     numbered = without_line_numbers(hunk.lines)
     variants = [(hunk.lines, None)] if numbered is None else [(hunk.lines, None), (numbered, "dropped line numbers")]
     for lines, note in variants:
-        placement = _whole(lines, index) or _without_outer_context(lines, index) or _in_parts(lines, index)
+        placement = (
+            _match_whole(lines, index) or _without_outer_context(lines, index) or _match_in_parts(lines, index)
+        )
         if placement is not None:
             return Placement(placement.lines, [*([note] if note else []), *placement.repairs])
-    raise HunkNotFound("has old lines that stand nowhere in the file")
+    raise HunkNotFound("has old lines that are not in the file")
 
 
-def _whole(lines: Sequence[Line], index: LineIndex) -> Placement | None:
-    """All old lines in one run."""
+def _match_whole(lines: Sequence[Line], index: LineIndex) -> Placement | None:
+    """Matches all old lines as one sequence."""
     old = [line.text for line in lines if line.tag != "+"]
     for level in MATCH_LEVELS:
-        places = index.places(old, level)
+        places = index.find_all(old, level)
         if len(places) > 1:
-            raise HunkNotFound("fits more than one place")
+            raise HunkNotFound("matches more than one location")
         if places:
-            return _settled(lines, range(places[0], places[0] + len(old)), index, level)
+            return _placement_at(lines, range(places[0], places[0] + len(old)), index, level)
     return None
 
 
-def _settled(
+def _placement_at(
     lines: Sequence[Line], ats: Sequence[int | None], index: LineIndex, level: MatchLevel, *notes: str
 ) -> Placement | None:
-    """The placement of ``lines`` whose old lines stand at ``ats``; None where white space stays unsettled."""
-    texts = settle(lines, [None if at is None else index.lines[at] for at in ats])
+    """The placement of ``lines`` whose old lines are at ``ats``; None if their white space is ambiguous."""
+    texts = resolve_whitespace(lines, [None if at is None else index.lines[at] for at in ats])
     if texts is None:
         return None
     remaining = iter(ats)
@@ -168,7 +171,7 @@ def _settled(
         at = next(remaining)
         if at is not None:
             placed.append(PlacedLine(replace(line, text=text), at))
-    word = FORGIVEN[level]
+    word = REPAIR_NOTES[level]
     return Placement(placed, [*([word] if word else []), *notes])
 
 
@@ -180,7 +183,7 @@ def _split(lines: Sequence[Line]) -> tuple[list[Line], list[Line], list[Line]]:
 
 
 def _without_outer_context(lines: Sequence[Line], index: LineIndex) -> Placement | None:
-    """The core with as much of its context as fits, where one place has clearly more of it than any other."""
+    """Matches the core with as much context as possible, if one location has clearly more than any other."""
     lead, core, trail = _split(lines)
     old = [line.text for line in core if line.tag != "+"]
     for level in MATCH_LEVELS:
@@ -189,20 +192,22 @@ def _without_outer_context(lines: Sequence[Line], index: LineIndex) -> Placement
             continue
         found.sort(key=lambda candidate: -candidate.weight)
         best = found[0]
-        if len(found) > 1 and not _stands_out(best, found[1], index, level):
-            raise HunkNotFound("fits more than one place once context that the file does not have is left out")
-        if not _convincing(best, lead, old, trail, index, level):
+        if len(found) > 1 and not _is_distinctive(best, found[1], index, level):
+            raise HunkNotFound("matches more than one location without the context that the file does not have")
+        if not _is_convincing(best, lead, old, trail, index, level):
             continue
         first, last = best.at - best.above, best.at + len(old) + best.below
         kept = [*lead[len(lead) - best.above :], *core, *trail[: best.below]]
-        placement = _settled(kept, range(first, last), index, level, "dropped context that the file does not have")
+        placement = _placement_at(
+            kept, range(first, last), index, level, "dropped context that the file does not have"
+        )
         if placement is not None:
             return placement
     return None
 
 
-def _stands_out(best: _Core, second: _Core, index: LineIndex, level: MatchLevel) -> bool:
-    """Whether more fits at one place than chance would have it: two lines, or one that the file has only once."""
+def _is_distinctive(best: _Core, second: _Core, index: LineIndex, level: MatchLevel) -> bool:
+    """Whether the best location is no coincidence: two more lines match, or one that is unique in the file."""
     if best.weight <= second.weight:
         return False
     if best.weight >= second.weight + 2:
@@ -224,69 +229,69 @@ def _cores(
     text = index.text(level)
     weight = sum(bool(line.strip()) for line in old)
     found = []
-    for at in _core_places(lead, old, trail, index, level):
-        up = _same_back(above, text, at)
-        down = _same_on(below, text, at + len(old))
+    for at in _core_locations(lead, old, trail, index, level):
+        up = _common_suffix(above, text, at)
+        down = _common_prefix(below, text, at + len(old))
         fits = weight + blank_above[len(lead) - up :].count(False) + blank_below[:down].count(False)
         found.append(_Core(at, at + len(old), up, down, fits))
     return found
 
 
-def _core_places(
+def _core_locations(
     lead: Sequence[Line], old: Sequence[str], trail: Sequence[Line], index: LineIndex, level: MatchLevel
 ) -> list[int]:
-    """Where the core may stand: by its own old lines, or else by the nearest context with something in it."""
+    """The possible locations of the core: by its old lines, or else by the nearest non-blank context."""
     if any(text.strip() for text in old):
-        places = index.places(old, level, _MOST_PLACES + 1)
-        _refuse_many(places)
+        places = index.find_all(old, level, _MOST_LOCATIONS + 1)
+        _check_count(places)
         return places
     gaps: set[int] = set()
-    upper = _until_text([line.text for line in reversed(lead)])[::-1]
+    upper = _through_first_nonblank([line.text for line in reversed(lead)])[::-1]
     if upper:
-        gaps.update(at + len(upper) for at in index.places([*upper, *old], level, _MOST_PLACES + 1))
-    lower = _until_text([line.text for line in trail])
+        gaps.update(at + len(upper) for at in index.find_all([*upper, *old], level, _MOST_LOCATIONS + 1))
+    lower = _through_first_nonblank([line.text for line in trail])
     if lower:
-        gaps.update(index.places([*old, *lower], level, _MOST_PLACES + 1))
-    _refuse_many(gaps)
+        gaps.update(index.find_all([*old, *lower], level, _MOST_LOCATIONS + 1))
+    _check_count(gaps)
     return sorted(gaps)
 
 
-def _refuse_many(places: Sequence[int] | set[int]) -> None:
-    if len(places) > _MOST_PLACES:
-        raise HunkNotFound("fits more than one place")
+def _check_count(places: Sequence[int] | set[int]) -> None:
+    if len(places) > _MOST_LOCATIONS:
+        raise HunkNotFound("matches more than one location")
 
 
-def _until_text(texts: Sequence[str]) -> list[str]:
-    """The first of ``texts`` up to one that is not blank; empty where all are blank."""
+def _through_first_nonblank(texts: Sequence[str]) -> list[str]:
+    """The first of ``texts`` through the first non-blank one; empty if all are blank."""
     for number, text in enumerate(texts):
         if text.strip():
             return list(texts[: number + 1])
     return []
 
 
-def _same_back(wanted: str, text: str, end: int) -> int:
-    """How many characters before ``end`` are the last ones of ``wanted``."""
+def _common_suffix(wanted: str, text: str, end: int) -> int:
+    """The number of characters before ``end`` that equal the last ones of ``wanted``."""
     count = 0
     while count < len(wanted) and count < end and wanted[-1 - count] == text[end - 1 - count]:
         count += 1
     return count
 
 
-def _same_on(wanted: str, text: str, start: int) -> int:
-    """How many characters from ``start`` on are the first ones of ``wanted``."""
+def _common_prefix(wanted: str, text: str, start: int) -> int:
+    """The number of characters from ``start`` on that equal the first ones of ``wanted``."""
     count = 0
     while count < len(wanted) and start + count < len(text) and wanted[count] == text[start + count]:
         count += 1
     return count
 
 
-def _convincing(
+def _is_convincing(
     best: _Core, lead: Sequence[Line], old: Sequence[str], trail: Sequence[Line], index: LineIndex, level: MatchLevel
 ) -> bool:
-    """Whether what fits says more than what does not.
+    """Whether the matching lines outweigh the missing ones.
 
-    Removed lines must stand in the file, so they speak for themselves. An addition between context of which one
-    side is missing could as well belong to the other side, wherever that stands.
+    Removed lines are in the file, so they are evidence by themselves. A pure addition whose context matches on one
+    side only could as well belong to the other side, if that is elsewhere in the file.
     """
     dropped = [*lead[: len(lead) - best.above], *trail[best.below :]]
     missing = sum(bool(line.text.strip()) for line in dropped)
@@ -296,12 +301,12 @@ def _convincing(
         return False
     if best.above and best.below:
         return True
-    other = _until_text([line.text for line in (trail if best.above else reversed(lead))])
-    return not (other and index.places(other[-1:], level, 1))
+    other = _through_first_nonblank([line.text for line in (trail if best.above else reversed(lead))])
+    return not (other and index.find_all(other[-1:], level, 1))
 
 
-def _in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:
-    """Each group of changes by its own context, in order: for hunks whose context leaves lines out."""
+def _match_in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:
+    """Matches each group of changes by its own context, for hunks whose context leaves lines out."""
     groups = list(_groups(lines))
     if len(groups) < 2:
         return None
@@ -311,7 +316,7 @@ def _in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:
     for group in groups:
         if not any(line.tag != "+" and line.text.strip() for line in group):
             return None
-        placement = _whole(group, index) or _without_outer_context(group, index)
+        placement = _match_whole(group, index) or _without_outer_context(group, index)
         if placement is None:
             return None
         ats = [item.at for item in placement.lines if item.at is not None]
@@ -325,7 +330,7 @@ def _in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:
 
 
 def _groups(lines: Sequence[Line]) -> Iterator[list[Line]]:
-    """Runs of changes, each with the context on both sides of it; context between two runs goes with both."""
+    """Groups of changes, each with the context on both sides. Context between two groups belongs to both."""
     start = 0
     at = 0
     while at < len(lines):
@@ -342,15 +347,15 @@ def _groups(lines: Sequence[Line]) -> Iterator[list[Line]]:
         start = at
 
 
-def settle(lines: Sequence[Line], base: Sequence[str | None]) -> list[str] | None:
-    """The texts that ``lines`` get from the file.
+def resolve_whitespace(lines: Sequence[Line], base: Sequence[str | None]) -> list[str] | None:
+    """Resolves the differences in white space between ``lines`` and the file.
 
     Args:
         base: the file's line for each old line of ``lines``; None for one that is left out.
 
     Returns:
-        A text for each of ``lines``: the file's for kept and removed ones, the model's for added ones, shifted as the
-        old lines are. None where it is not clear by how much.
+        A text for each of ``lines``: the file's for kept and removed ones, the model's for added ones, shifted like
+        the old lines. None if the shift is ambiguous.
     """
     shifts_removed: set[_Shift] = set()
     shifts_kept: set[_Shift] = set()
@@ -385,18 +390,18 @@ def _shifted(text: str, removed: set[_Shift], kept: set[_Shift], known: dict[str
         return None if has is None else has + text.lstrip(" \t")
     written, has = next(iter(shifts), ("", ""))
     if not removed and (written, has) == ("", " "):
-        return text  # the context has lost its sign, not its indentation; added lines have kept theirs
+        return text  # the context lost its sign, not its indentation; added lines kept theirs
     if not text.startswith(written):
         return None
     return has + text[len(written) :]
 
 
 def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> list[str] | None:
-    """``new`` as it stands in the file, where ``old`` differs from ``base`` in white space alone.
+    """``new`` with the file's indentation, where ``old`` differs from ``base`` only in white space.
 
-    Three cases are clear: all old lines are shifted alike; only the first one is, because it was written right behind
-    a tag; each indentation of ``old`` stands for one of ``base``. None in any other. Lines of ``new`` that are
-    lines of ``old`` become the file's.
+    Three cases are unambiguous: all old lines are shifted alike; only the first one is, because it directly follows a
+    tag; each indentation of ``old`` corresponds to one of ``base``. Returns None in any other. Lines of ``new`` that
+    are lines of ``old`` become the file's.
     """
     pairs = [(written, has) for written, has in zip(old, base, strict=True) if has.strip()]
     shifts = [_shift(_indent(written), _indent(has)) for written, has in pairs]
@@ -421,7 +426,7 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
 
 
 def _left_of(lines: Sequence[str], indent: str) -> bool:
-    """Whether some line begins further left than ``indent``: the lines are not written in the file's columns."""
+    """Whether some line is indented less than ``indent``, so the lines do not use the file's indentation."""
     return any(line.strip() and len(_indent(line)) < len(indent) for line in lines)
 
 
@@ -430,7 +435,7 @@ def _indent(text: str) -> str:
 
 
 def _shift(written: str, has: str) -> _Shift:
-    """What must be taken off the front and put there instead."""
+    """The prefix to remove and the prefix to add instead."""
     if written.endswith(has):
         return (written[: len(written) - len(has)], "")
     if has.endswith(written):
@@ -439,7 +444,7 @@ def _shift(written: str, has: str) -> _Shift:
 
 
 def without_line_numbers(lines: Sequence[Line]) -> list[Line] | None:
-    """The lines without the prompt's line numbers, where all old ones carry some that count upwards; else None."""
+    """The lines without line numbers, if all old ones have increasing ones; else None."""
     numbers: list[int] = []
     stripped: list[Line] = []
     added = [line for line in lines if line.tag == "+" and line.text.strip()]

@@ -1,4 +1,4 @@
-"""The whole way from an answer to a patch: extract, check, and repair where the patch does not apply."""
+"""Makes a patch from an answer: extract, check, and repair a patch that does not apply."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from swe_infer.types import EditFormat, PatchResult
 
 
 def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | None = None) -> PatchResult:
-    """Make a patch of what a model answered.
+    """Makes a patch from a model's answer. Never raises; takes time linear in the answer.
 
     Args:
-        answer: the whole answer, as it is.
+        answer: the complete answer.
         files: the instance's files, path to content (:attr:`swe_infer.types.Request.files`).
-        edit_format: the form that the prompt asks for. It is looked for first, then the others; None: diffs first.
+        edit_format: the form that the prompt requests. It is tried first, then the others; None: diffs first.
 
     Returns:
-        A result whose ``patch`` ``git apply`` takes at the base commit where ``status`` is ``applies`` or
-        ``repaired``. Edits in the form that was asked for, each of which stands where it says, are ``applies``. Never
-        raises, whatever the text; time is linear in it.
+        A result whose ``patch`` applies with ``git apply`` at the base commit if ``status`` is ``applies`` or
+        ``repaired``. Edits in the requested form that match exactly are ``applies``.
     """
     if not answer.strip():
         return PatchResult("", "none", "the answer is empty")
@@ -49,14 +48,14 @@ def _in_any_form(text: str, files: Mapping[str, str]) -> PatchResult:
 
 
 def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResult:
-    """What becomes of an answer's diffs.
+    """The result for an answer's diffs.
 
-    Of two versions of a patch the first one that applies as it stands is taken, and otherwise the last one that can
-    be made to. A version that is cut off does not count.
+    Of several versions of a patch this is the first that applies unchanged, or else the last that can be repaired. A
+    truncated version does not count.
     """
     found = candidates(blocks, files)
     cut = [cut_off(candidate.blocks[-1]) for candidate in found]
-    results = [_judge(candidate, files) for candidate, why in zip(found, cut, strict=True) if why is None]
+    results = [_check_candidate(candidate, files) for candidate, why in zip(found, cut, strict=True) if why is None]
     if not results:
         return PatchResult("", "none", cut[-1], format=found[-1].format)
     for result in results:
@@ -69,7 +68,7 @@ def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResu
     return results[-1]
 
 
-def _judge(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
+def _check_candidate(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
     refused = refusal(section.patch for section in candidate.sections)
     if refused is not None:
         return PatchResult("", "none", f"refused: {refused}", format=candidate.format)
@@ -83,11 +82,11 @@ def _judge(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
         return _repaired(candidate, files)
     if not applied.unknown_files:
         return PatchResult(candidate.text, "applies", None, candidate.notes, candidate.format)
-    # The paths may be written in another way than the prompt's, without a/ and b/ for one.
+    # The paths may be spelled differently from the prompt's, for example without a/ and b/.
     repaired = _repaired(candidate, files)
     if repaired.status == "repaired":
         return repaired
-    return PatchResult(candidate.text, "unchecked", _not_in_prompt(applied), candidate.notes, candidate.format)
+    return PatchResult(candidate.text, "unchecked", _unknown_files_note(applied), candidate.notes, candidate.format)
 
 
 def _repaired(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
@@ -99,13 +98,13 @@ def _repaired(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
         return PatchResult(text, "does_not_apply", str(error), candidate.notes, candidate.format)
     repairs = (*candidate.notes, *(done or ("recounted and moved hunks",)))
     if applied.unknown_files:
-        return PatchResult(fixed, "unchecked", _not_in_prompt(applied), repairs, candidate.format)
+        return PatchResult(fixed, "unchecked", _unknown_files_note(applied), repairs, candidate.format)
     return PatchResult(fixed, "repaired", None, repairs, candidate.format)
 
 
 def _replaced(text: str, files: Mapping[str, str], edit_format: EditFormat | None = None) -> PatchResult | None:
-    """The patch of an answer that replaces text or files, in this form alone where it was asked for; None where it
-    has no such form."""
+    """The patch of an answer with edits or whole files, in ``edit_format`` alone if it is given; None if it has no such
+    edits."""
     replacements, problem = find_replacements(text, edit_format)
     if not replacements:
         return PatchResult("", "none", problem) if problem else None
@@ -121,5 +120,5 @@ def _replaced(text: str, files: Mapping[str, str], edit_format: EditFormat | Non
     return PatchResult(patch, "repaired", None, (word, *notes), form)
 
 
-def _not_in_prompt(applied: Applied) -> str:
+def _unknown_files_note(applied: Applied) -> str:
     return f"not in the prompt: {', '.join(dict.fromkeys(applied.unknown_files))}"

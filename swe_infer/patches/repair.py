@@ -1,4 +1,4 @@
-"""Turns a diff as a model wrote it into one that ``git apply`` takes, where the files leave no doubt about it."""
+"""Rewrites a model's diff into one that ``git apply`` accepts, if the files make its meaning unambiguous."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from swe_infer.patches.locate import FileIndexes, HunkNotFound, LineIndex, locat
 
 
 def repair(sections: Sequence[Section], files: Mapping[str, str], index: PathIndex) -> tuple[str, list[str]]:
-    """Rewrite ``sections`` against ``files``; returns the patch, and what was done, in order, each once.
+    """Rewrites ``sections`` against ``files``. Returns the patch, and the distinct repairs in order.
 
-    Files that the prompt does not hold are only recounted.
+    For files that are not in the prompt, only the counts are corrected.
 
     Raises:
-        PatchError: some hunk has no place, or more than one; the message says which.
+        PatchError: a hunk matches no location, or more than one; the message says which.
     """
-    return _Repair(files, index).run(sections)
+    return _Repair(files, index).repair_sections(sections)
 
 
 @dataclass(slots=True)
 class _File:
-    """All that a patch does to one file of the prompt."""
+    """All changes of a patch to one file of the prompt."""
 
     patch: FilePatch
     edit: FileEdit
@@ -45,7 +45,7 @@ class _Repair:
     def __post_init__(self) -> None:
         self.indexes = FileIndexes(self.files)
 
-    def run(self, sections: Sequence[Section]) -> tuple[str, list[str]]:
+    def repair_sections(self, sections: Sequence[Section]) -> tuple[str, list[str]]:
         for section in sections:
             self._section(section)
         texts = []
@@ -80,7 +80,7 @@ class _Repair:
             self._change(patch, hunks)
 
     def _creates(self, patch: FilePatch, hunks: Sequence[Hunk]) -> bool:
-        """A file that the prompt does not hold, of which the only hunk says that nothing was there before."""
+        """Whether the only hunk for a file that is not in the prompt says that the file was empty or absent."""
         header = hunks[0].header if len(hunks) == 1 else None
         if header is None or header.old_start or header.old_count or self.index.find(patch.path):
             return False
@@ -111,11 +111,11 @@ class _Repair:
         path = self.index.find(patch.old_path or "")
         if path is None:
             return self._unknown(patch, hunks)
-        held = self._held(path, replace(patch, old_path=path, hunks=[]))
-        self._place_all(held, path, hunks)
+        file = self._file_edit(path, replace(patch, old_path=path, hunks=[]))
+        self._place_hunks(file, path, hunks)
         if not hunks:
-            held.edit.removed.update(range(len(held.edit.base)))
-        if held.edit.result():
+            file.edit.removed.update(range(len(file.edit.base)))
+        if file.edit.result():
             raise PatchError(f"{path}: the patch removes the file but leaves some of its lines")
         return None
 
@@ -129,28 +129,28 @@ class _Repair:
                 raise PatchError(f"{target}: already exists, but the patch renames {path} to it")
         else:
             target = path
-        held = self._held(path, replace(patch, old_path=path, new_path=target, hunks=[]))
-        self._place_all(held, path, hunks)
+        file = self._file_edit(path, replace(patch, old_path=path, new_path=target, hunks=[]))
+        self._place_hunks(file, path, hunks)
         return None
 
     def _resolve(self, patch: FilePatch) -> str | None:
-        """The file of the prompt that a patch changes; of two different names, the one that is held."""
+        """The file of the prompt that a patch changes. Of two different names, the one in the prompt."""
         names = [name for name in (patch.old_path, patch.new_path) if name is not None]
         if patch.renamed or patch.copied:
             names = names[:1]
         for name in names:
             if name in self.files:
                 if patch.old_path != patch.new_path and not (patch.renamed or patch.copied):
-                    self._note(f"took {name} for the file that is meant")
+                    self._note(f"resolved two file names to {name}")
                 return name
         for name in names:
             found = self.index.find(name)
             if found is not None:
-                self._note(f"took {found} for {name}")
+                self._note(f"resolved {name} to {found}")
                 return found
         return None
 
-    def _held(self, path: str, patch: FilePatch) -> _File:
+    def _file_edit(self, path: str, patch: FilePatch) -> _File:
         part = self.parts.get(path)
         if isinstance(part, _File):
             if part.patch.new_path != patch.new_path:
@@ -162,54 +162,54 @@ class _Repair:
         self.parts[path] = fresh
         return fresh
 
-    def _place_all(self, held: _File, path: str, hunks: Sequence[Hunk]) -> None:
+    def _place_hunks(self, file: _File, path: str, hunks: Sequence[Hunk]) -> None:
         for hunk in hunks:
-            held.hunks += 1
+            file.hunks += 1
             try:
-                notes = self._put(held, hunk)
+                notes = self._place_hunk(file, hunk)
             except (HunkNotFound, Conflict) as error:
                 why = "changes lines that another hunk changes" if isinstance(error, Conflict) else str(error)
-                raise PatchError(f"{path}: hunk {held.hunks} {why}") from error
+                raise PatchError(f"{path}: hunk {file.hunks} {why}") from error
             for note in notes:
                 self._note(note)
 
-    def _put(self, held: _File, hunk: Hunk) -> list[str]:
-        """Put a hunk into the base, or else into what the hunks before it have made of the file."""
-        edit = held.edit
+    def _place_hunk(self, file: _File, hunk: Hunk) -> list[str]:
+        """Applies a hunk to the base, or else to the result of the hunks before it."""
+        edit = file.edit
         if not edit.base and not any(line.tag != "+" for line in hunk.lines):
-            edit.put([PlacedLine(line, None) for line in hunk.lines])
+            edit.apply_to_base([PlacedLine(line, None) for line in hunk.lines])
             return []
         try:
-            placement = locate_hunk(hunk, held.lines)
-            return placement.repairs if edit.put(placement.lines) else ["dropped a repeated hunk"]
+            placement = locate_hunk(hunk, file.lines)
+            return placement.repairs if edit.apply_to_base(placement.lines) else ["dropped a repeated hunk"]
         except (HunkNotFound, Conflict):
             if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
                 raise
         self.views += 1
         current = edit.current()
         placement = locate_hunk(hunk, LineIndex([text for text, _, _ in current]))
-        edit.put_in_current(placement.lines, current)
+        edit.apply_to_current(placement.lines, current)
         return placement.repairs
 
     def _unnamed(self, hunks: Sequence[Hunk]) -> None:
-        """Hunks without a file header: they belong to the only file of the prompt in which all have a place."""
-        fits = [path for path in self.files if _all_fit(hunks, self.indexes[path])]
-        if len(fits) != 1:
-            number = "no file" if not fits else "more than one file"
-            raise PatchError(f"a hunk without a file header, which fits {number} of the prompt")
+        """Applies hunks without a file header to the only file of the prompt that all of them match."""
+        matches = [path for path in self.files if _all_match(hunks, self.indexes[path])]
+        if len(matches) != 1:
+            number = "no file" if not matches else "more than one file"
+            raise PatchError(f"a hunk without a file header, which matches {number} of the prompt")
         self._note("added a file header")
-        path = fits[0]
-        self._place_all(self._held(path, FilePatch(path, path)), path, hunks)
+        path = matches[0]
+        self._place_hunks(self._file_edit(path, FilePatch(path, path)), path, hunks)
 
     def _unknown(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
-        """A file that the prompt does not hold: nothing can be placed, but counts can be right."""
+        """Rewrites the hunks for a file that is not in the prompt: only their counts can be corrected."""
         if is_absent(self.files, patch.old_path or ""):
             raise PatchError(f"{patch.path}: there is no such file at the base commit")
         starts: list[tuple[int, int]] = []
         for hunk in hunks:
             header = hunk.header
             if header is None:
-                raise PatchError(f"{patch.path}: not in the prompt, and a hunk without line numbers cannot be placed")
+                raise PatchError(f"{patch.path}: not in the prompt, and a hunk has no line numbers")
             old, new = header.old_start - bool(hunk.old_count), header.new_start - bool(hunk.new_count)
             starts.append((max(old, 0), max(new, 0)))
         text = write_file(replace(patch, hunks=list(hunks)), [hunk.lines for hunk in hunks], starts)
@@ -219,7 +219,7 @@ class _Repair:
         self.parts[patch.path] = before + text
 
 
-def _all_fit(hunks: Sequence[Hunk], lines: LineIndex) -> bool:
+def _all_match(hunks: Sequence[Hunk], lines: LineIndex) -> bool:
     try:
         for hunk in hunks:
             locate_hunk(hunk, lines)

@@ -1,8 +1,8 @@
-"""Answers that say what to replace by what, or what a file is to be, instead of a diff; and the patch that they mean.
+"""Converts search/replace edits and whole files in an answer to a patch.
 
-Forms: Aider's ``<<<<<<< SEARCH`` blocks; tags such as ``<file>…</file><original>…</original><patched>…</patched>``;
-whole files between ``[start of PATH]`` and ``[end of PATH]``, in ``<file path="PATH">``, or in a fence that
-follows a line with nothing but the path; JSON, see :mod:`swe_infer.patches.json_edits`.
+Supported are Aider's ````<file>…</file><original>…</original><patched>…</patched>``; whole files between ``[start of PATH]`` and
+``[end of PATH]``, in ``<file path="PATH">``, or in a fence after a line with only the path; and JSON, see
+:mod:`swe_infer.patches.json_edits`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, unsafe_path, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine, line_diff
 from swe_infer.patches.json_edits import find_json_edits
-from swe_infer.patches.locate import FORGIVEN, MATCH_LEVELS, FileIndexes, LineIndex, MatchLevel, reindent
+from swe_infer.patches.locate import MATCH_LEVELS, REPAIR_NOTES, FileIndexes, LineIndex, MatchLevel, reindent
 from swe_infer.types import EditFormat
 
 _OLD_NAMES = frozenset({"original", "search", "old", "old_str", "old_code", "before", "find"})
@@ -31,7 +31,7 @@ _FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 _WHOLE = re.compile(r"\[start of (?P<path>[^\n\]]+)\]\s*$")
 _PLAIN_PATH = re.compile(r"[\w./@+-]+")
 _LABEL = re.compile(r"^(?:[#>*\s-]|\d+\.)*(?:(?:file|path|filename|in|edit|update|modify)\b[ :]*)?", re.IGNORECASE)
-_DRESS = "`*'\":() \t\r"
+_DECORATION = "`*'\":() \t\r"
 _ELIDED = re.compile(
     r"^\s*(?:#|//|/\*|<!--|--|;)?\s*(?:\.{3,}|…)|"
     r"(?:rest of|remaining|existing|other|previous)\s+(?:the\s+)?(?:\w+\s+){0,3}"
@@ -40,7 +40,7 @@ _ELIDED = re.compile(
 )
 _LONGEST_NOTE = 300
 _LEAST_KEPT = 0.5
-"""The share of a file's lines that a rewritten whole must keep; less is taken for an excerpt."""
+"""The share of a file's lines that a rewritten file must keep. With less it is treated as an excerpt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class Replacement:
     """One edit.
 
     Args:
-        path: as written; None where nothing names the file.
-        old: the text to replace; None where ``new`` is the whole file.
-        explicit: the form itself says that this is a file, so a new one may be made of it.
+        path: as written; None if nothing names the file.
+        old: the text to replace; None if ``new`` is the whole file.
+        explicit: the form marks this as a file, so it may create a new one.
     """
 
     path: str | None
@@ -61,10 +61,10 @@ class Replacement:
 
 
 def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tuple[list[Replacement], str | None]:
-    """The edits of ``answer`` in order, in the first form that it uses; and what is wrong if one is cut off.
+    """The edits of ``answer`` in order, in the first form that it uses; or the reason why one is truncated.
 
     Args:
-        edit_format: look for this form alone.
+        edit_format: try this form alone.
     """
     for reader in _READERS[edit_format]:
         found, problem = reader(answer)
@@ -74,8 +74,8 @@ def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tup
 
 
 def elided(text: str, base: Sequence[str] = ()) -> bool:
-    """Whether a line stands for lines that were left out (``# ... rest of the code``). A line of ``base``, which the
-    text is a new version of, stands for itself."""
+    """Whether a line represents omitted lines (``# ... rest of the code``). Lines of ``base``, the old version, do
+    not."""
     lines = Counter(text.split("\n")) - Counter(base)
     return any(_ELIDED.search(line) for line in lines if len(line) < _LONGEST_NOTE)
 
@@ -108,7 +108,7 @@ def _from_markers(answer: str) -> tuple[list[Replacement], str | None]:
 
 
 def _path_before(lines: Sequence[str], at: int) -> str | None:
-    """A path on one of the lines before a block, or in the info of its fence."""
+    """The path on one of the lines before a block, or in the info of its fence."""
     for line in reversed(lines[max(0, at - 4) : at]):
         if _REPLACE.match(line):
             return None
@@ -120,15 +120,15 @@ def _path_before(lines: Sequence[str], at: int) -> str | None:
 
 
 def path_in(line: str) -> str | None:
-    """The path that a short line names, if it names nothing else."""
+    """The path that a short line consists of, apart from labels and decoration."""
     if len(line) > _LONGEST_NOTE:
         return None
-    text = _LABEL.sub("", line.strip(), count=1).strip(_DRESS)
+    text = _LABEL.sub("", line.strip(), count=1).strip(_DECORATION)
     language, _, rest = text.partition(" ")
     if rest and language.isalpha():
-        text = rest.strip(_DRESS)  # the info of a fence: a language, then the path
+        text = rest.strip(_DECORATION)  # the info of a fence: a language, then the path
     if text.startswith(("file=", "path=", "title=", "filename=")):
-        text = text.partition("=")[2].strip(_DRESS)
+        text = text.partition("=")[2].strip(_DECORATION)
     extension = text.rpartition("/")[2].rpartition(".")[2]
     plain = _PLAIN_PATH.fullmatch(text) and not text.startswith("/") and "." in text and extension.isalnum()
     return text if plain else None
@@ -144,7 +144,7 @@ def _from_tags(answer: str) -> tuple[list[Replacement], str | None]:
         if name in _PATH_NAMES:
             attribute = _ATTRIBUTE.search(attributes)
             if attribute is None:
-                path = content.strip().strip(_DRESS)
+                path = content.strip().strip(_DECORATION)
                 continue
             path = attribute[1]
             if not _TOKEN.search(content):
@@ -158,9 +158,9 @@ def _from_tags(answer: str) -> tuple[list[Replacement], str | None]:
 
 
 def _elements(answer: str) -> Iterator[tuple[str, str, str | None]]:
-    """Name, attributes and content of each element; a file element with edits in it is read into as well.
+    """Name, attributes and content of each element, including the edits inside a file element.
 
-    The content is None for an edit that is not closed. Each name is looked for in vain once at most.
+    The content is None for an edit that is not closed. A missing closing tag is searched for only once per name.
     """
     lower = answer.lower()
     unclosed: set[str] = set()
@@ -185,7 +185,7 @@ def _elements(answer: str) -> Iterator[tuple[str, str, str | None]]:
 
 
 def _unwrapped(content: str) -> str:
-    """The text between two tags, without the line breaks next to them and a fence directly inside."""
+    """The text between two tags, without adjacent line breaks and a fence directly inside."""
     content = content.replace("\r\n", "\n").removeprefix("\n").rstrip(" \t").removesuffix("\n")
     lines = content.split("\n")
     if len(lines) >= 2 and _FENCE.match(lines[0]) and _FENCE.match(lines[-1]):
@@ -228,15 +228,15 @@ _READERS: Mapping[EditFormat | None, tuple[_Reader, ...]] = {
 def replacements_to_patch(
     replacements: Sequence[Replacement], files: Mapping[str, str], index: PathIndex
 ) -> tuple[str, list[str]]:
-    """The patch that ``replacements`` add up to, and what was forgiven. All of them fit, or there is no patch.
+    """The patch of ``replacements``, and the repairs.
 
     Raises:
-        PatchError: a file is not held, or an old text stands nowhere or more than once; the message says which.
+        PatchError: a file is not in the prompt, or an old text is not in its file exactly once.
     """
     writer = _Writer(files, index)
     for number, replacement in enumerate(replacements, 1):
         try:
-            writer.add(replacement)
+            writer.add_replacement(replacement)
         except PatchError as error:
             raise PatchError(f"edit {number} of {len(replacements)}: {error}") from error
     return writer.text(), writer.notes
@@ -264,7 +264,7 @@ class _Writer:
             raise PatchError("the edits change nothing")
         return "".join(texts)
 
-    def add(self, replacement: Replacement) -> None:
+    def add_replacement(self, replacement: Replacement) -> None:
         path = self._path(replacement)
         new = replacement.new.replace("\r\n", "\n")
         if path is None:
@@ -280,7 +280,7 @@ class _Writer:
             raise PatchError(f"{path}: an empty text to replace")
         old, new_lines = _as_lines(replacement.old.replace("\r\n", "\n"), new)
         try:
-            edit.put(self._locate(path, old, new_lines, self.bases[path]))
+            edit.apply_to_base(self._locate(path, old, new_lines, self.bases[path]))
         except (Conflict, PatchError) as error:
             if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
                 raise error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap") from error
@@ -291,7 +291,7 @@ class _Writer:
                 placed = self._locate(path, old, new_lines, lines)
             except PatchError:
                 raise (error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap")) from error
-            edit.put_in_current(placed, current)
+            edit.apply_to_current(placed, current)
 
     def _path(self, replacement: Replacement) -> str | None:
         if replacement.path is None:
@@ -304,16 +304,16 @@ class _Writer:
             raise PatchError(f"refused: {why}")
         found = self.index.find(path)
         if found is not None and found != path:
-            self.notes.append(f"took {found} for {path}")
+            self.notes.append(f"resolved {path} to {found}")
         return found
 
     def _by_content(self, old: str) -> str:
-        """The only file of the prompt in which ``old`` stands."""
+        """The only file of the prompt that contains ``old``."""
         lines = old.split("\n")
-        fits = [path for path in self.files if self.bases[path].places(lines, "trailing", 1)]
-        if len(fits) != 1 or not old.strip():
-            raise PatchError("names no file, and its old text does not tell which")
-        return fits[0]
+        matches = [path for path in self.files if self.bases[path].find_all(lines, "trailing", 1)]
+        if len(matches) != 1 or not old.strip():
+            raise PatchError("names no file, and its old text does not identify one")
+        return matches[0]
 
     def _create(self, replacement: Replacement, new: str) -> None:
         path = self.index.clean(replacement.path or "")
@@ -333,13 +333,13 @@ class _Writer:
         lines = line_diff(edit.base, wanted)
         if not explicit and _is_excerpt(lines):
             raise PatchError(f"{path}: the code looks like an excerpt of the file, not the whole")
-        edit.put(_placed(lines, 0))
+        edit.apply_to_base(_placed_lines(lines, 0))
 
     def _locate(self, path: str, old: list[str], new: list[str], lines: LineIndex) -> list[PlacedLine]:
         for level in MATCH_LEVELS:
-            places = lines.places(old, level)
+            places = lines.find_all(old, level)
             if len(places) > 1:
-                raise PatchError(f"{path}: the old text stands more than once")
+                raise PatchError(f"{path}: the old text occurs more than once")
             if places:
                 return self._replace_lines(path, old, new, lines, places[0], level)
             if len(old) == len(new) == 1 and sum(line.count(old[0]) for line in lines.lines) == 1:
@@ -355,36 +355,37 @@ class _Writer:
         base = list(lines.lines[at : at + len(old)])
         settled = reindent(old, base, new)
         if settled is None:
-            raise PatchError(f"{path}: the indentation of the old text does not fit the file's")
-        note = FORGIVEN[level]
+            raise PatchError(f"{path}: the indentation of the old text does not match the file's")
+        note = REPAIR_NOTES[level]
         if note is not None and note not in self.notes:
             self.notes.append(note)
-        return _placed(line_diff(base, settled), at)
+        return _placed_lines(line_diff(base, settled), at)
 
     def _replace_inside(self, path: str, old: list[str], new: list[str], lines: LineIndex) -> list[PlacedLine]:
-        """A text that begins or ends inside a line."""
+        """Replaces a text that begins or ends inside a line."""
         content, wanted = "\n".join(lines.lines), "\n".join(old)
         start = content.find(wanted)
         if start < 0:
-            raise PatchError(f"{path}: the old text stands nowhere in the file")
+            raise PatchError(f"{path}: the old text is not in the file")
         if content.find(wanted, start + 1) >= 0:
-            raise PatchError(f"{path}: the old text stands more than once")
+            raise PatchError(f"{path}: the old text occurs more than once")
         first = content.count("\n", 0, start)
         line_start = content.rfind("\n", 0, start) + 1
         line_end = content.find("\n", start + len(wanted))
         line_end = len(content) if line_end < 0 else line_end
         base = content[line_start:line_end].split("\n")
         text = content[line_start:start] + "\n".join(new) + content[start + len(wanted) : line_end]
-        return _placed(line_diff(base, text.split("\n")), first)
+        return _placed_lines(line_diff(base, text.split("\n")), first)
 
 
 def _as_lines(old: str, new: str) -> tuple[list[str], list[str]]:
-    """Both texts as lines. Texts of whole lines may end in a line break; nothing in place of lines removes them."""
+    """Both texts as lines. Complete lines may end in a line break. An empty new text removes lines."""
     if old.endswith("\n"):
         old, new = old[:-1], new.removesuffix("\n")
     return old.split("\n"), new.split("\n") if new else []
 
 
+<<<<<<< HEAD
 def _as_in_file(lines: Sequence[str], base: Sequence[str]) -> list[str]:
     """A file's new lines, with what a prompt cannot show taken from the old ones: ``\\r\\n`` at their ends, and bytes
     that are not UTF-8, which prompts show as U+FFFD and ``base`` holds as surrogates."""
@@ -406,18 +407,18 @@ def _shown(line: str) -> str:
 
 
 def _is_excerpt(lines: Sequence[Line]) -> bool:
-    """Whether the code lacks half of the file, or begins behind the file's first line or ends before its last."""
+    """Whether the code lacks half of the file, or does not reach from the file's first line to its last."""
     tags = [line.tag for line in lines if line.text.strip()]
     kept, removed = tags.count(" "), tags.count("-")
     return kept < _LEAST_KEPT * (kept + removed) or _begins_cut(tags) or _begins_cut(tags[::-1])
 
 
 def _begins_cut(tags: Sequence[str]) -> bool:
-    """Whether removed lines come first, with nothing put in their place."""
+    """Whether removed lines come first and are not replaced."""
     return tags[:1] == ["-"] and next((tag for tag in tags if tag != "-"), None) != "+"
 
 
-def _placed(lines: Sequence[Line], at: int) -> list[PlacedLine]:
+def _placed_lines(lines: Sequence[Line], at: int) -> list[PlacedLine]:
     placed = []
     for line in lines:
         placed.append(PlacedLine(line, None if line.tag == "+" else at))

@@ -1,4 +1,4 @@
-"""Which of the diffs in an answer are the patch: parts of one, or versions of one of which the last counts."""
+"""Decides which diffs of an answer are the patch: they may be parts of one patch, or versions of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ _BETWEEN_WORDS = re.compile(r"[\s`*\"'()\[\],;=]+")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Sections that are one patch together.
+    """Sections that form one patch.
 
     Args:
-        text: the sections as written; None where they are parts of blocks only, and cannot be quoted.
-        notes: which blocks were left out, and what was understood from around them.
-        format: what the first block stood in.
+        text: the sections as written; None if some sections of a block were left out.
+        notes: the repairs: which blocks were left out, and what was inferred from the text around them.
     """
 
     blocks: tuple[Block, ...]
@@ -36,7 +35,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class _Read:
-    """A block and what it says."""
+    """A block and its sections."""
 
     block: Block
     sections: list[Section]
@@ -47,24 +46,24 @@ class _Read:
 
 
 def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candidate]:
-    """The patches that ``blocks`` may mean: one, or else the first and the last version of it.
+    """The candidates for the patch: one, or the first and the last version of it.
 
-    What stands in a tag such as ``<patch>`` is the answer, as prompts ask for it; else all blocks are. Blocks that
-    write the same lines of a file are versions: a model that thinks aloud writes a patch, and then a better one.
+    Blocks in a tag such as ``<patch>`` take precedence, because prompts request it. Blocks that change the same lines
+    of a file are versions: a model that reasons aloud writes a patch, and then a better one.
     """
     tagged = [block for block in blocks if block.container == "tag"]
     note = ("took the patch that is tagged as one",) if 0 < len(tagged) < len(blocks) else ()
     index = PathIndex(files)
-    read = [_read(block, index) for block in tagged or blocks]
+    read = [_parse_block(block, index) for block in tagged or blocks]
     if not _are_versions(read, files, index):
         return [_candidate(read, note, None)]
     return [
-        _candidate(read, (*note, f"took the {word} version of a file"), _owners(read, last=word == "last"))
+        _candidate(read, (*note, f"took the {word} version of a file"), _version_by_path(read, last=word == "last"))
         for word in ("first", "last")
     ]
 
 
-def _read(block: Block, index: PathIndex) -> _Read:
+def _parse_block(block: Block, index: PathIndex) -> _Read:
     sections = parse_leniently(block.lines, index)
     notes: tuple[str, ...] = ()
     if sections and not sections[0].named and (path := _hinted(block.hint, index)) is not None:
@@ -75,14 +74,14 @@ def _read(block: Block, index: PathIndex) -> _Read:
 
 
 def _hinted(hint: str, index: PathIndex) -> str | None:
-    """The only file of the prompt that the text before a block names."""
+    """The file of the prompt that the text before a block names, if it names exactly one."""
     words = {word.strip(".:") for word in _BETWEEN_WORDS.split(hint)}
     found = {path for word in words if "." in word and (path := index.find(index.clean(word))) is not None}
     return found.pop() if len(found) == 1 else None
 
 
-def _owners(read: Sequence[_Read], *, last: bool) -> dict[str, int]:
-    """For each path the block whose version of it is taken."""
+def _version_by_path(read: Sequence[_Read], *, last: bool) -> dict[str, int]:
+    """For each path, the index of the block with the chosen version."""
     owners: dict[str, int] = {}
     for number, one in enumerate(read):
         for path in one.paths():
@@ -108,7 +107,7 @@ def _candidate(read: Sequence[_Read], notes: tuple[str, ...], owners: dict[str, 
 
 
 def _are_versions(read: Sequence[_Read], files: Mapping[str, str], index: PathIndex) -> bool:
-    """Whether two blocks write the same lines of a file."""
+    """Whether two blocks change the same lines of a file."""
     writers: dict[str, list[tuple[int, Section]]] = {}
     for number, one in enumerate(read):
         for section in one.sections:
@@ -130,7 +129,7 @@ def _are_versions(read: Sequence[_Read], files: Mapping[str, str], index: PathIn
 
 
 def _overlap(spans: Sequence[tuple[int, int, int]]) -> Iterator[bool]:
-    """For each span (first line, line behind the last, block): whether it meets an earlier one of another block."""
+    """For each span (first line, end line, block): whether it overlaps an earlier span of another block."""
     reach: dict[int, int] = {}
     furthest: list[tuple[int, int]] = []
     for first, last, block in spans:
@@ -141,7 +140,7 @@ def _overlap(spans: Sequence[tuple[int, int, int]]) -> Iterator[bool]:
 
 
 def _span(hunk: Hunk, indexes: FileIndexes, path: str | None) -> tuple[int, int]:
-    """The lines of the file that a hunk stands on: where it fits, or else where its header says."""
+    """The lines [first, end) of the file that a hunk covers: where it matches, or else as in its header."""
     if path is not None:
         try:
             ats = [item.at for item in locate_hunk(hunk, indexes[path]).lines if item.at is not None]

@@ -150,7 +150,7 @@ def test_what_a_reader_must_know_is_said(tmp_path: Path) -> None:
     notes = " ".join(compared(a, b).notes)
     for part in (
         "No run was evaluated",
-        "answers that remain: A 3.",
+        "remaining samples: A 3.",
         "count as not applying: A 1.",
         "how they differ is not known: B.",
         "have different instances",

@@ -117,7 +117,7 @@ def test_paths_without_parquet_say_so(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "no.parquet", "file not found"),
         (tmp_path / "text.parquet", "is not a parquet file"),
-        (tmp_path / "empty", r"holds no \*\.parquet file"),
+        (tmp_path / "empty", r"contains no \*\.parquet file"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             ParquetDataset(path=str(path)).open()
@@ -132,7 +132,7 @@ def test_paths_without_parquet_say_so(tmp_path: Path) -> None:
         ([{"instance_id": "a", "prompt": "p"}], "no column 'text'; it has instance_id, prompt"),
         ([{"text": "p"}], "no column 'instance_id'; it has text"),
         ([{"instance_id": 1, "text": "p"}], "column 'instance_id' contains int64; it should contain strings"),
-        ([{"instance_id": "a", "text": ["p"]}], "column 'text' holds list"),
+        ([{"instance_id": "a", "text": ["p"]}], "column 'text' contains list"),
         ([{"instance_id": "a", "text": "p"}] * 2, "row 1: instance_id 'a' is already used in row 0"),
         ([{"instance_id": "a", "text": "p"}, {"instance_id": None, "text": "p"}], "row 1: instance_id is None"),
         ([{"instance_id": "a", "text": " "}], "no usable prompt; row 0: the prompt is empty"),

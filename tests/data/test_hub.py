@@ -73,7 +73,7 @@ def test_a_dataset_of_the_hub_is_read_and_then_had_from_the_cache(hub: Hub, rows
     revisions: tuple[dict[str, str], ...] = ({}, {"revision": hub.commit(f"datasets/{NAME}")}, {"revision": "0" * 40})
     *same, other = load("http://127.0.0.1:9", tmp_path, *({"name": NAME, **revision} for revision in revisions))
     assert same == [expected, expected]
-    assert "holds another commit" in other["error"]
+    assert "has another commit" in other["error"]
 
 
 def test_what_the_hub_does_not_have_is_said_in_one_line(hub: Hub, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_report_on_other_instances_is_refused(tmp_path: Path, capsys: pytest.C
     run = make_run(tmp_path / "run", PATCHES, LITE)
     report = written(tmp_path / "report.json", {"resolved_ids": ["z__z-9"]})
     assert evaluate([str(run), "--report", str(report)]) == 2
-    assert "about none of the 4 instances" in capsys.readouterr().err
+    assert "covers none of the 4 instances" in capsys.readouterr().err
     assert not (run / "evaluation.jsonl").exists()
 
 

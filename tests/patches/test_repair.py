@@ -75,12 +75,12 @@ HALTED = MODULE.replace("        self.halted = True\n", "        self.halted = b
         (
             "@@ -21,3 +21,3 @@\n     def stop(self):  \n-        self.halted = True   \n"
             "+        self.halted = bool(1)\n         return None\n",
-            "forgave white space at line ends",
+            "ignored trailing white space",
         ),
         (
             "@@ -21,3 +21,3 @@\n def stop(self):\n-    self.halted = True\n"
             "+    self.halted = bool(1)\n     return None\n",
-            "forgave indentation",
+            "ignored indentation",
         ),
         (
             "@@ -22,3 +22,3 @@\n 22     def stop(self):\n-23         self.halted = True\n"
@@ -121,20 +121,20 @@ def test_patch_that_applies_is_left_exactly_as_it_is() -> None:
     ],
 )
 def test_two_places_that_fit_equally_are_not_repaired(hunk: str) -> None:
-    assert "more than one place" in _refused(HEADER + hunk)
+    assert "more than one location" in _refused(HEADER + hunk)
 
 
 def test_addition_between_lines_that_are_not_neighbours_is_not_repaired() -> None:
     reason = _refused(
         HEADER + "@@ -1,9 +1,9 @@\n import os\n import sys\n+import re\n class First:\n     def run(self, value):\n"
     )
-    assert "place" in reason
+    assert "location" in reason
 
 
 def test_removed_line_that_the_file_does_not_have_is_named_with_its_hunk() -> None:
     good = "@@ -1,2 +1,2 @@\n import os\n-import sys\n+import re\n"
     bad = "@@ -9,2 +9,2 @@\n     def stop(self):\n-        self.stopped = True\n+        self.stopped = False\n"
-    assert _refused(HEADER + good + bad) == "pkg/mod.py: hunk 2 has old lines that stand nowhere in the file"
+    assert _refused(HEADER + good + bad) == "pkg/mod.py: hunk 2 has old lines that are not in the file"
 
 
 def test_hunks_out_of_order_with_shared_context_become_one_patch(git: GitRepository) -> None:

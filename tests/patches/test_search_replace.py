@@ -79,7 +79,7 @@ def test_line_ends_of_the_file_are_kept(git: GitRepository) -> None:
     ("answer", "reason"),
     [
         ("pkg/other.py\n<<<<<<< SEARCH\nx = 1\n=======\nx = 2\n>>>>>>> REPLACE\n", "more than once"),
-        ("pkg/mod.py\n<<<<<<< SEARCH\nno such line\n=======\nx\n>>>>>>> REPLACE\n", "stands nowhere"),
+        ("pkg/mod.py\n<<<<<<< SEARCH\nno such line\n=======\nx\n>>>>>>> REPLACE\n", "is not in the file"),
         ("pkg/mod.py\n<<<<<<< SEARCH\nimport os\n=======\nimport re\n", "cut off"),
         ("pkg/mod.py\n<<<<<<< SEARCH\nimport os\n", "cut off"),
         ("pkg/mod.py\n```python\nclass A:\n    def run(self, value):\n        return value\n```\n", "excerpt"),
