@@ -103,8 +103,7 @@ def _repaired(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:
 
 
 def _replaced(text: str, files: Mapping[str, str], edit_format: EditFormat | None = None) -> PatchResult | None:
-    """The patch of an answer with edits or whole files, in ``edit_format`` alone if it is given; None if it has no such
-    edits."""
+    """The patch of an answer with edits or whole files, or None. Only those in ``edit_format``, if it is given."""
     replacements, problem = find_replacements(text, edit_format)
     if not replacements:
         return PatchResult("", "none", problem) if problem else None
