@@ -3,7 +3,7 @@
 A class that a YAML file names in ``_target_`` is a dataclass with keyword-only fields. Each field states its type,
 its default, one sentence of documentation, and what it affects::
 
-    timeout_s: Annotated[float, Option("Seconds that one request may take in all.", "speed")] = 900.0
+    timeout_s: Annotated[float, Option("Timeout of one request in seconds.", "speed")] = 900.0
 
 A subclass that changes a default alone repeats the field with its plain type; the description is inherited. The
 identity of a run, the YAML comments, ``--help`` and the reference page are made from these descriptions.

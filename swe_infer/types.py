@@ -85,15 +85,17 @@ class Decoding:
 
     temperature: Annotated[float | None, Option("Sampling temperature; 0: greedy.", "answer")] = 0.0
     top_p: Annotated[float | None, Option("Nucleus sampling, above 0 and at most 1.", "answer")] = None
-    max_new_tokens: Annotated[int, Option("Generated tokens at most, reasoning tokens included.", "answer")] = 2048
+    max_new_tokens: Annotated[
+        int, Option("Maximum number of generated tokens, including reasoning tokens.", "answer")
+    ] = 2048
     n: Annotated[int, Option("Samples per instance.", "answer")] = 1
     seed: Annotated[int | None, Option("Seed of the run; each sample's seed is derived from it.", "answer")] = None
     stop: Annotated[
         tuple[str, ...],
-        Option(r"Strings that end the output; on the command line \n, \t and \\ stand for the characters.", "answer"),
+        Option(r"Strings that end the output; on the command line \\n, \\t and \\\\ are escapes.", "answer"),
     ] = ()
     drafter: Annotated[
-        DrafterKind, Option("Speculative decoding of a local model; the output is the same.", "speed")
+        DrafterKind, Option("Speculative decoding of a local model; does not change the output.", "speed")
     ] = "diff"
 
     def __post_init__(self) -> None:
@@ -286,7 +288,9 @@ class LlamaModel:
     allow_pickle: Annotated[
         bool, Option("Load pytorch_model.bin if there is no safetensors file; it can execute code.", "speed")
     ] = False
-    tensor_parallel: Annotated[int, Option("GPUs that every layer is split across, a process for each.", "speed")] = 1
+    tensor_parallel: Annotated[
+        int, Option("Number of GPUs that every layer is split across, one process each.", "speed")
+    ] = 1
 
     @property
     def label(self) -> str:
@@ -323,20 +327,20 @@ class Pricing:
 class ApiModel:
     """A model behind an API, and the request parameters that it supports."""
 
-    name: Annotated[str, Option("The provider's name of the model (Azure: of the deployment).", "answer")]
+    name: Annotated[str, Option("The provider's name for the model (Azure: the deployment).", "answer")]
     context_window: Annotated[
         int | None, Option("Tokens of prompt and output together; null: the provider checks it.", "answer")
     ] = None
     max_output_tokens: Annotated[
-        int | None, Option("Output tokens of one answer at most; null: not known.", "answer")
+        int | None, Option("Maximum output tokens of one answer; null: unknown.", "answer")
     ] = None
     parameters: Annotated[
         tuple[SamplingParameter, ...],
-        Option("The supported ones of temperature, top_p, seed, stop, n.", "answer"),
+        Option("The parameters that the model accepts: temperature, top_p, seed, stop, n.", "answer"),
     ] = ("temperature", "top_p", "stop")
     max_tokens_key: Annotated[
         Literal["max_tokens", "max_completion_tokens"],
-        Option("OpenAI chat's name of the output limit; older servers need max_tokens.", "answer"),
+        Option("The name of the output limit in OpenAI's chat format; older servers require max_tokens.", "answer"),
     ] = "max_completion_tokens"
     api_version: Annotated[
         str | None, Option("anthropic-version or Azure's api-version; null: the provider's default.", "answer")
@@ -346,9 +350,9 @@ class ApiModel:
         Pricing | Literal["unknown"] | None,
         Option("Dollars per million tokens, or unknown; null: from genai-prices.", "reporting"),
     ] = None
-    extra_body: Annotated[
-        Mapping[str, Any], Option("Further fields of the request body, sent unchanged.", "answer")
-    ] = field(default_factory=dict)
+    extra_body: Annotated[Mapping[str, Any], Option("Additional fields of the request body.", "answer")] = field(
+        default_factory=dict
+    )
     one_sampler: Annotated[bool, Option("The model accepts temperature or top_p, not both.", "answer")] = False
     billed_cache_writes: Annotated[
         bool, Option("OpenAI bills writes to the prompt cache (gpt-5.6 and later).", "reporting")
@@ -391,13 +395,15 @@ class Budget:
     each shard gets an equal part.
     """
 
-    max_usd: Annotated[Decimal | None, Option("Cap of this run, resumes included; null: none.", "scope")] = None
-    sweep_max_usd: Annotated[Decimal | None, Option("Cap of all runs of a sweep together; null: none.", "scope")] = (
-        None
-    )
+    max_usd: Annotated[
+        Decimal | None, Option("Maximum cost of this run, including resumes; null: unlimited.", "scope")
+    ] = None
+    sweep_max_usd: Annotated[
+        Decimal | None, Option("Maximum cost of all runs of a sweep together; null: unlimited.", "scope")
+    ] = None
     across: Annotated[
         Literal["ledger", "division"],
-        Option("Shards share caps through files (ledger) or in equal parts (division).", "scope"),
+        Option("How shards share caps: ledger: through a file; division: in equal parts.", "scope"),
     ] = "ledger"
 
     def __post_init__(self) -> None:

@@ -65,19 +65,19 @@ class BatchSettings:
     """How batches are created and polled."""
 
     max_requests: Annotated[
-        int | None, Option("Requests in one batch, at most; null: the provider's limit.", "speed")
+        int | None, Option("Maximum requests per batch; null: the provider's limit.", "speed")
     ] = None
     first_poll_s: Annotated[
-        float, Option("Seconds until the first poll of a batch; each further delay is 1.5 times as long.", "speed")
+        float, Option("Seconds before a batch is first polled; each further interval is 1.5 times as long.", "speed")
     ] = 5.0
-    max_poll_s: Annotated[float, Option("Upper bound of the seconds between two polls.", "speed")] = 60.0
+    max_poll_s: Annotated[float, Option("Maximum seconds between two polls.", "speed")] = 60.0
     settle_s: Annotated[
-        float, Option("A batch that is not in the provider's list after this many seconds was not accepted.", "speed")
+        float, Option("Seconds after which a batch that the provider does not list counts as not created.", "speed")
     ] = 20.0
 
     unknown: Annotated[
         Literal["wait", "again"],
-        Option("If a batch's state cannot be read: wait for the next run, or submit its requests again.", "speed"),
+        Option("For a batch whose state cannot be determined: wait, or submit its requests again.", "speed"),
     ] = "wait"
 
     def __post_init__(self) -> None:

@@ -24,13 +24,13 @@ class Deployments(Provider):
 
     mode: Literal["live", "batch"] = field(default="live", init=False)
 
-    first: Annotated[Provider, Option("The provider that is used first.", "answer")]
-    second: Annotated[Provider, Option("The provider that takes over if the first is down.", "answer")]
+    first: Annotated[Provider, Option("The preferred provider.", "answer")]
+    second: Annotated[Provider, Option("The provider to use if the first is down.", "answer")]
     third: Annotated[Provider | None, Option("A third provider.", "answer")] = None
     fourth: Annotated[Provider | None, Option("A fourth provider.", "answer")] = None
     names: Annotated[
         Mapping[str, str | None],
-        Option("The model's name at each provider, by position, if it is not model.name.", "address"),
+        Option("The model's name at each position, if different from model.name.", "address"),
     ] = field(default_factory=dict)
     name: Annotated[str, Option("The name in messages and records.", "answer")] = "deployments"
 

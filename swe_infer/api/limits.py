@@ -38,24 +38,23 @@ class Rerouted(SweInferError):
 class Limits:
     """Concurrency and quotas. ``provider.max_concurrency`` bounds the concurrency."""
 
-    start: Annotated[int, Option("Requests in flight at the beginning.", "speed")] = 8
-    doubling_s: Annotated[float, Option("Seconds in which the concurrency doubles at the beginning.", "speed")] = 0.2
+    start: Annotated[int, Option("Initial number of concurrent requests.", "speed")] = 8
+    doubling_s: Annotated[float, Option("Seconds in which the concurrency doubles initially.", "speed")] = 0.2
     backoff_factor: Annotated[
-        float, Option("What an episode of refusals multiplies the concurrency by.", "speed")
+        float, Option("Factor by which the concurrency decreases after rate-limit or overload errors.", "speed")
     ] = 0.7
     requests_per_minute: Annotated[
-        float | None, Option("Quota of requests; null: read from response headers.", "speed")
+        float | None, Option("Quota of requests; null: from response headers.", "speed")
     ] = None
     tokens_per_minute: Annotated[
         float | None,
-        Option("Quota of tokens, of input only where output has its own; null: read from response headers.", "speed"),
+        Option("Quota of tokens; of input alone if output has its own; null: from response headers.", "speed"),
     ] = None
     output_tokens_per_minute: Annotated[
-        float | None, Option("Quota of output tokens (Anthropic); null: read from response headers.", "speed")
+        float | None, Option("Quota of output tokens (Anthropic); null: from response headers.", "speed")
     ] = None
     shared: Annotated[
-        PathText | None,
-        Option("A file through which runs that use one key on one machine share these quotas.", "speed"),
+        PathText | None, Option("A file through which runs on one machine share the quotas of one API key.", "speed")
     ] = None
 
     def __post_init__(self) -> None:

@@ -22,20 +22,20 @@ class Retry:
     Jitter", 2015). A server's Retry-After replaces it, up to a bound, so that no server can stall a run.
     """
 
-    tries: Annotated[int, Option("Requests sent for one answer, at most.", "speed")] = 12
-    total_s: Annotated[float, Option("No further try begins this many seconds after the first.", "speed")] = 3600.0
+    tries: Annotated[int, Option("Maximum number of attempts per answer.", "speed")] = 12
+    total_s: Annotated[
+        float, Option("Seconds after the first attempt, after which no further one starts.", "speed")
+    ] = 3600.0
     backoff_s: Annotated[
-        float, Option("Upper bound of the first wait; each further one may be twice as long.", "speed")
+        float, Option("Maximum seconds before the first retry; doubles with each further one.", "speed")
     ] = 1.0
-    max_backoff_s: Annotated[float, Option("Upper bound of every wait.", "speed")] = 60.0
-    max_retry_after_s: Annotated[
-        float, Option("Upper bound of the wait that a server's Retry-After asks for.", "speed")
-    ] = 120.0
+    max_backoff_s: Annotated[float, Option("Maximum seconds before a retry.", "speed")] = 60.0
+    max_retry_after_s: Annotated[float, Option("Maximum seconds to wait for a server's Retry-After.", "speed")] = (
+        120.0
+    )
     slowest_tokens_per_s: Annotated[
         float | None,
-        Option(
-            "A try is given up a minute after max_new_tokens at this speed; null: at provider.timeout_s.", "speed"
-        ),
+        Option("Abort an attempt a minute after max_new_tokens at this speed; null: at provider.timeout_s.", "speed"),
     ] = 10.0
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ class RepositoryContext(RepositoryOptions, Context):
     readmes: Annotated[bool, Option("Show the READMEs of the repository's root before the files.", "answer")] = True
     max_tokens: Annotated[
         int | None,
-        Option("Tokens of files at most, line numbers not counted: what does not fit is left out.", "answer"),
+        Option("Maximum tokens of the files, without line numbers; files that do not fit are left out.", "answer"),
     ] = None
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ class ArrowRows(IndexedRows):
 
     Args:
         table: an opened ``datasets.Dataset``.
-        text_column: the column that holds the prompt; None: the rows hold none.
-        label: how messages call it.
+        text_column: the column with the prompt; None: the rows have no prompts.
+        label: the dataset's name in messages.
 
     Raises:
         DataError: there is no row, a column is missing or not of strings, an ``instance_id`` is null, blank or
@@ -48,19 +48,20 @@ class ArrowRows(IndexedRows):
 
     def _columns(self) -> Iterator[tuple[int, object, object]]:
         number = 0
-        wanted = [name for name in (ID_COLUMN, self._measured_column) if name in self._table.column_names]
-        for batch in self._table.select_columns(wanted).with_format("arrow").iter(batch_size=_BATCH):
+        names = [name for name in (ID_COLUMN, self._measured_column) if name in self._table.column_names]
+        for batch in self._table.select_columns(names).with_format("arrow").iter(batch_size=_BATCH):
             batch.validate(full=True)  # before any offset of a damaged file is followed
-            for row in zip(*(batch.column(name).to_pylist() for name in wanted), strict=True):
-                yield number, row[0], row[-1] if len(wanted) > 1 else None
+            for row in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                yield number, row[0], row[-1] if len(names) > 1 else None
                 number += 1
 
 
 def check_columns(types: Mapping[str, pa.DataType], text_column: str | None, label: str) -> None:
-    """Raise DataError unless the ids, and the prompts where there are any, are columns of strings.
+    """Raises DataError unless the ids and prompts are columns of strings.
 
     Args:
-        types: of every column.
+        types: the type of every column.
+        text_column: None: there are no prompts.
     """
     for column in (ID_COLUMN,) if text_column is None else (ID_COLUMN, text_column):
         if column not in types:
@@ -73,7 +74,7 @@ def check_columns(types: Mapping[str, pa.DataType], text_column: str | None, lab
 def _holds_strings(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_dictionary(kind):  # as pandas writes categories
+    if pa.types.is_dictionary(kind):  # pandas writes categories like this
         kind = kind.value_type
     return str(kind) in ("string", "large_string", "string_view", "null")
 

@@ -17,8 +17,8 @@ ID_COLUMN = "instance_id"
 TEXT_COLUMN = "text"
 ISSUE_COLUMN = "problem_statement"
 
-NO_TEXT_COLUMN = " (dataset.text_column names the one that holds the prompt; null where the rows hold none)"
-"""What messages add where the column of the prompts is not there."""
+NO_TEXT_COLUMN = " (dataset.text_column names the one with the prompt; null: the rows have no prompts)"
+"""The end of messages about a missing prompt column."""
 
 FOREIGN_TOKENS = ("input_ids", "labels", "attention_mask")
 """Columns of some published datasets with the tokens of an unnamed tokenizer. They are ignored."""
@@ -40,22 +40,22 @@ class Rows(Protocol):
         ...
 
     def characters(self, index: int) -> int:
-        """Length of a row's prompt in characters (Unicode code points); where rows hold no prompts, of its
-        ``problem_statement``. 0 where there is none."""
+        """Length in characters (Unicode code points) of a row's prompt or, if rows have no prompts, of its
+        ``problem_statement``; 0 without one."""
         ...
 
     def fault(self, index: int) -> Skip | None:
-        """Why this one row cannot be asked (no prompt, a blank one), known since the opening; None where it can.
+        """Why this row is unusable, such as a blank prompt; None if it is usable. Known once the dataset is open.
 
-        Where rows hold no prompts (``dataset.text_column`` is null) no row has a fault.
+        If rows have no prompts (``dataset.text_column`` is null), no row has a fault.
         """
         ...
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """The columns of one row, without those that are null and :data:`FOREIGN_TOKENS`.
+        """The columns of one row, without nulls and :data:`FOREIGN_TOKENS`.
 
         Raises:
-            DataError: the file was changed since it was opened, or is damaged.
+            DataError: the file has changed since it was opened, or is damaged.
         """
         ...
 
@@ -63,7 +63,7 @@ class Rows(Protocol):
         """Reads one row.
 
         Raises:
-            DataError: as ``row``, and where the row has a fault or rows hold no prompts.
+            DataError: as for ``row``, or the row has a fault, or rows have no prompts.
         """
         ...
 
@@ -72,9 +72,9 @@ class IndexedRows:
     """Base class of the formats' rows: ids, lengths and faults, all known once the dataset is open.
 
     Args:
-        text_column: the column that holds the prompt; None: the rows hold none.
-        label: how messages call the dataset.
-        unit: how they call a row, such as ``line``.
+        text_column: the column with the prompt; None: the rows have no prompts.
+        label: the dataset's name in messages.
+        unit: the name of a row in messages, such as ``line``.
     """
 
     has_known_lengths = True
@@ -113,12 +113,11 @@ class IndexedRows:
 
     @property
     def _measured_column(self) -> str:
-        """The column of which ``characters`` is the length."""
+        """The column that ``characters`` measures."""
         return ISSUE_COLUMN if self._text_column is None else self._text_column
 
     def _index(self, rows: Iterable[tuple[int, object, object]], show: Callable[[object], str] = repr) -> None:
-        """Take in number, id and measured column of every row; messages say the number, and show an id that is no
-        string.
+        """Indexes the number, id and measured column of every row. ``show`` formats an invalid id for messages.
 
         Raises:
             DataError: there is no row, an id is not a string, blank or duplicated, or no row has a usable prompt.
@@ -191,7 +190,7 @@ class DatasetOptions:
     """The keys that every dataset has."""
 
     text_column: Annotated[
-        str | None, Option("The column that holds the prompt; null: the rows hold none.", "answer")
+        str | None, Option("The column with the prompt; null: the rows have no prompts.", "answer")
     ] = TEXT_COLUMN
     limit: Annotated[
         int | None, Option("Only the first N instances; applied after instance_ids, before shards.", "scope")
@@ -218,7 +217,7 @@ class DatasetOptions:
     def __post_init__(self) -> None:
         if self.text_column in ("", ID_COLUMN):
             raise ConfigError(
-                f"dataset.text_column={self.text_column!r}: name the column that holds the prompt, or null for none"
+                f"dataset.text_column={self.text_column!r}: name the column with the prompt, or null for none"
             )
         for key, least in (("limit", 1), ("min_tokens", 0), ("max_tokens", 1)):
             value = getattr(self, key)
@@ -250,16 +249,16 @@ def fault_of_text(text: object) -> Skip | None:
 
 
 def make_instance(row: Mapping[str, Any], text_column: str | None) -> Instance:
-    """Turn a row that has no fault into an instance. Its files are the row's own, else those that the prompt shows.
+    """Converts a row without a fault into an instance. Its files are the row's own, else those in the prompt.
 
     Args:
-        row: as :meth:`Rows.row` returns it.
+        row: the result of :meth:`Rows.row`.
 
     Raises:
-        DataError: it has a fault after all, or ``text_column`` is None.
+        DataError: the row has a fault, or ``text_column`` is None.
     """
     if text_column is None:
-        raise DataError(f"{row[ID_COLUMN]}: the row holds no prompt (dataset.text_column is null)")
+        raise DataError(f"{row[ID_COLUMN]}: the row has no prompt (dataset.text_column is null)")
     text = row.get(text_column)
     if (fault := fault_of_text(text)) is not None:
         raise DataError(f"{row[ID_COLUMN]}: {fault.message}")

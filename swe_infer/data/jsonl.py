@@ -1,4 +1,4 @@
-"""JSON lines or a JSON array, read by offset, so prompts stay on disk (``dataset=jsonl``)."""
+"""JSON lines or a JSON array, read by offset so that prompts stay on disk (``dataset=jsonl``)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from swe_infer.types import PathText
 _BUFFER = 1 << 18
 """Bytes read at once. With Python's default of 8 kB, lines of 20 kB are slow: they are joined from pieces."""
 _LONGEST_LINE = 1 << 28
-"""Bytes. A longer line is no instance, and is not read into memory whole."""
+"""Bytes. Longer lines are refused without reading them into memory."""
 _MOST_UNPACKED = 64 << 30
-"""Bytes that a compressed file may hold."""
+"""Maximum size in bytes of a decompressed file."""
 _KEPT_FREE = 1 << 30
-"""Bytes that an unpacked file leaves free on the disk of temporary files; at most 2 % of a small one."""
+"""Bytes to leave free on the disk of temporary files; at most 2 % of a small disk."""
 
 _GZIP = b"\x1f\x8b"
 _OTHER_FORMATS = (
@@ -55,7 +55,7 @@ _Found = tuple[int, int, int, object]
 class JsonlDataset(DatasetOptions):
     """A file of JSON lines, or a JSON array of objects, with the columns ``instance_id`` and ``text``.
 
-    One that is compressed with gzip is unpacked into a temporary file without a name.
+    A gzip file is decompressed into an unnamed temporary file.
     """
 
     path: Annotated[PathText, Option("A file of JSON lines, or a JSON array; gzip is unpacked.", "answer")]
@@ -74,21 +74,21 @@ class JsonlDataset(DatasetOptions):
 
 
 class JsonlRows(IndexedRows):
-    """An index over a file of JSON objects: ids, offsets and lengths; about 100 bytes of memory a row.
+    """An index over a file of JSON objects: ids, offsets and lengths, about 100 bytes of memory per row.
 
-    The whole file is parsed once at opening, so a broken row is known before anything is paid for. A byte-order
-    mark, CRLF and blank lines are tolerated. The file stays open: replacing or deleting it changes nothing. Rows may
-    be read from several threads.
+    The file is parsed once when it is opened, so that a malformed row is reported before anything is paid for. A
+    byte-order mark, CRLF and blank lines are tolerated. The file stays open, so replacing or deleting it has no
+    effect. Rows may be read from several threads.
 
     Args:
-        text_column: the column that holds the prompt; None: the rows hold none.
-        label: how messages call the file.
-        most_unpacked: bytes that a compressed file may hold.
+        text_column: the column with the prompt; None: the rows have no prompts.
+        label: the file's name in messages.
+        most_unpacked: maximum size in bytes of a decompressed file.
 
     Raises:
-        DataError: no such file, no row, a row that is no JSON object, an ``instance_id`` that is missing, no
-            string, blank or used twice, a file of which no row has a usable prompt, or a compressed one that is
-            damaged or holds more than there is space for.
+        DataError: the file does not exist or has no row, a row is not a JSON object, an ``instance_id`` is missing,
+            not a string, blank or duplicated, no row has a usable prompt, or a compressed file is damaged or too
+            large.
     """
 
     def __init__(
@@ -185,9 +185,9 @@ def _not_unpacked(label: str, error: OSError) -> DataError:
 
 
 class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, copied to ``copy`` as it is read.
+    """A stream of a gzip file's content that is also copied to ``copy``.
 
-    Reading raises DataError where the file is damaged, or holds more than ``most`` bytes or than there is space for.
+    Reading raises DataError if the file is damaged, or its content exceeds ``most`` bytes or the free disk space.
     """
 
     def __init__(self, packed: IO[bytes], copy: IO[bytes], label: str, most: int) -> None:
@@ -207,9 +207,7 @@ class _Unpacked(io.RawIOBase):
             raise DataError(f"{self._label} cannot be unpacked as gzip: {error}") from error
         self._size += len(piece)
         if self._size > self._most:
-            raise DataError(
-                f"{self._label} holds more than {self._most:,} bytes: unpack it, if it should be so large"
-            )
+            raise DataError(f"{self._label} contains more than {self._most:,} bytes: unpack it, if that is intended")
         try:
             disk = shutil.disk_usage(self._copy.fileno())
             if disk.free < len(piece) + min(_KEPT_FREE, disk.total // 50):
@@ -224,7 +222,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def _lines(file: IO[bytes], label: str) -> Iterator[_Found]:
-    """The lines that are not blank, byte-order mark removed."""
+    """The non-blank lines, without a byte-order mark."""
     offset = number = 0
     while line := file.readline(_LONGEST_LINE + 1):
         number += 1
@@ -246,18 +244,18 @@ class _ArrayReader:
         self._file = file
         self._label = label
         self._decoder = json.JSONDecoder()
-        # What is no UTF-8 is found when a row is taken, so that the message names the row.
+        # Invalid UTF-8 is detected when a row is consumed, so that the message names the row.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text = ""
-        self._at = 0  # index into the text: what is before is taken
-        self._offset = 0  # of that place in the file, in bytes
+        self._at = 0  # index into the text; everything before is consumed
+        self._offset = 0  # the same position in the file, in bytes
         self._ended = False
 
     def rows(self) -> Iterator[_Found]:
         """The elements of the array.
 
         Raises:
-            DataError: the file holds something else, or is cut off.
+            DataError: the file contains something else, or is truncated.
         """
         if self._next() == "\ufeff":
             self._take(1)
@@ -285,11 +283,11 @@ class _ArrayReader:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # A piece that ends within a string or close to its own end may go on in the next one.
+                # An error in an open string or near the end of the text may disappear with more text.
                 open_end = error.msg.startswith("Unterminated") or error.pos + 16 > len(self._text)
                 if self._ended or not open_end:
                     place = f"{where}, character {error.pos - self._at + 1}"
-                    raise DataError(f"{place}: not a whole JSON object ({error.msg})") from error
+                    raise DataError(f"{place}: not a complete JSON object ({error.msg})") from error
             except RecursionError as error:
                 raise DataError(f"{where}: JSON nested too deeply") from error
             else:
@@ -304,7 +302,7 @@ class _ArrayReader:
             self._fill()
 
     def _next(self) -> str:
-        """Go to the next character that is no white space, and return it; empty at the end of the file."""
+        """Skips white space and returns the next character; empty at the end of the file."""
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None
@@ -314,14 +312,14 @@ class _ArrayReader:
             self._fill()
 
     def _take(self, characters: int) -> int:
-        """Go on by so many characters; returns their size in bytes."""
+        """Consumes characters and returns their size in bytes."""
         size = len(self._text[self._at : self._at + characters].encode())
         self._at += characters
         self._offset += size
         return size
 
     def _fill(self) -> None:
-        """Read as much again as is not taken yet, so that a long row is not decoded from its start too often."""
+        """Reads more. The amount doubles, so that a long row is not decoded from its start too often."""
         piece = self._file.read(max(_BUFFER, len(self._text) - self._at))
         self._ended = not piece
         self._text = self._text[self._at :] + self._utf8.decode(piece, final=self._ended)

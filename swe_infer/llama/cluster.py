@@ -16,15 +16,13 @@ class RayCluster:
 
     address: Annotated[
         str | None,
-        Option(
-            "HOST:6379 or auto; null: RAY_ADDRESS, a cluster on this machine, or one for this process.", "address"
-        ),
+        Option("HOST:6379 or auto; null: RAY_ADDRESS, a cluster on this machine, or a new one.", "address"),
     ] = None
     gpus: Annotated[
         float | None,
-        Option("GPUs of each engine, below 1 to share one; null: one for each part of the model, if any.", "speed"),
+        Option("GPUs per engine, less than 1 to share one; null: model.tensor_parallel, if there are GPUs.", "speed"),
     ] = None
-    cpus: Annotated[float, Option("CPUs of each engine; without a GPU also its threads.", "speed")] = 1.0
+    cpus: Annotated[float, Option("CPUs per engine; without a GPU also its number of threads.", "speed")] = 1.0
 
     def __post_init__(self) -> None:
         if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus))):

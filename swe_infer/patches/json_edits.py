@@ -1,4 +1,4 @@
-"""Edits in JSON: ``[{"path": …, "search": …, "replace": …}, …]``, bare or in a fence, alone or among other text."""
+"""Finds edits in JSON: ``[{"path": …, "search": …, "replace": …}, …]``, bare or in a fence, among other text."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _REPLACE_KEYS = ("replace", "new_string", "new_str", "new", "replacement")
 _START = re.compile(r"^[ \t>]*(?:```\w*[ \t]*)?(?=[\[{])", re.MULTILINE)
 _KEY = re.compile(rf'"(?:{"|".join(_SEARCH_KEYS)})"\s*:')
 _MOST_TRIES = 64
-"""Places at which JSON is looked for, so that the work stays linear in the answer."""
+"""Positions at which JSON is parsed; bounds the work."""
 
 
 @dataclass(frozen=True, slots=True)
 class JsonEdit:
-    """One edit as it is written; ``search`` is empty for a new file."""
+    """One edit; ``search`` is empty for a new file."""
 
     path: str | None
     search: str
@@ -29,10 +29,10 @@ class JsonEdit:
 
 
 def find_json_edits(answer: str) -> tuple[list[JsonEdit], str | None]:
-    """The edits of ``answer`` in order, and what is wrong if they cannot be read. Never raises."""
+    """The edits of ``answer`` in order, or the reason why they cannot be parsed. Never raises."""
     if not _KEY.search(answer) or answer.count("[") + answer.count("{") > MOST_CONTAINERS:
         return [], None
-    decoder = json.JSONDecoder(strict=False)  # models write line breaks inside strings as they are
+    decoder = json.JSONDecoder(strict=False)  # models do not escape line breaks in strings
     found: list[JsonEdit] = []
     problem: str | None = None
     end = tries = 0
@@ -55,7 +55,7 @@ def find_json_edits(answer: str) -> tuple[list[JsonEdit], str | None]:
 
 
 def _edits(value: Any) -> list[JsonEdit]:
-    """The edits of a JSON value; none where any part of it is something else."""
+    """The edits of a JSON value; empty if any part of it is something else."""
     if isinstance(value, Mapping) and isinstance(value.get("edits"), list):
         outer = _first(value, _PATH_KEYS)
         value = [{"path": outer, **edit} if isinstance(edit, Mapping) else edit for edit in value["edits"]]

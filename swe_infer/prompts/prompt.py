@@ -41,10 +41,11 @@ class PromptRenderer:
         Style, Option("given: the row's own text; four of SWE-bench's; plain: whole files without numbers.", "answer")
     ]
     edit_format: Annotated[
-        EditFormat, Option("The form in which the answer is asked for, and as which it is read first.", "answer")
+        EditFormat,
+        Option("The form of the answer that the prompt requests; it is also tried first when parsing.", "answer"),
     ] = "unified_diff"
     template: Annotated[
-        PathText | None, Option("A Jinja file that is used instead of the style; its content counts.", "address")
+        PathText | None, Option("A Jinja template instead of the style; its content is part of the identity.", "address")
     ] = None
     examples: Annotated[
         PathText | None,
@@ -54,11 +55,11 @@ class PromptRenderer:
         str | None, Option("The system part, instead of the style's or template's; empty: none.", "answer")
     ] = None
     hints: Annotated[
-        bool | None, Option("Show hints_text after the issue; null: only where a template names `hints`.", "answer")
+        bool | None, Option("Show hints_text after the issue; null: only if a template uses `hints`.", "answer")
     ] = None
-    prefill: Annotated[
-        str | None, Option("The beginning of the answer, where the provider lets one be given.", "answer")
-    ] = None
+    prefill: Annotated[str | None, Option("The beginning of the answer, if the provider supports it.", "answer")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         if self.prefill is not None and not self.prefill.strip():

@@ -53,13 +53,14 @@ class AnthropicProvider(WireProvider):
 
     base_url: Annotated[
         str | None,
-        Option("The root, without /v1; null: ANTHROPIC_BASE_URL, or https://api.anthropic.com.", "address"),
+        Option("The root URL, without /v1; null: ANTHROPIC_BASE_URL, or https://api.anthropic.com.", "address"),
     ] = None
     api_key_env: Annotated[
-        str | None, Option("The variable that holds the key; where it is not set: ANTHROPIC_AUTH_TOKEN.", "address")
+        str | None,
+        Option("The environment variable with the API key; if it is not set: ANTHROPIC_AUTH_TOKEN.", "address"),
     ] = _KEY_VARIABLE
     pricing_id: str = "anthropic"
-    api_version: Annotated[str, Option("anthropic-version, unless model.api_version states one.", "answer")] = (
+    api_version: Annotated[str, Option("anthropic-version, unless model.api_version is set.", "answer")] = (
         "2023-06-01"
     )
 

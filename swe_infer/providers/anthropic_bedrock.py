@@ -41,16 +41,14 @@ class AnthropicBedrock(AnthropicCloud):
     name: str = "bedrock"
     base_url: Annotated[
         str | None,
-        Option("The endpoint; null: ANTHROPIC_BEDROCK_BASE_URL, or the region's own.", "address"),
+        Option("The endpoint URL; null: ANTHROPIC_BEDROCK_BASE_URL, or the region's default.", "address"),
     ] = None
-    region: Annotated[str | None, Option("AWS's region; null: from AWS_REGION or AWS_DEFAULT_REGION.", "address")] = (
-        None
-    )
+    region: Annotated[str | None, Option("AWS region; null: AWS_REGION or AWS_DEFAULT_REGION.", "address")] = None
     api_key_env: Annotated[
         str | None,
-        Option("The environment variable of a Bedrock API key; without one AWS credentials are used.", "address"),
+        Option("The environment variable with a Bedrock API key; if it is not set: AWS credentials.", "address"),
     ] = "AWS_BEARER_TOKEN_BEDROCK"
-    profile: Annotated[str | None, Option("A profile of AWS's configuration files.", "address")] = None
+    profile: Annotated[str | None, Option("A profile in AWS's configuration files.", "address")] = None
     pricing_id: str = "aws"
 
     def __post_init__(self) -> None:

@@ -68,11 +68,13 @@ class AnthropicMessages(AnthropicBatches):
     timeout_s: float = 1200.0
     stream: Annotated[
         Literal["auto", "always", "never"],
-        Option("auto: stream where the output bound is so long that a silent connection would be cut.", "speed"),
+        Option(
+            "Whether to stream; auto: if the output may be so long that a silent connection would time out.", "speed"
+        ),
     ] = "auto"
     cache_ttl: Annotated[
         Literal["5m", "1h"],
-        Option("How long a cached prompt is kept; a write costs 1.25 times the input for 5m, twice for 1h.", "speed"),
+        Option("Lifetime of cached prompts; a write costs 1.25 times the input price for 5m, twice for 1h.", "speed"),
     ] = "5m"
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:

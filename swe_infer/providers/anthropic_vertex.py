@@ -41,16 +41,16 @@ class AnthropicVertex(AnthropicCloud):
     name: str = "vertex"
     base_url: Annotated[
         str | None,
-        Option("With its /v1; null: ANTHROPIC_VERTEX_BASE_URL, or the location's own.", "address"),
+        Option("The URL, with /v1; null: ANTHROPIC_VERTEX_BASE_URL, or the location's default.", "address"),
     ] = None
     project: Annotated[
         str | None,
-        Option("Google Cloud's project; null: from ANTHROPIC_VERTEX_PROJECT_ID or GOOGLE_CLOUD_PROJECT.", "address"),
+        Option("Google Cloud project; null: ANTHROPIC_VERTEX_PROJECT_ID or GOOGLE_CLOUD_PROJECT.", "address"),
     ] = None
     region: Annotated[str, Option("The location, such as global or europe-west1.", "address")] = "global"
     api_key_env: Annotated[
         str | None,
-        Option("The environment variable of an access token; without one Google's own credentials.", "address"),
+        Option("The environment variable with an access token; if it is not set: Google's credentials.", "address"),
     ] = "GOOGLE_OAUTH_ACCESS_TOKEN"
     pricing_id: str = "google"
 

@@ -34,13 +34,13 @@ class AzureOpenAI(OpenAIChat):
     name: str = "azure_openai"
     base_url: Annotated[
         str | None,
-        Option("The endpoint, such as https://NAME.openai.azure.com; null: AZURE_OPENAI_ENDPOINT.", "address"),
+        Option("The endpoint URL, such as https://NAME.openai.azure.com; null: AZURE_OPENAI_ENDPOINT.", "address"),
     ] = None
     api_key_env: Annotated[
         str | None,
-        Option("The variable that holds the key; a token in AZURE_OPENAI_AD_TOKEN goes before it.", "address"),
+        Option("The environment variable with the API key; AZURE_OPENAI_AD_TOKEN takes precedence.", "address"),
     ] = _KEY_VARIABLE
-    api_version: Annotated[str, Option("Azure's api-version, unless model.api_version states one.", "answer")] = (
+    api_version: Annotated[str, Option("Azure's api-version, unless model.api_version is set.", "answer")] = (
         "2024-10-21"
     )
     max_concurrency: int = 128

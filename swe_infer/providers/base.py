@@ -68,7 +68,7 @@ class Provider(ABC):
     """Upper bound on requests in flight."""
 
     timeout_s: float
-    """Seconds that one request may take in all."""
+    """Timeout of one request in seconds."""
 
     mode: Literal["live", "batch"]
     """``batch``: answers come through the vendor's batches, see :class:`BatchProvider`."""

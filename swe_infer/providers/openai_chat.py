@@ -49,15 +49,18 @@ class OpenAIChat(OpenAIBatches):
     name: str = "openai"
     base_url: Annotated[
         str | None,
-        Option("With its /v1; null: OPENAI_BASE_URL, or https://api.openai.com/v1 for name=openai.", "address"),
+        Option("The URL, with /v1; null: OPENAI_BASE_URL, or https://api.openai.com/v1 for name=openai.", "address"),
     ] = None
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
     pricing_id: str = "openai"
     stream: Annotated[
-        bool, Option("Stream answers: they carry the time to the first token, and no connection is silent.", "speed")
+        bool,
+        Option("Stream answers, which measures the time to the first token and avoids silent connections.", "speed"),
     ] = False
-    send_cache_key: Annotated[bool, Option("Tell OpenAI's router which requests share a prompt.", "speed")] = True
+    send_cache_key: Annotated[
+        bool, Option("Send OpenAI's router a key for requests that share a prompt.", "speed")
+    ] = True
 
     def own_address(self) -> str:
         return super().own_address() if self.name == "openai" else ""  # any other name is another server's

@@ -56,13 +56,13 @@ class OpenAIResponses(OpenAIBatches):
     name: str = "openai_responses"
     base_url: Annotated[
         str | None,
-        Option("With its /v1; null: OPENAI_BASE_URL, or https://api.openai.com/v1.", "address"),
+        Option("The URL, with /v1; null: OPENAI_BASE_URL, or https://api.openai.com/v1.", "address"),
     ] = None
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
     pricing_id: str = "openai"
-    stream: Annotated[bool, Option("Stream answers; they then carry the time to the first token.", "speed")] = False
-    store: Annotated[bool, Option("Let OpenAI keep the answers for later retrieval.", "reporting")] = False
+    stream: Annotated[bool, Option("Stream answers, which measures the time to the first token.", "speed")] = False
+    store: Annotated[bool, Option("Let OpenAI store the answers for later retrieval.", "reporting")] = False
 
     def path(self, model: ApiModel) -> str:
         return "/responses"

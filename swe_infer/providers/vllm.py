@@ -59,20 +59,22 @@ class VLLM(OpenAIChat):
     stream: bool = field(default=False, init=False)
     send_cache_key: bool = field(default=False, init=False)
     timeout_s: float = 3600.0
-    executable: Annotated[PathText, Option("The program vllm, by its name or with its path.", "speed")] = "vllm"
+    executable: Annotated[PathText, Option("The vllm executable, as a name or path.", "speed")] = "vllm"
     tensor_parallel_size: Annotated[
-        int | None, Option("GPUs that each layer is spread over; null: model.tensor_parallel, or 1.", "speed")
+        int | None,
+        Option("Number of GPUs that each layer is split across; null: model.tensor_parallel, or 1.", "speed"),
     ] = None
-    pipeline_parallel_size: Annotated[int, Option("Stages that the layers are cut into.", "speed")] = 1
+    pipeline_parallel_size: Annotated[int, Option("Number of pipeline stages.", "speed")] = 1
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
-        Option("Type of weights and activations; null: model.dtype, or vLLM's choice.", "answer"),
+        Option("Data type; null: model.dtype, or vLLM's choice.", "answer"),
     ] = None
     max_model_len: Annotated[
-        int | None, Option("Tokens, prompt and output; null: model.context_window, or the checkpoint's.", "answer")
+        int | None,
+        Option("Tokens of prompt and output together; null: model.context_window, or the checkpoint's.", "answer"),
     ] = None
-    extra_args: Annotated[tuple[str, ...], Option("Further arguments of vllm serve, as they are.", "answer")] = ()
-    ready_timeout_s: Annotated[float, Option("Seconds that the server may take to load the model.", "speed")] = 1800.0
+    extra_args: Annotated[tuple[str, ...], Option("Additional arguments of vllm serve.", "answer")] = ()
+    ready_timeout_s: Annotated[float, Option("Timeout in seconds for loading the model.", "speed")] = 1800.0
 
     def own_address(self) -> str:
         return "http://vllm.localhost/v1"  # its name in messages; the port changes every time

@@ -177,20 +177,20 @@ def size_of(fields: Mapping[str, Any]) -> int:
 class WireProvider(Provider):
     """A provider over HTTP. Sub-classes translate; this class sends."""
 
-    name: Annotated[str, Option("The vendor, in messages, records and the identity of the run.", "answer")]
+    name: Annotated[str, Option("The vendor's name in messages, records and the run's identity.", "answer")]
     base_url: Annotated[
         str | None,
         Option("The address as the vendor's SDK takes it; null: the SDK's variable, or its own.", "address"),
     ] = None
     api_key_env: Annotated[
-        str | None, Option("The environment variable that holds the key; null: no key is sent.", "address")
+        str | None, Option("The environment variable with the API key; null: send no key.", "address")
     ] = None
-    max_concurrency: Annotated[int, Option("Requests in flight, at most.", "speed")] = 128
-    timeout_s: Annotated[float, Option("Seconds that one request may take in all.", "speed")] = 900.0
-    pricing_id: Annotated[str, Option("genai-prices' name of the provider.", "reporting")]
+    max_concurrency: Annotated[int, Option("Maximum number of concurrent requests.", "speed")] = 128
+    timeout_s: Annotated[float, Option("Timeout of one request in seconds.", "speed")] = 900.0
+    pricing_id: Annotated[str, Option("The provider's name in genai-prices.", "reporting")]
     mode: Annotated[
         Literal["live", "batch"],
-        Option("batch: the vendor's batches, at half the price within a day.", "speed"),
+        Option("live, or batch: the vendor's batch API, at half the price and within a day.", "speed"),
     ] = "live"
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "seed", "stop")

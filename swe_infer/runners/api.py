@@ -69,19 +69,19 @@ class ApiRunner:
 
     model: Annotated[ApiModel | LlamaModel, Option("The model.", "answer")]
     provider: Annotated[Provider, Option("The API that serves the model.", "answer")]
-    decoding: Annotated[Decoding, Option("How tokens are chosen.", "answer")]
-    budget: Annotated[Budget, Option("Caps in dollars.", "scope")] = field(default_factory=Budget)
-    retry: Annotated[Retry, Option("When failed requests are retried.", "speed")] = field(default_factory=Retry)
+    decoding: Annotated[Decoding, Option("Sampling parameters.", "answer")]
+    budget: Annotated[Budget, Option("Cost limits in dollars.", "scope")] = field(default_factory=Budget)
+    retry: Annotated[Retry, Option("Retries of failed requests.", "speed")] = field(default_factory=Retry)
     limits: Annotated[Limits, Option("Concurrency and rate limits.", "speed")] = field(default_factory=Limits)
     batches: Annotated[BatchSettings, Option("Size and polling of batches, for provider.mode=batch.", "speed")] = (
         field(default_factory=BatchSettings)
     )
     prompt_caching: Annotated[
         PromptCaching,
-        Option("auto: cache prompts that samples share; always: also prompts that runs share; never.", "speed"),
+        Option("auto: cache prompts that samples share; always: also those that runs share; never.", "speed"),
     ] = "auto"
     response_cache: Annotated[
-        PathText | None, Option("A directory of answers shared between runs; null: none.", "speed")
+        PathText | None, Option("A directory for answers that runs share; null: none.", "speed")
     ] = None
     locks: Annotated[Locks, Option("How ledgers and caches are locked between processes.", "speed")] = "os"
 

@@ -57,22 +57,23 @@ class LlamaRunner:
     takes_prefill: ClassVar[bool] = True
 
     model: Annotated[LlamaModel, Option("The checkpoint.", "answer")]
-    decoding: Annotated[Decoding, Option("How tokens are chosen.", "answer")]
+    decoding: Annotated[Decoding, Option("Sampling parameters.", "answer")]
     max_batch_tokens: Annotated[
-        int, Option("Tokens of one forward pass; longer prompts are run in chunks.", "speed")
+        int, Option("Maximum tokens of one forward pass; longer prompts are processed in chunks.", "speed")
     ] = 2048
-    max_sequences: Annotated[int, Option("Sequences decoded concurrently.", "speed")] = 64
+    max_sequences: Annotated[int, Option("Maximum number of sequences decoded concurrently.", "speed")] = 64
     kv_cache_gb: Annotated[
-        float | None, Option("Gigabytes (10^9 bytes) of the key-value cache; null: from the free memory.", "speed")
+        float | None,
+        Option("Size of the key-value cache in gigabytes (10^9 bytes); null: from the free memory.", "speed"),
     ] = None
     workers: Annotated[
         int | None,
-        Option("Engines, one process each; null: one for each GPU, or one on a CPU.", "speed"),
+        Option("Number of engines, one process each; null: one per GPU, or one on a CPU.", "speed"),
     ] = None
-    ray: Annotated[
-        RayCluster | None, Option("The Ray cluster that runs the engines; null: this machine.", "speed")
-    ] = None
-    max_concurrent_jobs: Annotated[int, Option("Jobs of a sweep that share one engine, at most.", "speed")] = 8
+    ray: Annotated[RayCluster | None, Option("The Ray cluster for the engines; null: this machine.", "speed")] = None
+    max_concurrent_jobs: Annotated[
+        int, Option("Maximum number of jobs of a sweep that share one engine.", "speed")
+    ] = 8
 
     def __post_init__(self) -> None:
         for key in ("max_batch_tokens", "max_sequences", "max_concurrent_jobs"):

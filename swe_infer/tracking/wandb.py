@@ -53,7 +53,7 @@ class WandbTracker:
     entity: Annotated[str | None, Option("User or team; null: the key's default.", "reporting")] = None
     mode: Annotated[
         Literal["auto", "online", "offline"],
-        Option("auto: online where WANDB_API_KEY is set, offline elsewhere.", "reporting"),
+        Option("auto: online if WANDB_API_KEY is set, else offline.", "reporting"),
     ] = "auto"
     group: Annotated[str | None, Option("W&B group.", "reporting")] = None
     job_type: Annotated[str | None, Option("W&B job type.", "reporting")] = None
@@ -61,17 +61,17 @@ class WandbTracker:
     notes: Annotated[str | None, Option("W&B notes.", "reporting")] = None
     name: Annotated[str | None, Option("W&B name; null: the run's own.", "reporting")] = None
     log_interval_s: Annotated[
-        float, Option("Seconds between two points of the live metrics, at least.", "reporting")
+        float, Option("Minimum seconds between two points of the live metrics.", "reporting")
     ] = 1.0
     init_timeout_s: Annotated[
-        float, Option("Seconds after which a run that the server did not accept is logged offline.", "reporting")
+        float, Option("Seconds to wait for the server; afterwards the run is logged offline.", "reporting")
     ] = 20.0
     finish_timeout_s: Annotated[
-        float, Option("Seconds that the end of the run may wait for uploads; the rest stays on disk.", "reporting")
+        float, Option("Maximum seconds to wait for uploads at the end; the rest stays on disk.", "reporting")
     ] = 60.0
     alert_failure_rate: Annotated[
         float | None,
-        Option("Alert when more than this share of 20 samples or more has failed; null: never.", "reporting"),
+        Option("Alert when more than this share of at least 20 samples has failed; null: never.", "reporting"),
     ] = 0.2
     alert_budget: Annotated[
         float | None, Option("Alert when this share of budget.max_usd is spent; null: never.", "reporting")

@@ -248,7 +248,7 @@ def test_a_bomb_costs_one_line_and_little_disk(tmp_path: Path) -> None:
         JsonlDataset(path=str(path)).open()
 
     path.write_bytes(gzip.compress(b"\n" * (1 << 21)))
-    with pytest.raises(DataError, match="holds more than 1,000,000 bytes"):
+    with pytest.raises(DataError, match="contains more than 1,000,000 bytes"):
         JsonlRows(path, most_unpacked=1_000_000)
 
     code = (
