@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two runs side by side: a greedy answer against a sampled one. The bundled model and instances; no network, no key.
+# Compares two runs, greedy and sampled. The bundled model and instances; no network, no key.
 # Arguments are added to both runs: examples/compare.sh dataset.limit=4
 set -euo pipefail
 

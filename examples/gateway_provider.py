@@ -1,9 +1,9 @@
-"""A provider of one's own: a server with an HTTP interface that no SDK of swe_infer knows.
+"""A custom provider: a server with an HTTP interface that swe_infer does not support.
 
-This file and ``conf/provider/gateway.yaml`` are all that it takes. ``examples/own_provider.sh`` runs it.
+It consists of this file and ``conf/provider/gateway.yaml``. ``examples/own_provider.sh`` runs it.
 
-The class translates one request into HTTP and one answer back, and says which class of error a failure is. Retries,
-rate limits, the budget, prices and the response cache belong to ``swe_infer.api``, which calls ``complete``.
+The class translates one request to HTTP and one response back, and maps failures to error classes. ``swe_infer.api``,
+which calls ``complete``, does retries, rate limits, the budget, prices and the response cache.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 @dataclass(kw_only=True, eq=False)
 class GatewayProvider(Provider):
-    """Each field is a key of ``conf/provider/gateway.yaml``. Its ``Option`` is the documentation of the key, and says
-    whether a change of the value makes another run (``answer``) or resumes the same one."""
+    """Each field is a key of ``conf/provider/gateway.yaml``. Its ``Option`` documents the key, and says whether a
+    change of the value starts another run (``answer``) or resumes the same one."""
 
-    name: Annotated[str, Option("The vendor in messages, records and the run's identity.", "answer")] = "gateway"
-    base_url: Annotated[str | None, Option("The address of the gateway.", "address")] = None
-    api_key_env: Annotated[str, Option("The environment variable of the key.", "address")] = "GATEWAY_API_KEY"
+    name: Annotated[str, Option("The vendor's name in messages and records.", "answer")] = "gateway"
+    base_url: Annotated[str | None, Option("The URL of the gateway.", "address")] = None
+    api_key_env: Annotated[str, Option("The environment variable with the API key.", "address")] = "GATEWAY_API_KEY"
     team: Annotated[str, Option("The team that the gateway bills.", "reporting")] = "research"
-    max_concurrency: Annotated[int, Option("The most requests in flight.", "speed")] = 16
-    timeout_s: Annotated[float, Option("Seconds that one request may take in all.", "speed")] = 300.0
-    pricing_id: Annotated[str, Option("genai-prices' name of the provider.", "reporting")] = "openai"
+    max_concurrency: Annotated[int, Option("Maximum number of concurrent requests.", "speed")] = 16
+    timeout_s: Annotated[float, Option("Timeout of one request in seconds.", "speed")] = 300.0
+    pricing_id: Annotated[str, Option("The provider's name in genai-prices.", "reporting")] = "openai"
     mode: Annotated[Literal["live"], Option("This gateway has no batches.", "speed")] = "live"
 
     def __post_init__(self) -> None:
@@ -50,11 +50,11 @@ class GatewayProvider(Provider):
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         if decoding.stop:
-            raise ConfigError("decoding.stop: the gateway takes no stop strings; set decoding.stop=[]")
+            raise ConfigError("decoding.stop: the gateway does not support stop strings; set decoding.stop=[]")
 
     def check_access(self) -> None:
         if not self.base_url:
-            raise ConfigError("provider.base_url is missing: set it to the address of the gateway")
+            raise ConfigError("provider.base_url is missing: set it to the URL of the gateway")
         if not os.environ.get(self.api_key_env):
             raise ConfigError(f"{self.api_key_env} is not set: put the API key into that environment variable")
 
@@ -99,7 +99,7 @@ class GatewayProvider(Provider):
         )
 
     def _error(self, response: httpx.Response) -> RequestError:
-        """The class of an error decides whether ``swe_infer.api`` tries again and whether the run goes on."""
+        """The class of an error decides whether ``swe_infer.api`` retries and whether the run continues."""
         message, status = f"{self.name}: HTTP {response.status_code}", response.status_code
         if status == 429:
             wait = response.headers.get("retry-after", "")

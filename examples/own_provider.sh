@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A provider of one's own: gateway_provider.py and conf/provider/gateway.yaml, outside the package.
-# The address is the first argument, further arguments are added to the command:
+# Your own provider: gateway_provider.py and conf/provider/gateway.yaml, outside the package.
+# The first argument is the URL; further arguments are added to the command:
 #   GATEWAY_API_KEY=… examples/own_provider.sh http://127.0.0.1:8000/v1 dataset.limit=4
 set -euo pipefail
 examples=$(cd "$(dirname "$0")" && pwd)
