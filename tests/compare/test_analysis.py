@@ -152,7 +152,7 @@ def test_what_a_reader_must_know_is_said(tmp_path: Path) -> None:
         "No run was evaluated",
         "remaining samples: A 3.",
         "count as not applying: A 1.",
-        "how they differ is not known: B.",
+        "the differences are unknown: B.",
         "have different instances",
     ):
         assert part in notes

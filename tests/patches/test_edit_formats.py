@@ -70,7 +70,7 @@ def test_form_that_was_asked_for_comes_before_others_in_one_answer(git: GitRepos
     assert make_patch(json.dumps([EDIT])[:-20], FILES, "json_edits").reason == "the JSON of the edits is cut off"
     missing = json.dumps([EDIT, {**EDIT, "search": "nowhere"}])
     assert make_patch(missing, FILES, "json_edits").reason == (
-        "edit 2 of 2: src/pkg/mod.py: the old text stands nowhere in the file"
+        "edit 2 of 2: src/pkg/mod.py: the old text is not in the file"
     )
 
 
