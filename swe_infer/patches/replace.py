@@ -1,6 +1,7 @@
 """Converts search/replace edits and whole files in an answer to a patch.
 
-Supported are Aider's ````<file>…</file><original>…</original><patched>…</patched>``; whole files between ``[start of PATH]`` and
+Supported are Aider's ``<<<<<<< SEARCH`` blocks; tags such as
+``<file>…</file><original>…</original><patched>…</patched>``; whole files between ``[start of PATH]`` and
 ``[end of PATH]``, in ``<file path="PATH">``, or in a fence after a line with only the path; and JSON, see
 :mod:`swe_infer.patches.json_edits`.
 """
@@ -385,7 +386,6 @@ def _as_lines(old: str, new: str) -> tuple[list[str], list[str]]:
     return old.split("\n"), new.split("\n") if new else []
 
 
-<<<<<<< HEAD
 def _as_in_file(lines: Sequence[str], base: Sequence[str]) -> list[str]:
     """A file's new lines, with what a prompt cannot show taken from the old ones: ``\\r\\n`` at their ends, and bytes
     that are not UTF-8, which prompts show as U+FFFD and ``base`` holds as surrogates."""

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: quick answers, one line for a mistake, from anywhere, installed or not."""
+"""The command line: light imports, one line per error, any working directory, installed or not."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_help_version_and_completion_come_without_hydra(
         assert len(result.stdout.splitlines()) <= 42, "a screen"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m swe_infer --help model | head -1"
     done = subprocess.run(
         ["bash", "-c", command],
@@ -127,7 +127,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         (["-sc", "install=tcsh"], "must be install=, uninstall= or query= with bash, zsh or fish"),
     ],
 )
-def test_help_of_what_does_not_exist_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_help_for_unknown_topics_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
     result = swe_infer(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
@@ -135,7 +135,7 @@ def test_help_of_what_does_not_exist_is_one_line(arguments: list[str], said: str
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_what_hydra_does_beside_composing_is_still_done(tmp_path: Path) -> None:
+def test_other_features_of_hydra_still_work(tmp_path: Path) -> None:
     command = [
         "dry_run=true",
         "dataset.limit=1",
@@ -149,7 +149,7 @@ def test_what_hydra_does_beside_composing_is_still_done(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
-    """With W&B chosen: no process for it, no SDK, no engine, no tokenizer, and nothing of what mends patches."""
+    """Even with W&B: no process for it, no SDK, no engine, no tokenizer, no patch repair."""
     command = ["output_dir=run", "dataset.limit=1", "dataset.run_tests=false", "decoding.max_new_tokens=1"]
     first = swe_infer(*command, "tracker=none", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -188,7 +188,7 @@ def test_a_mistake_is_one_line_and_exit_2_and_leaves_nothing(arguments: list[str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_names_what_was_meant(tmp_path: Path) -> None:
+def test_errors_suggest_what_was_meant(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
     wrong_provider = "it is a model of openai: choose provider=openai"
     for arguments, said in [
@@ -225,7 +225,7 @@ def test_a_mistake_names_what_was_meant(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overrides_may_stand_on_both_sides_of_a_flag(tmp_path: Path) -> None:
+def test_overrides_may_come_before_and_after_a_flag(tmp_path: Path) -> None:
     result = swe_infer("decoding.n=2", "--cfg", "job", "decoding.seed=7", "-p", "decoding", cwd=tmp_path)
     assert "'n': 2" in result.stdout
     assert "seed: 7" in result.stdout
@@ -268,7 +268,7 @@ def test_runs_from_an_installed_wheel(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_an_argument_the_bundled_model_answers_the_bundled_instances(tmp_path: Path) -> None:
-    """The README's first command, once it is set up."""
+    """The README's first command after the installation."""
     environment = {name: "" for name in os.environ if name.startswith("WANDB_")}
     result = swe_infer(cwd=tmp_path, **environment)
     assert result.returncode == 0, result.stderr

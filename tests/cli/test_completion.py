@@ -1,4 +1,4 @@
-"""Completion: what is offered for a word, and a real bash that offers it."""
+"""Shell completion: the candidates of a word, and a real bash."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ ROOT = Path(__file__).resolve().parent.parent.parent
         ("swe-infer model=gpt-4o runner.re", ["runner.response_cache=", "runner.retry."]),
         ("swe-infer model=gpt-4o runner.retry.tr", ["runner.retry.tries="]),
         ("swe-infer provider=[openai,azure_openai] provider.second.max", ["provider.second.max_concurrency="]),
-        # what is not known
+        # unknown names
         ("swe-infer dataset.path=", []),
         ("swe-infer nobody.x", []),
         ("swe-infer nobody=x", []),
     ],
 )  # fmt: skip
-def test_what_is_offered(line: str, offered: list[str]) -> None:
+def test_candidates(line: str, offered: list[str]) -> None:
     assert candidates(line) == sorted(offered)
 
 
-def test_every_option_of_every_group_is_offered() -> None:
+def test_every_option_of_every_group_is_a_candidate() -> None:
     for group, options in groups().items():
         assert candidates(f"swe-infer {group}=") == sorted(f"{group}={option}" for option in options)
 
 
-def test_the_word_at_the_cursor_is_completed_with_what_stands_behind_it() -> None:
+def test_the_word_at_the_cursor_is_completed() -> None:
     line = "swe-infer provider.cache model=claude-sonnet-4-5"
     assert candidates(line, len("swe-infer provider.cache")) == ["provider.cache_ttl="]
 
@@ -79,13 +79,13 @@ def test_bash_completes(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    # Readline replaces what stands behind "=".
+    # Readline replaces only the part after "=".
     assert result.stdout.splitlines()[1:] == ["provider.mode=", "batch", "o1,o3-mini"], result.stderr
     assert "no completion specification" in result.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shells_read_what_is_installed(shell: str) -> None:
+def test_shells_accept_the_installed_script(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     for what in ("install", "uninstall"):

@@ -1,4 +1,4 @@
-"""A user without a home directory and without an entry among the users, as in many containers."""
+"""A user without a home directory and without an entry in /etc/passwd, as in many containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merging shards: one run of everything, or a line that says why not."""
+"""Merging shards into one run, and the errors in one line."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shards(sweep: Path, folder: str = "a") -> list[Path]:
-    """The runs of the shards; what the sweep merged of them by itself lies beside them."""
+    """The runs of the shards. The sweep's own merge is beside them."""
     found = (path.parent for path in (sweep / folder).glob("*/records.jsonl"))
     return sorted(path for path in found if path.name != "merged")
 
 
-def test_the_merged_run_holds_every_instance_once(sweep: Path, tmp_path: Path) -> None:
+def test_the_merged_run_contains_every_instance_once(sweep: Path, tmp_path: Path) -> None:
     summary = merge(tmp_path / "merged", shards(sweep)[::-1])
     counts = Counter((r["instance_id"], r["sample"]) for r in read_records(tmp_path / "merged" / "records.jsonl"))
     assert counts == Counter({(f"example__pkg-{i}", s): 1 for i in range(10) for s in range(2)})
@@ -58,7 +58,7 @@ def test_the_merged_run_holds_every_instance_once(sweep: Path, tmp_path: Path) -
     assert abs(float(summary["cost_usd"]) - sum(costs)) < 1e-9
 
 
-def test_gaps_doubles_and_other_configurations_are_refused(sweep: Path, tmp_path: Path) -> None:
+def test_gaps_duplicates_and_other_configurations_are_refused(sweep: Path, tmp_path: Path) -> None:
     first, *rest = shards(sweep)
     with pytest.raises(StoreError, match="shards 0 of 3 are missing"):
         merge(tmp_path / "out", rest)
@@ -71,7 +71,7 @@ def test_gaps_doubles_and_other_configurations_are_refused(sweep: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_that_holds_something_is_not_written_to(sweep: Path) -> None:
+def test_a_nonempty_directory_is_not_written_to(sweep: Path) -> None:
     with pytest.raises(StoreError, match="is not empty"):
         merge(sweep, shards(sweep))
 

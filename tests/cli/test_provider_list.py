@@ -42,6 +42,6 @@ def test_a_list_of_one_is_that_provider() -> None:
 @pytest.mark.parametrize(
     "given", ["provider=[]", "provider=[openai,]", "provider=[a,b,c,d,e]", "provider=[a,b],[c,d]"]
 )
-def test_a_list_that_cannot_be_meant_is_refused_in_its_own_words(given: str) -> None:
+def test_an_invalid_list_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="one to 4 options"):
         hydra_arguments([given])

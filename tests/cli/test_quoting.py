@@ -1,4 +1,4 @@
-"""Values on the command line: texts and paths as typed, the quoted form where that cannot be, stop strings."""
+"""Quoting of values on the command line: strings and paths, error messages, stop strings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_by_hydra(override: str) -> object:
 
 
 @pytest.mark.parametrize("sweep", [False, True])
-def test_a_text_is_taken_as_typed(sweep: bool) -> None:
+def test_strings_are_quoted_as_typed(sweep: bool) -> None:
     typed = [(key, value) for key in TEXT_KEYS for value in ODD]
     taken = quote_values([f"{key}={value}" for key, value in typed], sweep=sweep)
     wrong = [
@@ -67,7 +67,7 @@ def test_a_text_is_taken_as_typed(sweep: bool) -> None:
     assert not wrong
 
 
-def test_what_hydra_reads_stays_as_it_is() -> None:
+def test_valid_values_are_unchanged() -> None:
     for override in (
         "decoding.temperature=0.5",
         "decoding.stop=[a,b]",
@@ -113,7 +113,7 @@ def test_a_comma_belongs_to_a_path_and_separates_choices_elsewhere() -> None:
         ("model.name=a,b", False),
     ],
 )
-def test_what_cannot_be_taken_is_shown_as_it_must_be_written(override: str, sweep: bool) -> None:
+def test_errors_show_the_quoted_form(override: str, sweep: bool) -> None:
     with pytest.raises(ConfigError) as refused:
         quote_values([override], sweep=sweep)
     (written,) = shlex.split(str(refused.value).rpartition("written " if "-m" in str(refused.value) else "as ")[2])
@@ -132,7 +132,7 @@ def test_what_cannot_be_taken_is_shown_as_it_must_be_written(override: str, swee
         (r'["it\'s\n","\""]', ["it\\'s\n", '"']),
     ],
 )
-def test_stop_strings_know_escapes(typed: str, strings: list[str]) -> None:
+def test_stop_strings_have_escapes(typed: str, strings: list[str]) -> None:
     read = read_by_hydra(quote_values([f"decoding.stop={typed}"], sweep=False)[0])
     assert isinstance(read, list)
     assert [getattr(value, "text", value) for value in read] == strings

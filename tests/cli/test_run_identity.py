@@ -1,4 +1,4 @@
-"""Runs that grow, shrink, move and share: what one command paid for, no other command pays for again."""
+"""Run identity: runs that grow, shrink, change servers and share answers never pay for an answer twice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IDS = [f"example__pkg-{number}" for number in range(12)]
 
 
 class Desk:
-    """A folder with instances, and a server that counts."""
+    """A folder with instances, and a server that counts requests."""
 
     def __init__(self, folder: Path, server: ApiServer) -> None:
         self.folder = folder
@@ -45,7 +45,7 @@ class Desk:
         self.data = write_instances(folder / "instances.jsonl", 12)
 
     def run(self, *arguments: str, server: ApiServer | None = None, sweep: SweepLog | None = None) -> Path:
-        """The run directory of one command, or of one point of a sweep, in this process."""
+        """Runs one command, or one job of a sweep, in this process; returns the run directory."""
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             cfg = compose("config", overrides=self.completed(arguments, server))
         directory, status = run_one(cfg, sweep, ProcessResources())
@@ -62,7 +62,7 @@ class Desk:
         return [self.folder / line for line in process.stdout.splitlines() if (self.folder / line).is_dir()]
 
     def completed(self, arguments: Sequence[str], server: ApiServer | None) -> list[str]:
-        """``arguments`` with what every command of the test has in common, where they do not say it."""
+        """``arguments`` with the test's defaults."""
         common = {
             "model": "gpt-4o",
             "dataset": "jsonl",
@@ -101,7 +101,7 @@ def completed(run: Path) -> list[str]:
 
 
 def made_by_an_earlier_version(run: Path, name: str) -> Path:
-    """The directory as earlier versions left it: another name, and no word of what was asked."""
+    """The directory as earlier versions wrote it: another name, and no ``asked.json``."""
     old = run.rename(run.with_name(name))
     config = old / "config.yaml"
     first, _, rest = config.read_text().partition("\n")
@@ -120,7 +120,7 @@ def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(desk: Desk)
     assert predicted(run) == sorted(IDS[:8])
     paid = summary(run)["cost_usd"]
 
-    # Fewer: the figures are of those, the records keep everything, and the cost is what was paid.
+    # Fewer instances: the figures cover those, the records keep everything, the cost is the whole run's.
     assert desk.run("dataset.limit=2") == run
     small = summary(run)
     assert (small["instances"], small["completed"], small["remaining"]) == (2, 2, 0)
@@ -131,7 +131,7 @@ def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(desk: Desk)
     assert sorted(load_run(run).instances()) == sorted(IDS[:2])
     assert "limit: 2" in (run / "config.yaml").read_text()
 
-    # Others, of which two are known, while the server is somewhere else.
+    # Other instances, two of them recorded, from a server at another URL.
     with ApiServer() as moved:
         ids = f"dataset.instance_ids=[{','.join([IDS[3], IDS[7], IDS[11]])}]"
         assert desk.run(ids, server=moved) == run
@@ -143,7 +143,7 @@ def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(desk: Desk)
     assert summary(run)["cost_usd"] > paid
     assert completed(run) == sorted([*IDS[:8], IDS[11]])
 
-    # The same in a directory that is named.
+    # The same with output_dir.
     assert desk.run("dataset.limit=4", "output_dir=named") == desk.folder / "named"
     assert desk.run("dataset.limit=6", "output_dir=named") == desk.folder / "named"
     assert desk.sent == 14
@@ -152,7 +152,7 @@ def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(desk: Desk)
     assert summary(desk.folder / "named")["instances"] == 6
 
 
-def test_bounds_on_the_length_leave_out_what_is_recorded_and_ask_what_was_skipped(desk: Desk) -> None:
+def test_length_bounds_exclude_recorded_answers_and_request_skipped_ones(desk: Desk) -> None:
     text = {True: "word " * 900, False: "word " * 20}
     rows = [{"instance_id": IDS[n], "text": text[n % 2 == 1]} for n in range(6)]
     desk.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -162,7 +162,7 @@ def test_bounds_on_the_length_leave_out_what_is_recorded_and_ask_what_was_skippe
     assert desk.run() == run
     assert (desk.sent, summary(run)["skipped"], predicted(run)) == (6, 0, IDS[:6])
     paid = summary(run)["cost_usd"]
-    # What is too short now is left out again, though its answer is there.
+    # An instance that is too short now is excluded although it has an answer.
     assert desk.run("dataset.min_tokens=300") == run
     short = summary(run)
     assert (short["instances"], short["completed"], short["skipped"]) == (6, 3, 3)
@@ -175,9 +175,7 @@ def test_bounds_on_the_length_leave_out_what_is_recorded_and_ask_what_was_skippe
 
 
 @pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib",)])
-def test_points_that_differ_in_their_instances_or_address_share_what_they_pay_for(
-    desk: Desk, launcher: tuple[str, ...]
-) -> None:
+def test_jobs_that_differ_in_instances_or_url_share_paid_answers(desk: Desk, launcher: tuple[str, ...]) -> None:
     with ApiServer() as other:
         addresses = f"provider.base_url={desk.server.openai_url},{other.openai_url}"
         runs = desk.sweep("dataset.limit=8,4", addresses, *launcher)
@@ -192,7 +190,7 @@ def test_points_that_differ_in_their_instances_or_address_share_what_they_pay_fo
         assert desk.sent == sent + 1, "a run by itself has what the points paid for"
 
 
-def test_under_m_output_dir_is_the_sweeps_folder_and_a_list_gives_each_point_one(desk: Desk) -> None:
+def test_under_m_output_dir_is_the_sweeps_folder_and_a_list_gives_each_run_one(desk: Desk) -> None:
     runs = desk.sweep("output_dir=a,b", "dataset.limit=2")
     assert runs == [desk.folder / "a", desk.folder / "b"]
     assert [summary(run)["completed"] for run in runs] == [2, 2]
@@ -203,7 +201,7 @@ def test_under_m_output_dir_is_the_sweeps_folder_and_a_list_gives_each_point_one
     assert desk.sent == 6
 
 
-def test_experiments_that_ask_for_the_same_answers_get_a_directory_each(desk: Desk) -> None:
+def test_experiments_of_one_identity_get_separate_directories(desk: Desk) -> None:
     folder = desk.folder / "own" / "experiment"
     folder.mkdir(parents=True)
     for name, limit in (("few", 2), ("more", 3)):
@@ -229,7 +227,7 @@ def test_shards_grow_and_their_merged_run_with_them(desk: Desk) -> None:
     assert desk.sent == 9 + 12
 
 
-def test_runs_of_an_earlier_version_go_on(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_runs_of_an_earlier_version_are_resumed(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     four, eight = desk.run("dataset.limit=4", "output_dir=x"), desk.run("dataset.limit=8", "output_dir=y")
     assert desk.sent == 12
     run = desk.run("dataset.limit=1")
@@ -242,7 +240,7 @@ def test_runs_of_an_earlier_version_go_on(desk: Desk, caplog: pytest.LogCaptureF
     old_four = made_by_an_earlier_version(four, "x-old").rename(outputs / f"{base}__{'0' * 12}")
     old_eight = made_by_an_earlier_version(eight, "y-old").rename(outputs / f"{base}__{'1' * 12}")
     caplog.set_level("INFO", "swe_infer")
-    # The directory of the same instances goes on; what others paid for is taken from there.
+    # The directory with the same instances is resumed and reuses the answers of the others.
     assert desk.run("dataset.limit=4") == old_four
     assert "which an earlier version started" in caplog.text
     assert desk.sent == sent
@@ -256,7 +254,7 @@ def test_runs_of_an_earlier_version_go_on(desk: Desk, caplog: pytest.LogCaptureF
     assert summary(old_eight)["completed"] == 10
 
 
-def test_shards_that_an_earlier_version_divided_otherwise_are_refused_in_one_line(desk: Desk) -> None:
+def test_shards_with_another_division_of_an_earlier_version_are_refused(desk: Desk) -> None:
     whole = desk.run("shard.count=2", "shard.index=0", "output_dir=whole")
     made_by_an_earlier_version(whole, "whole-old")
     desk.run("shard.count=2", "shard.index=0", "output_dir=whole-old")
@@ -270,7 +268,7 @@ def test_shards_that_an_earlier_version_divided_otherwise_are_refused_in_one_lin
     assert sent < desk.sent <= sent + 6
 
 
-def test_a_grown_run_is_the_same_run_of_w_and_b_and_its_table_is_what_was_asked(desk: Desk) -> None:
+def test_a_grown_run_keeps_its_wandb_run_and_its_table_covers_the_request(desk: Desk) -> None:
     arguments = ["tracker=wandb", "tracker.mode=offline", "output_dir=run"]
     for limit in (3, 6, 2):
         desk.run(*arguments, f"dataset.limit={limit}")
@@ -282,7 +280,7 @@ def test_a_grown_run_is_the_same_run_of_w_and_b_and_its_table_is_what_was_asked(
     assert desk.sent == 6
 
 
-def test_answers_in_the_response_cache_are_found_wherever_the_server_moves(desk: Desk) -> None:
+def test_response_cache_hits_do_not_depend_on_the_url(desk: Desk) -> None:
     cache = f"runner.response_cache={desk.folder / 'cache'}"
     desk.run("dataset.limit=1", cache, "output_dir=a")
     row = JsonlDataset(path=str(desk.data)).open()[0]
@@ -298,7 +296,7 @@ def test_answers_in_the_response_cache_are_found_wherever_the_server_moves(desk:
     assert summary(desk.folder / "c")["completed"] == 1
 
 
-def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> None:
+def test_jobs_on_one_engine_share_answers(desk: Desk) -> None:
     sweep = SweepLog(desk.folder / "sweep")
     sweep.reset(keep=False, swept=["dataset.limit"])
     ends: list[int | Exception] = []
@@ -322,8 +320,8 @@ def test_points_that_one_engine_answers_share_their_answers_too(desk: Desk) -> N
     assert origins[0] == [None]
 
 
-def test_a_point_that_was_killed_gives_its_turn_and_its_answers_to_the_next(desk: Desk) -> None:
-    """The turn ends with its process, and what was recorded until then is not asked again."""
+def test_a_killed_job_releases_its_lock_and_shares_its_answers(desk: Desk) -> None:
+    """The lock is released with its process, and recorded answers are not requested again."""
     desk.server.latency_s = 0.3
     process = commands.start(
         "swe_infer", "-m",
@@ -348,8 +346,8 @@ def test_a_point_that_was_killed_gives_its_turn_and_its_answers_to_the_next(desk
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_verdicts_and_rates_cover_what_was_asked(desk: Desk) -> None:
-    """The bundled instances bring their tests, so that a run ends with an evaluation."""
+def test_verdicts_and_rates_cover_the_request(desk: Desk) -> None:
+    """The bundled instances contain tests, so that a run ends with an evaluation."""
     run = desk.folder / "run"
     for limit in (3, 5, 2, 4):
         assert desk.run("dataset=sample", "output_dir=run", f"dataset.limit={limit}") == run

@@ -1,4 +1,4 @@
-"""Sweeps from the command line: one run for each point, a failed point stops no other, the same command goes on."""
+"""Sweeps from the command line: one run per job, failed jobs, resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"}
 
 
-def test_each_point_is_a_run_and_a_failed_one_stops_no_other(tmp_path: Path) -> None:
+def test_each_job_is_a_run_and_a_failed_one_does_not_stop_the_others(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 4)
     with ApiServer() as server:
         arguments = [
@@ -43,7 +43,7 @@ def test_each_point_is_a_run_and_a_failed_one_stops_no_other(tmp_path: Path) -> 
         assert len(server.log.asked()) == 16, "what is finished is not asked again"
 
 
-def test_points_that_share_an_output_dir_get_a_folder_each(tmp_path: Path) -> None:
+def test_jobs_that_share_an_output_dir_get_separate_folders(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 2)
     with ApiServer() as server:
         result = sweep(
@@ -70,7 +70,7 @@ def test_one_cap_over_all_runs_of_a_sweep(tmp_path: Path) -> None:
         assert set(server.log.answers_by_prompt().values()) == {3}
 
 
-def test_a_dry_run_asks_nothing_leaves_nothing_and_a_sweep_of_them_is_added_up(tmp_path: Path) -> None:
+def test_a_dry_run_sends_and_writes_nothing_and_a_sweep_sums_estimates(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 6)
     with ApiServer() as server:
         arguments = [

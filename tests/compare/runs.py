@@ -54,7 +54,7 @@ def write_run(
     resolved: Iterable[str] | None = None,
     **summary: Any,
 ) -> Path:
-    """A run directory; ``resolved`` are the instances whose tests pass, None where the run was not evaluated."""
+    """A run directory; ``resolved``: the instances whose tests pass, None without an evaluation."""
     seen = []
     with RunStore(directory, "model") as store:
         for instance_id, sample, outcome, patch in entries:

@@ -1,4 +1,4 @@
-"""What a comparison concludes from runs whose figures are known."""
+"""The figures of comparisons, from runs with known results."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_samples_give_pass_at_k_and_a_permutation_test(tmp_path: Path) -> None:
     assert pair.second_only == 20
 
 
-def test_the_front_holds_what_no_run_beats_in_cost_and_rate(tmp_path: Path) -> None:
+def test_the_pareto_front_of_cost_and_rate(tmp_path: Path) -> None:
     def run(name: str, solved: int, cost: str | None) -> Path:
         return write_run(
             tmp_path / name, [answer(i, "applies" if n < solved else "none", cost=cost) for n, i in enumerate(IDS)]
@@ -142,7 +142,7 @@ def test_overlap_counts_each_set_of_runs_that_solved_an_instance(tmp_path: Path)
     assert comparison.scores == {"w": [None, 1.0], "x": [1.0, 1.0], "y": [1.0, 0.0], "z": [0.0, 0.0]}
 
 
-def test_what_a_reader_must_know_is_said(tmp_path: Path) -> None:
+def test_notes_warn_of_misleading_figures(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", [answer("x", "unchecked"), answer("y")], remaining=3)
     b = write_run(tmp_path / "b", [answer("x")], resolved=[])
     (b / "config.yaml").unlink()

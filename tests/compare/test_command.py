@@ -1,4 +1,4 @@
-"""The command line as a process of its own: tables, files, exit statuses, and what it does not import."""
+"""The command line in its own process: tables, files, exit statuses, imports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def runs(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_a_sweep_is_shown_as_tables_of_what_differs_and_what_came_of_it(runs: list[Path]) -> None:
+def test_a_sweep_is_shown_as_tables(runs: list[Path]) -> None:
     done = compare(runs[0].parent, "--instances")
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -58,7 +58,7 @@ def test_a_sweep_is_shown_as_tables_of_what_differs_and_what_came_of_it(runs: li
         assert line in lines, done.stdout
 
 
-def test_nothing_that_a_model_wrote_steers_the_terminal(tmp_path: Path) -> None:
+def test_output_of_models_cannot_control_the_terminal(tmp_path: Path) -> None:
     evil = write_run(
         tmp_path / "\x1b]0;run\x07", [answer("id\x1b[2J\u202e[bold]x[/]")], {"model": {"name": "\x1b[31mm"}}
     )
@@ -70,7 +70,7 @@ def test_nothing_that_a_model_wrote_steers_the_terminal(tmp_path: Path) -> None:
     assert "id[bold]x[/]" in done.stdout
 
 
-def test_json_holds_every_figure(runs: list[Path], tmp_path: Path) -> None:
+def test_json_contains_every_figure(runs: list[Path], tmp_path: Path) -> None:
     done = compare(*runs, "--json", tmp_path / "c.json", "--seed", "3", "--resamples", "1500")
     assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "c.json").read_text())
@@ -85,9 +85,7 @@ def test_json_holds_every_figure(runs: list[Path], tmp_path: Path) -> None:
     assert {tuple(row["solved_by"]): row["instances"] for row in data["overlap"]} == {("A", "B"): 3, ("B",): 6, (): 3}
 
 
-def test_csv_holds_a_row_for_each_answer_and_nothing_that_a_spreadsheet_computes(
-    runs: list[Path], tmp_path: Path
-) -> None:
+def test_csv_has_a_row_per_answer_and_no_formulas(runs: list[Path], tmp_path: Path) -> None:
     assert compare(*runs, "--csv", tmp_path / "c.csv").returncode == 0
     with (tmp_path / "c.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -113,7 +111,7 @@ def test_mistakes_are_one_line_and_exit_2(runs: list[Path], tmp_path: Path) -> N
     assert compare().returncode == 2
 
 
-def test_a_reader_that_stops_early_is_no_error(runs: list[Path]) -> None:
+def test_a_closed_pipe_is_not_an_error(runs: list[Path]) -> None:
     command = f"{sys.executable} -m swe_infer.compare {runs[0]} {runs[1]} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],

@@ -1,4 +1,4 @@
-"""Run directories, sweeps, verdicts, and what cannot be read."""
+"""Loading run directories, sweeps and verdicts, and unreadable files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swe_infer.errors import ConfigError
 from tests.compare.runs import answer, failure, skip, write_run
 
 
-def test_the_last_record_wins_and_every_try_is_paid_for(tmp_path: Path) -> None:
+def test_the_last_record_wins_and_every_attempt_counts(tmp_path: Path) -> None:
     directory = write_run(
         tmp_path / "r", [failure("a", cost="0.25"), answer("b"), answer("a", cost="0.5", text="second"), skip("c")]
     )
@@ -52,7 +52,7 @@ def test_verdicts_come_from_the_evaluation_or_from_the_record(tmp_path: Path) ->
     assert load_run(plain).results["a", 0].resolved is True
 
 
-def test_a_sweep_stands_for_its_runs_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_means_its_runs_in_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "sweep" / "t0.2", [answer("a")])
     write_run(tmp_path / "sweep" / "deep" / "er", [answer("a")])
@@ -68,7 +68,7 @@ def test_a_sweep_stands_for_its_runs_wherever_they_lie(tmp_path: Path, monkeypat
     assert jobs_without_run(["sweep", "outputs/x"]) == ["t=9", "t=1 u=2"]
 
 
-def test_names_are_the_shortest_that_tell_runs_apart(tmp_path: Path) -> None:
+def test_names_are_the_shortest_distinct_ones(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / group / "run", [answer("a")]) for group in ("one", "two")]
     assert [run.name for run in load_runs([str(path) for path in paths])] == ["one/run", "two/run"]
 

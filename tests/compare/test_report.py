@@ -1,4 +1,4 @@
-"""The page: what it holds, that nothing in it can act, and what Chromium makes of it where there is one."""
+"""The page: its content, that it executes nothing from runs, and its rendering in Chromium if available."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_both_answers_both_patches_and_the_task_are_in_the_page(tmp_path: Path, 
     assert page.data()["cells"]["i-2"][1][0]["status"] == "skipped"
 
 
-def test_the_page_is_told_the_order_of_its_instances(tmp_path: Path, dataset: dict[str, Any]) -> None:
-    """JavaScript puts keys that are whole numbers first, so the order of an object's keys is not it."""
+def test_the_page_contains_the_order_of_its_instances(tmp_path: Path, dataset: dict[str, Any]) -> None:
+    """JavaScript puts integer-like keys first, so the order of an object's keys is not reliable."""
     names = ["b", "10", "2", "a"]
     run = write_run(tmp_path / "a", [answer(name, text=f"answer of {name}") for name in names], {"dataset": dataset})
     page = Page(report(tmp_path, run).read_text())
@@ -107,7 +107,7 @@ def hostile_run(directory: Path, dataset: dict[str, Any]) -> Path:
     return write_run(directory, [answer("i-1", text=HOSTILE, patch=HOSTILE), answer(HOSTILE)], config)
 
 
-def test_whatever_models_wrote_adds_no_element_to_the_page(tmp_path: Path, dataset: dict[str, Any]) -> None:
+def test_output_of_models_adds_no_element_to_the_page(tmp_path: Path, dataset: dict[str, Any]) -> None:
     plain = write_run(tmp_path / "p", [answer("i-1"), answer("i-2")], {"dataset": dataset})
     expected = [tag for tag, _ in Page(report(tmp_path, plain).read_text()).elements]
     runs = [hostile_run(tmp_path / name, dataset) for name in ("a<b>", 'q"')]

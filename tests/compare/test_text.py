@@ -1,4 +1,4 @@
-"""Strings from elsewhere, and figures as text."""
+"""Cleaning of untrusted strings, and formatting of figures."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from swe_infer.text import clean, dollars, duration, p_value, shown
         ("\x1b", ""),
     ],
 )
-def test_nothing_that_steers_a_terminal_is_left(text: str, cleaned: str) -> None:
+def test_terminal_control_sequences_are_removed(text: str, cleaned: str) -> None:
     assert clean(text) == cleaned
 
 
 @given(st.text(alphabet=st.characters()))
-def test_no_control_character_is_ever_left(text: str) -> None:
+def test_control_characters_are_removed(text: str) -> None:
     left = clean(text)
     assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 for c in left)
     left.encode()

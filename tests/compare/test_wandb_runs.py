@@ -1,4 +1,4 @@
-"""Runs on a W&B server: read through the real public API from a stand-in that real runs were logged to."""
+"""Runs on a W&B server: the real public API against a fake server to which real runs were logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Tracked:
-    """A project of two finished runs and one that is still going on."""
+    """A project with two finished runs and one in progress."""
 
     server: FakeWandbServer
     home: Path
@@ -107,7 +107,7 @@ def test_verdicts_of_a_later_evaluation_are_read_too(tracked: Tracked) -> None:
     (read,) = loaded("wandb:team/a-project/run-1")
     assert read.evaluated
     assert [result.resolved for result in read.results.values()] == [True, False, False, False]
-    assert read.config["decoding.temperature"] == 1.0  # from the server, for this version has no file of it
+    assert read.config["decoding.temperature"] == 1.0  # from the server: this version has no such file
     assert read.summary["wall_s"] is not None
 
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_one_line(tracked: Tracked, monkeypatch: pytest.M
         ("wandb:e/p/sweeps/s", ("sweep", "s")),
     ],
 )
-def test_an_address_is_written_as_on_the_pages_of_wandb(text: str, expected: tuple[Any, Any]) -> None:
+def test_addresses_follow_wandbs_urls(text: str, expected: tuple[Any, Any]) -> None:
     address = WandbAddress.parse(text)
     assert (address.entity, address.project, address.kind, address.name) == ("e", "p", *expected)
     assert WandbAddress.parse(str(address)) == address
@@ -178,6 +178,6 @@ def test_an_address_is_written_as_on_the_pages_of_wandb(text: str, expected: tup
 @pytest.mark.parametrize(
     "text", ["wandb:", "wandb:e", "wandb:e/p/what/r", "wandb:e//r", "wandb:../p/r", "wandb:e/p/runs"]
 )
-def test_an_address_that_names_nothing_says_how_one_looks(text: str) -> None:
+def test_a_malformed_address_shows_the_form(text: str) -> None:
     with pytest.raises(ConfigError, match="must be wandb:ENTITY/PROJECT/RUN_ID"):
         WandbAddress.parse(text)

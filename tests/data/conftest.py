@@ -1,4 +1,4 @@
-"""Rows to build datasets from: small made ones, and real ones where the shared data lies beside the checkout."""
+"""Rows to build datasets from: small synthetic ones, and real ones if the shared data is beside the checkout."""
 
 from __future__ import annotations
 

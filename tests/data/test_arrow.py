@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path) -> Iterator[None]:
-    """Keep the unpacked parquet files of each test to itself."""
+    """Gives each test its own cache of converted parquet files."""
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = tmp_path / "cache"
     yield
@@ -63,7 +63,7 @@ def test_a_saved_selection_is_read_in_its_own_order(rows: list[Row], tmp_path: P
     assert_same(DiskDataset(path=str(tmp_path / "d")).open(), [rows[2], rows[0]])
 
 
-def test_the_only_split_is_taken_and_several_must_be_told_apart(rows: list[Row], tmp_path: Path) -> None:
+def test_the_only_split_is_the_default_and_several_need_a_name(rows: list[Row], tmp_path: Path) -> None:
     parts = {"dev": datasets.Dataset.from_list(rows[:1]), "test": datasets.Dataset.from_list(rows[1:])}
     datasets.DatasetDict({"test": parts["test"]}).save_to_disk(tmp_path / "one")
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
@@ -81,7 +81,7 @@ def test_a_split_of_a_dataset_that_has_none_is_refused(rows: list[Row], tmp_path
         DiskDataset(path=save(rows, tmp_path / "d"), split="test").open()
 
 
-def test_directories_that_are_no_saved_dataset_say_so(rows: list[Row], tmp_path: Path) -> None:
+def test_other_directories_are_refused(rows: list[Row], tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "no", "directory not found"),
         (tmp_path, "was not written by save_to_disk"),
@@ -96,7 +96,7 @@ def test_directories_that_are_no_saved_dataset_say_so(rows: list[Row], tmp_path:
     assert "\n" not in str(caught.value)
 
 
-def test_parquet_comes_as_a_file_a_directory_or_a_pattern(rows: list[Row], tmp_path: Path) -> None:
+def test_parquet_is_a_file_a_directory_or_a_pattern(rows: list[Row], tmp_path: Path) -> None:
     write_parquet(rows[:2], tmp_path / "p" / "test-0.parquet")
     second = write_parquet(rows[2:], tmp_path / "p" / "test-1.parquet")
     assert_same(ParquetDataset(path=second).open(), rows[2:])
@@ -104,7 +104,7 @@ def test_parquet_comes_as_a_file_a_directory_or_a_pattern(rows: list[Row], tmp_p
     assert_same(ParquetDataset(path=str(tmp_path / "p" / "test-*.parquet")).open(), rows)
 
 
-def test_a_rewritten_parquet_file_is_not_answered_from_the_cache(rows: list[Row], tmp_path: Path) -> None:
+def test_a_rewritten_parquet_file_is_not_read_from_the_cache(rows: list[Row], tmp_path: Path) -> None:
     path = write_parquet(rows[:1], tmp_path / "f.parquet")
     assert_same(ParquetDataset(path=path).open(), rows[:1])
     write_parquet(rows[1:], tmp_path / "f.parquet")
@@ -140,9 +140,7 @@ def test_paths_without_parquet_say_so(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["disk", "parquet"])
-def test_what_makes_a_table_unusable_is_one_clear_line(
-    kind: str, rows: list[Row], message: str, tmp_path: Path
-) -> None:
+def test_an_unusable_table_is_one_line(kind: str, rows: list[Row], message: str, tmp_path: Path) -> None:
     dataset: DiskDataset | ParquetDataset
     if kind == "disk":
         dataset = DiskDataset(path=save(rows, tmp_path / "d"))

@@ -44,7 +44,7 @@ def test_presets_name_published_datasets_and_their_test_split(option: str) -> No
     owner, _, name = config["name"].partition("/")
     assert name.lower().replace("swe-bench", "swebench") == option
     assert config["split"] == "test"
-    # The first publisher's datasets hold prompts, the second one's are the rows that these were made from.
+    # The first publisher's datasets contain prompts, the second's the rows from which they were made.
     assert {"princeton-nlp": "text", "SWE-bench": None}[owner] == config["text_column"]
     assert "hub" in yaml.safe_load((FOLDER / f"{option}.yaml").read_text())["defaults"]
 

@@ -1,4 +1,4 @@
-"""The hub: the real ``datasets`` library, in its own processes, against a stand-in that ``HF_ENDPOINT`` names."""
+"""The hub: the real ``datasets`` library, in separate processes, against a fake server in ``HF_ENDPOINT``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def hub(rows: list[Row]) -> Iterator[Hub]:
 
 
 def load(endpoint: str, home: Path, *options: dict[str, str]) -> list[dict[str, Any]]:
-    """What a fresh process makes of each of the options in turn."""
+    """The result of each of the options, in a fresh process."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
@@ -61,7 +61,7 @@ def load(endpoint: str, home: Path, *options: dict[str, str]) -> list[dict[str, 
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_dataset_of_the_hub_is_read_and_then_had_from_the_cache(hub: Hub, rows: list[Row], tmp_path: Path) -> None:
+def test_a_hub_dataset_is_read_and_then_loaded_from_the_cache(hub: Hub, rows: list[Row], tmp_path: Path) -> None:
     expected = {
         "ids": [row["instance_id"] for row in rows],
         "first": rows[0]["text"],
@@ -76,7 +76,7 @@ def test_a_dataset_of_the_hub_is_read_and_then_had_from_the_cache(hub: Hub, rows
     assert "has another commit" in other["error"]
 
 
-def test_what_the_hub_does_not_have_is_said_in_one_line(hub: Hub, tmp_path: Path) -> None:
+def test_missing_hub_datasets_are_one_line(hub: Hub, tmp_path: Path) -> None:
     cases: tuple[tuple[dict[str, str], str], ...] = (
         ({"name": "nobody/nothing"}, "dataset.name=nobody/nothing (revision main) was not found at http://127.0.0.1"),
         ({"name": NAME, "revision": "v9"}, "(revision v9) was not found"),
@@ -90,13 +90,13 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(hub: Hub, tmp_path: Path
         assert "\n" not in answer["error"]
 
 
-def test_a_hub_that_does_not_answer_is_a_quick_clear_error_without_its_password(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_line_without_its_password(tmp_path: Path) -> None:
     error = load("http://me:hunter2@127.0.0.1:9", tmp_path, {"name": NAME})[0]["error"]
     assert "could not be fetched from http://127.0.0.1:9" in error
     assert "hunter2" not in error
 
 
-def test_a_local_folder_of_the_same_name_is_never_taken_for_the_dataset(hub: Hub, tmp_path: Path) -> None:
+def test_a_local_folder_of_the_same_name_is_never_loaded(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir(parents=True)
     (tmp_path / NAME / "test.csv").write_text("instance_id,text\nx,local\n")
     assert "is also a local path" in load(hub.endpoint, tmp_path, {"name": NAME})[0]["error"]
@@ -106,20 +106,20 @@ def test_a_local_folder_of_the_same_name_is_never_taken_for_the_dataset(hub: Hub
     "name",
     ["", "https://huggingface.co/datasets/a/b", "a/b/c", "../x/y", "..", "../x", "a/..", "-x/y", "a/-y", "a/b\n"],
 )
-def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
+def test_an_invalid_hub_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.name="):
         HubDataset(name=name)
 
 
 @pytest.mark.parametrize("revision", ["", "-u", "../main", "a..b", "main\n", "/main", "a b"])
-def test_a_revision_that_git_cannot_have_is_refused(revision: str) -> None:
+def test_an_invalid_revision_is_refused(revision: str) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.revision="):
         HubDataset(name=NAME, revision=revision)
     assert HubDataset(name=NAME, revision="refs/convert/parquet").revision
 
 
 def test_code_and_pickles_in_a_repository_are_not_run(tmp_path: Path) -> None:
-    """A loading script beside the data, one alone, a pickled table, and a card that names the loader of pickles."""
+    """A loading script beside the data, one alone, a pickled table, and a card that requests the pickle loader."""
     ran = tmp_path / "ran"
 
     class Hostile:
@@ -130,7 +130,7 @@ def test_code_and_pickles_in_a_repository_are_not_run(tmp_path: Path) -> None:
     rows = b'{"instance_id": "a", "text": "b"}\n'
     pickled = pickle.dumps(Hostile())
     pickle.loads(pickled)
-    ran.unlink()  # it was there: loading it runs it
+    ran.unlink()  # loading the pickle directly does run it
     names = ["org/with-script", "org/script", "org/pickled", "org/named"]
     card = b"---\nconfigs:\n- config_name: default\n  builder_name: pandas\n  data_files: data.pkl\n---\n"
     repositories = {

@@ -1,4 +1,4 @@
-"""JSON lines and arrays: what is tolerated, what costs a row, what makes a file unusable, and what opening costs."""
+"""JSON lines and arrays: tolerated variants, invalid rows, unusable files, memory."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_a_one_line_prompt_has_no_system_part(rows: list[Row], write_jsonl: Writ
     assert (prompt.system, prompt.user) == (None, "one line only")
 
 
-def test_mark_crlf_blank_lines_and_a_missing_final_newline_are_tolerated(tmp_path: Path) -> None:
+def test_bom_crlf_blank_lines_and_a_missing_final_newline_are_tolerated(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + good("a") + b"\r\n\r\n  \t\n" + good("b") + b"\r\n\n" + good("c", "x" * 3_000_000)
     opened = open_bytes(tmp_path, content)
     assert [opened[i].instance_id for i in range(len(opened))] == ["a", "b", "c"]
     assert opened.characters(2) == 3_000_000
 
 
-def test_another_column_can_hold_the_prompt(tmp_path: Path) -> None:
+def test_another_column_can_contain_the_prompt(tmp_path: Path) -> None:
     line = json.dumps({"instance_id": "a", "prompt": "p", "text": "other"}).encode()
     instance = open_bytes(tmp_path, line, text_column="prompt")[0]
     assert instance.prompt.text == "p"
@@ -96,7 +96,7 @@ def test_a_row_without_a_usable_prompt_costs_that_row_only(tmp_path: Path, text:
         opened[1]
 
 
-def test_a_row_that_lacks_the_prompt_column_costs_that_row_only(tmp_path: Path) -> None:
+def test_a_row_without_the_prompt_column_costs_that_row_only(tmp_path: Path) -> None:
     fault = open_bytes(tmp_path, good("a") + b'\n{"instance_id": "b"}').fault(1)
     assert fault is not None
     assert fault.reason == "MissingPrompt"
@@ -142,9 +142,7 @@ def test_a_row_that_lacks_the_prompt_column_costs_that_row_only(tmp_path: Path) 
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_what_makes_the_file_unusable_is_one_line_that_names_the_place(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_an_unusable_file_is_one_line_that_names_the_location(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         open_bytes(tmp_path, content)
     assert "\n" not in str(caught.value)
@@ -155,12 +153,12 @@ def test_what_makes_the_file_unusable_is_one_line_that_names_the_place(
     ("path", "message"),
     [("nowhere.jsonl", "file not found"), (".", "is a directory"), ("x.parquet", "choose dataset=parquet")],
 )
-def test_a_path_that_is_no_such_file_says_what_would_be_right(path: str, message: str) -> None:
+def test_an_invalid_path_says_what_would_be_right(path: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         JsonlDataset(path=path).open()
 
 
-def test_home_and_relative_paths_are_followed(
+def test_home_and_relative_paths_are_expanded(
     rows: list[Row], write_jsonl: WriteJsonl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl(rows)
@@ -311,17 +309,17 @@ def test_the_real_instances_are_read_whole(real_path: Path) -> None:
     assert len(opened) == 32
 
 
-def test_what_never_ends_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_endless_files_are_refused_in_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zeros").symlink_to("/dev/zero")
     for name, kind in (("fifo", "a FIFO"), ("zeros", "a device")):
         with pytest.raises(DataError, match=f"{name} is {kind}"):
             JsonlDataset(path=str(tmp_path / name)).open()
-    if (memory := Path("/proc/self/mem")).exists():  # a regular file of which the start cannot be read
+    if (memory := Path("/proc/self/mem")).exists():  # a regular file whose start is unreadable
         with pytest.raises(DataError, match="/proc/self/mem cannot be read: Input/output error"):
             JsonlDataset(path=str(memory)).open()
     with (tmp_path / "long").open("wb") as file:
         file.write(b'{"instance_id": "a", "text": "x"}\n')
-        file.truncate(1 << 29)  # a hole: it takes no space
+        file.truncate(1 << 29)  # sparse
     with pytest.raises(DataError, match="line 2: is longer than 256 MiB"):
         JsonlDataset(path=str(tmp_path / "long")).open()

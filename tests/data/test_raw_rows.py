@@ -1,4 +1,4 @@
-"""Rows as they were published: their columns, their files, and rows without a prompt, in every format."""
+"""Published rows: their columns, their files, and rows without a prompt, in every format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FILES = {"a.py": "x = 1\r\n", "docs/é.txt": ""}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path) -> Iterator[None]:
-    """Keep the unpacked parquet files of each test to itself."""
+    """Gives each test its own cache of converted parquet files."""
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = tmp_path / "cache"
     yield
@@ -81,7 +81,7 @@ def test_a_row_is_what_its_instance_is_made_of(rows: list[Row], tmp_path: Path) 
     for opened in every_format(spoilt, tmp_path).values():
         assert opened.row(0) == rows[0]
         assert opened[0] == make_instance(opened.row(0), "text")
-        assert opened.row(3) == {"instance_id": "d", "text": " "}  # a row with a fault can be looked at
+        assert opened.row(3) == {"instance_id": "d", "text": " "}  # a row with a fault can be read
 
 
 def test_times_and_nested_lists_stay_as_they_are(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_files_are_read_from_each_shape_that_they_come_in(value: object) -> None
         [[f"{number}.py", ""] for number in range(10_001)],
     ],
 )
-def test_a_column_that_holds_no_files_is_left_alone(value: object) -> None:
+def test_a_files_column_with_other_content_is_ignored(value: object) -> None:
     assert files_of({"files": value}) is None
     text = "system\n[start of a.py]\n1 x\n[end of a.py]\n"
     assert make_instance({"instance_id": "a", "text": text, "files": value}, "text").files == {"a.py": "x"}

@@ -19,7 +19,7 @@ from swe_infer.types import DataShard, Instance, Prompt, Skip, TokenCounter
 
 
 class Texts:
-    """Rows in memory, which remember what was read."""
+    """Rows in memory that record the reads."""
 
     has_known_lengths = True
 
@@ -56,7 +56,7 @@ class Options(DatasetOptions):
 
 @dataclass
 class Words:
-    """Counts words; remembers how often it was asked."""
+    """Counts words, and its own calls."""
 
     exact: bool = True
     name: str = "words"
@@ -139,7 +139,7 @@ def test_the_shards_of_a_selection_are_disjoint_and_complete_and_come_after_the_
 
 
 def test_a_shard_depends_on_the_configuration_alone() -> None:
-    """What is finished, how tokens are counted and the order of work leave it as it is: a resume never overlaps."""
+    """It does not depend on finished instances, the token counter or the order: a resume never overlaps."""
     rows = Texts([words(n % 17 + 1) for n in range(60)])
     options = Options(max_tokens=8)
     plain = choose(rows, options, counter=Words(exact=False), shard=DataShard(index=1, count=3))
@@ -148,8 +148,8 @@ def test_a_shard_depends_on_the_configuration_alone() -> None:
     assert {*again.kept, *(s.index for s in again.skipped)} == set(plain.requested)
 
 
-def test_an_instance_keeps_its_shard_whatever_is_asked() -> None:
-    """Ids, limit and bounds may change between two commands, and a run of shards grows."""
+def test_an_instance_keeps_its_shard_for_any_request() -> None:
+    """Ids, limit and bounds may change between two commands, and a sharded run grows."""
     rows = Texts([words(1 + 7 * n % 41) for n in range(40)])
 
     def owners(options: Options) -> dict[int, int]:
@@ -165,7 +165,7 @@ def test_an_instance_keeps_its_shard_whatever_is_asked() -> None:
         assert len(some) == {9: 9, 31: 31}.get(options.limit or 0, 6 if options.instance_ids else 40)
 
 
-def test_a_division_that_an_earlier_version_made_otherwise_is_noticed() -> None:
+def test_another_division_by_an_earlier_version_is_detected() -> None:
     rows = Texts([words(1 + 7 * n % 41) for n in range(40)])
     assert choose(rows, shard=DataShard(index=0, count=4)).moved() == 0
     assert choose(rows, Options(limit=13), shard=DataShard(index=0, count=4)).moved() > 0
@@ -181,7 +181,7 @@ def test_more_shards_than_instances_leave_some_empty() -> None:
     ]
 
 
-def test_what_is_left_out_is_recorded_with_its_reason_and_numbers() -> None:
+def test_skips_have_a_reason_with_numbers() -> None:
     rows = Texts([words(3), "", words(500), words(900)])
     selection = choose(rows, Options(min_tokens=5, max_tokens=600), counter=Words())
     assert selection.kept == [2]
@@ -193,7 +193,7 @@ def test_what_is_left_out_is_recorded_with_its_reason_and_numbers() -> None:
     assert selection.skipped[2].message == "the prompt has 900 tokens (words), above dataset.max_tokens=600"
 
 
-def test_room_for_the_output_stays_free() -> None:
+def test_output_tokens_are_reserved() -> None:
     rows = Texts([words(900), words(901)])
     selection = choose(rows, counter=Words(), room=100, window=1000)
     assert selection.kept == [0]
@@ -210,7 +210,7 @@ def test_an_output_that_fills_the_window_is_refused() -> None:
         choose(Texts(["a"]), counter=Words(), room=1000, window=1000)
 
 
-def test_an_estimate_overflows_only_when_it_is_sure_but_decides_max_tokens_and_says_so() -> None:
+def test_an_estimate_skips_only_clear_overflows_but_decides_max_tokens() -> None:
     rows = Texts([words(1500), words(1801), words(10)])
     estimate = Words(exact=False, name="4 characters a token")
     selection = choose(rows, counter=estimate, room=100, window=1000)
@@ -225,7 +225,7 @@ def test_short_prompts_are_not_counted_nor_even_read() -> None:
     counter = Words()
     selection = choose(rows, Options(max_tokens=1000), counter=counter)
     assert selection.kept == [0, 1, 2]
-    assert rows.read == [1, 2]  # four bytes a character could be too much: read, and measured in bytes
+    assert rows.read == [1, 2]  # may exceed the bound at four bytes per character, so it is read and measured
     assert counter.asked == [rows.texts[2]]
 
 
@@ -237,7 +237,7 @@ def test_nothing_is_counted_without_bounds() -> None:
     assert rows.read == []
 
 
-def test_tokens_are_counted_when_an_instance_comes_up_and_once() -> None:
+def test_tokens_are_counted_lazily_and_once() -> None:
     rows = Texts([words(500)] * 100)
     counter = Words()
     selection = choose(rows, Options(max_tokens=400), counter=counter)

@@ -1,4 +1,4 @@
-"""Run directories for evaluations: real stores with answers that are known to be right or wrong."""
+"""Run directories for evaluations: real stores with known correct and incorrect answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_run(
     more_samples: tuple[Mapping[str, str | None], ...] = (),
     instances: int | None = None,
 ) -> Path:
-    """A run in which every instance of ``patches`` is completed; None stands for a failed one."""
+    """A run in which every instance of ``patches`` is completed; None means a failed one."""
     with RunStore(directory, GENERATED_NAME) as store:
         for sample, answers in enumerate((patches, *more_samples)):
             for instance_id, patch in answers.items():

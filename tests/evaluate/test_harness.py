@@ -1,4 +1,4 @@
-"""The official harness and its reports. Where a process is needed, a stand-in with the harness's own command line."""
+"""The official harness and its reports; its process is a fake with the same command line."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ def test_reports_on_further_samples_join_the_first(tmp_path: Path) -> None:
     ],
     ids=["lists of schema 1", "old lists", "one entry an instance"],
 )
-def test_every_shape_of_report_is_read(report: Any, found: dict[str, Any], tmp_path: Path) -> None:
+def test_every_report_format_is_read(report: Any, found: dict[str, Any], tmp_path: Path) -> None:
     assert read_report(written(tmp_path / "report.json", report)) == found
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", "{}", '{"a": 1}', '{"resolved": 3}'])
-def test_what_is_no_report_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+def test_other_files_are_refused_as_reports(content: str, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"report\.json: not") as caught:
         read_report(tmp_path / "report.json")
@@ -136,7 +136,7 @@ def test_without_the_harness_one_line_says_what_to_do(tmp_path: Path, capsys: py
 
 
 def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, *, docker: str, harness: str = "") -> None:
-    """Install a stand-in of the packages ``docker`` and ``swebench`` for this process and those that it starts."""
+    """Installs fake packages ``docker`` and ``swebench`` for this process and its children."""
     package = folder / "swebench" / "harness"
     package.mkdir(parents=True)
     for init in (folder / "swebench", package):
@@ -199,7 +199,7 @@ def test_predictions_go_to_the_harness_and_its_report_comes_back(
 
 
 @pytest.mark.slow
-def test_a_harness_that_breaks_off_is_exit_1_and_names_its_log(
+def test_a_failed_harness_is_exit_1_and_names_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed(tmp_path / "packages", monkeypatch, docker=DAEMON, harness="raise SystemExit('images are missing')")

@@ -1,4 +1,4 @@
-"""Datasets with tests of their own: gold patches resolve, everything else does not, and nothing gets out."""
+"""Datasets with their own tests: reference patches resolve, others do not, and the sandbox holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = sample_rows()
 
 
 def rewritten(row: dict[str, Any], code: str) -> str:
-    """A patch that puts ``code`` in front of the instance's file."""
+    """A patch that prepends ``code`` to the instance's file."""
     (path,) = row["files"]
     lines = code.splitlines()
     added = "".join(f"+{line}\n" for line in lines)
@@ -41,7 +41,7 @@ def test_every_gold_patch_of_the_bundled_sample_resolves_its_instance(tmp_path: 
     assert [v for v in verdicts.values() if not v["resolved"]] == []
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert (summary["resolved"], summary["evaluated"], summary["resolved_rate"]) == (len(ROWS), len(ROWS), 1.0)
-    assert summary["completed"] == len(ROWS)  # the run's own figures stay
+    assert summary["completed"] == len(ROWS)  # the run's own figures are kept
 
 
 def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
@@ -75,10 +75,10 @@ def test_patches_that_are_wrong_missing_or_harmful_do_not_resolve(
     assert "MemoryError" in reasons["greedy"]
     assert "refused" in reasons["network"]
     assert "AssertionError" in reasons["untouched"]
-    assert "AssertionError" in reasons["shell"]  # it ran, and reached nothing
+    assert "AssertionError" in reasons["shell"]  # it ran without access
     assert all(reason and "\n" not in reason for name, reason in reasons.items() if name != "gold")
     assert not canary.exists()
-    assert ("never-answered", 0) not in verdicts  # it may be answered yet; the rate counts it
+    assert ("never-answered", 0) not in verdicts  # not answered yet, but part of the rate
     assert f"{run}: resolved 1 of 10 (10.0%), evaluated 9" in capsys.readouterr().out
 
 
@@ -144,7 +144,7 @@ def test_verdicts_reach_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.M
     assert "evaluation.jsonl" in {entry["path"] for entry in contents}
 
 
-def test_what_is_no_run_or_is_in_use_is_one_line_and_exit_2(
+def test_invalid_or_locked_directories_are_one_line_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate([str(tmp_path)]) == 2
@@ -163,9 +163,7 @@ def test_what_is_no_run_or_is_in_use_is_one_line_and_exit_2(
     assert error.count("\n") == 1
 
 
-def test_patches_that_are_out_for_keys_leave_none_in_any_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patches_that_print_keys_leave_none_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-planted-0123456789abcdef"
     monkeypatch.setenv("OPENAI_API_KEY", secret)
     looks = (
@@ -173,14 +171,14 @@ def test_patches_that_are_out_for_keys_leave_none_in_any_file(
         "        found += open(path).read()\n    except OSError:\n        pass\nraise ValueError(found)"
     )
     run = make_run(tmp_path, {ROWS[0]["instance_id"]: rewritten(ROWS[0], looks)}, SAMPLE)
-    for arguments in ([], ["--unsafe"]):  # without the sandbox the code finds the key, and no file may hold it
+    for arguments in ([], ["--unsafe"]):  # without the sandbox the code finds the key, but no file may contain it
         assert evaluate([str(run), *arguments]) == 0
         (verdict,) = verdict_lines(run).values()
         assert not verdict["resolved"]
         assert [path for path in run.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()] == []
 
 
-def test_where_namespaces_are_forbidden_no_test_runs_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_without_namespaces_no_test_runs_unless_requested(tmp_path: Path) -> None:
     run = make_run(tmp_path, {ROWS[0]["instance_id"]: ROWS[0]["patch"]}, SAMPLE)
     forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     inside = ["unshare", "-Ur", "sh", "-c", forbid, "sh"]

@@ -1,4 +1,4 @@
-"""The end of a run whose dataset brings tests: they are run unasked, and the closing table says what came of it."""
+"""The end of a run whose dataset contains tests: they run by default, and the closing table has the result."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_tests_are_run_and_the_closing_table_says_what_is_resolved(tested: t
     assert f"  view       swe-infer-compare {directory} --html page.html\n" in told
 
 
-def test_they_say_what_an_evaluation_afterwards_says(tested: tuple[Path, str]) -> None:
+def test_they_agree_with_a_later_evaluation(tested: tuple[Path, str]) -> None:
     directory, _ = tested
     verdicts, figures = verdict_lines(directory), summary(directory)
     assert evaluate([str(directory)]) == 0
@@ -67,20 +67,20 @@ def test_they_say_what_an_evaluation_afterwards_says(tested: tuple[Path, str]) -
     assert summary(directory) == figures
 
 
-def test_the_tracker_hears_of_it(tested: tuple[Path, str]) -> None:
+def test_the_tracker_gets_the_verdicts(tested: tuple[Path, str]) -> None:
     tracked = read_offline_runs(tested[0])[0]
     assert tracked.summary["resolved"] == summary(tested[0])["resolved"]
     assert tracked.summary["resolved_rate"] == pytest.approx(summary(tested[0])["resolved_rate"])
 
 
-def test_a_finished_run_still_says_it(tested: tuple[Path, str]) -> None:
+def test_a_finished_run_shows_them_again(tested: tuple[Path, str]) -> None:
     directory, told = tested
     again = run(directory).stderr
     line = next(line for line in told.splitlines() if line.startswith("  resolved"))
     assert line in again.splitlines()
 
 
-def test_a_run_that_ended_before_its_tests_does_them_when_it_is_called_again(tested: tuple[Path, str]) -> None:
+def test_a_run_that_ended_before_its_tests_runs_them_when_resumed(tested: tuple[Path, str]) -> None:
     directory, _ = tested
     known = summary(directory)
     (directory / "evaluation.jsonl").unlink()

@@ -47,11 +47,11 @@ def _is_new_or_gone(lines: list[str]) -> bool:
 
 
 def miscount(lines: list[str], chance: random.Random) -> list[str]:
-    """Counts that do not fit."""
+    """Wrong counts."""
 
     def change(hunk: list[str]) -> list[str]:
         match = _HUNK.match(hunk[0])
-        if match is None:  # its numbers are gone already
+        if match is None:  # already without numbers
             return hunk
         old, new = (int(match[group] or 1) + chance.choice((-2, -1, 1, 2)) for group in (2, 4))
         return [f"@@ -{match[1]},{max(old, 0)} +{match[3]},{max(new, 0)} @@{match[5]}", *hunk[1:]]
@@ -60,11 +60,11 @@ def miscount(lines: list[str], chance: random.Random) -> list[str]:
 
 
 def move(lines: list[str], chance: random.Random) -> list[str]:
-    """Line numbers that do not fit."""
+    """Wrong line numbers."""
 
     def change(hunk: list[str]) -> list[str]:
         match = _HUNK.match(hunk[0])
-        if match is None:  # its numbers are gone already
+        if match is None:  # already without numbers
             return hunk
         if match[1] == "0" or match[3] == "0":
             return hunk
@@ -81,12 +81,12 @@ def drop_numbers(lines: list[str], chance: random.Random) -> list[str]:
 
 
 def strip_ends(lines: list[str], chance: random.Random) -> list[str]:
-    """White space at the ends of context and removed lines gone, the sign of a blank context line too."""
+    """Context and removed lines without trailing white space, and blank context lines without a sign."""
     return [line.rstrip() if line[:1] in (" ", "-") and not line.startswith("--- ") else line for line in lines]
 
 
 def pad_ends(lines: list[str], chance: random.Random) -> list[str]:
-    """White space at the ends of context lines added."""
+    """Context lines with added trailing white space."""
     return [line + "  " if line[:1] == " " and chance.random() < 0.5 else line for line in lines]
 
 
@@ -108,7 +108,7 @@ def number(lines: list[str], chance: random.Random) -> list[str]:
 
     def change(hunk: list[str]) -> list[str]:
         match = _HUNK.match(hunk[0])
-        if match is None:  # its numbers are gone already
+        if match is None:  # already without numbers
             return hunk
         at = int(match[1])
         changed = [hunk[0]]

@@ -1,4 +1,4 @@
-"""The real git, as the judge of patches: makes diffs, and applies them."""
+"""The real git: creates diffs and applies them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ENVIRONMENT = {
 
 
 class GitRepository:
-    """A repository whose working tree is set to some files, again and again."""
+    """A repository whose working tree is replaced by given files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -40,7 +40,7 @@ class GitRepository:
         )
 
     def set(self, files: Mapping[str, str]) -> None:
-        """Make the working tree hold exactly ``files``."""
+        """Replaces the working tree by ``files``."""
         for entry in self.root.iterdir():
             if entry.name != ".git":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -67,7 +67,7 @@ class GitRepository:
         return self.run("diff", "--cached", "--text", *options, tree).stdout.decode("utf-8", "surrogatepass")
 
     def apply(self, patch: str, files: Mapping[str, str]) -> dict[str, str] | None:
-        """What ``git apply`` makes of ``files``; None where it refuses."""
+        """The result of ``git apply`` on ``files``; None if it refuses."""
         self.set(files)
         done = self.run("apply", "-", text=patch)
         return self.files() if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""The check in memory against the real ``git apply``, on patches that try git's rules one by one."""
+"""The check in memory against the real ``git apply``, for each of git's rules."""
 
 from __future__ import annotations
 
@@ -128,5 +128,5 @@ def test_reason_names_file_and_hunk() -> None:
 
 
 def test_hunk_without_old_lines_does_not_make_a_file_under_a_path_cut_short() -> None:
-    """Git reads ``d/e.txt`` with ``-p1`` as ``e.txt``, and makes that."""
+    """Git reads ``d/e.txt`` with ``-p1`` as ``e.txt``, and creates that."""
     assert apply_patch("--- d/e.txt\n+++ d/e.txt\n" + ADD, FILES).unknown_files == ["e.txt"]

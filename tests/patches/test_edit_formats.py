@@ -1,4 +1,4 @@
-"""The form that a prompt asks for is looked for first, and the others after it."""
+"""The form that a prompt requests is tried first, then the others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ANSWERS: dict[EditFormat, list[str]] = {
 
 
 @pytest.mark.parametrize("edit_format", ANSWERS)
-def test_answer_in_the_form_that_was_asked_for_applies(git: GitRepository, edit_format: EditFormat) -> None:
+def test_answer_in_the_requested_form_applies(git: GitRepository, edit_format: EditFormat) -> None:
     for answer in ANSWERS[edit_format]:
         result = make_patch(answer, FILES, edit_format)
         assert result.status == "applies", (answer, result)
@@ -60,7 +60,7 @@ def test_answer_in_the_form_that_was_asked_for_applies(git: GitRepository, edit_
             assert git.apply(result.patch, FILES) == {**FILES, "src/pkg/mod.py": WANTED}
 
 
-def test_form_that_was_asked_for_comes_before_others_in_one_answer(git: GitRepository) -> None:
+def test_requested_form_precedes_others_in_one_answer(git: GitRepository) -> None:
     for edit_format in ("search_replace", "whole_file", "json_edits"):
         answer = f"A sketch:\n```diff\n{OTHER}```\nThe answer:\n{ANSWERS[edit_format][0]}"
         assert "a * b" in make_patch(answer, FILES, edit_format).patch

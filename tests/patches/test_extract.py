@@ -1,4 +1,4 @@
-"""Finding the patch in whatever a model wrote around it."""
+"""Finding the patch in the text around it."""
 
 from __future__ import annotations
 
@@ -152,6 +152,6 @@ def test_patch_cut_in_the_header_of_its_second_file_yields_none() -> None:
         assert make_patch(f"<patch>\n{DIFF}{half}", FILES).status == "none", half
 
 
-def test_cut_in_trailing_context_alone_is_mended() -> None:
+def test_cut_in_trailing_context_alone_is_repaired() -> None:
     result = make_patch("```diff\n" + "".join(DIFF.splitlines(keepends=True)[:-2]), FILES)
     assert result.status == "repaired"

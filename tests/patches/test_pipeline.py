@@ -1,4 +1,4 @@
-"""Statuses, refusals, cost, and the way from a recorded answer back to its patch."""
+"""Statuses, refusals, running time, and recorded answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_path_or_file_that_no_patch_may_touch_is_refused(patch: str, reason: str
         assert reason in (result.reason or "")
 
 
-def test_file_that_the_prompt_does_not_hold_makes_the_patch_unchecked() -> None:
+def test_file_outside_of_the_prompt_makes_the_patch_unchecked() -> None:
     result = make_patch(f"```diff\n{CHANGE}{UNKNOWN}```\n", FILES)
     assert (result.status, result.patch, result.reason) == (
         "unchecked", CHANGE + UNKNOWN, "not in the prompt: pkg/far.py",
@@ -52,7 +52,7 @@ def test_file_that_the_prompt_does_not_hold_makes_the_patch_unchecked() -> None:
     assert make_patch(f"```diff\n{CHANGE}```\n", {}).status == "unchecked"
 
 
-def test_counts_of_an_unchecked_file_are_mended_and_its_neighbour_is_repaired() -> None:
+def test_counts_of_an_unchecked_file_are_corrected_and_its_neighbour_is_repaired() -> None:
     damaged = (CHANGE + UNKNOWN).replace("-1,3 +1,3", "-8,9 +8,9").replace("-5,3 +5,3", "-5,7 +5,8")
     result = make_patch(f"```diff\n{damaged}```\n", FILES)
     assert result.status == "unchecked"
@@ -60,7 +60,7 @@ def test_counts_of_an_unchecked_file_are_mended_and_its_neighbour_is_repaired() 
     assert "@@ -1,3 +1,3 @@\n a = 1\n-b = 2\n+b = 4\n c = 3\n" in result.patch
 
 
-def test_misfit_in_a_held_file_weighs_more_than_a_file_that_is_not_held() -> None:
+def test_mismatch_in_a_known_file_outweighs_an_unknown_file() -> None:
     result = make_patch(f"```diff\n{CHANGE.replace('b = 2', 'b = 5')}{UNKNOWN}```\n", FILES)
     assert result.status == "does_not_apply"
     assert "pkg/mod.py: hunk 1" in (result.reason or "")
@@ -87,13 +87,13 @@ _HEAD = "--- a/f.py\n+++ b/f.py\n"
     ],
 )
 def test_time_is_linear_in_the_answer(head: str, piece: str) -> None:
-    """Eight times the text: a quadratic way would take sixty-four times as many steps."""
+    """Eight times the text: a quadratic algorithm would take sixty-four times as many steps."""
     small, large = (head + piece * count for count in (150, 1200))
     assert lines_executed(lambda: make_patch(large, _FILES)) < 14 * lines_executed(lambda: make_patch(small, _FILES))
-    # A regular expression that goes back and forth runs no more lines: with it, this takes minutes.
+    # A backtracking regular expression executes no additional lines, but would take minutes here.
     make_patch(head + piece * (160_000 // len(piece)), _FILES)
 
 
-def test_a_file_of_more_different_lines_than_can_be_indexed_is_told_as_one_that_does_not_fit() -> None:
+def test_a_file_with_too_many_distinct_lines_does_not_match() -> None:
     with pytest.raises(HunkNotFound, match="too many distinct lines"):
         LineIndex([str(number) for number in range(0x110000)]).find_all(["b = 2"], "exact")

@@ -46,7 +46,7 @@ def _edited(draw: st.DrawFn, lines: list[str]) -> list[str]:
 
 @st.composite
 def _change(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, str]]:
-    """Two trees of up to three files; some appear, go, or lose the newline at their end."""
+    """Two trees of up to three files; some are added, removed, or lose their final newline."""
     before: dict[str, str] = {}
     after: dict[str, str] = {}
     for path in draw(st.lists(st.sampled_from(["a.py", "src/b.py", "src/deep/c d.py"]), min_size=1, unique=True)):
@@ -107,7 +107,7 @@ def test_damaged_diff_is_repaired_to_the_same_result_or_refused(
         return
     applied = git.apply(result.patch, before)
     assert applied is not None, (damaged, result)
-    # Where git takes the damaged text as it is, its result counts: nothing was repaired.
+    # If git accepts the damaged text unchanged, its result counts: nothing was repaired.
     as_it_is = git.apply(damaged.replace("\r", ""), before)
     # An indentation that nothing in the file contradicts stays as written.
     settle = _without_indentation if "shift" in damages else dict
@@ -136,7 +136,7 @@ _PIECES = [
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(pieces=st.lists(st.sampled_from(_PIECES), max_size=25))
-def test_no_heap_of_diff_pieces_makes_it_raise(pieces: list[str]) -> None:
+def test_no_mix_of_diff_fragments_makes_it_raise(pieces: list[str]) -> None:
     result = make_patch("".join(pieces), {"a.py": "x\nz\n", "e.py": "", "deep/b.py": "x\ny"})
     assert (result.status == "none") == (result.patch == "")
     assert result.status in ("applies", "repaired") or result.reason

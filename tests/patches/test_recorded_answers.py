@@ -1,4 +1,4 @@
-"""Real answers of real models, judged by ``git apply``; skipped where the recordings are not there."""
+"""Recorded answers of real models, checked by ``git apply``; skipped without the recordings."""
 
 from __future__ import annotations
 

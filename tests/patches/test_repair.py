@@ -1,4 +1,4 @@
-"""What is repaired, what is refused, and that nothing is invented. Every repaired patch is put to ``git apply``."""
+"""Repairs and refusals. ``git apply`` checks every repaired patch."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ HALTED = MODULE.replace("        self.halted = True\n", "        self.halted = b
         ),
     ],
 )
-def test_hunk_is_put_where_it_fits(git: GitRepository, diff: str, repair: str) -> None:
+def test_hunk_is_applied_where_it_matches(git: GitRepository, diff: str, repair: str) -> None:
     result, files = _repaired(git, HEADER + diff)
     assert repair in result.repairs
     assert files["pkg/mod.py"] == HALTED
 
 
-def test_patch_that_applies_is_left_exactly_as_it_is() -> None:
+def test_patch_that_applies_is_unchanged() -> None:
     exact = HEADER + "@@ -1,3 +1,3 @@ anything\n import os\n-import sys\n+import re\n \n"
     result = make_patch(f"```diff\n{exact}```\n", FILES)
     assert (result.status, result.patch, result.repairs) == ("applies", exact, ())
@@ -120,7 +120,7 @@ def test_patch_that_applies_is_left_exactly_as_it_is() -> None:
         "@@ -6,9 +6,9 @@\n     def run(self, value):\n+        print(value)\n         raise ValueError(value)\n",
     ],
 )
-def test_two_places_that_fit_equally_are_not_repaired(hunk: str) -> None:
+def test_two_equal_matches_are_not_repaired(hunk: str) -> None:
     assert "more than one location" in _refused(HEADER + hunk)
 
 
@@ -144,7 +144,7 @@ def test_hunks_out_of_order_with_shared_context_become_one_patch(git: GitReposit
     assert files["pkg/mod.py"].endswith("        self.halted = bool(1)\n        return 1\n")
 
 
-def test_later_hunk_may_stand_on_what_an_earlier_one_added(git: GitRepository) -> None:
+def test_later_hunk_may_match_lines_that_an_earlier_one_added(git: GitRepository) -> None:
     first = "@@ -1,9 +1,9 @@\n import os\n-import sys\n+import re\n"
     second = "@@ -1,9 +1,9 @@\n import os\n import re\n+import abc\n"
     _, files = _repaired(git, HEADER + first + second)
@@ -196,12 +196,12 @@ def test_hunks_that_contradict_each_other_are_not_repaired() -> None:
         "",
     ],
 )
-def test_headers_are_mended(git: GitRepository, header: str) -> None:
+def test_headers_are_repaired(git: GitRepository, header: str) -> None:
     hunk = "@@ -2,9 +2,9 @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n"
     assert _repaired(git, header + hunk)[1]["pkg/mod.py"] == HALTED
 
 
-def test_file_that_the_text_before_a_bare_hunk_names_is_taken(git: GitRepository) -> None:
+def test_bare_hunk_gets_the_file_that_the_text_before_it_names(git: GitRepository) -> None:
     files = {**FILES, "pkg/copy.py": MODULE}
     hunk = "@@ -2,9 +2,9 @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n"
     result = make_patch(f"Change `pkg/copy.py`:\n```diff\n{hunk}```\n", files)

@@ -1,4 +1,4 @@
-"""Answers that replace text or rewrite files, instead of giving a diff."""
+"""Answers with search/replace edits or whole files instead of a diff."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_edit_becomes_a_patch_that_applies(git: GitRepository, answer: str) -> N
     assert git.apply(result.patch, FILES) == {**FILES, "pkg/mod.py": WANTED}
 
 
-def test_new_text_in_columns_of_its_own_is_indented_as_the_file(git: GitRepository) -> None:
+def test_new_text_gets_the_files_indentation(git: GitRepository) -> None:
     answer = (
         "<file>pkg/mod.py</file><original>if value is None:\n            return 0</original>"
         "<patched># none is one\nif value is None:\n    return 1</patched>"
@@ -93,13 +93,13 @@ def test_line_ends_of_the_file_are_kept(git: GitRepository) -> None:
         ("<file>pkg/mod.py</file><original>import os</original><patched>import os</patched>", "change nothing"),
     ],
 )
-def test_edit_that_leaves_a_doubt_yields_no_patch_but_a_reason(answer: str, reason: str) -> None:
+def test_ambiguous_edit_yields_no_patch_but_a_reason(answer: str, reason: str) -> None:
     result = make_patch(answer, FILES)
     assert (result.status, result.patch) == ("none", "")
     assert reason in (result.reason or "")
 
 
-def test_one_edit_that_does_not_fit_spoils_the_whole_answer() -> None:
+def test_one_edit_that_does_not_match_invalidates_the_answer() -> None:
     edits = "".join(
         f"pkg/mod.py\n<<<<<<< SEARCH\n{old}\n=======\nimport re\n>>>>>>> REPLACE\n"
         for old in ("import os", "import no")

@@ -1,4 +1,4 @@
-"""The end of a sweep: what standard output holds, the comparison and its page, what failed and how to go on."""
+"""The end of a sweep: standard output, the comparison and its page, failures, resuming."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.api_server import ApiServer
 from tests.sweeps.command import Sweep
 
 
-def test_a_range_with_a_failed_point_ends_in_a_comparison_of_the_others(tmp_path: Path) -> None:
+def test_a_range_with_a_failed_job_ends_in_a_comparison_of_the_others(tmp_path: Path) -> None:
     with ApiServer() as server:
         result = Sweep(server, tmp_path).run("decoding.temperature=range(0,1,0.5)", "decoding.top_p=0.9,7")
     assert result.returncode == 2, result.stderr
@@ -28,7 +28,7 @@ def test_a_range_with_a_failed_point_ends_in_a_comparison_of_the_others(tmp_path
     assert all(Path(run).name in text for run in runs)
 
 
-def test_a_glob_over_models_and_a_recipe_are_points_of_one_sweep(tmp_path: Path) -> None:
+def test_a_glob_over_models_and_an_experiment_are_jobs_of_one_sweep(tmp_path: Path) -> None:
     with ApiServer() as server:
         result = Sweep(server, tmp_path, count=1).run(
             "experiment=temperature", "model=glob(gpt-4o*)", "decoding.n=1", "provider.max_concurrency=2"
@@ -38,7 +38,7 @@ def test_a_glob_over_models_and_a_recipe_are_points_of_one_sweep(tmp_path: Path)
     assert sorted(asked) == [(model, t) for model in ("gpt-4o", "gpt-4o-mini") for t in (0.2, 0.6, 1.0)]
 
 
-def test_a_sweep_over_models_may_set_what_their_providers_have(tmp_path: Path) -> None:
+def test_a_sweep_over_models_may_set_their_providers_keys(tmp_path: Path) -> None:
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=1)
         sweep.base.remove("model=gpt-4o")
@@ -77,7 +77,7 @@ def test_a_comparison_that_cannot_be_written_costs_nothing_but_itself(tmp_path: 
     assert len(result.stdout.splitlines()) == 2
 
 
-def test_an_instance_that_failed_is_tried_again_by_the_same_command(tmp_path: Path) -> None:
+def test_the_same_command_retries_failed_instances(tmp_path: Path) -> None:
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path)
         server.script("bad_request")

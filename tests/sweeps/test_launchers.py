@@ -1,4 +1,4 @@
-"""Points in several processes: one cap, one exit status, a lost worker, shards that become one run."""
+"""Jobs in several processes: one cap, one exit status, a lost worker, merged shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def launcher(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
-def test_points_side_by_side_share_one_cap_and_one_status(launcher: str, tmp_path: Path) -> None:
+def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, tmp_path: Path) -> None:
     cap = Decimal("0.06")
     arguments = (launcher, "decoding.temperature=0,1,7", "decoding.max_new_tokens=64")
     with ApiServer(latency_s=0.05) as server:
@@ -42,7 +42,7 @@ def test_points_side_by_side_share_one_cap_and_one_status(launcher: str, tmp_pat
     assert "deprecated" not in whole.stderr
 
 
-def test_the_points_of_a_lost_worker_are_run_again_by_the_same_command(launcher: str, tmp_path: Path) -> None:
+def test_the_same_command_repeats_the_jobs_of_a_lost_worker(launcher: str, tmp_path: Path) -> None:
     arguments = (launcher, "decoding.temperature=0,1", "provider.max_concurrency=2", "runner.limits.start=1")
     with ApiServer(latency_s=0.2) as server:
         sweep = Sweep(server, tmp_path, count=12)
@@ -80,9 +80,9 @@ def test_the_shards_of_a_run_become_one_run_directory(launcher: str, tmp_path: P
         assert len(server.log.asked()) == 8
 
 
-def test_ctrl_c_ends_the_points_that_run_and_begins_no_other(launcher: str, tmp_path: Path) -> None:
-    """submitit's processes are in groups of their own, which a terminal's Ctrl-C does not reach; the sweep does."""
-    points = 2 if "submitit" in launcher else 3  # joblib begins as many as there are cores, submitit all
+def test_ctrl_c_ends_the_running_jobs_and_starts_no_other(launcher: str, tmp_path: Path) -> None:
+    """submitit's processes are in other process groups, so the sweep forwards a terminal's Ctrl-C."""
+    points = 2 if "submitit" in launcher else 3  # joblib starts one per core, submitit all
     temperatures = ",".join(["0", "0.5", "1"][:points])
     arguments = (
         launcher,
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_the_points_that_run_and_begins_no_other(launcher: str, tmp_
 
 
 def worker_of(pid: int) -> int:
-    """A process below ``pid`` that runs a point: it has a run directory open."""
+    """A descendant of ``pid`` that executes a run: it has a run directory open."""
     for child in sorted(descendants(pid)):
         for descriptor in Path(f"/proc/{child}/fd").glob("*"):
             if "records.jsonl" in os.readlink(descriptor):

@@ -1,4 +1,4 @@
-"""A search with Optuna: what it is told, how the same command goes on, what happens to points that fail."""
+"""A search with Optuna: objectives, resuming, failed jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def points(directory: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_the_cheapest_point_is_found_and_a_longer_search_goes_on_with_the_study(tmp_path: Path) -> None:
+def test_the_cheapest_job_is_found_and_a_longer_search_resumes_the_study(tmp_path: Path) -> None:
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, packages=PACKAGES)
         first = sweep.run(*SEARCH, "objective=cost_usd", "hydra.sweeper.n_trials=3")
@@ -52,7 +52,7 @@ def test_the_cheapest_point_is_found_and_a_longer_search_goes_on_with_the_study(
         assert len(server.log.asked()) == 12
 
 
-def test_a_grid_with_failed_points_has_a_best_one_and_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+def test_a_grid_with_failed_jobs_has_a_best_one_and_is_resumed(tmp_path: Path) -> None:
     grid = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.top_p=7,0.5,8,0.9")
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, packages=PACKAGES)
@@ -66,14 +66,14 @@ def test_a_grid_with_failed_points_has_a_best_one_and_goes_on_with_what_is_missi
 
         (log,) = (tmp_path / "outputs" / "sweeps").glob("*/runs.jsonl")
         lines = [line for line in log.read_text().splitlines() if "top_p=0.9" not in line]
-        log.write_text("\n".join(lines) + "\n")  # as if the sweep had been killed before that point
+        log.write_text("\n".join(lines) + "\n")  # as if the sweep had been killed before that job
         again = sweep.run(*grid)
         assert again.returncode == 2, again.stderr
         assert len(points(tmp_path)) == 4
         assert len(server.log.asked()) == 6, "a point that has its answers asks for none"
 
 
-def test_a_search_of_failed_points_alone_says_why_they_failed(tmp_path: Path) -> None:
+def test_a_search_with_only_failed_jobs_says_why(tmp_path: Path) -> None:
     with ApiServer() as server:
         result = Sweep(server, tmp_path, packages=PACKAGES).run(
             "hydra/sweeper=optuna", "decoding.top_p=interval(2,3)", "hydra.sweeper.n_trials=2"
@@ -95,7 +95,7 @@ def test_a_glob_is_a_choice_among_the_options_it_matches(tmp_path: Path) -> None
     assert all("decoding=greedy" in overrides for overrides in chosen)  # type: ignore[operator]
 
 
-def test_a_killed_search_finishes_the_point_it_was_at(tmp_path: Path) -> None:
+def test_a_killed_search_finishes_its_last_job(tmp_path: Path) -> None:
     with ApiServer(latency_s=0.3) as server:
         sweep = Sweep(server, tmp_path, count=6, packages=PACKAGES)
         arguments = (*SEARCH, "hydra.sweeper.n_trials=2", "runner.limits.start=1", "provider.max_concurrency=1")

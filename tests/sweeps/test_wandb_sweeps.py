@@ -35,7 +35,7 @@ TOTALS = {
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_point_of_a_sweep_file_composes_and_is_built(file: Path) -> None:
+def test_every_job_of_a_sweep_file_composes_and_is_built(file: Path) -> None:
     sweep = yaml.safe_load(file.read_text())
     assert sweep["command"] == ["${env}", "${interpreter}", "-m", "${program}", "${args_no_hyphens}"]
     assert sweep["program"] == "swe_infer"
@@ -101,7 +101,7 @@ def server() -> Iterator[FakeWandbServer]:
 
 
 def adapted(file: Path, target: Path, **parameters: Any) -> Path:
-    """A sweep file as a user edits it: other values, the rest as it stands."""
+    """A sweep file as a user edits it: other values, the rest unchanged."""
     sweep = yaml.safe_load(file.read_text())
     sweep["parameters"] |= {name.replace("__", "."): spec for name, spec in parameters.items()}
     target.write_text(yaml.dump(sweep))
@@ -157,7 +157,7 @@ def test_an_agent_goes_through_the_grid_with_the_bundled_model(server: FakeWandb
     assert "apply_rate" in run.summary
 
 
-def test_what_a_server_draws_reaches_the_run_as_it_was_drawn(server: FakeWandbServer, tmp_path: Path) -> None:
+def test_values_from_the_server_reach_the_run_unchanged(server: FakeWandbServer, tmp_path: Path) -> None:
     wandb = Cli(server, tmp_path)
     data = write_instances(tmp_path / "instances.jsonl", 1)
     with ApiServer() as vendor:
@@ -178,7 +178,7 @@ def test_what_a_server_draws_reaches_the_run_as_it_was_drawn(server: FakeWandbSe
 
 
 def swept(wandb: Cli, file: Path, *options: str) -> str:
-    """Create the sweep and let an agent do it; returns its id."""
+    """Creates the sweep and lets an agent run it; returns its id."""
     match = re.search(r"wandb agent (?:\x1b\[\w+m)?(\S+/(\w+))", wandb("sweep", file.name))
     assert match is not None
     wandb("agent", *options, match[1])

@@ -16,12 +16,12 @@ def holds(findings: Findings) -> None:
     assert findings.ok, findings
 
 
-def test_killed_runs_lose_nothing_and_pay_for_what_was_in_flight_alone(tmp_path: Path) -> None:
+def test_killed_runs_lose_only_requests_in_flight(tmp_path: Path) -> None:
     holds(crashes.kills_of_runs(tmp_path, 1, seed=3, tracked_share=0.0))
 
 
 @pytest.mark.parametrize("moment", ["SIGINT twice", "SIGTERM"])
-def test_a_signal_ends_a_run_with_130_and_the_same_command_goes_on(moment: crashes.Moment, tmp_path: Path) -> None:
+def test_a_signal_ends_a_run_with_130_and_the_same_command_resumes(moment: crashes.Moment, tmp_path: Path) -> None:
     holds(crashes.interrupted(tmp_path, moment, seed=5))
 
 

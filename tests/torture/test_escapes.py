@@ -1,4 +1,4 @@
-"""Names and texts of others: in logs, errors and file names."""
+"""Untrusted names and texts in logs, errors and file names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN = {"shard": {"index": None, "count": None}}
 @pytest.mark.parametrize(
     "name", ["../../etc/cron.d/x", "/etc/passwd", "a\x00b", "..", "\x1b[2J", "x" * 5000, "C:\\x"]
 )
-def test_a_run_is_named_inside_its_folder_whatever_its_model_is_called(name: str) -> None:
+def test_no_model_name_leaves_the_output_folder(name: str) -> None:
     made = run_name(PLAIN, name, name)
     assert "/" not in made
     assert made not in (".", "..")
@@ -40,11 +40,11 @@ def test_control_sequences_reach_neither_logs_nor_error_lines() -> None:
         ("mail me@host", "mail me@host"),
     ],
 )
-def test_credentials_are_taken_out_of_addresses(text: str, shown: str) -> None:
+def test_credentials_are_redacted_in_urls(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
 
 
-def test_secrets_of_the_environment_are_taken_out_of_traces() -> None:
+def test_secrets_of_the_environment_are_redacted_in_tracebacks() -> None:
     formatter = RedactingFormatter("%(message)s", {"MY_API_KEY": "planted-secret", "HOME": "/home/someone"})
     try:
         raise ValueError("planted-secret in /home/someone")

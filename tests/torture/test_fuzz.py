@@ -1,4 +1,4 @@
-"""The short form of ``benchmarks.torture fuzz``, in a process of its own: the command changes logging and limits."""
+"""The short form of ``benchmarks.torture fuzz``, in its own process: the command changes logging and limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_inputs_that_nobody_should_write_end_in_one_line_or_a_skip(tmp_path: Path) -> None:
+def test_absurd_inputs_end_in_one_line_or_a_skip(tmp_path: Path) -> None:
     kinds = ["overrides", "datasets", "records", "answers"]
     command = [sys.executable, "-m", "benchmarks.torture", "fuzz", "--only", *kinds, "--examples", "10"]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""A whole run against a server whose bodies are meant to hurt: each costs its own instance at most."""
+"""A whole run against a server with hostile bodies: each costs at most its own instance."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Ctrl-C at moments that are told by what the server, or the process, has done; seconds are left to
-``benchmarks.torture interrupts``, which goes over the whole life of each kind of command."""
+"""Ctrl-C at moments that are defined by the state of the server or the process; for times see
+``benchmarks.torture interrupts``, which covers the whole life of each command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server() -> Iterator[ApiServer]:
 
 
 def asked(server: ApiServer, more: int, process: subprocess.Popen[str]) -> None:
-    """Wait until the server has been asked for so many more answers."""
+    """Waits until the server has received this many more requests."""
     before = len(server.log.asked())
     wait_until(lambda: len(server.log.asked()) >= before + more, process)
 
@@ -46,10 +46,10 @@ def test_a_run_is_interrupted_again_and_again_and_pays_for_each_answer_once(
     assert findings.faults == 3
 
 
-def test_a_sweep_begins_no_further_point_even_where_the_interrupted_one_was_finished(
+def test_an_interrupted_sweep_starts_no_further_job_even_if_the_current_one_finishes(
     server: ApiServer, tmp_path: Path
 ) -> None:
-    """All that is left of the first point is in flight when the signal comes: it ends well, the sweep does not."""
+    """The signal comes when the rest of the first job is in flight: the job succeeds, the sweep is interrupted."""
     trial, findings = Trial(KINDS["sweep"], tmp_path / "sweep", server), Findings("sweep")
     first = trial.interrupt(findings, lambda process: asked(server, 12, process))
     assert len(server.log.asked()) == 12
@@ -61,7 +61,7 @@ def test_a_sweep_begins_no_further_point_even_where_the_interrupted_one_was_fini
     assert set(server.log.answers_by_prompt().values()) == {3}
 
 
-def test_batches_go_on_at_the_provider_and_are_collected_by_the_same_command(
+def test_batches_continue_at_the_provider_and_the_same_command_collects_them(
     server: ApiServer, tmp_path: Path
 ) -> None:
     trial, findings = Trial(KINDS["batch"], tmp_path / "batch", server), Findings("batch")
@@ -74,7 +74,7 @@ def test_batches_go_on_at_the_provider_and_are_collected_by_the_same_command(
     assert len(server.batches.submitted()) == 3
 
 
-def test_a_local_run_goes_on_after_each_interrupt(server: ApiServer, tmp_path: Path) -> None:
+def test_a_local_run_resumes_after_each_interrupt(server: ApiServer, tmp_path: Path) -> None:
     trial, findings = Trial(KINDS["local"], tmp_path / "local", server), Findings("local")
     records = trial.directory / "run" / "records.jsonl"
     trial.interrupt(findings, lambda process: wait_until(records.exists, process))
@@ -88,7 +88,7 @@ def test_a_local_run_goes_on_after_each_interrupt(server: ApiServer, tmp_path: P
 
 @pytest.mark.usefixtures("sandbox")  # the evaluation runs tests
 @pytest.mark.parametrize("name", ["dry-run", "compare", "evaluate"])
-def test_what_pays_for_nothing_ends_at_once(name: str, server: ApiServer, tmp_path: Path) -> None:
+def test_commands_that_pay_for_nothing_end_at_once(name: str, server: ApiServer, tmp_path: Path) -> None:
     trial, findings = Trial(KINDS[name], tmp_path / name, server), Findings(name)
     trial.interrupt(findings, handles_signals)
     if name == "evaluate":
@@ -106,8 +106,8 @@ def children(process: subprocess.Popen[str]) -> str:
         return ""
 
 
-def test_an_entry_point_takes_the_signals_before_it_imports_anything_heavy(tmp_path: Path) -> None:
-    """A stand-in for the module of the signal handlers sees what was imported before it."""
+def test_entry_points_install_signal_handlers_before_heavy_imports(tmp_path: Path) -> None:
+    """A fake module of the signal handlers records what was imported before it."""
     code = "import sys; print(*sys.modules); sys.stdout.flush(); import os; os._exit(0)"
     package = tmp_path / "swe_infer"
     shutil.copytree(ROOT / "swe_infer", package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
@@ -128,7 +128,7 @@ def test_an_entry_point_takes_the_signals_before_it_imports_anything_heavy(tmp_p
 
 
 def test_the_status_is_130_wherever_the_interrupt_was_raised(tmp_path: Path) -> None:
-    """Within source text that is executed, as while a class is made, CPython itself would end by the signal."""
+    """During ``exec`` of source text, for example of a dataclass, CPython itself would end by the signal."""
     (tmp_path / "command.py").write_text(
         "from swe_infer.interrupts import run_command\n"
         "def main():\n"

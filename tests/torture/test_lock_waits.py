@@ -21,7 +21,7 @@ from tests.support.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _PATIENCE_S = 45
-"""A run that does not hear Ctrl-C waits for 60 s for a lock."""
+"""Seconds to wait for the process. A run that ignores Ctrl-C waits 60 s for a lock."""
 
 
 def started(server: ApiServer, directory: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -50,7 +50,7 @@ def has_open(process: subprocess.Popen[str], path: Path) -> bool:
 
 
 def interrupted(process: subprocess.Popen[str]) -> None:
-    """Press Ctrl-C once: the process ends, says so in one line and leaves no trace."""
+    """Sends Ctrl-C once: the process ends with one line and no traceback."""
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=_PATIENCE_S)
     assert process.returncode == 130, told
@@ -66,13 +66,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def test_a_paid_answer_is_booked_though_its_ledger_is_locked(tmp_path: Path) -> None:
+def test_a_paid_answer_is_recorded_though_its_ledger_is_locked(tmp_path: Path) -> None:
     with ApiServer(latency_s=2.0) as server:
         process = started(server, tmp_path, "budget.max_usd=5", "dataset.limit=6")
         until(lambda: server.in_flight, process)
         with locked(tmp_path / "run" / "ledger.sqlite"):
             until(lambda: server.log.answers(), process)
-            time.sleep(0.5)  # it waits to settle
+            time.sleep(0.5)  # it waits for the batch to appear
             interrupted(process)
         paid = server.log.answers_by_prompt()
         records = list(read_records(tmp_path / "run" / "records.jsonl"))
@@ -92,7 +92,7 @@ def test_a_paid_answer_is_booked_though_its_ledger_is_locked(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("what", ["ledger", "cache", "pace"])
-def test_a_run_that_cannot_begin_for_a_lock_hears_ctrl_c(what: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_wait_for_a_lock(what: str, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     held, key = {
         "ledger": (tmp_path / "run" / "ledger.sqlite", "budget.max_usd=5"),

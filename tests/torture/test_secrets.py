@@ -1,4 +1,4 @@
-"""Secrets are planted wherever a user may have some; then everything that runs leave is searched for them."""
+"""Plants secrets everywhere a user may have some, then searches all outputs of runs for them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PASSWORDS = ["Planted1Proxy1aQ7zK2m", "Planted2Address1xW9vB4n", "Planted3Query1
 
 
 def environment(address: str, home: Path, **more: str) -> dict[str, str]:
-    """Every variable with a secret; the address with its password comes from the environment too."""
+    """Every variable with a secret, including the URL with its password."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("PROXY")}
     home.mkdir(exist_ok=True)
     return {
@@ -66,7 +66,7 @@ def run(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.Completed
 
 
 def leaks(where: Path, *outputs: bytes | str) -> Iterator[str]:
-    """Which secret lies where, also in base64, in an address's escapes, and in the packed parts of a page."""
+    """Which secret is where, also in base64, in URL escapes, and in the compressed parts of a page."""
     texts = {str(path.relative_to(where)): path.read_bytes() for path in where.rglob("*") if path.is_file()}
     texts |= {f"output {n}": o if isinstance(o, bytes) else o.encode() for n, o in enumerate(outputs)}
     for name, text in list(texts.items()):
@@ -113,7 +113,7 @@ def test_a_run_that_succeeds_leaves_no_secret_and_neither_does_its_comparison(da
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_what_a_launcher_leaves_for_its_workers_holds_no_secret(launcher: str, data: Path, tmp_path: Path) -> None:
+def test_a_launchers_pickles_contain_no_secret(launcher: str, data: Path, tmp_path: Path) -> None:
     plugin = f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher"
     pytest.importorskip(plugin, reason="the extra is not installed")
     with ApiServer() as server:
@@ -147,7 +147,7 @@ def test_a_run_that_fails_leaves_no_secret(group: str, fault: str, data: Path, t
     assert bool(server.log.asked()) == (group != "azure"), "an address with a key in it is refused"
 
 
-def test_a_proxy_that_cannot_be_reached_is_told_of_without_its_password(data: Path, tmp_path: Path) -> None:
+def test_an_unreachable_proxy_is_reported_without_its_password(data: Path, tmp_path: Path) -> None:
     env = environment("http://example.invalid/v1", tmp_path / "home", NO_PROXY="")
     arguments_ = arguments(data, tmp_path / "run", "model=gpt-4o", "tracker=none", "dataset.limit=1")
     result = run(*arguments_, cwd=tmp_path, env=env)
@@ -159,7 +159,7 @@ def test_a_proxy_that_cannot_be_reached_is_told_of_without_its_password(data: Pa
     "override",
     ["provider.base_url=[https://user:{}@host]"],
 )
-def test_a_mistake_in_an_override_is_told_of_without_the_password_in_it(override: str, tmp_path: Path) -> None:
+def test_an_invalid_override_is_reported_without_its_password(override: str, tmp_path: Path) -> None:
     env = environment("", tmp_path / "home")
     result = run("model=gpt-4o", override.format(PASSWORDS[1]), cwd=tmp_path, env=env)
     assert result.returncode == 2, result.stderr
