@@ -25,7 +25,7 @@ def print_estimate(found: Estimate, title: str) -> None:
         ("live", _dollars(found.live_usd)),
         ("with cache", _dollars(found.cached_usd)),
         ("in batch", _dollars(found.batch_usd) if found.batch_usd else "not offered, or its price is unknown"),
-        ("time", f"{time} (limited by {found.limited_by})"),
+        ("time", f"{time} (limited by {found.limited_by})" if found.requests else "nothing left to run"),
     ]
     print(title)
     for name, value in rows:

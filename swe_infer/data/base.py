@@ -164,7 +164,7 @@ class Dataset(Protocol):
 
     @property
     def text_column(self) -> str | None:
-        """The column of the prompts; None: the rows hold none."""
+        """The column with the prompt; None: the rows have no prompts."""
         ...
 
     def without_prompts(self) -> Dataset:

@@ -66,7 +66,7 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
         if old in result.files:
             raise PatchError(f"{old}: removed by the patch before it is changed")
         if old is not None and is_absent(files, old):
-            raise PatchError(f"{old}: there is no such file at the base commit")
+            raise PatchError(f"{old}: the file does not exist at the base commit")
         result.unknown_files.append(old or "")
         return
     content = _apply_hunks(patch, content)

@@ -269,18 +269,18 @@ def _through_first_nonblank(texts: Sequence[str]) -> list[str]:
     return []
 
 
-def _common_suffix(wanted: str, text: str, end: int) -> int:
-    """The number of characters before ``end`` that equal the last ones of ``wanted``."""
+def _common_suffix(pattern: str, text: str, end: int) -> int:
+    """The number of characters before ``end`` that equal the last ones of ``pattern``."""
     count = 0
-    while count < len(wanted) and count < end and wanted[-1 - count] == text[end - 1 - count]:
+    while count < len(pattern) and count < end and pattern[-1 - count] == text[end - 1 - count]:
         count += 1
     return count
 
 
-def _common_prefix(wanted: str, text: str, start: int) -> int:
-    """The number of characters from ``start`` on that equal the first ones of ``wanted``."""
+def _common_prefix(pattern: str, text: str, start: int) -> int:
+    """The number of characters from ``start`` on that equal the first ones of ``pattern``."""
     count = 0
-    while count < len(wanted) and start + count < len(text) and wanted[count] == text[start + count]:
+    while count < len(pattern) and start + count < len(text) and pattern[count] == text[start + count]:
         count += 1
     return count
 
@@ -455,7 +455,7 @@ def without_line_numbers(lines: Sequence[Line]) -> list[Line] | None:
             if match is None:
                 return None
             numbers.append(int(match["number"]))
-        takes = match is not None and (line.tag != "+" or added_numbered)
-        stripped.append(replace(line, text=match["rest"] or "") if takes and match else line)
+        is_numbered = match is not None and (line.tag != "+" or added_numbered)
+        stripped.append(replace(line, text=match["rest"] or "") if is_numbered and match else line)
     counts = all(later > earlier for earlier, later in pairwise(numbers))
     return stripped if numbers and counts else None

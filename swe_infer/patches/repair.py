@@ -204,7 +204,7 @@ class _Repair:
     def _unknown(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
         """Rewrites the hunks for a file that is not in the prompt: only their counts can be corrected."""
         if is_absent(self.files, patch.old_path or ""):
-            raise PatchError(f"{patch.path}: there is no such file at the base commit")
+            raise PatchError(f"{patch.path}: the file does not exist at the base commit")
         starts: list[tuple[int, int]] = []
         for hunk in hunks:
             header = hunk.header

@@ -328,10 +328,10 @@ class _Writer:
         edit = self.edits[path]
         if edit.changed:
             raise PatchError(f"{path}: edits overlap")
-        wanted = _as_in_file(new.removesuffix("\n").split("\n"), edit.base)
-        if elided("\n".join(wanted), edit.base):
+        rewritten = _as_in_file(new.removesuffix("\n").split("\n"), edit.base)
+        if elided("\n".join(rewritten), edit.base):
             raise PatchError(f"{path}: the new file leaves lines out")
-        lines = line_diff(edit.base, wanted)
+        lines = line_diff(edit.base, rewritten)
         if not explicit and _is_excerpt(lines):
             raise PatchError(f"{path}: the code looks like an excerpt of the file, not the whole")
         edit.apply_to_base(_placed_lines(lines, 0))
@@ -364,18 +364,18 @@ class _Writer:
 
     def _replace_inside(self, path: str, old: list[str], new: list[str], lines: LineIndex) -> list[PlacedLine]:
         """Replaces a text that begins or ends inside a line."""
-        content, wanted = "\n".join(lines.lines), "\n".join(old)
-        start = content.find(wanted)
+        content, pattern = "\n".join(lines.lines), "\n".join(old)
+        start = content.find(pattern)
         if start < 0:
             raise PatchError(f"{path}: the old text is not in the file")
-        if content.find(wanted, start + 1) >= 0:
+        if content.find(pattern, start + 1) >= 0:
             raise PatchError(f"{path}: the old text occurs more than once")
         first = content.count("\n", 0, start)
         line_start = content.rfind("\n", 0, start) + 1
-        line_end = content.find("\n", start + len(wanted))
+        line_end = content.find("\n", start + len(pattern))
         line_end = len(content) if line_end < 0 else line_end
         base = content[line_start:line_end].split("\n")
-        text = content[line_start:start] + "\n".join(new) + content[start + len(wanted) : line_end]
+        text = content[line_start:start] + "\n".join(new) + content[start + len(pattern) : line_end]
         return _placed_lines(line_diff(base, text.split("\n")), first)
 
 

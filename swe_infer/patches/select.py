@@ -90,19 +90,19 @@ def _version_by_path(read: Sequence[_Read], *, last: bool) -> dict[str, int]:
 
 
 def _candidate(read: Sequence[_Read], notes: tuple[str, ...], owners: dict[str, int] | None) -> Candidate:
-    taken: list[_Read] = []
+    selected: list[_Read] = []
     whole = True
     for number, one in enumerate(read):
         kept = [s for s in one.sections if owners is None or owners[s.patch.path] == number]
         if kept or owners is None:
-            taken.append(_Read(one.block, kept, one.notes))
+            selected.append(_Read(one.block, kept, one.notes))
             whole = whole and len(kept) == len(one.sections)
-    lines = [line for one in taken for line in one.block.lines]
+    lines = [line for one in selected for line in one.block.lines]
     return Candidate(
-        tuple(one.block for one in taken),
-        [section for one in taken for section in one.sections],
+        tuple(one.block for one in selected),
+        [section for one in selected for section in one.sections],
         "\n".join(lines).rstrip("\n") + "\n" if whole else None,
-        (*notes, *dict.fromkeys(note for one in taken for note in one.notes)),
+        (*notes, *dict.fromkeys(note for one in selected for note in one.notes)),
     )
 
 

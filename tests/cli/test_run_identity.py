@@ -111,7 +111,9 @@ def made_by_an_earlier_version(run: Path, name: str) -> Path:
     return old
 
 
-def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(desk: Desk) -> None:
+def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = desk.run("dataset.limit=4")
     assert desk.sent == 4
     assert desk.run("dataset.limit=8") == run
@@ -137,6 +139,7 @@ def test_a_run_grows_shrinks_and_moves_and_pays_for_each_answer_once(desk: Desk)
         assert desk.run(ids, server=moved) == run
         assert len(moved.log.asked()) == 1
         assert desk.run("dataset.limit=8", "provider.max_concurrency=1", "dry_run=true", server=moved) == desk.folder
+        assert "nothing left to run" in capsys.readouterr().out
         assert desk.run("dataset.limit=8", server=moved) == run
         assert len(moved.log.asked()) == 1, "a moved server sends nothing"
     assert desk.sent == 8

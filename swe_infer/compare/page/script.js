@@ -392,8 +392,8 @@ function drawInstances() {
 }
 
 function drawRows() {
-  const wanted = list.search.trim().toLowerCase();
-  list.shown = names.filter((name) => name.toLowerCase().includes(wanted) && FILTERS[list.show][1](name) &&
+  const query = list.search.trim().toLowerCase();
+  list.shown = names.filter((name) => name.toLowerCase().includes(query) && FILTERS[list.show][1](name) &&
     (list.exactly === null || solvers(name).join(' ') === list.exactly));
   const rows = list.shown.slice(0, list.limit).map((name) => ({
     cells: [element('a', { href: `#${encodeURIComponent(name)}`, text: name }), ...data.cells[name].map(mark)],
