@@ -45,7 +45,8 @@ class PromptRenderer:
         Option("The form of the answer that the prompt requests; it is also tried first when parsing.", "answer"),
     ] = "unified_diff"
     template: Annotated[
-        PathText | None, Option("A Jinja template instead of the style; its content is part of the identity.", "address")
+        PathText | None,
+        Option("A Jinja template instead of the style; its content is part of the identity.", "address"),
     ] = None
     examples: Annotated[
         PathText | None,
