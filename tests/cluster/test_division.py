@@ -76,8 +76,8 @@ def test_quotas_learned_from_headers_are_divided(server: Callable[[], Bucket | W
 
 def test_a_learned_quota_is_divided_like_a_configured_one() -> None:
     configured, learned = RateLimiter(200, 0.0), RateLimiter(None, 0.0, parts=3)
-    learned.take(1, 0.0)
-    learned.learn(600, 0, 60.0, sent_before=1, now=0.0)
+    learned.consume(1, 0.0)
+    learned.update_from_headers(600, 0, 60.0, sent_before=1, now=0.0)
     assert learned.per_minute == configured.per_minute == 200
 
 
@@ -90,10 +90,10 @@ def simulate(server: Bucket | Window, limiters: Sequence[RateLimiter], seconds: 
         now, index = heapq.heappop(turns)
         while arrivals and arrivals[0][0] <= now:
             _, to, sent_before, configured = heapq.heappop(arrivals)
-            limiters[to].learn(*configured, sent_before=sent_before, now=now)
+            limiters[to].update_from_headers(*configured, sent_before=sent_before, now=now)
         wait = min(limiters[index].wait_s(1.0, now), 0.5)
         if wait <= 0:
-            limiters[index].take(1.0, now)
+            limiters[index].consume(1.0, now)
             if server.admits(now):
                 admitted += 1
                 heapq.heappush(arrivals, (now + 2.0, index, limiters[index].sent, server.headers(now)))

@@ -103,4 +103,4 @@ def test_a_run_reads_the_answer_behind_its_given_beginning(tmp_path: Path) -> No
     record = next(read_records(tmp_path / "run" / "records.jsonl"))
     assert record["full_output"] == answer
     assert record["patch_status"] in ("applies", "repaired"), record
-    assert "+    factor = 1" in record["model_patch"]
+    assert "+    factor = 1" in str(record["model_patch"])
