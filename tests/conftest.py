@@ -17,6 +17,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.support import commands
 from tests.support.selection import forbid_processes, is_slow, late_imports
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "openai", "anthropic", "wandb", "ray"}
@@ -38,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-")
     config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True))
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist share what their parent names
+        os.environ[commands.SHARED] = tempfile.mkdtemp(prefix="commands-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ[commands.SHARED], ignore_errors=True))
     config.stash[HEAVY_IMPORTS] = [f"pytest itself imports {name}" for name in sorted(HEAVY & sys.modules.keys())]
     config.stash[LATE_IMPORTS_MADE] = set()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.torture.checks import Findings, check_files, check_finished, unrecorded
-from benchmarks.torture.place import Place, wait_until
+from benchmarks.torture.place import Place, Process, wait_until
 from tests.support.api_server import ApiServer
 
 __all__ = ["SIGNALS", "Moment", "interrupted", "kills_of_local_runs", "kills_of_runs"]
@@ -65,9 +64,7 @@ def _kill_until_done(place: Place, server: ApiServer, findings: Findings, chance
     findings.paid_twice += max(0, again - allowed)
 
 
-def _killed_at_random(
-    place: Place, server: ApiServer, process: subprocess.Popen[str], chance: random.Random
-) -> float | None:
+def _killed_at_random(place: Place, server: ApiServer, process: Process, chance: random.Random) -> float | None:
     """Kill a try, one in five while it starts, the others while it is at work; when. None if it ended before."""
     asked = len(server.log.asked())
     if chance.random() < 0.2:
@@ -104,7 +101,7 @@ def kills_of_local_runs(scratch: Path, kills: int, seed: int) -> Findings:
     return findings
 
 
-def _local_killed_at_random(place: Place, process: subprocess.Popen[str], chance: random.Random) -> bool:
+def _local_killed_at_random(place: Place, process: Process, chance: random.Random) -> bool:
     size = place.records_size()
     if chance.random() < 0.2:
         time.sleep(chance.uniform(0.0, 4.0))

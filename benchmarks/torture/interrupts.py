@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.torture import place
 from benchmarks.torture.checks import Findings
-from benchmarks.torture.place import Ended, wait_until
+from benchmarks.torture.place import Ended, Process, wait_until
 from tests.evaluate.runs import SAMPLE, make_run, sample_rows
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -100,7 +99,7 @@ class Trial:
             rows = sample_rows()[: 20 + number]
             make_run(directory / f"run{number}", {row["instance_id"]: row["patch"] for row in rows}, SAMPLE)
 
-    def start(self, *more: str) -> subprocess.Popen[str]:
+    def start(self, *more: str) -> Process:
         """The command, in a session of its own."""
         return place.start([*self._arguments, *more], self.directory, self.directory, own_session=True)
 
@@ -112,7 +111,7 @@ class Trial:
     def interrupt(
         self,
         findings: Findings,
-        when: Callable[[subprocess.Popen[str]], object],
+        when: Callable[[Process], object],
         *,
         twice: bool = False,
         more: Sequence[str] = (),
@@ -157,7 +156,7 @@ class Trial:
         findings.expect(again >= 0, f"{-again} answers are missing")
 
 
-def handles_signals(process: subprocess.Popen[str]) -> bool:
+def handles_signals(process: Process) -> bool:
     """Whether the process catches SIGTERM, which the interpreter itself does not; waits for it."""
     mask = 1 << (signal.SIGTERM - 1)
 
@@ -188,7 +187,7 @@ def sweep_over(name: str, scratch: Path, moments: int, *, twice: bool = False) -
         with ApiServer(latency_s=0.1) as server:
             trial, before = Trial(kind, scratch / str(number), server), len(findings.wrong)
 
-            def at_its_moment(process: subprocess.Popen[str], wait_s: float = wait_s) -> None:
+            def at_its_moment(process: Process, wait_s: float = wait_s) -> None:
                 handles_signals(process)
                 time.sleep(wait_s)
 

@@ -7,18 +7,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 
-__all__ = ["MODEL", "Ended", "Place", "finish", "start", "wait_until"]
+__all__ = ["MODEL", "Ended", "Place", "Process", "finish", "forked", "start", "wait_until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "gpt-4o"
 _PATIENCE_S = 300.0
+_PACKAGES: ContextVar[tuple[str, ...]] = ContextVar("packages", default=())
+
+Process = subprocess.Popen[str] | commands.Command
+
+
+@contextmanager
+def forked(packages: tuple[str, ...] = commands.PACKAGES) -> Iterator[None]:
+    """Start processes within as :mod:`tests.support.commands` does, without the time that importing takes; not those
+    that are to be prepared, or changed by a library."""
+    token = _PACKAGES.set(packages)
+    try:
+        yield
+    finally:
+        _PACKAGES.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +119,7 @@ class Place:
 
     def start(
         self, *more: str, prepare: Callable[[], None] | None = None, environment: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
+    ) -> Process:
         """Start a try. ``prepare`` runs in the child before the program does."""
         return start(
             ["swe_infer", *self.arguments(*more)],
@@ -112,7 +129,7 @@ class Place:
             environment={**self.environment, **(environment or {})},
         )
 
-    def finish(self, process: subprocess.Popen[str]) -> Ended:
+    def finish(self, process: Process) -> Ended:
         """Wait for the end of a try."""
         return finish(process)
 
@@ -120,7 +137,7 @@ class Place:
         """One undisturbed try."""
         return self.finish(self.start(*more))
 
-    def killed(self, process: subprocess.Popen[str]) -> Ended:
+    def killed(self, process: Process) -> Ended:
         process.send_signal(signal.SIGKILL)
         return self.finish(process)
 
@@ -139,7 +156,7 @@ def start(
     prepare: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
     own_session: bool = False,
-) -> subprocess.Popen[str]:
+) -> Process:
     """``python -m COMMAND`` in ``directory``, with a key for the loopback server and a home directory of its own.
 
     Args:
@@ -147,18 +164,21 @@ def start(
         environment: further variables.
         own_session: no signal of this process's terminal reaches it.
     """
+    whole = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        "OPENAI_API_KEY": "sk-loopback",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "OMP_NUM_THREADS": "1",
+        **(environment or {}),
+    }
+    if (packages := _PACKAGES.get()) and prepare is None and "LD_PRELOAD" not in whole:
+        return commands.start(*command, cwd=directory, env=whole, start_new_session=own_session, packages=packages)
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=directory,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
-            "OPENAI_API_KEY": "sk-loopback",
-            "PYTHONPATH": str(ROOT),
-            "HOME": str(home),
-            "TMPDIR": str(home),
-            "OMP_NUM_THREADS": "1",
-            **(environment or {}),
-        },
+        env=whole,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -169,7 +189,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str]) -> Ended:
+def finish(process: Process) -> Ended:
     """Wait for the end of a process; one that does not end is killed."""
     try:
         output, errors = process.communicate(timeout=_PATIENCE_S)
@@ -180,7 +200,7 @@ def finish(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, output, errors)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 60.0) -> bool:
+def wait_until(condition: Callable[[], bool], process: Process, *, seconds: float = 60.0) -> bool:
     """Wait for ``condition``; False where the process ended or the time ran out before it came true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -31,6 +29,7 @@ from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Prompt, Request, Skip
 from tests.api.scripted import context, requests
 from tests.api.test_runner import Outcomes
+from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
 
 VENDORS = ("openai", "anthropic")
@@ -266,24 +265,26 @@ api.generate(wanted, keep, threading.Event())
 """
 
 
+def child_of(code: str, url: str, vendor: str, directory: Path) -> commands.Command:
+    return commands.start("-c", code, url, vendor, str(directory), cwd=Path.cwd(), env=os.environ)
+
+
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, tmp_path: Path) -> None:
     chance = random.Random(vendor)
     with ApiServer(batch_delay_s=0.3) as server:
         for attempt in range(5):
-            child = subprocess.Popen(
-                [sys.executable, "-c", CHILD, server.url, vendor, str(tmp_path)], cwd=os.getcwd()
-            )
+            child = child_of(CHILD, server.url, vendor, tmp_path)
             if attempt < 4:  # killed around a request that it has just sent
                 seen, more = len(server.log.exchanges), chance.randint(1, 8)
                 while len(server.log.exchanges) < seen + more and child.poll() is None:
                     time.sleep(0.002)
                 time.sleep(chance.uniform(0.0, 0.02))
                 child.send_signal(signal.SIGKILL)
-            status = child.wait()
-            if status == 0:
+            _, errors = child.communicate()
+            if (status := child.wait()) == 0:
                 break
-            assert status == -signal.SIGKILL
+            assert status == -signal.SIGKILL, errors
         assert status == 0
         kept = Counter((tmp_path / "records").read_text().splitlines())
         assert len(kept) == 120
@@ -304,11 +305,11 @@ def test_where_no_list_is_to_be_had_known_batches_are_collected_and_nothing_is_p
         server.batches.drop_next_submissions = 1
         server.batches.listing_status = status
         code = CHILD.replace("requests(60, samples=2)", "requests(10)")
-        child = subprocess.Popen([sys.executable, "-c", code, server.url, vendor, str(tmp_path)], cwd=os.getcwd())
+        child = child_of(code, server.url, vendor, tmp_path)
         while len(server.batches.submitted()) < 2 and child.poll() is None:
             time.sleep(0.002)
         child.kill()
-        child.wait()
+        child.communicate()
         assert [batch.id is None for batch in open_batches(tmp_path)] == [False, True]
         server.batches.held = False
         done: set[tuple[str, int]] = set()

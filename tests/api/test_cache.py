@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from swe_infer.providers.base import Answer
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.types import ApiModel, Decoding, Prompt, Request, Usage
 from tests.api.scripted import request
+from tests.support import commands
 
 MODEL = ApiModel(name="gpt-4o")
 GOOD = Answer("a patch", "stop", Usage(10, 0, 0, 5), model="gpt-4o-2024-08-06", request_id="req_1", details={"a": 1})
@@ -93,9 +93,7 @@ def test_it_can_be_listed_measured_and_cleared(tmp_path: Path) -> None:
 
 def test_the_command_lists_measures_and_clears(tmp_path: Path) -> None:
     def command(*arguments: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "swe_infer.cli.cache", str(tmp_path), *arguments], capture_output=True, text=True
-        )
+        done = commands.run("swe_infer.cli.cache", str(tmp_path), *arguments, cwd=Path.cwd(), env=os.environ)
         return done.returncode, done.stdout + done.stderr
 
     assert command()[0] == 2
@@ -123,8 +121,8 @@ for n in range(200):
     assert cache.put(f"k{n}", Answer(f"text {n}", "stop", Usage()), model="m", provider="p")
     assert cache.get(f"k{n}").text == f"text {n}"
 """
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    writers = [commands.start("-c", code, str(tmp_path), cwd=Path.cwd(), env=os.environ) for _ in range(4)]
+    assert [(writer.communicate(60)[1], writer.wait()) for writer in writers] == [("", 0)] * 4
     assert ResponseCache(tmp_path).size().answers == 200
 
 

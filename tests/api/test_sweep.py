@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from tests.support import commands
 from tests.support.api_server import ApiServer
 
 POINT = """
@@ -44,9 +43,9 @@ print(sum(spent, Decimal(0)))
 """
 
 
-def point(server: ApiServer, directory: Path, name: int, cap: str, count: int = 3000) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", POINT, server.openai_url, str(directory), str(name), cap, str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=os.getcwd())
+def point(server: ApiServer, directory: Path, name: int, cap: str, count: int = 3000) -> commands.Command:
+    arguments = [server.openai_url, str(directory), str(name), cap, str(count)]
+    return commands.start("-c", POINT, *arguments, cwd=Path.cwd(), env=os.environ)
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +70,11 @@ def test_the_cap_holds_when_processes_are_killed_and_started_again(tmp_path: Pat
         for _ in range(3):
             points = [point(server, tmp_path, n, cap) for n in range(2)]
             for process in points:
-                assert process.stdout is not None
                 assert process.stdout.readline() == "ready\n"
             time.sleep(chance.uniform(0.8, 1.2))
             for process in points:
                 process.send_signal(signal.SIGKILL)
-                process.wait()
-                assert process.stdout is not None
-                process.stdout.close()
+                process.communicate()
         process = point(server, tmp_path, 0, cap)
         assert "budget.sweep_max_usd" in process.communicate(timeout=90)[0]
         # What was in flight at a kill counts at its worst price, whether or not the server came to answer it.

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.compare.runs import answer, failure, skip, write_run
+from tests.support import commands
 
 IDS = [f"repo__repo-{number}" for number in range(12)]
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def compare(*arguments: str | Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    program = ["-c", code] if code else ["-m", "swe_infer.compare"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *program, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-    )
+    if code is None:
+        return commands.run("swe_infer.compare", *map(str, arguments), cwd=Path.cwd(), env=environment)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from swe_infer.compare.sources import find_sources
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.download import WandbAddress
 from swe_infer.tracking.wandb import WandbTracker
+from tests.support import commands
 from tests.support.wandb_server import API_KEY, FakeRun, FakeWandbServer, served
 from tests.tracking.scripted import CONFIG, info, play
 
@@ -59,12 +59,10 @@ def loaded(*paths: str) -> list[LoadedRun]:
 
 def test_runs_of_a_server_and_of_directories_are_compared_with_each_other(tracked: Tracked, tmp_path: Path) -> None:
     project = "wandb:team/a-project"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "swe_infer.compare", f"{project}/run-2", project, str(tracked.second),
-            "--json", str(tmp_path / "c.json"), "--html", str(tmp_path / "c.html"),
-        ],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+    done = commands.run(
+        "swe_infer.compare", f"{project}/run-2", project, str(tracked.second),
+        "--json", str(tmp_path / "c.json"), "--html", str(tmp_path / "c.html"),
+        cwd=ROOT, env=os.environ, packages=commands.TRACKED,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "c.json").read_text())

@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import commands
 from tests.support.hub import Hub, serve_hub
 
 ASK = """
@@ -50,14 +49,8 @@ def hub(checkpoint: Path) -> Iterator[Hub]:
 
 def ask(hub: Hub, home: Path, *arguments: str, **environment: str) -> str:
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, *arguments],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = commands.run("-c", ASK, *arguments, cwd=Path.cwd(), env=os.environ | settings, packages=commands.LOCAL)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -21,6 +21,7 @@ import pytest
 from swe_infer.errors import ConfigError, ProviderFatal
 from swe_infer.providers.vllm import VLLM
 from swe_infer.types import ApiModel, Decoding, LlamaModel
+from tests.support import commands
 from tests.support.instances import write_instances
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -79,20 +80,15 @@ def until_gone(notes: Path, seconds: float = 60.0) -> None:
 def command(program: Path, *arguments: str) -> list[str]:
     data = write_instances(program.parent / "instances.jsonl", 12)
     return [
-        sys.executable, "-m", "swe_infer", "model=llama", "model.path=some/checkpoint", "provider=vllm",
+        "swe_infer", "model=llama", "model.path=some/checkpoint", "provider=vllm",
         f"provider.executable={program}", "tracker=none", "dataset=jsonl", f"dataset.path={data}",
         f"output_dir={program.parent / 'run'}", *arguments,
     ]  # fmt: skip
 
 
-def start(program: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(program, *arguments),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(program: Path, *arguments: str) -> commands.Command:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return commands.start(*command(program, *arguments), cwd=Path.cwd(), env=environment)
 
 
 def test_the_server_gets_its_flags_and_no_key(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +173,7 @@ def test_what_only_our_own_engine_does_is_refused(changes: dict[str, Any], said:
 
 
 def test_a_raw_checkpoint_is_asked_for_completions_of_the_whole_text_at_no_cost(program: Path) -> None:
-    done = subprocess.run(
-        command(program), env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    done = commands.run(*command(program), cwd=Path.cwd(), env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     until_gone(program.parent)
     asked = [json.loads(line) for line in (program.parent / "requests.jsonl").read_text().splitlines()]

@@ -8,7 +8,6 @@ import resource
 import shutil
 import sqlite3
 import subprocess
-import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from swe_infer.evaluate.command import run as evaluate_main
 from swe_infer.evaluate.evaluable import open_run
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, PatchResult, Usage
+from tests.support import commands
 
 COMPARE = ["swe_infer.compare", "RUN"]
 EVALUATE = ["swe_infer.evaluate", "RUN", "--report", "REPORT"]
@@ -46,10 +46,7 @@ def run(command: list[str], directory: Path, **environment: str) -> subprocess.C
     report = directory.parent / "report.json"
     report.write_text('{"resolved_ids": ["a"]}')
     arguments = [part.replace("RUN", str(directory)).replace("REPORT", str(report)) for part in command]
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment},
-    )  # fmt: skip
+    return commands.run(*arguments, cwd=Path.cwd(), env=os.environ | environment, timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import array
 import atexit
+import fcntl
 import functools
 import gc
+import hashlib
 import json
 import os
 import runpy
@@ -22,14 +24,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
-__all__ = ["LOCAL", "PACKAGES", "Command", "run", "start"]
+__all__ = ["LOCAL", "PACKAGES", "TRACKED", "Command", "run", "start"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = (
@@ -39,6 +43,10 @@ PACKAGES = (
 """They read nothing from the environment when they are imported."""
 LOCAL = (*(package for package in PACKAGES if package not in ("anthropic", "openai", "openai.types")), "torch")
 """For runs of the local engine. OMP_NUM_THREADS, which torch reads at once, is 1."""
+TRACKED = (*PACKAGES, "wandb", "wandb.apis.public", "wandb.cli.cli")
+"""For commands that themselves talk to W&B. (A tracked run leaves that to a process of its own.)"""
+SHARED = "SWE_INFER_TESTS_COMMANDS"
+"""Names the folder of the sockets that the workers of a test session share."""
 _MESSAGE = 1 << 20
 
 
@@ -104,19 +112,20 @@ def start(
     start_new_session: bool = False,
     packages: tuple[str, ...] = PACKAGES,
 ) -> Command:
-    """Start ``python -m module arguments``.
+    """Start ``python -m module arguments``, or ``python -c arguments`` where the module is ``-c``.
 
     Args:
         packages: what the process has imported already.
     """
     reads, writes = zip(*(os.pipe() for _ in range(3)), strict=True)
     order = [module, list(arguments), str(cwd), dict(env), start_new_session]
-    server, _ = _server(packages)
+    server = _server(packages)
     socket.send_fds(server, [json.dumps(order).encode()], writes)
     for descriptor in writes:
         os.close(descriptor)
     pid = array.array("i", server.recv(4))[0]
-    return Command(["python", "-m", module, *arguments], pid, reads[0], reads[1], reads[2])
+    flag = [] if module == "-c" else ["-m"]
+    return Command(["python", *flag, module, *arguments], pid, reads[0], reads[1], reads[2])
 
 
 def run(
@@ -128,35 +137,47 @@ def run(
     packages: tuple[str, ...] = PACKAGES,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m module arguments`` to its end."""
+    """Run what :func:`start` starts to its end."""
     command = start(module, *arguments, cwd=cwd, env=env, start_new_session=start_new_session, packages=packages)
     output, errors = command.communicate(timeout)
     return subprocess.CompletedProcess(command.args, command.wait(), output, errors)
 
 
 @functools.cache
-def _server(packages: tuple[str, ...]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """This process's server and the connection to it. The server ends when that is closed."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
+def _server(packages: tuple[str, ...]) -> socket.socket:
+    """A connection to the server that has imported ``packages``. The processes of a test session share it, and the
+    first that needs it starts it. It ends when the last connection is closed."""
+    directory = Path(os.environ.get(SHARED) or tempfile.mkdtemp(prefix="commands-"))
+    name = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:16]
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
+    atexit.register(connection.close)
+    with (directory / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        address = str(directory / name)
+        try:
+            connection.connect(address)
+        except OSError:  # no server listens there yet, or it has ended
+            Path(address).unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(address)
+                listener.listen()
+                _start_server(listener, packages)
+                connection.connect(address)
+    return connection
+
+
+def _start_server(listener: socket.socket, packages: tuple[str, ...]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno()), *packages],
-            cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    atexit.register(_end, ours, process)
-    return ours, process
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(listener.fileno()), *packages],
+        cwd=ROOT, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    atexit.register(process.poll)  # it may outlive this process
 
 
-def _end(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
-    connection.close()
-    process.wait()
-
-
-def _serve(connection: socket.socket, packages: list[str]) -> tuple[str, list[str]]:
+def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]]:
     """Fork for each order; returns in the forked process, with what is to run."""
     path = sys.path[1:]  # the first is this process's own folder
     for package in packages:
@@ -171,29 +192,37 @@ def _serve(connection: socket.socket, packages: list[str]) -> tuple[str, list[st
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the commands
     ends: dict[int, int] = {}
+    connections: list[socket.socket] = []
     while True:
-        ready, _, _ = select.select([connection.fileno(), woken], [], [])
-        if woken in ready:
-            os.read(woken, 4096)
-            _reap(ends)
-        if connection.fileno() not in ready:
-            continue
-        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE, 3)
-        if not message:
-            os._exit(0)
-        if pid := os.fork():
-            connection.send(array.array("i", [pid]).tobytes())
-            ends[pid] = descriptors[2]
-            for descriptor in descriptors[:2]:
+        for ready in select.select([listener, woken, *connections], [], [])[0]:
+            if ready is woken:
+                os.read(woken, 4096)
+                _reap(ends)
+                continue
+            if ready is listener:
+                connections.append(listener.accept()[0])
+                continue
+            message, descriptors, _, _ = socket.recv_fds(ready, _MESSAGE, 3)
+            if not message:
+                connections.remove(ready)
+                ready.close()
+                if not connections:
+                    os._exit(0)
+                continue
+            if pid := os.fork():
+                ready.send(array.array("i", [pid]).tobytes())
+                ends[pid] = descriptors[2]
+                for descriptor in descriptors[:2]:
+                    os.close(descriptor)
+                continue
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for connection in (listener, *connections):
+                connection.close()
+            for descriptor in (woken, wake, *ends.values()):
                 os.close(descriptor)
-            continue
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        connection.close()
-        for descriptor in (woken, wake, *ends.values()):
-            os.close(descriptor)
-        return _become(json.loads(message), descriptors, path)
+            return _become(json.loads(message), descriptors, path)
 
 
 def _reap(ends: dict[int, int]) -> None:
@@ -217,6 +246,7 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # of the environment's TMPDIR
     sys.path[:] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *path]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
@@ -225,5 +255,11 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
 
 if __name__ == "__main__":
     module, arguments = _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
-    sys.argv[1:] = arguments
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module == "-c":
+        code, *arguments = arguments
+        sys.argv = ["-c", *arguments]
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), vars(main))
+    else:
+        sys.argv[1:] = arguments
+        runpy.run_module(module, run_name="__main__", alter_sys=True)

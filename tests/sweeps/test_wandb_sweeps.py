@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
@@ -21,6 +20,7 @@ from swe_infer.cli.run_session import AgentRun
 from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.metrics import metrics_of
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.wandb_server import API_KEY, FakeWandbServer, wandb_server
@@ -80,18 +80,11 @@ class Cli:
         }
 
     def __call__(self, *arguments: str) -> str:
-        result = subprocess.run(
-            [sys.executable, "-m", "wandb", *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=240,
+        result = commands.run(
+            "wandb", *arguments, cwd=self.directory, env=self.environment, packages=commands.TRACKED
         )
-        assert result.returncode == 0, result.stdout
-        return result.stdout
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout + result.stderr
 
 
 @pytest.fixture

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.torture import crashes, shortages
 from benchmarks.torture.checks import Findings
+from benchmarks.torture.place import forked
+
+
+@pytest.fixture(autouse=True)
+def _forked() -> Iterator[None]:
+    with forked():
+        yield
 
 
 def holds(findings: Findings) -> None:

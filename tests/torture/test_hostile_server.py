@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from swe_infer.run_directory.records import read_records
+from tests.support import commands
 from tests.support.api_hostile import chat, hostile_server
 from tests.support.api_http import HttpRequest
 
@@ -41,15 +40,10 @@ def test_each_body_costs_its_own_instance_at_most(tmp_path: Path) -> None:
             "model=gpt-4o", "tracker=none", f"dataset.limit={len(bodies)}", "dataset.run_tests=false",
             "budget.max_usd=5", "output_dir=run", "runner.response_cache=cache",
         )  # fmt: skip
-        finished = subprocess.run(
-            [sys.executable, "-m", "swe_infer", *arguments, f"provider.base_url={server.url}/run/v1"],
-            cwd=tmp_path,
+        finished = commands.run(
+            "swe_infer", *arguments, f"provider.base_url={server.url}/run/v1", cwd=tmp_path,
             env={**os.environ, "OPENAI_API_KEY": "sk-planted-secret", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
+        )  # fmt: skip
         assert finished.returncode == 1, finished.stderr
         assert "Traceback" not in finished.stderr
         assert server.asked == {"run": len(bodies)}

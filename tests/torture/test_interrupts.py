@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.torture.checks import Findings
 from benchmarks.torture.interrupts import KINDS, Trial, handles_signals
-from benchmarks.torture.place import ROOT, wait_until
+from benchmarks.torture.place import ROOT, Process, forked, wait_until
+from tests.support import commands
 from tests.support.api_server import ApiServer
 
 
@@ -24,7 +25,7 @@ def server() -> Iterator[ApiServer]:
         yield server
 
 
-def asked(server: ApiServer, more: int, process: subprocess.Popen[str]) -> None:
+def asked(server: ApiServer, more: int, process: Process) -> None:
     """Waits until the server has received this many more requests."""
     before = len(server.log.asked())
     wait_until(lambda: len(server.log.asked()) >= before + more, process)
@@ -37,11 +38,12 @@ def test_a_run_is_interrupted_again_and_again_and_pays_for_each_answer_once(
     starting = trial.interrupt(findings, handles_signals)
     assert not server.log.exchanges
     assert starting.errors == "interrupted\n"
-    answering = trial.interrupt(findings, lambda process: asked(server, 2, process))
-    assert "requests in flight; press Ctrl-C again to stop now" in answering.errors
-    assert answering.output.splitlines()[-1] == "run"
-    trial.interrupt(findings, lambda process: asked(server, 1, process), twice=True)
-    trial.go_on(findings, allowed=3)
+    with forked():
+        answering = trial.interrupt(findings, lambda process: asked(server, 2, process))
+        assert "requests in flight; press Ctrl-C again to stop now" in answering.errors
+        assert answering.output.splitlines()[-1] == "run"
+        trial.interrupt(findings, lambda process: asked(server, 1, process), twice=True)
+        trial.go_on(findings, allowed=3)
     assert findings.ok, findings
     assert findings.faults == 3
 
@@ -51,12 +53,13 @@ def test_an_interrupted_sweep_starts_no_further_job_even_if_the_current_one_fini
 ) -> None:
     """The signal comes when the rest of the first job is in flight: the job succeeds, the sweep is interrupted."""
     trial, findings = Trial(KINDS["sweep"], tmp_path / "sweep", server), Findings("sweep")
-    first = trial.interrupt(findings, lambda process: asked(server, 12, process))
-    assert len(server.log.asked()) == 12
-    assert first.errors.count("exit 130: ") == 2
-    second = trial.interrupt(findings, lambda process: asked(server, 1, process))
-    assert second.status == 130
-    trial.go_on(findings)
+    with forked():
+        first = trial.interrupt(findings, lambda process: asked(server, 12, process))
+        assert len(server.log.asked()) == 12
+        assert first.errors.count("exit 130: ") == 2
+        second = trial.interrupt(findings, lambda process: asked(server, 1, process))
+        assert second.status == 130
+        trial.go_on(findings)
     assert findings.ok, findings
     assert set(server.log.answers_by_prompt().values()) == {3}
 
@@ -66,10 +69,11 @@ def test_batches_continue_at_the_provider_and_the_same_command_collects_them(
 ) -> None:
     trial, findings = Trial(KINDS["batch"], tmp_path / "batch", server), Findings("batch")
     server.batches.held = True
-    trial.interrupt(findings, lambda process: wait_until(lambda: len(server.batches.submitted()) == 3, process))
-    assert trial.paid == 0 or len(server.batches.submitted()) == 3
-    server.batches.held = False
-    trial.go_on(findings)
+    with forked():
+        trial.interrupt(findings, lambda process: wait_until(lambda: len(server.batches.submitted()) == 3, process))
+        assert trial.paid == 0 or len(server.batches.submitted()) == 3
+        server.batches.held = False
+        trial.go_on(findings)
     assert findings.ok, findings
     assert len(server.batches.submitted()) == 3
 
@@ -77,11 +81,14 @@ def test_batches_continue_at_the_provider_and_the_same_command_collects_them(
 def test_a_local_run_resumes_after_each_interrupt(server: ApiServer, tmp_path: Path) -> None:
     trial, findings = Trial(KINDS["local"], tmp_path / "local", server), Findings("local")
     records = trial.directory / "run" / "records.jsonl"
-    trial.interrupt(findings, lambda process: wait_until(records.exists, process))
-    answered = trial.interrupt(findings, lambda process: wait_until(lambda: bool(records.stat().st_size), process))
-    assert answered.output == "run\n"
-    assert "resolved" not in answered.errors, "nothing is evaluated after an interrupt"
-    trial.go_on(findings)
+    with forked(commands.LOCAL):
+        trial.interrupt(findings, lambda process: wait_until(records.exists, process))
+        answered = trial.interrupt(
+            findings, lambda process: wait_until(lambda: bool(records.stat().st_size), process)
+        )
+        assert answered.output == "run\n"
+        assert "resolved" not in answered.errors, "nothing is evaluated after an interrupt"
+        trial.go_on(findings)
     assert findings.ok, findings
     assert len(records.read_bytes().splitlines()) == 8
 
@@ -93,13 +100,14 @@ def test_commands_that_pay_for_nothing_end_at_once(name: str, server: ApiServer,
     trial.interrupt(findings, handles_signals)
     if name == "evaluate":
         trial.interrupt(findings, lambda process: wait_until(lambda: bool(children(process)), process))
-    trial.go_on(findings)
+    with forked():
+        trial.go_on(findings)
     assert findings.ok, findings
     assert findings.faults == findings.tries - 1
     assert not list(trial.directory.glob("*.new"))
 
 
-def children(process: subprocess.Popen[str]) -> str:
+def children(process: Process) -> str:
     try:
         return "".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children"))
     except OSError:

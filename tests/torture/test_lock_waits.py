@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from swe_infer.run_directory.records import read_records
+from tests.support import commands
 from tests.support.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,19 +23,15 @@ _PATIENCE_S = 45
 """Seconds to wait for the process. A run that ignores Ctrl-C waits 60 s for a lock."""
 
 
-def started(server: ApiServer, directory: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(server: ApiServer, directory: Path, *arguments: str) -> commands.Command:
     keys = (f"provider.base_url={server.openai_url}", "tracker=none", "dataset.run_tests=false")
-    return subprocess.Popen(
-        [sys.executable, "-m", "swe_infer", "model=gpt-4o", "output_dir=run", *keys, *arguments],
-        cwd=directory,
+    return commands.start(
+        "swe_infer", "model=gpt-4o", "output_dir=run", *keys, *arguments, cwd=directory,
         env={**os.environ, "OPENAI_API_KEY": "sk-planted-secret", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    )  # fmt: skip
 
 
-def until(fact: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def until(fact: Callable[[], object], process: commands.Command) -> None:
     deadline = time.monotonic() + 120
     while not fact():
         assert process.poll() is None, process.communicate()
@@ -44,12 +39,12 @@ def until(fact: Callable[[], object], process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def has_open(process: subprocess.Popen[str], path: Path) -> bool:
+def has_open(process: commands.Command, path: Path) -> bool:
     links = Path(f"/proc/{process.pid}/fd")
     return any(os.readlink(link) == str(path) for link in links.iterdir() if os.path.islink(link))
 
 
-def interrupted(process: subprocess.Popen[str]) -> None:
+def interrupted(process: commands.Command) -> None:
     """Sends Ctrl-C once: the process ends with one line and no traceback."""
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=_PATIENCE_S)

@@ -6,7 +6,6 @@ import base64
 import os
 import re
 import subprocess
-import sys
 import urllib.parse
 import zlib
 from collections.abc import Iterator
@@ -91,22 +90,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_succeeds_leaves_no_secret_and_neither_does_its_comparison(data: Path, tmp_path: Path) -> None:
     with ApiServer(latency_s=0.3) as server:
         env = environment(server.openai_url.replace("://", f"://user:{PASSWORDS[1]}@"), tmp_path / "home")
-        command = [
-            sys.executable,
-            "-m",
-            "swe_infer",
-            *arguments(data, tmp_path / "run", "model=gpt-4o", "tracker.mode=offline"),
-        ]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+        process = commands.start(
+            "swe_infer", *arguments(data, tmp_path / "run", "model=gpt-4o", "tracker.mode=offline"),
+            cwd=tmp_path, env=env, start_new_session=True,
+        )  # fmt: skip
         while not server.in_flight and process.poll() is None:
             pass
         listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, check=False).stdout
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors[-2000:]
-    page = [sys.executable, "-m", "swe_infer.compare", "run", "--html", "page.html"]
-    compared = subprocess.run(page, cwd=tmp_path, env=env, capture_output=True, check=False)
+    compared = commands.run("swe_infer.compare", "run", "--html", "page.html", cwd=tmp_path, env=env)
     assert compared.returncode == 0, compared.stderr
     assert list((tmp_path / "run" / "wandb").rglob("*.wandb"))
     assert list(leaks(tmp_path, output, errors, listed, compared.stdout, compared.stderr)) == []

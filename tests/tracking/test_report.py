@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from swe_infer.tracking.report import main
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.wandb_server import FakeRun, FakeWandbServer, served
@@ -53,14 +54,8 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reported]:
 
 
 def command(directory: Path, module: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"}
+    done = commands.run(module, *arguments, cwd=directory, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
