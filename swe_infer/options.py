@@ -11,10 +11,12 @@ identity of a run, the YAML comments, ``--help`` and the reference page are made
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 Effect = Literal["answer", "scope", "speed", "address", "reporting"]
@@ -53,7 +55,8 @@ class Parameter:
     option: Option | None
 
 
-def parameters_of(factory: Callable[..., Any]) -> dict[str, Parameter]:
+@functools.cache
+def parameters_of(factory: Callable[..., Any]) -> Mapping[str, Parameter]:
     """The parameters of a constructor or function by name, in their order; ``**keywords`` are left out."""
     hints = _hints(factory)
     found = {}
@@ -63,7 +66,7 @@ def parameters_of(factory: Callable[..., Any]) -> dict[str, Parameter]:
         annotated = hints.get(name, [Any])
         option = next((option for hint in annotated if (option := _option(hint)) is not None), None)
         found[name] = Parameter(name, _plain(annotated[0]), parameter.default, option)
-    return found
+    return MappingProxyType(found)
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, list[Any]]:

@@ -62,7 +62,7 @@ def test_runs_of_a_server_and_of_directories_are_compared_with_each_other(tracke
     done = commands.run(
         "swe_infer.compare", f"{project}/run-2", project, str(tracked.second),
         "--json", str(tmp_path / "c.json"), "--html", str(tmp_path / "c.html"),
-        cwd=ROOT, env=os.environ, packages=commands.TRACKED,
+        cwd=ROOT, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "c.json").read_text())

@@ -18,9 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 class Sweep:
     """Sweeps of one model over ``count`` instances in ``directory``."""
 
-    def __init__(self, server: ApiServer, directory: Path, count: int = 3, packages: tuple[str, ...] = ()) -> None:
+    def __init__(self, server: ApiServer, directory: Path, count: int = 3) -> None:
         self.directory = directory
-        self.packages = (*commands.PACKAGES, *packages)
         data = write_instances(directory / "instances.jsonl", count)
         self.base = [
             "tracker=none", "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl",
@@ -32,11 +31,11 @@ class Sweep:
     def start(self, *arguments: str) -> commands.Command:
         return commands.start(
             "swe_infer", "-m", *self.base, *arguments,
-            cwd=self.directory, env=self.environment, start_new_session=True, packages=self.packages,
+            cwd=self.directory, env=self.environment, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return commands.run(
             "swe_infer", "-m", *self.base, *arguments,
-            cwd=self.directory, env=self.environment, start_new_session=True, packages=self.packages,
+            cwd=self.directory, env=self.environment, start_new_session=True,
         )  # fmt: skip

@@ -18,7 +18,6 @@ from tests.sweeps.command import ROOT, Sweep
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
 
-PACKAGES = ("optuna", "sqlalchemy", "alembic")
 SEARCH = ("hydra/sweeper=optuna", "decoding.max_new_tokens=range(8,60)", "hydra.sweeper.sampler.seed=1")
 
 
@@ -29,7 +28,7 @@ def points(directory: Path) -> list[dict[str, object]]:
 
 def test_the_cheapest_job_is_found_and_a_longer_search_resumes_the_study(tmp_path: Path) -> None:
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path, packages=PACKAGES)
+        sweep = Sweep(server, tmp_path)
         first = sweep.run(*SEARCH, "objective=cost_usd", "hydra.sweeper.n_trials=3")
         assert first.returncode == 0, first.stderr
         assert len(server.log.asked()) == 9
@@ -55,7 +54,7 @@ def test_the_cheapest_job_is_found_and_a_longer_search_resumes_the_study(tmp_pat
 def test_a_grid_with_failed_jobs_has_a_best_one_and_is_resumed(tmp_path: Path) -> None:
     grid = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.top_p=7,0.5,8,0.9")
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path, packages=PACKAGES)
+        sweep = Sweep(server, tmp_path)
         first = sweep.run(*grid)
         assert first.returncode == 2, first.stderr
         known = sorted((point["status"], point["objective"]) for point in points(tmp_path))
@@ -75,7 +74,7 @@ def test_a_grid_with_failed_jobs_has_a_best_one_and_is_resumed(tmp_path: Path) -
 
 def test_a_search_with_only_failed_jobs_says_why(tmp_path: Path) -> None:
     with ApiServer() as server:
-        result = Sweep(server, tmp_path, packages=PACKAGES).run(
+        result = Sweep(server, tmp_path).run(
             "hydra/sweeper=optuna", "decoding.top_p=interval(2,3)", "hydra.sweeper.n_trials=2"
         )
     assert result.returncode == 2
@@ -86,7 +85,7 @@ def test_a_search_with_only_failed_jobs_says_why(tmp_path: Path) -> None:
 def test_a_glob_is_a_choice_among_the_options_it_matches(tmp_path: Path) -> None:
     grid = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid")
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path, count=1, packages=PACKAGES)
+        sweep = Sweep(server, tmp_path, count=1)
         result = sweep.run(*grid, "model=glob(gpt-4o*)", 'hydra.sweeper.params={decoding:"glob(gr*)"}')
         asked = sorted(exchange.body["model"] for exchange in server.log.asked())
     assert result.returncode == 0, result.stderr
@@ -97,7 +96,7 @@ def test_a_glob_is_a_choice_among_the_options_it_matches(tmp_path: Path) -> None
 
 def test_a_killed_search_finishes_its_last_job(tmp_path: Path) -> None:
     with ApiServer(latency_s=0.3) as server:
-        sweep = Sweep(server, tmp_path, count=6, packages=PACKAGES)
+        sweep = Sweep(server, tmp_path, count=6)
         arguments = (*SEARCH, "hydra.sweeper.n_trials=2", "runner.limits.start=1", "provider.max_concurrency=1")
         process = sweep.start(*arguments)
         while len(server.log.asked()) < 3 and process.poll() is None:
@@ -113,7 +112,7 @@ def test_a_killed_search_finishes_its_last_job(tmp_path: Path) -> None:
 
 def test_an_objective_that_is_no_figure_of_a_run_is_one_line_before_anything_runs(tmp_path: Path) -> None:
     with ApiServer() as server:
-        result = Sweep(server, tmp_path, packages=PACKAGES).run(*SEARCH, "objective=apply_rat")
+        result = Sweep(server, tmp_path).run(*SEARCH, "objective=apply_rat")
         assert server.log.asked() == []
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -127,7 +126,7 @@ def test_an_objective_that_is_no_figure_of_a_run_is_one_line_before_anything_run
 def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
     with ApiServer() as server:
-        sweep = Sweep(server, tmp_path, packages=PACKAGES)
+        sweep = Sweep(server, tmp_path)
         result = subprocess.run(
             [sys.executable, "-m", "swe_infer", "-m", *sweep.base, option, "decoding.temperature=0,1"],
             cwd=tmp_path, env={**sweep.environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"},

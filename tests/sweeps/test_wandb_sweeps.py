@@ -80,9 +80,7 @@ class Cli:
         }
 
     def __call__(self, *arguments: str) -> str:
-        result = commands.run(
-            "wandb", *arguments, cwd=self.directory, env=self.environment, packages=commands.TRACKED
-        )
+        result = commands.run("wandb", *arguments, cwd=self.directory, env=self.environment)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout + result.stderr
 
