@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -256,13 +256,33 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
     return module, arguments
 
 
+def _run(module: str, arguments: list[str]) -> None:
+    """Run the command to its end. Where it ends as it should, its objects are not taken apart one by one: with so many
+    packages that takes as long as a short command."""
+    status: object = 0
+    try:
+        if module == "-c":
+            code, *arguments = arguments
+            sys.argv = ["-c", *arguments]
+            sys.modules["__main__"] = main = ModuleType("__main__")
+            exec(compile(code, "<string>", "exec"), vars(main))
+        else:
+            sys.argv[1:] = arguments
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as exit_:
+        status = exit_.code or 0
+        if not isinstance(status, int):
+            raise
+    shut_down_threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]
+    shut_down_threads()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(status)
+    os._exit(status & 0xFF)
+
+
 if __name__ == "__main__":
-    module, arguments = _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
-    if module == "-c":
-        code, *arguments = arguments
-        sys.argv = ["-c", *arguments]
-        sys.modules["__main__"] = main = ModuleType("__main__")
-        exec(compile(code, "<string>", "exec"), vars(main))
-    else:
-        sys.argv[1:] = arguments
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    _run(*_serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]))
