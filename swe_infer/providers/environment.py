@@ -105,14 +105,13 @@ def tls_context(base_url: str, proxy: Proxy | None) -> ssl.SSLContext:
     Raises:
         ConfigError: TLS is needed, and what the variable names holds no certificates.
     """
+    if not _is_encrypted(base_url, proxy):
+        # Loading certificates takes a tenth of a second. Redirects, as to https, are not followed.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     import httpx2
 
-    if _is_encrypted(base_url, proxy):
-        _check_certificates()
-    try:
-        return httpx2.create_ssl_context()
-    except OSError:  # only a redirect to https would use it: then by the system's own certificates
-        return httpx2.create_ssl_context(trust_env=False)
+    _check_certificates()
+    return httpx2.create_ssl_context()
 
 
 def check_bundle(variables: Iterable[str]) -> None:

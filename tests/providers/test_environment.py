@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import logging
 import re
+import ssl
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from swe_infer.errors import ConfigError, ModelNotFound
 from swe_infer.providers.base import Answer
-from swe_infer.providers.environment import check_way, proxy_of
+from swe_infer.providers.environment import Proxy, check_way, proxy_of, tls_context
 from swe_infer.redaction import RedactingFormatter
 from tests.providers.conftest import ANTHROPIC, CONF, PROVIDERS, SECRETS, build, model_for, request_of
 from tests.support.api_server import ApiServer
@@ -153,6 +154,18 @@ def test_requests_go_through_the_proxy(name: str, max_concurrency: int, monkeypa
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         assert ask(name, server, max_concurrency=max_concurrency).text
+
+
+def test_certificates_are_loaded_where_the_way_is_encrypted() -> None:
+    proxy = Proxy("HTTP_PROXY", "https://proxy.example:3129")
+    for address, through, encrypted in (
+        ("http://host.example/v1", None, False),
+        ("https://host.example/v1", None, True),
+        ("http://host.example/v1", proxy, True),
+    ):
+        context = tls_context(address, through)
+        assert context.verify_mode is ssl.CERT_REQUIRED
+        assert bool(context.get_ca_certs()) == encrypted
 
 
 def test_certificates_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

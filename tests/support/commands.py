@@ -37,7 +37,7 @@ __all__ = ["LOCAL", "PACKAGES", "Command", "run", "start"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = (
-    "genai_prices.data", "httpx", "hydra", "hydra._internal.instantiate._instantiate2", "hydra.compose",
+    "genai_prices.data", "httpcore2", "httpx2", "hydra", "hydra._internal.instantiate._instantiate2", "hydra.compose",
     "hydra.core.plugins", "numpy", "omegaconf", "pydantic", "rich.progress", "rich.table", "sqlite3",
 )  # fmt: skip
 PACKAGES = (
@@ -257,8 +257,8 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
 
 
 def _run(module: str, arguments: list[str]) -> None:
-    """Run the command to its end. Where it ends as it should, its objects are not taken apart one by one: with so many
-    packages that takes as long as a short command."""
+    """Run the command to its end. Where it ends as it should, its objects are not taken apart one by one: with all
+    these packages that takes as long as a short command."""
     status: object = 0
     try:
         if module == "-c":
