@@ -42,29 +42,37 @@ def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, tmp_path: Pat
     assert "deprecated" not in whole.stderr
 
 
-def test_the_same_command_repeats_the_jobs_of_a_lost_worker(launcher: str, tmp_path: Path) -> None:
-    arguments = (launcher, "decoding.temperature=0,1", "provider.max_concurrency=2", "runner.limits.start=1")
+def test_the_same_command_repeats_the_shards_of_a_lost_worker_and_merges_them(
+    launcher: str, tmp_path: Path
+) -> None:
+    arguments = (
+        launcher, "shard.count=2", "shard.index=range(0,2)", "provider.max_concurrency=2", "runner.limits.start=1",
+        f"output_dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
     with ApiServer(latency_s=0.2) as server:
-        sweep = Sweep(server, tmp_path, count=12)
-        process = sweep.start(*arguments, f"output_dir={tmp_path / 'sweep'}")
+        sweep = Sweep(server, tmp_path, count=24)
+        process = sweep.start(*arguments)
         while len(server.log.asked()) < 6 and process.poll() is None:
             time.sleep(0.01)
         os.kill(worker_of(process.pid), signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 1, errors
         assert "Traceback" not in errors
-        assert "lost: decoding.temperature=" in errors
+        assert "lost: shard." in errors
         assert "Run the same command again to finish the rest" in errors
         server.latency_s = 0.0
-        again = sweep.run(*arguments, f"output_dir={tmp_path / 'sweep'}")
+        again = sweep.run(*arguments)
         assert again.returncode == 0, again.stderr
-        assert len(again.stdout.splitlines()) == 2
+        assert len(again.stdout.splitlines()) == 3
+        merged = tmp_path / again.stdout.splitlines()[-1]
+        assert merged.name == "merged"
+        assert json.loads((merged / "summary.json").read_text())["completed"] == 24
+        assert len((merged / "predictions.jsonl").read_text().splitlines()) == 24
         assert len(server.log.asked()) <= 24 + 4, "what was in flight when it died is all that is asked twice"
 
 
-@pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
-def test_the_shards_of_a_run_become_one_run_directory(launcher: str, tmp_path: Path) -> None:
-    arguments = (launcher, "shard.count=2", "shard.index=range(0,2)")
+def test_a_shard_with_a_failed_instance_is_not_merged_before_the_same_command_has_finished_it(tmp_path: Path) -> None:
+    arguments = ("shard.count=2", "shard.index=range(0,2)")
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=7)
         server.script("bad_request")
@@ -74,9 +82,7 @@ def test_the_shards_of_a_run_become_one_run_directory(launcher: str, tmp_path: P
         result = sweep.run(*arguments)
         assert result.returncode == 0, result.stderr
         merged = tmp_path / result.stdout.splitlines()[-1]
-        assert merged.name == "merged"
         assert json.loads((merged / "summary.json").read_text())["completed"] == 7
-        assert len((merged / "predictions.jsonl").read_text().splitlines()) == 7
         assert len(server.log.asked()) == 8
 
 
@@ -101,7 +107,7 @@ def test_ctrl_c_ends_the_running_jobs_and_starts_no_other(launcher: str, tmp_pat
         assert errors.count("exit 130: ") == points
         assert "Traceback" not in errors
         server.latency_s = 0.0
-        again = sweep.run(*arguments)
+        again = sweep.run(*arguments[1:])  # the runs are the same without the launcher, which has been tried enough
         assert again.returncode == 0, again.stderr
         assert set(server.log.answers_by_prompt().values()) == {points}, "what was in flight was kept"
 
