@@ -268,9 +268,10 @@ def test_runs_from_an_installed_wheel(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_an_argument_the_bundled_model_answers_the_bundled_instances(tmp_path: Path) -> None:
-    """The README's first command after the installation."""
-    environment = {name: "" for name in os.environ if name.startswith("WANDB_")}
-    result = swe_infer(cwd=tmp_path, **environment)
+    """The README's first command, once it is set up."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    result = commands.run("swe_infer", cwd=tmp_path, env=environment, packages=commands.LOCAL)
     assert result.returncode == 0, result.stderr
     directory = tmp_path / result.stdout.splitlines()[-1]
     summary = json.loads((directory / "summary.json").read_text())

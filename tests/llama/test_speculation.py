@@ -50,9 +50,9 @@ def requests() -> list[GenerationRequest]:
     made, shared = [], random_prompt(300, 99)
     for index, length in enumerate((3, 40, 257, 120, 511, 64)):
         prompt = random_prompt(length, index)
-        made.append(ask(f"greedy{index}", prompt, 40))
-        made.append(ask(f"sampled{index}", prompt, 40, temperature=0.8, top_p=0.9, seed=index))
-        made.append(ask(f"shared{index}", shared + prompt, 24, temperature=1.0, seed=index))
+        made.append(ask(f"greedy{index}", prompt, 24))
+        made.append(ask(f"sampled{index}", prompt, 24, temperature=0.8, top_p=0.9, seed=index))
+        made.append(ask(f"shared{index}", shared + prompt, 16, temperature=1.0, seed=index))
     return made
 
 

@@ -45,7 +45,7 @@ async def one(name, changes, kind, url):
                 found[custom_id] = getattr(result, "text", None) or type(result).__name__
             return found
         ask = lambda: provider.complete(request_of(temperature=None), model_for(name), timeout_s=300)
-        asked = [ask() for _ in range(20 if kind == "endless" else 1)]
+        asked = [ask() for _ in range(12 if kind == "endless" else 1)]
         for error in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(error, BaseException):
                 raise error
