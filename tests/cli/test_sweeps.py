@@ -27,31 +27,20 @@ def test_each_job_is_a_run_and_a_failed_one_does_not_stop_the_others(tmp_path: P
     with ApiServer() as server:
         arguments = [
             "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
-            "decoding=sample", "decoding.temperature=0.2,7,0.8", "decoding.top_p=0.9,0.95",
+            "decoding=sample", "decoding.temperature=0.2,7,0.8", "decoding.top_p=0.9",
         ]  # fmt: skip
         result = sweep(*arguments, cwd=tmp_path)
         assert result.returncode == 2, result.stderr
         runs = [Path(line) for line in result.stdout.splitlines() if (tmp_path / line / "summary.json").exists()]
-        assert len(set(runs)) == 4
+        assert len(set(runs)) == 2
         for run in runs:
             assert json.loads((tmp_path / run / "summary.json").read_text())["completed"] == 4
         assert "decoding.temperature=7" in result.stderr
-        assert len(server.log.asked()) == 16
+        assert len(server.log.asked()) == 8
 
         again = sweep(*arguments, cwd=tmp_path)
         assert again.returncode == 2
-        assert len(server.log.asked()) == 16, "what is finished is not asked again"
-
-
-def test_jobs_that_share_an_output_dir_get_separate_folders(tmp_path: Path) -> None:
-    data = write_instances(tmp_path / "instances.jsonl", 2)
-    with ApiServer() as server:
-        result = sweep(
-            "model=gpt-4o", f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
-            "decoding.temperature=0,1", f"output_dir={tmp_path / 'sweep'}", cwd=tmp_path,
-        )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
+        assert len(server.log.asked()) == 8, "what is finished is not asked again"
 
 
 def test_one_cap_over_all_runs_of_a_sweep(tmp_path: Path) -> None:

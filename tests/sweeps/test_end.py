@@ -10,9 +10,16 @@ from tests.sweeps.command import Sweep
 
 
 def test_a_range_with_a_failed_job_ends_in_a_comparison_of_the_others(tmp_path: Path) -> None:
+    """No file holds the password of the address."""
     with ApiServer() as server:
-        result = Sweep(server, tmp_path).run("decoding.temperature=range(0,1,0.5)", "decoding.top_p=0.9,7")
+        sweep = Sweep(server, tmp_path)
+        sweep.base = [argument.replace("http://", "http://user:canary@") for argument in sweep.base]
+        result = sweep.run("decoding.temperature=range(0,1,0.5)", "decoding.top_p=0.9,7")
     assert result.returncode == 2, result.stderr
+    assert "canary" not in result.stdout + result.stderr
+    files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
+    assert any(path.name == "runs.jsonl" for path in files)
+    assert not [path for path in files if b"canary" in path.read_bytes()]
     runs = result.stdout.splitlines()
     assert len(runs) == 2
     assert all((tmp_path / run / "summary.json").exists() for run in runs), "run directories and nothing else"
@@ -75,6 +82,7 @@ def test_a_comparison_that_cannot_be_written_costs_nothing_but_itself(tmp_path: 
     assert result.returncode == 0, result.stderr
     assert "comparison.html: Is a directory" in result.stderr
     assert len(result.stdout.splitlines()) == 2
+    assert len(list(sweep_directory.glob("*/summary.json"))) == 2, "points that share a folder get one each within it"
 
 
 def test_the_same_command_retries_failed_instances(tmp_path: Path) -> None:
@@ -90,15 +98,3 @@ def test_the_same_command_retries_failed_instances(tmp_path: Path) -> None:
         assert "exit" not in second.stderr
         assert second.stdout == first.stdout
         assert len(server.log.asked()) == 7, "six answers, one of them asked for twice"
-
-
-def test_a_password_in_an_address_is_in_no_file_of_the_sweep(tmp_path: Path) -> None:
-    with ApiServer() as server:
-        sweep = Sweep(server, tmp_path)
-        sweep.base = [argument.replace("http://", "http://user:canary@") for argument in sweep.base]
-        result = sweep.run("decoding.temperature=0,1")
-    assert result.returncode == 0, result.stderr
-    assert "canary" not in result.stdout + result.stderr
-    files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
-    assert any(path.name == "runs.jsonl" for path in files)
-    assert not [path for path in files if b"canary" in path.read_bytes()]
