@@ -42,9 +42,7 @@ def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, tmp_path: Pat
     assert "deprecated" not in whole.stderr
 
 
-def test_the_same_command_repeats_the_shards_of_a_lost_worker_and_merges_them(
-    launcher: str, tmp_path: Path
-) -> None:
+def test_the_same_command_repeats_the_shards_of_a_lost_worker_and_merges_them(launcher: str, tmp_path: Path) -> None:
     arguments = (
         launcher, "shard.count=2", "shard.index=range(0,2)", "provider.max_concurrency=2", "runner.limits.start=1",
         f"output_dir={tmp_path / 'sweep'}",
