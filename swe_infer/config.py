@@ -13,7 +13,7 @@ import secrets
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -357,10 +357,11 @@ def _own_parameters(key: str, plain: Mapping[str, Any]) -> list[Parameter]:
         node, rest = node.get(match[1]), rest[match.end() :]
     target = node.get("_target_") if isinstance(node, Mapping) else None
     module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
-    factory = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    factory: Any = vars(sys.modules[module]).get(name) if module in sys.modules else None
     if not inspect.isclass(factory):
         return []
-    parameter = parameters_of(factory).get(rest.partition(".")[0])
+    constructor: Callable[..., Any] = factory
+    parameter = parameters_of(constructor).get(rest.partition(".")[0])
     return [parameter] if parameter is not None else []
 
 

@@ -197,14 +197,14 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
     ends: dict[int, int] = {}
     connections: list[socket.socket] = []
     while True:
-        for ready in select.select([listener, woken, *connections], [], [])[0]:
-            if ready is woken:
-                os.read(woken, 4096)
-                _reap(ends)
-                continue
-            if ready is listener:
-                connections.append(listener.accept()[0])
-                continue
+        numbers = [woken, listener.fileno(), *(connection.fileno() for connection in connections)]
+        readable = select.select(numbers, [], [])[0]
+        if woken in readable:
+            os.read(woken, 4096)
+            _reap(ends)
+        if listener.fileno() in readable:
+            connections.append(listener.accept()[0])
+        for ready in [connection for connection in connections if connection.fileno() in readable]:
             message, descriptors, _, _ = socket.recv_fds(ready, _MESSAGE, 3)
             if not message:
                 connections.remove(ready)
@@ -259,7 +259,7 @@ def _become(order: list[Any], descriptors: list[int], path: list[str]) -> tuple[
 def _run(module: str, arguments: list[str]) -> None:
     """Run the command to its end. Where it ends as it should, its objects are not taken apart one by one: with all
     these packages that takes as long as a short command."""
-    status: object = 0
+    status = 0
     try:
         if module == "-c":
             code, *arguments = arguments
@@ -269,10 +269,10 @@ def _run(module: str, arguments: list[str]) -> None:
         else:
             sys.argv[1:] = arguments
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as exit_:
-        status = exit_.code or 0
-        if not isinstance(status, int):
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
             raise
+        status = ended.code or 0
     shut_down_threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]
     shut_down_threads()
     atexit._run_exitfuncs()
