@@ -1,9 +1,9 @@
 """Commands as a user starts them, in processes of their own, without the time that importing packages takes.
 
 Importing Hydra, pydantic and the vendors' SDKs takes up to half of a short command's processor time. A server imports
-these once. It forks a process for each command, which takes over the command's arguments, folder, environment and
-streams, and then runs the module as ``python -m`` does. None of our own modules is imported before that. A launcher's
-workers, and whatever else a command starts, start as usual.
+these once for all workers of a test session. It forks a process for each command, which takes over the command's
+arguments, folder, environment and streams, and then runs the module as ``python -m`` does. None of our own modules is
+imported before that. A launcher's workers, and whatever else a command starts, start as usual.
 
 Tests of what happens while the interpreter starts, and of what is imported, start the interpreter themselves.
 """
