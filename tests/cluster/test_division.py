@@ -50,7 +50,7 @@ def test_division_without_shards_is_refused(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=60)
         assert server.log.asked() == []
     assert process.returncode == 2
-    assert "budget.across=division divides a run among its shards" in errors
+    assert "budget.across=division divides the budget among shards" in errors
 
 
 def test_configured_quotas_are_divided() -> None:
@@ -106,5 +106,5 @@ def simulate(server: Bucket | Window, limiters: Sequence[RateLimiter], seconds: 
 
 
 def test_a_sweep_s_cap_is_not_divided() -> None:
-    with pytest.raises(ConfigError, match=r"budget\.sweep_max_usd needs the ledger"):
+    with pytest.raises(ConfigError, match=r"budget\.sweep_max_usd needs a ledger"):
         Budget(sweep_max_usd=Decimal(1), across="division")

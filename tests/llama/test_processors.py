@@ -97,7 +97,7 @@ def test_without_avx512(directory: Path, expected: Expected) -> None:
     assert report["capability"] == "AVX2"
     assert set(report["no_kernels"].values()) == {"turned off by SWE_INFER_NATIVE_KERNELS=off"}
     assert report["answers"]["auto"]["dtype"] == "float32"
-    assert report["log"].count("model.dtype=auto: arithmetic in float32") == 1
+    assert report["log"].count("model.dtype=auto: computing in float32") == 1
     assert {answer["attention"] for answer in report["answers"].values()} == {"sdpa"}
     check_answers(report["answers"], expected)
 
