@@ -138,7 +138,7 @@ class Selection:
     def __len__(self) -> int:
         return len(self.requested)
 
-    def verdict(self, index: int) -> Skip | None:
+    def skip_for(self, index: int) -> Skip | None:
         """Why the row ``index`` is skipped, or None. Reads and counts its prompt once, if necessary."""
         if index not in self._verdicts:
             self._verdicts[index] = self._decide(index)
@@ -147,7 +147,7 @@ class Selection:
     @property
     def kept(self) -> list[int]:
         """The indices that are not skipped, in order. May count every prompt first."""
-        return [index for index in self.requested if self.verdict(index) is None]
+        return [index for index in self.requested if self.skip_for(index) is None]
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -156,7 +156,7 @@ class Selection:
 
     def _skipped(self) -> Iterator[Skipped]:
         for index in self.requested:
-            if (skip := self.verdict(index)) is not None:
+            if (skip := self.skip_for(index)) is not None:
                 yield Skipped(index, self.rows.ids[index], skip)
 
     def _decide(self, index: int) -> Skip | None:

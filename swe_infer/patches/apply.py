@@ -1,4 +1,4 @@
-"""Applies a patch in memory, as ``git apply`` does on disk.
+"""Checks a patch by applying it in memory, as ``git apply`` does on disk.
 
 Source: git's ``apply.c`` (``check_patch``, ``apply_one_fragment``, ``find_pos``), version 2.39.
 

@@ -176,7 +176,7 @@ def pending_requests(
         first = next(pending, None)
         if first is None:
             continue
-        skip = selection.verdict(index)
+        skip = selection.skip_for(index)
         instance = selection.rows[index] if skip is None else None
         for key in itertools.chain((first,), pending):
             if instance_id in over_budget:
@@ -219,7 +219,7 @@ def estimate_remaining(
         for index in selection.requested:
             instance_id = selection.rows.ids[index]
             done = finished.get(instance_id, set())
-            if len(done) < samples and selection.verdict(index) is None:
+            if len(done) < samples and selection.skip_for(index) is None:
                 yield PendingSamples(instance_id, selection.rows[index].prompt, runner.decoding, samples, done)
 
     return runner.estimate(pending())

@@ -242,8 +242,8 @@ def test_tokens_are_counted_lazily_and_once() -> None:
     counter = Words()
     selection = choose(rows, Options(max_tokens=400), counter=counter)
     assert counter.asked == []
-    assert selection.verdict(3) is not None
-    assert selection.verdict(3) is not None
+    assert selection.skip_for(3) is not None
+    assert selection.skip_for(3) is not None
     assert len(counter.asked) == 1
 
 
