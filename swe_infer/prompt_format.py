@@ -10,8 +10,15 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
+from typing import Any, get_args
 
-from swe_infer.types import Prompt
+from swe_infer.types import EditFormat, Prompt
+
+SYSTEM_COLUMN = "system"
+"""The column of a frozen prompt's system part; empty: the prompt has none."""
+EDIT_FORMAT_COLUMN = "edit_format"
+"""The column of the form of answer that a frozen prompt asks for."""
+_EDIT_FORMATS: Mapping[object, EditFormat] = {name: name for name in get_args(EditFormat)}
 
 _START, _END = "[start of ", "[end of "
 _MARKER = re.compile(r"^\[(?P<kind>start|end) of (?P<path>[^\n]+)\]$", re.MULTILINE)
@@ -28,6 +35,24 @@ def split_prompt(text: str) -> Prompt:
     if not separator or not first.strip() or not rest.strip():
         return Prompt(system=None, user=text)
     return Prompt(system=first, user=rest)
+
+
+def prompt_of(text: str, row: Mapping[str, Any]) -> Prompt:
+    """A row's ``text`` as a prompt. Its ``system`` column says which part of it is the system part; without one, or
+    where the text does not begin with it, :func:`split_prompt` decides.
+    """
+    system = row.get(SYSTEM_COLUMN)
+    if system == "":
+        return Prompt(system=None, user=text)
+    if isinstance(system, str) and text.startswith(f"{system}\n") and text[len(system) + 1 :].strip():
+        return Prompt(system=system, user=text[len(system) + 1 :])
+    return split_prompt(text)
+
+
+def edit_format_of(row: Mapping[str, Any]) -> EditFormat | None:
+    """The form of answer that a row's prompt asks for, by its ``edit_format`` column; None if that names none."""
+    value = row.get(EDIT_FORMAT_COLUMN)
+    return _EDIT_FORMATS.get(value) if isinstance(value, str) else None
 
 
 class PromptFiles(Mapping[str, str]):

@@ -71,12 +71,14 @@ class Instance:
         metadata: the dataset's other columns, untouched.
         files: path to content, which patches are checked against. Bytes that are no UTF-8 are lone surrogates, as
             Python's ``surrogateescape`` makes them.
+        edit_format: the form of answer that a frozen prompt asks for; None: the run's configuration states it.
     """
 
     instance_id: str
     prompt: Prompt
     metadata: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    edit_format: EditFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,7 @@ class Request:
         sample: number of the sample, from 0.
         files: path to content of the instance's files, for patch checks and drafts. The samples of an instance share
             one mapping, which may load lazily.
+        edit_format: as in :class:`Instance`.
     """
 
     instance_id: str
@@ -138,6 +141,7 @@ class Request:
     prompt: Prompt
     decoding: Decoding
     files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    edit_format: EditFormat | None = None
 
     @property
     def key(self) -> tuple[str, int]:

@@ -41,7 +41,7 @@ log = logging.getLogger("swe_infer")
 
 def main() -> NoReturn:
     """The console script. Exits with the status that the README states."""
-    _set_up_logging()
+    set_up_logging()
     try:
         sys.argv[1:] = hydra_arguments(sys.argv[1:])
     except SweInferError as error:
@@ -176,7 +176,7 @@ class HydraTask:
                 return None
             if not self.in_worker:
                 return self._run_job(cfg, sweep)
-            _set_up_logging()
+            set_up_logging()
             with sweep.forwarding_interrupts():
                 return self._run_job(cfg, sweep)
 
@@ -259,7 +259,7 @@ class HydraTask:
             self.batcher.abandon()
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Logs to standard error, with secrets redacted. Standard output is for results."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))

@@ -42,6 +42,18 @@ def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: ProcessResources
     return prepared.execute(resources)
 
 
+def prompt_source(experiment: config.Experiment, stack: ExitStack) -> PromptSource:
+    """Creates the source of an experiment's prompts. ``stack`` closes the repositories."""
+    from swe_infer.runners.run import PromptSource
+
+    context, repositories = experiment.context, None
+    if context.repository_options is not None:
+        from swe_infer.repositories import Repositories
+
+        repositories = stack.enter_context(Repositories(context.repository_options))
+    return PromptSource(context, experiment.prompt, repositories)
+
+
 class PreparedRun:
     """A run whose configuration is checked; nothing is opened, loaded or paid for yet.
 
@@ -88,7 +100,7 @@ class PreparedRun:
 
         experiment = self.experiment
         with ExitStack() as stack:
-            prompts = self._prompts(stack)
+            prompts = prompt_source(experiment, stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             before = _previous_coverage(read_config(self.directory))
             shared = self._location.answer_sources(self._plain, self._sweep)
@@ -96,17 +108,6 @@ class PreparedRun:
         print_estimate(found, f"dry run of {self.directory}")
         if self._sweep is not None:
             self._sweep.record_estimate(found)
-
-    def _prompts(self, stack: ExitStack) -> PromptSource:
-        """Creates the source of prompts. ``stack`` closes the repositories."""
-        from swe_infer.runners.run import PromptSource
-
-        context, repositories = self.experiment.context, None
-        if context.repository_options is not None:
-            from swe_infer.repositories import Repositories
-
-            repositories = stack.enter_context(Repositories(context.repository_options))
-        return PromptSource(context, self.experiment.prompt, repositories)
 
     def open(self, resources: ProcessResources) -> RunSession:
         """Locks the run directory and builds the run.
@@ -122,7 +123,7 @@ class PreparedRun:
 
         experiment, plain = self.experiment, self._plain
         with ExitStack() as stack, INTERRUPTS.stoppable():
-            prompts = self._prompts(stack)
+            prompts = prompt_source(experiment, stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(identity_lock(self._sweep, plain, self.directory))

@@ -61,14 +61,14 @@ def _answer(arguments: Sequence[str]) -> str | None:
 
         before = ("", *arguments)
         topics = [a for a, flag in zip(arguments, before, strict=False) if a[:1] != "-" and flag not in _WITH_VALUE]
-        return help_text(topics, _config_dir(arguments))
+        return help_text(topics, config_dir_of(arguments))
     if "--version" in arguments:
         return f"swe_infer {__version__}"
-    _check(arguments)
+    check_arguments(arguments)
     return None
 
 
-def _check(arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str]) -> None:
     """Checks the flags, and that everything else is ``KEY=VALUE``: argparse would print many lines of usage.
 
     Raises:
@@ -134,7 +134,7 @@ def _not_an_override(argument: str) -> str:
     return f"{argument}: must be KEY=VALUE; see --help"
 
 
-def _config_dir(arguments: Sequence[str]) -> Path | None:
+def config_dir_of(arguments: Sequence[str]) -> Path | None:
     """The folder that ``--config-dir`` names."""
     for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         flag, _, value = argument.partition("=")

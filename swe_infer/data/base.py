@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.instance_files import files_of
 from swe_infer.options import Option
-from swe_infer.prompt_format import PromptFiles, split_prompt
+from swe_infer.prompt_format import PromptFiles, edit_format_of, prompt_of
 from swe_infer.types import Instance, Skip
 
 ID_COLUMN = "instance_id"
@@ -264,5 +264,7 @@ def make_instance(row: Mapping[str, Any], text_column: str | None) -> Instance:
         raise DataError(f"{row[ID_COLUMN]}: {fault.message}")
     assert isinstance(text, str)
     metadata = {key: value for key, value in row.items() if key not in (ID_COLUMN, text_column)}
-    prompt, files = split_prompt(text), files_of(row)
-    return Instance(row[ID_COLUMN], prompt, metadata, PromptFiles(prompt) if files is None else files)
+    prompt, files = prompt_of(text, row), files_of(row)
+    return Instance(
+        row[ID_COLUMN], prompt, metadata, PromptFiles(prompt) if files is None else files, edit_format_of(row)
+    )

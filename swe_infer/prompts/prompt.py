@@ -11,7 +11,7 @@ from swe_infer.context.base import Row, Shown
 from swe_infer.context.gold import gold_changes
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
-from swe_infer.prompt_format import split_prompt
+from swe_infer.prompt_format import prompt_of, split_prompt
 from swe_infer.prompts import layouts
 from swe_infer.types import EditFormat, PathText, Prompt
 
@@ -135,7 +135,7 @@ class PromptRenderer:
         if self._template is not None:
             prompt = self._template.render(self._variables(row, shown))
         elif self.style == "given":
-            prompt = split_prompt(_text(row, text_column))
+            prompt = prompt_of(_text(row, text_column), row)
         else:
             prompt = split_prompt(_LAYOUTS[self.style](self._issue(row), self._code(row, shown), self.edit_format))
         system = prompt.system if self.system is None else self.system or None

@@ -10,7 +10,7 @@ from swe_infer.context.base import Context, Row, Shown
 from swe_infer.context.reading import Commit
 from swe_infer.errors import DataError, RepositoryError, RepositoryInterrupted
 from swe_infer.instance_files import FILES_COLUMN, EntryType, InstanceFiles, files_of
-from swe_infer.prompt_format import PromptFiles
+from swe_infer.prompt_format import PromptFiles, edit_format_of
 from swe_infer.prompts.prompt import PromptRenderer
 from swe_infer.repositories import Repositories
 from swe_infer.types import Instance, Prompt, Skip, TokenCounter
@@ -66,6 +66,7 @@ class RenderedRows:
         self._count_tokens = count_tokens
         self._text_column = text_column
         self._last: tuple[int, Instance | Skip] | None = None
+        self._last_shown: tuple[int, Shown] | None = None
 
     @property
     def ids(self) -> Sequence[str]:
@@ -98,15 +99,18 @@ class RenderedRows:
         return made
 
     def shown(self, index: int) -> Shown:
-        """What the context chooses for a row.
+        """What the context chooses for a row. It is kept for the last row that was read.
 
         Raises:
             DataError: the row lacks what the context needs.
             RepositoryError: its repository cannot be read.
         """
-        row = self._rows.row(index)
-        commit = self._commit(row) if self._context.needs_repository else None
-        return self._context.choose(row, commit, lambda text: self._count_tokens(Prompt(None, text)))
+        if self._last_shown is None or self._last_shown[0] != index:
+            row = self._rows.row(index)
+            commit = self._commit(row) if self._context.needs_repository else None
+            shown = self._context.choose(row, commit, lambda text: self._count_tokens(Prompt(None, text)))
+            self._last_shown = (index, shown)
+        return self._last_shown[1]
 
     def _rendered(self, index: int) -> Instance | Skip:
         if self._last is None or self._last[0] != index:
@@ -129,8 +133,10 @@ class RenderedRows:
         metadata = {key: value for key, value in row.items() if key not in ("instance_id", FILES_COLUMN)}
         files: Mapping[str, str] = InstanceFiles(shown.paths, lambda: self._commit(row))
         if self._context.gives_text:
-            files = files_of(row) or PromptFiles(prompt)
-        return Instance(self.ids[index], prompt, metadata, files)
+            own = files_of(row)
+            files = PromptFiles(prompt) if own is None else own
+        edit_format = edit_format_of(row) if self._renderer.takes_text else None
+        return Instance(self.ids[index], prompt, metadata, files, edit_format)
 
     def _commit(self, row: Row) -> Commit:
         """The repository of a row at its base commit.

@@ -14,7 +14,6 @@ Links and special files in the directory are refused, see :func:`.layout.refuse_
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -37,11 +36,12 @@ from swe_infer.files import (
     sync_directory,
     write_whole,
 )  # fmt: skip
-from swe_infer.locks import Locks, OwnerFile, has_no_locks, no_locks, refuse_owned
+from swe_infer.locks import Locks
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverage
 from swe_infer.run_directory.fallback import Fallback, kept_lines
 from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.lock import locked
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import (
     LONGEST_LINE,
@@ -201,7 +201,7 @@ class RunStore:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             layout.refuse_links(directory)
-            self._lock = _locked(directory / layout.LOCK, locks)
+            self._lock = locked(directory / layout.LOCK, locks, f"output_dir={directory}")
         except OSError as error:
             raise _unwritable(directory, error) from None
         with ExitStack() as stack:
@@ -487,34 +487,6 @@ def _identity(record: Record) -> tuple[str, int, str]:
 
 def _as_read_back(cost: Decimal | None) -> Decimal | None:
     return None if cost is None else Decimal(repr(float(cost)))
-
-
-def _locked(path: Path, locks: Locks) -> ExitStack:
-    """What keeps other processes out until it is closed: an exclusive lock, which the kernel drops when the process
-    ends, however it ends; with ``single_writer`` a lock file too, and no lock where the file system has none."""
-    what = f"output_dir={path.parent}"
-    with ExitStack() as stack:
-        descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        file = stack.enter_context(open(descriptor, "a+"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise StoreError(f"{what}: in use by {owner}; wait for it or choose another") from None
-        except OSError as error:
-            if not has_no_locks(error):
-                raise
-            if locks == "os":
-                raise no_locks(what, error) from None
-        if locks == "os":
-            refuse_owned(path, what)
-        else:
-            stack.enter_context(OwnerFile(path, what))
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        return stack.pop_all()
 
 
 def _mend_tail(path: Path) -> None:

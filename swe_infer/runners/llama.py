@@ -294,7 +294,7 @@ class _Counter:
         self._tokenizer = tokenizer
 
     def __call__(self, prompt: Prompt) -> int:
-        return len(self._tokenizer.encode(prompt))
+        return self._tokenizer.count(prompt)
 
 
 def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:

@@ -183,7 +183,7 @@ def pending_requests(
                 break
             status = totals.status(key)
             if instance is not None and status != "completed":
-                yield Request(*key, instance.prompt, decoding, instance.files)
+                yield Request(*key, instance.prompt, decoding, instance.files, instance.edit_format)
             elif skip is not None and status != "skipped":
                 if status == "completed" and skip.reason not in _LENGTH_SKIPS:
                     continue
@@ -236,7 +236,7 @@ class Run:
             earlier evaluations for the present coverage.
         shared: run directories of runs with the same identity, whose completions are reused.
         over_budget: instances of which the runner can request no further sample, see ``RunContext``.
-        edit_format: the form of answer that the prompts ask for; None: not known.
+        edit_format: the form of answer that prompts ask for which do not state it themselves; None: not known.
     """
 
     def __init__(
@@ -522,7 +522,7 @@ class Run:
             from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
 
             answer = (request.prompt.prefill or "") + outcome.text
-            return make_patch(answer, request.files, self._edit_format)
+            return make_patch(answer, request.files, request.edit_format or self._edit_format)
         except Exception:  # a fault in our code must not cost a paid answer; it can be extracted again
             log.exception("%s: the patch could not be extracted from the answer", request.instance_id)
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")

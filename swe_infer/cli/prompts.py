@@ -1,0 +1,482 @@
+"""``swe-infer-prompts [GROUP=OPTION] [KEY=VALUE] … --out FILE_OR_DIR``: prompts are made, measured and frozen.
+
+The configuration is that of ``swe-infer``: the same command makes the prompts that a run would send. The result runs
+with ``dataset=jsonl``, ``parquet`` or ``disk`` on a machine without the repositories.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shlex
+import statistics
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from swe_infer import __version__
+from swe_infer.cli.start import check_arguments, config_dir_of
+from swe_infer.data import export
+from swe_infer.data.base import TEXT_COLUMN
+from swe_infer.data.select import Selection, select
+from swe_infer.errors import ConfigError, RepositoryInterrupted, StoreError, SweInferError
+from swe_infer.instance_files import FILES_COLUMN, files_of
+from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
+from swe_infer.prompt_format import prompt_of
+from swe_infer.prompts.frozen import PromptLines, RowFigures, figures_of, frozen_row, remove
+from swe_infer.prompts.rows import RenderedRows
+from swe_infer.redaction import without_credentials
+from swe_infer.resources import expanded
+from swe_infer.runners.progress import Progress
+from swe_infer.text import clean, first_line
+from swe_infer.types import Prompt, TokenCounter
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from swe_infer.prompts.prompt import PromptRenderer
+
+Format = Literal["jsonl", "jsonl.gz", "parquet", "disk"]
+
+_HELP = """\
+swe-infer-prompts: makes, measures and freezes prompts: dataset × context × prompt. Nothing is sent to a model.
+
+Usage: swe-infer-prompts [GROUP=OPTION] [KEY=VALUE] ... --out FILE_OR_DIR
+
+  --out FILE.jsonl             JSON lines; also FILE.jsonl.gz and FILE.parquet
+  --out DIR                    any other name: a directory, as save_to_disk writes it
+  dataset=OPTION               the rows; also dataset.limit, .instance_ids, .min_tokens, .max_tokens
+  context=OPTION               which files of the repository are shown; context.repositories: the clones
+  prompt=OPTION                how the prompt is written; prompt.template=FILE: by your own template
+  model=OPTION                 whose tokens are counted; no key is needed and no model is loaded
+  shard.index=I shard.count=N  one shard; each needs a file of its own
+  --config-dir DIR             adds options of your own
+  --help GROUP, --version
+
+The result holds the dataset's columns, the prompts and the files that they show. It runs where there is no repository:
+  swe-infer dataset=jsonl dataset.path=FILE.jsonl model=gpt-4o     also dataset=parquet and dataset=disk
+
+The same command goes on where it was stopped, and a larger dataset.limit adds to the file. A file that was made with
+another dataset, context or prompt is never added to.
+
+Examples:
+  swe-infer-prompts dataset=swebench_lite --out lite.jsonl
+  swe-infer-prompts dataset=swebench_verified context=oracle prompt=search_replace model=gpt-4o --out verified.parquet
+  swe-infer-prompts dataset=sample context=oracle prompt=style2 --out sample"""
+
+_OUT = "--out: name a file that ends in .jsonl, .jsonl.gz or .parquet, or a directory"
+_OTHER_ENDINGS = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zst", ".zip", ".arrow", ".pkl", ".yaml", ".md")
+_WINDOWS = (8_192, 16_384, 32_768, 65_536, 131_072, 200_000, 1_000_000)
+"""Context windows in tokens."""
+_MOST_WAITING = 16
+"""Prompts that may wait for their tokens to be counted."""
+_MOST_REASONS = 10
+
+
+def main() -> int:
+    """The console script. Returns the exit status that the README states."""
+    try:
+        out, arguments = _out_of(sys.argv[1:])
+        if {"--help", "-h"} & set(arguments):
+            print(_help(arguments))
+            return 0
+        if "--version" in arguments:
+            print(f"swe_infer {__version__}")
+            return 0
+        _check(arguments)
+        if not out:
+            raise ConfigError(f"{_OUT}; see --help")
+        place, form = _place_of(out)
+        cfg = _composed(arguments)
+        status = _freeze(cfg, out, place, form)
+    except SweInferError as error:
+        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+        return error.exit_status
+    except (OSError, MemoryError) as error:
+        message = without_credentials(" ".join(str(error.strerror if isinstance(error, OSError) else error).split()))
+        named = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        print(f"error: {named}{message or 'out of memory'}", file=sys.stderr)
+        return 1
+    if status == 0:
+        print(out, flush=True)
+    return status
+
+
+def _out_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of ``--out``, and the other arguments.
+
+    Raises:
+        ConfigError: it has no value, or is there twice.
+    """
+    found: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--out":
+            found.append(next(left, ""))
+        elif argument.startswith("--out="):
+            found.append(argument.removeprefix("--out="))
+        else:
+            rest.append(argument)
+    if any(not value or value.startswith("-") for value in found):
+        raise ConfigError(_OUT)
+    if len(found) > 1:
+        raise ConfigError(f"--out is given {len(found)} times; name one file or directory")
+    return (found[0] if found else None), rest
+
+
+def _help(arguments: Sequence[str]) -> str:
+    topics = [argument for argument in arguments if not argument.startswith("-")]
+    if not topics:
+        return _HELP
+    from swe_infer.cli.help import help_text
+
+    return help_text(topics, config_dir_of(arguments))
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """Checks the arguments that are not ``--out``.
+
+    Raises:
+        ConfigError: names the first that is wrong.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag in ("-m", "--multirun"):
+            raise ConfigError(f"{flag}: swe-infer-prompts makes one set of prompts; repeat it for each")
+        if flag.startswith("-") and flag not in ("--config-dir", "-cd"):
+            if flag in ("-o", "--output", "--output-dir", "--path"):
+                raise ConfigError(f"{flag}: no such flag; did you mean --out?")
+            check_arguments([argument])
+            raise ConfigError(f"{flag}: is a flag of swe-infer alone; see --help")
+    check_arguments(arguments)
+
+
+def _place_of(out: str) -> tuple[Path, Format]:
+    """Where the result is written, and its format.
+
+    Raises:
+        ConfigError: nothing can be written there, or the ending stands for a format that is not written.
+    """
+    place = expanded(out, "--out").resolve()
+    name = place.name.lower()
+    form: Format = "disk"
+    for ending in ("jsonl", "jsonl.gz", "parquet"):
+        if name.endswith(f".{ending}") and not out.endswith("/"):
+            form = ending  # type: ignore[assignment]
+    if form == "disk" and (name.endswith(_OTHER_ENDINGS) or not name):
+        raise ConfigError(
+            f"--out {out}: cannot be written; name a file in .jsonl, .jsonl.gz or .parquet, or a directory"
+        )
+    if place.exists() and not (place.is_dir() if form == "disk" else place.is_file()):
+        wanted = (
+            "a directory, as its name has no ending .jsonl, .jsonl.gz or .parquet" if form == "disk" else "a file"
+        )
+        raise ConfigError(f"--out {out}: exists and is not {wanted}; choose another name")
+    return place, form
+
+
+def _composed(arguments: Sequence[str]) -> DictConfig:
+    """The configuration that the arguments make.
+
+    Raises:
+        ConfigError: a group, option or key does not exist, or a value cannot be read.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from swe_infer.cli.arguments import hydra_arguments
+    from swe_infer.cli.extras import unregister_plugin_options
+    from swe_infer.cli.quoting import quote
+    from swe_infer.cli.run import one_line, set_up_logging
+    from swe_infer.conf_files import conf_dir
+
+    set_up_logging()
+    own = config_dir_of(arguments)
+    if own is not None and not own.is_dir():
+        raise ConfigError(f"--config-dir {own}: there is no such directory")
+    overrides = hydra_arguments(_overrides(arguments))
+    if own is not None:
+        overrides.append(f"hydra.searchpath=[{quote(f'file://{own.absolute()}')}]")
+    unregister_plugin_options()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra.compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    """The arguments that are neither flags nor their values."""
+    return [
+        argument
+        for argument, before in zip(arguments, ("", *arguments), strict=False)
+        if not argument.startswith("-") and before not in ("--config-dir", "-cd")
+    ]
+
+
+@dataclass
+class _Counter:
+    """Counts one prompt at a time, and remembers the last one: bounds on the length and the figures ask for the same.
+
+    For several threads.
+    """
+
+    counter: TokenCounter
+    _last: tuple[Prompt, int] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def name(self) -> str:
+        return self.counter.name
+
+    @property
+    def exact(self) -> bool:
+        return self.counter.exact
+
+    def __call__(self, prompt: Prompt) -> int:
+        with self._lock:
+            if self._last is None or self._last[0] != prompt:
+                self._last = (prompt, self.counter(prompt))
+            return self._last[1]
+
+
+def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
+    """Makes the prompts; returns the exit status.
+
+    Raises:
+        ConfigError: the configuration is wrong, or ``out`` belongs to something else.
+        OSError: the disk is full or failing.
+    """
+    from swe_infer import config
+    from swe_infer.cli.run_session import prompt_source
+
+    experiment = config.build(cfg)
+    plain = config.with_rules(config.resolved(cfg), experiment)
+    with ExitStack() as stack:
+        counter = _Counter(experiment.runner.token_counter())
+        rows = prompt_source(experiment, stack).open(experiment.dataset, counter)
+        selection = select(
+            rows, experiment.dataset, count_tokens=counter, reserved_output_tokens=0, context_window=None,
+            shard=experiment.shard, order="dataset",
+        )  # fmt: skip
+        rules = _rules(config.identity(plain), counter)
+        lines = stack.enter_context(
+            PromptLines(place, f"--out {out}", direct=form == "jsonl", rules=rules, locks=experiment.locks)
+        )
+        _open(lines, place, form)
+        before = len(lines.ids)
+        freezer = _Freezer(lines, selection, counter, experiment.prompt)
+        freezer.check_unchanged()
+        stop = threading.Event()
+        with INTERRUPTS.finishing(stop, says=lambda: "finishing the prompt that is being made"):
+            freezer.run(stop)
+            lines.sync()
+        if stop.is_set():
+            print(f"{len(lines.ids):,} prompts are kept in {lines.path}; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+        if form != "jsonl":
+            _convert(lines, place, form, changed=len(lines.ids) > before or not _is_finished(place))
+        freezer.print_figures()
+        _print_command(out, form, experiment.prompt)
+    return 0
+
+
+def _rules(identity: Mapping[str, Any], counter: TokenCounter) -> dict[str, Any]:
+    """What decides the rows of a file: the dataset, and how prompts are made of it. The shard, the selection and,
+    but for ``context.max_tokens``, the model do not."""
+    rules = {
+        key: value
+        for key, value in identity.items()
+        if key.partition(".")[0] in ("dataset", "context", "prompt", "rules")
+    }
+    if identity.get("context.max_tokens") is not None:
+        rules["tokens counted by"] = counter.name
+    return rules
+
+
+def _is_finished(place: Path) -> bool:
+    return place.exists() and not (place.is_dir() and not any(place.iterdir()))
+
+
+def _open(lines: PromptLines, place: Path, form: Format) -> None:
+    """Opens the JSON lines; those of a finished file of another format are written again first."""
+    readers: dict[Format, Callable[[Path], Iterator[dict[str, Any]]]] = {
+        "jsonl.gz": export.read_gzip,
+        "parquet": export.read_parquet,
+        "disk": export.read_disk,
+    }
+    if form in readers and _is_finished(place):
+        try:
+            lines.fill(readers[form](place))
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise StoreError(f"--out {place}: cannot be read ({first_line(error)}); choose another name") from None
+    lines.open()
+
+
+def _convert(lines: PromptLines, place: Path, form: Format, *, changed: bool) -> None:
+    """Makes the result from the JSON lines, and puts it in its place whole. A signal stops it: the lines are kept."""
+    new, old = lines.folder / "new", lines.folder / "old"
+    for leftover in (new, old, lines.folder / "new.arrow"):
+        remove(leftover)
+    writers = {"jsonl.gz": export.write_gzip, "parquet": export.write_parquet, "disk": export.write_disk}
+    if changed:
+        with INTERRUPTS.stoppable():
+            writers[form](lines.path, new)
+        with INTERRUPTS.put_off():
+            if place.is_dir():
+                os.rename(place, old)
+            os.rename(new, place)
+            remove(old)
+    lines.path.unlink()
+
+
+class _Freezer:
+    """Makes the prompts of a selection that a file lacks."""
+
+    def __init__(self, lines: PromptLines, selection: Selection, counter: _Counter, renderer: PromptRenderer) -> None:
+        self._lines = lines
+        self._selection = selection
+        self._rows = selection.rows
+        self._counter = counter
+        self._renderer = renderer
+        self._figures = lines.figures()
+        self._skips: Counter[str] = Counter()
+        self._first_skips: dict[str, str] = {}
+        self._waiting: deque[tuple[str, RowFigures, Future[int]]] = deque()
+        """Rows of the file whose tokens are being counted."""
+        self._tokens = 0
+        self._requested = frozenset(self._rows.ids[index] for index in selection.requested)
+
+    def check_unchanged(self) -> None:
+        """Compares a few prompts of the file with those that would be made now.
+
+        Raises:
+            StoreError: one differs.
+        """
+        for index in self._selection.requested:
+            instance_id = self._rows.ids[index]
+            digest = self._lines.digests.get(instance_id)
+            if digest is None or self._rows.fault(index) is not None:
+                continue
+            if hashlib.sha256(self._rows[index].prompt.question.encode()).hexdigest() != digest:
+                raise StoreError(
+                    f"{self._lines.label}: holds another prompt of {instance_id} than would be made now: the dataset, "
+                    "or a file that it was made of, has changed; choose another name"
+                )
+
+    def run(self, stop: threading.Event) -> None:
+        """Makes them, until ``stop`` is set. Tokens are counted in another thread.
+
+        Raises:
+            OSError: the disk is full or failing.
+        """
+        done = len(self._requested & self._lines.ids)
+        progress = Progress(len(self._requested), already_done=done, stream=sys.stderr)
+        with ThreadPoolExecutor(1) as pool, closing(progress):
+            try:
+                self._count_known(pool, stop)
+                for index in self._selection.requested:
+                    if stop.is_set():
+                        break
+                    if self._rows.ids[index] in self._lines.ids:
+                        continue
+                    skip = self._selection.verdict(index)
+                    if skip is None:
+                        self._freeze(index, pool)
+                    else:
+                        self._skips[skip.reason] += 1
+                        self._first_skips.setdefault(skip.reason, f"{self._rows.ids[index]}: {skip.message}")
+                    totals = {"skipped": self._skips.total(), "usage": {"output_tokens": self._tokens}}
+                    progress.update({}, totals, {})
+            except RepositoryInterrupted:
+                pass  # Ctrl-C: the same command fetches it again
+            self._collect()
+
+    def _freeze(self, index: int, pool: ThreadPoolExecutor) -> None:
+        """Appends the row of one prompt to the file."""
+        instance, row = self._rows[index], self._rows.row(index)
+        shown = self._rows.shown(index) if isinstance(self._rows, RenderedRows) else None
+        frozen = frozen_row(row, instance, instance.edit_format or self._renderer.edit_format)
+        self._lines.append(frozen)
+        figures = figures_of(row, frozen[FILES_COLUMN], shown)
+        self._count(instance.instance_id, figures, instance.prompt, pool)
+
+    def _count_known(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
+        """Counts what is not known of rows that the file has, or was counted for another model."""
+        known = {key for key, figures in self._figures.items() if figures.counter == self._counter.name}
+        missing = (self._requested & self._lines.ids) - known
+        if not missing:
+            return
+        for row in self._lines.rows():
+            if stop.is_set():
+                return
+            if (instance_id := row["instance_id"]) in missing:
+                figures = self._figures.get(instance_id) or figures_of(row, files_of(row) or {})
+                prompt = prompt_of(row[TEXT_COLUMN], row)
+                self._count(instance_id, figures, replace(prompt, prefill=self._renderer.prefill), pool)
+
+    def _count(self, instance_id: str, figures: RowFigures, prompt: Prompt, pool: ThreadPoolExecutor) -> None:
+        self._waiting.append((instance_id, figures, pool.submit(self._counter, prompt)))
+        self._collect(_MOST_WAITING)
+
+    def _collect(self, keep: int = 0) -> None:
+        """Keeps the figures of counted rows, until no more than ``keep`` wait for their count."""
+        while len(self._waiting) > keep:
+            instance_id, figures, counting = self._waiting.popleft()
+            counted = replace(figures, tokens=counting.result(), counter=self._counter.name)
+            self._tokens += counted.tokens
+            self._figures[instance_id] = counted
+            self._lines.append_figures(instance_id, counted)
+
+    def print_figures(self) -> None:
+        """The closing table, to standard error."""
+        figures = [self._figures[key] for key in sorted(self._requested & self._lines.ids)]
+        rows = [("prompts", f"{len(figures):,} of {len(self._requested):,}")]
+        rows += self._token_rows([found.tokens for found in figures])
+        with_gold = [found for found in figures if found.gold_files]
+        if with_gold:
+            complete = sum(found.gold_files_shown == found.gold_files for found in with_gold) / len(with_gold)
+            recall = statistics.fmean(found.gold_files_shown / found.gold_files for found in with_gold)
+            rows.append(
+                ("gold files", f"recall {recall:.1%}; all of them in {complete:.1%} of {len(with_gold):,} prompts")
+            )
+        left_out = Counter[str]()
+        for found in figures:
+            left_out.update(found.left_out)
+        rows += [("left out", f"{count:,} files: {why}") for why, count in left_out.most_common(_MOST_REASONS)]
+        for reason, count in self._skips.most_common(_MOST_REASONS):
+            rows.append(("skipped", f"{count:,} {reason}, such as {self._first_skips[reason]}"))
+        for name, value in rows:
+            print(clean(f"  {name:<10} {value}"), file=sys.stderr)
+
+    def _token_rows(self, tokens: Sequence[int]) -> list[tuple[str, str]]:
+        if not tokens:
+            return []
+        ordered = sorted(tokens)
+        p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+        method = f"{'counted' if self._counter.exact else 'estimated'} by {self._counter.name}"
+        spread = (
+            f"min {ordered[0]:,}, median {statistics.median(ordered):,.0f}, mean {statistics.fmean(ordered):,.0f}, "
+            f"p95 {p95:,}, max {ordered[-1]:,}, sum {sum(ordered):,} ({method})"
+        )
+        above = [(window, sum(count > window for count in ordered)) for window in _WINDOWS]
+        over = ", ".join(f"{count:,} above {window:,}" for window, count in above if count)
+        return [("tokens", spread), ("windows", over or f"none above {_WINDOWS[0]:,}")]
+
+
+def _print_command(out: str, form: Format, renderer: PromptRenderer) -> None:
+    """How a run uses the result, to standard error."""
+    option = {"jsonl": "jsonl", "jsonl.gz": "jsonl", "parquet": "parquet", "disk": "disk"}[form]
+    arguments = [f"dataset={option}", f"dataset.path={out}"]
+    if renderer.prefill is not None:  # a model has to support it, so that it is a run's choice
+        arguments.append(f"prompt.prefill={renderer.prefill}")
+    print(f"  {'run':<10} swe-infer {shlex.join(arguments)}", file=sys.stderr)

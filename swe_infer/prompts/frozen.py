@@ -1,0 +1,298 @@
+"""Frozen prompts: rows that run without a repository, and the file of JSON lines that they are appended to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import date, time
+from pathlib import Path
+from typing import Any, Self
+
+from swe_infer.context.base import Shown
+from swe_infer.context.gold import gold_changes
+from swe_infer.errors import DataError, StoreError
+from swe_infer.files import open_regular, read_regular, write_atomically, write_whole
+from swe_infer.instance_files import FILES_COLUMN, files_of
+from swe_infer.interrupts import INTERRUPTS
+from swe_infer.locks import Locks
+from swe_infer.prompt_format import EDIT_FORMAT_COLUMN, SYSTEM_COLUMN
+from swe_infer.prompts.prompt import TEXT_COLUMN
+from swe_infer.run_directory.lock import locked
+from swe_infer.text import bounded_json
+from swe_infer.types import EditFormat, Instance
+
+WRITTEN_COLUMNS = (TEXT_COLUMN, SYSTEM_COLUMN, EDIT_FORMAT_COLUMN, FILES_COLUMN)
+"""The columns that freezing adds to a row, or replaces."""
+
+_LONGEST_LINE = 1 << 30
+_MOST_RULES_BYTES = 1 << 20
+_COMPARED = 8
+"""Prompts of the file whose digests are kept, to be compared with those of today."""
+
+
+def frozen_row(row: Mapping[str, Any], instance: Instance, edit_format: EditFormat) -> dict[str, Any]:
+    """A row with its finished prompt, and the files that the prompt shows.
+
+    Args:
+        row: the dataset's columns, which are kept, but for :data:`WRITTEN_COLUMNS`.
+        edit_format: the form of answer that the prompt asks for.
+    """
+    return {
+        **{name: value for name, value in row.items() if name not in WRITTEN_COLUMNS},
+        TEXT_COLUMN: instance.prompt.question,
+        SYSTEM_COLUMN: instance.prompt.system or "",
+        EDIT_FORMAT_COLUMN: edit_format,
+        FILES_COLUMN: dict(instance.files),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class RowFigures:
+    """What is counted of one frozen row.
+
+    Args:
+        tokens: of the prompt.
+        counter: the name of the method by which they were counted.
+        gold_files: files that the gold patch changes, created ones not included; 0 without a gold patch.
+        gold_files_shown: how many of them the prompt shows.
+        left_out: number of files that were chosen and are not shown, by the reason.
+    """
+
+    tokens: int = 0
+    counter: str = ""
+    gold_files: int = 0
+    gold_files_shown: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def _gold_files(row: Mapping[str, Any]) -> set[str]:
+    """The files that a row's gold patch changes; none without a readable patch."""
+    try:
+        return {change.old_path for change in gold_changes(row) if change.old_path is not None}
+    except DataError:
+        return set()
+
+
+def figures_of(row: Mapping[str, Any], files: Mapping[str, str], shown: Shown | None = None) -> RowFigures:
+    """The figures of a row, without its tokens.
+
+    Args:
+        files: path to content of the files that the prompt shows.
+        shown: what the context chose; None: not known, or no context chose.
+    """
+    gold = _gold_files(row)
+    if shown is None:
+        return RowFigures(gold_files=len(gold), gold_files_shown=len(gold.intersection(files)))
+    left_out = Counter(_without_numbers(why) for why in shown.left_out.values())
+    return RowFigures(
+        gold_files=len(gold), gold_files_shown=len(gold.intersection((*files, *shown.paths))), left_out=dict(left_out)
+    )
+
+
+def _without_numbers(reason: str) -> str:
+    return " ".join("N" if word.replace(",", "").isdigit() else word for word in reason.split())
+
+
+class PromptLines:
+    """A file of frozen rows as JSON lines, which this process alone appends to. A context manager.
+
+    A folder ``.NAME.swe_infer`` beside ``out`` holds the lock, the rules by which the rows were made, and their
+    figures. With ``direct=False`` it holds the JSON lines too, from which ``out`` is made at the end.
+
+    Args:
+        out: what the user asked for.
+        label: its name in messages.
+        direct: ``out`` is the file of JSON lines itself.
+        rules: what decides the rows, flat: the dataset, and how prompts are made of it.
+
+    Raises:
+        StoreError: another process holds it; it was made by other rules, or by something else; it is damaged.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, out: Path, label: str, *, direct: bool, rules: Mapping[str, Any], locks: Locks) -> None:
+        self.out = out
+        self.ids: set[str] = set()
+        self.digests: dict[str, str] = {}
+        """SHA-256 of a few prompts, by ``instance_id``."""
+        self.label = label
+        self.folder = out.with_name(f".{out.name}.swe_infer")
+        self.path = out if direct else self.folder / "prompts.jsonl"
+        self._rules_path = self.folder / "rules.json"
+        self._figures_path = self.folder / "figures.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.folder / "lock", locks, label))
+            self._check_rules(rules)
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def open(self) -> None:
+        """Reads which rows are there, and repairs a last line that was cut off.
+
+        Raises:
+            StoreError: a line is no frozen row.
+        """
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        self._lines = self._open.enter_context(open(open_regular(self.path, flags), "r+b", buffering=0))
+        for row in self.rows():
+            instance_id = row["instance_id"]
+            self.ids.add(instance_id)
+            if len(self.digests) < _COMPARED and isinstance(text := row.get(TEXT_COLUMN), str):
+                self.digests[instance_id] = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        self._figures = self._open.enter_context(open(open_regular(self._figures_path, flags), "r+b", buffering=0))
+        _cut_after_last_line(self._figures.fileno())
+
+    def fill(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the JSON lines of a finished ``out`` again, before :meth:`open`; does nothing where there are some.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        if self.path.exists():
+            return
+        new = self.folder / "prompts.new"
+        with new.open("w", encoding="ascii") as file:
+            for row in rows:
+                kept = {name: value for name, value in row.items() if value is not None}
+                file.write(json.dumps({**kept, FILES_COLUMN: files_of(row) or {}}, default=_plain) + "\n")
+        os.replace(new, self.path)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of the file, in its order.
+
+        Raises:
+            StoreError: a line is no frozen row.
+        """
+        with open(open_regular(self.path), "rb", buffering=1 << 18) as file:
+            end = 0
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._lines.fileno(), end)  # a killed process wrote a part of it
+                    return
+                end += len(line)
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if not isinstance(row, dict) or not isinstance(row.get("instance_id"), str):
+                    raise StoreError(
+                        f"{self.label}, line {number}: is no prompt of this command; choose another name"
+                    )
+                yield row
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Appends a row whole, or not at all.
+
+        Raises:
+            OSError: the disk is full or failing.
+        """
+        self._write(self._lines.fileno(), self.path, json.dumps(row, default=_plain))
+        self.ids.add(row["instance_id"])
+
+    def append_figures(self, instance_id: str, figures: RowFigures) -> None:
+        """Keeps the figures of a row.
+
+        Raises:
+            OSError: the disk is full or failing.
+        """
+        line = json.dumps({"instance_id": instance_id, **asdict(figures)})
+        self._write(self._figures.fileno(), self._figures_path, line)
+
+    def figures(self) -> dict[str, RowFigures]:
+        """The figures of rows by ``instance_id``, as far as they are known. Lines that say something else are ignored."""
+        found: dict[str, RowFigures] = {}
+        with open(open_regular(self._figures_path), "rb") as file:
+            for line in iter(lambda: file.readline(_MOST_RULES_BYTES), b""):
+                try:
+                    values = bounded_json(line)
+                    figures = RowFigures(**{key: value for key, value in values.items() if key != "instance_id"})
+                    numbers = (
+                        figures.tokens,
+                        figures.gold_files,
+                        figures.gold_files_shown,
+                        *figures.left_out.values(),
+                    )
+                    if isinstance(values["instance_id"], str) and all(type(number) is int for number in numbers):
+                        found[values["instance_id"]] = figures
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    continue
+        return found
+
+    def sync(self) -> None:
+        """Brings the rows to the disk."""
+        with suppress(OSError):
+            os.fdatasync(self._lines.fileno())
+
+    def _write(self, descriptor: int, path: Path, line: str) -> None:
+        with INTERRUPTS.put_off():  # a second Ctrl-C must not cut a line
+            unwritten = write_whole(descriptor, f"{line}\n".encode("ascii"))
+        if unwritten is not None:
+            raise OSError(unwritten.number, f"{path}: {unwritten.reason}; what was written before is kept")
+
+    def _check_rules(self, rules: Mapping[str, Any]) -> None:
+        """Compares the rules with those that made the file; a new file gets them."""
+        exists = self.out.exists() and not _is_empty(self.out)
+        if not exists and (self.path == self.out or not self.path.exists()):
+            for name in ("prompts.jsonl", "figures.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)  # of a file that was removed
+            write_atomically(self._rules_path, json.dumps(dict(rules), indent=1, sort_keys=True, default=str) + "\n")
+            return
+        try:
+            before = bounded_json(read_regular(self._rules_path, _MOST_RULES_BYTES))
+        except (OSError, ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise StoreError(
+                f"{self.label}: exists, and by which rules it was made is not known ({self._rules_path}); choose "
+                "another name, or remove it"
+            )
+        now = json.loads(json.dumps(dict(rules), default=str))
+        changed = [
+            f"{key}: {before.get(key)!r} → {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise StoreError(
+                f"{self.label}: was made with {'; '.join(changed[:3])}; choose another name, or repeat the first command"
+            )
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder that a killed process left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_empty(path: Path) -> bool:
+    return not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
+
+
+def _cut_after_last_line(descriptor: int) -> None:
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, 1 << 16, max(0, size - (1 << 16)))
+    if tail and not tail.endswith(b"\n"):
+        os.ftruncate(descriptor, size - len(tail) + tail.rfind(b"\n") + 1)
+
+
+def _plain(value: object) -> object:
+    """A column's value of a type that JSON lacks: dates as ISO 8601, bytes as UTF-8, others as their text."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes | bytearray):
+        return value.decode("utf-8", "surrogateescape")
+    return str(value)
