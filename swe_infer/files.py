@@ -1,7 +1,7 @@
-"""Files that must hold what was written to them: whole appends, atomic replacement, what has reached the disk.
+"""Durable files: whole appends, atomic replacement, syncing to disk.
 
-Nothing here follows a symbolic link in the place of a file, waits for a FIFO, or writes through a name that somebody
-else may have made: run directories come from strangers too.
+Run directories may come from strangers, so no function follows a symbolic link to a file, blocks on a FIFO, or writes
+through a predictable name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _SYNC_INTERVAL_S = 0.5
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS})
-"""What file systems say that have no fdatasync; any other error means that data may not have reached the disk."""
+"""Errors of file systems without fdatasync. Any other error means that data may not be on disk."""
 
 
 _KINDS = (
@@ -35,23 +35,26 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISDIR, "a directory"),
 )
-_FRESH = ".{name}.{token}.new"
+_TEMPORARY = ".{name}.{token}.new"
 
 
 def special_kind(mode: int) -> str | None:
-    """What a file of this ``st_mode`` is, if not a regular one."""
+    """The kind of a file with this ``st_mode``; None for a regular file."""
     return next((kind for test, kind in _KINDS if test(mode)), None)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
-    """A descriptor of a regular file; the last part of ``path`` is not followed where it is a link.
+    """Open a regular file; ``path`` may not be a symbolic link.
 
     Args:
-        flags: as :func:`os.open` takes them. A file that is opened for writing must have no second name (hard link),
-            as writing would change what another directory holds.
+        flags: flags of :func:`os.open`. A file opened for writing may not have a second name (hard link), which could
+            be in another directory.
+
+    Returns:
+        The file descriptor.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file; ``strerror`` says what it is.
+        OSError: it cannot be opened, or is not a regular file; ``strerror`` names its kind.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
@@ -79,49 +82,53 @@ def _not_regular(path: Path, kind: str) -> OSError:
     return OSError(errno.ELOOP, f"it is {kind}; a regular file is expected", str(path))
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file.
 
-    Args:
-        most: bytes that are read at most.
-
     Raises:
-        OSError: it cannot be read, is no regular file (see :func:`open_regular`), or is longer.
+        OSError: it cannot be read, is not a regular file (see :func:`open_regular`), or is longer than ``max_bytes``.
     """
     with open(open_regular(path), "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it is longer than {most >> 20} MiB", str(path))
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is longer than {max_bytes >> 20} MiB", str(path))
     return content
 
 
-def fresh_beside(path: Path) -> tuple[int, Path]:
-    """A new file beside ``path`` under a name that nobody can know, open for writing; it is to replace ``path``.
+def create_beside(path: Path) -> tuple[int, Path]:
+    """Create a file beside ``path`` with an unpredictable name, to replace ``path`` later.
+
+    Returns:
+        The file descriptor, open for writing, and the new path.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
-    new = path.with_name(_FRESH.format(name=path.name, token=secrets.token_hex(6)))
+    new = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(6)))
     return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), new
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove the files of :func:`fresh_beside` that killed processes left; for whoever holds the directory alone."""
-    for path in directory.glob(_FRESH.format(name="*", token="????????????")):
+    """Remove files of :func:`create_beside` that killed processes left. The caller must have locked the directory."""
+    for path in directory.glob(_TEMPORARY.format(name="*", token="????????????")):
         path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Unwritten:
-    """Why data was not written, and whether a torn part of it could not be cut off again."""
+class WriteFailure:
+    """Why data was not written.
 
-    number: int
+    Args:
+        torn: a part of the data was written and could not be removed.
+    """
+
+    errno: int
     reason: str
     torn: bool
 
 
-def write_whole(descriptor: int, data: bytes) -> Unwritten | None:
-    """Append ``data`` whole and return None, or leave the file as it was and say why."""
+def write_whole(descriptor: int, data: bytes) -> WriteFailure | None:
+    """Append all of ``data`` and return None; on failure, leave the file unchanged and return the reason."""
     start = os.fstat(descriptor).st_size
     written = 0
     try:
@@ -135,18 +142,18 @@ def write_whole(descriptor: int, data: bytes) -> Unwritten | None:
                 os.lseek(descriptor, start, os.SEEK_SET)
             except OSError:
                 torn = True
-        return Unwritten(error.errno or 0, error.strerror or type(error).__name__, torn)
+        return WriteFailure(error.errno or 0, error.strerror or type(error).__name__, torn)
     return None
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, a kill or a loss of power sees the old one or the new one whole.
+    """Replace a file atomically and durably: after a kill or power failure, it has the old or the new content.
 
     Raises:
-        StoreError: it cannot be written; the old one is still there.
+        StoreError: it cannot be written; the old file is unchanged.
     """
     try:
-        descriptor, new = fresh_beside(path)
+        descriptor, new = create_beside(path)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -154,7 +161,7 @@ def write_atomically(path: Path, text: str) -> None:
                 os.fsync(file.fileno())
             os.replace(new, path)
         except BaseException:
-            new.unlink(missing_ok=True)  # a full disk needs the room
+            new.unlink(missing_ok=True)  # frees space on a full disk
             raise
         sync_directory(path.parent)
     except OSError as error:
@@ -163,8 +170,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to be written in the place of ``path``, which it replaces at the end. Where the writing is interrupted,
-    ``path`` stays as it was. What is no regular file, such as ``/dev/stdout``, is written directly.
+    """Yields a temporary file that replaces ``path`` at the end. After an exception ``path`` is unchanged. If
+    ``path`` is not a regular file, such as ``/dev/stdout``, it is yielded itself.
 
     Raises:
         OSError: names ``path``.
@@ -175,7 +182,7 @@ def replacing(path: Path) -> Iterator[Path]:
     target = path.resolve()
     new: Path | None = None
     try:
-        descriptor, new = fresh_beside(target)
+        descriptor, new = create_beside(target)
         os.close(descriptor)
         yield new
         os.replace(new, target)
@@ -189,7 +196,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make names that were created or replaced outlive a loss of power."""
+    """Make created and renamed files survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -201,23 +208,23 @@ def sync_directory(directory: Path) -> None:
 
 
 class OpenFiles:
-    """Files that are appended to by turns, any number of them, of which a few are open at once.
+    """Appends to any number of files, with a bounded number open at a time.
 
     Args:
-        buffering: as :func:`open` takes it.
-        most: how many are open at once; a process may have 1,024 of all kinds.
+        buffering: see :func:`open`.
+        max_open: a process may often open only 1,024 files.
     """
 
-    def __init__(self, buffering: int = -1, most: int = 64) -> None:
+    def __init__(self, buffering: int = -1, max_open: int = 64) -> None:
         self._buffering = buffering
-        self._most = most
+        self._max_open = max_open
         self._files: dict[Path, IO[bytes]] = {}
 
     def get(self, path: Path) -> IO[bytes]:
-        """The file, which is a regular one, opened for appending where it is not open."""
+        """The file, open for appending."""
         file = self._files.pop(path, None)
         if file is None:
-            if len(self._files) >= self._most:
+            if len(self._files) >= self._max_open:
                 self._files.pop(next(iter(self._files))).close()
             descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             file = os.fdopen(descriptor, "ab", buffering=self._buffering)
@@ -225,10 +232,10 @@ class OpenFiles:
         return file
 
     def close(self) -> None:
-        """Close all.
+        """Close all files.
 
         Raises:
-            OSError: what was buffered cannot be written; every file is closed all the same.
+            OSError: buffered data cannot be written; every file is closed nevertheless.
         """
         with contextlib.ExitStack() as stack:
             for file in self._files.values():
@@ -237,10 +244,10 @@ class OpenFiles:
 
 
 class Syncer:
-    """Waits for the disk in a thread of its own, so that the loop which keeps paid answers never does.
+    """Syncs a file to disk in its own thread, so that the caller never waits for the disk.
 
-    Lines stay at hand until they are known to have reached the disk: after a failed fdatasync the kernel may have
-    dropped them, and a later one says nothing about them.
+    It keeps lines in memory until they are on disk: after a failed fdatasync the kernel may have dropped them, and a
+    later fdatasync does not report that.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -255,17 +262,18 @@ class Syncer:
         self._thread = threading.Thread(target=self._loop, name="store-sync", daemon=True)
         self._thread.start()
 
-    def notify(self, line: bytes) -> None:
+    def track(self, line: bytes) -> None:
+        """Sync a line that was written to the file."""
         self._lines.append(line)
         self._dirty.set()
 
     @property
     def error(self) -> OSError | None:
-        """The first failure; nothing that was written since is known to be on the disk."""
+        """The first failure. Data written after it may not be on disk."""
         return self._error
 
     def flush(self) -> OSError | None:
-        """Bring everything to the disk now; the first failure, if there was one."""
+        """Sync now; returns the first failure, if any."""
         with self._lock:
             count = len(self._lines)
             try:
@@ -277,19 +285,19 @@ class Syncer:
                 del self._lines[:count]
             return self._error
 
-    def replace_soon(self, path: Path, text: str) -> None:
-        """As :func:`write_atomically`, in the other thread; a warning where that fails."""
+    def replace_later(self, path: Path, text: str) -> None:
+        """:func:`write_atomically` in the thread; a failure is logged."""
         self._files[path] = text
         self._dirty.set()
 
     def replace(self, path: Path, text: str) -> None:
-        """:func:`write_atomically`, in the place of what was to be written there soon."""
+        """:func:`write_atomically` at once; cancels a pending :meth:`replace_later`."""
         with self._files_lock:
             self._files.pop(path, None)
             write_atomically(path, text)
 
-    def take(self) -> list[bytes]:
-        """The lines that are not known to be on the disk, once."""
+    def take_unsynced(self) -> list[bytes]:
+        """Remove and return the lines that may not be on disk."""
         lines, self._lines = self._lines, []
         return lines
 

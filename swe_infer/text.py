@@ -17,7 +17,7 @@ _CONTROL = re.compile(
 )
 
 
-MOST_CONTAINERS = 5_000_000
+MAX_CONTAINERS = 5_000_000
 """Lists and objects in one text of JSON, by its opening brackets: an empty one takes two bytes, and 64 in memory. An
 answer and its patch hold fewer, as a body of a provider is bounded too."""
 
@@ -26,11 +26,11 @@ def bounded_json(text: str | bytes, **options: Any) -> Any:
     """:func:`json.loads` for what a stranger wrote: its memory is bounded by the length of ``text``.
 
     Raises:
-        ValueError, RecursionError: it is not JSON, nested too deep, or holds more than ``MOST_CONTAINERS``.
+        ValueError, RecursionError: it is not JSON, nested too deep, or holds more than ``MAX_CONTAINERS``.
     """
     brackets: tuple[Any, Any] = ("[", "{") if isinstance(text, str) else (b"[", b"{")
-    if sum(map(text.count, brackets)) > MOST_CONTAINERS:
-        raise ValueError(f"more than {MOST_CONTAINERS:,} lists and objects")
+    if sum(map(text.count, brackets)) > MAX_CONTAINERS:
+        raise ValueError(f"more than {MAX_CONTAINERS:,} lists and objects")
     return json.loads(text, **options)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from benchmarks.torture.checks import Findings, check_files, check_finished, unrecorded
 from benchmarks.torture.place import Ended, Place, wait_until
-from swe_infer.run_directory.fallback import kept_lines
+from swe_infer.run_directory.fallback import fallback_lines
 from tests.support.api_server import ApiServer
 
 __all__ = [
@@ -246,7 +246,7 @@ def _nothing_is_lost(place: Place, server: ApiServer, findings: Findings, mend: 
 
 def _kept_elsewhere(place: Place) -> bool:
     """Whether answers lie in the reserve of the run directory or in the state directory."""
-    return any(kept_lines(place.run).values()) or any(
+    return any(fallback_lines(place.run).values()) or any(
         (place.home / ".local" / "state" / "swe_infer").glob("unsaved-*")
     )
 

@@ -87,7 +87,7 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, 
             for record in RunDirectory(shard.directory).records(damage):
                 store.append(record)
                 own.add_record(record)
-            damage.complete(own.cost_usd, shard.summary)
+            damage.reconcile_cost(own.cost_usd, shard.summary)
             damages.append(damage)
             if damage:
                 print(f"{shard.directory}: {damage}", file=sys.stderr)

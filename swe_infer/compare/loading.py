@@ -140,7 +140,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         if asked is None or key[0] in asked:
             verdict = verdicts.get(key, record.get("resolved"))
             results[key] = _result(record, results.get(key), verdict if isinstance(verdict, bool) else None)
-    damage.complete(recorded.cost_usd, summary)
+    damage.reconcile_cost(recorded.cost_usd, summary)
     return LoadedRun(
         directory,
         name or directory.name,

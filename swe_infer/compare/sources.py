@@ -84,7 +84,7 @@ def find_runs(path: Path) -> list[Path]:
     found = list(dict.fromkeys([*_runs_of_sweep(path), *_below(path, _DEPTH)]))
     if not found:
         raise ConfigError(
-            f"{path}: neither a run directory nor a directory of runs ({' or '.join(layout.MARKS)} is missing)"
+            f"{path}: neither a run directory nor a directory of runs ({' or '.join(layout.MARKERS)} is missing)"
         )
     return found
 

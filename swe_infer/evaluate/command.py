@@ -12,7 +12,7 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.evaluable import EvaluableRun, open_run
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import Summary, asked_samples, resolved_figures
+from swe_infer.run_directory.figures import Summary, covered_samples, resolved_figures
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
@@ -162,7 +162,7 @@ def _log_to_tracker(directory: Path, summary: Summary, *, trusted: bool) -> None
 def _line(directory: Path, summary: Summary) -> str:
     rate = summary["resolved_rate"]
     share = "" if rate is None else f" ({100 * rate:.1f}%)"
-    asked = asked_samples(summary)
+    asked = covered_samples(summary)
     return (
         f"{clean(str(directory))}: resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
     )

@@ -112,7 +112,7 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
     split = options.split or str(run.dataset.get("split") or "test")
     folder = run.directory / "evaluation"
     if folder.exists():
-        refuse_links(folder, deep=True, several_names=False)
+        refuse_links(folder, deep=True, allow_hard_links=False)
     folder.mkdir(exist_ok=True)
     verdicts: list[Verdict] = []
     for sample in run.samples:

@@ -1,5 +1,5 @@
-"""The files of a run directory: their names, their one writer and their one reader.
+"""The files of a run directory.
 
-``layout`` names the files. ``store.RunStore`` writes a run; ``reader.RunDirectory`` reads one, whoever made it.
-``records`` is the form of a record, ``figures`` that of the summary and of every count and rate in it.
+``layout`` names the files. ``store.RunStore`` writes a run directory, ``reader.RunDirectory`` reads one. ``records``
+defines the records, ``figures`` the summary with its counts and rates.
 """

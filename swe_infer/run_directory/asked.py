@@ -1,7 +1,7 @@
-"""What the last command asked of a run directory (``asked.json``).
+"""The instances that the last command on a run directory covered (``asked.json``).
 
-``records.jsonl`` keeps every answer that a run ever had. Counts, rates and predictions cover the instances of the
-last command alone, and whoever reads a run directory later learns them here.
+``records.jsonl`` contains the answers of all commands. Counts, rates and predictions cover the instances of the last
+one only.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swe_infer.files import read_regular, write_atomically
-from swe_infer.run_directory.layout import ASKED
+from swe_infer.run_directory.layout import COVERAGE
 from swe_infer.text import bounded_json
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Coverage:
     Args:
         instance_ids: in the dataset's order; None: every instance that has a record.
         min_tokens, max_tokens: the bounds on a prompt's length.
-        decided: every instance was held against the bounds, so that those with a record need not be measured again.
+        decided: every prompt was checked against the bounds, so those with a record need no second check.
     """
 
     instance_ids: tuple[str, ...] | None
@@ -35,24 +35,24 @@ class Coverage:
 
     @property
     def ids(self) -> frozenset[str] | None:
-        """The instances that the figures cover; None: all that have a record."""
+        """The instances that the figures cover; None: all with a record."""
         return None if self.instance_ids is None else frozenset(self.instance_ids)
 
     def decides(self, now: Coverage, recorded: Set[str]) -> bool:
-        """Whether the records of the instances ``recorded`` need not be held against the bounds of ``now``."""
+        """Whether the records of the instances ``recorded`` need no check against the bounds of ``now``."""
         if not self.decided or (self.min_tokens, self.max_tokens) != (now.min_tokens, now.max_tokens):
             return False
         return self.instance_ids is None or (recorded & set(now.instance_ids or ())) <= set(self.instance_ids)
 
 
 def read_coverage(directory: Path) -> Coverage | None:
-    """What the last command asked; None where no file says it, as in runs of earlier versions.
+    """The coverage of the last command; None without a valid file, as in runs of earlier versions.
 
     Raises:
-        OSError: the file is there and cannot be read.
+        OSError: the file exists but cannot be read.
     """
     try:
-        found = bounded_json(read_regular(directory / ASKED, _MOST_BYTES))
+        found = bounded_json(read_regular(directory / COVERAGE, _MAX_BYTES))
         ids = found["instance_ids"]
         if not isinstance(ids, list):
             return None
@@ -64,9 +64,10 @@ def read_coverage(directory: Path) -> Coverage | None:
         return None
 
 
-def write_coverage(directory: Path, asked: Coverage) -> None:
-    """
+def write_coverage(directory: Path, coverage: Coverage) -> None:
+    """Replace the file.
+
     Raises:
-        StoreError: it cannot be written; the old file is still there.
+        StoreError: the file cannot be written; the old one is unchanged.
     """
-    write_atomically(directory / ASKED, json.dumps(asdict(asked)) + "\n")
+    write_atomically(directory / COVERAGE, json.dumps(asdict(coverage)) + "\n")

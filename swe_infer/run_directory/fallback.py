@@ -1,14 +1,14 @@
-"""Where records go that ``records.jsonl`` does not take: space reserved beside it, then the user's state directory.
+"""Stores records that cannot be written to ``records.jsonl``: in reserved space, then in the user's state directory.
 
-A record that was kept here is on a disk before the next one is looked at, so a kill cannot lose it. The next process
-that opens the run directory takes it in.
+Each record is on disk before the next one, so a kill cannot lose it. The next process that opens the run directory
+appends it to ``records.jsonl``.
 
-Reserve, ``.reserve`` in the run directory: blocks of the disk that are taken before any answer is paid for, so that
-a full disk has room for what is in flight. Whole lines as in ``records.jsonl`` from its start, zeros behind them.
+Reserve, ``.reserve`` in the run directory: disk blocks that are allocated before any answer is paid for, so that
+answers in flight can be stored on a full disk. Lines as in ``records.jsonl``, followed by zeros.
 
-State directory, ``$XDG_STATE_HOME/swe_infer`` (``~/.local/state/swe_infer``), for a file system that fails: JSON
-lines as in ``records.jsonl``, after one line ``{"run_directory": …}``, in ``unsaved-DIGEST-RANDOM.jsonl``, readable
-by its owner alone. DIGEST stands for the run directory's path.
+State directory, ``$XDG_STATE_HOME/swe_infer`` (``~/.local/state/swe_infer``), for a failing file system: files
+``unsaved-DIGEST-RANDOM.jsonl``, readable only by their owner. The first line is ``{"run_directory": …}``, the others
+are as in ``records.jsonl``. DIGEST is a hash of the run directory's path.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from swe_infer.resources import state_home
 from swe_infer.run_directory.layout import RESERVE
 
 _PREFIX = "unsaved-"
-_MOST_RESERVED, _LEAST_RESERVED = 8 << 20, 1 << 14
-"""Bytes. The reserve takes a quarter of the free space at most, and halves where a quota leaves less; without room
-for the least, no answer is paid for."""
+_MAX_RESERVED, _MIN_RESERVED = 8 << 20, 1 << 14
+"""Bytes. The reserve is at most a quarter of the free space, and is halved if a quota leaves less. Without space for
+the minimum, no request is sent."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Fallback:
-    """Takes lines for one run directory, which this process holds.
+    """Stores lines for one run directory, which this process has locked.
 
     Raises:
-        OSError: there is no room for one answer.
+        OSError: the disk has no space for the minimum reserve.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,22 +43,22 @@ class Fallback:
         self._reserve: _Reserve | None = _Reserve(directory / RESERVE)
         self._state: int | None = None
         self.files: list[Path] = []
-        """The files that hold lines."""
+        """The files that contain lines, the last written one at the end."""
 
-    def add(self, line: bytes) -> Path | None:
-        """Bring one whole line to a disk; the file, or None where no place takes it."""
-        if self._reserve is not None and self._reserve.add(line):
-            return self._noted(self._reserve.path)
+    def append(self, line: bytes) -> Path | None:
+        """Write one line to disk; returns the file, or None if no file can be written."""
+        if self._reserve is not None and self._reserve.append(line):
+            return self._add_file(self._reserve.path)
         if self._state is not None:
-            if _brought_to_disk(self._state, line):
+            if _append_durably(self._state, line):
                 return self.files[-1]
             os.close(self._state)
             self._state = None
-        path = self._in_state_directory(line)
-        return None if path is None else self._noted(path)
+        path = self._create_in_state_directory(line)
+        return None if path is None else self._add_file(path)
 
     def remove(self) -> None:
-        """Everything is where it belongs: take the files away, and reserve the space again."""
+        """Remove the files, and allocate the reserve again."""
         self.close()
         for path in self.files:
             path.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ class Fallback:
             self._reserve = None
 
     def close(self) -> None:
-        """Give back the space that was not needed. What was kept stays for the next process."""
+        """Free the unused space. Stored lines stay for the next process."""
         if self._reserve is not None:
             self._reserve.close()
             self._reserve = None
@@ -77,25 +77,25 @@ class Fallback:
             os.close(self._state)
             self._state = None
 
-    def _noted(self, path: Path) -> Path:
+    def _add_file(self, path: Path) -> Path:
         if path in self.files:
             self.files.remove(path)
         self.files.append(path)
         return path
 
-    def _in_state_directory(self, line: bytes) -> Path | None:
-        """Begin a file with one line; None where that fails."""
-        place = state_home()
-        if place is None:
+    def _create_in_state_directory(self, line: bytes) -> Path | None:
+        """Create a file with one line; None if that fails."""
+        home = state_home()
+        if home is None:
             return None
         directory = self._directory.resolve()
         head = json.dumps({"run_directory": str(directory)}).encode("ascii") + b"\n"
         try:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._state, name = tempfile.mkstemp(".jsonl", f"{_PREFIX}{_digest(directory)}-", place)  # mode 0600
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._state, name = tempfile.mkstemp(".jsonl", f"{_PREFIX}{_digest(directory)}-", home)  # mode 0600
         except OSError:
             return None
-        if _brought_to_disk(self._state, head + line):
+        if _append_durably(self._state, head + line):
             return Path(name)
         os.close(self._state)
         self._state = None
@@ -104,21 +104,21 @@ class Fallback:
 
 
 class _Reserve:
-    """The reserve of one process: lines are written over blocks that the disk has given already."""
+    """The reserve of one process. Lines overwrite blocks that are allocated already."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.unlink(missing_ok=True)  # a killed process's; what it held was taken in
+        path.unlink(missing_ok=True)  # of a killed process; its lines are in records.jsonl by now
         self._descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._end = 0
         try:
-            self._size = _allocated(self._descriptor)
+            self._size = _allocate(self._descriptor)
         except BaseException:
             os.close(self._descriptor)
             path.unlink(missing_ok=True)
             raise
 
-    def add(self, line: bytes) -> bool:
+    def append(self, line: bytes) -> bool:
         if self._end + len(line) > self._size:
             return False
         try:
@@ -127,93 +127,94 @@ class _Reserve:
                 written += os.pwrite(self._descriptor, line[written:], self._end + written)
             os.fsync(self._descriptor)
         except OSError:
-            return False  # what was written of it is written over, or read as a cut record
+            return False  # the next line overwrites the partial one, or it is read as a truncated record
         self._end += len(line)
         return True
 
     def close(self) -> None:
-        """Give back what holds no line."""
+        """Free the space without lines."""
         try:
             if self._end:
                 os.ftruncate(self._descriptor, self._end)
             else:
                 self.path.unlink(missing_ok=True)
         except OSError:
-            pass  # the next process does it
+            pass  # the next process removes the file
         finally:
             os.close(self._descriptor)
 
 
-def kept_lines(directory: Path) -> dict[Path, list[bytes]]:
-    """What earlier processes of this user kept for ``directory``: the lines of each file; the last may be torn.
+def fallback_lines(directory: Path) -> dict[Path, list[bytes]]:
+    """The lines that earlier processes of this user stored for ``directory``, by file; the last line may be
+    truncated.
 
     Raises:
-        OSError: the reserve is there and cannot be read, or is no regular file.
+        OSError: the reserve exists but cannot be read, or is not a regular file.
     """
     found: dict[Path, list[bytes]] = {}
     reserve = directory / RESERVE
     try:
-        content = read_regular(reserve, _MOST_RESERVED)
+        content = read_regular(reserve, _MAX_RESERVED)
         found[reserve] = [line for line in content.rstrip(b"\0").split(b"\n") if line]
     except FileNotFoundError:
         pass
-    place, directory = state_home(), directory.resolve()
-    for path in [] if place is None else sorted(place.glob(f"{_PREFIX}{_digest(directory)}-*.jsonl")):
+    home, directory = state_home(), directory.resolve()
+    for path in [] if home is None else sorted(home.glob(f"{_PREFIX}{_digest(directory)}-*.jsonl")):
         lines = _own_lines(path)
-        if lines and _named(lines[0]) == str(directory):
+        if lines and _run_directory(lines[0]) == str(directory):
             found[path] = lines[1:]
     return found
 
 
 def _own_lines(path: Path) -> list[bytes] | None:
-    """The lines of a regular file that belongs to this user; None for any other file."""
+    """The lines of a regular file owned by this user; None for any other file."""
     try:
         with open(open_regular(path), "rb") as file:
-            owned = os.fstat(file.fileno()).st_uid == os.geteuid()  # a state directory may be shared
+            owned = os.fstat(file.fileno()).st_uid == os.geteuid()  # the state directory may be shared
             return file.read().split(b"\n") if owned else None
     except OSError:
         return None
 
 
-def _named(line: bytes) -> str | None:
-    """The run directory that the first line of a file names."""
+def _run_directory(line: bytes) -> str | None:
+    """The run directory in the first line of a file."""
     try:
-        named = json.loads(line)["run_directory"]
+        path = json.loads(line)["run_directory"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return named if isinstance(named, str) else None
+    return path if isinstance(path, str) else None
 
 
 def _digest(directory: Path) -> str:
     return hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
 
 
-def _allocated(descriptor: int) -> int:
-    """Take blocks of the disk for an empty file; returns how many bytes.
+def _allocate(descriptor: int) -> int:
+    """Allocate disk blocks for an empty file; returns the number of bytes.
 
     Raises:
-        OSError: there is no room for the least.
+        OSError: there is no space for the minimum.
     """
     disk = os.fstatvfs(descriptor)
-    size = max(_LEAST_RESERVED, min(_MOST_RESERVED, disk.f_bavail * disk.f_frsize // 4))
+    size = max(_MIN_RESERVED, min(_MAX_RESERVED, disk.f_bavail * disk.f_frsize // 4))
     while True:
         try:
             os.posix_fallocate(descriptor, 0, size)
             return size
         except OSError as error:
             if error.errno not in _FULL:
-                break  # a file system that reserves nothing: find out whether it takes an answer at all
-            if size == _LEAST_RESERVED:
+                break  # fallocate is not supported: test whether the file is writable
+            if size == _MIN_RESERVED:
                 raise
             os.ftruncate(descriptor, 0)
-            size = max(_LEAST_RESERVED, size // 2)
-    if (unwritten := write_whole(descriptor, bytes(_LEAST_RESERVED))) is not None:
-        raise OSError(unwritten.number, unwritten.reason)
-    return _LEAST_RESERVED
+            size = max(_MIN_RESERVED, size // 2)
+    if (failure := write_whole(descriptor, bytes(_MIN_RESERVED))) is not None:
+        raise OSError(failure.errno, failure.reason)
+    return _MIN_RESERVED
 
 
-def _brought_to_disk(descriptor: int, data: bytes) -> bool:
-    """Append ``data`` and wait for the disk; False, and nothing kept, where that fails."""
+def _append_durably(descriptor: int, data: bytes) -> bool:
+    """Append ``data`` and fsync; on failure, returns False and leaves the file unchanged."""
     start = os.fstat(descriptor).st_size
     if write_whole(descriptor, data) is not None:
         return False

@@ -1,6 +1,7 @@
-"""The figures of a run: counts, rates, usage, cost. Each is computed here and nowhere else.
+"""The figures of a run: counts, rates, usage, cost. They are computed only here.
 
-Rates are over every sample that the last command asked for; failed, skipped and remaining ones count as not solved.
+The denominator of rates is every sample of the last command's coverage; failed, skipped and remaining samples count
+as not solved.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from swe_infer.types import Usage
 
 
 class Summary(TypedDict, total=False):
-    """``summary.json``. Dollars are Decimal where they are computed; None where a price is not known.
+    """``summary.json``. Computed dollars are Decimal; None if a price is not known.
 
     Args:
-        samples: of each instance.
+        samples: per instance.
         patches: completed samples by the status of their patch.
-        unreadable_records, unreadable_cost_usd: what of ``records.jsonl`` cannot be read, and what of ``cost_usd``
-            was paid for it.
-        wall_s: over all commands that answered something.
+        unreadable_records, unreadable_cost_usd: unreadable records in ``records.jsonl``, and their part of
+            ``cost_usd``.
+        wall_s: seconds, over all commands.
         apply_rate, apply_rate_checked, unchecked_share: see :func:`patch_rates`.
         resolved, evaluated, resolved_rate, resolved_by_any: see :func:`resolved_figures`.
-        tested_in: ``sandbox``, or ``process`` where the tests ran without one.
+        tested_in: ``sandbox``, or ``process`` for tests without a sandbox.
         not_tested: why the tests did not run.
-        shards: of how many shards a merged run was made.
+        shards: number of shards of a merged run.
     """
 
     instances: int
@@ -57,7 +58,7 @@ class Summary(TypedDict, total=False):
     shards: NotRequired[int]
 
 
-_MOST = 10**18
+_MAX_FIGURE = 10**18
 _COUNTS = frozenset(
     [
         "instances",
@@ -85,24 +86,24 @@ _AMOUNTS = frozenset(
         "resolved_rate",
     ]
 )
-_OF_COUNTS = frozenset({"patches", "usage"})
+_COUNT_MAPPINGS = frozenset({"patches", "usage"})
 
 
 def plausible(summary: Mapping[str, Any]) -> Summary:
-    """A summary of a stranger without the figures that nothing can be computed with: of another type, above 10^18."""
+    """Drops figures of an invalid type or above 10^18 from a summary, which may come from a stranger."""
 
     def is_count(value: object) -> bool:
-        return type(value) is int and abs(value) <= _MOST
+        return type(value) is int and abs(value) <= _MAX_FIGURE
 
     def is_amount(value: object) -> bool:
-        return value is None or is_count(value) or (isinstance(value, float | Decimal) and 0 <= value <= _MOST)
+        return value is None or is_count(value) or (isinstance(value, float | Decimal) and 0 <= value <= _MAX_FIGURE)
 
     def is_plausible(key: str, value: object) -> bool:
         if key in _COUNTS:
             return is_count(value)
         if key in _AMOUNTS:
             return is_amount(value)
-        if key in _OF_COUNTS:
+        if key in _COUNT_MAPPINGS:
             return isinstance(value, dict) and all(map(is_count, value.values()))
         if key == "stats":
             return isinstance(value, dict) and all(isinstance(one, int | float | Decimal) for one in value.values())
@@ -111,27 +112,31 @@ def plausible(summary: Mapping[str, Any]) -> Summary:
     return cast(Summary, {key: value for key, value in summary.items() if is_plausible(key, value)})
 
 
-def asked_samples(summary: Mapping[str, Any]) -> int:
-    """The (instance, sample) pairs that the last command asked for: the denominator of every rate."""
+def covered_samples(summary: Mapping[str, Any]) -> int:
+    """The number of (instance, sample) pairs of the last command: the denominator of rates."""
     return int(summary.get("instances") or 0) * int(summary.get("samples") or 1)
 
 
 def share(count: float, summary: Mapping[str, Any]) -> float | None:
-    """``count`` over every sample that was asked for; None where nothing was asked."""
-    asked = asked_samples(summary)
-    return round(count / asked, 6) if asked else None
+    """``count`` divided by :func:`covered_samples`; None for zero samples."""
+    total = covered_samples(summary)
+    return round(count / total, 6) if total else None
 
 
 def applying(summary: Mapping[str, Any]) -> int:
-    """How many samples have a patch that applies, as it is or repaired."""
+    """How many samples have a patch that applies, repaired or not."""
     patches = summary.get("patches") or {}
     return sum(patches.get(status, 0) for status in ("applies", "repaired"))
 
 
 def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """``apply_rate``: the share of the samples asked for whose patch applies, as it is or repaired.
-    ``unchecked_share``: the share of those whose patch could not be checked; they count as not applying.
-    ``apply_rate_checked``: the share that applies among the patches that were checked; None where none was."""
+    """The rates of patches that apply.
+
+    Returns:
+        ``apply_rate``: the share of covered samples whose patch applies, repaired or not. ``unchecked_share``: the
+        share whose patch could not be checked; they count as not applying. ``apply_rate_checked``: the share of
+        checked patches that apply; None if none was checked.
+    """
     patches, applied = summary.get("patches") or {}, applying(summary)
     checked = applied + patches.get("does_not_apply", 0)
     return {
@@ -142,32 +147,31 @@ def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def resolved_figures(verdicts: Iterable[tuple[str, bool]], summary: Mapping[str, Any]) -> Summary:
-    """``resolved`` and ``evaluated`` count samples; ``resolved_rate`` is over every sample asked for;
-    ``resolved_by_any`` counts instances of which at least one sample is resolved.
+    """The figures of an evaluation. ``resolved`` and ``evaluated`` count samples, ``resolved_by_any`` instances with
+    at least one resolved sample. ``resolved_rate`` is over every covered sample.
 
     Args:
         verdicts: the instance of each evaluated sample, and whether it is resolved.
     """
-    everything = list(verdicts)
-    resolved = [instance_id for instance_id, is_resolved in everything if is_resolved]
+    evaluated = list(verdicts)
+    resolved = [instance_id for instance_id, is_resolved in evaluated if is_resolved]
     return {
         "resolved": len(resolved),
-        "evaluated": len(everything),
+        "evaluated": len(evaluated),
         "resolved_rate": share(len(resolved), summary),
         "resolved_by_any": len(set(resolved)),
     }
 
 
 class Totals:
-    """Sums over a run, kept record by record.
+    """Running sums over the records of a run.
 
-    Counts go by (instance, sample), of which one record counts (see :mod:`swe_infer.run_directory.records`), and
-    cover the instances that the last command asked for. Usage and cost add up over every record: a failed try may
-    have been paid for too, and what was paid for instances that are not asked for any more stays paid. ``cost_usd``
-    is None as soon as one price is unknown.
+    Counts are of (instance, sample) pairs of the covered instances; one record of each pair counts, see
+    :mod:`swe_infer.run_directory.records`. Usage and cost are sums over every record, as failed attempts and
+    instances outside the coverage were paid for, too. ``cost_usd`` is None once a price is unknown.
 
     Args:
-        covered_ids: the instances that are counted; None: all.
+        covered_ids: the counted instances; None: all.
     """
 
     def __init__(self, covered_ids: Collection[str] | None = None) -> None:
@@ -177,16 +181,16 @@ class Totals:
         self._patches: Counter[str] = Counter()
         self._prompts: dict[str, int] = {}
         self.replaced: set[Key] = set()
-        """Completed once, and left out by a later command."""
+        """Completed, then skipped by a later command."""
         self.answered_again: set[Key] = set()
         """Completed more than once."""
         self.records = 0
         self.usage = Usage()
         self.cost_usd: Decimal | None = Decimal(0)
         self.unreadable = 0
-        """Records that cannot be read."""
+        """Unreadable records."""
         self.unreadable_usd: Decimal | None = Decimal(0)
-        """What of ``cost_usd`` was paid for them."""
+        """Their part of ``cost_usd``."""
 
     def add_record(self, record: Record) -> None:
         """Count one more record."""
@@ -214,32 +218,32 @@ class Totals:
                 self._patches[patch_status] += 1
 
     def add_damage(self, damage: Damage) -> None:
-        """Count what was paid for records that cannot be read."""
+        """Add the usage and cost of unreadable records."""
         self.unreadable += damage.unreadable
         self.unreadable_usd = _sum(self.unreadable_usd, damage.cost_usd)
         self.usage += damage.usage
         self.cost_usd = _sum(self.cost_usd, damage.cost_usd)
 
     def counts(self, instance_id: str) -> bool:
-        """Whether an instance is one of those that are counted."""
+        """Whether an instance is covered."""
         return self.covered_ids is None or instance_id in self.covered_ids
 
     @property
     def instance_ids(self) -> set[str]:
-        """The instances that have a record, counted or not."""
+        """The instances with a record, covered or not."""
         return {instance_id for instance_id, _ in self._latest}
 
     def status(self, key: Key) -> Status | None:
-        """The latest status of an (instance, sample), or None where there is no record of it."""
+        """The latest status of an (instance, sample); None without a record."""
         latest = self._latest.get(key)
         return None if latest is None else latest[0]
 
     def statuses(self) -> Iterator[tuple[Key, Status]]:
-        """The latest status of every (instance, sample) that has a record."""
+        """The latest status of every (instance, sample) with a record."""
         return ((key, latest[0]) for key, latest in self._latest.items())
 
     def skip_reason(self, key: Key) -> str | None:
-        """Why the latest record of an (instance, sample) is a skip, by its class name; None where it is none."""
+        """The reason (class name) if the latest record of an (instance, sample) is a skip, else None."""
         latest = self._latest.get(key)
         return None if latest is None else latest[2]
 
@@ -269,9 +273,8 @@ class Totals:
         """The summary of a run with these records.
 
         Args:
-            instances, samples: how many were asked for, and how many samples of each; None: as many as have a record.
-            wall_s: seconds.
-            stats: further figures of the runner.
+            instances, samples: covered instances, and samples per instance; None: counted from the records.
+            stats: figures of the runner.
         """
         done = self._counts["completed"] + self._counts["failed"] + self._counts["skipped"]
         if instances is None:

@@ -1,7 +1,6 @@
-"""The one reader of a run directory, which may be damaged, unfinished, or a stranger's.
+"""Reads run directories, which may be damaged, unfinished, or from a stranger.
 
-Links and special files are not read. What is read into memory is bounded. ``config.yaml`` may hold no YAML aliases
-and no tags, which no run writes.
+Links and special files are not read, and memory use is bounded. ``config.yaml`` may not contain YAML aliases or tags.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from swe_infer.run_directory.records import LONGEST_LINE, Damage, Key, Record, k
 from swe_infer.run_directory.verdicts import read_verdicts
 from swe_infer.text import bounded_json, first_line
 
-_MOST_BYTES = 1 << 26
-"""Of a summary or a configuration. A list of 500,000 instance ids fits."""
-_MOST_NESTED = 100
-_MOST_EVENTS = 1_000_000
-"""Of the YAML parser: one for each value, two for each list and mapping. A node takes some hundred bytes."""
-_MOST_NUMBER = 1 << 128
+_MAX_BYTES = 1 << 26
+"""Of a summary or a configuration, enough for 500,000 instance ids."""
+_MAX_DEPTH = 100
+_MAX_EVENTS = 1_000_000
+"""YAML parser events: one for each value, two for each list and mapping."""
+_MAX_INTEGER = 1 << 128
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """A run directory; nothing of it is read before it is asked for, and nothing is written."""
+    """Lazy, read-only access to a run directory."""
 
     path: Path
 
     def records(self, damage: Damage | None = None) -> Iterator[Record]:
-        """The records in the order in which they were written, see :func:`.records.read_records`.
+        """The records in write order, see :func:`.records.read_records`.
 
         Raises:
             ConfigError: the file cannot be read.
@@ -48,31 +47,30 @@ class RunDirectory:
             raise ConfigError(layout.unreadable(self.path, error)) from None
 
     def config(self) -> dict[str, Any]:
-        """``config.yaml``; empty where there is none.
+        """``config.yaml``; empty if it does not exist.
 
         Raises:
-            ConfigError: it cannot be read, or is not what a run writes.
+            ConfigError: it cannot be read, or is invalid.
         """
-        content = layout.content(self.path, layout.CONFIG, _MOST_BYTES)
+        content = layout.content(self.path, layout.CONFIG, _MAX_BYTES)
         return {} if content is None else read_yaml(content, self.path / layout.CONFIG)
 
     def identity_line(self) -> str:
-        """The first line of ``config.yaml``, which names the digest of the run's identity; empty where there is none.
+        """The first line of ``config.yaml``, which contains the digest of the run's identity; may be empty.
 
         Raises:
             ConfigError: the file cannot be read.
         """
-        content = layout.content(self.path, layout.CONFIG, _MOST_BYTES) or b""
+        content = layout.content(self.path, layout.CONFIG, _MAX_BYTES) or b""
         return content.partition(b"\n")[0].decode("utf-8", "replace").strip()
 
     def summary(self) -> Summary:
-        """``summary.json``, fractions as Decimal; empty where there is none. Figures of another type or without
-        end are left out.
+        """``summary.json``, with fractions as Decimal; empty if it does not exist. Invalid figures are dropped.
 
         Raises:
-            ConfigError: it cannot be read, or is no JSON object.
+            ConfigError: it cannot be read, or is not a JSON object.
         """
-        content = layout.content(self.path, layout.SUMMARY, _MOST_BYTES)
+        content = layout.content(self.path, layout.SUMMARY, _MAX_BYTES)
         if content is None:
             return {}
         try:
@@ -84,7 +82,7 @@ class RunDirectory:
         return plausible(summary)
 
     def coverage(self) -> Coverage | None:
-        """What the last command asked; None where no file says it.
+        """The coverage of the last command; None if no file states it.
 
         Raises:
             ConfigError: the file cannot be read.
@@ -95,16 +93,16 @@ class RunDirectory:
             raise ConfigError(layout.unreadable(self.path, error)) from None
 
     def covered_ids(self) -> frozenset[str] | None:
-        """The instances that the figures cover; None: all that have a record.
+        """The instances that the figures cover; None: all with a record.
 
         Raises:
             ConfigError: the file cannot be read.
         """
-        asked = self.coverage()
-        return None if asked is None else asked.ids
+        coverage = self.coverage()
+        return None if coverage is None else coverage.ids
 
     def resolved(self) -> dict[Key, bool]:
-        """Whether each evaluated (instance, sample) is resolved; empty where the run was not evaluated.
+        """Whether each evaluated (instance, sample) is resolved.
 
         Raises:
             ConfigError: the verdicts cannot be read.
@@ -112,27 +110,26 @@ class RunDirectory:
         return {verdict.key: verdict.resolved for verdict in read_verdicts(self.path)}
 
     def patches(self) -> dict[Key, str]:
-        """The patch of every completed (instance, sample) that the last command asked for; empty where the answer
-        held none.
+        """The patch of every covered, completed (instance, sample); an empty string if the answer contains none.
 
         Raises:
             ConfigError: a file cannot be read.
         """
-        asked = self.covered_ids()
+        covered = self.covered_ids()
         patches: dict[Key, str] = {}
         for record in self.records():
             key = key_of(record)
             if record["status"] == "skipped":
-                patches.pop(key, None)  # a later command left it out
-            elif record["status"] == "completed" and (asked is None or key[0] in asked):
+                patches.pop(key, None)  # by a later command
+            elif record["status"] == "completed" and (covered is None or key[0] in covered):
                 patches[key] = str(record.get("model_patch") or "")
         return patches
 
     def label(self) -> str | None:
-        """``model_name_or_path`` of the predictions; None where there is no prediction.
+        """``model_name_or_path`` of the predictions; None if there are none.
 
         Raises:
-            ConfigError: a file of predictions cannot be read.
+            ConfigError: a predictions file cannot be read.
         """
         for path in layout.predictions(self.path):
             try:
@@ -146,21 +143,22 @@ class RunDirectory:
 
 
 def _fraction(text: str) -> Decimal:
-    """
+    """Parses a number.
+
     Raises:
-        ValueError, ArithmeticError: not a finite number that a float can hold.
+        ValueError, ArithmeticError: it is not finite, or exceeds the range of a float.
     """
     number = Decimal(text)
     if not math.isfinite(float(number)):
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return number
 
 
 def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
-    """What a YAML file of a stranger holds: plain values, whose size is that of the text.
+    """Parses YAML from a stranger to plain values, in memory proportional to the text.
 
     Raises:
-        ConfigError: names ``path``: it is not YAML, no mapping, or holds aliases, tags or deep nesting.
+        ConfigError: it is not YAML, not a mapping, or contains aliases, tags or deep nesting. Names ``path``.
     """
     import yaml
 
@@ -168,36 +166,36 @@ def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
     depth = 0
     try:
         for number, event in enumerate(yaml.parse(content, loader)):
-            if number > _MOST_EVENTS:
-                raise ConfigError(f"{path}: holds more than {_MOST_EVENTS:,} values")
+            if number > _MAX_EVENTS:
+                raise ConfigError(f"{path}: contains more than {_MAX_EVENTS:,} values")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise ConfigError(f"{path}: holds YAML aliases, which no run writes")
+                raise ConfigError(f"{path}: contains YAML aliases, which no run writes")
             if getattr(event, "tag", None) not in (None, "!"):
-                raise ConfigError(f"{path}: holds YAML tags, which no run writes")
+                raise ConfigError(f"{path}: contains YAML tags, which no run writes")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MOST_NESTED:
-                raise ConfigError(f"{path}: is nested more than {_MOST_NESTED} levels deep")
+            if depth > _MAX_DEPTH:
+                raise ConfigError(f"{path}: is nested more than {_MAX_DEPTH} levels deep")
         loaded = yaml.load(content, loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({first_line(error)})") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: not a mapping of keys to values")
-    for value in _inner(loaded):
+    for value in _scalars(loaded):
         if not isinstance(value, str | int | float | None):
-            raise ConfigError(f"{path}: holds a value of the type {type(value).__name__}, which no run writes")
-        if isinstance(value, int) and abs(value) >= _MOST_NUMBER:
-            raise ConfigError(f"{path}: holds a whole number of more than 128 bits, which no run writes")
+            raise ConfigError(f"{path}: contains a value of the type {type(value).__name__}, which no run writes")
+        if isinstance(value, int) and abs(value) >= _MAX_INTEGER:
+            raise ConfigError(f"{path}: contains an integer of more than 128 bits, which no run writes")
     return {str(key): value for key, value in loaded.items()}
 
 
-def _inner(node: object) -> Iterator[object]:
-    """The keys and plain values in lists and mappings, whose nesting is bounded."""
+def _scalars(node: object) -> Iterator[object]:
+    """The keys and scalars in nested lists and mappings."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield key
-            yield from _inner(value)
+            yield from _scalars(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _inner(value)
+            yield from _scalars(value)
     else:
         yield node

@@ -1,15 +1,13 @@
-"""What a record is, and how ``records.jsonl`` is read, damaged or not. Every reader goes through this module.
+"""The format of records, and the tolerant parser of ``records.jsonl``, which all readers use.
 
-A line is one record. Where it is not, what can be read still counts:
+A line is one record. In a damaged file:
 
-* A record that is whole is read, whatever stands before or behind it in its line: NULs, another record, a cut one.
-* A record that was cut or is not valid is lost, so that its answer is asked for again. The usage and cost that its
-  remains state are kept: they were paid.
-* A record that repeats another byte for byte was paid for once and counts once; so does a part of a record that is
-  there whole as well (a write that was tried again, a file that was copied twice). Any other record of the same
-  (instance, sample) is another answer, and was paid for too.
-* Of several records of an (instance, sample), the last one counts, but that one of a failure never counts where there
-  is an answer.
+* A whole record is read even if its line contains more: NULs, another record, a truncated one.
+* A truncated or invalid record is lost, and its sample is requested again. Usage and cost in its remains are counted,
+  as they were paid.
+* A byte-for-byte duplicate of a record counts once. So does a fragment of a record that exists as a whole, from a
+  repeated write or a file copied twice. Any other record of the same (instance, sample) was paid for separately.
+* Of several records of an (instance, sample), the last one counts, except that a failure never replaces a completion.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NotRequired, TypedDict, cast, get_args
 
 from swe_infer.files import open_regular
-from swe_infer.text import MOST_CONTAINERS, bounded_json
+from swe_infer.text import MAX_CONTAINERS, bounded_json
 from swe_infer.types import MAX_SAMPLES, PatchStatus, Usage
 
 Status = Literal["completed", "failed", "skipped"]
 Key = tuple[str, int]
-"""An instance's id and the number of a sample."""
+"""Instance id and sample number."""
 
 
 class Error(TypedDict):
@@ -42,9 +40,9 @@ class Error(TypedDict):
 
 
 class Record(TypedDict):
-    """One line of ``records.jsonl``. Records of earlier versions may lack what is not required.
+    """One line of ``records.jsonl``. Records of earlier versions may lack the optional keys.
 
-    ``cost_usd`` and ``latency_s`` are Decimal once they are read; ``cost_usd`` is None where the price is not known.
+    ``cost_usd`` and ``latency_s`` are read as Decimal; ``cost_usd`` is None if the price is not known.
     """
 
     instance_id: str
@@ -68,11 +66,11 @@ class Record(TypedDict):
 
 
 _STATUSES = get_args(Status)
-_MOST_USD = 1_000_000
-"""A cost above this one was not written by us."""
+_MAX_USD = 1_000_000
+"""A record with a higher cost is invalid."""
 
-_MOST_NUMBER = 10**15
-"""A number above this one was not written by us."""
+_MAX_NUMBER = 10**15
+"""A record with a larger number is invalid."""
 
 _NOT_JSON = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError)
 
@@ -84,29 +82,29 @@ class _Decoder(json.JSONDecoder):
 
 _DECODER = _Decoder()
 _HEAD = re.compile(r'\{\s*"instance_id"\s*:')
-"""How a record begins. Within a string its quotes would be escaped."""
+"""The start of a record. It cannot match within a JSON string, where quotes are escaped."""
 _COST = re.compile(r'"cost_usd"\s*:\s*(null|\d[\d.eE+-]*)\s*[,}]')
 _LATENCY = re.compile(r'"latency_s"\s*:\s*(\d[\d.eE+-]*)\s*[,}]')
 _USAGE = re.compile(r'"usage"\s*:\s*(\{[^{}]*\})')
 _SPACE = " \t\r\n\ufeff"
 _BLANK = _SPACE + "\0"
 LONGEST_LINE = 1 << 28
-"""Bytes. A longer line is no record of ours, and is not read into memory whole."""
-_SKIPPED = 1 << 24
-"""Bytes of such a line that are read at a time."""
+"""Bytes. A longer line is invalid, and is not read into memory as a whole."""
+_SKIP_CHUNK = 1 << 24
+"""Bytes of such a line to read at a time."""
 _INVALID_UTF8 = re.compile("[\udc80-\udcff]")
-"""What the error handler ``surrogateescape`` puts in the place of bytes that are not UTF-8."""
+"""Replacements of invalid UTF-8 by the error handler ``surrogateescape``."""
 
 
 @dataclass(slots=True)
 class Damage:
-    """What a ``records.jsonl`` states that no readable record holds.
+    """What was unreadable in a ``records.jsonl``.
 
     Args:
-        unreadable: records of which only a part is left, or which are not valid; a line without any counts as one.
-        repeated: records that repeat another one byte for byte.
-        usage: what the unreadable ones state.
-        cost_usd: the same in dollars; None where one says that its price is not known.
+        unreadable: truncated or invalid records; a line without any record counts as one.
+        repeated: byte-for-byte duplicates of records.
+        usage: the usage that unreadable records state.
+        cost_usd: dollars that unreadable records state; None if one states an unknown price.
     """
 
     unreadable: int = 0
@@ -119,17 +117,17 @@ class Damage:
 
     def __str__(self) -> str:
         """One line for the log."""
-        said = [f"unreadable records: {self.unreadable:,}"] if self.unreadable else []
+        parts = [f"unreadable records: {self.unreadable:,}"] if self.unreadable else []
         if self.repeated:
-            said.append(f"repeated records, each counted once: {self.repeated:,}")
+            parts.append(f"repeated records, each counted once: {self.repeated:,}")
         if self.cost_usd is None:
-            said.append("what the unreadable ones cost is not known")
+            parts.append("cost of unreadable records: unknown")
         elif self.cost_usd:
-            said.append(f"paid for what cannot be read, and counted: ${self.cost_usd:.6f}")
-        return "; ".join(said)
+            parts.append(f"cost of unreadable records, included in the total: ${self.cost_usd:.6f}")
+        return "; ".join(parts)
 
-    def add(self, part: str) -> None:
-        """Count a record that cannot be read, and what is left of its usage and cost."""
+    def add_unreadable(self, part: str) -> None:
+        """Count an unreadable record, and the usage and cost in its remains."""
         self.unreadable += 1
         for text in _USAGE.findall(part):
             try:
@@ -141,25 +139,25 @@ class Damage:
         for cost in _costs(part):
             self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
 
-    def complete(self, recorded_usd: Decimal | None, summary: Mapping[str, Any]) -> None:
-        """Raise the cost where ``summary.json`` counted more before than can be read now, so that it never falls.
+    def reconcile_cost(self, recorded_usd: Decimal | None, summary: Mapping[str, Any]) -> None:
+        """Raise the cost to that of ``summary.json``, so that damage never lowers the cost of a run.
 
         Args:
-            recorded_usd: dollars of the records that can be read; None: a price is not known.
+            recorded_usd: dollars of the readable records; None: a price is not known.
         """
         before = summary.get("cost_usd")
         if recorded_usd is None or self.cost_usd is None or not isinstance(before, int | float | Decimal):
             return
         known = recorded_usd + self.cost_usd
-        if 0 <= before <= _MOST_USD and float(known) < float(before):
+        if 0 <= before <= _MAX_USD and float(known) < float(before):
             self.cost_usd += Decimal(repr(float(before))) - known
 
 
 def read_records(path: Path, damage: Damage | None = None) -> Iterator[Record]:
-    """The records of a file in the order in which they were written, each once; money as Decimal.
+    """The records of a file in write order, without duplicates. Dollars are Decimal.
 
     Args:
-        damage: takes what could not be read, once the last record is read.
+        damage: filled in after the last record.
     """
     seen: set[int] = set()
     parts: list[str] = []
@@ -172,18 +170,18 @@ def read_records(path: Path, damage: Damage | None = None) -> Iterator[Record]:
         elif damage is not None:
             damage.repeated += 1
     if damage is not None:
-        for part in _unrepeated(parts, path):
-            damage.add(part)
+        for part in _without_fragments(parts, path):
+            damage.add_unreadable(part)
 
 
 def records_of(lines: bytes) -> Iterator[Record]:
-    """The whole records of some lines of the file."""
+    """The whole records in lines of the file."""
     for line in lines.split(b"\n"):
         yield from (record for _, record in split_line(line) if record is not None)
 
 
 def split_line(line: bytes) -> list[tuple[str, Record | None]]:
-    """The parts of a line, in order: the text of each, with its record where it is a whole one."""
+    """The parts of a line in order: text, and record if the part is a whole one."""
     text = line.decode("utf-8", "surrogateescape").strip(_SPACE)
     stripped = text.strip(_BLANK)
     record = _record(stripped)
@@ -193,12 +191,12 @@ def split_line(line: bytes) -> list[tuple[str, Record | None]]:
 
 
 def states_cost(part: str) -> bool:
-    """Whether a part of a record says what it cost."""
+    """Whether a part of a record states a cost."""
     return bool(_costs(part))
 
 
 def supersedes(status: str, before: str | None) -> bool:
-    """Whether a record with ``status`` counts in the place of an earlier one of its (instance, sample)."""
+    """Whether a record with ``status`` replaces an earlier one of its (instance, sample)."""
     return before != "completed" or status != "failed"
 
 
@@ -208,7 +206,7 @@ def key_of(record: Record) -> Key:
 
 
 def usage_of(record: Record) -> Usage:
-    """What a record's answer used; a record is valid only if its usage is."""
+    """The token usage of a record."""
     return Usage(**(record.get("usage") or {}))
 
 
@@ -220,7 +218,7 @@ def _pieces(path: Path) -> Iterator[tuple[str, Record | None]]:
     with file:
         while line := file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(_SKIPPED)) and not rest.endswith(b"\n"):
+                while (rest := file.readline(_SKIP_CHUNK)) and not rest.endswith(b"\n"):
                     _skip_hole(file)
                 yield "", None
             else:
@@ -228,18 +226,18 @@ def _pieces(path: Path) -> Iterator[tuple[str, Record | None]]:
 
 
 def _skip_hole(file: BinaryIO) -> None:
-    """Go on behind the hole of a sparse file that begins here, which may be longer than all disks."""
+    """Skip the hole of a sparse file at the current position; it may be larger than any disk."""
     position = file.tell()
     try:
         file.seek(os.lseek(file.fileno(), position, os.SEEK_DATA))
     except OSError as error:
-        # ENXIO: the hole reaches to the end. Another error: the file system does not know of holes.
+        # ENXIO: the hole extends to the end. Any other error: the file system does not support SEEK_DATA.
         file.seek(0 if error.errno == errno.ENXIO else position, os.SEEK_END if error.errno == errno.ENXIO else 0)
 
 
 def _split(text: str) -> list[tuple[str, Record | None]]:
-    """The parts of a line that is more or less than one record."""
-    if sum(map(text.count, "[{")) > MOST_CONTAINERS:
+    """The parts of a line that is not exactly one record."""
+    if sum(map(text.count, "[{")) > MAX_CONTAINERS:
         return [(text, None)]
     found: list[tuple[str, Record | None]] = []
     done, start = 0, text.find("{")
@@ -260,32 +258,32 @@ def _split(text: str) -> list[tuple[str, Record | None]]:
 
 
 def _cut_records(text: str) -> Iterator[str]:
-    """The parts of a text that holds no whole record: one for each record that begins in it."""
+    """Splits text without whole records at the start of each truncated record."""
     starts = [0, *(match.start() for match in _HEAD.finditer(text) if match.start()), len(text)]
     for start, end in itertools.pairwise(starts):
         if part := text[start:end].strip(_BLANK):
             yield part
 
 
-def _unrepeated(parts: Iterable[str], path: Path) -> list[str]:
-    """``parts`` without those that are a part of a whole record of the file, and each of the others once.
+def _without_fragments(parts: Iterable[str], path: Path) -> list[str]:
+    """``parts`` without duplicates and without fragments of whole records of the file.
 
-    Only a part with a cost and a latency is looked for: the latency tells a record from another one with the same
-    answer at the same price.
+    Only parts with a cost and a latency are compared: the latency distinguishes records with the same answer and
+    price.
     """
-    marked = {part: mark for part in parts if (mark := _mark(part)) is not None}
-    open_by_mark: dict[tuple[Decimal | None, float | Decimal], set[str]] = {}
+    marked = {part: mark for part in parts if (mark := _fingerprint(part)) is not None}
+    unmatched: dict[tuple[Decimal | None, float | Decimal], set[str]] = {}
     for part, mark in marked.items():
-        open_by_mark.setdefault(mark, set()).add(part)
+        unmatched.setdefault(mark, set()).add(part)
     if marked:
         for text, record in _pieces(path):
             if record is not None and (latency := record.get("latency_s")) is not None:
-                wanted = open_by_mark.get((record.get("cost_usd"), latency), set())
-                wanted -= {part for part in wanted if part in text}
-    return [*(part for part in parts if part not in marked), *itertools.chain(*open_by_mark.values())]
+                candidates = unmatched.get((record.get("cost_usd"), latency), set())
+                candidates -= {part for part in candidates if part in text}
+    return [*(part for part in parts if part not in marked), *itertools.chain(*unmatched.values())]
 
 
-def _mark(part: str) -> tuple[Decimal | None, Decimal] | None:
+def _fingerprint(part: str) -> tuple[Decimal | None, Decimal] | None:
     costs, latency = _costs(part), _LATENCY.search(part)
     try:
         return (costs[0], Decimal(latency[1])) if costs and latency else None
@@ -294,20 +292,20 @@ def _mark(part: str) -> tuple[Decimal | None, Decimal] | None:
 
 
 def _costs(part: str) -> list[Decimal | None]:
-    """The costs that a part of a record states whole; None stands for a price that was not known."""
+    """The costs in a part of a record; None for an unknown price."""
     costs: list[Decimal | None] = []
     for text in _COST.findall(part):
         try:
             cost = None if text == "null" else Decimal(text)
         except ArithmeticError:
             continue
-        if cost is None or cost <= _MOST_USD:
+        if cost is None or cost <= _MAX_USD:
             costs.append(cost)
     return costs
 
 
 def _record(text: str) -> Record | None:
-    """The record that ``text`` is; None for one that is cut, damaged, or no record."""
+    """Parses a record; None if it is truncated, damaged or invalid."""
     try:
         record = bounded_json(text, cls=_Decoder)
         if not isinstance(record, dict) or not _is_record(record):
@@ -333,8 +331,8 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "error": (dict,),
     "time": (int, Decimal),
 }
-"""What a record may hold beside its key and status; any of it may be null. Absent may be all but the cost and, of an
-answer, the patch: a record without them was cut, and happens to be valid JSON all the same."""
+"""The types of the keys beside key and status; all may be null. Only the cost, and the patch of a completion, are
+required: without them, a record was truncated and happens to be valid JSON."""
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:
@@ -347,14 +345,14 @@ def _is_record(record: Mapping[str, Any]) -> bool:
         value = record.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             return False
-        if isinstance(value, int | Decimal) and not 0 <= value <= _MOST_NUMBER:
+        if isinstance(value, int | Decimal) and not 0 <= value <= _MAX_NUMBER:
             return False
     if record["status"] == "completed" and "model_patch" not in record:
         return False
     cost = record["cost_usd"]
-    return (cost is None or 0 <= cost <= _MOST_USD) and _is_usage(record.get("usage") or {})
+    return (cost is None or 0 <= cost <= _MAX_USD) and _is_usage(record.get("usage") or {})
 
 
 def _is_usage(usage: Mapping[str, Any]) -> bool:
     known = Usage.__dataclass_fields__.keys()
-    return usage.keys() <= known and all(type(n) is int and 0 <= n <= _MOST_NUMBER for n in usage.values())
+    return usage.keys() <= known and all(type(n) is int and 0 <= n <= _MAX_NUMBER for n in usage.values())

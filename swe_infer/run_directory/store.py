@@ -1,12 +1,12 @@
-"""The one writer of a run directory: append, recover, lock.
+"""Writes a run directory: append, recover, lock.
 
-``records.jsonl`` is the truth. A record is one ``write`` of one line, so that a process that is killed leaves at most
-one torn line, the last, which the next one cuts off unless it says what its answer cost. Nothing else is taken out
-of the file; ``records`` reads it, damaged or not. Predictions and totals are derived from it at every start. It keeps
-everything; predictions and counts cover what the last command asked for (``asked``).
+``records.jsonl`` is the source of truth. A record is one ``write`` of one line, so a killed process leaves at most
+one truncated line, the last. The next process removes it unless it states a cost. Nothing else is ever removed.
+Predictions and totals are derived from the records at every start, for the instances of the last command
+(:class:`.asked.Coverage`).
 
-What ``records.jsonl`` does not take, because the disk is full or fails, is kept in the reserve beside it or in the
-user's state directory (``fallback``) and comes back as soon as there is room, in this process or the next.
+Records that cannot be written because the disk is full or fails are stored in the ``fallback``, and are appended once
+that is possible, by this process or the next.
 
 Links and special files in the directory are refused, see :func:`.layout.refuse_links`: it may come from a stranger.
 """
@@ -30,7 +30,7 @@ from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import (
     OpenFiles,
     Syncer,
-    fresh_beside,
+    create_beside,
     open_regular,
     remove_leftovers,
     sync_directory,
@@ -39,7 +39,7 @@ from swe_infer.files import (
 from swe_infer.locks import Locks
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverage
-from swe_infer.run_directory.fallback import Fallback, kept_lines
+from swe_infer.run_directory.fallback import Fallback, fallback_lines
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.lock import locked
 from swe_infer.run_directory.reader import RunDirectory
@@ -64,8 +64,8 @@ def record_of(key: Key, outcome: Outcome, patch: PatchResult | None, prompt: Pro
     """The record of one outcome.
 
     Args:
-        patch: given for a completion and for nothing else.
-        prompt: what was sent; None for an instance that is skipped.
+        patch: required for a completion, None otherwise.
+        prompt: the prompt that was sent; None for a skipped instance.
     """
     record = _record_of(key, outcome, patch)
     if prompt is not None:
@@ -132,7 +132,7 @@ def _unanswered(key: Key, status: Status) -> Record:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    """One JSON line. ASCII, because model output may hold lone surrogates, which UTF-8 cannot."""
+    """One JSON line. ASCII, because model output may contain lone surrogates, which UTF-8 cannot encode."""
     return (json.dumps(value, default=_number) + "\n").encode("ascii")
 
 
@@ -143,13 +143,14 @@ def _number(value: object) -> float:
 
 
 def reusable_records(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, Record]:
-    """Records of answers that were paid for already, to be appended in a run that asks for the same ones.
+    """Copies of completed records for a run with the same identity.
 
-    Such a record costs nothing and uses no token, so that sums over runs count an answer once;
-    ``details.shared_from`` says in which run it was paid for, and how much.
+    Their cost and usage are 0, so that sums over runs count an answer once. ``details.shared_from`` states the run
+    that paid for the answer, its cost and usage.
 
     Args:
-        directories: of runs that ask for the same answers, as far as they are there.
+        directories: run directories; they need not exist.
+        wanted: whether a key is needed.
     """
     found: dict[Key, Record] = {}
     for directory in directories:
@@ -165,7 +166,7 @@ def reusable_records(directories: Iterable[Path], wanted: Callable[[Key], bool])
                 "cost_usd": Decimal(0),
                 "latency_s": 0.0,
                 "attempts": 0,
-                "details": {"shared_from": paid, **(record.get("details") or {})},  # an earlier origin stays
+                "details": {"shared_from": paid, **(record.get("details") or {})},  # the first origin wins
                 "time": round(time.time(), 3),
             }
         found |= here
@@ -173,15 +174,15 @@ def reusable_records(directories: Iterable[Path], wanted: Callable[[Key], bool])
 
 
 class RunStore:
-    """An open run directory. One process at a time may hold it; use it as a context manager.
+    """An open run directory, locked by this process. Use it as a context manager.
 
     Args:
-        directory: created where it does not exist.
+        directory: created if it does not exist.
         label: ``model_name_or_path`` of the predictions.
-        locks: how other processes are kept out.
+        locks: how the directory is locked.
 
     Raises:
-        StoreError: another process holds the directory, or it cannot be written.
+        StoreError: another process has locked the directory, or it cannot be written.
     """
 
     def __init__(self, directory: Path, label: str, locks: Locks = "os") -> None:
@@ -190,9 +191,9 @@ class RunStore:
         self._path = directory / layout.RECORDS
         self.totals = Totals()
         self.changed = False
-        """Whether the last command asked for something else, see :meth:`set_coverage`."""
+        """Whether the last command had another coverage, see :meth:`set_coverage`."""
         self.recheck = False
-        """Whether what is recorded must be held against the bounds on a prompt's length, see :meth:`set_coverage`."""
+        """Whether recorded samples must be checked against the length bounds, see :meth:`set_coverage`."""
         self._coverage: Coverage | None = None
         self._predictions = OpenFiles(buffering=0)
         self._late_predictions: list[tuple[int, bytes]] = []
@@ -230,14 +231,14 @@ class RunStore:
         self.close()
 
     def close(self) -> None:
-        """Bring everything to the disk and let go of the directory."""
+        """Flush everything to disk and unlock the directory."""
         self._open.close()
 
     def set_coverage(self, coverage: Coverage, before: Coverage) -> None:
-        """State which instances this command asks: counts and predictions cover those from now on.
+        """Set the instances of this command, which counts and predictions cover from now on.
 
         Args:
-            before: what the last command asked, where the directory does not say it.
+            before: the coverage of the last command, used if the directory states none.
 
         Raises:
             StoreError: the directory cannot be written.
@@ -267,124 +268,127 @@ class RunStore:
                 raise _unwritable(self.directory, error) from None
 
     def mark_decided(self) -> None:
-        """Every instance was held against the bounds, so that the next command with the same ones need not. Where
-        that cannot be written, the next command does it again."""
+        """Store that every prompt was checked against the length bounds. If that fails, the next command checks them
+        again."""
         if self._coverage is not None and not self._coverage.decided:
             self._coverage = replace(self._coverage, decided=True)
             with contextlib.suppress(StoreError):
                 write_coverage(self.directory, self._coverage)
 
     def append(self, record: Record) -> None:
-        """Keep one record. When this returns, a kill of the process cannot lose it; a loss of power can lose the last
-        half second.
+        """Append one record. Once this returns, a kill of the process cannot lose it; a power failure can lose the
+        last half second.
 
         Raises:
-            StoreError: the disk is full or failing; the file ends with the last whole record.
+            StoreError: the disk is full or failing; the file still ends with a whole record.
         """
         line = _line(record)
         prediction = _line(self._prediction(record)) if record["status"] == "completed" else None
         if (error := self._syncer.error) is not None:
             raise StoreError(f"{self._path}: did not reach the disk ({error.strerror})")
-        # A torn line that could not be cut off is ended first, so that it costs itself alone.
-        written = write_whole(self._records.fileno(), b"\n" + line if self._torn else line)
-        if written is not None:
-            self._torn = written.torn
-            raise StoreError(f"{self._path}: cannot be written ({written.reason})")
+        # A truncated line that could not be removed is ended first, so that it does not spoil this one.
+        failure = write_whole(self._records.fileno(), b"\n" + line if self._torn else line)
+        if failure is not None:
+            self._torn = failure.torn
+            raise StoreError(f"{self._path}: cannot be written ({failure.reason})")
         self._torn = False
-        self._syncer.notify(line)
-        # The totals must equal what a later process reads back, so money takes the same way through JSON.
+        self._syncer.track(line)
+        # The totals must equal those of a process that reads the file, so round dollars as JSON does.
         self.totals.add_record({**record, "cost_usd": _as_read_back(record["cost_usd"])})
         if key_of(record) in self.totals.replaced or key_of(record) in self.totals.answered_again:
-            self._stale = True  # a prediction is to be taken back, or comes back; see check()
+            self._stale = True  # a prediction must be removed or restored, see check()
         elif prediction is not None and self.totals.counts(record["instance_id"]):
             self._late_predictions.append((record["sample"], prediction))
             self._write_predictions()
 
     def check(self) -> None:
-        """Bring everything to the disk now.
+        """Flush everything to disk.
 
         Raises:
-            StoreError: predictions are still to be written, or the disk did not take what was written. What may not
-                have reached it is kept elsewhere, see :meth:`spill`.
+            StoreError: predictions cannot be written, or the flush failed. Records that may not be on disk are in the
+                fallback.
         """
         if self._stale:
             try:
                 self._derive(self.totals.covered_ids)
-            except OSError as failed:
-                raise StoreError(f"{self._predictions_path(0)}: cannot be written ({failed.strerror})") from None
+            except OSError as error:
+                raise StoreError(f"{self._predictions_path(0)}: cannot be written ({error.strerror})") from None
         self._write_predictions()
         if self._late_predictions:
             raise StoreError(f"{self._predictions_path(self._late_predictions[0][0])}: cannot be written")
-        if (error := self._syncer.flush()) is not None:
-            for line in self._syncer.take():
-                self._fallback.add(line)
+        if (sync_error := self._syncer.flush()) is not None:
+            for line in self._syncer.take_unsynced():
+                self._fallback.append(line)
             kept = f"; the last records are kept in {self._fallback.files[-1]} too" if self._fallback.files else ""
-            raise StoreError(f"{self._path}: did not reach the disk ({error.strerror}){kept}")
+            raise StoreError(f"{self._path}: did not reach the disk ({sync_error.strerror}){kept}")
 
-    def spill(self, record: Record) -> Path | None:
-        """Keep a record that :meth:`append` did not take in the reserve or the state directory, from where the next
-        process that opens this directory takes it; the file, or None where nothing can be written."""
-        return self._fallback.add(_line(record))
+    def append_to_fallback(self, record: Record) -> Path | None:
+        """Store a record that :meth:`append` could not write, for the next process that opens this directory; returns
+        the file, or None if no file can be written."""
+        return self._fallback.append(_line(record))
 
     @property
-    def spilled(self) -> tuple[Path, ...]:
-        """The files that hold what :meth:`spill` was given."""
+    def fallback_files(self) -> tuple[Path, ...]:
+        """The files with records of :meth:`append_to_fallback`."""
         return tuple(self._fallback.files)
 
-    def forget_spilled(self) -> None:
-        """Everything that was spilled has been appended after all."""
+    def remove_fallback(self) -> None:
+        """Remove the fallback files, as their records have been appended."""
         self._fallback.remove()
 
     def _write_predictions(self) -> None:
-        """Write predictions that are due. They are derived from the records, so a full disk costs no answer here:
-        they are tried again with the next one, and written anew at the next start."""
+        """Append pending predictions. After a failure they are retried with the next record, and rewritten at the
+        next start."""
         while self._late_predictions:
             sample, line = self._late_predictions[0]
             try:
                 file = self._predictions.get(self._predictions_path(sample))
                 if write_whole(file.fileno(), line) is not None:
                     return
-            except OSError:  # one more file cannot be opened
+            except OSError:
                 return
             del self._late_predictions[0]
 
     def write_summary(self, summary: Summary, *, soon: bool = False) -> None:
-        """Replace ``summary.json`` in one step.
+        """Replace ``summary.json`` atomically.
 
         Args:
-            soon: without waiting for the disk: within half a second, and with a warning where it cannot be written.
+            soon: write it in the background within half a second; a failure is logged.
 
         Raises:
-            StoreError: it cannot be written; the old one is still there.
+            StoreError: it cannot be written; the old one is unchanged.
         """
         path, text = self.directory / layout.SUMMARY, json.dumps(summary, indent=2, default=_number) + "\n"
         if soon:
-            self._syncer.replace_soon(path, text)
+            self._syncer.replace_later(path, text)
         else:
             self._syncer.replace(path, text)
 
     def read_summary(self) -> Summary:
-        """The summary of the last try, or an empty one where it cannot be read."""
+        """The summary of the last command; empty if it cannot be read."""
         try:
             return RunDirectory(self.directory).summary()
         except ConfigError:
             return {}
 
     def _recover(self) -> bool:
-        """Cut off a torn last line, take in what was spilled, take the totals, write the predictions anew. True where
-        there were records."""
-        _mend_tail(self._path)
-        _take_in_kept(self.directory, self._path)
+        """Repair the last line, append fallback records, compute the totals and rewrite the predictions.
+
+        Returns:
+            Whether there are records.
+        """
+        _repair_tail(self._path)
+        _append_fallback_records(self.directory, self._path)
         coverage = read_coverage(self.directory)
         if damage := self._derive(None if coverage is None else coverage.ids):
             log.warning("%s: %s", self._path, damage)
         return layout.records_size(self.directory) > 0
 
     def _derive(self, covered_ids: Collection[str] | None, several: Collection[Key] = ()) -> Damage:
-        """Take the totals, and write the predictions anew; returns what cannot be read.
+        """Compute the totals and rewrite the predictions; returns the damage.
 
         Args:
-            several: keys that have several records of which the first completed one need not count.
+            several: keys whose first completed record may not be the one that counts.
         """
         totals, damage = Totals(covered_ids), Damage()
         last: dict[Key, Record] = {}
@@ -400,27 +404,27 @@ class RunStore:
             for record in last.values():
                 if record["status"] == "completed" and totals.counts(record["instance_id"]):
                     predict(record)
-        damage.complete(totals.cost_usd, self.read_summary())
+        damage.reconcile_cost(totals.cost_usd, self.read_summary())
         totals.add_damage(damage)
         self.totals, self._late_predictions, self._stale = totals, [], False
-        found = totals.replaced | totals.answered_again
-        return self._derive(covered_ids, found) if found and not several else damage
+        several_records = totals.replaced | totals.answered_again
+        return self._derive(covered_ids, several_records) if several_records and not several else damage
 
     @contextlib.contextmanager
     def _new_predictions(self) -> Iterator[Callable[[Record], object]]:
-        """Takes records, and puts their predictions in the place of all that are there when it is left."""
+        """Yields a function that writes the prediction of a record. On exit the new files replace all old ones."""
         files = OpenFiles()
         new: dict[int, Path] = {}
 
-        def begun(sample: int) -> IO[bytes]:
+        def file_of(sample: int) -> IO[bytes]:
             if sample not in new:
-                descriptor, new[sample] = fresh_beside(self._predictions_path(sample))
+                descriptor, new[sample] = create_beside(self._predictions_path(sample))
                 os.close(descriptor)
             return files.get(new[sample])
 
         try:
-            begun(0)
-            yield lambda record: begun(record["sample"]).write(_line(self._prediction(record)))
+            file_of(0)
+            yield lambda record: file_of(record["sample"]).write(_line(self._prediction(record)))
             files.close()
             self._predictions.close()
             for sample, path in new.items():
@@ -431,7 +435,7 @@ class RunStore:
                     path.unlink()
         except BaseException:
             with contextlib.suppress(OSError):
-                files.close()  # a full disk may not even take what is buffered
+                files.close()  # the disk may be too full for the buffered data
             for path in new.values():
                 path.unlink(missing_ok=True)
             raise
@@ -455,33 +459,33 @@ def _unwritable(directory: Path, error: OSError) -> StoreError:
     return StoreError(f"output_dir={directory}: cannot be written ({file}{error.strerror})")
 
 
-def _take_in_kept(directory: Path, records: Path) -> None:
-    """Append what earlier processes had to keep elsewhere, each record once, and remove those files."""
-    kept = kept_lines(directory)
-    if not any(kept.values()):
+def _append_fallback_records(directory: Path, records: Path) -> None:
+    """Append the records that earlier processes stored in the fallback, each once, and remove those files."""
+    stored = fallback_lines(directory)
+    if not any(stored.values()):
         return
     known = {_identity(record) for record in read_records(records)}
     count = 0
     with open(open_regular(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0) as file:
-        for text, record in (part for lines in kept.values() for line in lines for part in split_line(line)):
+        for text, record in (part for lines in stored.values() for line in lines for part in split_line(line)):
             if record is None and not states_cost(text):
                 continue
             if record is not None and _identity(record) in known:
                 continue
             line = text.encode("utf-8", "surrogateescape") + b"\n"
-            if (failed := write_whole(file.fileno(), line)) is not None:
-                raise OSError(failed.number, failed.reason)
+            if (failure := write_whole(file.fileno(), line)) is not None:
+                raise OSError(failure.errno, failure.reason)
             if record is not None:
                 known.add(_identity(record))
                 count += 1
         os.fsync(file.fileno())
-    for path in kept:
+    for path in stored:
         path.unlink(missing_ok=True)
-    log.warning("%d records that an earlier try had to keep elsewhere are taken in", count)
+    log.warning("recovered %d records that an earlier command could not write here", count)
 
 
 def _identity(record: Record) -> tuple[str, int, str]:
-    """What tells one record of an (instance, sample) from another one of it."""
+    """Distinguishes the records of an (instance, sample)."""
     return (*key_of(record), str(record.get("time")))
 
 
@@ -489,9 +493,8 @@ def _as_read_back(cost: Decimal | None) -> Decimal | None:
     return None if cost is None else Decimal(repr(float(cost)))
 
 
-def _mend_tail(path: Path) -> None:
-    """Cut the file after its last whole line. A last line that holds a record, or says what one cost, is kept and
-    gets the newline that it lacks."""
+def _repair_tail(path: Path) -> None:
+    """Remove a truncated last line. If it contains a record or states a cost, keep it and add the newline."""
     try:
         descriptor = open_regular(path, os.O_RDWR)
     except FileNotFoundError:
@@ -500,7 +503,7 @@ def _mend_tail(path: Path) -> None:
         size = file.seek(0, os.SEEK_END)
         start, tail, step = size, b"", 1 << 15
         while start and b"\n" not in tail and len(tail) < LONGEST_LINE:
-            step *= 2  # by turns of one length, a long line would be copied thousands of times
+            step *= 2  # a constant step would copy a long line thousands of times
             start = max(0, size - step)
             file.seek(start)
             tail = file.read(size - start)
@@ -514,4 +517,4 @@ def _mend_tail(path: Path) -> None:
             file.write(b"\n")
         else:
             file.truncate(size - len(last))
-            log.warning("%s: its last line was torn and is cut off; its answer is asked for again", path)
+            log.warning("%s: removed a truncated last line; its sample is requested again", path)

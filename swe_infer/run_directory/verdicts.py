@@ -1,7 +1,7 @@
-"""Verdicts of tests on a run's patches: ``evaluation.jsonl``, one line an (instance, sample).
+"""Test verdicts on a run's patches: ``evaluation.jsonl``, one line per (instance, sample).
 
-A file of its own, because ``records.jsonl`` is append-only and belongs to the run. It covers what the last command
-asked for. Once there are verdicts of other instances, ``evaluation.all.jsonl`` keeps all of them.
+They are not in ``records.jsonl``, which is append-only and owned by the running process. The file covers the
+instances of the last command. If there are verdicts of other instances, ``evaluation.all.jsonl`` contains all.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from pathlib import Path
 
 from swe_infer.errors import ConfigError
 from swe_infer.files import write_atomically
-from swe_infer.run_directory.layout import EVALUATION, EVERY_VERDICT, content
+from swe_infer.run_directory.layout import ALL_VERDICTS, EVALUATION, content
 from swe_infer.run_directory.records import Key
 from swe_infer.text import bounded_json
 from swe_infer.types import MAX_SAMPLES
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _FORM = "not a verdict with instance_id and resolved"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one prediction.
+    """The test result of one prediction.
 
     Args:
-        reason: None where resolved, else one line that says why not.
-        source: who found out: ``swebench``, ``report``, or ``tests`` for a dataset that brings its own.
-        judged: of such tests: ``outside`` the process that runs the patched code, or ``beside`` that code, which can
-            then forge its verdict.
+        reason: one line that says why it is not resolved; None if it is.
+        source: ``swebench``, ``report``, or ``tests`` for the dataset's own tests.
+        judged: for ``tests``: ``outside`` the process of the patched code, or ``beside`` that code, which can then
+            forge the verdict.
     """
 
     instance_id: str
@@ -46,14 +46,14 @@ class Verdict:
 
 
 def read_verdicts(directory: Path, name: str = EVALUATION) -> list[Verdict]:
-    """The verdicts of a run directory; none where it was never evaluated.
+    """The verdicts of a run directory; empty if it was not evaluated.
 
     Raises:
-        ConfigError: the file cannot be read, or a line of it is no verdict.
+        ConfigError: the file cannot be read, or contains an invalid line.
     """
     path = directory / name
     verdicts = []
-    for number, line in enumerate((content(directory, name, _MOST_BYTES) or b"").splitlines(), 1):
+    for number, line in enumerate((content(directory, name, _MAX_BYTES) or b"").splitlines(), 1):
         try:
             verdicts.append(_verdict(bounded_json(line)))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
@@ -62,19 +62,21 @@ def read_verdicts(directory: Path, name: str = EVALUATION) -> list[Verdict]:
 
 
 def write_verdicts(directory: Path, verdicts: Iterable[Verdict], covers: Container[Key]) -> list[Verdict]:
-    """Join ``verdicts`` with those that are there (new ones win); returns those of the keys that ``covers`` holds,
-    which make up ``evaluation.jsonl`` from now on.
+    """Merge ``verdicts`` into the existing ones (new ones win).
+
+    Returns:
+        The verdicts of the keys in ``covers``, which ``evaluation.jsonl`` now contains.
 
     Raises:
-        ConfigError: the verdicts that are there cannot be read.
+        ConfigError: the existing verdicts cannot be read.
         StoreError: a file cannot be written.
     """
-    before = [*read_verdicts(directory, EVERY_VERDICT), *read_verdicts(directory)]
-    joined = {verdict.key: verdict for verdict in [*before, *verdicts]}
-    everything = [joined[key] for key in sorted(joined)]
-    covered = [verdict for verdict in everything if verdict.key in covers]
-    if len(covered) < len(everything):  # before the other file: a kill in between loses no verdict
-        write_atomically(directory / EVERY_VERDICT, _lines(everything))
+    existing = [*read_verdicts(directory, ALL_VERDICTS), *read_verdicts(directory)]
+    merged = {verdict.key: verdict for verdict in [*existing, *verdicts]}
+    ordered = [merged[key] for key in sorted(merged)]
+    covered = [verdict for verdict in ordered if verdict.key in covers]
+    if len(covered) < len(ordered):  # written first, so that a kill in between loses no verdict
+        write_atomically(directory / ALL_VERDICTS, _lines(ordered))
     write_atomically(directory / EVALUATION, _lines(covered))
     return covered
 

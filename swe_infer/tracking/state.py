@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swe_infer.files import fresh_beside, read_regular
+from swe_infer.files import create_beside, read_regular
 from swe_infer.resources import state_home
 from swe_infer.run_directory.layout import refuse_links
 
 _NAME = "state.json"
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 _KEY_BYTES = 32
 
 
@@ -82,7 +82,7 @@ def write_state(directory: Path, values: Mapping[str, Any], key: str | None) -> 
         OSError: it cannot be written.
     """
     path = folder_of(directory) / _NAME
-    descriptor, new = fresh_beside(path)
+    descriptor, new = create_beside(path)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             signed = {**values, "signature": _signature(values, os.fstat(descriptor).st_ino, key) if key else ""}
@@ -102,7 +102,7 @@ def signing_key() -> str | None:
     try:
         if not path.exists():
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, new = fresh_beside(path)
+            descriptor, new = create_beside(path)
             os.fchmod(descriptor, 0o600)
             with open(descriptor, "w", encoding="ascii") as file:
                 file.write(secrets.token_hex(_KEY_BYTES))
@@ -122,7 +122,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], str, int] | None:
     path = folder_of(directory) / _NAME
     try:
         inode = path.lstat().st_ino
-        values = json.loads(read_regular(path, _MOST_BYTES))
+        values = json.loads(read_regular(path, _MAX_BYTES))
         return values, str(values.pop("signature", "")), inode
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None

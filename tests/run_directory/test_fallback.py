@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer.run_directory.fallback import Fallback, kept_lines
+from swe_infer.run_directory.fallback import Fallback, fallback_lines
 from swe_infer.run_directory.layout import RESERVE
 from swe_infer.run_directory.records import Record, read_records
 from swe_infer.run_directory.store import RunStore, record_of
@@ -50,7 +50,7 @@ def test_what_was_kept_is_taken_in_by_the_next_opener_once(tmp_path: Path, state
     kept, twice = record("kept", length), record("twice", length)
     with RunStore(tmp_path / "run", "model") as store:
         store.append(twice)
-        paths = [store.spill(each) for each in (kept, twice)]
+        paths = [store.append_to_fallback(each) for each in (kept, twice)]
     place = tmp_path / "run" if length == 10 else state
     assert {path.parent for path in paths if path} == {place}
     with RunStore(tmp_path / "run", "model") as store:
@@ -65,10 +65,10 @@ def test_what_was_kept_is_taken_in_by_the_next_opener_once(tmp_path: Path, state
 def test_what_was_kept_and_then_appended_leaves_no_file(tmp_path: Path, state: Path) -> None:
     with RunStore(tmp_path / "run", "model") as store:
         for length in (10, LONG):
-            store.spill(record("a", length))
-        store.forget_spilled()
-        assert store.spill(record("b")) == tmp_path / "run" / RESERVE, "space is reserved again"
-        store.forget_spilled()
+            store.append_to_fallback(record("a", length))
+        store.remove_fallback()
+        assert store.append_to_fallback(record("b")) == tmp_path / "run" / RESERVE, "space is reserved again"
+        store.remove_fallback()
     assert list(state.iterdir()) == []
     assert not (tmp_path / "run" / RESERVE).exists()
 
@@ -81,7 +81,7 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, st
         from swe_infer.run_directory.store import RunStore
         from tests.run_directory.test_fallback import record
         store = RunStore(Path(sys.argv[1]), "model")
-        path = store.spill(record("whole", int(sys.argv[2])))
+        path = store.append_to_fallback(record("whole", int(sys.argv[2])))
         with path.open("r+b") as file:
             file.seek(len(file.read().rstrip(b"\\0")))
             file.write(b'{"instance_id": "torn", "sam')
@@ -95,7 +95,7 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, st
 
 def test_a_file_elsewhere_is_its_owners_alone_and_belongs_to_one_run(tmp_path: Path, state: Path) -> None:
     with RunStore(tmp_path / "a", "model") as store:
-        path = store.spill(record("a", LONG))
+        path = store.append_to_fallback(record("a", LONG))
     assert path is not None
     assert path.stat().st_mode & 0o777 == 0o600
     assert state.stat().st_mode & 0o777 == 0o700
@@ -106,17 +106,17 @@ def test_a_file_elsewhere_is_its_owners_alone_and_belongs_to_one_run(tmp_path: P
 
 def test_files_of_other_users_and_links_are_left_alone(tmp_path: Path, state: Path) -> None:
     with RunStore(tmp_path / "run", "model") as store:
-        path = store.spill(record("foreign", LONG))
+        path = store.append_to_fallback(record("foreign", LONG))
     assert path is not None
     elsewhere = tmp_path / "elsewhere"
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
-    assert kept_lines(tmp_path / "run") == {}
+    assert fallback_lines(tmp_path / "run") == {}
     if os.geteuid() == 0:
         path.unlink()
         elsewhere.rename(path)
         os.chown(path, 12345, 12345)
-        assert kept_lines(tmp_path / "run") == {}
+        assert fallback_lines(tmp_path / "run") == {}
         RunStore(tmp_path / "run", "model").close()
         assert names(tmp_path / "run") == []
 
@@ -124,7 +124,7 @@ def test_files_of_other_users_and_links_are_left_alone(tmp_path: Path, state: Pa
 def test_where_no_place_takes_a_line_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc")
     fallback = Fallback(tmp_path)
-    assert fallback.add(b"{}\n") == tmp_path / RESERVE
-    assert fallback.add(b" " * LONG) is None
+    assert fallback.append(b"{}\n") == tmp_path / RESERVE
+    assert fallback.append(b" " * LONG) is None
     assert fallback.files == [tmp_path / RESERVE]
     fallback.close()
