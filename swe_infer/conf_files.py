@@ -1,6 +1,6 @@
-"""The folder ``conf/`` read as files: groups, options, and the classes that they construct. Hydra is not imported.
+"""Reads the folder ``conf/`` without Hydra: groups, options, and the classes that they construct.
 
-Help, completion and the reading of the command line use it, so that they answer at once.
+Help, completion and command-line parsing use it, because the import of Hydra is slow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from swe_infer.options import Parameter, parameters_of
 from swe_infer.types import PathText
 
 Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
-"""A figure of a run's summary that a searching sweeper can optimise."""
+"""A figure of the summary that a sweeper can optimize."""
 
 ROOT_KEYS: Mapping[str, Any] = {
     "output_dir": PathText | None,
@@ -30,7 +30,7 @@ ROOT_KEYS: Mapping[str, Any] = {
     "dry_run": bool,
     "objective": Objective | tuple[Objective, ...],
 }
-"""The keys of the root configuration that hold a value themselves, with their types."""
+"""The scalar keys of the root configuration, with their types."""
 
 ROOT = "config"
 """The root configuration's name in conf/."""
@@ -70,7 +70,7 @@ def file_of(group: str, option: str) -> Path:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the closest known one, or all of them."""
+    """The end of a message about an unknown name: the closest known name, or all."""
     names = sorted(known)
     if close := difflib.get_close_matches(name, names, n=1):
         return f"; did you mean {close[0]}?"
@@ -78,42 +78,42 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
-    """The message about an option that its group does not have: a few names like it, or all where they are few."""
+    """The message about an unknown option of a group, with similar names, or all names of a small group."""
     names = sorted(known)
     close = difflib.get_close_matches(option, names, n=3)
-    if close := close or [name for name in names if option and option.lower() in name][:_FEW]:
+    if close := close or [name for name in names if option and option.lower() in name][:_MAX_SIMILAR]:
         *others, last = close
         hint = f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
-    elif len(names) > _MANY:
+    elif len(names) > _MAX_LISTED:
         hint = f"--help {group} lists all {len(names)}"
     else:
         hint = f"available: {', '.join(names)}"
     return f"{group}={option}: unknown option; {hint}"
 
 
-_FEW, _MANY = 5, 16
+_MAX_SIMILAR, _MAX_LISTED = 5, 16
 
 
 def default_options() -> dict[str, str]:
-    """The option that the root configuration chooses for each group."""
+    """The option that the root configuration selects for each group."""
     return {group: option for group, option in _pairs(_read(file_of("", ROOT))) if " " not in group}
 
 
 def config_node(key: str) -> dict[str, Any]:
-    """A key of the root configuration that holds others, such as ``shard``; empty where there is none."""
+    """The mapping at a key of the root configuration, such as ``shard``; empty for any other key."""
     node = _read(file_of("", ROOT)).get(key)
     return node if isinstance(node, dict) else {}
 
 
 def defaults_of(group: str, option: str) -> list[str]:
-    """The options of the same group that an option builds on, the nearest first."""
+    """The options of the same group that an option inherits from, nearest first."""
     names = [e.partition("@")[0] for e in _read(file_of(group, option)).get("defaults", ()) if isinstance(e, str)]
     near = [name for name in names if name in options_of(group)]
     return [*near, *(far for name in near for far in defaults_of(group, name))]
 
 
 def overridden_by(group: str, option: str) -> dict[str, str]:
-    """The options of other groups that an option chooses: a model chooses its provider and runner."""
+    """The options of other groups that an option selects: a model selects its provider and runner."""
     found: dict[str, str] = {}
     for name in (option, *defaults_of(group, option)):
         for key, value in _pairs(_read(file_of(group, name))):
@@ -123,7 +123,7 @@ def overridden_by(group: str, option: str) -> dict[str, str]:
 
 
 def node_of(group: str, option: str) -> dict[str, Any]:
-    """The keys and values of an option, with those of the options that it builds on."""
+    """The keys and values of an option, inherited ones included."""
     path = file_of(group, option)
     content = _read(path)
     node: dict[str, Any] = {}
@@ -140,7 +140,8 @@ def node_of(group: str, option: str) -> dict[str, Any]:
 
 
 def key_named(name: str) -> str | None:
-    """The key that a name means: a group, a dotted key, or the last part of a key, such as ``temperature``."""
+    """Resolves a name to a key. A name is a group, a dotted key, or the last part of a key, such as
+    ``temperature``."""
     group = name.partition(".")[0]
     if name in (*ROOT_KEYS, *_NODES) or group in groups() or (group in _NODES and group != name):
         return name
@@ -153,20 +154,20 @@ def key_named(name: str) -> str | None:
 
 
 _NODES = ("budget", "shard")
-"""The keys of the root configuration that hold others and are no groups."""
+"""The mappings of the root configuration that are not groups."""
 
 
 @functools.cache
 def parameters_at(key: str) -> Sequence[Parameter]:
-    """What a dotted key such as ``runner.retry.tries`` sets: one parameter for each class of the group that has it.
+    """The parameters that a dotted key such as ``runner.retry.tries`` sets, one for each class of the group with it.
 
-    ``provider.first.base_url`` is a key of an option that holds others of its group. The classes are imported.
+    The key may belong to a nested option of the same group, as in ``provider.first.base_url``. Imports the classes.
     """
     group, *names = key.split(".")
     if not names:
         return ()
     found: list[Parameter] = []
-    holds_others = False
+    has_nested = False
     for node in _nodes(group):
         inner: Any = node
         for name in names[:-1]:
@@ -176,8 +177,8 @@ def parameters_at(key: str) -> Sequence[Parameter]:
             parameter = _parameters(target).get(names[-1]) if isinstance(target, str) else None
             found += [parameter] if parameter is not None and parameter not in found else []
         elif any("@" in at for at, _ in _pairs(node) if not at.startswith("override ")):
-            holds_others = True
-    return [*found, *(parameters_at(f"{group}.{names[-1]}") if holds_others else ())]
+            has_nested = True
+    return [*found, *(parameters_at(f"{group}.{names[-1]}") if has_nested else ())]
 
 
 @functools.cache
@@ -186,7 +187,7 @@ def _nodes(group: str) -> Sequence[dict[str, Any]]:
 
 
 def _pairs(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The entries of a defaults list that choose an option of a group."""
+    """The entries of a defaults list that select an option of a group."""
     for entry in content.get("defaults", ()):
         if isinstance(entry, dict):
             yield from ((str(key), str(value)) for key, value in entry.items() if value is not None)

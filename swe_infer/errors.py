@@ -1,24 +1,24 @@
-"""The exception tree. What a class means decides who handles it and with which exit status the run ends.
+"""The exception tree. A class determines how an error is handled and the exit status of the run.
 
 * ``SweInferError``
     * ``ConfigError``: the user's configuration or input; one line, exit 2, before anything is loaded or paid for
         * ``DataError``: a dataset that cannot be read, or lacks a column
         * ``CheckpointError``: a model directory that cannot be loaded
-        * ``StoreError``: a run directory that belongs to another configuration, or that another process writes
-    * ``RepositoryError``: a repository, commit or file cannot be had; costs that instance, never the run
-        * ``RepositoryInterrupted``: Ctrl-C ended a fetch; the same command asks again
-    * ``BudgetExceeded``: a request does not fit under the cap; exit 3, what was paid for is kept
-    * ``RequestError``: one request to a provider failed; costs that instance (or less), never the run
-        * ``RateLimited``: 429; try again, after ``retry_after_s`` if stated
-        * ``Overloaded``: 503 or 529; try again, and go slower
+        * ``StoreError``: a run directory of another configuration, locked by another process, or not writable
+    * ``RepositoryError``: a repository, commit or file is not available; affects that instance, not the run
+        * ``RepositoryInterrupted``: Ctrl-C ended a fetch; the same command repeats it
+    * ``BudgetExceeded``: a request does not fit under the cap; exit 3, all answers are kept
+    * ``RequestError``: one request to a provider failed; affects that instance, not the run
+        * ``RateLimited``: 429; retried, after ``retry_after_s`` if stated
+        * ``Overloaded``: 503 or 529; retried at a lower rate
         * ``TransientError``: timeouts, connection errors, 408, 409, other 5xx, answers that cannot be parsed
-        * ``ContextOverflow``: the prompt does not fit the model's window; the instance is skipped
-        * ``AnswerTooLarge``: the answer passes a bound on its bytes; never tried again by the same command
-        * ``InvalidRequest``: the provider rejects this request; never tried again
+        * ``ContextOverflow``: the prompt does not fit the context window; the instance is skipped
+        * ``AnswerTooLarge``: the answer exceeds a size limit; not retried by the same command
+        * ``InvalidRequest``: the provider rejects this request; not retried
         * ``ProviderFatal``: no request of this run can succeed; stops the run at once
-            * ``AuthenticationFailed``: the key is refused or lacks a permission; exit 2
+            * ``AuthenticationFailed``: the API key is rejected or lacks a permission; exit 2
             * ``ModelNotFound``: the provider does not know the model; exit 2
-            * ``QuotaExhausted``: the account has no credit left; exit 1
+            * ``QuotaExhausted``: the account has no credit; exit 1
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from decimal import Decimal
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """Quotas as the headers of an answer or a refusal state them; None where they are silent. Resets are seconds from
-    now.
+    """Rate limits from response headers; None if not stated. Resets are seconds from now.
 
-    ``tokens`` are what the vendor counts together, or input tokens where it limits output apart (Anthropic).
+    ``tokens`` are input and output tokens together, or input tokens if output has its own limit (Anthropic).
     """
 
     limit_requests: int | None = None
@@ -47,20 +46,20 @@ class RateLimits:
 
 
 class SweInferError(Exception):
-    """Base of every error that this package raises on purpose.
+    """Base class of this package's errors.
 
-    ``str(error)`` is one line, fit to be shown to a user, and holds no secret.
+    ``str(error)`` is one line for the user, without secrets.
     """
 
     exit_status: int = 1
 
     def __str__(self) -> str:
-        # Names and texts of others are quoted in messages; none of them shall break the line or steer a terminal.
+        # Messages quote foreign text, which must not break the line or control the terminal.
         return "".join(c if c.isprintable() else " " for c in super().__str__()).rstrip()
 
 
 class ConfigError(SweInferError):
-    """The configuration or an input file is wrong; the message names the key or file and what would be right."""
+    """The configuration or an input file is invalid; the message names the key or file and what is valid."""
 
     exit_status = 2
 
@@ -74,11 +73,11 @@ class CheckpointError(ConfigError):
 
 
 class StoreError(ConfigError):
-    """The run directory belongs to another configuration, is being written by another process, or is damaged."""
+    """A run directory or another file of ours is in use, damaged, not writable, or of another configuration."""
 
 
 class RepositoryError(SweInferError):
-    """A repository, a commit or a file of it cannot be had."""
+    """A repository, or a commit or file in it, is not available."""
 
 
 class RepositoryInterrupted(RepositoryError):
@@ -86,11 +85,12 @@ class RepositoryInterrupted(RepositoryError):
 
 
 class BudgetExceeded(SweInferError):
-    """A request does not fit under ``budget.max_usd`` or ``budget.sweep_max_usd``, whatever those in flight come to.
+    """A request does not fit under ``budget.max_usd`` or ``budget.sweep_max_usd``, even if requests in flight are
+    free.
 
     Args:
-        usd: the most that the request can cost.
-        nothing_fits: no request of the run fits any more, however short its prompt.
+        usd: the maximal cost of the request.
+        nothing_fits: no request of the run fits, not even one with an empty prompt.
     """
 
     exit_status = 3
@@ -102,7 +102,7 @@ class BudgetExceeded(SweInferError):
 
 
 class RequestError(SweInferError):
-    """One request failed. ``status`` is the HTTP status where there was one."""
+    """One request failed. ``status`` is the HTTP status, if any."""
 
     def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
@@ -111,8 +111,8 @@ class RequestError(SweInferError):
 
 
 class RateLimited(RequestError):
-    """HTTP 429. ``retry_after_s`` is what the server asked for, in seconds, or None; ``rate_limits`` are the quotas
-    that it stated with its refusal."""
+    """HTTP 429. ``retry_after_s`` are the seconds that the server requested, or None; ``rate_limits`` are the limits
+    in its headers."""
 
     def __init__(
         self,
@@ -129,13 +129,13 @@ class RateLimited(RequestError):
 
 
 class Overloaded(RateLimited):
-    """HTTP 503 or 529: the provider as a whole is short of capacity."""
+    """HTTP 503 or 529: the provider lacks capacity."""
 
 
 class TransientError(RequestError):
-    """A fault that is likely to pass: timeouts, connection errors, 408, 409, 5xx, unreadable answers.
+    """A fault that is likely temporary: timeouts, connection errors, 408, 409, 5xx, unreadable answers.
 
-    ``retry_after_s`` is what the server asked for, in seconds, or None.
+    ``retry_after_s`` are the seconds that the server requested, or None.
     """
 
     def __init__(
@@ -151,16 +151,15 @@ class TransientError(RequestError):
 
 
 class ContextOverflow(RequestError):
-    """Prompt and room for the output exceed the model's context window."""
+    """Prompt and output together exceed the model's context window."""
 
 
 class AnswerTooLarge(RequestError):
-    """The answer passes a bound on its bytes and was not read to its end. It may be billed, and so would be the next
-    one, which is likely to be as long."""
+    """The answer exceeds a size limit and was not read to its end. It may be billed, and so may a retry."""
 
 
 class InvalidRequest(RequestError):
-    """The provider rejects this one request (HTTP 400, 413, 422); trying it again cannot help."""
+    """The provider rejects this request (HTTP 400, 413, 422); a retry cannot succeed."""
 
 
 class ProviderFatal(RequestError):
@@ -180,4 +179,4 @@ class ModelNotFound(ProviderFatal):
 
 
 class QuotaExhausted(ProviderFatal):
-    """The account has no credit left (OpenAI's ``insufficient_quota``, Anthropic's billing errors)."""
+    """The account has no credit (OpenAI's ``insufficient_quota``, Anthropic's billing errors)."""

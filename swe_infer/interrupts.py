@@ -1,13 +1,13 @@
-"""Ctrl-C at any moment of a command. Light to import: an entry point imports it before anything else.
+"""Handling of SIGINT and SIGTERM. Entry points import it first, so it imports no other module of ours.
 
-What SIGINT and SIGTERM do depends on what the command is doing:
+The effect of a signal depends on what the command is doing:
 
 * While it starts and imports, the process ends at once: there is nothing to finish yet.
 * Within :meth:`Interrupts.stoppable` the signal raises KeyboardInterrupt: nothing there was paid for.
-* Within :meth:`Interrupts.finishing` the first signal sets events, and what is in flight is finished. The second one
-  raises KeyboardInterrupt, or does what :meth:`Interrupts.second` says.
+* Within :meth:`Interrupts.finishing` the first signal sets events, and requests in flight are finished. The second
+  one raises KeyboardInterrupt, or calls the function of :meth:`Interrupts.second`.
 
-In each case one line on standard error says what happens, and the exit status is 130.
+Each signal prints one line on standard error, and the exit status is 130.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ INTERRUPTED = 130
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNWIND_S = 10.0
-"""A library may swallow KeyboardInterrupt, or keep threads that the interpreter waits for at its end."""
+"""Seconds until the process is ended, if a library swallows KeyboardInterrupt or its threads do not end."""
 
 
-class _Level:
-    """What a signal does within one block of the main thread."""
+class _Scope:
+    """The effect of a signal within one block of the main thread."""
 
     def __init__(self, finishes: bool, says: Callable[[], str]) -> None:
         self.finishes = finishes
@@ -39,27 +39,27 @@ class _Level:
 
 
 class Interrupts:
-    """SIGINT and SIGTERM of this process; there is one instance, :data:`INTERRUPTS`."""
+    """The signal handlers of this process; :data:`INTERRUPTS` is the only instance."""
 
     def __init__(self) -> None:
         self._installed = False
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.count = 0
         """Signals so far."""
         self.stopping = False
-        """Whether nothing new is to be begun."""
+        """Whether no new work may be started."""
         self._end_status = INTERRUPTED
-        self._levels: list[_Level] = []
+        self._scopes: list[_Scope] = []
         self._stops: list[threading.Event] = []
         self._on_first: list[Callable[[], None]] = []
         self._second: Callable[[], object] | None = None
-        self._put_off = self._owed = False
+        self._deferring = self._deferred = False
 
     def install(self) -> None:
-        """Take the signals for the rest of the process. Only in the main thread."""
-        atexit.register(_ignore_signals)  # the first callback to be registered runs last
+        """Install the handlers for the rest of the process. Only in the main thread."""
+        atexit.register(_ignore_signals)  # registered first, so that it runs last
         sys.unraisablehook = _quiet(sys.unraisablehook)
         for number in _SIGNALS:
             signal.signal(number, self._handle)
@@ -67,17 +67,17 @@ class Interrupts:
 
     @contextmanager
     def finishing(self, *stops: threading.Event, says: Callable[[], str] = lambda: "") -> Iterator[None]:
-        """Within it the first signal sets ``stops``, at once where it came before.
+        """Within the block the first signal sets ``stops``. If it came before, they are set at once.
 
         Args:
-            says: what is being finished, in a few words, for the line that the signal prints.
+            says: describes what is being finished, for the line that the signal prints.
         """
-        with self._taken():
+        with self._handlers():
             self._stops += stops
             try:
                 if self.stopping:
                     self._set_stops()
-                with self._level(_Level(True, says)):
+                with self._scope(_Scope(True, says)):
                     yield
             finally:
                 for stop in stops:
@@ -85,24 +85,24 @@ class Interrupts:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Within it a signal raises KeyboardInterrupt; so does entering it once a signal has come."""
-        with self._level(_Level(False, lambda: "stopping now")):
+        """Within the block a signal raises KeyboardInterrupt. So does entering it after a signal."""
+        with self._scope(_Scope(False, lambda: "stopping now")):
             if self.stopping and threading.current_thread() is threading.main_thread():
                 raise KeyboardInterrupt
             yield
 
     def finish_from_now_on(self, on_first: Callable[[], None], says: Callable[[], str]) -> None:
-        """As :meth:`finishing` for the rest of the process, with a function to call at the first signal."""
+        """Like :meth:`finishing` for the rest of the process; the first signal calls ``on_first``."""
         if threading.current_thread() is threading.main_thread():
             if not self._installed:
                 self.install()
             self._on_first.append(on_first)
-            self._levels.append(_Level(True, says))
+            self._scopes.append(_Scope(True, says))
 
     def spare_children(self) -> None:
-        """Keep a terminal's Ctrl-C from the processes that are started from now on, as a launcher's are: it would end
-        those that do not run our code yet with a trace. They inherit a mask in which it is blocked; a thread without
-        that mask receives it for this process."""
+        """Block SIGINT in processes that are started later, such as those of a launcher: a terminal's Ctrl-C would
+        end them with a traceback before they install handlers. They inherit the signal mask of the main thread;
+        another thread receives SIGINT for this process."""
         receiving = threading.Event()
 
         def receive() -> None:
@@ -115,7 +115,7 @@ class Interrupts:
 
     @contextmanager
     def second(self, stop_now: Callable[[], object]) -> Iterator[None]:
-        """Within it the second signal calls ``stop_now`` in the place of raising KeyboardInterrupt."""
+        """Within the block the second signal calls ``stop_now`` instead of raising KeyboardInterrupt."""
         self._second = stop_now
         try:
             yield
@@ -124,25 +124,25 @@ class Interrupts:
 
     @contextmanager
     def put_off(self) -> Iterator[None]:
-        """Within it no KeyboardInterrupt is raised; it is raised at the end instead."""
-        self._put_off = True
+        """Delays KeyboardInterrupt to the end of the block."""
+        self._deferring = True
         try:
             yield
         finally:
-            self._put_off = False
-        if self._owed:
-            self._owed = False
+            self._deferring = False
+        if self._deferred:
+            self._deferred = False
             raise KeyboardInterrupt
 
     def stop(self) -> None:
-        """Begin nothing new, as after a first signal. For any thread."""
+        """Start no new work, as after a first signal. Thread-safe."""
         self.stopping = True
         self._set_stops()
 
     @contextmanager
-    def _taken(self) -> Iterator[None]:
-        """Take the signals where no entry point has: in a library's use, and in a launcher's worker process. Only the
-        main thread may; elsewhere the signals are left to it."""
+    def _handlers(self) -> Iterator[None]:
+        """Install the handlers for a block if no entry point has: in library use, or in a launcher's worker process.
+        Does nothing outside the main thread."""
         if self._installed or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -156,19 +156,19 @@ class Interrupts:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._installed = False
-            self._forget()
+            self._reset()
 
     @contextmanager
-    def _level(self, level: _Level) -> Iterator[None]:
+    def _scope(self, scope: _Scope) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        depth = len(self._levels)
-        self._levels.append(level)
+        depth = len(self._scopes)
+        self._scopes.append(scope)
         try:
             yield
         finally:
-            del self._levels[depth:]
+            del self._scopes[depth:]
 
     def _set_stops(self) -> None:
         for stop in list(self._stops):
@@ -176,30 +176,30 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if not self._levels:
+        if not self._scopes:
             if self.count == 1 and self._end_status == INTERRUPTED:
-                _say("interrupted")
+                _print_line("interrupted")
             os._exit(self._end_status)
-        level = self._levels[-1]
+        scope = self._scopes[-1]
         if self.count == 1:
             for act in self._on_first:
                 act()
-            _say(f"interrupted: {level.says()}{'; press Ctrl-C again to stop now' if level.finishes else ''}")
+            _print_line(f"interrupted: {scope.says()}{'; press Ctrl-C again to stop now' if scope.finishes else ''}")
             self.stop()
-            if level.finishes:
+            if scope.finishes:
                 return
         elif self._second is not None and self.count == 2:
             self._second()
             return
-        if self._put_off:
-            self._owed = True
+        if self._deferring:
+            self._deferred = True
             return
-        if not any(other.finishes for other in self._levels):
-            _end_soon()
+        if not any(other.finishes for other in self._scopes):
+            _exit_after_timeout()
         raise KeyboardInterrupt
 
-    def run(self, module: str, function: str, *, stoppable: bool) -> int:
-        """:func:`run_command` without its end; returns the exit status."""
+    def call(self, module: str, function: str, *, stoppable: bool) -> int:
+        """:func:`run_command` without exiting; returns the exit status."""
         status: int | str | None = 0
         try:
             command = getattr(import_module(module), function)
@@ -207,22 +207,22 @@ class Interrupts:
                 status = command()
         except SystemExit as end:
             status = end.code
-        except BrokenPipeError:  # whoever read standard output, such as `head`, has seen enough
+        except BrokenPipeError:  # the reader of standard output, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             status = 1
         except BaseException:
             if not self.count:
                 raise
-        self._levels.clear()
+        self._scopes.clear()
         if self.count:
             return INTERRUPTED
         if isinstance(status, str):
             print(status, file=sys.stderr)
             status = 1
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # nobody reads it any more
+            with suppress(OSError, ValueError):  # its reader has ended
                 stream.flush()
-        self._end_status = int(status or 0)  # all is done: from here a signal only cuts the interpreter's end short
+        self._end_status = int(status or 0)  # from here a signal only ends the interpreter's shutdown
         return self._end_status
 
 
@@ -230,24 +230,24 @@ INTERRUPTS = Interrupts()
 
 
 def run_command(module: str, function: str = "main", *, stoppable: bool = True) -> NoReturn:
-    """An entry point: call ``function`` of ``module``, which is imported only now, and exit with what it returns, or
-    with 130 where a signal came.
+    """Entry point: import ``module``, call ``function``, and exit with its result, or with 130 after a signal.
 
     Args:
-        stoppable: a signal raises KeyboardInterrupt in it, so that it can clean up; else the process ends at once.
+        stoppable: a signal raises KeyboardInterrupt in ``function``, so that it can clean up; otherwise the process
+            ends at once.
     """
     INTERRUPTS.install()
-    status = INTERRUPTS.run(module, function, stoppable=stoppable)
+    status = INTERRUPTS.call(module, function, stoppable=stoppable)
     if status == INTERRUPTED:
-        _end_soon()
-        # CPython notes a KeyboardInterrupt that left an exec() of source text, such as a dataclass is made by, and
-        # would end the process by SIGINT in the place of an exit status. The next exec() takes the note back.
+        _exit_after_timeout()
+        # CPython sets a flag when a KeyboardInterrupt leaves an exec() of source text, as in the creation of a
+        # dataclass, and would then end the process by SIGINT instead of an exit status. The next exec() clears it.
         exec("")
     sys.exit(status)
 
 
 def _quiet(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """``hook`` without a word about a KeyboardInterrupt that came up where Python cannot raise it."""
+    """Wraps ``hook`` to ignore KeyboardInterrupt where Python cannot raise it."""
 
     def quiet(unraisable: Any) -> None:
         if unraisable.exc_type is not KeyboardInterrupt:
@@ -256,21 +256,21 @@ def _quiet(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
     return quiet
 
 
-def _say(line: str) -> None:
-    """One line to standard error, past Python's own buffers, which the signal may have found in use."""
+def _print_line(line: str) -> None:
+    """Print to standard error without Python's buffers, which may be in use when the signal arrives."""
     with suppress(OSError):
         start = "\r\x1b[2K" if os.isatty(2) else ""
         os.write(2, f"{start}{line}\n".encode())
 
 
-def _end_soon() -> None:
-    """End the process in a few seconds, whatever it waits for."""
+def _exit_after_timeout() -> None:
+    """End the process after ``_UNWIND_S``, even if it is blocked."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(INTERRUPTED))
     signal.setitimer(signal.ITIMER_REAL, _UNWIND_S)
 
 
 def _ignore_signals() -> None:
-    """For the interpreter's last steps, which put the default handlers back: those would change the exit status."""
+    """Ignore signals during shutdown, where Python restores default handlers, which would change the exit status."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,11 +1,10 @@
-"""Who may write a file: locks of the operating system, or a lock file where a file system has none.
+"""Locks between processes: file locks of the operating system, or lock files on file systems without them.
 
-Some network and FUSE file systems know no file locks. With ``locks=single_writer`` a file that is made with O_EXCL
-and names its owner stands in for them. It keeps a second process out; it cannot let several write in turns.
+Some network and FUSE file systems do not support file locks. With ``locks=single_writer`` a lock file is created with
+O_EXCL instead. It excludes other processes, but cannot let several processes write in turns.
 
-File format of a lock file, ``NAME.owner`` beside what it guards: one JSON object with ``host``, ``pid``, ``born``
-(the boot, the pid namespace and the kernel's count at the process's start), ``since`` (seconds since the epoch) and
-``token``.
+Format of a lock file, ``NAME.owner`` beside the locked file: a JSON object with ``host``, ``pid``, ``born`` (boot id,
+pid namespace and start time of the process), ``since`` (seconds since the epoch) and ``token``.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ from swe_infer.interrupts import INTERRUPTS
 Locks = Literal["os", "single_writer"]
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
-"""What file systems without locks answer to flock and fcntl."""
+"""Errors of flock and fcntl on file systems without locks."""
 
-_MOST_BYTES = 1 << 16  # of a lock file
-_LONGEST_PAUSE_S = 0.05
+_MAX_BYTES = 1 << 16  # of a lock file
+_MAX_PAUSE_S = 0.05
 _STOPPING_WAIT_S = 1.0
-"""So long a connection waits in all, once Ctrl-C was pressed."""
+"""Seconds that a connection waits in total after Ctrl-C."""
 
 
 def locks_of(config: Mapping[str, Any]) -> Locks:
-    """What a run's configuration says; ``os`` where it says nothing."""
+    """The ``locks`` of a run's configuration; ``os`` by default."""
     return "single_writer" if config.get("locks") == "single_writer" else "os"
 
 
 def has_no_locks(error: OSError) -> bool:
-    """Whether a lock was refused because the file system has none."""
+    """Whether locking failed because the file system does not support it."""
     return error.errno in _NO_LOCKS
 
 
@@ -52,7 +51,7 @@ def no_locks(what: str, error: OSError) -> StoreError:
     """The error for a file system without locks; ``what`` names the key or the file."""
     return StoreError(
         f"{what}: its file system has no file locks ({error.strerror}); choose a folder on another one, or set "
-        "locks=single_writer, with which one process at a time may write there"
+        "locks=single_writer, which allows one process at a time"
     )
 
 
@@ -60,12 +59,12 @@ class OwnerFile:
     """A lock file that this process owns until :meth:`close`.
 
     Args:
-        path: what it guards; the lock file is ``path`` with ``.owner`` added.
-        what: names the key or file in messages.
+        path: the file to lock; the lock file is ``path`` with ``.owner`` appended.
+        what: the key or file in messages.
 
     Raises:
-        StoreError: another process owns it, or may.
-        OSError: it cannot be written.
+        StoreError: another process owns the lock, or may own it.
+        OSError: the lock file cannot be written.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -75,7 +74,7 @@ class OwnerFile:
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            raise StoreError(f"{what}: another process has just begun to use it") from None
+            raise StoreError(f"{what}: another process has just started to use it") from None
         try:
             os.write(descriptor, self._content)
         except OSError:
@@ -98,16 +97,16 @@ class OwnerFile:
 
 
 def _content(path: Path) -> bytes:
-    """What a lock file says, which a stranger may have made: no link is followed, and no FIFO waited for."""
+    """Reads a lock file, which may come from a stranger. Does not follow links or block on a FIFO."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        return file.read(_MOST_BYTES)
+        return file.read(_MAX_BYTES)
 
 
 def refuse_owned(path: Path, what: str) -> None:
-    """Make sure that no living process owns ``path`` by a lock file; one whose owner is gone is removed.
+    """Check that no live process owns a lock file for ``path``. Removes the lock file of a dead one.
 
     Raises:
-        StoreError: a process owns it, or may: one of another machine cannot be asked.
+        StoreError: a process owns the lock, or may own it, as on another machine.
         OSError: the lock file cannot be read or removed.
     """
     lock = _owner_path(path)
@@ -119,11 +118,11 @@ def refuse_owned(path: Path, what: str) -> None:
     if owner is None:
         raise StoreError(f"{what}: {lock} names no process; remove it if no process uses {path}")
     if not _is_gone(owner):
-        told = f"process {owner['pid']} on {owner['host']}"
-        if _is_here(owner):
-            raise StoreError(f"{what}: in use by {told}; wait for it or choose another")
-        raise StoreError(f"{what}: in use by {told}; if that process has ended, remove {lock}")
-    # Renamed before it is removed, so that a lock file which another process made meanwhile is not lost.
+        process = f"process {owner['pid']} on {owner['host']}"
+        if _is_local(owner):
+            raise StoreError(f"{what}: in use by {process}; wait for it or choose another")
+        raise StoreError(f"{what}: in use by {process}; if that process has ended, remove {lock}")
+    # Rename before removal: another process may have created a new lock file meanwhile.
     aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex}")
     try:
         os.rename(lock, aside)
@@ -136,17 +135,17 @@ def refuse_owned(path: Path, what: str) -> None:
 
 
 def connect(path: Path, locks: Locks, *, timeout_s: float, name: str = "") -> sqlite3.Connection:
-    """A connection to the database ``path`` that commits each statement by itself.
+    """Connect to a SQLite database in autocommit mode.
 
-    With ``single_writer`` it owns the database until it is closed and takes no lock of the operating system.
+    With ``single_writer`` the connection owns a lock file until it is closed, and uses no file locks.
 
     Args:
-        timeout_s: how long a statement waits for other processes; a moment alone once Ctrl-C was pressed.
+        timeout_s: seconds that a statement waits for other processes; shorter after Ctrl-C.
         name: names the key or file in messages; ``path`` if empty.
 
     Raises:
-        StoreError: its file system has no locks, or another process owns it.
-        OSError, sqlite3.Error: it cannot be opened.
+        StoreError: the file system has no locks, or another process owns the database.
+        OSError, sqlite3.Error: the database cannot be opened.
     """
     name = name or str(path)
     if locks == "os":
@@ -161,7 +160,7 @@ def connect(path: Path, locks: Locks, *, timeout_s: float, name: str = "") -> sq
             f"{path.resolve().as_uri()}?vfs=unix-none", uri=True, isolation_level=None, factory=_OwnedConnection
         )
         db.owner = owner
-        # A database in write-ahead mode can be opened without shared memory by its only user.
+        # In exclusive mode, a write-ahead log needs no shared memory.
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
     except BaseException:
         owner.close()
@@ -170,11 +169,11 @@ def connect(path: Path, locks: Locks, *, timeout_s: float, name: str = "") -> sq
 
 
 class _PatientConnection(sqlite3.Connection):
-    """Waits for other processes here: within SQLite's own wait no signal is heard."""
+    """Waits for other processes in Python, because SQLite's own wait does not handle signals."""
 
     timeout_s = 0.0
     stopping_wait_s = 0.0
-    """Seconds that were waited since Ctrl-C was pressed."""
+    """Seconds spent waiting since Ctrl-C."""
 
     def execute(self, *statement: Any) -> sqlite3.Cursor:
         deadline, pause_s = time.monotonic() + self.timeout_s, 0.001
@@ -189,7 +188,7 @@ class _PatientConnection(sqlite3.Connection):
                     if self.stopping_wait_s > _STOPPING_WAIT_S:
                         raise
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
 
 class _OwnedConnection(sqlite3.Connection):
@@ -202,8 +201,8 @@ class _OwnedConnection(sqlite3.Connection):
 
 
 def _probe(path: Path, name: str) -> None:
-    """Raise StoreError where the file system takes no POSIX locks, which SQLite needs: it would call that a busy
-    database, and wait. On a file of its own, as closing any descriptor of a file drops the process's locks on it."""
+    """Raises StoreError if the file system does not support POSIX locks. SQLite would report a busy database, and
+    wait. Uses a separate file, as closing any descriptor of a file drops the process's locks on it."""
     with tempfile.TemporaryFile(dir=path.parent, prefix=".locks-") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -228,7 +227,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _owner_in(content: bytes) -> dict[str, Any] | None:
-    """What a lock file says of its owner; None for a file that says nothing of use."""
+    """The owner in a lock file; None if the file is invalid."""
     try:
         owner = json.loads(content)
     except (ValueError, RecursionError):
@@ -239,16 +238,16 @@ def _owner_in(content: bytes) -> dict[str, Any] | None:
     return owner if owner["pid"] < 1 << 31 else None
 
 
-def _is_here(owner: dict[str, Any]) -> bool:
-    """Whether the owner's pid means something to this process: same machine, same boot, same pid namespace."""
+def _is_local(owner: dict[str, Any]) -> bool:
+    """Whether the owner's pid is valid in this process: same machine, boot and pid namespace."""
     return bool(
         owner["host"] == socket.gethostname() and owner["born"].rpartition(" ")[0] == _birth(1).rpartition(" ")[0]
     )
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether the owner has ended for certain."""
-    if not _is_here(owner) or owner["pid"] <= 0:
+    """Whether the owner has certainly ended."""
+    if not _is_local(owner) or owner["pid"] <= 0:
         return False
     try:
         os.kill(owner["pid"], 0)
@@ -261,7 +260,7 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended and its parent has not asked how."""
+    """Whether a process has ended but was not reaped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
     except (OSError, IndexError):
@@ -269,7 +268,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _birth(pid: int) -> str:
-    """When a process started: the boot, the pid namespace, and the kernel's count."""
+    """Boot id, pid namespace and start time of a process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')} {born(pid)}"
@@ -278,7 +277,7 @@ def _birth(pid: int) -> str:
 
 
 def born(pid: int) -> str:
-    """When a process started, in its kernel's own count, so that a reused pid is not taken for it; "" if unknown."""
+    """The start time of a process in clock ticks, which distinguishes reused pids; "" if unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

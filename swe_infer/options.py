@@ -1,12 +1,12 @@
-"""Options of the configuration, described where they are declared.
+"""Declarations of configuration options.
 
-A class that a YAML file names in ``_target_`` is a dataclass with keyword-only fields. Each field states its type,
-its default, one sentence of documentation, and what it affects::
+A class that a YAML file names in ``_target_`` is a dataclass with keyword-only fields. Each field declares its type,
+its default, one sentence of documentation, and its effect::
 
     timeout_s: Annotated[float, Option("Timeout of one request in seconds.", "speed")] = 900.0
 
-A subclass that changes a default alone repeats the field with its plain type; the description is inherited. The
-identity of a run, the YAML comments, ``--help`` and the reference page are made from these descriptions.
+A subclass that changes only a default repeats the field with its plain type and inherits the description. The
+identity of a run, the YAML comments, ``--help`` and ``docs/options.md`` are generated from these descriptions.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Annotated, Any, ClassVar, Literal
 Effect = Literal["answer", "scope", "speed", "address", "reporting"]
 """What an option affects.
 
-* ``answer``: which answers come; such options are the identity of a run.
-* ``scope``: how many answers are asked for, or how much may be paid for them.
-* ``speed``: how fast and at what price the same answers come.
-* ``address``: where they come from, and with which credentials.
-* ``reporting``: what is shown or kept of them.
+* ``answer``: the answers; these options are the identity of a run.
+* ``scope``: the number of answers, or the budget for them.
+* ``speed``: speed and price of the same answers.
+* ``address``: the server of the answers, and its credentials.
+* ``reporting``: what is shown or stored.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """The description of a field: one sentence, and what the field affects."""
+    """The description of a field, and its effect."""
 
     doc: str
     effect: Effect
@@ -43,8 +43,8 @@ class Parameter:
     """One parameter of a class or function that a configuration constructs.
 
     Args:
-        default: :attr:`empty` where a value is required.
-        option: None where the class does not describe it.
+        default: :attr:`empty` if a value is required.
+        option: None if the class does not describe it.
     """
 
     empty: ClassVar[Any] = inspect.Parameter.empty
@@ -57,7 +57,7 @@ class Parameter:
 
 @functools.cache
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, Parameter]:
-    """The parameters of a constructor or function by name, in their order; ``**keywords`` are left out."""
+    """The parameters of a constructor or function by name, in order, without ``**keywords``."""
     hints = _hints(factory)
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
@@ -70,7 +70,7 @@ def parameters_of(factory: Callable[..., Any]) -> Mapping[str, Parameter]:
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, list[Any]]:
-    """The type hints of each parameter; of an inherited field also those of the base classes, which describe it."""
+    """The type hints of each parameter, those of base classes included, as they contain the descriptions."""
     if not (inspect.isclass(factory) and is_dataclass(factory)):
         function = factory.__init__ if inspect.isclass(factory) else factory
         return {name: [hint] for name, hint in typing.get_type_hints(function, include_extras=True).items()}
@@ -90,7 +90,7 @@ def _option(hint: Any) -> Option | None:
 
 
 def _plain(hint: Any) -> Any:
-    """A hint without its option; what else it is annotated with stays."""
+    """A hint without its option. Other annotations stay."""
     if typing.get_origin(hint) is not Annotated:
         return hint
     plain, *extras = typing.get_args(hint)

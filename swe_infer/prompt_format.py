@@ -1,4 +1,4 @@
-"""The SWE-bench prompt format: a system line, an issue, and the files of the repository with line numbers.
+"""The SWE-bench prompt format: a system line, an issue, and files of the repository with line numbers.
 
 Format: SWE-bench's ``make_datasets/create_instance.py``, styles 2 and 3.
 """
@@ -56,9 +56,9 @@ def edit_format_of(row: Mapping[str, Any]) -> EditFormat | None:
 
 
 class PromptFiles(Mapping[str, str]):
-    """The files that a prompt shows. The prompt is parsed once, when a file is first asked for.
+    """The files in a prompt. The prompt is parsed once, on first access.
 
-    Pickled, it is a plain dictionary, so no other process parses the prompt again.
+    It is pickled as a dictionary, so that other processes need not parse the prompt.
     """
 
     def __init__(self, prompt: Prompt) -> None:
@@ -82,20 +82,19 @@ class PromptFiles(Mapping[str, str]):
 
 
 def prose_in_prompt(text: str) -> str:
-    """A prompt's text before its first file and after its last one."""
+    """The text of a prompt before its first file and after its last one."""
     head, _, rest = text.partition(_START)
     return head + rest.rpartition(_END)[2].partition("]")[2]
 
 
 def files_in_prompt(text: str) -> dict[str, str]:
-    """The files that a prompt shows: ``{path: content}``, line numbers removed, in the prompt's order.
+    """The files in a prompt: ``{path: content}``, without line numbers, in the prompt's order.
 
-    A file counts when both its ``[start of PATH]`` and ``[end of PATH]`` lines are there. The newline before the end
-    line belongs to the format, so the content is the file's to the byte: one that ends in a newline is shown
-    with an empty last line. Numbers are removed only where the lines count 1, 2, 3 … without a gap, so unnumbered
-    files keep lines that begin with digits. A file of which only excerpts are shown (numbers with gaps, ``...``
-    between) is left out, because nothing can be checked against it. Of a file that occurs twice the first counts.
-    Linear in the length of the text.
+    A file needs both a ``[start of PATH]`` and an ``[end of PATH]`` line. The newline before the end line belongs to
+    the format, so the content equals the file byte for byte; a file that ends in a newline has an empty last line.
+    Line numbers are removed only if they are 1, 2, 3 … without gaps, so unnumbered files keep leading digits. Files
+    with excerpts only (numbers with gaps, ``...`` between) are dropped, because patches cannot be checked against
+    them. The first of several files with the same path wins. Takes time linear in the length of the text.
     """
     ends: dict[str, deque[int]] = defaultdict(deque)
     starts: list[tuple[str, int]] = []
@@ -122,7 +121,7 @@ def files_in_prompt(text: str) -> dict[str, str]:
 
 
 def _content(body: str) -> str | None:
-    """The file behind ``body``, which may be numbered; None where only excerpts of it are shown."""
+    """The content of a file, without line numbers; None if ``body`` contains only excerpts."""
     lines = body.split("\n")
     numbers = [int(match[1]) if (match := _NUMBER.match(line)) else None for line in lines]
     if numbers == list(range(1, len(lines) + 1)):

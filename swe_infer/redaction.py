@@ -1,4 +1,4 @@
-"""Takes what is secret out of texts that are about to be shown or written: passwords in addresses, keys."""
+"""Removes secrets from text before it is shown or written: passwords in URLs, API keys."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-"""Environment variables whose values no other party may have."""
+"""Names of environment variables with secret values."""
 
 _HIDDEN_NAME = re.compile(rf"{SECRET_NAME.pattern}|ORG_ID|PROJECT_ID|PROXY", re.IGNORECASE)
-_SHORTEST = 8
-"""Shorter values are ordinary words more often than secrets."""
+_MIN_LENGTH = 8
+"""Shorter values are more likely words than secrets."""
 
 _USER = re.compile(r"(\\?:(?:\\?/){2})[^/@\s'\"]+@")
 _PARAMETER = re.compile(
@@ -22,9 +22,9 @@ _PARAMETER = re.compile(
 
 
 def without_credentials(text: str) -> str:
-    """``text`` without ``user:password@`` and without the keys in the queries of the addresses in it.
+    """Removes ``user:password@`` and keys in the queries of URLs from ``text``.
 
-    Hydra's backslashes before colons are allowed for.
+    Colons may be escaped with a backslash, as in Hydra overrides.
     """
     if "@" in text:
         text = _USER.sub(r"\1***@", text)
@@ -32,10 +32,9 @@ def without_credentials(text: str) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A formatter whose lines, traces included, hold no credential of an address, no secret of the environment and
-    nothing that steers a terminal.
+    """Removes URL credentials, secrets of the environment and control characters from log lines and tracebacks.
 
-    Libraries log what they send when they are told to be verbose, and what is in an exception is not ours to choose.
+    Libraries may log request headers, and exceptions may contain foreign text.
     """
 
     def __init__(self, form: str, environment: Mapping[str, str] | None = None) -> None:
@@ -48,7 +47,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 def without_secrets(text: str) -> str:
-    """``text`` without credentials of addresses and without the secrets of this process's environment."""
+    """Removes URL credentials and secrets of the environment from ``text``."""
     return _replaced(text, _secrets_of(os.environ))
 
 
@@ -60,8 +59,8 @@ def _replaced(text: str, secrets: Sequence[str]) -> str:
 
 
 def _secrets_of(variables: Mapping[str, str]) -> list[str]:
-    """The secret values of an environment, the longest first."""
+    """The secret values of an environment, longest first."""
     values = {value for name, value in variables.items() if _HIDDEN_NAME.search(name)}
     for name in (name for name in variables if name.endswith("_CUSTOM_HEADERS")):
         values |= {line.partition(":")[2].strip() for line in variables[name].split("\n")}
-    return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
+    return sorted((value for value in values if len(value) >= _MIN_LENGTH), key=len, reverse=True)

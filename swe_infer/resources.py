@@ -1,5 +1,5 @@
-"""Where things lie on disk: files that travel inside the package, named in configurations as
-``package://MODULE/PATH``; paths that begin with ``~``; the cache of this user."""
+"""Paths: ``package://MODULE/PATH`` for files inside a package, ``~``, the user's cache and state directories, and
+names on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _REVISION = re.compile(r"(?![-/.])(?!.*(?:\.\.|//|@\{))[\w./+-]{1,255}(?<![/.])"
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the Hugging Face hub may have a repository of this name: ``NAME`` or ``OWNER/NAME``. None begins with
-    a hyphen, as an option of a program does, and none leads to another folder."""
+    """Whether ``name`` is valid as ``NAME`` or ``OWNER/NAME`` on the Hugging Face hub. Excludes a leading hyphen,
+    which would be an option on a command line, and ``..``."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def is_revision(name: str) -> bool:
-    """Whether a branch, tag or commit may have this name, as git has it; none begins with a hyphen."""
+    """Whether ``name`` is valid for a branch, tag or commit in git. Excludes a leading hyphen."""
     return _REVISION.fullmatch(name) is not None
 
 
 def resolve_path(path: str, key: str = "") -> str:
-    """The place on disk of ``package://swe_infer.sample/tiny_llama``; any other path comes back with ``~`` expanded.
+    """The file system path of ``package://swe_infer.sample/tiny_llama``. In any other path ``~`` is expanded.
 
     Raises:
-        ConfigError: the module does not exist, or holds no such file; there is no home directory.
+        ConfigError: the module or the file in it does not exist, or there is no home directory.
     """
     if not path.startswith(_SCHEME):
         return str(expanded(path, key)) if path.startswith("~") else path
@@ -42,7 +42,7 @@ def resolve_path(path: str, key: str = "") -> str:
         raise ConfigError(f"{path}: there is no package {module}") from None
     found = root / inner
     if not found.exists():
-        raise ConfigError(f"{path}: {module} holds no {inner}; is the installation complete?")
+        raise ConfigError(f"{path}: {module} contains no {inner}; is the installation complete?")
     return str(found)
 
 
@@ -55,8 +55,8 @@ def expanded(path: str, key: str = "") -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        told = f"{key}={path}" if key else path
-        raise ConfigError(f"{told}: ~ names no home directory here; set HOME, or write the path out") from None
+        where = f"{key}={path}" if key else path
+        raise ConfigError(f"{where}: ~ names no home directory here; set HOME, or write the path out") from None
 
 
 def read_named(path: str, key: str) -> bytes:
@@ -77,12 +77,12 @@ def read_named(path: str, key: str) -> bytes:
 
 
 def cache_home() -> Path | None:
-    """This package's folder in ``$XDG_CACHE_HOME`` or ``~/.cache``; None where there is no home directory."""
+    """This package's folder in ``$XDG_CACHE_HOME`` or ``~/.cache``; None without a home directory."""
     return _home("XDG_CACHE_HOME", ".cache")
 
 
 def state_home() -> Path | None:
-    """This package's folder in ``$XDG_STATE_HOME`` or ``~/.local/state``; None where there is no home directory."""
+    """This package's folder in ``$XDG_STATE_HOME`` or ``~/.local/state``; None without a home directory."""
     return _home("XDG_STATE_HOME", ".local/state")
 
 

@@ -1,4 +1,4 @@
-"""Values and strings from elsewhere as text: one line of an error, what is safe to show, figures."""
+"""Formatting and sanitizing of text: errors, values, figures, bounded JSON."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from decimal import Decimal
 from typing import Any
 
 _CONTROL = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])"  # escape sequences, whole
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters, C0 and C1, but for tab and newline
-    r"|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # marks that turn the direction of what follows
-    r"|[\ud800-\udfff]",  # half surrogate pairs, which no terminal can take
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])"  # whole escape sequences
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters C0 and C1, except tab and newline
+    r"|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # bidirectional marks
+    r"|[\ud800-\udfff]",  # lone surrogates, which cannot be encoded
     re.DOTALL,
 )
 
 
 MAX_CONTAINERS = 5_000_000
-"""Lists and objects in one text of JSON, by its opening brackets: an empty one takes two bytes, and 64 in memory. An
-answer and its patch hold fewer, as a body of a provider is bounded too."""
+"""Lists and objects in one JSON text. An empty one takes 2 bytes of text and 64 bytes of memory."""
 
 
 def bounded_json(text: str | bytes, **options: Any) -> Any:
-    """:func:`json.loads` for what a stranger wrote: its memory is bounded by the length of ``text``.
+    """:func:`json.loads` for untrusted text, with memory bounded by the length of ``text``.
 
     Raises:
-        ValueError, RecursionError: it is not JSON, nested too deep, or holds more than ``MAX_CONTAINERS``.
+        ValueError, RecursionError: it is not JSON, nested too deep, or has more lists and objects than
+            ``MAX_CONTAINERS``.
     """
     brackets: tuple[Any, Any] = ("[", "{") if isinstance(text, str) else (b"[", b"{")
     if sum(map(text.count, brackets)) > MAX_CONTAINERS:
@@ -35,12 +35,12 @@ def bounded_json(text: str | bytes, **options: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says; its class's name where it says nothing."""
+    """The first line of an exception's message, or its class name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A configuration's values by their dotted names; an empty mapping is a value."""
+    """Yields the dotted keys and values of nested mappings; an empty mapping is a value."""
     for key, value in node.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:
@@ -50,15 +50,15 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def clean(text: str) -> str:
-    """``text`` without anything that steers a terminal: escape sequences, control and direction characters.
+    """Removes escape sequences, control characters and bidirectional marks, which control a terminal.
 
-    Sequences: ECMA-48 (CSI, OSC and other strings, two-character escapes); directions: Unicode TR 9 and 36.
+    See ECMA-48 (CSI, OSC and other strings, two-character escapes) and Unicode TR 9 and 36.
     """
     return _CONTROL.sub("", text)
 
 
 def shown(value: Any) -> str:
-    """A configuration's value in a table: short, one line, without control sequences."""
+    """Formats a configuration value for a table: one line, without control sequences."""
     if value is None:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -70,7 +70,7 @@ def percent(rate: float | None) -> str:
 
 
 def dollars(amount: Decimal | float | None) -> str:
-    """Dollars with as many digits as their size deserves; ``unknown`` where a price is."""
+    """Formats dollars with 2 to 6 digits, depending on the amount; ``unknown`` for None."""
     if amount is None:
         return "unknown"
     if not amount:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swe_infer.text import MOST_CONTAINERS
+from swe_infer.text import MAX_CONTAINERS
 
 _PATH_KEYS = ("path", "file", "file_path", "filename")
 _SEARCH_KEYS = ("search", "old_string", "old_str", "old", "original", "find")
@@ -30,7 +30,7 @@ class JsonEdit:
 
 def find_json_edits(answer: str) -> tuple[list[JsonEdit], str | None]:
     """The edits of ``answer`` in order, or the reason why they cannot be parsed. Never raises."""
-    if not _KEY.search(answer) or answer.count("[") + answer.count("{") > MOST_CONTAINERS:
+    if not _KEY.search(answer) or answer.count("[") + answer.count("{") > MAX_CONTAINERS:
         return [], None
     decoder = json.JSONDecoder(strict=False)  # models do not escape line breaks in strings
     found: list[JsonEdit] = []
