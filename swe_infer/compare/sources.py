@@ -64,7 +64,7 @@ def _download(paths: list[str]) -> tuple[dict[str, list[Source]], list[str]]:
     sources: dict[str, list[Source]] = {path: [] for path in paths}
     for run in runs:
         label = Path(run.address.removeprefix(PREFIX)) / run.name.replace("/", " ")
-        sources[paths[run.asked]].append(Source(run.directory, label, run.address, run.remark))
+        sources[paths[run.address_index]].append(Source(run.directory, label, run.address, run.remark))
     for path, found in sources.items():
         if not found:
             raise ConfigError(f"{path}: none of its runs has predictions yet")

@@ -1,4 +1,4 @@
-"""What a tracker is: somebody who is told about a run. Trackers never raise and never block the run."""
+"""The interface of experiment trackers, which never raise and never block the run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a tracker learns at the start.
+    """The run that a tracker logs.
 
     Args:
-        run_id: derived from the configuration, so a resumed run goes on under the same id and no two runs share one.
+        run_id: unique, and the same when the run is resumed.
         config: the resolved configuration, without secrets.
         directory: the run directory.
-        resumed: whether the directory held records already.
-        group: the name of what this run is a part of (the run whose shard it is); None: it stands alone.
+        resumed: whether the directory already contained records.
+        group: the name of the whole run, for a shard; otherwise None.
     """
 
     run_id: str
@@ -29,21 +29,21 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Told of a run's life. No method raises; none takes longer than microseconds on the caller's thread."""
+    """Logs a run. No method raises, and each returns within microseconds, except :meth:`finish`."""
 
     def start(self, run: RunInfo) -> None: ...
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
-        """One record as it was written, and the run's totals after it."""
+        """Log one record, and the run's totals that include it."""
         ...
 
     def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:
-        """The run is over: its summary, the files worth keeping, its exit status."""
+        """Log the end of the run: its summary, files to upload and exit status."""
         ...
 
     @property
     def address(self) -> str | None:
-        """Where the run can be looked at, once it is known."""
+        """The address of the run's page, once it is known."""
         ...
 
 
@@ -53,10 +53,10 @@ class NoTracker:
     address: str | None = None
 
     def start(self, run: RunInfo) -> None:
-        """Nobody listens."""
+        """Does nothing."""
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
-        """Nobody listens."""
+        """Does nothing."""
 
     def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:
-        """Nobody listens."""
+        """Does nothing."""

@@ -1,8 +1,8 @@
-"""Runs on a W&B server, named ``wandb:ENTITY/PROJECT/…``, as run directories on this machine.
+"""Downloads runs of a W&B server, named ``wandb:ENTITY/PROJECT/…``, as run directories.
 
-They lie in a cache, ``$XDG_CACHE_HOME/swe_infer/wandb/HOST/ENTITY/PROJECT/RUN_ID/VERSION`` (``~/.cache`` where the
-variable is not set), a version for each state of the predictions; what is there is not fetched again. The SDK does
-the fetching in a process of its own, :mod:`swe_infer.tracking.reader`.
+They are cached in ``$XDG_CACHE_HOME/swe_infer/wandb/HOST/ENTITY/PROJECT/RUN_ID/VERSION`` (``~/.cache`` by default),
+with a version for each state of the predictions. The SDK runs in a separate process,
+:mod:`swe_infer.tracking.reader`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, Self
 
 from swe_infer.errors import ConfigError
 from swe_infer.resources import cache_home
-from swe_infer.tracking.guest import ask
+from swe_infer.tracking.guest import call
 
 PREFIX = "wandb:"
 
@@ -29,7 +29,7 @@ class WandbAddress:
     """One run, or all runs of a project, a group or a sweep.
 
     Args:
-        name: the run's or sweep's id, the group's name; None for a whole project.
+        name: id of the run or sweep, or name of the group; None for a whole project.
     """
 
     entity: str
@@ -39,10 +39,10 @@ class WandbAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The address of ``wandb:ENTITY/PROJECT[/RUN_ID]`` or ``…/runs/RUN_ID``, ``…/groups/NAME``, ``…/sweeps/ID``.
+        """Parses ``wandb:ENTITY/PROJECT[/RUN_ID]`` or ``…/runs/RUN_ID``, ``…/groups/NAME``, ``…/sweeps/ID``.
 
         Raises:
-            ConfigError: it is none of these.
+            ConfigError: ``text`` has another form.
         """
         parts = text.removeprefix(PREFIX).rstrip("/").split("/")
         if all(part.strip(". ") for part in parts):
@@ -54,8 +54,8 @@ class WandbAddress:
                 case [entity, project, folder, name] if folder in _FOLDERS:
                     return cls(entity, project, _FOLDERS[folder], name)
         raise ConfigError(
-            f"{text}: must be wandb:ENTITY/PROJECT/RUN_ID, or wandb:ENTITY/PROJECT for all runs of a project, with "
-            "/groups/NAME or /sweeps/ID behind it for some"
+            f"{text}: must be wandb:ENTITY/PROJECT/RUN_ID, or wandb:ENTITY/PROJECT for all runs of a project; append "
+            "/groups/NAME or /sweeps/ID for some of them"
         )
 
     def __str__(self) -> str:
@@ -66,17 +66,17 @@ class WandbAddress:
 
 @dataclass(frozen=True, slots=True)
 class DownloadedRun:
-    """A run that was read from W&B.
+    """A run downloaded from W&B.
 
     Args:
-        asked: the place in the list of addresses that named it.
-        address: its own, ``wandb:ENTITY/PROJECT/RUN_ID``.
-        name: as W&B shows it.
+        address_index: index of the requested address that includes this run.
+        address: ``wandb:ENTITY/PROJECT/RUN_ID``.
+        name: its name at W&B.
         directory: a run directory with records, summary and configuration.
-        remark: what a reader must know of it; None: it is whole.
+        remark: what is missing; None if the run is complete.
     """
 
-    asked: int
+    address_index: int
     address: str
     name: str
     directory: Path
@@ -84,23 +84,23 @@ class DownloadedRun:
 
 
 def cache_directory() -> Path:
-    """Where downloaded runs are kept."""
+    """The cache of downloaded runs."""
     home = cache_home()
     if home is None:
-        raise ConfigError("runs of W&B are kept under ~/.cache, and there is no home directory; set XDG_CACHE_HOME")
+        raise ConfigError("runs of W&B are cached in ~/.cache, but there is no home directory; set XDG_CACHE_HOME")
     return home / "wandb"
 
 
 def download_runs(addresses: Sequence[WandbAddress]) -> tuple[list[DownloadedRun], list[str]]:
-    """Read runs through W&B's public API.
+    """Download runs through W&B's public API.
 
     Returns:
-        the runs in the order of ``addresses``, and a line for each run of a project, group or sweep that was left out
+        The runs in the order of ``addresses``, and a line for each run of a project, group or sweep that was skipped
         because it has no predictions yet.
 
     Raises:
-        ConfigError: there is no ``WANDB_API_KEY``, the server does not answer, or a run is not there or holds nothing
-            to compare.
+        ConfigError: ``WANDB_API_KEY`` is not set, the server does not answer, or a run does not exist or has no
+            predictions.
     """
     if not os.environ.get("WANDB_API_KEY"):
         raise ConfigError(f"{addresses[0]}: needs WANDB_API_KEY in the environment")
@@ -115,12 +115,12 @@ def download_runs(addresses: Sequence[WandbAddress]) -> tuple[list[DownloadedRun
             "cache": str(cache),
             "folder": folder,
         }
-        answers = ask("reader", Path(folder), request)
-    if "error" in answers[-1]:
-        raise ConfigError(answers[-1]["error"])
+        replies = call("reader", Path(folder), request)
+    if "error" in replies[-1]:
+        raise ConfigError(replies[-1]["error"])
     runs = [
-        DownloadedRun(**{**answer["run"], "directory": Path(answer["run"]["directory"])})
-        for answer in answers
-        if "run" in answer
+        DownloadedRun(**{**reply["run"], "directory": Path(reply["run"]["directory"])})
+        for reply in replies
+        if "run" in reply
     ]
-    return runs, [answer["left_out"] for answer in answers if "left_out" in answer]
+    return runs, [reply["skipped"] for reply in replies if "skipped" in reply]

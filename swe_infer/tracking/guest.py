@@ -1,9 +1,9 @@
-"""W&B's SDK runs in processes of its own. This is how they are started, and how the two sides talk.
+"""Runs W&B's SDK in a child process, called the guest, and exchanges messages with it.
 
-Such a guest is a module of this package with a function ``serve(requests, say)``, started as ``python -m
-swe_infer.tracking.guest MODULE FOLDER``. Both directions carry JSON objects, one a line. The last answer is ``done``,
-or ``error`` (with the exception's class as ``kind``) where ``serve`` raised. What a library prints goes to standard
-error, never between the answers.
+A guest is a module of this package with a function ``serve(requests, reply)``. It is started as ``python -m
+swe_infer.tracking.guest MODULE FOLDER``. Requests and replies are JSON objects, one per line. The last reply is
+``done``, or ``error`` with the exception's class as ``kind`` if ``serve`` raised. Output of libraries goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 Requests = Iterator[Message]
-Say = Callable[..., None]
+Reply = Callable[..., None]
+"""Sends its keyword arguments as one message."""
 
 _TIMEOUT_S = 30
-_RETRIES, _LONGEST_WAIT_S = 2, 2.0  # where the server does not answer; the SDK's own 20 last for many minutes
+_RETRIES, _MAX_RETRY_WAIT_S = 2, 2.0  # the SDK's default of 20 retries takes many minutes
 
 
 def start(module: str, folder: Path, log: IO[bytes] | int) -> subprocess.Popen[bytes]:
     """Start a guest.
 
     Args:
-        folder: its working directory; takes W&B's cache, its settings, and copies of what it moves.
-        log: what it writes to standard error, as :class:`subprocess.Popen` takes it.
+        folder: its working directory, with W&B's cache, settings and copies of uploads.
+        log: its standard error, as in :class:`subprocess.Popen`.
     """
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "swe_infer.tracking.guest", module, str(folder)],
@@ -45,38 +46,38 @@ def start(module: str, folder: Path, log: IO[bytes] | int) -> subprocess.Popen[b
         stdout=subprocess.PIPE,
         stderr=log,
         env=guest_environment(folder),
-        start_new_session=True,  # Ctrl-C in the terminal is this process's to handle
+        start_new_session=True,  # only this process handles Ctrl-C of the terminal
     )
 
 
 def send(pipe: IO[bytes], message: Mapping[str, Any]) -> None:
-    """Send a guest one request."""
+    """Send one request to a guest."""
     pipe.write(json.dumps(message, default=_plain, skipkeys=True).encode() + b"\n")
     pipe.flush()
 
 
-def ask(module: str, folder: Path, request: Mapping[str, Any]) -> list[Message]:
-    """All answers of a guest to its only request; the last one is ``done`` or ``error``."""
+def call(module: str, folder: Path, request: Mapping[str, Any]) -> list[Message]:
+    """Run a guest for one request; returns its replies, the last of which is ``done`` or ``error``."""
     with start(module, folder, subprocess.PIPE) as process:
         try:
             output, log = process.communicate(json.dumps(request).encode())
         except BaseException:
             process.kill()
             raise
-    answers: list[Message] = [json.loads(line) for line in output.splitlines()]
-    if not answers or answers[-1].keys().isdisjoint(("done", "error")):
+    replies: list[Message] = [json.loads(line) for line in output.splitlines()]
+    if not replies or replies[-1].keys().isdisjoint(("done", "error")):
         lines = log.decode(errors="replace").strip().splitlines() or [f"status {process.returncode}"]
-        answers.append({"error": f"W&B's SDK failed: {lines[-1][:300]}"})
-    return answers
+        replies.append({"error": f"W&B's SDK failed: {lines[-1][:300]}"})
+    return replies
 
 
 def guest_environment(folder: Path) -> dict[str, str]:
-    """This process's environment, with no key but W&B's, and W&B's own folders in ``folder``."""
+    """This process's environment, without secrets other than W&B's, and with W&B's folders in ``folder``."""
     environment = {
         name: value for name, value in os.environ.items() if name.startswith("WANDB_") or not SECRET_NAME.search(name)
     }
-    environment.pop("WANDB_SERVICE", None)  # another process's wandb-core
-    if not os.path.isabs(os.path.expanduser("~")):  # the SDK needs a home directory, if only to look into it
+    environment.pop("WANDB_SERVICE", None)  # the wandb-core of another process
+    if not os.path.isabs(os.path.expanduser("~")):  # the SDK requires a home directory
         environment["HOME"] = str(folder)
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, *filter(None, [environment.get("PYTHONPATH")])]
@@ -101,41 +102,41 @@ def _plain(value: Any) -> Any:
 
 
 def main() -> int:
-    """Be the guest that the command line names. Returns the process's exit status."""
+    """Run the guest named on the command line; returns the exit status."""
     module, folder = sys.argv[1:]
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "w", encoding="utf-8")
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.chdir(folder)
 
-    def say(**message: Any) -> None:
+    def reply(**message: Any) -> None:
         try:
-            answers.write(json.dumps(message) + "\n")
-            answers.flush()
+            replies.write(json.dumps(message) + "\n")
+            replies.flush()
         except OSError:
-            return  # nobody listens any more
+            return  # the parent has ended
 
     try:
-        importlib.import_module(f"swe_infer.tracking.{module}").serve(map(json.loads, requests), say)
-    except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the other side hears one line about it
-        say(error=one_line(error), kind=type(error).__name__)
+        importlib.import_module(f"swe_infer.tracking.{module}").serve(map(json.loads, requests), reply)
+    except Exception as error:  # noqa: BLE001 - the SDK may raise anything; the parent logs one line
+        reply(error=one_line(error), kind=type(error).__name__)
         return 1
-    say(done=True)
+    reply(done=True)
     return 0
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without passwords in addresses."""
+    """The first line of an error, without credentials in URLs."""
     return without_credentials(first_line(error))[:300]
 
 
 def connect() -> Api:
-    """W&B's public API, for a guest; a server that does not answer is given up within a minute."""
+    """W&B's public API, for a guest. Fails within a minute if the server does not answer."""
     import wandb
 
     settings = wandb.Settings(
         silent=True,
         x_graphql_retry_max=_RETRIES,
-        x_graphql_retry_wait_max_seconds=_LONGEST_WAIT_S,
+        x_graphql_retry_wait_max_seconds=_MAX_RETRY_WAIT_S,
         x_graphql_timeout_seconds=float(_TIMEOUT_S),
         x_file_transfer_retry_max=_RETRIES,
     )

@@ -1,4 +1,4 @@
-"""What W&B shows of a run: metrics made of its totals, and a table and histograms made of its predictions."""
+"""Data for W&B: metrics from a run's totals, and a table and histograms from its predictions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Record, key_of, records_of, supersedes
 
 DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
-    # name or glob, its x axis, "none" where the run's summary must not keep it
-    # Elsewhere W&B keeps the last value under the plain name. "max" and "last" are kept under NAME.max and NAME.last,
-    # where neither sweeps nor filters look, and every figure here is right when it is the last one.
+    # name or glob, x axis, "none" to keep it out of the W&B summary
+    # By default the W&B summary has the last value. "max" and "last" would store it as NAME.max and NAME.last, which
+    # sweeps and filters do not read.
     ("cost_usd", "elapsed_s", None),
     ("completed", "elapsed_s", None),
     ("failed", "elapsed_s", None),
@@ -30,8 +30,8 @@ DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     ("patches/*", "elapsed_s", None),
     ("tokens/*", "elapsed_s", None),
     ("engine/*", "elapsed_s", None),
-    ("window/*", "elapsed_s", "none"),  # of the answers since the last point: no figure of the whole run
-    ("over_usd/*", "cost_usd", "none"),  # the same curves over dollars
+    ("window/*", "elapsed_s", "none"),  # of the answers since the last point only
+    ("over_usd/*", "cost_usd", "none"),  # the same metrics over dollars
 )
 
 _TOKENS = {
@@ -44,7 +44,11 @@ _TOKENS = {
 
 
 def metrics_of(totals: Mapping[str, Any], latencies_s: Sequence[float] = ()) -> dict[str, float]:
-    """One point. ``latencies_s`` are those of the answers since the last point. What is unknown is left out."""
+    """The metrics of one point, without unknown values.
+
+    Args:
+        latencies_s: of the answers since the last point.
+    """
     out: dict[str, float] = {}
     for key in ("completed", "failed", "skipped", "remaining", "cost_usd", "output_tokens_per_s"):
         _put(out, key, totals.get(key))
@@ -64,7 +68,7 @@ def metrics_of(totals: Mapping[str, Any], latencies_s: Sequence[float] = ()) -> 
 
 
 def summary_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run's page shows when it is over: the last totals, and ``resolved`` where it was evaluated."""
+    """The W&B summary of a finished run: the final metrics, and the figures of its evaluation."""
     out: dict[str, Any] = {k: v for k, v in metrics_of(summary).items() if not k.startswith("over_usd/")}
     _put(out, "instances", summary.get("instances"))
     _put(out, "samples", summary.get("samples"))
@@ -76,12 +80,12 @@ def summary_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finished_of(totals: Mapping[str, Any]) -> int:
-    """The step: how many samples are completed, failed or skipped."""
+    """The number of completed, failed and skipped samples, which is the W&B step."""
     return sum(int(totals.get(key) or 0) for key in ("completed", "failed", "skipped"))
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
-    """Linear interpolation between the closest ranks of a sorted, non-empty sequence (Hyndman and Fan's type 7)."""
+    """The quantile of a sorted, non-empty sequence, by linear interpolation (Hyndman and Fan's type 7)."""
     position = (len(ordered) - 1) * q
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
@@ -89,7 +93,7 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def latency_figures(latencies_s: Sequence[float]) -> dict[str, float]:
-    """Mean, median and 95th percentile; nothing of nothing."""
+    """Mean, median and 95th percentile; empty without latencies."""
     if not latencies_s:
         return {}
     ordered = sorted(latencies_s)
@@ -101,7 +105,7 @@ def latency_figures(latencies_s: Sequence[float]) -> dict[str, float]:
 
 
 class Alerts:
-    """What a user wants to be told about while the run is live; each once."""
+    """Alerts during a run; each is sent once."""
 
     def __init__(self, failure_rate: float | None, budget_share: float | None, max_usd: float | None) -> None:
         self._failure_rate = failure_rate
@@ -109,7 +113,7 @@ class Alerts:
         self._max_usd = max_usd
 
     def due(self, totals: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """``(title, text)`` of the alerts that have just become due."""
+        """``(title, text)`` of alerts to send now."""
         due = []
         failed, answered = int(totals.get("failed") or 0), finished_of(totals) - int(totals.get("skipped") or 0)
         if self._failure_rate is not None and answered >= 20 and failed > self._failure_rate * answered:
@@ -124,7 +128,7 @@ class Alerts:
 
 
 def _rates(totals: Mapping[str, Any]) -> dict[str, float]:
-    """The rates of patches as the run's summary has them; ``failure_rate`` is failed samples over answered ones."""
+    """The patch rates of the summary, and ``failure_rate``: failed over completed and failed samples."""
     out = {name: rate for name, rate in patch_rates(totals).items() if rate is not None}
     answered = (totals.get("completed") or 0) + (totals.get("failed") or 0)
     if answered:
@@ -133,7 +137,7 @@ def _rates(totals: Mapping[str, Any]) -> dict[str, float]:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
+    """``value`` as a finite number, or None."""
     if value is None or isinstance(value, bool):
         return None
     try:
@@ -165,27 +169,27 @@ COLUMNS: dict[str, type] = {
     "error": str,
     "patch": str,
 }
-"""The columns and their types; a cell may also be None."""
+"""The columns of the predictions table and their types; cells may be None."""
 
 PATCH_CHARACTERS = 4000
-"""A patch in the table is cut there; the whole one is in the artifact's files."""
+"""Longer patches are truncated in the table; the artifact contains them in full."""
 
 
 class Predictions:
-    """Follows the records of a run, for the instances that the last command asked for; a row is of the record that
-    counts, see :mod:`swe_infer.run_directory.records`."""
+    """Table rows from the records of a running run, for the covered instances. One record of each sample counts, see
+    :mod:`swe_infer.run_directory.records`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._asked = RunDirectory(directory).covered_ids()
+        self._covered_ids = RunDirectory(directory).covered_ids()
         self._path = directory / layout.RECORDS
         self._offset = 0
         self._rows: dict[tuple[str, int], list[Any]] = {}
 
     def read_new(self) -> list[float]:
-        """Take in the whole lines written since the last call; return the latencies of the answers among them.
+        """Read the whole lines written since the last call; returns the latencies of new answers.
 
-        What is no record is passed over: damage is the store's to report.
+        Invalid lines are ignored; the store reports them.
         """
         latencies = []
         try:
@@ -200,7 +204,7 @@ class Predictions:
             row, key = _row(record), key_of(record)
             if key in self._rows and not supersedes(row[2], self._rows[key][2]):
                 continue
-            if self._asked is not None and row[0] not in self._asked:
+            if self._covered_ids is not None and row[0] not in self._covered_ids:
                 continue
             self._rows[key] = row
             if row[2] == "completed" and row[10] is not None:
@@ -210,34 +214,34 @@ class Predictions:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(self, most: int) -> list[list[Any]]:
-        """The first ``most`` rows of :data:`COLUMNS`, in order of instance and sample; ``resolved`` is None where the
-        run was not evaluated."""
+    def rows(self, limit: int) -> list[list[Any]]:
+        """The first ``limit`` rows, sorted by instance and sample, with the cells of :data:`COLUMNS`. ``resolved`` is
+        None before evaluation."""
         try:
             resolved = RunDirectory(self._directory).resolved()
-        except ConfigError:  # for the run to report
+        except ConfigError:  # the run reports it
             resolved = {}
         out = []
-        for key in sorted(self._rows)[:most]:
+        for key in sorted(self._rows)[:limit]:
             row = list(self._rows[key])
             row[5] = resolved.get(key)
             out.append(row)
         return out
 
     def histograms(self, bins: int = 40) -> dict[str, tuple[list[int], list[float]]]:
-        """``{name: (counts, edges)}`` of completed samples, for what there are values of."""
+        """``{name: (counts, edges)}`` of completed samples; names without values are missing."""
         completed = [row for row in self._rows.values() if row[2] == "completed"]
         columns = {"latency_s": 10, "output_tokens": 8, "prompt_tokens": 6}
         values = {name: [row[i] for row in completed if row[i] is not None] for name, i in columns.items()}
         return {f"histograms/{name}": histogram(v, bins) for name, v in values.items() if v}
 
     def latencies(self) -> list[float]:
-        """Of all completed samples, in seconds, sorted."""
+        """Seconds of all completed samples, sorted."""
         return sorted(row[10] for row in self._rows.values() if row[2] == "completed" and row[10] is not None)
 
 
 def histogram(values: Sequence[float], bins: int) -> tuple[list[int], list[float]]:
-    """Equal-width counts over the range of ``values`` (not empty); one bin where they are all equal."""
+    """Counts and edges of equal-width bins over ``values`` (not empty); one bin if all values are equal."""
     low, high = float(min(values)), float(max(values))
     if low == high:
         return [len(values)], [low - 0.5, low + 0.5]
@@ -267,12 +271,12 @@ def _row(record: Record) -> list[Any]:
         None if latency is None else float(latency),
         record.get("attempts"),
         ": ".join(str(error[k]) for k in ("type", "message") if error.get(k)) or None,
-        _cut(record.get("model_patch") or ""),
+        _truncated(record.get("model_patch") or ""),
     ]
 
 
 def record_of_row(row: Sequence[Any]) -> dict[str, Any]:
-    """What a row of the table keeps of its record: no answer, and a long patch cut."""
+    """The record of a table row, without its answer, and with a long patch truncated."""
     cell = dict(zip(COLUMNS, row, strict=True))
     kind, _, message = (cell["error"] or "").partition(": ")
     usage = {
@@ -280,9 +284,9 @@ def record_of_row(row: Sequence[Any]) -> dict[str, Any]:
         "cached_input_tokens": cell["cached_tokens"] or 0,
         "output_tokens": cell["output_tokens"] or 0,
     }
-    kept = ("instance_id", "sample", "status", "finish_reason", "patch_status", "resolved", "cost_usd", "latency_s")
+    copied = ("instance_id", "sample", "status", "finish_reason", "patch_status", "resolved", "cost_usd", "latency_s")
     return {
-        **{name: cell[name] for name in kept},
+        **{name: cell[name] for name in copied},
         "attempts": cell["attempts"],
         "usage": usage,
         "full_output": "",
@@ -291,7 +295,7 @@ def record_of_row(row: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _cut(patch: str) -> str:
+def _truncated(patch: str) -> str:
     if len(patch) <= PATCH_CHARACTERS:
         return patch
     return f"{patch[:PATCH_CHARACTERS]}\n… {len(patch) - PATCH_CHARACTERS} characters more"

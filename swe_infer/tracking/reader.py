@@ -1,10 +1,10 @@
-"""The guest that reads runs from W&B, see :mod:`swe_infer.tracking.guest`.
+"""The guest that downloads runs from W&B, see :mod:`swe_infer.tracking.guest`.
 
-The one request names the addresses, the cache, and a folder for what the SDK leaves behind. The answers are ``run``
-and ``left_out``.
+The request contains the addresses, the cache, and a folder for temporary files of the SDK. The replies are ``run``
+and ``skipped``.
 
-A run that ended has logged its files as an artifact of type ``predictions``, which is a run directory. Where that is
-gone, its table of predictions serves: without answers and earlier tries, with long patches cut.
+A finished run has logged its files as an artifact of type ``predictions``, which is a run directory. If that is
+deleted, its table of predictions is used, which lacks answers and failed attempts and truncates long patches.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from swe_infer.run_directory import layout
-from swe_infer.tracking.guest import Requests, Say, connect, one_line
+from swe_infer.tracking.guest import Reply, Requests, connect, one_line
 from swe_infer.tracking.metrics import COLUMNS, record_of_row
 
 if TYPE_CHECKING:
     from wandb.apis.public import Run
     from wandb.sdk.artifacts.artifact import Artifact
 
-_FOUND = "found.json"  # marks a version that was fetched whole
-_NOT_READY = "holds no predictions"
+_COMPLETE = "found.json"  # marks a complete download
+_NOT_READY = "has no predictions"
 
 
-def serve(requests: Requests, say: Say) -> None:
-    """Download what the one request names."""
+def serve(requests: Requests, reply: Reply) -> None:
+    """Download the runs in the request."""
     request = next(requests)
-    with _named("W&B"):
+    with _error_prefix("W&B"):
         reader = _Reader(Path(request["cache"]), Path(request["folder"]))
     for number, (entity, project, kind, name, shown) in enumerate(request["addresses"]):
-        with _named(shown):
+        with _error_prefix(shown):
             for message in reader.read(entity, project, kind, name):
                 if "run" in message:
-                    message["run"]["asked"] = number
-                say(**message)
+                    message["run"]["address_index"] = number
+                reply(**message)
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Put what failed in front of why it did."""
+def _error_prefix(what: str) -> Iterator[None]:
+    """Prefix the message of an exception."""
     try:
         yield
     except Exception as error:
@@ -63,7 +63,7 @@ class _Reader:
     def read(
         self, entity: str, project: str, kind: Literal["run", "project", "group", "sweep"], name: str | None
     ) -> Iterator[dict[str, Any]]:
-        """The messages about what one address names."""
+        """Yields the replies for one address."""
         if kind == "run":
             try:
                 run = self._api.run(f"{entity}/{project}/{name}")
@@ -71,44 +71,44 @@ class _Reader:
                 if "Could not find run" in str(error):
                     raise LookupError("there is no such run") from None
                 raise
-            yield {"run": self._found(run, entity, project)}
+            yield {"run": self._download(run, entity, project)}
             return
         filters: dict[str, Any] = {} if kind == "project" else {kind: name}
         count = 0
         for run in self._api.runs(f"{entity}/{project}", filters=filters, order="+created_at", lazy=False):
             count += 1
             try:
-                yield {"run": self._found(run, entity, project)}
+                yield {"run": self._download(run, entity, project)}
             except LookupError as error:
-                yield {"left_out": f"{_address(run, entity, project)} ({run.state}) {error.args[0]}."}
+                yield {"skipped": f"{_address(run, entity, project)} ({run.state}) {error.args[0]}."}
         if not count:
             raise LookupError("there are no such runs")
 
-    def _found(self, run: Run, entity: str, project: str) -> dict[str, Any]:
-        """One run as :class:`~swe_infer.tracking.download.DownloadedRun` has it.
+    def _download(self, run: Run, entity: str, project: str) -> dict[str, Any]:
+        """Download a run; returns the fields of :class:`~swe_infer.tracking.download.DownloadedRun`.
 
         Raises:
-            LookupError: it has logged no predictions.
+            LookupError: it has no predictions.
         """
         host = urlsplit(self._api.settings["base_url"]).netloc.rpartition("@")[2]
         parts = (host, entity, project, run.id)
         if not all(part.strip(".") for part in parts):
-            raise LookupError(f"has an id that names no folder ({run.id})")
-        place = self._cache.joinpath(*(quote(part, safe="") for part in parts))
+            raise LookupError(f"has an id that cannot name a folder ({run.id})")
+        folder = self._cache.joinpath(*(quote(part, safe="") for part in parts))
         artifact = max(
             (a for a in run.logged_artifacts() if a.type == "predictions" and a.state == "COMMITTED"),
             key=lambda a: str(a.created_at),
             default=None,
         )
         if artifact is not None:
-            version = place / quote(f"{artifact.version}-{artifact.digest}", safe="")
-            remark = self._fetched(version, lambda target: self._take_artifact(run, artifact, target))
+            version = folder / quote(f"{artifact.version}-{artifact.digest}", safe="")
+            remark = self._cached(version, lambda target: self._download_artifact(run, artifact, target))
         else:
             table = run.summary_metrics.get("predictions")
             if not isinstance(table, Mapping) or not table.get("path"):
                 raise LookupError(_NOT_READY)
-            version = place / quote(f"table-{table.get('sha256')}", safe="")
-            remark = self._fetched(version, lambda target: self._take_table(run, str(table["path"]), target))
+            version = folder / quote(f"table-{table.get('sha256')}", safe="")
+            remark = self._cached(version, lambda target: self._download_table(run, str(table["path"]), target))
         return {
             "address": _address(run, entity, project),
             "name": str(run.name or run.id),
@@ -116,42 +116,44 @@ class _Reader:
             "remark": remark,
         }
 
-    def _fetched(self, version: Path, take: Any) -> str | None:
-        """Make ``version`` with ``take(directory)`` unless it is there; returns what ``take`` has to say of it."""
-        if not (version / _FOUND).is_file():
+    def _cached(self, version: Path, download: Any) -> str | None:
+        """Create ``version`` with ``download(directory)`` unless it is cached; returns the remark of ``download``."""
+        if not (version / _COMPLETE).is_file():
             target = Path(tempfile.mkdtemp(dir=self._folder))
-            remark = take(target)
-            (target / _FOUND).write_text(json.dumps({"remark": remark}), encoding="utf-8")
+            remark = download(target)
+            (target / _COMPLETE).write_text(json.dumps({"remark": remark}), encoding="utf-8")
             version.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(version, ignore_errors=True)
             target.rename(version)
-        found: dict[str, str | None] = json.loads((version / _FOUND).read_text(encoding="utf-8"))
-        return found["remark"]
+        marker: dict[str, str | None] = json.loads((version / _COMPLETE).read_text(encoding="utf-8"))
+        return marker["remark"]
 
-    def _take_artifact(self, run: Run, artifact: Artifact, target: Path) -> str | None:
-        # A reference may name any file of this machine, or any address.
+    def _download_artifact(self, run: Run, artifact: Artifact, target: Path) -> str | None:
+        # A reference may point to any local file or URL.
         if any(entry.ref is not None for entry in artifact.manifest.entries.values()):
             raise LookupError(f"{_NOT_READY} ({artifact.name} refers to files elsewhere)")
-        # The SDK's skip_cache=True sends files that are fetched side by side to each other's paths.
+        # Not skip_cache=True: with it the SDK mixes up files that are downloaded in parallel.
         artifact.download(root=str(target))
         if not layout.has_records(target):
-            raise LookupError(f"{_NOT_READY} ({artifact.name} is without {layout.RECORDS})")
+            raise LookupError(f"{_NOT_READY} ({artifact.name} has no {layout.RECORDS})")
         self._complete(run, target)
         return None
 
-    def _take_table(self, run: Run, path: str, target: Path) -> str:
+    def _download_table(self, run: Run, path: str, target: Path) -> str:
         run.file(path).download(root=str(self._folder), replace=True).close()
         table = json.loads((self._folder / path).read_text(encoding="utf-8"))
-        wanted = [table["columns"].index(name) for name in COLUMNS]
+        indices = [table["columns"].index(name) for name in COLUMNS]
         with (target / layout.RECORDS).open("w", encoding="utf-8") as file:
             for row in table["data"]:
-                file.write(json.dumps(record_of_row([row[index] for index in wanted])) + "\n")
+                file.write(json.dumps(record_of_row([row[index] for index in indices])) + "\n")
         self._complete(run, target)
         note = run.summary_metrics.get("predictions_note")
-        return "from its table: no answers, no earlier tries, long patches cut" + (f"; {note}" if note else "")
+        return "from its table: no answers, no failed attempts, long patches truncated" + (
+            f"; {note}" if note else ""
+        )
 
     def _complete(self, run: Run, target: Path) -> None:
-        """Write what the files of the run did not bring, from what the server knows."""
+        """Create a missing configuration or summary from the run's data on the server."""
         if not (target / layout.CONFIG).is_file():  # JSON is YAML
             (target / layout.CONFIG).write_text(json.dumps(run.config, indent=1), encoding="utf-8")
         if not (target / layout.SUMMARY).is_file():

@@ -1,12 +1,11 @@
-"""``python -m swe_infer.tracking.report ENTITY/PROJECT``: a W&B report that shows what people compare first.
+"""``python -m swe_infer.tracking.report ENTITY/PROJECT``: creates a W&B report of a project's runs.
 
-Cost against apply rate and resolved rate, which parameters decide them, curves over dollars and time, the runs beside
-each other, and the tables of predictions. It needs the extra ``report`` (W&B's own package for reports) and
-``WANDB_API_KEY``. A report is made once: the same command names the one that is there, for somebody may have edited
-it, and ``--replace`` makes it anew.
+It shows cost against apply rate and resolved rate, the importance of parameters, curves over dollars and time, a
+comparison of runs, and the prediction tables. It requires the extra ``report`` (W&B's package for reports) and
+``WANDB_API_KEY``. If the report exists, its address is printed and edits are kept; ``--replace`` recreates it.
 
-The panels name metrics and keys that every run has (:mod:`swe_infer.tracking.metrics`). ``resolved_rate`` is there
-once a run is evaluated; W&B leaves out of a panel the runs that lack one of its metrics.
+The panels use metrics and keys that every run has (:mod:`swe_infer.tracking.metrics`), and ``resolved_rate`` of
+evaluated runs. W&B omits runs from a panel that lack one of its metrics.
 """
 
 from __future__ import annotations
@@ -23,31 +22,31 @@ from typing import TYPE_CHECKING, Any
 from swe_infer.errors import ConfigError
 from swe_infer.interrupts import run_command
 from swe_infer.tracking.download import PREFIX, WandbAddress
-from swe_infer.tracking.guest import Requests, Say, ask, connect
+from swe_infer.tracking.guest import Reply, Requests, call, connect
 
 if TYPE_CHECKING:
     from wandb.apis.public import Api
     from wandb_workspaces.reports.v2.interface import PanelGrid, Report, Runset
 
 TITLE = "Cost against apply rate and resolved rate"
-RATES = {"apply_rate": "share of what was asked whose patch applies", "resolved_rate": "share that resolves"}
+RATES = {"apply_rate": "share of samples whose patch applies", "resolved_rate": "share of resolved samples"}
 SWEPT = ("decoding.temperature", "decoding.max_new_tokens", "decoding.n")
-"""Parameters that every kind of run has a value of: where one is null, the run is not among the coordinates."""
+"""Parameters with a value in every run: W&B omits runs with a null from the plot."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the report and print its address. Returns the exit status: 0, or 2 with one line."""
+    """Create the report and print its address; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m swe_infer.tracking.report",
-        description="A W&B report of a project's runs: cost against apply rate and resolved rate, and what decides "
-        "them. Prints its address.",
+        description="Create a W&B report of a project's runs: cost against apply rate and resolved rate, and the "
+        "importance of parameters. Prints its address.",
     )
     parser.add_argument(
         "runs",
         metavar="ENTITY/PROJECT",
-        help="whose runs; ENTITY/PROJECT/groups/NAME or …/sweeps/ID for some of them",
+        help="the project; ENTITY/PROJECT/groups/NAME or …/sweeps/ID for some of its runs",
     )
-    parser.add_argument("--replace", action="store_true", help="make it anew where it is there, edits included")
+    parser.add_argument("--replace", action="store_true", help="recreate an existing report; edits are lost")
     options = parser.parse_args(arguments)
     try:
         print(make_report(WandbAddress.parse(PREFIX + options.runs.removeprefix(PREFIX)), replace=options.replace))
@@ -58,59 +57,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_report(runs: WandbAddress, *, replace: bool = False) -> str:
-    """Make a report of ``runs``, in their project; returns its address.
+    """Create a report of ``runs`` in their project; returns its address.
 
     Raises:
         ConfigError: ``runs`` is a single run, the extra or ``WANDB_API_KEY`` is missing, or the server refuses.
     """
     if runs.kind == "run":
-        raise ConfigError(f"{runs}: a report is of a project's runs, or of those of a group or sweep")
+        raise ConfigError(f"{runs}: must be a project, group or sweep, not a single run")
     if find_spec("wandb_workspaces") is None:
         raise ConfigError("a report needs an extra that is not installed; pip install 'swe_infer[report]'")
     if not os.environ.get("WANDB_API_KEY"):
         raise ConfigError("a report needs WANDB_API_KEY in the environment")
     if "'" in (runs.name or ""):
-        raise ConfigError(f"{runs}: a name with ' in it cannot be filtered for")
+        raise ConfigError(f"{runs}: a filter cannot contain a name with a single quote")
     with tempfile.TemporaryDirectory(prefix="swe_infer_") as folder:
         request = {"entity": runs.entity, "project": runs.project, "kind": runs.kind, "name": runs.name}
-        answers = ask("report", Path(folder), {**request, "replace": replace})
-    if "error" in answers[-1]:
-        raise ConfigError(f"{runs}: no report could be made: {answers[-1]['error']}")
-    if answers[0]["found"] and not replace:
-        print("the report was there already; --replace makes it anew", file=sys.stderr)
-    return str(answers[0]["address"])
+        replies = call("report", Path(folder), {**request, "replace": replace})
+    if "error" in replies[-1]:
+        raise ConfigError(f"{runs}: the report could not be created: {replies[-1]['error']}")
+    if replies[0]["found"] and not replace:
+        print("the report exists already; --replace recreates it", file=sys.stderr)
+    return str(replies[0]["address"])
 
 
-def serve(requests: Requests, say: Say) -> None:
-    """The guest's side: make the report unless one of its title is there; that one is left alone, or replaced."""
+def serve(requests: Requests, reply: Reply) -> None:
+    """The guest: create the report unless one with its title exists, or replace that one."""
     request = next(requests)
     replace = request.pop("replace")
     api = connect()
     report = build(**request)
-    earlier = _earlier(api, report)
-    if earlier is not None:
-        report.id = earlier
-    if earlier is None or replace:
+    existing = _existing(api, report)
+    if existing is not None:
+        report.id = existing
+    if existing is None or replace:
         report.save()
-    say(address=report.url, found=earlier is not None)
+    reply(address=report.url, found=existing is not None)
 
 
-def _earlier(api: Api, report: Report) -> str | None:
-    """The id of the project's report of the same title."""
+def _existing(api: Api, report: Report) -> str | None:
+    """The id of the project's report with the same title, if any."""
     try:
         found = [
             one.id for one in api.reports(f"{report.entity}/{report.project}") if one.display_name == report.title
         ]
-    except ValueError:  # the project is not there yet; saving the report makes it
+    except ValueError:  # the project does not exist; saving the report creates it
         return None
     return found[0] if found else None
 
 
 def build(entity: str, project: str, kind: str = "project", name: str | None = None) -> Report:
-    """The report, not yet saved.
+    """Builds the report without saving it.
 
     Args:
-        kind: ``project`` for all runs, ``group`` or ``sweep`` for those of the one that ``name`` says.
+        kind: ``project`` for all runs; ``group`` or ``sweep`` for the runs of ``name``.
     """
     from wandb_workspaces.reports.v2 import interface as wr
 
@@ -121,17 +120,17 @@ def build(entity: str, project: str, kind: str = "project", name: str | None = N
         entity=entity,
         project=project,
         title=TITLE if name is None else f"{TITLE}, {runs}"[:128],
-        description="What the runs cost, what their patches are worth, and which parameters decide it.",
+        description="Cost of the runs, rates of their patches, and the importance of parameters.",
         width="fluid",
         blocks=[
             wr.H2("Cost against rates"),
-            wr.P("Each point is a run. The upper left is best: more for fewer dollars."),
+            wr.P("Each point is a run. The upper left is best: higher rates at lower cost."),
             _rates(runset),
-            wr.H2("Which parameters decide"),
+            wr.H2("Importance of parameters"),
             _parameters(runset),
-            wr.H2("While they run"),
+            wr.H2("Progress"),
             _curves(runset),
-            wr.H2("Runs beside each other"),
+            wr.H2("Comparison of runs"),
             wr.PanelGrid(runsets=[runset], panels=[wr.RunComparer(diff_only="split", layout=_place(0, 0, 24, 12))]),
             wr.H2("Predictions"),
             wr.PanelGrid(
@@ -143,7 +142,7 @@ def build(entity: str, project: str, kind: str = "project", name: str | None = N
 
 
 def _place(x: int, y: int, width: int, height: int) -> Any:
-    """A place in W&B's grid of 24 columns."""
+    """A position in W&B's grid of 24 columns."""
     from wandb_workspaces.reports.v2 import interface as wr
 
     return wr.Layout(x=x, y=y, w=width, h=height)
@@ -158,7 +157,7 @@ def _rates(runset: Runset) -> PanelGrid:
             x=wr.SummaryMetric("cost_usd"),
             y=wr.SummaryMetric(rate),
             range_y=(0.0, 1.0),
-            running_ymax=True,  # the best rate that so much money has bought
+            running_ymax=True,  # the best rate up to this cost
             layout=_place(12 * number, 0, 12, 10),
         )
         for number, (rate, meaning) in enumerate(RATES.items())
@@ -186,7 +185,7 @@ def _curves(runset: Runset) -> PanelGrid:
         ("apply rate over dollars", "cost_usd", "over_usd/apply_rate"),
         ("completed over dollars", "cost_usd", "over_usd/completed"),
         ("failure rate over time", "elapsed_s", "failure_rate"),
-        ("output tokens a second over time", "elapsed_s", "output_tokens_per_s"),
+        ("output tokens per second over time", "elapsed_s", "output_tokens_per_s"),
     ]
     panels: list[Any] = [
         wr.LinePlot(

@@ -1,8 +1,8 @@
-"""``wandb/state.json``: with which options, and as which W&B run, a run directory was tracked.
+"""``wandb/state.json``: the tracker options and the W&B run of a run directory.
 
-A later step (evaluation, merge) goes on in that W&B run with this user's key, so the file counts only where this user
-wrote it: it is signed with a key of the user's state directory, and for the very file (inode) that was written. A
-copy, or a directory of somebody else, does not say where this user's key is used.
+Evaluation and merge continue that W&B run with this user's API key, so the file is used only if this user wrote it.
+It is signed, with its inode, by a key in the user's state directory. A copied or foreign directory thus cannot choose
+where the API key is used.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the file says.
+    """The content of the file.
 
     Args:
-        own: this user wrote it.
+        own: whether the signature is this user's.
     """
 
     values: Mapping[str, Any]
@@ -38,16 +38,16 @@ class State:
 
 
 def folder_of(directory: Path) -> Path:
-    """The folder of a run directory that takes all that W&B's SDK writes."""
+    """The folder in a run directory for the files of W&B's SDK."""
     return directory / "wandb"
 
 
 def checked_folder(directory: Path) -> Path:
-    """The same, made where it is not there, once nothing in it leads elsewhere.
+    """Create :func:`folder_of`, and check that it contains no links.
 
     Raises:
-        StoreError: a link or a special file is in it.
-        OSError: it cannot be made or read.
+        StoreError: it contains a link or a special file.
+        OSError: it cannot be created or read.
     """
     folder = folder_of(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,19 +56,19 @@ def checked_folder(directory: Path) -> Path:
 
 
 def read_state(directory: Path) -> State | None:
-    """The state of a run directory; None where there is none that can be read."""
-    found = _read(directory)
-    if found is None:
+    """The state of a run directory; None without a valid file."""
+    content = _read(directory)
+    if content is None:
         return None
-    values, signature, inode = found
+    values, signature, inode = content
     key = signing_key()
     return State(values, key is not None and hmac.compare_digest(_signature(values, inode, key), signature))
 
 
 def last_step(directory: Path) -> int:
-    """The last step that an earlier try of this run logged, offline too, where no server remembers it; -1: none."""
-    found = _read(directory)
-    step = None if found is None else found[0].get("step")
+    """The last step that an earlier command logged, online or offline; -1 if there is none."""
+    content = _read(directory)
+    step = None if content is None else content[0].get("step")
     return step if isinstance(step, int) else -1
 
 
@@ -76,7 +76,7 @@ def write_state(directory: Path, values: Mapping[str, Any], key: str | None) -> 
     """Replace the state of a run directory.
 
     Args:
-        key: of :func:`signing_key`, as this may run in a process with another home.
+        key: from :func:`signing_key`; this process may have another home directory.
 
     Raises:
         OSError: it cannot be written.
@@ -94,7 +94,7 @@ def write_state(directory: Path, values: Mapping[str, Any], key: str | None) -> 
 
 
 def signing_key() -> str | None:
-    """This user's key, made where there is none; None where there is no place to keep it."""
+    """This user's key, created if necessary; None if it cannot be stored."""
     home = state_home()
     if home is None:
         return None
@@ -107,7 +107,7 @@ def signing_key() -> str | None:
             with open(descriptor, "w", encoding="ascii") as file:
                 file.write(secrets.token_hex(_KEY_BYTES))
             try:
-                os.link(new, path)  # unlike a rename, it leaves the key of another process that was faster
+                os.link(new, path)  # unlike a rename, never replaces the key of a concurrent process
             except FileExistsError:
                 pass
             finally:
@@ -118,7 +118,7 @@ def signing_key() -> str | None:
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], str, int] | None:
-    """What the file says, its signature and its inode."""
+    """The content of the file without the signature, the signature, and the inode."""
     path = folder_of(directory) / _NAME
     try:
         inode = path.lstat().st_ino

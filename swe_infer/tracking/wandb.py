@@ -1,12 +1,12 @@
-"""Weights & Biases as a tracker. The SDK lives in a process of its own, :mod:`swe_infer.tracking.worker`.
+"""The Weights & Biases tracker. The SDK runs in a separate process, :mod:`swe_infer.tracking.worker`.
 
-A process, not a thread, because the SDK is a guest that could otherwise hurt the run: its import and its tables would
-hold the interpreter's lock, it replaces ``sys.exit`` and ``sys.excepthook``, its ``atexit`` hook waits for a server
-that may never answer, and it reads the environment, API keys of other vendors included. Here the run pays for copying
-a small dictionary per record; a guest that crashes or hangs is told off in one line and left behind.
+In this process the SDK could harm the run: its import and its tables hold the GIL, it replaces ``sys.exit`` and
+``sys.excepthook``, its ``atexit`` hook may wait forever for a server, and it reads the environment, API keys of other
+vendors included. With a worker, the run only copies a small dictionary per record. If the worker crashes or hangs,
+one line is logged and the run goes on.
 
-The worker reads the predictions from the run directory itself, so only totals travel, at most one message for each
-``log_interval_s``. There is one slot for them, not a queue: nothing can pile up.
+The worker reads the predictions from the run directory. The run sends it only the latest totals, at most once per
+``log_interval_s``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _TAG_LENGTH = 64  # the server's limit
 class WandbTracker:
     """``tracker=wandb``.
 
-    ``mode=auto`` is online where ``WANDB_API_KEY`` is set (and ``WANDB_MODE`` does not say otherwise), offline
-    elsewhere; nothing prompts and no ``.netrc`` is read. An online run whose server cannot be reached is logged
+    ``mode=auto`` is online if ``WANDB_API_KEY`` is set and ``WANDB_MODE`` allows it, otherwise offline. Nothing
+    prompts for input, and ``.netrc`` is not read. If the server of an online run cannot be reached, the run is logged
     offline, for ``wandb sync``.
 
     Raises:
@@ -50,24 +50,24 @@ class WandbTracker:
     """
 
     project: Annotated[str, Option("W&B project.", "reporting")] = "swe-infer"
-    entity: Annotated[str | None, Option("User or team; null: the key's default.", "reporting")] = None
+    entity: Annotated[str | None, Option("User or team; null: the API key's default.", "reporting")] = None
     mode: Annotated[
         Literal["auto", "online", "offline"],
-        Option("auto: online if WANDB_API_KEY is set, else offline.", "reporting"),
+        Option("auto: online if WANDB_API_KEY is set, otherwise offline.", "reporting"),
     ] = "auto"
     group: Annotated[str | None, Option("W&B group.", "reporting")] = None
     job_type: Annotated[str | None, Option("W&B job type.", "reporting")] = None
     tags: Annotated[tuple[str, ...], Option("W&B tags.", "reporting")] = ()
     notes: Annotated[str | None, Option("W&B notes.", "reporting")] = None
-    name: Annotated[str | None, Option("W&B name; null: the run's own.", "reporting")] = None
-    log_interval_s: Annotated[
-        float, Option("Minimum seconds between two points of the live metrics.", "reporting")
-    ] = 1.0
+    name: Annotated[str | None, Option("W&B run name; null: the name of the run directory.", "reporting")] = None
+    log_interval_s: Annotated[float, Option("Seconds between two points of the metrics, at least.", "reporting")] = (
+        1.0
+    )
     init_timeout_s: Annotated[
-        float, Option("Seconds to wait for the server; afterwards the run is logged offline.", "reporting")
+        float, Option("Seconds to wait for the server before the run is logged offline.", "reporting")
     ] = 20.0
     finish_timeout_s: Annotated[
-        float, Option("Maximum seconds to wait for uploads at the end; the rest stays on disk.", "reporting")
+        float, Option("Seconds to wait for uploads at the end; the rest stays on disk.", "reporting")
     ] = 60.0
     alert_failure_rate: Annotated[
         float | None,
@@ -82,17 +82,19 @@ class WandbTracker:
             raise ConfigError(
                 f"tracker.project={self.project!r}: must be 1 to 128 characters, none of them / \\ # ? % :"
             )
-        for key, least in (("log_interval_s", 0.2), ("init_timeout_s", 1.0), ("finish_timeout_s", 1.0)):
+        for key, minimum in (("log_interval_s", 0.2), ("init_timeout_s", 1.0), ("finish_timeout_s", 1.0)):
             seconds = getattr(self, key)
-            if not least <= seconds < float("inf"):
-                raise ConfigError(f"tracker.{key}={seconds}: must be a finite number of seconds, at least {least:g}")
+            if not minimum <= seconds < float("inf"):
+                raise ConfigError(
+                    f"tracker.{key}={seconds}: must be a finite number of seconds, at least {minimum:g}"
+                )
         for key in ("alert_failure_rate", "alert_budget"):
             share = getattr(self, key)
             if share is not None and not 0.0 < share <= 1.0:
                 raise ConfigError(f"tracker.{key}={share}: must be above 0 and at most 1, or null for no alert")
         for tag in self.tags:
             if not 1 <= len(tag) <= _TAG_LENGTH:
-                raise ConfigError(f"tracker.tags holds {tag[:80]!r}: W&B takes 1 to {_TAG_LENGTH} characters")
+                raise ConfigError(f"tracker.tags: {tag[:80]!r} must have 1 to {_TAG_LENGTH} characters")
         if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
             raise ConfigError("tracker.mode=online needs WANDB_API_KEY in the environment; offline does not")
         self._options: dict[str, Any] = {**asdict(self), "tags": list(self.tags)}
@@ -101,20 +103,20 @@ class WandbTracker:
 
     @classmethod
     def of_run(cls, directory: Path, *, trusted: bool = False) -> tuple[WandbTracker, RunInfo] | None:
-        """The tracker and run information with which ``directory`` was tracked, so that a later step (evaluation)
-        goes on in the same W&B run; None where it was not tracked by W&B.
+        """The tracker and run information to continue the W&B run of ``directory``, as evaluation does; None if it
+        was not tracked by W&B.
 
         Args:
-            trusted: also where somebody else wrote it. Else None and one line for that.
+            trusted: accept a state file that another user wrote. Otherwise None is returned for it, with a warning.
         """
-        found = read_state(directory)
-        if found is None:
+        stored = read_state(directory)
+        if stored is None:
             return None
-        state = found.values
-        if not (found.own or trusted):
+        state = stored.values
+        if not (stored.own or trusted):
             _log.warning(
-                "%s: nothing is sent to the W&B run that it names (%s), as this user did not track it here; --wandb "
-                "sends it",
+                "%s: nothing is sent to its W&B run (%s), because this user did not track it here; pass --wandb to "
+                "send it",
                 directory,
                 shown(state.get("address")),
             )
@@ -122,7 +124,7 @@ class WandbTracker:
         try:
             options = {**state["options"], "tags": tuple(state["options"]["tags"])}
             if not state["online"]:
-                options["mode"] = "offline"  # a later sync then uploads everything in order
+                options["mode"] = "offline"  # a later sync uploads everything in order
             elif not os.environ.get("WANDB_API_KEY"):
                 options["mode"] = "auto"
             run = RunInfo(run_id=state["run_id"], name=state["name"], config={}, directory=directory, resumed=True)
@@ -131,7 +133,7 @@ class WandbTracker:
             return None
 
     def start(self, run: RunInfo) -> None:
-        """Start the worker in the background and return at once."""
+        """Start the worker in the background."""
         if self._worker is not None:
             return
         self.address = None
@@ -139,12 +141,12 @@ class WandbTracker:
         self._worker.start()
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
-        """Note the totals. The record itself is read from the run directory by the worker."""
+        """Send the totals. The worker reads the record from the run directory."""
         if self._worker is not None:
-            self._worker.note(totals)
+            self._worker.update_totals(totals)
 
     def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:
-        """Hand over the summary and wait for the worker, at most ``finish_timeout_s``."""
+        """Send the summary and wait for the worker, at most ``finish_timeout_s``."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.finish(summary, files, exit_status)
@@ -154,10 +156,10 @@ class WandbTracker:
 
 
 class _Worker:
-    """The process, the thread that writes to it, and the thread that reads what it says.
+    """The worker process, a writer thread for requests, and a reader thread for replies.
 
     Args:
-        on_address: called by the reading thread with the address of the run at W&B.
+        on_address: called in the reader thread with the address of the W&B run.
     """
 
     def __init__(self, run: RunInfo, options: Mapping[str, Any], on_address: Callable[[str], None]) -> None:
@@ -171,8 +173,8 @@ class _Worker:
         self._final: dict[str, Any] | None = None
         self._wake = threading.Event()
         self._finishing = threading.Event()
-        self._over = threading.Event()
-        self._gone = False
+        self._ended = threading.Event()
+        self._disabled = False
         self._warned = False
         self._done = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -183,15 +185,15 @@ class _Worker:
             self._writer.start()
         except RuntimeError as error:  # no more threads
             self._warn(f"cannot start: {error}")
-            self._gone = True
-            self._over.set()
+            self._disabled = True
+            self._ended.set()
 
-    def note(self, totals: Mapping[str, Any]) -> None:
-        if self._gone:
+    def update_totals(self, totals: Mapping[str, Any]) -> None:
+        if self._disabled:
             return
         try:
             copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in totals.items()}
-        except RuntimeError:  # changed while it was read; the next record brings newer totals
+        except RuntimeError:  # modified by another thread; the next record brings newer totals
             return
         copy["_time"] = time.time()
         self._latest = copy
@@ -207,22 +209,22 @@ class _Worker:
         self._wake.set()
         timeout_s: float = self._options["finish_timeout_s"]
         try:
-            over = self._over.wait(timeout_s)
+            ended = self._ended.wait(timeout_s)
         except KeyboardInterrupt:
             self._kill()
             raise
-        if not over:
-            self._warn(f"did not finish in {timeout_s:g} s; what it has lies in {self._directory}")
+        if not ended:
+            self._warn(f"did not finish in {timeout_s:g} s; its data is in {self._directory}")
             self._kill()
 
     def _write(self) -> None:
-        """The writer thread: from the start of the process to its end."""
+        """The writer thread: starts the process, writes to it, and waits for its end."""
         try:
             process = self._process = self._spawn()
         except (OSError, ValueError, StoreError) as error:
             self._warn(f"the worker cannot be started: {error}")
-            self._gone = True
-            self._over.set()
+            self._disabled = True
+            self._ended.set()
             return
         reader = threading.Thread(target=self._read, args=(process,), name="wandb-reader", daemon=True)
         reader.start()
@@ -230,18 +232,18 @@ class _Worker:
             assert process.stdin is not None
             with process.stdin as pipe:
                 send(pipe, {"start": self._start_message})
-                self._pass_on(pipe)
+                self._send_totals(pipe)
         except BrokenPipeError:
-            pass  # the worker is gone, and what it said says why
+            pass  # the worker has ended; its replies say why
         except (OSError, TypeError, ValueError) as error:
             self._warn(f"{type(error).__name__}: {error}")
-        self._gone = True
+        self._disabled = True
         process.wait()
         reader.join()
         if not self._done:
             log_file = self._directory / "worker.log"
             self._warn(f"the worker ended with status {process.returncode} (see {log_file})")
-        self._over.set()
+        self._ended.set()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         log = open_regular(checked_folder(self._run_directory) / "worker.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -250,7 +252,7 @@ class _Worker:
         finally:
             os.close(log)
 
-    def _pass_on(self, pipe: IO[bytes]) -> None:
+    def _send_totals(self, pipe: IO[bytes]) -> None:
         while self._final is None:
             self._wake.wait()
             self._wake.clear()
@@ -265,7 +267,7 @@ class _Worker:
             send(pipe, {"totals": latest})
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
-        """The reader thread: address, warnings and the good end."""
+        """The reader thread: handles the replies."""
         assert process.stdout is not None
         with process.stdout as pipe:
             for line in pipe:
@@ -281,19 +283,19 @@ class _Worker:
                     self._warn(f"{message['kind']}: {message['error']}")
                 if "done" in message:
                     self._done = True
-                    self._over.set()  # the files are written; nobody needs to wait for an interpreter to shut down
+                    self._ended.set()  # the files are written; do not wait for the interpreter's shutdown
 
     def _warn(self, text: str) -> None:
-        """One line for the first trouble; the rest would only repeat it."""
+        """Log the first problem; later ones usually have the same cause."""
         if not self._warned:
             self._warned = True
             _log.warning("W&B: %s. The run goes on.", " ".join(text.split())[:500].rstrip("."))
 
     def _kill(self) -> None:
-        self._gone = True
+        self._disabled = True
         self._warned = True
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()  # its wandb-core notices and ends by itself
+            self._process.kill()  # its wandb-core notices that and exits
             self._writer.join(2.0)
 
 

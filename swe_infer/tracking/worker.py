@@ -1,7 +1,7 @@
 """The guest that logs a run to W&B, started by the tracker, see :mod:`swe_infer.tracking.guest`.
 
-The requests are one ``start``, then ``totals`` now and then, one ``finish``. An end without ``finish`` means that the
-run was killed: what is known is kept and W&B shows a crashed run. The answers are ``address`` and ``warning``.
+The requests are ``start``, then any number of ``totals``, then ``finish``. If the input ends without ``finish``, the
+run was killed, and W&B shows a crashed run. The replies are ``address`` and ``warning``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swe_infer.run_directory import layout
-from swe_infer.tracking.guest import Requests, Say, one_line
+from swe_infer.tracking.guest import Reply, Requests, one_line
 from swe_infer.tracking.metrics import (
     COLUMNS,
     DEFINITIONS,
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
     import wandb
     from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
-# The end of a run waits for its table, and the SDK takes 0.13 ms a row: a table may cost half a percent of the run's
-# time, and has at least as many rows as SWE-bench Verified. The artifact holds every prediction in any case.
+# The run waits for the table at its end, and the SDK takes 0.13 ms per row. So the table may take half a percent of
+# the run's time, but has at least the rows of SWE-bench Verified. The artifact contains all predictions.
 _TABLE_SECONDS_PER_ROW, _TABLE_SHARE = 130e-6, 0.005
-_TABLE_LEAST, _TABLE_MOST = 500, 10_000  # rows; the second is W&B's own bound
+_MIN_TABLE_ROWS, _MAX_TABLE_ROWS = 500, 10_000  # the second is W&B's own limit
 _CRASHED = 255
-# The SDK would import these, half a second's work, only to learn that no value of ours is an array or a data frame.
-_UNWANTED = ("numpy", "pandas")
+# The SDK imports these (half a second) to check for arrays and data frames, which are never logged here.
+_BLOCKED_IMPORTS = ("numpy", "pandas")
 
 
-def serve(requests: Requests, say: Say) -> None:
+def serve(requests: Requests, reply: Reply) -> None:
     """Track one run."""
-    for name in _UNWANTED:
+    for name in _BLOCKED_IMPORTS:
         sys.modules[name] = None  # type: ignore[assignment] # documented: an import of it fails at once
-    session = _Session(next(requests)["start"], say)
+    session = _Session(next(requests)["start"], reply)
     final = None
     for message in requests:
         if "totals" in message:
@@ -69,9 +69,9 @@ def serve(requests: Requests, say: Say) -> None:
 class _Session:
     """One W&B run, from init to finish."""
 
-    def __init__(self, start: Mapping[str, Any], say: Say) -> None:
+    def __init__(self, start: Mapping[str, Any], reply: Reply) -> None:
         self._options: Mapping[str, Any] = start["options"]
-        self._say = say
+        self._reply = reply
         self._directory = Path(start["directory"])
         self._state_key: str | None = start["state_key"]
         self._predictions = Predictions(self._directory)
@@ -87,7 +87,7 @@ class _Session:
             "options": dict(self._options),
         }
         self._run = self._init(start, config)
-        # Where the run really is, for what goes on with it later: an agent's is in the project of its sweep.
+        # A later step needs the run's actual place: that of an agent is in the project of its sweep.
         self._state["run_id"] = self._run.id
         self._state["options"] |= {"project": self._run.project, "entity": self._run.entity or None}
         self._step = max(last_step(self._directory), self._run.step - 1)
@@ -95,15 +95,15 @@ class _Session:
         self._save_state()
         for name, axis, keep in DEFINITIONS:
             self._run.define_metric(name, step_metric=axis, summary=keep)
-        self._inputs = self._beside("the input artifacts", lambda: self._use_inputs(config))
+        self._inputs = self._in_thread("the input artifacts", lambda: self._use_inputs(config))
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
-        """One part that fails does not take the others with it."""
+        """Turns an exception into a warning, so that the other parts are still logged."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the other parts are still wanted
-            self._say(warning=f"{what} could not be logged: {type(error).__name__}: {one_line(error)}")
+        except Exception as error:  # noqa: BLE001 - the SDK may raise anything
+            self._reply(warning=f"{what} could not be logged: {type(error).__name__}: {one_line(error)}")
 
     def _init(self, start: Mapping[str, Any], config: Mapping[str, Any]) -> wandb.Run:
         import wandb
@@ -115,19 +115,19 @@ class _Session:
             if not online:
                 raise
             online = False
-            wandb.teardown(_CRASHED)  # or the service would hold the run's id in use
+            wandb.teardown(_CRASHED)  # otherwise the service keeps the run's id in use
             run = wandb.init(settings=_settings(start, online), config=dict(config) or None)
-            self._say(
+            self._reply(
                 warning=f"no online run could be started ({one_line(error)}); it is logged offline, "
                 f"`wandb sync {run.settings.sync_dir}` uploads it",
             )
         self._online = online
         self._address = (run.url if online else None) or str(run.settings.sync_dir)
-        self._say(address=self._address)
+        self._reply(address=self._address)
         return run
 
-    def _beside(self, what: str, task: Callable[[], None]) -> threading.Thread:
-        """Do ``task`` in a thread: the SDK asks the server about artifacts, and metrics must not wait for that."""
+    def _in_thread(self, what: str, task: Callable[[], None]) -> threading.Thread:
+        """Run ``task`` in a thread, so that metrics do not wait for the SDK's requests about artifacts."""
 
         def guarded() -> None:
             with self._guarded(what):
@@ -138,7 +138,7 @@ class _Session:
         return thread
 
     def log(self, totals: Mapping[str, Any]) -> None:
-        """Log one point and raise the alerts that are due."""
+        """Log one point and send due alerts."""
         with self._guarded("a point of the metrics"):
             point: dict[str, Any] = metrics_of(totals, self._predictions.read_new())
             if "_time" in totals:
@@ -151,7 +151,7 @@ class _Session:
                 self._staging.follow(file)
 
     def finish(self, final: Mapping[str, Any] | None) -> None:
-        """Log what belongs to the whole run, and close it. None: the run was killed."""
+        """Log the summary, table and artifact, and close the W&B run. None: the run was killed."""
         import wandb
 
         self._predictions.read_new()
@@ -168,8 +168,8 @@ class _Session:
                 figures["latency_s_max"] = latencies_s[-1]
             self._run.summary.update(summary_of(summary) | figures)
         wall_s = float(summary.get("wall_s") or 0.0)
-        table = self._beside("the table of predictions", lambda: self._log_predictions(wall_s))
-        files = self._beside("the predictions artifact", lambda: self._log_files(final["files"]))
+        table = self._in_thread("the table of predictions", lambda: self._log_predictions(wall_s))
+        files = self._in_thread("the predictions artifact", lambda: self._log_files(final["files"]))
         deadline = time.monotonic() + self._options["finish_timeout_s"] / 3
         for thread in (table, files, self._inputs):
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -178,13 +178,13 @@ class _Session:
             self._run.finish(exit_code=int(final["exit_status"]))
         except TimeoutError:
             command = f"wandb sync {self._run.settings.sync_dir}"
-            self._say(warning=f"the server did not take all of the run in time; `{command}` uploads the rest")
+            self._reply(warning=f"the upload did not finish in time; `{command}` uploads the rest")
         else:
-            wandb.teardown(0)  # only when the service has ended are the files on disk for certain
+            wandb.teardown(0)  # the files are on disk once the service has ended
             self._tidy_up()
 
     def _tidy_up(self) -> None:
-        """Leave what a sync or a reader needs: no links, no cache, no copies of files that are uploaded."""
+        """Remove links, the cache, and copies of uploaded files; a sync does not need them."""
         folder = folder_of(self._directory)
         for path in Path(self._run.settings.sync_dir).rglob("*"):
             if path.is_symlink():
@@ -202,13 +202,13 @@ class _Session:
         for name, (counts, edges) in self._predictions.histograms().items():
             bins: Any = (counts, edges)  # annotated as arrays, documented as sequences
             point[name] = wandb.Histogram(np_histogram=bins)
-        most = min(_TABLE_MOST, max(_TABLE_LEAST, int(wall_s * _TABLE_SHARE / _TABLE_SECONDS_PER_ROW)))
+        limit = min(_MAX_TABLE_ROWS, max(_MIN_TABLE_ROWS, int(wall_s * _TABLE_SHARE / _TABLE_SECONDS_PER_ROW)))
         table = wandb.Table(columns=list(COLUMNS), dtype=list(COLUMNS.values()), optional=True)
-        # Of those types by construction; adding row by row would check each cell again.
-        table.data = self._predictions.rows(most)
+        # Faster than add_data(), which checks the type of each cell.
+        table.data = self._predictions.rows(limit)
         point["predictions"] = table
-        if len(self._predictions) > most:
-            text = f"the table shows {most} of {len(self._predictions)} predictions, the artifact holds all"
+        if len(self._predictions) > limit:
+            text = f"the table shows {limit} of {len(self._predictions)} predictions, the artifact contains all"
             self._run.summary["predictions_note"] = text
         self._run.log(point, step=self._step)
 
@@ -217,7 +217,7 @@ class _Session:
 
         artifact = wandb.Artifact(f"predictions-{_artifact_name(self._run.id)}", type="predictions")
         for file in files:
-            # A copy, kept in the run directory: an offline run may be synced after a resume has changed the file.
+            # A copy in the run directory, because an offline run may be synced after a resume changes the file.
             staged = self._staging.follow(Path(file))
             if staged is not None:
                 artifact.manifest.add_entry(_entry(staged))
@@ -225,17 +225,17 @@ class _Session:
             self._run.log_artifact(artifact)
 
     def _use_inputs(self, config: Mapping[str, Any]) -> None:
-        """Dataset and model as input artifacts: their description, never their content."""
+        """Log dataset and model as input artifacts: their configuration, not their content."""
         import wandb
 
-        _ = wandb.Table, wandb.Histogram  # imported when first named: now, not when the run waits for its end
+        _ = wandb.Table, wandb.Histogram  # lazy imports: do them now, not at the end of the run
         for kind in ("dataset", "model"):
             description = config.get(kind)
             if not isinstance(description, Mapping) or not description:
                 continue
-            named = description.get("name") or description.get("path")
+            name = description.get("name") or description.get("path")
             label = (
-                str(named or str(description.get("_target_", kind)).rpartition(".")[2]).rstrip("/").rpartition("/")[2]
+                str(name or str(description.get("_target_", kind)).rpartition(".")[2]).rstrip("/").rpartition("/")[2]
             )
             artifact = wandb.Artifact(f"{kind}-{_artifact_name(label)}", type=kind, metadata=dict(description))
             with artifact.new_file(f"{kind}.json", mode="w", encoding="utf-8") as file:
@@ -243,8 +243,8 @@ class _Session:
             _declare_input(self._run, artifact)
 
     def _next_step(self, totals: Mapping[str, Any]) -> int:
-        """The number of finished samples. It never goes back: failures that a resumed run tries again were counted
-        before, and W&B drops points whose step is behind the last one."""
+        """The number of finished samples, but never below the last step, as W&B drops such points. A resumed run
+        retries failures that were counted before."""
         finished = finished_of(totals)
         if finished != self._logged_finished:
             self._logged_finished = finished
@@ -257,8 +257,7 @@ class _Session:
 
 
 def _entry(staged: StagedFile) -> ArtifactManifestEntry:
-    """What ``artifact.add_file()`` would enter. It would copy and digest the whole file again, which took 1.4 % of a
-    run of 500 answers a second."""
+    """The manifest entry that ``artifact.add_file()`` would add, which copies and hashes the whole file again."""
     from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
     values: dict[str, Any] = {
@@ -289,7 +288,7 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
         "symlink": False,
         "console": "off",
         "silent": True,
-        # Nothing about the machine's user, the command line, the code or its repository leaves the run.
+        # Send nothing about the user, the command line, the code or its repository.
         "save_code": False,
         "disable_code": True,
         "disable_git": True,
@@ -301,28 +300,28 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
         "init_timeout": options["init_timeout_s"],
         "finish_timeout": options["finish_timeout_s"] / 3,  # a third is for artifacts, a third for the process
         "finish_timeout_raises": True,
-        "x_transaction_log_flush_interval": 1.0,  # what a kill may cost
+        "x_transaction_log_flush_interval": 1.0,  # bounds what a kill loses
         "x_stats_pid": start["parent"],
         "stop_fn": lambda: _interrupt(start["parent"]),
     }
     if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
-        values["run_id"] = os.environ["WANDB_RUN_ID"]  # the agent made this run; entity and project are the sweep's
+        values["run_id"] = os.environ["WANDB_RUN_ID"]  # created by the agent, in the entity and project of the sweep
     else:
         values |= {"project": options["project"], "entity": options["entity"]}
     return wandb.Settings(**{key: value for key, value in values.items() if value is not None})
 
 
 def _declare_input(run: wandb.Run, artifact: wandb.Artifact) -> None:
-    """What ``run.use_artifact(artifact)`` does, for offline runs too.
+    """Like ``run.use_artifact(artifact)``, but also for offline runs.
 
-    The one private member of W&B's that is used here: ``use_artifact()`` refuses offline runs, and no other public
-    call declares an input for a later sync. Online it would also wait until the server has read the artifact back.
+    This is the only use of a private member of the SDK: ``use_artifact()`` does not support offline runs, and online
+        it waits until the server has stored the artifact.
     """
     run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
 
 
 def _interrupt(parent: int) -> None:
-    """The page's stop button does what Ctrl-C does."""
+    """Handle the stop button of the run's page like Ctrl-C."""
     if os.getppid() == parent:
         os.kill(parent, signal.SIGINT)
 
@@ -333,14 +332,13 @@ def _artifact_name(text: str) -> str:
 
 @dataclass(slots=True)
 class StagedFile:
-    """A copy of a growing file as far as it was followed, made while the run goes on: its end need not wait for it.
+    """An incremental copy of a growing file, so that the end of the run need not wait for copying.
 
-    An artifact needs a copy that later changes leave alone, and its MD5. The files are only ever appended to, so both
-    can be had piece by piece.
+    An artifact needs an unchanging copy and its MD5. The files are append-only, so both can be extended.
 
     Args:
         md5: of the copy.
-        inode: of the source, for a file that took its name would be another one.
+        inode: of the source; another inode means that the file was replaced.
     """
 
     source: Path
@@ -351,17 +349,17 @@ class StagedFile:
 
     @property
     def digest(self) -> str:
-        """As W&B's manifests write it: the MD5 in base64."""
+        """The MD5 in base64, as in W&B's manifests."""
         return base64.b64encode(self.md5.digest()).decode("ascii")
 
     def follow(self) -> None:
-        """Take over what the source has grown by."""
+        """Copy what was appended to the source."""
         with self.source.open("rb") as source, self.copy.open("ab") as copy:
             source.seek(self.size)
-            while piece := source.read(1 << 20):
-                copy.write(piece)
-                self.md5.update(piece)
-                self.size += len(piece)
+            while chunk := source.read(1 << 20):
+                copy.write(chunk)
+                self.md5.update(chunk)
+                self.size += len(chunk)
 
 
 class Staging:
@@ -372,18 +370,18 @@ class Staging:
         self._staged: dict[Path, StagedFile] = {}
 
     def follow(self, source: Path) -> StagedFile | None:
-        """Bring the copy of ``source`` up to date, or begin one; None where there is no such file."""
+        """Create or extend the copy of ``source``; None if the file does not exist."""
         try:
             status = os.stat(source)
             staged = self._staged.get(source)
             if staged is None or staged.inode != status.st_ino or status.st_size < staged.size:
-                staged = self._staged[source] = self._begun(source, status.st_ino)
+                staged = self._staged[source] = self._new_copy(source, status.st_ino)
             staged.follow()
         except FileNotFoundError:
             return None
         return staged
 
-    def _begun(self, source: Path, inode: int) -> StagedFile:
+    def _new_copy(self, source: Path, inode: int) -> StagedFile:
         if (before := self._staged.get(source)) is not None:
             before.copy.unlink(missing_ok=True)
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def test_runs_of_a_server_and_of_directories_are_compared_with_each_other(tracke
     assert {k: v for k, v in second.items() if k not in own} == {k: v for k, v in local.items() if k not in own}
     assert second["cost_usd"] == pytest.approx(0.07)
     assert data["differing_keys"] == ["decoding.temperature"]
-    assert f"Left out: {project}/run-3 (running) holds no predictions." in data["notes"]
+    assert f"Left out: {project}/run-3 (running) has no predictions." in data["notes"]
     assert "the 2. run" in done.stdout
     kept = [path for path in tracked.home.rglob("*") if path.is_file() and path.name != "wandb-state.key"]
     assert {path.name for path in kept} >= {"records.jsonl", "config.yaml"}
@@ -120,7 +120,7 @@ def test_without_its_artifact_a_run_is_read_from_its_table(tracked: Tracked, mon
     assert table.errors == local.errors
     assert table.differs == local.differs == {}
     assert read_texts(read)["instance-0001", 0].patch == "x" * 1000
-    assert "A is from its table: no answers, no earlier tries, long patches cut." in compared.notes
+    assert "A is from its table: no answers, no failed attempts, long patches truncated." in compared.notes
 
 
 def test_an_artifact_that_refers_to_files_of_this_machine_is_not_taken(

@@ -127,7 +127,7 @@ def test_a_report_is_made_once_and_replaced_on_demand(reported: Reported, capsys
     assert main([PROJECT]) == 0
     out, err = capsys.readouterr()
     assert out.strip() == reported.address
-    assert err == "the report was there already; --replace makes it anew\n"
+    assert err == "the report exists already; --replace recreates it\n"
     assert reported.server.spec(identity) == {}
     assert main([PROJECT, "--replace"]) == 0
     assert list(reported.server.views) == [identity]
@@ -156,8 +156,8 @@ def test_what_no_report_can_be_made_of_is_one_line(
     monkeypatch.delenv("WANDB_API_KEY")
     assert main([PROJECT]) == 2
     missing, single, keyless = capsys.readouterr().err.splitlines()
-    assert missing.startswith("error: wandb:team/nothing: no report could be made: ")
-    assert "a report is of a project's runs" in single
+    assert missing.startswith("error: wandb:team/nothing: the report could not be created: ")
+    assert "must be a project, group or sweep" in single
     assert "WANDB_API_KEY" in keyless
 
 

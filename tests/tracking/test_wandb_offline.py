@@ -275,7 +275,7 @@ def test_only_the_users_own_directory_says_where_the_users_key_is_used(
     assert WandbTracker.of_run(moved) is not None
     assert caplog.messages == []
     assert WandbTracker.of_run(received) is None
-    assert "--wandb sends it" in caplog.text
+    assert "pass --wandb to send it" in caplog.text
     assert WandbTracker.of_run(received, trusted=True) is not None
     state = json.loads((moved / "wandb" / "state.json").read_text())
     (moved / "wandb" / "state.json").write_text(json.dumps({**state, "run_id": "another"}))
