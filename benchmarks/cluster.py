@@ -61,7 +61,7 @@ def lose_a_node(home: Path, shards: int, instances: int, latency: float, concurr
     started = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(ApiServer(latency_s=latency))
-        cluster = stack.enter_context(TwoNodes(points=-(-shards // 4)))
+        cluster = stack.enter_context(TwoNodes(jobs=-(-shards // 4)))
         sweep = _sweep(
             home, server, count, concurrency,
             ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={cluster.address}", f"shard.count={shards}",
@@ -70,7 +70,7 @@ def lose_a_node(home: Path, shards: int, instances: int, latency: float, concurr
         while sweep.poll() is None and (len(server.log.answers()) < count / 3 or not cluster.workers()):
             time.sleep(0.05)
         running = len(cluster.workers())
-        lost_at = cluster.lose_the_second()
+        lost_at = cluster.kill_second()
         out, errors = sweep.communicate()
         launches = 1
         if sweep.returncode == 1:  # Ray gave up lost tasks

@@ -1,4 +1,4 @@
-"""The house: imports point one way, heavy packages stay in their rooms, and importing stays light."""
+"""The architecture: imports go one way, heavy packages are used in few places, and imports stay fast."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ LEVELS = [
     {"cli", "python_api"},
     {"merge"},
 ]
-"""Lowest first. A package may import from any lower level, and from itself. Those that are not built yet have their
-places: see docs/layout.md."""
+"""Lowest first. A package may import from lower levels and from itself, see docs/layout.md."""
 
 HOMES = {
     "torch": {"llama"},
@@ -47,10 +46,10 @@ HOMES = {
     "tiktoken": {"api"},
     "jinja2": {"prompts"},
 }
-"""The rooms that may name a package."""
+"""The packages of ours that may import a third-party package."""
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -81,7 +80,7 @@ def modules() -> list[Path]:
 def test_imports_point_one_way() -> None:
     offenders = []
     for path in modules():
-        room = room_of(path)
+        room = package_of(path)
         level = level_of(room)
         assert level is not None, f"{room} is new: give it a level in this test and a line in docs/layout.md"
         for name in imports(path):
@@ -95,7 +94,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_what_a_runner_is_depends_on_no_runner() -> None:
-    """Neither the protocol nor the command line knows how a particular runner answers."""
+    """The protocol and the command line do not depend on a particular runner."""
     known = {"base.py": {"llama", "api"}, "concurrent.py": {"llama", "api"}, "run.py": {"llama", "api"}}
     paths = [(PACKAGE / "runners" / name, rooms) for name, rooms in known.items()]
     paths += [(path, {"llama"}) for path in (PACKAGE / "cli").glob("*.py")]
@@ -114,7 +113,7 @@ ROOT = PACKAGE.parent
 def test_a_file_of_a_run_is_named_in_its_package_alone() -> None:
     name = re.compile(r"\b(records\.jsonl|summary\.json|config\.yaml|evaluation\.jsonl|predictions\S*\.jsonl)")
     found = {path for path in modules() if name.search(path.read_text(encoding="utf-8"))}
-    assert {room_of(path) for path in found} == {"run_directory"}, found
+    assert {package_of(path) for path in found} == {"run_directory"}, found
 
 
 def test_capabilities_are_declared_and_frozen_objects_stay_so() -> None:
@@ -123,14 +122,14 @@ def test_capabilities_are_declared_and_frozen_objects_stay_so() -> None:
 
 
 def imported_modules(package: Path) -> dict[str, set[str]]:
-    """The modules that each module of a package imports, those in functions and for type checking included."""
+    """The imports of each module of a package, including those in functions and for type checking."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in package.rglob("*.py")}
     paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     return {name: {other for other in imports(path) if other in paths} for name, path in paths.items()}
 
 
 def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """The sets of modules that import each other, directly or by way of others."""
+    """The sets of modules that import each other, directly or indirectly."""
 
     @functools.cache
     def reached(name: str) -> set[str]:
@@ -156,7 +155,7 @@ def test_a_heavy_package_is_named_in_its_room_alone() -> None:
         f"{path.relative_to(PACKAGE)} imports {name}, which belongs to {homes}"
         for path in modules()
         for name in imports(path)
-        if (homes := HOMES.get(name.partition(".")[0])) and room_of(path) not in homes
+        if (homes := HOMES.get(name.partition(".")[0])) and package_of(path) not in homes
     ] == []
 
 
@@ -178,14 +177,14 @@ TESTS = Path(__file__).resolve().parent
 
 
 def reads_a_clock(node: ast.AST, names: set[str]) -> bool:
-    """Whether a value is a clock's, a sum or difference with one, or a variable that holds either."""
+    """Whether a value is a time, a sum or difference with one, or a variable with such a value."""
     if isinstance(node, ast.BinOp):
         return reads_a_clock(node.left, names) or reads_a_clock(node.right, names)
     return ast.unparse(node).removesuffix("()") in CLOCKS or (isinstance(node, ast.Name) and node.id in names)
 
 
 def timed_assertions(path: Path) -> Iterator[str]:
-    """Assertions on how long something took, not those on a deadline, which end a test that hangs."""
+    """Assertions on durations, except deadlines of tests that may hang."""
     for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue

@@ -1,4 +1,4 @@
-"""Composition: every YAML composes, every wrong key is one line that says what would be right."""
+"""Configuration: every option composes, and an invalid key is one line that names a valid one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.options import CONF, OPTIONS, composed, option_composed
 
 
 def error_of(*overrides: str) -> str:
-    """The one line that a user sees."""
+    """The error message of a configuration."""
     try:
         config.build(composed(*overrides))
     except (HydraException, OmegaConfBaseException) as error:
@@ -34,7 +34,7 @@ def error_of(*overrides: str) -> str:
 
 
 def fault_of_option(group: str, option: str) -> str | None:
-    """What keeps an option from being composed and built."""
+    """The error from composing and building an option, if any."""
     choice = f"{group}={option}"
     served = ["model=api", "model.name=some-model"] if group == "provider" and option != "none" else []
     try:
@@ -49,7 +49,7 @@ def test_every_option_composes_and_its_parts_are_built() -> None:
 
 
 def faults_of_keys(group: str, option: str) -> Iterator[str]:
-    """How the keys of an option's YAML differ from the arguments of its class."""
+    """The differences between the keys of an option's YAML file and the arguments of its class."""
     choice = f"{group}={option}"
     node: Any = option_composed(group, option)
     for part in group.split("/"):
@@ -113,7 +113,7 @@ def test_runner_and_group_share_one_object() -> None:
     assert experiment.runner.decoding == Decoding(max_new_tokens=experiment.runner.decoding.max_new_tokens, n=3)
 
 
-def test_money_is_exact_however_it_is_written() -> None:
+def test_dollars_are_exact_in_any_notation() -> None:
     for text in ("0.1", "'0.1'", "1e-1"):
         assert config.build(composed(f"budget.max_usd={text}")).budget.max_usd == Decimal("0.1")
 
@@ -135,7 +135,7 @@ def identity_of(*overrides: str) -> str:
     ["decoding.temperature=0.5", "decoding.top_p=0.9", "decoding.seed=1", "decoding.n=2", "decoding.max_new_tokens=9",
      "dataset.text_column=problem", "model.dtype=bfloat16", "shard={index: 0, count: 2}", "decoding.stop=[x]"],
 )  # fmt: skip
-def test_whatever_decides_an_answer_makes_another_run(override: str) -> None:
+def test_every_key_that_decides_answers_changes_the_identity(override: str) -> None:
     key = override.partition("=")[0]
     prefix = "+" if key == "shard" else ""
     assert identity_of(prefix * 2 + override) != identity_of()
@@ -147,7 +147,7 @@ def test_whatever_decides_an_answer_makes_another_run(override: str) -> None:
      "dataset.limit=3", "dataset.instance_ids=[a]", "dataset.min_tokens=1", "dataset.max_tokens=9",
      "dataset.run_tests=false"],
 )  # fmt: skip
-def test_coverage_cost_speed_and_tracking_do_not(override: str) -> None:
+def test_coverage_cost_speed_and_tracking_do_not_change_the_identity(override: str) -> None:
     assert identity_of(override) == identity_of()
 
 
@@ -163,7 +163,7 @@ def test_no_address_is_part_of_the_identity() -> None:
     assert identity_of("model=gpt-4o", "provider=azure_openai") != identity_of("model=gpt-4o")
 
 
-def test_points_that_share_their_answers_have_names_of_their_own() -> None:
+def test_jobs_with_the_same_identity_have_different_names() -> None:
     plains = [config.resolved(composed("model=gpt-4o", f"provider.base_url=http://{a}/v1")) for a in ("u:pw@a", "b")]
     parts = [config.job_name_parts(plain, ["provider.base_url", "decoding.temperature"]) for plain in plains]
     assert parts[0] != parts[1]
@@ -173,8 +173,8 @@ def test_points_that_share_their_answers_have_names_of_their_own() -> None:
     assert config.job_name_parts(plain, ["experiment"], ["+experiment=one"]) == ("experiment=one",)
     shard = config.resolved(composed("shard.index=0", "shard.count=2"))
     name = config.run_name(shard, "model", "data", ("limit=4",))
-    whole = config.unsharded(shard)
-    assert config.unsharded_name(name, shard) == config.run_name(whole, "model", "data", ("limit=4",))
+    unsharded = config.unsharded(shard)
+    assert config.unsharded_name(name, shard) == config.run_name(unsharded, "model", "data", ("limit=4",))
 
 
 def test_names_are_safe_for_a_file_system_and_differ_for_points_of_a_sweep() -> None:
@@ -186,7 +186,7 @@ def test_names_are_safe_for_a_file_system_and_differ_for_points_of_a_sweep() -> 
     assert all("/" not in name and " " not in name and not name.startswith(".") for name in names)
 
 
-def test_passwords_in_addresses_are_not_written_down() -> None:
+def test_passwords_in_urls_are_not_stored() -> None:
     cfg = composed("model=gpt-4o", "provider.base_url=https://user:secret@host/v1")
     assert "secret" not in str(config.resolved(cfg))
     assert "host/v1" in str(config.resolved(cfg))
@@ -199,7 +199,7 @@ def test_the_configuration_folder_is_found() -> None:
 
 
 def test_the_comments_of_the_yaml_files_and_the_reference_page_are_those_of_the_options() -> None:
-    """``python -m tests.support.option_docs`` writes them anew."""
+    """``python -m tests.support.option_docs`` updates them."""
     files = [str(path) for path in option_docs.option_files()]
     stale = [file for file in files if (text := Path(file).read_text()) != option_docs.commented(text)]
     assert stale == []

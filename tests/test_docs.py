@@ -1,4 +1,4 @@
-"""Documentation and project files: links lead somewhere, the site builds, forms and workflows fit their schemas."""
+"""Documentation and project files: links are valid, the site builds, workflows and forms match their schemas."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def without_code(text: str) -> str:
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    """The anchors that GitHub and MkDocs generate for a page's headings."""
     headings = re.findall(r"^#+ (.*)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Every script of ``examples/`` does what its first lines say."""
+"""The scripts in ``examples/`` do what their comments say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File systems without file locks, and the mode for a single writer; a preloaded library in C stands in for one."""
+"""File systems without file locks, simulated by a preloaded C library, and ``locks=single_writer``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_locks(library: Path, place: Path) -> dict[str, str]:
-    """The environment of a process for which ``place`` has no locks."""
+    """The environment of a process in which ``place`` has no file locks."""
     ours = {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test", "LD_PRELOAD": str(library)}
     return {**os.environ, **ours, "NO_LOCKS_BELOW": str(place), "NO_LOCKS_ERRNO": "37"}
 
@@ -95,7 +95,7 @@ def test_everything_that_locks_names_the_remedy_and_works_with_it(library: Path,
 
 
 def test_a_killed_run_goes_on_and_pays_nothing_twice(library: Path, tmp_path: Path) -> None:
-    """Refused with one line; then with ``single_writer``: killed, a second process refused meanwhile, resumed."""
+    """Without locks it is refused. With ``single_writer`` it is killed and resumed, and excludes a second process."""
     with ApiServer() as server:
         arguments = [
             *("model=gpt-4o", f"provider.base_url={server.openai_url}", "tracker=none", "dataset.limit=6"),
@@ -135,7 +135,7 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(library: Path, tmp_path: Pa
 
 
 def test_a_lock_file_of_a_process_that_may_live_is_respected(tmp_path: Path) -> None:
-    """And one of a process that is gone for certain is taken over."""
+    """That of a process that has certainly ended is replaced."""
     guarded, lock = tmp_path / "file", tmp_path / "file.owner"
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     with OwnerFile(guarded, "file"):

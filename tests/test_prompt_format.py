@@ -1,4 +1,4 @@
-"""Splitting prompts, and reading the files in them back to the byte."""
+"""Splitting prompts, and parsing the files in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.steps import calls_of, lines_executed
 
 
 def _prompt(files: dict[str, str], *, numbered: bool = True) -> str:
-    """A prompt as SWE-bench's style 3 writes it."""
+    """A prompt in SWE-bench's style 3."""
     parts = ["You will be given code.", "<issue>", "It is broken.", "</issue>", "<code>"]
     for path, content in files.items():
         lines = content.split("\n")
@@ -24,7 +24,7 @@ def _prompt(files: dict[str, str], *, numbered: bool = True) -> str:
 
 
 @pytest.mark.parametrize("numbered", [True, False])
-def test_files_come_back_to_the_byte(numbered: bool) -> None:
+def test_files_are_parsed_byte_for_byte(numbered: bool) -> None:
     files = {
         "a.py": "x = 1\n\ny = 2\n",
         "open.txt": "no newline",
@@ -57,12 +57,12 @@ def test_lines_that_begin_with_digits_are_kept_where_the_file_is_not_numbered() 
     assert files_in_prompt("[start of a.txt]\n3 x\n1 y\n[end of a.txt]\n") == {"a.txt": "3 x\n1 y"}
 
 
-def test_excerpts_are_left_out() -> None:
+def test_excerpts_are_ignored() -> None:
     text = "[start of a.py]\n...\n7 x\n8 y\n...\n20 z\n[end of a.py]\n[start of b.py]\n1 x\n[end of b.py]\n"
     assert files_in_prompt(text) == {"b.py": "x"}
 
 
-def test_file_without_its_end_is_left_out() -> None:
+def test_a_file_without_end_marker_is_ignored() -> None:
     assert files_in_prompt("[start of a.py]\n1 x\n[start of b.py]\n1 y\n[end of b.py]\n") == {"b.py": "y"}
 
 
@@ -103,7 +103,7 @@ def test_prompt_is_split_without_ever_raising(text: str, expected: Prompt) -> No
     assert split_prompt(text) == expected
 
 
-def test_the_files_of_a_prompt_are_parsed_once_when_one_is_first_asked_for() -> None:
+def test_a_prompt_is_parsed_once_on_first_access_to_a_file() -> None:
     text = "Fix it.\n" + _prompt({"a.py": "x = 1\n", "b.py": "y\n"}) + "A patch, please."
     made: list[PromptFiles] = []
     assert calls_of(files_in_prompt.__code__, lambda: made.append(PromptFiles(split_prompt(text)))) == 0

@@ -29,7 +29,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     os.environ["OPENAI_API_KEY"] = "sk-test"  # workers inherit the environment of the cluster's start
-    with TwoNodes(points=2) as nodes:
+    with TwoNodes(jobs=2) as nodes:
         yield nodes
     del os.environ["OPENAI_API_KEY"]
 

@@ -76,7 +76,7 @@ def test_a_lost_node_s_instances_move_to_the_other_with_the_same_outputs(tmp_pat
         command(tmp_path, "output_dir=one"), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=True
     )
     assert one.stdout.decode().splitlines() == ["one"]
-    with TwoNodes(points=1) as nodes, (tmp_path / "log").open("w+") as log:
+    with TwoNodes(jobs=1) as nodes, (tmp_path / "log").open("w+") as log:
         on_ray = command(tmp_path, "runner=ray", f"runner.ray.address={nodes.address}", "output_dir=two")
         run = subprocess.Popen(on_ray, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log)
         # Pause the first engine until the other one is ready, so that both get work.
@@ -84,7 +84,7 @@ def test_a_lost_node_s_instances_move_to_the_other_with_the_same_outputs(tmp_pat
         os.kill(first, signal.SIGSTOP)
         engine_that_is_ready(2, tmp_path / "log", run)
         os.kill(first, signal.SIGCONT)
-        nodes.lose_the_second()
+        nodes.kill_second()
         run.communicate(timeout=120)
         log_text = (tmp_path / "log").read_text()
         assert run.returncode == 0, log_text

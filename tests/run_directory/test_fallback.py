@@ -1,4 +1,4 @@
-"""Records that ``records.jsonl`` did not take: kept in the reserve or elsewhere, taken in once, from nobody else."""
+"""The fallback for records: reserve, state directory, and recovery by the next process of the same user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, PatchResult, Usage
 
 LONG = 9 << 20
-"""Bytes; more than the reserve has."""
+"""Bytes; more than the reserve."""
 
 
 def record(name: str, length: int = 10) -> Record:
@@ -37,16 +37,16 @@ def names(directory: Path) -> list[str]:
     return [r["instance_id"] for r in read_records(directory / "records.jsonl")]
 
 
-def test_space_is_reserved_while_a_run_is_open_and_given_back(tmp_path: Path) -> None:
+def test_space_is_reserved_while_a_run_is_open_and_freed_afterwards(tmp_path: Path) -> None:
     with RunStore(tmp_path / "run", "model"):
         held = (tmp_path / "run" / RESERVE).stat()
         assert held.st_size >= 1 << 14
-        assert held.st_blocks * 512 >= held.st_size, "the disk has given the blocks"
+        assert held.st_blocks * 512 >= held.st_size, "the blocks are allocated"
     assert not (tmp_path / "run" / RESERVE).exists()
 
 
 @pytest.mark.parametrize("length", [10, LONG], ids=["reserve", "state directory"])
-def test_what_was_kept_is_taken_in_by_the_next_opener_once(tmp_path: Path, state: Path, length: int) -> None:
+def test_fallback_records_are_appended_once_by_the_next_process(tmp_path: Path, state: Path, length: int) -> None:
     kept, twice = record("kept", length), record("twice", length)
     with RunStore(tmp_path / "run", "model") as store:
         store.append(twice)
@@ -62,7 +62,7 @@ def test_what_was_kept_is_taken_in_by_the_next_opener_once(tmp_path: Path, state
     assert [json.loads(line)["instance_id"] for line in predictions] == ["twice", "kept"]
 
 
-def test_what_was_kept_and_then_appended_leaves_no_file(tmp_path: Path, state: Path) -> None:
+def test_removing_the_fallback_leaves_no_file(tmp_path: Path, state: Path) -> None:
     with RunStore(tmp_path / "run", "model") as store:
         for length in (10, LONG):
             store.append_to_fallback(record("a", length))
@@ -74,7 +74,7 @@ def test_what_was_kept_and_then_appended_leaves_no_file(tmp_path: Path, state: P
 
 
 @pytest.mark.parametrize("length", [10, LONG], ids=["reserve", "state directory"])
-def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, state: Path, length: int) -> None:
+def test_a_kill_within_a_line_loses_that_line_only(tmp_path: Path, state: Path, length: int) -> None:
     code = textwrap.dedent("""
         import os, sys
         from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, st
     assert names(tmp_path / "run") == ["whole"]
 
 
-def test_a_file_elsewhere_is_its_owners_alone_and_belongs_to_one_run(tmp_path: Path, state: Path) -> None:
+def test_a_file_in_the_state_directory_is_private_and_belongs_to_one_run(tmp_path: Path, state: Path) -> None:
     with RunStore(tmp_path / "a", "model") as store:
         path = store.append_to_fallback(record("a", LONG))
     assert path is not None
@@ -104,7 +104,7 @@ def test_a_file_elsewhere_is_its_owners_alone_and_belongs_to_one_run(tmp_path: P
     assert path.exists()
 
 
-def test_files_of_other_users_and_links_are_left_alone(tmp_path: Path, state: Path) -> None:
+def test_files_of_other_users_and_links_are_ignored(tmp_path: Path, state: Path) -> None:
     with RunStore(tmp_path / "run", "model") as store:
         path = store.append_to_fallback(record("foreign", LONG))
     assert path is not None
@@ -121,7 +121,7 @@ def test_files_of_other_users_and_links_are_left_alone(tmp_path: Path, state: Pa
         assert names(tmp_path / "run") == []
 
 
-def test_where_no_place_takes_a_line_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_append_returns_none_if_no_file_is_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc")
     fallback = Fallback(tmp_path)
     assert fallback.append(b"{}\n") == tmp_path / RESERVE

@@ -1,4 +1,4 @@
-"""Figures mean the same wherever they are shown: rates are over everything that was asked for."""
+"""Figures agree wherever they are shown: rates are over every covered sample."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def answer(store: RunStore, name: str, status: PatchStatus, sample: int = 0) -> 
 
 @pytest.fixture
 def half(tmp_path: Path) -> Path:
-    """A run that skips half of its instances, and solves the others."""
+    """A run that skips half of its instances and solves the rest."""
     directory = tmp_path / "run"
     with RunStore(directory, "model") as store:
         for name in "ab":
@@ -63,7 +63,7 @@ def test_a_run_that_skips_half_scores_half_everywhere(
     assert merge(tmp_path / "merged", [half])["apply_rate"] == 0.5
 
 
-def test_what_could_not_be_checked_stands_beside_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unchecked_patches_are_shown_with_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     statuses: list[PatchStatus] = ["applies", "repaired", "does_not_apply", "unchecked", "none"]
     with RunStore(tmp_path, "model") as store:
         for number, status in enumerate(statuses):
@@ -91,9 +91,9 @@ def test_samples_without_a_record_count_as_not_solved(tmp_path: Path) -> None:
     assert {k: value for k, value, _ in one.pass_at}[1] == 0.25
 
 
-def test_a_summary_that_was_made_up_costs_no_memory(half: Path) -> None:
-    made_up: Summary = {"instances": 10**18, "samples": 10**18}
-    (half / "summary.json").write_text(json.dumps(made_up))
+def test_a_forged_summary_needs_no_memory(half: Path) -> None:
+    forged: Summary = {"instances": 10**18, "samples": 10**18}
+    (half / "summary.json").write_text(json.dumps(forged))
     one = compare([load_run(half)]).runs[0]
     assert one.applies.successes == 2
     shutil.rmtree(half)

@@ -1,4 +1,4 @@
-"""Run directories of strangers: links, special files, and configurations that are made to hang whoever reads them."""
+"""Run directories from strangers: links, special files, and configurations that would hang a naive reader."""
 
 from __future__ import annotations
 

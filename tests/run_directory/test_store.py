@@ -1,4 +1,4 @@
-"""The store: nothing that was appended is lost, nothing torn is kept, and one process at a time writes."""
+"""The store: no appended record is lost, truncated lines are removed, and one process at a time writes."""
 
 from __future__ import annotations
 

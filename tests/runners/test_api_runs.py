@@ -1,4 +1,4 @@
-"""Whole runs through every provider, as a user starts them: real SDKs, a real socket, real processes killed."""
+"""Complete runs with every provider: real SDKs, real sockets, real processes, some of them killed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class MyProvider(Provider):
 
 
 def test_a_provider_is_one_file_and_one_yaml(server: ApiServer, tmp_path: Path) -> None:
-    """In a folder of the user's own: it is chosen, described, refused, and resumed as the ones that come along."""
+    """A provider in the user's folder is selected, described, validated and resumed like a built-in one."""
     write_instances(tmp_path / "dataset.jsonl", 3)
     (tmp_path / "my_provider.py").write_text(OWN_PROVIDER)
     (tmp_path / "conf" / "provider").mkdir(parents=True)
@@ -156,7 +156,7 @@ def latest(directory: Path) -> dict[Key, Record]:
 
 
 def completed_once(directory: Path, instances: int, samples: int = 1) -> None:
-    """Every (instance, sample) is completed in exactly one record, and predicted exactly once."""
+    """Every (instance, sample) has exactly one completed record and one prediction."""
     counts = Counter(
         (r["instance_id"], r["sample"])
         for r in read_records(directory / "records.jsonl")

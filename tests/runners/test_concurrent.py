@@ -1,4 +1,4 @@
-"""Runs that one engine answers at once: each is what it would be by itself, and none is stopped by another."""
+"""Concurrent runs on one engine: each gives the same results as alone, and none stops another."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.support.threads import single_threaded
 
 INSTANCES = 5
-POINTS = {
+JOBS = {
     "greedy": Decoding(temperature=0.0, max_new_tokens=16),
     "sampled": Decoding(temperature=0.8, max_new_tokens=24, n=2, seed=3),
     "hot": Decoding(temperature=1.3, top_p=0.9, max_new_tokens=16, seed=4),
@@ -43,7 +43,7 @@ OnRecord = Callable[[Mapping[str, Any]], None]
 
 
 class Listener(NoTracker):
-    """Calls back on each record."""
+    """A tracker that calls a function with each record."""
 
     def __init__(self, on_record: OnRecord) -> None:
         self.on_record = on_record
@@ -53,7 +53,7 @@ class Listener(NoTracker):
 
 
 class Bench:
-    """Makes runs over the same few instances."""
+    """Creates runs over the same few instances."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -62,24 +62,29 @@ class Bench:
             path=str(make_checkpoint(home / "model", max_position_embeddings=4096)), dtype="float32"
         )
 
-    def execute(self, folder: Path, names: list[str], heard: Mapping[str, OnRecord] | None = None) -> list[Any]:
-        """Runs of the points ``names`` in ``folder``, together."""
+    def execute(self, folder: Path, names: list[str], callbacks: Mapping[str, OnRecord] | None = None) -> list[Any]:
+        """Execute the jobs ``names`` concurrently in ``folder``."""
         resources = ProcessResources()
         with ExitStack() as stack:
             return run_concurrently(
-                [self.opened(stack, folder / name, name, resources, heard or {}) for name in names]
+                [self.opened(stack, folder / name, name, resources, callbacks or {}) for name in names]
             )
 
     def opened(
-        self, stack: ExitStack, directory: Path, name: str, resources: ProcessResources, heard: Mapping[str, OnRecord]
+        self,
+        stack: ExitStack,
+        directory: Path,
+        name: str,
+        resources: ProcessResources,
+        callbacks: Mapping[str, OnRecord],
     ) -> Run:
-        runner = LlamaRunner(model=self.model, decoding=POINTS[name], max_sequences=8, kv_cache_gb=0.05)
+        runner = LlamaRunner(model=self.model, decoding=JOBS[name], max_sequences=8, kv_cache_gb=0.05)
         runner.check()
         directory.mkdir(parents=True, exist_ok=True)
         store = stack.enter_context(RunStore(directory, runner.label))
         runner.bind(RunContext(directory, name, Decimal(0), directory / "ledger", resources))
         info = RunInfo(name, name, {}, directory, store.resumed)
-        tracker = Listener(heard[name]) if name in heard else NoTracker()
+        tracker = Listener(callbacks[name]) if name in callbacks else NoTracker()
         return Run(runner, select_instances(runner, self.dataset, DataShard()), store, tracker, info)
 
 
@@ -107,9 +112,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def alone(bench: Bench) -> dict[str, dict[tuple[str, int], str]]:
-    """Each point by itself, with an engine of its own, as a single command makes it."""
+    """The answers of each job with its own engine."""
     found = {}
-    for name in POINTS:
+    for name in JOBS:
         with ExitStack() as stack:
             run = bench.opened(stack, bench.home / "alone" / name, name, ProcessResources(), {})
             assert run.execute() == 0
@@ -120,8 +125,8 @@ def alone(bench: Bench) -> dict[str, dict[tuple[str, int], str]]:
 def test_each_has_the_answers_and_counts_of_a_run_by_itself(
     bench: Bench, alone: dict[str, dict[tuple[str, int], str]], tmp_path: Path
 ) -> None:
-    assert bench.execute(tmp_path, list(POINTS)) == [0, 0, 0]
-    for name, decoding in POINTS.items():
+    assert bench.execute(tmp_path, list(JOBS)) == [0, 0, 0]
+    for name, decoding in JOBS.items():
         assert outputs(tmp_path / name) == alone[name]
         found, single = summary(tmp_path / name), summary(bench.home / "alone" / name)
         for key in ("instances", "samples", "completed", "failed", "skipped", "remaining", "patches", "cost_usd"):
@@ -129,12 +134,12 @@ def test_each_has_the_answers_and_counts_of_a_run_by_itself(
         for key in ("input_tokens", "output_tokens"):
             assert found["usage"][key] == single["usage"][key]
         assert found["completed"] == INSTANCES * decoding.n
-        assert found["stats"]["concurrent_jobs"] == len(POINTS)
-    cached = [summary(tmp_path / name)["usage"]["cached_input_tokens"] for name in POINTS]
-    total = [summary(tmp_path / name)["usage"]["input_tokens"] for name in POINTS]
+        assert found["stats"]["concurrent_jobs"] == len(JOBS)
+    cached = [summary(tmp_path / name)["usage"]["cached_input_tokens"] for name in JOBS]
+    total = [summary(tmp_path / name)["usage"]["input_tokens"] for name in JOBS]
     assert sum(cached) > 0.7 * sum(total), "each prompt is computed once, for all of them"
     passes = summary(tmp_path / "hot")["stats"]["forward_passes"]
-    assert passes < sum(summary(bench.home / "alone" / name)["stats"]["forward_passes"] for name in POINTS)
+    assert passes < sum(summary(bench.home / "alone" / name)["stats"]["forward_passes"] for name in JOBS)
 
 
 def test_a_prompt_is_parsed_once_for_the_patches_and_drafts_of_all_its_samples(tmp_path: Path) -> None:
@@ -159,13 +164,13 @@ def test_a_run_that_breaks_stops_no_other_and_goes_on_later(
     def breaks(record: Mapping[str, Any]) -> None:
         raise RuntimeError("a fault in this run alone")
 
-    assert bench.execute(tmp_path, list(POINTS), {"sampled": breaks}) == [0, 1, 0]
+    assert bench.execute(tmp_path, list(JOBS), {"sampled": breaks}) == [0, 1, 0]
     assert outputs(tmp_path / "greedy") == alone["greedy"]
     assert outputs(tmp_path / "hot") == alone["hot"]
     assert len(outputs(tmp_path / "sampled")) == 1, "what was written before the fault is kept"
     assert summary(tmp_path / "sampled")["remaining"] == 2 * INSTANCES - 1
     before = {name: (tmp_path / name / "records.jsonl").read_bytes() for name in ("greedy", "hot")}
-    assert bench.execute(tmp_path, list(POINTS)) == [0, 0, 0]
+    assert bench.execute(tmp_path, list(JOBS)) == [0, 0, 0]
     assert outputs(tmp_path / "sampled") == alone["sampled"]
     assert before == {name: (tmp_path / name / "records.jsonl").read_bytes() for name in before}
 
@@ -174,7 +179,7 @@ def test_a_run_that_breaks_stops_no_other_and_goes_on_later(
 def test_ctrl_c_ends_all_of_them_and_they_go_on_later(
     bench: Bench, alone: dict[str, dict[tuple[str, int], str]], tmp_path: Path, times: int
 ) -> None:
-    """Once: what is in flight is finished. Twice: it is dropped, what was finished is kept."""
+    """The first signal finishes requests in flight, the second drops them."""
     pressed: list[Mapping[str, Any]] = []
 
     def interrupts(record: Mapping[str, Any]) -> None:

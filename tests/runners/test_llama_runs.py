@@ -1,4 +1,4 @@
-"""Whole runs of a local Llama, as a user starts them: killed, resumed, finished, swept."""
+"""Complete runs of a local Llama model: killed, resumed, finished, swept."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def outputs(directory: Path) -> dict[tuple[str, int], str]:
-    """The completed answers, each of which must be there once."""
+    """The completed answers, checked to be unique."""
     completed = [r for r in read_records(directory / "records.jsonl") if r["status"] == "completed"]
     counts = Counter((r["instance_id"], r["sample"]) for r in completed)
     assert set(counts.values()) == {1}
@@ -61,27 +61,29 @@ def outputs(directory: Path) -> dict[tuple[str, int], str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(home: Path) -> dict[tuple[str, int], str]:
-    """The answers of a run that nobody disturbed."""
-    result = run(arguments(home, home / "undisturbed"), home)
+def uninterrupted(home: Path) -> dict[tuple[str, int], str]:
+    """The answers of an uninterrupted run."""
+    result = run(arguments(home, home / "uninterrupted"), home)
     assert result.returncode == 0, result.stderr
-    return outputs(home / "undisturbed")
+    return outputs(home / "uninterrupted")
 
 
-def test_a_run_answers_everything_and_counts_its_tokens(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
-    assert len(undisturbed) == INSTANCES * SAMPLES
-    summary = json.loads((home / "undisturbed" / "summary.json").read_text())
+def test_a_run_answers_everything_and_counts_its_tokens(
+    home: Path, uninterrupted: dict[tuple[str, int], str]
+) -> None:
+    assert len(uninterrupted) == INSTANCES * SAMPLES
+    summary = json.loads((home / "uninterrupted" / "summary.json").read_text())
     assert summary["cost_usd"] == 0
     assert summary["usage"]["cached_input_tokens"] > 0, "samples of a prompt share it"
     for sample in range(SAMPLES):
         name = "predictions.jsonl" if sample == 0 else f"predictions.sample{sample}.jsonl"
-        predictions = [json.loads(line) for line in (home / "undisturbed" / name).read_text().splitlines()]
+        predictions = [json.loads(line) for line in (home / "uninterrupted" / name).read_text().splitlines()]
         assert {p["model_name_or_path"] for p in predictions} == {"model"}
         assert len(predictions) == INSTANCES
 
 
-def test_killed_and_resumed_it_gives_the_answers_of_an_undisturbed_run(
-    home: Path, undisturbed: dict[tuple[str, int], str]
+def test_killed_and_resumed_it_gives_the_answers_of_an_uninterrupted_run(
+    home: Path, uninterrupted: dict[tuple[str, int], str]
 ) -> None:
     directory = home / "killed"
     chance = random.Random(7)
@@ -100,39 +102,43 @@ def test_killed_and_resumed_it_gives_the_answers_of_an_undisturbed_run(
         process.communicate()
     result = run(arguments(home, directory), home)
     assert result.returncode == 0, result.stderr
-    assert outputs(directory) == undisturbed
+    assert outputs(directory) == uninterrupted
 
 
-def test_a_finished_run_answers_without_importing_torch(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "swe_infer", *arguments(home, home / "undisturbed")]
+def test_a_finished_run_answers_without_importing_torch(
+    home: Path, uninterrupted: dict[tuple[str, int], str]
+) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "swe_infer", *arguments(home, home / "uninterrupted")]
     result = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, check=False)
     assert result.returncode == 0
-    assert result.stdout.strip().splitlines()[-1] == str(home / "undisturbed")
+    assert result.stdout.strip().splitlines()[-1] == str(home / "uninterrupted")
     modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "|" in line}
     assert "hydra" in modules
     assert not modules & {"torch", "transformers"}
-    assert outputs(home / "undisturbed") == undisturbed
+    assert outputs(home / "uninterrupted") == uninterrupted
 
 
-def test_two_shards_give_the_answers_of_one_run(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
+def test_two_shards_give_the_answers_of_one_run(home: Path, uninterrupted: dict[tuple[str, int], str]) -> None:
     found: dict[tuple[str, int], str] = {}
     for index in range(2):
         directory = home / f"shard{index}"
         result = run([*arguments(home, directory), f"shard.index={index}", "shard.count=2"], home)
         assert result.returncode == 0, result.stderr
         found |= outputs(directory)
-    assert found == undisturbed
+    assert found == uninterrupted
 
 
-def test_another_configuration_may_not_use_the_directory(home: Path, undisturbed: dict[tuple[str, int], str]) -> None:
-    result = run([*arguments(home, home / "undisturbed"), "decoding.top_p=0.5"], home)
+def test_another_configuration_may_not_use_the_directory(
+    home: Path, uninterrupted: dict[tuple[str, int], str]
+) -> None:
+    result = run([*arguments(home, home / "uninterrupted"), "decoding.top_p=0.5"], home)
     assert result.returncode == 2
     assert "decoding.top_p: 0.95 → 0.5" in result.stderr
-    assert outputs(home / "undisturbed") == undisturbed
+    assert outputs(home / "uninterrupted") == uninterrupted
 
 
 def test_points_of_a_sweep_are_answered_at_once_and_a_bad_one_stops_no_other(
-    home: Path, undisturbed: dict[tuple[str, int], str]
+    home: Path, uninterrupted: dict[tuple[str, int], str]
 ) -> None:
     command = [*arguments(home, home / "sweep"), "-m", "decoding.temperature=0.2,9,0.8,1.2"]
     result = run(command, home)
@@ -145,6 +151,6 @@ def test_points_of_a_sweep_are_answered_at_once_and_a_bad_one_stops_no_other(
     assert [summary["stats"]["concurrent_jobs"] for summary in summaries] == [3, 3, 3]
     rates = [summary["usage"]["cached_input_tokens"] / summary["usage"]["input_tokens"] for summary in summaries]
     assert sum(rates) / 3 > 0.7, "each prompt is computed once"
-    assert outputs(runs[1]) == undisturbed, "as if the point had been run by itself"
+    assert outputs(runs[1]) == uninterrupted, "as if the point had been run by itself"
     points = [json.loads(line) for line in (home / "sweep" / "runs.jsonl").read_text().splitlines()]
     assert [point["status"] for point in points] == [0, 2, 0, 0]

@@ -1,4 +1,4 @@
-"""A billion samples of each instance: counted, not enumerated; asked for one after the other, not held."""
+"""A billion samples per instance: estimates do not enumerate them, and runs request them lazily."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ BILLION = 10**9
 MORE_MEGABYTES = 100
 
 
-def wanted(total: int, *settled: int) -> PendingSamples:
+def pending(total: int, *excluded: int) -> PendingSamples:
     one = request("a", 0, "word " * 3000)
-    return PendingSamples("a", one.prompt, one.decoding, total, frozenset(settled))
+    return PendingSamples("a", one.prompt, one.decoding, total, frozenset(excluded))
 
 
 def one_by_one(samples: PendingSamples) -> list[PendingSamples]:
@@ -64,7 +64,7 @@ def figures(found: Estimate) -> tuple[int, Range, Range, Range | None, Range | N
 
 
 @pytest.mark.parametrize("vendor", ["openai", "llama"])
-def test_what_is_computed_is_what_is_counted(vendor: Literal["openai", "llama"]) -> None:
+def test_estimates_equal_those_of_single_samples(vendor: Literal["openai", "llama"]) -> None:
     runner: ApiRunner | LlamaRunner
     if vendor == "llama":
         runner = LlamaRunner(
@@ -77,23 +77,23 @@ def test_what_is_computed_is_what_is_counted(vendor: Literal["openai", "llama"])
             decoding=Decoding(max_new_tokens=100),
             prompt_caching="never",
         )
-    few = wanted(9, 2, 5, 8)
+    few = pending(9, 2, 5, 8)
     assert few.count == len(list(few.requests())) == 6
     assert figures(runner.estimate([few])) == figures(runner.estimate(one_by_one(few)))
-    one, many = runner.estimate([wanted(1)]), runner.estimate([wanted(BILLION, 3)])
+    one, many = runner.estimate([pending(1)]), runner.estimate([pending(BILLION, 3)])
     assert many.requests == BILLION - 1
     assert many.input_tokens.high / one.input_tokens.high == pytest.approx(Decimal(BILLION), rel=Decimal("0.001"))
     assert one.live_usd is not None
     assert many.live_usd == Range(one.live_usd.low * (BILLION - 1), one.live_usd.high * (BILLION - 1))
 
 
-def test_what_the_response_cache_holds_of_many_samples_is_found_without_asking_for_each(tmp_path: Path) -> None:
+def test_cached_samples_are_found_without_a_lookup_of_each(tmp_path: Path) -> None:
     api = ApiRunner(
         model=ApiModel(name="gpt-4o"), provider=ScriptedProvider(), decoding=Decoding(), response_cache=str(tmp_path)
     )
-    few = wanted(6, 1, 4)
+    few = pending(6, 1, 4)
     api.generate(few.requests(), Outcomes(), threading.Event())
-    found = api.estimate([wanted(BILLION)])
+    found = api.estimate([pending(BILLION)])
     assert (found.response_cache_hits, found.requests) == (4, BILLION - 4)
 
 
@@ -110,12 +110,12 @@ def test_a_run_reads_few_more_requests_than_it_sends(
     mode: Literal["live", "batch"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback")
-    decoding, read, told = Decoding(max_new_tokens=64), 0, context(tmp_path)
+    decoding, read, run_context = Decoding(max_new_tokens=64), 0, context(tmp_path)
 
     def requests() -> Iterator[Request]:
         nonlocal read
         for read in range(BILLION):
-            if "a" in told.over_budget:
+            if "a" in run_context.over_budget:
                 return
             yield request("a", read, "fix it", decoding)
 
@@ -130,7 +130,7 @@ def test_a_run_reads_few_more_requests_than_it_sends(
             batches=batches,
         )
         api.check()
-        api.bind(told)
+        api.bind(run_context)
         outcomes = Outcomes()
         with pytest.raises(BudgetExceeded):
             api.generate(requests(), outcomes, threading.Event())
@@ -168,7 +168,7 @@ def test_a_run_of_more_samples_than_files_may_be_open_is_written_and_resumed(tmp
 
 
 def command(*arguments: str, cwd: Path) -> tuple[str, int, int]:
-    """What a command says, its exit status, and the most memory that it had, in megabytes."""
+    """The output of a command, its exit status, and its peak memory in megabytes."""
     process = subprocess.Popen(
         [sys.executable, "-m", "swe_infer", "tracker=none", *arguments],
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""The live line, on a real pseudo-terminal and on a pipe."""
+"""The progress line on a real pseudo-terminal and on a pipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from swe_infer.runners.progress import Progress
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -50,7 +50,7 @@ RECORD = {"status": "completed", "usage": {"output_tokens": 50}}
 
 @contextmanager
 def terminal() -> Iterator[tuple[TextIO, list[bytes]]]:
-    """A pseudo-terminal: the end to write to, and what arrived at the other."""
+    """A pseudo-terminal: a stream to write to, and the received text."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
     seen: list[bytes] = []
@@ -77,7 +77,7 @@ def terminal() -> Iterator[tuple[TextIO, list[bytes]]]:
 
 
 def screen(data: bytes) -> list[str]:
-    """The lines that a terminal would show: a carriage return with an erase starts the line anew."""
+    """The lines that a terminal would show. A carriage return with an erase clears the line."""
     lines = re.sub(r"\x1b\[\?25[lh]", "", data.decode()).replace("\r\n", "\n").split("\n")
     return [re.split(r"\r\x1b\[2K", line)[-1] for line in lines]
 
@@ -112,7 +112,7 @@ def test_failures_name_the_last_error_and_skips_are_counted() -> None:
         (Decimal("1234.5"), "$1,234.50"),
     ],
 )
-def test_money_is_shown_in_full_and_unknown_money_is_not_nothing(cost: Decimal | None, shown: str) -> None:
+def test_costs_are_shown_and_an_unknown_cost_is_not_zero(cost: Decimal | None, shown: str) -> None:
     progress = Progress(10, 0, io.StringIO(), Clock())
     progress.update(RECORD, totals_after(1, cost_usd=cost), {})
     assert f" · {shown} · " in progress.line()
@@ -125,7 +125,7 @@ def test_no_control_character_reaches_the_terminal() -> None:
     assert all(c.isprintable() for c in progress.line())
 
 
-def test_elsewhere_than_on_a_terminal_plain_lines_come_at_growing_intervals() -> None:
+def test_without_a_terminal_plain_lines_come_at_growing_intervals() -> None:
     clock, out = Clock(), io.StringIO()
     progress = Progress(2000, 0, out, clock)
     for n in range(1, 1201):  # ten minutes, two answers a second
@@ -145,7 +145,7 @@ def test_a_run_without_an_answer_leaves_no_plain_line() -> None:
     assert out.getvalue() == ""
 
 
-def test_a_terminal_shows_one_line_that_not_every_answer_draws_anew() -> None:
+def test_a_terminal_shows_one_line_that_is_not_redrawn_for_every_answer() -> None:
     with terminal() as (stream, seen):
         progress = Progress(2000, 0, stream)
         for n in range(1, 1001):
@@ -170,7 +170,7 @@ def test_a_narrow_terminal_gets_a_shortened_line(monkeypatch: pytest.MonkeyPatch
     assert line.endswith("…")
 
 
-def test_log_lines_stand_whole_above_the_live_line() -> None:
+def test_log_lines_appear_whole_above_the_progress_line() -> None:
     logger = logging.getLogger()
     with terminal() as (stream, seen):
         handler = logging.StreamHandler(stream)
@@ -191,7 +191,7 @@ def test_log_lines_stand_whole_above_the_live_line() -> None:
     assert lines[2] == "after the end"
 
 
-def test_time_passes_on_the_line_while_no_answer_comes() -> None:
+def test_the_elapsed_time_advances_without_answers() -> None:
     with terminal() as (stream, seen):
         progress = Progress(100, 0, stream)
         while b"0:01 elapsed" not in b"".join(seen):

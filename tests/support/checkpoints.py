@@ -1,4 +1,4 @@
-"""Small random Llama checkpoints and a byte-level BPE tokenizer, written by transformers itself."""
+"""Small random Llama checkpoints and a byte-level BPE tokenizer, written by transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CORPUS = (
 
 
 def make_tokenizer(directory: Path, *, bos: bool = True, vocab_size: int = 400) -> Any:
-    """A byte-level BPE tokenizer whose prompts begin with ``<s>`` if ``bos``; saved to ``directory``."""
+    """Train a byte-level BPE tokenizer and save it to ``directory``. Prompts begin with ``<s>`` if ``bos``."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -53,9 +53,10 @@ def make_checkpoint(
     tokenizer: bool = True,
     **config: Any,
 ) -> Path:
-    """A Llama of a few ten thousand parameters, with weights wide enough that logits differ clearly.
+    """Save a Llama model with some ten thousand parameters; the wide initialization separates the logits.
 
-    ``config`` goes to ``transformers.LlamaConfig``.
+    Args:
+        config: passed to ``transformers.LlamaConfig``.
     """
     _quiet()
     torch.manual_seed(seed)
@@ -82,7 +83,7 @@ def make_checkpoint(
 
 
 def reference(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The checkpoint as transformers loads it. Its classes are typed too loosely to be of use here."""
+    """The checkpoint, loaded by transformers."""
     _quiet()
     loader: Any = LlamaForCausalLM
     return loader.from_pretrained(str(directory), dtype=dtype).eval()

@@ -1,11 +1,11 @@
-"""Commands as a user starts them, in processes of their own, without the time that importing packages takes.
+"""Runs commands in separate processes, as a user does, but without the import time of third-party packages.
 
 Importing Hydra, pydantic and the vendors' SDKs takes up to half of a short command's processor time. A server imports
 these once for all workers of a test session. It forks a process for each command, which takes over the command's
 arguments, folder, environment and streams, and then runs the module as ``python -m`` does. None of our own modules is
 imported before that. A launcher's workers, and whatever else a command starts, start as usual.
 
-Tests of what happens while the interpreter starts, and of what is imported, start the interpreter themselves.
+Tests of startup and of imports start the interpreter themselves.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MESSAGE = 1 << 20
 
 
 class Command:
-    """A started command; what :class:`subprocess.Popen` has, as far as tests need it."""
+    """A started command, with the interface of :class:`subprocess.Popen` that tests need."""
 
     def __init__(self, args: list[str], pid: int, stdout: int, stderr: int, ended: int) -> None:
         self.args = args
@@ -72,7 +72,7 @@ class Command:
         return status
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it wrote until both streams were closed; then it is waited for."""
+        """Read both streams to their end, and wait for the process."""
         texts = ["", ""]
 
         def read(number: int, stream: IO[str]) -> None:
@@ -117,7 +117,7 @@ def start(
     """Start ``python -m module arguments``, or ``python -c arguments`` where the module is ``-c``.
 
     Args:
-        packages: what the process has imported already.
+        packages: packages that the server has imported.
     """
     reads, writes = zip(*(os.pipe() for _ in range(3)), strict=True)
     order = [module, list(arguments), str(cwd), dict(env), start_new_session]

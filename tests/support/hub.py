@@ -1,7 +1,7 @@
-"""A stand-in for the Hugging Face hub on loopback: repositories of files, with as much HTTP API as the clients use.
+"""A fake Hugging Face hub on loopback, with the HTTP API that the clients use.
 
-Shapes follow the hub's public API as ``huggingface_hub`` reads it: repository info, trees, path infos, and files
-under ``resolve`` with their ``ETag`` and ``X-Repo-Commit`` headers. Only the main branch exists.
+It serves repository info, trees, path infos, and files under ``resolve`` with ``ETag`` and ``X-Repo-Commit`` headers,
+in the format of the hub's public API. Only the main branch exists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FILE = re.compile(r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revi
 
 
 class Hub:
-    """``files``: content by path, for each repository such as ``datasets/owner/name`` or ``models/owner/name``."""
+    """Repositories such as ``datasets/owner/name`` or ``models/owner/name``: for each its content by path."""
 
     def __init__(self, files: Mapping[str, Mapping[str, bytes]]) -> None:
         self.files = files

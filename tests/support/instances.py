@@ -1,4 +1,4 @@
-"""Small instances in the SWE-bench prompt form, for tests that need many different prompts."""
+"""Small instances with different SWE-bench prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["prompt_text", "write_instances"]
 
 
 def prompt_text(number: int, *, lines: int = 12) -> str:
-    """A prompt of the usual form: a system line, an issue, and one file with line numbers."""
+    """A SWE-bench prompt: a system line, an issue, and one file with line numbers."""
     body = [f"def scale_{number}(value):", f"    factor = {number}"]
     body += [f"    value = value + {i}" for i in range(lines - 3)]
     body += ["    return value"]

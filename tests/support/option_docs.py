@@ -1,6 +1,6 @@
-"""The comments in ``conf/`` and the page ``docs/options.md``, made from the descriptions of the options.
+"""Generates the comments in ``conf/`` and the page ``docs/options.md`` from the descriptions of the options.
 
-``python -m tests.support.option_docs`` writes both anew; a test compares them with what it would write.
+``python -m tests.support.option_docs`` writes both; a test checks that they are up to date.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def class_of(target: str) -> Any:
 
 
 def option_files() -> list[Path]:
-    """The YAML files that hold a class of this project, in the order of their names."""
+    """The YAML files that name a class of this project, sorted."""
     files = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.relative_to(CONF).parts)
     return [path for path in files if "_target_: swe_infer." in path.read_text(encoding="utf-8")]
 
 
 def commented(text: str) -> str:
-    """A YAML file's text with the description of each option as its comment."""
+    """The text of a YAML file, with the description of each option as a comment."""
     nodes = _described(yaml.safe_load(text))
     lines: list[str] = []
     path: list[tuple[int, str]] = []
@@ -70,7 +70,7 @@ def commented(text: str) -> str:
 
 
 def _described(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Mapping[str, str]]:
-    """The descriptions of the keys of every node that has a class of this project."""
+    """The descriptions of the keys of every node with a class of this project."""
     if not isinstance(node, dict):
         return {}
     found: dict[tuple[str, ...], Mapping[str, str]] = {}
@@ -86,7 +86,7 @@ def _described(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], M
 
 
 def _is_leaf(value: Any) -> bool:
-    """Whether a key has a comment: not where its value is a node of its own, or the group's."""
+    """Whether a key gets a comment: not if its value is a node or an interpolation."""
     return not (isinstance(value, dict) and value) and not (isinstance(value, str) and value.startswith("${"))
 
 

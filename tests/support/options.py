@@ -1,4 +1,4 @@
-"""The options of the configuration, composed."""
+"""Composed configurations."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ REQUIRED = {
     "prompt=template": [f"prompt.template={CONF.parent / 'examples' / 'prompt.jinja'}"],
     "provider=openai_compatible": ["provider.base_url=http://127.0.0.1:8000/v1"],
 }
-"""What an option wants from the user before it can be built."""
+"""Keys that the user must set for an option."""
 PARTNERS = {"context": ["prompt=style3"], "prompt": ["context=oracle"]}
 """Another group's option that goes with the options of a group, except ``given``."""
 
 
 @functools.cache
 def composed(*overrides: str) -> DictConfig:
-    """Composed once for all tests, which only read it: composing takes a tenth of a second."""
+    """A composed configuration, cached because composing takes 0.1 s. Tests must not change it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides))
 
 
 def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
-    """A configuration with an option and what it wants.
+    """A configuration with an option and its required keys.
 
-    Most models differ in their own values alone. Of those with the same defaults list one is composed; the others'
-    values take the place of its.
+    Most models differ only in their own values. One model for each defaults list is composed; the values of the
+    others are merged into it.
     """
     choice = f"{group}={option}"
     if group == "model" and (first := same_defaults()[defaults_of(option)]) != option:

@@ -1,5 +1,5 @@
-"""Slower processors than this one, for child processes: torch, oneDNN, MKL and our own kernels read what they may use
-from the environment when they are loaded."""
+"""Limits on instruction sets for child processes. torch, oneDNN, MKL and our kernels read them from the environment
+when they are loaded."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ __all__ = ["PROCESSORS", "Processor"]
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """One that a child process is limited to.
+    """A processor to emulate.
 
     Args:
-        needs: features that this machine must have, as Linux names them.
-        environment: the limits.
+        needs: CPU flags that this machine must have, in Linux's names.
+        environment: environment variables with the limits.
     """
 
     needs: frozenset[str]
     environment: dict[str, str]
 
     def missing(self) -> list[str]:
-        """What this machine lacks."""
+        """The flags that this machine lacks."""
         return sorted(self.needs - features())
 
 
 def features() -> frozenset[str]:
-    """Of this machine's processor, as Linux names them; none elsewhere than on Linux on x86-64."""
+    """The CPU flags of this machine; empty except on Linux on x86-64."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return frozenset()
     lines = Path("/proc/cpuinfo").read_text().splitlines()

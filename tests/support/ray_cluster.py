@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, each a raylet with workers of its own, and the sudden end of one."""
+"""A Ray cluster of two nodes (raylets) on this machine, one of which can be killed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ _OBJECT_STORE = 78_643_200
 
 
 class TwoNodes:
-    """Use as a context manager. Every node takes ``points`` tasks at a time.
+    """Use as a context manager.
 
-    Workers see the environment as it is when the cluster starts, and start in the directory of that moment.
+    Workers inherit environment and directory from the start of the cluster.
+
+    Args:
+        jobs: concurrent tasks of each node.
     """
 
-    def __init__(self, points: int) -> None:
-        self._points = points
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
         self._cluster: Any = None
         self._second: Any = None
 
@@ -29,7 +32,7 @@ class TwoNodes:
         from ray.cluster_utils import Cluster
 
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        node = {"num_cpus": self._points, "object_store_memory": _OBJECT_STORE}
+        node = {"num_cpus": self._jobs, "object_store_memory": _OBJECT_STORE}
         self._cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         self._second = self._cluster.add_node(**node)
         return self
@@ -41,16 +44,16 @@ class TwoNodes:
 
     @property
     def address(self) -> str:
-        """What ``ray.init`` takes."""
+        """The address for ``ray.init``."""
         return str(self._cluster.address)
 
     def workers(self) -> list[int]:
-        """The processes of the second node that have a run directory open."""
+        """Processes of the second node with an open run directory."""
         raylet = self._second.all_processes["raylet"][0].process.pid
-        return [pid for pid in sorted(descendants(raylet)) if _runs_a_point(pid)]
+        return [pid for pid in sorted(descendants(raylet)) if _executes_a_job(pid)]
 
-    def lose_the_second(self) -> float:
-        """End everything on the second node at once, as when a machine loses power; returns when (Unix time)."""
+    def kill_second(self) -> float:
+        """Kill all processes of the second node, as in a power failure; returns the Unix time."""
         raylet = self._second.all_processes["raylet"][0].process.pid
         everything = [raylet, *descendants(raylet)]
         now = time.time()
@@ -64,7 +67,7 @@ class TwoNodes:
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes below ``pid``."""
+    """All descendant processes of ``pid``."""
     try:
         children = {int(p) for f in Path(f"/proc/{pid}/task").glob("*/children") for p in f.read_text().split()}
     except OSError:
@@ -72,7 +75,7 @@ def descendants(pid: int) -> set[int]:
     return children | {below for child in children for below in descendants(child)}
 
 
-def _runs_a_point(pid: int) -> bool:
+def _executes_a_job(pid: int) -> bool:
     try:
         return any("records.jsonl" in os.readlink(f) for f in Path(f"/proc/{pid}/fd").glob("*"))
     except OSError:

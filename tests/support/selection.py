@@ -1,7 +1,7 @@
-"""Which tests ``--fast`` leaves out: those that start a process or a server, and those that make late imports.
+"""Deselects tests for ``--fast``: those that start a process or server, or use late imports.
 
-This is read from the code of a test and of its fixtures, so that no list has to be kept. Where a test starts a
-process by way of the product, ``forbid_processes`` makes it fail: it needs the mark ``slow``.
+This is derived from the code of a test and its fixtures. A test that starts a process through ``swe_infer`` needs the
+mark ``slow``; without it, ``forbid_processes`` makes it fail.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ OURS = {"tests", "benchmarks"}
 
 @functools.cache
 def late_imports(file: str) -> list[ast.stmt]:
-    """What stands under ``if TYPE_CHECKING:`` at the top of a module."""
+    """The statements under ``if TYPE_CHECKING:`` at the top of a module."""
     body = ast.parse(Path(file).read_text(encoding="utf-8")).body
     blocks = [node.body for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     return [statement for block in blocks for statement in block]
 
 
 def is_slow(item: pytest.Function) -> bool:
-    """Whether a test has the mark ``slow``, or its code or a fixture's says so."""
+    """Whether a test has the mark ``slow``, or it or a fixture starts a process or imports late."""
     if item.get_closest_marker("slow"):
         return True
     fixtures = [definition.func for found in item._fixtureinfo.name2fixturedefs.values() for definition in found]
@@ -49,7 +49,7 @@ def _reaches_a_starter(thing: object, seen: set[object]) -> bool:
     if isinstance(thing, ModuleType):
         return thing.__name__ in STARTERS or (_package(thing.__name__) in OURS and _holds_a_starter(thing))
     if callable(thing) and not isinstance(thing, type):
-        thing = inspect.unwrap(thing)  # of what a context manager or a cache is made
+        thing = inspect.unwrap(thing)  # the function behind a context manager or cache
     if not isinstance(thing, FunctionType | type) or thing in seen:
         return False
     seen.add(thing)
@@ -104,7 +104,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 @functools.cache
 def forbid_processes() -> None:
-    """From now on a process or a listening socket is an error in this process."""
+    """Make starting a process or binding a socket an error from now on."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("subprocess.Popen", "os.posix_spawn", "socket.bind"):

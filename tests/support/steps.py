@@ -1,4 +1,4 @@
-"""How much work a call is, counted instead of timed."""
+"""Counts the work of a call, as a replacement for timing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["calls_of", "lines_executed"]
 
 
 def lines_executed(call: Callable[[], object]) -> int:
-    """How many lines of Python ``call`` executes. The same call executes the same number on every machine."""
+    """The number of Python lines that ``call`` executes, which does not depend on the machine."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
@@ -29,7 +29,7 @@ def lines_executed(call: Callable[[], object]) -> int:
 
 
 def calls_of(code: CodeType, call: Callable[[], object]) -> int:
-    """How often ``call`` calls the function with this ``code``, in this thread."""
+    """How often ``call`` calls the function with ``code``, in this thread."""
     count = 0
 
     def profile(frame: FrameType, event: str, argument: object) -> None:

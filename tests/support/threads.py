@@ -1,4 +1,4 @@
-"""Torch on one thread: small models gain nothing from more, and on a busy machine threads wait for each other."""
+"""Limits torch to one thread: small models gain nothing from more, and threads are slow on a busy machine."""
 
 from __future__ import annotations
 

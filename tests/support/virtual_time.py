@@ -1,5 +1,5 @@
-"""An event loop whose clock moves only when nothing is left to do: what takes minutes is over at once, and nothing
-depends on how busy the machine is."""
+"""An event loop with a virtual clock, which advances only when the loop is idle. Tests of long waits finish at once,
+and do not depend on the machine's load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Real callbacks, tasks and timers under a clock that begins at 1,000 s and jumps to the next timer."""
+    """An event loop whose clock starts at 1,000 s and jumps to the next timer."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -25,7 +25,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class _Skipping(selectors.SelectSelector):
-    """Where the loop would wait for so many seconds, its clock moves on by them."""
+    """Advances the clock of the loop instead of waiting."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Skipping(selectors.SelectSelector):
         events = super().select(0)
         if not events:
             if timeout is None:
-                raise RuntimeError("everything waits for something that never comes")
+                raise RuntimeError("deadlock: no event and no timer is pending")
             self._loop.now += timeout
         return events
 

@@ -1,7 +1,7 @@
-"""A program that takes ``serve MODEL --port PORT …`` and does what ``VLLM_STAND_IN`` says, as a real server does too
-seldom: ``dies`` while loading, ``hangs``, ``quits`` after its third answer, or ``serves``.
+"""A fake vLLM server, started as ``serve MODEL --port PORT …``. ``VLLM_STAND_IN`` selects its behaviour: ``dies``
+while loading, ``hangs``, ``quits`` after its third answer, or ``serves``.
 
-Like vLLM it starts a further process. It notes both pids, its arguments and every request in the folder
+Like vLLM it starts a child process. It writes both pids, its arguments and every request to the folder
 ``VLLM_STAND_IN_NOTES``.
 """
 
@@ -62,7 +62,7 @@ def serve(port: int, log: Path, answers: int | None) -> None:
             self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
-            """Requests are noted in a file."""
+            """Requests are logged to a file instead."""
 
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 

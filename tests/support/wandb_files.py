@@ -14,7 +14,7 @@ __all__ = ["OfflineRun", "read_offline_runs"]
 
 @dataclass
 class OfflineRun:
-    """One session of a run, as its transaction log tells it."""
+    """One session of a run, from its transaction log."""
 
     directory: Path
     run: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class OfflineRun:
 
 
 def read_offline_runs(run_directory: Path) -> list[OfflineRun]:
-    """Every session that lies in ``run_directory``, oldest first. An empty log is an error."""
+    """All sessions in ``run_directory``, oldest first. An empty log is an error."""
     logs = sorted((run_directory / "wandb").glob("*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     return [_read(log) for log in logs]
 

@@ -1,4 +1,4 @@
-"""What ``wandb.Api`` asks of a server: runs, their artifacts, manifests, files. For the stand-in W&B server.
+"""Read operations of the fake W&B server, for ``wandb.Api``: runs, artifacts, manifests, files.
 
 Answers are built from what real runs of the real SDK have uploaded, so a test reads back what was really sent.
 """
@@ -19,7 +19,7 @@ PAGE = 2  # runs in one answer, few so that a project has several pages
 
 @dataclass
 class FakeRun:
-    """One run as the server knows it."""
+    """A run on the server."""
 
     run_id: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class FakeRun:
 
 
 class ReadDesk:
-    """The server's part that is read from."""
+    """The read operations of the server."""
 
     url: str
     runs: dict[str, FakeRun]
@@ -97,7 +97,7 @@ class ReadDesk:
         return {"project": {"internalId": "1", "run": {"fileCount": len(names), "files": files}}}
 
     def content(self, path: str) -> bytes | None:
-        """What was uploaded to ``/upload/RUN/NAME`` or ``/artifact/ID/NAME``; None: nothing."""
+        """The content uploaded to ``/upload/RUN/NAME`` or ``/artifact/ID/NAME``, or None."""
         _, kind, owner, name = path.split("?")[0].split("/", 3)
         if kind == "upload":
             return self.runs[owner].files.get(name) if owner in self.runs else None

@@ -1,4 +1,4 @@
-"""A stand-in for the W&B server on loopback: as much of its protocol as a real run of the real SDK needs.
+"""A fake W&B server on loopback, with the protocol that runs of the real SDK need.
 
 It keeps what it is sent, so that a test reads the run back from the server's side, and it can be told to misbehave.
 Protocol: W&B's public Go client (GraphQL on ``/graphql``, history through ``/files/…/file_stream``, uploads by PUT).
@@ -32,7 +32,7 @@ Fault = Literal["none", "hang", "error"]
 
 
 class FakeWandbServer(SweepDesk, ReadDesk, ViewDesk, ThreadingHTTPServer):
-    """``fault``: ``hang`` never answers, ``error`` answers 500; both hold for requests that arrive from then on."""
+    """``fault`` affects later requests: ``hang`` never answers, ``error`` answers 500."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -52,7 +52,7 @@ class FakeWandbServer(SweepDesk, ReadDesk, ViewDesk, ThreadingHTTPServer):
         self.released = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up when their process ends; that is no news."""
+        """Ignore closed connections of ended processes."""
 
     @property
     def url(self) -> str:  # type: ignore[override] # known when the port is
@@ -62,7 +62,7 @@ class FakeWandbServer(SweepDesk, ReadDesk, ViewDesk, ThreadingHTTPServer):
         return self.runs.setdefault(run_id, FakeRun(run_id))
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The ``data`` of one GraphQL answer."""
+        """The ``data`` of a GraphQL response."""
         handler = getattr(self, f"_on_{operation}", None)
         return handler(variables) if handler is not None else {}
 
@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(200, {})
 
     def _body(self) -> bytes | None:
-        """The request's body, or None where the server misbehaves instead of answering."""
+        """The request's body, or None if the fault was handled instead."""
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = gzip.decompress(raw) if self.headers.get("Content-Encoding") == "gzip" else raw
         with self.server.lock:
@@ -251,7 +251,7 @@ def _take_stream(run: FakeRun, content: dict[str, Any]) -> None:
 
 @contextmanager
 def wandb_server() -> Iterator[FakeWandbServer]:
-    """Serve on an ephemeral port until the block ends."""
+    """Serve on an ephemeral port within the block."""
     server = FakeWandbServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -266,7 +266,7 @@ def wandb_server() -> Iterator[FakeWandbServer]:
 
 @contextmanager
 def served(home: Path) -> Iterator[tuple[FakeWandbServer, pytest.MonkeyPatch]]:
-    """A server, and an environment that leads W&B's SDK to it; ``home`` takes what it writes into one."""
+    """A server, and environment variables that point W&B's SDK to it. ``home`` is the home directory."""
     with wandb_server() as server, pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith("WANDB_")]:
             patch.delenv(name)

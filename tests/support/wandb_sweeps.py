@@ -1,6 +1,6 @@
-"""Sweeps for the stand-in W&B server: what ``wandb sweep`` and ``wandb agent`` ask of it.
+"""Sweeps of the fake W&B server, for ``wandb sweep`` and ``wandb agent``.
 
-A grid is gone through in order; other methods draw at random, from the distributions that our sweep files use.
+Supports grids and random search over the distributions in our sweep files.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["FakeSweep", "SweepDesk", "points_of"]
 
 @dataclass
 class FakeSweep:
-    """One sweep as the server knows it. ``handed_out``: the parameters of each run, by its id."""
+    """One sweep. ``assigned``: the parameters of each run, by run id."""
 
     sweep_id: str
     config: dict[str, Any]
     points: Iterator[dict[str, Any]]
-    handed_out: dict[str, dict[str, Any]] = field(default_factory=dict)
+    assigned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class SweepDesk:
-    """The server's part that answers about sweeps."""
+    """The sweep operations of the server."""
 
     def __init__(self) -> None:
         self.sweeps: dict[str, FakeSweep] = {}
@@ -63,17 +63,17 @@ class SweepDesk:
         point = next(sweep.points, None)
         if point is None:
             return {"type": "exit"}
-        run_id = f"{sweep.sweep_id}-run{len(sweep.handed_out)}"
-        sweep.handed_out[run_id] = point
+        run_id = f"{sweep.sweep_id}-run{len(sweep.assigned)}"
+        sweep.assigned[run_id] = point
         args = {name: {"value": value} for name, value in point.items()}
         return {"type": "run", "run_id": run_id, "program": sweep.config["program"], "args": args}
 
 
 def points_of(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The points that a server would hand out for a sweep file: a grid in order, anything else at random, endlessly.
+    """The parameters of successive runs of a sweep: a grid in order; otherwise random points without end.
 
     Raises:
-        ValueError: a parameter has a form that no sweep file of ours uses.
+        ValueError: the form of a parameter is not supported.
     """
     parameters: Mapping[str, Mapping[str, Any]] = config["parameters"]
     if config["method"] == "grid":

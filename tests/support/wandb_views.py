@@ -1,4 +1,4 @@
-"""Reports, which W&B calls views, for the stand-in W&B server: made, found again, replaced."""
+"""Reports ("views") of the fake W&B server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DAY = "2026-01-01T00:00:00Z"
 
 
 class ViewDesk:
-    """The server's part that keeps reports. A project is there when a run of it is."""
+    """The report operations of the server. A project exists if it has a run."""
 
     runs: dict[str, FakeRun]
 
@@ -21,7 +21,7 @@ class ViewDesk:
         self.views: dict[str, dict[str, Any]] = {}
 
     def spec(self, identity: str) -> dict[str, Any]:
-        """What a report consists of."""
+        """The content of a report."""
         spec: dict[str, Any] = json.loads(self.views[identity]["spec"])
         return spec
 

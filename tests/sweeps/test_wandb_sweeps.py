@@ -117,10 +117,10 @@ def test_an_agents_runs_are_the_sweeps_share_its_cap_and_are_never_paid_twice(
         )
         first = swept(wandb, file)
         assert first == "sweep0"
-        handed_out = server.sweeps[first].handed_out
-        assert [point["model"] for point in handed_out.values()] == ["gpt-4o", "gpt-4.1"]
-        runs = [server.runs[run_id] for run_id in handed_out]
-        assert set(server.runs) == set(handed_out), "no run but those that the sweep knows"
+        assigned = server.sweeps[first].assigned
+        assert [point["model"] for point in assigned.values()] == ["gpt-4o", "gpt-4.1"]
+        runs = [server.runs[run_id] for run_id in assigned]
+        assert set(server.runs) == set(assigned), "no run but those that the sweep knows"
         assert all(run.fields["sweep"] == first for run in runs)
         assert all(run.summary["apply_rate"] == run.summary["completed"] / 20 for run in runs), (
             "over all that was asked"
@@ -131,7 +131,7 @@ def test_an_agents_runs_are_the_sweeps_share_its_cap_and_are_never_paid_twice(
         asked = len(vendor.log.asked())
 
         second = swept(wandb, file, "--count", "1")
-        (run_id,) = server.sweeps[second].handed_out
+        (run_id,) = server.sweeps[second].assigned
         assert server.runs[run_id].summary["completed"] == 20, "a finished point reports to the new sweep"
         assert server.runs[run_id].exit_code == 0
         assert len(vendor.log.asked()) == asked
@@ -141,7 +141,7 @@ def test_an_agent_goes_through_the_grid_with_the_bundled_model(server: FakeWandb
     wandb = Cli(server, tmp_path)
     small = {"dataset__limit": {"value": 1}, "decoding__max_new_tokens": {"value": 8}}
     sweep = swept(wandb, adapted(ROOT / "sweeps" / "grid.yaml", tmp_path / "grid.yaml", **small), "--count", "1")
-    (run_id,) = server.sweeps[sweep].handed_out
+    (run_id,) = server.sweeps[sweep].assigned
     run = server.runs[run_id]
     assert (run.fields["sweep"], run.fields["project"], run.exit_code) == (sweep, "swe-infer", 0)
     assert run.summary["completed"] == 1
@@ -162,7 +162,7 @@ def test_values_from_the_server_reach_the_run_unchanged(server: FakeWandbServer,
         )
         sweep = swept(wandb, file, "--count", "1")
         (asked,) = vendor.log.asked()
-    ((run_id, point),) = server.sweeps[sweep].handed_out.items()
+    ((run_id, point),) = server.sweeps[sweep].assigned.items()
     assert asked.body["temperature"] == pytest.approx(point["decoding.temperature"])
     assert asked.body["top_p"] == pytest.approx(point["decoding.top_p"])
     assert server.runs[run_id].summary["apply_rate"] == 1.0

@@ -1,4 +1,4 @@
-"""A run without a model: real records in a real store, told to a tracker, as :mod:`swe_infer.runners.run` does it."""
+"""A run without a model: writes records to a store and logs them to a tracker, like :mod:`swe_infer.runners.run`."""
 
 from __future__ import annotations
 
@@ -48,8 +48,11 @@ def play(
     exit_status: int = 0,
     files: tuple[str, ...] = ("predictions.jsonl", "records.jsonl"),
 ) -> Summary:
-    """Answer instance 0, 1, …: each costs 1 cent, 100 prompt tokens a number, and ``number`` seconds; returns the
-    summary. Patches go round applies, repaired, does_not_apply, none."""
+    """Record an answer for each of ``numbers``; returns the summary.
+
+    Each costs 1 cent, 100 * ``number`` prompt tokens, and ``number`` seconds. The patch status cycles through
+    applies, repaired, does_not_apply, none.
+    """
     started = time.monotonic()
     with RunStore(directory, "some-model") as store:
         tracker.start(run)

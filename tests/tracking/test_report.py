@@ -1,4 +1,4 @@
-"""The report on W&B: made by W&B's own package on a stand-in server, and held against what a run really logs."""
+"""The W&B report: created by W&B's package on a fake server, and compared with what a run logs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("wandb_workspaces", reason="the extra `report` is not instal
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "team/a-project"
 NAMING = {"xAxis", "yAxis", "accessor", "targetKey", "metrics"}
-"""Where a panel's configuration names what it shows: a name, or a list of some."""
+"""Keys of a panel's configuration that contain metric names."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Reported:
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reported]:
-    """A run and its evaluation, as a user makes them, and the report of their project."""
+    """A run, its evaluation, and the report of their project."""
     directory = tmp_path_factory.mktemp("work")
     with served(tmp_path_factory.mktemp("home")) as (server, _), ApiServer(latency_s=0.1) as vendor:
         data = write_instances(directory / "instances.jsonl", 12)
@@ -66,7 +66,7 @@ def panels_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def named(config: Any) -> Iterator[str]:
-    """Every metric and key that a panel's configuration names, at whatever depth."""
+    """Every metric and key in a panel's configuration, at any depth."""
     if isinstance(config, dict):
         for key, value in config.items():
             if key in NAMING:
@@ -79,7 +79,7 @@ def named(config: Any) -> Iterator[str]:
 
 
 def looked_up(config: dict[str, Any], path: str) -> Any:
-    """A key of the run's configuration as the server has it: ``decoding.value.temperature``."""
+    """The value of a dotted key of the run's configuration: ``decoding.value.temperature``."""
     found: Any = config
     for part in path.split("."):
         found = found[part]

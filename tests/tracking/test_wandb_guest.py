@@ -1,4 +1,4 @@
-"""A W&B that is missing, broken or stuck costs one warning: it never stops, slows or holds the run."""
+"""A missing, broken or hanging W&B SDK causes one warning, and never stops or delays the run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def another_wandb(directory: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Put a module named ``wandb`` in front of the real one, for the worker's process."""
+    """Shadow the module ``wandb`` in the worker process."""
     directory.mkdir()
     (directory / "wandb.py").write_text(textwrap.dedent(code), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(directory))

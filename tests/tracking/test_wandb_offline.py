@@ -36,7 +36,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str | None]:
-    """One run: ten answers, one failure, one skip; the run directory, the home directory, the tracker's address."""
+    """A run with ten answers, a failure and a skip: run directory, home directory, tracker address."""
     directory, home = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**SECRETS, "HOME": str(home)}.items():
@@ -173,7 +173,7 @@ def test_nothing_about_the_machine_or_its_user_and_no_secret_is_written(
             assert getpass.getuser().encode() not in data or len(getpass.getuser()) < 5
 
 
-def test_everything_lies_in_the_run_directory_without_links(tracked: tuple[Path, Path, str | None]) -> None:
+def test_all_files_are_in_the_run_directory_without_links(tracked: tuple[Path, Path, str | None]) -> None:
     directory, home, address = tracked
     key = home / ".local" / "state" / "swe_infer" / "wandb-state.key"
     assert [path for path in home.rglob("*") if path.is_file()] == [key]
@@ -203,7 +203,7 @@ def test_a_resumed_run_goes_on_under_its_id_with_growing_steps_and_a_whole_table
         assert len(copy.read_bytes().splitlines()) == lines
 
 
-def test_runs_at_once_in_one_process_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_runs_in_one_process_are_independent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "left-over")  # would merge them
 
     def one(number: int) -> None:
@@ -218,7 +218,7 @@ def test_runs_at_once_in_one_process_stay_apart(tmp_path: Path, monkeypatch: pyt
         assert run.summary["completed"] == number + 2
 
 
-def test_alerts_tell_of_a_budget_nearly_used_and_of_many_failures(tmp_path: Path) -> None:
+def test_alerts_for_a_nearly_used_budget_and_many_failures(tmp_path: Path) -> None:
     config = {**CONFIG, "budget": {"max_usd": "0.16"}}
     tracker = WandbTracker(log_interval_s=0.2)
     play(tmp_path, tracker, info(tmp_path, config=config), range(25), instances=25, failing=tuple(range(0, 20, 2)))
@@ -263,7 +263,7 @@ def test_a_killed_run_leaves_its_metrics_and_shows_as_crashed(tmp_path: Path) ->
     assert run.history[-1]["completed"] > 1
 
 
-def test_only_the_users_own_directory_says_where_the_users_key_is_used(
+def test_the_api_key_is_used_only_for_directories_that_this_user_tracked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

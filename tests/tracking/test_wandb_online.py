@@ -1,4 +1,4 @@
-"""Online runs of the real SDK against a stand-in server, read back from the server's side."""
+"""Online runs of the real SDK against a fake server, checked on the server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Keep(logging.Handler):
 
 @dataclass
 class Online:
-    """One run, and the server that got it."""
+    """A run and the server that received it."""
 
     server: FakeWandbServer
     directory: Path
@@ -131,7 +131,7 @@ def test_a_server_that_is_down_costs_one_warning_and_a_later_sync_is_whole(
 
 
 @pytest.mark.parametrize("fault", ["hang", "error"])
-def test_a_server_that_answers_nobody_is_left_for_an_offline_run(
+def test_a_server_that_does_not_answer_leads_to_an_offline_run(
     fault: str, server: FakeWandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.fault = "hang" if fault == "hang" else "error"

@@ -1,4 +1,4 @@
-"""Copies of growing files: whole, with the digest of what they hold, whatever happened to the file meanwhile."""
+"""Incremental copies of growing files, with the right content and digest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swe_infer.tracking.worker import StagedFile, Staging
 
 
 def followed(staging: Staging, source: Path) -> StagedFile:
-    """The copy after one more look at the file, which it must be the same as."""
+    """Follows the file, and checks that the copy is equal."""
     staged = staging.follow(source)
     assert staged is not None
     content = source.read_bytes()
