@@ -197,7 +197,8 @@ def finish(process: Process) -> Ended:
         process.kill()
         output, errors = process.communicate()
         errors += f"\nERROR torture: did not end within {_PATIENCE_S:.0f} s\n"
-    return Ended(process.returncode, output, errors)
+    status = process.wait()
+    return Ended(status, output, errors)
 
 
 def wait_until(condition: Callable[[], bool], process: Process, *, seconds: float = 60.0) -> bool:

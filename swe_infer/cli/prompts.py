@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Format = Literal["jsonl", "jsonl.gz", "parquet", "disk"]
 
 _HELP = """\
-swe-infer-prompts: makes, measures and freezes prompts: dataset × context × prompt. Nothing is sent to a model.
+swe-infer-prompts: makes, measures and freezes prompts: dataset x context x prompt. Nothing is sent to a model.
 
 Usage: swe-infer-prompts [GROUP=OPTION] [KEY=VALUE] ... --out FILE_OR_DIR
 
@@ -170,7 +170,7 @@ def _place_of(out: str) -> tuple[Path, Format]:
     form: Format = "disk"
     for ending in ("jsonl", "jsonl.gz", "parquet"):
         if name.endswith(f".{ending}") and not out.endswith("/"):
-            form = ending  # type: ignore[assignment]
+            form = ending
     if form == "disk" and (name.endswith(_OTHER_ENDINGS) or not name):
         raise ConfigError(
             f"--out {out}: cannot be written; name a file in .jsonl, .jsonl.gz or .parquet, or a directory"
@@ -389,7 +389,7 @@ class _Freezer:
                         break
                     if self._rows.ids[index] in self._lines.ids:
                         continue
-                    skip = self._selection.verdict(index)
+                    skip = self._selection.skip_for(index)
                     if skip is None:
                         self._freeze(index, pool)
                     else:

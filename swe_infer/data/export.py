@@ -23,9 +23,8 @@ _MOST_FIELDS = 64
 
 def write_gzip(lines: Path, target: Path) -> None:
     """Compresses ``lines``; equal lines give equal bytes."""
-    with lines.open("rb") as source, target.open("wb") as raw:
-        with gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-            shutil.copyfileobj(source, file, 1 << 20)
+    with lines.open("rb") as source, target.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        shutil.copyfileobj(source, file, 1 << 20)
 
 
 def write_parquet(lines: Path, target: Path) -> None:

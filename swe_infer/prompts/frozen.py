@@ -239,7 +239,7 @@ class PromptLines:
         with INTERRUPTS.put_off():  # a second Ctrl-C must not cut a line
             unwritten = write_whole(descriptor, f"{line}\n".encode("ascii"))
         if unwritten is not None:
-            raise OSError(unwritten.number, f"{path}: {unwritten.reason}; what was written before is kept")
+            raise OSError(unwritten.errno, f"{path}: {unwritten.reason}; what was written before is kept")
 
     def _check_rules(self, rules: Mapping[str, Any]) -> None:
         """Compares the rules with those that made the file; a new file gets them."""
