@@ -149,9 +149,13 @@ def test_a_prompt_is_parsed_once_for_the_patches_and_drafts_of_all_its_samples(t
         kv_cache_gb=0.2,
     )
     runner.check()
+    rows = SampleDataset(limit=3).open()  # their files column is left out: files then come from the prompt
+    lines = [json.dumps({"instance_id": rows.ids[n], "text": rows[n].prompt.text}) for n in range(len(rows.ids))]
+    (tmp_path / "instances.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    dataset = JsonlDataset(path=str(tmp_path / "instances.jsonl"))
     with RunStore(tmp_path, runner.label) as store:
         info = RunInfo("sample", "sample", {}, tmp_path, store.resumed)
-        run = Run(runner, select_instances(runner, SampleDataset(limit=3), DataShard()), store, NoTracker(), info)
+        run = Run(runner, select_instances(runner, dataset, DataShard()), store, NoTracker(), info)
         assert calls_of(files_in_prompt.__code__, run.execute) == 3
     records = list(read_records(tmp_path / "records.jsonl"))
     assert len(records) == 6
