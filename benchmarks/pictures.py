@@ -46,8 +46,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         call("swe_infer", *SWEEP, f"output_dir={home / 'sweep'}")
-        runs = sorted(str(path.parent) for path in (home / "sweep").glob("*/records.jsonl"))
-        call("swe_infer.compare", *runs, "--html", str(home / "comparison.html"))
+        call("swe_infer.compare", str(home / "sweep"), "--html", str(home / "comparison.html"))
         shoot(options.chromium, home / "comparison.html", DOCS / "comparison.png", home / "profile", "1180,1500")
     return 0
 

@@ -123,12 +123,12 @@ def test_a_row_without_the_prompt_column_costs_that_row_only(tmp_path: Path) -> 
         (b"[" + good("a") + b"," + good("b")[:-2] + b'\xe9"}]', r"row 2, character 39: not UTF-8"),
         (b"[" + good("a") + b'\n, {"text": "p"}]', r"row 2 has no column 'instance_id'; it has text"),
         (b"[" + good("a") + b"," + good("a") + b"]", r"row 2: instance_id 'a' is already used in row 1"),
-        (gzip.compress(good("a"))[:-9], "cannot be unpacked as gzip: Compressed file ended"),
-        (gzip.compress(good("a"))[:-5] + b"12345", "cannot be unpacked as gzip: CRC check failed"),
-        (gzip.compress(good("a")) + b"rubbish", "cannot be unpacked as gzip: Not a gzipped file"),
-        (gzip.compress(b""), "has no rows"),
-        (gzip.compress(good("a") + b"\n{"), "line 2, column 2: not a complete JSON object"),
-        (gzip.compress(gzip.compress(good("a"))), "compressed with gzip twice"),
+        (gzip.compress(good("a"), mtime=0)[:-9], "cannot be unpacked as gzip: Compressed file ended"),
+        (gzip.compress(good("a"), mtime=0)[:-5] + b"12345", "cannot be unpacked as gzip: CRC check failed"),
+        (gzip.compress(good("a"), mtime=0) + b"rubbish", "cannot be unpacked as gzip: Not a gzipped file"),
+        (gzip.compress(b"", mtime=0), "has no rows"),
+        (gzip.compress(good("a") + b"\n{", mtime=0), "line 2, column 2: not a complete JSON object"),
+        (gzip.compress(gzip.compress(good("a"), mtime=0), mtime=0), "compressed with gzip twice"),
         (b"\x28\xb5\x2f\xfd\x04", "compressed with zstd: unpack it first"),
         (b"PAR1\x15", "a parquet file: choose dataset=parquet"),
         (good("a") + b'\n{"text": "p", "repo": "r"}', r"line 2 has no column 'instance_id'; it has text, repo"),
@@ -195,13 +195,13 @@ SEVERAL = [good("a", "Über 😀\n"), good("b", '"}]\\'), good("c", "x" * 700_00
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("members.jsonl.gz", b"".join(gzip.compress(row + b"\r\n\n") for row in SEVERAL)),
-        ("marked.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + b"\n".join(SEVERAL))),
-        ("unnamed", gzip.compress(b"\n".join(SEVERAL))),
+        ("members.jsonl.gz", b"".join(gzip.compress(row + b"\r\n\n", mtime=0) for row in SEVERAL)),
+        ("marked.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + b"\n".join(SEVERAL), mtime=0)),
+        ("unnamed", gzip.compress(b"\n".join(SEVERAL), mtime=0)),
         ("array.json", b"[" + b",".join(SEVERAL) + b"]"),
         ("marked.json", b"\xef\xbb\xbf\r\n [\r\n" + b" ,\r\n\t".join(SEVERAL) + b"\n]\n\n"),
         ("printed.json", json.dumps([json.loads(row) for row in SEVERAL], indent=4, ensure_ascii=False).encode()),
-        ("array.json.gz", gzip.compress(b"[" + b",".join(SEVERAL) + b"]")),
+        ("array.json.gz", gzip.compress(b"[" + b",".join(SEVERAL) + b"]", mtime=0)),
     ],
 )
 def test_gzip_and_arrays_are_read_as_json_lines_are(name: str, content: bytes, tmp_path: Path) -> None:
@@ -241,11 +241,11 @@ def test_an_array_may_be_cut_anywhere_between_two_reads(step: int) -> None:
 
 def test_a_bomb_costs_one_line_and_little_disk(tmp_path: Path) -> None:
     path = tmp_path / "zeros.jsonl.gz"
-    path.write_bytes(257 * gzip.compress(bytes(1 << 20)))
+    path.write_bytes(257 * gzip.compress(bytes(1 << 20), mtime=0))
     with pytest.raises(DataError, match=r"zeros\.jsonl\.gz, line 1: is longer than 256 MiB"):
         JsonlDataset(path=str(path)).open()
 
-    path.write_bytes(gzip.compress(b"\n" * (1 << 21)))
+    path.write_bytes(gzip.compress(b"\n" * (1 << 21), mtime=0))
     with pytest.raises(DataError, match="contains more than 1,000,000 bytes"):
         JsonlRows(path, most_unpacked=1_000_000)
 
