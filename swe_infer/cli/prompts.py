@@ -60,7 +60,7 @@ Usage: swe-infer-prompts [GROUP=OPTION] [KEY=VALUE] ... --out FILE_OR_DIR
   --config-dir DIR             adds options of your own
   --help GROUP, --version
 
-The result holds the dataset's columns, the prompts and the files that they show. It runs where there is no repository:
+The result holds the dataset's columns, the prompts and the files that they show. It runs without repositories:
   swe-infer dataset=jsonl dataset.path=FILE.jsonl model=gpt-4o     also dataset=parquet and dataset=disk
 
 The same command goes on where it was stopped, and a larger dataset.limit adds to the file. A file that was made with
@@ -173,7 +173,7 @@ def _place_of(out: str) -> tuple[Path, Format]:
             form = ending
     if form == "disk" and (name.endswith(_OTHER_ENDINGS) or not name):
         raise ConfigError(
-            f"--out {out}: cannot be written; name a file in .jsonl, .jsonl.gz or .parquet, or a directory"
+            f"--out {out}: cannot be written; name a .jsonl, .jsonl.gz or .parquet file, or a directory"
         )
     if place.exists() and not (place.is_dir() if form == "disk" else place.is_file()):
         wanted = (
@@ -272,6 +272,7 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
         lines = stack.enter_context(
             PromptLines(place, f"--out {out}", direct=form == "jsonl", rules=rules, locks=experiment.locks)
         )
+        was_stopped = form != "jsonl" and lines.path.exists()  # then the result may lack some of the lines
         _open(lines, place, form)
         before = len(lines.ids)
         freezer = _Freezer(lines, selection, counter, experiment.prompt)
@@ -284,7 +285,7 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
             print(f"{len(lines.ids):,} prompts are kept in {lines.path}; the same command goes on", file=sys.stderr)
             return INTERRUPTED
         if form != "jsonl":
-            _convert(lines, place, form, changed=len(lines.ids) > before or not _is_finished(place))
+            _convert(lines, place, form, changed=was_stopped or len(lines.ids) > before or not _is_finished(place))
         freezer.print_figures()
         _print_command(out, form, experiment.prompt)
     return 0
@@ -369,8 +370,8 @@ class _Freezer:
                 continue
             if hashlib.sha256(self._rows[index].prompt.question.encode()).hexdigest() != digest:
                 raise StoreError(
-                    f"{self._lines.label}: holds another prompt of {instance_id} than would be made now: the dataset, "
-                    "or a file that it was made of, has changed; choose another name"
+                    f"{self._lines.label}: holds another prompt of {instance_id} than would be made now: the "
+                    "dataset, or a file that it was made of, has changed; choose another name"
                 )
 
     def run(self, stop: threading.Event) -> None:

@@ -16,7 +16,7 @@ from swe_infer.prompt_format import EDIT_FORMAT_COLUMN, SYSTEM_COLUMN
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BATCH_ROWS, _BATCH_BYTES = 500, 1 << 25
+_BATCH_ROWS, _BATCH_BYTES = 100, 1 << 23
 _MOST_FIELDS = 64
 """Keys of an object in a column; more of them are names of things, and no fields."""
 

@@ -126,6 +126,8 @@ class PromptLines:
         self.path = out if direct else self.folder / "prompts.jsonl"
         self._rules_path = self.folder / "rules.json"
         self._figures_path = self.folder / "figures.jsonl"
+        if not self.folder.exists() and _holds_something(out):
+            raise StoreError(f"{label}: exists, and was not made by this command; choose another name")
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder / "lock", locks, label))
@@ -144,15 +146,19 @@ class PromptLines:
         Raises:
             StoreError: a line is no frozen row.
         """
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-        self._lines = self._open.enter_context(open(open_regular(self.path, flags), "r+b", buffering=0))
+        self._lines = self._opened(self.path)
         for row in self.rows():
             instance_id = row["instance_id"]
             self.ids.add(instance_id)
             if len(self.digests) < _COMPARED and isinstance(text := row.get(TEXT_COLUMN), str):
                 self.digests[instance_id] = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-        self._figures = self._open.enter_context(open(open_regular(self._figures_path, flags), "r+b", buffering=0))
-        _cut_after_last_line(self._figures.fileno())
+        self._figures = self._opened(self._figures_path)
+        _cut_after_last_line(self._figures)
+
+    def _opened(self, path: Path) -> int:
+        descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        self._open.callback(os.close, descriptor)
+        return descriptor
 
     def fill(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes the JSON lines of a finished ``out`` again, before :meth:`open`; does nothing where there are some.
@@ -179,7 +185,7 @@ class PromptLines:
             end = 0
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
                 if not line.endswith(b"\n"):
-                    os.ftruncate(self._lines.fileno(), end)  # a killed process wrote a part of it
+                    os.ftruncate(self._lines, end)  # a killed process wrote a part of it
                     return
                 end += len(line)
                 try:
@@ -188,7 +194,7 @@ class PromptLines:
                     row = None
                 if not isinstance(row, dict) or not isinstance(row.get("instance_id"), str):
                     raise StoreError(
-                        f"{self.label}, line {number}: is no prompt of this command; choose another name"
+                        f"{self.label}, line {number}: is not a row of this command; choose another name"
                     )
                 yield row
 
@@ -198,7 +204,7 @@ class PromptLines:
         Raises:
             OSError: the disk is full or failing.
         """
-        self._write(self._lines.fileno(), self.path, json.dumps(row, default=_plain))
+        self._write(self._lines, self.path, json.dumps(row, default=_plain))
         self.ids.add(row["instance_id"])
 
     def append_figures(self, instance_id: str, figures: RowFigures) -> None:
@@ -208,10 +214,10 @@ class PromptLines:
             OSError: the disk is full or failing.
         """
         line = json.dumps({"instance_id": instance_id, **asdict(figures)})
-        self._write(self._figures.fileno(), self._figures_path, line)
+        self._write(self._figures, self._figures_path, line)
 
     def figures(self) -> dict[str, RowFigures]:
-        """The figures of rows by ``instance_id``, as far as they are known. Lines that say something else are ignored."""
+        """The figures of rows by ``instance_id``, as far as they are known. Damaged lines are ignored."""
         found: dict[str, RowFigures] = {}
         with open(open_regular(self._figures_path), "rb") as file:
             for line in iter(lambda: file.readline(_MOST_RULES_BYTES), b""):
@@ -233,7 +239,7 @@ class PromptLines:
     def sync(self) -> None:
         """Brings the rows to the disk."""
         with suppress(OSError):
-            os.fdatasync(self._lines.fileno())
+            os.fdatasync(self._lines)
 
     def _write(self, descriptor: int, path: Path, line: str) -> None:
         with INTERRUPTS.put_off():  # a second Ctrl-C must not cut a line
@@ -243,8 +249,7 @@ class PromptLines:
 
     def _check_rules(self, rules: Mapping[str, Any]) -> None:
         """Compares the rules with those that made the file; a new file gets them."""
-        exists = self.out.exists() and not _is_empty(self.out)
-        if not exists and (self.path == self.out or not self.path.exists()):
+        if not _holds_something(self.out) and (self.path == self.out or not self.path.exists()):
             for name in ("prompts.jsonl", "figures.jsonl"):
                 (self.folder / name).unlink(missing_ok=True)  # of a file that was removed
             write_atomically(self._rules_path, json.dumps(dict(rules), indent=1, sort_keys=True, default=str) + "\n")
@@ -265,9 +270,7 @@ class PromptLines:
             if before.get(key) != now.get(key)
         ]
         if changed:
-            raise StoreError(
-                f"{self.label}: was made with {'; '.join(changed[:3])}; choose another name, or repeat the first command"
-            )
+            raise StoreError(f"{self.label}: was made by other rules ({'; '.join(changed[:3])}); choose another name")
 
 
 def remove(path: Path) -> None:
@@ -278,8 +281,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_empty(path: Path) -> bool:
-    return not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
+def _holds_something(path: Path) -> bool:
+    return path.exists() and (any(path.iterdir()) if path.is_dir() else path.stat().st_size > 0)
 
 
 def _cut_after_last_line(descriptor: int) -> None:
