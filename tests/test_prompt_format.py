@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swe_infer.prompt_format import PromptFiles, files_in_prompt, prose_in_prompt, split_prompt
+from swe_infer.prompt_format import PromptFiles, files_in_prompt, prompt_of, prose_in_prompt, split_prompt
 from swe_infer.types import Prompt
 from tests.support.steps import calls_of, lines_executed
 
@@ -115,3 +115,22 @@ def test_a_prompt_is_parsed_once_on_first_access_to_a_file() -> None:
     assert prose_in_prompt(text).startswith("Fix it.\n")
     assert prose_in_prompt(text).endswith("\nA patch, please.")
     assert "x = 1" not in prose_in_prompt(text)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt("one line", "user\nmore"),
+        Prompt("two\nlines", "user"),
+        Prompt("ends in a break\n", "\nuser"),
+        Prompt(" ", "\n\nuser\n"),
+        Prompt(None, "first\nsecond"),
+    ],
+)
+def test_a_system_column_restores_the_parts_of_a_prompt(prompt: Prompt) -> None:
+    assert prompt_of(prompt.question, {"system": prompt.system or ""}) == prompt
+
+
+@pytest.mark.parametrize("row", [{}, {"system": "other"}, {"system": "first\nsecond"}, {"system": ["first"]}])
+def test_an_unrelated_system_column_is_ignored(row: dict[str, object]) -> None:
+    assert prompt_of("first\nsecond", row) == Prompt("first", "second")

@@ -39,6 +39,7 @@ def test_ids_equal_those_of_transformers(tmp_path: Path, bos: bool) -> None:
     theirs, ours = AutoTokenizer.from_pretrained(str(tmp_path)), LlamaTokenizer(tmp_path)
     for text in (*CORPUS, "one line", "", "\n\n  indented\r\n"):
         assert ours.encode(Prompt(None, text)) == theirs(text)["input_ids"]
+        assert ours.count(Prompt(None, text)) == len(ours.encode(Prompt(None, text)))
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(directory: Path) -> None:
@@ -54,7 +55,9 @@ def test_add_bos_token_of_the_checkpoint_is_respected(tmp_path: Path, stated: bo
     make_tokenizer(tmp_path, bos=not stated)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": stated}))
-    ids = LlamaTokenizer(tmp_path).encode(Prompt(None, "def f"))
+    tokenizer = LlamaTokenizer(tmp_path)
+    ids = tokenizer.encode(Prompt(None, "def f"))
+    assert tokenizer.count(Prompt(None, "def f")) == len(ids)
     assert ids == starts + ids[len(starts) :]
     assert 1 not in ids[len(starts) :]
 
