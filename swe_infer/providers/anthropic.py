@@ -1,4 +1,4 @@
-"""What the Anthropic providers share: the SDK's client, and Message Batches.
+"""The base of the Anthropic providers: the SDK's client, and Message Batches.
 
 Format and limits of batches: https://docs.anthropic.com/en/api/creating-message-batches.
 """
@@ -20,7 +20,7 @@ from swe_infer.errors import ConfigError, RequestError, TransientError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
-from swe_infer.providers.wire import MOST_PAGES, WireProvider, named, whole_number
+from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, whole_number
 from swe_infer.types import ApiModel, Decoding, Request
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ ANTHROPIC = "https://api.anthropic.com"
 _KEY_VARIABLE = "ANTHROPIC_API_KEY"
 _TOKEN_VARIABLE = "ANTHROPIC_AUTH_TOKEN"
 _OTHER_CREDENTIALS = ("ANTHROPIC_PROFILE", "ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_FILE")
-"""Ways to credentials that the SDK knows and this program does not."""
+"""Credentials that the SDK supports and this program does not."""
 
 FIRST_WITHOUT_SAMPLING = "2026-10-21"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -37,10 +37,10 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicProvider(WireProvider):
-    """A provider behind ``AsyncAnthropic``. The interface's version is a fact of the model: from 2026-10-21 on it
-    takes no sampling parameters.
+    """A provider that uses ``AsyncAnthropic``. The API version depends on the model: from 2026-10-21 on it accepts no
+    sampling parameters.
 
-    A token in ANTHROPIC_AUTH_TOKEN is used where ANTHROPIC_API_KEY is not set, as in the SDK.
+    A token in ANTHROPIC_AUTH_TOKEN is used if ANTHROPIC_API_KEY is not set, as in the SDK.
     """
 
     address_env: ClassVar[str | None] = "ANTHROPIC_BASE_URL"
@@ -49,7 +49,7 @@ class AnthropicProvider(WireProvider):
     highest_temperature: ClassVar[float] = 1.0
 
     address_may_be_versioned: ClassVar[bool] = False
-    """Whether ``base_url`` may end in ``/v1``; Anthropic's own SDK adds it."""
+    """Whether ``base_url`` may end in ``/v1``; Anthropic's SDK adds it."""
 
     base_url: Annotated[
         str | None,
@@ -135,9 +135,9 @@ _GRACE_S = 600.0
 
 
 class AnthropicBatches(AnthropicProvider):
-    """The batch side of Messages; implements :class:`~swe_infer.providers.base.BatchProvider`.
+    """Batches of Messages; implements :class:`~swe_infer.providers.base.BatchProvider`.
 
-    A batch carries no name of its own here: its items' custom ids do, and those show once it has ended.
+    Anthropic's batches have no names. The label is in the custom ids of the results, after the batch has ended.
     """
 
     has_batches: ClassVar[bool] = True
@@ -157,24 +157,24 @@ class AnthropicBatches(AnthropicProvider):
     async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
         found: list[FoundBatch] = []
         params: dict[str, Any] = {"limit": 100}
-        for _ in range(MOST_PAGES):
+        for _ in range(MAX_PAGES):
             page = await self._call("GET", _PATH, timeout_s=timeout_s, options={"params": params})
-            with self._shaped("batches"):
+            with self._shape_errors("batches"):
                 listed = page.get("data") or []
                 batches = [b for b in listed if _created(b) >= since - _GRACE_S]
                 named_ids = [self._id(batch, "batches") for batch in batches]
             for batch, batch_id in zip(batches, named_ids, strict=True):
                 ended = batch.get("processing_status") == "ended"
-                if not ended or await self._bears(label, batch_id, timeout_s):
+                if not ended or await self._has_label(label, batch_id, timeout_s):
                     found.append(FoundBatch(batch_id, certain=ended, total=_total(batch)))
             if not page.get("has_more") or not listed or len(batches) < len(listed):  # newest first
                 return found
             params["after_id"] = self._id({"id": page.get("last_id")}, "batches")
-        raise self._unreadable("a list without an end", self._where("batches"), {})
+        raise self._unreadable("an endless list", self._where("batches"), {})
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
         batch = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s=timeout_s)
-        with self._shaped(batch_id):
+        with self._shape_errors(batch_id):
             done = whole_number((batch.get("request_counts") or {}).get("succeeded"))
             state: Any = "ended" if batch.get("processing_status") == "ended" else "running"
             return BatchStatus(state, _total(batch), done)
@@ -182,7 +182,7 @@ class AnthropicBatches(AnthropicProvider):
     async def results(
         self, batch_id: str, *, timeout_s: float
     ) -> AsyncGenerator[tuple[str, Answer | RequestError], None]:
-        # Not at the address that the batch states as its results_url, which may be another host's.
+        # Not the batch's results_url, which may be on another host.
         path = f"{_PATH}/{batch_id}/results"
         async with aclosing(self._results(path, batch_id, timeout_s=timeout_s)) as entries:
             async for custom_id, entry in entries:
@@ -191,7 +191,7 @@ class AnthropicBatches(AnthropicProvider):
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._call("POST", f"{_PATH}/{batch_id}/cancel", timeout_s=timeout_s)
 
-    async def _bears(self, label: str, batch_id: str, timeout_s: float) -> bool:
+    async def _has_label(self, label: str, batch_id: str, timeout_s: float) -> bool:
         """Whether an ended batch's first result has a custom id that begins with ``label``."""
         async with aclosing(self.results(batch_id, timeout_s=timeout_s)) as results:
             async for custom_id, _ in results:
@@ -207,19 +207,19 @@ class AnthropicBatches(AnthropicProvider):
         if kind == "succeeded":
             message = result.get("message")
             try:
-                return self.understood(message if isinstance(message, dict) else {}, None, where, {})
+                return self.parse_answer(message if isinstance(message, dict) else {}, None, where, {})
             except RequestError as error:
                 return error
         if kind == "errored":
-            return self.verdict(classify(None, result.get("error") or {}, {}, where=where, secret=self._key()))
-        return TransientError(f"{where}: the request {named(kind) or 'came to nothing'} in its batch")
+            return self.as_answer(classify(None, result.get("error") or {}, {}, where=where, secret=self._key()))
+        return TransientError(f"{where}: the request {named(kind) or 'failed'} in its batch")
 
 
 def _created(batch: Mapping[str, Any]) -> float:
     try:
         return datetime.fromisoformat(batch["created_at"]).timestamp()
     except (ValueError, TypeError, KeyError, OverflowError, OSError):
-        return float("inf")  # unknown: better looked at than passed over
+        return float("inf")  # unknown: not skipped
 
 
 def _total(batch: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Claude on Amazon Bedrock: Messages in AWS's wrapping, signed with AWS credentials or sent with a Bedrock API key.
+"""Claude on Amazon Bedrock: Messages, signed with AWS credentials or sent with a Bedrock API key.
 
 Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-anthropic-claude-messages.html and the
 API reference of InvokeModel and InvokeModelWithResponseStream.
@@ -25,16 +25,16 @@ _EXTRA = "install the extra swe_infer[bedrock]"
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicBedrock(AnthropicCloud):
-    """Claude in one region of Bedrock, which has no batches of Anthropic's kind.
+    """Claude in one region of Bedrock, without Message Batches.
 
-    Where ``api_key_env`` is None or not set, requests are signed with the credentials that AWS's own chain finds
-    (environment, profile, role of the machine).
+    If ``api_key_env`` is None or not set, requests are signed with AWS's default credentials (environment, profile,
+    role of the machine).
     """
 
     address_env: ClassVar[str | None] = _ADDRESS_VARIABLE
-    priced_by_name: ClassVar[bool] = True  # a region costs more than the world
+    priced_by_name: ClassVar[bool] = True  # prices depend on the region
 
-    has_events: ClassVar[bool] = False  # its streams are of frames, whose length botocore bounds
+    has_events: ClassVar[bool] = False  # streams consist of frames, whose length botocore limits
 
     body_version: ClassVar[str] = "bedrock-2023-05-31"
 
@@ -64,8 +64,8 @@ class AnthropicBedrock(AnthropicCloud):
             raise ConfigError(f"provider.stream={self.stream}: Bedrock's streams need boto3; {_EXTRA}")
 
     def check_access(self) -> None:
-        """Raise ConfigError where there is no region or there are no credentials. AWS's chain may look for those in
-        files, in other programs, and at the machine's own metadata service."""
+        """Raises ConfigError if there is no region or no credentials. AWS's library may look for credentials in
+        files, other programs, and the machine's metadata service."""
         if not self._region:
             raise ConfigError(f"provider.region is not set: name AWS's region there or in {_REGION_VARIABLES[0]}")
         self._check_environment()
@@ -95,12 +95,12 @@ class AnthropicBedrock(AnthropicCloud):
         client = anthropic.AsyncAnthropicBedrock(
             aws_region=self._region, base_url=self.address, max_retries=0, http_client=http
         )
-        # Not as arguments: the client would take another key from the environment, and refuse a profile beside it.
+        # Not as arguments: the client would read another key from the environment, and refuse a profile with it.
         client.api_key, client.aws_profile = self._key(), self.profile
         return anthropic, client
 
     def _foreign_error(self, error: Exception, where: str) -> RequestError | None:
-        """Credentials that were there when the run began may expire while it goes on, and a stream may be broken."""
+        """Credentials may expire during the run, and a stream may be broken."""
         module = type(error).__module__
         if module == "botocore.exceptions" or "AWS credentials" in str(error):
             return AuthenticationFailed(one_line(f"{where}: {error}", self._key()))

@@ -1,4 +1,4 @@
-"""What the clouds that serve Claude have in common: Messages with the version in the body, and no batches."""
+"""The base of clouds that serve Claude: Messages with the version in the body, and no batches."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from swe_infer.types import ApiModel, Request
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicCloud(AnthropicMessages):
-    """Claude in a cloud, behind the cloud's own address and credentials."""
+    """Claude in a cloud, with the cloud's address and credentials."""
 
     has_batches: ClassVar[bool] = False
     counts_input: ClassVar[bool] = False
     max_concurrency: int = 64
-    api_version: str = field(default="2023-06-01", init=False)  # the version stands in the body
+    api_version: str = field(default="2023-06-01", init=False)  # the version is in the body
     address_may_be_versioned: ClassVar[bool] = True
     reserved: ClassVar[tuple[str, ...]] = (*AnthropicMessages.reserved, "anthropic_version")
     body_version: ClassVar[str]
-    """``anthropic_version`` of a model whose interface is older than the one without sampling parameters."""
+    """``anthropic_version`` for models whose API version has sampling parameters."""
 
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         version = model.api_version or ""
-        wanted = version if version >= FIRST_WITHOUT_SAMPLING else self.body_version
-        return {"anthropic_version": wanted, **super().body(request, model, cache_prompt=cache_prompt)}
+        body_version = version if version >= FIRST_WITHOUT_SAMPLING else self.body_version
+        return {"anthropic_version": body_version, **super().body(request, model, cache_prompt=cache_prompt)}
 
     def request_options(self, model: ApiModel) -> dict[str, Any]:
-        return {}  # the version stands in the body
+        return {}  # the version is in the body
 
 
 def first_set(variables: Sequence[str]) -> str | None:
-    """The first of these environment variables that says something."""
+    """The value of the first environment variable that is set."""
     return next((os.environ[name] for name in variables if os.environ.get(name)), None)

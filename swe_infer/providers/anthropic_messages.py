@@ -27,7 +27,7 @@ _FIFTH = re.compile(r"claude-[a-z]+-5(?!\d)")
 """Models that refuse the beginning of an answer: Claude 5 and later."""
 
 _STOP_DETAILS = ("type", "category", "explanation")
-"""Of ``stop_details``, what a record keeps (anthropic.types.RefusalStopDetails)."""
+"""Fields of ``stop_details`` in records (anthropic.types.RefusalStopDetails)."""
 
 _COUNTED = (
     "model",
@@ -40,11 +40,11 @@ _COUNTED = (
     "tool_choice",
     "tools",
 )
-"""Fields that the counting endpoint takes (anthropic.types.MessageCountTokensParams)."""
+"""Fields that the counting endpoint accepts (anthropic.types.MessageCountTokensParams)."""
 
 _LONGEST_UNSTREAMED = 16_000
-"""Output tokens. The SDK refuses to wait silently for more than 21,333 (ten minutes at its rate); networks drop idle
-connections earlier than that."""
+"""Output tokens. The SDK refuses requests without streaming above 21,333 (ten minutes at its rate); networks drop
+idle connections earlier."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -85,7 +85,7 @@ class AnthropicMessages(AnthropicBatches):
         if decoding.temperature not in (None, 1.0):
             raise ConfigError(
                 f"decoding.temperature={decoding.temperature}: {model.name} thinks (model.extra_body.thinking), and "
-                "then takes no temperature but 1; set decoding.temperature=null"
+                "then accepts only temperature 1; set decoding.temperature=null"
             )
         budget = thinking.get("budget_tokens")
         if isinstance(budget, int) and budget >= decoding.max_new_tokens:
@@ -143,10 +143,10 @@ class AnthropicMessages(AnthropicBatches):
         return Answer(text, finish, usage, model=named(body.get("model")), details=details)
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
-        """Anthropic calls it an estimate, from which the input that is billed may differ by a small amount
-        (https://docs.claude.com/en/docs/build-with-claude/token-counting): a hundredth is allowed for that."""
+        """Anthropic calls it an estimate that may differ from the billed input by a small amount
+        (https://docs.claude.com/en/docs/build-with-claude/token-counting); one percent is added for that."""
         body = {key: value for key, value in self.body(request, model).items() if key in _COUNTED}
-        tokens = await self._counted("/v1/messages/count_tokens", body, model, timeout_s)
+        tokens = await self._count_tokens("/v1/messages/count_tokens", body, model, timeout_s)
         uncounted = size_of({k: v for k, v in model.extra_body.items() if k not in _COUNTED})
         return InputCount(tokens, uncounted + 16 + tokens // 100)
 
@@ -169,18 +169,18 @@ class AnthropicMessages(AnthropicBatches):
                 case {"type": "message_start" | "content_block_delta", **rest} if not _is_known(rest):
                     raise Unreadable("a stream with an unknown event")
         if whole is None or whole.get("stop_reason") is None:
-            raise Unreadable("a stream that ends before its answer does")
+            raise Unreadable("a stream that ends before its answer")
         return {**whole, "content": [{"type": "text", "text": "".join(parts)}]}
 
 
 def _is_known(event: Mapping[Any, Any]) -> bool:
-    """Whether the delta of an event is of a kind that is passed over, such as one of thinking."""
+    """Whether the delta of an event is ignored, such as one of thinking."""
     delta = event.get("delta")
     return isinstance(delta, dict) and isinstance(delta.get("type"), str) and delta["type"] != "text_delta"
 
 
 def _later(usage: Any, stated: Any) -> Any:
-    """The usage of a stream after an event that states it: cumulative; what it leaves out was stated before."""
+    """The usage of a stream after an event with usage. Counts are cumulative; missing ones were in earlier events."""
     if not stated:
         return usage
     if not isinstance(stated, dict) or not isinstance(usage, dict | None):
@@ -189,8 +189,8 @@ def _later(usage: Any, stated: Any) -> Any:
 
 
 def _usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
-    """(token counts, whether they had to be estimated). Anthropic states cached and written tokens beside
-    ``input_tokens``, not as part of them."""
+    """(token counts, whether they are estimated). Anthropic's ``input_tokens`` do not include cached and written
+    tokens."""
     try:
         cached = token_count(usage, "cache_read_input_tokens")
         written = token_count(usage, "cache_creation_input_tokens")

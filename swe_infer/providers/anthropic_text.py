@@ -1,4 +1,4 @@
-"""Anthropic's legacy Text Completions (Claude 2, Claude Instant). The SDK has dropped them; its transport has not.
+"""Anthropic's legacy Text Completions (Claude 2, Claude Instant). The SDK no longer has methods for them.
 
 Format: https://docs.anthropic.com/en/api/complete.
 """
@@ -24,7 +24,7 @@ def _prompt(prompt: Prompt) -> str:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicText(AnthropicProvider):
-    """Text Completions. The answers state no usage: tokens are estimated, and the record says so."""
+    """Text Completions. Answers have no usage: tokens are estimated, and the record says so."""
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "stop")
     reserved: ClassVar[tuple[str, ...]] = (
@@ -67,7 +67,7 @@ class AnthropicText(AnthropicProvider):
         if not isinstance(text, str):
             raise Unreadable("without a completion")
         if request is None or request.prompt.prefill is None:
-            text = text.removeprefix(" ")  # the blank that belongs behind "Assistant:"
+            text = text.removeprefix(" ")  # the blank after "Assistant:"
         prompt = "" if request is None else _prompt(request.prompt)
         usage = Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text))
         return Answer(

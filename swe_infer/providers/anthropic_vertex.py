@@ -29,10 +29,10 @@ _HOSTS = {
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnthropicVertex(AnthropicCloud):
-    """Claude in one location of Vertex AI, which has no batches of Anthropic's kind.
+    """Claude in one location of Vertex AI, without Message Batches.
 
-    Where ``api_key_env`` is None or not set, Google's Application Default Credentials are used, and renewed; an
-    access token of one's own lasts an hour.
+    If ``api_key_env`` is None or not set, Google's Application Default Credentials are used and renewed. An access
+    token expires after an hour.
     """
 
     address_env: ClassVar[str | None] = _ADDRESS_VARIABLE
@@ -65,8 +65,8 @@ class AnthropicVertex(AnthropicCloud):
         return f"https://{_HOSTS.get(self.region, f'{self.region}-aiplatform.googleapis.com')}/v1"
 
     def check_access(self) -> None:
-        """Raise ConfigError where there is no project or there are no credentials. Google's library may look for
-        those in files and at the machine's own metadata service."""
+        """Raises ConfigError if there is no project or no credentials. Google's library may look for credentials in
+        files and the machine's metadata service."""
         if not self._project:
             raise ConfigError(
                 f"provider.project is not set: name Google Cloud's project there or in {_PROJECT_VARIABLES[0]}"
@@ -75,11 +75,11 @@ class AnthropicVertex(AnthropicCloud):
         if self._key():
             check_key(self.api_key_env)
         else:
-            check_bundle(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))  # Google's library asks for tokens with requests
+            check_bundle(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))  # Google's library uses requests to get tokens
             self._found()
 
     async def open(self) -> None:
-        """Create the client, and have a first token where Google's credentials are used.
+        """Creates the client, and gets a first token if Google's credentials are used.
 
         Raises:
             AuthenticationFailed: Google refuses the credentials.
@@ -130,8 +130,8 @@ class AnthropicVertex(AnthropicCloud):
             raise ConfigError(f"provider.name={self.name}: {one_line(str(error))}{key}") from None
 
     def _foreign_error(self, error: Exception, where: str) -> RequestError | None:
-        """A token that could not be renewed, for good or for the moment."""
+        """A token could not be renewed, permanently or temporarily."""
         if not type(error).__module__.startswith("google.auth"):
             return None
-        told = one_line(f"{where}: {error}", self._key())
-        return TransientError(told) if getattr(error, "retryable", False) else AuthenticationFailed(told)
+        message = one_line(f"{where}: {error}", self._key())
+        return TransientError(message) if getattr(error, "retryable", False) else AuthenticationFailed(message)

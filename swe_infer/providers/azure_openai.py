@@ -24,7 +24,7 @@ _TOKEN_VARIABLE = "AZURE_OPENAI_AD_TOKEN"
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AzureOpenAI(OpenAIChat):
-    """A resource of Azure OpenAI. A token of Microsoft Entra in AZURE_OPENAI_AD_TOKEN goes before the key, as in the
+    """An Azure OpenAI resource. A Microsoft Entra token in AZURE_OPENAI_AD_TOKEN has priority over the key, as in the
     SDK, unless ``api_key_env`` names another variable.
     """
 

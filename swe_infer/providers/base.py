@@ -1,6 +1,6 @@
-"""What a provider is: it translates one request into a wire format and back, and classifies errors. Nothing else.
+"""The provider interface: translates one request into a wire format and back, and classifies errors.
 
-Retries, limits, budget, prices and caching belong to :mod:`swe_infer.api`; a provider never sleeps and never retries.
+Retries, limits, budget, prices and caching are in :mod:`swe_infer.api`; a provider never sleeps or retries.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Answer:
     """One provider's answer to one request.
 
     Args:
-        model: the model's name as the answer states it (a dated snapshot, often). Never used to look up a price.
-        time_to_first_token_s: only where the answer was streamed.
+        model: the model's name in the answer, often a dated snapshot. Never used to look up a price.
+        time_to_first_token_s: None unless the answer was streamed.
         details: further facts for the record (JSON values).
     """
 
@@ -40,8 +40,8 @@ class InputCount:
     """A vendor's own count of a request's input.
 
     Args:
-        tokens: as the vendor states it, unchecked.
-        beyond: tokens at most that may be billed on top: what the count does not cover, or is not exact about.
+        tokens: the vendor's count, unchecked.
+        beyond: upper bound on the tokens that may be billed in addition to the count.
     """
 
     tokens: int
@@ -51,8 +51,7 @@ class InputCount:
 class Provider(ABC):
     """One endpoint. Constructors are cheap, import no SDK and read no key.
 
-    The class attributes and the methods with a body state what a provider can do beyond one request and one answer;
-    a provider that can do more overrides them.
+    The class attributes and the methods with a body are defaults; a provider that can do more overrides them.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Provider(ABC):
     """genai-prices' ``provider_id``."""
 
     address: str
-    """Where requests go, as the vendor's SDK takes it; empty where it is still to be named."""
+    """The base URL for the vendor's SDK; empty if it is not configured yet."""
 
     max_concurrency: int
     """Upper bound on requests in flight."""
@@ -77,14 +76,14 @@ class Provider(ABC):
     """Whether this is a :class:`BatchProvider` whose vendor has batches."""
 
     counts_input: ClassVar[bool] = False
-    """Whether the vendor counts the tokens of a request, free of charge, without answering it."""
+    """Whether the vendor has a free endpoint that counts the tokens of a request."""
 
     priced_by_name: ClassVar[bool] = False
-    """Whether the price list knows the models under the names that this provider gives them."""
+    """Whether the price list has this provider's own names of models."""
 
     @abstractmethod
     def check(self, model: ApiModel, decoding: Decoding) -> None:
-        """Raise ConfigError where the address is malformed or ``decoding`` cannot be honoured; asks nobody."""
+        """Raises ConfigError if the address is malformed or ``decoding`` is not supported. Sends nothing."""
 
     def takes_prefill(self, model: ApiModel) -> bool:
         """Whether the model goes on with the beginning of an answer (:attr:`swe_infer.types.Prompt.prefill`)."""
@@ -92,37 +91,37 @@ class Provider(ABC):
 
     @abstractmethod
     def check_access(self) -> None:
-        """Raise ConfigError where something is missing that only sending needs: the key (naming the variable), or an
-        address that has no default. A dry run goes without. No model is asked."""
+        """Raises ConfigError if something is missing that only sending requires: the key (the message names the
+        variable), or an address without a default. Not called by a dry run. Sends no request to a model."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Create the SDK's client, with the SDK's own retries switched off. Where the provider runs a server of its
-        own, start it and wait for it."""
+        """Creates the SDK's client without the SDK's own retries. If the provider runs a server, starts it and waits
+        until it is ready."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Close the client, and end the server that :meth:`open` started."""
+        """Closes the client and stops the server that :meth:`open` started."""
 
     @abstractmethod
     async def complete(
         self, request: Request, model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
     ) -> Answer:
-        """Send one request and translate its answer.
+        """Sends one request and translates its answer.
 
         Args:
-            cache_prompt: have the vendor keep the prompt for requests that follow, where that must be asked for.
+            cache_prompt: whether the vendor should cache the prompt for later requests, if that must be requested.
 
         Raises:
-            RequestError: the subclass says what to do about it. An answer that was billed but cannot be used raises
-                ``TransientError`` only if no text can be had from it; an empty text is an answer.
+            RequestError: the subclass decides how it is handled. A billed answer raises ``TransientError`` only if
+                its text cannot be read; an empty text is an answer.
         """
 
     def served(self, model: ApiModel | LlamaModel) -> ApiModel:
-        """The model as this provider is asked for it. Called once, before any other method.
+        """The model as this provider serves it. Called once, before any other method.
 
         Raises:
-            ConfigError: it cannot serve ``model`` as it is configured.
+            ConfigError: it cannot serve ``model`` with this configuration.
         """
         if isinstance(model, LlamaModel):
             raise ConfigError(
@@ -132,20 +131,19 @@ class Provider(ABC):
         return model
 
     def endpoints(self, model: ApiModel) -> list[tuple[Provider, ApiModel]]:
-        """Every provider that can be asked, in order of preference, with the model as it is called there."""
+        """All providers in order of preference, each with its name for the model."""
         return [(self, model)]
 
     def keep_log(self, directory: Path) -> None:  # noqa: B027 - most providers start no server
-        """State where the log of a server that :meth:`open` starts is to lie. Called before :meth:`open`."""
+        """Sets the directory for the log of a server that :meth:`open` starts. Called before :meth:`open`."""
 
     @property
     def variant(self) -> str:
-        """What decides answers beside the model's name; part of the response cache's key."""
+        """What else than the model's name decides answers; part of the response cache's key."""
         return ""
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
-        """Have a request's input counted, where :attr:`counts_input` says so. Raises RequestError as :meth:`complete`
-        does."""
+        """Counts a request's input, if :attr:`counts_input`. Raises RequestError as :meth:`complete` does."""
         raise NotImplementedError
 
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
@@ -155,23 +153,23 @@ class Provider(ABC):
     async def complete_samples(
         self, requests: Sequence[Request], model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
     ) -> list[Answer]:
-        """Answer ``requests``, which differ in their sample alone, at most :meth:`max_samples` of them.
+        """Answers at most :meth:`max_samples` requests that differ only in their sample.
 
-        The answers are in the order of ``requests``; where the vendor gives fewer, the last ones are missing. Their
-        usages add up to what is billed. Raises RequestError as :meth:`complete` does.
+        The answers are in the order of ``requests``; if the vendor sends fewer, the last ones are missing. Their
+        usages sum to what is billed. Raises RequestError as :meth:`complete` does.
         """
         return [await self.complete(requests[0], model, timeout_s=timeout_s, cache_prompt=cache_prompt)]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """Where a batch stands.
+    """The status of a batch.
 
     Args:
-        state: ``ended`` has results to fetch, perhaps not for all its requests; ``failed`` was refused as a whole.
-        total: requests in it; 0 where the vendor has not counted them yet.
-        done: those with a good answer.
-        error: why it failed, by class: ``RateLimited`` where it may be submitted again later.
+        state: ``ended``: results, perhaps not for all requests; ``failed``: refused as a whole.
+        total: requests in the batch; 0 if the vendor has not counted them yet.
+        done: requests with an answer.
+        error: why it failed; ``RateLimited`` if it may be submitted again later.
     """
 
     state: Literal["running", "ended", "failed"]
@@ -182,9 +180,9 @@ class BatchStatus:
 
 @dataclass(frozen=True, slots=True)
 class FoundBatch:
-    """A batch that the vendor has, and that may be the one sought.
+    """A batch in the vendor's list that may be the one that is looked up.
 
-    ``certain`` is False where the vendor shows whose batch it is only once it has ended (Anthropic).
+    ``certain`` is False if the vendor identifies a batch only after it has ended (Anthropic).
     """
 
     id: str
@@ -193,10 +191,10 @@ class FoundBatch:
 
 
 class BatchProvider(Protocol):
-    """What a provider with ``has_batches`` has too: many requests handed in together, answered within a day, at half
-    the price.
+    """Additional methods of a provider with ``has_batches``: many requests submitted together, answered within a day,
+    at half the price.
 
-    Every method raises RequestError as :meth:`Provider.complete` does, and never tries again by itself.
+    Every method raises RequestError as :meth:`Provider.complete` does, and never retries.
     """
 
     name: str
@@ -207,32 +205,32 @@ class BatchProvider(Protocol):
     max_batch_bytes: int
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
-        """One request as it is handed in; the lengths of a batch's items must stay under ``max_batch_bytes``."""
+        """The encoded request; the sizes of a batch's items must sum to less than ``max_batch_bytes``."""
         ...
 
     async def submit(self, items: Mapping[str, bytes], *, label: str, timeout_s: float) -> str:
-        """Hand in a batch, and return its id.
+        """Submits a batch and returns its id.
 
         Args:
-            items: what :meth:`batch_item` made, by custom id. An id is of letters, digits, ``-`` and ``_``, begins
-                with ``label`` and has at most 64 characters.
-            label: names the batch, so that :meth:`find` finds it where this call's answer was lost.
+            items: encoded by :meth:`batch_item`, by custom id. An id consists of letters, digits, ``-`` and ``_``,
+                starts with ``label`` and has at most 64 characters.
+            label: names the batch, so that :meth:`find` finds it if the response to this call is lost.
         """
         ...
 
     async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
-        """Batches handed in after ``since`` (Unix time, with some minutes' grace) that bear ``label``, or may."""
+        """Batches submitted after ``since`` (Unix time, with some minutes' grace) that have ``label``, or may."""
         ...
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus: ...
 
     def results(self, batch_id: str, *, timeout_s: float) -> AsyncGenerator[tuple[str, Answer | RequestError], None]:
-        """The results of an ended batch by custom id, in any order, as they arrive; ``timeout_s`` bounds silence.
+        """Yields (custom id, result) of an ended batch in any order; ``timeout_s`` is a read timeout.
 
-        What the vendor leaves out is missing; expired and cancelled requests are ``TransientError``.
+        Requests without a result are missing; expired and cancelled ones are ``TransientError``.
         """
         ...
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
-        """Ask for a batch's end. What is answered by then stays paid for, and is among the results."""
+        """Requests cancellation. Requests answered before are billed and are among the results."""
         ...

@@ -1,7 +1,7 @@
-"""Bounds on what a server may send: bytes are counted while they are read, and after they are decompressed.
+"""Limits on what a server may send, counted while reading, before and after decompression.
 
-An answer is read whole, an error's body is cut, a stream is bounded by each of its events and in all, and a file of a
-batch's results is read line by line. ``docs/faults.md`` says what becomes of a request whose answer passes a bound.
+An answer is read whole, an error body is truncated, a stream is limited per event and in total, and a file of batch
+results is read line by line. ``docs/faults.md`` describes how a request is handled whose answer exceeds a limit.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from typing import Any
 _MIB = 1 << 20
 
 WHOLE_BYTES = 32 * _MIB
-"""Of a body that is read as a whole: an answer, a batch, a page of a list. 128,000 tokens take less than one MiB."""
+"""Of a body that is read whole: an answer, a batch, a page of a list. 128,000 tokens are less than one MiB."""
 ERROR_BYTES = _MIB
-"""Of the body of an HTTP error, which is read no further: its status counts."""
+"""Of the body of an HTTP error; the rest is not read."""
 STREAM_BYTES = 128 * _MIB
-"""Of a streamed answer in all. An event of one token takes some 350 bytes, and 128,000 of them 45 MB."""
+"""Of a streamed answer in total. An event with one token has about 350 bytes; 128,000 of them 45 MB."""
 EVENT_BYTES = 32 * _MIB
-"""Of one event of a stream: the last one may hold the whole answer."""
+"""Of one event of a stream; the last one may contain the whole answer."""
 EVENT_LINES = 1000
 """Of one event of a stream. Vendors send two or three."""
-MOST_VALUES = 2_000_000
-"""In one body, event or line of JSON, by its brackets and commas: an empty list of two bytes takes 64 in memory."""
+MAX_VALUES = 2_000_000
+"""In one body, event or line of JSON, by brackets and commas: an empty list of two bytes uses 64 in memory."""
 LINE_BYTES = 32 * _MIB
-"""Of one line of a batch's results, which holds one answer."""
+"""Of one line of batch results, which has one answer."""
 FILE_BYTES = 64 << 30
-"""Of a file of a batch's results, of which one line is held at a time."""
+"""Of a file of batch results, which is read line by line."""
 
 _LARGE_BYTES = _MIB
 _LARGE_AT_ONCE = 4
-"""So many bodies may be longer than ``_LARGE_BYTES`` at once; others wait, and with them their servers."""
-_BEGINNING = 4096
-"""Bytes of a line that passes its bound that are kept."""
+"""How many bodies longer than ``_LARGE_BYTES`` are read at once; the others wait."""
+_PREFIX_BYTES = 4096
+"""Bytes that are kept of a line that exceeds its limit."""
 _OF_BODIES = ("content-encoding", "content-length", "transfer-encoding")
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 class BodyTooLarge(Exception):
-    """A body passes a bound, which the message names."""
+    """A body exceeds a limit, which the message names."""
 
 
 def bounded(transport: Any) -> Any:
-    """An ``httpx2`` transport that sends through ``transport``, and whose responses bound what is read of them.
+    """An ``httpx2`` transport that sends through ``transport`` and limits the size of responses.
 
-    A response is read whole, up to ``WHOLE_BYTES``; whoever reads it in parts says so by its ``read_in_parts``.
-    Reading on raises BodyTooLarge. The body of an error ends at ``ERROR_BYTES`` instead.
+    A response is read whole, up to ``WHOLE_BYTES``, unless ``read_in_parts`` is called. Reading more raises
+    BodyTooLarge. The body of an error is truncated at ``ERROR_BYTES`` instead.
     """
     import httpx2
 
@@ -61,25 +61,25 @@ def bounded(transport: Any) -> Any:
         _received = 0
 
         def read_in_parts(self, bound: int, *, has_events: bool = False) -> None:
-            """Bound it by ``bound`` bytes, of which the reader holds a part at a time.
+            """Sets the limit to ``bound`` bytes for a reader that keeps only a part at a time.
 
             Args:
-                has_events: it consists of server-sent events, which are bounded one by one.
+                has_events: the body consists of server-sent events, which are limited one by one.
             """
             self._bound, self._is_whole, self._has_events = bound, False, has_events
 
         @property
         def charset_encoding(self) -> None:
-            """None, which stands for UTF-8: a server could name a codec that makes no text."""
+            """None, which means UTF-8: a server could name a codec that does not decode to text."""
 
         async def aiter_raw(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
-            # What the decoder drops, such as bytes behind the end of a compressed body, counts here alone.
+            # Bytes that the decoder drops, such as those after the end of a compressed body, count only here.
             async with aclosing(super().aiter_raw(chunk_size)) as parts:
                 async for part in parts:
                     self._received += len(part)
                     if self._received > self._limit():
                         if self.is_success:
-                            raise BodyTooLarge(_told(self._limit()))
+                            raise BodyTooLarge(_describe(self._limit()))
                         return
                     yield part
 
@@ -92,7 +92,7 @@ def bounded(transport: Any) -> Any:
                         total += len(part)
                         if total > self._limit():
                             if self.is_success:
-                                raise BodyTooLarge(_told(self._limit()))
+                                raise BodyTooLarge(_describe(self._limit()))
                             yield part[: len(part) - (total - self._limit())]
                             return
                         if events is not None:
@@ -116,7 +116,7 @@ def bounded(transport: Any) -> Any:
                 return Response(
                     given.status_code, headers=given.headers, stream=given.stream, extensions=given.extensions
                 )
-            # Several layers multiply: a megabyte may come to a terabyte before the last one ends.
+            # Several layers multiply: a megabyte may decompress to a terabyte.
             await given.aclose()
             if given.is_success:
                 raise BodyTooLarge("it is compressed more than once")
@@ -132,10 +132,10 @@ def bounded(transport: Any) -> Any:
 def check_values(raw: bytes) -> None:
     """
     Raises:
-        BodyTooLarge: JSON text of more than ``MOST_VALUES`` values.
+        BodyTooLarge: JSON text of more than ``MAX_VALUES`` values.
     """
-    if _values(raw) > MOST_VALUES:
-        raise BodyTooLarge(f"it has more than {MOST_VALUES:,} values")
+    if _values(raw) > MAX_VALUES:
+        raise BodyTooLarge(f"it has more than {MAX_VALUES:,} values")
 
 
 def _values(raw: bytes) -> int:
@@ -143,10 +143,10 @@ def _values(raw: bytes) -> int:
 
 
 async def lines(parts: AsyncIterator[bytes], longest: int = LINE_BYTES) -> AsyncIterator[tuple[bytes, bool]]:
-    """The lines of a body, without their ends and without empty ones: (line, True), or (its first bytes, False) for
-    one of more than ``longest`` bytes, of which no more is held.
+    """Yields the lines of a body without line ends, except empty ones: (line, True), or (its first bytes, False) for
+    a line of more than ``longest`` bytes.
 
-    Lines end with a line feed alone: text in JSON may hold any other of the characters that Unicode counts as one.
+    Only a line feed ends a line: JSON text may contain Unicode's other line separators.
     """
     held, length = bytearray(), 0
     async for part in parts:
@@ -163,18 +163,18 @@ async def lines(parts: AsyncIterator[bytes], longest: int = LINE_BYTES) -> Async
 
 
 def _hold(held: bytearray, piece: bytes, length: int, longest: int) -> int:
-    """Add ``piece`` to a line of ``length`` bytes; returns its new length."""
+    """Adds ``piece`` to a line of ``length`` bytes. Returns its new length."""
     length += len(piece)
     if length <= longest:
         held += piece
     else:
-        held += piece[:_BEGINNING]
-        del held[_BEGINNING:]
+        held += piece[:_PREFIX_BYTES]
+        del held[_PREFIX_BYTES:]
     return length
 
 
 class _Events:
-    """Bounds the single events of a stream. The SDKs' readers take time with the square of an event's lines."""
+    """Limits the size of each event of a stream. The SDKs' readers are quadratic in the lines of an event."""
 
     def __init__(self) -> None:
         self._bytes = self._lines = self._values = 0
@@ -183,7 +183,7 @@ class _Events:
     def add(self, part: bytes) -> None:
         """
         Raises:
-            BodyTooLarge: an event passes a bound.
+            BodyTooLarge: an event exceeds a limit.
         """
         pieces = _BLANK_LINE.split(self._tail + part)
         self._tail = (self._tail + part)[-3:]
@@ -193,15 +193,15 @@ class _Events:
             self._bytes += len(piece)
             self._lines += piece.count(b"\n") or piece.count(b"\r")
             self._values += _values(piece)
-            if self._values > MOST_VALUES:
-                raise BodyTooLarge(f"an event of the stream has more than {MOST_VALUES:,} values")
+            if self._values > MAX_VALUES:
+                raise BodyTooLarge(f"an event of the stream has more than {MAX_VALUES:,} values")
             if self._bytes > EVENT_BYTES:
                 raise BodyTooLarge(f"an event of the stream is longer than {_shown(EVENT_BYTES)}")
             if self._lines > EVENT_LINES:
                 raise BodyTooLarge(f"an event of the stream has more than {EVENT_LINES} lines")
 
 
-def _told(limit: int) -> str:
+def _describe(limit: int) -> str:
     return f"it is longer than {_shown(limit)} (after decompression)"
 
 

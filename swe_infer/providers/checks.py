@@ -1,5 +1,5 @@
-"""What can be refused before any request: a missing key, an address that is none, a decoding that the model cannot
-honour. Every message names the key to change."""
+"""Checks before any request: a missing key, a malformed URL, decoding parameters that the model does not support.
+Every message names the key to change."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from swe_infer.types import ApiModel, Decoding
 
 
 def check_base_url(base_url: str, key: str = "provider.base_url") -> None:
-    """Raise ConfigError unless ``base_url``, set by ``key``, is an absolute http(s) address with a valid port."""
+    """Raises ConfigError unless ``base_url``, set by ``key``, is an absolute http(s) address with a valid port."""
     if not base_url:
         raise ConfigError("provider.base_url is not set: give the server's address, such as http://localhost:8000/v1")
-    told = f"{key}={one_line(base_url)}"
+    setting = f"{key}={one_line(base_url)}"
     try:
         parts = urlsplit(base_url)
         port_is_valid = parts.port is None or parts.port > 0
     except ValueError as error:
-        raise ConfigError(f"{told}: {error}") from None
+        raise ConfigError(f"{setting}: {error}") from None
     if (
         parts.scheme not in ("http", "https")
         or not parts.hostname
         or not port_is_valid
         or base_url != base_url.strip()
     ):
-        raise ConfigError(f"{told}: must be an address such as https://host/path")
+        raise ConfigError(f"{setting}: must be an address such as https://host/path")
     if parts.query or parts.fragment:
-        raise ConfigError(f"{told}: must end with its path, without '?' or '#'")
+        raise ConfigError(f"{setting}: must end with its path, without '?' or '#'")
 
 
 def host_of(base_url: str) -> str:
@@ -39,33 +39,33 @@ def host_of(base_url: str) -> str:
 
 
 def check_key(variable: str | None) -> None:
-    """Raise ConfigError where the environment lacks the key, or the key could never be sent as a header."""
+    """Raises ConfigError if the key is not set, or cannot be sent as a header."""
     if variable is None:
         return
     key = os.environ.get(variable)
     if not key:
         raise ConfigError(f"{variable} is not set: put the API key into that environment variable")
     if not key.isascii() or not key.isprintable() or key != key.strip():
-        raise ConfigError(f"{variable} holds blanks, line breaks or other characters that no API key has")
+        raise ConfigError(f"{variable} has blanks, line breaks or other characters that no API key has")
 
 
 def check_decoding(
     model: ApiModel, decoding: Decoding, *, supported: Iterable[str], highest_temperature: float
 ) -> None:
-    """Raise ConfigError for what ``decoding`` sets and the model, or the interface that it is behind, cannot honour.
+    """Raises ConfigError for parameters in ``decoding`` that the model or the provider's API does not support.
 
     Args:
-        supported: the parameters that the interface has a field for.
-        highest_temperature: of the interface.
+        supported: the parameters that the API has a field for.
+        highest_temperature: of the API.
     """
-    wanted = {
+    requested = {
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "seed": decoding.seed,
         "stop": decoding.stop or None,
     }
     interface = set(supported)
-    for key, value in wanted.items():
+    for key, value in requested.items():
         if value is None:
             continue
         nothing = "[]" if key == "stop" else "null"
@@ -81,10 +81,10 @@ def check_decoding(
         raise ConfigError(
             f"decoding.temperature={decoding.temperature}: at most {highest_temperature:g} with this provider"
         )
-    _check_room(model, decoding)
+    _check_output_limit(model, decoding)
 
 
-def _check_room(model: ApiModel, decoding: Decoding) -> None:
+def _check_output_limit(model: ApiModel, decoding: Decoding) -> None:
     wanted = decoding.max_new_tokens
     if model.max_output_tokens is not None and wanted > model.max_output_tokens:
         raise ConfigError(
@@ -98,7 +98,7 @@ def _check_room(model: ApiModel, decoding: Decoding) -> None:
 
 
 def check_extra_body(model: ApiModel, reserved: Iterable[str]) -> None:
-    """Raise ConfigError where ``model.extra_body`` would override what this program sends or counts on."""
+    """Raises ConfigError if ``model.extra_body`` would override a field that this program sets."""
     for key in reserved:
         if key in model.extra_body:
             raise ConfigError(

@@ -1,6 +1,6 @@
-"""What the environment says of the way to a provider: proxies, certificates, the variables that the SDKs document.
+"""Environment variables for the connection to a provider: proxies, certificates, and those that the SDKs document.
 
-``docs/environment.md`` lists every variable and what becomes of it.
+``docs/environment.md`` lists every variable and its effect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SOCKS = ("socks5", "socks5h")
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
-"""A certificate's name in a directory that OpenSSL reads."""
+"""The name of a certificate file in a directory for OpenSSL."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_HEADERS = frozenset(
     {
@@ -31,12 +31,12 @@ _OWN_HEADERS = frozenset(
         *("content-type", "content-length", "transfer-encoding", "host"),
     }
 )
-"""Headers that come from other settings, which a custom header must not replace."""
+"""Headers from other settings, which custom headers must not replace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, and the environment variable that names it. Its address may hold a password."""
+    """A proxy and the environment variable that names it. Its URL may contain a password."""
 
     variable: str
     url: str
@@ -50,12 +50,12 @@ class Proxy:
 
 
 def address(configured: str | None, variable: str, default: str = "") -> str:
-    """A server's address: what the configuration says, else the environment, else the vendor's own."""
+    """The server's address: from the configuration, else the environment, else ``default``."""
     return configured or os.environ.get(variable) or default
 
 
 def note_address(base_url: str, variable: str) -> None:
-    """Say that the environment names the server, or that the configuration goes before it."""
+    """Logs that the environment names the server, or that the configuration overrides it."""
     named = os.environ.get(variable)
     if not named:
         return
@@ -66,11 +66,11 @@ def note_address(base_url: str, variable: str) -> None:
         logger.warning("provider.base_url names the server: %s; %s, which names another, is not used", host, variable)
 
 
-# The way there.
+# The connection.
 
 
-def check_way(base_url: str, *, through_proxy: bool = True) -> None:
-    """Refuse proxies and certificates that could not be used, if the way to ``base_url`` needs them.
+def check_connection_settings(base_url: str, *, through_proxy: bool = True) -> None:
+    """Checks the proxy and certificates that a connection to ``base_url`` needs.
 
     Raises:
         ConfigError: names the variable.
@@ -83,7 +83,7 @@ def check_way(base_url: str, *, through_proxy: bool = True) -> None:
 
 
 def proxy_of(base_url: str) -> Proxy | None:
-    """The proxy that the environment names for an address; None where there is none.
+    """The proxy in the environment for an address, or None.
 
     Raises:
         ConfigError: NO_PROXY cannot be read.
@@ -93,17 +93,17 @@ def proxy_of(base_url: str) -> Proxy | None:
     for kind in (parts.scheme, "all"):
         url = proxies.get(kind)
         if url:
-            if _goes_around(parts.scheme, parts.hostname or "", parts.port, proxies.get("no", "")):
+            if _bypasses_proxy(parts.scheme, parts.hostname or "", parts.port, proxies.get("no", "")):
                 return None
             return Proxy(_variable(f"{kind}_proxy"), url if "://" in url else f"http://{url}")
     return None
 
 
 def tls_context(base_url: str, proxy: Proxy | None) -> ssl.SSLContext:
-    """The settings of TLS for an address, with the certificates that SSL_CERT_FILE or SSL_CERT_DIR names.
+    """The TLS settings for an address, with the certificates in SSL_CERT_FILE or SSL_CERT_DIR.
 
     Raises:
-        ConfigError: TLS is needed, and what the variable names holds no certificates.
+        ConfigError: TLS is needed, and the file or directory has no certificates.
     """
     if not _is_encrypted(base_url, proxy):
         # Loading certificates takes a tenth of a second. Redirects, as to https, are not followed.
@@ -115,7 +115,7 @@ def tls_context(base_url: str, proxy: Proxy | None) -> ssl.SSLContext:
 
 
 def check_bundle(variables: Iterable[str]) -> None:
-    """Refuse a file of certificates that a cloud's library could not load. The first variable that is set counts.
+    """Checks that a cloud's library can load the certificates in the first variable that is set.
 
     Raises:
         ConfigError: names the variable.
@@ -128,7 +128,7 @@ def check_bundle(variables: Iterable[str]) -> None:
 
 
 def _check_proxy(proxy: Proxy, base_url: str) -> None:
-    # The value is not shown: it may hold a password, and a malformed one hides where.
+    # The value is not shown: it may contain a password anywhere if it is malformed.
     example = "such as http://proxy.example:3128"
     try:
         parts = urlsplit(proxy.url)
@@ -136,10 +136,10 @@ def _check_proxy(proxy: Proxy, base_url: str) -> None:
     except ValueError:
         named = False
     if not named or not proxy.url.isascii() or not proxy.url.isprintable() or " " in proxy.url:
-        raise ConfigError(f"{proxy.variable} is no address of a proxy: set one {example}, or unset it")
+        raise ConfigError(f"{proxy.variable} is not the address of a proxy: set one {example}, or unset it")
     if proxy.scheme not in ("http", "https", *_SOCKS):
         raise ConfigError(
-            f"{proxy.variable} names a proxy of the kind {proxy.scheme}: http, https, socks5 and socks5h are known"
+            f"{proxy.variable} names a proxy with the scheme {proxy.scheme}: must be http, https, socks5 or socks5h"
         )
     if proxy.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
         raise ConfigError(
@@ -157,10 +157,10 @@ def _check_certificates() -> None:
         _check_file("SSL_CERT_FILE", file)
         return
     directories = os.environ.get("SSL_CERT_DIR")
-    if directories and not any(map(_holds_certificates, directories.split(os.pathsep))):
+    if directories and not any(map(_has_certificates, directories.split(os.pathsep))):
         raise ConfigError(
-            f"SSL_CERT_DIR={directories}: no such folder of certificates under the names that `openssl rehash` "
-            "gives; name one, or unset it"
+            f"SSL_CERT_DIR={directories}: no directory with certificates named by `openssl rehash`; name "
+            "one, or unset it"
         )
 
 
@@ -168,14 +168,14 @@ def _check_file(variable: str, file: str) -> None:
     try:
         ssl.create_default_context(cafile=file)
     except ssl.SSLError:
-        raise ConfigError(f"{variable}={file}: holds no PEM certificates; name another, or unset it") from None
+        raise ConfigError(f"{variable}={file}: has no PEM certificates; name another file, or unset it") from None
     except OSError as error:
         raise ConfigError(
             f"{variable}={file}: {error.strerror or 'cannot be read'}; name a file of PEM certificates, or unset it"
         ) from None
 
 
-def _holds_certificates(directory: str) -> bool:
+def _has_certificates(directory: str) -> bool:
     try:
         return any(_HASHED.fullmatch(name) for name in os.listdir(directory))
     except OSError:
@@ -183,11 +183,11 @@ def _holds_certificates(directory: str) -> bool:
 
 
 def _variable(lower: str) -> str:
-    """How an environment variable is spelt: lower case goes before others, as everywhere."""
+    """The spelling of an environment variable that is set; lower case has priority, as in other programs."""
     return lower if os.environ.get(lower) else next(name for name in os.environ if name.lower() == lower)
 
 
-def _goes_around(scheme: str, host: str, port: int | None, no_proxy: str) -> bool:
+def _bypasses_proxy(scheme: str, host: str, port: int | None, no_proxy: str) -> bool:
     """Whether NO_PROXY names the host, a domain above it or its network, with this port or none."""
     for entry in filter(None, map(str.strip, no_proxy.split(","))):
         if entry == "*":
@@ -204,7 +204,7 @@ def _goes_around(scheme: str, host: str, port: int | None, no_proxy: str) -> boo
             name, wanted_port = (parts.hostname or "").removeprefix("*"), parts.port
         except ValueError:
             raise ConfigError(
-                f"{_variable('no_proxy')}: the entry {one_line(entry)} is no host, domain or network"
+                f"{_variable('no_proxy')}: the entry {one_line(entry)} is not a host, domain or network"
             ) from None
         if not name or wanted_port not in (None, port):
             continue
@@ -217,7 +217,7 @@ def _goes_around(scheme: str, host: str, port: int | None, no_proxy: str) -> boo
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """A network such as ``10.0.0.0/8``; a bare IPv6 address too, which is no host with a port."""
+    """A network such as ``10.0.0.0/8``, or a bare IPv6 address."""
     if "/" not in text and text.count(":") < 2:
         return None
     inner = re.sub(r"\[([^]]*)\]", r"\1", text) if re.fullmatch(r"\[[^]]*\](/\d+)?", text) else text
@@ -235,21 +235,21 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def check_header_value(variable: str) -> None:
-    """Raise ConfigError where a variable's value could not be sent as a header."""
+    """Raises ConfigError if a variable's value cannot be sent as a header."""
     value = os.environ.get(variable, "")
     if not value.isascii() or (not value.isprintable() and value) or value != value.strip():
-        raise ConfigError(f"{variable} holds blanks, line breaks or other characters that no header can hold")
+        raise ConfigError(f"{variable} has blanks, line breaks or other characters that a header cannot have")
 
 
 def check_header_lines(variable: str) -> None:
-    """Raise ConfigError where a variable of custom headers, ``NAME: VALUE`` in each line, holds a line of another
-    form or a header that another setting decides. Values may be secrets, so they are not shown."""
+    """Raises ConfigError if a variable of custom headers (``NAME: VALUE`` per line) has an invalid line or a header
+    that another setting decides. Values are not shown, because they may be secrets."""
     for number, line in enumerate(os.environ.get(variable, "").split("\n"), 1):
         if not line.strip():
             continue
         name, colon, value = line.partition(":")
         name, value = name.strip(), value.strip()
         if not colon or not _HEADER_NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
-            raise ConfigError(f"{variable}: line {number} is no header; write one NAME: VALUE in each line")
+            raise ConfigError(f"{variable}: line {number} is not a header; write NAME: VALUE on each line")
         if name.lower() in _OWN_HEADERS:
             raise ConfigError(f"{variable}: {name} is set from the key and the configuration; leave it out")

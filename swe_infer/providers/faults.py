@@ -1,7 +1,7 @@
-"""Which error class an HTTP error belongs to, and how to tell of it in one line without secrets.
+"""Classifies HTTP errors and formats them in one line without secrets.
 
-A code or type in the body decides before the status, since vendors use one status for several things: OpenAI's 429 is
-a rate limit or an empty account, a 400 may be an overflow, a refused prompt, or a mistake.
+A code or type in the body has priority over the status, since vendors use one status for several errors: OpenAI's 429
+is a rate limit or an empty account, a 400 may be an overflow, a refused prompt or an invalid request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_o
 
 _LONGEST_MESSAGE = 300
 _LONGEST_SEARCHED = 8192
-"""Characters of an error's text in which its class is looked for."""
+"""Characters of an error's text that are searched for its class."""
 
 _OVERFLOW_CODES = {"context_length_exceeded", "string_above_max_length", "exceed_context_size_error"}
 _OVERFLOW = re.compile(
@@ -50,7 +50,7 @@ _RATE_TYPES = {"rate_limit_error", "rate_limit_exceeded", "token_limit_exceeded"
 _OVERLOAD_TYPES = {"overloaded_error", "slow_down", "engine_overloaded"}
 _TRANSIENT_TYPES = {"api_error", "server_error", "timeout_error", "vector_store_timeout"}
 _UNKNOWN_MODEL = re.compile(r"model identifier is invalid|model id .{0,200}isn.t supported", re.IGNORECASE)
-_CLOUD_KINDS = {  # Amazon's exceptions and Google's states, in the words above
+_CLOUD_KINDS = {  # Amazon's exceptions and Google's states, as the types above
     "throttlingexception": "rate_limit_error",
     "servicequotaexceededexception": "rate_limit_error",
     "serviceunavailableexception": "overloaded_error",
@@ -76,7 +76,7 @@ _TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)
 _TRY_AGAIN = re.compile(r"try again in ((?:\d+(?:\.\d+)?(?:ms|d|h|m|s))+)", re.IGNORECASE)
 
 _SECRETS = (
-    # the vendor's echo of a key, in full or with stars; then what looks like a key, an organisation or a password
+    # a key that the vendor repeats, in full or with stars; then anything like a key, an organisation or a password
     (re.compile(r"(api key provided: )\S+", re.IGNORECASE), r"\1***"),
     (re.compile(r"\S*\*{3,}\S*"), "***"),
     (re.compile(r"\b(sk|key|org|proj|gsk|xai)-[\w-]{8,}"), r"\1-***"),
@@ -88,15 +88,15 @@ _SECRETS = (
 
 
 class PromptFiltered(InvalidRequest):
-    """The provider's filter refused the prompt. It is a verdict on the prompt, and so an answer, not a failure."""
+    """The provider's content filter refused the prompt. This counts as an answer, not as a failure."""
 
 
 def one_line(text: str, secret: str | None = None) -> str:
-    """``text`` on one line, without control characters, without ``secret`` or what looks like one, at most 300
-    characters."""
+    """``text`` on one line of at most 300 characters, without control characters, ``secret`` and text like
+    secrets."""
     if secret:
         text = text.replace(secret, "***")
-    # Cut before the patterns, some of which take time with the square of a word's length.
+    # Truncated before the patterns, some of which are quadratic in the length of a word.
     text = " ".join(text[: 100 * _LONGEST_MESSAGE].split())[: 10 * _LONGEST_MESSAGE]
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
@@ -107,28 +107,28 @@ def one_line(text: str, secret: str | None = None) -> str:
 def classify(
     status: int | None, body: Any, headers: Mapping[str, str], *, where: str, secret: str | None = None
 ) -> RequestError:
-    """The error that an HTTP status and a vendor's error body stand for.
+    """The error for an HTTP status and a vendor's error body.
 
     Args:
-        status: None for an error inside a stream or a batch, where no status was given.
-        body: the decoded JSON body, or its text where it is none. Vendors nest the error under ``error``.
+        status: None for an error inside a stream or a batch, which has no status.
+        body: the decoded JSON body, or its text if it is not JSON. Vendors nest the error under ``error``.
         where: host and model, for the message.
-        secret: the key, never to be shown.
+        secret: the key, which is removed from the message.
     """
     kinds, message = _read(body)
     kinds |= {name for name in [headers.get("x-amzn-errortype", "").partition(":")[0]] if name}
     kinds |= {_CLOUD_KINDS[name.lower()] for name in kinds if name.lower() in _CLOUD_KINDS}
-    told = one_line(f"{where}: {f'HTTP {status}: ' if status else ''}{message}", secret)
+    text = one_line(f"{where}: {f'HTTP {status}: ' if status else ''}{message}", secret)
     request_id = request_id_of(headers)
     wait = retry_after_s(headers)
     if wait is None and (match := _TRY_AGAIN.search(message)):
         wait = duration_s(match[1])
 
     def made(kind: type[RequestError], **more: Any) -> RequestError:
-        return kind(told, status=status, request_id=request_id, **more)
+        return kind(text, status=status, request_id=request_id, **more)
 
     if status is not None and 300 <= status < 400:
-        told = one_line(f"{where}: HTTP {status}, a redirect to another address, which is not followed", secret)
+        text = one_line(f"{where}: HTTP {status}, a redirect to another address, which is not followed", secret)
         return made(ProviderFatal)
     rejected = status in (None, 400, 413, 422)
     if kinds & _QUOTA_CODES or status == 402 or (status in (400, 403, 429) and _QUOTA.search(message)):
@@ -138,7 +138,7 @@ def classify(
     if kinds & _FILTER_CODES or (rejected and _FILTER.search(message)):
         return made(PromptFiltered)
     if status == 429 and _TOO_LARGE.match(message):
-        return made(InvalidRequest)  # beyond the account's tokens a minute: no waiting makes room for it
+        return made(InvalidRequest)  # above the account's tokens per minute: waiting does not help
     if status == 429 or kinds & _RATE_TYPES:
         return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
     if status in (503, 529) or kinds & _OVERLOAD_TYPES:
@@ -146,7 +146,7 @@ def classify(
     if status == 401 or kinds & {"authentication_error", "permission_error", "invalid_api_key"}:
         return made(AuthenticationFailed)
     if status == 403:
-        # Without the vendor's own body it comes from a firewall, which may object to this one prompt.
+        # Without the vendor's error body it is from a firewall, which may object to this prompt only.
         return made(AuthenticationFailed if kinds else InvalidRequest)
     if status == 404 or kinds & _MODEL_CODES or (rejected and _UNKNOWN_MODEL.search(message)):
         return made(ModelNotFound)
@@ -154,11 +154,11 @@ def classify(
         return made(TransientError, retry_after_s=wait)
     if status is None or 400 <= status < 500:
         return made(InvalidRequest)
-    return made(TransientError, retry_after_s=wait)  # a redirect that was not followed, or another oddity
+    return made(TransientError, retry_after_s=wait)  # an unknown status
 
 
 def _read(body: Any) -> tuple[set[str], str]:
-    """(codes and types, message) of an error body of either vendor, or of something else altogether."""
+    """(codes and types, message) of an error body of any vendor or server."""
     if isinstance(body, str):
         return set(), _page(body)
     error = body[0] if isinstance(body, list) and body else body  # Google streams its errors in a list
@@ -183,15 +183,15 @@ def _read(body: Any) -> tuple[set[str], str]:
 
 
 def _cut(value: Any) -> str:
-    """The beginning of a server's text, which patterns are searched in; of another value, how it is written."""
+    """The beginning of a server's text, or of the text of another value."""
     try:
         return (value if isinstance(value, str) else str(value))[:_LONGEST_SEARCHED]
-    except (RecursionError, ValueError):  # nested deeply; a whole number of very many digits
+    except (RecursionError, ValueError):  # nested too deeply; an integer with too many digits
         return f"a {type(value).__name__} that cannot be shown"
 
 
 def _page(text: str) -> str:
-    """What to tell of a body that is no JSON: an HTML page's title, else its beginning."""
+    """A description of a body that is not JSON: the title of an HTML page, else its beginning."""
     text = _cut(text)
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     if title:

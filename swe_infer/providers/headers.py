@@ -1,4 +1,4 @@
-"""What an answer's headers say about waiting and about quotas.
+"""Reads retry delays and quotas from response headers.
 
 Sources: OpenAI's and Anthropic's pages on rate limits; RFC 9110, section 10.2.3, for ``Retry-After``.
 """
@@ -17,14 +17,14 @@ _UNITS_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 _LONGEST = 200
-"""Characters of a header that are looked at."""
+"""Characters of a header that are read."""
 _LARGEST = 1e15
-"""A figure beyond it says nothing: no quota and no wait is as large."""
+"""Larger numbers are ignored: no quota and no delay is as large."""
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
 
 
 def duration_s(text: str | None) -> float | None:
-    """Seconds in a duration of Go's form (``6m0s``, ``1.5s``, ``20ms``) or a plain number; None if it is neither."""
+    """Seconds of a duration in Go's format (``6m0s``, ``1.5s``, ``20ms``) or a plain number; None for other text."""
     if text is None:
         return None
     text = text.strip()
@@ -35,9 +35,9 @@ def duration_s(text: str | None) -> float | None:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds that the server asks to wait: ``retry-after-ms``, or ``retry-after`` in seconds or as an HTTP date.
+    """Seconds from ``retry-after-ms``, or from ``retry-after`` in seconds or as an HTTP date.
 
-    None where the headers say nothing that can be read. Never negative.
+    None if there is no valid header. Never negative.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -55,13 +55,13 @@ def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
-    """The vendor's name of a request, cut and without control characters."""
+    """The vendor's request id, truncated and without control characters."""
     found = next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
     return None if found is None else "".join(filter(str.isprintable, found[:_LONGEST]))
 
 
 def rate_limits_of(headers: Mapping[str, str]) -> RateLimits:
-    """Quotas as either vendor states them. Where both kinds of token are limited apart (Anthropic), ``tokens`` are
+    """Quotas in OpenAI's or Anthropic's headers. If input and output have separate limits (Anthropic), ``tokens`` are
     input tokens."""
     if "anthropic-ratelimit-requests-limit" in headers or "anthropic-ratelimit-tokens-limit" in headers:
         return _anthropic_limits(headers)
@@ -93,13 +93,13 @@ def _anthropic_limits(headers: Mapping[str, str]) -> RateLimits:
 
 
 def _server_time(headers: Mapping[str, str]) -> float:
-    """The server's clock where it states it, so that a wrong local clock makes no difference."""
+    """The server's time from its headers, else the local time, which may be wrong."""
     stated = _timestamp(headers.get("date", ""))
     return time.time() if stated is None else stated
 
 
 def _timestamp(date: str) -> float | None:
-    """Seconds since the epoch of an HTTP date; None where it is none."""
+    """Seconds since the epoch of an HTTP date; None if it is invalid."""
     try:
         return parsedate_to_datetime(date[:_LONGEST]).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError, OSError):

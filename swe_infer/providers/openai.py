@@ -1,4 +1,4 @@
-"""What the OpenAI providers share: the SDK's client, and batches.
+"""The base of the OpenAI providers: the SDK's client, and batches.
 
 A batch is a file of requests, one JSON line each, and a file of answers. Format and limits:
 https://platform.openai.com/docs/guides/batch.
@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 from swe_infer.errors import RequestError, TransientError
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
 from swe_infer.providers.faults import classify, one_line
-from swe_infer.providers.wire import MOST_PAGES, WireProvider, named, whole_number
+from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, whole_number
 from swe_infer.types import ApiModel, Request
 
 OPENAI = "https://api.openai.com/v1"
 COUNT_PATH = "/responses/input_tokens"
-"""Counts the input of a request to the responses interface (openai.types.responses.InputTokenCountParams)."""
+"""Counts the input of a request to the Responses API (openai.types.responses.InputTokenCountParams)."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -52,13 +52,13 @@ _STATES = {"completed": "ended", "expired": "ended", "cancelled": "ended", "fail
 
 
 class OpenAIBatches(OpenAIProvider):
-    """The batch side of an OpenAI interface; implements :class:`~swe_infer.providers.base.BatchProvider`."""
+    """Batches of an OpenAI API; implements :class:`~swe_infer.providers.base.BatchProvider`."""
 
     has_batches: ClassVar[bool] = True
     max_batch_requests: int = 50_000
     max_batch_bytes: int = 200_000_000
     batch_endpoint: ClassVar[str]
-    """The address that the batch's requests are meant for."""
+    """The endpoint of the requests in a batch."""
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
         body = self.body(request, model)
@@ -88,22 +88,22 @@ class OpenAIBatches(OpenAIProvider):
     async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
         found: list[FoundBatch] = []
         params: dict[str, Any] = {"limit": 100}
-        for _ in range(MOST_PAGES):
+        for _ in range(MAX_PAGES):
             page = await self._call("GET", "/batches", timeout_s=timeout_s, options={"params": params})
-            with self._shaped("batches"):
+            with self._shape_errors("batches"):
                 batches = page.get("data") or []
                 for batch in batches:
                     if (batch.get("metadata") or {}).get(_LABEL) == label:
                         found.append(FoundBatch(self._id(batch, "batches"), certain=True, total=_counts(batch)[0]))
-                # Newest first; a listing that goes on past ``since`` holds nothing more of interest.
+                # Newest first: entries before ``since`` are not needed.
                 if not page.get("has_more") or not batches or batches[-1]["created_at"] < since - _GRACE_S:
                     return found
                 params["after"] = self._id(batches[-1], "batches")
-        raise self._unreadable("a list without an end", self._where("batches"), {})
+        raise self._unreadable("an endless list", self._where("batches"), {})
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
         batch = await self._call("GET", f"/batches/{batch_id}", timeout_s=timeout_s)
-        with self._shaped(batch_id):
+        with self._shape_errors(batch_id):
             total, done = _counts(batch)
             error = None
             if batch.get("status") == "failed":
@@ -128,7 +128,7 @@ class OpenAIBatches(OpenAIProvider):
             except TransientError as error:
                 if error.status != 200:
                     raise
-                broken = error  # the other file may be sound
+                broken = error  # the other file may be readable
         if broken is not None:
             raise broken
 
@@ -136,7 +136,7 @@ class OpenAIBatches(OpenAIProvider):
         await self._call("POST", f"/batches/{batch_id}/cancel", timeout_s=timeout_s)
 
     def _result(self, custom_id: str, entry: dict[str, Any] | RequestError) -> Answer | RequestError:
-        """What one line of an output or error file holds."""
+        """The result in one line of an output or error file."""
         if isinstance(entry, RequestError):
             return entry
         where = self._where(custom_id)
@@ -151,9 +151,9 @@ class OpenAIBatches(OpenAIProvider):
         status, body = response.get("status_code"), response.get("body")
         if status != 200 or not isinstance(body, dict):
             known = status if type(status) is int and 100 <= status < 600 else None
-            return self.verdict(classify(known, body, headers, where=where, secret=self._key()))
+            return self.as_answer(classify(known, body, headers, where=where, secret=self._key()))
         try:
-            return self.understood(body, None, where, headers)
+            return self.parse_answer(body, None, where, headers)
         except RequestError as error:
             return error
 

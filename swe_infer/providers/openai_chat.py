@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, and every server that speaks them (vLLM, llama.cpp, OpenRouter, Together, …).
+"""OpenAI's chat completions, and every compatible server (vLLM, llama.cpp, OpenRouter, Together, …).
 
 Format: https://platform.openai.com/docs/api-reference/chat.
 """
@@ -21,10 +21,10 @@ from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, U
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
-_MOST_CHOICES = 128
+_MAX_CHOICES = 128
 
 _OTHER_FRAMING = 16
-"""Tokens by which the framing of two messages may differ between the interfaces; either has about ten."""
+"""Difference in framing tokens of two messages between the APIs, at most; each has about ten."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -98,8 +98,8 @@ class OpenAIChat(OpenAIBatches):
         return Answer(text, finish, usage, model=named(body.get("model")), details=details)
 
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
-        """A seed of its own for each sample leaves no room for ``n``, and neither does a stream."""
-        return _MOST_CHOICES if "n" in model.parameters and decoding.seed is None and not self.stream else 1
+        """``n`` works neither with a seed per sample nor with a stream."""
+        return _MAX_CHOICES if "n" in model.parameters and decoding.seed is None and not self.stream else 1
 
     async def complete_samples(
         self, requests: Sequence[Request], model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
@@ -108,28 +108,28 @@ class OpenAIChat(OpenAIBatches):
         try:
             answered, headers = await self._send(body, model, timeout_s, {})
         except PromptFiltered as error:
-            verdict = self.verdict(error)
-            assert isinstance(verdict, Answer)
-            return [verdict for _ in requests]
+            as_answer = self.as_answer(error)
+            assert isinstance(as_answer, Answer)
+            return [as_answer for _ in requests]
         where = self._where(model.name)
         given = answered.get("choices")
-        # Of several choices each is paid for: one that cannot be read does not cost the others.
+        # Every choice is billed: an unreadable one does not lose the others.
         sound = [choice for choice in given if _is_choice(choice)] if isinstance(given, list) else []
-        whole = self.understood({**answered, "choices": sound}, requests[0], where, headers)
+        whole = self.parse_answer({**answered, "choices": sound}, requests[0], where, headers)
         choices = [_choice(choice) for choice in sound[: len(requests)]]
         texts = [text for text, _, _ in choices]
         usage, estimated = openai_usage(answered.get("usage"), requests[0], "".join(texts))
         marks = {"usage_estimated": True} if estimated else {}
         return [
-            self._headed(Answer(text, finish, share, model=whole.model, details={**details, **marks}), headers)
+            self._with_headers(Answer(text, finish, share, model=whole.model, details={**details, **marks}), headers)
             for (text, finish, details), share in zip(choices, _shares(usage, texts), strict=True)
         ]
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
-        """The messages as the responses interface counts them. Further fields have other names there, so their bytes
-        are added."""
+        """The messages as the Responses API counts them. Extra body fields have other names there, so their bytes are
+        added."""
         body = {"model": model.name, "input": _messages(request.prompt)}
-        tokens = await self._counted(COUNT_PATH, body, model, timeout_s)
+        tokens = await self._count_tokens(COUNT_PATH, body, model, timeout_s)
         return InputCount(tokens, size_of(model.extra_body) + _OTHER_FRAMING)
 
     def streams(self, body: Mapping[str, Any]) -> bool:
@@ -159,13 +159,13 @@ class OpenAIChat(OpenAIBatches):
                         parts.append(part)
                 finish = choice.get("finish_reason") or finish
         if finish is None:
-            raise Unreadable("a stream that ends before its answer does")
+            raise Unreadable("a stream that ends before its answer")
         message = {key: "".join(parts) for key, parts in texts.items()}
         return {**whole, "choices": [{"message": message, "finish_reason": finish}]}
 
 
 def openai_usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
-    """(token counts of a ``usage`` object of either OpenAI interface, whether they had to be estimated)."""
+    """(token counts of a ``usage`` object of either OpenAI API, whether they are estimated)."""
     try:
         of_input = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
         of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
@@ -202,8 +202,8 @@ def _choice(choice: Any) -> tuple[str, FinishReason, dict[str, Any]]:
 
 
 def _shares(usage: Usage, texts: Sequence[str]) -> list[Usage]:
-    """``usage`` of a request for several choices, parted among them: the first bears the prompt, each bears output in
-    proportion to its length. The parts add up to the whole."""
+    """``usage`` of a request divided among its choices: the prompt counts for the first one, the output in
+    proportion to the length. The parts sum to the whole."""
     total = sum(map(len, texts))
     ends = [sum(map(len, texts[:index])) for index in range(len(texts) + 1)]
     if not total:
@@ -219,8 +219,8 @@ def _shares(usage: Usage, texts: Sequence[str]) -> list[Usage]:
 
 
 def cache_fields(prompt: Prompt, model: ApiModel, *, cache_prompt: bool) -> dict[str, Any]:
-    """The fields that steer OpenAI's prompt cache: a name for the prompt, or no cache where writing to it is billed
-    and nobody would read it."""
+    """The fields for OpenAI's prompt cache: a key of the prompt, or no caching if writes are billed and no other
+    request would read them."""
     if cache_prompt:
         return {"prompt_cache_key": hashlib.blake2b(prompt.text.encode(), digest_size=16).hexdigest()}
     return {"prompt_cache_options": {"mode": "explicit"}} if model.billed_cache_writes else {}

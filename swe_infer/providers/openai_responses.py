@@ -1,4 +1,4 @@
-"""OpenAI's responses interface. Format: https://platform.openai.com/docs/api-reference/responses."""
+"""OpenAI's Responses API. Format: https://platform.openai.com/docs/api-reference/responses."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _COUNTED = (
     "tools",
     "truncation",
 )
-"""Fields that the counting endpoint takes (openai.types.responses.InputTokenCountParams)."""
+"""Fields that the counting endpoint accepts (openai.types.responses.InputTokenCountParams)."""
 _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OpenAIResponses(OpenAIBatches):
-    """Responses. The interface has neither ``stop`` nor ``seed``."""
+    """Responses. The API has neither ``stop`` nor ``seed``."""
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p")
     batch_endpoint: ClassVar[str] = "/v1/responses"
@@ -108,7 +108,7 @@ class OpenAIResponses(OpenAIBatches):
         """OpenAI calls it the exact count that the model receives
         (https://developers.openai.com/api/docs/guides/token-counting)."""
         body = {key: value for key, value in self.body(request, model).items() if key in _COUNTED}
-        tokens = await self._counted(COUNT_PATH, body, model, timeout_s)
+        tokens = await self._count_tokens(COUNT_PATH, body, model, timeout_s)
         return InputCount(tokens, size_of({k: v for k, v in model.extra_body.items() if k not in _COUNTED}))
 
     def streams(self, body: Mapping[str, Any]) -> bool:
@@ -123,7 +123,7 @@ class OpenAIResponses(OpenAIBatches):
             elif kind in _LAST_EVENTS:
                 whole = event.get("response")
         if not isinstance(whole, dict):
-            raise Unreadable("a stream that ends before its answer does")
+            raise Unreadable("a stream that ends before its answer")
         return whole
 
 
@@ -132,7 +132,7 @@ def _is_message(item: Any) -> bool:
 
 
 def _parts(output: list[Any]) -> tuple[list[str], list[str]]:
-    """(texts, refusals) of the messages in ``output``, in order; reasoning items are passed over."""
+    """(texts, refusals) of the messages in ``output``, in order; reasoning items are ignored."""
     contents = [item.get("content") for item in output if _is_message(item)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
     texts = [

@@ -1,7 +1,7 @@
-"""Several small connection pools instead of a large one, whose upkeep costs every request a look at each of them.
+"""Several small connection pools instead of a large one.
 
-httpcore's pool goes through all of its connections, and asks the kernel about each idle one, when a request begins or
-ends. At 1,000 connections that is milliseconds of processor time for one request.
+httpcore's pool iterates over all of its connections, with a system call per idle one, when a request starts or ends.
+At 1,000 connections this costs milliseconds of processor time per request.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 from swe_infer.providers.environment import Proxy
 
 _ONE_POOL = 64
-"""So many connections are kept in one pool."""
+"""Up to this many connections, one pool is used."""
 _POOL = 4
-"""Connections of one pool, where there are more."""
-_MOST_POOLS = 1024
-"""Above that, pools take more connections each: a process has files for no more."""
+"""Connections per pool above that."""
+_MAX_POOLS = 1024
+"""Above this number of pools, each has more connections: the file descriptors of a process are limited."""
 
 _QUIET_S = 60
-"""Seconds without a byte after which the kernel asks whether the other side is still there: models think for long."""
+"""Idle seconds before TCP keep-alive probes: models may think for long without sending."""
 
 
 def transport_settings(
     max_concurrency: int, keep_alive_s: float, context: ssl.SSLContext | None = None, proxy: Proxy | None = None
 ) -> dict[str, Any]:
-    """Settings of an ``httpx2.AsyncClient`` for so many requests at once.
+    """Settings of an ``httpx2.AsyncClient`` for ``max_concurrency`` requests at once.
 
     Args:
         context: for TLS; None: the system's.
-        proxy: through which requests go, with one pool; None: straight. The client itself looks for none in the
-            environment: it would refuse one that this address has no use for.
+        proxy: used with one pool; None: no proxy. The client does not read proxies from the environment, because it
+            would refuse an invalid one that this address does not use.
     """
     import httpx2
 
@@ -51,7 +51,7 @@ def transport_settings(
         return {"transport": transport, "trust_env": False}
 
     class Counted(httpx2.AsyncByteStream):
-        """An answer's body, and what is to be done when it has been read: until then its connection is taken."""
+        """A response body that calls ``done`` when it is closed: until then its connection is in use."""
 
         def __init__(self, stream: httpx2.AsyncByteStream, done: Callable[[], None]) -> None:
             self._stream, self._done = stream, done
@@ -67,26 +67,26 @@ def transport_settings(
                 self._done()
 
     class Pools(httpx2.AsyncBaseTransport):
-        """Sends each request through the pool that has the fewest under way."""
+        """Sends each request through the pool with the fewest in flight."""
 
         def __init__(self, count: int) -> None:
-            # Any pool may take more than its share, so that none makes a request wait while others have room.
+            # No pool has a smaller limit, so that a request never waits for one while others are idle.
             limits = _limits(max_concurrency, keep_alive_s)
             self._pools = [
                 httpx2.AsyncHTTPTransport(limits=limits, verify=verify, socket_options=_socket_options())
                 for _ in range(count)
             ]
-            self._under_way = [0] * count
+            self._in_flight = [0] * count
 
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            index = min(range(len(self._pools)), key=self._under_way.__getitem__)
-            self._under_way[index] += 1
-            over = False
+            index = min(range(len(self._pools)), key=self._in_flight.__getitem__)
+            self._in_flight[index] += 1
+            is_done = False
 
             def done() -> None:
-                nonlocal over
-                self._under_way[index] -= not over
-                over = True
+                nonlocal is_done
+                self._in_flight[index] -= not is_done
+                is_done = True
 
             try:
                 response = await self._pools[index].handle_async_request(request)
@@ -101,7 +101,7 @@ def transport_settings(
             for pool in self._pools:
                 await pool.aclose()
 
-    return {"transport": Pools(min(-(-max_concurrency // _POOL), _MOST_POOLS)), "trust_env": False}
+    return {"transport": Pools(min(-(-max_concurrency // _POOL), _MAX_POOLS)), "trust_env": False}
 
 
 def _limits(connections: int, keep_alive_s: float) -> Any:

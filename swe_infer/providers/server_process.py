@@ -1,8 +1,8 @@
-"""A server that lives as long as the run that started it.
+"""A server process that ends with the run that started it.
 
-Between the run and the server stands a keeper: this file, run as a script. It holds a pipe from the run; when that
-closes, because the run is done or because it was killed, whatever the signal, the keeper ends the server and all that
-the server has started. So nothing is left behind on a machine, or on a GPU.
+A supervisor (this file, run as a script) starts the server and reads a pipe from the run. When the pipe closes,
+because the run has ended or was killed by any signal, the supervisor stops the server and its child processes. So
+nothing keeps running on the machine or its GPUs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ServerProcess:
     """``command``, started at once, with its output appended to ``log``.
 
     Args:
-        environment: of the server; this process's keeps nothing of it.
+        environment: of the server only.
 
     Raises:
         OSError: the log cannot be written.
@@ -36,25 +36,25 @@ class ServerProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as output:
             self._begin = output.tell()
-            self._keeper = subprocess.Popen(
+            self._supervisor = subprocess.Popen(
                 [sys.executable, "-I", __file__, *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
-                start_new_session=True,  # Ctrl-C is the run's business, which lets the server answer what it has
+                start_new_session=True,  # only the run handles Ctrl-C: the server finishes its requests
             )
 
     @property
     def ended(self) -> str | None:
-        """How the server ended by itself, in words; None while it runs."""
-        code = self._keeper.poll()
+        """How the server ended, in words; None while it runs."""
+        code = self._supervisor.poll()
         if code is None:
             return None
         return f"was killed by signal {code - 128}" if code > 128 else f"ended with exit status {code}"
 
     def last_lines(self, most: int) -> list[str]:
-        """The last lines that this server wrote, blank ones left out."""
+        """The last lines of the server's output, without blank ones."""
         with self.log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._begin, size - _TAIL_BYTES))
@@ -62,14 +62,14 @@ class ServerProcess:
         return [line.rstrip() for line in lines if line.strip()][-most:]
 
     def stop(self) -> None:
-        """End the server and all that it started, and wait for that."""
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        self._keeper.wait()
+        """Stops the server and its child processes, and waits for them."""
+        assert self._supervisor.stdin is not None
+        self._supervisor.stdin.close()
+        self._supervisor.wait()
 
 
-def _keep(command: list[str]) -> int:
-    """Run ``command`` until it ends or standard input does; returns its exit status, 128 and more for a signal."""
+def _run_server(command: list[str]) -> int:
+    """Runs ``command`` until it ends or standard input is closed. Returns its exit status, above 128 for a signal."""
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
@@ -90,7 +90,7 @@ def _keep(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=watch, daemon=True).start()
     code = server.wait()
-    _signal_group(server.pid, signal.SIGKILL)  # what it started and did not end itself
+    _signal_group(server.pid, signal.SIGKILL)  # child processes that still run
     return 128 - code if code < 0 else code
 
 
@@ -102,6 +102,6 @@ def _signal_group(leader: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    exit_status = _keep(sys.argv[1:])
+    exit_status = _run_server(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(exit_status)  # the watching thread may still wait for its end of the pipe
+    os._exit(exit_status)  # the thread may still wait for the pipe

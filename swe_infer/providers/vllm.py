@@ -1,4 +1,4 @@
-"""A model that vLLM serves, for checkpoints that are too large, or too new, for the engine of this package.
+"""A model served by vLLM, for checkpoints that are too large or too new for the engine of this package.
 
 The server is the user's own installation, started for the run and stopped at its end. Flags:
 https://docs.vllm.ai/en/stable/cli/serve.html.
@@ -41,15 +41,15 @@ _SECRET = "_API_KEY"
 class VLLM(OpenAIChat):
     """``vllm serve`` on this machine, on a free port of the loopback interface.
 
-    A checkpoint of ``model=llama`` with ``prompt_format=raw`` is asked through text completions, as its prompt is no
-    chat; every other model through chat completions.
+    A checkpoint of ``model=llama`` with ``prompt_format=raw`` uses text completions, all other models chat
+    completions.
     """
 
     has_batches: ClassVar[bool] = False
     counts_input: ClassVar[bool] = False
     reserved: ClassVar[tuple[str, ...]] = (*OpenAIChat.reserved, "prompt")
     address_env: ClassVar[str | None] = None  # the run starts its own server
-    through_proxy: ClassVar[bool] = False  # no proxy stands before the loopback interface
+    through_proxy: ClassVar[bool] = False  # not for the loopback interface
 
     name: str = field(default="vllm", init=False)
     base_url: str | None = field(default=None, init=False)
@@ -77,7 +77,7 @@ class VLLM(OpenAIChat):
     ready_timeout_s: Annotated[float, Option("Timeout in seconds for loading the model.", "speed")] = 1800.0
 
     def own_address(self) -> str:
-        return "http://vllm.localhost/v1"  # its name in messages; the port changes every time
+        return "http://vllm.localhost/v1"  # for messages; the port changes
 
     @property
     def variant(self) -> str:
@@ -120,7 +120,7 @@ class VLLM(OpenAIChat):
         else:
             window = self.max_model_len or model.context_window
             self._served = replace(model, context_window=window, pricing=model.pricing or _FREE)
-        if self._served.name.startswith("-"):  # vLLM would take it for an option
+        if self._served.name.startswith("-"):  # vLLM would read it as an option
             key = "model.path" if isinstance(model, LlamaModel) else "model.name"
             raise ConfigError(
                 f"{key}={self._served.name}: begins with a hyphen; write a folder as ./{self._served.name}"
@@ -163,10 +163,10 @@ class VLLM(OpenAIChat):
         return [self.executable, "serve", self._served.name, *flags, *self.extra_args]
 
     async def open(self) -> None:
-        """Start the server and wait until it answers.
+        """Starts the server and waits until it answers.
 
         Raises:
-            ProviderFatal: it ended by itself, or was not ready in time. Its last lines are logged.
+            ProviderFatal: it ended, or was not ready in time. Its last lines are logged.
         """
         port = _free_port()
         log = self._log or Path(tempfile.mkdtemp(prefix="swe-infer-")) / "vllm.log"
@@ -210,7 +210,7 @@ class VLLM(OpenAIChat):
                             logger.info("vLLM is ready after %.0f s", time.monotonic() - started)
                             return
                 except httpx2.TransportError:
-                    pass  # it does not listen yet
+                    pass  # not listening yet
                 if time.monotonic() - started > self.ready_timeout_s:
                     key = f"provider.ready_timeout_s={self.ready_timeout_s:g}"
                     raise self._fatal(process, f"the server was not ready in time ({key})")
@@ -218,14 +218,14 @@ class VLLM(OpenAIChat):
         raise self._fatal(process, f"the server {ended} before it was ready")
 
     def _fatal(self, process: ServerProcess, what: str) -> ProviderFatal:
-        """The end of the run in one line; the last lines of the server's log go before it."""
+        """The error that ends the run, in one line. The last lines of the server's log are logged before it."""
         lines = process.last_lines(_TOLD_LINES)
         for line in lines:
             logger.error("vllm: %s", line)
         last = f": {one_line(lines[-1])[:160]}" if lines else ""
         return ProviderFatal(f"provider=vllm: {what}{last} (its log: {process.log})")
 
-    # Raw prompts: text completions in place of chat completions.
+    # Raw prompts: text completions instead of chat completions.
 
     def takes_prefill(self, model: ApiModel) -> bool:
         return self._raw
@@ -244,7 +244,7 @@ class VLLM(OpenAIChat):
         return super().read(_as_chat(body) if self._raw else body, request)
 
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
-        return 1 if self._raw else super().max_samples(model, decoding)  # vLLM keeps the prompt for the next one
+        return 1 if self._raw else super().max_samples(model, decoding)  # vLLM caches the prompt for the next request
 
     # The client.
 
@@ -255,17 +255,17 @@ class VLLM(OpenAIChat):
 
 
 def _check_llama(model: LlamaModel) -> None:
-    """Refuse what ``model`` says to the engine of this package and vLLM is not told."""
+    """Refuses options of ``model`` that only the engine of this package supports."""
     if model.peft_path is not None:
         raise ConfigError("model.peft_path: provider=vllm loads no adapter; merge it into the checkpoint first")
     if model.device != "auto":
-        raise ConfigError(f"model.device={model.device}: vLLM takes what CUDA_VISIBLE_DEVICES shows it; set auto")
+        raise ConfigError(f"model.device={model.device}: vLLM uses CUDA_VISIBLE_DEVICES; set auto")
     if model.attention != AttentionChoice():
-        raise ConfigError("model.attention: vLLM chooses its own; leave model/attention=auto")
+        raise ConfigError("model.attention: vLLM chooses the backend; leave model/attention=auto")
 
 
 def _as_chat(body: dict[str, Any]) -> dict[str, Any]:
-    """A text completion's body in the shape of a chat completion's."""
+    """A text completion's body as that of a chat completion."""
     choices = body.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise Unreadable("without a choice")
@@ -273,7 +273,7 @@ def _as_chat(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment() -> Mapping[str, str]:
-    """The server's environment: no API key, which it has no use for; no report of usage, unless the user wants it."""
+    """The server's environment, without API keys, and without usage reports unless the user sets them."""
     kept = {name: value for name, value in os.environ.items() if not name.endswith(_SECRET)}
     return {"VLLM_NO_USAGE_STATS": "1", **kept}
 

@@ -1,8 +1,8 @@
-"""What all providers share: an SDK's client with its retries switched off, one request over it, errors by class.
+"""The base of all providers over HTTP: an SDK's client without retries, requests, error classification.
 
-A vendor's module says which client, which address, which body, and how to read an answer. Requests go through the
-SDK's own ``post`` (its address rules, authentication and error classes) with a body built here, and the answer's JSON
-is read here: the SDKs' typed layer costs half as much CPU again and adds nothing that is used.
+A vendor's module defines the client, the address, the body and how to read an answer. Requests use the SDK's ``post``
+(its address rules, authentication and error classes) with a body built here, and the JSON answer is read here: the
+SDKs' typed layer needs half as much CPU again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from swe_infer.providers.bounds import (
 from swe_infer.providers.checks import check_base_url, check_decoding, check_extra_body, check_key, host_of
 from swe_infer.providers.environment import (
     address,
+    check_connection_settings,
     check_header_lines,
     check_header_value,
-    check_way,
     note_address,
     proxy_of,
     tls_context,
@@ -49,43 +49,42 @@ _CONNECT_TIMEOUT_S = 15.0
 _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3
 
-MOST_PAGES = 1000
-"""Of a list, of 100 entries each. A list that goes on beyond them is refused."""
+MAX_PAGES = 1000
+"""Of a list, with 100 entries each. A longer list is refused."""
 
-_MOST_TOKENS = 100_000_000
-"""No request is billed for more: ten times the largest context window of today."""
+_MAX_TOKENS = 100_000_000
+"""Largest plausible token count, ten times the largest context window."""
 _LONGEST_NUMBER = 40
-"""Digits. Python takes time with the square of them."""
+"""Digits. Python's conversion is quadratic in their number."""
 _DEEPEST = 64
-"""Levels of nesting that are kept of a body with too many of them."""
+"""Levels of nesting that are kept of a body that is nested too deeply."""
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
-_OTHER_SHAPE = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError)
-"""What reading a body of another shape ends in."""
+_SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError)
+"""Raised by code that reads a body of an unexpected shape."""
 
 
 class Unreadable(Exception):
-    """An answer with status 200 that is not of the vendor's form. The message says what is wrong with it."""
+    """An answer with status 200 that is not in the vendor's format. The message says why."""
 
 
 class Implausible(ValueError):
-    """A stated count of tokens cannot be one: no whole number, below 0, or beyond any context window."""
+    """A token count is invalid: not an integer, negative, or larger than any context window."""
 
 
 def decoded_json(raw: bytes | str) -> Any:
-    """The value that JSON text stands for. Whole numbers of very many digits become floating-point numbers, and what
-    is nested too deeply becomes null.
+    """Decodes JSON text. Integers with too many digits become floats, and values that are nested too deeply null.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return json.loads(raw, parse_int=_parsed_int)
     except RecursionError:
         text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "surrogatepass")
         try:
-            return json.loads(_without_depths(text), parse_int=_parsed_int)
+            return json.loads(_without_deep_values(text), parse_int=_parsed_int)
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
@@ -94,7 +93,7 @@ def _parsed_int(digits: str) -> int | float:
     return int(digits) if len(digits) <= _LONGEST_NUMBER else float(digits)
 
 
-def _without_depths(text: str) -> str:
+def _without_deep_values(text: str) -> str:
     """JSON text with null for every list and object below the level ``_DEEPEST``."""
     kept: list[str] = []
     depth = start = 0
@@ -111,51 +110,51 @@ def _without_depths(text: str) -> str:
 
 
 def _custom_id(line: bytes) -> str | None:
-    """The custom id at the beginning of a line that is not read to its end."""
+    """The custom id in the first bytes of a line that is too long."""
     found = _CUSTOM_ID.search(line)
     return None if found is None else found[1].decode("ascii")
 
 
 def whole_number(value: Any) -> int:
-    """``value`` where it is a whole number that is not negative; else 0. For figures that decide nothing."""
+    """``value`` if it is a non-negative integer, else 0. For counts that are only shown."""
     return value if type(value) is int and value >= 0 else 0
 
 
 def named(value: Any) -> str | None:
-    """A name or word that a server states, on one line and cut; None where it is something else."""
+    """A server's string on one line, truncated; None for other values."""
     return one_line(value) if isinstance(value, str) else None
 
 
 def estimated_tokens(text: str) -> int:
     """Tokens in ``text``, estimated at three bytes each.
 
-    Anthropic's glossary speaks of 3.5 characters of English; code with line numbers has fewer, and a bill that no
-    usage confirms should err on the dear side.
+    Anthropic's glossary states 3.5 characters for English. Code with line numbers has fewer, and an estimated cost
+    should be too high rather than too low.
     """
     return -(-len(text.encode(errors="replace")) // _BYTES_A_TOKEN)
 
 
 def token_count(counts: Any, *names: str) -> int:
-    """The first of ``names`` that ``counts`` states; 0 where it states none.
+    """The first of ``names`` that ``counts`` has; 0 if it has none.
 
     Raises:
-        Implausible: ``counts`` is no JSON object, or states something else than a plausible count.
+        Implausible: ``counts`` is not a JSON object, or the count is invalid.
     """
     if not isinstance(counts, dict):
         raise Implausible("no JSON object")
     value = next((counts[name] for name in names if counts.get(name) is not None), 0)
-    if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
+    if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
         raise Implausible(names[0])
     return value
 
 
 def checked_usage(stated: Usage | None, request: Request | None, text: str) -> tuple[Usage, bool]:
-    """(token counts to go by, whether they had to be estimated), so that no text is taken to have cost nothing.
+    """(token counts, whether they are estimated). Missing counts are estimated, so that no text counts as free.
 
     Args:
-        stated: by the server; None: nothing, or nothing plausible.
-        request: what was asked; None where the prompt is not known.
-        text: what was answered.
+        stated: the server's counts; None: missing or invalid.
+        request: None if the prompt is unknown.
+        text: the answer.
     """
     usage = stated or Usage()
     if usage.input_tokens and (usage.output_tokens or not text):
@@ -169,18 +168,18 @@ def checked_usage(stated: Usage | None, request: Request | None, text: str) -> t
 
 
 def size_of(fields: Mapping[str, Any]) -> int:
-    """Bytes of further body fields as JSON, which no tokenizer makes more tokens of; 0 where there are none."""
+    """Bytes of extra body fields as JSON, an upper bound on their tokens; 0 without fields."""
     return len(json.dumps(dict(fields), default=str)) if fields else 0
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class WireProvider(Provider):
-    """A provider over HTTP. Sub-classes translate; this class sends."""
+    """A provider over HTTP. Subclasses translate; this class sends."""
 
     name: Annotated[str, Option("The vendor's name in messages, records and the run's identity.", "answer")]
     base_url: Annotated[
         str | None,
-        Option("The address as the vendor's SDK takes it; null: the SDK's variable, or its own.", "address"),
+        Option("The base URL for the vendor's SDK; null: the SDK's variable, or its default.", "address"),
     ] = None
     api_key_env: Annotated[
         str | None, Option("The environment variable with the API key; null: send no key.", "address")
@@ -194,7 +193,7 @@ class WireProvider(Provider):
     ] = "live"
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "seed", "stop")
-    """The sampling parameters that the vendor's interface has a field for."""
+    """The sampling parameters that the vendor's API has a field for."""
 
     highest_temperature: ClassVar[float] = 2.0
 
@@ -202,19 +201,19 @@ class WireProvider(Provider):
     """Fields that ``model.extra_body`` may not set, because they come from other keys."""
 
     address_env: ClassVar[str | None] = None
-    """The environment variable that names the server where ``base_url`` does not."""
+    """The environment variable for the address if ``base_url`` is None."""
 
     headers_env: ClassVar[str | None] = None
     """The environment variable of custom headers, which the SDK sends."""
 
     header_values_env: ClassVar[tuple[str, ...]] = ()
-    """Environment variables that the SDK sends as headers, as they are."""
+    """Environment variables whose values the SDK sends as headers."""
 
     has_events: ClassVar[bool] = True
-    """Whether its streams are of server-sent events."""
+    """Whether its streams consist of server-sent events."""
 
     through_proxy: ClassVar[bool] = True
-    """Whether a proxy that the environment names is used."""
+    """Whether a proxy in the environment is used."""
 
     def __post_init__(self) -> None:
         if self.max_concurrency < 1:
@@ -229,14 +228,14 @@ class WireProvider(Provider):
         self._headers: dict[str, Any] = {}
 
     def own_address(self) -> str:
-        """The vendor's address; empty where it has to be named."""
+        """The vendor's address; empty if it must be configured."""
         return ""
 
-    # What a vendor's module provides.
+    # Implemented by vendors' modules.
 
     @abstractmethod
     def _open_client(self, http: Any, key: str) -> tuple[Any, Any]:
-        """(the vendor's SDK module, its asynchronous client over ``http`` with its own retries switched off)."""
+        """(the vendor's SDK module, its asynchronous client over ``http`` without retries)."""
 
     @abstractmethod
     def _http_client(self, **settings: Any) -> Any:
@@ -251,18 +250,19 @@ class WireProvider(Provider):
 
     @abstractmethod
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
-        """Translate an answer's JSON body; ``request`` is None for a batch's item, whose prompt is not known.
+        """Translates an answer's JSON body; ``request`` is None for a batch's item, whose prompt is unknown.
 
         Raises:
-            Unreadable: it is not of the vendor's form.
+            Unreadable: it is not in the vendor's format.
         """
 
     def streams(self, body: Mapping[str, Any]) -> bool:
-        """Whether this request's answer is to be streamed."""
+        """Whether to stream the answer to this request."""
         return False
 
     def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> Any:
-        """An awaitable of the body that a stream's events add up to; ``marks['first']`` is the first text's time."""
+        """An awaitable of the body joined from a stream's events; sets ``marks['first']`` to the time of the first
+        text."""
         raise NotImplementedError
 
     def request_options(self, model: ApiModel) -> dict[str, Any]:
@@ -283,7 +283,7 @@ class WireProvider(Provider):
         self._check_environment()
 
     def _check_environment(self) -> None:
-        """Refuse what the environment says of the way there and of headers, where it could not be followed."""
+        """Checks proxies, certificates and headers from the environment."""
         check_base_url(self.address, self._address_key())
         if self.address_env is not None:
             note_address(self.address, self.address_env)
@@ -291,10 +291,10 @@ class WireProvider(Provider):
             check_header_lines(self.headers_env)
         for variable in self.header_values_env:
             check_header_value(variable)
-        check_way(self.address, through_proxy=self.through_proxy)
+        check_connection_settings(self.address, through_proxy=self.through_proxy)
 
     def _address_key(self) -> str:
-        """What named the address, for messages."""
+        """The key or variable that set the address, for messages."""
         variable = self.address_env
         return variable if variable and os.environ.get(variable) == self.address else "provider.base_url"
 
@@ -302,11 +302,11 @@ class WireProvider(Provider):
         proxy = proxy_of(self.address) if self.through_proxy else None
         context = tls_context(self.address, proxy)
         settings = transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy)
-        # A redirect would send the prompt to whatever host the server names.
+        # A redirect would send the prompt to any host that the server names.
         settings["transport"] = bounded(settings["transport"])
         http = self._http_client(**settings, follow_redirects=False)
         self._sdk, self._client = self._open_client(http, self._key() or "none")
-        if self.api_key_env is None:  # a server that wants no key is sent none; the SDKs insist on having one
+        if self.api_key_env is None:  # no key is sent, although the SDKs require one
             self._headers = {"Authorization": self._sdk.Omit()}
 
     async def close(self) -> None:
@@ -324,29 +324,29 @@ class WireProvider(Provider):
             answered, headers = await self._send(body, model, timeout_s, marks)
         except PromptFiltered as error:
             return _filtered(error)
-        answer = self.understood(answered, request, self._where(model.name), headers)
+        answer = self.parse_answer(answered, request, self._where(model.name), headers)
         first = marks.get("first")
         seconds = None if first is None else first - started
-        return replace(self._headed(answer, headers), time_to_first_token_s=seconds)
+        return replace(self._with_headers(answer, headers), time_to_first_token_s=seconds)
 
-    def _headed(self, answer: Answer, headers: Mapping[str, str]) -> Answer:
-        """``answer`` with what the headers say."""
+    def _with_headers(self, answer: Answer, headers: Mapping[str, str]) -> Answer:
+        """``answer`` with the request id and quotas from the headers."""
         return replace(answer, request_id=request_id_of(headers), rate_limits=rate_limits_of(headers))
 
     # Sending.
 
     @asynccontextmanager
     async def _translated(self, where: str, timeout_s: float | None) -> AsyncIterator[None]:
-        """Turn every error of the SDK and its transport into a RequestError, and bound the time in all."""
+        """Translates errors of the SDK and its transport into RequestError, and applies the total timeout."""
         try:
-            async with asyncio.timeout(timeout_s):  # the SDK's own limit is one of silence, not of time in all
+            async with asyncio.timeout(timeout_s):  # the SDK's own timeout is a read timeout
                 yield
         except TimeoutError:
-            raise TransientError(f"{where}: no whole answer within {timeout_s or 0:g} s") from None
+            raise TransientError(f"{where}: no complete answer within {timeout_s or 0:g} s") from None
         except self._sdk.APIError as error:
-            raise self._classified(error, where) from None
-        except self._transport_errors as error:  # the SDKs leave some errors of a stream unwrapped
-            raise TransientError(f"{where}: {self._told(error)}") from None
+            raise self._classify(error, where) from None
+        except self._transport_errors as error:  # the SDKs do not wrap some errors of a stream
+            raise TransientError(f"{where}: {self._describe(error)}") from None
         except BodyTooLarge as error:
             raise self._too_large(error, where) from None
         except Exception as error:
@@ -365,12 +365,12 @@ class WireProvider(Provider):
             if self.streams(body):
                 return await self._stream(body, model, options, marks)
             response = await self._post(self.path(model), body, options)
-        return self._decoded(response, where), response.headers
+        return self._decode(response, where), response.headers
 
     async def _call(
         self, method: Literal["GET", "POST"], path: str, *, timeout_s: float, **request: Any
     ) -> dict[str, Any]:
-        """The decoded JSON answer of any other address of the vendor's. Raises RequestError."""
+        """The decoded JSON answer of another endpoint of the vendor. Raises RequestError."""
         import httpx2
 
         where = self._where(path.rpartition("/")[2])
@@ -378,16 +378,16 @@ class WireProvider(Provider):
         options = self._options(timeout_s, request.pop("options", {}))
         async with self._translated(where, timeout_s):
             response = await send(path, cast_to=httpx2.Response, options=options, **request)
-        return self._decoded(response, where)
+        return self._decode(response, where)
 
     async def _results(
         self, path: str, what: str, *, timeout_s: float
     ) -> AsyncGenerator[tuple[str, dict[str, Any] | RequestError], None]:
-        """(custom id, entry) of each line of a file of results; an error in the place of an entry that is too long.
-        ``timeout_s`` bounds silence alone: the file may be long.
+        """Yields (custom id, entry) of each line of a result file; an error instead of an entry that is too long.
+        ``timeout_s`` is a read timeout, because the file may be long.
 
         Raises:
-            RequestError: TransientError with status 200 after all the others, where lines cannot be read.
+            RequestError: after all entries, TransientError with status 200 if lines cannot be read.
         """
         broken = 0
         custom_id: str | None
@@ -403,7 +403,7 @@ class WireProvider(Provider):
                         raise BodyTooLarge(f"its line is longer than {LINE_BYTES >> 20} MiB")
                 except BodyTooLarge as error:
                     custom_id, value = _custom_id(line), self._too_large(error, self._where(what))
-                except _OTHER_SHAPE:
+                except _SHAPE_ERRORS:
                     custom_id = None
                 if custom_id is None:
                     broken += 1
@@ -413,7 +413,7 @@ class WireProvider(Provider):
             raise self._unreadable(f"broken: {broken} lines of the results cannot be read", self._where(what), {})
 
     async def _lines(self, path: str, what: str, timeout_s: float) -> AsyncGenerator[tuple[bytes, bool], None]:
-        """The lines of a file, as :func:`swe_infer.providers.bounds.lines` has them."""
+        """The lines of a file, as :func:`swe_infer.providers.bounds.lines` yields them."""
         async with self._translated(self._where(what), None):
             stream = await self._client.get(
                 path,
@@ -431,22 +431,21 @@ class WireProvider(Provider):
                 await stream.close()
 
     @contextmanager
-    def _shaped(self, what: str) -> Iterator[None]:
-        """Within it a body of another shape is a TransientError."""
+    def _shape_errors(self, what: str) -> Iterator[None]:
+        """Raises TransientError for a body of an unexpected shape."""
         try:
             yield
-        except _OTHER_SHAPE as error:
-            why = f"of another shape ({type(error).__name__})"
+        except _SHAPE_ERRORS as error:
+            why = f"of an unexpected shape ({type(error).__name__})"
             raise self._unreadable(why, self._where(what), {}) from None
 
-    async def _counted(self, path: str, body: Mapping[str, Any], model: ApiModel, timeout_s: float) -> int:
-        """``input_tokens`` of a counting endpoint's answer, a whole number that is not checked further. Raises
-        RequestError."""
+    async def _count_tokens(self, path: str, body: Mapping[str, Any], model: ApiModel, timeout_s: float) -> int:
+        """``input_tokens`` from a counting endpoint, an unchecked integer. Raises RequestError."""
         options = self.request_options(model)
         answered = await self._call("POST", path, timeout_s=timeout_s, body=body, options=options)
         tokens = answered.get("input_tokens")
         if type(tokens) is not int:
-            raise self._unreadable("without a count of tokens", self._where(path.rpartition("/")[2]), {})
+            raise self._unreadable("without a token count", self._where(path.rpartition("/")[2]), {})
         return tokens
 
     async def _post(self, path: str, body: Mapping[str, Any], options: dict[str, Any]) -> Any:
@@ -471,7 +470,7 @@ class WireProvider(Provider):
         broken: list[Exception] = []
 
         async def events() -> AsyncGenerator[Any, None]:
-            # The answer may be whole before an event that cannot be read, such as one that states the usage.
+            # The answer may be complete before an unreadable event, such as one with the usage.
             try:
                 async for event in stream:
                     yield event
@@ -481,7 +480,7 @@ class WireProvider(Provider):
         try:
             async with aclosing(events()) as sound:
                 return await self.joined(sound, marks), response.headers
-        except _OTHER_SHAPE as error:
+        except _SHAPE_ERRORS as error:
             why = f"a broken stream ({type(error).__name__})"
             raise self._unreadable(why, where, response.headers) from None
         except Unreadable as error:
@@ -496,22 +495,22 @@ class WireProvider(Provider):
     # Errors.
 
     def _foreign_error(self, error: Exception, where: str) -> RequestError | None:
-        """What an exception amounts to that the SDK let through from a library below it; None: it is another."""
+        """The error for an exception of a library below the SDK; None: not a known one."""
         return None
 
-    def _classified(self, error: Any, where: str) -> RequestError:
-        """The class of an error that the SDK raised."""
+    def _classify(self, error: Any, where: str) -> RequestError:
+        """Translates an error that the SDK raised."""
         if isinstance(error, self._sdk.APITimeoutError):
             return TransientError(f"{where}: timed out")
         if isinstance(error.__cause__, BodyTooLarge):
             return self._too_large(error.__cause__, where)
         if isinstance(error, self._sdk.APIConnectionError):
-            return TransientError(f"{where}: {self._told(error.__cause__ or error)}")
+            return TransientError(f"{where}: {self._describe(error.__cause__ or error)}")
         response = getattr(error, "response", None)
         headers = response.headers if response is not None else {}
         status = response.status_code if response is not None else None
         body = error.body if error.body is not None else (response.text if response is not None else str(error))
-        # An error event inside a stream comes with the stream's own status.
+        # An error event inside a stream has the stream's status.
         return classify(None if status == 200 else status, body, headers, where=where, secret=self._key())
 
     def _too_large(self, error: BodyTooLarge, where: str) -> AnswerTooLarge:
@@ -521,7 +520,7 @@ class WireProvider(Provider):
         message = one_line(f"{where}: the answer is {why}", self._key())
         return TransientError(message, status=200, request_id=request_id_of(headers))
 
-    def _decoded(self, response: Any, where: str) -> dict[str, Any]:
+    def _decode(self, response: Any, where: str) -> dict[str, Any]:
         try:
             check_values(response.content)
             decoded = decoded_json(response.content)
@@ -533,36 +532,36 @@ class WireProvider(Provider):
             raise self._unreadable(f"no JSON ({kind}): {beginning}", where, response.headers) from None
         if not isinstance(decoded, dict):
             raise self._unreadable("no JSON object", where, response.headers)
-        if decoded.get("error") and "status" not in decoded:  # some servers say 200 and mean an error
+        if decoded.get("error") and "status" not in decoded:  # some servers send errors with status 200
             code = decoded["error"].get("code") if isinstance(decoded["error"], dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else None
             raise classify(status, decoded, response.headers, where=where, secret=self._key())
         return decoded
 
     def _id(self, made: Mapping[str, Any], what: str) -> str:
-        """The id of what the vendor has made, which becomes part of an address."""
+        """The id of an object that the vendor created, which becomes part of a URL."""
         found = made.get("id")
         if not isinstance(found, str) or not _ID.fullmatch(found):
             raise self._unreadable("without a usable id", self._where(what), {})
         return found
 
-    def understood(
+    def parse_answer(
         self, body: dict[str, Any], request: Request | None, where: str, headers: Mapping[str, str]
     ) -> Answer:
-        """:meth:`read`, with every way in which a body can be of another shape as a TransientError."""
+        """:meth:`read`; a body of an unexpected shape is a TransientError."""
         try:
             return self.read(body, request)
         except Unreadable as error:
             raise self._unreadable(str(error), where, headers) from None
-        except _OTHER_SHAPE as error:
-            raise self._unreadable(f"of another shape ({type(error).__name__})", where, headers) from None
+        except _SHAPE_ERRORS as error:
+            raise self._unreadable(f"of an unexpected shape ({type(error).__name__})", where, headers) from None
 
-    def verdict(self, error: RequestError) -> Answer | RequestError:
-        """``error`` itself, or the answer that it amounts to: a prompt that the vendor's filter refused."""
+    def as_answer(self, error: RequestError) -> Answer | RequestError:
+        """``error`` itself, or an empty answer for a prompt that the vendor's content filter refused."""
         return _filtered(error) if isinstance(error, PromptFiltered) else error
 
-    def _told(self, error: BaseException) -> str:
-        """A connection error in a few words: DNS, TLS, refused, closed."""
+    def _describe(self, error: BaseException) -> str:
+        """A short description of a connection error (DNS, TLS, refused, closed)."""
         text = str(error) or str(error.__cause__ or error.__context__ or "") or "the connection broke"
         return one_line(f"no answer ({type(error).__name__}): {text}", self._key())
 
@@ -585,15 +584,15 @@ class WireProvider(Provider):
         return httpx2.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, timeout_s))
 
     def _key(self) -> str | None:
-        """The key, read from the environment when it is needed; it is kept nowhere but in the SDK's client."""
+        """The key from the environment. Only the SDK's client stores it."""
         variable = self._key_variable()
         return os.environ.get(variable) if variable is not None else None
 
     def _key_variable(self) -> str | None:
-        """The environment variable of the credential that is sent; None: none is."""
+        """The environment variable of the credential that is sent; None: no credential."""
         return self.api_key_env
 
 
 def _filtered(error: PromptFiltered) -> Answer:
-    """A prompt that the vendor's filter refused has its answer: an empty one, at no cost."""
+    """An empty answer without cost, for a prompt that the vendor's content filter refused."""
     return Answer("", "content_filter", Usage(), request_id=error.request_id, details={"message": str(error)})

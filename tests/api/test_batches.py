@@ -96,7 +96,7 @@ def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path:
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_what_expires_is_left_out_or_comes_under_a_strange_id_goes_back(vendor: str, tmp_path: Path) -> None:
+def test_expired_missing_and_unknown_results_are_submitted_again(vendor: str, tmp_path: Path) -> None:
     faults = [
         Fault(kind, fraction=0.15) for kind in ("batch_expired", "batch_lost", "batch_wrong_id", "server_error")
     ]
@@ -109,7 +109,7 @@ def test_what_expires_is_left_out_or_comes_under_a_strange_id_goes_back(vendor: 
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_items_that_cannot_succeed_are_failed_or_skipped_alone(vendor: str, tmp_path: Path) -> None:
+def test_items_that_cannot_succeed_fail_or_are_skipped_individually(vendor: str, tmp_path: Path) -> None:
     faults = [Fault("bad_request", contains="fix it 3"), Fault("context_overflow", contains="fix it 5")]
     with ApiServer(faults=faults) as server:
         outcomes = run(runner(server.url, vendor, tmp_path), requests(10))
@@ -119,7 +119,7 @@ def test_items_that_cannot_succeed_are_failed_or_skipped_alone(vendor: str, tmp_
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_a_submission_whose_answer_is_lost_is_found_and_not_repeated(vendor: str, tmp_path: Path) -> None:
+def test_a_submission_whose_response_is_lost_is_found_and_not_repeated(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.drop_next_submissions = 1
         outcomes = run(runner(server.url, vendor, tmp_path), requests(20))
@@ -153,7 +153,7 @@ def test_a_stop_returns_at_once_and_the_next_try_collects(vendor: str, tmp_path:
         assert len(server.batches.submitted()) == 1
 
 
-def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_path: Path) -> None:
+def test_all_answers_of_an_open_batch_are_kept_if_the_command_selects_fewer(tmp_path: Path) -> None:
     with ApiServer() as server:
         journal = Journal(tmp_path)
         items = {f"swe-x-{n}": Item(r.instance_id, r.sample, journal.add_prompt(r.prompt)) for n, r in
@@ -178,7 +178,7 @@ def test_what_an_open_batch_holds_is_kept_though_this_command_asks_for_less(tmp_
         assert len(server.batches.submitted()) == 1
 
 
-def test_lines_of_the_journal_that_cannot_be_read_cost_themselves_alone(tmp_path: Path) -> None:
+def test_unreadable_journal_lines_do_not_affect_others(tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.held = True
         stopped_once_submitted(runner(server.url, "openai", tmp_path), tmp_path, requests(4))
@@ -295,7 +295,7 @@ def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, 
 
 
 @pytest.mark.parametrize(("vendor", "status"), [("openai", 405), ("anthropic", 403), ("anthropic", 500)])
-def test_where_no_list_is_to_be_had_known_batches_are_collected_and_nothing_is_paid_twice(
+def test_without_a_batch_list_known_batches_are_collected_and_nothing_is_paid_twice(
     vendor: str, status: int, tmp_path: Path
 ) -> None:
     """A process is killed after a batch was taken and before its id was written down; from then on the list fails."""
@@ -348,7 +348,7 @@ def test_where_no_list_is_to_be_had_known_batches_are_collected_and_nothing_is_p
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_results_that_stay_torn_cost_no_second_batch(vendor: str, tmp_path: Path) -> None:
+def test_truncated_results_cause_no_second_batch(vendor: str, tmp_path: Path) -> None:
     """What can be read of them is kept; what cannot may be paid for, and stays with its batch."""
     with ApiServer() as server:
         server.batches.torn = True

@@ -121,7 +121,7 @@ def test_a_cap_that_ten_worst_cases_fit_into_is_spent_to_nine_tenths_and_never_p
             assert (error is None) == (len(outcomes) == len(sizes))
 
 
-def test_a_request_that_can_never_fit_is_left_and_the_same_command_with_more_budget_asks_for_it_alone(
+def test_a_request_that_cannot_fit_is_skipped_and_sent_once_the_budget_is_raised(
     tmp_path: Path,
 ) -> None:
     wanted = [sized(400_000, "huge"), *(sized(2000, f"i{n}") for n in range(6)), sized(300_000, "large")]
@@ -140,7 +140,7 @@ def test_a_request_that_can_never_fit_is_left_and_the_same_command_with_more_bud
         assert set(server.log.answers_by_prompt().values()) == {1}
 
 
-def test_a_run_ends_at_once_where_not_even_the_shortest_prompt_fits(tmp_path: Path) -> None:
+def test_a_run_ends_at_once_if_the_shortest_prompt_does_not_fit(tmp_path: Path) -> None:
     read = 0
 
     def many() -> Iterator[Request]:
@@ -156,7 +156,7 @@ def test_a_run_ends_at_once_where_not_even_the_shortest_prompt_fits(tmp_path: Pa
         assert read < 100
 
 
-def test_several_samples_in_one_request_are_asked_for_as_fewer_where_all_do_not_fit(tmp_path: Path) -> None:
+def test_fewer_samples_share_a_request_if_all_do_not_fit(tmp_path: Path) -> None:
     decoding = Decoding(max_new_tokens=OUTPUT, temperature=1.0)
     with ApiServer(answer=lambda _: "x" * 4 * OUTPUT) as server:
         model = ApiModel(name="gpt-4o", parameters=("temperature", "n"))
@@ -176,7 +176,7 @@ def test_several_samples_in_one_request_are_asked_for_as_fewer_where_all_do_not_
 
 
 @pytest.mark.parametrize("vendor", ["openai", "anthropic"])
-def test_a_batch_passes_over_what_does_not_fit_and_takes_smaller_requests(vendor: str, tmp_path: Path) -> None:
+def test_a_batch_skips_requests_that_do_not_fit_and_includes_smaller_ones(vendor: str, tmp_path: Path) -> None:
     model = "claude-sonnet-4-5" if vendor == "anthropic" else "gpt-4o"
     cap = 12 * price(1000, model=model) / 2
     with ApiServer(batch_delay_s=0.01) as server:
@@ -199,7 +199,7 @@ def test_a_batch_passes_over_what_does_not_fit_and_takes_smaller_requests(vendor
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_a_prompt_is_counted_once_and_only_where_its_bytes_do_not_fit(vendor: str, tmp_path: Path) -> None:
+def test_a_prompt_is_counted_once_and_only_if_its_bytes_do_not_fit(vendor: str, tmp_path: Path) -> None:
     wanted = [r for n in range(5) for r in requests(1, samples=3, text=f"{n} " + "word " * 700)]
     wanted = [
         Request(f"i{n // 3}", r.sample, r.prompt, Decoding(max_new_tokens=OUTPUT)) for n, r in enumerate(wanted)
@@ -215,7 +215,7 @@ def test_a_prompt_is_counted_once_and_only_where_its_bytes_do_not_fit(vendor: st
 
 
 @pytest.mark.parametrize("stated", [None, 0, -5, True, "12", 1.5, 10**12, [], 3])
-def test_a_count_that_cannot_be_relied_on_is_never_used_and_never_asked_for_again(
+def test_an_implausible_count_is_not_used_and_not_requested_again(
     stated: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -250,7 +250,9 @@ def test_a_counting_endpoint_that_is_busy_is_asked_again(tmp_path: Path) -> None
         assert len(counts(server)) == 3
 
 
-def test_counts_below_what_is_billed_are_used_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_counts_below_the_billed_input_are_not_used_any_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cap = price(5000)
     with ApiServer(count=lambda tokens: tokens - 100, answer=lambda _: "x") as server:
         wanted = [sized(6000, f"i{n}") for n in range(8)]
@@ -310,7 +312,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def test_a_smaller_request_passes_one_that_waits_and_does_not_take_what_that_one_needs() -> None:
+def test_a_smaller_request_overtakes_a_waiting_one_without_using_its_share() -> None:
     async def scenario() -> None:
         cost_budget = purse_of(10)
         first = await cost_budget.reserve(Decimal(8))
@@ -334,7 +336,7 @@ def test_a_smaller_request_passes_one_that_waits_and_does_not_take_what_that_one
     asyncio.run(scenario())
 
 
-def test_small_requests_without_end_do_not_keep_a_large_one_waiting() -> None:
+def test_small_requests_do_not_starve_a_large_one() -> None:
     async def scenario() -> int:
         cost_budget = purse_of(1000)
         held = [await cost_budget.reserve(Decimal(10)) for _ in range(99)]
@@ -357,7 +359,7 @@ def test_small_requests_without_end_do_not_keep_a_large_one_waiting() -> None:
     assert 1 <= asyncio.run(scenario()) <= 16
 
 
-def test_what_never_fits_is_refused_while_others_wait_and_go_on() -> None:
+def test_a_request_that_cannot_fit_is_refused_while_others_wait() -> None:
     async def scenario() -> None:
         cost_budget = purse_of(10)
         first = await cost_budget.reserve(Decimal(8))
@@ -375,7 +377,7 @@ def test_what_never_fits_is_refused_while_others_wait_and_go_on() -> None:
 
 
 @pytest.mark.parametrize("before", ["", "c", "c.", "s", "s.", "c.s", "c.s.", "s.c"])
-def test_cancelling_a_request_that_waits_leaves_nothing_held_at_any_moment(before: str) -> None:
+def test_cancelling_a_waiting_request_leaves_nothing_reserved(before: str) -> None:
     """``c``: its count comes; ``s``: the request in flight settles; ``.``: every task goes as far as it can."""
 
     async def scenario() -> None:

@@ -57,12 +57,12 @@ def test_what_does_not_decide_the_answer_is_not_in_the_key() -> None:
     assert cache_keys(base, MODEL, here)[1] != cache_keys(base, MODEL, there)[1], "as earlier versions kept it"
 
 
-def test_samples_with_a_seed_of_their_own_are_not_shared_between_instances() -> None:
+def test_samples_with_derived_seeds_are_not_shared_between_instances() -> None:
     seeded = request(decoding=Decoding(temperature=1.0, seed=7))
     assert key(seeded) != key(replace(seeded, instance_id="b"))
 
 
-def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_cached_answer_is_returned_unchanged(tmp_path: Path) -> None:
     cache = ResponseCache(tmp_path / "new" / "cache")
     assert cache.get("k") is None
     assert cache.put("k", GOOD, model="gpt-4o", provider="openai")
@@ -70,7 +70,7 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reason", ["length", "refusal", "content_filter", "other", "repetition"])
-def test_answers_that_are_not_whole_are_not_kept(tmp_path: Path, reason: str) -> None:
+def test_incomplete_answers_are_not_cached(tmp_path: Path, reason: str) -> None:
     cache = ResponseCache(tmp_path)
     assert not cache.put("k", replace(GOOD, finish_reason=reason), model="m", provider="p")  # type: ignore[arg-type]
     assert not cache.put("k", replace(GOOD, text=" \n"), model="m", provider="p")

@@ -71,7 +71,7 @@ class Client:
 
 
 @pytest.mark.parametrize(("share", "error"), [(0.01, RateLimited), (0.05, Overloaded), (0.1, RateLimited)])
-def test_faults_that_strike_one_request_in_ten_whatever_the_load_leave_the_level_high(
+def test_faults_in_a_tenth_of_requests_at_any_load_keep_concurrency_high(
     share: float, error: type[RateLimited]
 ) -> None:
     chance = random.Random(1)
@@ -84,7 +84,7 @@ def test_faults_that_strike_one_request_in_ten_whatever_the_load_leave_the_level
 
 @pytest.mark.parametrize("capacity", [5, 40])
 @pytest.mark.parametrize("refusal_s", [0.005, 0.6], ids=["at once", "as late as an answer"])
-def test_a_server_that_takes_so_many_at_once_is_used_well_and_seldom_pressed(capacity: int, refusal_s: float) -> None:
+def test_a_server_with_a_concurrency_limit_is_used_fully_with_few_refusals(capacity: int, refusal_s: float) -> None:
     client = Client(1500, lambda in_flight: in_flight >= capacity, most=128, refusal_s=refusal_s)
     in_flight, limiter = client.run()
     assert client.answered == 1500
@@ -93,7 +93,7 @@ def test_a_server_that_takes_so_many_at_once_is_used_well_and_seldom_pressed(cap
     assert limiter.concurrency <= 2 * capacity
 
 
-def test_an_outage_is_backed_off_from_and_grown_out_of() -> None:
+def test_concurrency_backs_off_in_an_outage_and_recovers() -> None:
     client = Client(1500, lambda in_flight: False)
 
     async def scenario() -> None:

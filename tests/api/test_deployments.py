@@ -70,7 +70,7 @@ def answered_by(outcomes: Outcomes) -> Counter[str]:
     return Counter(str(o.details["provider"]) for o in completions)
 
 
-def test_the_first_answers_as_long_as_it_can() -> None:
+def test_the_first_endpoint_is_used_while_it_works() -> None:
     with ApiServer() as first, ApiServer() as second:
         outcomes = Outcomes()
         runner(first, second).generate(requests(30), outcomes, threading.Event())
@@ -79,7 +79,7 @@ def test_the_first_answers_as_long_as_it_can() -> None:
 
 
 @pytest.mark.parametrize("kind", ["insufficient_quota", "auth", "rate_limit", "unavailable", "reset", "server_error"])
-def test_the_next_takes_over_where_the_first_is_of_no_use(kind: FaultKind) -> None:
+def test_the_next_endpoint_takes_over_if_the_first_fails(kind: FaultKind) -> None:
     with (
         ApiServer(faults=[Fault(kind, retry_after_s=3600)]) as first,
         ApiServer() as second,
@@ -91,7 +91,7 @@ def test_the_next_takes_over_where_the_first_is_of_no_use(kind: FaultKind) -> No
         assert {e.model for e in second.log.answers()} == {"my-deployment"}
 
 
-def test_the_first_is_asked_again_once_it_had_its_rest() -> None:
+def test_the_first_endpoint_is_used_again_after_its_pause() -> None:
     with (
         ApiServer(faults=[Fault("rate_limit", times=3, retry_after_s=1)]) as first,
         ApiServer(latency_s=0.3) as second,
@@ -105,7 +105,7 @@ def test_the_first_is_asked_again_once_it_had_its_rest() -> None:
         assert by["azure_openai"] >= 3
 
 
-def test_the_run_stops_when_all_of_them_are_of_no_use() -> None:
+def test_the_run_stops_when_all_endpoints_have_failed() -> None:
     with ApiServer(faults=[Fault("insufficient_quota")]) as first, ApiServer(faults=[Fault("auth")]) as second:
         outcomes = Outcomes()
         with pytest.raises((AuthenticationFailed, QuotaExhausted)):
@@ -157,7 +157,7 @@ def test_a_dry_run_counts_what_the_cache_holds_from_any_of_the_endpoints(tmp_pat
         assert (found.response_cache_hits, found.requests) == (5, 3)
 
 
-def test_configurations_that_make_no_sense_are_refused() -> None:
+def test_invalid_configurations_are_refused() -> None:
     one, other = OpenAIChat(), OpenAIChat(mode="batch")
     with pytest.raises(ConfigError, match=r"provider\.second\.mode"):
         Deployments(first=one, second=other)

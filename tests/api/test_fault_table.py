@@ -168,7 +168,7 @@ def refuse_all(listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("kind", CONNECTIONS)
-def test_connections_that_never_come_about_are_tried_again_and_cost_nothing(kind: str, tmp_path: Path) -> None:
+def test_failed_connections_are_retried_and_cost_nothing(kind: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as speaks_no_tls, socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         threading.Thread(target=refuse_all, args=[speaks_no_tls], daemon=True).start()

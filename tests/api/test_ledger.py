@@ -52,7 +52,7 @@ def process(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def test_holds_count_against_the_cap_until_they_are_settled() -> None:
+def test_reservations_count_against_the_cap_until_they_are_charged() -> None:
     ledger = Ledger(None, Decimal(1), "run")
     first = ledger.reserve(Decimal("0.7"))
     assert isinstance(first, LedgerEntry)
@@ -63,14 +63,14 @@ def test_holds_count_against_the_cap_until_they_are_settled() -> None:
     assert ledger.spent_usd == Decimal("0.1")
 
 
-def test_processes_together_never_pass_the_cap_and_leave_little_of_it(tmp_path: Path) -> None:
+def test_processes_together_never_exceed_the_cap_and_nearly_use_it_up(tmp_path: Path) -> None:
     spenders = [process(SPENDER, str(tmp_path / "ledger"), f"run{n}") for n in range(4)]
     paid = [int(spender.communicate(timeout=60)[0]) for spender in spenders]
     assert Decimal("4.75") <= sum(paid) * Decimal("0.01") <= 5
     assert Ledger(tmp_path / "ledger", Decimal(5), "look").spent_usd == sum(paid) * Decimal("0.01")
 
 
-def test_what_a_killed_process_held_is_charged_as_its_like_came_to_and_the_rest_comes_back(tmp_path: Path) -> None:
+def test_reservations_of_a_killed_process_are_charged_at_the_highest_share_so_far(tmp_path: Path) -> None:
     holder = process(HOLDER, str(tmp_path / "ledger"))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
@@ -113,13 +113,13 @@ def test_small_amounts_add_up_exactly() -> None:
     assert ledger.spent_usd == Decimal("0.000075")
 
 
-def test_a_file_that_is_no_ledger_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "ledger").write_text("something else entirely, and long enough to be looked at" * 20)
     with pytest.raises(StoreError, match="ledger"):
         Ledger(tmp_path / "ledger", Decimal(1), "run")
 
 
-def test_the_tighter_bound_is_asked_for_only_where_the_cheap_one_does_not_fit() -> None:
+def test_the_tighter_bound_is_computed_only_if_the_cheap_one_does_not_fit() -> None:
     async def scenario() -> None:
         cost_budget = CostBudget([("budget.max_usd", Ledger(None, Decimal(10), "run"))])
         asked: list[int] = []
@@ -153,7 +153,7 @@ def test_a_reservation_that_one_cap_refuses_leaves_the_other_untouched(tmp_path:
     asyncio.run(scenario())
 
 
-def test_a_hold_and_its_settlement_cost_the_same_however_many_there_were(tmp_path: Path) -> None:
+def test_the_cost_of_a_reservation_does_not_grow_with_their_number(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger", Decimal(1000), "run")
 
     def hold_and_settle() -> None:

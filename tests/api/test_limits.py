@@ -97,7 +97,7 @@ def simulate(server: Bucket | Window, quota: RateLimiter, seconds: float, latenc
     [Bucket(600, 600), Bucket(600, 10), Window(600, sliding=True), Window(600, sliding=False)],
     ids=["bucket", "small bucket", "sliding window", "fixed window"],
 )
-def test_a_quota_learnt_from_headers_is_used_up_and_hardly_ever_passed(server: Bucket | Window) -> None:
+def test_a_quota_from_headers_is_used_up_and_rarely_exceeded(server: Bucket | Window) -> None:
     admitted, refused = simulate(server, RateLimiter(None, 0.0), 600)
     assert admitted >= 0.97 * 600 * 10
     assert refused <= 0.01 * admitted
@@ -114,12 +114,12 @@ def test_a_configured_quota_is_used_up_without_any_refusal(server: Bucket | Wind
     assert refused == 0
 
 
-def test_a_configured_quota_is_never_passed_whatever_the_headers_say() -> None:
+def test_headers_do_not_raise_a_configured_quota() -> None:
     admitted, _ = simulate(Bucket(6000, 6000), RateLimiter(60, 0.0), 300)
     assert 59 * 5 <= admitted <= 61 * 5
 
 
-def test_what_the_server_has_left_may_be_sent_at_once() -> None:
+def test_the_remaining_quota_in_headers_may_be_sent_at_once() -> None:
     quota = RateLimiter(None, 0.0)
     quota.consume(1, 0.0)
     quota.update_from_headers(600, 599, 0.1, sent_before=1, now=1.0)
@@ -129,7 +129,7 @@ def test_what_the_server_has_left_may_be_sent_at_once() -> None:
     assert quota.wait_s(1, 1.0) > 0
 
 
-def test_the_time_before_the_first_request_is_none_to_make_up_for() -> None:
+def test_the_schedule_starts_with_the_first_request() -> None:
     quota = RateLimiter(None, 0.0)
     for _ in range(10):
         quota.consume(1, 30.0)
@@ -137,14 +137,14 @@ def test_the_time_before_the_first_request_is_none_to_make_up_for() -> None:
     assert quota.wait_s(1, 30.1) == pytest.approx(0.65, abs=0.02)  # ten are a second's worth; a quarter is tolerance
 
 
-def test_a_quota_for_a_day_is_not_taken_for_one_for_a_minute() -> None:
+def test_a_daily_quota_is_recognised() -> None:
     quota = RateLimiter(None, 0.0)
     quota.consume(1, 0.0)
     quota.update_from_headers(200, 199, 432.0, sent_before=1, now=1.0)
     assert quota.per_minute == pytest.approx(200 / 1440)
 
 
-def test_tokens_that_were_not_used_are_given_back() -> None:
+def test_unused_tokens_are_refunded() -> None:
     quota = RateLimiter(60_000, 0.0)
     quota.consume(10_000, 0.0)
     assert quota.wait_s(10_000, 0.0) == pytest.approx(10, rel=0.1)
@@ -159,7 +159,7 @@ async def worker(limiter: Limiter, seconds: float, answers: list[float], limits:
         answers.append(clock())
 
 
-def test_it_starts_gently_and_reaches_its_bound_before_the_first_answer() -> None:
+def test_concurrency_doubles_up_to_its_maximum_before_the_first_answer() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=8, doubling_s=0.1), 128)
         answers: list[float] = []
@@ -175,7 +175,7 @@ def test_it_starts_gently_and_reaches_its_bound_before_the_first_answer() -> Non
     run_virtual(scenario())
 
 
-def test_one_episode_of_refusals_cuts_the_level_once() -> None:
+def test_one_episode_of_refusals_backs_off_once() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=40), 64)
 
@@ -194,7 +194,7 @@ def test_one_episode_of_refusals_cuts_the_level_once() -> None:
     run_virtual(scenario())
 
 
-def test_after_a_cut_it_grows_while_it_is_used_to_the_full_and_only_then() -> None:
+def test_after_a_backoff_concurrency_grows_only_while_it_is_full() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=20), 64)
         for _ in range(10):
@@ -212,7 +212,7 @@ def test_after_a_cut_it_grows_while_it_is_used_to_the_full_and_only_then() -> No
     run_virtual(scenario())
 
 
-def test_a_retry_after_keeps_every_request_away_where_a_quota_is_known() -> None:
+def test_a_retry_after_pauses_all_requests_if_a_quota_is_known() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=4, requests_per_minute=6_000_000), 4)
         async with limiter.permit(1, 1) as permit:
@@ -224,7 +224,7 @@ def test_a_retry_after_keeps_every_request_away_where_a_quota_is_known() -> None
     run_virtual(scenario())
 
 
-def test_a_retry_after_that_no_quota_explains_is_heeded_by_all_once_it_is_said_again_and_again() -> None:
+def test_repeated_retry_after_pauses_all_requests_without_a_known_quota() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=4), 4)
         await worker(limiter, 0.0, [])
@@ -258,7 +258,7 @@ def test_a_rare_refusal_under_a_known_quota_does_not_cost_concurrency() -> None:
     run_virtual(scenario())
 
 
-def test_a_start_that_was_refused_goes_on_once_the_quota_is_known() -> None:
+def test_a_refused_start_resumes_once_the_quota_is_known() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=8, doubling_s=0.05), 64)
         for _ in range(20):
@@ -296,7 +296,7 @@ def test_a_start_that_is_refused_waits_for_the_first_answer() -> None:
     run_virtual(scenario())
 
 
-def test_a_refusal_that_states_the_quota_tells_as_much_as_an_answer() -> None:
+def test_quotas_in_a_refusal_are_used_like_those_in_an_answer() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=8), 64)
         stated = RateLimits(limit_requests=1200, remaining_requests=0, reset_requests_s=0.1)
@@ -325,7 +325,7 @@ def test_a_refusal_that_states_the_quota_tells_as_much_as_an_answer() -> None:
     run_virtual(scenario())
 
 
-def test_a_busy_loop_is_not_taken_for_success() -> None:
+def test_time_of_a_blocked_event_loop_does_not_grow_concurrency() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=8, doubling_s=0.1), 256)
         tasks = [asyncio.create_task(worker(limiter, 1.0, [])) for _ in range(256)]
@@ -340,7 +340,7 @@ def test_a_busy_loop_is_not_taken_for_success() -> None:
     run_virtual(scenario())
 
 
-def test_urgent_requests_go_ahead_of_those_that_wait() -> None:
+def test_urgent_requests_go_before_waiting_ones() -> None:
     async def scenario() -> list[str]:
         limiter = Limiter(Limits(start=1), 1)
         order: list[str] = []
@@ -357,7 +357,7 @@ def test_urgent_requests_go_ahead_of_those_that_wait() -> None:
     assert run_virtual(scenario()) == ["first", "retry", "new"]
 
 
-def test_a_cancelled_wait_gives_its_place_back() -> None:
+def test_a_cancelled_request_releases_its_permit() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=1), 1)
         async with limiter.permit(1, 1):
@@ -371,7 +371,7 @@ def test_a_cancelled_wait_gives_its_place_back() -> None:
     run_virtual(scenario())
 
 
-def test_a_halt_sends_everyone_away_who_waits() -> None:
+def test_a_halt_ends_all_waiting_requests() -> None:
     async def scenario() -> None:
         limiter = Limiter(Limits(start=1), 1)
         async with limiter.permit(1, 1):
@@ -387,7 +387,7 @@ def test_a_halt_sends_everyone_away_who_waits() -> None:
 
 
 @pytest.mark.parametrize("characters_per_token", [1.5, 8.0])
-def test_a_quota_of_tokens_is_used_up_and_kept_however_many_tokens_the_prompts_turn_out_to_have(
+def test_a_token_quota_is_used_up_at_any_ratio_of_tokens_to_characters(
     characters_per_token: float,
 ) -> None:
     async def scenario() -> None:
@@ -410,7 +410,7 @@ def test_a_quota_of_tokens_is_used_up_and_kept_however_many_tokens_the_prompts_t
     run_virtual(scenario())
 
 
-def test_runs_with_one_key_share_a_quota_when_told_to(tmp_path: Path) -> None:
+def test_runs_with_one_key_share_a_quota_through_a_file(tmp_path: Path) -> None:
     """One of them knows the quota, the others go by it too."""
     now = 1000.0
     runs = [SharedRateLimiter(tmp_path / "deep" / "pace", clock=lambda: now) for _ in range(3)]

@@ -26,7 +26,7 @@ def test_cached_tokens_are_priced_once_and_at_their_own_price() -> None:
     assert listed("gpt-4o").price(usage) == Decimal("0.005") + Decimal("0.010") + Decimal("0.010")
 
 
-def test_cache_writes_and_reads_of_anthropic_are_priced_apart() -> None:
+def test_cache_writes_and_reads_of_anthropic_have_separate_prices() -> None:
     usage = Usage(input_tokens=10_000, cached_input_tokens=4_000, cache_write_tokens=5_000)
     # claude-sonnet-4-5: 3.00 plain, 0.30 read, 3.75 written
     assert listed("claude-sonnet-4-5", "anthropic").price(usage) == Decimal("0.003") + Decimal("0.0012") + Decimal(
@@ -65,12 +65,12 @@ def test_dated_names_are_known_by_their_own_price() -> None:
     assert listed("gpt-4o-2024-05-13").price(Usage(input_tokens=1_000_000)) == Decimal(5)
 
 
-def test_a_name_that_is_not_listed_is_refused_with_the_ways_out() -> None:
+def test_an_unlisted_model_is_refused_with_remedies() -> None:
     with pytest.raises(ConfigError, match=r"model\.pricing\.input_per_mtok.*model\.price_as.*unknown"):
         price_table_for(ApiModel(name="swe-llama-13b"), "openai")
 
 
-def test_a_listed_model_without_an_output_price_is_refused_rather_than_taken_for_free() -> None:
+def test_a_listed_model_without_an_output_price_is_refused() -> None:
     with pytest.raises(ConfigError, match="output"):
         price_table_for(ApiModel(name="text-embedding-3-small"), "openai")
 
@@ -114,7 +114,7 @@ def test_no_answer_within_its_bounds_costs_more_than_the_worst_case(
         assert prices.price(usage) <= worst_case(prices, bound, 4096, cache_write=True)
 
 
-def test_usage_that_contradicts_itself_still_has_a_price() -> None:
+def test_inconsistent_usage_has_a_price() -> None:
     usage = Usage(input_tokens=10, cached_input_tokens=500, output_tokens=1, reasoning_tokens=7)
     assert listed("gpt-4o").price(usage) > 0
 

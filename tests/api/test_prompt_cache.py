@@ -76,7 +76,7 @@ def test_points_of_a_sweep_at_the_same_time_write_each_prompt_to_the_cache_once(
     assert sum(a.usage is not None and a.usage.cached_input_tokens > 0 for a in answers) == 12
 
 
-def test_who_goes_ahead_and_fails_leaves_the_prompt_to_the_next(tmp_path: Path) -> None:
+def test_after_a_failed_leader_another_run_leads(tmp_path: Path) -> None:
     provider = ScriptedProvider(
         fate=lambda request, sent_before: InvalidRequest("no", status=400) if request.sample == 0 else None,
         latency_s=0.01,
@@ -94,7 +94,7 @@ def test_who_goes_ahead_and_fails_leaves_the_prompt_to_the_next(tmp_path: Path) 
     assert [type(outcome).__name__ for part in outcomes for outcome in part] == ["Failure", "Completion"] * 2
 
 
-def test_one_goes_ahead_and_the_others_follow_when_it_is_done(tmp_path: Path) -> None:
+def test_one_run_leads_and_the_others_wait(tmp_path: Path) -> None:
     first, second = (PromptCacheIndex(tmp_path / "deep" / "warm.sqlite") for _ in range(2))
     assert first.claim(KEY) == "lead"
     assert second.claim(KEY) == "wait"
@@ -109,7 +109,7 @@ def test_one_goes_ahead_and_the_others_follow_when_it_is_done(tmp_path: Path) ->
     first.close()
 
 
-def test_a_prompt_is_warm_for_as_long_as_providers_keep_it(tmp_path: Path) -> None:
+def test_a_prompt_counts_as_cached_for_the_time_of_the_provider_cache(tmp_path: Path) -> None:
     now = 1000.0
     index = PromptCacheIndex(tmp_path / "warm.sqlite", clock=lambda: now)
     assert index.claim(KEY) == "lead"
@@ -137,7 +137,7 @@ def test_a_killed_process_is_not_waited_for(tmp_path: Path) -> None:
     index.close()
 
 
-def test_a_file_that_cannot_be_used_makes_nobody_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_with_an_unusable_file_no_run_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "warm.sqlite").write_text("no database " * 100)
     index = PromptCacheIndex(tmp_path / "warm.sqlite")
     assert index.claim(KEY) == "cached"
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_used_makes_nobody_wait(tmp_path: Path, caplog: py
     assert "do not wait for each other" in caplog.text
 
 
-def test_the_key_of_a_prompt_tells_providers_models_and_parts_of_the_text_apart() -> None:
+def test_prompt_keys_differ_by_provider_model_and_text() -> None:
     places = [
         (Prompt("s", "u"), "gpt-4o", "openai", "https://a"),
         (Prompt(None, "su"), "gpt-4o", "openai", "https://a"),

@@ -140,7 +140,7 @@ def test_once_a_request_has_connected_the_usual_patience_holds() -> None:
     assert [outcome.attempts for outcome in outcomes if isinstance(outcome, Failure)] == [5, 5, 5, 5]
 
 
-def test_a_batch_that_reaches_nobody_ends_the_run_and_is_handed_in_later(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_connect_ends_the_run_and_is_submitted_later(tmp_path: Path) -> None:
     port, outcomes = free_port(), []
 
     def go() -> None:

@@ -22,7 +22,7 @@ from swe_infer.errors import (
 @pytest.mark.parametrize(
     "error", [InvalidRequest, ContextOverflow, AuthenticationFailed, ModelNotFound, QuotaExhausted]
 )
-def test_what_cannot_change_is_never_tried_again(error: type[RequestError]) -> None:
+def test_permanent_errors_are_not_retried(error: type[RequestError]) -> None:
     assert Retry().delay_s(error("no"), 1, 0.0) is None
 
 
@@ -52,7 +52,7 @@ def test_tries_and_total_time_are_bounded() -> None:
     assert retry.delay_s(RateLimited("x", retry_after_s=60), 1, 50.0) is None
 
 
-def test_a_try_has_a_time_limit_that_follows_the_length_of_the_output() -> None:
+def test_the_timeout_of_an_attempt_depends_on_the_output_length() -> None:
     assert Retry().attempt_timeout_s(100, 900) == 70
     assert Retry().attempt_timeout_s(100_000, 900) == 900
     assert Retry(slowest_tokens_per_s=None).attempt_timeout_s(100, 900) == 900

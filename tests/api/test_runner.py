@@ -72,7 +72,7 @@ def run(api: ApiRunner, wanted: list[Request], stop: threading.Event | None = No
     return outcomes
 
 
-def test_garbage_is_collected_seldom_while_a_run_is_at_work_and_as_before_after_it() -> None:
+def test_garbage_collection_is_relaxed_during_a_run_only() -> None:
     before, frozen, seen = gc.get_threshold(), gc.get_freeze_count(), []
     runner(ScriptedProvider()).generate(
         requests(1), lambda *_: seen.append((gc.get_threshold(), gc.get_freeze_count())), threading.Event()
@@ -132,7 +132,7 @@ def test_a_prompt_that_is_too_long_is_skipped_with_the_reason_and_its_other_samp
 @pytest.mark.parametrize(
     "error", [AuthenticationFailed("key refused", status=401), QuotaExhausted("no credit", status=429)]
 )
-def test_what_no_request_can_survive_stops_the_run_at_once_and_keeps_what_was_in_flight(error: Exception) -> None:
+def test_fatal_errors_stop_the_run_and_keep_the_requests_in_flight(error: Exception) -> None:
     provider = ScriptedProvider(lambda r, n: error if r.instance_id == "i20" else None, latency_s=0.05)
     outcomes = Outcomes()
     with pytest.raises(type(error)):
@@ -196,7 +196,7 @@ def test_a_stop_finishes_what_is_in_flight_starts_nothing_and_interrupts_waits()
     assert 1 <= len(outcomes) < 20
 
 
-def test_a_stop_reaches_those_that_wait_for_a_cap_which_others_hold(tmp_path: Path) -> None:
+def test_a_stop_ends_the_wait_for_a_cap_that_other_processes_use(tmp_path: Path) -> None:
     place, cap = context(tmp_path), Decimal(1)
     others = Ledger(place.sweep_ledger, cap, "another run")
     others.reserve(cap)  # for as long as the other run likes
@@ -213,7 +213,7 @@ def test_a_stop_reaches_those_that_wait_for_a_cap_which_others_hold(tmp_path: Pa
     others.close()
 
 
-def test_an_error_while_handing_over_ends_the_run_with_that_error() -> None:
+def test_an_error_in_the_outcome_callback_ends_the_run() -> None:
     def full(request: Request, outcome: Outcome) -> None:
         raise OSError("no space left on device")
 
@@ -223,7 +223,7 @@ def test_an_error_while_handing_over_ends_the_run_with_that_error() -> None:
     assert len(provider.sent) < 20
 
 
-def test_an_error_while_reading_ends_the_run_after_what_is_in_flight_was_handed_over() -> None:
+def test_an_error_while_reading_requests_ends_the_run_after_those_in_flight() -> None:
     def source() -> Iterator[Request]:
         yield from requests(10)
         raise ConfigError("line 11 is no JSON")
@@ -234,7 +234,7 @@ def test_an_error_while_reading_ends_the_run_after_what_is_in_flight_was_handed_
     assert len(outcomes) == len(provider.sent) >= 8
 
 
-def test_a_hang_is_given_up_and_tried_again() -> None:
+def test_a_hanging_request_times_out_and_is_retried() -> None:
     class Hanging(ScriptedProvider):
         async def complete(self, request: Request, model: ApiModel, **options: Any) -> Answer:
             if not self.sent:

@@ -127,7 +127,7 @@ def test_every_instance_is_answered_through_every_fault_and_none_is_answered_twi
     ("fault", "error"),
     [("auth", AuthenticationFailed), ("model_not_found", ModelNotFound), ("insufficient_quota", QuotaExhausted)],
 )
-def test_what_no_request_can_survive_is_asked_once_not_a_thousand_times(fault: str, error: type[Exception]) -> None:
+def test_a_fatal_fault_is_met_once_not_a_thousand_times(fault: str, error: type[Exception]) -> None:
     with ApiServer(faults=[Fault(fault)]) as server:  # type: ignore[arg-type]
         with pytest.raises(error) as caught:
             run(runner(server), requests(1000))
@@ -186,7 +186,7 @@ def test_time_to_first_token_is_recorded_where_answers_are_streamed() -> None:
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
-def test_a_quota_that_real_headers_state_is_kept(name: str) -> None:
+def test_a_quota_in_real_headers_is_kept(name: str) -> None:
     """How much of it is used is shown without the machine's clock, in test_limits."""
     with ApiServer(latency_s=0.2, requests_per_minute=1200, burst_s=1) as server:
         assert len(run(runner(server, name), requests(60))) == 60

@@ -14,7 +14,7 @@ from swe_infer.api.tokens import EstimatedCounter, byte_bound, counter_of
 from swe_infer.types import ApiModel, Prompt
 
 
-def test_without_a_vocabulary_at_hand_an_estimate_says_so_and_no_network_is_waited_for(
+def test_without_a_local_vocabulary_counts_are_estimates_without_network_access(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -43,7 +43,7 @@ def test_a_model_of_another_vendor_is_never_counted_with_openai_s_vocabulary() -
 
 
 @given(st.text(), st.text())
-def test_the_sure_bound_covers_every_byte_and_what_normalisation_makes_of_them(system: str, user: str) -> None:
+def test_the_byte_bound_covers_normalised_text(system: str, user: str) -> None:
     import unicodedata
 
     bound = byte_bound(Prompt(system, user))
@@ -52,6 +52,6 @@ def test_the_sure_bound_covers_every_byte_and_what_normalisation_makes_of_them(s
         assert bound >= sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
 
 
-def test_the_sure_bound_counts_further_body_fields() -> None:
+def test_the_byte_bound_counts_extra_body_fields() -> None:
     prompt = Prompt(None, "x")
     assert byte_bound(prompt, {"tools": ["y" * 1000]}) >= byte_bound(prompt) + 1000

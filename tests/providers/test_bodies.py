@@ -375,7 +375,7 @@ def test_no_body_breaks_the_reading(body: dict[str, Any]) -> None:
     """Every JSON object is either an answer or a RequestError, whatever stands in it."""
     for provider in (OpenAIChat(), OpenAIResponses(), AnthropicMessages(), AnthropicText()):
         try:
-            answer = provider.understood(body, request_of(), "host, model", {})
+            answer = provider.parse_answer(body, request_of(), "host, model", {})
         except RequestError:
             continue
         assert isinstance(answer.text, str)

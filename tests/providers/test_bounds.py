@@ -151,7 +151,7 @@ def test_absurd_counts_are_no_counts_and_no_answer_is_lost_or_free() -> None:
             }),
         ]  # fmt: skip
         for provider, body in bodies:
-            answer = provider.understood(body, request_of("word " * 100), "host, model", {})
+            answer = provider.parse_answer(body, request_of("word " * 100), "host, model", {})
             assert answer.text == "the answer", (stated, provider.name)
             assert answer.details.get("usage_estimated"), (stated, provider.name)
             assert 150 < answer.usage.input_tokens < 200, (stated, provider.name)
@@ -198,12 +198,12 @@ def asked(name: str, url: str, **changes: Any) -> Answer | RequestError:
 def test_fields_of_wrong_types_cost_no_answer() -> None:
     """Also where they would be unhashable, very long, or not to be shown on one line."""
     for odd in (7, 1.5, True, ["stop"], {"a": 1}, "x\x1b[2J" * 100_000, "\ud800"):
-        answer = OpenAIChat().understood(
+        answer = OpenAIChat().parse_answer(
             {"choices": [{"message": {"content": "a"}, "finish_reason": odd}, odd], "model": odd, "id": odd},
             request_of(), "host, model", {},
         )  # fmt: skip
         message = {"content": [{"type": "text", "text": "a"}, odd], "stop_reason": odd, "model": odd}
-        for found in (answer, AnthropicMessages().understood(message, request_of(), "host, model", {})):
+        for found in (answer, AnthropicMessages().parse_answer(message, request_of(), "host, model", {})):
             assert (found.text, found.finish_reason) == ("a", "other")
             kept = json.dumps([found.details, found.model])
             assert len(kept) < 1000
@@ -213,7 +213,7 @@ def test_fields_of_wrong_types_cost_no_answer() -> None:
             "output": [odd, {"type": "message", "content": [{"type": "output_text", "text": "a"}, odd]},
                        {"type": "message", "content": odd}],
         }  # fmt: skip
-        assert OpenAIResponses().understood(reply, request_of(), "host, model", {}).text == "a"
+        assert OpenAIResponses().parse_answer(reply, request_of(), "host, model", {}).text == "a"
 
 
 def test_one_choice_that_cannot_be_read_does_not_cost_the_others(hostile: HostileServer) -> None:

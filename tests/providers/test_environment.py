@@ -17,7 +17,7 @@ import pytest
 
 from swe_infer.errors import ConfigError, ModelNotFound
 from swe_infer.providers.base import Answer
-from swe_infer.providers.environment import Proxy, check_way, proxy_of, tls_context
+from swe_infer.providers.environment import Proxy, check_connection_settings, proxy_of, tls_context
 from swe_infer.redaction import RedactingFormatter
 from tests.providers.conftest import ANTHROPIC, CONF, PROVIDERS, SECRETS, build, model_for, request_of
 from tests.support.api_server import ApiServer
@@ -42,7 +42,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(address: str = "https://host.example/v1") -> str:
     with pytest.raises(ConfigError) as refused:
-        check_way(address)
+        check_connection_settings(address)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -91,18 +91,18 @@ def test_the_extra_that_a_socks_proxy_needs_is_one() -> None:
 def test_only_what_the_way_needs_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks4://h")
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
-    check_way("http://host.example/v1")
+    check_connection_settings("http://host.example/v1")
     monkeypatch.setenv("NO_PROXY", "host.example")
     monkeypatch.delenv("SSL_CERT_FILE")
-    check_way("https://host.example/v1")
+    check_connection_settings("https://host.example/v1")
     refusal("https://other.example/v1")
-    check_way("https://other.example/v1", through_proxy=False)
+    check_connection_settings("https://other.example/v1", through_proxy=False)
 
 
 @pytest.mark.parametrize("entry", ["[::1", "https://[x", "1.2.3.4/99", "host:port", "a b/8"])
 def test_a_no_proxy_that_cannot_be_read_is_named(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", f"fine.example,{entry}")
-    check_way("https://host.example/v1")  # there is no proxy to go around
+    check_connection_settings("https://host.example/v1")  # there is no proxy to go around
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     assert "NO_PROXY" in refusal()
 
@@ -181,7 +181,7 @@ def test_certificates_that_are_not_there_are_named(tmp_path: Path, monkeypatch: 
         monkeypatch.setenv("SSL_CERT_DIR", value)
         assert f"SSL_CERT_DIR={value}" in refusal()
     (tmp_path / "0123abcd.0").touch()
-    check_way("https://host.example/v1")
+    check_connection_settings("https://host.example/v1")
 
 
 def test_a_bundle_of_certificates_that_credentials_need_is_looked_at(

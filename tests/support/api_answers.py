@@ -23,7 +23,7 @@ _NEW_API = "2026-"
 
 @dataclass
 class Maker:
-    """Makes answers. The same call gets the same text and the same token counts, but for what the cache saves."""
+    """Makes answers. The same call gets the same text and the same token counts, except for cached tokens."""
 
     cache: PromptCache
     answer: AnswerFunction | None = None
@@ -32,10 +32,10 @@ class Maker:
     api_key: str | None = None
     prompt_cache: bool = True
     strict: bool = True
-    """Refuse, as the vendors do, parameters that the model does not take."""
+    """Refuse, as the vendors do, parameters that the model does not accept."""
 
     def refusal_of(self, call: Call) -> HttpError | None:
-        """What the vendor would reject before doing any work."""
+        """The error of a request that the vendor rejects at once."""
         if (refused := self.wrong_key(call)) is not None:
             return refused
         if self.models is not None and call.model not in self.models:
@@ -65,7 +65,7 @@ class Maker:
         return error_of(Fault("auth"), call, time.time())
 
     def make(self, call: Call, number: int, fault: Fault | None) -> Made:
-        """Text and usage; ``fault`` may make the answer an unwelcome one."""
+        """Text and usage; ``fault`` may change the answer."""
         texts, endings = zip(*(self._choice(call, index, fault) for index in range(call.n)), strict=True)
         reasoning = 64 if call.thinking else 0
         read, written = self.cache.look_up(call) if self.prompt_cache else (0, 0)
@@ -134,5 +134,5 @@ def _key_of(call: Call) -> str | None:
 
 
 def _snapshot(model: str) -> str:
-    """Vendors answer with the dated name of what an alias stands for."""
+    """The dated name of an alias, as in the vendors' answers."""
     return model if re.search(r"\d{4}-?\d{2}-?\d{2}$", model) else f"{model}-2026-01-01"

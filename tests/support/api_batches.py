@@ -1,4 +1,4 @@
-"""OpenAI's files and batches and Anthropic's message batches, as the loopback API server keeps them (in memory)."""
+"""OpenAI's files and batches and Anthropic's message batches, of the loopback API server (in memory)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Batch:
 
 
 class BatchDesk:
-    """Takes batches, works on them in the background, hands out results in shuffled order.
+    """Accepts batches, answers them in the background, returns results in shuffled order.
 
     Args:
         delay_s: how long a batch takes.
@@ -59,11 +59,11 @@ class BatchDesk:
         self.delay_s = delay_s
         self.max_requests = max_requests
         self.drop_next_submissions = 0
-        """So many submissions are taken, but the connection breaks before the client learns the id."""
+        """Number of submissions that are accepted before the connection breaks without a response."""
         self.listing_status: int | None = None
-        """The HTTP status that the list of batches is answered with; None: the list."""
+        """The HTTP status of the response to a list request; None: the list."""
         self.torn = False
-        """While set, the first line of a file of results breaks off in its middle."""
+        """While set, the first line of a file of results is truncated."""
         self.held = False
         """While set, no batch ends."""
         self._answer_item = answer_item
@@ -73,11 +73,11 @@ class BatchDesk:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submitted(self) -> list[str]:
-        """Ids of all batches ever taken, in order."""
+        """Ids of all accepted batches, in order."""
         return list(self._batches)
 
     def route(self, request: HttpRequest, base: str) -> Route | None:
-        """Answer a request for files or batches; None where the path is neither. ``base``: the server's root."""
+        """Answer a request for files or batches; None for other paths. ``base``: the server's root."""
         path = re.sub(r"^(/openai)?(/v1)?", "", request.path)
         parts = path.strip("/").split("/")
         listed = request.method == "GET" and parts[-1] == "batches"
@@ -270,7 +270,7 @@ class BatchDesk:
 
 
 def item_error(fault: Fault | None, call: Call) -> tuple[int, dict[str, Any]] | None:
-    """Status and body of a batch item that fails; None where ``fault`` leaves an answer."""
+    """Status and body of a batch item that fails; None if ``fault`` leaves an answer."""
     if fault is None or fault.kind not in ERROR_FAULTS or fault.kind == "bad_gateway_html":
         return None
     error = error_of(fault, call, time.time())

@@ -1,4 +1,4 @@
-"""What the loopback API server understands of a request: its vendor's dialect, its prompt, its limits.
+"""Parses requests to the loopback API server: the vendor's format, the prompt, the limits.
 
 Every vendor's body is reduced to one :class:`Call`, so that answers, usage, faults and the log are written once.
 """
@@ -32,7 +32,7 @@ COUNTING: dict[str, Dialect] = {
     "/v1/responses/input_tokens": "openai_responses",
     "/v1/messages/count_tokens": "anthropic_messages",
 }
-"""The paths at which vendors count the input of a request, free of charge."""
+"""The paths of the vendors' free counting endpoints."""
 
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
@@ -74,7 +74,7 @@ class Call:
 
 
 def tokens(text: str) -> int:
-    """The server's idea of a token: four characters."""
+    """The server's token count: four characters each."""
     return (len(text) + 3) // 4
 
 
@@ -87,7 +87,7 @@ def dialect_of(path: str) -> Dialect | None:
 def parse_call(
     dialect: Dialect, path: str, headers: Mapping[str, str], body: Mapping[str, Any], *, batch: bool = False
 ) -> Call:
-    """Read a vendor's body. Raises KeyError, TypeError or ValueError where it lacks what that vendor demands."""
+    """Read a vendor's body. Raises KeyError, TypeError or ValueError if it lacks a required field."""
     cloud = cloud_of(path)
     if cloud is not None:
         body = unwrapped(path, body)

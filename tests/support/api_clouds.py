@@ -1,4 +1,4 @@
-"""Amazon's and Google's wrapping of Anthropic's messages: addresses, errors, and Amazon's binary event stream.
+"""Anthropic's Messages at Amazon and Google: addresses, errors, and Amazon's binary event stream.
 
 Formats: the API references of Bedrock's InvokeModel and of Vertex AI's rawPredict; the event stream is that of
 https://smithy.io/2.0/aws/amazon-eventstream.html.
@@ -46,7 +46,7 @@ _GOOGLE = {
 
 
 def cloud_of(path: str) -> Cloud | None:
-    """Whose address this is, if it asks a cloud for messages."""
+    """The cloud of a Messages path, or None."""
     if _BEDROCK.fullmatch(path):
         return "bedrock"
     return "vertex" if _VERTEX.fullmatch(path) else None
@@ -89,7 +89,7 @@ def event_frame(event: bytes) -> bytes:
 
 
 def exception_frame(kind: str, message: str) -> bytes:
-    """An error in mid-stream."""
+    """An error inside a stream."""
     headers = {":exception-type": kind, ":content-type": "application/json", ":message-type": "exception"}
     return _frame(headers, json.dumps({"message": message}).encode())
 

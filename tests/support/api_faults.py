@@ -1,4 +1,4 @@
-"""The faults that the loopback API server can show, in each vendor's own words, and the rules that say when.
+"""Faults of the loopback API server, in each vendor's format, and the rules for when they occur.
 
 The wordings follow what the vendors' servers send (November 2026), so that classification is tested on real messages.
 """
@@ -50,7 +50,7 @@ FaultKind = Literal[
     "wrong_type",
     "wrong_shape",
     "no_choices",
-    # an answer of an unwelcome kind
+    # an unusual answer
     "slow_body",
     "missing_usage",
     "empty",
@@ -71,7 +71,7 @@ ERROR_FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)[:19]
 
 @dataclass(slots=True)
 class Fault:
-    """When a fault is shown.
+    """When a fault occurs.
 
     Args:
         fraction: the share of matching requests that it strikes.
@@ -111,7 +111,7 @@ class Fault:
 
 
 class FaultPlan:
-    """A script for the next requests, then rules for the rest; the first rule that strikes decides."""
+    """A script for the next requests, then rules for the rest; the first rule that applies decides."""
 
     def __init__(self, rules: list[Fault], seed: int) -> None:
         self._rules = rules
@@ -129,7 +129,7 @@ class FaultPlan:
             self._script.clear()
 
     def script(self, *kinds: FaultKind | None) -> None:
-        """The fate of the next requests, one each; None is a good answer."""
+        """Faults of the next requests, one each; None: a good answer."""
         with self._lock:
             self._script.extend(kinds)
 
@@ -151,7 +151,7 @@ class HttpError:
 
 
 def error_of(fault: Fault, call: Call, now: float, window: int | None = None) -> HttpError:
-    """The error that ``fault`` stands for, in the words of the vendor that ``call`` addressed."""
+    """The error for ``fault`` in the format of the vendor of ``call``."""
     headers: dict[str, str] = {}
     wait = fault.retry_after_s
     match fault.kind:

@@ -1,4 +1,4 @@
-"""A loopback server whose bodies are chosen to hurt: without end, compressed a thousandfold, of too many lines.
+"""A loopback server with hostile bodies: endless, compressed a thousandfold, with too many lines.
 
 The first part of a request's path names the body: ``provider.base_url=URL/KIND/v1``.
 """
@@ -23,7 +23,7 @@ __all__ = ["ENDLESS", "HostileServer", "chat", "hostile_server"]
 
 _MIB = 1 << 20
 ENDLESS = 1024
-"""MiB that a body without an end has."""
+"""MiB of an endless body."""
 
 
 def chat(**changes: Any) -> bytes:
@@ -39,7 +39,7 @@ def _bomb(mib: int) -> bytes:
 
 
 class HostileServer:
-    """``sent`` counts the bytes of bodies by kind. ``bodies`` adds bodies of one's own, by kind."""
+    """``sent`` counts the bytes of bodies by kind. ``bodies`` adds bodies, by kind."""
 
     def __init__(self) -> None:
         self.url = ""

@@ -19,7 +19,7 @@ __all__ = ["Handler", "HttpRequest", "Peer", "serve"]
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """One request as it came over the wire; header names are lower case."""
+    """One request as received; header names are lower case."""
 
     method: str
     path: str
@@ -101,7 +101,7 @@ async def serve(handler: Handler, host: str, port: int) -> tuple[asyncio.Server,
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. Requests on it are answered one after the other, as HTTP/1.1 wants."""
+    """One connection. Requests on it are answered one after the other, as HTTP/1.1 requires."""
 
     def __init__(self, handler: Handler, tasks: set[asyncio.Task[None]]) -> None:
         self._handler = handler
@@ -110,7 +110,7 @@ class _Connection(asyncio.Protocol):
         self._busy = False
         self._peer: Peer | None = None
         self._transport: asyncio.Transport | None = None
-        self._wanted = 0  # bytes that must be there before parsing is worth another look
+        self._wanted = 0  # bytes that must arrive before the next attempt to parse
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -151,7 +151,7 @@ class _Connection(asyncio.Protocol):
         try:
             await self._handler(request, peer)
         except BaseException:
-            self._transport.abort()  # a fault of the server's own: never leave the client waiting
+            self._transport.abort()  # a bug of the server: do not leave the client waiting
             raise
         if not peer.answered.is_set() or request.headers.get("connection", "").lower() == "close":
             self._transport.close()

@@ -1,4 +1,4 @@
-"""The loopback API server's own account of what it was asked, what it answered and what it would charge.
+"""The loopback API server's log of requests, answers and costs.
 
 In a file it is append-only JSON lines, two for each request (``request`` when it arrives, ``answer`` when it is
 settled), so that it can be read after any process was killed.
@@ -54,7 +54,7 @@ class Rates:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and what became of it.
+    """One request and its response.
 
     Args:
         prompt: for a request for an answer: system and user text joined by a newline; else None.
@@ -112,7 +112,7 @@ class Log:
             self._file = None
 
     def received(self, exchange: Exchange, raw_body: bytes = b"") -> None:
-        """Write down an arrival; ``raw_body`` is its JSON text, where it is JSON."""
+        """Records an arrival; ``raw_body`` is its JSON text, where it is JSON."""
         if not self.bodies:
             exchange.headers, exchange.body, exchange.prompt = {}, None, None
         self.exchanges.append(exchange)
@@ -121,7 +121,7 @@ class Log:
             self._write("request", line, raw_body if self.bodies else b"")
 
     def settled(self, exchange: Exchange) -> None:
-        """Write down an exchange's end; its fields have been set."""
+        """Records the end of an exchange, whose fields are set."""
         if not self.bodies:
             exchange.texts = ()
         if self._file is not None:
@@ -143,11 +143,11 @@ class Log:
         return [e for e in list(self.exchanges) if e.dialect is not None]
 
     def answers(self) -> list[Exchange]:
-        """Those that got a whole, well-formed answer."""
+        """Exchanges with a complete, valid answer."""
         return [e for e in self.asked() if e.usable]
 
     def billed(self) -> list[Exchange]:
-        """Those that a provider would charge for: also answers that broke on their way."""
+        """Exchanges that a provider would bill, including broken answers."""
         return [e for e in self.asked() if e.usage is not None]
 
     def usage(self) -> Usage:

@@ -147,7 +147,7 @@ class ApiServer:
     def vertex_url(self) -> str:
         return f"{self.url}/v1"
 
-    # Life.
+    # Start and stop.
 
     def __enter__(self) -> Self:
         ready = threading.Event()
@@ -190,7 +190,7 @@ class ApiServer:
     # Settings while it runs.
 
     def script(self, *kinds: FaultKind | None) -> None:
-        """The fate of the next requests for answers, one each; None is a good answer."""
+        """Faults of the next requests for answers, one each; None: a good answer."""
         self._plan.script(*kinds)
 
     def script_elsewhere(self, *kinds: FaultKind | None) -> None:
@@ -199,13 +199,13 @@ class ApiServer:
         self._plan_elsewhere.script(*kinds)
 
     def reset(self) -> None:
-        """Forget the log and every fault to come."""
+        """Clears the log and all scripted faults."""
         self.log.exchanges.clear()
         for plan in (self._plan, self._plan_elsewhere):
             plan.clear()
 
     def set_faults(self, *faults: Fault) -> None:
-        """Put these rules in the place of all rules."""
+        """Replaces all rules."""
         self._plan.replace(list(faults))
 
     def _control(self, body: dict[str, Any]) -> None:
@@ -289,7 +289,7 @@ class ApiServer:
             await self._break(fault, headers, exchange, peer)
 
     def _counted(self, request: HttpRequest, exchange: Exchange) -> tuple[int, dict[str, Any]] | None:
-        """The answer of a counting endpoint; None where the path is none."""
+        """The answer of a counting endpoint; None for other paths."""
         dialect = COUNTING.get(request.path)
         if dialect is None or self.count is None or request.method != "POST":
             return None
@@ -389,7 +389,7 @@ class ApiServer:
         exchange.usable = peer.end()
 
     def _answer_item(self, call: Call, batch_id: str, custom_id: str) -> tuple[int, dict[str, Any], Fault | None]:
-        """Answer an item of a batch, and write it down."""
+        """Answers an item of a batch, and logs it."""
         fault = self._plan.draw(call)
         exchange = Exchange(next(self._numbers), time.time(), "BATCH", "", {}, call.body, call.dialect, call.model)
         exchange.prompt, exchange.batch_id, exchange.custom_id = call.prompt, batch_id, custom_id
