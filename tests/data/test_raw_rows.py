@@ -64,7 +64,7 @@ def test_rows_without_prompts_are_opened_and_their_columns_read(tmp_path: Path) 
         assert [rows.characters(index) for index in range(2)] == [6, 0]
         assert rows.row(0) == RAW[0]
         assert rows.row(1) == {"instance_id": "b__b-2", "hints_text": "h"}
-        with pytest.raises(DataError, match=r"^a__a-1: the row holds no prompt \(dataset\.text_column is null"):
+        with pytest.raises(DataError, match=r"^a__a-1: the row has no prompt \(dataset\.text_column is null"):
             rows[0]
         with pytest.raises(DataError, match=r"no column 'text'; it has .* null: the rows have no prompts"):
             every_format(RAW, tmp_path)
