@@ -77,7 +77,11 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
     [
         (["--version"], 120, [f"swe_infer {__version__}"]),
         (["--help"], 180, ["provider (none)", "budget.max_usd=X", "swe-infer -m decoding=sample"]),
-        (["-h", "provider"], 180, ["  vllm  ", "== provider/openai.yaml ==", "# Maximum number of concurrent requests."]),
+        (
+            ["-h", "provider"],
+            180,
+            ["  vllm  ", "== provider/openai.yaml ==", "# Maximum number of concurrent requests."],
+        ),
         (["--help", "model=gpt-4o"], 180, ["name: gpt-4o", "== model/api.yaml ==", "# Dollars per million tokens"]),
         (["--cfg", "job", "--help"], 180, ["Groups, with their defaults:"]),
         (["--help", "budget.max_usd"], 180, ["max_usd: null # Maximum cost of this run"]),
