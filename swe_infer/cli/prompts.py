@@ -41,6 +41,7 @@ from swe_infer.types import Prompt, TokenCounter
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from swe_infer.data.base import Dataset
     from swe_infer.prompts.prompt import PromptRenderer
 
 Format = Literal["jsonl", "jsonl.gz", "parquet", "disk"]
@@ -99,6 +100,8 @@ def main() -> int:
     except SweInferError as error:
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        raise  # the entry point ends quietly
     except (OSError, MemoryError) as error:
         message = without_credentials(" ".join(str(error.strerror if isinstance(error, OSError) else error).split()))
         named = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
@@ -268,7 +271,7 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
             rows, experiment.dataset, count_tokens=counter, reserved_output_tokens=0, context_window=None,
             shard=experiment.shard, order="dataset",
         )  # fmt: skip
-        rules = _rules(config.identity(plain), counter)
+        rules = _rules(config.identity(plain), experiment.dataset, counter)
         lines = stack.enter_context(
             PromptLines(place, f"--out {out}", direct=form == "jsonl", rules=rules, locks=experiment.locks)
         )
@@ -291,16 +294,18 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
     return 0
 
 
-def _rules(identity: Mapping[str, Any], counter: TokenCounter) -> dict[str, Any]:
-    """What decides the rows of a file: the dataset, and how prompts are made of it. The shard, the selection and,
-    but for ``context.max_tokens``, the model do not."""
+def _rules(identity: Mapping[str, Any], dataset: Dataset, counter: TokenCounter) -> dict[str, Any]:
+    """What decides the rows of a file: the dataset, bounds on the length, and how prompts are made. The shard and
+    ``dataset.limit`` do not: they add rows. The model does where its tokens are compared with a bound."""
     rules = {
         key: value
         for key, value in identity.items()
         if key.partition(".")[0] in ("dataset", "context", "prompt", "rules")
     }
-    if identity.get("context.max_tokens") is not None:
-        rules["tokens counted by"] = counter.name
+    bounds = {f"dataset.{key}": getattr(dataset, key) for key in ("min_tokens", "max_tokens")}
+    rules |= {key: value for key, value in bounds.items() if value is not None}
+    if any(rules.get(key) is not None for key in ("context.max_tokens", *bounds)):
+        rules["token counter"] = counter.name
     return rules
 
 
@@ -453,9 +458,14 @@ class _Freezer:
         left_out = Counter[str]()
         for found in figures:
             left_out.update(found.left_out)
-        rows += [("left out", f"{count:,} files: {why}") for why, count in left_out.most_common(_MOST_REASONS)]
+        rows += [
+            ("left out", f"{count:,} file{'s' * (count != 1)}: {why}")
+            for why, count in left_out.most_common(_MOST_REASONS)
+        ]
         for reason, count in self._skips.most_common(_MOST_REASONS):
             rows.append(("skipped", f"{count:,} {reason}, such as {self._first_skips[reason]}"))
+        if others := len(self._lines.ids) - len(figures):
+            rows.append(("others", f"{others:,} prompts of earlier commands, which are in the file too"))
         for name, value in rows:
             print(clean(f"  {name:<10} {value}"), file=sys.stderr)
 
