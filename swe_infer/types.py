@@ -134,6 +134,8 @@ class Request:
         files: path to content of the instance's files, for patch checks and drafts. The samples of an instance share
             one mapping, which may load lazily.
         edit_format: as in :class:`Instance`.
+        is_restored: the request was read from a journal, which keeps its prompt alone; ``files`` and ``edit_format``
+            are those of the instance's row.
     """
 
     instance_id: str
@@ -142,6 +144,7 @@ class Request:
     decoding: Decoding
     files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     edit_format: EditFormat | None = None
+    is_restored: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> tuple[str, int]:

@@ -43,7 +43,6 @@ from swe_infer.errors import (
     TransientError,
 )
 from swe_infer.options import Option
-from swe_infer.prompt_format import PromptFiles
 from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
 from swe_infer.providers.wire import estimated_tokens
 from swe_infer.types import ApiModel, Completion, Decoding, Failure, OnOutcome, Outcome, Prompt, Request, Skip, Usage
@@ -142,7 +141,7 @@ class Batches:
         """Requests in batches of an earlier process that were not read yet."""
         self._source: Iterator[list[Request]] = iter(())
         self._last_written: tuple[Prompt, int] | None = None
-        self._last_prompt: tuple[int, Prompt, PromptFiles] | None = None
+        self._last_prompt: tuple[int, Prompt] | None = None
         self._reachability = Reachability([provider.address])
         self._pending: deque[Item] = deque()
         self._unknown: dict[str, str] = {}
@@ -643,9 +642,8 @@ class Batches:
 
     def _request(self, item: Item) -> Request:
         if self._last_prompt is None or self._last_prompt[0] != item.offset:  # samples of one prompt are consecutive
-            prompt = self._journal.prompt(item.offset)
-            self._last_prompt = (item.offset, prompt, PromptFiles(prompt))
-        return Request(item.instance_id, item.sample, self._last_prompt[1], self._decoding, self._last_prompt[2])
+            self._last_prompt = (item.offset, self._journal.prompt(item.offset))
+        return Request(item.instance_id, item.sample, self._last_prompt[1], self._decoding, is_restored=True)
 
     def _reserved(self, item: Item) -> Decimal:
         """What is reserved for a request of a batch; before that, the price of its bound by bytes."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
+from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals
@@ -517,12 +519,31 @@ class Run:
             self._summary_due = now + _SUMMARY_INTERVAL_S
             self.store.write_summary(summary, soon=True)
 
+    def _restored(self, request: Request) -> tuple[Mapping[str, str], EditFormat | None]:
+        """The files and the form of answer of a request that a journal kept. If its row has another prompt now, or is
+        not among those of this command, the files are those in the prompt."""
+        rows, index = self.selection.rows, self._indices.get(request.instance_id)
+        try:
+            if index is not None and rows.fault(index) is None and rows[index].prompt == request.prompt:
+                return rows[index].files, rows[index].edit_format
+        except SweInferError as error:
+            log.warning("%s: its row cannot be read for the check of the patch: %s", request.instance_id, error)
+        return PromptFiles(request.prompt), None
+
+    @cached_property
+    def _indices(self) -> Mapping[str, int]:
+        """The requested rows by their ``instance_id``."""
+        return {self.selection.rows.ids[index]: index for index in self.selection.requested}
+
     def _patch(self, request: Request, outcome: Completion) -> PatchResult:
         try:
             from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
 
             answer = (request.prompt.prefill or "") + outcome.text
-            return make_patch(answer, request.files, request.edit_format or self._edit_format)
+            files, edit_format = (
+                self._restored(request) if request.is_restored else (request.files, request.edit_format)
+            )
+            return make_patch(answer, files, edit_format or self._edit_format)
         except Exception:  # a fault in our code must not cost a paid answer; it can be extracted again
             log.exception("%s: the patch could not be extracted from the answer", request.instance_id)
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")

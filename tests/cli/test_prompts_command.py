@@ -152,6 +152,9 @@ def test_every_format_runs_without_repositories_as_the_rows_did_with_them(home: 
         assert "1 file: it is binary" in made.stderr
         after = outcomes(home, server, f"run-{out}", f"dataset={dataset}", f"dataset.path={out}", "model=gpt-4o")
         assert after == {name: found for name, found in before.items() if name != "o__n-gone"}
+        if out == "a.jsonl":  # a batch's answers are collected without the requests
+            batch = ["dataset=jsonl", "dataset.path=a.jsonl", "model=gpt-4o", "provider.mode=batch"]
+            assert outcomes(home, server, "run-batch", *batch, "runner.batches.first_poll_s=0.05") == after
     assert {exchange.prompt for exchange in server.log.exchanges if exchange.prompt} == systems
     rows = [json.loads(line) for line in (home / "a.jsonl").read_text().splitlines()]
     assert rows[2]["files"] == {
