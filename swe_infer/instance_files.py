@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from swe_infer.errors import RepositoryError
+from swe_infer.errors import DataError, RepositoryError
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,31 @@ class Tree(Protocol):
         """Those of ``paths`` that the tree has; folders are left out."""
         ...
 
+    def folders(self, paths: Iterable[str]) -> Container[str]:
+        """Those of ``paths`` that are folders."""
+        ...
+
     def read(self, paths: Iterable[str]) -> Mapping[str, bytes]:
         """The contents of those of ``paths`` that are regular files, fetched together."""
         ...
 
 
-class InstanceFiles(Mapping[str, str]):
+_KINDS: Mapping[EntryType, str] = {"symlink": "a symbolic link", "submodule": "a submodule"}
+
+
+class KnownFiles(Mapping[str, str]):
+    """Files of which it can be known that others are not there."""
+
+    @abstractmethod
+    def why_absent(self, path: str) -> str | None:
+        """See :func:`why_absent`."""
+
+    @abstractmethod
+    def obstacle(self, path: str, removed: Container[str]) -> str | None:
+        """See :func:`obstacle`."""
+
+
+class InstanceFiles(KnownFiles):
     """Path to content. Iteration gives the files that the prompt shows; a lookup finds every file of the repository.
 
     Contents are the repository's bytes, not the prompt's text: line ends are kept, and bytes that are not UTF-8 are
@@ -51,14 +71,16 @@ class InstanceFiles(Mapping[str, str]):
     Pickled, it is a plain dictionary of the files that are shown.
 
     Args:
-        shown: paths, in the order of the prompt. Links and missing files are left out.
-        open_tree: called once, when a file is first needed.
+        shown: returns paths, in the order of the prompt; called once, when a file is first needed. Links and missing
+            files are left out.
+        open_tree: called once, likewise.
     """
 
-    def __init__(self, shown: Sequence[str], open_tree: Callable[[], Tree]) -> None:
-        self._wanted = shown
+    def __init__(self, shown: Callable[[], Sequence[str]], open_tree: Callable[[], Tree]) -> None:
+        self._choose = shown
         self._open_tree = open_tree
         self._read: dict[str, str | None] = {}
+        self._kinds: dict[str, EntryType] = {}
 
     @cached_property
     def _tree(self) -> Tree | None:
@@ -70,8 +92,13 @@ class InstanceFiles(Mapping[str, str]):
 
     @cached_property
     def _shown(self) -> tuple[str, ...]:
-        self._fetch(self._wanted)
-        return tuple(path for path in self._wanted if self._read.get(path) is not None)
+        try:
+            wanted = self._choose()
+        except (RepositoryError, DataError) as error:
+            log.warning("patches are checked without the shown files: %s", error)
+            return ()
+        self._fetch(wanted)
+        return tuple(path for path in wanted if self._read.get(path) is not None)
 
     def __getitem__(self, path: str) -> str:
         self._shown  # noqa: B018 - all shown files are fetched in one request
@@ -88,9 +115,27 @@ class InstanceFiles(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._shown)
 
-    def is_absent(self, path: str) -> bool:
-        """Whether the repository is known to have no such file. False where it cannot be read."""
-        return path not in self and path in self._read
+    def why_absent(self, path: str) -> str | None:
+        if path in self or path not in self._read:
+            return None
+        kind = self._kinds.get(path)
+        return "the file does not exist at the base commit" if kind is None else f"it is {_KINDS[kind]}"
+
+    def obstacle(self, path: str, removed: Container[str]) -> str | None:
+        parents = [parent for parent in _parents(path) if parent not in removed]
+        if self._tree is None:
+            return None
+        try:
+            entries = self._tree.entries([path, *parents])
+            if path in entries and entries[path].type in _KINDS:
+                return f"{_KINDS[entries[path].type]} of this name exists"
+            for parent in parents:
+                if parent in entries:
+                    return f"{parent} is {_KINDS.get(entries[parent].type, 'a file')}, not a folder"
+            return "a folder of this name exists" if path in self._tree.folders([path]) else None
+        except RepositoryError as error:
+            log.warning("%s: cannot be looked up for the check of a patch: %s", path, error)
+            return None
 
     def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
         return dict, (dict(self),)
@@ -108,12 +153,33 @@ class InstanceFiles(Mapping[str, str]):
             return
         for path in paths:
             content = contents.get(path)
+            if path in entries and entries[path].type in _KINDS:
+                self._kinds[path] = entries[path].type
             self._read[path] = None if content is None else content.decode(errors="surrogateescape")
 
 
-def is_absent(files: Mapping[str, str], path: str) -> bool:
-    """Whether ``path`` is known not to exist; of a plain mapping that is never known, as it may be a part only."""
-    return isinstance(files, InstanceFiles) and files.is_absent(path)
+def why_absent(files: Mapping[str, str], path: str) -> str | None:
+    """Why ``path`` is known to be no file; None where it is one, or that is not known. Of a plain mapping it is never
+    known, as it may be a part only."""
+    return files.why_absent(path) if isinstance(files, KnownFiles) else None
+
+
+def obstacle(files: Mapping[str, str], path: str, removed: Container[str] = ()) -> str | None:
+    """Why no file can be made at ``path``, which is none of ``files``: something else has that name, or a file stands
+    where a folder is needed. None where nothing is known to be in the way.
+
+    Args:
+        removed: files that are taken away first.
+    """
+    if isinstance(files, KnownFiles):
+        return files.obstacle(path, removed)
+    parent = next((parent for parent in _parents(path) if parent in files and parent not in removed), None)
+    return None if parent is None else f"{parent} is a file, not a folder"
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def files_of(row: Mapping[str, Any]) -> Mapping[str, str] | None:

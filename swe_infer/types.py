@@ -132,19 +132,16 @@ class Request:
     Args:
         sample: number of the sample, from 0.
         files: path to content of the instance's files, for patch checks and drafts. The samples of an instance share
-            one mapping, which may load lazily.
+            one mapping, which may load lazily. None: they, and ``edit_format``, are looked up in the dataset.
         edit_format: as in :class:`Instance`.
-        is_restored: the request was read from a journal, which keeps its prompt alone; ``files`` and ``edit_format``
-            are those of the instance's row.
     """
 
     instance_id: str
     sample: int
     prompt: Prompt
     decoding: Decoding
-    files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    files: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
     edit_format: EditFormat | None = None
-    is_restored: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> tuple[str, int]:

@@ -641,9 +641,10 @@ class Batches:
     # Helpers.
 
     def _request(self, item: Item) -> Request:
+        """The request of an item. Its files are not in the journal, and stay with the dataset."""
         if self._last_prompt is None or self._last_prompt[0] != item.offset:  # samples of one prompt are consecutive
             self._last_prompt = (item.offset, self._journal.prompt(item.offset))
-        return Request(item.instance_id, item.sample, self._last_prompt[1], self._decoding, is_restored=True)
+        return Request(item.instance_id, item.sample, self._last_prompt[1], self._decoding)
 
     def _reserved(self, item: Item) -> Decimal:
         """What is reserved for a request of a batch; before that, the price of its bound by bytes."""

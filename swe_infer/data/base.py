@@ -11,7 +11,7 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.instance_files import files_of
 from swe_infer.options import Option
 from swe_infer.prompt_format import PromptFiles, edit_format_of, prompt_of
-from swe_infer.types import Instance, Skip
+from swe_infer.types import EditFormat, Instance, Skip
 
 ID_COLUMN = "instance_id"
 TEXT_COLUMN = "text"
@@ -59,6 +59,15 @@ class Rows(Protocol):
         """
         ...
 
+    def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
+        """The files of one row's instance, and the form of answer that the row states. No prompt is rendered for them
+        where they come from a repository.
+
+        Raises:
+            DataError: as ``__getitem__``.
+        """
+        ...
+
     def __getitem__(self, index: int) -> Instance:
         """Reads one row.
 
@@ -103,6 +112,10 @@ class IndexedRows:
     def row(self, index: int) -> Mapping[str, Any]:
         columns = self._read(index).items()
         return {key: value for key, value in columns if value is not None and key not in FOREIGN_TOKENS}
+
+    def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
+        instance = self[index]
+        return instance.files, instance.edit_format
 
     def __getitem__(self, index: int) -> Instance:
         return make_instance(self.row(index), self._text_column)

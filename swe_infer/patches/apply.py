@@ -2,9 +2,10 @@
 
 Source: git's ``apply.c`` (``check_patch``, ``apply_one_fragment``, ``find_pos``), version 2.39.
 
-It refuses four patches for which git's result differs from what the patch says: a hunk without old lines whose header
+It refuses five patches for which git's result differs from what the patch says: a hunk without old lines whose header
 does not name the file's end, where git puts it; the same for a missing file, which git creates; a "no newline" marker
-on a line that has one in the file; and a path or kind of file that no answer may touch.
+on a line that has one in the file; a change of a folder, which git accepts and does not make; and a path or kind of
+file that no answer may touch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from swe_infer.instance_files import is_absent
+from swe_infer.instance_files import obstacle, why_absent
 from swe_infer.patches.diff import FilePatch, Hunk, PatchError, parse_as_git, refusal, split_lines
 from swe_infer.patches.locate import LineIndex
 
@@ -59,14 +60,19 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
         return result.files[path] if path in result.files else files.get(path)
 
     old, new = patch.old_path, patch.new_path
-    if new is not None and new != old and current(new) is not None:
-        raise PatchError(f"{new}: already exists")
+    if new is not None and new != old:
+        if current(new) is not None:
+            raise PatchError(f"{new}: already exists")
+        removed = {path for path, content in result.files.items() if content is None} | {old or ""}
+        why = obstacle(files, new, removed) or obstacle({p: c for p, c in result.files.items() if c is not None}, new)
+        if why is not None:
+            raise PatchError(f"{new}: {why}")
     content = "" if old is None else current(old)
     if content is None:
         if old in result.files:
             raise PatchError(f"{old}: removed by the patch before it is changed")
-        if old is not None and is_absent(files, old):
-            raise PatchError(f"{old}: the file does not exist at the base commit")
+        if old is not None and (why := why_absent(files, old)) is not None:
+            raise PatchError(f"{old}: {why}")
         result.unknown_files.append(old or "")
         return
     content = _apply_hunks(patch, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
 from swe_infer.patches.diff import PatchError, PathIndex, refusal
@@ -10,7 +11,8 @@ from swe_infer.patches.extract import Block, cut_off, find_blocks, without_reaso
 from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates
-from swe_infer.types import EditFormat, PatchResult
+from swe_infer.patches.undecodable import RESTORED, AsShown, may_have_marks, restored
+from swe_infer.types import EditFormat, PatchResult, PatchStatus
 
 
 def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | None = None) -> PatchResult:
@@ -28,6 +30,21 @@ def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | 
     if not answer.strip():
         return PatchResult("", "none", "the answer is empty")
     text = without_reasoning(answer)
+    if may_have_marks(text):
+        shown = AsShown(files)
+        result = _made(text, shown, edit_format)
+        if not shown.changed:
+            return result
+        patch = restored(result.patch, files) if result.status in ("applies", "repaired") else None
+        if patch == result.patch:
+            return result
+        if patch is not None:
+            status: PatchStatus = result.status if result.format == edit_format else "repaired"
+            return replace(result, patch=patch, status=status, repairs=(*result.repairs, RESTORED))
+    return _made(text, files, edit_format)
+
+
+def _made(text: str, files: Mapping[str, str], edit_format: EditFormat | None) -> PatchResult:
     asked = None if edit_format in (None, "unified_diff") else _replaced(text, files, edit_format)
     if asked is not None and asked.status != "none":
         return asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from swe_infer.instance_files import is_absent
+from swe_infer.instance_files import why_absent
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, write_file, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine
 from swe_infer.patches.lenient import Section
@@ -203,8 +203,8 @@ class _Repair:
 
     def _unknown(self, patch: FilePatch, hunks: Sequence[Hunk]) -> None:
         """Rewrites the hunks for a file that is not in the prompt: only their counts can be corrected."""
-        if is_absent(self.files, patch.old_path or ""):
-            raise PatchError(f"{patch.path}: the file does not exist at the base commit")
+        if (why := why_absent(self.files, patch.old_path or "")) is not None:
+            raise PatchError(f"{patch.path}: {why}")
         starts: list[tuple[int, int]] = []
         for hunk in hunks:
             header = hunk.header

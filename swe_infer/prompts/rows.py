@@ -13,7 +13,7 @@ from swe_infer.instance_files import FILES_COLUMN, EntryType, InstanceFiles, fil
 from swe_infer.prompt_format import PromptFiles, edit_format_of
 from swe_infer.prompts.prompt import PromptRenderer
 from swe_infer.repositories import Repositories
-from swe_infer.types import Instance, Prompt, Skip, TokenCounter
+from swe_infer.types import EditFormat, Instance, Prompt, Skip, TokenCounter
 
 NOT_AVAILABLE = "RepositoryNotAvailable"
 """Why an instance is skipped whose repository cannot be read. The next command tries again."""
@@ -98,6 +98,17 @@ class RenderedRows:
             raise DataError(f"{self.ids[index]}: {made.message}")
         return made
 
+    def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
+        """What an answer to a row is checked against. Nothing is read before a file is asked for.
+
+        Raises:
+            DataError: the row brings its text, and that cannot be used.
+        """
+        if self._context.gives_text or (self._last is not None and self._last[0] == index):
+            instance = self[index]
+            return instance.files, instance.edit_format
+        return InstanceFiles(lambda: self.shown(index).paths, lambda: self._commit(self._rows.row(index))), None
+
     def shown(self, index: int) -> Shown:
         """What the context chooses for a row. It is kept for the last row that was read.
 
@@ -131,11 +142,11 @@ class RenderedRows:
         except DataError as error:
             return Skip(NOT_RENDERED, str(error))
         metadata = {key: value for key, value in row.items() if key not in ("instance_id", FILES_COLUMN)}
-        files: Mapping[str, str] = InstanceFiles(shown.paths, lambda: self._commit(row))
+        files: Mapping[str, str] | None = InstanceFiles(lambda: shown.paths, lambda: self._commit(row))
         if self._context.gives_text:
-            own = files_of(row)
-            files = PromptFiles(prompt) if own is None else own
+            files = files_of(row)
         edit_format = edit_format_of(row) if self._renderer.takes_text else None
+        files = PromptFiles(prompt) if files is None else files
         return Instance(self.ids[index], prompt, metadata, files, edit_format)
 
     def _commit(self, row: Row) -> Commit:
@@ -176,6 +187,9 @@ class RowFiles:
 
     def links(self, paths: Iterable[str]) -> dict[str, str]:
         return {}
+
+    def folders(self, paths: Iterable[str]) -> set[str]:
+        return {path for path in paths if any(other.startswith(f"{path}/") for other in self.contents)}
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         return {path: self.contents[path].encode("utf-8", "surrogateescape") for path in self.entries(paths)}

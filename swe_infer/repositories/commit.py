@@ -120,6 +120,25 @@ class Commit:
             places = deeper
         return found
 
+    def folders(self, paths: Iterable[str]) -> set[str]:
+        """Those of ``paths`` that are folders; reads only the folders on the way.
+
+        Raises:
+            RepositoryError: a part of the tree cannot be had.
+        """
+        if self._paths is not None:
+            return {path for path in paths if any(other.startswith(f"{path}/") for other in self._paths)}
+        return {path for path in paths if len(path) <= _LONGEST_PATH and self._is_folder(path)}
+
+    def _is_folder(self, path: str) -> bool:
+        tree = self._tree
+        for name in path.split("/"):
+            self._load({tree: f"a folder of {self}"})
+            mode, tree = self._trees[tree].get(name, (0, ""))
+            if mode & _KIND != _TREE:
+                return False
+        return True
+
     def top_level(self) -> dict[str, Entry]:
         """The paths of the repository's root, folders excluded.
 

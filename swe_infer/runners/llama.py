@@ -337,7 +337,7 @@ def _prepared(
             except Exception as error:  # noqa: BLE001 - tokenizers and chat templates may raise anything
                 stream.deliver(request.key, Failure(type(error).__name__, first_line(error)))
                 continue
-            source = DraftSource(prose_in_prompt(prompt.text), request.files)
+            source = DraftSource(prose_in_prompt(prompt.text), {} if request.files is None else request.files)
         yield GenerationRequest(
             key=(index, *request.key),
             prompt_ids=ids,

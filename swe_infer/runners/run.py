@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
 from swe_infer.data.select import Selection, select
-from swe_infer.errors import BudgetExceeded, StoreError, SweInferError
+from swe_infer.errors import BudgetExceeded, DataError, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
@@ -270,6 +269,8 @@ class Run:
         self._changed = store.changed
         self._over_budget = over_budget
         self._edit_format = edit_format
+        self._last_inputs: tuple[str, tuple[Mapping[str, str], EditFormat | None]] | None = None
+        self._indices: dict[str, int] | None = None
         self._recheck = store.recheck or store.totals.has_skip(_NOT_AVAILABLE)
         self._samples = runner.decoding.n
         self.stop = threading.Event()
@@ -519,34 +520,34 @@ class Run:
             self._summary_due = now + _SUMMARY_INTERVAL_S
             self.store.write_summary(summary, soon=True)
 
-    def _restored(self, request: Request) -> tuple[Mapping[str, str], EditFormat | None]:
-        """The files and the form of answer of a request that a journal kept. If its row has another prompt now, or is
-        not among those of this command, the files are those in the prompt."""
-        rows, index = self.selection.rows, self._indices.get(request.instance_id)
-        try:
-            if index is not None and rows.fault(index) is None and rows[index].prompt == request.prompt:
-                return rows[index].files, rows[index].edit_format
-        except SweInferError as error:
-            log.warning("%s: its row cannot be read for the check of the patch: %s", request.instance_id, error)
-        return PromptFiles(request.prompt), None
-
-    @cached_property
-    def _indices(self) -> Mapping[str, int]:
-        """The requested rows by their ``instance_id``."""
-        return {self.selection.rows.ids[index]: index for index in self.selection.requested}
-
     def _patch(self, request: Request, outcome: Completion) -> PatchResult:
         try:
             from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
 
             answer = (request.prompt.prefill or "") + outcome.text
-            files, edit_format = (
-                self._restored(request) if request.is_restored else (request.files, request.edit_format)
-            )
+            files, edit_format = self._inputs_of_check(request)
             return make_patch(answer, files, edit_format or self._edit_format)
         except Exception:  # a fault in our code must not cost a paid answer; it can be extracted again
             log.exception("%s: the patch could not be extracted from the answer", request.instance_id)
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")
+
+    def _inputs_of_check(self, request: Request) -> tuple[Mapping[str, str], EditFormat | None]:
+        """The files of a request's instance, and the form of answer that its row states; of a request that carries
+        neither, such as one that an earlier process put into a batch, those of its row."""
+        if request.files is not None:
+            return request.files, request.edit_format
+        if self._last_inputs is None or self._last_inputs[0] != request.instance_id:
+            self._last_inputs = (request.instance_id, self._inputs_of_row(request))
+        return self._last_inputs[1]
+
+    def _inputs_of_row(self, request: Request) -> tuple[Mapping[str, str], EditFormat | None]:
+        rows = self.selection.rows
+        if self._indices is None:
+            self._indices = {instance_id: index for index, instance_id in enumerate(rows.ids)}
+        try:
+            return rows.inputs_of_check(self._indices[request.instance_id])
+        except (KeyError, DataError):  # the dataset was changed since
+            return (PromptFiles(request.prompt) if rows.has_known_lengths else {}), None
 
     @contextmanager
     def _progress(self) -> Iterator[ProgressLine]:

@@ -1,0 +1,150 @@
+"""Bytes that are not UTF-8: a prompt shows U+FFFD in their place, so an answer has U+FFFD there too.
+
+Such an answer is read against the files as they are shown. In the patch that comes of it the bytes are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from swe_infer.instance_files import KnownFiles, obstacle, why_absent
+from swe_infer.patches.apply import apply_patch
+from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, parse_as_git, split_lines, write_file
+
+MARK = "\ufffd"
+RESTORED = "restored bytes that are not UTF-8"
+
+_MOST_MARKS = 1_000
+"""Undecodable places in one line, at most; lines with more are data."""
+
+
+class AsShown(KnownFiles):
+    """Files with U+FFFD in the place of bytes that are not UTF-8.
+
+    ``changed`` says whether a file that was read holds such bytes.
+    """
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = files
+        self.changed = False
+
+    def __getitem__(self, path: str) -> str:
+        content = self._files[path]
+        shown = as_shown(content)
+        self.changed = self.changed or shown != content
+        return shown
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._files
+
+    def why_absent(self, path: str) -> str | None:
+        return why_absent(self._files, path)
+
+    def obstacle(self, path: str, removed: Container[str]) -> str | None:
+        return obstacle(self._files, path, removed)
+
+
+def may_have_marks(answer: str) -> bool:
+    """Whether an answer holds U+FFFD, as itself or as JSON writes it."""
+    return MARK in answer or "\\ufffd" in answer.lower()
+
+
+def as_shown(text: str) -> str:
+    """A text with ``surrogateescape`` surrogates as a prompt shows it."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def restored(patch: str, files: Mapping[str, str]) -> str | None:
+    """A patch for the files as they are, from one that was made for them :class:`AsShown`.
+
+    Returns:
+        None where it is not clear which bytes are meant.
+    """
+    if MARK not in patch:
+        return patch
+    try:
+        texts = [_restored_file(each, files.get(each.old_path or "")) for each in parse_as_git(patch)]
+        text = "".join(texts)
+        apply_patch(text, files)
+    except PatchError:
+        return None
+    return text
+
+
+def _restored_file(patch: FilePatch, content: str | None) -> str:
+    base = [] if content is None else [line.removesuffix("\n") for line in split_lines(content)]
+    by_shown: dict[str, set[str]] = {}
+    for line in base:
+        by_shown.setdefault(as_shown(line), set()).add(line)
+    hunks: list[list[Line]] = []
+    starts: list[tuple[int, int]] = []
+    for hunk in patch.hunks:
+        header = hunk.header
+        if header is None:
+            raise PatchError("a hunk without a header")
+        old, new = header.old_start - bool(hunk.old_count), header.new_start - bool(hunk.new_count)
+        starts.append((max(old, 0), max(new, 0)))
+        hunks.append(_restored_hunk(hunk, base[starts[-1][0] :], by_shown))
+    return write_file(patch, hunks, starts)
+
+
+def _restored_hunk(hunk: Hunk, base: Sequence[str], by_shown: Mapping[str, set[str]]) -> list[Line]:
+    """The lines of a hunk as the file has them.
+
+    Args:
+        base: the file's lines from where the header says.
+        by_shown: the file's lines by how they are shown.
+    """
+    lines: list[Line] = []
+    removed: list[str] = []
+    at = 0
+    for line in hunk.lines:
+        text = line.text
+        if line.tag != "+":
+            if MARK in text:
+                text = base[at] if at < len(base) and as_shown(base[at]) == text else _only(by_shown.get(text, set()))
+            removed += _marks(text) if line.tag == "-" else []
+            at += 1
+        lines.append(replace(line, text=text))
+    changed = [n for n, line in enumerate(lines) if line.tag == "+" and MARK in line.text]
+    for number in list(changed):
+        found = by_shown.get(lines[number].text, set())
+        if len(found) == 1:
+            lines[number] = replace(lines[number], text=next(iter(found)))
+            changed.remove(number)
+            for mark in _marks(lines[number].text):
+                if mark in removed:
+                    removed.remove(mark)
+    if sum(lines[number].text.count(MARK) for number in changed) == len(removed):
+        marks = iter(removed)
+        for number in changed:
+            first, *rest = lines[number].text.split(MARK)
+            lines[number] = replace(lines[number], text=first + "".join(next(marks) + part for part in rest))
+    return lines
+
+
+def _only(found: set[str]) -> str:
+    if len(found) != 1:
+        raise PatchError("it is not clear which bytes are meant")
+    return next(iter(found))
+
+
+def _marks(line: str) -> list[str]:
+    """What stands in a line where it is shown with U+FFFD, in order."""
+    found: list[str] = []
+    data = line.encode("utf-8", "surrogateescape")
+    while len(found) < _MOST_MARKS:
+        try:
+            return [*found, *(char for char in data.decode() if char == MARK)]
+        except UnicodeDecodeError as error:
+            found += [char for char in data[: error.start].decode() if char == MARK]
+            found.append(data[error.start : error.end].decode("utf-8", "surrogateescape"))
+            data = data[error.end :]
+    raise PatchError("a line of too many undecodable bytes")
