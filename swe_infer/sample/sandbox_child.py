@@ -36,7 +36,7 @@ def main() -> None:
     for path, content in job["files"].items():
         os.makedirs(os.path.dirname(os.path.join(os.getcwd(), path)), exist_ok=True)
         with open(path, "wb") as file:
-            file.write(content.encode("utf-8"))
+            file.write(content.encode("utf-8", "surrogateescape"))
     sys.path.insert(0, os.getcwd())
     for step in job["steps"]:
         try:

@@ -35,6 +35,14 @@ def test_a_right_file_is_resolved_by_a_verdict_from_outside() -> None:
 
 
 @contained
+def test_bytes_that_are_not_utf_8_reach_the_test_as_they_are() -> None:
+    read = "def read():\n    return open('data.txt', 'rb').read()\n"
+    test = "from read import read\n\n\ndef test_read():\n    assert read() == b'caf\\xe9\\r\\n'\n"
+    result = run_test({"read.py": read, "data.txt": "caf\udce9\r\n"}, test)
+    assert result.resolved, result
+
+
+@contained
 def test_a_wrong_file_is_not_resolved_and_the_reason_is_said() -> None:
     cases = {
         "return max(items)": "AssertionError: assert total([1, 2]) == 3",
