@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from swe_infer.compare.analysis import compare
+from swe_infer.compare.export import as_json
+from swe_infer.compare.loading import load_run
 from swe_infer.run_directory.records import read_records
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.base_commit import BaseCommit
+from tests.support.wandb_files import read_offline_runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EDITS = (
@@ -77,3 +81,40 @@ def test_answers_of_a_batch_that_another_process_handed_in_are_checked_against_t
             "src/dos.py": b"a = 1\r\nb = 'caf\xe9' + 's'\r\nc = 3\r\n",
             "src/deep/more.py": b"m = 2",
         }
+
+
+def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(server: ApiServer, tmp_path: Path) -> None:
+    arguments = [
+        "dataset=sample", "dataset.limit=2", "dataset.run_tests=false", "model=gpt-4o",
+        f"provider.base_url={server.openai_url}",
+    ]  # fmt: skip
+    sweep = ["-m", "prompt=style2,search_replace", "context=oracle", "tracker.mode=offline"]
+    dry = run(*arguments, *sweep, "dry_run=true", cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert "requests   4 for 4 instances" in dry.stdout[dry.stdout.index("all 2 points") :]
+    assert not server.log.asked()
+    done = run(*arguments, *sweep, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "prompt.style   prompt.edit_format   rules.prompt" in done.stderr
+    runs = [tmp_path / line for line in done.stdout.splitlines() if (tmp_path / line / "summary.json").exists()]
+    columns = set()
+    for directory in runs:
+        (kept,) = read_offline_runs(directory)
+        rules, prompt = kept.config["rules"], kept.config["prompt"]
+        columns.add((rules["context"], rules["prompt"], prompt["style"], prompt["edit_format"]))
+    assert columns == {
+        ("oracle-1", "style2-1", "style2", "unified_diff"),
+        ("oracle-1", "plain-1", "plain", "search_replace"),
+    }
+    third = run(*arguments, "prompt=search_replace", "context=none", "tracker=none", cwd=tmp_path)
+    assert third.returncode == 0, third.stderr
+    compared = as_json(compare([load_run(each) for each in (*runs, tmp_path / third.stdout.splitlines()[-1])]))
+    differing = set(compared["differing_keys"])
+    assert differing >= {"prompt.style", "prompt.edit_format", "rules.prompt", "rules.context"}
+    for pair, said in [
+        ("context=oracle prompt=given", "error: context=oracle chooses files, but prompt=given takes the row's own"),
+        ("context=given prompt=style2", "error: context=given takes the row's own text, but prompt=style2 writes"),
+    ]:
+        refused = run(*pair.split(), "dataset=sample", "tracker=none", cwd=tmp_path)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert refused.stderr.startswith(said)
