@@ -188,7 +188,8 @@ class RunSession:
 
     def print_summary(self) -> None:
         """Prints the closing table."""
-        print_summary(self.run.summary(), self.run.store.directory, self.run.tracker.address)
+        run = self.run
+        print_summary(run.summary(), run.store.directory, run.tracker.address, run.store.totals.skip_reasons())
 
 
 def _previous_coverage(plain: Mapping[str, Any] | None) -> Coverage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,26 @@ def _unreadable(summary: Mapping[str, Any]) -> str:
     return f"{count:,} records; {dollars(cost)} of the cost" if count or cost != 0 else ""
 
 
-def print_summary(summary: Mapping[str, Any], directory: Path, address: str | None) -> None:
-    """Prints the closing table of the run in ``directory`` to standard error."""
+def _skipped(count: int, reasons: Counter[str]) -> str:
+    named = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
+    return f"{count:,}{f' ({named})' if named else ''}" if count else ""
+
+
+def print_summary(
+    summary: Mapping[str, Any], directory: Path, address: str | None, skips: Counter[str] | None = None
+) -> None:
+    """Prints the closing table of the run in ``directory`` to standard error.
+
+    Args:
+        skips: how many samples were skipped for each reason.
+    """
     usage = summary["usage"]
     cost = summary["cost_usd"]
     rows = [
         ("instances", f"{summary['instances']:,}" + (f" x {summary['samples']}" if summary["samples"] > 1 else "")),
         ("completed", f"{summary['completed']:,}"),
         ("failed", f"{summary['failed']:,}" if summary["failed"] else ""),
-        ("skipped", f"{summary['skipped']:,}" if summary["skipped"] else ""),
+        ("skipped", _skipped(summary["skipped"], skips or Counter())),
         ("remaining", f"{summary['remaining']:,}" if summary["remaining"] else ""),
         ("patches", _patches(summary["patches"])),
         ("apply rate", _apply_rate(summary)),

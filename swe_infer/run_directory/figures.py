@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, NotRequired, TypedDict, cast
 
 from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, usage_of
+from swe_infer.text import clean
 from swe_infer.types import Usage
 
 
@@ -59,6 +60,7 @@ class Summary(TypedDict, total=False):
 
 
 _MAX_FIGURE = 10**18
+_LONGEST_REASON = 60
 _COUNTS = frozenset(
     [
         "instances",
@@ -246,6 +248,11 @@ class Totals:
         """The reason (class name) if the latest record of an (instance, sample) is a skip, else None."""
         latest = self._latest.get(key)
         return None if latest is None else latest[2]
+
+    def skip_reasons(self) -> Counter[str]:
+        """How many of the counted (instance, sample) are skipped for each reason."""
+        skips = (latest[2] for key, latest in self._latest.items() if latest[2] and self.counts(key[0]))
+        return Counter(" ".join(clean(str(reason)).split())[:_LONGEST_REASON] for reason in skips)
 
     def has_skip(self, reason: str) -> bool:
         """Whether some (instance, sample) is skipped for ``reason``."""

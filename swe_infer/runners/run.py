@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,6 @@ _NOT_AVAILABLE = "RepositoryNotAvailable"
 _COMPARED_PROMPTS = 16
 """Recorded instances whose prompts are compared with those of today when a run is resumed."""
 _LENGTH_SKIPS = ("PromptTooShort", "PromptTooLong")
-_RECHECKED_SKIPS = (*_LENGTH_SKIPS, _NOT_AVAILABLE)
 """Reasons of a skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
 
 
@@ -140,6 +140,20 @@ def select_instances(
     )
 
 
+def _warn_of_skips(reasons: Mapping[str, int], asked: int, example: tuple[str, Skip] | None) -> None:
+    """Say that nothing is asked because everything is skipped.
+
+    Args:
+        reasons: samples by the reason of their skip.
+        asked: samples that were asked for, skipped ones included.
+    """
+    if not reasons or sum(reasons.values()) < asked:
+        return
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    detail = "" if example is None else f"; {example[0]}: {example[1].message}"
+    log.warning("every instance is skipped, so the model is asked nothing (%s)%s", counts, detail)
+
+
 def coverage_of(selection: Selection) -> Coverage:
     """The instances and length bounds of a selection."""
     ids = tuple(selection.rows.ids[index] for index in sorted(selection.requested))
@@ -171,7 +185,10 @@ def pending_requests(
             status = totals.status(key)
             if status not in _FINISHED:
                 return True
-            return recheck and (bounded if status == "completed" else totals.skip_reason(key) in _RECHECKED_SKIPS)
+            if status == "completed":
+                return recheck and bounded
+            reason = totals.skip_reason(key)
+            return reason == _NOT_AVAILABLE or (recheck and reason in _LENGTH_SKIPS)
 
         pending = filter(is_open, ((instance_id, sample) for sample in range(decoding.n)))
         first = next(pending, None)
@@ -185,7 +202,7 @@ def pending_requests(
             status = totals.status(key)
             if instance is not None and status != "completed":
                 yield Request(*key, instance.prompt, decoding, instance.files, instance.edit_format)
-            elif skip is not None and status != "skipped":
+            elif skip is not None and totals.skip_reason(key) != skip.reason:
                 if status == "completed" and skip.reason not in _LENGTH_SKIPS:
                     continue
                 yield key, skip
@@ -206,24 +223,36 @@ def estimate_remaining(
     if damage:
         log.warning("%s: %s", directory, damage)
     last = recorded.coverage() or before
-    recheck = not last.decides(coverage_of(selection), totals.instance_ids) or totals.has_skip(_NOT_AVAILABLE)
+    recheck = not last.decides(coverage_of(selection), totals.instance_ids)
     sources = [*shared, *([directory] if totals.replaced else [])]
     reusable = reusable_records(sources, lambda key: totals.status(key) != "completed") if sources else {}
     samples = runner.decoding.n
     finished: dict[str, set[int]] = {}
     for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
-        requested_again = recheck and totals.skip_reason(key) in _RECHECKED_SKIPS and key not in reusable
+        reason = totals.skip_reason(key)
+        requested_again = key not in reusable and (reason == _NOT_AVAILABLE or (recheck and reason in _LENGTH_SKIPS))
         if status in _FINISHED and not requested_again and key[1] < samples:
             finished.setdefault(key[0], set()).add(key[1])
 
+    skips: Counter[str] = Counter()
+    example: tuple[str, Skip] | None = None
+
     def pending() -> Iterator[PendingSamples]:
+        nonlocal example
         for index in selection.requested:
             instance_id = selection.rows.ids[index]
             done = finished.get(instance_id, set())
-            if len(done) < samples and selection.skip_for(index) is None:
+            if len(done) >= samples:
+                continue
+            if (skip := selection.skip_for(index)) is None:
                 yield PendingSamples(instance_id, selection.rows[index].prompt, runner.decoding, samples, done)
+            else:
+                skips[skip.reason] += 1
+                example = example or (instance_id, skip)
 
-    return runner.estimate(pending())
+    estimate = runner.estimate(pending())
+    _warn_of_skips(skips, len(selection.requested), example)
+    return estimate
 
 
 class Run:
@@ -269,6 +298,7 @@ class Run:
         self._changed = store.changed
         self._over_budget = over_budget
         self._edit_format = edit_format
+        self._skip_example: tuple[str, Skip] | None = None
         self._last_inputs: tuple[str, tuple[Mapping[str, str], EditFormat | None]] | None = None
         self._indices: dict[str, int] | None = None
         self._recheck = store.recheck or store.totals.has_skip(_NOT_AVAILABLE)
@@ -340,6 +370,7 @@ class Run:
             self.tracker.start(self.info)
             return None
         log.info("nothing is left to do: every instance is completed or skipped")
+        self._warn_of_skips(summary)
         status = 0
         unreadable = self._before.get("unreadable_records", 0) != summary["unreadable_records"]
         changed = self._changed or unreadable or self._before.get("instances") != summary["instances"]
@@ -368,6 +399,7 @@ class Run:
         """
         self.freeze_figures()
         summary = self.summary()
+        self._warn_of_skips(summary)
         if INTERRUPTS.stopping and (summary["failed"] or summary["remaining"]):
             status = INTERRUPTED
         elif status == 0 and (summary["failed"] or summary["remaining"]):
@@ -378,6 +410,10 @@ class Run:
             status = self._evaluated(summary)
             summary = self.summary()
         return self._tracked(summary, status)
+
+    def _warn_of_skips(self, summary: Summary) -> None:
+        asked = summary["instances"] * self._samples
+        _warn_of_skips(self.store.totals.skip_reasons(), asked, self._skip_example)
 
     def _tracked(self, summary: Summary, status: int) -> int:
         """Finish the tracker; returns the exit status."""
@@ -459,7 +495,7 @@ class Run:
             self.selection,
             self.runner.decoding,
             totals,
-            recheck=self._recheck,
+            recheck=self.store.recheck,
             over_budget=self._over_budget,
         )
         for item in pending:
@@ -467,6 +503,7 @@ class Run:
                 if self.stop.is_set():  # many skips may follow one another
                     return
                 key, skip = item
+                self._skip_example = self._skip_example or (key[0], skip)
                 self._append(record_of(key, skip, None))
             elif (record := self._reusable_record(item.key)) is not None:
                 self._append(record)

@@ -118,3 +118,54 @@ def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(server: ApiSer
         refused = run(*pair.split(), "dataset=sample", "tracker=none", cwd=tmp_path)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
         assert refused.stderr.startswith(said)
+
+
+def test_what_cannot_be_had_costs_its_instance_and_the_next_command_tries_again(
+    base: BaseCommit, server: ApiServer, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in base.rows.read_text().splitlines()]
+    gone = "f" * 40
+    rows[1]["base_commit"] = gone
+    rows.append(
+        {"instance_id": "o__n-3", "repo": "o/n", "base_commit": base.commit, "problem_statement": "No patch."}
+    )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = tmp_path / "prompt.jinja"
+    template.write_text("{{ issue }} {% for file in files %}{{ file.path }}{% endfor %}")
+    arguments = [
+        "dataset=jsonl", "dataset.path=rows.jsonl", "context=oracle", "context.offline=true", "prompt=template",
+        "prompt.template=prompt.jinja", "model=gpt-4o", f"provider.base_url={server.openai_url}", "tracker=none",
+        "output_dir=run",
+    ]  # fmt: skip
+    nowhere = run(*arguments, f"context.repositories={tmp_path / 'empty'}", cwd=tmp_path)
+    assert nowhere.returncode == 0, nowhere.stderr
+    assert "skipped    4 (RepositoryNotAvailable 4)" in nowhere.stderr
+    (said,) = [line for line in nowhere.stderr.splitlines() if "every instance is skipped" in line]
+    assert f"o__n-0: o/n: commit {base.commit} is not in {tmp_path / 'empty'} (context.offline=true)" in said
+    assert not server.log.asked()
+    assert "every instance is skipped" in run(*arguments, "dry_run=true", cwd=tmp_path).stderr
+
+    found = run(*arguments, f"context.repositories={base.clones}", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "every instance is skipped" not in found.stderr
+    assert "(PromptNotRendered 1, RepositoryNotAvailable 1)" in found.stderr
+    latest = {record["instance_id"]: record for record in records(tmp_path / "run")}
+    assert [latest[f"o__n-{n}"]["status"] for n in range(4)] == ["completed", "skipped", "completed", "skipped"]
+    assert gone in latest["o__n-1"]["error"]["message"]
+    assert "has no gold patch" in latest["o__n-3"]["error"]["message"]
+    assert len(server.log.asked()) == 2
+
+    rows[0]["problem_statement"] = "Another issue."
+    rows[1]["base_commit"] = base.commit
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = run(*arguments, f"context.repositories={base.clones}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len(server.log.asked()) == 3, "the commit that was missing is there now"
+    (warned,) = [line for line in again.stderr.splitlines() if "the prompt differs" in line]
+    assert "o__n-0:" in warned
+
+    template.write_text(template.read_text() + ".")
+    edited = run(*arguments, f"context.repositories={base.clones}", cwd=tmp_path)
+    assert (edited.returncode, len(edited.stderr.splitlines())) == (2, 1), edited.stderr
+    assert "rules.prompt" in edited.stderr
+    assert len(server.log.asked()) == 3
