@@ -1,66 +1,202 @@
 """The prompts of a comparison, from the datasets that the runs' configurations name, if they are still available.
 
-Datasets are opened without Hydra and without network access.
+A dataset is opened from what the run's configuration says of it, without Hydra and without a network. Prompts that
+the run rendered are rendered again, from repositories that are on this machine. A configuration may be a stranger's:
+it chooses among the classes of this project and sets their plain options. Files that it names as templates, few-shot
+examples or lists of paths are not read, and nothing is fetched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from swe_infer.compare.loading import LoadedRun
-from swe_infer.data.base import Rows
+from swe_infer.context.base import Context
+from swe_infer.context.files import FilesContext
+from swe_infer.context.given import GivenContext
+from swe_infer.context.none import NoContext
+from swe_infer.context.oracle import OracleContext
+from swe_infer.data.base import TEXT_COLUMN, Rows
 from swe_infer.data.disk import DiskDataset
 from swe_infer.data.hub import HubDataset
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.parquet import ParquetDataset
 from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.options import parameters_of
+from swe_infer.prompts.prompt import PromptRenderer
+from swe_infer.types import Prompt
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The prompt of an instance, and the reference patch if the dataset has one."""
+    """An instance as the dataset has it.
 
-    prompt: str
+    Args:
+        prompt: None where it cannot be rendered here.
+        gold: the patch that solved it, where the dataset tells.
+    """
+
+    prompt: str | None
     gold: str | None
 
 
 class PromptSource:
     """Prompts by instance id, without network access.
 
-    Attributes:
+    Of runs with different prompts, those of the first one are given.
+
+    Args:
         notes: why the prompts of a dataset are missing.
     """
 
     def __init__(self, runs: Iterable[LoadedRun]) -> None:
         self.notes: list[str] = []
         self._rows: list[tuple[Rows, dict[str, int]]] = []
-        seen: list[dict[str, Any]] = []
+        self._open_repositories = ExitStack()
+        seen: list[tuple[dict[str, Any], Any, Any]] = []
+        opened: list[dict[str, Any]] = []
         for run in runs:
-            location = _location_of(run.nested_config.get("dataset"))
-            if location is not None and location not in seen:
-                seen.append(location)
-                self._open(location)
+            config = run.nested_config
+            location = _location_of(config.get("dataset"))
+            made_by = (location or {}, config.get("context"), config.get("prompt"))
+            if location is None or made_by in seen:
+                continue
+            seen.append(made_by)
+            if location in opened:
+                self.notes.append(f"The prompts of {run.name} differ from those that are shown.")
+            elif self._open(location, config):
+                opened.append(location)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open_repositories.close()
 
     def __getitem__(self, instance_id: str) -> Task | None:
         """The task, or None if no available dataset has it."""
+        found: Task | None = None
         for rows, indices in self._rows:
             index = indices.get(instance_id)
-            if index is not None and rows.fault(index) is None:
-                instance = rows[index]
-                gold = instance.metadata.get("patch")
-                return Task(instance.prompt.text, gold if isinstance(gold, str) else None)
-        return None
+            if index is None:
+                continue
+            prompt = rows[index].prompt.text if rows.fault(index) is None else None
+            gold = rows.row(index).get("patch")
+            found = Task(prompt, gold if isinstance(gold, str) else None)
+            if prompt is not None:
+                break
+        return found
 
-    def _open(self, location: dict[str, Any]) -> None:
+    def _open(self, location: dict[str, Any], config: Mapping[str, Any]) -> bool:
         try:
-            rows = _open_recorded(location)
+            rows = self._opened(location, config)
         except ConfigError as error:
             self.notes.append(f"No prompts: {error}")
-            return
+            return False
+        if not rows.has_known_lengths and (fault := rows.fault(0)) is not None:
+            self.notes.append(f"No prompt of {rows.ids[0]}: {fault.message}")
         self._rows.append((rows, {instance_id: index for index, instance_id in enumerate(rows.ids)}))
+        return True
+
+    def _opened(self, location: dict[str, Any], config: Mapping[str, Any]) -> Rows:
+        """The rows of a dataset with the prompts of a run.
+
+        Raises:
+            DataError: they cannot be had here.
+        """
+        context, renderer = _context_of(config.get("context")), _renderer_of(config.get("prompt"))
+        if context.gives_text and renderer.is_plain:
+            return _open_recorded(location)
+        rules = config.get("rules")
+        for name, now in (("context", context.rules), ("prompt", renderer.rules)):
+            recorded = rules.get(name) if isinstance(rules, Mapping) else None
+            if recorded != now and not now.startswith("given"):
+                raise DataError(f"the run's prompts were made by the rules {name}={str(recorded)[:60]}, not {now}")
+        repositories = None
+        if (options := context.repository_options) is not None:
+            from swe_infer.repositories import Repositories
+
+            repositories = self._open_repositories.enter_context(Repositories(options))
+        from swe_infer.prompts.rows import RenderedRows
+
+        column = location.get("text_column") or TEXT_COLUMN
+        raw = location if context.gives_text else {**location, "text_column": None}
+        return RenderedRows(_open_recorded(raw), context, renderer, repositories, _Uncounted(), column)
+
+
+class _Uncounted:
+    """Counts nothing: contexts with a bound on tokens are refused, see :func:`_context_of`."""
+
+    name = "none"
+    exact = False
+
+    def __call__(self, prompt: Prompt) -> int:
+        return 0
+
+
+_CONTEXTS: Mapping[str, type[Context]] = {
+    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (GivenContext, OracleContext, NoContext, FilesContext)
+}
+_RENDERER = f"{PromptRenderer.__module__}.{PromptRenderer.__qualname__}"
+
+
+def _context_of(node: object) -> Context:
+    """The context that a run's configuration names; without a network.
+
+    Raises:
+        DataError: its prompts cannot be rendered here.
+    """
+    if node is None:  # a run of an earlier version
+        return GivenContext()
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or str(target) not in _CONTEXTS:
+        raise DataError(f"context={str(target)[:100]} is none of this package, so no prompt is rendered by it")
+    kind = _CONTEXTS[str(target)]
+    if node.get("max_tokens") is not None:
+        raise DataError("context.max_tokens counts by the model's tokenizer, which a comparison does not load")
+    if node.get("path") is not None:
+        raise DataError("context.path names a file, which is not read for a comparison")
+    fixed = {} if kind is GivenContext else {"offline": True, "repository_url": "https://github.com/{repo}.git"}
+    return _built(kind, {**node, **fixed})
+
+
+def _renderer_of(node: object) -> PromptRenderer:
+    """The renderer that a run's configuration names.
+
+    Raises:
+        DataError: it is another class, or reads files.
+    """
+    if node is None:
+        return PromptRenderer(style="given")
+    if not isinstance(node, Mapping) or node.get("_target_") != _RENDERER:
+        raise DataError("the prompts are rendered by a class that is none of this package")
+    for key in ("template", "examples"):
+        if node.get(key) is not None:
+            raise DataError(f"prompt.{key} names a file, which is not read for a comparison")
+    return _built(PromptRenderer, node)
+
+
+def _built(kind: type[_T], node: Mapping[str, Any]) -> _T:
+    """An object of a class of ours, from options whose types are checked."""
+    from pydantic import TypeAdapter, ValidationError
+
+    parameters = parameters_of(kind)
+    values = {key: value for key, value in node.items() if key != "_target_" and key in parameters}
+    try:
+        for key, value in values.items():
+            TypeAdapter(parameters[key].hint).validate_python(value, strict=True)
+        return kind(**values)
+    except (ValidationError, TypeError, ValueError) as error:
+        raise DataError(f"the recorded keys of {kind.__name__} do not fit: {type(error).__name__}") from error
 
 
 _OPENERS: Mapping[str, Callable[[dict[str, Any]], Rows]] = {
@@ -80,7 +216,8 @@ def _location_of(node: object) -> dict[str, Any] | None:
     """
     if not isinstance(node, Mapping) or str(node.get("_target_")) not in _OPENERS:
         return None
-    return {key: node[key] for key in ("_target_", *_LOCATION_KEYS) if node.get(key) is not None}
+    location = {key: node[key] for key in ("_target_", *_LOCATION_KEYS) if node.get(key) is not None}
+    return {**location, "text_column": node["text_column"]} if "text_column" in node else location
 
 
 def _open_recorded(location: Mapping[str, Any]) -> Rows:

@@ -31,8 +31,12 @@ def write_report(comparison: Comparison, path: Path, *, prompts: bool = True) ->
     Raises:
         OSError: ``path`` cannot be written.
     """
+    with PromptSource([one.run for one in comparison.runs] if prompts else []) as source:
+        _write(comparison, path, source)
+
+
+def _write(comparison: Comparison, path: Path, source: PromptSource) -> None:
     runs = [one.run for one in comparison.runs]
-    source = PromptSource(runs) if prompts else PromptSource([])
     data = as_json(comparison)
     data["notes"] += source.notes
     data["order"] = list(comparison.scores)

@@ -18,6 +18,7 @@ from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_runs
 from swe_infer.compare.report import write_report
 from tests.compare.runs import answer, skip, write_run
+from tests.support.base_commit import GOLD, BaseCommit
 
 HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror="document.title=1"><!--\u2028\ud800 & é'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -99,6 +100,55 @@ def test_prompts_can_be_left_out_and_their_absence_is_explained(tmp_path: Path, 
     assert any("No prompts:" in note and "gone.jsonl" in note for note in page.data()["notes"])
     foreign = write_run(tmp_path / "c", [answer("i-1")], {"dataset": {"_target_": "os.system", "path": "x"}})
     assert Page(report(tmp_path, foreign).read_text()).detail(0)["prompt"] is None
+
+
+def rendered(dataset: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The configuration of a run whose prompts were rendered."""
+    context = {"_target_": "swe_infer.context.oracle.OracleContext", "offline": False, "readmes": True}
+    prompt = {"_target_": "swe_infer.prompts.prompt.PromptRenderer", "style": "style2", "edit_format": "unified_diff"}
+    rules = {"context": "oracle-1", "prompt": "style2-1"}
+    nodes = {"context": context, "prompt": prompt, "rules": rules}
+    return {"dataset": dataset, **{name: {**node, **changes.get(name, {})} for name, node in nodes.items()}}
+
+
+def test_prompts_of_rendered_runs_are_rendered_again_from_what_is_here(tmp_path: Path) -> None:
+    base = BaseCommit(tmp_path)
+    dataset = {"_target_": "swe_infer.data.jsonl.JsonlDataset", "path": str(base.rows), "text_column": None}
+    clones = {"context": {"repositories": str(base.clones)}}
+    run = write_run(tmp_path / "a", [answer("o__n-0")], rendered(dataset, **clones))
+    other = write_run(
+        tmp_path / "b",
+        [answer("o__n-0")],
+        rendered(dataset, **clones, prompt={"style": "style3"}, rules={"prompt": "style3-1"}),
+    )
+    page = Page(report(tmp_path, run, other).read_text())
+    assert "[start of src/dos.py]\n1 a = 1\n2 b = 'caf\ufffd'\n" in page.detail(0)["prompt"]
+    assert page.detail(0)["gold"] == GOLD
+    assert page.data()["notes"][1:] == ["The prompts of b differ from those that are shown."]
+
+
+def test_a_recorded_configuration_reads_no_file_and_runs_no_code(tmp_path: Path) -> None:
+    base = BaseCommit(tmp_path)
+    dataset = {"_target_": "swe_infer.data.jsonl.JsonlDataset", "path": str(base.rows), "text_column": None}
+    secret = tmp_path / "secret"
+    secret.write_text("{{ issue }} a secret")
+    for number, (changes, said) in enumerate(
+        [
+            ({"prompt": {"template": str(secret)}}, "prompt.template names a file"),
+            ({"prompt": {"_target_": "os.system"}}, "none of this package"),
+            ({"context": {"_target_": "os.system"}}, "none of this package"),
+            ({"context": {"max_tokens": 5}}, "context.max_tokens"),
+            ({"context": {"repositories": 5}}, "do not fit"),
+            ({"prompt": {"style": "no style"}}, "do not fit"),
+            ({"rules": {"context": "oracle-9"}}, "by the rules context=oracle-9, not oracle-1"),
+            ({"context": {"repositories": str(tmp_path / "empty")}}, "(context.offline=true)"),
+        ]
+    ):
+        run = write_run(tmp_path / str(number), [answer("o__n-0")], rendered(dataset, **changes))
+        page = Page(report(tmp_path, run).read_text())
+        _, note = page.data()["notes"]
+        assert said in note
+        assert (page.detail(0)["prompt"] or "").count("secret") == 0
 
 
 def hostile_run(directory: Path, dataset: dict[str, Any]) -> Path:

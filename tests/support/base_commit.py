@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.git_server import Files, git, make_repository
 
-__all__ = ["GONE", "SHOWN", "BaseCommit"]
+__all__ = ["GOLD", "GONE", "SHOWN", "BaseCommit"]
 
 GONE = "0123456789abcdef0123456789abcdef01234567"
 SHOWN = "src/dos.py"
