@@ -114,11 +114,8 @@ def build(cfg: DictConfig) -> Experiment:
         )
         context = experiment.context
         experiment.prompt.check_context(gives_text=context.gives_text, context=context.rules.partition("-")[0])
-        if experiment.prompt.prefill is not None and not experiment.runner.takes_prefill:
-            raise ConfigError(
-                f"prompt.prefill: {experiment.runner.label} does not continue a given beginning of an answer with "
-                "this provider; set prompt.prefill=null"
-            )
+        if experiment.prompt.prefill is not None:
+            experiment.runner.check_prefill(experiment.prompt.prefill)
         return experiment
     except OmegaConfBaseException as error:
         raise ConfigError(_omegaconf_line(error)) from None

@@ -57,6 +57,12 @@ class Prompt:
         """The full text, the prompt of a base model."""
         return self.question + (self.prefill or "")
 
+    def with_prefill(self, answer: str) -> str:
+        """A whole answer, from what the model returned. Some servers repeat ``prefill``; an empty answer stays so."""
+        if self.prefill is None or not answer.strip() or answer.startswith(self.prefill):
+            return answer
+        return self.prefill + answer
+
     @property
     def sha256(self) -> str:
         """The digest of :attr:`text` in UTF-8."""

@@ -52,6 +52,15 @@ def test_the_comparison_shows_both_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_template_is_compared_with_a_form_of_swe_bench(tmp_path: Path) -> None:
+    result = example("own_prompt.sh", "dataset.limit=2", "dataset.run_tests=false", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    compared = json.loads((tmp_path / "comparison.json").read_text())
+    assert {"prompt.template", "rules.prompt"} <= set(compared["differing_keys"])
+    assert [run["statuses"] for run in compared["runs"]] == [{"completed": 2}] * 2
+
+
+@pytest.mark.slow
 def test_a_provider_outside_the_package_gets_retries_and_key_checks(tmp_path: Path) -> None:
     with ApiServer(api_key="sk-gateway") as server:
         server.script("rate_limit", "server_error")

@@ -59,8 +59,10 @@ class Deployments(Provider):
             with _named(key):
                 part.check(self._there(key, model), decoding)
 
-    def takes_prefill(self, model: ApiModel) -> bool:
-        return all(provider.takes_prefill(there) for provider, there in self.endpoints(model))
+    def check_prefill(self, model: ApiModel, prefill: str) -> None:
+        for key, part in self._parts.items():
+            with _named(key):
+                part.check_prefill(self._there(key, model), prefill)
 
     def check_access(self) -> None:
         """Checks every provider; see :meth:`swe_infer.providers.base.Provider.check_access`."""

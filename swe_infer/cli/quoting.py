@@ -84,7 +84,7 @@ def _quote_value(override: str, sweep: bool) -> str:
             raise ConfigError(_several_values(override, start, typed, key))
     elif not isinstance(value, str | QuotedString | None) and typed and _is_text(key):
         return f"{start}={quote(typed)}"
-    return f"{start}={_escaped(value)}" if key == "decoding.stop" and "\\" in typed else override
+    return f"{start}={_escaped(value)}" if key in _ESCAPED_KEYS and "\\" in typed else override
 
 
 def _parsed(override: str) -> Override:
@@ -149,15 +149,19 @@ def _choices(typed: str) -> list[str]:
     return parts
 
 
-# decoding.stop: Hydra's quoted strings have no escapes, and most stop strings need a line break.
+# Hydra's quoted strings have no escapes, and these texts often need a line break.
+
+_ESCAPED_KEYS = ("decoding.stop", "prompt.prefill", "prompt.system")
 
 
 def _escaped(value: Any) -> str:
-    r"""Stop strings in Hydra's grammar, with the escapes ``\n``, ``\t`` and ``\\`` replaced."""
+    r"""Texts in Hydra's grammar, with the escapes ``\n``, ``\t`` and ``\\`` replaced."""
     if isinstance(value, ChoiceSweep):
         return ",".join(map(_escaped, value.list))
     if isinstance(value, list):
         return f"[{','.join(map(_escaped, value))}]"
+    if value is None:
+        return "null"
     text = value.text if isinstance(value, QuotedString) else str(value)
     return quote(re.sub(r"\\([nt\\])", lambda m: _ESCAPES[m[1]], text))
 

@@ -33,6 +33,7 @@ class StopParams:
         closed_patch: whether a closed ``<patch>`` tag, or a closed diff fence and ``FENCE_GRACE`` tokens, ends the
             output.
         repetition: whether a loop ends the output.
+        prefill: the beginning of the answer, which the output continues; it may open a fence.
     """
 
     max_new_tokens: int
@@ -40,6 +41,7 @@ class StopParams:
     stop: tuple[str, ...] = ()
     closed_patch: bool = True
     repetition: bool = True
+    prefill: str = ""
 
 
 class StopCriteria:
@@ -55,6 +57,8 @@ class StopCriteria:
         self._grace: int | None = None
         self.tokens: list[int] = []
         self._cut: int | None = None
+        for fence in _FENCE.finditer(stop_params.prefill):
+            self._fence = None if self._fence == fence[1] else self._fence or fence[1]
 
     @property
     def text(self) -> str:

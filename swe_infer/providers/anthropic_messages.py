@@ -23,8 +23,8 @@ _FINISH: dict[str, FinishReason] = {
     "refusal": "refusal",
 }
 
-_FIFTH = re.compile(r"claude-[a-z]+-5(?!\d)")
-"""Models that refuse the beginning of an answer: Claude 5 and later."""
+_NO_PREFILL = re.compile(r"claude-[a-z]+-(?:4-[6-9]|[5-9])(?!\d)")
+"""Models that refuse the beginning of an answer: Claude 4.6 and later."""
 
 _STOP_DETAILS = ("type", "category", "explanation")
 """Fields of ``stop_details`` in records (anthropic.types.RefusalStopDetails)."""
@@ -97,8 +97,17 @@ class AnthropicMessages(AnthropicBatches):
     def path(self, model: ApiModel) -> str:
         return "/v1/messages"
 
-    def takes_prefill(self, model: ApiModel) -> bool:
-        return _FIFTH.search(model.name) is None
+    def check_prefill(self, model: ApiModel, prefill: str) -> None:
+        if _NO_PREFILL.search(model.name):
+            super().check_prefill(model, prefill)
+        thinking = model.extra_body.get("thinking")
+        if isinstance(thinking, Mapping) and thinking.get("type") in ("enabled", "adaptive"):
+            raise ConfigError(
+                f"prompt.prefill: {model.name} thinks (model.extra_body.thinking), and then does not continue a "
+                "given beginning of an answer; set one of them to null"
+            )
+        if prefill != prefill.rstrip():
+            raise ConfigError("prompt.prefill: ends in white space, which Anthropic refuses; remove it from the end")
 
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         decoding = request.decoding

@@ -44,8 +44,8 @@ class AnthropicText(AnthropicProvider):
     def path(self, model: ApiModel) -> str:
         return "/v1/complete"
 
-    def takes_prefill(self, model: ApiModel) -> bool:
-        return True
+    def check_prefill(self, model: ApiModel, prefill: str) -> None:
+        """Every model continues one."""
 
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         decoding = request.decoding

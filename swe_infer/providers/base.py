@@ -85,9 +85,13 @@ class Provider(ABC):
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         """Raises ConfigError if the address is malformed or ``decoding`` is not supported. Sends nothing."""
 
-    def takes_prefill(self, model: ApiModel) -> bool:
-        """Whether the model goes on with the beginning of an answer (:attr:`swe_infer.types.Prompt.prefill`)."""
-        return False
+    def check_prefill(self, model: ApiModel, prefill: str) -> None:
+        """Raise ConfigError if the model cannot continue this beginning of an answer
+        (:attr:`swe_infer.types.Prompt.prefill`)."""
+        raise ConfigError(
+            f"prompt.prefill: {model.name} does not continue a given beginning of an answer with this provider; set "
+            "prompt.prefill=null"
+        )
 
     @abstractmethod
     def check_access(self) -> None:

@@ -61,6 +61,13 @@ class OpenAIChat(OpenAIBatches):
     send_cache_key: Annotated[
         bool, Option("Send OpenAI's router a key for requests that share a prompt.", "speed")
     ] = True
+    accepts_prefill: Annotated[
+        bool, Option("The server continues an assistant message, as vLLM does; for prompt.prefill.", "address")
+    ] = False
+
+    def check_prefill(self, model: ApiModel, prefill: str) -> None:
+        if not self.accepts_prefill:
+            super().check_prefill(model, prefill)
 
     def own_address(self) -> str:
         return super().own_address() if self.name == "openai" else ""  # any other name is another server's
@@ -75,6 +82,8 @@ class OpenAIChat(OpenAIBatches):
             "messages": _messages(request.prompt),
             model.max_tokens_key: decoding.max_new_tokens,
         }
+        if request.prompt.prefill is not None:  # fields of vLLM and SGLang; other servers see the last message's role
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
         if decoding.temperature is not None:
             body["temperature"] = decoding.temperature
         if decoding.top_p is not None:
@@ -228,7 +237,8 @@ def cache_fields(prompt: Prompt, model: ApiModel, *, cache_prompt: bool) -> dict
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
     system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
-    return [*system, {"role": "user", "content": prompt.user}]
+    begun = [] if prompt.prefill is None else [{"role": "assistant", "content": prompt.prefill}]
+    return [*system, {"role": "user", "content": prompt.user}, *begun]
 
 
 def _text(content: Any) -> str:

@@ -58,6 +58,7 @@ class VLLM(OpenAIChat):
     mode: Literal["live", "batch"] = field(default="live", init=False)
     stream: bool = field(default=False, init=False)
     send_cache_key: bool = field(default=False, init=False)
+    accepts_prefill: bool = field(default=True, init=False)
     timeout_s: float = 3600.0
     executable: Annotated[PathText, Option("The vllm executable, as a name or path.", "speed")] = "vllm"
     tensor_parallel_size: Annotated[
@@ -227,16 +228,14 @@ class VLLM(OpenAIChat):
 
     # Raw prompts: text completions instead of chat completions.
 
-    def takes_prefill(self, model: ApiModel) -> bool:
-        return self._raw
-
     def path(self, model: ApiModel) -> str:
         return "/completions" if self._raw else super().path(model)
 
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         body = super().body(request, model, cache_prompt=cache_prompt)
         if self._raw:
-            del body["messages"]
+            for key in ("messages", "add_generation_prompt", "continue_final_message"):
+                body.pop(key, None)
             body["prompt"] = request.prompt.text
         return body
 

@@ -103,9 +103,8 @@ class ApiRunner:
         self._batches: Batches | None = None
         self._endpoints: Endpoints | None = None
 
-    @property
-    def takes_prefill(self) -> bool:
-        return self.provider.takes_prefill(self._model)
+    def check_prefill(self, prefill: str) -> None:
+        self.provider.check_prefill(self._model, prefill)
 
     def check(self, *, dry_run: bool = False) -> None:
         if self._model.max_output_tokens is not None and self.decoding.max_new_tokens > self._model.max_output_tokens:

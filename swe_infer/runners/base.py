@@ -202,11 +202,6 @@ class Runner(Protocol):
     """Tokens of prompt and output together; None if unknown. Set by :meth:`check`."""
 
     @property
-    def takes_prefill(self) -> bool:
-        """Whether the model continues a given beginning of the answer (:attr:`swe_infer.types.Prompt.prefill`)."""
-        ...
-
-    @property
     def sharing(self) -> EngineSharing | None:
         """How several runs share one engine; None if they cannot."""
         ...
@@ -220,6 +215,11 @@ class Runner(Protocol):
         Raises:
             ConfigError: an unsupported decoding option, a missing key, an unknown price, a missing checkpoint.
         """
+        ...
+
+    def check_prefill(self, prefill: str) -> None:
+        """Raise ConfigError if the model cannot continue this beginning of an answer
+        (:attr:`swe_infer.types.Prompt.prefill`)."""
         ...
 
     def bind(self, context: RunContext) -> None:

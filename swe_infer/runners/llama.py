@@ -54,7 +54,6 @@ class LlamaRunner:
     """Answers requests with a Llama model on this machine or on a Ray cluster."""
 
     order: ClassVar[Order] = "longest_first"
-    takes_prefill: ClassVar[bool] = True
 
     model: Annotated[LlamaModel, Option("The checkpoint.", "answer")]
     decoding: Annotated[Decoding, Option("Sampling parameters.", "answer")]
@@ -103,6 +102,9 @@ class LlamaRunner:
         self._usage = Usage()
         self._drafted = self._accepted = 0
         self._load_s = 0.0
+
+    def check_prefill(self, prefill: str) -> None:
+        """Every model continues one."""
 
     def check(self, *, dry_run: bool = False) -> None:
         """Read the checkpoint's configuration, not its weights. A dry run needs its context window, too.
@@ -341,7 +343,9 @@ def _prepared(
         yield GenerationRequest(
             key=(index, *request.key),
             prompt_ids=ids,
-            stop_params=StopParams(decoding.max_new_tokens, engine.end_tokens, decoding.stop),
+            stop_params=StopParams(
+                decoding.max_new_tokens, engine.end_tokens, decoding.stop, prefill=request.prompt.prefill or ""
+            ),
             temperature=defaults.temperature if decoding.temperature is None else decoding.temperature,
             top_p=defaults.top_p if decoding.top_p is None else decoding.top_p,
             seed=sample_seed(decoding, request.instance_id, request.sample),

@@ -561,8 +561,8 @@ class Run:
         try:
             from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
 
-            answer = (request.prompt.prefill or "") + outcome.text
             files, edit_format = self._inputs_of_check(request)
+            answer = request.prompt.with_prefill(outcome.text)
             return make_patch(answer, files, edit_format or self._edit_format)
         except Exception:  # a fault in our code must not cost a paid answer; it can be extracted again
             log.exception("%s: the patch could not be extracted from the answer", request.instance_id)

@@ -138,6 +138,14 @@ def test_stop_strings_have_escapes(typed: str, strings: list[str]) -> None:
     assert [getattr(value, "text", value) for value in read] == strings
 
 
+def test_parts_of_prompts_have_escapes() -> None:
+    for key in ("prompt.prefill", "prompt.system"):
+        for typed, text in ((r"--- a/\n", "--- a/\n"), (r'"a\tb"', "a\tb"), ("plain", "plain")):
+            read = read_by_hydra(quote_values([f"{key}={typed}"], sweep=False)[0])
+            assert getattr(read, "text", read) == text
+        assert quote_values([f"{key}=null"], sweep=False) == [f"{key}=null"]
+
+
 def test_quoting_is_undone_by_hydra() -> None:
     for text in (*ODD, "\"'", "\\'", '\\"', "'\\\\", "", "a\\", "a\nb"):
         assert text_value(f"key={quote(text)}") == text

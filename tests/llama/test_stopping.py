@@ -89,6 +89,15 @@ def test_all_fenced_diffs_of_an_answer_are_written(tokenizer: LlamaTokenizer) ->
     assert len(tokenizer.encode(Prompt(None, written.rpartition("```")[2]))) <= FENCE_GRACE + 2
 
 
+def test_a_fence_that_the_prompt_opened_is_closed_by_the_output(tokenizer: LlamaTokenizer) -> None:
+    text = f"{DIFF}```\n" + "and more prose\n" * 200
+    written, reason = write(tokenizer, text, StopParams(9999, repetition=False, prefill="Here:\n```diff\n"))
+    assert reason == "stop"
+    assert len(written) < len(text) / 2
+    closed = "```py\nx\n```\nHere:"
+    assert write(tokenizer, text, StopParams(9999, repetition=False, prefill=closed))[1] is None
+
+
 def test_a_closed_fence_without_a_diff_is_no_end(tokenizer: LlamaTokenizer) -> None:
     text = "```python\nprint(1)\n```\n" + "The reason is as follows. " * 30
     assert write(tokenizer, text, StopParams(9999, repetition=False)) == (text, None)

@@ -75,6 +75,9 @@ def test_chat_prompts_go_through_the_template(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "def f"}]
     assert ids == list(theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
     assert ids.count(2) == 2
+    begun = LlamaTokenizer(tmp_path, "chat").encode(Prompt("be brief", "def f", "<patch>"))
+    text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + "<patch>"
+    assert begun == list(theirs(text, add_special_tokens=False)["input_ids"])
 
 
 def test_chat_without_a_template_is_a_configuration_error(directory: Path) -> None:

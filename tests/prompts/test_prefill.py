@@ -16,7 +16,7 @@ from swe_infer.context.base import Shown
 from swe_infer.errors import ConfigError
 from swe_infer.prompts.prompt import PromptRenderer
 from swe_infer.run_directory.records import read_records
-from swe_infer.types import ApiModel, Decoding, Prompt, Request
+from swe_infer.types import ApiModel, Decoding, LlamaModel, Prompt, Request
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -24,7 +24,10 @@ from tests.support.instances import write_instances
 if TYPE_CHECKING:
     from swe_infer.providers.anthropic_messages import AnthropicMessages
     from swe_infer.providers.anthropic_text import AnthropicText
+    from swe_infer.providers.base import Provider
     from swe_infer.providers.openai_chat import OpenAIChat
+    from swe_infer.providers.openai_responses import OpenAIResponses
+    from swe_infer.providers.vllm import VLLM
 
 PROMPT = Prompt("system", "user", "<patch>\n")
 REQUEST = Request("i", 0, PROMPT, Decoding())
@@ -55,19 +58,46 @@ def test_providers_that_take_it_send_it() -> None:
     assert len(messages.body(Request("i", 0, Prompt("s", "u"), Decoding()), model)["messages"]) == 1
     text = AnthropicText().body(REQUEST, ApiModel(name="claude-2"))["prompt"]
     assert text == "\n\nHuman: system\nuser\n\nAssistant: <patch>\n"
-    takes = {
-        name: messages.takes_prefill(ApiModel(name=name))
-        for name in (
-            "claude-sonnet-4-5",
-            "claude-haiku-4-5",
-            "claude-3-5-sonnet",
-            "claude-opus-5-5",
-            "claude-sonnet-5",
-        )
-    }
-    assert list(takes.values()) == [True, True, True, False, False], takes
-    assert AnthropicText().takes_prefill(ApiModel(name="claude-2"))
-    assert not OpenAIChat().takes_prefill(ApiModel(name="gpt-4o"))
+    chat = OpenAIChat(name="openai_compatible", base_url="http://127.0.0.1/v1", accepts_prefill=True)
+    body = chat.body(REQUEST, ApiModel(name="m"))
+    assert body["messages"][-1] == {"role": "assistant", "content": "<patch>\n"}
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+    assert "continue_final_message" not in chat.body(
+        Request("i", 0, Prompt("s", "u"), Decoding()), ApiModel(name="m")
+    )
+    for prompt_format in ("raw", "chat"):
+        vllm = VLLM()
+        model = vllm.served(LlamaModel(path="org/model", prompt_format=prompt_format))
+        vllm.check_prefill(model, "<patch>\n")
+        body = vllm.body(REQUEST, model)
+        raw = prompt_format == "raw"
+        assert body.get("prompt") == ("system\nuser<patch>\n" if raw else None)
+        assert ("messages" in body, "continue_final_message" in body) == (not raw, not raw)
+
+
+def test_who_refuses_it_is_known_before_anything_is_sent() -> None:
+    for name in ("claude-sonnet-4-5", "claude-haiku-4-5", "claude-opus-4-20250514", "claude-3-5-sonnet"):
+        AnthropicMessages().check_prefill(ApiModel(name=name), "<patch>")
+    AnthropicText().check_prefill(ApiModel(name="claude-2"), "<patch>\n")
+    thinking = ApiModel(name="claude-sonnet-4-5", extra_body={"thinking": {"type": "enabled", "budget_tokens": 1024}})
+    refusing: list[tuple[Provider, ApiModel, str, str]] = [
+        (OpenAIChat(), ApiModel(name="gpt-4o"), "x", "gpt-4o does not continue"),
+        (OpenAIResponses(), ApiModel(name="gpt-5"), "x", "gpt-5 does not continue"),
+        (AnthropicMessages(), ApiModel(name="claude-sonnet-4-5"), "x\n", "ends in white space"),
+        (AnthropicMessages(), thinking, "x", "claude-sonnet-4-5 thinks"),
+    ]
+    for name in ("claude-opus-4-6", "claude-sonnet-4-6-v1", "claude-opus-4-8", "claude-sonnet-5", "claude-opus-5-5"):
+        refusing.append((AnthropicMessages(), ApiModel(name=name), "x", f"{name} does not continue"))
+    for provider, model, prefill, said in refusing:
+        with pytest.raises(ConfigError, match=rf"^prompt\.prefill: .*{said}|^prompt\.prefill: {said}"):
+            provider.check_prefill(model, prefill)
+
+
+def test_a_whole_answer_begins_with_it_once() -> None:
+    assert PROMPT.with_prefill("--- a") == "<patch>\n--- a"
+    assert PROMPT.with_prefill("<patch>\n--- a") == "<patch>\n--- a", "a server repeats it"
+    assert PROMPT.with_prefill(" ") == " "
+    assert Prompt(None, "u").with_prefill("x") == "x"
 
 
 def test_cached_answers_and_batches_know_it(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def server() -> Iterator[ApiServer]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OPENAI_API_KEY": "sk-loopback-0123456789", "PYTHONPATH": str(ROOT)}
+    keys = dict.fromkeys(("OPENAI_API_KEY", "ANTHROPIC_API_KEY"), "sk-loopback-0123456789")
+    return {**os.environ, **keys, "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -169,3 +170,17 @@ def test_what_cannot_be_had_costs_its_instance_and_the_next_command_tries_again(
     assert (edited.returncode, len(edited.stderr.splitlines())) == (2, 1), edited.stderr
     assert "rules.prompt" in edited.stderr
     assert len(server.log.asked()) == 3
+
+
+def test_an_answer_from_a_batch_is_read_behind_its_given_beginning(base: BaseCommit, tmp_path: Path) -> None:
+    beginning, rest = EDITS[:25], EDITS[25:]
+    with ApiServer(answer=lambda prompt: rest if prompt.endswith(beginning) else "not continued") as server:
+        done = run(
+            *base.arguments("context=oracle", "prompt=search_replace", "dataset.limit=1"),
+            "model=claude-sonnet-4-5", f"provider.base_url={server.anthropic_url}", "provider.mode=batch",
+            f"prompt.prefill={json.dumps(beginning)}", "runner.batches.first_poll_s=0.1", "output_dir=run",
+            cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path / "run")
+    assert (record["full_output"], record["patch_status"]) == (rest, "applies")

@@ -19,6 +19,7 @@ __all__ = ["Maker"]
 
 _FIXED_SAMPLING = re.compile(r"(o\d|gpt-5)")
 _NEW_API = "2026-"
+_NO_PREFILL = re.compile(r"claude-(opus|sonnet)-4-[6-9]|claude-[a-z]+-5")
 
 
 @dataclass
@@ -115,6 +116,12 @@ def _complaint(call: Call) -> str | None:
             return "anthropic-version: header is required"
         if version.startswith(_NEW_API) and sampling:
             return f"{sampling[0]}: Extra inputs are not permitted"
+        last = (body.get("messages") or [{}])[-1]
+        if last.get("role") == "assistant":
+            if _NO_PREFILL.search(call.model):
+                return "This model does not support assistant message prefill."
+            if last["content"] != last["content"].rstrip():
+                return "messages: final assistant content cannot end with trailing whitespace"
         unknown = [key for key in ("n", "seed", "messages_extra") if key in body]
         return f"{unknown[0]}: Extra inputs are not permitted" if unknown else None
     if _FIXED_SAMPLING.match(call.model):
