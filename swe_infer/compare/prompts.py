@@ -189,7 +189,8 @@ def _built(kind: type[_T], node: Mapping[str, Any]) -> _T:
     """An object of a class of ours, from options whose types are checked."""
     from pydantic import TypeAdapter, ValidationError
 
-    parameters = parameters_of(kind)
+    factory: Any = kind
+    parameters = parameters_of(factory)
     values = {key: value for key, value in node.items() if key != "_target_" and key in parameters}
     try:
         for key, value in values.items():

@@ -107,7 +107,7 @@ def rendered(dataset: dict[str, Any], **changes: Any) -> dict[str, Any]:
     context = {"_target_": "swe_infer.context.oracle.OracleContext", "offline": False, "readmes": True}
     prompt = {"_target_": "swe_infer.prompts.prompt.PromptRenderer", "style": "style2", "edit_format": "unified_diff"}
     rules = {"context": "oracle-1", "prompt": "style2-1"}
-    nodes = {"context": context, "prompt": prompt, "rules": rules}
+    nodes: dict[str, dict[str, Any]] = {"context": context, "prompt": prompt, "rules": rules}
     return {"dataset": dataset, **{name: {**node, **changes.get(name, {})} for name, node in nodes.items()}}
 
 
@@ -132,18 +132,17 @@ def test_a_recorded_configuration_reads_no_file_and_runs_no_code(tmp_path: Path)
     dataset = {"_target_": "swe_infer.data.jsonl.JsonlDataset", "path": str(base.rows), "text_column": None}
     secret = tmp_path / "secret"
     secret.write_text("{{ issue }} a secret")
-    for number, (changes, said) in enumerate(
-        [
-            ({"prompt": {"template": str(secret)}}, "prompt.template names a file"),
-            ({"prompt": {"_target_": "os.system"}}, "none of this package"),
-            ({"context": {"_target_": "os.system"}}, "none of this package"),
-            ({"context": {"max_tokens": 5}}, "context.max_tokens"),
-            ({"context": {"repositories": 5}}, "do not fit"),
-            ({"prompt": {"style": "no style"}}, "do not fit"),
-            ({"rules": {"context": "oracle-9"}}, "by the rules context=oracle-9, not oracle-1"),
-            ({"context": {"repositories": str(tmp_path / "empty")}}, "(context.offline=true)"),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"prompt": {"template": str(secret)}}, "prompt.template names a file"),
+        ({"prompt": {"_target_": "os.system"}}, "none of this package"),
+        ({"context": {"_target_": "os.system"}}, "none of this package"),
+        ({"context": {"max_tokens": 5}}, "context.max_tokens"),
+        ({"context": {"repositories": 5}}, "do not fit"),
+        ({"prompt": {"style": "no style"}}, "do not fit"),
+        ({"rules": {"context": "oracle-9"}}, "by the rules context=oracle-9, not oracle-1"),
+        ({"context": {"repositories": str(tmp_path / "empty")}}, "(context.offline=true)"),
+    ]
+    for number, (changes, said) in enumerate(cases):
         run = write_run(tmp_path / str(number), [answer("o__n-0")], rendered(dataset, **changes))
         page = Page(report(tmp_path, run).read_text())
         _, note = page.data()["notes"]

@@ -58,7 +58,7 @@ def recorded_rows() -> tuple[list[dict[str, Any]], list[str], int]:
         with (_DATA / name).open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
-    answers = {}
+    answers: dict[str, str] = {}
     for answer in read("model_outputs_dev.jsonl"):
         answers.setdefault(answer["instance_id"], answer["full_output"])
     rows = [row for row in read("base_files_dev.jsonl") if row["instance_id"] in answers and row["files"]]
