@@ -3,4 +3,4 @@
 Importing this package starts nothing and imports no heavy dependency.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -6,11 +6,14 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from swe_infer import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (".", ".github", "benchmarks", "docs", "examples", "tests")
@@ -70,6 +73,15 @@ def test_every_page_of_docs_is_in_the_navigation_of_the_site() -> None:
 def test_the_set_up_is_one_command_everywhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md", ".ci/run"):
         assert SET_UP in (ROOT / name).read_text(encoding="utf-8").splitlines(), name
+
+
+def test_the_version_and_its_date_are_the_same_everywhere() -> None:
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert [date for _, date in released] == sorted((date for _, date in released), reverse=True)
+    version, date = released[0]
+    assert version == __version__
+    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\ndate-released: {date}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_readme_stays_short() -> None:
