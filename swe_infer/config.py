@@ -42,7 +42,7 @@ GROUPS = ("model", "provider", "decoding", "dataset", "context", "prompt", "runn
 _KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)
 
 RULES = "rules"
-"""The node of a resolved configuration that holds the versions of the rules by which prompts are made."""
+"""The node of a resolved configuration with the versions of the rules for contexts and prompts."""
 
 _GIVEN = {
     "context._target_": "swe_infer.context.given.GivenContext",
@@ -50,8 +50,10 @@ _GIVEN = {
     "prompt.style": "given",
     "prompt.edit_format": "unified_diff",
 }
-"""Values with which a row's own prompt is used. They are left out of a run's identity, as in versions without these
-groups."""
+"""Values with which a row's own prompt is used.
+
+They are not part of a run's identity, as in versions without these groups.
+"""
 
 COVERAGE = ("limit", "instance_ids", "min_tokens", "max_tokens")
 """Keys of the dataset that select instances. They may change between commands on one run directory."""
@@ -81,7 +83,7 @@ class Experiment:
 
 
 _EXAMPLES = {"dataset": "sample", "context": "given", "prompt": "given", "runner": "llama", "tracker": "none"}
-"""An option of each group that a run cannot do without."""
+"""An option of each required group."""
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -301,9 +303,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def with_rules(plain: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """A resolved configuration with the versions of the rules by which its prompts are made; they decide answers.
+    """A resolved configuration with the versions of its rules for contexts and prompts, which decide answers.
 
-    A run that takes its rows' own prompts has none.
+    Unchanged for a run that uses its rows' own prompts.
     """
     rules = {"context": experiment.context.rules, "prompt": experiment.prompt.rules}
     chosen = {key: rule for key, rule in rules.items() if not rule.startswith("given")}
@@ -382,7 +384,7 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_given(key: str, value: object) -> bool:
-    """Whether a key leaves a row's own prompt as it is."""
+    """Whether a key has the value with which a row's own prompt is used unchanged."""
     return key.startswith(("context.", "prompt.")) and value in (None, _GIVEN.get(key))
 
 

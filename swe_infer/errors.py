@@ -81,7 +81,7 @@ class RepositoryError(SweInferError):
 
 
 class RepositoryInterrupted(RepositoryError):
-    """A fetch was ended, or not begun, because of Ctrl-C: nothing is known about what was asked for."""
+    """Ctrl-C ended a fetch or prevented it: whether the repository or commit is available is unknown."""
 
 
 class BudgetExceeded(SweInferError):

@@ -263,7 +263,7 @@ class Syncer:
         self._thread.start()
 
     def track(self, line: bytes) -> None:
-        """Sync a line that was written to the file."""
+        """Requests a sync of a line that was written to the file."""
         self._lines.append(line)
         self._dirty.set()
 

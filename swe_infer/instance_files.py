@@ -1,4 +1,4 @@
-"""The files of an instance: those that its prompt shows, and behind them its repository at the base commit."""
+"""The files of an instance: those in its prompt, and the others of its repository at the base commit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from swe_infer.errors import DataError, RepositoryError
 log = logging.getLogger(__name__)
 
 FILES_COLUMN = "files"
-"""The column of a dataset that holds the files of an instance."""
+"""The column of a dataset with the files of an instance."""
 _MOST_FILES = 10_000
 _LONGEST_PATH = 4096
-_MOST_CHARACTERS = 1 << 28  # of all files of an instance
+_MOST_CHARACTERS = 1 << 28  # characters of all files of an instance
 
 
 EntryType = Literal["regular", "executable", "symlink", "submodule"]
 
 
 class TreeEntry(Protocol):
-    """What a tree says of one path."""
+    """One path of a tree."""
 
     @property
     def type(self) -> EntryType: ...
@@ -34,7 +34,7 @@ class Tree(Protocol):
     """The files of a repository at one commit. Every method may raise RepositoryError."""
 
     def entries(self, paths: Iterable[str]) -> Mapping[str, TreeEntry]:
-        """Those of ``paths`` that the tree has; folders are left out."""
+        """Entries of those ``paths`` that exist, except folders."""
         ...
 
     def folders(self, paths: Iterable[str]) -> Container[str]:
@@ -42,7 +42,7 @@ class Tree(Protocol):
         ...
 
     def read(self, paths: Iterable[str]) -> Mapping[str, bytes]:
-        """The contents of those of ``paths`` that are regular files, fetched together."""
+        """The contents of the regular files among ``paths``, fetched in one request."""
         ...
 
 
@@ -65,8 +65,8 @@ class InstanceFiles(KnownFiles):
     """Path to content. Iteration gives the files that the prompt shows; a lookup finds every file of the repository.
 
     Contents are the repository's bytes, not the prompt's text: line ends are kept, and bytes that are not UTF-8 are
-    lone surrogates (``surrogateescape``). Nothing is read before it is needed. Where the repository cannot be read,
-    the files are those that are shown, as far as they were read.
+    lone surrogates (``surrogateescape``). Nothing is read before it is needed. If the repository cannot be read, only
+    shown files that were read before are available.
 
     Pickled, it is a plain dictionary of the files that are shown.
 
@@ -141,7 +141,7 @@ class InstanceFiles(KnownFiles):
         return dict, (dict(self),)
 
     def _fetch(self, paths: Sequence[str]) -> None:
-        """Read ``paths``; None stands for one that is no file of the tree."""
+        """Read ``paths``; None for one that is not a file of the tree."""
         if self._tree is None:
             return
         try:
@@ -159,17 +159,18 @@ class InstanceFiles(KnownFiles):
 
 
 def why_absent(files: Mapping[str, str], path: str) -> str | None:
-    """Why ``path`` is known to be no file; None where it is one, or that is not known. Of a plain mapping it is never
-    known, as it may be a part only."""
+    """Why ``path`` is known not to be a file; None if it is one, or if that is unknown, as for a plain mapping, which
+    may be incomplete.
+    """
     return files.why_absent(path) if isinstance(files, KnownFiles) else None
 
 
 def obstacle(files: Mapping[str, str], path: str, removed: Container[str] = ()) -> str | None:
-    """Why no file can be made at ``path``, which is none of ``files``: something else has that name, or a file stands
-    where a folder is needed. None where nothing is known to be in the way.
+    """Why no file can be created at ``path``, which is not in ``files``: a folder or link has this name, or a parent
+    is a file. None if no obstacle is known.
 
     Args:
-        removed: files that are taken away first.
+        removed: files that are removed first.
     """
     if isinstance(files, KnownFiles):
         return files.obstacle(path, removed)
@@ -185,13 +186,13 @@ def _parents(path: str) -> list[str]:
 def files_of(row: Mapping[str, Any]) -> Mapping[str, str] | None:
     """The files in a row's ``files`` column: path to content.
 
-    The column holds an object of paths and contents, a list of ``{"path": ..., "content": ...}`` or of pairs, as
-    Arrow tables have them, or one of these as JSON text. Contents and paths may be bytes too; those that are no UTF-8
-    become lone surrogates. Files that are null are left out, since tables fill up objects with nulls.
+    The column contains an object of paths and contents, a list of ``{"path": ..., "content": ...}`` or of pairs, as
+    Arrow tables have them, or one of these as JSON text. Contents and paths may be bytes too; invalid UTF-8 becomes
+    lone surrogates. Null files are left out, since tables pad objects with nulls.
 
     Returns:
-        None where there is no such column, or it holds something else: in a dataset from elsewhere the name can mean
-        anything, such as a list of paths.
+        None if there is no such column, or it contains something else: other datasets use the name differently, such
+        as for a list of paths.
     """
     value = row.get(FILES_COLUMN)
     try:
@@ -220,7 +221,7 @@ def _pair(value: object) -> tuple[object, object]:
 
 
 def _checked_files(pairs: list[tuple[object, object]]) -> dict[str, str]:
-    """Raises ValueError for what are no files."""
+    """Raises ValueError for an invalid value."""
     files: dict[str, str] = {}
     characters = 0
     for path, content in pairs:
@@ -242,5 +243,5 @@ def _as_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} is no text")
     if not value.isascii():
-        value.encode("utf-8", "surrogateescape")  # a surrogate that stands for no byte raises
+        value.encode("utf-8", "surrogateescape")  # raises for a surrogate that encodes no byte
     return value

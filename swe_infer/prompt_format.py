@@ -17,7 +17,7 @@ from swe_infer.types import EditFormat, Prompt
 SYSTEM_COLUMN = "system"
 """The column of a frozen prompt's system part; empty: the prompt has none."""
 EDIT_FORMAT_COLUMN = "edit_format"
-"""The column of the form of answer that a frozen prompt asks for."""
+"""The column with the form of answer that a frozen prompt requests."""
 _EDIT_FORMATS: Mapping[object, EditFormat] = {name: name for name in get_args(EditFormat)}
 
 _START, _END = "[start of ", "[end of "
@@ -38,8 +38,8 @@ def split_prompt(text: str) -> Prompt:
 
 
 def prompt_of(text: str, row: Mapping[str, Any]) -> Prompt:
-    """A row's ``text`` as a prompt. Its ``system`` column says which part of it is the system part; without one, or
-    where the text does not begin with it, :func:`split_prompt` decides.
+    """A row's ``text`` as a prompt. Its ``system`` column is the system part; without one, or if the text does not
+    begin with it, :func:`split_prompt` decides.
     """
     system = row.get(SYSTEM_COLUMN)
     if system == "":
@@ -50,7 +50,7 @@ def prompt_of(text: str, row: Mapping[str, Any]) -> Prompt:
 
 
 def edit_format_of(row: Mapping[str, Any]) -> EditFormat | None:
-    """The form of answer that a row's prompt asks for, by its ``edit_format`` column; None if that names none."""
+    """The form of answer in a row's ``edit_format`` column; None if the column is missing or invalid."""
     value = row.get(EDIT_FORMAT_COLUMN)
     return _EDIT_FORMATS.get(value) if isinstance(value, str) else None
 

@@ -60,15 +60,15 @@ def expanded(path: str, key: str = "") -> Path:
 
 
 def read_named(path: str, key: str) -> bytes:
-    """The content of the file that a key of the configuration names.
+    """Reads the file that a key of the configuration names.
 
     Raises:
-        ConfigError: there is no such file, it is no regular file, or it cannot be read.
+        ConfigError: the file does not exist, is not a regular file, or cannot be read.
     """
     place = Path(resolve_path(path, key))
     try:
         if place.exists() and not place.is_file():
-            raise ConfigError(f"{key}={path} is no regular file")
+            raise ConfigError(f"{key}={path} is not a regular file")
         return place.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{key}={path}: there is no such file (looked for {place.absolute()})") from None

@@ -18,7 +18,7 @@ reached. ``repetition``: the local engine's loop detector. ``refusal``, ``conten
 PatchStatus = Literal["applies", "repaired", "does_not_apply", "unchecked", "none"]
 
 EditFormat = Literal["unified_diff", "search_replace", "whole_file", "json_edits"]
-"""The form in which a prompt asks for an answer."""
+"""The form of answer that a prompt requests."""
 
 SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
 
@@ -40,7 +40,7 @@ class Prompt:
 
     Args:
         system: None if there is no system part.
-        prefill: the beginning of the answer, which the model continues. It is no part of what the model returns.
+        prefill: the beginning of the answer, which the model continues. The model's output does not include it.
     """
 
     system: str | None
@@ -75,9 +75,9 @@ class Instance:
 
     Args:
         metadata: the dataset's other columns, untouched.
-        files: path to content, which patches are checked against. Bytes that are no UTF-8 are lone surrogates, as
-            Python's ``surrogateescape`` makes them.
-        edit_format: the form of answer that a frozen prompt asks for; None: the run's configuration states it.
+        files: path to content, which patches are checked against. Bytes that are not UTF-8 are lone surrogates
+            (``surrogateescape``).
+        edit_format: the form of answer that a frozen prompt requests; None: as in the run's configuration.
     """
 
     instance_id: str

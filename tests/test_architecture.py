@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.selection import starts_a_process
+
 PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 
 LEVELS = [
@@ -225,3 +227,12 @@ def test_the_table_of_untrusted_input_names_tests_that_are_there() -> None:
         name for path in TESTS.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
     }
     assert sorted(functions - defined) == []
+
+
+def test_fast_leaves_out_tests_that_start_a_process_in_a_module_that_they_call() -> None:
+    from tests.patches import test_extract
+    from tests.torture import test_crashes
+
+    assert starts_a_process(test_crashes.test_killed_runs_lose_only_requests_in_flight)
+    functions = [value for name, value in vars(test_extract).items() if name.startswith("test_")]
+    assert functions and not any(map(starts_a_process, functions))

@@ -147,7 +147,7 @@ class Batches:
         self._unknown: dict[str, str] = {}
         """By label, why the state of a batch is unknown."""
         self._shortest_refused: tuple[int, Item] | None = None
-        """The request with the shortest prompt, in bytes, among those that do not fit under a cap."""
+        """The request with the shortest prompt, in bytes, among those that do not fit under any cap."""
         self._stop = threading.Event()
         self.submitted = 0
         self.usage = Usage()
@@ -561,7 +561,7 @@ class Batches:
         self._in_batches.discard(item.key)
         return item.key in self._wanted and item.key in self._asked
 
-    # The provider's list of batches.
+    # Batches in the provider's list.
 
     async def _locate(self, batch: Batch) -> str | None:
         """The id of a batch whose submission had no response, or None if the provider never accepted it.

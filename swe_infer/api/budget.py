@@ -128,7 +128,7 @@ class CostBudget:
         self._admit()
 
     def cannot_fit(self, usd: Decimal) -> bool:
-        """Whether ``usd`` is known to fit under no circumstances. Does not read the ledgers."""
+        """Whether ``usd`` is known never to fit. Does not read the ledgers."""
         return self._unspent is not None and usd > self._unspent
 
     def halt(self) -> None:
@@ -162,7 +162,7 @@ class CostBudget:
             ledger.release_other_batches(labels)
 
     def remaining(self) -> Remaining | None:
-        """The least that is left under any cap; None: there is no cap."""
+        """The smallest amount that is left under any cap; None: there is no cap."""
         if not self._ledgers:
             return None
         caps = [ledger.remaining() for _, ledger in self._ledgers]

@@ -1,7 +1,7 @@
 """One request from start to end: response cache, rate limits, budget, provider with retries, price, outcome.
 
 The rate limits come before the budget, so that money is reserved only while a request is in flight. This keeps more
-of a cap usable, and what a killed process had reserved was indeed sent.
+of a cap usable, and whatever a killed process had reserved was really sent.
 
 A failure costs its request, not the run. What stops a run is an exception from :meth:`Chain.complete`.
 """
@@ -70,9 +70,9 @@ class _InFlight:
     began: float = 0.0
     possibly_billed: Decimal = Decimal(0)
     byte_bound: int = 0
-    """Bound on the input tokens of the current attempt, by bytes."""
+    """Upper bound on the input tokens of the current attempt: the prompt's bytes."""
     reserved_bound: int = 0
-    """Bound on the input tokens that its reservation is made from."""
+    """Upper bound on the input tokens from which its reservation is computed."""
 
     @property
     def request(self) -> Request:

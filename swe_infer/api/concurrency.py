@@ -1,12 +1,12 @@
 """How many requests may be in flight: a window that grows with answers and shrinks on refusals.
 
 It starts at ``start`` and doubles every ``doubling_s`` while it is full and nothing is refused. Refusals come within
-milliseconds but answers within seconds, so a start that grows with time finds a limit as gently as one that waits for
-answers, and is at full speed before the first of them. Afterwards it grows by a tenth per window of answers, by a
+milliseconds but answers within seconds, so a window that grows with time reaches a limit as gently as one that grows
+with answers, and is at full speed before the first answer. Afterwards it grows by a tenth per window of answers, by a
 twentieth above the size of the last backoff, and only while it is full.
 
-Refusals (429, 503, 529) shrink the window if they are frequent. A fault that strikes one request in ten at any
-concurrency costs those requests only; a limit that was passed refuses nearly everything beyond it. Page's cumulative
+Refusals (429, 503, 529) shrink the window if they are frequent. A fault that affects one request in ten at any
+concurrency costs only those requests; a server above its limit refuses nearly everything beyond it. Page's cumulative
 sum ("Continuous Inspection Schemes", Biometrika 1954) distinguishes them: each refusal adds one, each answer
 subtracts a fraction, and the window does not grow while the sum is above zero. When the sum passes a tolerance, an
 episode begins and the window backs off once, to ``backoff_factor`` of the requests in flight. Refusals of requests
@@ -37,7 +37,7 @@ class ConcurrencyWindow:
     """How many requests may be in flight. Times are seconds of one monotonic clock.
 
     Args:
-        start, doubling_s, cut: see :class:`swe_infer.api.limits.Limits`.
+        start, doubling_s, backoff_factor: see :class:`swe_infer.api.limits.Limits`.
         maximum: the upper bound.
     """
 

@@ -28,7 +28,7 @@ _LONGEST_WAIT_S = 10.0
 _LARGEST_TOKEN = 8
 """Average bytes per token, at most, in prompts of this kind. No bound is below that."""
 _NO_TOKEN = 64
-"""Average bytes per token that only a wrong count implies."""
+"""A count with more bytes per token than this is wrong."""
 _SLACK = 0.8
 """Factor on the least tokens per byte in answers so far, to guess whether a count would help."""
 _KEPT = 10_000
@@ -71,8 +71,10 @@ class InputBounds:
         return self._counter.exact or (endpoint.provider.counts_input and not self._stats(endpoint).is_off)
 
     def lower_estimate(self, endpoint: Endpoint, in_bytes: int) -> int:
-        """A lower estimate of :meth:`tightest` without counting, partly from earlier answers. It shows whether a
-        count could help; no reservation may be made from it."""
+        """A lower estimate of :meth:`tightest` without counting, partly from earlier answers.
+
+        It shows whether a count could help; it is not safe for a reservation.
+        """
         if not self.can_be_tighter(endpoint):
             return in_bytes
         floor = 0 if self._counter.exact else in_bytes // _LARGEST_TOKEN
@@ -101,7 +103,7 @@ class InputBounds:
 
         Args:
             in_bytes: the request's :meth:`byte_bound`.
-            reserved: the bound that its reservation was made of.
+            reserved: the bound from which its reservation was computed.
         """
         stats = self._stats(endpoint)
         if usage.input_tokens > reserved and reserved < in_bytes and not self._counter.exact:

@@ -146,7 +146,7 @@ class Dispatcher:
                 most = min(most, len(missing)) // 2  # fewer samples may fit under the cap
         if most == 0 or not missing or self._halted:
             return
-        if len(missing) == 1:  # without another task: a thousand more are a load
+        if len(missing) == 1:  # in this task: a thousand additional tasks would slow the event loop
             await self._complete(missing, on_outcome, cache_prompt=cached, urgent=followers)
             return
         await asyncio.gather(
@@ -202,7 +202,7 @@ class Dispatcher:
     async def _complete(
         self, requests: list[Request], on_outcome: OnOutcome, *, cache_prompt: bool, urgent: bool
     ) -> Sequence[Outcome]:
-        """Sends requests and reports the outcomes. Returns those of the leading requests."""
+        """Sends requests and reports the outcomes. Returns the outcomes of the leading requests."""
         outcomes: Sequence[Outcome] = []
         if requests[0].instance_id in self._over_budget:
             return outcomes

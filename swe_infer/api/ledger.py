@@ -183,8 +183,9 @@ class Ledger:
         return Decimal(self._cap) / _PICO
 
     def likely_cost(self, usd: Decimal) -> Decimal:
-        """The likely upper bound on the cost of a request whose worst case is ``usd``, from the requests charged so
-        far; ``usd`` before the first one."""
+        """A likely upper bound on the cost of a request whose worst case is ``usd``, estimated from the requests
+        charged so far; ``usd`` before the first one.
+        """
         return Decimal(self._likely_cost(to_pico(usd))) / _PICO
 
     def close(self) -> None:

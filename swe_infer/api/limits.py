@@ -196,7 +196,7 @@ class Limiter:
         self._window.answered(permit.sent_at, self.in_flight)
 
     def refund(self, permit: Permit) -> None:
-        """Returns the quota of a permit for which nothing was sent."""
+        """Returns a permit's share of the quota if nothing was sent."""
         self._requests.refund(1.0)
         self._tokens.refund(permit.tokens)
         self._output.refund(permit.output_tokens)
@@ -313,7 +313,7 @@ class Limiter:
             self._timer = asyncio.get_running_loop().call_later(max(wait_s, 0.001), self._pump)
 
     def _wait_s(self, characters: int, output_tokens: float, now: float) -> float:
-        """Seconds until the next request may be sent. With shared quotas, 0 also schedules it."""
+        """Seconds until the next request may be sent. With shared quotas, a result of 0 also records the request."""
         amounts = (1.0, self._tokens_of(characters, output_tokens), output_tokens)
         if self._shared is not None:
             return self._shared.acquire(amounts, [quota.target_rate for quota in self._quotas])

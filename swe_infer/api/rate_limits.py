@@ -21,16 +21,16 @@ from swe_infer.errors import StoreError
 
 _MINUTE_S = 60.0
 _USED = 0.995
-"""Share of the quota that the schedule aims at: clocks and queues differ."""
+"""Share of the quota that the schedule uses; the rest covers differences between clocks and queues."""
 _TOLERANCE_S = 0.25
-"""How much of a delay the schedule may catch up on."""
+"""Seconds of delay that the schedule may catch up on."""
 _AGREEMENTS = 3
 """Consecutive responses that must match a bucket before its refill is relied on."""
 
 _LONGEST_WAIT_S = 0.004
-"""For other processes that have the shared file locked."""
+"""Seconds to wait for other processes that have the shared file locked."""
 _BUSY_S = 0.02
-"""Before the next try, if the shared file is still locked."""
+"""Seconds before the next attempt if the shared file is still locked."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS schedules (
@@ -70,7 +70,7 @@ class RateLimiter:
 
     @property
     def target_rate(self) -> float | None:
-        """Amount per second that the schedule aims at, or None while the quota is unknown."""
+        """Target rate of the schedule per second, or None while the quota is unknown."""
         return None if self._rate is None else self._rate * _USED
 
     @property

@@ -1,8 +1,8 @@
 """Token counts of prompts without network access.
 
 For an approximate count (length filter, rate limits, dry run): tiktoken if it knows the model and its vocabulary is
-on this machine, else an estimate. For an upper bound (budget): the number of UTF-8 bytes, which no byte-level
-tokenizer exceeds; :mod:`swe_infer.api.counting` has tighter bounds.
+on this machine, else an estimate. For an upper bound (budget): the number of UTF-8 bytes, because a byte-level token
+has at least one byte; :mod:`swe_infer.api.counting` has tighter bounds.
 """
 
 from __future__ import annotations

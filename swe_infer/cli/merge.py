@@ -122,7 +122,7 @@ def _whole(out: Path) -> Iterator[Path]:
     """
     parts = out.absolute().with_name(f".{out.name}.parts")
     try:
-        shutil.rmtree(parts, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(parts, ignore_errors=True)  # left by a killed process
         parts.mkdir(parents=True)
         yield parts
         if out.exists():

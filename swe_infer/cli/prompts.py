@@ -1,6 +1,6 @@
-"""``swe-infer-prompts [GROUP=OPTION] [KEY=VALUE] … --out FILE_OR_DIR``: prompts are made, measured and frozen.
+"""``swe-infer-prompts [GROUP=OPTION] [KEY=VALUE] … --out FILE_OR_DIR``: renders, measures and freezes prompts.
 
-The configuration is that of ``swe-infer``: the same command makes the prompts that a run would send. The result runs
+The configuration is that of ``swe-infer``: the same options give the prompts that a run would send. The result runs
 with ``dataset=jsonl``, ``parquet`` or ``disk`` on a machine without the repositories.
 """
 
@@ -64,8 +64,8 @@ Usage: swe-infer-prompts [GROUP=OPTION] [KEY=VALUE] ... --out FILE_OR_DIR
 The result holds the dataset's columns, the prompts and the files that they show. It runs without repositories:
   swe-infer dataset=jsonl dataset.path=FILE.jsonl model=gpt-4o     also dataset=parquet and dataset=disk
 
-The same command goes on where it was stopped, and a larger dataset.limit adds to the file. A file that was made with
-another dataset, context or prompt is never added to.
+The same command continues where it was stopped, and a larger dataset.limit appends to the file. A file with another
+dataset, context or prompt is refused.
 
 Examples:
   swe-infer-prompts dataset=swebench_lite --out lite.jsonl
@@ -77,7 +77,7 @@ _OTHER_ENDINGS = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zst", ".z
 _WINDOWS = (8_192, 16_384, 32_768, 65_536, 131_072, 200_000, 1_000_000)
 """Context windows in tokens."""
 _MOST_WAITING = 16
-"""Prompts that may wait for their tokens to be counted."""
+"""Maximum number of prompts in the queue of the token counter."""
 _MOST_REASONS = 10
 
 
@@ -113,10 +113,10 @@ def main() -> int:
 
 
 def _out_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of ``--out``, and the other arguments.
+    """Splits the arguments into the value of ``--out`` and the others.
 
     Raises:
-        ConfigError: it has no value, or is there twice.
+        ConfigError: it has no value, or is given twice.
     """
     found: list[str] = []
     rest: list[str] = []
@@ -148,12 +148,12 @@ def _check(arguments: Sequence[str]) -> None:
     """Checks the arguments that are not ``--out``.
 
     Raises:
-        ConfigError: names the first that is wrong.
+        ConfigError: names the first invalid one.
     """
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag in ("-m", "--multirun"):
-            raise ConfigError(f"{flag}: swe-infer-prompts makes one set of prompts; repeat it for each")
+            raise ConfigError(f"{flag}: swe-infer-prompts writes one set of prompts; run it once for each")
         if flag.startswith("-") and flag not in ("--config-dir", "-cd"):
             if flag in ("-o", "--output", "--output-dir", "--path"):
                 raise ConfigError(f"{flag}: no such flag; did you mean --out?")
@@ -163,10 +163,10 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _place_of(out: str) -> tuple[Path, Format]:
-    """Where the result is written, and its format.
+    """The path of the result, and its format.
 
     Raises:
-        ConfigError: nothing can be written there, or the ending stands for a format that is not written.
+        ConfigError: it cannot be written, or its ending names an unsupported format.
     """
     place = expanded(out, "--out").resolve()
     name = place.name.lower()
@@ -187,10 +187,10 @@ def _place_of(out: str) -> tuple[Path, Format]:
 
 
 def _composed(arguments: Sequence[str]) -> DictConfig:
-    """The configuration that the arguments make.
+    """Composes the configuration from the arguments.
 
     Raises:
-        ConfigError: a group, option or key does not exist, or a value cannot be read.
+        ConfigError: a group, option or key does not exist, or a value is invalid.
     """
     import hydra
     from hydra.errors import HydraException
@@ -228,9 +228,9 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 
 @dataclass
 class _Counter:
-    """Counts one prompt at a time, and remembers the last one: bounds on the length and the figures ask for the same.
+    """Counts one prompt at a time and caches the last count, which the length filter and the figures both need.
 
-    For several threads.
+    Thread-safe.
     """
 
     counter: TokenCounter
@@ -253,10 +253,10 @@ class _Counter:
 
 
 def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
-    """Makes the prompts; returns the exit status.
+    """Writes the prompts; returns the exit status.
 
     Raises:
-        ConfigError: the configuration is wrong, or ``out`` belongs to something else.
+        ConfigError: the configuration is invalid, or ``out`` was not written by this command.
         OSError: the disk is full or failing.
     """
     from swe_infer import config
@@ -275,17 +275,17 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
         lines = stack.enter_context(
             PromptLines(place, f"--out {out}", direct=form == "jsonl", rules=rules, locks=experiment.locks)
         )
-        was_stopped = form != "jsonl" and lines.path.exists()  # then the result may lack some of the lines
+        was_stopped = form != "jsonl" and lines.path.exists()  # the result may lack lines that are written now
         _open(lines, place, form)
         before = len(lines.ids)
         freezer = _Freezer(lines, selection, counter, experiment.prompt)
         freezer.check_unchanged()
         stop = threading.Event()
-        with INTERRUPTS.finishing(stop, says=lambda: "finishing the prompt that is being made"):
+        with INTERRUPTS.finishing(stop, says=lambda: "finishing the current prompt"):
             freezer.run(stop)
             lines.sync()
         if stop.is_set():
-            print(f"{len(lines.ids):,} prompts are kept in {lines.path}; the same command goes on", file=sys.stderr)
+            print(f"{len(lines.ids):,} prompts are kept in {lines.path}; the same command continues", file=sys.stderr)
             return INTERRUPTED
         if form != "jsonl":
             _convert(lines, place, form, changed=was_stopped or len(lines.ids) > before or not _is_finished(place))
@@ -295,8 +295,11 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
 
 
 def _rules(identity: Mapping[str, Any], dataset: Dataset, counter: TokenCounter) -> dict[str, Any]:
-    """What decides the rows of a file: the dataset, bounds on the length, and how prompts are made. The shard and
-    ``dataset.limit`` do not: they add rows. The model does where its tokens are compared with a bound."""
+    """The options that decide the rows of a file: dataset, length bounds, context and prompt.
+
+    The shard and ``dataset.limit`` are not among them, as they only add rows. The model is if its tokens are compared
+    with a bound.
+    """
     rules = {
         key: value
         for key, value in identity.items()
@@ -314,7 +317,7 @@ def _is_finished(place: Path) -> bool:
 
 
 def _open(lines: PromptLines, place: Path, form: Format) -> None:
-    """Opens the JSON lines; those of a finished file of another format are written again first."""
+    """Opens the JSON lines; for a finished file of another format they are recreated first."""
     readers: dict[Format, Callable[[Path], Iterator[dict[str, Any]]]] = {
         "jsonl.gz": export.read_gzip,
         "parquet": export.read_parquet,
@@ -329,7 +332,10 @@ def _open(lines: PromptLines, place: Path, form: Format) -> None:
 
 
 def _convert(lines: PromptLines, place: Path, form: Format, *, changed: bool) -> None:
-    """Makes the result from the JSON lines, and puts it in its place whole. A signal stops it: the lines are kept."""
+    """Converts the JSON lines to the result, which replaces the old one atomically.
+
+    A signal stops it; the lines are kept.
+    """
     new, old = lines.folder / "new", lines.folder / "old"
     for leftover in (new, old, lines.folder / "new.arrow"):
         remove(leftover)
@@ -346,7 +352,7 @@ def _convert(lines: PromptLines, place: Path, form: Format, *, changed: bool) ->
 
 
 class _Freezer:
-    """Makes the prompts of a selection that a file lacks."""
+    """Appends the missing prompts of a selection to a file."""
 
     def __init__(self, lines: PromptLines, selection: Selection, counter: _Counter, renderer: PromptRenderer) -> None:
         self._lines = lines
@@ -363,7 +369,7 @@ class _Freezer:
         self._requested = frozenset(self._rows.ids[index] for index in selection.requested)
 
     def check_unchanged(self) -> None:
-        """Compares a few prompts of the file with those that would be made now.
+        """Compares a few prompts of the file with newly rendered ones.
 
         Raises:
             StoreError: one differs.
@@ -375,12 +381,12 @@ class _Freezer:
                 continue
             if hashlib.sha256(self._rows[index].prompt.question.encode()).hexdigest() != digest:
                 raise StoreError(
-                    f"{self._lines.label}: holds another prompt of {instance_id} than would be made now: the "
-                    "dataset, or a file that it was made of, has changed; choose another name"
+                    f"{self._lines.label}: its prompt of {instance_id} differs from the one rendered now: the "
+                    "dataset, the context or the prompt has changed; choose another name"
                 )
 
     def run(self, stop: threading.Event) -> None:
-        """Makes them, until ``stop`` is set. Tokens are counted in another thread.
+        """Appends them until ``stop`` is set. Tokens are counted in another thread.
 
         Raises:
             OSError: the disk is full or failing.
@@ -404,7 +410,7 @@ class _Freezer:
                     totals = {"skipped": self._skips.total(), "usage": {"output_tokens": self._tokens}}
                     progress.update({}, totals, {})
             except RepositoryInterrupted:
-                pass  # Ctrl-C: the same command fetches it again
+                pass  # after Ctrl-C the same command fetches it again
             self._collect()
 
     def _freeze(self, index: int, pool: ThreadPoolExecutor) -> None:
@@ -417,7 +423,7 @@ class _Freezer:
         self._count(instance.instance_id, figures, instance.prompt, pool)
 
     def _count_known(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
-        """Counts what is not known of rows that the file has, or was counted for another model."""
+        """Counts the tokens of rows in the file without a count by this model's tokenizer."""
         known = {key for key, figures in self._figures.items() if figures.counter == self._counter.name}
         missing = (self._requested & self._lines.ids) - known
         if not missing:
@@ -435,7 +441,7 @@ class _Freezer:
         self._collect(_MOST_WAITING)
 
     def _collect(self, keep: int = 0) -> None:
-        """Keeps the figures of counted rows, until no more than ``keep`` wait for their count."""
+        """Stores the figures of counted rows, until at most ``keep`` rows are uncounted."""
         while len(self._waiting) > keep:
             instance_id, figures, counting = self._waiting.popleft()
             counted = replace(figures, tokens=counting.result(), counter=self._counter.name)
@@ -485,9 +491,9 @@ class _Freezer:
 
 
 def _print_command(out: str, form: Format, renderer: PromptRenderer) -> None:
-    """How a run uses the result, to standard error."""
+    """Prints to standard error how a run uses the result."""
     option = {"jsonl": "jsonl", "jsonl.gz": "jsonl", "parquet": "parquet", "disk": "disk"}[form]
     arguments = [f"dataset={option}", f"dataset.path={out}"]
-    if renderer.prefill is not None:  # a model has to support it, so that it is a run's choice
+    if renderer.prefill is not None:  # it belongs to the run, because not every model supports it
         arguments.append(f"prompt.prefill={renderer.prefill}")
     print(f"  {'run':<10} swe-infer {shlex.join(arguments)}", file=sys.stderr)

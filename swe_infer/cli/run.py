@@ -151,7 +151,7 @@ class HydraTask:
         return JobBatcher(self.resources, self._record_end)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state in a launcher's worker process. Engines stay behind."""
+        """The state in a launcher's worker process. Engines are not included."""
         return {
             "status": 0,
             "resources": ProcessResources(),

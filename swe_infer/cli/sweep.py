@@ -55,8 +55,9 @@ class SweepReport(Callback):
             INTERRUPTS.spare_children()
 
     def on_job_start(self, config: DictConfig, *, task_function: Any, **kwargs: Any) -> None:
-        """Lets the task defer jobs. A search needs the result of each job before it chooses the next, so there it
-        may not."""
+        """Lets the task defer jobs, except in a search, which needs the result of each job before it chooses the
+        next.
+        """
         if config.hydra.mode == RunMode.MULTIRUN and not study.is_search(config.hydra):
             self._task = task_function
             task_function.allow_batching()

@@ -1,4 +1,4 @@
-"""What a context is: it chooses, for one row of a dataset, the files of the repository that a prompt shows."""
+"""The interface of contexts. A context chooses which files of the repository a prompt shows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CountTokens = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a prompt shows of a repository: path -> text, with ``\\n`` alone as line end.
+    """The files that a prompt shows: path -> text, with ``\\n`` as line end.
 
     Args:
-        files: in the order in which the context names them.
-        readmes: in the order of their paths. A README that is also one of ``files`` is in both, as in SWE-bench.
-        creates_file: the context was read from a patch that adds a file. SWE-bench's forms show it as
+        files: in the context's order.
+        readmes: sorted by path. A README that is also one of ``files`` is in both, as in SWE-bench.
+        creates_file: the context was read from a patch that adds a file. SWE-bench's layouts show it as
             ``/dev/null``.
-        left_out: what is not shown although it was chosen: path -> why.
+        left_out: chosen files that are not shown: path -> reason.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
@@ -40,27 +40,29 @@ class Shown:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every file that is shown, once."""
+        """All files that are shown, each once."""
         return tuple(dict.fromkeys((*self.files, *self.readmes)))
 
 
 class Context(ABC):
-    """The ``context`` group. Constructors check the options, and read the files that these name."""
+    """The ``context`` group. Constructors check the options, and read the files that the options name."""
 
     @property
     @abstractmethod
     def rules(self) -> str:
-        """Name and version of the rules by which files are chosen, and the digest of what they read; part of a
-        run's identity."""
+        """Name and version of the rules that choose files, and a digest of the files that the options name.
+
+        Part of a run's identity.
+        """
 
     @property
     def gives_text(self) -> bool:
-        """Whether the row brings a finished prompt, which is used as it is."""
+        """Whether the row contains a finished prompt, which is used unchanged."""
         return False
 
     @property
     def repository_options(self) -> RepositoryOptions | None:
-        """Where repositories are; None: the context has nothing to do with any."""
+        """Where repositories are; None: the context never reads one."""
         return None
 
     @property
@@ -70,7 +72,7 @@ class Context(ABC):
 
     @abstractmethod
     def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
-        """The files to show for one row.
+        """Chooses the files to show for one row.
 
         Args:
             commit: the row's base commit; may be None where :attr:`needs_repository` is False.

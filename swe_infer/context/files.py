@@ -1,4 +1,4 @@
-"""``context=files``: the files that somebody else's localiser names, in a column or in a JSON file."""
+"""``context=files``: files listed in a column of the dataset or in a JSON file, such as the output of a retriever."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _FORM = 'a JSON object such as {"django__django-11099": ["django/forms/models.py
 
 @dataclass(frozen=True, kw_only=True)
 class FilesContext(RepositoryContext):
-    """The files that ``context.column`` or ``context.path`` names, in that order. Paths that are not in the
-    repository are left out, as localisers make some up; where none is there the row fails."""
+    """The files that ``context.column`` or ``context.path`` names, in that order.
+
+    Paths that are not in the repository are left out, because models invent some. A row without any valid path fails.
+    """
 
     column: Annotated[str | None, Option("The column of the dataset that lists the paths.", "answer")] = None
     path: Annotated[
         PathText | None,
         Option(
-            "A JSON file that lists the paths by instance_id, instead of a column; its content counts.", "address"
+            "A JSON file with the paths by instance_id, instead of a column; its content is part of the identity.",
+            "address",
         ),
     ] = None
 
@@ -67,7 +70,7 @@ class FilesContext(RepositoryContext):
 
     @cached_property
     def _listed(self) -> tuple[Mapping[str, Any], str]:
-        """The content of ``context.path``, and its digest."""
+        """The content of ``context.path`` and its digest."""
         assert self.path is not None
         content = read_named(self.path, "context.path")
         try:
@@ -87,8 +90,7 @@ class FilesContext(RepositoryContext):
 def _paths(value: Any, where: str) -> list[str]:
     """Paths as datasets list them: a list, a JSON list in a string, or hits of a retriever (``{"docid": PATH}``).
 
-    Raises:
-        DataError: it is something else.
+    Raises: DataError: it has another form.
     """
     if isinstance(value, str):
         try:

@@ -1,4 +1,4 @@
-"""``context=given``: the row brings its finished prompt."""
+"""``context=given``: the row contains its finished prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from swe_infer.context.base import Commit, Context, CountTokens, Row, Shown
 
 @dataclass(frozen=True, kw_only=True)
 class GivenContext(Context):
-    """The row's own text shows what it shows."""
+    """Chooses no files: the row's own text already contains them."""
 
     @property
     def rules(self) -> str:

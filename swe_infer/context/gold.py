@@ -1,4 +1,4 @@
-"""The gold patch of a row: which files it edits, and where."""
+"""Reads the gold patch of a row: which files it edits, and where."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from swe_infer.patches.diff import FilePatch, PatchError, parse_as_git
 COLUMN = "patch"
 
 _OPENING, _CLOSING = "<patch>\n", "\n</patch>"
-"""What SWE-bench's datasets with finished prompts put around the patch."""
+"""Tags around the patch in SWE-bench's datasets with finished prompts."""
 
 
 def gold_changes(row: Mapping[str, Any]) -> list[FilePatch]:
-    """What the gold patch does to each file, in its order.
+    """The changes of the gold patch by file, in the patch's order.
 
     Raises:
         DataError: the row has no patch, or one that git cannot read.

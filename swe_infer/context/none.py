@@ -10,7 +10,7 @@ from swe_infer.context.repository import RepositoryContext, required
 
 @dataclass(frozen=True, kw_only=True)
 class NoContext(RepositoryContext):
-    """No file is shown; with ``context.readmes=true`` the READMEs are."""
+    """Shows no files except, with ``context.readmes=true``, the READMEs."""
 
     readmes: bool = False
 

@@ -1,4 +1,4 @@
-"""What a context reads of a repository, and how bytes become the text that a prompt shows."""
+"""Reads files of a repository for a context, and decodes them as the text of a prompt."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ class Commit(Tree, Protocol):
         ...
 
     def links(self, paths: Iterable[str]) -> Mapping[str, str]:
-        """The targets of those of ``paths`` that are symbolic links, as the links state them."""
+        """The targets of the symbolic links among ``paths``, as written in the links."""
         ...
 
 
 README_PREFIX = "readme"
 
 _MOST_LINKS = 8
-"""Symbolic links that lead to one another, at most."""
-_ASTRAY = "it leads to no file of the repository"
+"""Maximum length of a chain of symbolic links."""
+_ASTRAY = "it does not lead to a file of the repository"
 _HEAD = 8000
-"""Bytes in which git looks for a NUL, which makes a file binary."""
+"""A NUL in these first bytes makes a file binary, as in git."""
 
 
 def as_shown(content: bytes | str) -> tuple[str | None, str]:
-    """A file as text, and why not where the text is None.
+    """Decodes a file. Returns its text, or None and the reason why it cannot be shown.
 
-    As Python reads a file in text mode, ``\\r\\n`` and ``\\r`` become ``\\n``. Bytes that are no UTF-8 become U+FFFD.
+    As Python reads a file in text mode, ``\\r\\n`` and ``\\r`` become ``\\n``. Bytes that are not UTF-8 become
+    U+FFFD.
 
     Args:
         content: a string says why there is no content.
@@ -46,7 +47,10 @@ def as_shown(content: bytes | str) -> tuple[str | None, str]:
 
 
 def followed(commit: Commit, paths: Iterable[str]) -> dict[str, bytes | str]:
-    """The content of every path, symbolic links inside the repository followed; a string where there is none."""
+    """The content of every path, or a string with the reason why there is none.
+
+    Symbolic links inside the repository are followed.
+    """
     found: dict[str, bytes | str] = {}
     files: dict[str, str] = {}
     places = {path: path for path in paths}

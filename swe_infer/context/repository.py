@@ -1,4 +1,4 @@
-"""The contexts that read files of a repository."""
+"""The base of contexts that read files of a repository."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from swe_infer.repositories.options import RepositoryOptions
 
 
 def required(commit: Commit | None) -> Commit:
-    """The commit of a context that reads one.
+    """Returns ``commit`` if it is not None.
 
     Raises:
-        DataError: there is none.
+        DataError: the repository's files are not available.
     """
     if commit is None:
         raise DataError("the files of its repository are not available")
@@ -56,10 +56,10 @@ class RepositoryContext(RepositoryOptions, Context):
         creates_file: bool = False,
         left_out: Mapping[str, str] | None = None,
     ) -> Shown:
-        """The texts of ``paths``, which are in the tree, and of the READMEs; all are read at once.
+        """The texts of ``paths``, which are in the tree, and of the READMEs, read in one request.
 
-        With ``max_tokens`` files are taken in their order, then READMEs. One that does not fit is left out, and the
-        next ones are tried.
+        With ``max_tokens``, files come first, in order, then READMEs. One that does not fit is left out, and the next
+        ones are tried.
         """
         wanted = list(dict.fromkeys(paths))
         root = commit.top_level() if self.readmes else {}

@@ -36,7 +36,7 @@ class Rows(Protocol):
 
     @property
     def has_known_lengths(self) -> bool:
-        """Whether ``characters`` is the length of the prompt. False where prompts are rendered when they are read."""
+        """Whether ``characters`` is the length of the prompt. False if prompts are rendered when they are read."""
         ...
 
     def characters(self, index: int) -> int:
@@ -181,7 +181,7 @@ class Dataset(Protocol):
         ...
 
     def without_prompts(self) -> Dataset:
-        """The same dataset, of which no prompt is read."""
+        """The same dataset without its prompt column."""
         ...
 
     @property
@@ -219,7 +219,7 @@ class DatasetOptions:
     ] = None
 
     def without_prompts(self) -> Self:
-        """The same dataset, of which no prompt is read: a context and a renderer make them."""
+        """The same dataset without its prompt column: a context and a renderer write the prompts."""
         return replace(self, text_column=None)
 
     @property

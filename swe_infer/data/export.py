@@ -1,4 +1,4 @@
-"""Writes JSON lines as parquet, as ``save_to_disk`` does, or compressed. A batch of rows is in memory at a time."""
+"""Converts JSON lines to parquet, a ``save_to_disk`` directory or gzip. One batch of rows is in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS, _BATCH_BYTES = 100, 1 << 23
 _MOST_FIELDS = 64
-"""Keys of an object in a column; more of them are names of things, and no fields."""
+"""Maximum keys of an object that becomes a struct; with more, the keys are data and not field names."""
 
 
 def write_gzip(lines: Path, target: Path) -> None:
-    """Compresses ``lines``; equal lines give equal bytes."""
+    """Writes ``lines`` with gzip; equal lines give equal bytes."""
     with lines.open("rb") as source, target.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
         shutil.copyfileobj(source, file, 1 << 20)
 
@@ -106,8 +106,10 @@ def _tables(lines: Path, schema: pa.Schema, texts: Set[str]) -> Iterator[pa.Tabl
 
 
 def _schema(lines: Path) -> tuple[pa.Schema, Set[str]]:
-    """The columns of all rows with their types, and those whose values have no type in common or one that tables
-    cannot hold: what is no string there becomes JSON text."""
+    """(types of the columns, columns of mixed or unsupported types).
+
+    Values of the latter that are not strings become JSON text.
+    """
     import pyarrow as pa
 
     types: dict[str, pa.DataType | None] = {ID_COLUMN: pa.string()}
@@ -132,7 +134,7 @@ _FIXED = frozenset({ID_COLUMN, TEXT_COLUMN, SYSTEM_COLUMN, EDIT_FORMAT_COLUMN, F
 
 
 def _type_of(values: Sequence[object]) -> pa.DataType | None:
-    """The type of a column's values; None where they have none in common."""
+    """The common type of a column's values; None if there is none."""
     import pyarrow as pa
 
     try:
@@ -154,7 +156,7 @@ def _common(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType |
 
 
 def _is_unfit(kind: pa.DataType) -> bool:
-    """Whether a type cannot be kept as it is: objects without keys, or with very many, and what is never set."""
+    """Whether a type cannot be kept: objects without keys or with very many, and columns that are always null."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
@@ -163,7 +165,7 @@ def _is_unfit(kind: pa.DataType) -> bool:
 
 
 def _files(value: Mapping[str, str] | None, kind: pa.DataType) -> list[dict[str, str | bytes]] | None:
-    """A row's files as Arrow takes them; contents are bytes."""
+    """A row's files as a list for Arrow; contents are bytes."""
     if value is None:
         return None
     as_bytes = str(kind.value_type.field("path").type) == "binary"

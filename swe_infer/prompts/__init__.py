@@ -1,1 +1,1 @@
-"""The ``prompt`` group: how an issue and files are written as a prompt, and in which form the answer is wanted."""
+"""The ``prompt`` group: how an issue and files are written as a prompt, and the requested form of the answer."""

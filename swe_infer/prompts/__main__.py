@@ -4,7 +4,7 @@ from swe_infer.interrupts import run_command
 
 
 def main() -> None:
-    """Make and freeze the prompts that the command line asks for."""
+    """Render the prompts of a run and write them to a file."""
     run_command("swe_infer.cli.prompts")
 
 

@@ -1,4 +1,4 @@
-"""The forms in which a prompt may ask for an answer, in words and with an example."""
+"""Instructions for each form of answer, with an example."""
 
 from __future__ import annotations
 
@@ -69,4 +69,4 @@ INSTRUCTIONS: Mapping[EditFormat, str] = {
     "whole_file": _WHOLE_FILE,
     "json_edits": _JSON_EDITS,
 }
-"""What a prompt says about the form of the answer."""
+"""The instructions of a prompt about the form of the answer."""

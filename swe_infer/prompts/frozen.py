@@ -1,4 +1,4 @@
-"""Frozen prompts: rows that run without a repository, and the file of JSON lines that they are appended to."""
+"""Frozen prompts: rows that need no repository, and the JSON-lines file to which they are appended."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ WRITTEN_COLUMNS = (TEXT_COLUMN, SYSTEM_COLUMN, EDIT_FORMAT_COLUMN, FILES_COLUMN)
 _LONGEST_LINE = 1 << 30
 _MOST_RULES_BYTES = 1 << 20
 _COMPARED = 8
-"""Prompts of the file whose digests are kept, to be compared with those of today."""
+"""Number of prompts in the file that are compared with newly rendered ones."""
 
 
 def frozen_row(row: Mapping[str, Any], instance: Instance, edit_format: EditFormat) -> dict[str, Any]:
     """A row with its finished prompt, and the files that the prompt shows.
 
     Args:
-        row: the dataset's columns, which are kept, but for :data:`WRITTEN_COLUMNS`.
-        edit_format: the form of answer that the prompt asks for.
+        row: the dataset's columns; those in :data:`WRITTEN_COLUMNS` are replaced.
+        edit_format: the form of answer that the prompt requests.
     """
     return {
         **{name: value for name, value in row.items() if name not in WRITTEN_COLUMNS},
@@ -54,14 +54,14 @@ def frozen_row(row: Mapping[str, Any], instance: Instance, edit_format: EditForm
 
 @dataclass(frozen=True, slots=True)
 class RowFigures:
-    """What is counted of one frozen row.
+    """Figures of one frozen row.
 
     Args:
         tokens: of the prompt.
         counter: the name of the method by which they were counted.
         gold_files: files that the gold patch changes, created ones not included; 0 without a gold patch.
         gold_files_shown: how many of them the prompt shows.
-        left_out: number of files that were chosen and are not shown, by the reason.
+        left_out: number of chosen files that are not shown, by reason.
     """
 
     tokens: int = 0
@@ -84,7 +84,7 @@ def figures_of(row: Mapping[str, Any], files: Mapping[str, str], shown: Shown | 
 
     Args:
         files: path to content of the files that the prompt shows.
-        shown: what the context chose; None: not known, or no context chose.
+        shown: the context's files; None: unknown, or there is no context.
     """
     gold = _gold_files(row)
     if shown is None:
@@ -100,19 +100,19 @@ def _without_numbers(reason: str) -> str:
 
 
 class PromptLines:
-    """A file of frozen rows as JSON lines, which this process alone appends to. A context manager.
+    """A JSON-lines file of frozen rows, locked by this process. A context manager.
 
-    A folder ``.NAME.swe_infer`` beside ``out`` holds the lock, the rules by which the rows were made, and their
-    figures. With ``direct=False`` it holds the JSON lines too, from which ``out`` is made at the end.
+    A folder ``.NAME.swe_infer`` beside ``out`` contains the lock, the rules of the rows, and their figures. With
+    ``direct=False`` it also contains the JSON lines, which are converted to ``out`` at the end.
 
     Args:
-        out: what the user asked for.
+        out: the output path of the user.
         label: its name in messages.
         direct: ``out`` is the file of JSON lines itself.
-        rules: what decides the rows, flat: the dataset, and how prompts are made of it.
+        rules: the options that decide the rows (dataset, context, prompt), as a flat mapping.
 
     Raises:
-        StoreError: another process holds it; it was made by other rules, or by something else; it is damaged.
+        StoreError: another process has locked it, it has other rules, another program wrote it, or it is damaged.
         OSError: it cannot be written.
     """
 
@@ -141,7 +141,7 @@ class PromptLines:
         self._open.close()
 
     def open(self) -> None:
-        """Reads which rows are there, and repairs a last line that was cut off.
+        """Reads the ids of the rows in the file, and removes a truncated last line.
 
         Raises:
             StoreError: a line is no frozen row.
@@ -161,7 +161,7 @@ class PromptLines:
         return descriptor
 
     def fill(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes the JSON lines of a finished ``out`` again, before :meth:`open`; does nothing where there are some.
+        """Recreates the JSON lines of a finished ``out``, before :meth:`open`; does nothing if they exist.
 
         Raises:
             OSError: they cannot be written.
@@ -176,7 +176,7 @@ class PromptLines:
         os.replace(new, self.path)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of the file, in its order.
+        """The rows of the file, in order.
 
         Raises:
             StoreError: a line is no frozen row.
@@ -199,7 +199,7 @@ class PromptLines:
                 yield row
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Appends a row whole, or not at all.
+        """Appends a row atomically.
 
         Raises:
             OSError: the disk is full or failing.
@@ -208,7 +208,7 @@ class PromptLines:
         self.ids.add(row["instance_id"])
 
     def append_figures(self, instance_id: str, figures: RowFigures) -> None:
-        """Keeps the figures of a row.
+        """Appends the figures of a row.
 
         Raises:
             OSError: the disk is full or failing.
@@ -237,7 +237,7 @@ class PromptLines:
         return found
 
     def sync(self) -> None:
-        """Brings the rows to the disk."""
+        """Flushes the rows to the disk."""
         with suppress(OSError):
             os.fdatasync(self._lines)
 
@@ -248,10 +248,10 @@ class PromptLines:
             raise OSError(unwritten.errno, f"{path}: {unwritten.reason}; what was written before is kept")
 
     def _check_rules(self, rules: Mapping[str, Any]) -> None:
-        """Compares the rules with those that made the file; a new file gets them."""
+        """Compares the rules with those of the file, or stores them for a new file."""
         if not _holds_something(self.out) and (self.path == self.out or not self.path.exists()):
             for name in ("prompts.jsonl", "figures.jsonl"):
-                (self.folder / name).unlink(missing_ok=True)  # of a file that was removed
+                (self.folder / name).unlink(missing_ok=True)  # left from a removed file
             write_atomically(self._rules_path, json.dumps(dict(rules), indent=1, sort_keys=True, default=str) + "\n")
             return
         try:
@@ -260,7 +260,7 @@ class PromptLines:
             before = None
         if not isinstance(before, dict):
             raise StoreError(
-                f"{self.label}: exists, and by which rules it was made is not known ({self._rules_path}); choose "
+                f"{self.label}: exists, and its rules are unknown ({self._rules_path}); choose "
                 "another name, or remove it"
             )
         now = json.loads(json.dumps(dict(rules), default=str))
@@ -270,7 +270,7 @@ class PromptLines:
             if before.get(key) != now.get(key)
         ]
         if changed:
-            raise StoreError(f"{self.label}: was made by other rules ({'; '.join(changed[:3])}); choose another name")
+            raise StoreError(f"{self.label}: made with other options ({'; '.join(changed[:3])}); choose another name")
 
 
 def remove(path: Path) -> None:

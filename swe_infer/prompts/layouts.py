@@ -1,4 +1,4 @@
-"""How the parts of a prompt are laid out: SWE-bench's four forms to the byte, and one of our own.
+"""Layouts of prompts: SWE-bench's four, byte for byte, and one of our own.
 
 Format: SWE-bench's ``make_datasets/create_instance.py`` and ``create_text_dataset.py``.
 """
@@ -12,11 +12,11 @@ from swe_infer.prompts.edit_formats import INSTRUCTIONS
 from swe_infer.types import EditFormat
 
 NEW_FILE = "/dev/null"
-"""How SWE-bench's forms show that the gold patch creates a file: as an empty file of this name."""
+"""SWE-bench's layouts show an empty file of this name if the gold patch creates a file."""
 
 _PREMISE = "You will be provided with a partial code base and an issue statement explaining a problem to resolve."
 _END = "\n\n"
-"""How the published prompts end."""
+"""The end of SWE-bench's published prompts."""
 
 _STYLE_2 = (
     "I need you to solve this issue by generating a single patch file that I can apply directly to this repository "
@@ -132,7 +132,7 @@ def bresenham(x0, y0, x1, y1):
 
 
 def style_2(issue: Sequence[str], code: str, edit_format: EditFormat) -> str:
-    """SWE-bench's ``style-2``, and with a fitting ``code`` ``style-2-edits-only``.
+    """SWE-bench's ``style-2``; with the code of :func:`edited_lines` its ``style-2-edits-only``.
 
     Args:
         issue: the lines of the issue and its hints, with the tags around them.
@@ -154,7 +154,7 @@ def full_file(issue: Sequence[str], code: str, edit_format: EditFormat) -> str:
 
 
 def plain(issue: Sequence[str], code: str, edit_format: EditFormat) -> str:
-    """Our own layout. The code is left out where no file is shown."""
+    """Our own layout. Without files it has no part for them."""
     shown = ["These are files of the repository:", "", *_code(code), ""] if code.strip() else []
     lines = ["You resolve an issue of a software repository.", *issue, "", *shown, INSTRUCTIONS[edit_format]]
     return "\n".join(lines)
@@ -169,7 +169,9 @@ def _code(code: str) -> list[str]:
 
 
 def _answer(own: Sequence[str], edit_format: EditFormat, native: EditFormat) -> Sequence[str]:
-    """The part that asks for the answer: a style's own words where they ask for the form that is wanted."""
+    """The instructions for the answer: the style's own if they request ``edit_format``, else those of
+    :mod:`.edit_formats`.
+    """
     return own if edit_format == native else [INSTRUCTIONS[edit_format]]
 
 
@@ -179,7 +181,7 @@ def numbered(text: str) -> str:
 
 
 def whole_files(files: Mapping[str, str], *, numbers: bool) -> str:
-    """Files between their start and end lines, by path; empty where there are none."""
+    """The files, each between a start and an end line; empty without files."""
     return "\n".join(
         f"[start of {path}]\n{numbered(text) if numbers else text}\n[end of {path}]"
         for path, text in sorted(files.items())
@@ -187,13 +189,13 @@ def whole_files(files: Mapping[str, str], *, numbers: bool) -> str:
 
 
 _BEFORE = 15
-"""Lines that ``style-2-edits-only`` shows from before a hunk."""
+"""Lines before a hunk that ``style-2-edits-only`` shows."""
 
 
 def edited_parts(files: Mapping[str, str], changes: Iterable[FilePatch]) -> str:
-    """The numbered lines around each hunk of the gold patch, by path; a file that it does not edit is shown whole.
+    """The numbered lines around each hunk of the gold patch, by path. Files that it does not edit are shown whole.
 
-    A hunk near the start of a file is shown from the file's first line. (SWE-bench shows nothing of it.)
+    A hunk near the start of a file is shown from the first line; SWE-bench omits such hunks.
     """
     edited = {change.old_path or NEW_FILE: change for change in changes}
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""The ``prompt`` group: from a row and the files that are shown to the prompt."""
+"""The ``prompt`` group: renders a row and its files as a prompt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT_COLUMN = "text"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRenderer:
-    """How a prompt is written. A template of the user's takes the place of the style."""
+    """How a prompt is written: in a style of this package, or with the user's template."""
 
     style: Annotated[
         Style, Option("given: the row's own text; four of SWE-bench's; plain: whole files without numbers.", "answer")
@@ -50,7 +50,10 @@ class PromptRenderer:
     ] = None
     examples: Annotated[
         PathText | None,
-        Option("JSON lines that a template sees as `examples`, for few-shot prompts; its content counts.", "address"),
+        Option(
+            "JSON lines with few-shot `examples` for a template; the content is part of the identity.",
+            "address",
+        ),
     ] = None
     system: Annotated[
         str | None, Option("The system part, instead of the style's or template's; empty: none.", "answer")
@@ -84,14 +87,13 @@ class PromptRenderer:
     def _template(self) -> Template | None:
         if self.template is None:
             return None
-        from swe_infer.prompts.template import Template  # Jinja is loaded for templates alone
+        from swe_infer.prompts.template import Template  # Jinja is only loaded for templates
 
         return Template(self.template, self.examples)
 
     @property
     def rules(self) -> str:
-        """Name and version of the rules by which a prompt is written, or the digest of the template; part of a run's
-        identity."""
+        """Name and version of the style, or the digest of the template. Part of a run's identity."""
         return f"{self.style}-1" if self._template is None else f"template-1-{self._template.digest}"
 
     @property
@@ -101,19 +103,19 @@ class PromptRenderer:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the prompt is the row's own text and nothing else."""
+        """Whether the prompt is the row's own text without additions."""
         return self.takes_text and self.system is None and self.prefill is None
 
     @property
     def columns(self) -> frozenset[str]:
-        """Columns of the dataset that a template names beyond those that every dataset has."""
+        """Columns of the dataset that a template uses, except those that every dataset has."""
         return frozenset() if self._template is None else self._template.columns
 
     def check_context(self, *, gives_text: bool, context: str) -> None:
-        """Raise ConfigError where the context, called ``context``, does not go with this prompt.
+        """Raise ConfigError if this prompt cannot be combined with the context named ``context``.
 
         Args:
-            gives_text: the context leaves the row's own text as it is.
+            gives_text: the context uses the row's own text.
         """
         if self.takes_text and not gives_text:
             raise ConfigError(
@@ -145,7 +147,7 @@ class PromptRenderer:
         try:
             made.text.encode()
         except UnicodeEncodeError:
-            raise DataError("the prompt holds half a surrogate pair") from None
+            raise DataError("the prompt contains an unpaired surrogate") from None
         return made
 
     def _issue(self, row: Row) -> list[str]:
@@ -177,7 +179,7 @@ def _text(row: Row, column: str) -> str:
     """A column that a prompt needs.
 
     Raises:
-        DataError: it is absent, no string, or blank.
+        DataError: it is missing, not a string, or blank.
     """
     text = row.get(column)
     if not isinstance(text, str) or not text.strip():

@@ -1,4 +1,4 @@
-"""Rows whose prompts are made when they are read: dataset, context, and prompt."""
+"""Renders the prompts of a dataset's rows when they are read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from swe_infer.repositories import Repositories
 from swe_infer.types import EditFormat, Instance, Prompt, Skip, TokenCounter
 
 NOT_AVAILABLE = "RepositoryNotAvailable"
-"""Why an instance is skipped whose repository cannot be read. The next command tries again."""
+"""Reason to skip an instance whose repository cannot be read. The next command tries again."""
 NOT_RENDERED = "PromptNotRendered"
-"""Why an instance is skipped whose row lacks what its prompt needs."""
+"""Reason to skip an instance whose row lacks data for its prompt."""
 
 
 class RawRows(Protocol):
-    """The rows of a dataset; :class:`swe_infer.data.base.Rows` is one."""
+    """The interface of a dataset's rows, as in :class:`swe_infer.data.base.Rows`."""
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -37,15 +37,15 @@ class RawRows(Protocol):
 
 
 class RenderedRows:
-    """The rows of a dataset with the prompts that a context and a renderer make of them.
+    """The rows of a dataset with rendered prompts.
 
-    A prompt is rendered when its row is read. The last one is kept, as a row is checked before it is read.
+    A prompt is rendered when its row is read. The last one is cached, because a row is checked before it is read.
 
     Args:
-        repositories: where the context reads files; None where it reads none. Rows with a ``files`` column and no
-            ``base_commit`` bring their own.
+        repositories: from which the context reads files; None if it reads none. Rows with a ``files`` column and no
+            ``base_commit`` contain their own files.
         count_tokens: the run's tokenizer, for ``context.max_tokens``.
-        text_column: the column of a prompt that is used as it is.
+        text_column: the column with finished prompts.
     """
 
     has_known_lengths = False
@@ -76,14 +76,16 @@ class RenderedRows:
         return len(self._rows)
 
     def characters(self, index: int) -> int:
-        """Characters of the row's issue: a stand-in for the prompt's length, which is not known before it is made."""
+        """Length of the row's issue in characters, as a proxy for the length of the prompt, which is unknown until it
+        is rendered.
+        """
         return self._rows.characters(index)
 
     def row(self, index: int) -> Mapping[str, Any]:
         return self._rows.row(index)
 
     def fault(self, index: int) -> Skip | None:
-        """Why this row has no prompt; None where it has one. Renders it."""
+        """The reason why this row has no prompt; None if it has one. Renders it."""
         made = self._rendered(index)
         return made if isinstance(made, Skip) else None
 
@@ -110,7 +112,7 @@ class RenderedRows:
         return InstanceFiles(lambda: self.shown(index).paths, lambda: self._commit(self._rows.row(index))), None
 
     def shown(self, index: int) -> Shown:
-        """What the context chooses for a row. It is kept for the last row that was read.
+        """The files that the context chooses for a row; cached for the last row.
 
         Raises:
             DataError: the row lacks what the context needs.
@@ -153,7 +155,7 @@ class RenderedRows:
         """The repository of a row at its base commit.
 
         Raises:
-            RepositoryError: it cannot be had; one line says why.
+            RepositoryError: it is not available; the message says why.
         """
         commit = row.get("base_commit")
         if not commit and (files := files_of(row)) is not None:

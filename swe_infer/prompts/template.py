@@ -1,7 +1,7 @@
-"""Prompts that a template of the user's writes, with Jinja in its sandbox.
+"""Renders prompts with the user's template, in Jinja's sandbox.
 
-A template has a block ``user``, and may have a block ``system``; without blocks all of it is the user part. Values
-of a row are data: they are never read as a template.
+A template has a block ``user``, and may have a block ``system``; without blocks, the whole template is the user part.
+Values of a row are data and never evaluated as a template.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from swe_infer.types import EditFormat, Prompt
 COLUMNS = (
     "instance_id", "repo", "base_commit", "problem_statement", "created_at", "version", "environment_setup_commit",
 )  # fmt: skip
-"""Columns that a template may name by themselves; others are ``row.NAME``."""
+"""Columns that are variables of a template; others are ``row.NAME``."""
 
 GOLD_COLUMNS = frozenset({"patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS"})
-"""Columns that give the solution away. No template sees them."""
+"""Columns that contain the solution. Templates cannot read them."""
 
 _NAMES = frozenset({"issue", "hints", "files", "readmes", "edit_format", "instructions", "examples", "row", *COLUMNS})
 _PARTS = frozenset({"system", "user"})
 _OF_ROWS = frozenset(dir(dict))
 _FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What a template's code may raise."""
+"""Exceptions that a template's code may raise."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ShownFile:
 
 
 def variables(row: Row, shown: Shown, issue: str, hints: str, edit_format: EditFormat) -> dict[str, Any]:
-    """What a template can name, but for ``examples``."""
+    """The variables of a template, except ``examples``."""
     return {
         **{name: row[name] for name in COLUMNS if row.get(name) is not None},
         "issue": issue,
@@ -71,7 +71,7 @@ def variables(row: Row, shown: Shown, issue: str, hints: str, edit_format: EditF
 
 
 class _AnyRow(dict[str, str]):
-    """A row for the trial, which has every column."""
+    """A made-up row for the trial rendering, which has every column."""
 
     def __missing__(self, name: str) -> str:
         return ""
@@ -81,8 +81,7 @@ class Template:
     """A template, compiled and tried on a made-up row.
 
     Args:
-        path: the value of ``prompt.template``.
-        examples: that of ``prompt.examples``.
+        path: the value of ``prompt.template``. examples: the value of ``prompt.examples``.
 
     Raises:
         ConfigError: one line with the file, the line and what is wrong there.
@@ -120,7 +119,7 @@ class Template:
 
     def _check(self, tree: nodes.Template) -> None:
         for other in tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
-            raise ConfigError(f"{self._label}, line {other.lineno}: a template is one file and takes in no other")
+            raise ConfigError(f"{self._label}, line {other.lineno}: a template cannot include or extend another file")
         for name in tree.find_all(nodes.Name):
             if name.name in self.names and name.name not in _NAMES:
                 hint = suggestion(name.name, _NAMES)
@@ -144,8 +143,9 @@ class Template:
                 raise ConfigError(f"{where}: text outside the blocks system and user is in no prompt")
 
     def _try(self) -> None:
-        """Render a made-up row, which finds what only running finds: a name that a file does not have, a call that
-        the sandbox refuses."""
+        """Render a made-up row, to find errors that only occur at run time: an unknown attribute of a file, or a call
+        that the sandbox refuses.
+        """
         row = _AnyRow(dict.fromkeys(COLUMNS, "text"))
         shown = Shown({"pkg/a.py": "a\n"}, {"README.md": "a\n"})
         given = variables(row, shown, "text", "text", "unified_diff") | {"row": row}
@@ -178,7 +178,7 @@ class Template:
         try:
             return "".join(function(context))
         except _FAILURES:
-            return self._template.environment.handle_exception()  # raises it again, with the template's lines
+            return self._template.environment.handle_exception()  # with the template's line numbers
 
     def _message(self, error: BaseException) -> str:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self._label]
@@ -197,7 +197,7 @@ def _columns_of(tree: nodes.Template) -> Iterator[str]:
 
 
 def _row_columns(tree: nodes.Template) -> Iterator[tuple[str, int]]:
-    """The columns that are named as ``row.NAME`` or ``row["NAME"]``, with their lines."""
+    """The columns used as ``row.NAME`` or ``row["NAME"]``, with their lines."""
     found: list[nodes.Getattr | nodes.Getitem] = [*tree.find_all(nodes.Getattr), *tree.find_all(nodes.Getitem)]
     for node in found:
         if isinstance(node.node, nodes.Name) and node.node.name == "row":

@@ -86,10 +86,10 @@ class Provider(ABC):
         """Raises ConfigError if the address is malformed or ``decoding`` is not supported. Sends nothing."""
 
     def check_prefill(self, model: ApiModel, prefill: str) -> None:
-        """Raise ConfigError if the model cannot continue this beginning of an answer
+        """Raises ConfigError if the model cannot continue this beginning of an answer
         (:attr:`swe_infer.types.Prompt.prefill`)."""
         raise ConfigError(
-            f"prompt.prefill: {model.name} does not continue a given beginning of an answer with this provider; set "
+            f"prompt.prefill: {model.name} does not continue a given beginning of its answer with this provider; set "
             "prompt.prefill=null"
         )
 
@@ -143,7 +143,7 @@ class Provider(ABC):
 
     @property
     def variant(self) -> str:
-        """What else than the model's name decides answers; part of the response cache's key."""
+        """Settings that decide answers in addition to the model's name; part of the response cache's key."""
         return ""
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:

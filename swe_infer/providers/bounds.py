@@ -15,21 +15,23 @@ from typing import Any
 _MIB = 1 << 20
 
 WHOLE_BYTES = 32 * _MIB
-"""Of a body that is read whole: an answer, a batch, a page of a list. 128,000 tokens are less than one MiB."""
+"""Maximum bytes of a body that is read whole: an answer, a batch, a page of a list. 128,000 tokens are less than one
+MiB.
+"""
 ERROR_BYTES = _MIB
-"""Of the body of an HTTP error; the rest is not read."""
+"""Maximum bytes of the body of an HTTP error; the rest is not read."""
 STREAM_BYTES = 128 * _MIB
-"""Of a streamed answer in total. An event with one token has about 350 bytes; 128,000 of them 45 MB."""
+"""Maximum bytes of a streamed answer. An event with one token has about 350 bytes; 128,000 of them 45 MB."""
 EVENT_BYTES = 32 * _MIB
-"""Of one event of a stream; the last one may contain the whole answer."""
+"""Maximum bytes of one event of a stream; the last one may contain the whole answer."""
 EVENT_LINES = 1000
-"""Of one event of a stream. Vendors send two or three."""
+"""Maximum lines of one event of a stream. Vendors send two or three."""
 MAX_VALUES = 2_000_000
-"""In one body, event or line of JSON, by brackets and commas: an empty list of two bytes uses 64 in memory."""
+"""Maximum brackets and commas in one body, event or line of JSON: an empty list of two bytes uses 64 in memory."""
 LINE_BYTES = 32 * _MIB
-"""Of one line of batch results, which has one answer."""
+"""Maximum bytes of one line of batch results, which has one answer."""
 FILE_BYTES = 64 << 30
-"""Of a file of batch results, which is read line by line."""
+"""Maximum bytes of a file of batch results, which is read line by line."""
 
 _LARGE_BYTES = _MIB
 _LARGE_AT_ONCE = 4

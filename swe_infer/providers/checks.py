@@ -70,7 +70,7 @@ def check_decoding(
             continue
         nothing = "[]" if key == "stop" else "null"
         if key not in model.parameters or key not in interface:
-            what = f"the model {model.name} takes" if key not in model.parameters else "this provider's interface has"
+            what = f"the model {model.name} supports" if key not in model.parameters else "this provider's API has"
             raise ConfigError(f"decoding.{key}={_shown(value)}: {what} no {key}; set decoding.{key}={nothing}")
     if model.one_sampler and decoding.temperature is not None and decoding.top_p is not None:
         raise ConfigError(
@@ -92,7 +92,7 @@ def _check_output_limit(model: ApiModel, decoding: Decoding) -> None:
         )
     if model.context_window is not None and wanted >= model.context_window:
         raise ConfigError(
-            f"decoding.max_new_tokens={wanted}: leaves no room for a prompt in the context window of "
+            f"decoding.max_new_tokens={wanted}: leaves no tokens for a prompt in the context window of "
             f"{model.context_window} tokens of {model.name}"
         )
 

@@ -31,7 +31,7 @@ _OWN_HEADERS = frozenset(
         *("content-type", "content-length", "transfer-encoding", "host"),
     }
 )
-"""Headers from other settings, which custom headers must not replace."""
+"""Headers that other settings decide; custom headers must not replace them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,14 +50,14 @@ _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3
 
 MAX_PAGES = 1000
-"""Of a list, with 100 entries each. A longer list is refused."""
+"""Maximum pages of a list, with 100 entries each. A longer list is refused."""
 
 _MAX_TOKENS = 100_000_000
 """Largest plausible token count, ten times the largest context window."""
 _LONGEST_NUMBER = 40
-"""Digits. Python's conversion is quadratic in their number."""
+"""Maximum digits of an integer, as Python's conversion is quadratic in their number."""
 _DEEPEST = 64
-"""Levels of nesting that are kept of a body that is nested too deeply."""
+"""Levels that are kept of a body that is nested too deeply."""
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
@@ -198,7 +198,7 @@ class WireProvider(Provider):
     highest_temperature: ClassVar[float] = 2.0
 
     reserved: ClassVar[tuple[str, ...]] = ("model", "messages", "stream", "n", "temperature", "top_p", "seed", "stop")
-    """Fields that ``model.extra_body`` may not set, because they come from other keys."""
+    """Fields that ``model.extra_body`` must not set, because they come from other keys."""
 
     address_env: ClassVar[str | None] = None
     """The environment variable for the address if ``base_url`` is None."""
@@ -474,7 +474,7 @@ class WireProvider(Provider):
             try:
                 async for event in stream:
                     yield event
-            except (ValueError, RecursionError) as error:  # by the SDK
+            except (ValueError, RecursionError) as error:  # raised by the SDK
                 broken.append(error)
 
         try:

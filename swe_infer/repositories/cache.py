@@ -1,4 +1,4 @@
-"""Finds clones, makes partial ones in the cache, and fetches what they lack."""
+"""Finds clones, creates partial clones in the cache, and fetches missing objects."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _PAUSE_S = 0.05
 
 
 class Repositories:
-    """The repositories of a run. For several threads, and several processes on one cache.
+    """The repositories of a run. Thread-safe; several processes may share a cache.
 
     Args:
-        silence_s: seconds that a server may say nothing, or that one read from a clone may take.
+        silence_s: maximum seconds without output from a server, and for one read from a clone.
 
     Raises:
         ConfigError: there is no home directory for ``~``.
@@ -49,11 +49,11 @@ class Repositories:
         self.root = expanded(options.repositories, "context.repositories").absolute()
         self.silence_s = silence_s
         self.hosts_failed: dict[str, str] = {}
-        """Why a server is not asked any more, by its name."""
+        """By server name, why no further request is sent to it."""
         self.hosts_answered: set[str] = set()
         self._lock = threading.Lock()
         self._known: dict[str, Repository] = {}
-        self._reading: dict[str, Repository] = {}  # the longest unused first
+        self._reading: dict[str, Repository] = {}  # least recently used first
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._closed = False
 
@@ -64,14 +64,14 @@ class Repositories:
         self.close()
 
     def open(self, repo: str, commit: str) -> Commit:
-        """A commit of a repository; a clone is looked for, else made, and the commit fetched where it is absent.
+        """A commit of a repository. A missing clone is created, and a missing commit is fetched.
 
         Args:
             repo: such as ``owner/name``.
             commit: all 40 digits of its id.
 
         Raises:
-            RepositoryError: it cannot be had; one line says why.
+            RepositoryError: it is not available; the message says why.
         """
         repo, commit = checked_repo(repo), checked_commit(commit)
         with self._lock:
@@ -81,7 +81,7 @@ class Repositories:
         return repository.commit(commit)
 
     def close(self) -> None:
-        """End every process. Nothing can be read afterwards."""
+        """Ends all git processes. Nothing can be read afterwards."""
         with self._lock:
             self._closed = True
             repositories = list(self._known.values())
@@ -92,10 +92,10 @@ class Repositories:
             self._directory.cleanup()
 
     def workplace(self) -> Path:
-        """An empty git directory that holds no objects and no remote, for readers.
+        """An empty git directory without objects or remote, for readers.
 
         Raises:
-            RepositoryError: this is closed, or there is no space for it.
+            RepositoryError: this object is closed, or the directory cannot be written.
         """
         with self._lock:
             if self._closed:
@@ -110,13 +110,13 @@ class Repositories:
             return Path(self._directory.name) / "empty.git"
 
     def used(self, repository: Repository) -> None:
-        """Note that a repository has an open reader, and close the longest unused ones above a few."""
+        """Marks a repository's reader as used, and closes the least recently used ones above ``_MOST_READERS``."""
         with self._lock:
             self._reading.pop(repository.name, None)
             self._reading[repository.name] = repository
             for name in list(self._reading)[:-_MOST_READERS]:
                 other = self._reading[name]
-                if other.lock.acquire(blocking=False):  # one that another thread is reading from stays
+                if other.lock.acquire(blocking=False):  # fails while another thread reads from it
                     try:
                         other.close_reader()
                     finally:
@@ -125,10 +125,10 @@ class Repositories:
 
 
 class Repository:
-    """One repository: the clones on this machine that may hold it, and the one that is this package's own.
+    """One repository: clones on this machine that may contain it, and this package's own clone in the cache.
 
-    The objects of all of them are read together: an object's id is the hash of its content, so a clone that belongs
-    to another repository does no harm. Only the own clone is written to.
+    Objects are read from all of them: ids are hashes of the contents, so a clone of another repository does no harm.
+    Only the package's own clone is written to.
     """
 
     def __init__(self, repositories: Repositories, name: str) -> None:
@@ -168,7 +168,7 @@ class Repository:
             self._reader = None
 
     def _look(self) -> tuple[list[Path], list[str]]:
-        """The folders of objects of the clones that are there, and what was left out with the reason."""
+        """The object folders of the existing clones, and the reasons why others are not used."""
         name = self.name.rpartition("/")[2]
         flat = [self.name.replace("/", joint) for joint in ("__", "-", "+")]
         folders = [self._all.root / part for part in (self.name, *flat, f"{flat[2]}/repo", name)]
@@ -199,11 +199,11 @@ class Repository:
         try:
             return self._reader.read(wanted, kind)
         except BaseException:
-            self.close_reader()  # its answers are no longer in step with the questions
+            self.close_reader()  # a half-read response would be taken for the next one
             raise
 
     def _obtain(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
-        """Fetch what no clone holds into the own clone, in one request, and read it."""
+        """Fetches objects that no clone has into the package's own clone, in one request, and reads them."""
         label = next(iter(wanted.values()))
         source, offline = self._source, self._all.options.offline
         if offline or isinstance(source, Path):
@@ -237,13 +237,13 @@ class Repository:
         return self._read(wanted, kind)
 
     def _refuse_failed(self, source: Address, label: str) -> None:
-        """Raise where the server or this repository on it has failed before in this run."""
+        """Raises if the server, or this repository on it, has failed before in this run."""
         failure = self._failure or self._all.hosts_failed.get(source.host)
         if failure is not None:
             raise RepositoryError(f"{label}: {failure}")
 
     def _ask(self, source: Address, label: str, wanted: Sequence[str], *, is_commit: bool = False) -> None:
-        """Fetch refs or objects by their ids. What fails is remembered."""
+        """Fetches refs or object ids. Failures are remembered."""
         tries = 2 if source.host in self._all.hosts_answered else 1
         for left in reversed(range(tries)):
             try:
@@ -258,12 +258,12 @@ class Repository:
                 failure = without_secrets(str(error))
                 if isinstance(error, HostFailed):
                     self._all.hosts_failed[source.host] = failure
-                elif not is_commit:  # the server may well have the next commit
+                elif not is_commit:  # the server may still have other commits
                     self._failure = failure
                 raise RepositoryError(f"{label}: {failure}") from None
 
     def _fetch(self, source: Address, wanted: Sequence[str], is_commit: bool) -> None:
-        """Fetch into the own clone, which is made whole or not at all. A commit comes without its history."""
+        """Fetches into the package's own clone, which is created atomically. Commits are fetched without history."""
         new = self._own.with_name(f".{self._own.name}.{secrets.token_hex(6)}.new")
         try:
             make_git_directory(new, source.url)
@@ -276,7 +276,7 @@ class Repository:
             shutil.rmtree(new, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed processes left."""
+        """Removes temporary folders of killed processes."""
         for leftover in self._own.parent.glob(f".{self._own.name}.*.new"):
             shutil.rmtree(leftover, ignore_errors=True)
         for torn in (self._own / "objects" / "pack").glob("tmp_*"):
@@ -284,8 +284,11 @@ class Repository:
 
     @contextlib.contextmanager
     def _file_lock(self) -> Iterator[bool]:
-        """Keep other processes from fetching the same. Where the file system has no locks, which is False, they may:
-        a clone is put in its place whole, and git adds packs whole."""
+        """Keeps other processes from fetching the same objects.
+
+        Yields False if the file system has no locks. Concurrent fetches are then wasteful but safe: clones and packs
+        are renamed into place when complete.
+        """
         descriptor = open_regular(self._own.with_name(f".{self._own.name}.lock"), os.O_RDWR | os.O_CREAT)
         try:
             locked = False
@@ -309,8 +312,10 @@ class Repository:
 
 
 def _objects_of(place: Path) -> tuple[Path | None, str | None]:
-    """The folder of objects of a clone, bare or with a work tree; or why it is not used; neither where there is
-    none."""
+    """(object folder of a clone, bare or with a work tree; reason why it is not used).
+
+    Both are None if there is no clone.
+    """
     try:
         for git_dir in (place / ".git", place):
             if git_dir.is_file():

@@ -1,4 +1,4 @@
-"""What a commit holds: its tree, and the contents of its files."""
+"""The tree of a commit, and the contents of its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swe_infer.errors import RepositoryError
 EntryType = Literal["regular", "executable", "symlink", "submodule"]
 
 MOST_ENTRIES = 500_000
-"""Files and folders of one commit; a small repository can describe a tree of billions."""
+"""Maximum files and folders of one commit: a few small objects can describe a tree of billions."""
 _LONGEST_PATH = 4096
 _KIND, _TREE, _LINK, _SUBMODULE = 0o170000, 0o040000, 0o120000, 0o160000
 _OID_BYTES = 20
@@ -19,8 +19,10 @@ _OID_BYTES = 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One path of a tree. ``mode`` is git's, such as ``0o100644``; ``oid`` is the blob's id, of a submodule its
-    commit's."""
+    """One path of a tree.
+
+    ``mode`` is git's, such as ``0o100644``; ``oid`` is the id of the blob, or of a submodule's commit.
+    """
 
     mode: int
     oid: str
@@ -28,27 +30,27 @@ class Entry:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a regular file, executable or not."""
+        """Whether this is a regular file, executable or not."""
         return self.type in ("regular", "executable")
 
 
 class Objects(Protocol):
-    """Where objects are read."""
+    """A source of git objects."""
 
     def read(self, wanted: Mapping[str, str], kind: Literal["blob", "tree", "commit"]) -> dict[str, bytes]:
-        """Contents by object id. What is missing is fetched, all of it in one request.
+        """Contents by object id. Missing objects are fetched in one request.
 
         Args:
             wanted: how messages call each object, by its id.
 
         Raises:
-            RepositoryError: one of them cannot be had, is too large, or is of another kind.
+            RepositoryError: an object is not available, too large, or of another kind.
         """
         ...
 
 
 class Commit:
-    """The files of a repository at one commit. Paths and contents are data: nothing is written to disk by them.
+    """The files of a repository at one commit. Paths and contents are data: no file is written.
 
     Args:
         oid: the commit's id.
@@ -63,15 +65,15 @@ class Commit:
         self._trees: dict[str, dict[str, tuple[int, str]]] = {}
         self._paths: dict[str, Entry] | None = None
         self.files: Mapping[str, str] = _Files(self)
-        """The text of every regular file by its path: UTF-8 with bytes that are none kept as surrogates
-        (``surrogateescape``), line ends as they are. Each access reads that file alone, and may raise
-        RepositoryError."""
+        """The text of every regular file by path: decoded as UTF-8 with ``surrogateescape``, with unchanged line
+        ends. Each access reads that file alone, and may raise RepositoryError.
+        """
 
     def paths(self) -> Mapping[str, Entry]:
-        """Every path of the tree but folders, listed once. Bytes that are not UTF-8 are kept as surrogates.
+        """All paths of the tree except folders; cached. Bytes that are not UTF-8 are kept as surrogates.
 
         Raises:
-            RepositoryError: a part of the tree cannot be had, or there are too many paths.
+            RepositoryError: a part of the tree is not available, or there are too many paths.
         """
         if self._paths is None:
             found: dict[str, Entry] = {}
@@ -95,10 +97,10 @@ class Commit:
         return self._paths
 
     def entries(self, paths: Iterable[str]) -> dict[str, Entry]:
-        """Those of ``paths`` that the tree has, folders excluded; reads only the folders on the way.
+        """Entries of those ``paths`` that exist, except folders. Reads only their parent folders.
 
         Raises:
-            RepositoryError: a part of the tree cannot be had.
+            RepositoryError: a part of the tree is not available.
         """
         if self._paths is not None:
             return {path: self._paths[path] for path in paths if path in self._paths}
@@ -140,31 +142,31 @@ class Commit:
         return True
 
     def top_level(self) -> dict[str, Entry]:
-        """The paths of the repository's root, folders excluded.
+        """The paths of the repository's root, except folders.
 
         Raises:
-            RepositoryError: the tree cannot be had.
+            RepositoryError: the tree is not available.
         """
         self._load({self._tree: f"the root folder of {self}"})
         root = self._trees[self._tree].items()
         return {name: _entry(mode, oid) for name, (mode, oid) in root if mode & _KIND != _TREE}
 
     def links(self, paths: Iterable[str]) -> dict[str, str]:
-        """The targets of those of ``paths`` that are symbolic links, as the links state them.
+        """The targets of the symbolic links among ``paths``, as written in the links.
 
         Raises:
-            RepositoryError: a link cannot be had.
+            RepositoryError: a link is not available.
         """
         links = {path: entry.oid for path, entry in self.entries(paths).items() if entry.type == "symlink"}
         targets = self._objects.read({oid: f"{path} of {self}" for path, oid in links.items()}, "blob")
         return {path: targets[oid].decode("utf-8", "surrogateescape") for path, oid in links.items()}
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """The contents of those of ``paths`` that are regular files. What is not on this machine is fetched in one
-        request. Symbolic links are not followed: they, submodules and paths that the tree does not have are left out.
+        """The contents of the regular files among ``paths``. Missing objects are fetched in one request. Symbolic
+        links (which are not followed), submodules and missing paths are left out.
 
         Raises:
-            RepositoryError: a content cannot be had, or is too large.
+            RepositoryError: a file is not available, or too large.
         """
         files = {path: entry.oid for path, entry in self.entries(paths).items() if entry.is_file}
         blobs = self._objects.read({oid: f"{path} of {self}" for path, oid in files.items()}, "blob")
@@ -199,7 +201,7 @@ class _Files(Mapping[str, str]):
 
 
 def _parsed(content: bytes, label: str) -> dict[str, tuple[int, str]]:
-    """Mode and object id by name. A name that no file system can have (empty, or with a slash) is left out."""
+    """Mode and object id by name. Invalid names (empty, or with a slash) are left out."""
     entries: dict[str, tuple[int, str]] = {}
     position = 0
     try:

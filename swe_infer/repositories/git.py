@@ -1,8 +1,8 @@
-"""Runs git so that it obeys neither a repository's configuration nor the caller's ``GIT_*`` variables, and never asks
-anything on a terminal.
+"""Runs git without a repository's configuration, without the caller's ``GIT_*`` variables, and without prompts on the
+terminal.
 
-Every command works in a git directory that this package writes (:func:`make_git_directory`) and is told where the
-objects of a clone lie. So a clone's configuration, hooks, replacement refs, grafts and submodules are never read.
+Every command runs in a git directory that this package writes (:func:`make_git_directory`) and gets the path of a
+clone's objects. So a clone's configuration, hooks, replacement refs, grafts and submodules are never read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from swe_infer.repositories.options import SCHEMES, Address
 from swe_infer.text import clean
 
 OLDEST = (2, 30)
-"""The first version whose ``git fetch`` takes object ids from standard input and writes no FETCH_HEAD."""
+"""The first version with ``git fetch --stdin --no-write-fetch-head``."""
 
 _KEPT = re.compile(r"GIT_(?:SSL_\w+|SSH|SSH_COMMAND|SSH_VARIANT|CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM)|EXEC_PATH)$")
 _FORGES = re.compile(r"(?:GIT|GH|GITHUB|GITLAB|GITEA|BITBUCKET)_")  # a credential helper of the user may need these
@@ -43,11 +43,11 @@ Process = subprocess.Popen[bytes]
 
 
 class HostFailed(RepositoryError):
-    """The server did not answer, or cannot answer anybody; another repository on it would fail too."""
+    """The server is down or unreachable; other repositories on it would fail too."""
 
 
 def environment(**added: str) -> dict[str, str]:
-    """The variables for a git process: the caller's, without those that point git elsewhere and without keys."""
+    """The environment of a git process: the caller's, without keys and without variables that redirect git."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -60,7 +60,7 @@ def environment(**added: str) -> dict[str, str]:
 
 
 def make_git_directory(path: Path, url: str | None = None) -> None:
-    """Write an empty bare repository; with ``url`` it is a partial clone of that address which holds nothing yet.
+    """Write an empty bare repository; with ``url``, an empty partial clone of that address.
 
     Raises:
         OSError: it exists, or cannot be written.
@@ -86,7 +86,7 @@ def make_git_directory(path: Path, url: str | None = None) -> None:
 def start(
     arguments: Sequence[str], variables: Mapping[str, str], *, stdin: int | IO[bytes], stdout: int, stderr: int
 ) -> Process:
-    """Start git in a session of its own: a terminal's Ctrl-C does not reach it, nor can it ask on the terminal.
+    """Start git in its own session, so that Ctrl-C does not reach it and it cannot prompt on the terminal.
 
     Raises:
         RepositoryError: git is not installed.
@@ -109,7 +109,7 @@ def start(
 
 
 def kill(process: Process) -> None:
-    """End a process with its children, and wait for its end."""
+    """Kill a process and its children, and wait for it."""
     if process.poll() is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -123,7 +123,7 @@ def kill(process: Process) -> None:
 
 @cache
 def require_version(path: str | None) -> None:
-    """Raise RepositoryError where the git on ``path``, the value of ``PATH``, cannot fetch single objects."""
+    """Raise RepositoryError if the git on ``path`` (a value of ``PATH``) cannot fetch single objects."""
     nowhere = subprocess.DEVNULL
     process = start(["version"], environment(), stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere)
     said = process.communicate()[0].decode("utf-8", "replace").strip()
@@ -141,15 +141,15 @@ def _dotted(version: tuple[int, int]) -> str:
 def fetch(
     git_dir: Path, objects: Path, address: Address, arguments: Sequence[str], wanted: Sequence[str], silence_s: float
 ) -> None:
-    """``git fetch`` without file contents, but for those that are asked for, into a folder of objects.
+    """Run ``git fetch`` into an object folder, with file contents only for the blobs in ``wanted``.
 
     Args:
         wanted: refspecs or object ids.
-        silence_s: seconds without any word of progress after which the server counts as gone.
+        silence_s: seconds without progress messages after which the server counts as gone.
 
     Raises:
         HostFailed: the server does not answer.
-        RepositoryInterrupted: Ctrl-C came.
+        RepositoryInterrupted: Ctrl-C was pressed.
         RepositoryError: anything else, in git's words.
     """
     require_version(os.environ.get("PATH"))
@@ -158,13 +158,13 @@ def fetch(
     options = [part for setting in settings for part in ("-c", setting)]
     variables = environment(GIT_DIR=str(git_dir), GIT_OBJECT_DIRECTORY=str(objects))
     if address.user is not None:
-        # Through variables: the arguments of a process can be read by every user of the machine.
+        # In environment variables, because every user of the machine can read a process's arguments.
         key = f"credential.{address.url.partition('://')[0]}://{address.host}.helper"
         variables |= {"SWE_INFER_USER": address.user, "SWE_INFER_PASSWORD": address.password or ""}
         prints = "printf 'username=%s\\n' \"$SWE_INFER_USER\""
         if address.password is not None:
             prints += "; printf 'password=%s\\n' \"$SWE_INFER_PASSWORD\""
-            options += ["-c", f"{key}="]  # no helper of the user is asked
+            options += ["-c", f"{key}="]  # disables the user's helpers
         options += ["-c", f"{key}=!f() {{ {prints}; }}; f"]
     common = ["--progress", "--no-tags", "--no-write-fetch-head", "--recurse-submodules=no", "--filter=blob:none"]
     command = [*options, "fetch", "--stdin", *common, *arguments]
@@ -181,7 +181,7 @@ def fetch(
 
 
 def _watched(process: Process, host: str, silence_s: float) -> str:
-    """What a process says on standard error until it closes that; the end of it, if it is long."""
+    """The standard error of a process until it is closed; truncated at the start if it is long."""
     assert process.stderr is not None
     descriptor, said = process.stderr.fileno(), b""
     poll = select.poll()
@@ -195,11 +195,14 @@ def _watched(process: Process, host: str, silence_s: float) -> str:
                 return said.decode("utf-8", "replace")
             said, last = (said + chunk)[-_MOST_STDERR:], time.monotonic()
         elif time.monotonic() - last > silence_s:
-            raise HostFailed(f"{host} said nothing for {silence_s:.0f} seconds")
+            raise HostFailed(f"{host} sent nothing for {silence_s:.0f} seconds")
 
 
 def _error(said: str) -> RepositoryError:
-    """An error with the line of git's messages that says most. What the server says (``remote:``) decides nothing."""
+    """An error with the most informative line of git's messages.
+
+    Lines of the server (``remote:``) do not affect its class.
+    """
     lines = [clean(line).strip() for line in re.split(r"[\r\n]+", without_secrets(said))]
     own = [line for line in lines if line and not line.startswith("remote:")]
     telling = (

@@ -20,20 +20,22 @@ MOST_BYTES: Mapping[Kind, tuple[int, int]] = {
     "tree": (16 << 20, 16 << 20),
     "commit": (1 << 20, 1 << 20),
 }
-"""Of one object, and of all that are read at once."""
+"""Maximum size of one object, and of all objects of one read."""
 
 _REQUESTS = 64
-"""Names that are written before an answer is read. They fit into the smallest buffer of a pipe (4,096 bytes), so that
-git never waits for us while we wait for git."""
+"""Object ids written before a response is read.
+
+They fit into the smallest pipe buffer (4,096 bytes), which prevents a deadlock with git.
+"""
 
 
 class ObjectReader:
-    """One process, which lasts until :meth:`close`. Objects that a fetch adds later are found too.
+    """One process, which runs until :meth:`close`. It also finds objects that a later fetch adds.
 
     Args:
-        git_dir: the git directory to work in, which holds no objects and no remote.
-        folders: folders of objects, all of which are searched.
-        silence_s: seconds without an answer after which reading is given up: a clone may hold FIFOs.
+        git_dir: the git directory to run in, without objects and remote.
+        folders: object folders, all of which are searched.
+        silence_s: timeout of a response in seconds; a clone may contain FIFOs.
 
     Raises:
         RepositoryError: git is not installed.
@@ -66,7 +68,7 @@ class ObjectReader:
         kill(self._process)
 
     def read(self, wanted: Mapping[str, str], kind: Kind) -> tuple[dict[str, bytes], dict[str, str]]:
-        """The contents that are there, and those of ``wanted`` that are not.
+        """(contents by object id, labels of missing objects).
 
         Args:
             wanted: how messages call each object, by its id.
@@ -101,7 +103,7 @@ class ObjectReader:
                 content = self._take(size + 1, label)[:-1]
                 if header[1] != kind.encode():
                     raise RepositoryError(f"{label}: it is a {header[1].decode('ascii', 'replace')}, not a {kind}")
-                # git does not compare what it reads with the id, and a clone may come from anybody.
+                # git does not check that a content matches its id, and the clone may be forged.
                 digest = hashlib.sha1(b"%s %d\0" % (kind.encode(), size), usedforsecurity=False)
                 digest.update(content)
                 if digest.hexdigest() != oid:

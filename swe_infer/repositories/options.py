@@ -1,4 +1,4 @@
-"""Where repositories come from."""
+"""The options of ``context`` for clones and their server."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SCP_LIKE = re.compile(r"[^/:]+:(?!/?/)")  # git@host:owner/name.git
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a repository can be fetched from.
+    """The address from which a repository is fetched.
 
     Args:
         url: without a password.
-        host: names the server, its port included.
-        user: and ``password``, of an HTTP address that holds them.
+        host: the server, with its port.
+        user: and ``password``, if an HTTP address contains them.
     """
 
     url: str
@@ -40,7 +40,7 @@ class Address:
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryOptions:
-    """The keys of ``context`` that say where repositories come from."""
+    """The options of ``context`` for clones and their server."""
 
     repositories: Annotated[
         PathText,
@@ -92,10 +92,11 @@ class RepositoryOptions:
 
 
 def checked_repo(repo: object) -> str:
-    """A repository's name, such as ``owner/name``, which leads to no other folder and is no option of git.
+    """Checks a repository's name, such as ``owner/name``: it must not be a path to another folder or an option of
+    git.
 
     Raises:
-        RepositoryError: it is none.
+        RepositoryError: it is invalid.
     """
     if not isinstance(repo, str) or not _REPO.fullmatch(repo):
         raise RepositoryError(f"repository {repr(repo)[:100]}: a name such as owner/name is expected")
@@ -106,7 +107,7 @@ def checked_commit(commit: object) -> str:
     """A full commit id in lower case.
 
     Raises:
-        RepositoryError: it is none.
+        RepositoryError: it is invalid.
     """
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-fA-F]{40}", commit):
         raise RepositoryError(f"commit {repr(commit)[:100]}: a full commit id of 40 hexadecimal digits is expected")

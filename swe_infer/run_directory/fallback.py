@@ -108,7 +108,7 @@ class _Reserve:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.unlink(missing_ok=True)  # of a killed process; its lines are in records.jsonl by now
+        path.unlink(missing_ok=True)  # left by a killed process; its lines are in records.jsonl now
         self._descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._end = 0
         try:

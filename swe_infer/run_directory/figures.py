@@ -313,5 +313,5 @@ def _sum(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
 
 
 def _short(sha256: str) -> int:
-    """A number that stands for a digest in memory."""
+    """A digest as an integer, which uses less memory."""
     return hash(sha256)

@@ -1,4 +1,4 @@
-"""The lock that keeps other processes out of a folder."""
+"""Locks a folder against other processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from swe_infer.locks import Locks, OwnerFile, has_no_locks, no_locks, refuse_own
 
 
 def locked(path: Path, locks: Locks, what: str) -> ExitStack:
-    """What keeps other processes out until it is closed: an exclusive lock, which the kernel drops when the process
-    ends, however it ends; with ``single_writer`` a lock file too, and no lock where the file system has none."""
+    """Locks a folder until the returned object is closed.
+
+    The kernel releases the exclusive lock when the process ends. With ``single_writer`` there is a lock file, and an
+    exclusive lock only if the file system supports it.
+    """
     with ExitStack() as stack:
         descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         file = stack.enter_context(open(descriptor, "a+"))

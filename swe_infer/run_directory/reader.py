@@ -22,10 +22,10 @@ from swe_infer.run_directory.verdicts import read_verdicts
 from swe_infer.text import bounded_json, first_line
 
 _MAX_BYTES = 1 << 26
-"""Of a summary or a configuration, enough for 500,000 instance ids."""
+"""Maximum bytes of a summary or a configuration, enough for 500,000 instance ids."""
 _MAX_DEPTH = 100
 _MAX_EVENTS = 1_000_000
-"""YAML parser events: one for each value, two for each list and mapping."""
+"""Maximum YAML parser events: one for each value, two for each list and mapping."""
 _MAX_INTEGER = 1 << 128
 
 

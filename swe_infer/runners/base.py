@@ -41,7 +41,8 @@ class RunContext:
         sweep_ledger: the ledger file of all runs of a sweep.
         resources: shared with the other runs of this process.
         shards: number of shards that the whole run is divided into; None: this run is not a shard.
-        is_recorded: whether an (instance, sample) is completed, covered by this command or not; None: not known.
+        is_recorded: whether an (instance, sample) is completed, even if this command does not cover it; None: not
+            known.
         over_budget: the runner adds instances of which no further sample fits under a cap.
     """
 

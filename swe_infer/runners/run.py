@@ -59,11 +59,11 @@ ProgressLine = Callable[[Record, Summary], None]
 _SUMMARY_INTERVAL_S = 5.0
 _FINISHED = ("completed", "skipped")
 _NOT_AVAILABLE = "RepositoryNotAvailable"
-"""The reason of a skip that every command tries again, see :mod:`swe_infer.prompts.rows`."""
+"""A reason to skip that every command tries again, see :mod:`swe_infer.prompts.rows`."""
 _COMPARED_PROMPTS = 16
-"""Recorded instances whose prompts are compared with those of today when a run is resumed."""
+"""Number of recorded instances whose prompts are compared with the present ones when a run is resumed."""
 _LENGTH_SKIPS = ("PromptTooShort", "PromptTooLong")
-"""Reasons of a skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
+"""Reasons to skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
 
 
 class _LazyCounter:
@@ -92,10 +92,10 @@ class _LazyCounter:
 
 @dataclass(frozen=True, slots=True)
 class PromptSource:
-    """How the prompts of a run are made from its rows.
+    """How the prompts of a run are rendered from its rows.
 
     Args:
-        repositories: None where the context reads none.
+        repositories: None if the context reads none.
     """
 
     context: Context
@@ -123,7 +123,7 @@ def select_instances(
     """The instances of a run, in the runner's order. Prompts are counted lazily.
 
     Args:
-        prompts: None: the rows' own are used.
+        prompts: None: the rows' own prompts are used.
 
     Raises:
         DataError: the dataset cannot be read.
@@ -266,7 +266,7 @@ class Run:
             earlier evaluations for the present coverage.
         shared: run directories of runs with the same identity, whose completions are reused.
         over_budget: instances of which the runner can request no further sample, see ``RunContext``.
-        edit_format: the form of answer that prompts ask for which do not state it themselves; None: not known.
+        edit_format: the form of answer that prompts request if they do not state it themselves; None: not known.
     """
 
     def __init__(
@@ -464,7 +464,7 @@ class Run:
         return summary
 
     def close_records(self, error: BaseException | None) -> int:
-        """Log why generation stopped early, and wait until every record is durable.
+        """Logs why generation stopped early, and waits until every record is durable.
 
         Args:
             error: what ended generation; None if it ended by itself.
@@ -512,7 +512,7 @@ class Run:
         self.store.mark_decided()
 
     def _compare_prompts(self) -> None:
-        """Warn if recorded instances have other prompts now: the dataset was changed since."""
+        """Warn if recorded instances have other prompts now, because the dataset has changed."""
         rows, totals = self.selection.rows, self.store.totals
         recorded = (i for i in self.selection.requested if totals.has_prompt(rows.ids[i]))
         different = [
@@ -522,8 +522,8 @@ class Run:
         ]
         if different:
             log.warning(
-                "%s: the prompt differs from the one that its record states, so the answers of this run are to "
-                "different prompts (%d of the recorded instances that were compared)",
+                "%s: the prompt differs from the recorded one, so this run has answers to different prompts "
+                "(%d of the compared instances differ)",
                 different[0],
                 len(different),
             )
@@ -559,7 +559,7 @@ class Run:
 
     def _patch(self, request: Request, outcome: Completion) -> PatchResult:
         try:
-            from swe_infer.patches.pipeline import make_patch  # a finished run does not need it
+            from swe_infer.patches.pipeline import make_patch  # not loaded for a finished run
 
             files, edit_format = self._inputs_of_check(request)
             answer = request.prompt.with_prefill(outcome.text)

@@ -295,7 +295,7 @@ class _Worker:
         self._disabled = True
         self._warned = True
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()  # its wandb-core notices that and exits
+            self._process.kill()  # its wandb-core then exits
             self._writer.join(2.0)
 
 

@@ -228,7 +228,7 @@ class _Session:
         """Log dataset and model as input artifacts: their configuration, not their content."""
         import wandb
 
-        _ = wandb.Table, wandb.Histogram  # lazy imports: do them now, not at the end of the run
+        _ = wandb.Table, wandb.Histogram  # imports the SDK's lazy modules now, not at the end of the run
         for kind in ("dataset", "model"):
             description = config.get(kind)
             if not isinstance(description, Mapping) or not description:

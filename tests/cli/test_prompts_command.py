@@ -198,7 +198,7 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path: Path) -> None:
             assert command.returncode in (-signal.SIGKILL, 130), errors
             assert expected.startswith(growing.read_bytes())
             assert "Traceback" not in errors
-        assert b"the same command goes on" in errors.encode()
+        assert b"the same command continues" in errors.encode()
         with growing.open("ab") as file:
             file.write(expected[growing.stat().st_size :][:100])  # as a kill in the middle of a write leaves it
         again = freeze(tmp_path, *arguments, "--out", out)

@@ -77,7 +77,7 @@ def test_oracle_shows_what_the_gold_patch_edits_in_text_mode() -> None:
     ]
     assert shown.creates_file
     assert shown.left_out == {
-        "README.out": "it leads to no file of the repository",
+        "README.out": "it does not lead to a file of the repository",
         "readme-module": "it is a submodule",
     }
     assert len(repository.reads) == 1, "all contents in one request"
@@ -108,7 +108,7 @@ def test_binary_file_and_links_are_left_out_or_followed() -> None:
     context = FilesContext(column="paths", readmes=False)
     shown = context.choose({"instance_id": "i", "paths": ["loop", "pkg/data.bin", "pkg/link.py"]}, commit(), len)
     assert shown.files == {"pkg/link.py": "lib\n"}
-    assert shown.left_out == {"pkg/data.bin": "it is binary", "loop": "it leads to no file of the repository"}
+    assert shown.left_out == {"pkg/data.bin": "it is binary", "loop": "it does not lead to a file of the repository"}
 
 
 def test_what_does_not_fit_in_the_tokens_is_left_out_and_the_next_is_tried() -> None:

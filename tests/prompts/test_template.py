@@ -96,7 +96,7 @@ def test_content_is_the_identity_and_not_the_name(template: Path, tmp_path: Path
         ("{{ issue }}\n{{ issue + 1 }}", "line 2: .*"),
         ("{{ row.patch }}", r"line 1: row\.patch would give the solution away"),
         ("\n{{ row['test_patch'] }}", r"line 2: row\.test_patch would give the solution away"),
-        ("{% include 'other' %}", "line 1: a template is one file"),
+        ("{% include 'other' %}", "line 1: a template cannot include or extend"),
         ("{% block user %}{% endblock %}{% block sytem %}{% endblock %}", "no such block sytem"),
         ("{% block system %}{{ repo }}{% endblock %}", "no block user"),
         ("{% block user %}{{ issue }}{% endblock %}\nlost", "line 2: text outside the blocks"),

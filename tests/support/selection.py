@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["forbid_processes", "is_slow", "late_imports"]
+__all__ = ["forbid_processes", "is_slow", "late_imports", "starts_a_process"]
 
 STARTERS = {"subprocess", "multiprocessing", "socket", "http.server", "pty"}
 OURS = {"tests", "benchmarks"}
@@ -37,11 +37,12 @@ def is_slow(item: pytest.Function) -> bool:
         return True
     fixtures = [definition.func for found in item._fixtureinfo.name2fixturedefs.values() for definition in found]
     test = getattr(getattr(item.function, "hypothesis", None), "inner_test", item.function)
-    return any(_is_slow(function) for function in (test, *fixtures))
+    return any(starts_a_process(function) for function in (test, *fixtures))
 
 
 @functools.cache
-def _is_slow(function: Callable[..., Any]) -> bool:
+def starts_a_process(function: Callable[..., Any]) -> bool:
+    """Whether a function, or one of ours that it calls, starts a process or server, or uses a late import."""
     return _reaches_a_starter(function, set())
 
 
@@ -81,9 +82,14 @@ def _calls_a_starter(function: FunctionType, seen: set[object]) -> bool:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    for name in set(_names(function.__code__)):
+    names = set(_names(function.__code__))
+    for name in names:
         imported_here = name not in module and _package(name) in OURS | STARTERS
         if name in late or imported_here or _reaches_a_starter(module.get(name), seen):
+            return True
+        used = module.get(name)
+        members = vars(used) if isinstance(used, ModuleType) and _package(used.__name__) in OURS else {}
+        if any(_reaches_a_starter(members[member], seen) for member in names & members.keys()):
             return True
     return False
 
