@@ -235,4 +235,5 @@ def test_fast_leaves_out_tests_that_start_a_process_in_a_module_that_they_call()
 
     assert starts_a_process(test_crashes.test_killed_runs_lose_only_requests_in_flight)
     functions = [value for name, value in vars(test_extract).items() if name.startswith("test_")]
-    assert functions and not any(map(starts_a_process, functions))
+    assert functions
+    assert not any(map(starts_a_process, functions))
