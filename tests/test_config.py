@@ -206,6 +206,17 @@ def test_the_comments_of_the_yaml_files_and_the_reference_page_are_those_of_the_
     assert option_docs.PAGE.read_text() == option_docs.page()
 
 
+def test_a_changed_description_replaces_the_old_one_in_a_yaml_file() -> None:
+    text = (CONF / "runner" / "api.yaml").read_text()
+    comments = [line for line in text.splitlines() if line.startswith("  # ")]  # descriptions too long for their line
+    assert comments
+    for old in (["  # An old description."], []):
+        stale = [new for line in text.splitlines() for new in (old if line in comments else [line])]
+        assert option_docs.commented("\n".join(stale)) == text
+    header = "# A file about the runner.\n# With two lines.\n"
+    assert option_docs.commented(f"{header}{text}") == f"{header}{text}"
+
+
 def test_one_name_has_one_effect_in_all_classes_of_a_group() -> None:
     effects: dict[tuple[str, str], set[str]] = {}
     for path in option_docs.option_files():

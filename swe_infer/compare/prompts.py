@@ -1,9 +1,9 @@
 """The prompts of a comparison, from the datasets that the runs' configurations name, if they are still available.
 
-A dataset is opened from what the run's configuration says of it, without Hydra and without a network. Prompts that
-the run rendered are rendered again, from repositories that are on this machine. A configuration may be a stranger's:
-it chooses among the classes of this project and sets their plain options. Files that it names as templates, few-shot
-examples or lists of paths are not read, and nothing is fetched.
+A dataset is opened with the options in the run's configuration, without Hydra and without a network. Rendered prompts
+are rendered again from repositories on this machine. A configuration may come from a stranger: only classes of this
+project are used, with options of plain types. Files that it names as templates, few-shot examples or lists of paths
+are not read, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """An instance as the dataset has it.
+    """An instance of the dataset.
 
     Args:
-        prompt: None where it cannot be rendered here.
-        gold: the patch that solved it, where the dataset tells.
+        prompt: None if it cannot be rendered here.
+        gold: the gold patch; None if the dataset has none.
     """
 
     prompt: str | None
@@ -50,7 +50,7 @@ class Task:
 class PromptSource:
     """Prompts by instance id, without network access.
 
-    Of runs with different prompts, those of the first one are given.
+    If runs have different prompts, those of the first one are returned.
 
     Args:
         notes: why the prompts of a dataset are missing.
@@ -111,7 +111,7 @@ class PromptSource:
         """The rows of a dataset with the prompts of a run.
 
         Raises:
-            DataError: they cannot be had here.
+            DataError: they are not available here.
         """
         context, renderer = _context_of(config.get("context")), _renderer_of(config.get("prompt"))
         if context.gives_text and renderer.is_plain:
@@ -120,7 +120,9 @@ class PromptSource:
         for name, now in (("context", context.rules), ("prompt", renderer.rules)):
             recorded = rules.get(name) if isinstance(rules, Mapping) else None
             if recorded != now and not now.startswith("given"):
-                raise DataError(f"the run's prompts were made by the rules {name}={str(recorded)[:60]}, not {now}")
+                raise DataError(
+                    f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}"
+                )
         repositories = None
         if (options := context.repository_options) is not None:
             from swe_infer.repositories import Repositories
@@ -134,7 +136,7 @@ class PromptSource:
 
 
 class _Uncounted:
-    """Counts nothing: contexts with a bound on tokens are refused, see :func:`_context_of`."""
+    """A placeholder: contexts with a token limit are refused, see :func:`_context_of`."""
 
     name = "none"
     exact = False
@@ -150,7 +152,7 @@ _RENDERER = f"{PromptRenderer.__module__}.{PromptRenderer.__qualname__}"
 
 
 def _context_of(node: object) -> Context:
-    """The context that a run's configuration names; without a network.
+    """The context that a run's configuration names, without network access.
 
     Raises:
         DataError: its prompts cannot be rendered here.
@@ -159,10 +161,12 @@ def _context_of(node: object) -> Context:
         return GivenContext()
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(node, Mapping) or str(target) not in _CONTEXTS:
-        raise DataError(f"context={str(target)[:100]} is none of this package, so no prompt is rendered by it")
+        raise DataError(
+            f"context={str(target)[:100]} is not a class of this package, so its prompts are not rendered"
+        )
     kind = _CONTEXTS[str(target)]
     if node.get("max_tokens") is not None:
-        raise DataError("context.max_tokens counts by the model's tokenizer, which a comparison does not load")
+        raise DataError("context.max_tokens needs the model's tokenizer, which a comparison does not load")
     if node.get("path") is not None:
         raise DataError("context.path names a file, which is not read for a comparison")
     fixed = {} if kind is GivenContext else {"offline": True, "repository_url": "https://github.com/{repo}.git"}
@@ -178,7 +182,7 @@ def _renderer_of(node: object) -> PromptRenderer:
     if node is None:
         return PromptRenderer(style="given")
     if not isinstance(node, Mapping) or node.get("_target_") != _RENDERER:
-        raise DataError("the prompts are rendered by a class that is none of this package")
+        raise DataError("the prompts are rendered by a class outside this package")
     for key in ("template", "examples"):
         if node.get(key) is not None:
             raise DataError(f"prompt.{key} names a file, which is not read for a comparison")
@@ -186,7 +190,7 @@ def _renderer_of(node: object) -> PromptRenderer:
 
 
 def _built(kind: type[_T], node: Mapping[str, Any]) -> _T:
-    """An object of a class of ours, from options whose types are checked."""
+    """An object of a class of this package, from options whose types are checked."""
     from pydantic import TypeAdapter, ValidationError
 
     factory: Any = kind

@@ -387,8 +387,10 @@ def _as_lines(old: str, new: str) -> tuple[list[str], list[str]]:
 
 
 def _as_in_file(lines: Sequence[str], base: Sequence[str]) -> list[str]:
-    """A file's new lines, with what a prompt cannot show taken from the old ones: ``\\r\\n`` at their ends, and bytes
-    that are not UTF-8, which prompts show as U+FFFD and ``base`` holds as surrogates."""
+    """A file's new lines, with ``\\r\\n`` line ends and bytes that are not UTF-8 restored from the old ones.
+
+    Prompts show such bytes as U+FFFD; ``base`` contains them as surrogates.
+    """
     known = set(base)
     shown = {_shown(line): line for line in base if line.endswith("\r") or not line.isascii()}
     dos = sum(line.endswith("\r") for line in base) * 2 > len(base)
@@ -402,7 +404,7 @@ def _shown(line: str) -> str:
     text = line.removesuffix("\r")
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    except UnicodeEncodeError:  # half a surrogate pair, which stands for no byte
+    except UnicodeEncodeError:  # an unpaired surrogate that encodes no byte
         return text
 
 

@@ -1,6 +1,6 @@
-"""Bytes that are not UTF-8: a prompt shows U+FFFD in their place, so an answer has U+FFFD there too.
+"""Restores bytes that are not UTF-8. A prompt shows U+FFFD in their place, so an answer has U+FFFD there too.
 
-Such an answer is read against the files as they are shown. In the patch that comes of it the bytes are put back.
+Such an answer is matched against the files as shown in the prompt, and the bytes are restored in its patch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ MARK = "\ufffd"
 RESTORED = "restored bytes that are not UTF-8"
 
 _MOST_MARKS = 1_000
-"""Undecodable places in one line, at most; lines with more are data."""
+"""Maximum undecodable places in one line; lines with more are data."""
 
 
 class AsShown(KnownFiles):
-    """Files with U+FFFD in the place of bytes that are not UTF-8.
+    """Files with U+FFFD in place of bytes that are not UTF-8.
 
-    ``changed`` says whether a file that was read holds such bytes.
+    ``changed`` is whether any file that was read contains such bytes.
     """
 
     def __init__(self, files: Mapping[str, str]) -> None:
@@ -52,7 +52,7 @@ class AsShown(KnownFiles):
 
 
 def may_have_marks(answer: str) -> bool:
-    """Whether an answer holds U+FFFD, as itself or as JSON writes it."""
+    """Whether an answer contains U+FFFD, literally or as a JSON escape."""
     return MARK in answer or "\\ufffd" in answer.lower()
 
 
@@ -62,10 +62,10 @@ def as_shown(text: str) -> str:
 
 
 def restored(patch: str, files: Mapping[str, str]) -> str | None:
-    """A patch for the files as they are, from one that was made for them :class:`AsShown`.
+    """Converts a patch for files :class:`AsShown` to a patch for the original files.
 
     Returns:
-        None where it is not clear which bytes are meant.
+        None if it is ambiguous which bytes are meant.
     """
     if MARK not in patch:
         return patch
@@ -96,11 +96,11 @@ def _restored_file(patch: FilePatch, content: str | None) -> str:
 
 
 def _restored_hunk(hunk: Hunk, base: Sequence[str], by_shown: Mapping[str, set[str]]) -> list[Line]:
-    """The lines of a hunk as the file has them.
+    """The lines of a hunk with the file's bytes.
 
     Args:
-        base: the file's lines from where the header says.
-        by_shown: the file's lines by how they are shown.
+        base: the file's lines from the hunk's start.
+        by_shown: the file's lines by their text in the prompt.
     """
     lines: list[Line] = []
     removed: list[str] = []
@@ -137,7 +137,7 @@ def _only(found: set[str]) -> str:
 
 
 def _marks(line: str) -> list[str]:
-    """What stands in a line where it is shown with U+FFFD, in order."""
+    """The parts of a line that are shown as U+FFFD, in order."""
     found: list[str] = []
     data = line.encode("utf-8", "surrogateescape")
     while len(found) < _MOST_MARKS:

@@ -45,7 +45,10 @@ def option_files() -> list[Path]:
 
 
 def commented(text: str) -> str:
-    """The text of a YAML file, with the description of each option as a comment."""
+    """The text of a YAML file, with the description of each option as a comment.
+
+    A description that is too long for the line of its key replaces the comment line above it.
+    """
     nodes = _described(yaml.safe_load(text))
     lines: list[str] = []
     path: list[tuple[int, str]] = []
@@ -61,7 +64,8 @@ def commented(text: str) -> str:
         if description is None:
             lines.append(line)
             continue
-        if lines and lines[-1].strip() == f"# {description}":
+        above = len(lines) > 1 and not lines[-2].lstrip().startswith("#")  # a longer block is not generated
+        if above and lines[-1].startswith(f"{found['indent']}# "):
             lines.pop()
         plain = f"{found['indent']}{found['name']}:{found['value'].rstrip()}"
         whole = f"{plain} # {description}"

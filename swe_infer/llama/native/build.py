@@ -85,7 +85,7 @@ def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
         else:
             if loaded.initialise():
                 return loaded
-            _log.debug("the kernel does not give AMX tiles to this process")
+            _log.debug("the kernel does not grant AMX tiles to this process")
     return _load(flags)
 
 
