@@ -321,7 +321,8 @@ def _without_passwords(value: Any) -> Any:
 
 
 def is_identity(key: str, plain: Mapping[str, Any] | None = None) -> bool:
-    """Whether a key of the configuration, such as ``decoding.temperature``, may decide answers.
+    """Whether a key of the configuration, such as ``decoding.temperature``, is part of a run's identity: it may
+    decide answers.
 
     Speed, addresses, the selection of instances, budgets and trackers are not part of a run's identity. The user's
     own classes declare the effect of their options as ours do.

@@ -1,5 +1,5 @@
-"""Hard caps. The worst case of a request is reserved before it is sent and replaced by its cost afterwards, so that
-requests in flight, processes and restarts cannot exceed a cap together.
+"""Budgets are hard caps. The worst case of a request is reserved in the budget before it is sent, and replaced by its
+cost afterwards. So requests in flight, processes and restarts cannot exceed a cap together.
 
 A request that does not fit beside those in flight waits for them, because they usually cost less than is reserved. Of
 the waiting requests, the largest that fits goes first, so that little of a cap is left unused. No request waits

@@ -76,7 +76,9 @@ class StatedPrices:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """Dollars for a request, and for a token of each kind."""
+    """Price in dollars of a request, and of an input token, a cached token (prompt cache read), a cache write and an
+    output token.
+    """
 
     request: Decimal
     plain: Decimal

@@ -139,7 +139,7 @@ class Selection:
         return len(self.requested)
 
     def skip_for(self, index: int) -> Skip | None:
-        """Why the row ``index`` is skipped, or None. Reads and counts its prompt once, if necessary."""
+        """Why the instance in row ``index`` is skipped, or None. Reads and counts its prompt once, if necessary."""
         if index not in self._verdicts:
             self._verdicts[index] = self._decide(index)
         return self._verdicts[index]

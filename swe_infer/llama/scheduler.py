@@ -1,9 +1,9 @@
 """Decides what each forward pass computes.
 
 Sequences enter and leave at every step (continuous batching, Yu et al., 2022). Decoding sequences come first, one
-token each. The rest of the token budget goes to prompts, in chunks (chunked prefill, Agrawal et al., 2023) and in
-order of arrival. When the cache is full, the sequence that was admitted last is preempted and recomputed later. Any
-budget left may carry drafts (speculative decoding, Leviathan et al., 2023).
+token each. The rest of the token budget goes to prefill: each prompt in chunks (chunked prefill, Agrawal et al.,
+2023), in order of arrival. When the cache is full, the sequence that was admitted last is preempted and recomputed
+later. Any budget left may carry drafts (speculative decoding, Leviathan et al., 2023).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _MIN_COPY_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens ``start : start + count`` of a sequence, to run in this step, and a draft of the following tokens."""
+    """Tokens ``start : start + count`` of a sequence, to run in this step (a chunk of prefill, or one token to
+    decode), and a draft of the following tokens.
+    """
 
     sequence: Sequence
     start: int

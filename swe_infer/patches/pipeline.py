@@ -1,4 +1,4 @@
-"""Makes a patch from an answer: extract, check, and repair a patch that does not apply."""
+"""Makes a patch from an answer: the patch is extracted, checked, and repaired if it does not apply."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ class WireProvider(Provider):
         raise NotImplementedError
 
     def request_options(self, model: ApiModel) -> dict[str, Any]:
-        """Headers and query parameters of the SDK's request options that depend on the model."""
+        """The request headers and query parameters that depend on the model, as options of the SDK."""
         return {}
 
     # The contract of :class:`~swe_infer.providers.base.Provider`.

@@ -350,7 +350,7 @@ class RunStore:
             del self._late_predictions[0]
 
     def write_summary(self, summary: Summary, *, soon: bool = False) -> None:
-        """Replace ``summary.json`` atomically.
+        """Write ``summary.json``, replacing the old one atomically.
 
         Args:
             soon: write it in the background within half a second; a failure is logged.

@@ -67,7 +67,7 @@ def serve(requests: Requests, reply: Reply) -> None:
 
 
 class _Session:
-    """One W&B run, from init to finish."""
+    """Creates a W&B run with ``wandb.init()``, logs to it, and finishes it."""
 
     def __init__(self, start: Mapping[str, Any], reply: Reply) -> None:
         self._options: Mapping[str, Any] = start["options"]
