@@ -38,7 +38,7 @@ class Tree(Protocol):
         ...
 
     def folders(self, paths: Iterable[str]) -> Container[str]:
-        """Those of ``paths`` that are folders."""
+        """The folders among ``paths``."""
         ...
 
     def read(self, paths: Iterable[str]) -> Mapping[str, bytes]:
@@ -50,7 +50,7 @@ _KINDS: Mapping[EntryType, str] = {"symlink": "a symbolic link", "submodule": "a
 
 
 class KnownFiles(Mapping[str, str]):
-    """Files of which it can be known that others are not there."""
+    """Files, with the knowledge which other paths do not exist."""
 
     @abstractmethod
     def why_absent(self, path: str) -> str | None:
@@ -73,7 +73,7 @@ class InstanceFiles(KnownFiles):
     Args:
         shown: returns paths, in the order of the prompt; called once, when a file is first needed. Links and missing
             files are left out.
-        open_tree: called once, likewise.
+        open_tree: called once, when a file is first needed.
     """
 
     def __init__(self, shown: Callable[[], Sequence[str]], open_tree: Callable[[], Tree]) -> None:

@@ -641,7 +641,7 @@ class Batches:
     # Helpers.
 
     def _request(self, item: Item) -> Request:
-        """The request of an item. Its files are not in the journal, and stay with the dataset."""
+        """The request of an item. The journal does not store its files."""
         if self._last_prompt is None or self._last_prompt[0] != item.offset:  # samples of one prompt are consecutive
             self._last_prompt = (item.offset, self._journal.prompt(item.offset))
         return Request(item.instance_id, item.sample, self._last_prompt[1], self._decoding)

@@ -78,7 +78,7 @@ class FilesContext(RepositoryContext):
         except (ValueError, RecursionError):
             listed = None
         if not isinstance(listed, dict):
-            raise ConfigError(f"context.path={self.path}: must hold {_FORM}")
+            raise ConfigError(f"context.path={self.path}: must contain {_FORM}")
         for instance_id, paths in listed.items():
             try:
                 _paths(paths, f"{instance_id}: the value")

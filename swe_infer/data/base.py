@@ -60,8 +60,8 @@ class Rows(Protocol):
         ...
 
     def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
-        """The files of one row's instance, and the form of answer that the row states. No prompt is rendered for them
-        where they come from a repository.
+        """The files of one row's instance, and the row's form of answer. No prompt is rendered if the files come from
+        a repository.
 
         Raises:
             DataError: as ``__getitem__``.

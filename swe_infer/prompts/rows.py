@@ -101,10 +101,10 @@ class RenderedRows:
         return made
 
     def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
-        """What an answer to a row is checked against. Nothing is read before a file is asked for.
+        """The files and the form of answer for checking an answer to a row. Files are read lazily.
 
         Raises:
-            DataError: the row brings its text, and that cannot be used.
+            DataError: the row's own text is unusable.
         """
         if self._context.gives_text or (self._last is not None and self._last[0] == index):
             instance = self[index]

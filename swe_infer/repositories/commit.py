@@ -123,10 +123,10 @@ class Commit:
         return found
 
     def folders(self, paths: Iterable[str]) -> set[str]:
-        """Those of ``paths`` that are folders; reads only the folders on the way.
+        """The folders among ``paths``. Reads only their parent folders.
 
         Raises:
-            RepositoryError: a part of the tree cannot be had.
+            RepositoryError: a part of the tree is not available.
         """
         if self._paths is not None:
             return {path for path in paths if any(other.startswith(f"{path}/") for other in self._paths)}

@@ -35,7 +35,7 @@ _STATS = {
     "preemptions": "preempted",
     "kv_cache_gb": "cache GB",
 }
-"""The runner's figures on the line, and their names there. Summary and tracker get all of them."""
+"""The runner's figures on the progress line, with their short names. Summary and tracker get all figures."""
 
 
 class Progress:

@@ -141,17 +141,17 @@ def select_instances(
 
 
 def _warn_of_skips(reasons: Mapping[str, int], asked: int, example: tuple[str, Skip] | None) -> None:
-    """Say that nothing is asked because everything is skipped.
+    """Warn that every instance is skipped, so that no request is sent.
 
     Args:
         reasons: samples by the reason of their skip.
-        asked: samples that were asked for, skipped ones included.
+        asked: number of covered samples, skipped ones included.
     """
     if not reasons or sum(reasons.values()) < asked:
         return
     counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
     detail = "" if example is None else f"; {example[0]}: {example[1].message}"
-    log.warning("every instance is skipped, so the model is asked nothing (%s)%s", counts, detail)
+    log.warning("every instance is skipped, so no request is sent (%s)%s", counts, detail)
 
 
 def coverage_of(selection: Selection) -> Coverage:
@@ -569,8 +569,10 @@ class Run:
             return PatchResult("", "none", reason="internal error while extracting; the answer is kept")
 
     def _inputs_of_check(self, request: Request) -> tuple[Mapping[str, str], EditFormat | None]:
-        """The files of a request's instance, and the form of answer that its row states; of a request that carries
-        neither, such as one that an earlier process put into a batch, those of its row."""
+        """The files of a request's instance, and the form of answer of its row.
+
+        For a request without them, such as one from a batch of an earlier process, both come from the dataset's row.
+        """
         if request.files is not None:
             return request.files, request.edit_format
         if self._last_inputs is None or self._last_inputs[0] != request.instance_id:
@@ -583,7 +585,7 @@ class Run:
             self._indices = {instance_id: index for index, instance_id in enumerate(rows.ids)}
         try:
             return rows.inputs_of_check(self._indices[request.instance_id])
-        except (KeyError, DataError):  # the dataset was changed since
+        except (KeyError, DataError):  # the dataset has changed since
             return (PromptFiles(request.prompt) if rows.has_known_lengths else {}), None
 
     @contextmanager

@@ -62,7 +62,7 @@ class AttentionBackend(ABC, Generic[PlanT]):
     """
 
     block_size: int
-    """Tokens of a cache block that suit this backend."""
+    """The backend's preferred number of tokens per cache block."""
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape
