@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _CACHED_S = 270.0
 """Providers cache a prompt for five minutes after its last use, less half a minute for latency."""
 _CLAIM_S = 180.0
-"""No run waits longer for another's request."""
+"""Maximum seconds to wait for another run's request."""
 _BUSY_S = 5.0
 
 _SCHEMA = """

@@ -19,7 +19,7 @@ from typing import Any
 from swe_infer.types import ApiModel, Prompt, TokenCounter
 
 CHARACTERS_PER_TOKEN = 3.3
-"""Of SWE-bench prompts (Python with line numbers): 3.3 (long ones) to 3.9 (short ones)."""
+"""Characters per token of SWE-bench prompts (Python with line numbers): 3.3 (long ones) to 3.9 (short ones)."""
 
 _FRAMING_TOKENS = 64
 """Role names, separators and the start of the answer; providers add fewer than 20 for two messages."""

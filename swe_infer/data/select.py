@@ -22,7 +22,10 @@ _TEMPLATE_TOKENS = 256
 """An upper bound on the tokens of the chat template; added where a length is bounded without counting."""
 
 _CHARACTERS_PER_TOKEN = 3.3
-"""Of SWE-bench's prompts in OpenAI's and Llama's tokenizers. Earlier versions divided shards by it."""
+"""Characters per token of SWE-bench's prompts in OpenAI's and Llama's tokenizers.
+
+Earlier versions divided shards by it.
+"""
 
 _ESTIMATE_FACTOR = 2
 """A prompt is skipped by an estimate only if that exceeds the available tokens by this factor; the provider decides

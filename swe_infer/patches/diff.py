@@ -468,7 +468,7 @@ def unsafe_path(path: str) -> str | None:
 
 
 def refusal(patches: Iterable[FilePatch]) -> str | None:
-    """Why a patch is refused for any files, or None."""
+    """Why a patch is refused regardless of the files; None if it is not."""
     for patch in patches:
         for path in (patch.old_path, patch.new_path):
             why = None if path is None else unsafe_path(path)

@@ -1,4 +1,4 @@
-"""Chat completions of Azure OpenAI: the model's name is a deployment, the interface's version part of the address.
+"""Chat completions of Azure OpenAI: the model name is a deployment, and the API version is part of the URL.
 
 Format: https://learn.microsoft.com/azure/ai-services/openai/reference.
 """

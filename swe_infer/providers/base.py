@@ -79,7 +79,7 @@ class Provider(ABC):
     """Whether the vendor has a free endpoint that counts the tokens of a request."""
 
     priced_by_name: ClassVar[bool] = False
-    """Whether the price list has this provider's own names of models."""
+    """Whether the price list uses this provider's own model names."""
 
     @abstractmethod
     def check(self, model: ApiModel, decoding: Decoding) -> None:

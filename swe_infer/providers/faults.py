@@ -50,7 +50,7 @@ _RATE_TYPES = {"rate_limit_error", "rate_limit_exceeded", "token_limit_exceeded"
 _OVERLOAD_TYPES = {"overloaded_error", "slow_down", "engine_overloaded"}
 _TRANSIENT_TYPES = {"api_error", "server_error", "timeout_error", "vector_store_timeout"}
 _UNKNOWN_MODEL = re.compile(r"model identifier is invalid|model id .{0,200}isn.t supported", re.IGNORECASE)
-_CLOUD_KINDS = {  # Amazon's exceptions and Google's states, as the types above
+_CLOUD_KINDS = {  # Amazon's exceptions and Google's status codes, as the error types above
     "throttlingexception": "rate_limit_error",
     "servicequotaexceededexception": "rate_limit_error",
     "serviceunavailableexception": "overloaded_error",

@@ -149,7 +149,8 @@ def token_count(counts: Any, *names: str) -> int:
 
 
 def checked_usage(stated: Usage | None, request: Request | None, text: str) -> tuple[Usage, bool]:
-    """(token counts, whether they are estimated). Missing counts are estimated, so that no text counts as free.
+    """(token counts, whether they are estimated). Missing counts are estimated, so that no text is counted as free of
+    charge.
 
     Args:
         stated: the server's counts; None: missing or invalid.

@@ -31,7 +31,7 @@ DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     ("tokens/*", "elapsed_s", None),
     ("engine/*", "elapsed_s", None),
     ("window/*", "elapsed_s", "none"),  # of the answers since the last point only
-    ("over_usd/*", "cost_usd", "none"),  # the same metrics over dollars
+    ("over_usd/*", "cost_usd", "none"),  # the same metrics with dollars as x axis
 )
 
 _TOKENS = {

@@ -19,7 +19,7 @@ constexpr int ROWS = 512;               // streamed past a panel group
 template <typename W>
 class Activations {
 public:
-    static constexpr int CHUNKS = 8;  // of the depth, so that the rows stay in the first-level cache
+    static constexpr int CHUNKS = 8;  // chunks of the depth, so that the rows stay in the first-level cache
 
     // Load rows that are `row` elements apart, over the depth of `chunks` tiles.
     void load_rows(const element* x, int row, int rows, int) { x_ = x, row_ = row, rows_ = rows; }
