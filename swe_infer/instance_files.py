@@ -215,7 +215,7 @@ def _file_pairs(value: object) -> list[tuple[object, object]]:
 
 def _pair(value: object) -> tuple[object, object]:
     if not isinstance(value, list | tuple):
-        raise TypeError(f"{type(value).__name__} is no pair of path and content")
+        raise TypeError(f"{type(value).__name__} is not a pair of path and content")
     path, content = value
     return path, content
 
@@ -230,9 +230,9 @@ def _checked_files(pairs: list[tuple[object, object]]) -> dict[str, str]:
         path, content = _as_text(path), _as_text(content)
         characters += len(path) + len(content)
         if not 0 < len(path) <= _LONGEST_PATH or "\0" in path or path in files:
-            raise ValueError(f"no path, or one that is there twice: {path[:60]!r}")
+            raise ValueError(f"invalid or duplicate path: {path[:60]!r}")
         if len(files) == _MOST_FILES or characters > _MOST_CHARACTERS:
-            raise ValueError("more than an instance has")
+            raise ValueError("too many files or characters")
         files[path] = content
     return files
 
@@ -241,7 +241,7 @@ def _as_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} is no text")
+        raise TypeError(f"{type(value).__name__} is not text")
     if not value.isascii():
         value.encode("utf-8", "surrogateescape")  # raises for a surrogate that encodes no byte
     return value

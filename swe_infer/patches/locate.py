@@ -207,7 +207,7 @@ def _without_outer_context(lines: Sequence[Line], index: LineIndex) -> Placement
 
 
 def _is_distinctive(best: _Core, second: _Core, index: LineIndex, level: MatchLevel) -> bool:
-    """Whether the best location is no coincidence: two more lines match, or one that is unique in the file."""
+    """Whether the best location is not a coincidence: two more lines match, or one that is unique in the file."""
     if best.weight <= second.weight:
         return False
     if best.weight >= second.weight + 2:

@@ -144,7 +144,7 @@ class PromptLines:
         """Reads the ids of the rows in the file, and removes a truncated last line.
 
         Raises:
-            StoreError: a line is no frozen row.
+            StoreError: a line is not a frozen row.
         """
         self._lines = self._opened(self.path)
         for row in self.rows():
@@ -179,7 +179,7 @@ class PromptLines:
         """The rows of the file, in order.
 
         Raises:
-            StoreError: a line is no frozen row.
+            StoreError: a line is not a frozen row.
         """
         with open(open_regular(self.path), "rb", buffering=1 << 18) as file:
             end = 0

@@ -73,9 +73,7 @@ class PromptRenderer:
             if self.examples is not None:
                 raise ConfigError("prompt.examples is for templates: set prompt.template, or leave it out")
             if self.hints and self.style == "given":
-                raise ConfigError(
-                    "prompt.hints=true: prompt=given takes the row's text as it is; choose another prompt"
-                )
+                raise ConfigError("prompt.hints=true: prompt=given uses the row's own text; choose another prompt")
             return
         for name, value in (("hints", self.hints), ("examples", self.examples is not None)):
             if value and name not in template.names:
@@ -119,12 +117,12 @@ class PromptRenderer:
         """
         if self.takes_text and not gives_text:
             raise ConfigError(
-                f"context={context} chooses files, but prompt=given takes the row's own text: choose a prompt that "
+                f"context={context} chooses files, but prompt=given uses the row's own text: choose a prompt that "
                 "shows them, such as prompt=style3"
             )
         if gives_text and self.template is None and self.style != "given":
             raise ConfigError(
-                f"context=given takes the row's own text, but prompt={self.style} writes another: choose a context, "
+                f"context=given uses the row's own text, but prompt={self.style} writes another: choose a context, "
                 "such as context=oracle, or prompt=given"
             )
 
@@ -183,6 +181,6 @@ def _text(row: Row, column: str) -> str:
     """
     text = row.get(column)
     if not isinstance(text, str) or not text.strip():
-        found = "is blank" if isinstance(text, str) else "is missing" if text is None else "is no string"
+        found = "is blank" if isinstance(text, str) else "is missing" if text is None else "is not a string"
         raise DataError(f"the row's {column} {found}")
     return text

@@ -239,7 +239,7 @@ def test_a_file_grows_and_only_by_the_same_rules(tmp_path: Path) -> None:
         ([], "foreign.jsonl", "was not made by this command"),
         ([], "rows.csv", "name a .jsonl, .jsonl.gz or .parquet file, or a directory"),
         ([], "rows.jsonl/", "exists and is not a directory"),
-        (["-m"], "s0.jsonl", "makes one set of prompts"),
+        (["-m"], "s0.jsonl", "writes one set of prompts"),
         (["modle=gpt-4o"], "s0.jsonl", "modle"),
         (["--config-dir=absent"], "s0.jsonl", "there is no such directory"),
     ):

@@ -150,7 +150,7 @@ def test_files_come_from_a_column_or_a_file_in_their_order(tmp_path: Path) -> No
             FilesContext(path=str(listing))
     with pytest.raises(ConfigError, match="there is no such file"):
         FilesContext(path=str(tmp_path / "none.json"))
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         FilesContext(path=str(tmp_path))
 
 

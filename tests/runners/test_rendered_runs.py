@@ -113,8 +113,8 @@ def test_a_sweep_over_prompts_shows_prompt_and_context_as_columns(server: ApiSer
     differing = set(compared["differing_keys"])
     assert differing >= {"prompt.style", "prompt.edit_format", "rules.prompt", "rules.context"}
     for pair, said in [
-        ("context=oracle prompt=given", "error: context=oracle chooses files, but prompt=given takes the row's own"),
-        ("context=given prompt=style2", "error: context=given takes the row's own text, but prompt=style2 writes"),
+        ("context=oracle prompt=given", "error: context=oracle chooses files, but prompt=given uses the row's own"),
+        ("context=given prompt=style2", "error: context=given uses the row's own text, but prompt=style2 writes"),
     ]:
         refused = run(*pair.split(), "dataset=sample", "tracker=none", cwd=tmp_path)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
