@@ -116,4 +116,4 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert "Tokens, prompt and output together" in (tmp_path / "site" / "options" / "index.html").read_text()
+    assert "Tokens of prompt and output together" in (tmp_path / "site" / "options" / "index.html").read_text()

@@ -70,12 +70,14 @@ def check_decoding(
             continue
         nothing = "[]" if key == "stop" else "null"
         if key not in model.parameters or key not in interface:
-            what = f"the model {model.name} supports" if key not in model.parameters else "this provider's API has"
-            raise ConfigError(f"decoding.{key}={_shown(value)}: {what} no {key}; set decoding.{key}={nothing}")
+            subject = f"the model {model.name}" if key not in model.parameters else "this provider's API"
+            raise ConfigError(
+                f"decoding.{key}={_shown(value)}: {subject} does not support {key}; set decoding.{key}={nothing}"
+            )
     if model.one_sampler and decoding.temperature is not None and decoding.top_p is not None:
         raise ConfigError(
             f"decoding.temperature={decoding.temperature} decoding.top_p={decoding.top_p}: the model {model.name} "
-            "takes one of them, not both; set decoding.top_p=null"
+            "supports one of them, not both; set decoding.top_p=null"
         )
     if decoding.temperature is not None and decoding.temperature > highest_temperature:
         raise ConfigError(

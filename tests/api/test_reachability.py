@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Decoding, Failure, Outcome, Request
 from tests.api.scripted import context, requests
 from tests.support.api_server import ApiServer
+from tests.support.loopback import Handler, Server
 
 BURST = 8
 """``runner.limits.start``: so many may be on their way when the first one fails."""
@@ -156,25 +156,25 @@ def test_a_batch_that_cannot_connect_ends_the_run_and_is_submitted_later(tmp_pat
         assert len(outcomes) == len(server.log.answers()) == 4
 
 
-class _Redirecting(BaseHTTPRequestHandler):
-    """Sends every request on to the address of its server's ``target``."""
+class Redirecting(Server):
+    """Redirects every request to ``target``."""
 
-    def do_POST(self) -> None:
-        self.send_response(307)
-        self.send_header("Location", str(getattr(self.server, "target", "")))  # set by the test
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+    def __init__(self, target: str) -> None:
+        super().__init__(_Redirect)
+        self.target = target
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
-        """Nothing."""
+
+class _Redirect(Handler):
+    server: Redirecting
+
+    def respond(self) -> None:
+        self.body()
+        self.send(307, headers={"Location": self.server.target})
 
 
 def test_a_redirect_sends_no_prompt_to_another_host() -> None:
-    with ApiServer() as other, ThreadingHTTPServer(("127.0.0.1", 0), _Redirecting) as server:
-        server.target = f"{other.openai_url}/chat/completions"  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        api = runner(OpenAIChat(base_url=f"http://127.0.0.1:{server.server_port}/v1"))
+    with ApiServer() as other, Redirecting(f"{other.openai_url}/chat/completions") as server:
+        api = runner(OpenAIChat(base_url=f"{server.url}/v1"))
         with pytest.raises(ProviderFatal, match="HTTP 307, a redirect to another address, which is not followed"):
             api.generate(requests(5), nothing_is_answered, threading.Event())
-        server.shutdown()
         assert other.log.asked() == []

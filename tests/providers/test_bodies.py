@@ -22,7 +22,7 @@ from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.providers.wire import Unreadable, WireProvider
 from swe_infer.types import Usage, sample_seed
 from tests.providers.conftest import build, model_for, request_of
-from tests.support.api_http import HttpRequest, Peer, serve
+from tests.support.api_http import HttpRequest, Peer, serving
 from tests.support.api_server import ApiServer
 
 
@@ -95,14 +95,13 @@ def test_the_model_s_version_goes_before_the_provider_s(server: ApiServer) -> No
         peer.send(404, {"content-type": "application/json"}, b"{}")
 
     async def life() -> None:
-        listener, _ = await serve(handler, "127.0.0.1", 0)
-        provider = build("azure_openai", base_url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
-        await provider.open()
-        for version in ("2025-03-01-preview", None):
-            with pytest.raises(RequestError):
-                await provider.complete(request_of(), model_for("openai", api_version=version), timeout_s=60)
-        await provider.close()
-        listener.close()
+        async with serving(handler) as port:
+            provider = build("azure_openai", base_url=f"http://127.0.0.1:{port}")
+            await provider.open()
+            for version in ("2025-03-01-preview", None):
+                with pytest.raises(RequestError):
+                    await provider.complete(request_of(), model_for("openai", api_version=version), timeout_s=60)
+            await provider.close()
 
     asyncio.run(life())
     path = "/openai/deployments/gpt-test/chat/completions"
@@ -281,15 +280,13 @@ def raw_answer(body: bytes, kind: str = "application/json", status: int = 200) -
         peer.send(status, {"content-type": kind}, body)
 
     async def life() -> Answer:
-        listener, _ = await serve(handler, "127.0.0.1", 0)
-        port = listener.sockets[0].getsockname()[1]
-        provider = build("openai_compatible", base_url=f"http://127.0.0.1:{port}/v1")
-        await provider.open()
-        try:
-            return await provider.complete(request_of(), model_for("openai"), timeout_s=60)
-        finally:
-            await provider.close()
-            listener.close()
+        async with serving(handler) as port:
+            provider = build("openai_compatible", base_url=f"http://127.0.0.1:{port}/v1")
+            await provider.open()
+            try:
+                return await provider.complete(request_of(), model_for("openai"), timeout_s=60)
+            finally:
+                await provider.close()
 
     return asyncio.run(life())
 

@@ -38,7 +38,7 @@ def test_a_decoding_that_the_model_takes_is_accepted(name: str) -> None:
 @pytest.mark.parametrize(
     ("decoding", "words"),
     [
-        ({}, ["decoding.temperature=0.0", " no temperature", "decoding.temperature=null"]),
+        ({}, ["decoding.temperature=0.0", "does not support temperature", "decoding.temperature=null"]),
         ({"temperature": None, "top_p": 0.9}, ["decoding.top_p=0.9", "decoding.top_p=null"]),
         ({"temperature": None, "seed": 7}, ["decoding.seed=7", "decoding.seed=null"]),
         ({"temperature": None, "stop": ("END",)}, ["decoding.stop=['END']", "decoding.stop=[]"]),

@@ -6,9 +6,7 @@ import asyncio
 import json
 import re
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from swe_infer.providers.wire import WireProvider
 from swe_infer.types import ApiModel
 from tests.providers.conftest import HAVE_BOTO3, build, model_for, request_of
 from tests.support.api_server import ApiServer
+from tests.support.loopback import Handler, Server
 
 AWS = {
     "AWS_ACCESS_KEY_ID": "AKIALOOPBACK",
@@ -140,7 +139,7 @@ def test_the_version_stands_in_the_body_as_the_cloud_wants_it(server: ApiServer,
     provider = build(name, server)
     ask(provider, model_for(name, api_version="2023-06-01"))
     newer = model_for(name, api_version="2026-10-21", parameters=("stop",))
-    with pytest.raises(ConfigError, match=r"takes no temperature"):
+    with pytest.raises(ConfigError, match=r"does not support temperature"):
         provider.check(newer, request_of().decoding)
     asked = request_of(temperature=None)
     asyncio.run(_one(provider, asked, newer))
@@ -160,21 +159,21 @@ async def _one(provider: WireProvider, request: Any, model: ApiModel) -> None:
 # Google's credentials.
 
 
-class TokenServer(ThreadingHTTPServer):
+class TokenServer(Server):
     """Google's token endpoint: a new token for each request, or a refusal."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Tokens)
+        super().__init__(_Tokens)
         self.given: list[str] = []
         self.lasts_s = 3600
         self.refuses = False
 
 
-class _Tokens(BaseHTTPRequestHandler):
+class _Tokens(Handler):
     server: TokenServer
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+    def respond(self) -> None:
+        self.body()
         token = f"planted0google{len(self.server.given)}token"
         status: int = 400 if self.server.refuses else 200
         body: dict[str, Any] = {"access_token": token, "expires_in": self.server.lasts_s, "token_type": "Bearer"}
@@ -182,15 +181,7 @@ class _Tokens(BaseHTTPRequestHandler):
             body = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
         else:
             self.server.given.append(token)
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        self.send(status, body)
 
 
 @pytest.fixture
@@ -204,7 +195,6 @@ def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TokenSer
     form, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, form, encryption).decode()
     with TokenServer() as tokens:
-        threading.Thread(target=tokens.serve_forever, daemon=True).start()
         account = {
             "type": "service_account",
             "project_id": "a-project",
@@ -212,14 +202,13 @@ def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TokenSer
             "private_key": pem,
             "client_email": "a@a-project.iam.gserviceaccount.com",
             "client_id": "1",
-            "token_uri": f"http://127.0.0.1:{tokens.server_port}/token",
+            "token_uri": f"{tokens.url}/token",
         }
         path = tmp_path / "account.json"
         path.write_text(json.dumps(account))
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
         monkeypatch.delenv("GOOGLE_OAUTH_ACCESS_TOKEN")
         yield tokens
-        tokens.shutdown()
 
 
 def test_google_s_own_credentials_are_used_and_one_token_serves_all(server: ApiServer, google: TokenServer) -> None:

@@ -17,7 +17,7 @@ from itertools import repeat
 from queue import Queue
 from typing import Any
 
-from tests.support.api_http import HttpRequest, Peer, serve
+from tests.support.api_http import HttpRequest, Peer, serving
 
 __all__ = ["ENDLESS", "HostileServer", "chat", "hostile_server"]
 
@@ -136,15 +136,11 @@ def hostile_server() -> Iterator[HostileServer]:
 
     async def life() -> None:
         server = HostileServer()
-        listener, tasks = await serve(server.handle, "127.0.0.1", 0)
-        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        started.put((server, lambda: loop.call_soon_threadsafe(stop.set)))
-        await stop.wait()
-        listener.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with serving(server.handle) as port:
+            server.url = f"http://127.0.0.1:{port}"
+            started.put((server, lambda: loop.call_soon_threadsafe(stop.set)))
+            await stop.wait()
 
     thread = threading.Thread(target=lambda: asyncio.run(life()), name="hostile-server", daemon=True)
     thread.start()

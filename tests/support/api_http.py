@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote
 
-__all__ = ["Handler", "HttpRequest", "Peer", "serve"]
+__all__ = ["Handler", "HttpRequest", "Peer", "serving"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,19 @@ class Peer:
 Handler = Callable[[HttpRequest, Peer], Awaitable[None]]
 
 
-async def serve(handler: Handler, host: str, port: int) -> tuple[asyncio.Server, set[asyncio.Task[None]]]:
-    """Listen on ``host:port``. Returns the server and the live set of request tasks, for an orderly end."""
+@asynccontextmanager
+async def serving(handler: Handler, port: int = 0) -> AsyncIterator[int]:
+    """Listen on loopback within the block, which gets the port; requests in progress are cancelled at its end."""
     tasks: set[asyncio.Task[None]] = set()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(handler, tasks), host, port, backlog=4096)
-    return server, tasks
+    server = await loop.create_server(lambda: _Connection(handler, tasks), "127.0.0.1", port, backlog=4096)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Connection(asyncio.Protocol):

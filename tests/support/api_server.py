@@ -39,7 +39,7 @@ from tests.support.api_bodies import body_of, events_of
 from tests.support.api_calls import COUNTING, AnswerFunction, Call, Dialect, dialect_of, parse_call
 from tests.support.api_clouds import event_frame, exception_frame
 from tests.support.api_faults import ERROR_FAULTS, Fault, FaultKind, FaultPlan, error_of
-from tests.support.api_http import HttpRequest, Peer, serve
+from tests.support.api_http import HttpRequest, Peer, serving
 from tests.support.api_limits import PromptCache, RateLimiter
 from tests.support.api_log import Exchange, Log, Rates, read_log
 
@@ -170,21 +170,16 @@ class ApiServer:
         """Serve until stopped; ``ready`` is set once the port is known."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self.log.open()
-        server, tasks = await serve(self._handle, "127.0.0.1", self.port)
-        self.port = server.sockets[0].getsockname()[1]
-        if ready is not None:
-            ready.set()
-        else:
-            print(self.port, flush=True)
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(signum, self._stop.set)
         try:
-            await self._stop.wait()
+            async with serving(self._handle, self.port) as self.port:
+                if ready is not None:
+                    ready.set()
+                else:
+                    print(self.port, flush=True)
+                    for signum in (signal.SIGTERM, signal.SIGINT):
+                        self._loop.add_signal_handler(signum, self._stop.set)
+                await self._stop.wait()
         finally:
-            server.close()
-            for task in list(tasks):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self.log.close()
 
     # Settings while it runs.

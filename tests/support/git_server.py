@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.support.loopback import Handler, Server
 
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
@@ -84,17 +83,10 @@ class GitServer:
 def git_server(root: Path, login: str | None = None) -> Iterator[GitServer]:
     server = GitServer(root, login)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(b"")
-
-        def do_POST(self) -> None:
-            self._answer(self.rfile.read(int(self.headers["Content-Length"])))
-
-        def _answer(self, body: bytes) -> None:
+    class Serving(Handler):
+        def respond(self) -> None:
+            body = self.body()
             path, _, query = self.path.partition("?")
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
             if b"command=fetch" in body:
                 server.requests.append(f"fetch {body.count(b'want ')}")
                 server.before_fetch()
@@ -103,7 +95,7 @@ def git_server(root: Path, login: str | None = None) -> Iterator[GitServer]:
             if server.login is not None:
                 wanted = "Basic " + base64.b64encode(server.login.encode()).decode()
                 if self.headers["Authorization"] != wanted:
-                    self._send(401, [("WWW-Authenticate", 'Basic realm="git"')], b"")
+                    self.send(401, headers={"WWW-Authenticate": 'Basic realm="git"'})
                     return
             variables = {
                 "GIT_PROJECT_ROOT": str(server.root),
@@ -118,32 +110,9 @@ def git_server(root: Path, login: str | None = None) -> Iterator[GitServer]:
             command = ["git", "http-backend"]
             output = subprocess.run(command, input=body, env=ENVIRONMENT | variables, stdout=subprocess.PIPE).stdout
             head, _, content = output.partition(b"\r\n\r\n")
-            headers = [tuple(line.split(": ", 1)) for line in head.decode().split("\r\n") if line]
-            status = next((int(value.split()[0]) for name, value in headers if name == "Status"), 200)
-            self._send(status, [(name, value) for name, value in headers if name != "Status"], content)
+            headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
+            self.send(int(headers.pop("Status", "200").split()[0]), content, headers)
 
-        def _send(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
-            self.send_response(status)
-            for name, value in [*headers, ("Content-Length", str(len(content)))]:
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:  # clients that are killed
-            pass
-
-    with Quiet(("127.0.0.1", 0), Handler) as http:
-        server.port = http.server_address[1]
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            http.shutdown()
-            thread.join()
+    with Server(Serving) as http:
+        server.port = http.server_port
+        yield server

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.support.loopback import Handler, Server
 
 __all__ = ["Hub", "serve_hub"]
 
@@ -42,38 +42,19 @@ def serve_hub(files: Mapping[str, Mapping[str, bytes]]) -> Iterator[Hub]:
     """Serve ``files`` on an ephemeral port; ``hub.endpoint`` is the value for ``HF_ENDPOINT``."""
     hub = Hub(files)
 
-    class Handler(_Handler):
+    class Serving(_Handler):
         served = hub
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(Serving) as server:
+        hub.endpoint = server.url
+        yield hub
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     served: Hub
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the name is the base class's
-        """Tests read ``Hub.requests``; nothing goes to standard error."""
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    def respond(self) -> None:
+        body = self.body()
         path = unquote(urlsplit(self.path).path)
         self.served.requests.append(f"{self.command} {path}")
         if match := _API.fullmatch(path):
@@ -97,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error("RevisionNotFound", f"Invalid rev id: {revision}")
         if verb in (None, "revision"):
             files = [{"rfilename": path} for path in self.served.files[repo]]
-            return self._json(
+            return self.send(
+                200,
                 {
                     "id": repo.partition("/")[2],
                     "sha": commit,
@@ -108,13 +90,14 @@ class _Handler(BaseHTTPRequestHandler):
                     "likes": 0,
                     "tags": [],
                     "siblings": files,
-                }
+                },
             )
         if verb == "tree":
-            return self._json([i for i in self._infos(repo) if i["path"].startswith(f"{folder}/" if folder else "")])
+            inside = f"{folder}/" if folder else ""
+            return self.send(200, [info for info in self._infos(repo) if info["path"].startswith(inside)])
         if verb == "paths-info":
             wanted = set(json.loads(body)["paths"])
-            return self._json([info for info in self._infos(repo) if info["path"] in wanted])
+            return self.send(200, [info for info in self._infos(repo) if info["path"] in wanted])
         return self._error("EntryNotFound", f"no {verb} here")
 
     def _infos(self, repo: str) -> list[dict[str, Any]]:
@@ -140,21 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
             begin, end = int(match[1]), int(match[2] or len(content) - 1)
             status, part = 206, content[begin : end + 1]
             headers["Content-Range"] = f"bytes {begin}-{begin + len(part) - 1}/{len(content)}"
-        return self._send(status, part, "application/octet-stream", headers)
-
-    def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), "application/json", {})
+        return self.send(status, part, headers)
 
     def _error(self, code: str, message: str, commit: str | None = None) -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
         if commit is not None:
             headers["X-Repo-Commit"] = commit
-        self._send(404, json.dumps({"error": message}).encode(), "application/json", headers)
-
-    def _send(self, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Type": kind, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self.send(404, {"error": message}, headers)

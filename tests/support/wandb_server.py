@@ -7,19 +7,18 @@ Protocol: W&B's public Go client (GraphQL on ``/graphql``, history through ``/fi
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from tests.support.loopback import Handler, Server
 from tests.support.wandb_reads import FakeRun, ReadDesk
 from tests.support.wandb_sweeps import SweepDesk
 from tests.support.wandb_views import ViewDesk
@@ -31,16 +30,13 @@ API_KEY = "0123456789abcdef0123456789abcdef01234567"
 Fault = Literal["none", "hang", "error"]
 
 
-class FakeWandbServer(SweepDesk, ReadDesk, ViewDesk, ThreadingHTTPServer):
+class FakeWandbServer(SweepDesk, ReadDesk, ViewDesk, Server):
     """``fault`` affects later requests: ``hang`` never answers, ``error`` answers 500."""
-
-    daemon_threads = True
-    request_queue_size = 64
 
     def __init__(self) -> None:
         SweepDesk.__init__(self)
         ViewDesk.__init__(self)
-        ThreadingHTTPServer.__init__(self, ("127.0.0.1", 0), _Handler)
+        Server.__init__(self, _Handler)
         self.fault: Fault = "none"
         self.runs: dict[str, FakeRun] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
@@ -50,13 +46,6 @@ class FakeWandbServer(SweepDesk, ReadDesk, ViewDesk, ThreadingHTTPServer):
         self.authorizations: set[str] = set()
         self.lock = threading.Lock()
         self.released = threading.Event()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore closed connections of ended processes."""
-
-    @property
-    def url(self) -> str:  # type: ignore[override] # known when the port is
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def run(self, run_id: str) -> FakeRun:
         return self.runs.setdefault(run_id, FakeRun(run_id))
@@ -159,27 +148,23 @@ class FakeWandbServer(SweepDesk, ReadDesk, ViewDesk, ThreadingHTTPServer):
 _ENTITY = {"name": "team", "id": "RW50aXR5OjE="}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: FakeWandbServer
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Quiet."""
+    def respond(self) -> None:
+        body = self._body()
+        if body is not None:
+            {"GET": self._get, "POST": self._post, "PUT": self._put}[self.command](body)
 
-    def do_GET(self) -> None:
-        if self._body() is None:
-            return
+    def _get(self, _: bytes) -> None:
         with self.server.lock:
             content = self.server.content(self.path) if self.path.count("/") > 2 else None
         if content is None:
-            self._reply(404, {})
+            self.send(404, {})
         else:
-            self._send(200, "application/octet-stream", content)
+            self.send(200, content)
 
-    def do_POST(self) -> None:
-        body = self._body()
-        if body is None:
-            return
+    def _post(self, body: bytes) -> None:
         if self.path.endswith("/graphql"):
             request = json.loads(body)
             match = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
@@ -187,30 +172,26 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.operations.append((operation, variables))
                 data = self.server.answer(operation, variables)
-            self._reply(200, {"data": data})
+            self.send(200, {"data": data})
         elif match := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
             with self.server.lock:
                 _take_stream(self.server.run(match[1]), json.loads(body))
-            self._reply(200, {"exitcode": None, "limits": {}})
+            self.send(200, {"exitcode": None, "limits": {}})
         else:
-            self._reply(404, {})
+            self.send(404, {})
 
-    def do_PUT(self) -> None:
-        body = self._body()
-        if body is None:
-            return
+    def _put(self, body: bytes) -> None:
         _, kind, owner, name = self.path.split("?")[0].split("/", 3)
         with self.server.lock:
             if kind == "upload":
                 self.server.run(owner).files[name] = body
             else:
                 self.server.artifacts[owner]["files"][name] = body
-        self._reply(200, {})
+        self.send(200, {})
 
     def _body(self) -> bytes | None:
         """The request's body, or None if the fault was handled instead."""
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = gzip.decompress(raw) if self.headers.get("Content-Encoding") == "gzip" else raw
+        body = self.body()
         with self.server.lock:
             self.server.bodies.append(body)
             scheme, _, value = (self.headers.get("Authorization") or "").partition(" ")
@@ -221,19 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if self.server.fault == "error":
-            self._reply(500, {"errors": [{"message": "out of order"}]})
+            self.send(500, {"errors": [{"message": "out of order"}]})
             return None
         return body
-
-    def _reply(self, status: int, content: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(content).encode())
-
-    def _send(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def _take_stream(run: FakeRun, content: dict[str, Any]) -> None:
@@ -252,16 +223,11 @@ def _take_stream(run: FakeRun, content: dict[str, Any]) -> None:
 @contextmanager
 def wandb_server() -> Iterator[FakeWandbServer]:
     """Serve on an ephemeral port within the block."""
-    server = FakeWandbServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(5.0)
+    with FakeWandbServer() as server:
+        try:
+            yield server
+        finally:
+            server.released.set()
 
 
 @contextmanager
