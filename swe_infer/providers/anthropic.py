@@ -82,8 +82,8 @@ class AnthropicProvider(WireProvider):
         for key, value in (("temperature", decoding.temperature), ("top_p", decoding.top_p)):
             if value is not None and version >= FIRST_WITHOUT_SAMPLING:
                 raise ConfigError(
-                    f"decoding.{key}={value}: anthropic-version {version} does not support {key}; set decoding.{key}=null, "
-                    "or model.api_version=2023-06-01 if the model still supports it"
+                    f"decoding.{key}={value}: anthropic-version {version} does not support {key}; set "
+                    f"decoding.{key}=null, or model.api_version=2023-06-01 if the model still supports it"
                 )
 
     def check_access(self) -> None:
