@@ -15,7 +15,7 @@ from swe_infer.data.base import DatasetOptions, Rows
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.select import Selection, assign_shards, select
 from swe_infer.errors import ConfigError, DataError
-from swe_infer.types import DataShard, Instance, Prompt, Skip, TokenCounter
+from swe_infer.types import DataShard, EditFormat, Instance, Prompt, Skip, TokenCounter
 
 
 class Texts:
@@ -44,6 +44,10 @@ class Texts:
     def __getitem__(self, index: int) -> Instance:
         row = self.row(index)
         return Instance(row["instance_id"], Prompt(None, row["text"]))
+
+    def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
+        instance = self[index]
+        return instance.files, instance.edit_format
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,9 @@ class MemoryCommit:
     def entries(self, paths: Iterable[str]) -> dict[str, Entry]:
         return {path: self._entries[path] for path in paths if path in self._entries}
 
+    def folders(self, paths: Iterable[str]) -> set[str]:
+        return {path for path in paths if any(other.startswith(f"{path}/") for other in self._entries)}
+
     def links(self, paths: Iterable[str]) -> dict[str, str]:
         return {path: self.symlinks[path] for path in paths if path in self.symlinks}
 
