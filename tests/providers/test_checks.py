@@ -66,7 +66,7 @@ def test_a_parameter_that_the_model_does_not_take_is_never_dropped(
 )
 def test_a_parameter_without_a_field_in_the_interface_is_refused(name: str, key: str, value: Any) -> None:
     every = ("temperature", "top_p", "seed", "stop", "n")
-    assert f"no {key}" in refusal(name, {"parameters": every}, decoding={key: value})
+    assert f"does not support {key}" in refusal(name, {"parameters": every}, decoding={key: value})
 
 
 def test_one_sampler_means_temperature_or_top_p() -> None:
