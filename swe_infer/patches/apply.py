@@ -63,7 +63,9 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
     if new is not None and new != old:
         if current(new) is not None:
             raise PatchError(f"{new}: already exists")
-        removed = {path for path, content in result.files.items() if content is None} | {old or ""}
+        removed = {path for path, content in result.files.items() if content is None}
+        if old is not None and not patch.copied:
+            removed.add(old)
         why = obstacle(files, new, removed) or obstacle({p: c for p, c in result.files.items() if c is not None}, new)
         if why is not None:
             raise PatchError(f"{new}: {why}")

@@ -134,7 +134,7 @@ def test_a_recorded_configuration_reads_no_file_and_runs_no_code(tmp_path: Path)
     secret.write_text("{{ issue }} a secret")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"prompt": {"template": str(secret)}}, "prompt.template names a file"),
-        ({"prompt": {"_target_": "os.system"}}, "not a class of this package"),
+        ({"prompt": {"_target_": "os.system"}}, "a class outside this package"),
         ({"context": {"_target_": "os.system"}}, "not a class of this package"),
         ({"context": {"max_tokens": 5}}, "context.max_tokens"),
         ({"context": {"repositories": 5}}, "do not fit"),
