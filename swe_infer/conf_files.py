@@ -21,14 +21,16 @@ from swe_infer.locks import Locks
 from swe_infer.options import Parameter, parameters_of
 from swe_infer.types import PathText
 
-Objective = Literal["apply_rate", "completed", "failed", "cost_usd", "wall_s", "output_tokens_per_s"]
-"""A figure of the summary that a sweeper can optimize."""
+CommonObjective = Literal[
+    "resolved_rate", "pass_at_k", "apply_rate", "cost_per_resolved_usd", "cost_usd", "wall_s", "output_tokens_per_s"
+]
+"""The figures that completion offers, see :class:`swe_infer.run_directory.objective.Objective` for all."""
 
 ROOT_KEYS: Mapping[str, Any] = {
     "output_dir": PathText | None,
     "locks": Locks,
     "dry_run": bool,
-    "objective": Objective | tuple[Objective, ...],
+    "objective": CommonObjective | str | tuple[str, ...] | None,
 }
 """The scalar keys of the root configuration, with their types."""
 

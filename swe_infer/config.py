@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from swe_infer.conf_files import ROOT_KEYS, Objective, parameters_at, suggestion
+from swe_infer.conf_files import ROOT_KEYS, parameters_at, suggestion
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import read_regular, write_atomically
 from swe_infer.options import Parameter, parameters_of
 from swe_infer.redaction import without_credentials
+from swe_infer.run_directory.objective import Objective
 from swe_infer.text import first_line, flatten
 
 if TYPE_CHECKING:
@@ -124,16 +125,30 @@ def build(cfg: DictConfig) -> Experiment:
 
 
 def objectives(cfg: DictConfig) -> tuple[Objective, ...]:
-    """The figures in ``objective``, which is one name or a list of names.
+    """The figures in ``objective``, which is one figure or a list of figures. The default is ``resolved_rate`` if the
+    run evaluates its patches, otherwise ``apply_rate``.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: there is no such figure, or the run does not evaluate its patches and the figure requires it.
     """
-    value = cfg.objective
-    names: tuple[Objective, ...] = _check(
-        [value] if isinstance(value, str) else value, tuple[Objective, ...], "objective"
-    )
-    return names
+    value = _check(cfg.objective, ROOT_KEYS["objective"], "objective")
+    if value is None:
+        value = "resolved_rate" if evaluates(cfg) else "apply_rate"
+    found = tuple(Objective.parse(text) for text in ([value] if isinstance(value, str) else value))
+    if not found:
+        raise ConfigError("objective=[]: name at least one figure, such as apply_rate")
+    for one in found:
+        if one.needs_evaluation and not evaluates(cfg):
+            raise ConfigError(
+                f"objective={one.name}: this run does not evaluate its patches; add evaluation=harness, command or "
+                "own_tests"
+            )
+    return found
+
+
+def evaluates(cfg: DictConfig) -> bool:
+    """Whether a run of this configuration evaluates its patches at its end."""
+    return bool(cfg.dataset.get("run_tests", False))
 
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")

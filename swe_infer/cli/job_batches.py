@@ -18,7 +18,6 @@ from typing import Any
 
 from swe_infer.cli.run_session import PreparedRun, RunSession
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.conf_files import Objective
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.runners.base import EngineSharing, ProcessResources
 from swe_infer.runners.concurrent import run_concurrently
@@ -37,13 +36,13 @@ class JobBatcher:
 
     Args:
         resources: shared by the runs of this process.
-        on_end: called with each job's sweep, directory, exit status or error, and objectives.
+        on_end: called with each job's sweep, directory, and exit status or error.
     """
 
     def __init__(
         self,
         resources: ProcessResources,
-        on_end: Callable[[SweepLog, Path | None, int | Exception, Sequence[Objective]], Any],
+        on_end: Callable[[SweepLog, Path | None, int | Exception], Any],
     ) -> None:
         self._resources = resources
         self._on_end = on_end
@@ -90,9 +89,9 @@ class JobBatcher:
             for job, end in zip(jobs, ends, strict=True):
                 if isinstance(end, int):
                     job.session.print_summary()
-                    self._on_end(job.sweep, job.prepared.directory, end, job.prepared.experiment.objectives)
+                    self._on_end(job.sweep, job.prepared.directory, end)
                 else:
-                    self._on_end(job.sweep, None, end, ())
+                    self._on_end(job.sweep, None, end)
 
     def abandon(self) -> None:
         """Drops the queue: the sweep ended early."""
@@ -102,4 +101,4 @@ class JobBatcher:
     def _report_interrupted(self, jobs: Sequence[_WaitingJob]) -> None:
         for job in jobs:
             with job.session:
-                self._on_end(job.sweep, None, INTERRUPTED, ())
+                self._on_end(job.sweep, None, INTERRUPTED)

@@ -22,15 +22,16 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from swe_infer.cli.arguments import hydra_arguments, sweep_directory
 from swe_infer.cli.extras import missing_extra, unregister_plugin_options
-from swe_infer.cli.study import objective_values
+from swe_infer.cli.study import is_search, objective_values
 from swe_infer.cli.sweep import report_sweep
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.conf_files import Objective, conf_dir, key_named, unknown_option
+from swe_infer.conf_files import conf_dir, key_named, unknown_option
 from swe_infer.config import objectives as objectives_of
-from swe_infer.errors import SweInferError
+from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.redaction import RedactingFormatter, without_credentials
+from swe_infer.run_directory.objective import Objective
 from swe_infer.runners.base import ProcessResources
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ class HydraTask:
             raise
         except Exception as error:  # noqa: BLE001 - a fault in our code fails this job and not the sweep
             end = error
-        values = self._record_end(sweep, directory, end, objectives_of(cfg) if end == 0 else ())
+        objectives = objectives_of(cfg) if end == 0 and is_search(HydraConfig.get()) else ()
+        values = self._record_end(sweep, directory, end, objectives)
         return values[0] if values is not None and len(values) == 1 else values
 
     def _can_batch(self) -> bool:
@@ -224,7 +226,11 @@ class HydraTask:
     def _record_end(
         self, sweep: SweepLog, directory: Path | None, end: int | Exception, objectives: Sequence[Objective] = ()
     ) -> list[float] | None:
-        """Logs how a job ended. Returns its objective values; None without any, or if it failed."""
+        """Logs how a job ended. Returns its objective values; None without any, or if it failed.
+
+        Args:
+            objectives: of a search.
+        """
         status, values, line = (end, None, None) if isinstance(end, int) else (1, None, None)
         if isinstance(end, SweInferError):
             line = without_credentials(str(end))
@@ -233,9 +239,12 @@ class HydraTask:
         elif isinstance(end, Exception):
             log.error("this run of the sweep failed", exc_info=end)
             line = without_credentials(f"{type(end).__name__}: {end}")
-        elif end == 0 and directory is not None:
+        elif end == 0 and directory is not None and objectives:
             try:
                 values = objective_values(directory, objectives)
+            except ConfigError as error:  # the run itself is complete
+                line = without_credentials(str(error))
+                print(f"error: {line}", file=sys.stderr)
             except (OSError, ValueError) as error:
                 status, line = 1, without_credentials(f"{type(error).__name__}: {error}")
         self.status = max(self.status, status)

@@ -12,15 +12,19 @@ import logging
 import random
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from omegaconf import DictConfig, flag_override
 
-from swe_infer.cli.sweep_jobs import SweepJob
+from swe_infer.cli.choices import swept_keys
+from swe_infer.cli.sweep_jobs import SweepJob, read_objectives, write_objectives
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.conf_files import Objective
 from swe_infer.config import objectives
+from swe_infer.errors import ConfigError
+from swe_infer.run_directory.figures import Direction, figure, why_absent
+from swe_infer.run_directory.objective import Objective
 from swe_infer.run_directory.reader import RunDirectory
 
 if TYPE_CHECKING:
@@ -29,21 +33,21 @@ if TYPE_CHECKING:
     from optuna.storages import InMemoryStorage
 
 STUDY = "swe-infer"
-DIRECTIONS: Mapping[Objective, str] = {
-    "apply_rate": "maximize",
-    "completed": "maximize",
-    "failed": "minimize",
-    "cost_usd": "minimize",
-    "wall_s": "minimize",
-    "output_tokens_per_s": "maximize",
-}
 
 
-def objective_values(run: Path, names: Sequence[Objective]) -> list[float] | None:
-    """The values of ``names`` in a run's summary; None if one is unknown, such as a price."""
-    summary: Mapping[str, Any] = RunDirectory(run).summary()
-    values = [summary.get(name) for name in names]
-    return None if None in values else [float(value) for value in values if value is not None]
+def objective_values(run: Path, objectives: Sequence[Objective]) -> list[float]:
+    """The values of ``objectives`` in a run's summary.
+
+    Raises:
+        ConfigError: a figure is absent, such as the cost if a price is unknown.
+    """
+    summary = RunDirectory(run).summary()
+    values = []
+    for name in (objective.name for objective in objectives):
+        if (value := figure(summary, name)) is None:
+            raise ConfigError(f"objective={name}: {run} does not have this figure ({why_absent(summary, name)})")
+        values.append(value)
+    return values
 
 
 def is_search(hydra: Any) -> bool:
@@ -54,17 +58,69 @@ def is_search(hydra: Any) -> bool:
 def resume_study(config: DictConfig, jobs: Sequence[SweepJob]) -> None:
     """Reduces ``hydra.sweeper.n_trials`` of a composed configuration by the finished jobs.
 
-    A null direction becomes the natural one of its objective. The seed advances with the jobs: the same seed would
-    propose the first ones again.
+    A null direction becomes that of the objectives. The seed advances with the jobs: the same seed would propose the
+    first ones again.
+
+    Raises:
+        ConfigError: the objectives are invalid, or contradict the sweeper's direction.
     """
     sweeper = config.hydra.sweeper
+    chosen = _directed(config)
+    directory = Path(config.hydra.sweep.dir)
+    if list(read_objectives(directory)) != chosen:
+        SweepLog(directory).write_jobs(_rescored(job, chosen) for job in jobs)
+    write_objectives(directory, chosen)
     finished = sum(1 for job in jobs if job.status == 0)
     with flag_override(config, ["readonly", "struct"], False), flag_override(sweeper, ["readonly"], False):
         sweeper.n_trials = max(0, sweeper.n_trials - finished)
-        if sweeper.direction is None:
-            sweeper.direction = [DIRECTIONS[name] for name in objectives(config)]
+        sweeper.direction = [objective.direction for objective in chosen]
         if sweeper.sampler.get("seed") is not None:
             sweeper.sampler.seed += len(jobs)
+
+
+_DECIDES_EVALUATION = frozenset({"dataset", "dataset.run_tests", "evaluation", "experiment"})
+"""Keys that change the default objective."""
+
+
+def _directed(config: DictConfig) -> list[Objective]:
+    """The objectives of a search, each with a direction."""
+    if config.objective is None and (swept := _DECIDES_EVALUATION & set(swept_keys(config))):
+        raise ConfigError(
+            f"objective: name a figure, because the default may differ between the points of {min(swept)}"
+        )
+    found, wanted = objectives(config), config.hydra.sweeper.direction
+    if wanted is None:
+        directions: list[str | None] = [None] * len(found)
+    else:
+        directions = [str(one) for one in ([wanted] if isinstance(wanted, str) else wanted)]
+    if len(directions) != len(found):
+        raise ConfigError(f"hydra.sweeper.direction={wanted}: must have one direction for each objective, or be null")
+    return [_agreed(objective, direction) for objective, direction in zip(found, directions, strict=True)]
+
+
+def _rescored(job: SweepJob, objectives: Sequence[Objective]) -> SweepJob:
+    """A job of an earlier launch with the values of this launch's objectives."""
+    try:
+        values = objective_values(Path(job.run), objectives) if job.run and job.status == 0 else None
+    except ConfigError as error:
+        return replace(job, objective=None, error=str(error))
+    return replace(job, objective=values)
+
+
+def _agreed(objective: Objective, direction: str | None) -> Objective:
+    if direction is None:
+        if objective.direction is None:
+            name = objective.name
+            raise ConfigError(f"objective={name}: has no natural direction; write {name}:max or {name}:min")
+        return objective
+    if direction not in get_args(Direction):
+        raise ConfigError(f"hydra.sweeper.direction={direction}: must be minimize or maximize")
+    if objective.direction not in (None, direction):
+        raise ConfigError(
+            f"hydra.sweeper.direction={direction}: contradicts objective={objective}; leave it null, or write "
+            f"objective={objective.name}:{direction[:3]}"
+        )
+    return Objective(objective.name, cast(Direction, direction))
 
 
 def study_storage(

@@ -83,7 +83,7 @@ def report_sweep(directory: Path, stopped: str | None = None) -> int:
     jobs, lost = sweep.jobs(), sweep.lost_jobs()
     if INTERRUPTS.stopping:
         return max(INTERRUPTED, print_sweep_report(directory, jobs, lost, sweep.total_estimate(), interrupted=True))
-    if jobs and all(job.status for job in jobs) and not lost:
+    if jobs and all(job.status or (job.objective is None and job.error) for job in jobs) and not lost:
         stopped = None  # a search stops when no job has an objective; the jobs' own errors say why
     with INTERRUPTS.stoppable():
         return print_sweep_report(directory, jobs, lost, sweep.total_estimate(), stopped)

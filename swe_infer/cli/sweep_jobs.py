@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from swe_infer.errors import ConfigError
 from swe_infer.files import read_regular, write_atomically
+from swe_infer.run_directory.objective import Objective
 from swe_infer.text import bounded_json
 
 LOST = 1
 """The exit status of a job whose process died before it ended."""
 
 _SWEPT = "swept.json"
+_OBJECTIVES = "objectives.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,37 @@ def swept_keys(directory: Path) -> tuple[str, ...]:
     except (OSError, ValueError, RecursionError):
         return ()
     return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def write_objectives(directory: Path, objectives: Sequence[Objective]) -> None:
+    """Writes the objectives of the search in ``directory``, for its report."""
+    write_atomically(directory / _OBJECTIVES, json.dumps(list(map(str, objectives))) + "\n")
+
+
+def read_objectives(directory: Path) -> tuple[Objective, ...]:
+    """The objectives of the search in ``directory``; empty if the sweep is not a search."""
+    try:
+        return tuple(
+            Objective.parse(str(text)) for text in bounded_json(read_regular(directory / _OBJECTIVES, 1 << 20))
+        )
+    except (OSError, ValueError, TypeError, RecursionError, ConfigError):
+        return ()
+
+
+def best_jobs(jobs: Sequence[SweepJob], objectives: Sequence[Objective]) -> list[SweepJob]:
+    """The finished jobs that no other one dominates: the Pareto front, or all jobs that tie for the best value of a
+    single objective."""
+    signs = [-1.0 if objective.direction == "minimize" else 1.0 for objective in objectives]
+    scored = [
+        (job, [sign * value for sign, value in zip(signs, job.objective, strict=True)])
+        for job in jobs
+        if job.status == 0 and job.objective is not None and len(job.objective) == len(signs)
+    ]
+
+    def is_dominated(values: list[float]) -> bool:
+        return any(
+            other != values and all(theirs >= own for theirs, own in zip(other, values, strict=True))
+            for _, other in scored
+        )
+
+    return [job for job, values in scored if not is_dominated(values)]

@@ -9,7 +9,7 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +62,14 @@ class SweepLog:
         kept = [
             dataclasses.replace(job, elsewhere=True, number=index - len(earlier)) for index, job in enumerate(earlier)
         ]
-        write_atomically(self.directory / "runs.jsonl", "".join(job.line() for job in kept))
+        self.write_jobs(kept)
         for name in ("begun.jsonl", "estimates.jsonl", _STOP):
             (self.directory / name).unlink(missing_ok=True)
         write_swept_keys(self.directory, swept)
+
+    def write_jobs(self, jobs: Iterable[SweepJob]) -> None:
+        """Replaces the jobs of the log."""
+        write_atomically(self.directory / "runs.jsonl", "".join(job.line() for job in jobs))
 
     @property
     def is_stopped(self) -> bool:
@@ -158,4 +162,4 @@ class SweepLog:
         """Reduces the log to one line per job and removes Hydra's ``multirun.yaml``, whose URLs may contain
         passwords."""
         (self.directory / "multirun.yaml").unlink(missing_ok=True)
-        write_atomically(self.directory / "runs.jsonl", "".join(job.line() for job in self.jobs()))
+        self.write_jobs(self.jobs())

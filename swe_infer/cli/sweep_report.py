@@ -12,13 +12,17 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from swe_infer import config
 from swe_infer.cli.merge import is_merged, merge
-from swe_infer.cli.sweep_jobs import LOST, SweepJob, distinguishing_overrides, swept_keys
+from swe_infer.cli.sweep_jobs import (
+    LOST,
+    SweepJob,
+    best_jobs,
+    distinguishing_overrides,
+    read_objectives,
+    swept_keys,
+)  # fmt: skip
 from swe_infer.cli.tables import print_estimate
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory.figures import Summary
@@ -26,8 +30,6 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.types import Estimate
 
 log = logging.getLogger(__name__)
-
-_BEST = "optimization_results.yaml"  # Optuna's plug-in writes it
 
 
 def print_sweep_report(
@@ -60,7 +62,7 @@ def print_sweep_report(
             merged = merge_shards(directory, jobs)
         page = _write_comparison(directory, merged) if merged is None or len(merged) > 1 else None
     with _never_fatal("the best point is unknown"):
-        _print_best(directory / _BEST)
+        _print_best(directory, jobs)
     _print_failures(jobs, lost, stopped)
     unfinished = sum(1 for job in jobs if job.status) + len(lost)
     total = len(jobs) + len(lost)
@@ -90,15 +92,20 @@ def _never_fatal(what: str) -> Iterator[None]:
         log.warning("%s: %s: %s", what, type(error).__name__, error)
 
 
-def _print_best(results: Path) -> None:
-    """Prints the best point of a search, or the Pareto front of one with several objectives."""
-    if not results.is_file():
-        return
-    found: Any = OmegaConf.to_container(OmegaConf.load(results))
-    front = found.get("solutions") or [{"params": found["best_params"], "values": [found["best_value"]]}]
-    for solution in front:
-        params = " ".join(f"{key}={value}" for key, value in solution["params"].items())
-        print(f"best: {params} ({', '.join(f'{value:g}' for value in solution['values'])})", file=sys.stderr)
+def _print_best(directory: Path, jobs: Sequence[SweepJob]) -> None:
+    """Prints the best points of a search: one, all that tie, or the Pareto front of several objectives."""
+    objectives = read_objectives(directory)
+    best = best_jobs(jobs, objectives) if objectives else []
+    title = "Pareto front" if len(objectives) > 1 else "best" if len(best) == 1 else f"best ({len(best)} tie)"
+    swept = set(swept_keys(directory))
+    for job in best:
+        point = " ".join(item for item in job.overrides if item.partition("=")[0].lstrip("+") in swept)
+        values = zip(objectives, job.objective or (), strict=True)
+        figures = ", ".join(f"{objective.name}={value:g}" for objective, value in values)
+        print(f"{title}: {point} ({figures})", file=sys.stderr)
+    for job in jobs if objectives else ():
+        if job.status == 0 and job.objective is None and job.error:
+            print(f"no objective: {job.error}", file=sys.stderr)
 
 
 def _print_failures(jobs: Sequence[SweepJob], lost: Sequence[tuple[str, ...]], stopped: str | None) -> None:

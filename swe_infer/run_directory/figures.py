@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from decimal import Decimal
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
 from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, usage_of
 from swe_infer.text import clean
-from swe_infer.types import Usage
+from swe_infer.types import PatchStatus, Usage
+
+Direction = Literal["minimize", "maximize"]
 
 
 class Summary(TypedDict, total=False):
@@ -27,7 +29,8 @@ class Summary(TypedDict, total=False):
             ``cost_usd``.
         wall_s: seconds, over all commands.
         apply_rate, apply_rate_checked, unchecked_share: see :func:`patch_rates`.
-        resolved, evaluated, resolved_rate, resolved_by_any: see :func:`resolved_figures`.
+        resolved, evaluated, resolved_rate, resolved_by_any, pass_at_k, cost_per_resolved_usd: see
+            :func:`resolved_figures`.
         tested_in: ``sandbox``, or ``process`` for tests without a sandbox.
         not_tested: why the tests did not run.
         shards: number of shards of a merged run.
@@ -54,6 +57,8 @@ class Summary(TypedDict, total=False):
     evaluated: NotRequired[int]
     resolved_rate: NotRequired[float | None]
     resolved_by_any: NotRequired[int]
+    pass_at_k: NotRequired[float | None]
+    cost_per_resolved_usd: NotRequired[Decimal | float | None]
     tested_in: NotRequired[str]
     not_tested: NotRequired[str | None]
     shards: NotRequired[int]
@@ -86,9 +91,78 @@ _AMOUNTS = frozenset(
         "apply_rate_checked",
         "unchecked_share",
         "resolved_rate",
+        "pass_at_k",
+        "cost_per_resolved_usd",
     ]
 )
 _COUNT_MAPPINGS = frozenset({"patches", "usage"})
+
+_MAXIMIZED = frozenset(
+    [
+        "completed",
+        "resolved",
+        "resolved_rate",
+        "resolved_by_any",
+        "pass_at_k",
+        "apply_rate",
+        "apply_rate_checked",
+        "output_tokens_per_s",
+        "patches.applies",
+        "usage.cached_input_tokens",
+    ]
+)
+_UNDIRECTED = frozenset(["instances", "samples", "evaluated", "shards", "patches.repaired"])
+
+EVALUATED_FIGURES = frozenset(
+    ["resolved", "evaluated", "resolved_rate", "resolved_by_any", "pass_at_k", "cost_per_resolved_usd"]
+)
+"""The figures that only an evaluated run has."""
+
+
+def _direction(name: str) -> Direction | None:
+    if name in _UNDIRECTED:
+        return None
+    return "maximize" if name in _MAXIMIZED else "minimize"
+
+
+FIGURES: Mapping[str, Direction | None] = {
+    name: _direction(name)
+    for name in sorted(
+        [
+            *_COUNTS,
+            *_AMOUNTS,
+            *(f"patches.{status}" for status in get_args(PatchStatus)),
+            *(f"usage.{field}" for field in Usage.__dataclass_fields__),
+        ]
+    )
+}
+"""The numbers in a summary by dotted name, and whether more of it is better. Figures of the runner (``stats.NAME``)
+are not listed."""
+
+
+def is_figure(name: str) -> bool:
+    """Whether a summary may have the figure of this dotted name."""
+    return name in FIGURES or (name.startswith("stats.") and len(name) > len("stats."))
+
+
+def figure(summary: Mapping[str, Any], name: str) -> float | None:
+    """The figure of a dotted name, such as ``usage.output_tokens``; None if it is absent or unknown."""
+    group, _, key = name.partition(".")
+    value = summary.get(group)
+    if key and isinstance(value, Mapping):
+        value = value.get(key, 0 if group == "patches" else None)  # only statuses that occur are counted
+    return float(value) if isinstance(value, int | float | Decimal) and not isinstance(value, bool) else None
+
+
+def why_absent(summary: Mapping[str, Any], name: str) -> str:
+    """Why a finished run does not have a figure, in a few words."""
+    if name in EVALUATED_FIGURES and "resolved" not in summary:
+        return str(summary.get("not_tested") or "the patches were not evaluated")
+    if name == "cost_per_resolved_usd" and not summary.get("resolved"):
+        return "no sample is resolved"
+    if name.endswith("_usd"):
+        return "the price is unknown"
+    return "the run did not measure it"
 
 
 def plausible(summary: Mapping[str, Any]) -> Summary:
@@ -150,19 +224,31 @@ def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 def resolved_figures(verdicts: Iterable[tuple[str, bool]], summary: Mapping[str, Any]) -> Summary:
     """The figures of an evaluation. ``resolved`` and ``evaluated`` count samples, ``resolved_by_any`` instances with
-    at least one resolved sample. ``resolved_rate`` is over every covered sample.
+    at least one resolved sample. ``resolved_rate`` is over every covered sample, ``pass_at_k`` is ``resolved_by_any``
+    over every covered instance, where k is the number of samples. See :func:`cost_per_resolved`.
 
     Args:
         verdicts: the instance of each evaluated sample, and whether it is resolved.
     """
     evaluated = list(verdicts)
     resolved = [instance_id for instance_id, is_resolved in evaluated if is_resolved]
+    by_any, instances = len(set(resolved)), int(summary.get("instances") or 0)
     return {
         "resolved": len(resolved),
         "evaluated": len(evaluated),
         "resolved_rate": share(len(resolved), summary),
-        "resolved_by_any": len(set(resolved)),
+        "resolved_by_any": by_any,
+        "pass_at_k": round(by_any / instances, 6) if instances else None,
+        "cost_per_resolved_usd": cost_per_resolved(len(resolved), summary.get("cost_usd")),
     }
+
+
+def cost_per_resolved(resolved: int, cost_usd: Decimal | float | None) -> Decimal | None:
+    """Dollars per resolved sample; None if no sample is resolved or a price is unknown."""
+    if not resolved or cost_usd is None:
+        return None
+    cost = cost_usd if isinstance(cost_usd, Decimal) else Decimal(repr(cost_usd))
+    return round(cost / resolved, 9)
 
 
 class Totals:

@@ -24,7 +24,7 @@ from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.figures import Summary, Totals, cost_per_resolved
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
@@ -460,7 +460,10 @@ class Run:
             stats=stats,
         )
         if self._before.get("completed") == summary["completed"]:  # the evaluation still covers every completion
-            return {**self._before, **summary}
+            merged: Summary = {**self._before, **summary}
+            if "resolved" in merged:
+                merged["cost_per_resolved_usd"] = cost_per_resolved(merged["resolved"], summary["cost_usd"])
+            return merged
         return summary
 
     def close_records(self, error: BaseException | None) -> int:

@@ -303,7 +303,7 @@ def test_jobs_on_one_engine_share_answers(desk: Desk) -> None:
     sweep = SweepLog(desk.folder / "sweep")
     sweep.reset(keep=False, swept=["dataset.limit"])
     ends: list[int | Exception] = []
-    batcher = JobBatcher(ProcessResources(), lambda sweep, directory, end, objectives: ends.append(end))
+    batcher = JobBatcher(ProcessResources(), lambda sweep, directory, end: ends.append(end))
     built = []
     for limit in (1, 2):
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):

@@ -16,7 +16,9 @@ from swe_infer.cli.study import objective_values
 from swe_infer.cli.tables import print_summary
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run
-from swe_infer.run_directory.figures import Summary, patch_rates
+from swe_infer.errors import ConfigError
+from swe_infer.run_directory.figures import Summary, figure, patch_rates, resolved_figures
+from swe_infer.run_directory.objective import Objective
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.runners.progress import Progress
 from swe_infer.tracking.metrics import metrics_of
@@ -50,7 +52,7 @@ def test_a_run_that_skips_half_scores_half_everywhere(
 ) -> None:
     summary = json.loads((half / "summary.json").read_text())
     assert summary["apply_rate"] == 0.5
-    assert objective_values(half, ["apply_rate"]) == [0.5]
+    assert objective_values(half, [Objective.parse("apply_rate")]) == [0.5]
     assert metrics_of(summary)["apply_rate"] == 0.5
     progress = Progress(4, 0, io.StringIO())
     progress.update({"status": "completed"}, summary, {})
@@ -97,3 +99,32 @@ def test_a_forged_summary_needs_no_memory(half: Path) -> None:
     one = compare([load_run(half)]).runs[0]
     assert one.applies.successes == 2
     shutil.rmtree(half)
+
+
+def test_objectives_are_figures_with_a_direction() -> None:
+    read = {text: Objective.parse(text) for text in ("resolved_rate", "cost_usd", "-apply_rate", "cost_usd:max")}
+    assert [(one.name, one.direction) for one in read.values()] == [
+        ("resolved_rate", "maximize"),
+        ("cost_usd", "minimize"),
+        ("apply_rate", "minimize"),
+        ("cost_usd", "maximize"),
+    ]
+    assert Objective.parse("stats.accepted:max").direction == "maximize"
+    assert Objective.parse("stats.accepted").direction is None
+    assert [Objective.parse(str(one)) for one in read.values()] == list(read.values())
+    for text in ("apply_rat", "usage", "stats.", "usage.tokens", "cost_usd:best", "-cost_usd:max", ""):
+        with pytest.raises(ConfigError, match="objective="):
+            Objective.parse(text)
+
+
+def test_figures_of_an_evaluation_include_pass_at_k_and_the_cost_of_a_resolved_sample() -> None:
+    summary: Summary = {"instances": 4, "samples": 2, "cost_usd": Decimal("0.6"), "patches": {"applies": 8}}
+    verdicts = [("a", True), ("a", True), ("b", False), ("b", True), ("c", False)]
+    found = resolved_figures(verdicts, summary)
+    assert (found["resolved_rate"], found["pass_at_k"]) == (0.375, 0.5)
+    assert found["cost_per_resolved_usd"] == Decimal("0.2")
+    assert figure({**summary, **found}, "cost_per_resolved_usd") == pytest.approx(0.2)
+    assert figure(summary, "patches.none") == 0, "a status that does not occur"
+    assert figure(summary, "stats.accepted") is None
+    assert resolved_figures([("a", False)], summary)["cost_per_resolved_usd"] is None
+    assert resolved_figures(verdicts, {**summary, "cost_usd": None})["cost_per_resolved_usd"] is None

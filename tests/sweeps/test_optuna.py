@@ -38,7 +38,9 @@ def test_the_cheapest_job_is_found_and_a_longer_search_resumes_the_study(tmp_pat
         (results,) = (tmp_path / "outputs" / "sweeps").glob("*/optimization_results.yaml")
         best = OmegaConf.load(results)
         assert best.best_value == min(costs), "dollars are minimised without being told"
-        assert f"best: decoding.max_new_tokens={best.best_params['decoding.max_new_tokens']} (" in first.stderr
+        assert (
+            f"best: decoding.max_new_tokens={best.best_params['decoding.max_new_tokens']} (cost_usd=" in first.stderr
+        )
 
         again = sweep.run(*SEARCH, "objective=cost_usd", "hydra.sweeper.n_trials=3")
         assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
@@ -60,7 +62,8 @@ def test_a_grid_with_failed_jobs_has_a_best_one_and_is_resumed(tmp_path: Path) -
         known = sorted((point["status"], point["objective"]) for point in points(tmp_path))
         assert known == [(0, [1.0]), (0, [1.0]), (2, None), (2, None)]
         assert "exit 2: decoding.top_p=7 (" in first.stderr
-        assert re.search(r"best: decoding.top_p=0.[59] \(1\)", first.stderr)
+        best = re.findall(r"best \(2 tie\): decoding.top_p=(0\.[59]) \(apply_rate=1\)", first.stderr)
+        assert sorted(best) == ["0.5", "0.9"]
         assert "aborted" not in first.stderr, "whichever point came last"
 
         (log,) = (tmp_path / "outputs" / "sweeps").glob("*/runs.jsonl")
@@ -118,6 +121,50 @@ def test_an_objective_that_is_no_figure_of_a_run_is_one_line_before_anything_run
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: objective=")
     assert "apply_rate" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("objective=resolved_rate",), "objective=resolved_rate: this run does not evaluate its patches"),
+        (("objective=stats.requests_sent",), "objective=stats.requests_sent: has no natural direction; write"),
+        (
+            ("objective=cost_usd", "hydra.sweeper.direction=maximize"),
+            "hydra.sweeper.direction=maximize: contradicts objective=cost_usd:min",
+        ),
+        (("objective=cost_usd:lowest",), "objective=cost_usd:lowest: write cost_usd:min or cost_usd:max"),
+    ],
+)
+def test_an_objective_that_cannot_be_optimized_is_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with ApiServer() as server:
+        result = Sweep(server, tmp_path).run(*SEARCH, *arguments)
+        assert server.log.asked() == []
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_several_objectives_have_a_pareto_front_and_an_unknown_price_costs_its_point_alone(tmp_path: Path) -> None:
+    search = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.max_new_tokens=8,16,24")
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=1)
+        front = sweep.run(*search, "objective=[usage.output_tokens:max,-cost_usd]")
+        assert front.returncode == 0, front.stderr
+        lines = [line for line in front.stderr.splitlines() if line.startswith("Pareto front: ")]
+        assert len(lines) == 3, "a longer answer costs more"
+        assert all(re.search(r"\(usage.output_tokens=\d+, cost_usd=", line) for line in lines)
+
+        one = sweep.run(*search, "objective=usage.output_tokens:max")
+        assert "best: decoding.max_new_tokens=24 (usage.output_tokens=" in one.stderr
+
+        unknown = sweep.run(*search, "model.pricing=unknown", "decoding.seed=1", "objective=cost_usd")
+    assert unknown.returncode == 0, unknown.stderr
+    assert unknown.stderr.count("(the price is unknown)") == 6, "at the point, and at the end"
+    assert len([line for line in unknown.stderr.splitlines() if line.startswith("error: ")]) == 3
+    assert "best" not in unknown.stderr
+    assert "Traceback" not in unknown.stderr
 
 
 @pytest.mark.parametrize(
