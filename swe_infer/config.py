@@ -14,7 +14,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,20 +26,21 @@ from swe_infer.conf_files import ROOT_KEYS, parameters_at, suggestion
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import read_regular, write_atomically
 from swe_infer.options import Parameter, parameters_of
-from swe_infer.redaction import without_credentials
+from swe_infer.redaction import without_credentials, without_secrets
 from swe_infer.run_directory.objective import Objective
 from swe_infer.text import first_line, flatten
 
 if TYPE_CHECKING:
     from swe_infer.context.base import Context
     from swe_infer.data.base import Dataset
+    from swe_infer.evaluate.run_end import Evaluation
     from swe_infer.locks import Locks
     from swe_infer.prompts.prompt import PromptRenderer
     from swe_infer.runners.base import Runner
     from swe_infer.tracking.base import Tracker
     from swe_infer.types import Budget, DataShard, PathText
 
-GROUPS = ("model", "provider", "decoding", "dataset", "context", "prompt", "runner", "tracker")
+GROUPS = ("model", "provider", "decoding", "dataset", "context", "prompt", "evaluation", "runner", "tracker")
 _KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)
 
 RULES = "rules"
@@ -74,6 +75,7 @@ class Experiment:
     dataset: Dataset
     context: Context
     prompt: PromptRenderer
+    evaluation: Evaluation
     tracker: Tracker
     shard: DataShard
     budget: Budget
@@ -83,7 +85,14 @@ class Experiment:
     objectives: tuple[Objective, ...]
 
 
-_EXAMPLES = {"dataset": "sample", "context": "given", "prompt": "given", "runner": "llama", "tracker": "none"}
+_EXAMPLES = {
+    "dataset": "sample",
+    "context": "given",
+    "prompt": "given",
+    "evaluation": "none",
+    "runner": "llama",
+    "tracker": "none",
+}
 """An option of each required group."""
 
 
@@ -109,6 +118,7 @@ def build(cfg: DictConfig) -> Experiment:
             dataset=constructor.construct(cfg.dataset, "dataset"),
             context=constructor.construct(cfg.context, "context"),
             prompt=constructor.construct(cfg.prompt, "prompt"),
+            evaluation=_evaluation(cfg, constructor),
             tracker=constructor.construct(cfg.tracker, "tracker"),
             shard=constructor.construct(cfg.shard, "shard"),
             budget=constructor.construct(cfg.budget, "budget"),
@@ -148,7 +158,24 @@ def objectives(cfg: DictConfig) -> tuple[Objective, ...]:
 
 def evaluates(cfg: DictConfig) -> bool:
     """Whether a run of this configuration evaluates its patches at its end."""
-    return bool(cfg.dataset.get("run_tests", False))
+    target = str(cfg.evaluation.get("_target_", _NO_EVALUATION))
+    return target != _NO_EVALUATION and not (target == _OWN_TESTS and cfg.dataset.get("run_tests") is False)
+
+
+_NO_EVALUATION = "swe_infer.evaluate.run_end.NoEvaluation"
+_OWN_TESTS = "swe_infer.evaluate.run_end.OwnTests"
+
+
+def _evaluation(cfg: DictConfig, constructor: _Constructor) -> Evaluation:
+    """The evaluation of a run, with the bundled dataset's ``run_tests`` applied."""
+    from swe_infer.evaluate.run_end import NoEvaluation, OwnTests
+
+    evaluation: Evaluation = constructor.construct(cfg.evaluation, "evaluation")
+    if not evaluates(cfg):
+        return NoEvaluation()
+    if isinstance(evaluation, OwnTests) and cfg.dataset.get("run_tests") == "unsafe":
+        return replace(evaluation, sandbox=False)
+    return evaluation
 
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
@@ -314,6 +341,14 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     runner = plain.get("runner")
     if isinstance(runner, dict):  # `runner.model: ${model}` would repeat the groups
         plain["runner"] = {k: v for k, v in runner.items() if k not in _KEYS}
+    evaluation = plain.get("evaluation")
+    if isinstance(evaluation, dict) and "command" in evaluation:  # it may interpolate the environment
+        command = evaluation["command"]
+        evaluation["command"] = (
+            [without_secrets(str(part)) for part in command]
+            if isinstance(command, list)
+            else without_secrets(str(command))
+        )
     return plain
 
 

@@ -117,12 +117,15 @@ class PreparedRun:
             StoreError: another process holds the directory, or it belongs to another configuration.
         """
         # Imported here so that a configuration error is reported without them.
-        from swe_infer.evaluate.command import figures_of_saved_verdicts, own_test_figures
+        from swe_infer.evaluate.command import figures_of_saved_verdicts
+        from swe_infer.evaluate.run_end import evaluate_run
         from swe_infer.run_directory.store import RunStore
         from swe_infer.runners.run import Run, coverage_of, select_instances
 
         experiment, plain = self.experiment, self._plain
+        evaluation = experiment.evaluation
         with ExitStack() as stack, INTERRUPTS.stoppable():
+            evaluation.check(experiment.dataset, plain["dataset"])
             prompts = prompt_source(experiment, stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
@@ -162,9 +165,10 @@ class PreparedRun:
                 experiment.tracker,
                 info,
                 always_track=self._agent is not None,
-                evaluate=partial(own_test_figures, self.directory, unsafe=experiment.dataset.run_tests == "unsafe")
-                if experiment.dataset.run_tests
+                evaluate=partial(evaluate_run, evaluation, experiment.dataset, self.directory)
+                if evaluation.name != "none"
                 else None,
+                evaluated_by=evaluation.name,
                 earlier_verdicts=partial(figures_of_saved_verdicts, self.directory),
                 shared=self._location.answer_sources(plain, self._sweep),
                 over_budget=context.over_budget,

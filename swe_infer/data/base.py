@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.instance_files import files_of
@@ -184,11 +184,6 @@ class Dataset(Protocol):
         """The same dataset without its prompt column."""
         ...
 
-    @property
-    def run_tests(self) -> bool | Literal["unsafe"]:
-        """Whether the dataset contains tests to run at the end of a run."""
-        ...
-
     def open(self) -> Rows:
         """Opens the dataset and reads all ids.
 
@@ -221,11 +216,6 @@ class DatasetOptions:
     def without_prompts(self) -> Self:
         """The same dataset without its prompt column: a context and a renderer write the prompts."""
         return replace(self, text_column=None)
-
-    @property
-    def run_tests(self) -> bool | Literal["unsafe"]:
-        """False: only the bundled dataset's tests may run without the user's request."""
-        return False
 
     def __post_init__(self) -> None:
         if self.text_column in ("", ID_COLUMN):

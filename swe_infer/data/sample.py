@@ -19,7 +19,7 @@ class SampleDataset(DatasetOptions):
 
     run_tests: Annotated[
         bool | Literal["unsafe"],
-        Option("Run each instance's tests at the end of the run, in a sandbox; unsafe: without one.", "reporting"),
+        Option("false: as evaluation=none; unsafe: evaluation=own_tests without a sandbox.", "reporting"),
     ] = True
 
     @property

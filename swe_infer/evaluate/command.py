@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.evaluate.evaluable import EvaluableRun, open_run
+from swe_infer.evaluate.evaluable import EvaluableRun, evaluated_figures, open_run, save_verdicts
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import Summary, covered_samples, resolved_figures
+from swe_infer.run_directory.figures import Summary, covered_samples
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
@@ -64,50 +64,11 @@ def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
             **before,
             "unreadable_records": counted["unreadable_records"],
             "unreadable_cost_usd": counted["unreadable_cost_usd"],
-            **_save_verdicts(found, verdicts, before),
+            **save_verdicts(found, verdicts, before),
         }
         store.write_summary(summary)
         _log_to_tracker(directory, summary, trusted=options.wandb)
     return summary
-
-
-def own_test_figures(directory: Path, summary: Summary, *, unsafe: bool = False) -> Summary:
-    """Runs the tests that the run's dataset contains. The caller must hold the lock of the run directory.
-
-    Args:
-        summary: the run's summary.
-        unsafe: run them without the sandbox.
-
-    Returns:
-        The figures to add to the summary; empty if the dataset contains no tests.
-
-    Raises:
-        ConfigError: no sample of the run is completed, or the directory cannot be read.
-    """
-    from swe_infer.evaluate.own_tests import run_own_tests, tested_rows
-    from swe_infer.sample import sandbox
-
-    found = open_run(directory)
-    rows = tested_rows(found, None)
-    if rows is None:
-        return {}
-    if not unsafe and (why := sandbox.why_unavailable()) is not None:
-        return {"not_tested": why}
-    verdicts = run_own_tests(found, rows, timeout_s=_OWN_TIMEOUT_S, contained=not unsafe)
-    return {
-        **_save_verdicts(found, verdicts, summary),
-        "tested_in": "process" if unsafe else "sandbox",
-        "not_tested": None,
-    }
-
-
-def _save_verdicts(found: EvaluableRun, verdicts: Iterable[Verdict], summary: Summary) -> Summary:
-    """Writes verdicts to the run directory; returns the figures to add to its summary."""
-    return _figures(write_verdicts(found.directory, verdicts, found.patches), summary)
-
-
-def _figures(verdicts: Iterable[Verdict], summary: Summary) -> Summary:
-    return resolved_figures(((verdict.instance_id, verdict.resolved) for verdict in verdicts), summary)
 
 
 def figures_of_saved_verdicts(directory: Path, summary: Summary) -> Summary:
@@ -124,7 +85,7 @@ def figures_of_saved_verdicts(directory: Path, summary: Summary) -> Summary:
     except ConfigError:  # no requested sample is completed
         found = ()
     verdicts = write_verdicts(directory, (), found)
-    return _figures(verdicts, summary) if verdicts else {}
+    return evaluated_figures(verdicts, summary) if verdicts else {}
 
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:

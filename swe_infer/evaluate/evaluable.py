@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swe_infer.errors import ConfigError
+from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.locks import Locks, locks_of
 from swe_infer.run_directory import layout
+from swe_infer.run_directory.figures import Summary, resolved_figures
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Key
+from swe_infer.run_directory.verdicts import Verdict, write_verdicts
+
+
+class EvaluationError(SweInferError):
+    """The patches could not be evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +64,35 @@ def open_run(directory: Path) -> EvaluableRun:
         raise ConfigError(f"{directory}: contains no predictions; run the same command again to write them")
     dataset = config.get("dataset")
     return EvaluableRun(directory, label, patches, dataset if isinstance(dataset, dict) else {}, locks_of(config))
+
+
+def evaluation_folder(run: EvaluableRun) -> Path:
+    """The folder of logs and reports in the run directory, created if necessary.
+
+    Raises:
+        StoreError: it contains links.
+    """
+    folder = run.directory / "evaluation"
+    if folder.exists():
+        layout.refuse_links(folder, deep=True, allow_hard_links=False)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def save_verdicts(run: EvaluableRun, verdicts: Iterable[Verdict], summary: Summary) -> Summary:
+    """Writes verdicts to the run directory; returns the figures to add to its summary."""
+    return evaluated_figures(write_verdicts(run.directory, verdicts, run.patches), summary)
+
+
+def evaluated_figures(verdicts: Iterable[Verdict], summary: Summary) -> Summary:
+    """The figures of verdicts on a run with this summary."""
+    found = list(verdicts)
+    figures = resolved_figures(((verdict.instance_id, verdict.resolved) for verdict in found), summary)
+    figures["evaluated_by"] = ", ".join(
+        sorted({_EVALUATIONS.get(verdict.source, verdict.source) for verdict in found})
+    )
+    return figures
+
+
+_EVALUATIONS = {"tests": "own_tests", "swebench": "harness"}
+"""The option of the group ``evaluation`` by the source of its verdicts, if the names differ."""

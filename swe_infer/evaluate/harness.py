@@ -6,6 +6,8 @@ All formats of its reports are supported:
   2, of the package ``swebench`` since 2.0 and of ``sb-cli``.
 * ``{"resolved": […], "generated": […], "applied": […], …}``: before that.
 * ``{INSTANCE_ID: {"resolved": true, …}, …}``: the ``report.json`` of one instance, or of several, merged.
+* ``{INSTANCE_ID: true, …}``, and JSON lines ``{"instance_id": …, "resolved": true, "sample": 0, "reason": …}``, of
+  which the last two keys are optional: for other programs.
 """
 
 from __future__ import annotations
@@ -13,21 +15,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.evaluate.evaluable import EvaluableRun
-from swe_infer.files import open_regular, read_regular
-from swe_infer.run_directory.layout import refuse_links
+from swe_infer.errors import ConfigError
+from swe_infer.evaluate.evaluable import EvaluableRun, EvaluationError, evaluation_folder
+from swe_infer.evaluate.process import run_process
+from swe_infer.files import read_regular
+from swe_infer.redaction import without_secrets
 from swe_infer.run_directory.verdicts import Verdict
 from swe_infer.text import bounded_json
 
@@ -44,12 +44,7 @@ _REASONS = {
 }
 
 
-_GRACE_S = 8.0
 _MOST_BYTES = 1 << 28  # of a report
-
-
-class HarnessError(SweInferError):
-    """The harness ended without a report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +94,9 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
 
     Raises:
         ConfigError: the run's configuration does not name an official dataset.
-        HarnessError: the harness ended without a report.
+        EvaluationError: the harness ended without a report.
     """
-    dataset = options.dataset or _official_name(run.dataset)
+    dataset = options.dataset or official_name(run.dataset)
     if dataset is None:
         raise ConfigError(
             f"{run.directory}: the harness does not know its dataset by name; pass the official one with "
@@ -110,10 +105,7 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
     if Path(dataset).is_file():
         dataset = str(Path(dataset).absolute())  # the harness runs in its own folder
     split = options.split or str(run.dataset.get("split") or "test")
-    folder = run.directory / "evaluation"
-    if folder.exists():
-        refuse_links(folder, deep=True, allow_hard_links=False)
-    folder.mkdir(exist_ok=True)
+    folder = evaluation_folder(run)
     verdicts: list[Verdict] = []
     for sample in run.samples:
         run_id = _run_id(run, sample)
@@ -121,35 +113,13 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
         command += ["--dataset_name", dataset, "--split", split, "--run_id", run_id, "--report_dir", "."]
         command += ["--predictions_path", str(run.predictions(sample).absolute())]
         command += ["--max_workers", str(options.max_workers), "--timeout", str(options.timeout_s)]
-        with open(_appended(folder / f"harness.sample{sample}.log"), "ab") as log:
-            status = _run(command, folder, log)
+        log = folder / f"harness.sample{sample}.log"
+        status = run_process(command, output=log, log=log, folder=folder)
         reports = sorted(folder.glob(f"*.{run_id}.json"))
         if status or not reports:
-            raise HarnessError(
-                f"the harness ended with status {status} and no report; see {folder / f'harness.sample{sample}.log'}"
-            )
+            raise EvaluationError(f"the harness ended with status {status} and no report; see {log}")
         verdicts += verdicts_of_report(run, reports[-1], sample, source="swebench")
     return verdicts
-
-
-def _appended(path: Path) -> int:
-    return open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-
-def _run(command: list[str], folder: Path, log: IO[bytes]) -> int:
-    """Runs ``command`` and returns its exit status. Forwards Ctrl-C, so that the harness can stop its containers."""
-    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
-        raise
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: str = "report") -> list[Verdict]:
@@ -158,7 +128,7 @@ def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: 
     Raises:
         ConfigError: the file is not a report, or covers none of the run's instances.
     """
-    found = read_report(report)
+    found = read_report(report, sample)
     mine = {instance_id: found.get(instance_id) for instance_id, number in run.patches if number == sample}
     verdicts = [
         Verdict(instance_id, sample, finding[0], finding[1], source)
@@ -170,7 +140,7 @@ def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: 
     return verdicts
 
 
-def _official_name(dataset: Mapping[str, Any]) -> str | None:
+def official_name(dataset: Mapping[str, Any]) -> str | None:
     """For example ``SWE-bench/SWE-bench_Lite`` for ``princeton-nlp/SWE-bench_Lite_oracle``."""
     match = _OFFICIAL.fullmatch(str(dataset.get("name") or "").rpartition("/")[2])
     return f"SWE-bench/{match[1]}" if match else None
@@ -181,18 +151,25 @@ def _run_id(run: EvaluableRun, sample: int) -> str:
     return f"{hashlib.sha256(patches.encode()).hexdigest()[:12]}.sample{sample}"
 
 
-def read_report(path: Path) -> dict[str, Finding]:
+def read_report(path: Path, sample: int = 0) -> dict[str, Finding]:
     """Returns ``{instance_id: (resolved, reason)}``, without instances that were not submitted.
+
+    Args:
+        sample: lines on other samples are ignored.
 
     Raises:
         ConfigError: the file cannot be read, or is not a report.
     """
     try:
-        report = bounded_json(read_regular(path.resolve(), _MOST_BYTES))
+        content = read_regular(path.resolve(), _MOST_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        report = bounded_json(content)
     except (ValueError, RecursionError):
-        raise ConfigError(f"{path}: not JSON; a report of the swebench harness is required") from None
+        report = _json_lines(content)
+        if report is None:
+            raise ConfigError(f"{path}: not JSON; a report of the swebench harness is required") from None
     if isinstance(report, dict):
         if isinstance(report.get("resolved_ids"), list):
             return _by_lists(report)
@@ -200,7 +177,38 @@ def read_report(path: Path) -> dict[str, Finding]:
             return _by_old_lists(report)
         if report and all(isinstance(v, dict) and isinstance(v.get("resolved"), bool) for v in report.values()):
             return {str(k): (v["resolved"], None if v["resolved"] else _why(v)) for k, v in report.items()}
-    raise ConfigError(f"{path}: not a report of the swebench harness (it has no resolved_ids)")
+        if report and all(isinstance(v, bool) for v in report.values()):
+            return {str(k): (v, None if v else _TESTS_FAIL) for k, v in report.items()}
+        report = [report]
+    if isinstance(report, list) and report and all(map(_is_verdict, report)):
+        of_sample = [entry for entry in report if entry.get("sample", sample) == sample]
+        return {entry["instance_id"]: _finding(entry) for entry in of_sample}
+    raise ConfigError(f"{path}: not a report of the swebench harness (it has no resolved_ids), and not verdicts")
+
+
+def _json_lines(content: bytes) -> list[Any] | None:
+    """The values of JSON lines; None if a line is not JSON."""
+    try:
+        return [bounded_json(line) for line in content.splitlines() if line.strip()]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_verdict(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("instance_id"), str)
+        and isinstance(entry.get("resolved"), bool)
+    )
+
+
+def _finding(entry: Mapping[str, Any]) -> Finding:
+    if entry["resolved"]:
+        return True, None
+    reason = entry.get("reason")
+    return False, " ".join(without_secrets(reason).split())[:300] if isinstance(
+        reason, str
+    ) and reason else _TESTS_FAIL
 
 
 def _by_lists(report: Mapping[str, Any]) -> dict[str, Finding]:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from swe_infer.data.base import Dataset
 from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun
@@ -55,10 +56,9 @@ def tested_rows(run: EvaluableRun, dataset: Path | None) -> dict[str, TestedRow]
     found: dict[str, TestedRow] = {}
     for row in rows:
         if row.get("instance_id") in required:
-            files, test = row.get("files"), row.get("test")
-            if not isinstance(files, Mapping) or not isinstance(test, str):
+            if (tested := tested_row(row)) is None:
                 return None
-            found[str(row["instance_id"])] = TestedRow({str(p): str(text) for p, text in files.items()}, test)
+            found[str(row["instance_id"])] = tested
     missing = sorted(required - found.keys())
     if missing and not found:
         return None
@@ -68,6 +68,32 @@ def tested_rows(run: EvaluableRun, dataset: Path | None) -> dict[str, TestedRow]
             "pass the run's dataset with --dataset FILE"
         )
     return found
+
+
+def rows_of_dataset(run: EvaluableRun, dataset: Dataset) -> dict[str, TestedRow]:
+    """The rows of the run's instances in a dataset whose tests may run.
+
+    Raises:
+        ConfigError: the dataset lacks an instance of the run, or its test.
+    """
+    rows = dataset.without_prompts().open()
+    indices = {instance_id: index for index, instance_id in enumerate(rows.ids)}
+    found: dict[str, TestedRow] = {}
+    for instance_id in sorted({instance_id for instance_id, _ in run.patches}):
+        index = indices.get(instance_id)
+        tested = None if index is None else tested_row(rows.row(index))
+        if tested is None:
+            raise ConfigError(f"{instance_id}: {dataset.name} contains no test of it (columns files and test)")
+        found[instance_id] = tested
+    return found
+
+
+def tested_row(row: Mapping[str, Any]) -> TestedRow | None:
+    """The files and the test of a row; None if it has none."""
+    files, test = row.get("files"), row.get("test")
+    if not isinstance(files, Mapping) or not isinstance(test, str):
+        return None
+    return TestedRow({str(path): str(text) for path, text in files.items()}, test)
 
 
 def run_own_tests(

@@ -31,6 +31,8 @@ class Summary(TypedDict, total=False):
         apply_rate, apply_rate_checked, unchecked_share: see :func:`patch_rates`.
         resolved, evaluated, resolved_rate, resolved_by_any, pass_at_k, cost_per_resolved_usd: see
             :func:`resolved_figures`.
+        evaluated_by: the option of the group ``evaluation``, with a digest of a command, or ``report`` for a finished
+            report.
         tested_in: ``sandbox``, or ``process`` for tests without a sandbox.
         not_tested: why the tests did not run.
         shards: number of shards of a merged run.
@@ -59,6 +61,7 @@ class Summary(TypedDict, total=False):
     resolved_by_any: NotRequired[int]
     pass_at_k: NotRequired[float | None]
     cost_per_resolved_usd: NotRequired[Decimal | float | None]
+    evaluated_by: NotRequired[str]
     tested_in: NotRequired[str]
     not_tested: NotRequired[str | None]
     shards: NotRequired[int]
@@ -183,7 +186,7 @@ def plausible(summary: Mapping[str, Any]) -> Summary:
             return isinstance(value, dict) and all(map(is_count, value.values()))
         if key == "stats":
             return isinstance(value, dict) and all(isinstance(one, int | float | Decimal) for one in value.values())
-        return key not in ("tested_in", "not_tested") or value is None or isinstance(value, str)
+        return key not in ("evaluated_by", "tested_in", "not_tested") or value is None or isinstance(value, str)
 
     return cast(Summary, {key: value for key, value in summary.items() if is_plausible(key, value)})
 

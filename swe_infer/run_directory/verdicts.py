@@ -28,7 +28,7 @@ class Verdict:
 
     Args:
         reason: one line that says why it is not resolved; None if it is.
-        source: ``swebench``, ``report``, or ``tests`` for the dataset's own tests.
+        source: ``swebench``, ``report``, ``command:DIGEST``, or ``tests`` for the dataset's own tests.
         judged: for ``tests``: ``outside`` the process of the patched code, or ``beside`` that code, which can then
             forge the verdict.
     """

@@ -262,6 +262,7 @@ class Run:
         always_track: start the tracker even if nothing is left to do, as a W&B agent waits for this run's figures.
         evaluate: called with the summary once every sample is completed or skipped; returns the figures of the
             evaluated patches, which are added to the summary.
+        evaluated_by: the name of this evaluation. A run that another one has evaluated is evaluated again.
         earlier_verdicts: called with the summary if the last command had another coverage; returns the figures of
             earlier evaluations for the present coverage.
         shared: run directories of runs with the same identity, whose completions are reused.
@@ -279,6 +280,7 @@ class Run:
         *,
         always_track: bool = False,
         evaluate: Callable[[Summary], Summary] | None = None,
+        evaluated_by: str | None = None,
         earlier_verdicts: Callable[[Summary], Summary] | None = None,
         shared: Sequence[Path] = (),
         over_budget: Container[str] = (),
@@ -291,6 +293,7 @@ class Run:
         self.info = info
         self._always_track = always_track
         self._evaluate = evaluate
+        self._evaluated_by = evaluated_by
         self._earlier_verdicts = earlier_verdicts
         self._sources = [*shared, *([store.directory] if store.totals.replaced else [])]
         self._reusable: dict[Key, Record] | None = None
@@ -376,9 +379,10 @@ class Run:
         changed = self._changed or unreadable or self._before.get("instances") != summary["instances"]
         if changed and not self._written(summary):
             status = 1
-        elif summary["completed"] > summary.get("evaluated", 0):  # the last command ended before the evaluation
+        evaluates = status == 0 and self._needs_evaluation(summary)
+        if evaluates:
             status = self._evaluated(summary)
-        if self._always_track or self._changed:
+        if self._always_track or self._changed or evaluates:
             self.tracker.start(self.info)
             return self._tracked(self.summary(), status)
         return status
@@ -422,6 +426,14 @@ class Run:
         except KeyboardInterrupt:
             return INTERRUPTED
         return status
+
+    def _needs_evaluation(self, summary: Summary) -> bool:
+        """Whether the last command ended before the evaluation, or another evaluation is configured now. The verdicts
+        of a report that the user passed are kept."""
+        if self._evaluate is None or not summary["completed"]:
+            return False
+        same = summary.get("evaluated_by") in (None, "report", self._evaluated_by)
+        return not same or summary["completed"] > summary.get("evaluated", 0)
 
     def _evaluated(self, summary: Summary) -> int:
         """Evaluate the patches if configured; returns the exit status. A failed evaluation costs no answer:
