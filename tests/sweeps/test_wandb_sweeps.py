@@ -30,7 +30,7 @@ from tests.sweeps.command import ROOT
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 TOTALS = {
     "instances": 1, "completed": 1, "failed": 0, "skipped": 0, "remaining": 0, "cost_usd": 1, "wall_s": 1.0,
-    "output_tokens_per_s": 1.0, "patches": {"applies": 1},
+    "output_tokens_per_s": 1.0, "patches": {"applies": 1}, "resolved": 1, "evaluated": 1, "resolved_rate": 1.0,
 }  # fmt: skip
 
 
