@@ -19,7 +19,7 @@ OPTIONS = sorted(
     if path.parent != CONF and not str(path.relative_to(CONF)).startswith("hydra/")
 )
 REQUIRED = {
-    "evaluation=command": ["evaluation.command=[echo,\"{predictions}\"]"],
+    "evaluation=command": ['evaluation.command=[echo,"{predictions}"]'],
     "dataset=jsonl": ["dataset.path=instances.jsonl"],
     "dataset=parquet": ["dataset.path=instances.parquet"],
     "dataset=disk": ["dataset.path=folder"],

@@ -19,7 +19,7 @@ from swe_infer import config
 from swe_infer.cli.run_session import AgentRun
 from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
-from swe_infer.tracking.metrics import metrics_of
+from swe_infer.tracking.metrics import summary_of
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -49,7 +49,7 @@ def test_every_job_of_a_sweep_file_composes_and_is_built(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_metric_of_a_sweep_file_is_one_that_a_run_logs(file: Path) -> None:
     metric = yaml.safe_load(file.read_text())["metric"]
-    assert metric["name"] in metrics_of(TOTALS)
+    assert metric["name"] in summary_of(TOTALS)
     assert metric["goal"] == "maximize"
 
 
