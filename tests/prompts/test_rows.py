@@ -98,6 +98,18 @@ DIFFS: list[tuple[str, str, str | None]] = [
         None,
     ),
     (
+        "diff --git a/src/other.py b/src/other.py/copy.py\nsimilarity index 100%\ncopy from src/other.py\n"
+        "copy to src/other.py/copy.py\n",
+        "does_not_apply",
+        "src/other.py is a file, not a folder",
+    ),
+    (
+        "diff --git a/src/other.py b/src/other.py/moved.py\nsimilarity index 100%\nrename from src/other.py\n"
+        "rename to src/other.py/moved.py\n",
+        "applies",
+        None,
+    ),
+    (
         "diff --git a/src/other.py b/link.py\nsimilarity index 100%\nrename from src/other.py\nrename to link.py\n",
         "does_not_apply",
         "a symbolic link of this name exists",
