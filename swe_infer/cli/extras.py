@@ -8,18 +8,18 @@ from typing import Any
 from swe_infer.conf_files import conf_dir
 
 _PLUGINS = {
-    # module of the plug-in: (options that need it, extra to install)
+    # module that the option needs: (options that need it, extra to install)
     "hydra_plugins.hydra_joblib_launcher": ("hydra/launcher=joblib", "joblib"),
     "hydra_plugins.hydra_submitit_launcher": ("hydra/launcher=submitit_local and submitit_slurm", "slurm"),
     "hydra_plugins.hydra_ray_launcher": ("hydra/launcher=ray", "ray"),
-    "hydra_plugins.hydra_optuna_sweeper": ("hydra/sweeper=optuna", "optuna"),
+    "optuna": ("hydra/sweeper=halving and optuna", "optuna"),
 }
+_SEARCH = "hydra_plugins.swe_infer_search"  # ours, and needs Optuna
 _OPTIONS = {
     ("hydra/launcher", "joblib"): "hydra_plugins.hydra_joblib_launcher",
     ("hydra/launcher", "submitit_local"): "hydra_plugins.hydra_submitit_launcher",
     ("hydra/launcher", "submitit_slurm"): "hydra_plugins.hydra_submitit_launcher",
     ("hydra/launcher", "ray"): "hydra_plugins.hydra_ray_launcher",
-    ("hydra/sweeper", "optuna"): "hydra_plugins.hydra_optuna_sweeper",
 }
 
 
@@ -45,6 +45,7 @@ def missing_plugin(hydra: Any) -> str | None:
     """Returns an error line if the launcher or sweeper of a composed ``hydra`` node is not installed."""
     for node in (hydra.launcher, hydra.sweeper):
         plugin = ".".join(str(node.get("_target_", "")).split(".")[:2])
+        plugin = "optuna" if plugin == _SEARCH else plugin
         if plugin in _PLUGINS and not _is_installed(plugin):
             return _hint(plugin)
     return None
@@ -52,8 +53,6 @@ def missing_plugin(hydra: Any) -> str | None:
 
 def missing_extra(group: str, option: str) -> str | None:
     """Returns an error line if an unknown option belongs to a plug-in that is not installed."""
-    if group == "hydra/sweeper/sampler":
-        group, option = "hydra/sweeper", "optuna"  # its plug-in brings the samplers
     plugin = _OPTIONS.get((group, option))
     return _hint(plugin) if plugin is not None and not _is_installed(plugin) else None
 

@@ -41,12 +41,9 @@ class SweepReport(Callback):
             print(f"error: {missing}", file=sys.stderr)
             raise SystemExit(2)
         sweep = SweepLog(Path(config.hydra.sweep.dir))
-        search = study.is_search(config.hydra)
         try:
             resolve_choices(config)
-            sweep.reset(keep=search, swept=swept_keys(config))
-            if search:
-                study.resume_study(config, sweep.jobs())
+            sweep.reset(keep=study.is_search(config.hydra), swept=swept_keys(config))
         except (SweInferError, OSError) as error:  # Hydra would print a warning and continue
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -17,7 +17,7 @@ LOST = 1
 """The exit status of a job whose process died before it ended."""
 
 _SWEPT = "swept.json"
-_OBJECTIVES = "objectives.json"
+_SEARCH = "search.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +90,50 @@ def swept_keys(directory: Path) -> tuple[str, ...]:
     return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
-def write_objectives(directory: Path, objectives: Sequence[Objective]) -> None:
-    """Writes the objectives of the search in ``directory``, for its report."""
-    write_atomically(directory / _OBJECTIVES, json.dumps(list(map(str, objectives))) + "\n")
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """What a search optimises, and on how many instances.
 
+    Args:
+        objectives: as in ``objective``, each with its direction.
+        steps: the numbers of instances of successive halving, None for all; empty without it.
+    """
 
-def read_objectives(directory: Path) -> tuple[Objective, ...]:
-    """The objectives of the search in ``directory``; empty if the sweep is not a search."""
-    try:
-        return tuple(
-            Objective.parse(str(text)) for text in bounded_json(read_regular(directory / _OBJECTIVES, 1 << 20))
-        )
-    except (OSError, ValueError, TypeError, RecursionError, ConfigError):
-        return ()
+    objectives: tuple[str, ...]
+    steps: tuple[int | None, ...] = ()
+
+    def write(self, directory: Path) -> None:
+        """Writes ``search.json`` in the sweep's directory."""
+        write_atomically(directory / _SEARCH, json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """Reads ``search.json``; None if the sweep is not a search."""
+        try:
+            found = bounded_json(read_regular(directory / _SEARCH, 1 << 20))
+            plan = cls(tuple(map(str, found["objectives"])), tuple(found["steps"]))
+            _ = plan.parsed
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, ConfigError):
+            return None
+        return plan
+
+    @property
+    def parsed(self) -> list[Objective]:
+        return [Objective.parse(text) for text in self.objectives]
+
+    def final(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
+        """The jobs that ran on the last number of instances: the others are of points that were stopped early."""
+        if not self.steps:
+            return list(jobs)
+        last = f"dataset.limit={'null' if self.steps[-1] is None else self.steps[-1]}"
+        return [job for job in jobs if last in job.overrides]
+
+    def points(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
+        """The last job of each point. With successive halving a point has one for each number of instances."""
+        if not self.steps:
+            return list(jobs)
+        last = {tuple(o for o in job.overrides if not o.startswith("dataset.limit=")): job for job in jobs}
+        return list(last.values())
 
 
 def best_jobs(jobs: Sequence[SweepJob], objectives: Sequence[Objective]) -> list[SweepJob]:

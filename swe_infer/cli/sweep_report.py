@@ -17,10 +17,10 @@ from swe_infer import config
 from swe_infer.cli.merge import is_merged, merge
 from swe_infer.cli.sweep_jobs import (
     LOST,
+    SearchPlan,
     SweepJob,
     best_jobs,
     distinguishing_overrides,
-    read_objectives,
     swept_keys,
 )  # fmt: skip
 from swe_infer.cli.tables import print_estimate
@@ -49,6 +49,8 @@ def print_sweep_report(
         stopped: why the sweep ended early.
         interrupted: the user waits for the prompt: merge and compare nothing.
     """
+    if (plan := SearchPlan.read(directory)) is not None:
+        jobs = plan.points(jobs)
     status = max([job.status for job in jobs] + [LOST] * bool(lost or stopped), default=0)
     if estimate is not None:
         print_estimate(estimate, f"all {len(jobs)} points")
@@ -94,8 +96,10 @@ def _never_fatal(what: str) -> Iterator[None]:
 
 def _print_best(directory: Path, jobs: Sequence[SweepJob]) -> None:
     """Prints the best points of a search: one, all that tie, or the Pareto front of several objectives."""
-    objectives = read_objectives(directory)
-    best = best_jobs(jobs, objectives) if objectives else []
+    if (plan := SearchPlan.read(directory)) is None:
+        return
+    objectives = plan.parsed
+    best = best_jobs(plan.final(jobs), objectives)
     title = "Pareto front" if len(objectives) > 1 else "best" if len(best) == 1 else f"best ({len(best)} tie)"
     swept = set(swept_keys(directory))
     for job in best:
@@ -103,7 +107,7 @@ def _print_best(directory: Path, jobs: Sequence[SweepJob]) -> None:
         values = zip(objectives, job.objective or (), strict=True)
         figures = ", ".join(f"{objective.name}={value:g}" for objective, value in values)
         print(f"{title}: {point} ({figures})", file=sys.stderr)
-    for job in jobs if objectives else ():
+    for job in jobs:
         if job.status == 0 and job.objective is None and job.error:
             print(f"no objective: {job.error}", file=sys.stderr)
 

@@ -157,7 +157,7 @@ def test_own_tests_of_a_file_run_if_the_user_chooses_them(runs: Runs, sandbox: N
 
 
 def test_the_evaluation_is_not_part_of_the_identity_and_decides_the_default_objective(runs: Runs) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
+    pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
     search = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.max_new_tokens=8,16")
     runs.base[-1] = "tracker=none"
     result = runs.run(*search, "evaluation=command", runs.list_command(), flags=("-m",))

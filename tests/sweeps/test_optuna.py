@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tests.support.api_server import ApiServer
 from tests.sweeps.command import ROOT, Sweep
 
-pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
+pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
 
 SEARCH = ("hydra/sweeper=optuna", "decoding.max_new_tokens=range(8,60)", "hydra.sweeper.sampler.seed=1")
 
@@ -167,11 +167,83 @@ def test_several_objectives_have_a_pareto_front_and_an_unknown_price_costs_its_p
     assert "Traceback" not in unknown.stderr
 
 
+HALVING = ("hydra/sweeper=halving", "hydra.sweeper.instances=[2,4,null]", "hydra.sweeper.reduction=2")
+TOKENS = "decoding.max_new_tokens=8,16,24,32"
+
+
+def test_halving_pays_for_fewer_instances_than_a_grid_and_never_twice(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=8)
+        first = sweep.run(*HALVING, TOKENS, "objective=usage.output_tokens:max")
+        assert first.returncode == 0, first.stderr
+        paid = len(server.log.asked())
+        assert paid == 4 * 2 + 2 * 2 + 1 * 4, "of the 32 answers of a grid"
+        assert "4 points on 2 instances; the best 2 continue with 4" in first.stderr
+        assert "2 points on 4 instances; the best 1 continue with all" in first.stderr
+        assert re.search(r"^best: decoding.max_new_tokens=32 \(usage.output_tokens=", first.stderr, re.MULTILINE)
+        assert "4 of 4 runs finished" in first.stderr
+        runs = set(first.stdout.splitlines())
+        completed = [json.loads((tmp_path / run / "summary.json").read_text())["completed"] for run in runs]
+        assert sorted(completed) == [2, 2, 4, 8], "a run grows in its own directory"
+
+        again = sweep.run(*HALVING, TOKENS, "objective=usage.output_tokens:max")
+        other = sweep.run(*HALVING, TOKENS, "objective=cost_usd")
+        assert len(server.log.asked()) == paid + 2 * 2 + 4, "another objective grows other points"
+    assert (again.returncode, other.returncode) == (0, 0), other.stderr
+    assert re.search(r"^best: decoding.max_new_tokens=8 \(cost_usd=", other.stderr, re.MULTILINE)
+
+
+def test_a_killed_or_interrupted_halving_pays_for_no_answer_twice(tmp_path: Path) -> None:
+    with ApiServer(latency_s=0.1) as server:
+        sweep = Sweep(server, tmp_path, count=6)
+        arguments = (*HALVING, TOKENS, "objective=usage.output_tokens:max", "provider.max_concurrency=1")
+        for number, stop in ((4, signal.SIGINT), (9, signal.SIGKILL)):
+            process = sweep.start(*arguments)
+            while len(server.log.asked()) < number and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(stop)
+            process.communicate()
+            if stop == signal.SIGINT:
+                assert process.returncode == 130
+        server.latency_s = 0.0
+        result = sweep.run(*arguments)
+        paid = len(server.log.asked())
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^best: decoding.max_new_tokens=32 ", result.stderr, re.MULTILINE)
+    assert 4 * 2 + 2 * 2 + 1 * 2 <= paid <= 14 + 1, "at most the request in flight at the kill is paid twice"
+
+
 @pytest.mark.parametrize(
-    ("option", "extra"), [("hydra/sweeper=optuna", "optuna"), ("hydra/launcher=joblib", "joblib")]
+    ("arguments", "message"),
+    [
+        (("hydra.sweeper.instances=[4,2]",), "hydra.sweeper.instances=[4, 2]: must increase"),
+        (("hydra.sweeper.reduction=1",), "hydra.sweeper.reduction=1: must be a whole number, at least 2"),
+        (("hydra.sweeper.n_jobs=0",), "hydra.sweeper.n_jobs=0: must be a whole number, at least 1"),
+        (("objective=[cost_usd,apply_rate]",), "hydra.sweeper.instances: successive halving ranks"),
+        (("decoding.top_p=interval(0,1)",), "decoding.top_p: an interval has no finite number of values for a grid"),
+        (("hydra.sweeper.sampler.sed=1",), "hydra.sweeper.sampler.sed: unknown key"),
+    ],
 )
-def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
+def test_a_halving_that_cannot_run_is_one_line_before_anything_is_paid(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with ApiServer() as server:
+        result = Sweep(server, tmp_path).run("hydra/sweeper=halving", TOKENS, *arguments)
+        assert server.log.asked() == []
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("option", "extra", "module"),
+    [
+        ("hydra/sweeper=halving", "optuna", "optuna"),
+        ("hydra/launcher=joblib", "joblib", "hydra_plugins.hydra_joblib_launcher"),
+    ],
+)
+def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, module: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules['{module}'] = None\n")
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path)
         result = subprocess.run(
@@ -182,5 +254,5 @@ def test_a_plug_in_that_is_not_installed_is_one_line(option: str, extra: str, tm
         assert server.log.asked() == []
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"error: {option}: needs an extra")
+    assert line.startswith(f"error: {option}")
     assert f"swe_infer[{extra}]" in line
