@@ -204,7 +204,7 @@ class Search:
     def _progress(self, index: int, before: int, after: int) -> str:
         following = "all" if (step := self._steps[index + 1]) is None else step
         return (
-            f"halving: {before} points on {self._steps[index]} instances; the best {after} continue with {following}"
+            f"halving: {before} points on {self._steps[index]} instances; {after} of them continue with {following}"
         )
 
     def _ask(self, count: int) -> list[Trial]:

@@ -178,8 +178,8 @@ def test_halving_pays_for_fewer_instances_than_a_grid_and_never_twice(tmp_path: 
         assert first.returncode == 0, first.stderr
         paid = len(server.log.asked())
         assert paid == 4 * 2 + 2 * 2 + 1 * 4, "of the 32 answers of a grid"
-        assert "4 points on 2 instances; the best 2 continue with 4" in first.stderr
-        assert "2 points on 4 instances; the best 1 continue with all" in first.stderr
+        assert "4 points on 2 instances; 2 of them continue with 4" in first.stderr
+        assert "2 points on 4 instances; 1 of them continue with all" in first.stderr
         assert re.search(r"^best: decoding.max_new_tokens=32 \(usage.output_tokens=", first.stderr, re.MULTILINE)
         assert "4 of 4 runs finished" in first.stderr
         runs = set(first.stdout.splitlines())
