@@ -44,6 +44,7 @@ def fault_of_option(group: str, option: str) -> str | None:
     return None if experiment.runner.label and experiment.dataset.name else f"{choice}: something has no name"
 
 
+@pytest.mark.slow
 def test_every_option_composes_and_its_parts_are_built() -> None:
     assert [fault for option in OPTIONS if (fault := fault_of_option(*option))] == []
 
