@@ -27,6 +27,7 @@ CommonObjective = Literal[
 """The figures that completion offers, see :class:`swe_infer.run_directory.objective.Objective` for all."""
 
 ROOT_KEYS: Mapping[str, Any] = {
+    "from": PathText | None,
     "output_dir": PathText | None,
     "locks": Locks,
     "dry_run": bool,
@@ -155,7 +156,7 @@ def key_named(name: str) -> str | None:
     return next((f"{group}.{name}" for group in _NODES if name in config_node(group)), None)
 
 
-_NODES = ("budget", "shard")
+_NODES = ("budget", "shard", "sweep")
 """The mappings of the root configuration that are not groups."""
 
 

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from swe_infer.prompts.prompt import PromptRenderer
     from swe_infer.runners.base import Runner
     from swe_infer.tracking.base import Tracker
-    from swe_infer.types import Budget, DataShard, PathText
+    from swe_infer.types import Budget, DataShard, PathText, SweepOptions
 
 GROUPS = ("model", "provider", "decoding", "dataset", "context", "prompt", "evaluation", "runner", "tracker")
-_KEYS = (*GROUPS, "shard", "budget", *ROOT_KEYS)
+_KEYS = (*GROUPS, "shard", "budget", "sweep", *ROOT_KEYS)
 
 RULES = "rules"
 """The node of a resolved configuration with the versions of the rules for contexts and prompts."""
@@ -79,6 +79,8 @@ class Experiment:
     tracker: Tracker
     shard: DataShard
     budget: Budget
+    sweep: SweepOptions
+    started_from: PathText | None
     output_dir: PathText | None
     locks: Locks
     dry_run: bool
@@ -123,7 +125,9 @@ def build(cfg: DictConfig) -> Experiment:
             shard=constructor.construct(cfg.shard, "shard"),
             budget=constructor.construct(cfg.budget, "budget"),
             objectives=objectives(cfg),
-            **{key: _check(cfg[key], hint, key) for key, hint in ROOT_KEYS.items() if key != "objective"},
+            sweep=constructor.construct(cfg.sweep, "sweep"),
+            started_from=_check(cfg["from"], ROOT_KEYS["from"], "from"),
+            **{k: _check(cfg[k], hint, k) for k, hint in ROOT_KEYS.items() if k not in ("objective", "from")},
         )
         context = experiment.context
         experiment.prompt.check_context(gives_text=context.gives_text, context=context.rules.partition("-")[0])
@@ -518,6 +522,8 @@ def job_name_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: It
         value: Any = plain if key.partition(".")[0] in plain else {key: chosen.get(key)}
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
+        if value is None and chosen and key not in chosen:
+            continue  # the job's options do not have the key
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         safe = _UNSAFE.sub("-", text).strip("-.")
         if safe != text or len(safe) > _READABLE:

@@ -397,6 +397,21 @@ class DataShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """The names of a sweep and of a point in it. They are labels and do not affect answers."""
+
+    name: Annotated[
+        str | None,
+        Option("The sweep's name: its folder is outputs/sweeps/NAME; sweep=NAME is short for it.", "reporting"),
+    ] = None
+    points: Annotated[
+        PathText | None,
+        Option("A YAML or JSON file with named sets of overrides, each a point of the sweep.", "reporting"),
+    ] = None
+    point: Annotated[str | None, Option("The name of this run's point; the sweep sets it.", "reporting")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """Hard caps in dollars.
 

@@ -38,6 +38,31 @@ def placeholder_choices(overrides: Sequence[str]) -> list[str]:
     return [override for group, override in found.items() if group not in chosen]
 
 
+def conditional_keys(overrides: Sequence[str], *, has_points: bool) -> list[str]:
+    """Writes keys of groups as ``++KEY=VALUE`` if the sweep varies a group.
+
+    Hydra composes the sweep's own configuration with one option of each swept group, which may lack a key that
+    another option has.
+
+    Args:
+        has_points: the sweep has points of a file, which may choose options of groups too.
+    """
+    varies = has_points or any(_key(o) == "experiment" or (options_of(_key(o)) and is_swept(o)) for o in overrides)
+    if not varies:
+        return list(overrides)
+    return [f"++{o}" if o[0] not in "+~" and is_key_of_group(_key(o)) else o for o in overrides]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def is_key_of_group(key: str) -> bool:
+    """Whether a key belongs to a group, such as ``decoding.temperature``."""
+    group, dot, _ = key.partition(".")
+    return bool(dot) and bool(options_of(group)) and group != "experiment"
+
+
 def resolve_choices(config: DictConfig) -> None:
     """Removes placeholders and expands globs in the sweeper's overrides and ``params``.
 
@@ -75,6 +100,18 @@ def is_swept(override: str) -> bool:
         return _parsed(override).is_sweep_override()
     except HydraException:  # Hydra's own message is better
         return False
+
+
+def choices_of(override: str) -> list[str]:
+    """The options that an override of a group chooses: one, or those of a sweep. Empty if it cannot be parsed."""
+    try:
+        parsed = _parsed(override)
+    except HydraException:
+        return []
+    if parsed.is_sweep_override():
+        return _choices(parsed) if parsed.is_discrete_sweep() else []
+    value = parsed.value()
+    return [str(value)] if value is not None else []
 
 
 def raw_overrides(overrides: Any) -> list[str]:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from swe_infer import __version__
-from swe_infer.cli.start import check_arguments, config_dir_of
+from swe_infer.cli.config_dir import config_dir_of
+from swe_infer.cli.start import check_arguments
 from swe_infer.data import export
 from swe_infer.data.base import TEXT_COLUMN
 from swe_infer.data.select import Selection, select

@@ -71,6 +71,12 @@ class PreparedRun:
         named = partial(config.run_name, self._plain, self.experiment.runner.label, self.experiment.dataset.name)
         self._name = named(config.job_name_parts(self._plain, swept, sweep.overrides if sweep is not None else ()))
         self._location = self._locate(named(), swept)
+        source = self.experiment.started_from
+        if source is not None and not source.startswith(
+            "wandb:"
+        ):  # its answers are reused if they are of this identity
+            location = self._location
+            self._location = RunLocation(location.directory, (*location.others, expanded(source, "from")))
         self._has_siblings = "output_dir" in swept or not all(config.in_digest(key, self._plain) for key in swept)
         self.identity = config.digest(self._plain)
         self.directory = self._location.directory

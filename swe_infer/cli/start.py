@@ -8,11 +8,10 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from swe_infer import __version__
+from swe_infer.cli.config_dir import config_dir_of
 from swe_infer.errors import ConfigError, SweInferError
-from swe_infer.resources import expanded
 
 _COMPLETION = ("--shell-completion", "-sc")
 _PLAIN = frozenset({"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"})
@@ -132,12 +131,3 @@ def _not_an_override(argument: str) -> str:
         meant = " or ".join(f"{group}={argument}" for group in chosen)
         return f"{argument}: must be KEY=VALUE; did you mean {meant}?"
     return f"{argument}: must be KEY=VALUE; see --help"
-
-
-def config_dir_of(arguments: Sequence[str]) -> Path | None:
-    """The folder that ``--config-dir`` names."""
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
-        flag, _, value = argument.partition("=")
-        if flag in ("--config-dir", "-cd") and (value or following):
-            return expanded(value or following, flag)
-    return None

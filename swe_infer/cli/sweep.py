@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from swe_infer.cli import extras, study
 from swe_infer.cli.choices import resolve_choices, swept_keys
+from swe_infer.cli.points import POINT
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
@@ -43,7 +44,8 @@ class SweepReport(Callback):
         sweep = SweepLog(Path(config.hydra.sweep.dir))
         try:
             resolve_choices(config)
-            sweep.reset(keep=study.is_search(config.hydra), swept=swept_keys(config))
+            swept = [*swept_keys(config), *([POINT] if config.sweep.points else [])]
+            sweep.reset(keep=study.is_search(config.hydra), swept=swept)
         except (SweInferError, OSError) as error:  # Hydra would print a warning and continue
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -207,8 +207,8 @@ def _pass_at(run: LoadedRun, metric: Metric, asked: int) -> list[tuple[int, floa
 
 
 def _is_ignored(key: str) -> bool:
-    """Whether a key cannot affect an outcome: the output directory and the tracker."""
-    return key == "output_dir" or key.startswith("tracker.")
+    """Whether a key cannot affect an outcome: the output directory, the tracker, labels. A point's name is shown."""
+    return key in ("output_dir", "from", "sweep.name", "sweep.points") or key.startswith("tracker.")
 
 
 def _differing_keys(runs: Sequence[LoadedRun]) -> list[str]:

@@ -1,0 +1,112 @@
+"""``from=RUN``: a run or a sweep that starts from the configuration of a recorded run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swe_infer.cli.arguments import hydra_arguments
+from swe_infer.errors import ConfigError
+from tests.support import commands
+from tests.support.api_server import ApiServer
+from tests.sweeps.command import Sweep
+
+
+def run(sweep: Sweep, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return commands.run("swe_infer", *arguments, cwd=sweep.directory, env=sweep.environment)
+
+
+def config_of(directory: Path) -> dict[str, dict[str, object]]:
+    loaded: dict[str, dict[str, object]] = yaml.safe_load((directory / "config.yaml").read_text())
+    return loaded
+
+
+def changes(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """What the command said about the start."""
+    return [line.partition(": ")[2] for line in result.stderr.splitlines() if line.startswith("from ")]
+
+
+def test_a_run_starts_from_another_and_sweeps_and_other_models_do(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=2)
+        recorded = ["decoding=sample", "decoding.temperature=0.5", "decoding.stop=[a\\nb]", "provider.timeout_s=77"]
+        first = run(sweep, *sweep.base, *recorded, f"output_dir={tmp_path / 'first'}")
+        assert first.returncode == 0, first.stderr
+        config = config_of(tmp_path / "first")
+
+        again = run(sweep, "from=first")
+        assert (again.returncode, again.stdout) == (0, "first\n"), again.stderr
+        assert changes(again) == ["nothing is changed"]
+        assert len(server.log.asked()) == 2, "the same identity resumes the run"
+
+        other = run(sweep, "from=first", "decoding.temperature=0.9", "dataset.limit=1", "sweep=label")
+        assert other.returncode == 0, other.stderr
+        assert changes(other) == ["dataset.limit: None → 1", "decoding.temperature: 0.5 → 0.9"]
+        started = config_of(tmp_path / other.stdout.strip())
+        assert started["decoding"] == {**config["decoding"], "temperature": 0.9}
+        assert (started["provider"], started["from"]) == (config["provider"], "first")
+        assert started["output_dir"] is None
+
+        arguments = ("from=first", "decoding.temperature=0.5,0.9", "budget.max_usd=1")
+        points = commands.run("swe_infer", "-m", *arguments, cwd=tmp_path, env=sweep.environment)
+        assert points.returncode == 0, points.stderr
+        assert "decoding.temperature: 0.5 → 0.5,0.9" in changes(points)
+        asked = Counter(exchange.body["temperature"] for exchange in server.log.asked())
+        assert asked == {0.5: 2, 0.9: 2}, "no answer of the recorded run is requested again"
+
+        mixed = ("from=first", "model=gpt-4.1,tiny", "dataset.limit=1")
+        both = commands.run("swe_infer", "-m", *mixed, cwd=tmp_path, env=sweep.environment)
+        assert both.returncode == 0, both.stderr
+        api, local = (config_of(tmp_path / line) for line in both.stdout.splitlines()[:2])
+        assert api["provider"] == config["provider"]
+        limit = local["decoding"]["max_new_tokens"]
+        assert limit == 256, "a model's own limit goes with the model"
+        assert (local["provider"], local["decoding"]) == ({}, {**config["decoding"], "max_new_tokens": limit})
+
+        estimate = run(sweep, "from=first", "model=claude-sonnet-4-5", "decoding.top_p=null", "dry_run=true")
+        assert estimate.returncode == 0, estimate.stderr
+        assert "provider: openai → anthropic" in changes(estimate), "another vendor's provider has its own address"
+
+
+def test_a_strangers_configuration_chooses_no_class_and_no_address(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=1)
+        assert run(sweep, *sweep.base, "output_dir=first").returncode == 0
+        text = (tmp_path / "first" / "config.yaml").read_text()
+        stranger = tmp_path / "stranger" / "config.yaml"
+        stranger.parent.mkdir()
+        address = f"base_url: {server.openai_url}"
+        for old, new, said in (
+            ("_target_: swe_infer.data.jsonl.JsonlDataset", "_target_: os.system", "dataset._target_="),
+            ("name: gpt-4o", "name: ${oc.env:HOME}", "model.name: contains an interpolation"),
+            (address, "base_url: https://collect.example/v1", "provider.base_url is https://collect.example/v1"),
+            (address, "base_url: http://***@127.0.0.1/v1", "provider.base_url was recorded without its credential"),
+            ("api_key_env: OPENAI_API_KEY", "api_key_env: WANDB_API_KEY", "provider.api_key_env is"),
+            ("temperature: 0.0", "temperature: !!python/object:os.system 1", "contains YAML tags"),
+        ):  # fmt: skip
+            assert text.count(old) == 1, old
+            stranger.write_text(text.replace(old, new))
+            with pytest.raises(ConfigError, match=r"^from=\S+stranger|^\S+stranger/config") as refused:
+                hydra_arguments([f"from={stranger.parent}", "decoding.temperature=1"])
+            assert said in str(refused.value)
+            assert "\n" not in str(refused.value)
+
+        stranger.write_text(text.replace(address, "base_url: https://collect.example/v1"))
+        given = run(sweep, "from=stranger", "decoding.temperature=1", f"provider.base_url={server.openai_url}")
+        assert given.returncode == 0, given.stderr
+
+        stranger.write_text(
+            text.replace("model:\n", "model:\n  retired: 3\n").replace("dry_run:", "old_key: 1\ndry_run:")
+        )
+        gone = run(sweep, "from=stranger", "decoding.temperature=1")
+        assert gone.returncode == 0, gone.stderr
+        assert "not taken, as there are no such keys: model.retired, old_key" in gone.stderr
+
+        for source in (str(tmp_path / "nowhere"), str(tmp_path), "wandb:one/two/groups/three"):
+            with pytest.raises(ConfigError, match=re.escape(f"from={source}: ")):
+                hydra_arguments([f"from={source}"])
