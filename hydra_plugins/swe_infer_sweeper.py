@@ -1,11 +1,11 @@
-"""The default sweeper of swe_infer, as Hydra's documentation describes plug-ins.
+"""The default sweeper of swe_infer.
 
-Hydra instantiates sweepers from the namespace package ``hydra_plugins`` alone.
+Hydra instantiates only sweepers of the namespace package ``hydra_plugins``, to which other distributions add modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 
 class PointSweeper(Sweeper):
-    """Launches every combination of the swept values and of the points of ``sweep.points``.
+    """Launches the jobs of :func:`swe_infer.cli.sweeper.sweep_jobs`.
 
     Args:
         max_batch_size: jobs per launch; None: all.
@@ -29,7 +29,7 @@ class PointSweeper(Sweeper):
         self._params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra once, before :meth:`sweep`."""
+        """Hydra calls this once, before :meth:`sweep`."""
         self._loader = hydra_context.config_loader
         self._config = config
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
@@ -37,19 +37,17 @@ class PointSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Composes every job, which finds mistakes before anything is paid for, and launches them."""
-        from swe_infer.cli.sweep_points import exit_on_error, sweep_jobs
+        """Checks every job before the first is launched.
+
+        Raises:
+            ConfigError, HydraException: a job is invalid.
+        """
+        from swe_infer.cli.composer import JobComposer
+        from swe_infer.cli.sweeper import sweep_jobs
 
         parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
-
-        def compose(job: Sequence[str]) -> DictConfig:
-            return self._loader.load_sweep_config(self._config, list(job))
-
-        with exit_on_error():
-            jobs = sweep_jobs(overrides, self._config.sweep.points, compose)
-        for job in jobs:
-            compose(job)
+        jobs = sweep_jobs(overrides, self._config.sweep.points, JobComposer(self._loader, self._config))
         size = self._max_batch_size or max(1, len(jobs))
         returned = []
         for start in range(0, len(jobs), size):

@@ -176,8 +176,7 @@ def parameters_at(key: str) -> Sequence[Parameter]:
         for name in names[:-1]:
             inner = inner.get(name) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
-            target = inner.get("_target_")
-            parameter = _parameters(target).get(names[-1]) if isinstance(target, str) else None
+            parameter = class_parameters(inner.get("_target_")).get(names[-1])
             found += [parameter] if parameter is not None and parameter not in found else []
         elif any("@" in at for at, _ in _pairs(node) if not at.startswith("override ")):
             has_nested = True
@@ -197,10 +196,11 @@ def _pairs(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @functools.cache
-def _parameters(target: str) -> Mapping[str, Parameter]:
-    module, _, name = target.rpartition(".")
+def class_parameters(target: object) -> Mapping[str, Parameter]:
+    """The parameters of the class that a ``_target_`` names, which is imported; empty if there is none."""
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     try:
-        return parameters_of(getattr(importlib.import_module(module), name))
+        return parameters_of(getattr(importlib.import_module(module), name)) if module else {}
     except (ImportError, AttributeError):
         return {}
 

@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer import config
-from swe_infer.cli.run import one_line
+from swe_infer.cli.hydra_errors import one_line
 from swe_infer.errors import ConfigError
 from swe_infer.options import parameters_of
 from swe_infer.types import ApiModel, Decoding

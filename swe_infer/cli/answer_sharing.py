@@ -172,6 +172,11 @@ def _legacy_directories(folder: Path, base: str, plain: Mapping[str, Any]) -> li
     return [child for child in children if _digest_of(child) == digest]
 
 
+def has_identity(directory: Path, plain: Mapping[str, Any]) -> bool:
+    """Whether a directory contains a run of the same identity as ``plain``."""
+    return _digest_of(directory) == config.digest(plain)
+
+
 def _digest_of(run: Path) -> str | None:
     """The digest of a run's identity; None if there is no run."""
     try:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from swe_infer.cli.choices import conditional_keys, is_swept, placeholder_choices
+from swe_infer.cli.choices import PLACES, conditional_keys, is_swept, place_choices, placeholder_choices
 from swe_infer.cli.config_dir import config_dir_of
 from swe_infer.cli.points import Point, read_points
 from swe_infer.cli.quoting import quote, quote_values, text_value
@@ -15,10 +15,10 @@ from swe_infer.config import IDENTITY_GROUPS, is_identity
 from swe_infer.errors import ConfigError
 
 _SWEEPS = Path("outputs/sweeps")
-_PLACES = ("first", "second", "third", "fourth")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
-def hydra_arguments(arguments: Sequence[str]) -> list[str]:
+def hydra_arguments(arguments: Sequence[str], config_dir: Path | None = None) -> list[str]:
     """Returns the arguments for Hydra.
 
     * Overrides may come before and after flags. argparse requires them together, so they are moved to the end.
@@ -27,65 +27,83 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     * ``provider=[openai,azure_openai]``, several deployments of one model in order of preference, becomes
       ``provider=deployments`` with these options as its ``first``, ``second``, ``third`` and ``fourth``.
     * String and path values are quoted where necessary, see :mod:`swe_infer.cli.quoting`.
-    * A sweep gets a directory that depends on its overrides alone, so that the same command finds its ledger again.
-      With one plain ``output_dir``, that is the sweep's directory and each run gets a folder in it.
-    * ``from=RUN`` adds the recorded configuration of that run, see :mod:`swe_infer.cli.from_run`.
-    * ``sweep=NAME`` names the sweep's folder, and is written ``sweep.name=NAME``.
-    * Where a sweep varies a group, a key of a group is written ``++KEY=VALUE``, as not every option may have it. The
-      sweeper applies it where it exists, see :mod:`swe_infer.cli.sweep_points`.
+    * ``from=RUN`` adds the recorded configuration of that run, see :mod:`swe_infer.cli.from_run`. In a sweep, the
+      sweeper adds it to each job.
+    * ``sweep=NAME`` is written ``sweep.name=NAME``.
+
+    For a sweep, also:
+
+    * The sweep's directory is named, or depends on its overrides alone, so that the same command finds its ledger
+      again. With one plain ``output_dir``, that is the sweep's directory and each run gets a folder in it.
+    * Where the options of a group may vary, the keys of groups are written ``++KEY=VALUE``, as not every option has
+      them. The sweeper applies each where it exists, see :mod:`swe_infer.cli.sweeper`.
     * A swept group gets one of its options for the sweep's own configuration, so that Hydra knows the keys that the
       options define.
 
+    Args:
+        config_dir: the user's configuration folder, if ``arguments`` do not name it.
+
     Raises:
-        ConfigError: a list of providers is empty or too long, or a value cannot be parsed.
+        ConfigError: an argument is invalid, or the run of ``from`` cannot be started from.
+        HydraException: with ``from``, an override does not compose.
     """
     sweep = bool({"-m", "--multirun"} & set(arguments))
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    result = [a for a in arguments if a not in overrides]
-    overrides = [_sweep_name(part) for override in overrides for part in _deployments(override)]
-    source, points = _value_of("from", overrides), _points(overrides, sweep)
+    flags = [a for a in arguments if a not in overrides]
+    overrides = [_named_sweep(part) for override in overrides for part in _deployments(override)]
     overrides = quote_values(overrides, sweep=sweep)
-    if source:
-        from swe_infer.cli.from_run import read_recorded, recorded_overrides
+    points, implied = _points(overrides, sweep), _implied_choices(overrides)
+    if not sweep:
+        return [*flags, *_started_from_run([*overrides, *implied], config_dir or config_dir_of(arguments))]
+    result = conditional_keys([*overrides, *implied], varies=bool(points) or _may_start_from_run(overrides))
+    result += placeholder_choices(result)
+    if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
+        result.append(f"hydra.sweep.dir={quote(_sweep_directory(overrides, points))}")
+    return [*flags, *result]
 
-        sets = [point.overrides for point in points]
-        recorded = read_recorded(source)
-        overrides = [
-            *recorded_overrides(recorded, overrides, sets, config_dir_of(arguments), sweep=sweep),
-            *overrides,
-        ]
+
+def _implied_choices(overrides: Sequence[str]) -> list[str]:
+    """The choices of options that follow from other overrides."""
     chosen = {override.partition("=")[0] for override in overrides}
-    if "model.name" in chosen and not chosen & {"model", "experiment"}:
-        overrides.append("model=api")
+    implied = []
+    if "model.name" in chosen and not chosen & {"model", "experiment", "from"}:
+        implied.append("model=api")
     if "provider=vllm" in overrides and "runner" not in chosen:
-        overrides.append("runner=api")
-    directory = _sweep_directory(overrides, points) if sweep and "hydra.sweep.dir" not in chosen else None
-    if sweep:
-        overrides = conditional_keys(overrides, has_points=bool(points))
-    result += overrides
-    if sweep:
-        result += placeholder_choices([a for a in result if not a.startswith("-")])
-        if directory is not None:
-            result.append(f"hydra.sweep.dir={quote(directory)}")
-    return result
+        implied.append("runner=api")
+    return implied
+
+
+def _may_start_from_run(overrides: Sequence[str]) -> bool:
+    return any(override.startswith("from=") and override != "from=null" for override in overrides)
+
+
+def _started_from_run(overrides: list[str], config_dir: Path | None) -> list[str]:
+    """Adds the recorded configuration of the run that ``from`` names."""
+    if (source := _value_of("from", overrides)) is None:
+        return overrides
+    from swe_infer.cli.composer import composer
+    from swe_infer.cli.from_run import expand_from
+    from swe_infer.cli.recorded_run import read_recorded
+
+    run = read_recorded(source)
+    with composer(config_dir) as composing:
+        return expand_from(run, overrides, composing)
 
 
 def _value_of(key: str, overrides: Sequence[str]) -> str | None:
-    """The value of a key that may be given once; None without one.
+    """The text of a key that may be given once; None if it is not given, or null.
 
     Raises:
         ConfigError: it is given twice.
     """
-    found = [override.partition("=")[2] for override in overrides if override.startswith(f"{key}=")]
+    found = [override for override in overrides if override.startswith(f"{key}=")]
     if len(found) > 1:
-        raise ConfigError(f"{key}={found[1]}: {key} is given twice")
-    value = found[0] if found else ""
-    if value[:1] in ("'", '"'):
-        value = text_value(f"{key}={value}") or value
-    return None if value in ("", "null") else value
+        raise ConfigError(f"{found[1]}: {key} is given twice")
+    value = found[0].partition("=")[2] if found else "null"
+    return None if value in ("", "null") else text_value(found[0]) or value
 
 
-def _sweep_name(override: str) -> str:
+def _named_sweep(override: str) -> str:
     """Writes ``sweep=NAME`` as ``sweep.name=NAME``.
 
     Raises:
@@ -99,23 +117,17 @@ def _sweep_name(override: str) -> str:
     return f"sweep.name={value}"
 
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
-
-
 def _points(overrides: Sequence[str], sweep: bool) -> Sequence[Point]:
     """The points of ``sweep.points``.
 
     Raises:
-        ConfigError: the file is invalid, or there is no sweep that could run its points.
+        ConfigError: the file is invalid, or there is no ``-m``.
     """
     path = _value_of("sweep.points", overrides)
     if path is None:
         return ()
     if not sweep:
-        raise ConfigError(f"sweep.points={path}: the points of a file are a sweep, which needs -m")
-    for override in overrides:
-        if override.startswith("hydra/sweeper=") and override != "hydra/sweeper=basic":
-            raise ConfigError(f"sweep.points={path}: {override} chooses its own points; leave one of them out")
+        raise ConfigError(f"sweep.points={path}: several points are a sweep, which needs -m")
     return read_points(path)
 
 
@@ -124,14 +136,13 @@ def _deployments(override: str) -> list[str]:
     if not (override.startswith("provider=[") and override.endswith("]")):
         return [override]
     options = [option.strip() for option in override.removeprefix("provider=[").removesuffix("]").split(",")]
-    if not all(options) or len(options) > len(_PLACES) or any({"[", "]"} & set(option) for option in options):
+    if not all(options) or len(options) > len(PLACES) or any({"[", "]"} & set(option) for option in options):
         raise ConfigError(
-            f"{override}: a list of providers must have one to {len(_PLACES)} options of the group provider"
+            f"{override}: a list of providers must have one to {len(PLACES)} options of the group provider"
         )
     if len(options) == 1:
         return [f"provider={options[0]}"]
-    chosen = [f"provider@provider.{place}={option}" for place, option in zip(_PLACES, options, strict=False)]
-    return ["provider=deployments", *chosen[:2], *(f"+{choice}" for choice in chosen[2:])]
+    return ["provider=deployments", *place_choices(dict(zip(PLACES, options, strict=False)))]
 
 
 def sweep_directory(arguments: Sequence[str]) -> Path | None:
@@ -148,9 +159,9 @@ def _sweep_directory(overrides: Sequence[str], points: Sequence[Point]) -> str:
         return plain[-1]
     if (name := _value_of("sweep.name", overrides)) is not None:
         return str(_SWEEPS / name)
-    overrides = [*overrides, *(" ".join((point.name, *point.overrides)) for point in points)]
     asked = [o for o in overrides if _is_request(o)]
-    named, former = (_digest_path(chosen) for chosen in ([o for o in asked if _changes_identity(o)], asked))
+    chosen = ["\x1e".join((point.name, *point.overrides)) for point in points]
+    named, former = (_digest_path([*parts, *chosen]) for parts in ([o for o in asked if _changes_identity(o)], asked))
     return str(former if former.is_dir() and not named.is_dir() else named)
 
 
@@ -164,9 +175,7 @@ def _is_request(override: str) -> bool:
     launchers."""
     if override.startswith("hydra.sweeper.params."):
         return True
-    return not override.lstrip("+").startswith(
-        ("budget.", "locks=", "hydra.", "hydra/launcher", "tracker", "sweep.", "from=")
-    )
+    return not override.lstrip("+").startswith(("budget.", "locks=", "hydra.", "hydra/launcher", "tracker", "sweep."))
 
 
 def _changes_identity(override: str) -> bool:

@@ -7,7 +7,7 @@ Hydra ignores one that matches nothing and Optuna's sweeper ignores all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,29 +38,35 @@ def placeholder_choices(overrides: Sequence[str]) -> list[str]:
     return [override for group, override in found.items() if group not in chosen]
 
 
-def conditional_keys(overrides: Sequence[str], *, has_points: bool) -> list[str]:
-    """Writes keys of groups as ``++KEY=VALUE`` if the sweep varies a group.
+def conditional_keys(overrides: Sequence[str], *, varies: bool) -> list[str]:
+    """Writes keys of groups as ``++KEY=VALUE`` if the options of a group may vary.
 
     Hydra composes the sweep's own configuration with one option of each swept group, which may lack a key that
     another option has.
 
     Args:
-        has_points: the sweep has points of a file, which may choose options of groups too.
+        varies: the sweep has points of a file, or starts from a run; both may choose options of groups.
     """
-    varies = has_points or any(_key(o) == "experiment" or (options_of(_key(o)) and is_swept(o)) for o in overrides)
-    if not varies:
-        return list(overrides)
-    return [f"++{o}" if o[0] not in "+~" and is_key_of_group(_key(o)) else o for o in overrides]
+    keys = [override.partition("=")[0] for override in overrides]
+    pairs = list(zip(keys, overrides, strict=True))
+    varies = varies or "experiment" in keys or any(options_of(key) and is_swept(override) for key, override in pairs)
+    return [f"++{override}" if varies and _is_key_of_group(key) else override for key, override in pairs]
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0]
-
-
-def is_key_of_group(key: str) -> bool:
+def _is_key_of_group(key: str) -> bool:
     """Whether a key belongs to a group, such as ``decoding.temperature``."""
     group, dot, _ = key.partition(".")
     return bool(dot) and bool(options_of(group)) and group != "experiment"
+
+
+PLACES = ("first", "second", "third", "fourth")
+"""The places of ``provider=deployments``, in the order of preference."""
+
+
+def place_choices(options: Mapping[str, str]) -> list[str]:
+    """The overrides that choose an option for each place of ``provider=deployments``; the first two have defaults."""
+    plus = {place: "" if place in PLACES[:2] else "+" for place in options}
+    return [f"{plus[place]}provider@provider.{place}={option}" for place, option in options.items()]
 
 
 def resolve_choices(config: DictConfig) -> None:
@@ -100,18 +106,6 @@ def is_swept(override: str) -> bool:
         return _parsed(override).is_sweep_override()
     except HydraException:  # Hydra's own message is better
         return False
-
-
-def choices_of(override: str) -> list[str]:
-    """The options that an override of a group chooses: one, or those of a sweep. Empty if it cannot be parsed."""
-    try:
-        parsed = _parsed(override)
-    except HydraException:
-        return []
-    if parsed.is_sweep_override():
-        return _choices(parsed) if parsed.is_discrete_sweep() else []
-    value = parsed.value()
-    return [str(value)] if value is not None else []
 
 
 def raw_overrides(overrides: Any) -> list[str]:

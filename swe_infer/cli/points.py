@@ -29,7 +29,7 @@ POINT = "sweep.point"
 _MOST_BYTES = 1 << 22
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,59}", re.ASCII)
 _OVERRIDE = re.compile(r"(~|\+{0,2})[\w./@:-]+(=.*)?", re.ASCII | re.DOTALL)
-_OF_A_SWEEP = ("hydra", "sweep", "from", "output_dir", "dry_run")
+_OF_A_SWEEP = ("hydra", "sweep", "output_dir", "dry_run")
 """Keys of the whole sweep, which a point cannot set."""
 
 

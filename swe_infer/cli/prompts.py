@@ -199,19 +199,20 @@ def _composed(arguments: Sequence[str]) -> DictConfig:
 
     from swe_infer.cli.arguments import hydra_arguments
     from swe_infer.cli.extras import unregister_plugin_options
+    from swe_infer.cli.hydra_errors import one_line
     from swe_infer.cli.quoting import quote
-    from swe_infer.cli.run import one_line, set_up_logging
+    from swe_infer.cli.run import set_up_logging
     from swe_infer.conf_files import conf_dir
 
     set_up_logging()
     own = config_dir_of(arguments)
     if own is not None and not own.is_dir():
         raise ConfigError(f"--config-dir {own}: there is no such directory")
-    overrides = hydra_arguments(_overrides(arguments))
-    if own is not None:
-        overrides.append(f"hydra.searchpath=[{quote(f'file://{own.absolute()}')}]")
     unregister_plugin_options()
     try:
+        overrides = hydra_arguments(_overrides(arguments), own)
+        if own is not None:
+            overrides.append(f"hydra.searchpath=[{quote(f'file://{own.absolute()}')}]")
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra.compose("config", overrides)
     except (HydraException, OmegaConfBaseException) as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,14 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, flag_override
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.cli.arguments import hydra_arguments, sweep_directory
-from swe_infer.cli.extras import missing_extra, unregister_plugin_options
+from swe_infer.cli.extras import unregister_plugin_options
+from swe_infer.cli.hydra_errors import one_line
 from swe_infer.cli.study import is_search, objective_values
 from swe_infer.cli.sweep import report_sweep
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.conf_files import conf_dir, key_named, unknown_option
+from swe_infer.conf_files import conf_dir
 from swe_infer.config import objectives as objectives_of
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.files import write_atomically
@@ -43,20 +42,19 @@ log = logging.getLogger("swe_infer")
 def main() -> NoReturn:
     """The console script. Exits with the status that the README states."""
     set_up_logging()
-    try:
-        sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    except SweInferError as error:
-        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_status)
     # Makes Hydra raise composition errors instead of printing several lines and exiting with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     task = HydraTask()
-    unregister_plugin_options()
     try:
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
+        unregister_plugin_options()
         if (cfg := _compose_single_run(sys.argv[1:])) is not None:
             task(cfg)
         else:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except SweInferError as error:  # of the command line, or of a sweep before its first job
+        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_status)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {without_credentials(one_line(error))}", file=sys.stderr)
         sys.exit(2)
@@ -276,40 +274,3 @@ def set_up_logging() -> None:
     logging.getLogger("swe_infer").setLevel(logging.INFO)
     for name in ("hydra", "hydra_plugins"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # main() prints their errors in one line
-
-
-def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
-    """An error of Hydra or OmegaConf in one line: the invalid key or option, and what would be right."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ConfigKeyError | AttributeError) and getattr(cause, "full_key", None):
-            return _unknown_key(cause)
-        cause = cause.__cause__
-    text = str(error)
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        return _unknown_option(match[1], match[2], text)
-    if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{match[1]}: unknown group; see --help"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    causes = [line.strip() for line in str(error.__cause__ or "").splitlines()[:1]]
-    return " ".join([*lines[:2], *(c for c in causes if c and c not in text)]) or type(error).__name__
-
-
-def _unknown_key(error: BaseException) -> str:
-    key = str(getattr(error, "full_key", ""))
-    name = key.rpartition(".")[2]
-    parent = getattr(error, "parent_node", None)
-    names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
-    if close := difflib.get_close_matches(name, names, n=1):
-        return f"{key}: unknown key; did you mean {key.removesuffix(name)}{close[0]}?"
-    if (meant := key_named(key)) is not None and meant != key:
-        return f"{key}: unknown key; did you mean {meant}?"
-    return f"{key}: unknown key" + (f"; available: {', '.join(names)}" if names else "")
-
-
-def _unknown_option(group: str, option: str, text: str) -> str:
-    _, _, listing = text.partition("Available options in")
-    if (hint := missing_extra(group, option)) is not None:
-        return hint
-    options = [line.strip() for line in listing.splitlines()[1:] if line.strip() and ":" not in line]
-    return unknown_option(group, option, options)

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from swe_infer import config
-from swe_infer.cli.answer_sharing import RunLocation, claim_directory, identity_lock, read_config
+from swe_infer.cli.answer_sharing import RunLocation, claim_directory, has_identity, identity_lock, read_config
+from swe_infer.cli.recorded_run import WANDB
 from swe_infer.cli.sweep_jobs import swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.tables import print_estimate, print_summary
@@ -71,24 +73,39 @@ class PreparedRun:
         named = partial(config.run_name, self._plain, self.experiment.runner.label, self.experiment.dataset.name)
         self._name = named(config.job_name_parts(self._plain, swept, sweep.overrides if sweep is not None else ()))
         self._location = self._locate(named(), swept)
-        source = self.experiment.started_from
-        if source is not None and not source.startswith(
-            "wandb:"
-        ):  # its answers are reused if they are of this identity
-            location = self._location
-            self._location = RunLocation(location.directory, (*location.others, expanded(source, "from")))
         self._has_siblings = "output_dir" in swept or not all(config.in_digest(key, self._plain) for key in swept)
         self.identity = config.digest(self._plain)
         self.directory = self._location.directory
 
     def _locate(self, base: str, swept: Sequence[str]) -> RunLocation:
-        """The location of the run. Jobs of a sweep that share one ``output_dir`` get a folder each within it."""
+        """The location of the run. Jobs of a sweep that share one ``output_dir`` get a folder each within it. A run
+        that starts from one of the same identity resumes that one."""
+        started_from = self._started_from()
         if self.experiment.output_dir is None:
-            return RunLocation.named(Path("outputs"), base, self._name, self._plain)
-        directory = expanded(self.experiment.output_dir, "output_dir")
-        if self._sweep is not None and (self._sweep.directory == directory or set(swept) > {"output_dir"}):
-            return RunLocation.named(directory, base, self._name, self._plain)
-        return RunLocation(directory)
+            if started_from is not None and self._sweep is None and has_identity(started_from, self._plain):
+                return RunLocation(started_from)
+            location = RunLocation.named(Path("outputs"), base, self._name, self._plain)
+        else:
+            directory = expanded(self.experiment.output_dir, "output_dir")
+            location = RunLocation(directory)
+            if self._sweep is not None and (self._sweep.directory == directory or set(swept) > {"output_dir"}):
+                location = RunLocation.named(directory, base, self._name, self._plain)
+        if started_from is None:
+            return location
+        return RunLocation(location.directory, (*location.others, started_from))
+
+    def _started_from(self) -> Path | None:
+        """The run directory that ``from`` names. Its answers are reused if it has the same identity.
+
+        Raises:
+            ConfigError: a file sets ``from``: only the command line adds the recorded configuration.
+        """
+        source = self.experiment.started_from
+        if source is None:
+            return None
+        if not any(override.startswith("from=") for override in HydraConfig.get().overrides.task):
+            raise ConfigError(f"from={source}: must be given on the command line, without +")
+        return None if source.startswith(WANDB) else expanded(source, "from")
 
     def execute(self, resources: ProcessResources) -> tuple[Path | None, int]:
         """Executes the run alone; returns its directory (None for a dry run) and exit status."""

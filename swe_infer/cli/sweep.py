@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from swe_infer.cli import extras, study
 from swe_infer.cli.choices import resolve_choices, swept_keys
 from swe_infer.cli.points import POINT
 from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.cli.sweeper import expand_for_search
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 
@@ -44,6 +46,8 @@ class SweepReport(Callback):
         sweep = SweepLog(Path(config.hydra.sweep.dir))
         try:
             resolve_choices(config)
+            if config["from"] or config.sweep.points:
+                expand_for_search(config, GlobalHydra.instance().config_loader())
             swept = [*swept_keys(config), *([POINT] if config.sweep.points else [])]
             sweep.reset(keep=study.is_search(config.hydra), swept=swept)
         except (SweInferError, OSError) as error:  # Hydra would print a warning and continue

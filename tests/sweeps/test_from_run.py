@@ -55,7 +55,7 @@ def test_a_run_starts_from_another_and_sweeps_and_other_models_do(tmp_path: Path
         arguments = ("from=first", "decoding.temperature=0.5,0.9", "budget.max_usd=1")
         points = commands.run("swe_infer", "-m", *arguments, cwd=tmp_path, env=sweep.environment)
         assert points.returncode == 0, points.stderr
-        assert "decoding.temperature: 0.5 → 0.5,0.9" in changes(points)
+        assert "decoding.temperature: 0.5 → 0.5, 0.9" in changes(points)
         asked = Counter(exchange.body["temperature"] for exchange in server.log.asked())
         assert asked == {0.5: 2, 0.9: 2}, "no answer of the recorded run is requested again"
 
@@ -105,7 +105,7 @@ def test_a_strangers_configuration_chooses_no_class_and_no_address(tmp_path: Pat
         )
         gone = run(sweep, "from=stranger", "decoding.temperature=1")
         assert gone.returncode == 0, gone.stderr
-        assert "not taken, as there are no such keys: model.retired, old_key" in gone.stderr
+        assert "ignored keys that this version does not have: model.retired, old_key" in gone.stderr
 
         for source in (str(tmp_path / "nowhere"), str(tmp_path), "wandb:one/two/groups/three"):
             with pytest.raises(ConfigError, match=re.escape(f"from={source}: ")):

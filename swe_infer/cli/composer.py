@@ -1,0 +1,101 @@
+"""Composes configurations with Hydra, for code that needs one before the run or the sweep starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from swe_infer.cli.extras import unregister_plugin_options
+from swe_infer.cli.quoting import quote
+from swe_infer.conf_files import conf_dir, node_of, options_of
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A configuration without Hydra's own node.
+
+    Args:
+        choices: the option of each group.
+    """
+
+    cfg: DictConfig
+    choices: Mapping[str, str]
+
+    def unresolved(self) -> dict[str, Any]:
+        """The configuration as plain values, with its interpolations."""
+        plain = OmegaConf.to_container(self.cfg, resolve=False)
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
+
+
+class Composer:
+    """Composes configurations, and lists the options of groups.
+
+    Args:
+        config_dir: the user's own configuration folder.
+    """
+
+    def __init__(self, config_dir: Path | None) -> None:
+        self._config_dir = config_dir
+        self._overrides = (
+            [] if config_dir is None else [f"hydra.searchpath=[{quote(f'file://{config_dir.absolute()}')}]"]
+        )
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """Composes the root configuration.
+
+        Raises:
+            HydraException: a group, an option or a key does not exist.
+        """
+        return _without_hydra(compose("config", [*overrides, *self._overrides], return_hydra_config=True))
+
+    def option_nodes(self, group: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The options of a group with their keys; those of the user's own folder follow."""
+        for option in options_of(group):
+            yield option, node_of(group, option)
+        for option in sorted(set(self._options(group)) - set(options_of(group))):
+            yield option, self.compose([f"{group}={option}"]).unresolved()[group]
+
+    def _options(self, group: str) -> Sequence[str]:
+        return [] if self._config_dir is None else [path.stem for path in (self._config_dir / group).glob("*.yaml")]
+
+
+class JobComposer(Composer):
+    """Composes the configurations of a sweep's jobs.
+
+    Args:
+        loader: Hydra's, which knows the user's own folder.
+        config: the sweep's own configuration.
+    """
+
+    def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
+        super().__init__(None)
+        self._loader, self._config = loader, config
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        return _without_hydra(self._loader.load_sweep_config(self._config, list(overrides)))
+
+    def _options(self, group: str) -> Sequence[str]:
+        return self._loader.get_group_options(group)
+
+
+@contextmanager
+def composer(config_dir: Path | None) -> Iterator[Composer]:
+    """A composer outside of Hydra's own entry point."""
+    unregister_plugin_options()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield Composer(config_dir)
+
+
+def _without_hydra(cfg: DictConfig) -> Composed:
+    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return Composed(cfg, choices)

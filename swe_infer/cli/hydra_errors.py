@@ -1,0 +1,50 @@
+"""Errors of Hydra and OmegaConf in one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from swe_infer.cli.extras import missing_extra
+from swe_infer.conf_files import key_named, unknown_option
+
+
+def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
+    """An error of Hydra or OmegaConf in one line: the invalid key or option, and what would be right."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigKeyError | AttributeError) and getattr(cause, "full_key", None):
+            return _unknown_key(cause)
+        cause = cause.__cause__
+    text = str(error)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        return _unknown_option(match[1], match[2], text)
+    if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        return f"{match[1]}: unknown group; see --help"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    causes = [line.strip() for line in str(error.__cause__ or "").splitlines()[:1]]
+    return " ".join([*lines[:2], *(c for c in causes if c and c not in text)]) or type(error).__name__
+
+
+def _unknown_key(error: BaseException) -> str:
+    key = str(getattr(error, "full_key", ""))
+    name = key.rpartition(".")[2]
+    parent = getattr(error, "parent_node", None)
+    names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f"{key}: unknown key; did you mean {key.removesuffix(name)}{close[0]}?"
+    if (meant := key_named(key)) is not None and meant != key:
+        return f"{key}: unknown key; did you mean {meant}?"
+    return f"{key}: unknown key" + (f"; available: {', '.join(names)}" if names else "")
+
+
+def _unknown_option(group: str, option: str, text: str) -> str:
+    _, _, listing = text.partition("Available options in")
+    if (hint := missing_extra(group, option)) is not None:
+        return hint
+    options = [line.strip() for line in listing.splitlines()[1:] if line.strip() and ":" not in line]
+    return unknown_option(group, option, options)
