@@ -19,6 +19,7 @@ import yaml
 from swe_infer.errors import ConfigError
 from swe_infer.locks import Locks
 from swe_infer.options import Parameter, parameters_of
+from swe_infer.text import flatten
 from swe_infer.types import PathText
 
 CommonObjective = Literal[
@@ -113,6 +114,16 @@ def defaults_of(group: str, option: str) -> list[str]:
     names = [e.partition("@")[0] for e in _read(file_of(group, option)).get("defaults", ()) if isinstance(e, str)]
     near = [name for name in names if name in options_of(group)]
     return [*near, *(far for name in near for far in defaults_of(group, name))]
+
+
+def keys_set_by(path: Path) -> set[str]:
+    """The dotted keys of the root configuration that a file such as an experiment sets.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    values = {key: value for key, value in _read(path).items() if key not in ("defaults", "hydra")}
+    return {key for key, _ in flatten(values)}
 
 
 def overridden_by(group: str, option: str) -> dict[str, str]:

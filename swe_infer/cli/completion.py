@@ -138,7 +138,7 @@ def _names(word: str, chosen: Mapping[str, str]) -> Iterator[str]:
     *path, _ = word.split(".")
     if not path:
         yield from (f"{group}." for group in chosen if "/" not in group)
-        yield from ("shard.", "budget.")
+        yield from ("shard.", "budget.", "sweep.")
         return
     node: Any = _node(path[0], chosen)
     for name in path[1:]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from swe_infer.cli.extras import unregister_plugin_options
 from swe_infer.cli.quoting import quote
-from swe_infer.conf_files import conf_dir, node_of, options_of
+from swe_infer.conf_files import conf_dir, keys_set_by, node_of, options_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,15 @@ class Composed:
 
 
 class Composer:
-    """Composes configurations, and lists the options of groups.
+    """Composes configurations, and reads the options of groups.
 
     Args:
         config_dir: the user's own configuration folder.
     """
 
     def __init__(self, config_dir: Path | None) -> None:
-        self._config_dir = config_dir
-        self._overrides = (
-            [] if config_dir is None else [f"hydra.searchpath=[{quote(f'file://{config_dir.absolute()}')}]"]
-        )
+        self._folders = [] if config_dir is None else [config_dir.absolute()]
+        self._overrides = [f"hydra.searchpath=[{quote(f'file://{folder}')}]" for folder in self._folders]
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         """Composes the root configuration.
@@ -57,33 +55,35 @@ class Composer:
         return _without_hydra(compose("config", [*overrides, *self._overrides], return_hydra_config=True))
 
     def option_nodes(self, group: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The options of a group with their keys; those of the user's own folder follow."""
+        """The options of a group with their keys; those of the user's own folders follow."""
         for option in options_of(group):
             yield option, node_of(group, option)
-        for option in sorted(set(self._options(group)) - set(options_of(group))):
+        own = {path.stem for folder in self._folders for path in (folder / group).glob("*.yaml")}
+        for option in sorted(own - set(options_of(group))):
             yield option, self.compose([f"{group}={option}"]).unresolved()[group]
 
-    def _options(self, group: str) -> Sequence[str]:
-        return [] if self._config_dir is None else [path.stem for path in (self._config_dir / group).glob("*.yaml")]
+    def keys_set_by(self, group: str, option: str) -> set[str]:
+        """The keys that the file of an option sets, such as that of an experiment."""
+        paths = [folder / group / f"{option}.yaml" for folder in (conf_dir(), *self._folders)]
+        return next((keys_set_by(path) for path in paths if path.is_file()), set())
 
 
 class JobComposer(Composer):
     """Composes the configurations of a sweep's jobs.
 
     Args:
-        loader: Hydra's, which knows the user's own folder.
+        loader: Hydra's, which knows the user's own folders.
         config: the sweep's own configuration.
     """
 
     def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
         super().__init__(None)
         self._loader, self._config = loader, config
+        paths = [str(element.path) for element in loader.get_search_path().get_path()]
+        self._folders = [Path(path.removeprefix("file://")) for path in paths if path.startswith("file://")]
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         return _without_hydra(self._loader.load_sweep_config(self._config, list(overrides)))
-
-    def _options(self, group: str) -> Sequence[str]:
-        return self._loader.get_group_options(group)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from swe_infer import config
 from swe_infer.cli.choices import PLACES, place_choices
 from swe_infer.cli.composer import Composed, Composer
 from swe_infer.cli.recorded_run import Difference, RecordedRun
-from swe_infer.conf_files import class_parameters, options_of
+from swe_infer.conf_files import class_parameters, default_options, options_of
 from swe_infer.errors import ConfigError
 from swe_infer.text import clean, flatten, shown
 
@@ -30,6 +30,9 @@ _ROOT = ("shard", "budget", "locks", "objective")
 
 _NOT_INHERITED = ("output_dir", "dry_run", "from", "sweep", config.RULES)
 _LABEL = "tracker.name"
+_EXPERIMENT = "experiment"
+_CHOOSERS = ("model", "dataset")
+"""Groups whose options choose those of other groups."""
 _MANY_CHANGES = 40
 
 
@@ -55,10 +58,12 @@ class RecordedStart:
 
     def _choose_option(self, group: str) -> None:
         """Finds the option of a recorded group. A group without one is an error only if it is inherited."""
-        node = self._run.plain.get(group)
-        if not isinstance(node, Mapping):
-            return
+        if group not in self._run.plain:
+            return  # of a version without this group
+        node = self._run.plain[group]
         try:
+            if not isinstance(node, Mapping):
+                raise self._run.error(f"{group}={shown(node)}: must be a mapping with the keys of a {group}")
             option = self._nearest_option(group, node, group)
             self._choices[group] = [f"{group}={option}"]
             if option == "deployments":
@@ -159,15 +164,15 @@ class RecordedStart:
         experiment those that it sets.
         """
         chosen = {_package(choice): choice for choice in choices}
-        groups, keys = set(chosen) & set(config.GROUPS), set(chosen) - set(config.GROUPS) - {"experiment"}
-        if not groups and "experiment" not in chosen:
+        groups, keys = set(chosen) & set(config.GROUPS), set(chosen) - set(config.GROUPS) - {_EXPERIMENT}
+        if not groups and _EXPERIMENT not in chosen:
             return groups, keys
-        before = self._composer.compose([o for group in groups for o in self._choices.get(group, ())])
-        after = self._composer.compose([o for key, o in chosen.items() if key in {*groups, "experiment"}])
+        after = self._composer.compose([choice for key, choice in chosen.items() if key not in keys])
+        if _EXPERIMENT in chosen:
+            groups |= {group for group in _CHOOSERS if after.choices.get(group) != default_options().get(group)}
+            keys |= self._composer.keys_set_by(_EXPERIMENT, after.choices[_EXPERIMENT])
+        before = self._composer.compose([choice for group in groups for choice in self._choices.get(group, ())])
         changed = {group for group in config.GROUPS if before.choices.get(group) != after.choices.get(group)}
-        if "experiment" in chosen:
-            old, new = dict(flatten(before.unresolved())), dict(flatten(after.unresolved()))
-            keys |= {key for key in new if new[key] != old.get(key)}
         return groups | changed, keys
 
     def print_changes(self, runs: Sequence[tuple[Composed, Mapping[str, Any]]]) -> None:
@@ -183,23 +188,26 @@ class RecordedStart:
             _print(self._run.source, f"… and {len(lines) - _MANY_CHANGES} more changes")
 
     def _changes(self, runs: Sequence[tuple[Composed, Mapping[str, Any]]]) -> Iterator[str]:
-        recorded = dict(flatten(self._run.plain))
-        found: dict[str, list[str]] = {}
-        replaced: dict[str, list[str]] = {}
-        for composed, values in runs:
-            plain = config.resolved(composed.cfg)
-            for group in config.GROUPS:
-                if _target(plain.get(group)) != _target(self._run.plain.get(group)):
-                    _add(replaced, group, composed.choices.get(group, "none"))
-            flat = {**dict(flatten(plain)), **values}
-            for key in flat.keys() | recorded.keys():
-                _add(found, key, repr(flat.get(key)))
-        for group, options in sorted(replaced.items()):
-            yield f"{group}: {self._options.get(group, 'none')} → {', '.join(options)}"
-        for key in sorted(found):
-            is_label = key.partition(".")[0] in (*_NOT_INHERITED, *replaced) or key == _LABEL
-            if not is_label and not key.endswith("_target_") and found[key] != [repr(recorded.get(key))]:
-                yield f"{key}: {recorded.get(key)!r} → {', '.join(found[key])}"
+        recorded = {**self._options, **dict(flatten(self._run.plain))}
+        plains = [config.resolved(composed.cfg) for composed, _ in runs]
+        replaced = {group for group in config.GROUPS if any(self._is_replaced(group, plain) for plain in plains)}
+        values: dict[str, list[str]] = {}
+        for plain, (composed, own) in zip(plains, runs, strict=True):
+            flat = {**dict(flatten(plain)), **{group: composed.choices.get(group) for group in replaced}, **own}
+            for key in flat.keys() | (recorded.keys() - self._options.keys()):
+                _add(values, key, _text(key, flat.get(key)))
+        for key, texts in sorted(values.items()):
+            group, is_inner, _ = key.partition(".")
+            is_of_other_class = bool(is_inner) and group in replaced
+            is_ignored = group in _NOT_INHERITED or key == _LABEL or _is_within(key, {*self._unknown})
+            is_hidden = is_ignored or key.endswith("_target_") or is_of_other_class
+            before = _text(key, recorded.get(key))
+            if not is_hidden and texts != [before]:
+                yield f"{key}: {before} → {', '.join(texts)}"
+
+    def _is_replaced(self, group: str, plain: Mapping[str, Any]) -> bool:
+        """Whether a group has another class than the recorded one."""
+        return _target(plain.get(group)) != _target(self._run.plain.get(group))
 
 
 def expand_from(run: RecordedRun, overrides: Sequence[str], composer: Composer) -> list[str]:
@@ -221,6 +229,11 @@ def expand_from(run: RecordedRun, overrides: Sequence[str], composer: Composer) 
 
 def _print(source: str, line: str) -> None:
     print(f"from {source}: {clean(line)}", file=sys.stderr)
+
+
+def _text(key: str, value: Any) -> str:
+    """A value for display: the name of an option, or the value of a key."""
+    return str(value) if key in config.GROUPS else repr(value)
 
 
 def _add(lists: dict[str, list[str]], key: str, text: str) -> None:

@@ -37,6 +37,8 @@ _KEYS = (
     ("dataset.limit=N", "only the first N instances"),
     ("budget.max_usd=X", "a hard cap in dollars"),
     ("output_dir=DIR", "the run directory; under -m the sweep's folder"),
+    ("from=RUN_DIR", "start from that run's configuration"),
+    ("sweep.points=FILE", "named sets of overrides, with -m"),
     ("dry_run=true", "counts, tokens, dollars and time; no request is made"),
 )
 _FOOTER = """\
@@ -122,7 +124,7 @@ def _topic(topic: str, config_dir: Path | None) -> Iterator[str]:
         yield from _group(key, config_dir)
     elif options_of(key.partition(".")[0]):
         yield from _group(key.partition(".")[0], config_dir)
-    elif key.partition(".")[0] in (*ROOT_KEYS, "shard", "budget"):
+    elif key.partition(".")[0] in (*ROOT_KEYS, "shard", "budget", "sweep"):
         yield _file_section("config")
     elif key.partition(".")[0] != "hydra":
         raise ConfigError(f"{key}: unknown group{suggestion(key, groups())}")

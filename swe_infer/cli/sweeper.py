@@ -92,13 +92,18 @@ def _shared_start(source: str, overrides: Sequence[Override], composer: Composer
     start = RecordedStart(read_recorded(source), composer)
     options = [_single_overrides(override) for override in overrides if options_of(override.key_or_group)]
     keys = {override.key_or_group for override in overrides}
-    found = {tuple(start.overrides(choices, keys)): choices for choices in itertools.product(*options)}
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for choices in itertools.product(*options):
+        found.setdefault(tuple(start.overrides(choices, keys)), choices)
     if len(found) > 1:
         first, second = (set(choices) for choices in list(found.values())[:2])
         different = f"{' '.join(sorted(first - second))} and {' '.join(sorted(second - first))}"
         raise ConfigError(f"from={source}: {different} need different parts of that run; search over one of them")
     ((recorded, choices),) = found.items()
-    start.print_changes([(composer.compose([*recorded, *choices]), {})])
+    swept = {
+        one.key_or_group: (one.input_line or "").partition("=")[2] for one in overrides if one.is_sweep_override()
+    }
+    start.print_changes([(composer.compose([*recorded, *choices]), typed)])
     return recorded
 
 
@@ -197,7 +202,7 @@ class _Jobs:
         kept = [override for override in applicable if override is not None]
         missing = {_key(given) for given, override in zip(overrides, applicable, strict=True) if override is None}
         job = _Job((*combination.recorded, *kept), frozenset(missing), source, combination)
-        if any(map(_is_mapping, kept)):  # Hydra merges mappings, which may fail
+        if any(_is_mapping(override) or _adds(override) for override in kept):  # which Hydra may refuse
             self._composer.compose(job.overrides)
         return job
 
@@ -254,14 +259,19 @@ def _key(override: str) -> str:
 
 
 def _is_assignment(override: str) -> bool:
-    """Whether an override sets a key to a value, instead of choosing an option, adding a key or deleting one."""
-    key, is_assigned, _ = _unforced(override).partition("=")
+    """Whether an override sets a key to a value, instead of choosing an option or deleting a key."""
+    key, is_assigned, _ = override.lstrip("+").partition("=")
     is_key = ("." in key and not key.startswith("hydra.")) or key in ROOT_KEYS
-    return bool(is_assigned) and is_key and not {"+", "~", "@", "/"} & set(key)
+    return bool(is_assigned) and is_key and not {"~", "@", "/"} & set(key)
 
 
 def _is_mapping(override: str) -> bool:
     return _is_assignment(override) and override.partition("=")[2].startswith("{")
+
+
+def _adds(override: str) -> bool:
+    """Whether an override adds a key that must not exist."""
+    return _is_assignment(override) and override.startswith("+") and not override.startswith("++")
 
 
 def _applicable(override: str, plain: Mapping[str, Any]) -> str | None:
@@ -272,7 +282,7 @@ def _applicable(override: str, plain: Mapping[str, Any]) -> str | None:
     for depth, name in enumerate(_key(override).split(".")):
         if isinstance(node, Mapping) and name in node:
             node = node[name]
-        elif override.startswith("++") and depth > 0 and _accepts(node, name, is_group=depth == 1):
+        elif override.startswith("+") and depth > 0 and _accepts(node, name, is_group=depth == 1):
             return override
         else:
             return None
