@@ -77,18 +77,15 @@ class RecordedStart:
 
     def _nearest_option(self, group: str, node: Mapping[str, Any], key: str) -> str:
         """The option with the recorded class whose values differ least from the recorded ones."""
-        recorded, target = dict(flatten(node)), node.get("_target_")
-        distances = {
-            option: sum(recorded.get(name) != value for name, value in flatten(keys))
-            for option, keys in self._composer.option_nodes(group)
-            if keys.get("_target_") == target
-        }
-        if not distances:
+        recorded, target = _items(node), node.get("_target_")
+        nodes = dict(self._composer.option_nodes(group))
+        options = [option for option, keys in nodes.items() if keys.get("_target_") == target]
+        if not options:
             raise self._run.error(
                 f"{key}._target_={shown(target)}: no option of the group {group} has this class; choose "
                 f"{group}=OPTION, or name the folder of your own options with --config-dir"
             )
-        return min(distances, key=distances.__getitem__)
+        return min(options, key=lambda option: len(_items(nodes[option]) ^ recorded))
 
     def _all_differences(self) -> dict[str, list[Difference]]:
         """The recorded values, by group, that differ from those of the recorded options."""
@@ -251,6 +248,10 @@ def _value_differences(base: Any, recorded: Any, difference: Difference) -> Iter
         for name in base.keys() - recorded.keys():
             yield Difference(f"{difference.key}.{name}", None, is_absent=True)
     yield difference
+
+
+def _items(node: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(key, repr(value)) for key, value in flatten(node)}
 
 
 def _target(node: Any) -> Any:

@@ -100,9 +100,8 @@ def _shared_start(source: str, overrides: Sequence[Override], composer: Composer
         different = f"{' '.join(sorted(first - second))} and {' '.join(sorted(second - first))}"
         raise ConfigError(f"from={source}: {different} need different parts of that run; search over one of them")
     ((recorded, choices),) = found.items()
-    swept = {
-        one.key_or_group: (one.input_line or "").partition("=")[2] for one in overrides if one.is_sweep_override()
-    }
+    swept = [override for override in overrides if override.is_sweep_override()]
+    typed = {override.key_or_group: (override.input_line or "").partition("=")[2] for override in swept}
     start.print_changes([(composer.compose([*recorded, *choices]), typed)])
     return recorded
 

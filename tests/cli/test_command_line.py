@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -268,6 +269,18 @@ def test_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     result = swe_infer("--cfg", "job", "-p", "model", cwd=tmp_path / "elsewhere", PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr
     assert "swe_infer.types.LlamaModel" in result.stdout
+    code = "from hydra.core.plugins import Plugins; print(*Plugins.instance().class_name_to_class)"
+    plugins = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "hydra_plugins.swe_infer_sweeper.PointSweeper" in plugins
+    others = "hydra_plugins.hydra_joblib_launcher"
+    assert others in plugins or importlib.util.find_spec(others) is None, "other plug-ins share the namespace"
 
 
 @pytest.mark.slow

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from swe_infer.cli.arguments import hydra_arguments
+from swe_infer.cli.composer import composer
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import LoadedRun, load_sources, read_texts
 from swe_infer.compare.sources import find_sources
+from swe_infer.config import resolved
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.download import WandbAddress
 from swe_infer.tracking.wandb import WandbTracker
@@ -107,6 +110,23 @@ def test_verdicts_of_a_later_evaluation_are_read_too(tracked: Tracked) -> None:
     assert [result.resolved for result in read.results.values()] == [True, False, False, False]
     assert read.config["decoding.temperature"] == 1.0  # from the server: this version has no such file
     assert read.summary["wall_s"] is not None
+
+
+def test_a_run_starts_from_the_configuration_of_one_on_the_server(tracked: Tracked, tmp_path: Path) -> None:
+    with composer(None) as composing:
+        config = resolved(composing.compose(["model=gpt-4o", "decoding.top_p=0.9", "tracker.tags=[a]"]).cfg)
+    directory = tmp_path / "r9"
+    directory.mkdir()
+    play(directory, WandbTracker(project="b-project"), info(directory, "run-9", config=config), range(2), files=())
+    address = "wandb:team/b-project/run-9"
+    given = hydra_arguments([f"from={address}", "decoding.temperature=1"])
+    with composer(None) as composing:
+        started = resolved(composing.compose(given).cfg)
+    assert started == {**config, "from": address, "decoding": {**config["decoding"], "temperature": 1}}
+    for absent in ("wandb:team/b-project/run-10", "wandb:team/b-project", "wandb:team/a-project/run-3"):
+        with pytest.raises(ConfigError) as refused:
+            hydra_arguments([f"from={absent}"])
+        assert str(refused.value).startswith(f"from={absent}: ")
 
 
 def test_without_its_artifact_a_run_is_read_from_its_table(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from swe_infer.cli.arguments import hydra_arguments
+from swe_infer.cli.composer import composer
+from swe_infer.config import as_yaml, resolved
 from swe_infer.errors import ConfigError
 from tests.support import commands
 from tests.support.api_server import ApiServer
@@ -107,6 +109,101 @@ def test_a_strangers_configuration_chooses_no_class_and_no_address(tmp_path: Pat
         assert gone.returncode == 0, gone.stderr
         assert "ignored keys that this version does not have: model.retired, old_key" in gone.stderr
 
+        typed = (
+            ("model:\n", "model: 3\nold_model:\n", "model=3: must be a mapping"),
+            ("pricing: null", "pricing: {_target_: os.system}", "cannot be taken from a recorded run"),
+            ("stop: []", "stop: [{_target_: os.system}]", "cannot be taken from a recorded run"),
+            ("_target_: swe_infer.api.retry.Retry", "_target_: os.system", "is not the class of the option"),
+        )
+        for old, new, said in typed:
+            assert text.count(old) == 1, old
+            stranger.write_text(text.replace(old, new))
+            with pytest.raises(ConfigError, match=re.escape(said)):
+                hydra_arguments([f"from={stranger.parent}"])
+
         for source in (str(tmp_path / "nowhere"), str(tmp_path), "wandb:one/two/groups/three"):
             with pytest.raises(ConfigError, match=re.escape(f"from={source}: ")):
                 hydra_arguments([f"from={source}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "old", "new", "refused_key"),
+    [
+        ([], "run_tests: true", "run_tests: unsafe", "dataset.run_tests"),
+        ([], "sandbox: true", "sandbox: false", "evaluation.sandbox"),
+        ([], "allow_pickle: false", "allow_pickle: 1", "model.allow_pickle"),
+        (["evaluation=command", "evaluation.command=x"], "command: x", "command: reboot", "evaluation.command"),
+        (["tracker=wandb"], "entity: null", "entity: stranger", "tracker.entity"),
+        (["model=gpt-4o", "provider=vertex"], "region: global", "region: elsewhere", "provider.region"),
+        (["model=llama", "model.path=x", "provider=vllm"], "executable: vllm", "executable: ./vllm",
+         "provider.executable"),
+        (["model=gpt-4o", "provider=[openai,anthropic]"], "api_key_env: OPENAI_API_KEY", "api_key_env: HOME",
+         "provider.first.api_key_env"),
+        (["model=gpt-4o", "runner=ray"], "address: null", "address: evil:6379", "runner.ray.address"),
+        (["context=oracle", "prompt=style3"], "https://github.com/", "ext::sh -c ", "context.repository_url"),
+    ],
+)  # fmt: skip
+def test_what_executes_code_or_names_a_server_or_a_credential_is_given_again(
+    options: list[str], old: str, new: str, refused_key: str, tmp_path: Path
+) -> None:
+    with composer(None) as composing:
+        plain = resolved(composing.compose(["tracker=none", *hydra_arguments(options)]).cfg)
+    text = as_yaml(plain)
+    assert text.count(old) == 1, text
+    (tmp_path / "config.yaml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError) as refused:
+        hydra_arguments([f"from={tmp_path}"])
+    assert f": {refused_key} is " in str(refused.value)
+    assert f"give {refused_key}=… on the command line" in str(refused.value)
+    assert hydra_arguments([f"from={tmp_path}", f"{refused_key}=null"])
+
+
+def test_the_recorded_configuration_is_composed_again(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    for name, content in (
+        ("model/mine", "defaults: [gpt-4o, _self_]\ncontext_window: 5000\n"),
+        (
+            "experiment/mini",
+            "# @package _global_\ndefaults:\n- override /model: gpt-4o-mini\ndecoding: {temperature: 0.0}",
+        ),
+    ):
+        (own / name).parent.mkdir(parents=True)
+        (own / f"{name}.yaml").write_text(content)
+    for options in (
+        [],
+        ["model=llama", "model.path=x", "model/attention=sdpa", "decoding=sample", 'decoding.stop=["a\'b"]'],
+        ["model=gpt-4o", "provider=[openai,anthropic,azure_openai]", "++provider.third.timeout_s=7"],
+        ["dataset=swebench_lite", "context=none", "model.name=new", "+model.extra_body={a:{b:[1,null]}}"],
+        ["model=claude-instant-1", "model.pricing=null", "shard.index=1", "shard.count=3", "budget.max_usd=0.5"],
+        ["model=mine", "decoding.temperature=0.7", "provider.timeout_s=5", "objective=[cost_usd,-wall_s]"],
+    ):
+        with composer(own) as composing:
+            plain = resolved(composing.compose([*hydra_arguments(options)]).cfg)
+        (tmp_path / "config.yaml").write_text(as_yaml(plain))
+        started = hydra_arguments([f"from={tmp_path}"], own)
+        with composer(own) as composing:
+            assert resolved(composing.compose(started).cfg) == {**plain, "from": str(tmp_path)}
+    started = hydra_arguments([f"from={tmp_path}", "experiment=mini"], own)
+    with composer(own) as composing:
+        mini = resolved(composing.compose(started).cfg)
+    assert (mini["model"]["name"], mini["decoding"]["temperature"], mini["provider"]["timeout_s"]) == (
+        "gpt-4o-mini",
+        0,
+        5,
+    )
+
+
+def test_a_search_and_workers_start_from_a_run(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `joblib` is not installed")
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=1)
+        assert run(sweep, *sweep.base, "output_dir=first").returncode == 0
+        arguments = ("-m", "from=first", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra/launcher=joblib")
+        found = run(sweep, *arguments, "decoding.max_new_tokens=range(20,30)")
+        assert found.returncode == 0, found.stderr
+        assert changes(found) == ["decoding.max_new_tokens: 2048 → 'range(20,30)'"]
+        assert {e.body["max_completion_tokens"] for e in server.log.asked()} <= {2048, *range(20, 31)}
+        both = run(sweep, *arguments, "model=gpt-4o,tiny")
+        assert (both.returncode, both.stderr.count("\n")) == (2, 1)
+        assert "model=gpt-4o and model=tiny need different parts of that run" in both.stderr

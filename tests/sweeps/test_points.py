@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from swe_infer.cli.arguments import hydra_arguments
+from swe_infer.cli.composer import Composed, Composer, composer
+from swe_infer.cli.sweeper import sweep_jobs
 from swe_infer.errors import ConfigError
 from tests.support.api_server import ApiServer
 from tests.sweeps.command import Sweep
@@ -45,6 +49,67 @@ def test_a_key_applies_to_the_options_that_have_it_in_either_order(tmp_path: Pat
         assert (typo.returncode, typo.stdout) == (2, "")
         assert typo.stderr == "error: dataset.limmit: unknown key; did you mean dataset.limit?\n"
         assert len(server.log.asked()) == asked
+
+
+class CountingComposer(Composer):
+    count = 0
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        self.count += 1
+        return super().compose(overrides)
+
+
+def jobs_of(*arguments: str) -> tuple[list[str], int]:
+    """The jobs of a sweep as its sweeper has them, and how many configurations were composed for them."""
+    given = [a for a in hydra_arguments(["-m", *arguments]) if not a.startswith(("-", "hydra.sweep.dir="))]
+    swept = {argument.partition("=")[0] for argument in arguments if "," in argument}
+    given = [a for a in given if a in arguments or a.partition("=")[0] not in swept]  # without placeholders
+    with composer(None):
+        counting = CountingComposer(None)
+        jobs = sweep_jobs(OverridesParser.create().parse_overrides(given), None, counting)
+    return [" ".join(job) for job in jobs], counting.count
+
+
+def test_jobs_are_checked_without_composing_each() -> None:
+    temperatures = "decoding.temperature=" + ",".join(f"0.{i}" for i in range(9))
+    found, count = jobs_of("model=tiny,gpt-4o", temperatures, "provider.max_concurrency=2,3")
+    assert len(found) == 9 + 18
+    assert count == 2
+    found, count = jobs_of("model=gpt-4o", temperatures, "budget.max_usd=1,2")
+    assert (len(found), count) == (18, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["runner.retry.tries=3", "model=tiny,gpt-4o"], ["model=tiny", "runner.retry.tries=3 model=gpt-4o"]),
+        (["model=tiny,gpt-4o", "++model.extra_body.a=1"], ["model=tiny", "model=gpt-4o ++model.extra_body.a=1"]),
+        (["model=tiny,gpt-4o", "+model.extra_body.a=1"], ["model=tiny", "model=gpt-4o +model.extra_body.a=1"]),
+        (["model=tiny,gpt-4o", "model.extra_body={a:1}"], ["model=tiny", "model=gpt-4o ++model.extra_body={a:1}"]),
+        (["model=tiny,gpt-4o", "~decoding.stop"], ["model=tiny ~decoding.stop", "model=gpt-4o ~decoding.stop"]),
+        (["provider=openai,anthropic", "model=gpt-4o", "provider.send_cache_key=false"],
+         ["provider=openai model=gpt-4o provider.send_cache_key=false", "provider=anthropic model=gpt-4o"]),
+    ],
+)  # fmt: skip
+def test_prefixes_nested_keys_and_mappings_apply_where_they_exist(arguments: list[str], expected: list[str]) -> None:
+    assert jobs_of(*arguments)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=tiny,llama", "provider.max_concurrency=8"], "provider.max_concurrency: unknown key; no run of the"),
+        (["model=tiny,gpt-4o", "provider.max_concurency=8"], "did you mean provider.max_concurrency?"),
+        (["model=tiny,gpt-4o", "++provider.base_urll=a"], "did you mean provider.base_url?"),
+        (["model=tiny,gpt-4o", "decoding.max_tokens=8,9"], "decoding.max_tokens: unknown key; did you mean"),
+        (["decoding.tempature=0,1"], "did you mean decoding.temperature?"),
+        (["budget.max=1,2"], "did you mean budget.max_usd?"),
+    ],
+)
+def test_a_key_of_no_job_is_an_error_with_a_suggestion(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        jobs_of(*arguments)
+    assert message in str(refused.value)
 
 
 def test_the_points_of_a_file_are_multiplied_with_the_swept_values_and_named(tmp_path: Path) -> None:
@@ -122,6 +187,9 @@ def test_an_unknown_option_or_key_of_a_point_is_one_line_and_no_sweep(tmp_path: 
             assert "point second" in result.stderr
             assert said in result.stderr
         assert server.log.asked() == []
+        search = sweep.run("sweep.points=points.yaml", "hydra/sweeper=basic")
+        assert (search.returncode, search.stderr.count("\n")) == (2, 1), search.stderr
+        assert "chooses its own points" in search.stderr
     with pytest.raises(ConfigError, match="needs -m"):
         hydra_arguments(["sweep.points=points.yaml"])
     with pytest.raises(ConfigError, match="names a folder"):
