@@ -26,6 +26,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
+INFRASTRUCTURE_ERRORS = frozenset(
+    [
+        "RateLimited",
+        "Overloaded",
+        "TransientError",
+        "ProviderFatal",
+        "AuthenticationFailed",
+        "ModelNotFound",
+        "QuotaExhausted",
+        "Unreachable",
+        "RepositoryNotAvailable",
+    ]
+)
+"""Class names of errors, and reasons to skip, that say nothing about the model: the network, the provider, the
+account or a repository failed. ``docs/faults.md`` lists them."""
+
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:

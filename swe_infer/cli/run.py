@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swe_infer.cli.arguments import hydra_arguments, sweep_directory
 from swe_infer.cli.extras import unregister_plugin_options
 from swe_infer.cli.hydra_errors import one_line
-from swe_infer.cli.study import is_search, objective_values
+from swe_infer.cli.study import PointFailed, is_search, objective_values
 from swe_infer.cli.sweep import report_sweep
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.conf_files import conf_dir
@@ -213,7 +213,7 @@ class HydraTask:
             raise
         except Exception as error:  # noqa: BLE001 - a fault in our code fails this job and not the sweep
             end = error
-        objectives = objectives_of(cfg) if end == 0 and is_search(HydraConfig.get()) else ()
+        objectives = objectives_of(cfg) if end in (0, 1) and is_search(HydraConfig.get()) else ()
         values = self._record_end(sweep, directory, end, objectives)
         return values[0] if values is not None and len(values) == 1 else values
 
@@ -237,12 +237,13 @@ class HydraTask:
         elif isinstance(end, Exception):
             log.error("this run of the sweep failed", exc_info=end)
             line = without_credentials(f"{type(end).__name__}: {end}")
-        elif end == 0 and directory is not None and objectives:
+        elif directory is not None and objectives:
             try:
                 values = objective_values(directory, objectives)
-            except ConfigError as error:  # the run itself is complete
+            except (ConfigError, PointFailed) as error:
                 line = without_credentials(str(error))
                 print(f"error: {line}", file=sys.stderr)
+                status = max(status, error.exit_status if isinstance(error, PointFailed) else 0)
             except (OSError, ValueError) as error:
                 status, line = 1, without_credentials(f"{type(error).__name__}: {error}")
         self.status = max(self.status, status)

@@ -12,10 +12,18 @@ from omegaconf import DictConfig
 from swe_infer.cli.choices import swept_keys
 from swe_infer.cli.sweep_jobs import SweepJob
 from swe_infer.config import objectives
-from swe_infer.errors import ConfigError
-from swe_infer.run_directory.figures import Direction, figure, why_absent
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.run_directory.figures import Direction, figure, infrastructure_share, why_absent
 from swe_infer.run_directory.objective import Objective
 from swe_infer.run_directory.reader import RunDirectory
+
+_MAX_INFRASTRUCTURE_SHARE = 0.05
+"""A point with a larger share of infrastructure failures fails, so that a search does not learn from an outage."""
+
+
+class PointFailed(SweInferError):
+    """A point of a search has too few answers for an objective."""
+
 
 
 def objective_values(run: Path, objectives: Sequence[Objective]) -> list[float]:
@@ -23,8 +31,16 @@ def objective_values(run: Path, objectives: Sequence[Objective]) -> list[float]:
 
     Raises:
         ConfigError: a figure is absent, such as the cost if a price is unknown.
+        PointFailed: infrastructure failed too many samples, or the run is not finished.
     """
     summary = RunDirectory(run).summary()
+    if summary.get("remaining"):
+        raise PointFailed(f"{run}: {summary['remaining']:,} samples remain")
+    if (share := infrastructure_share(summary)) > _MAX_INFRASTRUCTURE_SHARE:
+        raise PointFailed(
+            f"{run}: infrastructure failures on {share:.1%} of the samples, more than the "
+            f"{_MAX_INFRASTRUCTURE_SHARE:.0%} that a search accepts"
+        )
     values = []
     for name in (objective.name for objective in objectives):
         if (value := figure(summary, name)) is None:
@@ -69,6 +85,8 @@ def rescored(job: SweepJob, objectives: Sequence[Objective]) -> SweepJob:
     """A job of an earlier launch with the values of this launch's objectives."""
     try:
         values = objective_values(Path(job.run), objectives) if job.run and job.status == 0 else None
+    except PointFailed as error:
+        return replace(job, objective=None, error=str(error), status=error.exit_status)
     except ConfigError as error:
         return replace(job, objective=None, error=str(error))
     return replace(job, objective=values)

@@ -137,13 +137,13 @@ class SearchPlan:
 
 
 def best_jobs(jobs: Sequence[SweepJob], objectives: Sequence[Objective]) -> list[SweepJob]:
-    """The finished jobs that no other one dominates: the Pareto front, or all jobs that tie for the best value of a
-    single objective."""
+    """The jobs with objectives that no other one dominates: the Pareto front, or all jobs that tie for the best value
+    of a single objective."""
     signs = [-1.0 if objective.direction == "minimize" else 1.0 for objective in objectives]
     scored = [
         (job, [sign * value for sign, value in zip(signs, job.objective, strict=True)])
         for job in jobs
-        if job.status == 0 and job.objective is not None and len(job.objective) == len(signs)
+        if job.objective is not None and len(job.objective) == len(signs)
     ]
 
     def is_dominated(values: list[float]) -> bool:

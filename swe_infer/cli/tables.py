@@ -83,6 +83,16 @@ def _apply_rate(summary: Mapping[str, Any]) -> str:
     return text
 
 
+def _infrastructure(summary: Mapping[str, Any]) -> str:
+    """The number of infrastructure failures, and the rates without them; empty if there are none."""
+    if not (count := summary.get("infrastructure_failures")):
+        return ""
+    names = {"apply_rate": "apply rate", "resolved_rate": "resolved"}
+    rates = {name: summary.get(f"{key}_without_infrastructure_failures") for key, name in names.items()}
+    without = ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items() if rate is not None)
+    return f"{count:,} failed or skipped; " + (f"without them: {without}" if without else "nothing else was answered")
+
+
 def _unreadable(summary: Mapping[str, Any]) -> str:
     """The number of unreadable records and their cost."""
     count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
@@ -113,6 +123,7 @@ def print_summary(
         ("patches", _patches(summary["patches"])),
         ("apply rate", _apply_rate(summary)),
         ("resolved", _resolved(summary)),
+        ("outages", _infrastructure(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
         ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),
         ("cost", dollars(cost)),

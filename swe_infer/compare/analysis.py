@@ -12,6 +12,7 @@ from typing import Any, Literal
 from swe_infer.compare.loading import LoadedRun, Result, total_cost
 from swe_infer.compare.pairs import Pair, paired_tests
 from swe_infer.compare.statistics import Interval, pass_at_k, wilson
+from swe_infer.text import p_value
 from swe_infer.types import Usage
 
 Metric = Literal["resolved", "applies"]
@@ -44,6 +45,8 @@ class Figures:
         applies: rate over every requested instance.
         checked: rate over the samples whose patch was checked.
         resolved: None if the run was not evaluated.
+        infrastructure_failures: samples without an answer of which infrastructure is the cause.
+        applies_without_failures, resolved_without_failures: the rates without those samples.
         unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
         cost_usd: None if a price is unknown.
         pass_at: k, the estimate, and the number of instances in it.
@@ -71,6 +74,9 @@ class Figures:
     output_tokens_per_s: float | None
     median_latency_s: float | None
     pass_at: Sequence[tuple[int, float, int]]
+    infrastructure_failures: int
+    applies_without_failures: Rate
+    resolved_without_failures: Rate | None
     on_front: bool = False
 
     def rate(self, metric: Metric) -> Rate:
@@ -116,15 +122,16 @@ def compare(
     figures = [_figures(run, _letter(index), keys) for index, run in enumerate(runs)]
     front = _pareto_front(figures, metric)
     figures = [replace(one, on_front=index in front) for index, one in enumerate(figures)]
+    pairs = paired_tests(runs, scores, seed=seed, resamples=resamples)
     solved_by = Counter(tuple(bool(value) for value in row) for row in scores.values())
     return Comparison(
         metric=metric,
         runs=figures,
         keys=keys,
-        pairs=paired_tests(runs, scores, seed=seed, resamples=resamples),
+        pairs=pairs,
         scores=scores,
         overlap=sorted(solved_by.items(), key=lambda item: (-item[1], item[0])),
-        notes=[*_notes(figures, metric), *notes],
+        notes=[*_notes(figures, metric), *_notes_on_pairs(figures, pairs), *notes],
         seed=seed,
         resamples=resamples,
     )
@@ -177,12 +184,27 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
         output_tokens_per_s=usage.output_tokens / wall if wall else None,
         median_latency_s=statistics.median(result.latency_s for result in completed) if completed else None,
         pass_at=_pass_at(run, "resolved" if run.evaluated else "applies", asked),
+        infrastructure_failures=sum(result.infrastructure_failure for result in results),
+        applies_without_failures=_rate_without_failures(run, "applies", asked),
+        resolved_without_failures=_rate_without_failures(run, "resolved", asked) if run.evaluated else None,
     )
 
 
 def _rate(run: LoadedRun, metric: Metric, asked: int) -> Rate:
     """The rate over all ``asked`` instances, including those without a record."""
     total = sum(score(results, metric, run.samples) for results in run.instances().values())
+    return Rate(total, asked, wilson(total, asked))
+
+
+def _rate_without_failures(run: LoadedRun, metric: Metric, asked: int) -> Rate:
+    """The rate over the samples that infrastructure did not fail. Instances without such a sample do not count."""
+    total = 0.0
+    for results in run.instances().values():
+        samples = run.samples - sum(result.infrastructure_failure for result in results)
+        if samples:
+            total += score(results, metric, samples)
+        else:
+            asked -= 1
     return Rate(total, asked, wilson(total, asked))
 
 
@@ -263,6 +285,10 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
         )
     for what, counts in (
         ("Not finished; remaining samples", [one.remaining for one in figures]),
+        (
+            "Infrastructure failures (network, provider, account, repository) count as not solved",
+            [one.infrastructure_failures for one in figures],
+        ),
         ("Unreadable records, of which only the cost counts", [one.run.unreadable for one in figures]),
         (
             "Patches that could not be checked count as not applying",
@@ -279,6 +305,32 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
         notes.append(f"No configuration, so the differences are unknown: {', '.join(unknown)}.")
     if len({frozenset(name for name, _ in one.run.results) for one in figures}) > 1:
         notes.append("The runs have different instances: rates are over each run's own, tests over the common ones.")
+    return notes
+
+
+_MOST_PAIR_NOTES = 10
+
+
+def _notes_on_pairs(figures: Sequence[Figures], pairs: Sequence[Pair]) -> list[str]:
+    """Notes on pairs whose difference rests on failures of infrastructure."""
+    notes = []
+    for pair in pairs:
+        without = pair.without_failures
+        if not pair.decided_by_failures or without is None:
+            continue
+        differing = pair.first_only + pair.second_only
+        rest = (
+            f"without them {100 * without.difference:+.1f} points over {without.instances:,} instances, "
+            f"p {p_value(without.p)}"
+            if without.difference is not None and without.p is not None
+            else "without them no instance is left"
+        )
+        notes.append(
+            f"{figures[pair.first].letter} : {figures[pair.second].letter} rests on infrastructure failures: on "
+            f"{pair.decided_by_failures:,} of the {differing:,} instances that differ, a run has no answer; {rest}."
+        )
+    if len(notes) > _MOST_PAIR_NOTES:
+        notes[_MOST_PAIR_NOTES:] = [f"{len(notes) - _MOST_PAIR_NOTES} more pairs rest on infrastructure failures."]
     return notes
 
 

@@ -15,7 +15,7 @@ from swe_infer.compare.statistics import Bootstrap
 COLUMNS = (
     "run", "instance_id", "sample", "status", "finish_reason", "patch_status", "resolved", "input_tokens",
     "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "latency_s",
-    "attempts", "error",
+    "attempts", "error", "infrastructure_failure",
 )  # fmt: skip
 
 
@@ -58,6 +58,9 @@ def _run(one: Figures) -> dict[str, Any]:
         "applies": _rate(one.applies),
         "applies_of_checked": _rate(one.checked),
         "resolved": _rate(one.resolved),
+        "infrastructure_failures": one.infrastructure_failures,
+        "applies_without_failures": _rate(one.applies_without_failures),
+        "resolved_without_failures": _rate(one.resolved_without_failures),
         "without_verdict": one.unverified,
         "usage": asdict(one.usage),
         "cost_usd": _float(one.cost_usd),
@@ -92,6 +95,8 @@ def _pair(pair: Pair, comparison: Comparison) -> dict[str, Any]:
         "p_holm": pair.p_holm,
         "cost_per_instance_usd": _cost(pair.cost),
         "cost_p_holm": pair.cost_p_holm,
+        "decided_by_infrastructure_failures": pair.decided_by_failures,
+        "without_infrastructure_failures": None if pair.without_failures is None else asdict(pair.without_failures),
     }
 
 
@@ -129,6 +134,7 @@ def _rows(one: Figures) -> Iterator[list[object]]:
             result.latency_s,
             result.attempts,
             result.error,
+            result.infrastructure_failure,
         ]
         yield [_inert(cell) for cell in cells]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer.compare.sources import Source, find_sources
+from swe_infer.errors import INFRASTRUCTURE_ERRORS
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, usage_of
@@ -37,6 +38,11 @@ class Result:
     latency_s: float
     attempts: int
     error: str | None
+
+    @property
+    def infrastructure_failure(self) -> bool:
+        """Whether infrastructure is the cause that there is no answer."""
+        return self.status != "completed" and self.error in INFRASTRUCTURE_ERRORS
 
     @property
     def applies(self) -> bool:
@@ -205,7 +211,7 @@ def _result(record: Record, before: Result | None, verdict: bool | None) -> Resu
         cost_usd=paid,
         latency_s=float(record.get("latency_s") or 0),
         attempts=int(record.get("attempts") or 0),
-        error=error.get("type"),
+        error=None if error.get("type") is None else str(error["type"]),
     )
 
 

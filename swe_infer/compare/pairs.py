@@ -24,6 +24,9 @@ class Pair:
         first, second: indices of the runs.
         first_only, second_only: instances with the higher score in that run.
         difference: of the rates over the common instances, second minus first.
+        decided_by_failures: instances with different scores on which infrastructure failed a sample of either run.
+        without_failures: the test without the instances on which infrastructure failed a sample of either run; None
+            if there are no such instances.
         test: the test that ``p`` is from; ``p_holm`` is corrected for the number of pairs.
         cost: difference in cost per instance, second minus first; None if a price is unknown, or with fewer than ten
             common instances, where a bootstrap is unreliable.
@@ -42,6 +45,18 @@ class Pair:
     p_holm: float
     cost: Bootstrap | None
     cost_p_holm: float | None
+    decided_by_failures: int = 0
+    without_failures: RateTest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateTest:
+    """The difference of two rates, second minus first, over ``instances`` instances, and its p-value. Both are None
+    without instances."""
+
+    instances: int
+    difference: float | None
+    p: float | None
 
 
 def paired_tests(runs: Sequence[LoadedRun], scores: _Scores, *, seed: int, resamples: int) -> list[Pair]:
@@ -61,6 +76,8 @@ def paired_tests(runs: Sequence[LoadedRun], scores: _Scores, *, seed: int, resam
     adjusted = holm(p_values)
     known = [index for index, cost in enumerate(costs) if cost is not None]
     cost_adjusted = dict(zip(known, holm([cost.p for cost in costs if cost is not None]), strict=True))
+    failures = [frozenset(r.instance_id for r in run.results.values() if r.infrastructure_failure) for run in runs]
+    without = _tests_without(drafts, failures, scores, seed, resamples)
     return [
         Pair(
             first=draft.first,
@@ -76,6 +93,8 @@ def paired_tests(runs: Sequence[LoadedRun], scores: _Scores, *, seed: int, resam
             p_holm=adjusted[index],
             cost=costs[index],
             cost_p_holm=cost_adjusted.get(index),
+            decided_by_failures=len(draft.differing & (failures[draft.first] | failures[draft.second])),
+            without_failures=without[index],
         )
         for index, draft in enumerate(drafts)
     ]
@@ -92,7 +111,28 @@ class _Draft:
         self.first_only = sum(a > b for a, b in pairs)
         self.second_only = sum(a < b for a, b in pairs)
         self.differences = [b - a for a, b in pairs]
+        self.differing = {name for name, (a, b) in zip(common, pairs, strict=True) if a != b}
         self.is_binary = all(value in (0.0, 1.0) for pair in pairs for value in pair)
+
+
+def _tests_without(
+    drafts: Sequence[_Draft], failures: Sequence[frozenset[str]], scores: _Scores, seed: int, resamples: int
+) -> list[RateTest | None]:
+    """The tests without the instances on which infrastructure failed; None for pairs without such instances."""
+    kept: dict[int, _Draft] = {}
+    for index, draft in enumerate(drafts):
+        excluded = failures[draft.first] | failures[draft.second]
+        if not excluded.isdisjoint(draft.common):
+            common = tuple(name for name in draft.common if name not in excluded)
+            kept[index] = _Draft(draft.first, draft.second, common, scores)
+    tested = {index: draft for index, draft in kept.items() if draft.common}
+    p_values = dict(zip(tested, _rate_tests(list(tested.values()), seed, resamples), strict=True))
+    tests: list[RateTest | None] = [None] * len(drafts)
+    for index, draft in kept.items():
+        count = len(draft.common)
+        difference = sum(draft.differences) / count if count else None
+        tests[index] = RateTest(count, difference, p_values.get(index))
+    return tests
 
 
 def _rate_tests(drafts: Sequence[_Draft], seed: int, resamples: int) -> list[float]:

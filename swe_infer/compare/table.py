@@ -25,11 +25,16 @@ def print_comparison(comparison: Comparison, console: Console, *, every_instance
     Args:
         every_instance: list all instances, not only the first ones on which the runs differ.
     """
-    tables = [_runs(comparison), _outcomes(comparison), _costs(comparison)]
+    tables = [_runs(comparison), _outcomes(comparison)]
+    if any(one.infrastructure_failures for one in comparison.runs):
+        tables.append(_without_failures(comparison))
+    tables.append(_costs(comparison))
     if any(one.pass_at for one in comparison.runs):
         tables.append(_pass_at(comparison))
     if comparison.pairs:
         tables.append(_pairs(comparison))
+        if any(pair.without_failures for pair in comparison.pairs):
+            tables.append(_pairs_without_failures(comparison))
     tables.append(_instances(comparison, every_instance))
     for title, table in tables:
         console.print(title, style="bold", markup=False, highlight=False)
@@ -90,6 +95,21 @@ def _outcomes(comparison: Comparison) -> tuple[str, Table]:
         for one in comparison.runs
     ]
     return _table("Outcomes (95 % Wilson intervals)", columns, rows)
+
+
+def _without_failures(comparison: Comparison) -> tuple[str, Table]:
+    evaluated = any(one.resolved is not None for one in comparison.runs)
+    columns = ["", "infrastructure failures", "patch applies", *(["resolved"] if evaluated else [])]
+    rows = [
+        [
+            one.letter,
+            f"{one.infrastructure_failures:,}",
+            _rate(one.applies_without_failures),
+            *([_rate(one.resolved_without_failures)] if evaluated else []),
+        ]
+        for one in comparison.runs
+    ]
+    return _table("Outcomes without infrastructure failures", columns, rows)
 
 
 def _rate(rate: Rate | None) -> str:
@@ -176,6 +196,27 @@ def _pair(pair: Pair, comparison: Comparison) -> list[str]:
         "-" if pair.cost_p_holm is None else p_value(pair.cost_p_holm),
         pair.test,
     ]
+
+
+def _pairs_without_failures(comparison: Comparison) -> tuple[str, Table]:
+    """The pairs with instances on which infrastructure failed."""
+    rows = []
+    for pair in sorted(comparison.pairs, key=lambda pair: pair.p):
+        if (test := pair.without_failures) is None:
+            continue
+        first, second = comparison.runs[pair.first].letter, comparison.runs[pair.second].letter
+        known = test.difference is not None and test.p is not None
+        rows.append(
+            [
+                f"{first} : {second}",
+                f"{test.instances:,}",
+                f"{100 * (test.difference or 0):+.1f} points" if known else "-",
+                p_value(test.p or 0) if known else "-",
+                f"{100 * pair.difference:+.1f} points",
+            ]
+        )
+    columns = ["", "common", "rate", "p", "with failures"]
+    return _table("Paired tests without infrastructure failures", columns, rows[:_MOST_PAIRS])
 
 
 def _instances(comparison: Comparison, every: bool) -> tuple[str, Table]:

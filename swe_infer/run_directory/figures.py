@@ -12,6 +12,7 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
+from swe_infer.errors import INFRASTRUCTURE_ERRORS
 from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, usage_of
 from swe_infer.text import clean
 from swe_infer.types import PatchStatus, Usage
@@ -24,13 +25,16 @@ class Summary(TypedDict, total=False):
 
     Args:
         samples: per instance.
+        infrastructure_failures: failed and skipped samples of which infrastructure is the cause, see
+            :data:`swe_infer.errors.INFRASTRUCTURE_ERRORS`.
         patches: completed samples by the status of their patch.
         unreadable_records, unreadable_cost_usd: unreadable records in ``records.jsonl``, and their part of
             ``cost_usd``.
         wall_s: seconds, over all commands.
         apply_rate, apply_rate_checked, unchecked_share: see :func:`patch_rates`.
-        resolved, evaluated, resolved_rate, resolved_by_any, pass_at_k, cost_per_resolved_usd: see
-            :func:`resolved_figures`.
+        apply_rate_without_infrastructure_failures: ``apply_rate`` without the samples that infrastructure failed.
+        resolved, evaluated, resolved_rate, resolved_rate_without_infrastructure_failures, resolved_by_any, pass_at_k,
+            cost_per_resolved_usd: see :func:`resolved_figures`.
         evaluated_by: the option of the group ``evaluation``, with a digest of a command, or ``report`` for a finished
             report.
         tested_in: ``sandbox``, or ``process`` for tests without a sandbox.
@@ -44,6 +48,7 @@ class Summary(TypedDict, total=False):
     failed: int
     skipped: int
     remaining: int
+    infrastructure_failures: int
     patches: dict[str, int]
     usage: dict[str, int]
     cost_usd: Decimal | float | None
@@ -53,11 +58,13 @@ class Summary(TypedDict, total=False):
     output_tokens_per_s: float
     stats: dict[str, float]
     apply_rate: float | None
+    apply_rate_without_infrastructure_failures: float | None
     apply_rate_checked: float | None
     unchecked_share: float | None
     resolved: NotRequired[int]
     evaluated: NotRequired[int]
     resolved_rate: NotRequired[float | None]
+    resolved_rate_without_infrastructure_failures: NotRequired[float | None]
     resolved_by_any: NotRequired[int]
     pass_at_k: NotRequired[float | None]
     cost_per_resolved_usd: NotRequired[Decimal | float | None]
@@ -77,6 +84,7 @@ _COUNTS = frozenset(
         "failed",
         "skipped",
         "remaining",
+        "infrastructure_failures",
         "unreadable_records",
         "resolved",
         "evaluated",
@@ -91,9 +99,11 @@ _AMOUNTS = frozenset(
         "wall_s",
         "output_tokens_per_s",
         "apply_rate",
+        "apply_rate_without_infrastructure_failures",
         "apply_rate_checked",
         "unchecked_share",
         "resolved_rate",
+        "resolved_rate_without_infrastructure_failures",
         "pass_at_k",
         "cost_per_resolved_usd",
     ]
@@ -105,9 +115,11 @@ _MAXIMIZED = frozenset(
         "completed",
         "resolved",
         "resolved_rate",
+        "resolved_rate_without_infrastructure_failures",
         "resolved_by_any",
         "pass_at_k",
         "apply_rate",
+        "apply_rate_without_infrastructure_failures",
         "apply_rate_checked",
         "output_tokens_per_s",
         "patches.applies",
@@ -117,7 +129,15 @@ _MAXIMIZED = frozenset(
 _UNDIRECTED = frozenset(["instances", "samples", "evaluated", "shards", "patches.repaired"])
 
 EVALUATED_FIGURES = frozenset(
-    ["resolved", "evaluated", "resolved_rate", "resolved_by_any", "pass_at_k", "cost_per_resolved_usd"]
+    [
+        "resolved",
+        "evaluated",
+        "resolved_rate",
+        "resolved_rate_without_infrastructure_failures",
+        "resolved_by_any",
+        "pass_at_k",
+        "cost_per_resolved_usd",
+    ]
 )
 """The figures that only an evaluated run has."""
 
@@ -202,6 +222,17 @@ def share(count: float, summary: Mapping[str, Any]) -> float | None:
     return round(count / total, 6) if total else None
 
 
+def infrastructure_share(summary: Mapping[str, Any]) -> float:
+    """The share of covered samples with a failure of infrastructure; 0 for zero samples."""
+    return (summary.get("infrastructure_failures") or 0) / max(1, covered_samples(summary))
+
+
+def without_infrastructure_failures(count: float, summary: Mapping[str, Any]) -> float | None:
+    """``count`` divided by the covered samples that infrastructure did not fail; None if there are none."""
+    total = covered_samples(summary) - (summary.get("infrastructure_failures") or 0)
+    return round(count / total, 6) if total > 0 else None
+
+
 def applying(summary: Mapping[str, Any]) -> int:
     """How many samples have a patch that applies, repaired or not."""
     patches = summary.get("patches") or {}
@@ -212,9 +243,9 @@ def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """The rates of patches that apply.
 
     Returns:
-        ``apply_rate``: the share of covered samples whose patch applies, repaired or not. ``unchecked_share``: the
-        share whose patch could not be checked; they count as not applying. ``apply_rate_checked``: the share of
-        checked patches that apply; None if none was checked.
+        ``apply_rate``: the share of covered samples whose patch applies, repaired or not.
+        ``unchecked_share``: the share whose patch could not be checked; they count as not applying.
+        ``apply_rate_checked``: the share of checked patches that apply; None if none was checked.
     """
     patches, applied = summary.get("patches") or {}, applying(summary)
     checked = applied + patches.get("does_not_apply", 0)
@@ -227,8 +258,9 @@ def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 def resolved_figures(verdicts: Iterable[tuple[str, bool]], summary: Mapping[str, Any]) -> Summary:
     """The figures of an evaluation. ``resolved`` and ``evaluated`` count samples, ``resolved_by_any`` instances with
-    at least one resolved sample. ``resolved_rate`` is over every covered sample, ``pass_at_k`` is ``resolved_by_any``
-    over every covered instance, where k is the number of samples. See :func:`cost_per_resolved`.
+    at least one resolved sample. ``resolved_rate`` is over every covered sample,
+    ``resolved_rate_without_infrastructure_failures`` over those that infrastructure did not fail. ``pass_at_k`` is
+    ``resolved_by_any`` over every covered instance, where k is the number of samples. See :func:`cost_per_resolved`.
 
     Args:
         verdicts: the instance of each evaluated sample, and whether it is resolved.
@@ -240,6 +272,7 @@ def resolved_figures(verdicts: Iterable[tuple[str, bool]], summary: Mapping[str,
         "resolved": len(resolved),
         "evaluated": len(evaluated),
         "resolved_rate": share(len(resolved), summary),
+        "resolved_rate_without_infrastructure_failures": without_infrastructure_failures(len(resolved), summary),
         "resolved_by_any": by_any,
         "pass_at_k": round(by_any / instances, 6) if instances else None,
         "cost_per_resolved_usd": cost_per_resolved(len(resolved), summary.get("cost_usd")),
@@ -270,6 +303,7 @@ class Totals:
         self._latest: dict[Key, tuple[Status, str | None, str | None]] = {}
         self._counts: Counter[str] = Counter()
         self._patches: Counter[str] = Counter()
+        self._infrastructure_failures = 0
         self._prompts: dict[str, int] = {}
         self.replaced: set[Key] = set()
         """Completed, then skipped by a later command."""
@@ -297,14 +331,17 @@ class Totals:
         counted = self.counts(key[0])
         if previous is not None and counted:
             self._counts[previous[0]] -= 1
+            self._infrastructure_failures -= previous[2] in INFRASTRUCTURE_ERRORS
             if previous[1] is not None:
                 self._patches[previous[1]] -= 1
         if previous is not None and previous[0] == "completed":
             (self.answered_again if status == "completed" else self.replaced).add(key)
         error = record.get("error")
-        self._latest[key] = (status, patch_status, error.get("type") if error and status == "skipped" else None)
+        error_type = str(error.get("type")) if error and status != "completed" else None
+        self._latest[key] = (status, patch_status, error_type)
         if counted:
             self._counts[status] += 1
+            self._infrastructure_failures += error_type in INFRASTRUCTURE_ERRORS
             if patch_status is not None:
                 self._patches[patch_status] += 1
 
@@ -336,16 +373,16 @@ class Totals:
     def skip_reason(self, key: Key) -> str | None:
         """The reason (class name) if the latest record of an (instance, sample) is a skip, else None."""
         latest = self._latest.get(key)
-        return None if latest is None else latest[2]
+        return latest[2] if latest is not None and latest[0] == "skipped" else None
 
     def skip_reasons(self) -> Counter[str]:
         """How many of the counted (instance, sample) are skipped for each reason."""
-        skips = (latest[2] for key, latest in self._latest.items() if latest[2] and self.counts(key[0]))
+        skips = (reason for key in self._latest if (reason := self.skip_reason(key)) and self.counts(key[0]))
         return Counter(" ".join(clean(str(reason)).split())[:_LONGEST_REASON] for reason in skips)
 
     def has_skip(self, reason: str) -> bool:
         """Whether some (instance, sample) is skipped for ``reason``."""
-        return any(latest[2] == reason for latest in self._latest.values())
+        return any(latest[0] == "skipped" and latest[2] == reason for latest in self._latest.values())
 
     def has_prompt(self, instance_id: str) -> bool:
         """Whether a record states the prompt of an instance."""
@@ -384,6 +421,7 @@ class Totals:
             "failed": self._counts["failed"],
             "skipped": self._counts["skipped"],
             "remaining": max(0, instances * samples - done),
+            "infrastructure_failures": self._infrastructure_failures,
             "patches": {status: n for status, n in sorted(self._patches.items()) if n},
             "usage": asdict(self.usage),
             "cost_usd": self.cost_usd,
@@ -394,6 +432,9 @@ class Totals:
             "stats": dict(stats or {}),
         }
         summary.update(patch_rates(summary))  # type: ignore[typeddict-item] # these keys are the summary's
+        summary["apply_rate_without_infrastructure_failures"] = without_infrastructure_failures(
+            applying(summary), summary
+        )
         return summary
 
 

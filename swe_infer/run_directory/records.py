@@ -33,10 +33,12 @@ Key = tuple[str, int]
 
 
 class Error(TypedDict):
-    """Why there is no answer."""
+    """Why there is no answer. ``cause`` is for readers of the file; ``type`` decides it, see
+    :data:`swe_infer.errors.INFRASTRUCTURE_ERRORS`."""
 
     type: str
     message: str
+    cause: NotRequired[Literal["infrastructure", "request"]]
 
 
 class Record(TypedDict):

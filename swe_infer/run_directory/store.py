@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from swe_infer.errors import ConfigError, StoreError
+from swe_infer.errors import INFRASTRUCTURE_ERRORS, ConfigError, StoreError
 from swe_infer.files import (
     OpenFiles,
     Syncer,
@@ -46,6 +46,7 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import (
     LONGEST_LINE,
     Damage,
+    Error,
     Key,
     Record,
     Status,
@@ -104,15 +105,23 @@ def _record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
                 "cost_usd": outcome.cost_usd,
                 "latency_s": round(outcome.latency_s, 4),
                 "attempts": outcome.attempts,
-                "error": {"type": outcome.error_type, "message": outcome.message},
+                "error": _error(outcome.error_type, outcome.message),
                 "time": now,
             }
         case Skip():
             return {
                 **_unanswered(key, "skipped"),
-                "error": {"type": outcome.reason, "message": outcome.message},
+                "error": _error(outcome.reason, outcome.message),
                 "time": now,
             }
+
+
+def _error(kind: str, message: str) -> Error:
+    return {
+        "type": kind,
+        "message": message,
+        "cause": "infrastructure" if kind in INFRASTRUCTURE_ERRORS else "request",
+    }
 
 
 def _unanswered(key: Key, status: Status) -> Record:

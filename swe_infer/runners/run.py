@@ -24,7 +24,7 @@ from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals, cost_per_resolved
+from swe_infer.run_directory.figures import Summary, Totals, cost_per_resolved, without_infrastructure_failures
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
@@ -260,8 +260,8 @@ class Run:
 
     Args:
         always_track: start the tracker even if nothing is left to do, as a W&B agent waits for this run's figures.
-        evaluate: called with the summary once every sample is completed or skipped; returns the figures of the
-            evaluated patches, which are added to the summary.
+        evaluate: called with the summary once every sample has a record; returns the figures of the evaluated
+            patches, which are added to the summary.
         evaluated_by: the name of this evaluation. A run that another one has evaluated is evaluated again.
         earlier_verdicts: called with the summary if the last command had another coverage; returns the figures of
             earlier evaluations for the present coverage.
@@ -404,14 +404,15 @@ class Run:
         self.freeze_figures()
         summary = self.summary()
         self._warn_of_skips(summary)
+        every_sample_tried = status == 0 and not summary["remaining"]
         if INTERRUPTS.stopping and (summary["failed"] or summary["remaining"]):
             status = INTERRUPTED
         elif status == 0 and (summary["failed"] or summary["remaining"]):
             status = 1
         if not self._written(summary):
             status = status or 1
-        elif status == 0:
-            status = self._evaluated(summary)
+        elif status == 0 or (every_sample_tried and status == 1 and summary["completed"]):
+            status = max(status, self._evaluated(summary))
             summary = self.summary()
         return self._tracked(summary, status)
 
@@ -474,7 +475,11 @@ class Run:
         if self._before.get("completed") == summary["completed"]:  # the evaluation still covers every completion
             merged: Summary = {**self._before, **summary}
             if "resolved" in merged:
-                merged["cost_per_resolved_usd"] = cost_per_resolved(merged["resolved"], summary["cost_usd"])
+                resolved = merged["resolved"]
+                merged["cost_per_resolved_usd"] = cost_per_resolved(resolved, summary["cost_usd"])
+                merged["resolved_rate_without_infrastructure_failures"] = without_infrastructure_failures(
+                    resolved, summary
+                )
             return merged
         return summary
 

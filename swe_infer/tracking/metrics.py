@@ -22,7 +22,9 @@ DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     ("failed", "elapsed_s", None),
     ("skipped", "elapsed_s", None),
     ("remaining", "elapsed_s", None),
+    ("infrastructure_failures", "elapsed_s", None),
     ("apply_rate", "elapsed_s", None),
+    ("apply_rate_without_infrastructure_failures", "elapsed_s", None),
     ("apply_rate_checked", "elapsed_s", None),
     ("unchecked_share", "elapsed_s", None),
     ("failure_rate", "elapsed_s", None),
@@ -33,6 +35,8 @@ DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     ("window/*", "elapsed_s", "none"),  # of the answers since the last point only
     ("over_usd/*", "cost_usd", "none"),  # the same metrics with dollars as x axis
 )
+
+_WITHOUT_FAILURES = ("apply_rate_without_infrastructure_failures", "resolved_rate_without_infrastructure_failures")
 
 _TOKENS = {
     "input_tokens": "tokens/input",
@@ -50,7 +54,15 @@ def metrics_of(totals: Mapping[str, Any], latencies_s: Sequence[float] = ()) -> 
         latencies_s: of the answers since the last point.
     """
     out: dict[str, float] = {}
-    for key in ("completed", "failed", "skipped", "remaining", "cost_usd", "output_tokens_per_s"):
+    for key in (
+        "completed",
+        "failed",
+        "skipped",
+        "remaining",
+        "infrastructure_failures",
+        "cost_usd",
+        "output_tokens_per_s",
+    ):
         _put(out, key, totals.get(key))
     _put(out, "elapsed_s", totals.get("wall_s"))
     for status, count in (totals.get("patches") or {}).items():
@@ -74,6 +86,8 @@ def summary_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     _put(out, "samples", summary.get("samples"))
     for key in ("resolved", "evaluated", "resolved_rate"):
         _put(out, key, summary.get(key))
+    if summary.get("infrastructure_failures"):
+        _put(out, _WITHOUT_FAILURES[1], summary.get(_WITHOUT_FAILURES[1]))
     if summary.get("cost_usd") is None and "cost_usd" in summary:
         out["cost_usd"] = "unknown"
     return out
@@ -130,6 +144,8 @@ class Alerts:
 def _rates(totals: Mapping[str, Any]) -> dict[str, float]:
     """The patch rates of the summary, and ``failure_rate``: failed over completed and failed samples."""
     out = {name: rate for name, rate in patch_rates(totals).items() if rate is not None}
+    if totals.get("infrastructure_failures"):
+        _put(out, _WITHOUT_FAILURES[0], totals.get(_WITHOUT_FAILURES[0]))
     answered = (totals.get("completed") or 0) + (totals.get("failed") or 0)
     if answered:
         out["failure_rate"] = (totals.get("failed") or 0) / answered

@@ -16,7 +16,7 @@ import pytest
 
 from swe_infer.api.ledger import Ledger
 from swe_infer.api.retry import Retry
-from swe_infer.errors import InvalidRequest, ProviderFatal, RateLimited, TransientError
+from swe_infer.errors import INFRASTRUCTURE_ERRORS, InvalidRequest, ProviderFatal, RateLimited, TransientError
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.faults import classify
 from swe_infer.providers.openai_chat import OpenAIChat
@@ -40,14 +40,15 @@ class Row:
     again: bool
     end: str
     billed: bool
+    infrastructure: bool
 
 
 def rows() -> Iterator[Row]:
     for line in DOCUMENT.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 6 and (kind := re.fullmatch(r"`(\w+)`", cells[1])):
-            assert {cells[3], cells[5]} <= {"yes", "no"}, line
-            yield Row(kind[1], cells[2], cells[3] == "yes", cells[4], cells[5] == "yes")
+        if len(cells) == 7 and (kind := re.fullmatch(r"`(\w+)`", cells[1])):
+            assert {cells[3], cells[5], cells[6]} <= {"yes", "no"}, line
+            yield Row(kind[1], cells[2], cells[3] == "yes", cells[4], cells[5] == "yes", cells[6] == "yes")
 
 
 TABLE = {row.kind: row for row in rows()}
@@ -105,6 +106,14 @@ def test_the_table_names_every_fault() -> None:
     in_batches = {kind for kind in get_args(FaultKind) if kind.startswith("batch_")}
     assert TABLE.keys() | in_batches == {*get_args(FaultKind), *CONNECTIONS}
     assert all(f"`{kind}`" in DOCUMENT.read_text() for kind in in_batches)
+
+
+def test_the_table_decides_which_errors_are_failures_of_infrastructure() -> None:
+    for row in TABLE.values():
+        assert row.infrastructure == (row.taken_for in INFRASTRUCTURE_ERRORS), row
+    assert {row.taken_for for row in TABLE.values() if row.infrastructure} | {
+        "ProviderFatal", "Unreachable", "RepositoryNotAvailable",
+    } == INFRASTRUCTURE_ERRORS, "these three have no row"  # fmt: skip
 
 
 @pytest.mark.parametrize("vendor", ["openai", "anthropic"])

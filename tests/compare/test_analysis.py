@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from swe_infer.compare.analysis import Comparison, compare
+from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_runs
+from swe_infer.compare.pairs import RateTest
+from swe_infer.compare.table import print_comparison
 from tests.compare.runs import Entry, answer, failure, skip, write_run
 
 IDS = [f"i-{number}" for number in range(20)]
@@ -162,3 +168,45 @@ def test_a_run_without_records_can_be_compared(tmp_path: Path) -> None:
     comparison = compared(write_run(tmp_path / "a", []), write_run(tmp_path / "b", [answer("x")]))
     assert comparison.runs[0].applies.value is None
     assert comparison.pairs == []
+
+
+def test_an_outage_is_told_apart_from_a_weaker_model(tmp_path: Path) -> None:
+    """Four failures of the network look like -100 points; a rejected request is no failure of infrastructure."""
+    good = write_run(tmp_path / "a", [answer(i) for i in IDS[:4]], resolved=IDS[:4])
+    outage = [failure(i, error="TransientError") for i in IDS[:3]] + [answer(IDS[3])]
+    bad = write_run(tmp_path / "b", outage, resolved=[IDS[3]])
+    rejected = write_run(tmp_path / "c", [failure(i, error="InvalidRequest") for i in IDS[:4]], resolved=[])
+    comparison = compared(good, bad, rejected)
+    a, b, c = comparison.runs
+    assert [one.infrastructure_failures for one in (a, b, c)] == [0, 3, 0]
+    assert (b.applies.value, b.applies_without_failures.value) == (0.25, 1.0)
+    assert b.resolved_without_failures is not None
+    assert (b.resolved_without_failures.successes, b.resolved_without_failures.instances) == (1, 1)
+    assert c.applies_without_failures.value == 0.0
+    pair = next(pair for pair in comparison.pairs if (pair.first, pair.second) == (0, 1))
+    assert (pair.difference, pair.decided_by_failures) == (-0.75, 3)
+    assert pair.without_failures == RateTest(1, 0.0, 1.0)
+    other = next(pair for pair in comparison.pairs if (pair.first, pair.second) == (0, 2))
+    assert other.without_failures is None
+    notes = " ".join(comparison.notes)
+    assert "Infrastructure failures (network, provider, account, repository) count as not solved: B 3." in notes
+    assert "A : B rests on infrastructure failures: on 3 of the 3 instances that differ" in notes
+    assert "without them +0.0 points over 1 instances, p 1.0000" in notes
+    assert "A : C rests" not in notes
+    with StringIO() as out:
+        print_comparison(comparison, Console(file=out, width=160))
+        text = out.getvalue()
+    assert re.search(r"Outcomes without infrastructure failures.*\n B +3 +1/1 100.0 %", text, re.DOTALL)
+    assert re.search(
+        r"Paired tests without infrastructure failures.* A : B +1 +\+0.0 points +1.0000 +-75.0", text, re.S
+    )
+    stated = as_json(comparison)
+    assert stated["runs"][1]["applies_without_failures"]["value"] == 1.0
+    assert [pair["without_infrastructure_failures"] is None for pair in stated["pairs"]] == [False, True, False]
+
+
+def test_a_failed_sample_does_not_count_as_a_wrong_one(tmp_path: Path) -> None:
+    entries = [answer("x"), failure("x", sample=1, error="RateLimited"), *(failure("y", sample=s) for s in range(2))]
+    (one,) = compared(write_run(tmp_path / "a", entries)).runs
+    assert (one.applies.successes, one.applies.instances) == (0.5, 2)
+    assert (one.applies_without_failures.successes, one.applies_without_failures.instances) == (1, 1)

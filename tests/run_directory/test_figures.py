@@ -17,12 +17,13 @@ from swe_infer.cli.tables import print_summary
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run
 from swe_infer.errors import ConfigError
-from swe_infer.run_directory.figures import Summary, figure, patch_rates, resolved_figures
+from swe_infer.run_directory.figures import Summary, Totals, figure, patch_rates, resolved_figures
 from swe_infer.run_directory.objective import Objective
+from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.runners.progress import Progress
 from swe_infer.tracking.metrics import metrics_of
-from swe_infer.types import Completion, PatchResult, PatchStatus, Skip, Usage
+from swe_infer.types import Completion, Failure, PatchResult, PatchStatus, Skip, Usage
 
 
 def answer(store: RunStore, name: str, status: PatchStatus, sample: int = 0) -> None:
@@ -91,6 +92,32 @@ def test_samples_without_a_record_count_as_not_solved(tmp_path: Path) -> None:
     one = compare([load_run(tmp_path)]).runs[0]
     assert one.applies.value == summary["apply_rate"] == 0.25
     assert {k: value for k, value, _ in one.pass_at}[1] == 0.25
+
+
+def test_failures_of_infrastructure_are_counted_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sample counts by its latest record, and only if it is covered."""
+    with RunStore(tmp_path, "model") as store:
+        answer(store, "a", "applies")
+        for name, error in (("b", "TransientError"), ("c", "InvalidRequest"), ("e", "Overloaded")):
+            store.append(record_of((name, 0), Failure(error, "no answer"), None))
+        store.append(record_of(("d", 0), Skip("RepositoryNotAvailable", "no network"), None))
+        answer(store, "e", "none")
+        summary = store.totals.summary(instances=5, samples=1)
+        assert store.totals.skip_reasons() == {"RepositoryNotAvailable": 1}
+        store.totals.covered_ids = {"a", "c"}
+        store.write_summary(summary)
+    assert summary["infrastructure_failures"] == 2
+    assert (summary["apply_rate"], summary["apply_rate_without_infrastructure_failures"]) == (0.2, 0.333333)
+    verdicts = resolved_figures([("a", True), ("e", False)], summary)
+    assert verdicts["resolved_rate_without_infrastructure_failures"] == 0.333333
+    assert metrics_of(summary)["infrastructure_failures"] == 2
+    print_summary(summary | verdicts, tmp_path, None)
+    assert "outages    2 failed or skipped; without them: apply rate 33.3%, resolved 33.3%" in capsys.readouterr().err
+    assert compare([load_run(tmp_path)]).runs[0].infrastructure_failures == 2
+    totals = Totals({"a", "c"})
+    for record in RunDirectory(tmp_path).records():
+        totals.add_record(record)
+    assert totals.summary(instances=2, samples=1)["infrastructure_failures"] == 0
 
 
 def test_a_forged_summary_needs_no_memory(half: Path) -> None:

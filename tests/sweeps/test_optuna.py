@@ -146,6 +146,32 @@ def test_an_objective_that_cannot_be_optimized_is_one_line(
     assert line.startswith(f"error: {message}")
 
 
+def test_a_search_does_not_learn_from_an_outage(tmp_path: Path) -> None:
+    """One failure of infrastructure in 21 samples is accepted. A point that an outage hits has no objective."""
+    search = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.top_p=0.5,0.9", "runner.retry.tries=1")
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=21)
+        server.script("server_error", *[None] * 20, *["server_error"] * 11)
+        first = sweep.run(*search)
+        assert first.returncode == 1, first.stderr
+        assert [(point["status"], point["objective"]) for point in points(tmp_path)] == [(1, [0.952381]), (1, None)]
+        assert (
+            "infrastructure failures on 52.4% of the samples, more than the 5% that a search accepts" in first.stderr
+        )
+        assert "outages    11 failed or skipped; without them: apply rate 100.0%" in first.stderr
+        assert re.search(r"^best: decoding.top_p=\S+ \(apply_rate=0.952381\)$", first.stderr, re.MULTILINE)
+        summary = json.loads((tmp_path / str(points(tmp_path)[1]["run"]) / "summary.json").read_text())
+        assert (summary["infrastructure_failures"], summary["failed"]) == (11, 11)
+        records = (tmp_path / str(points(tmp_path)[1]["run"]) / "records.jsonl").read_text().splitlines()
+        causes = [record["error"]["cause"] for record in map(json.loads, records) if record["error"]]
+        assert causes == ["infrastructure"] * 11
+
+        again = sweep.run(*search)
+        assert again.returncode == 0, again.stderr
+        assert [point["objective"] for point in points(tmp_path)] == [[1.0], [1.0]]
+        assert len(server.log.asked()) == 42 + 12, "only what failed is asked again"
+
+
 def test_several_objectives_have_a_pareto_front_and_an_unknown_price_costs_its_point_alone(tmp_path: Path) -> None:
     search = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.max_new_tokens=8,16,24")
     with ApiServer() as server:

@@ -188,9 +188,14 @@ function drawRuns() {
   document.title = byId('title').textContent;
   byId('notes').replaceChildren(...data.notes.map((note) => element('li', { text: note })));
   const evaluated = runs.some((run) => run.resolved);
+  const failures = runs.some((run) => run.infrastructure_failures);
+  const without = (run) => [
+    count(run.infrastructure_failures), rateText(run.applies_without_failures), ...(evaluated ? [rateText(run.resolved_without_failures)] : []),
+  ];
   const columns = [
     ['', 'text'], ['run', 'text fold'], ...data.differing_keys.map((key) => [key, 'text fold']), ['instances', ''], ['completed', ''],
-    ['failed', ''], ['skipped', ''], ['patch applies', ''], ...(evaluated ? [['resolved', '']] : []), ['cost', ''], ['per success', ''],
+    ['failed', ''], ['skipped', ''], ['patch applies', ''], ...(evaluated ? [['resolved', '']] : []),
+    ...(failures ? [['infrastructure failures', ''], ['without them: applies', ''], ...(evaluated ? [['without them: resolved', '']] : [])] : []), ['cost', ''], ['per success', ''],
     ['tokens in', ''], ['cached', ''], ['tokens out', ''], ['reasoning', ''], ['time', ''], ['tokens out/s', ''], ['median latency', ''],
   ];
   const rows = runs.map((run, index) => ({
@@ -199,7 +204,7 @@ function drawRuns() {
       run.letter, run.name, ...data.differing_keys.map((key) => shown(run.differs[key])),
       count(run.instances) + (run.samples > 1 ? ` × ${run.samples}` : ''),
       ...['completed', 'failed', 'skipped'].map((status) => count(run.statuses[status] || 0)),
-      rateText(run.applies), ...(evaluated ? [rateText(run.resolved)] : []), dollars(run.cost_usd),
+      rateText(run.applies), ...(evaluated ? [rateText(run.resolved)] : []), ...(failures ? without(run) : []), dollars(run.cost_usd),
       run.cost_per_success_usd === null ? '–' : dollars(run.cost_per_success_usd),
       count(run.usage.input_tokens), count(run.usage.cached_input_tokens), count(run.usage.output_tokens),
       count(run.usage.reasoning_tokens), seconds(run.wall_s),
@@ -328,17 +333,23 @@ function drawOverlap() {
 }
 
 function drawTests() {
+  const failures = data.pairs.some((pair) => pair.without_infrastructure_failures);
   byId('tests').hidden = byId('tests-link').hidden = !data.pairs.length;
   byId('tests-hint').textContent = `By ${METRICS[data.metric]}, over the instances that both runs have. Holm correction for ${data.pairs.length} pair(s); ` +
     `resampling: ${count(data.resamples)} draws, seed ${data.seed}. Bold: below 0.05 after correction.`;
   const columns = [['1st', 'text'], ['2nd', 'text'], ['common', ''], ['both solved', ''], ['only 1st', ''], ['only 2nd', ''], ['neither', ''], ['rate difference (2nd − 1st)', ''],
-    ['p', ''], ['p (Holm)', ''], ['test', 'text'], ['cost per instance (2nd − 1st)', ''], ['p (Holm)', '']];
+    ['p', ''], ['p (Holm)', ''], ['test', 'text'], ...(failures ? [['without infrastructure failures', '']] : []), ['cost per instance (2nd − 1st)', ''], ['p (Holm)', '']];
   const strong = (p) => (p === null ? '–' : element('span', { class: p < 0.05 ? 'significant' : 'weak', text: pValue(p) }));
+  const points = (value) => `${value >= 0 ? '+' : '−'}${Math.abs(100 * value).toFixed(1)} points`;
+  const without = (test) => {
+    if (test === null) return '–';
+    return test.difference === null ? 'no instance left' : `${points(test.difference)}, p ${pValue(test.p)} over ${count(test.instances)}`;
+  };
   const rows = data.pairs.map((pair) => {
     const cost = pair.cost_per_instance_usd;
     return {
       cells: [pair.first, pair.second, count(pair.common_instances), count(pair.both), count(pair.first_only), count(pair.second_only), count(pair.neither),
-        `${pair.rate_difference >= 0 ? '+' : '−'}${Math.abs(100 * pair.rate_difference).toFixed(1)} points`, pValue(pair.p), strong(pair.p_holm), pair.test,
+        points(pair.rate_difference), pValue(pair.p), strong(pair.p_holm), pair.test, ...(failures ? [without(pair.without_infrastructure_failures)] : []),
         cost === null ? '–' : `${dollars(cost.difference)} [${dollars(cost.bootstrap_95[0])} to ${dollars(cost.bootstrap_95[1])}]`, strong(pair.cost_p_holm)],
     };
   });
