@@ -480,6 +480,8 @@ class Estimate:
         seconds: of live requests, with fast and with slow answers, within concurrency and rate limits; None if not
             known, as for a local model.
         limited_by: what limits the speed.
+        expected_usd: cost in the run's mode, live or batch, whether or not the provider caches prompts; None if the
+            price is not known.
     """
 
     instances: int
@@ -494,13 +496,14 @@ class Estimate:
     batch_usd: Range | None
     seconds: Range | None
     limited_by: Bottleneck
+    expected_usd: Range | None = None
 
     def __add__(self, other: Estimate) -> Estimate:
         """The sum of two runs, executed one after the other."""
         times = (self.seconds, other.seconds)
         slower = other if times[0] is not None and times[1] is not None and times[1].high > times[0].high else self
         sums: dict[str, Range | None] = {}
-        for name in ("live_usd", "cached_usd", "batch_usd", "seconds"):
+        for name in ("live_usd", "cached_usd", "batch_usd", "seconds", "expected_usd"):
             first, second = getattr(self, name), getattr(other, name)
             sums[name] = None if first is None or second is None else first + second
         return Estimate(
@@ -516,4 +519,5 @@ class Estimate:
             batch_usd=sums["batch_usd"],
             seconds=sums["seconds"],
             limited_by=slower.limited_by,
+            expected_usd=sums["expected_usd"],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from swe_infer.cli.answer_sharing import RunLocation, claim_directory, has_ident
 from swe_infer.cli.recorded_run import WANDB
 from swe_infer.cli.sweep_jobs import swept_keys
 from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.cli.sweep_position import SweepPosition
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
@@ -123,14 +125,29 @@ class PreparedRun:
 
         experiment = self.experiment
         with ExitStack() as stack:
-            prompts = prompt_source(experiment, stack)
+            prompts = self.prompt_source(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
-            before = _previous_coverage(read_config(self.directory))
-            shared = self._location.answer_sources(self._plain, self._sweep)
+            before, shared = self.earlier_answers(self._sweep)
             found = estimate_remaining(experiment.runner, selection, self.directory, before, shared)
         print_estimate(found, f"dry run of {self.directory}")
-        if self._sweep is not None:
-            self._sweep.record_estimate(found)
+
+    def earlier_answers(self, sweep: SweepLog | None) -> tuple[Coverage, list[Path]]:
+        """The coverage of the last command, and the other run directories whose answers this run reuses."""
+        before = _previous_coverage(read_config(self.directory))
+        return before, self._location.answer_sources(self._plain, sweep)
+
+    def prompt_source(self, stack: ExitStack) -> PromptSource:
+        """The source of the run's prompts. ``stack`` closes the repositories."""
+        return prompt_source(self.experiment, stack)
+
+    def prompts_key(self) -> str:
+        """Equal for runs whose datasets have the same rows and prompts."""
+        dataset = {key: value for key, value in self._plain["dataset"].items() if key not in config.COVERAGE}
+        counter = None
+        if self._plain["context"].get("max_tokens") is not None:  # which files fit depends on the tokenizer
+            counter = self.experiment.runner.token_counter().name
+        nodes = [self._plain.get(name) for name in ("context", "prompt", config.RULES)]
+        return json.dumps([dataset, *nodes, counter], sort_keys=True, default=str)
 
     def open(self, resources: ProcessResources) -> RunSession:
         """Locks the run directory and builds the run.
@@ -149,7 +166,7 @@ class PreparedRun:
         evaluation = experiment.evaluation
         with ExitStack() as stack, INTERRUPTS.stoppable():
             evaluation.check(experiment.dataset, plain["dataset"])
-            prompts = prompt_source(experiment, stack)
+            prompts = self.prompt_source(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(identity_lock(self._sweep, plain, self.directory))
@@ -196,6 +213,7 @@ class PreparedRun:
                 shared=self._location.answer_sources(plain, self._sweep),
                 over_budget=context.over_budget,
                 edit_format=experiment.prompt.edit_format,
+                sweep=SweepPosition.of(self._sweep),
             )
             return RunSession(run, stack.pop_all())
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from swe_infer.cli.study import directed_objectives, rescored
 from swe_infer.cli.sweep_jobs import SearchPlan, SweepJob
 from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.cli.sweep_plan import announce_search
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTS
@@ -123,7 +124,7 @@ class Search:
     """
 
     def __init__(self, config: DictConfig, arguments: Sequence[str], launch: Launch, options: SearchOptions) -> None:
-        self._options, self._run_jobs = options, launch
+        self._config, self._options, self._run_jobs = config, options, launch
         self._log = SweepLog(Path(config.hydra.sweep.dir))
         self._objectives = directed_objectives(config, options.direction)
         self._steps = _steps(options.instances, config.dataset.get("limit"))
@@ -149,6 +150,7 @@ class Search:
 
     def run(self) -> None:
         """Runs jobs until the search is finished or interrupted, and writes its results."""
+        announce_search(self._config, self._wanted)
         try:
             if self._steps:
                 self._halve()

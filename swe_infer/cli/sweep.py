@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +17,11 @@ from swe_infer.cli.choices import resolve_choices, swept_keys
 from swe_infer.cli.points import POINT
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweeper import expand_for_search
+from swe_infer.cli.sweep_plan import SweepPlan
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
+
+log = logging.getLogger(__name__)
 
 
 class SweepTask(Protocol):
@@ -83,10 +87,10 @@ def report_sweep(directory: Path, stopped: str | None = None) -> int:
 
     sweep = SweepLog(directory)
     sweep.close()
-    jobs, lost = sweep.jobs(), sweep.lost_jobs()
+    jobs, lost, plan = sweep.jobs(), sweep.lost_jobs(), SweepPlan.read(directory)
     if INTERRUPTS.stopping:
-        return max(INTERRUPTED, print_sweep_report(directory, jobs, lost, sweep.total_estimate(), interrupted=True))
+        return max(INTERRUPTED, print_sweep_report(directory, jobs, lost, plan, interrupted=True))
     if jobs and all(job.status or (job.objective is None and job.error) for job in jobs) and not lost:
         stopped = None  # a search stops when no job has an objective; the jobs' own errors say why
     with INTERRUPTS.stoppable():
-        return print_sweep_report(directory, jobs, lost, sweep.total_estimate(), stopped)
+        return print_sweep_report(directory, jobs, lost, plan, stopped)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import operator
 import os
 import re
 import threading
@@ -22,7 +20,6 @@ from swe_infer.cli.sweep_jobs import LOST, SweepJob, parse_overrides, write_swep
 from swe_infer.files import open_regular, write_atomically
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.run_directory import layout
-from swe_infer.types import Estimate
 
 _STOP = "stopped"
 _POLL_S = 0.5
@@ -63,7 +60,7 @@ class SweepLog:
             dataclasses.replace(job, elsewhere=True, number=index - len(earlier)) for index, job in enumerate(earlier)
         ]
         self.write_jobs(kept)
-        for name in ("begun.jsonl", "estimates.jsonl", _STOP):
+        for name in ("begun.jsonl", "plan.json", _STOP):
             (self.directory / name).unlink(missing_ok=True)
         write_swept_keys(self.directory, swept)
 
@@ -126,22 +123,6 @@ class SweepLog:
             os.write(descriptor, line)  # one write, because other processes append too
         finally:
             os.close(descriptor)
-
-    def record_estimate(self, found: Estimate) -> None:
-        """Records the dry-run estimate of one job. The report sums them."""
-        from pydantic import TypeAdapter
-
-        self._append("estimates.jsonl", TypeAdapter(Estimate).dump_json(found) + b"\n")
-
-    def total_estimate(self) -> Estimate | None:
-        """The summed estimates of a dry run; None without any. Malformed lines are ignored."""
-        from pydantic import TypeAdapter, ValidationError
-
-        found = []
-        for line in self._lines("estimates.jsonl"):
-            with suppress(ValidationError):
-                found.append(TypeAdapter(Estimate).validate_json(line))
-        return functools.reduce(operator.add, found) if found else None
 
     def jobs(self) -> list[SweepJob]:
         """The jobs that ended, each with its last status, in the sweep's order."""

@@ -23,11 +23,11 @@ from swe_infer.cli.sweep_jobs import (
     distinguishing_overrides,
     swept_keys,
 )  # fmt: skip
+from swe_infer.cli.sweep_plan import SweepPlan
 from swe_infer.cli.tables import print_estimate
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.types import Estimate
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def print_sweep_report(
     directory: Path,
     jobs: Sequence[SweepJob],
     lost: Sequence[tuple[str, ...]],
-    estimate: Estimate | None,
+    plan: SweepPlan | None,
     stopped: str | None = None,
     *,
     interrupted: bool = False,
@@ -45,13 +45,14 @@ def print_sweep_report(
 
     Args:
         lost: overrides of the jobs that started and did not end.
-        estimate: the summed estimate of a dry run.
+        plan: of the sweep; its estimate is that of a dry run.
         stopped: why the sweep ended early.
         interrupted: the user waits for the prompt: merge and compare nothing.
     """
     if (plan := SearchPlan.read(directory)) is not None:
         jobs = plan.points(jobs)
     status = max([job.status for job in jobs] + [LOST] * bool(lost or stopped), default=0)
+    estimate = None if plan is None else plan.estimate
     if estimate is not None:
         print_estimate(estimate, f"all {len(jobs)} points")
     for job in jobs:
@@ -69,6 +70,8 @@ def print_sweep_report(
     unfinished = sum(1 for job in jobs if job.status) + len(lost)
     total = len(jobs) + len(lost)
     print(f"{total - unfinished} of {total} runs finished: {directory}", file=sys.stderr)
+    if estimate is not None and plan is not None and plan.line is not None:
+        print(plan.line)
     if page is not None:
         print(f"comparison: {page.resolve().as_uri()}", file=sys.stderr)
     sys.stdout.flush()

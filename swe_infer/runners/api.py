@@ -42,6 +42,7 @@ from swe_infer.types import (
     LlamaModel,
     OnOutcome,
     PathText,
+    Range,
     Request,
     TokenCounter,
 )
@@ -66,6 +67,7 @@ class ApiRunner:
 
     order: ClassVar[Order] = "dataset"
     sharing: ClassVar[None] = None
+    costs_money: ClassVar[bool] = True
 
     model: Annotated[ApiModel | LlamaModel, Option("The model.", "answer")]
     provider: Annotated[Provider, Option("The API that serves the model.", "answer")]
@@ -275,7 +277,14 @@ class ApiRunner:
         finally:
             if cache is not None:
                 cache.close()
-        return replace(found, response_cache_hits=hits)
+        return replace(found, response_cache_hits=hits, expected_usd=self._expected_usd(found))
+
+    def _expected_usd(self, found: Estimate) -> Range | None:
+        """The cost in the configured mode."""
+        live, cached = found.live_usd, found.cached_usd
+        if self.provider.mode == "batch" or live is None or cached is None:
+            return found.batch_usd if self.provider.mode == "batch" else None
+        return Range(min(live.low, cached.low), max(live.high, cached.high))
 
     @property
     def in_flight(self) -> int:

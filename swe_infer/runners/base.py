@@ -199,6 +199,9 @@ class Runner(Protocol):
     order: ClassVar[Order]
     """The order in which this runner receives instances."""
 
+    costs_money: ClassVar[bool]
+    """Whether requests may be billed."""
+
     context_window: int | None
     """Tokens of prompt and output together; None if unknown. Set by :meth:`check`."""
 

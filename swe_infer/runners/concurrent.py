@@ -85,7 +85,9 @@ class _SharedProgress:
         self._summaries: list[Mapping[str, Any]] = [run.summary() for run in runs]
         total = sum(s["instances"] * s["samples"] for s in self._summaries)
         remaining = sum(s["remaining"] + s["failed"] for s in self._summaries)
-        self._progress = Progress(total, already_done=total - remaining, stream=sys.stderr)
+        first, *others = [run.sweep for run in runs if run.sweep is not None] or [None]
+        sweep = None if first is None else first.joined([one for one in others if one is not None])
+        self._progress = Progress(total, total - remaining, sys.stderr, totals=self._totals(), sweep=sweep)
         for index, run in enumerate(runs):
             run.show_progress(self._line_of(index))
 

@@ -54,6 +54,7 @@ class LlamaRunner:
     """Answers requests with a Llama model on this machine or on a Ray cluster."""
 
     order: ClassVar[Order] = "longest_first"
+    costs_money: ClassVar[bool] = False
 
     model: Annotated[LlamaModel, Option("The checkpoint.", "answer")]
     decoding: Annotated[Decoding, Option("Sampling parameters.", "answer")]
@@ -162,6 +163,7 @@ class LlamaRunner:
             batch_usd=None,
             seconds=None,
             limited_by="this machine",
+            expected_usd=free,
         )
 
     def generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:

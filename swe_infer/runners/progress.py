@@ -1,7 +1,9 @@
 """The progress line of a run: done, failed, patches, dollars, tokens per second, time left.
 
-On a terminal, Rich keeps it below the log. Elsewhere it is written as plain lines, 5 to 60 seconds apart. Control
-characters are removed, so no text from outside can move the cursor.
+On a terminal, Rich keeps it below the log. Elsewhere it is written as plain lines: one at the start, then 5 to 60
+seconds apart. Control characters are removed, so no text from outside can move the cursor.
+
+In a sweep, the line names the point. Dollars and times are those of the sweep.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from swe_infer.run_directory.figures import applying
 from swe_infer.text import clock, dollars
@@ -38,6 +42,58 @@ _STATS = {
 """The runner's figures on the progress line, with their short names. Summary and tracker get all figures."""
 
 
+_FEWEST_ANSWERS = 4
+"""Answers before the time left is estimated, unless half of the work is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRuns:
+    """Figures of the other runs of a sweep.
+
+    Args:
+        samples: their number.
+        done: samples with an outcome.
+        answered: samples with an outcome of this command.
+        todo: samples that this command has yet to answer.
+        resolved: of ``evaluated`` samples, those of evaluated runs.
+        cost_usd: None if a price is not known.
+    """
+
+    samples: int
+    done: int
+    answered: int
+    todo: int
+    resolved: int
+    evaluated: int
+    cost_usd: Decimal | None
+
+
+class SweepView(Protocol):
+    """The sweep of a run."""
+
+    @property
+    def label(self) -> str:
+        """The run's point and how it differs: ``point 3 of 12 · temperature=0.6``."""
+        ...
+
+    @property
+    def parallel(self) -> bool:
+        """Whether other processes write to the same terminal."""
+        ...
+
+    def elapsed_s(self) -> float:
+        """Seconds since the sweep started."""
+        ...
+
+    def others(self) -> OtherRuns:
+        """The figures of the other runs. Takes little time if it is called often."""
+        ...
+
+    def joined(self, others: Sequence[SweepView]) -> SweepView:
+        """The view of this run and concurrent ones as one."""
+        ...
+
+
 class Progress:
     """Shows a run's progress on ``stream`` until :meth:`close`. Thread-safe; methods never raise.
 
@@ -46,10 +102,19 @@ class Progress:
         already_done: how many of them earlier commands finished.
         stream: output. Log lines that handlers of the root logger write to the same terminal appear above the line.
         clock: seconds, monotonic.
+        totals: the summary at the start.
+        sweep: None: the run is alone.
     """
 
     def __init__(
-        self, total: int, already_done: int, stream: TextIO, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        already_done: int,
+        stream: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        totals: Mapping[str, Any] | None = None,
+        sweep: SweepView | None = None,
     ) -> None:
         self._total = total
         self._already_done = already_done
@@ -57,7 +122,8 @@ class Progress:
         self._clock = clock
         self._started = clock()
         self._answered = 0
-        self._totals: Mapping[str, Any] = {}
+        self._totals: Mapping[str, Any] = totals or {}
+        self._sweep = sweep
         self._stats: Mapping[str, float] = {}
         self._last_error: str | None = None
         self._tokens: deque[tuple[float, int]] = deque()
@@ -66,7 +132,11 @@ class Progress:
         self._interval_s = _PLAIN_FIRST_S
         self._closed = False
         self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
-        self._live = self._started_live() if self._stream.isatty() else None
+        parallel = sweep is not None and sweep.parallel
+        self._live = self._started_live() if self._stream.isatty() and not parallel else None
+        if self._live is None and already_done < total:
+            self._written_at = self._started
+            self._stream.write(self.line() + "\n")
 
     def update(self, record: Mapping[str, Any], totals: Mapping[str, Any], stats: Mapping[str, float]) -> None:
         """Count one record.
@@ -134,26 +204,50 @@ class Progress:
     def _line(self) -> str:
         done = min(self._total, self._already_done + self._answered)
         share = f" {100 * done // self._total}%" if self._total else ""
-        parts = [f"{done}/{self._total}{share}", *_counts(self._totals, self._last_error)]
+        parts = [f"{done}/{self._total}{share}"]
+        others = None if self._sweep is None else self._sweep.others()
+        if self._sweep is not None and others is not None:
+            parts = [self._sweep.label, *parts]
+            if others.samples:
+                done, total = done + others.done, self._total + others.samples
+                parts.append(f"sweep {done}/{total} {100 * done // max(1, total)}%")
+        parts += _counts(self._totals, self._last_error)
+        if others is not None and others.evaluated:
+            share = f"{100 * others.resolved / others.evaluated:.0f}%"
+            parts.append(f"resolved so far {others.resolved}/{others.evaluated} ({share})")
         if "cost_usd" in self._totals:
-            cost = self._totals["cost_usd"]
+            cost = _sum(self._totals["cost_usd"], Decimal(0) if others is None else others.cost_usd)
             parts.append("cost unknown" if cost is None else dollars(cost))
         rate = self._tokens_per_s()
         if rate is not None:
             parts.append(f"{rate:,.0f} tok/s")
-        parts.append(f"{clock(self._clock() - self._started)} elapsed")
-        remaining = self._remaining_s()
+        parts.append(f"{clock(self._elapsed_s())} elapsed")
+        remaining = self._remaining_s(others)
         if remaining is not None:
             parts.append(f"{clock(remaining)} left")
         parts += [f"{name} {self._stats[key]:.3g}" for key, name in _STATS.items() if self._stats.get(key)]
         return "".join(c if c.isprintable() else "?" for c in " · ".join(parts))
 
-    def _remaining_s(self) -> float | None:
+    def _elapsed_s(self) -> float:
+        return self._clock() - self._started if self._sweep is None else self._sweep.elapsed_s()
+
+    def _remaining_s(self, others: OtherRuns | None) -> float | None:
+        """Seconds left, of the whole sweep; None while there are too few answers to tell.
+
+        The first answers of concurrent requests arrive together, so the number of answers must exceed that of
+        requests in flight.
+        """
         todo = self._total - self._already_done - self._answered
-        elapsed = self._clock() - self._started
-        if not self._answered or elapsed <= 0 or todo < 0:
+        answered = self._answered
+        if others is not None:
+            todo, answered = max(0, todo) + others.todo, answered + others.answered
+        elapsed = self._elapsed_s()
+        if not answered or elapsed <= 0 or todo < 0:
             return None
-        return todo * elapsed / self._answered
+        in_flight = max(self._stats.get("concurrency", 0), self._stats.get("running", 0))
+        if answered < todo and answered < max(_FEWEST_ANSWERS, in_flight + 1):
+            return None
+        return todo * elapsed / answered
 
     def _note_tokens(self, now: float, record: Mapping[str, Any]) -> None:
         tokens = int((self._totals.get("usage") or {}).get("output_tokens") or 0)
@@ -203,6 +297,10 @@ class _SafeStream:
     @property
     def encoding(self) -> str:
         return self._wrapped.encoding
+
+
+def _sum(first: Decimal | None, second: Decimal | None) -> Decimal | None:
+    return None if first is None or second is None else first + second
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -30,7 +30,7 @@ from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
 from swe_infer.run_directory.store import RunStore, record_of, reusable_records
 from swe_infer.runners.base import PendingSamples, Runner
-from swe_infer.runners.progress import Progress
+from swe_infer.runners.progress import Progress, SweepView
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import (
     Completion,
@@ -118,19 +118,26 @@ class PromptSource:
 
 
 def select_instances(
-    runner: Runner, dataset: Dataset, shard: DataShard, prompts: PromptSource | None = None
+    runner: Runner,
+    dataset: Dataset,
+    shard: DataShard,
+    prompts: PromptSource | None = None,
+    rows: Rows | None = None,
 ) -> Selection:
     """The instances of a run, in the runner's order. Prompts are counted lazily.
 
     Args:
         prompts: None: the rows' own prompts are used.
+        rows: the opened dataset with its prompts; None: it is opened.
 
     Raises:
         DataError: the dataset cannot be read.
     """
     counter = _LazyCounter(runner)
+    if rows is None:
+        rows = dataset.open() if prompts is None else prompts.open(dataset, counter)
     return select(
-        dataset.open() if prompts is None else prompts.open(dataset, counter),
+        rows,
         dataset,
         count_tokens=counter,
         reserved_output_tokens=runner.decoding.max_new_tokens,
@@ -208,50 +215,83 @@ def pending_requests(
                 yield key, skip
 
 
-def estimate_remaining(
-    runner: Runner, selection: Selection, directory: Path, before: Coverage, shared: Sequence[Path] = ()
-) -> Estimate:
-    """Estimates the rest of the run in ``directory``. Sends no request and writes no file.
+class Remainder:
+    """The samples of a run without an answer in its records, or in those of runs whose answers it reuses. Reads the
+    records, and writes no file.
 
     Args:
+        directory: the run directory, which need not exist.
         before: the coverage of the last command, used if the directory states none.
         shared: run directories whose completions the run would reuse.
     """
-    recorded, damage, totals = RunDirectory(directory), Damage(), Totals()
-    for record in recorded.records(damage):
-        totals.add_record(record)
-    if damage:
-        log.warning("%s: %s", directory, damage)
-    last = recorded.coverage() or before
-    recheck = not last.decides(coverage_of(selection), totals.instance_ids)
-    sources = [*shared, *([directory] if totals.replaced else [])]
-    reusable = reusable_records(sources, lambda key: totals.status(key) != "completed") if sources else {}
-    samples = runner.decoding.n
-    finished: dict[str, set[int]] = {}
-    for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
-        reason = totals.skip_reason(key)
-        requested_again = key not in reusable and (reason == _NOT_AVAILABLE or (recheck and reason in _LENGTH_SKIPS))
-        if status in _FINISHED and not requested_again and key[1] < samples:
-            finished.setdefault(key[0], set()).add(key[1])
 
-    skips: Counter[str] = Counter()
-    example: tuple[str, Skip] | None = None
+    def __init__(
+        self, selection: Selection, decoding: Decoding, directory: Path, before: Coverage, shared: Sequence[Path] = ()
+    ) -> None:
+        self.selection = selection
+        self.damage = Damage()
+        self.skips: Counter[str] = Counter()
+        """Instances that :meth:`pending` has left out, by reason."""
+        self._decoding = decoding
+        self._example: tuple[str, Skip] | None = None
+        recorded, totals = RunDirectory(directory), Totals()
+        for record in recorded.records(self.damage):
+            totals.add_record(record)
+        totals.add_damage(self.damage)
+        self.cost_usd = totals.cost_usd
+        """Dollars of all records."""
+        last = recorded.coverage() or before
+        recheck = not last.decides(coverage_of(selection), totals.instance_ids)
+        sources = [*shared, *([directory] if totals.replaced else [])]
+        reusable = reusable_records(sources, lambda key: totals.status(key) != "completed") if sources else {}
+        self._finished: dict[str, set[int]] = {}
+        for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
+            reason = totals.skip_reason(key)
+            again = key not in reusable and (reason == _NOT_AVAILABLE or (recheck and reason in _LENGTH_SKIPS))
+            if status in _FINISHED and not again and key[1] < decoding.n:
+                self._finished.setdefault(key[0], set()).add(key[1])
 
-    def pending() -> Iterator[PendingSamples]:
-        nonlocal example
-        for index in selection.requested:
-            instance_id = selection.rows.ids[index]
-            done = finished.get(instance_id, set())
-            if len(done) >= samples:
+    def count(self) -> int:
+        """The number of samples without an answer. Reads no prompt, so it includes instances that will be skipped."""
+        ids = (self.selection.rows.ids[index] for index in self.selection.requested)
+        return sum(self._decoding.n - len(self._finished.get(instance_id, ())) for instance_id in ids)
+
+    def pending(self, planned: set[str] | None = None) -> Iterator[PendingSamples]:
+        """The samples to request. Reads and counts prompts.
+
+        Args:
+            planned: instances that earlier runs of a sweep with the same identity will answer, which are left out.
+                Grows by the instances of this run.
+        """
+        for index in self.selection.requested:
+            instance_id = self.selection.rows.ids[index]
+            done = self._finished.get(instance_id, set())
+            if len(done) >= self._decoding.n or (planned is not None and instance_id in planned):
                 continue
-            if (skip := selection.skip_for(index)) is None:
-                yield PendingSamples(instance_id, selection.rows[index].prompt, runner.decoding, samples, done)
+            if (skip := self.selection.skip_for(index)) is None:
+                prompt = self.selection.rows[index].prompt
+                yield PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, done)
+                if planned is not None:
+                    planned.add(instance_id)
             else:
-                skips[skip.reason] += 1
-                example = example or (instance_id, skip)
+                self.skips[skip.reason] += 1
+                self._example = self._example or (instance_id, skip)
 
-    estimate = runner.estimate(pending())
-    _warn_of_skips(skips, len(selection.requested), example)
+    def warn(self) -> None:
+        """Log a warning if :meth:`pending` has left out every instance."""
+        _warn_of_skips(self.skips, len(self.selection.requested), self._example)
+
+
+def estimate_remaining(
+    runner: Runner, selection: Selection, directory: Path, before: Coverage, shared: Sequence[Path] = ()
+) -> Estimate:
+    """Estimates the rest of the run in ``directory``; see :class:`Remainder` for the arguments. Sends no request and
+    writes no file."""
+    rest = Remainder(selection, runner.decoding, directory, before, shared)
+    if rest.damage:
+        log.warning("%s: %s", directory, rest.damage)
+    estimate = runner.estimate(rest.pending())
+    rest.warn()
     return estimate
 
 
@@ -268,6 +308,7 @@ class Run:
         shared: run directories of runs with the same identity, whose completions are reused.
         over_budget: instances of which the runner can request no further sample, see ``RunContext``.
         edit_format: the form of answer that prompts request if they do not state it themselves; None: not known.
+        sweep: the run's sweep, for the progress line; None: the run is alone.
     """
 
     def __init__(
@@ -285,12 +326,14 @@ class Run:
         shared: Sequence[Path] = (),
         over_budget: Container[str] = (),
         edit_format: EditFormat | None = None,
+        sweep: SweepView | None = None,
     ) -> None:
         self.runner = runner
         self.selection = selection
         self.store = store
         self.tracker = tracker
         self.info = info
+        self.sweep = sweep
         self._always_track = always_track
         self._evaluate = evaluate
         self._evaluated_by = evaluated_by
@@ -612,7 +655,8 @@ class Run:
     def _progress(self) -> Iterator[ProgressLine]:
         summary = self.summary()
         total = summary["instances"] * self._samples
-        progress = Progress(total, already_done=total - summary["remaining"] - summary["failed"], stream=sys.stderr)
+        already_done = total - summary["remaining"] - summary["failed"]
+        progress = Progress(total, already_done, sys.stderr, totals=summary, sweep=self.sweep)
         try:
             yield lambda record, totals: progress.update(record, totals, totals["stats"])
         finally:
