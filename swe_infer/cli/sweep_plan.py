@@ -54,13 +54,16 @@ class PlannedPoint:
     Args:
         directory: its run directory; None if it is not known before the job.
         samples: of its instances.
-        todo: those without an answer on disk, or in an earlier point with the same identity.
+        done: those with an answer on disk.
+        todo: those to be answered. The others are done, skipped, or answered by an earlier point with the same
+            identity.
         cost_usd: of its records, as text; None if a price is not known.
         error: why it cannot be planned. The job reports the error.
     """
 
     directory: str | None = None
     samples: int = 0
+    done: int = 0
     todo: int = 0
     cost_usd: str | None = "0"
     error: str | None = None
@@ -221,13 +224,14 @@ class _Planner:
         else:  # the records of the sweep's own configuration are those of no point
             rest = Remainder(selection, runner.decoding, sweep.directory / "no-run", Coverage(None))
         samples, todo = len(selection) * runner.decoding.n, rest.count()
+        done = samples - todo
         if runner.costs_money or self._dry_run:
             estimate = self._estimated(prepared, rest)
             self._estimates.append(estimate)
             if runner.costs_money:
                 todo = self._pay(estimate, rest, experiment.budget)
         cost = None if rest.cost_usd is None else str(rest.cost_usd)
-        return PlannedPoint(str(prepared.directory), samples, todo, cost)
+        return PlannedPoint(str(prepared.directory), samples, done, todo, cost)
 
     def _estimated(self, prepared: PreparedRun, rest: Remainder) -> Estimate:
         planned = self._planned.setdefault(prepared.identity, set())

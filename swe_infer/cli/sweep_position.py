@@ -83,11 +83,11 @@ class SweepPosition:
             summary, is_new = self._summary(run)
             known = is_new or job is not None
             outcomes = min(point.samples, sum(int(summary.get(key) or 0) for key in _OUTCOMES)) if known else 0
-            before = point.samples - point.todo
+            new = min(max(0, outcomes - point.done), point.todo) if is_new else 0
             samples += point.samples
-            done += outcomes if known else before
-            answered += max(0, outcomes - before) if is_new else 0
-            todo += max(0, point.todo - max(0, outcomes - before)) if job is None else 0
+            done += max(outcomes, point.done)
+            answered += new
+            todo += point.todo - new if job is None else 0
             if job is not None and "resolved" in summary:
                 resolved += int(summary["resolved"])
                 evaluated += covered_samples(summary)

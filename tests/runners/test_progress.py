@@ -12,14 +12,14 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, TextIO
 
 import pytest
 
-from swe_infer.runners.progress import Progress
+from swe_infer.runners.progress import OtherRuns, Progress, SweepView
 
 
 class Clock:
@@ -93,6 +93,49 @@ def test_the_line_shows_counts_patches_dollars_rate_and_time_left() -> None:
     assert "50 tok/s" in line  # 10 answers of 50 tokens in 10 s; the 20 earlier ones do not count
     assert "0:10 elapsed · 1:10 left" in line  # 70 to do at one a second
     assert line.endswith("in flight 8")
+
+
+def test_the_time_left_is_not_estimated_from_the_first_answers() -> None:
+    """Eight requests are in flight, so the first answer after 16 s says nothing about the next ones."""
+    clock = Clock()
+    progress = Progress(120, 0, io.StringIO(), clock)
+    clock.now += 16
+    for n in range(1, 9):
+        progress.update(RECORD, totals_after(n), {"concurrency": 8.0})
+        assert "left" not in progress.line()
+    clock.now += 2
+    progress.update(RECORD, totals_after(9), {"concurrency": 8.0})
+    assert "0:18 elapsed · 3:42 left" in progress.line()
+
+
+class View:
+    """Point 2 of a sweep of three: one is done, one has 60 samples to go."""
+
+    label = "point 2 of 3 · temperature=0.6"
+    parallel = True
+
+    def elapsed_s(self) -> float:
+        return 40.0
+
+    def others(self) -> OtherRuns:
+        return OtherRuns(
+            samples=100, done=40, answered=40, todo=60, resolved=30, evaluated=40, cost_usd=Decimal("0.25")
+        )
+
+    def joined(self, others: Sequence[SweepView]) -> SweepView:
+        return self
+
+
+def test_in_a_sweep_the_line_covers_all_points_and_parallel_ones_share_the_terminal_as_plain_lines() -> None:
+    with terminal() as (stream, seen):
+        progress = Progress(20, 0, stream, totals=totals_after(0, remaining=20), sweep=View())
+        progress.close()
+    first, *_ = screen(b"".join(seen))
+    assert first == (
+        "point 2 of 3 · temperature=0.6 · 0/20 0% · sweep 40/120 33% · resolved so far 30/40 (75%) · $0.2500 · "
+        "0:40 elapsed · 1:20 left"
+    )
+    assert b"\x1b" not in b"".join(seen)
 
 
 def test_failures_name_the_last_error_and_skips_are_counted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from decimal import Decimal
@@ -40,6 +41,10 @@ def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, tmp_path: Pat
     assert "exit 2: decoding.temperature=7 (" in whole.stderr
     assert "Paired tests" in whole.stderr
     assert "deprecated" not in whole.stderr
+    assert "sweep: 3 points, 1 of them invalid · " in whole.stderr
+    shown = [line for line in whole.stderr.splitlines() if "elapsed" in line]
+    assert all(re.match(r"point [12] of 3 · temperature=[01] · \d+/12 ", line) for line in shown), "whole lines"
+    assert {line.split(" · ")[1] for line in shown} == {"temperature=0", "temperature=1"}
 
 
 def test_the_same_command_repeats_the_shards_of_a_lost_worker_and_merges_them(launcher: str, tmp_path: Path) -> None:

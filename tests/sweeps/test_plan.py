@@ -1,0 +1,155 @@
+"""The line before a paid sweep, and the progress of its points."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from omegaconf import DictConfig
+
+from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.cli.sweep_plan import SweepPlan, _Planner
+from swe_infer.cli.sweep_position import short_overrides
+from swe_infer.data.base import Rows
+from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.types import Instance
+from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
+from tests.support.options import composed
+from tests.sweeps.command import Sweep
+
+
+def line_of(output: str) -> str:
+    (line,) = re.findall(r"^sweep: .*$", output, re.MULTILINE)
+    return line
+
+
+def test_the_line_counts_what_is_paid_for_and_the_display_is_one_for_all_points(tmp_path: Path) -> None:
+    points = ("dataset.limit=2,5", "decoding.temperature=0.5,0.6")
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=5)
+        dry = sweep.run(*points, "dry_run=true", "budget.sweep_max_usd=3")
+        assert server.log.asked() == []
+        assert dry.returncode == 0, dry.stderr
+        line = dry.stdout.splitlines()[-1]
+        assert re.fullmatch(
+            r"sweep: 4 points · 10 requests · \$0\.\d+ to \$0\.\d+ · cap \$3\.0000 \(budget.sweep_max_usd\)", line
+        ), "points that differ in their limit share answers"
+        assert "all 4 points\n  requests   10 for 10 instances" in dry.stdout
+
+        first = sweep.run(*points, "budget.sweep_max_usd=3")
+        assert first.returncode == 0, first.stderr
+        assert line_of(first.stderr) == line, "the dry run ends with the same total"
+        assert len(server.log.asked()) == 10
+        lines = first.stderr.splitlines()
+        shown = [one for one in lines if one.startswith("point ")]
+        assert shown[0].startswith("point 1 of 4 · limit=2 temperature=0.5 · 0/2 0% · sweep 0/14 0% · $0 · ")
+        assert lines.index(line) < lines.index(shown[0]), "before anything is sent"
+        assert shown[-1].startswith("point 4 of 4 · limit=5 temperature=0.6 · 5/5 100% · sweep 14/14 100% · ")
+        total = sum(
+            json.loads((tmp_path / run / "summary.json").read_text())["cost_usd"] for run in first.stdout.split()
+        )
+        assert f" · ${total:.6f} · " in shown[-1], "dollars of the sweep"
+        assert "\x1b" not in first.stderr
+
+        again = sweep.run(*points, "model.pricing=unknown")
+        assert again.returncode == 0, again.stderr
+        assert re.fullmatch(
+            r"sweep: 4 points · 0 requests · \$0 · \$0\.\d+ paid before · no cap", line_of(again.stderr)
+        )
+        more = sweep.run(
+            "dataset.limit=5", "decoding.temperature=0.5,0.7,7", "model.pricing=unknown", "dry_run=true",
+        )  # fmt: skip
+        assert line_of(more.stdout).startswith("sweep: 3 points, 1 of them invalid · 5 requests · unknown price · ")
+
+
+def test_a_mixed_sweep_counts_its_paid_points_alone(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path)
+        sweep.base = ["tracker=none", "dataset=sample", "dataset.limit=2", "decoding.max_new_tokens=8"]
+        sweep.environment["OPENAI_BASE_URL"] = server.openai_url
+        mixed = sweep.run("model=tiny,gpt-4o", "budget.max_usd=1,2", "dry_run=true")
+        assert mixed.returncode == 0, mixed.stderr
+        assert re.fullmatch(
+            r"sweep: 4 points, 2 of them local · 2 requests · \$0\.\d+ to \$0\.\d+ · "
+            r"cap \$1\.0000 to \$2\.0000 for each run \(budget.max_usd\)",
+            line_of(mixed.stdout),
+        )
+        local = sweep.run("decoding.seed=1,2", "dry_run=true")
+        assert "sweep: " not in local.stdout + local.stderr.replace("outputs/sweeps", "")
+
+
+def test_a_search_is_estimated_by_its_number_of_points(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
+    with ApiServer() as server:
+        result = Sweep(server, tmp_path).run(
+            "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "decoding.max_new_tokens=range(8,60)"
+        )
+    assert result.returncode == 0, result.stderr
+    assert line_of(result.stderr).startswith("sweep: a search of 2 points · about 6 requests · about $")
+    assert re.search(r"^point 2 of 2 · max_new_tokens=\d+ · 0/3 0% · sweep 3/6 50% · ", result.stderr, re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingDataset(JsonlDataset):
+    """Counts how often it is opened, and which prompts are read."""
+
+    opened: ClassVar[list[str]] = []
+    read: ClassVar[list[int]] = []
+
+    def open(self) -> Rows:
+        self.opened.append(self.path)
+        return CountingRows(super().open())
+
+
+class CountingRows:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._rows, name)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Instance:
+        CountingDataset.read.append(index)
+        return self._rows[index]
+
+
+def test_a_dataset_is_opened_and_its_prompts_are_read_once_for_all_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.chdir(tmp_path)
+    data = write_instances(tmp_path / "instances.jsonl", 4)
+
+    def points() -> Iterator[DictConfig]:
+        for model in ("gpt-4o", "gpt-4.1"):
+            for n in (1, 2, 3):
+                yield composed(
+                    f"model={model}", "dataset=jsonl", f"dataset.path={data}", f"decoding.n={n}", "decoding.seed=1",
+                    "dataset._target_=tests.sweeps.test_plan.CountingDataset", f"dataset.limit={n + 1}",
+                )  # fmt: skip
+
+    with _Planner(dry_run=False) as planner:
+        for number, cfg in enumerate(points()):
+            planner.add(lambda cfg=cfg, number=number: (cfg, SweepLog(tmp_path, (), number)))  # type: ignore[misc] # the loop's values
+        plan = planner.plan(parallel=False)
+    assert [point.error for point in plan.points] == [None] * 6
+    assert [point.todo for point in plan.points] == [2, 6, 12] * 2
+    assert len(CountingDataset.opened) == 1
+    assert sorted(CountingDataset.read) == [0, 1, 2, 3]
+    plan.write(tmp_path)
+    assert SweepPlan.read(tmp_path) == plan
+
+
+def test_what_differs_is_shown_by_the_last_part_of_a_key() -> None:
+    overrides = ["decoding=sample", "decoding.temperature=0.6", "+dataset.limit=3", "x.limit=4"]
+    swept = ["decoding.temperature", "dataset.limit", "x.limit"]
+    assert short_overrides(overrides, swept) == "temperature=0.6 dataset.limit=3 x.limit=4"
