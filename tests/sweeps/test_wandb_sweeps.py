@@ -6,23 +6,27 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from swe_infer import config
 from swe_infer.cli.run_session import AgentRun
 from swe_infer.conf_files import conf_dir
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.metrics import summary_of
+from swe_infer.types import DrafterKind
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
+from tests.support.options import composed
 from tests.support.wandb_server import API_KEY, FakeWandbServer, wandb_server
 from tests.support.wandb_sweeps import points_of
 from tests.sweeps.command import ROOT
@@ -51,6 +55,46 @@ def test_the_metric_of_a_sweep_file_is_one_that_a_run_logs(file: Path) -> None:
     metric = yaml.safe_load(file.read_text())["metric"]
     assert metric["name"] in summary_of(TOTALS)
     assert metric["goal"] == "maximize"
+
+
+RECIPES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_point_of_an_experiment_composes_and_is_built(file: Path) -> None:
+    params = yaml.safe_load(file.read_text()).get("hydra", {"sweeper": {"params": {}}})["sweeper"]["params"]
+    swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    choices = [[f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()] for one in swept]
+    points = list(itertools.product(*choices))
+    assert len(points) == 1 or all(len(values) > 1 for values in choices)
+    labels = {str(config.digest(config.resolved(point_of(file, point)))) for point in points}
+    assert len(labels) == len(points), "each point is a run of its own"
+
+
+def point_of(file: Path, overrides: Sequence[str]) -> DictConfig:
+    cfg = composed(f"experiment={file.stem}", *overrides)
+    config.build(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("file", [*FILES, *RECIPES], ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_recipe_says_which_question_it_answers_and_how_it_is_started(file: Path) -> None:
+    lines = list(itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))
+    comment = " ".join(line.removeprefix("#").strip() for line in lines if "@package" not in line)
+    assert re.match(r"[A-Z][^.?]+\?", comment)
+    name = re.escape(file.stem)
+    if file in FILES:
+        assert f"wandb sweep sweeps/{file.name}" in comment
+        assert "wandb agent" in comment
+    else:
+        assert re.search(rf"swe-infer -m .*experiment=({name}\b|glob\()", comment)
+
+
+def test_drafters_are_compared_by_runs_that_do_not_share_answers() -> None:
+    files = [file for file in RECIPES if file.stem.startswith("drafter_")]
+    cfgs = [point_of(file, ()) for file in files]
+    assert {cfg.decoding.drafter for cfg in cfgs} == set(get_args(DrafterKind))
+    assert len({config.digest(config.resolved(cfg)) for cfg in cfgs}) == len(cfgs)
 
 
 def test_there_is_a_grid_a_random_and_a_bayesian_one() -> None:
@@ -137,15 +181,36 @@ def test_an_agents_runs_are_the_sweeps_share_its_cap_and_are_never_paid_twice(
         assert len(vendor.log.asked()) == asked
 
 
-def test_an_agent_goes_through_the_grid_with_the_bundled_model(server: FakeWandbServer, tmp_path: Path) -> None:
+def test_an_agent_runs_the_recipe_of_prompts_with_the_bundled_model(server: FakeWandbServer, tmp_path: Path) -> None:
     wandb = Cli(server, tmp_path)
     small = {"dataset__limit": {"value": 1}, "decoding__max_new_tokens": {"value": 8}}
-    sweep = swept(wandb, adapted(ROOT / "sweeps" / "grid.yaml", tmp_path / "grid.yaml", **small), "--count", "1")
-    (run_id,) = server.sweeps[sweep].assigned
+    recipe = ROOT / "sweeps" / "prompt_and_context.yaml"
+    sweep = swept(wandb, adapted(recipe, tmp_path / "recipe.yaml", **small), "--count", "1")
+    ((run_id, point),) = server.sweeps[sweep].assigned.items()
+    assert (point["prompt"], point["context"]) == ("style2", "oracle")
     run = server.runs[run_id]
     assert (run.fields["sweep"], run.fields["project"], run.exit_code) == (sweep, "swe-infer", 0)
     assert run.summary["completed"] == 1
     assert "apply_rate" in run.summary
+
+
+def test_an_agent_runs_the_recipe_of_efforts_under_its_budget(server: FakeWandbServer, tmp_path: Path) -> None:
+    wandb = Cli(server, tmp_path)
+    data = write_instances(tmp_path / "instances.jsonl", 2)
+    with ApiServer() as vendor:
+        file = adapted(
+            ROOT / "sweeps" / "effort_and_model.yaml",
+            tmp_path / "recipe.yaml",
+            provider__base_url={"value": vendor.openai_url},
+            dataset={"value": "jsonl"},
+            dataset__path={"value": str(data)},
+            decoding__max_new_tokens={"value": 64},
+        )
+        sweep = swept(wandb, file, "--count", "2")
+        asked = [(exchange.body["model"], exchange.body["reasoning_effort"]) for exchange in vendor.log.asked()]
+    assert asked == [("gpt-5-mini", "low")] * 2 + [("gpt-5.1", "low")] * 2
+    runs = [server.runs[run_id] for run_id in server.sweeps[sweep].assigned]
+    assert [run.summary["completed"] for run in runs] == [2, 2]
 
 
 def test_values_from_the_server_reach_the_run_unchanged(server: FakeWandbServer, tmp_path: Path) -> None:
