@@ -90,7 +90,7 @@ def _infrastructure(summary: Mapping[str, Any]) -> str:
     names = {"apply_rate": "apply rate", "resolved_rate": "resolved"}
     rates = {name: summary.get(f"{key}_without_infrastructure_failures") for key, name in names.items()}
     without = ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items() if rate is not None)
-    return f"{count:,} failed or skipped; " + (f"without them: {without}" if without else "nothing else was answered")
+    return f"{count:,} without an answer; " + (f"without them: {without}" if without else "nothing else was answered")
 
 
 def _unreadable(summary: Mapping[str, Any]) -> str:

@@ -184,7 +184,7 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
         output_tokens_per_s=usage.output_tokens / wall if wall else None,
         median_latency_s=statistics.median(result.latency_s for result in completed) if completed else None,
         pass_at=_pass_at(run, "resolved" if run.evaluated else "applies", asked),
-        infrastructure_failures=sum(result.infrastructure_failure for result in results),
+        infrastructure_failures=_infrastructure_failures(run, asked),
         applies_without_failures=_rate_without_failures(run, "applies", asked),
         resolved_without_failures=_rate_without_failures(run, "resolved", asked) if run.evaluated else None,
     )
@@ -196,11 +196,21 @@ def _rate(run: LoadedRun, metric: Metric, asked: int) -> Rate:
     return Rate(total, asked, wilson(total, asked))
 
 
+def _infrastructure_failures(run: LoadedRun, asked: int) -> int:
+    """The samples that infrastructure failed, including those without a record if it stopped the run."""
+    failed = sum(result.infrastructure_failure for result in run.results.values())
+    return failed + (max(0, asked * run.samples - len(run.results)) if run.stopped_by_infrastructure else 0)
+
+
 def _rate_without_failures(run: LoadedRun, metric: Metric, asked: int) -> Rate:
     """The rate over the samples that infrastructure did not fail. Instances without such a sample do not count."""
+    instances = run.instances()
+    if run.stopped_by_infrastructure:
+        asked = len(instances)
     total = 0.0
-    for results in run.instances().values():
-        samples = run.samples - sum(result.infrastructure_failure for result in results)
+    for results in instances.values():
+        samples = len(results) if run.stopped_by_infrastructure else run.samples
+        samples -= sum(result.infrastructure_failure for result in results)
         if samples:
             total += score(results, metric, samples)
         else:

@@ -86,6 +86,11 @@ class LoadedRun:
         stated = asked if isinstance(asked, int) and asked <= MAX_SAMPLES else 0
         return max([stated, *(1 + sample for _, sample in self.results)])
 
+    @property
+    def stopped_by_infrastructure(self) -> bool:
+        """Whether infrastructure is the cause that samples remain."""
+        return self.summary.get("stopped_by") in INFRASTRUCTURE_ERRORS and bool(self.summary.get("remaining"))
+
     def instances(self) -> dict[str, list[Result]]:
         """The samples of each instance, in order."""
         grouped: dict[str, list[Result]] = {}

@@ -25,8 +25,9 @@ class Summary(TypedDict, total=False):
 
     Args:
         samples: per instance.
-        infrastructure_failures: failed and skipped samples of which infrastructure is the cause, see
-            :data:`swe_infer.errors.INFRASTRUCTURE_ERRORS`.
+        infrastructure_failures: samples without an answer of which infrastructure is the cause, see
+            :data:`swe_infer.errors.INFRASTRUCTURE_ERRORS`. Remaining samples count if such an error stopped the run.
+        stopped_by: the class of the error of infrastructure that stopped the last command; None if none did.
         patches: completed samples by the status of their patch.
         unreadable_records, unreadable_cost_usd: unreadable records in ``records.jsonl``, and their part of
             ``cost_usd``.
@@ -49,6 +50,7 @@ class Summary(TypedDict, total=False):
     skipped: int
     remaining: int
     infrastructure_failures: int
+    stopped_by: NotRequired[str | None]
     patches: dict[str, int]
     usage: dict[str, int]
     cost_usd: Decimal | float | None
@@ -206,7 +208,8 @@ def plausible(summary: Mapping[str, Any]) -> Summary:
             return isinstance(value, dict) and all(map(is_count, value.values()))
         if key == "stats":
             return isinstance(value, dict) and all(isinstance(one, int | float | Decimal) for one in value.values())
-        return key not in ("evaluated_by", "tested_in", "not_tested") or value is None or isinstance(value, str)
+        is_text = key in ("evaluated_by", "tested_in", "not_tested", "stopped_by")
+        return not is_text or value is None or isinstance(value, str)
 
     return cast(Summary, {key: value for key, value in summary.items() if is_plausible(key, value)})
 
@@ -402,26 +405,31 @@ class Totals:
         samples: int | None = None,
         wall_s: float = 0.0,
         stats: Mapping[str, float] | None = None,
+        stopped_by: str | None = None,
     ) -> Summary:
         """The summary of a run with these records.
 
         Args:
             instances, samples: covered instances, and samples per instance; None: counted from the records.
             stats: figures of the runner.
+            stopped_by: the class of the error that stopped the run.
         """
         done = self._counts["completed"] + self._counts["failed"] + self._counts["skipped"]
         if instances is None:
             instances = sum(map(self.counts, self.instance_ids))
         if samples is None:
             samples = 1 + max((sample for _, sample in self._latest), default=0)
+        remaining = max(0, instances * samples - done)
+        stopped_by = stopped_by if stopped_by in INFRASTRUCTURE_ERRORS else None
         summary: Summary = {
             "instances": instances,
             "samples": samples,
             "completed": self._counts["completed"],
             "failed": self._counts["failed"],
             "skipped": self._counts["skipped"],
-            "remaining": max(0, instances * samples - done),
-            "infrastructure_failures": self._infrastructure_failures,
+            "remaining": remaining,
+            "infrastructure_failures": self._infrastructure_failures + (remaining if stopped_by else 0),
+            "stopped_by": stopped_by,
             "patches": {status: n for status, n in sorted(self._patches.items()) if n},
             "usage": asdict(self.usage),
             "cost_usd": self.cost_usd,

@@ -216,7 +216,9 @@ class Progress:
             share = f"{100 * others.resolved / others.evaluated:.0f}%"
             parts.append(f"resolved so far {others.resolved}/{others.evaluated} ({share})")
         if "cost_usd" in self._totals:
-            cost = _sum(self._totals["cost_usd"], Decimal(0) if others is None else others.cost_usd)
+            cost = self._totals["cost_usd"]
+            if others is not None:
+                cost = None if cost is None or others.cost_usd is None else cost + others.cost_usd
             parts.append("cost unknown" if cost is None else dollars(cost))
         rate = self._tokens_per_s()
         if rate is not None:
@@ -297,10 +299,6 @@ class _SafeStream:
     @property
     def encoding(self) -> str:
         return self._wrapped.encoding
-
-
-def _sum(first: Decimal | None, second: Decimal | None) -> Decimal | None:
-    return None if first is None or second is None else first + second
 
 
 def _is_terminal(stream: Any) -> bool:

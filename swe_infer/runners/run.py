@@ -351,6 +351,7 @@ class Run:
         self._samples = runner.decoding.n
         self.stop = threading.Event()
         self._writer = RecordWriter(store)
+        self._stopped_by: str | None = None
         self._started = time.monotonic()
         self._before = store.read_summary()
         self._wall_before = float(self._before.get("wall_s", 0.0))
@@ -514,6 +515,7 @@ class Run:
             samples=self._samples,
             wall_s=self._wall_before + now - self._started,
             stats=stats,
+            stopped_by=self._stopped_by,
         )
         if self._before.get("completed") == summary["completed"]:  # the evaluation still covers every completion
             merged: Summary = {**self._before, **summary}
@@ -535,6 +537,7 @@ class Run:
         Returns:
             The exit status so far.
         """
+        self._stopped_by = None if error is None else type(error).__name__
         if isinstance(error, BudgetExceeded):
             remaining = self.summary()["remaining"]
             log.error("%s; remaining samples: %d; repeat this command with a larger budget", error, remaining)

@@ -210,3 +210,14 @@ def test_a_failed_sample_does_not_count_as_a_wrong_one(tmp_path: Path) -> None:
     (one,) = compared(write_run(tmp_path / "a", entries)).runs
     assert (one.applies.successes, one.applies.instances) == (0.5, 2)
     assert (one.applies_without_failures.successes, one.applies_without_failures.instances) == (1, 1)
+
+
+def test_samples_that_an_outage_left_without_a_record_do_not_count_against_the_model(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [answer("x")], instances=4, samples=1, remaining=3, stopped_by="Unreachable")
+    interrupted = write_run(tmp_path / "b", [answer("x")], instances=4, samples=1, remaining=3, stopped_by=None)
+    comparison = compared(run, interrupted)
+    stopped, other = comparison.runs
+    assert (stopped.infrastructure_failures, other.infrastructure_failures) == (3, 0)
+    assert (stopped.applies.value, stopped.applies_without_failures.value) == (0.25, 1.0)
+    assert other.applies_without_failures.value == 0.25
+    assert any("count as not solved: A 3." in note for note in comparison.notes)

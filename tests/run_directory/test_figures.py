@@ -112,7 +112,7 @@ def test_failures_of_infrastructure_are_counted_apart(tmp_path: Path, capsys: py
     assert verdicts["resolved_rate_without_infrastructure_failures"] == 0.333333
     assert metrics_of(summary)["infrastructure_failures"] == 2
     print_summary(summary | verdicts, tmp_path, None)
-    assert "outages    2 failed or skipped; without them: apply rate 33.3%, resolved 33.3%" in capsys.readouterr().err
+    assert "outages    2 without an answer; without them: apply rate 33.3%, resolved 33.3%" in capsys.readouterr().err
     assert compare([load_run(tmp_path)]).runs[0].infrastructure_failures == 2
     totals = Totals({"a", "c"})
     for record in RunDirectory(tmp_path).records():

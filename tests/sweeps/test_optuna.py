@@ -158,7 +158,7 @@ def test_a_search_does_not_learn_from_an_outage(tmp_path: Path) -> None:
         assert (
             "infrastructure failures on 52.4% of the samples, more than the 5% that a search accepts" in first.stderr
         )
-        assert "outages    11 failed or skipped; without them: apply rate 100.0%" in first.stderr
+        assert "outages    11 without an answer; without them: apply rate 100.0%" in first.stderr
         assert re.search(r"^best: decoding.top_p=\S+ \(apply_rate=0.952381\)$", first.stderr, re.MULTILINE)
         summary = json.loads((tmp_path / str(points(tmp_path)[1]["run"]) / "summary.json").read_text())
         assert (summary["infrastructure_failures"], summary["failed"]) == (11, 11)
