@@ -43,7 +43,7 @@ class PointSweeper(Sweeper):
             ConfigError, HydraException: a job is invalid.
         """
         from swe_infer.cli.composer import JobComposer
-        from swe_infer.cli.sweep_plan import announce_sweep
+        from swe_infer.cli.sweep_planner import announce_sweep
         from swe_infer.cli.sweeper import sweep_jobs
 
         parser = OverridesParser.create(config_loader=self._loader)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from swe_infer.cli.study import directed_objectives, rescored
 from swe_infer.cli.sweep_jobs import SearchPlan, SweepJob
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.cli.sweep_plan import announce_search
+from swe_infer.cli.sweep_planner import announce_search
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTS

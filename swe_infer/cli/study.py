@@ -25,7 +25,6 @@ class PointFailed(SweInferError):
     """A point of a search has too few answers for an objective."""
 
 
-
 def objective_values(run: Path, objectives: Sequence[Objective]) -> list[float]:
     """The values of ``objectives`` in a run's summary.
 

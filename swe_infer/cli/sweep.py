@@ -16,8 +16,8 @@ from swe_infer.cli import extras, study
 from swe_infer.cli.choices import resolve_choices, swept_keys
 from swe_infer.cli.points import POINT
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.cli.sweeper import expand_for_search
 from swe_infer.cli.sweep_plan import SweepPlan
+from swe_infer.cli.sweeper import expand_for_search
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 

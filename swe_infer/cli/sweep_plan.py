@@ -1,50 +1,20 @@
-"""The plan of a sweep, made before its first job: the samples of each point, and what their answers may cost.
+"""The plan of a sweep: the samples of each point, and what their answers may cost.
 
-The prompts of each dataset are rendered and counted once, whatever the number of points. ``plan.json`` in the sweep's
-directory hands the plan to the jobs, for their progress lines, and to the report of a dry run.
+``plan.json`` in the sweep's directory hands the plan to the jobs, for their progress lines, and to the report of a
+dry run. :mod:`swe_infer.cli.sweep_planner` makes it.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-import operator
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
-from hydra.errors import HydraException
-from omegaconf import DictConfig, flag_override
-from omegaconf.errors import OmegaConfBaseException
-
-from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.errors import SweInferError
 from swe_infer.files import read_regular, write_atomically
-from swe_infer.interrupts import INTERRUPTS
-from swe_infer.run_directory.asked import Coverage
-from swe_infer.text import bounded_json, dollars
-from swe_infer.types import EditFormat, Estimate, Instance, Range, Skip
-
-if TYPE_CHECKING:
-    from swe_infer.cli.run_session import PreparedRun
-    from swe_infer.data.base import Rows
-    from swe_infer.data.select import Selection
-    from swe_infer.runners.run import Remainder
-
-Compose = Callable[[Sequence[str]], DictConfig]
-"""Composes the configuration of a job from its overrides, with the node ``hydra``."""
-
-log = logging.getLogger(__name__)
+from swe_infer.text import bounded_json
+from swe_infer.types import Estimate
 
 _PLAN = "plan.json"
 _MOST_BYTES = 1 << 26
-_MOST_CHARACTERS = 1 << 28
-"""Characters of prompts that are cached for each dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +25,7 @@ class PlannedPoint:
         directory: its run directory; None if it is not known before the job.
         samples: of its instances.
         done: those with an answer on disk.
+        failed: those whose last attempt failed before the sweep.
         todo: those to be answered. The others are done, skipped, or answered by an earlier point with the same
             identity.
         cost_usd: of its records, as text; None if a price is not known.
@@ -64,6 +35,7 @@ class PlannedPoint:
     directory: str | None = None
     samples: int = 0
     done: int = 0
+    failed: int = 0
     todo: int = 0
     cost_usd: str | None = "0"
     error: str | None = None
@@ -102,249 +74,3 @@ class SweepPlan:
             return TypeAdapter(SweepPlan).validate_python(bounded_json(read_regular(directory / _PLAN, _MOST_BYTES)))
         except (OSError, ValueError, RecursionError):
             return None
-
-
-def announce_sweep(config: DictConfig, jobs: Sequence[Sequence[str]], compose: Compose) -> None:
-    """Plans a sweep, and prints what it may cost in one line before anything is paid for. Sends no request.
-
-    Args:
-        config: the composed configuration of the sweep, with the node ``hydra``.
-        jobs: the overrides of each job.
-    """
-    with _Planner(dry_run=config.dry_run is True) as planner, _announcing(config) as announce:
-        for number, overrides in enumerate(jobs):
-            planner.add(functools.partial(_composed_job, compose, overrides, number))
-        announce(planner.plan(_is_parallel(config)))
-
-
-def announce_search(config: DictConfig, count: int) -> None:
-    """Plans a search of ``count`` points, as :func:`announce_sweep`. They are not known in advance: each is assumed to
-    cost as much as the sweep's own configuration."""
-    with _Planner(dry_run=config.dry_run is True, search=count) as planner, _announcing(config) as announce:
-        planner.add(lambda: (_without_hydra(config.copy()), SweepLog(Path(config.hydra.sweep.dir))))
-        plan = planner.plan(_is_parallel(config))
-        announce(replace(plan, points=[replace(point, directory=None) for point in plan.points] * count))
-
-
-@contextmanager
-def _announcing(config: DictConfig) -> Iterator[Callable[[SweepPlan], None]]:
-    """Yields a function that writes and prints a plan. Errors are left to the jobs, which report them."""
-
-    def announce(plan: SweepPlan) -> None:
-        plan.write(Path(config.hydra.sweep.dir))
-        if plan.line is not None and not config.dry_run:
-            print(plan.line, file=sys.stderr, flush=True)
-
-    try:
-        with INTERRUPTS.stoppable():
-            yield announce
-    except (HydraException, OSError) as error:
-        log.debug("the sweep is not planned: %s", error)
-
-
-def _composed_job(compose: Compose, overrides: Sequence[str], number: int) -> tuple[DictConfig, SweepLog]:
-    cfg = compose(overrides)
-    with flag_override(cfg, ["readonly", "struct"], False), flag_override(cfg.hydra, ["readonly"], False):
-        cfg.hydra.job.num = number
-    sweep = SweepLog.from_hydra(cfg.hydra)
-    assert sweep is not None
-    return _without_hydra(cfg), sweep
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    with flag_override(cfg, ["readonly", "struct"], False):
-        del cfg["hydra"]
-    return cfg
-
-
-def _is_parallel(config: DictConfig) -> bool:
-    return not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
-
-
-@dataclass
-class _Paid:
-    """Sums over the points whose answers may be billed."""
-
-    points: int = 0
-    requests: int = 0
-    usd: Range = field(default_factory=lambda: Range(Decimal(0), Decimal(0)))
-    unpriced_requests: int = 0
-    spent_usd: Decimal = Decimal(0)
-    caps: dict[str, set[Decimal | None]] = field(default_factory=lambda: {"sweep_max_usd": set(), "max_usd": set()})
-
-
-class _Planner:
-    """Adds up the points of a sweep. Use it as a context manager.
-
-    Args:
-        dry_run: estimate local models too.
-        search: the number of points of a search, of which one is added.
-    """
-
-    def __init__(self, *, dry_run: bool, search: int | None = None) -> None:
-        self._dry_run = dry_run
-        self._search = search
-        self._stack = ExitStack()
-        self._rows: dict[str, Rows] = {}
-        self._planned: dict[str, set[str]] = {}
-        self._points: list[PlannedPoint] = []
-        self._estimates: list[Estimate] = []
-        self._paid = _Paid()
-
-    def __enter__(self) -> _Planner:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def add(self, composed: Callable[[], tuple[DictConfig, SweepLog]]) -> None:
-        """Adds a point. An error in it is noted, and left for the job to report."""
-        from swe_infer.cli.run_session import PreparedRun
-
-        try:
-            cfg, sweep = composed()
-            point = self._plan_point(PreparedRun(cfg, sweep), sweep)
-        except (SweInferError, HydraException, OmegaConfBaseException, OSError) as error:
-            point = PlannedPoint(error=str(error).partition("\n")[0])
-        self._points.append(point)
-
-    def plan(self, parallel: bool) -> SweepPlan:
-        """The plan of all points."""
-        estimate = functools.reduce(operator.add, self._estimates) if self._dry_run and self._estimates else None
-        return SweepPlan(self._points, parallel, time.time(), self._line(), estimate)
-
-    def _plan_point(self, prepared: PreparedRun, sweep: SweepLog) -> PlannedPoint:
-        from swe_infer.runners.run import Remainder
-
-        experiment, runner = prepared.experiment, prepared.experiment.runner
-        selection = self._selection(prepared)
-        if self._search is None:
-            before, shared = prepared.earlier_answers(sweep)
-            rest = Remainder(selection, runner.decoding, prepared.directory, before, shared)
-        else:  # the records of the sweep's own configuration are those of no point
-            rest = Remainder(selection, runner.decoding, sweep.directory / "no-run", Coverage(None))
-        samples, todo = len(selection) * runner.decoding.n, rest.count()
-        done = samples - todo
-        if runner.costs_money or self._dry_run:
-            estimate = self._estimated(prepared, rest)
-            self._estimates.append(estimate)
-            if runner.costs_money:
-                todo = self._pay(estimate, rest, experiment.budget)
-        cost = None if rest.cost_usd is None else str(rest.cost_usd)
-        return PlannedPoint(str(prepared.directory), samples, done, todo, cost)
-
-    def _estimated(self, prepared: PreparedRun, rest: Remainder) -> Estimate:
-        planned = self._planned.setdefault(prepared.identity, set())
-        return prepared.experiment.runner.estimate(rest.pending(planned))
-
-    def _pay(self, estimate: Estimate, rest: Remainder, budget: Any) -> int:
-        """Adds the cost of a point; returns the number of its answers."""
-        paid, times = self._paid, self._search or 1
-        paid.points += times
-        paid.requests += times * estimate.requests
-        if (usd := estimate.expected_usd) is not None:
-            paid.usd += Range(times * usd.low, times * usd.high)
-        else:
-            paid.unpriced_requests += times * estimate.requests
-        paid.spent_usd += rest.cost_usd or Decimal(0)
-        for key, values in paid.caps.items():
-            values.add(getattr(budget, key))
-        return int(estimate.output_tokens.low)  # at least one token for each answer
-
-    def _selection(self, prepared: PreparedRun) -> Selection:
-        """The instances of a point. Points with the same dataset and prompts share the rows."""
-        from swe_infer.runners.run import select_instances
-
-        experiment = prepared.experiment
-        prompts = prepared.prompt_source(self._stack)
-        key = prepared.prompts_key()
-        if key not in self._rows:
-            opened = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
-            self._rows[key] = cast("Rows", _CachedRows(opened.rows))
-        return select_instances(experiment.runner, experiment.dataset, experiment.shard, rows=self._rows[key])
-
-    def _line(self) -> str | None:
-        """Points, requests, dollars and cap; None if no point may be billed."""
-        paid = self._paid
-        if not paid.points:
-            return None
-        total = self._search or len(self._points)
-        failed = sum(point.error is not None for point in self._points)
-        unpaid = total - paid.points - failed
-        points = f"{'a search of ' if self._search else ''}{total:,} point{'s' * (total != 1)}"
-        points += f", {unpaid:,} of them local" if unpaid else ""
-        points += f", {failed:,} of them invalid" if failed else ""
-        about = "about " if self._search else ""
-        parts = [points, f"{about}{paid.requests:,} request{'s' * (paid.requests != 1)}", about + _cost(paid)]
-        if paid.spent_usd:
-            parts.append(f"{dollars(paid.spent_usd)} paid before")
-        return " · ".join(["sweep: " + parts[0], *parts[1:], _cap(paid.caps)])
-
-
-def _cost(paid: _Paid) -> str:
-    unpriced = f"{paid.unpriced_requests:,} requests of unknown price" if paid.unpriced_requests else ""
-    if paid.unpriced_requests and paid.unpriced_requests == paid.requests:
-        return "unknown price"
-    low, high = dollars(paid.usd.low), dollars(paid.usd.high)
-    cost = low if low == high else f"{low} to {high}"
-    return f"{cost} and {unpriced}" if unpriced else cost
-
-
-def _cap(caps: Mapping[str, set[Decimal | None]]) -> str:
-    parts = []
-    for key, per_run in (("sweep_max_usd", ""), ("max_usd", " for each run")):
-        known = sorted(value for value in caps[key] if value is not None)
-        if known:
-            amount = " to ".join(dict.fromkeys(map(dollars, (known[0], known[-1]))))
-            some = " for some points" if None in caps[key] else per_run
-            parts.append(f"cap {amount}{some} (budget.{key})")
-    return ", ".join(parts) or "no cap"
-
-
-class _CachedRows:
-    """Rows of a dataset whose prompts are rendered once, up to a number of characters. Their instances have no files
-    and no metadata."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self._cached: dict[int, Instance | Skip] = {}
-        self._characters = 0
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self._rows.ids
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def has_known_lengths(self) -> bool:
-        return self._rows.has_known_lengths
-
-    def characters(self, index: int) -> int:
-        return self._rows.characters(index)
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        return self._rows.row(index)
-
-    def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
-        return self._rows.inputs_of_check(index)
-
-    def fault(self, index: int) -> Skip | None:
-        made = self._read(index)
-        return made if isinstance(made, Skip) else None
-
-    def __getitem__(self, index: int) -> Instance:
-        made = self._read(index)
-        return self._rows[index] if isinstance(made, Skip) else made
-
-    def _read(self, index: int) -> Instance | Skip:
-        if index in self._cached:
-            return self._cached[index]
-        made: Instance | Skip | None = self._rows.fault(index)
-        if made is None:
-            made = replace(self._rows[index], files={}, metadata={})
-            self._characters += len(made.prompt.text)
-        if self._characters <= _MOST_CHARACTERS:
-            self._cached[index] = made
-        return made

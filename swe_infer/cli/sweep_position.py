@@ -82,10 +82,11 @@ class SweepPosition:
             run = point.directory if job is None or job.run is None else job.run
             summary, is_new = self._summary(run)
             known = is_new or job is not None
-            outcomes = min(point.samples, sum(int(summary.get(key) or 0) for key in _OUTCOMES)) if known else 0
-            new = min(max(0, outcomes - point.done), point.todo) if is_new else 0
+            finished = sum(int(summary.get(key) or 0) for key in ("completed", "skipped")) if known else point.done
+            failed = int(summary.get("failed") or 0) if known else 0
+            new = min(point.todo, max(0, finished - point.done) + max(0, failed - point.failed)) if is_new else 0
             samples += point.samples
-            done += max(outcomes, point.done)
+            done += min(point.samples, max(finished + failed, point.done))
             answered += new
             todo += point.todo - new if job is None else 0
             if job is not None and "resolved" in summary:
@@ -103,9 +104,6 @@ class SweepPosition:
             return RunDirectory(Path(run)).summary(), written >= self.plan.started
         except (OSError, ConfigError):
             return {}, False
-
-
-_OUTCOMES = ("completed", "failed", "skipped")
 
 
 def _cost_of(summary: Mapping[str, Any], point: PlannedPoint) -> Decimal | None:

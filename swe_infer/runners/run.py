@@ -251,6 +251,10 @@ class Remainder:
             if status in _FINISHED and not again and key[1] < decoding.n:
                 self._finished.setdefault(key[0], set()).add(key[1])
 
+        ids = {selection.rows.ids[index] for index in selection.requested}
+        self.failed = sum(status == "failed" and key[0] in ids for key, status in totals.statuses())
+        """Samples whose last attempt failed. They are to be requested again."""
+
     def count(self) -> int:
         """The number of samples without an answer. Reads no prompt, so it includes instances that will be skipped."""
         ids = (self.selection.rows.ids[index] for index in self.selection.requested)

@@ -13,7 +13,8 @@ import pytest
 from omegaconf import DictConfig
 
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.cli.sweep_plan import SweepPlan, _Planner
+from swe_infer.cli.sweep_plan import SweepPlan
+from swe_infer.cli.sweep_planner import _Planner
 from swe_infer.cli.sweep_position import short_overrides
 from swe_infer.data.base import Rows
 from swe_infer.data.jsonl import JsonlDataset
