@@ -204,7 +204,7 @@ class RecordedStart:
 
     def _is_replaced(self, group: str, plain: Mapping[str, Any]) -> bool:
         """Whether a group has another class than the recorded one."""
-        return _target(plain.get(group)) != _target(self._run.plain.get(group))
+        return bool(_target(plain.get(group)) != _target(self._run.plain.get(group)))
 
 
 def expand_from(run: RecordedRun, overrides: Sequence[str], composer: Composer) -> list[str]:

@@ -37,8 +37,7 @@ _KEYS = (
     ("dataset.limit=N", "only the first N instances"),
     ("budget.max_usd=X", "a hard cap in dollars"),
     ("output_dir=DIR", "the run directory; under -m the sweep's folder"),
-    ("from=RUN_DIR", "start from that run's configuration"),
-    ("sweep.points=FILE", "named sets of overrides, with -m"),
+    ("from=RUN_DIR", "the configuration of that run; with -m, sweep.points=FILE runs named overrides"),
     ("dry_run=true", "counts, tokens, dollars and time; no request is made"),
 )
 _FOOTER = """\

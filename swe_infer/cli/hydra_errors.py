@@ -35,10 +35,11 @@ def _unknown_key(error: BaseException) -> str:
     name = key.rpartition(".")[2]
     parent = getattr(error, "parent_node", None)
     names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
+    meant = key_named(key)
+    if meant is not None and meant != key:
+        return f"{key}: unknown key; did you mean {meant}?"
     if close := difflib.get_close_matches(name, names, n=1):
         return f"{key}: unknown key; did you mean {key.removesuffix(name)}{close[0]}?"
-    if (meant := key_named(key)) is not None and meant != key:
-        return f"{key}: unknown key; did you mean {meant}?"
     return f"{key}: unknown key" + (f"; available: {', '.join(names)}" if names else "")
 
 

@@ -165,10 +165,10 @@ def _is_address(difference: Difference) -> bool:
         return value is not None
     if parameter is None or PathText in (parameter.hint, *get_args(parameter.hint)):
         return False
-    is_described = parameter.option is not None
-    if is_described and parameter.option.effect != "address":
+    option = parameter.option
+    if option is not None and option.effect != "address":
         return False
-    if isinstance(value, str) and (is_described or key.endswith("_env")):
+    if isinstance(value, str) and (option is not None or key.endswith("_env")):
         return not _is_loopback(value)
     return any("://" in text and not _is_loopback(text) for text in _texts(value))
 

@@ -150,7 +150,7 @@ class _Job:
         """The values of its keys, for display."""
         parser = OverridesParser.create()
         parsed = [parser.parse_override(override) for override in self.overrides if _is_assignment(override)]
-        values = {one.key_or_group: one.value() for one in parsed}
+        values: dict[str, Any] = {one.key_or_group: one.value() for one in parsed}
         return {key: value.text if isinstance(value, QuotedString) else value for key, value in values.items()}
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,8 +24,8 @@ def run(sweep: Sweep, *arguments: str) -> subprocess.CompletedProcess[str]:
     return commands.run("swe_infer", *arguments, cwd=sweep.directory, env=sweep.environment)
 
 
-def config_of(directory: Path) -> dict[str, dict[str, object]]:
-    loaded: dict[str, dict[str, object]] = yaml.safe_load((directory / "config.yaml").read_text())
+def config_of(directory: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((directory / "config.yaml").read_text())
     return loaded
 
 
