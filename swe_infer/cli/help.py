@@ -29,8 +29,7 @@ Usage: swe-infer [-m] [GROUP=OPTION] [KEY=VALUE] ...
 _KEYS = (
     ("model.path=DIR_OR_HUB_ID", "a Llama checkpoint, with model=llama"),
     ("model.name=NAME", "a model behind an API, with model=api"),
-    ("provider.base_url=URL", "the server that answers"),
-    ("provider.max_concurrency=N", "requests in flight at most"),
+    ("provider.base_url=URL", "the server that answers; .max_concurrency=N: requests in flight at most"),
     ("decoding.temperature=T", "also .top_p, .max_new_tokens, .seed, .stop"),
     ("decoding.n=N", "samples of each instance"),
     ("dataset.path=FILE", "instances, with dataset=jsonl, parquet or disk"),

@@ -76,15 +76,19 @@ def expand_for_search(config: DictConfig, loader: ConfigLoader) -> None:
         params: Any = config.hydra.sweeper.get("params") or {}
         given = OverridesParser.create().parse_overrides([*(f"{key}={params[key]}" for key in params), *own])
         try:
-            recorded = _shared_start(config["from"], given, JobComposer(loader, config))
+            recorded, started = _shared_start(config["from"], given, JobComposer(loader, config))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(one_line(error)) from None
         with flag_override(config, ["readonly", "struct"], False), flag_override(config.hydra, ["readonly"], False):
             config.hydra.overrides.task = [*recorded, *own]
+            for key in started:  # the sweeper reads the objective, for instance
+                config[key] = started[key]
 
 
-def _shared_start(source: str, overrides: Sequence[Override], composer: Composer) -> Sequence[str]:
-    """The recorded overrides for every combination of the options that a search varies.
+def _shared_start(
+    source: str, overrides: Sequence[Override], composer: Composer
+) -> tuple[Sequence[str], Mapping[str, Any]]:
+    """The recorded overrides for every combination of the options that a search varies, and what they compose.
 
     Raises:
         ConfigError: they differ: the sweeper has one list of overrides for all of its jobs.
@@ -100,10 +104,11 @@ def _shared_start(source: str, overrides: Sequence[Override], composer: Composer
         different = f"{' '.join(sorted(first - second))} and {' '.join(sorted(second - first))}"
         raise ConfigError(f"from={source}: {different} need different parts of that run; search over one of them")
     ((recorded, choices),) = found.items()
-    swept = [override for override in overrides if override.is_sweep_override()]
-    typed = {override.key_or_group: (override.input_line or "").partition("=")[2] for override in swept}
-    start.print_changes([(composer.compose([*recorded, *choices]), typed)])
-    return recorded
+    single = [one.input_line or "" for one in overrides if not one.is_sweep_override()]
+    composed = composer.compose([*recorded, *choices, *single])
+    swept = [one for one in overrides if one.is_sweep_override()]
+    start.print_changes([(composed, {one.key_or_group: (one.input_line or "").partition("=")[2] for one in swept})])
+    return recorded, composed.cfg
 
 
 @contextmanager
