@@ -56,6 +56,11 @@ class Context(ABC):
         """
 
     @property
+    def required_columns(self) -> Mapping[str, str]:
+        """Columns without which no row can be shown: name -> the option that needs it, for messages."""
+        return {}
+
+    @property
     def gives_text(self) -> bool:
         """Whether the row contains a finished prompt, which is used unchanged."""
         return False

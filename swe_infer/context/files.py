@@ -47,6 +47,10 @@ class FilesContext(RepositoryContext):
     def rules(self) -> str:
         return "files-1" if self.path is None else f"files-1-{self._listed[1]}"
 
+    @property
+    def required_columns(self) -> Mapping[str, str]:
+        return {} if self.column is None else {self.column: "context.column"}
+
     def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
         written = self._written(row)
         repository = required(commit)

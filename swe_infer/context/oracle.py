@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swe_infer.context.base import Commit, CountTokens, Row, Shown
-from swe_infer.context.gold import gold_changes
+from swe_infer.context.gold import COLUMN, gold_changes
 from swe_infer.context.repository import RepositoryContext, required
 from swe_infer.errors import DataError
 
@@ -17,6 +18,10 @@ class OracleContext(RepositoryContext):
     @property
     def rules(self) -> str:
         return "oracle-1"
+
+    @property
+    def required_columns(self) -> Mapping[str, str]:
+        return {COLUMN: "context=oracle"}
 
     def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
         changes = gold_changes(row)

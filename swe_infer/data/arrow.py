@@ -34,6 +34,7 @@ class ArrowRows(IndexedRows):
         check_columns({name: schema.field(name).type for name in table.column_names}, text_column, label)
         super().__init__(text_column, label, "row")
         self._table = table.remove_columns([name for name in table.column_names if name in FOREIGN_TOKENS])
+        self.columns = tuple(self._table.column_names)
         try:
             self._index(self._columns())
         except (ValueError, OSError) as error:  # invalid UTF-8 or offsets

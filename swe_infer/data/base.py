@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol, Self
 
@@ -33,6 +33,11 @@ class Rows(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    @property
+    def columns(self) -> Collection[str]:
+        """The names of all columns; some rows may lack some of them."""
+        ...
 
     @property
     def has_known_lengths(self) -> bool:
@@ -95,6 +100,7 @@ class IndexedRows:
         self._ids: list[str] = []
         self._characters = array("Q")
         self._faults: dict[int, Skip] = {}
+        self.columns: Collection[str] = ()
 
     @property
     def ids(self) -> Sequence[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-from swe_infer.data.base import ID_COLUMN, NO_TEXT_COLUMN, DatasetOptions, IndexedRows
+from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, NO_TEXT_COLUMN, DatasetOptions, IndexedRows
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.files import special_kind
 from swe_infer.options import Option
@@ -144,6 +144,7 @@ class JsonlRows(IndexedRows):
             self._offsets.append(offset)
             self._sizes.append(size)
             yield number, row[ID_COLUMN], row.get(self._measured_column)
+        self.columns = columns.keys() - set(FOREIGN_TOKENS)
         if not columns:
             raise DataError(f"{self._label} has no rows: it should have one JSON object per line")
         if self._text_column is not None and self._text_column not in columns:

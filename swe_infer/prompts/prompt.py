@@ -31,6 +31,8 @@ _WITHOUT_NUMBERS = frozenset[Style]({"full_file", "plain"})
 _OUR_OWN = frozenset[Style]({"plain"})
 
 TEXT_COLUMN = "text"
+ISSUE_COLUMN = "problem_statement"
+HINTS_COLUMN = "hints_text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,12 @@ class PromptRenderer:
         return self.takes_text and self.system is None and self.prefill is None
 
     @property
-    def columns(self) -> frozenset[str]:
-        """Columns of the dataset that a template uses, except those that every dataset has."""
-        return frozenset() if self._template is None else self._template.columns
+    def required_columns(self) -> Mapping[str, str]:
+        """Columns without which no row has a prompt: name -> the option that needs it, for messages."""
+        hints = {HINTS_COLUMN: "prompt.hints=true"} if self.hints else {}
+        if self._template is not None:
+            return self._template.required_columns | hints
+        return {} if self.style == "given" else {ISSUE_COLUMN: f"prompt.style={self.style}"} | hints
 
     def check_context(self, *, gives_text: bool, context: str) -> None:
         """Raise ConfigError if this prompt cannot be combined with the context named ``context``.
@@ -151,10 +156,10 @@ class PromptRenderer:
     def _issue(self, row: Row) -> list[str]:
         hints = self._hints(row) if self.hints else ""
         shown = ["<hints>", hints, "</hints>"] if hints else []
-        return ["<issue>", _text(row, "problem_statement"), "</issue>", *shown]
+        return ["<issue>", _text(row, ISSUE_COLUMN), "</issue>", *shown]
 
     def _hints(self, row: Row) -> str:
-        hints = row.get("hints_text")
+        hints = row.get(HINTS_COLUMN)
         return hints if isinstance(hints, str) and hints.strip() and self.hints is not False else ""
 
     def _code(self, row: Row, shown: Shown) -> str:
@@ -170,7 +175,9 @@ class PromptRenderer:
     def _variables(self, row: Row, shown: Shown) -> dict[str, Any]:
         from swe_infer.prompts.template import variables
 
-        return variables(row, shown, _text(row, "problem_statement"), self._hints(row), self.edit_format)
+        assert self._template is not None
+        issue = _text(row, ISSUE_COLUMN) if "issue" in self._template.names else ""
+        return variables(row, shown, issue, self._hints(row), self.edit_format)
 
 
 def _text(row: Row, column: str) -> str:

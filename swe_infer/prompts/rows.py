@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ class RawRows(Protocol):
 
     @property
     def ids(self) -> Sequence[str]: ...
+
+    @property
+    def columns(self) -> Collection[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -71,6 +74,10 @@ class RenderedRows:
     @property
     def ids(self) -> Sequence[str]:
         return self._rows.ids
+
+    @property
+    def columns(self) -> Collection[str]:
+        return self._rows.columns
 
     def __len__(self) -> int:
         return len(self._rows)

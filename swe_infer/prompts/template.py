@@ -7,16 +7,18 @@ Values of a row are data and never evaluated as a template.
 from __future__ import annotations
 
 import hashlib
+import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, TemplateSyntaxError, nodes, pass_context
 from jinja2 import Template as JinjaTemplate
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.meta import find_undeclared_variables
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from swe_infer.conf_files import suggestion
@@ -39,8 +41,22 @@ GOLD_COLUMNS = frozenset({"patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS"}
 _NAMES = frozenset({"issue", "hints", "files", "readmes", "edit_format", "instructions", "examples", "row", *COLUMNS})
 _PARTS = frozenset({"system", "user"})
 _OF_ROWS = frozenset(dir(dict))
-_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+_FAILURES = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
+)  # fmt: skip
 """Exceptions that a template's code may raise."""
+
+_MOST_CHARACTERS = 1 << 28
+"""Maximum length of a prompt."""
+_MOST_PASSES = 5_000_000
+"""Maximum passes through the loops of a template, for one prompt."""
+_LARGEST_NUMBER = 1_000_000
+"""Maximum width or count for the functions that make a long text from a short one."""
+_MOST_BITS = 1 << 20
+"""Maximum size of a number."""
+_WIDE = re.compile(r"[%:.][^%{}]*\d{7}")
+_WIDTH_IS_VALUE = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
+_COUNTED, _LIMITS = "loop passes", "limits of a prompt"  # not identifiers, so no template can name them
 
 
 @dataclass(frozen=True)
@@ -70,11 +86,120 @@ def variables(row: Row, shown: Shown, issue: str, hints: str, edit_format: EditF
     }
 
 
+class _Limits:
+    """Bounds the length of one prompt and the passes through its template's loops."""
+
+    def __init__(self) -> None:
+        self._characters = 0
+        self._passes = 0
+
+    def checked(self, parts: Iterable[str]) -> Iterator[str]:
+        for part in parts:
+            self._characters += len(part)
+            if self._characters > _MOST_CHARACTERS:
+                raise SecurityError(f"the prompt is longer than {_MOST_CHARACTERS:,} characters")
+            yield part
+
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self._passes += 1
+            if self._passes > _MOST_PASSES:
+                raise SecurityError(f"more than {_MOST_PASSES:,} passes through loops")
+            yield item
+
+
+@pass_context
+def _counted(context: Context, items: Iterable[Any]) -> Iterator[Any]:
+    limits: _Limits = context.parent[_LIMITS]
+    return limits.counted(items)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox without random values, and with bounds on memory and time.
+
+    Random values would change the prompts of a run when it is resumed.
+    """
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+        del self.globals["lipsum"], self.filters["random"]
+        for name in ("batch", "center", "indent", "slice"):
+            self.filters[name] = _bounded(self.filters[name], _check_counts)
+        self.filters["format"] = _bounded(self.filters["format"], _check_format)
+        self.filters[_COUNTED] = _counted
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%":
+            _check_format(left, *(right if isinstance(right, tuple) else [right]))
+        elif isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > _MOST_BITS:
+                raise SecurityError(f"a number of more than {_MOST_BITS:,} bits")
+        elif operator == "*":
+            for items, count in ((left, right), (right, left)):
+                if isinstance(items, Sized) and isinstance(count, int) and len(items) * count > _MOST_CHARACTERS:
+                    raise SecurityError(f"a text or list of {len(items) * count:,} items")
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, function: Any, *arguments: Any, **named: Any) -> Any:
+        text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps str.format
+        if isinstance(text, str):
+            if "format" in function.__name__:
+                _check_format(text, *arguments, *named.values())
+            else:
+                _check_counts(*arguments, *named.values())
+        return super().call(context, function, *arguments, **named)
+
+
+def _bounded(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    @wraps(function)
+    def bounded(*arguments: Any, **named: Any) -> Any:
+        check(*arguments, *named.values())
+        return function(*arguments, **named)
+
+    return bounded
+
+
+def _check_counts(*values: Any) -> None:
+    """Raises SecurityError for a width or count that would make a huge text."""
+    for value in values:
+        if isinstance(value, int | float) and abs(value) > _LARGEST_NUMBER:
+            raise SecurityError(f"{value:,} is too large: at most {_LARGEST_NUMBER:,}")
+
+
+def _check_format(text: Any, *values: Any) -> None:
+    """As :func:`_check_counts`, for a format string, which may contain widths or take them from the values."""
+    if isinstance(text, str) and _WIDE.search(text):
+        raise SecurityError("a format that is too wide")
+    if isinstance(text, str) and _WIDTH_IS_VALUE.search(text):
+        _check_counts(*values)
+
+
+class _AnyValue(str):
+    """A made-up value of a column, which may be of any type."""
+
+    def __getattr__(self, name: str) -> _AnyValue:
+        return self
+
+    def __getitem__(self, key: object) -> _AnyValue:
+        return self
+
+    def __call__(self, *arguments: object, **named: object) -> _AnyValue:
+        return self
+
+    def __iter__(self) -> Iterator[_AnyValue]:
+        return iter((self,))
+
+    __reversed__ = __iter__
+
+
 class _AnyRow(dict[str, str]):
     """A made-up row for the trial rendering, which has every column."""
 
     def __missing__(self, name: str) -> str:
-        return ""
+        return _AnyValue("text")
 
 
 class Template:
@@ -98,14 +223,14 @@ class Template:
             self._examples = list(_examples(few, f"prompt.examples={examples}"))
         self.digest = digest.hexdigest()
         try:
-            source = content.decode().replace("\r\n", "\n")
+            source = content.decode("utf-8-sig").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{self._label} is not UTF-8 (byte {error.start})") from None
-        environment = ImmutableSandboxedEnvironment(
-            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-        )
+        environment = _Environment()
         try:
             tree = environment.parse(source)
+            for loop in tree.find_all(nodes.For):
+                loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
             self.names = frozenset(find_undeclared_variables(tree))
             self._check(tree)
             code = environment.compile(tree, filename=self._label)
@@ -113,7 +238,9 @@ class Template:
             raise ConfigError(f"{self._label}, line {error.lineno}: {error.message}") from None
         except RecursionError:
             raise ConfigError(f"{self._label} is nested too deep") from None
-        self.columns = frozenset(_columns_of(tree))
+        self.required_columns = self._required_columns(tree)
+        self._uses_rows = "row" in self.names
+        self._has_conditions = any(True for _ in tree.find_all((nodes.If, nodes.CondExpr, nodes.For)))
         self._template: JinjaTemplate = JinjaTemplate.from_code(environment, code, environment.make_globals(None))
         self._try()
 
@@ -124,9 +251,9 @@ class Template:
             if name.name in self.names and name.name not in _NAMES:
                 hint = suggestion(name.name, _NAMES)
                 raise ConfigError(f"{self._label}, line {name.lineno}: no such variable {name.name}{hint}")
-        for column, line in _row_columns(tree):
+        for node, column in _row_columns(tree):
             if column in GOLD_COLUMNS:
-                raise ConfigError(f"{self._label}, line {line}: row.{column} would give the solution away")
+                raise ConfigError(f"{self._label}, line {node.lineno}: row.{column} would give the solution away")
         blocks = list(tree.find_all(nodes.Block))
         for block in blocks:
             if block.name not in _PARTS:
@@ -142,6 +269,20 @@ class Template:
                 where = f"{self._label}, line {stray.lineno}"
                 raise ConfigError(f"{where}: text outside the blocks system and user is in no prompt")
 
+    def _required_columns(self, tree: nodes.Template) -> dict[str, str]:
+        """Columns of the dataset that the template uses, by name, with the place of each for messages.
+
+        Columns for whose absence the template provides (``is defined``, ``default``, ``"x" in row``) are left out.
+        """
+        optional = {column for column in map(_optional_column, tree.find_all(_GUARDS)) if column is not None}
+        found = {column: f"line {node.lineno}: row.{column}" for node, column in _row_columns(tree)}
+        for name in tree.find_all(nodes.Name):
+            if name.name in COLUMNS and name.name in self.names:
+                found.setdefault(name.name, f"line {name.lineno}: {name.name}")
+            if name.name == "issue" and "issue" in self.names:
+                found.setdefault("problem_statement", f"line {name.lineno}: issue")
+        return {column: f"{self._label}, {place}" for column, place in found.items() if column not in optional}
+
     def _try(self) -> None:
         """Render a made-up row, to find errors that only occur at run time: an unknown attribute of a file, or a call
         that the sandbox refuses.
@@ -150,10 +291,13 @@ class Template:
         shown = Shown({"pkg/a.py": "a\n"}, {"README.md": "a\n"})
         given = variables(row, shown, "text", "text", "unified_diff") | {"row": row}
         try:
-            self._parts(given)
+            parts = self._parts(given)
         except _FAILURES as error:
-            if isinstance(error, TemplateError) or not self.columns:
+            if isinstance(error, TemplateError) or not self._uses_rows:
                 raise ConfigError(self._message(error)) from None
+            return
+        if not parts["user"].strip() and not self._has_conditions:
+            raise ConfigError(f"{self._label}: the prompt is blank")
 
     def render(self, values: Mapping[str, Any]) -> Prompt:
         """The prompt that the template makes of ``values``, see :func:`variables`.
@@ -168,15 +312,16 @@ class Template:
         return Prompt(parts.get("system") or None, parts["user"])
 
     def _parts(self, values: Mapping[str, Any]) -> dict[str, str]:
-        context = self._template.new_context({**values, "examples": self._examples})
+        limits = _Limits()
+        context = self._template.new_context({**values, "examples": self._examples, _LIMITS: limits})
         blocks = self._template.blocks
         if not blocks:
-            return {"user": self._joined(self._template.root_render_func, context)}
-        return {name: self._joined(block, context).strip("\n") for name, block in blocks.items()}
+            return {"user": self._joined(self._template.root_render_func, context, limits)}
+        return {name: self._joined(block, context, limits).strip("\n") for name, block in blocks.items()}
 
-    def _joined(self, function: Callable[[Any], Iterator[str]], context: Any) -> str:
+    def _joined(self, function: Callable[[Any], Iterator[str]], context: Any, limits: _Limits) -> str:
         try:
-            return "".join(function(context))
+            return "".join(limits.checked(function(context)))
         except _FAILURES:
             return self._template.environment.handle_exception()  # with the template's line numbers
 
@@ -192,19 +337,44 @@ def _is_blank(node: nodes.Node) -> bool:
     )
 
 
-def _columns_of(tree: nodes.Template) -> Iterator[str]:
-    return (column for column, _ in _row_columns(tree))
+def _row_columns(tree: nodes.Template) -> Iterator[tuple[nodes.Node, str]]:
+    """The uses of columns as ``row.NAME`` or ``row["NAME"]``; none if the template assigns ``row`` itself."""
+    if any(name.name == "row" and name.ctx != "load" for name in tree.find_all(nodes.Name)):
+        return
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        if (name := _row_column(node)) is not None:
+            yield node, name
 
 
-def _row_columns(tree: nodes.Template) -> Iterator[tuple[str, int]]:
-    """The columns used as ``row.NAME`` or ``row["NAME"]``, with their lines."""
-    found: list[nodes.Getattr | nodes.Getitem] = [*tree.find_all(nodes.Getattr), *tree.find_all(nodes.Getitem)]
-    for node in found:
-        if isinstance(node.node, nodes.Name) and node.node.name == "row":
-            constant = node.arg if isinstance(node, nodes.Getitem) else nodes.Const(node.attr)
-            name = constant.value if isinstance(constant, nodes.Const) else None
-            if isinstance(name, str) and name not in _OF_ROWS:
-                yield name, node.lineno
+def _row_column(node: nodes.Node) -> str | None:
+    """The column of ``row.NAME`` or ``row["NAME"]``; None for another expression."""
+    if not (isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name)):
+        return None
+    if node.node.name != "row":
+        return None
+    if isinstance(node, nodes.Getattr):
+        return None if node.attr in _OF_ROWS else node.attr
+    return _constant(node.arg)
+
+
+_GUARDS = (nodes.Test, nodes.Filter, nodes.Compare)
+
+
+def _optional_column(node: nodes.Node) -> str | None:
+    """The column for whose absence an expression provides, such as ``row.x is defined`` or ``"x" in row``."""
+    if isinstance(node, nodes.Compare):
+        of_row = any(isinstance(operand.expr, nodes.Name) and operand.expr.name == "row" for operand in node.ops)
+        return _constant(node.expr) if of_row else None
+    if isinstance(node, nodes.Test | nodes.Filter) and node.name in ("defined", "undefined", "default", "d"):
+        subject = node.node
+        if isinstance(subject, nodes.Name):
+            return subject.name
+        return None if subject is None else _row_column(subject)
+    return None
+
+
+def _constant(node: nodes.Node) -> str | None:
+    return node.value if isinstance(node, nodes.Const) and isinstance(node.value, str) else None
 
 
 def _examples(content: bytes, label: str) -> Iterator[Any]:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swe_infer.conf_files import suggestion
 from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
 from swe_infer.data.select import Selection, select
-from swe_infer.errors import BudgetExceeded, DataError, StoreError, SweInferError
+from swe_infer.errors import BudgetExceeded, ConfigError, DataError, StoreError, SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
@@ -106,15 +107,19 @@ class PromptSource:
         """The rows of a dataset with their prompts.
 
         Raises:
+            ConfigError: no row has a column that the context or the prompt needs.
             DataError: the dataset cannot be read.
         """
         if self.context.gives_text and self.renderer.is_plain:
             return dataset.open()
         from swe_infer.prompts.rows import RenderedRows
 
-        raw = dataset if self.context.gives_text else dataset.without_prompts()
+        raw = (dataset if self.context.gives_text else dataset.without_prompts()).open()
+        for name, option in {**self.context.required_columns, **self.renderer.required_columns}.items():
+            if name not in raw.columns:
+                raise ConfigError(f"{option}: the dataset has no column {name!r}{suggestion(name, raw.columns)}")
         column = dataset.text_column or TEXT_COLUMN
-        return RenderedRows(raw.open(), self.context, self.renderer, self.repositories, count_tokens, column)
+        return RenderedRows(raw, self.context, self.renderer, self.repositories, count_tokens, column)
 
 
 def select_instances(

@@ -58,7 +58,7 @@ def test_template_writes_both_parts(template: Path, tmp_path: Path) -> None:
         "- one\n- two\nFix {{ it }} {% raw %} <b>|a hint\n== README\n1 r\n== b.py\nx\ny\n\n== a.py\nz\n"
         "json_edits: True",
     )
-    assert made.columns == {"difficulty"}
+    assert {"difficulty", "repo", "problem_statement", "hints_text"} == made.required_columns.keys()
     assert made.edit_format == "json_edits"
 
 
@@ -101,6 +101,20 @@ def test_content_is_the_identity_and_not_the_name(template: Path, tmp_path: Path
         ("{% block system %}{{ repo }}{% endblock %}", "no block user"),
         ("{% block user %}{{ issue }}{% endblock %}\nlost", "line 2: text outside the blocks"),
         ("{{ issue }}{{ examples }}", r"names examples: set prompt\.examples"),
+        ("\n{{ 'a' * 10**10 }}", "line 2: a text or list of 10,000,000,000 items"),
+        ("{{ 2 ** 10000000 }}", "line 1: a number of more than .* bits"),
+        ("{{ 'a'.ljust(10 ** 10) }}", "line 1: .* is too large"),
+        ("{{ 'a' | center(10 ** 10) }}", "line 1: .* is too large"),
+        ("{{ '%9999999999d' % 1 }}", "line 1: a format that is too wide"),
+        ("{{ '{:9999999999}'.format(1) }}", "line 1: a format that is too wide"),
+        ("{{ '%*d' | format(10 ** 10, 1) }}", "line 1: .* is too large"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "passes through loops"),
+        ("{% for a in range(9999) %}{{ 'a' * 99999 }}{% endfor %}", "the prompt is longer than"),
+        ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "recursion"),
+        ("{{ [1, 2] | random }}{{ lipsum() }}", "No filter named 'random'"),
+        ("", "the prompt is blank"),
+        ("{% block system %}{{ issue }}{% endblock %}{% block user %}\n{% endblock %}", "the prompt is blank"),
+        ("{{ files[0].txt }} {{ row.more }}", "line 1: .*no attribute 'txt'"),
     ],
 )
 def test_mistake_is_one_line_with_the_file_and_the_line(template: Path, text: str, message: str) -> None:
@@ -108,6 +122,25 @@ def test_mistake_is_one_line_with_the_file_and_the_line(template: Path, text: st
         renderer(template, text)
     assert str(caught.value).startswith(f"prompt.template={template}")
     assert "\n" not in str(caught.value)
+
+
+def test_columns_of_any_type_and_local_names_are_no_mistake(template: Path, tmp_path: Path) -> None:
+    text = (
+        "\ufeff{{ row.meta.name }} {{ row.tags[0] }} {{ row.tags | first }} {{ row.number + 1 }}\n"
+        "{% for key, value in row.meta.items() %}{{ loop.index }}/{{ loop.length }} {{ key }}{% endfor %}\n"
+        "{% if row.a is defined %}{{ row.a }}{% endif %}{{ row['b'] | default('-') }}{{ version | d('?') }}\n"
+        "{% if 'c' in row %}{{ row.c }}{% endif %}{{ row['items'] }}"
+    )
+    made = renderer(template, text)
+    assert made.required_columns.keys() == {"meta", "tags", "number", "items"}
+    row = {"meta": {"name": "N"}, "tags": ["t"], "number": 1, "items": 5}
+    assert made.render(row, SHOWN) == Prompt(None, "N t t 2\n1/1 name-?\n5")
+    (tmp_path / "few.jsonl").write_text('{"patch": "p"}\n')
+    few = renderer(
+        template, "{% for row in examples %}{{ row.patch }}{% endfor %}", examples=str(tmp_path / "few.jsonl")
+    )
+    assert few.required_columns == {}
+    assert few.render({}, SHOWN).user == "p"
 
 
 def test_option_that_the_template_does_not_use_is_refused(template: Path, tmp_path: Path) -> None:
@@ -123,7 +156,7 @@ def test_option_that_the_template_does_not_use_is_refused(template: Path, tmp_pa
 
 def test_row_that_a_template_cannot_take_is_one_error(template: Path) -> None:
     made = renderer(template, "{{ issue }}\n{{ row.more }} {{ row.number + 1 }}")
-    assert made.columns == {"more", "number"}
+    assert made.required_columns.keys() == {"more", "number", "problem_statement"}
     with pytest.raises(DataError, match=r"line 2: .*no attribute 'more'"):
         made.render(ROW, SHOWN)
     with pytest.raises(DataError, match="line 2"):

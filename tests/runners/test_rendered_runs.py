@@ -172,6 +172,49 @@ def test_what_cannot_be_had_costs_its_instance_and_the_next_command_tries_again(
     assert len(server.log.asked()) == 3
 
 
+def test_a_column_that_no_row_has_is_one_error_and_one_that_some_lack_skips_these(
+    base: BaseCommit, server: ApiServer, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in base.rows.read_text().splitlines()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({**rows[2], "difficulty": "hard"}) + "\n")
+    template = tmp_path / "prompt.jinja"
+    arguments = [
+        *base.arguments("dataset.path=rows.jsonl", "model=gpt-4o", f"provider.base_url={server.openai_url}"),
+        "prompt=template", "prompt.template=prompt.jinja", "output_dir=run",
+    ]  # fmt: skip
+    place = "error: prompt.template=prompt.jinja, line 2: "
+    for text, more, said in (
+        (
+            "\n{{ row.problem_statment }}",
+            ["context=oracle"],
+            f"{place}row.problem_statment: the dataset has no column ",
+        ),
+        ("\n{{ version }}", ["context=none", "dry_run=true"], f"{place}version: the dataset has no column 'version'"),
+        (
+            "{{ issue }}{{ hints }}",
+            ["context=none", "prompt.hints=true"],
+            "error: prompt.hints=true: the dataset has no",
+        ),
+        (
+            "{{ issue }}",
+            ["context=files", "context.column=pathes"],
+            "error: context.column: the dataset has no column",
+        ),
+    ):
+        template.write_text(text)
+        refused = run(*arguments, *more, cwd=tmp_path)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert refused.stderr.startswith(said)
+        assert not (tmp_path / "run" / "records.jsonl").exists()
+    assert not server.log.asked()
+    template.write_text("{{ issue }} {{ row.difficulty }}")
+    done = run(*arguments, "context=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [record["status"] for record in records(tmp_path / "run")] == ["skipped", "skipped", "completed"]
+
+
 def test_an_answer_from_a_batch_is_read_behind_its_given_beginning(base: BaseCommit, tmp_path: Path) -> None:
     beginning, rest = EDITS[:25], EDITS[25:]
     with ApiServer(answer=lambda prompt: rest if prompt.endswith(beginning) else "not continued") as server:
