@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -230,14 +230,10 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 
 @dataclass
 class _Counter:
-    """Counts one prompt at a time and caches the last count, which the length filter and the figures both need.
-
-    Thread-safe.
-    """
+    """A token counter that caches the last count, which the length filter and the figures both need."""
 
     counter: TokenCounter
     _last: tuple[Prompt, int] | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
@@ -248,10 +244,17 @@ class _Counter:
         return self.counter.exact
 
     def __call__(self, prompt: Prompt) -> int:
-        with self._lock:
-            if self._last is None or self._last[0] != prompt:
-                self._last = (prompt, self.counter(prompt))
-            return self._last[1]
+        if self._last is None or self._last[0] != prompt:
+            self._last = (prompt, self.counter(prompt))
+        return self._last[1]
+
+    def start(self, prompt: Prompt, pool: ThreadPoolExecutor) -> Future[int]:
+        """Counts a prompt in a thread of ``pool``, unless its count is cached."""
+        if self._last is None or self._last[0] != prompt:
+            return pool.submit(self.counter, prompt)
+        done = Future[int]()
+        done.set_result(self._last[1])
+        return done
 
 
 def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
@@ -388,14 +391,14 @@ class _Freezer:
                 )
 
     def run(self, stop: threading.Event) -> None:
-        """Appends them until ``stop`` is set. Tokens are counted in another thread.
+        """Appends them until ``stop`` is set. Tokens are counted in other threads.
 
         Raises:
             OSError: the disk is full or failing.
         """
         done = len(self._requested & self._lines.ids)
         progress = Progress(len(self._requested), already_done=done, stream=sys.stderr)
-        with ThreadPoolExecutor(1) as pool, closing(progress):
+        with ThreadPoolExecutor(_counting_threads()) as pool, closing(progress):
             try:
                 self._count_known(pool, stop)
                 for index in self._selection.requested:
@@ -439,7 +442,7 @@ class _Freezer:
                 self._count(instance_id, figures, replace(prompt, prefill=self._renderer.prefill), pool)
 
     def _count(self, instance_id: str, figures: RowFigures, prompt: Prompt, pool: ThreadPoolExecutor) -> None:
-        self._waiting.append((instance_id, figures, pool.submit(self._counter, prompt)))
+        self._waiting.append((instance_id, figures, self._counter.start(prompt, pool)))
         self._collect(_MOST_WAITING)
 
     def _collect(self, keep: int = 0) -> None:
@@ -490,6 +493,10 @@ class _Freezer:
         above = [(window, sum(count > window for count in ordered)) for window in _WINDOWS]
         over = ", ".join(f"{count:,} above {window:,}" for window, count in above if count)
         return [("tokens", spread), ("windows", over or f"none above {_WINDOWS[0]:,}")]
+
+
+def _counting_threads() -> int:
+    return min(len(os.sched_getaffinity(0)), _MOST_WAITING // 2)
 
 
 def _print_command(out: str, form: Format, renderer: PromptRenderer) -> None:

@@ -53,7 +53,7 @@ class LlamaTokenizer:
         """
         if self._chat is not None:
             return self._encode_chat(prompt)
-        self._backend.encode_special_tokens = True
+        self._treat_special_tokens_as_text(True)
         ids = list(self._backend.encode(prompt.text).ids)
         starts_with_bos = bool(ids) and ids[0] == self._bos
         if self._add_bos and self._bos is not None and not starts_with_bos:
@@ -66,7 +66,7 @@ class LlamaTokenizer:
         """Return the number of token ids of a prompt. Faster than :meth:`encode`, and other threads run meanwhile."""
         if self._chat is not None:
             return len(self._encode_chat(prompt))
-        self._backend.encode_special_tokens = True
+        self._treat_special_tokens_as_text(True)
         encoded = self._backend.encode_batch_fast([prompt.text])[0]
         starts_with_bos = len(encoded) > 0 and encoded.ids[0] == self._bos
         if self._add_bos and self._bos is not None and not starts_with_bos:
@@ -79,12 +79,16 @@ class LlamaTokenizer:
             messages.insert(0, {"role": "system", "content": prompt.system})
         text = self._chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         text += prompt.prefill or ""
-        self._backend.encode_special_tokens = False
+        self._treat_special_tokens_as_text(False)
         return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def _treat_special_tokens_as_text(self, value: bool) -> None:
+        if self._backend.encode_special_tokens != value:  # it cannot be set while another thread encodes
+            self._backend.encode_special_tokens = value
 
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a text. Special tokens are neither added nor recognised."""
-        self._backend.encode_special_tokens = True
+        self._treat_special_tokens_as_text(True)
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

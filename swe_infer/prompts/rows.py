@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,10 @@ NOT_AVAILABLE = "RepositoryNotAvailable"
 """Reason to skip an instance whose repository cannot be read. The next command tries again."""
 NOT_RENDERED = "PromptNotRendered"
 """Reason to skip an instance whose row lacks data for its prompt."""
+
+
+_MOST_COUNTS = 100_000
+"""Maximum number of cached token counts, of some 100 bytes each."""
 
 
 class RawRows(Protocol):
@@ -68,6 +73,7 @@ class RenderedRows:
         self._repositories = repositories
         self._count_tokens = count_tokens
         self._text_column = text_column
+        self._counts: dict[bytes, int] = {}
         self._last: tuple[int, Instance | Skip] | None = None
         self._last_shown: tuple[int, Shown] | None = None
 
@@ -128,9 +134,18 @@ class RenderedRows:
         if self._last_shown is None or self._last_shown[0] != index:
             row = self._rows.row(index)
             commit = self._commit(row) if self._context.needs_repository else None
-            shown = self._context.choose(row, commit, lambda text: self._count_tokens(Prompt(None, text)))
+            shown = self._context.choose(row, commit, self._count)
             self._last_shown = (index, shown)
         return self._last_shown[1]
+
+    def _count(self, text: str) -> int:
+        """The tokens of a file. Many rows show the same files, such as the READMEs, so counts are cached."""
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if digest not in self._counts:
+            if len(self._counts) == _MOST_COUNTS:
+                self._counts.clear()
+            self._counts[digest] = self._count_tokens(Prompt(None, text))
+        return self._counts[digest]
 
     def _rendered(self, index: int) -> Instance | Skip:
         if self._last is None or self._last[0] != index:

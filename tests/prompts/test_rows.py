@@ -200,3 +200,21 @@ def test_a_repository_that_becomes_unreadable_leaves_patches_unchecked(
     assert isinstance(files, InstanceFiles)
     assert "the repositories are closed" in caplog.text
     assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def test_tokens_of_a_file_that_many_rows_show_are_counted_once(base: BaseCommit, repositories: Repositories) -> None:
+    counted: list[str] = []
+
+    class Counting(Characters):
+        def __call__(self, prompt: Prompt) -> int:
+            counted.append(prompt.text)
+            return super().__call__(prompt)
+
+    context = OracleContext(repositories=str(base.clones), offline=True, max_tokens=1000)
+    rows = RenderedRows(
+        JsonlDataset(path=str(base.rows), text_column=None).open(), context, PromptRenderer(style="style3"),
+        repositories, Counting(), "text",
+    )  # fmt: skip
+    prompts = {rows[index].prompt for index in range(3)}
+    assert len(prompts) == 1
+    assert [text.partition("\n")[0] for text in counted] == [SHOWN, "README.md"]
