@@ -11,7 +11,7 @@ from swe_infer.patches.extract import Block, cut_off, find_blocks, without_reaso
 from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates
-from swe_infer.patches.undecodable import RESTORED, AsShown, may_have_marks, restored
+from swe_infer.patches.undecodable import AsShown, may_have_marks, restored
 from swe_infer.types import EditFormat, PatchResult, PatchStatus
 
 
@@ -30,17 +30,16 @@ def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | 
     if not answer.strip():
         return PatchResult("", "none", "the answer is empty")
     text = without_reasoning(answer)
-    if may_have_marks(text):
-        shown = AsShown(files)
-        result = _made(text, shown, edit_format)
-        if not shown.changed:
-            return result
-        patch = restored(result.patch, files) if result.status in ("applies", "repaired") else None
-        if patch == result.patch:
-            return result
-        if patch is not None:
-            status: PatchStatus = result.status if result.format == edit_format else "repaired"
-            return replace(result, patch=patch, status=status, repairs=(*result.repairs, RESTORED))
+    shown = AsShown(files, marks=may_have_marks(text))
+    result = _made(text, shown, edit_format)
+    if not shown.changes:
+        return result
+    patch = restored(result.patch, files) if result.status in ("applies", "repaired") else None
+    if patch == result.patch:
+        return result
+    if patch is not None:
+        status: PatchStatus = result.status if result.format == edit_format else "repaired"
+        return replace(result, patch=patch, status=status, repairs=(*result.repairs, *shown.changes))
     return _made(text, files, edit_format)
 
 

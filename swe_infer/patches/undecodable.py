@@ -1,4 +1,5 @@
-"""Restores bytes that are not UTF-8. A prompt shows U+FFFD in their place, so an answer has U+FFFD there too.
+"""Restores bytes that are not UTF-8, and line ends. A prompt shows U+FFFD and ``\\n`` in their place, so an answer
+has U+FFFD and ``\\n`` there too.
 
 Such an answer is matched against the files as shown in the prompt, and the bytes are restored in its patch.
 """
@@ -9,30 +10,40 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from swe_infer.instance_files import KnownFiles, obstacle, why_absent
+from swe_infer.patches import line_ends
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, parse_as_git, split_lines, write_file
 
 MARK = "\ufffd"
 RESTORED = "restored bytes that are not UTF-8"
+RESTORED_ENDS = "restored line ends"
 
 _MOST_MARKS = 1_000
 """Maximum undecodable places in one line; lines with more are data."""
 
 
 class AsShown(KnownFiles):
-    """Files with U+FFFD in place of bytes that are not UTF-8.
+    """Files with U+FFFD in place of bytes that are not UTF-8, and with ``\\n`` in place of mixed line ends.
 
-    ``changed`` is whether any file that was read contains such bytes.
+    ``changes`` says how files that were read differ from the repository's, in the words for a repaired patch.
+
+    Args:
+        marks: False: bytes that are not UTF-8 are kept.
     """
 
-    def __init__(self, files: Mapping[str, str]) -> None:
+    def __init__(self, files: Mapping[str, str], *, marks: bool) -> None:
         self._files = files
-        self.changed = False
+        self._marks = marks
+        self.changes: dict[str, None] = {}
 
     def __getitem__(self, path: str) -> str:
         content = self._files[path]
-        shown = as_shown(content)
-        self.changed = self.changed or shown != content
+        shown = as_shown(content) if self._marks else content
+        if shown != content:
+            self.changes[RESTORED] = None
+        if line_ends.is_mixed(shown):
+            self.changes[RESTORED_ENDS] = None
+            return line_ends.as_shown(shown)
         return shown
 
     def __iter__(self) -> Iterator[str]:
@@ -67,11 +78,12 @@ def restored(patch: str, files: Mapping[str, str]) -> str | None:
     Returns:
         None if it is ambiguous which bytes are meant.
     """
-    if MARK not in patch:
-        return patch
     try:
-        texts = [_restored_file(each, files.get(each.old_path or "")) for each in parse_as_git(patch)]
-        text = "".join(texts)
+        patches = parse_as_git(patch)
+        contents = [files.get(each.old_path or "") for each in patches]
+        if MARK not in patch and not any(content is not None and line_ends.is_mixed(content) for content in contents):
+            return patch
+        text = "".join(map(_restored_file, patches, contents))
         apply_patch(text, files)
     except PatchError:
         return None
@@ -79,7 +91,10 @@ def restored(patch: str, files: Mapping[str, str]) -> str | None:
 
 
 def _restored_file(patch: FilePatch, content: str | None) -> str:
+    mixed = content is not None and line_ends.is_mixed(content)
     base = [] if content is None else [line.removesuffix("\n") for line in split_lines(content)]
+    if content is not None and mixed:
+        base = [text for text, _ in line_ends.shown_lines(content)]
     by_shown: dict[str, set[str]] = {}
     for line in base:
         by_shown.setdefault(as_shown(line), set()).add(line)
@@ -92,6 +107,8 @@ def _restored_file(patch: FilePatch, content: str | None) -> str:
         old, new = header.old_start - bool(hunk.old_count), header.new_start - bool(hunk.new_count)
         starts.append((max(old, 0), max(new, 0)))
         hunks.append(_restored_hunk(hunk, base[starts[-1][0] :], by_shown))
+    if content is not None and mixed and hunks:
+        return line_ends.with_line_ends(patch, hunks, starts, content)
     return write_file(patch, hunks, starts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -115,3 +116,44 @@ def test_hostile_json_is_refused_in_linear_time(text: str) -> None:
         return lines_executed(lambda: make_patch(text * count, FILES, "json_edits"))
 
     assert steps(8000) < 14 * steps(1000) + 10_000
+
+
+def lines_of(content: str) -> list[str]:
+    """The lines of a file, and their ends between them."""
+    return re.split(r"(\r\n|\r|\n)", content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a = 1\rb = 2\rc = 3\r",
+        "a = 1\nb = 2\rx\nc = 3\n",
+        "a = 1\r\nb = 2\nc = 3\r\n",
+        "a = 1\r\nb = 2\r\nc = 3",
+        "a\r\r\nb\n\r",
+    ],
+)
+def test_mixed_line_ends_are_restored_in_every_form(git: GitRepository, content: str) -> None:
+    files = {"mod.py": content}
+    lines = lines_of(content)
+    shown = "\n".join(lines[::2])
+    for at in range(0, len(lines), 2):
+        if not lines[at]:
+            continue
+        changed = [*lines[:at], f"{lines[at]} new", *lines[at + 1 :]]
+        number, text = at // 2 + 1, "\n".join(changed[::2])
+        edit = {"path": "mod.py", "search": lines[at], "replace": changed[at]}
+        no_newline = "" if lines[at + 1 : at + 2] else "\\ No newline at end of file\n"
+        old, new = f"-{lines[at]}\n{no_newline}", f"+{changed[at]}\n{no_newline}"
+        answers: dict[EditFormat, str] = {
+            "whole_file": f"[start of mod.py]\n{text}\n[end of mod.py]",
+            "search_replace": f"mod.py\n<<<<<<< SEARCH\n{lines[at]}\n=======\n{changed[at]}\n>>>>>>> REPLACE",
+            "json_edits": json.dumps([edit]),
+            "unified_diff": f"--- a/mod.py\n+++ b/mod.py\n@@ -{number} +{number} @@\n{old}{new}",
+        }
+        assert shown.split("\n")[number - 1] == lines[at]
+        for edit_format, answer in answers.items():
+            result = make_patch(answer, files, edit_format)
+            assert result.status in ("applies", "repaired"), (answer, result)
+            assert result.repairs[-1] == "restored line ends"
+            assert git.apply(result.patch, files) == {"mod.py": "".join(changed)}, (edit_format, answer)
