@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from swe_infer.errors import RepositoryError, RepositoryInterrupted
+from swe_infer.errors import ConfigError, RepositoryError, RepositoryInterrupted
 from swe_infer.files import open_regular
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import has_no_locks
 from swe_infer.redaction import without_secrets
 from swe_infer.repositories.commit import Commit
 from swe_infer.repositories.git import HostFailed, fetch, make_git_directory
-from swe_infer.repositories.objects import Kind, ObjectReader
+from swe_infer.repositories.objects import DamagedClone, Kind, ObjectReader
 from swe_infer.repositories.options import Address, RepositoryOptions, checked_commit, checked_repo
 from swe_infer.resources import expanded
 
@@ -41,12 +41,14 @@ class Repositories:
         silence_s: maximum seconds without output from a server, and for one read from a clone.
 
     Raises:
-        ConfigError: there is no home directory for ``~``.
+        ConfigError: ``context.repositories`` is not a directory, or there is no home directory for ``~``.
     """
 
     def __init__(self, options: RepositoryOptions, *, silence_s: float = 60.0) -> None:
         self.options = options
         self.root = expanded(options.repositories, "context.repositories").absolute()
+        if os.path.lexists(self.root) and not self.root.is_dir():
+            raise ConfigError(f"context.repositories={options.repositories} is not a directory")
         self.silence_s = silence_s
         self.hosts_failed: dict[str, str] = {}
         """By server name, why no further request is sent to it."""
@@ -140,6 +142,7 @@ class Repository:
         self._found, self._left_out = self._look()
         self._reader: ObjectReader | None = None
         self._failure: str | None = None
+        self._discarded = False
         self._absent: dict[str, str] = {}
 
     def commit(self, oid: str) -> Commit:
@@ -159,8 +162,47 @@ class Repository:
 
     def read(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
         with self.lock:
-            found, missing = self._read(wanted, kind)
-            return found | self._obtain(missing, kind) if missing else found
+            try:
+                return self._read_or_fetch(wanted, kind)
+            except DamagedClone as error:
+                if not self._discard_own():
+                    places = ", ".join(map(str, (*self._found, self._own) if self._own.exists() else self._found))
+                    raise RepositoryError(f"{error}; remove or repair {places}") from None
+                log.warning("%s; %s is fetched again", error, self._own)
+                return self._read_or_fetch(wanted, kind)
+
+    def _read_or_fetch(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
+        found, missing = self._read(wanted, kind)
+        return found | self._obtain(missing, kind) if missing else found
+
+    def _discard_own(self) -> bool:
+        """Removes the package's own clone, once; False if the damage is elsewhere or nothing may be fetched."""
+        if self._discarded or self._found or isinstance(self._source, Path) or self._all.options.offline:
+            return False
+        self._discarded = True
+        self.close_reader()
+        self._failure = None
+        with self._writing(), self._file_lock():
+            self._remove_own()
+        return True
+
+    def _remove_own(self) -> None:
+        if os.path.lexists(self._own):
+            old = self._own.with_name(f".{self._own.name}.{secrets.token_hex(6)}.new")
+            os.rename(self._own, old)
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Converts an OSError to a RepositoryError that names the path."""
+        try:
+            yield
+        except OSError as error:
+            place = error.filename or self._all.root
+            raise RepositoryError(f"{place}: cannot be written ({error.strerror})") from None
 
     def close_reader(self) -> None:
         if self._reader is not None:
@@ -207,29 +249,26 @@ class Repository:
         label = next(iter(wanted.values()))
         source, offline = self._source, self._all.options.offline
         if offline or isinstance(source, Path):
-            places = self._found or [source if isinstance(source, Path) else self._all.root]
+            own = [self._own] if self._own.exists() else []
+            places = [*self._found, *own] or [source if isinstance(source, Path) else self._all.root]
             reason = "context.offline=true" if offline else "context.repository_url is a folder, nothing is fetched"
             more = "".join(f"; {fault}" for fault in self._left_out)
             raise RepositoryError(f"{label} is not in {', '.join(map(str, places))} ({reason}{more})")
         self._refuse_failed(source, label)
-        try:
+        with self._writing():
             self._all.root.mkdir(parents=True, exist_ok=True)
             with self._file_lock() as alone:
                 if alone:
                     self._remove_leftovers()
                 found, missing = self._read_again(wanted, kind)  # another process may have fetched it
-                if missing and not self._found and not self._own.exists():
+                if missing and not self._found and _objects_of(self._own)[0] is None:
                     self._ask(source, label, _EVERYTHING)
                     found, missing = self._read_again(wanted, kind)
                 if missing:
                     self._ask(source, label, list(missing), is_commit=kind == "commit")
                     found, missing = self._read_again(wanted, kind)
-        except OSError as error:
-            raise RepositoryError(
-                f"{error.filename or self._all.root}: cannot be written ({error.strerror})"
-            ) from None
         if missing:
-            raise RepositoryError(f"{next(iter(missing.values()))}: {source.host} did not send it")
+            raise DamagedClone(f"{next(iter(missing.values()))}: {source.host} sent it, but it cannot be read")
         return found
 
     def _read_again(self, wanted: Mapping[str, str], kind: Kind) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -256,6 +295,8 @@ class Repository:
                 if left and isinstance(error, HostFailed):
                     continue
                 failure = without_secrets(str(error))
+                if str(self._own) in failure:
+                    raise DamagedClone(f"{label}: {failure}") from None
                 if isinstance(error, HostFailed):
                     self._all.hosts_failed[source.host] = failure
                 elif not is_commit:  # the server may still have other commits
@@ -267,10 +308,11 @@ class Repository:
         new = self._own.with_name(f".{self._own.name}.{secrets.token_hex(6)}.new")
         try:
             make_git_directory(new, source.url)
-            target = self._own if self._own.exists() else new
+            target = self._own if _objects_of(self._own)[0] is not None else new
             depth = ("--depth=1",) if is_commit else ()
             fetch(new, target / "objects", source, (*depth, "origin"), wanted, self._all.silence_s)
             if target is new:
+                self._remove_own()  # what is there is no clone
                 os.rename(new, self._own)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -318,7 +360,7 @@ def _objects_of(place: Path) -> tuple[Path | None, str | None]:
     """
     try:
         for git_dir in (place / ".git", place):
-            if git_dir.is_file():
+            if git_dir.name == ".git" and git_dir.is_file():
                 return None, f"{place} is a linked work tree: name its main clone"
             if not ((git_dir / "HEAD").exists() and (git_dir / "objects").is_dir()):
                 continue

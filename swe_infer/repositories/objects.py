@@ -15,6 +15,11 @@ from swe_infer.repositories.git import environment, kill, start
 
 Kind = Literal["blob", "tree", "commit"]
 
+
+class DamagedClone(RepositoryError):
+    """A clone contains something else than its ids promise, or git cannot read it."""
+
+
 MOST_BYTES: Mapping[Kind, tuple[int, int]] = {
     "blob": (32 << 20, 256 << 20),
     "tree": (16 << 20, 16 << 20),
@@ -86,7 +91,7 @@ class ObjectReader:
             try:
                 os.write(self._input, "".join(f"{oid}\n" for oid in batch).encode())
             except OSError:
-                raise RepositoryError(f"{wanted[batch[0]]}: git cat-file has ended; is the clone damaged?") from None
+                raise DamagedClone(f"{wanted[batch[0]]}: git cat-file has ended; the clone is damaged") from None
             for oid in batch:
                 label = wanted[oid]
                 header = self._line(label).split()
@@ -94,7 +99,7 @@ class ObjectReader:
                     missing[oid] = label
                     continue
                 if len(header) != 3 or header[0] != oid.encode():
-                    raise RepositoryError(f"{label}: git cat-file answers {bytes(b' '.join(header))[:80]!r}")
+                    raise DamagedClone(f"{label}: git cat-file answers {bytes(b' '.join(header))[:80]!r}")
                 size = int(header[2])
                 left -= size
                 if size > most or left < 0:
@@ -107,7 +112,7 @@ class ObjectReader:
                 digest = hashlib.sha1(b"%s %d\0" % (kind.encode(), size), usedforsecurity=False)
                 digest.update(content)
                 if digest.hexdigest() != oid:
-                    raise RepositoryError(f"{label}: the object {oid} is damaged in the clone")
+                    raise DamagedClone(f"{label}: the object {oid} is damaged in the clone")
                 found[oid] = content
         return found, missing
 
@@ -129,5 +134,5 @@ class ObjectReader:
         if not self._poll.poll(self._silence_s * 1000):
             raise RepositoryError(f"{label}: git read for {self._silence_s:.0f} seconds without an end")
         if not (chunk := os.read(self._output, 1 << 20)):
-            raise RepositoryError(f"{label}: git cat-file ended; the clone is damaged")
+            raise DamagedClone(f"{label}: git cat-file has ended; the clone is damaged")
         self._buffer += chunk

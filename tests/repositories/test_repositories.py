@@ -514,3 +514,44 @@ def test_few_processes_are_open_and_none_is_left(origins: tuple[Path, dict[str, 
         check_contents(opens[0])
         assert len(children()) == 8
     assert children() == []
+
+
+def test_a_damaged_clone_of_the_cache_is_fetched_again(
+    server: GitServer, origins: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    commit = origins[1]["refs/heads/main"]
+    clone = tmp_path / "own__lib.partial.git"
+
+    def cut_packs() -> None:
+        for pack in clone.glob("objects/pack/*.pack"):
+            pack.chmod(0o644)
+            pack.write_bytes(pack.read_bytes()[:-40])
+
+    def fill_indexes() -> None:
+        for index in clone.glob("objects/pack/*.idx"):
+            index.chmod(0o644)
+            index.write_bytes(b"x" * 100)
+
+    def replace_by_file() -> None:
+        shutil.rmtree(clone)
+        clone.write_text("")
+
+    for damage in (cut_packs, fill_indexes, (clone / "HEAD").unlink, replace_by_file):
+        with opened(tmp_path, server.url) as repositories:
+            check_contents(repositories.open("own/lib", commit))
+        damage()
+        with opened(tmp_path, server.url) as repositories:
+            check_contents(repositories.open("own/lib", commit))
+        asked = len(server.requests)
+        with opened(tmp_path, server.url) as repositories:
+            check_contents(repositories.open("own/lib", commit))
+        assert len(server.requests) == asked, "the new clone is complete"
+        assert leftovers(tmp_path) == []
+    cut_packs()
+    with opened(tmp_path, offline=True) as repositories, pytest.raises(RepositoryError, match=r"own__lib\.partial"):
+        repositories.open("own/lib", commit)
+    for name in ("file", "dangling"):
+        place = tmp_path / name
+        place.symlink_to("nowhere") if name == "dangling" else place.write_text("")
+        with pytest.raises(ConfigError, match=rf"context\.repositories=.*{name} is not a directory"):
+            Repositories(RepositoryOptions(repositories=str(place)))
