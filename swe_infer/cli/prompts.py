@@ -108,7 +108,7 @@ def main() -> int:
         named = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         print(f"error: {named}{message or 'out of memory'}", file=sys.stderr)
         return 1
-    if status == 0:
+    if status == 0 and place.exists():
         print(out, flush=True)
     return status
 
@@ -292,10 +292,11 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
         if stop.is_set():
             print(f"{len(lines.ids):,} prompts are kept in {lines.path}; the same command continues", file=sys.stderr)
             return INTERRUPTED
-        if form != "jsonl":
+        if form != "jsonl" and lines.ids:
             _convert(lines, place, form, changed=was_stopped or len(lines.ids) > before or not _is_finished(place))
         freezer.print_figures()
-        _print_command(out, form, experiment.prompt)
+        if lines.ids:
+            _print_command(out, form, experiment.prompt)
     return 0
 
 
@@ -331,7 +332,7 @@ def _open(lines: PromptLines, place: Path, form: Format) -> None:
     if form in readers and _is_finished(place):
         try:
             lines.fill(readers[form](place))
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 - damaged files raise any error of Arrow, JSON or the OS
             raise StoreError(f"--out {place}: cannot be read ({first_line(error)}); choose another name") from None
     lines.open()
 

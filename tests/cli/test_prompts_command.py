@@ -327,3 +327,19 @@ def test_columns_of_any_kind_become_a_table(tmp_path: Path) -> None:
     assert json.loads(table["big"][2].as_py()) == 1 << 80
     for found in (export.read_parquet(tmp_path / "rows.parquet"), export.read_disk(tmp_path / "rows")):
         assert [files_of(row) for row in found] == [row["files"] for row in rows]
+
+
+def test_without_a_prompt_no_table_is_written_and_a_damaged_one_is_one_error(tmp_path: Path) -> None:
+    arguments = large(tmp_path / "rows.jsonl", 2)
+    (tmp_path / "paths.json").write_text("{}")
+    for out in ("made", "made.parquet"):
+        empty = freeze(tmp_path, *arguments, "context=files", "context.path=paths.json", "--out", out)
+        assert (empty.returncode, empty.stdout) == (0, ""), empty.stderr
+        assert "prompts    0 of 2" in empty.stderr
+        assert "swe-infer dataset=" not in empty.stderr
+        assert not (tmp_path / out).exists()
+    assert freeze(tmp_path, *arguments, "--out", "whole").returncode == 0
+    (tmp_path / "whole" / "state.json").write_text('{"_data_files": []}')
+    damaged = freeze(tmp_path, *arguments, "--out", "whole")
+    assert (damaged.returncode, len(damaged.stderr.splitlines())) == (2, 1), damaged.stderr
+    assert "cannot be read" in damaged.stderr
