@@ -206,7 +206,13 @@ class _Constructor:
         try:
             factory = get_object(target)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"{key}._target_={target}: cannot be imported ({first_line(error)})") from None
+            cause = error.__cause__ or error
+            hint = (
+                "; PYTHONPATH must name its directory"
+                if getattr(cause, "name", None) == target.partition(".")[0]
+                else ""
+            )
+            raise ConfigError(f"{key}._target_={target}: cannot be imported ({first_line(cause)}{hint})") from None
         parameters = parameters_of(factory)
         written = OmegaConf.to_container(node, resolve=False)
         assert isinstance(written, dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from swe_infer.context.none import NoContext
 from swe_infer.context.oracle import OracleContext
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.repositories import Repositories
+from tests.support import commands
 from tests.support.commits import MemoryCommit
 from tests.support.git_server import Files, make_repository
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 PATCH = """\
 diff --git a/pkg/b.py b/pkg/b.py
 --- a/pkg/b.py
@@ -192,3 +195,26 @@ def test_option_that_cannot_be_is_refused() -> None:
         FilesContext(column="a", path="b")
     with pytest.raises(ConfigError, match=r"context\.max_tokens=0"):
         OracleContext(max_tokens=0)
+
+
+def test_the_context_of_the_documentation_works(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "prompts.md").read_text()
+    (tmp_path / "my_context.py").write_text(page.split("```python\n")[1].split("```")[0])
+    option = tmp_path / "conf" / "context" / "first.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("_target_: my_context.FirstFile\n")
+    arguments = [
+        "dataset=sample", "dataset.limit=1", "--config-dir", "conf", "context=first", "prompt=style2",
+        "--out", "rows.jsonl",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f".{os.pathsep}{ROOT}"}
+    done = commands.run("swe_infer.prompts", *arguments, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "prompts    1 of 1" in done.stderr
+    option.write_text("_target_: not_on_the_path.FirstFile\n")
+    refused = commands.run("swe_infer.prompts", *arguments, cwd=tmp_path, env=environment)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: context._target_=not_on_the_path.FirstFile: cannot be imported (No module named 'not_on_the_path'; "
+        "PYTHONPATH must name its directory)\n"
+    )
