@@ -27,6 +27,7 @@ from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.files import open_regular, read_regular, write_atomically
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.sweep_paths import from_stored, to_stored
 from swe_infer.text import bounded_json
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def identity_lock(sweep: SweepLog, plain: Mapping[str, Any], directory: Path) ->
     descriptor = open_regular(sweep.directory / f"same_answers-{digest}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _acquire(descriptor, sweep, directory)
-        line = json.dumps({"identity": digest, "run": str(directory.resolve())}) + "\n"
+        line = json.dumps({"identity": digest, "run": to_stored(sweep.directory, directory)}) + "\n"
         register = open_regular(sweep.directory / _REGISTER, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with open(register, "ab", buffering=0) as file:
             file.write(line.encode())
@@ -206,7 +207,7 @@ def _registered_runs(sweep: SweepLog, digest: str) -> list[Path]:
         try:
             entry = bounded_json(line)
             if entry["identity"] == digest:
-                found.append(Path(entry["run"]))
+                found.append(from_stored(sweep.directory, entry["run"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a killed process left the line unfinished
     return list(dict.fromkeys(found))

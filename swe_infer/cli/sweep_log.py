@@ -20,6 +20,7 @@ from swe_infer.cli.sweep_jobs import LOST, SweepJob, parse_overrides, write_swep
 from swe_infer.files import open_regular, write_atomically
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.run_directory import layout
+from swe_infer.run_directory.sweep_paths import from_stored, to_stored
 
 _STOP = "stopped"
 _POLL_S = 0.5
@@ -31,6 +32,7 @@ _PASSWORD = re.compile(r"(\\?://)[^/@\s]+@")  # in a URL; Hydra escapes its colo
 class SweepLog:
     """``runs.jsonl`` in the sweep's directory: one line for each job that ended, in any process.
 
+    The file contains paths relative to the sweep's directory, see :mod:`swe_infer.run_directory.sweep_paths`.
     ``begun.jsonl`` lists the jobs that started, which reveals those of a worker that died.
     """
 
@@ -66,7 +68,7 @@ class SweepLog:
 
     def write_jobs(self, jobs: Iterable[SweepJob]) -> None:
         """Replaces the jobs of the log."""
-        write_atomically(self.directory / "runs.jsonl", "".join(job.line() for job in jobs))
+        write_atomically(self.directory / "runs.jsonl", "".join(map(self._line, jobs)))
 
     @property
     def is_stopped(self) -> bool:
@@ -115,7 +117,11 @@ class SweepLog:
     ) -> None:
         """Records how this job ended. See :class:`SweepJob` for the arguments."""
         job = SweepJob(self.overrides, str(run) if run else None, status, objective, error, elsewhere, self.number)
-        self._append("runs.jsonl", job.line().encode())
+        self._append("runs.jsonl", self._line(job).encode())
+
+    def _line(self, job: SweepJob) -> str:
+        run = None if job.run is None else to_stored(self.directory, Path(job.run))
+        return dataclasses.replace(job, run=run).line()
 
     def _append(self, name: str, line: bytes) -> None:
         descriptor = open_regular(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -127,6 +133,10 @@ class SweepLog:
     def jobs(self) -> list[SweepJob]:
         """The jobs that ended, each with its last status, in the sweep's order."""
         found = [job for job in map(SweepJob.from_line, self._lines("runs.jsonl")) if job is not None]
+        found = [
+            job if job.run is None else dataclasses.replace(job, run=str(from_stored(self.directory, job.run)))
+            for job in found
+        ]
         last = {job.overrides: job for job in found}
         return sorted(last.values(), key=lambda job: job.number)
 

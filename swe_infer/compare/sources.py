@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from swe_infer.errors import ConfigError
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
+from swe_infer.run_directory.sweep_paths import from_stored
 from swe_infer.text import bounded_json
 from swe_infer.tracking.download import PREFIX, WandbAddress
 
@@ -104,8 +105,7 @@ def jobs_without_run(paths: Sequence[str]) -> list[str]:
         jobs = [job for job in _sweep_jobs(expanded(path)) if _is_string_list(job.get("overrides"))]
         shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
         for job in jobs:
-            run = job.get("run")
-            if not isinstance(run, str) or not layout.is_run(Path(run)):
+            if _run_of_job(expanded(path), job) is None:
                 failed.append(" ".join(str(item) for item in job["overrides"] if item not in shared))
     return failed
 
@@ -116,9 +116,14 @@ def _is_string_list(value: object) -> bool:
 
 def _runs_of_sweep(path: Path) -> Iterator[Path]:
     for job in _sweep_jobs(path):
-        run = job.get("run")
-        if isinstance(run, str) and layout.is_run(Path(run)):
-            yield Path(run)
+        if (run := _run_of_job(path, job)) is not None:
+            yield run
+
+
+def _run_of_job(sweep: Path, job: Mapping[str, Any]) -> Path | None:
+    stored = job.get("run")
+    run = from_stored(sweep, stored) if isinstance(stored, str) else None
+    return run if run is not None and layout.is_run(run) else None
 
 
 def _sweep_jobs(path: Path) -> Iterator[dict[str, Any]]:

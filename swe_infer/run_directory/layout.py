@@ -42,8 +42,8 @@ def result_files(directory: Path) -> list[Path]:
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a directory is a run directory."""
-    return any((directory / mark).is_file() for mark in MARKERS)
+    """Whether a directory is a run directory. False for an impossible path, which may come from a stranger."""
+    return any(os.path.isfile(directory / mark) for mark in MARKERS)
 
 
 def has_records(directory: Path) -> bool:

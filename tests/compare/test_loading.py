@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.compare.loading import load_run, load_runs, read_texts
 from swe_infer.compare.sources import jobs_without_run
 from swe_infer.errors import ConfigError
@@ -66,6 +68,34 @@ def test_a_sweep_means_its_runs_in_any_directory(tmp_path: Path, monkeypatch: py
     runs = load_runs(["sweep", "outputs/x"])
     assert [run.name for run in runs] == ["x", "er", "t0.2"]
     assert jobs_without_run(["sweep", "outputs/x"]) == ["t=9", "t=1 u=2"]
+
+
+def test_a_copied_sweep_is_compared_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    sweep, outside = home / "outputs" / "sweeps" / "s", home / "outputs" / "x"
+    write_run(outside, [answer("a")])
+    for name in ("within", "named"):
+        write_run(sweep / name, [answer("a")])
+    monkeypatch.chdir(home)
+    log = SweepLog(Path("outputs/sweeps/s"), ("t=0",))
+    log.record_end(Path("outputs/x"), 0)
+    dataclasses.replace(log, overrides=("t=1",), number=1).record_end(sweep / "within", 0)
+    stored = [json.loads(line)["run"] for line in (sweep / "runs.jsonl").read_text().splitlines()]
+    assert stored == ["../../x", "within"]
+    assert [job.run for job in log.jobs()] == ["outputs/x", "outputs/sweeps/s/within"]
+    earlier = [
+        {"overrides": ["t=2"], "run": "/another/machine/s/named", "status": 0, "number": 2},
+        {"overrides": ["t=3"], "run": "a\0b", "status": 0, "number": 2},
+    ]
+    with (sweep / "runs.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in earlier)
+    log.close()
+    monkeypatch.chdir(tmp_path)
+    home.rename(tmp_path / "copy")
+    copied = tmp_path / "copy" / "outputs" / "sweeps" / "s"
+    assert sorted(run.directory.name for run in load_runs([str(copied)])) == ["named", "within", "x"]
+    assert jobs_without_run([str(copied)]) == ["t=3"]
+    assert SweepLog(copied).jobs()[0].run == str(tmp_path / "copy" / "outputs" / "x")
 
 
 def test_names_are_the_shortest_distinct_ones(tmp_path: Path) -> None:
