@@ -31,6 +31,18 @@ def without_credentials(text: str) -> str:
     return _PARAMETER.sub(r"\1***", text) if "=" in text else text
 
 
+_ASSIGNED = re.compile(
+    r"((?:authorization|api[-_]?key|token|secret|password)['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic)\s+)?)"
+    r"(?!\$\{|(?:bearer|basic)\s)[^\s,'\"{}]+",
+    re.IGNORECASE,
+)
+
+
+def command_without_secrets(argument: str) -> str:
+    """Removes secrets from an argument of a command line, also those that a user passed as ``password=…``."""
+    return _ASSIGNED.sub(r"\1***", without_secrets(argument))
+
+
 class RedactingFormatter(logging.Formatter):
     """Removes URL credentials, secrets of the environment and control characters from log lines and tracebacks.
 

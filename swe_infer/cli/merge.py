@@ -17,18 +17,23 @@ from typing import Any
 
 from swe_infer import config
 from swe_infer.errors import ConfigError, StoreError, SweInferError
+from swe_infer.evaluate.evaluable import evaluated_figures
 from swe_infer.files import write_atomically
 from swe_infer.locks import locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.provenance import merged_provenance, read_provenance, write_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage
 from swe_infer.run_directory.store import RunStore
+from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
 from swe_infer.tracking.base import RunInfo
+from swe_infer.tracking.state import folder_of
 from swe_infer.tracking.wandb import WandbTracker
 
 _MOST_NAMED = 20
+_HISTORY_POINTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,14 @@ def is_merged(directory: Path) -> bool:
         return False
 
 
-def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, trusted: bool = False) -> Summary:
-    """Merges the runs of all shards and returns the merged summary. If the shards were tracked with W&B, the merged
-    run is logged there too.
+def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None, trusted: bool = False) -> Summary:
+    """Merges the runs of all shards, with their verdicts, and returns the merged summary. If the shards were tracked
+    with W&B, the merged run is logged there too.
 
     Args:
         out: the new run directory.
         directories: the run directory of each shard.
-        run_id: id of the merged run; None: a new one.
+        earlier: an earlier merge of these shards, whose verdicts and W&B run are moved to ``out``.
         trusted: log to W&B even if somebody else tracked the shards.
 
     Raises:
@@ -95,12 +100,44 @@ def merge(out: Path, directories: Sequence[Path], *, run_id: str | None = None, 
         for damage in damages:
             store.totals.add_damage(damage)
         write_atomically(directory / layout.CONFIG, config.as_yaml(merged))
-        if run_id is not None:
-            write_atomically(directory / "run_id", run_id)
+        if earlier is not None and (earlier / "run_id").exists():
+            write_atomically(directory / "run_id", config.read_run_id(earlier / "run_id"))
+        provenance = replace(
+            merged_provenance([shard.directory for shard in shards]),
+            sweep=read_provenance(shards[0].directory).sweep,
+        )
+        write_provenance(directory, provenance)
         summary = _summary(shards, store)
+        summary = {**summary, **_verdict_figures(directory, shards, earlier, summary)}
         store.write_summary(summary)
+    if earlier is not None and folder_of(earlier).is_dir():
+        folder_of(earlier).rename(folder_of(out))
     _track(shards[0], out, merged, summary, trusted=trusted)
     return summary
+
+
+def _verdict_figures(directory: Path, shards: Sequence[_ShardRun], earlier: Path | None, summary: Summary) -> Summary:
+    """Writes the verdicts of the shards and of an earlier merge into the merged run, and returns their figures.
+
+    The earlier merge may have been evaluated itself, so its verdicts win over those of another evaluation.
+    """
+    verdicts = {verdict.key: verdict for shard in shards for verdict in _all_verdicts(shard.directory)}
+    for verdict in _all_verdicts(earlier) if earlier is not None else ():
+        if (other := verdicts.get(verdict.key)) is None or other.source != verdict.source:
+            verdicts[verdict.key] = verdict
+    same: Summary = {}
+    for key in ("tested_in", "not_tested"):
+        values = {shard.summary.get(key) for shard in shards}
+        if len(values) == 1 and None not in values:
+            same[key] = values.pop()  # type: ignore[literal-required] # both are keys of a summary
+    if not verdicts:
+        return same
+    found = write_verdicts(directory, verdicts.values(), RunDirectory(directory).patches())
+    return {**same, **evaluated_figures(found, summary)}
+
+
+def _all_verdicts(directory: Path) -> list[Verdict]:
+    return [*read_verdicts(directory, layout.ALL_VERDICTS), *read_verdicts(directory)]
 
 
 def _asked(shards: Sequence[_ShardRun]) -> Coverage | None:
@@ -140,10 +177,38 @@ def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary
     if tracked is None:
         return
     tracker, part = tracked
-    name = config.unsharded_name(part.name, shard.config)
-    tracker.start(RunInfo(config.run_id_of(out, merged), name, merged, out.resolve(), resumed=False))
+    provenance = read_provenance(out)
+    plain = {**merged, "provenance": provenance.commands[-1]} if provenance.commands else merged
+    info = RunInfo(
+        run_id=config.run_id_of(out, merged),
+        name=config.unsharded_name(part.name, shard.config),
+        config=plain,
+        directory=out.resolve(),
+        resumed=folder_of(out).is_dir(),
+        job_type="merged",
+    )
+    sweep = provenance.sweep
+    if sweep is not None and sweep.name:  # the sweep varies more than the shards
+        info = replace(info, name=sweep.name, group=sweep.group or None, tags=sweep.tags)
+    tracker.start(info)
+    tracker.log_history(_history(out, summary))
     tracker.finish(summary, layout.result_files(out), 0)
     print(f"W&B run of the merged shards: {tracker.address}", file=sys.stderr)
+
+
+def _history(out: Path, summary: Summary) -> list[Summary]:
+    """The totals of a merged run over time, as one process would have logged them."""
+    records = [(float(time), record) for record in RunDirectory(out).records() if (time := record.get("time"))]
+    records.sort(key=lambda item: item[0])
+    totals, points = Totals(RunDirectory(out).covered_ids()), []
+    every = max(1, len(records) // _HISTORY_POINTS)
+    for number, (time, record) in enumerate(records, 1):
+        totals.add_record(record)
+        if number % every == 0 and number < len(records):  # the summary is the last point
+            wall_s = time - records[0][0] + float(records[0][1].get("latency_s") or 0)
+            point = totals.summary(instances=summary["instances"], samples=summary["samples"], wall_s=wall_s)
+            points.append(point)
+    return points
 
 
 def _read(directory: Path) -> _ShardRun:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.cli.arguments import hydra_arguments, sweep_directory
+from swe_infer.cli.command_line import remember_arguments
 from swe_infer.cli.extras import unregister_plugin_options
 from swe_infer.cli.hydra_errors import one_line
 from swe_infer.cli.study import PointFailed, is_search, objective_values
@@ -42,6 +43,7 @@ log = logging.getLogger("swe_infer")
 def main() -> NoReturn:
     """The console script. Exits with the status that the README states."""
     set_up_logging()
+    remember_arguments(sys.argv[1:])
     # Makes Hydra raise composition errors instead of printing several lines and exiting with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     task = HydraTask()

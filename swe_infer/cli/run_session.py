@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -18,20 +18,24 @@ from omegaconf import DictConfig
 
 from swe_infer import config
 from swe_infer.cli.answer_sharing import RunLocation, claim_directory, has_identity, identity_lock, read_config
+from swe_infer.cli.command_line import command_line
 from swe_infer.cli.recorded_run import WANDB
-from swe_infer.cli.sweep_jobs import swept_keys
+from swe_infer.cli.sweep_jobs import membership, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_position import SweepPosition
 from swe_infer.cli.tables import print_estimate, print_summary
+from swe_infer.data.base import HashedRows
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded, state_home
 from swe_infer.run_directory.asked import Coverage
+from swe_infer.run_directory.provenance import describe, record_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.tracking.base import RunInfo
 
 if TYPE_CHECKING:
+    from swe_infer.data.select import Selection
     from swe_infer.runners.run import PromptSource, Run
 
 
@@ -120,6 +124,23 @@ class PreparedRun:
             session.print_summary()
         return self.directory, status
 
+    def _run_info(self, run_id: str, selection: Selection, *, resumed: bool) -> RunInfo:
+        """Records the run's provenance, and describes the run for the tracker."""
+        rows = selection.rows
+        digest = rows.content_sha256() if isinstance(rows, HashedRows) else None
+        folder = None if self._sweep is None else self._sweep.directory
+        member = None if self._sweep is None else membership(self._sweep.directory, self._sweep.overrides)
+        entry = describe(command_line(folder), digest)
+        sweep = record_provenance(self.directory, entry, member).sweep
+        plain = {**self._plain, "provenance": entry}
+        info = RunInfo(run_id, self._name, plain, self.directory.resolve(), resumed)
+        if sweep is not None:
+            info = replace(info, group=sweep.group or None, name=sweep.name or self._name, tags=sweep.tags)
+        if self.experiment.shard.index is not None:
+            whole = config.unsharded_name(self._name, self._plain)
+            info = replace(info, group=whole, name=self._name, job_type="shard")
+        return info
+
     def _estimate(self) -> None:
         from swe_infer.runners.run import estimate_remaining, select_instances
 
@@ -179,14 +200,7 @@ class PreparedRun:
             before = _previous_coverage(claim_directory(self.directory, plain))
             store.set_coverage(coverage_of(selection), before)
             run_id = config.run_id_of(self.directory, plain)
-            info = RunInfo(
-                run_id=self._agent.run_id if self._agent else run_id,
-                name=self._name,
-                config=plain,
-                directory=self.directory.resolve(),
-                resumed=store.resumed,
-                group=None if experiment.shard.index is None else config.unsharded_name(self._name, plain),
-            )
+            info = self._run_info(self._agent.run_id if self._agent else run_id, selection, resumed=store.resumed)
             shared = self.directory.resolve().parent if self._sweep is None else self._sweep.directory.resolve()
             context = RunContext(
                 directory=info.directory,

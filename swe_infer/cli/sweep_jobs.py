@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from swe_infer.cli.quoting import text_value
 from swe_infer.errors import ConfigError
 from swe_infer.files import read_regular, write_atomically
+from swe_infer.redaction import command_without_secrets
 from swe_infer.run_directory.objective import Objective
+from swe_infer.run_directory.provenance import SweepMembership
 from swe_infer.text import bounded_json
 
 LOST = 1
@@ -18,6 +21,9 @@ LOST = 1
 
 _SWEPT = "swept.json"
 _SEARCH = "search.json"
+_UNNAMED = frozenset(["output_dir", "shard.index", "shard.count"])
+"""Swept keys that do not distinguish the configurations of a sweep."""
+_MAX_DIGITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,31 @@ def distinguishing_overrides(jobs: list[tuple[str, ...]]) -> dict[tuple[str, ...
     """For each job, the overrides that not all jobs share. A single job keeps all of its own."""
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     return {job: " ".join(item for item in job if item not in shared) for job in jobs}
+
+
+def membership(directory: Path, overrides: Sequence[str]) -> SweepMembership:
+    """How a job with these overrides appears among the runs of the sweep in ``directory``."""
+    swept = set(swept_keys(directory)) - _UNNAMED
+    values = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if (key := key.lstrip("+")).partition("@")[0] in swept:
+            text = text_value(override)
+            values[key] = command_without_secrets(value if text is None else text)
+    leaves = [key.rpartition(".")[2] for key in values]
+    name = " ".join(
+        f"{leaf if leaves.count(leaf) == 1 else key}={_rounded(value)}"
+        for leaf, (key, value) in zip(leaves, values.items(), strict=True)
+    )
+    return SweepMembership(directory.resolve().name, name, tuple(f"{key}={value}" for key, value in values.items()))
+
+
+def _rounded(value: str) -> str:
+    """A long fraction with six significant digits, for display; any other value unchanged."""
+    try:
+        return f"{float(value):.6g}" if "." in value and len(value) > _MAX_DIGITS else value
+    except ValueError:
+        return value
 
 
 def write_swept_keys(directory: Path, keys: Sequence[str]) -> None:

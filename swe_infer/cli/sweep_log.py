@@ -16,6 +16,7 @@ from typing import Any
 from hydra.types import RunMode
 
 from swe_infer.cli.choices import raw_overrides
+from swe_infer.cli.command_line import write_command
 from swe_infer.cli.sweep_jobs import LOST, SweepJob, parse_overrides, write_swept_keys
 from swe_infer.files import open_regular, write_atomically
 from swe_infer.interrupts import INTERRUPTS
@@ -65,6 +66,7 @@ class SweepLog:
         for name in ("begun.jsonl", "plan.json", _STOP):
             (self.directory / name).unlink(missing_ok=True)
         write_swept_keys(self.directory, swept)
+        write_command(self.directory)
 
     def write_jobs(self, jobs: Iterable[SweepJob]) -> None:
         """Replaces the jobs of the log."""

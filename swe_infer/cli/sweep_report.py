@@ -24,6 +24,7 @@ from swe_infer.cli.sweep_jobs import (
     swept_keys,
 )  # fmt: skip
 from swe_infer.cli.sweep_plan import SweepPlan
+from swe_infer.cli.sweep_tracking import log_sweep
 from swe_infer.cli.tables import print_estimate
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory.figures import Summary
@@ -64,6 +65,8 @@ def print_sweep_report(
         with _never_fatal("the shards were not merged"):
             merged = merge_shards(directory, jobs)
         page = _write_comparison(directory, merged) if merged is None or len(merged) > 1 else None
+        with _never_fatal("the sweep was not logged to W&B"):
+            log_sweep(directory, jobs, merged, status)
     with _never_fatal("the best point is unknown"):
         _print_best(directory, jobs)
     _print_failures(jobs, lost, stopped)
@@ -168,13 +171,16 @@ def merge_shards(directory: Path, jobs: Sequence[SweepJob]) -> list[Path] | None
 
 
 def _is_up_to_date(target: Path, runs: Sequence[Path]) -> bool:
-    """Whether ``target`` already contains ``runs`` as they are now."""
+    """Whether ``target`` already contains ``runs`` and their verdicts as they are now."""
     made = RunDirectory(target)
     try:
         merged = made.summary()
     except ConfigError:
         return False
     if not merged:
+        return False
+    verdicts = [key for run in runs for key in RunDirectory(run).resolved()]
+    if not made.resolved().keys() >= set(verdicts):
         return False
     parts = [RunDirectory(run).summary() for run in runs]
     asked = [RunDirectory(run).covered_ids() for run in runs]
@@ -184,14 +190,16 @@ def _is_up_to_date(target: Path, runs: Sequence[Path]) -> bool:
 
 
 def _replace_merged(target: Path, runs: Sequence[Path]) -> None:
-    """Merges ``runs`` into ``target`` and replaces the merge of an earlier launch there. The W&B run id is kept."""
+    """Merges ``runs`` into ``target`` and replaces the merge of an earlier launch there. Its W&B run and verdicts are
+    kept."""
     old = target.with_name(f"{target.name}.old")
     if old.exists():  # a launch that was killed in here left the new one unfinished
+        if (target / "wandb").is_dir() and not (old / "wandb").exists():
+            (target / "wandb").rename(old / "wandb")
         shutil.rmtree(target, ignore_errors=True)
     elif is_merged(target):
         target.rename(old)
-    run_id = old / "run_id"
-    merge(target, runs, run_id=config.read_run_id(run_id) if run_id.exists() else None)
+    merge(target, runs, earlier=old if old.exists() else None)
     shutil.rmtree(old, ignore_errors=True)
 
 

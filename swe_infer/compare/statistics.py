@@ -10,18 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from swe_infer.run_directory.intervals import Interval as Interval
+from swe_infer.run_directory.intervals import wilson as wilson
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_Z95 = 1.959963984540054  # the 97.5th percentile of the normal distribution
 _CHUNK = 250  # resamples in memory at once
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +27,6 @@ class Bootstrap:
     mean: float
     interval: Interval
     p: float
-
-
-def wilson(successes: float, trials: int) -> Interval | None:
-    """The 95 % score interval of a rate; None without trials (Wilson 1927; Brown, Cai and DasGupta 2001).
-
-    ``successes`` may be a sum of fractions, with several samples per instance. A fraction varies at most as much as a
-    binary outcome with the same mean, so the interval is then conservative.
-    """
-    if not trials:
-        return None
-    rate, z2 = successes / trials, _Z95 * _Z95
-    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z95 / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, NO_TEXT_COLUMN, IndexedRows
+from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, NO_TEXT_COLUMN, IndexedRows, sha256_of_files
 from swe_infer.errors import DataError
 from swe_infer.text import first_line
 
@@ -39,6 +40,14 @@ class ArrowRows(IndexedRows):
             self._index(self._columns())
         except (ValueError, OSError) as error:  # invalid UTF-8 or offsets
             raise DataError(f"{label} is damaged: {first_line(error)}") from error
+
+    def content_sha256(self) -> str | None:
+        """SHA-256 of the table's Arrow files; None if the table is in memory."""
+        names = [str(file["filename"]) for file in self._table.cache_files]
+        if not names:
+            return None
+        with ExitStack() as opened:
+            return sha256_of_files([opened.enter_context(open(name, "rb")).fileno() for name in names])
 
     def _read(self, index: int) -> Mapping[str, Any]:
         try:

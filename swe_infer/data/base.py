@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self, runtime_checkable
 
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.instance_files import files_of
@@ -82,6 +84,15 @@ class Rows(Protocol):
         ...
 
 
+@runtime_checkable
+class HashedRows(Protocol):
+    """Rows with a digest of their content."""
+
+    def content_sha256(self) -> str | None:
+        """SHA-256 of the dataset's files, in hexadecimal; None if it is unknown."""
+        ...
+
+
 class IndexedRows:
     """Base class of the formats' rows: ids, lengths and faults, all known once the dataset is open.
 
@@ -125,6 +136,10 @@ class IndexedRows:
 
     def __getitem__(self, index: int) -> Instance:
         return make_instance(self.row(index), self._text_column)
+
+    def content_sha256(self) -> str | None:
+        """SHA-256 of the dataset's files, in hexadecimal; None if it is unknown."""
+        return None
 
     def _read(self, index: int) -> Mapping[str, Any]:
         """All columns of one row."""
@@ -239,6 +254,17 @@ class DatasetOptions:
             )
         if self.instance_ids is not None and not self.instance_ids:
             raise ConfigError("dataset.instance_ids is an empty list: name some, or omit the key for all")
+
+
+def sha256_of_files(descriptors: Iterable[int]) -> str:
+    """SHA-256 of the content of open files, one after the other. Their positions are not changed."""
+    digest = hashlib.sha256()
+    for descriptor in descriptors:
+        offset = 0
+        while chunk := os.pread(descriptor, 1 << 20, offset):
+            digest.update(chunk)
+            offset += len(chunk)
+    return digest.hexdigest()
 
 
 def fault_of_text(text: object) -> Skip | None:

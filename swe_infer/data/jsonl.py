@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, NO_TEXT_COLUMN, DatasetOptions, IndexedRows
+from swe_infer.data.base import (
+    FOREIGN_TOKENS,
+    ID_COLUMN,
+    NO_TEXT_COLUMN,
+    DatasetOptions,
+    IndexedRows,
+    sha256_of_files,
+)
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.files import special_kind
 from swe_infer.options import Option
@@ -114,6 +121,10 @@ class JsonlRows(IndexedRows):
                 weakref.finalize(self, opened.pop_all().close)
         except OSError as error:
             raise DataError(f"{self._label} cannot be read: {error.strerror or error}") from error
+
+    def content_sha256(self) -> str:
+        """SHA-256 of the file, decompressed."""
+        return sha256_of_files([self._file.fileno()])
 
     def _read(self, index: int) -> Mapping[str, Any]:
         changed = (

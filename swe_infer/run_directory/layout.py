@@ -16,6 +16,7 @@ EVALUATION = "evaluation.jsonl"
 ALL_VERDICTS = "evaluation.all.jsonl"
 """All verdicts, if there are some of instances that the last command did not cover."""
 COVERAGE = "asked.json"
+PROVENANCE = "provenance.json"
 LOCK = ".lock"
 RESERVE = ".reserve"
 """Reserved disk space for records, see :mod:`swe_infer.run_directory.fallback`."""
@@ -35,9 +36,9 @@ def predictions(directory: Path) -> list[Path]:
 
 
 def result_files(directory: Path) -> list[Path]:
-    """The files that a tracker uploads: the existing ones of predictions, verdicts, records, summary and
-    configuration."""
-    names = (EVALUATION, RECORDS, SUMMARY, CONFIG)
+    """The files that a tracker uploads: the existing ones of predictions, verdicts, records, summary,
+    configuration and provenance."""
+    names = (EVALUATION, RECORDS, SUMMARY, CONFIG, PROVENANCE)
     return [*predictions(directory), *(directory / name for name in names if (directory / name).is_file())]
 
 

@@ -192,6 +192,43 @@ def split_line(line: bytes) -> list[tuple[str, Record | None]]:
     return _split(stripped) if stripped else [(text, None)] if text else []
 
 
+_WITHOUT_ANSWER = frozenset(
+    [
+        "instance_id", "sample", "status", "finish_reason", "model_patch", "patch_status", "patch_reason",
+        "patch_repairs", "patch_format", "prompt_sha256", "usage", "usage_estimated", "cost_usd", "latency_s",
+        "attempts", "service_tier", "extractor", "error", "time",
+    ]
+)  # fmt: skip
+"""The keys of a record that contain no text of the model other than the patch."""
+_MAX_DETAIL = 80
+"""Characters. A longer string in ``details`` may be text of the model."""
+
+
+def without_answers(line: bytes) -> bytes:
+    """The whole records in one line of the file, a line each, without answers, reasoning and further turns."""
+    return b"".join(
+        json.dumps(_without_answer(record), default=float).encode("ascii") + b"\n"
+        for _, record in split_line(line)
+        if record is not None
+    )
+
+
+def _without_answer(record: Record) -> dict[str, Any]:
+    kept = {key: value for key, value in record.items() if key in _WITHOUT_ANSWER}
+    return kept | {"details": _short_details(record.get("details") or {})}
+
+
+def _short_details(details: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and short strings, also in nested mappings."""
+    kept: dict[str, Any] = {}
+    for key, value in details.items():
+        if isinstance(value, dict):
+            kept[key] = _short_details(value)
+        elif not isinstance(value, list) and len(str(value)) <= _MAX_DETAIL:
+            kept[key] = value
+    return kept
+
+
 def states_cost(part: str) -> bool:
     """Whether a part of a record states a cost."""
     return bool(_costs(part))

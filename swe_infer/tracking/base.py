@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,9 @@ class RunInfo:
         config: the resolved configuration, without secrets.
         directory: the run directory.
         resumed: whether the directory already contained records.
-        group: the name of the whole run, for a shard; otherwise None.
+        group: the name of the sweep or, for a shard, of the whole run; None for a single run.
+        job_type: ``run``, ``shard``, ``merged`` for merged shards, or ``sweep`` for the summary of a sweep.
+        tags: the swept overrides.
     """
 
     run_id: str
@@ -26,6 +28,25 @@ class RunInfo:
     directory: Path
     resumed: bool
     group: str | None = None
+    job_type: str = "run"
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSummary:
+    """The summary of a sweep.
+
+    Args:
+        columns: names of the table's columns, and their types: ``int``, ``float`` or ``str``.
+        rows: a row for each point; cells may be None.
+        charts: names of charts, and their HTML pages.
+        figures: of the whole sweep.
+    """
+
+    columns: Mapping[str, str]
+    rows: Sequence[Sequence[Any]]
+    charts: Mapping[str, str]
+    figures: Mapping[str, Any]
 
 
 class Tracker(Protocol):

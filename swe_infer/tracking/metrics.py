@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import patch_rates
+from swe_infer.run_directory.figures import EVALUATED_FIGURES, patch_rates
+from swe_infer.run_directory.intervals import wilson
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Record, key_of, records_of, supersedes
 
@@ -79,18 +80,28 @@ def metrics_of(totals: Mapping[str, Any], latencies_s: Sequence[float] = ()) -> 
     return out
 
 
-def summary_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The W&B summary of a finished run: the final metrics, and the figures of its evaluation."""
-    out: dict[str, Any] = {k: v for k, v in metrics_of(summary).items() if not k.startswith("over_usd/")}
-    _put(out, "instances", summary.get("instances"))
-    _put(out, "samples", summary.get("samples"))
-    for key in ("resolved", "evaluated", "resolved_rate"):
+def summary_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The W&B summary of a finished run: the final metrics, the figures of its evaluation, the 95 % Wilson intervals
+    of its rates, and the share of cached input tokens.
+
+    Unknown figures, such as a cost without a price, are absent.
+    """
+    out = {k: v for k, v in metrics_of(summary).items() if not k.startswith("over_usd/")}
+    for key in ("instances", "samples", *sorted(EVALUATED_FIGURES)):
         _put(out, key, summary.get(key))
     if summary.get("infrastructure_failures"):
         _put(out, _WITHOUT_FAILURES[1], summary.get(_WITHOUT_FAILURES[1]))
-    if summary.get("cost_usd") is None and "cost_usd" in summary:
-        out["cost_usd"] = "unknown"
+    instances = int(out.get("instances", 0))
+    for key in ("apply_rate", "resolved_rate"):
+        if key in out and (interval := wilson(out[key] * instances, instances)) is not None:
+            out |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
+    if out.get("tokens/input"):
+        out["cached_share"] = out.get("tokens/cached_input", 0) / out["tokens/input"]
     return out
+
+
+VANISHING = frozenset(["cost_usd", "cached_share", *EVALUATED_FIGURES, "resolved_rate_low", "resolved_rate_high"])
+"""Figures of :func:`summary_of` that a later command of the same run may lack."""
 
 
 def finished_of(totals: Mapping[str, Any]) -> int:

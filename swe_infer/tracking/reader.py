@@ -80,6 +80,8 @@ class _Reader:
             try:
                 yield {"run": self._download(run, entity, project)}
             except LookupError as error:
+                if getattr(run, "job_type", None) == "sweep":  # a summary of others
+                    continue
                 yield {"skipped": f"{_address(run, entity, project)} ({run.state}) {error.args[0]}."}
         if not count:
             raise LookupError("there are no such runs")
@@ -137,7 +139,8 @@ class _Reader:
         if not layout.has_records(target):
             raise LookupError(f"{_NOT_READY} ({artifact.name} has no {layout.RECORDS})")
         self._complete(run, target)
-        return None
+        has_answers = (artifact.metadata or {}).get("answers", True)
+        return None if has_answers else "from W&B without full answers (tracker.log_answers=false)"
 
     def _download_table(self, run: Run, path: str, target: Path) -> str:
         run.file(path).download(root=str(self._folder), replace=True).close()
@@ -155,7 +158,8 @@ class _Reader:
     def _complete(self, run: Run, target: Path) -> None:
         """Create a missing configuration or summary from the run's data on the server."""
         if not (target / layout.CONFIG).is_file():  # JSON is YAML
-            (target / layout.CONFIG).write_text(json.dumps(run.config, indent=1), encoding="utf-8")
+            config = {key: value for key, value in run.config.items() if key != "provenance"}
+            (target / layout.CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
         if not (target / layout.SUMMARY).is_file():
             summary: dict[str, Any] = {
                 key: value for key, value in run.summary_metrics.items() if isinstance(value, int | float)

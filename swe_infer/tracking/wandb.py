@@ -11,6 +11,7 @@ The worker reads the predictions from the run directory. The run sends it only t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -26,8 +27,8 @@ from typing import IO, Annotated, Any, Literal
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import open_regular
 from swe_infer.options import Option
-from swe_infer.text import shown
-from swe_infer.tracking.base import RunInfo
+from swe_infer.text import clean, shown
+from swe_infer.tracking.base import RunInfo, SweepSummary
 from swe_infer.tracking.guest import send, start
 from swe_infer.tracking.state import checked_folder, folder_of, read_state, signing_key
 
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _PROJECT_NAME = re.compile(r"[^/\\#?%:]{1,128}")
 _TAG_LENGTH = 64  # the server's limit
+_NAME_LENGTH = 128  # of names and groups
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -55,11 +57,19 @@ class WandbTracker:
         Literal["auto", "online", "offline"],
         Option("auto: online if WANDB_API_KEY is set, otherwise offline.", "reporting"),
     ] = "auto"
-    group: Annotated[str | None, Option("W&B group.", "reporting")] = None
-    job_type: Annotated[str | None, Option("W&B job type.", "reporting")] = None
-    tags: Annotated[tuple[str, ...], Option("W&B tags.", "reporting")] = ()
+    group: Annotated[str | None, Option("W&B group; null: the sweep that started the run.", "reporting")] = None
+    job_type: Annotated[str | None, Option("W&B job type; null: run, or shard for a part of one.", "reporting")] = (
+        None
+    )
+    tags: Annotated[tuple[str, ...], Option("W&B tags; empty: the swept overrides.", "reporting")] = ()
     notes: Annotated[str | None, Option("W&B notes.", "reporting")] = None
-    name: Annotated[str | None, Option("W&B run name; null: the name of the run directory.", "reporting")] = None
+    name: Annotated[
+        str | None,
+        Option("W&B run name; null: what differs in the sweep, or the name of the run directory.", "reporting"),
+    ] = None
+    log_answers: Annotated[
+        bool, Option("Upload full answers and prompts too; patches and figures always are.", "reporting")
+    ] = False
     log_interval_s: Annotated[float, Option("Seconds between two points of the metrics, at least.", "reporting")] = (
         1.0
     )
@@ -127,7 +137,16 @@ class WandbTracker:
                 options["mode"] = "offline"  # a later sync uploads everything in order
             elif not os.environ.get("WANDB_API_KEY"):
                 options["mode"] = "auto"
-            run = RunInfo(run_id=state["run_id"], name=state["name"], config={}, directory=directory, resumed=True)
+            run = RunInfo(
+                run_id=state["run_id"],
+                name=state["name"],
+                config={},
+                directory=directory,
+                resumed=True,
+                group=state.get("group"),
+                job_type=state.get("job_type") or "run",
+                tags=tuple(state.get("tags") or ()),
+            )
             return cls(**options), run
         except (ValueError, KeyError, TypeError, ConfigError):
             return None
@@ -149,7 +168,20 @@ class WandbTracker:
         """Send the summary and wait for the worker, at most ``finish_timeout_s``."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.finish(summary, files, exit_status)
+            paths = [str(file.absolute()) for file in files]
+            worker.finish({"summary": dict(summary), "files": paths, "exit_status": exit_status})
+
+    def log_history(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Log earlier totals, one point each, before :meth:`finish`."""
+        if self._worker is not None:
+            self._worker.history = [dict(point) for point in points]
+
+    def log_sweep(self, run: RunInfo, sweep: SweepSummary, exit_status: int) -> None:
+        """Log the summary of a sweep as a W&B run, with the options of this tracker except the name and job type.
+        Waits for the worker, at most ``finish_timeout_s``."""
+        worker = _Worker(run, {**self._options, "name": None, "job_type": None, "notes": None}, self._set_address)
+        worker.start()
+        worker.finish({"sweep": asdict(sweep), "exit_status": exit_status})
 
     def _set_address(self, address: str) -> None:
         self.address = address
@@ -169,6 +201,7 @@ class _Worker:
         self._start_message = _start_message(run, options)
         self._run_directory = run.directory.absolute()
         self._directory = folder_of(self._run_directory)
+        self.history: list[dict[str, Any]] = []
         self._latest: dict[str, Any] | None = None
         self._final: dict[str, Any] | None = None
         self._wake = threading.Event()
@@ -199,12 +232,8 @@ class _Worker:
         self._latest = copy
         self._wake.set()
 
-    def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:
-        self._final = {
-            "summary": dict(summary),
-            "files": [str(f.absolute()) for f in files],
-            "exit_status": exit_status,
-        }
+    def finish(self, final: dict[str, Any]) -> None:
+        self._final = final
         self._finishing.set()
         self._wake.set()
         timeout_s: float = self._options["finish_timeout_s"]
@@ -259,6 +288,8 @@ class _Worker:
             self._send_latest(pipe)
             self._finishing.wait(self._interval_s)
         self._send_latest(pipe)
+        if self.history:
+            send(pipe, {"history": self.history})
         send(pipe, {"finish": self._final})
 
     def _send_latest(self, pipe: IO[bytes]) -> None:
@@ -303,15 +334,26 @@ def _start_message(run: RunInfo, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "options": dict(options),
         "run_id": run.run_id,
-        "name": run.name,
+        "name": _shortened(run.name, _NAME_LENGTH),
         "config": dict(run.config),
         "directory": str(run.directory.absolute()),
         "resumed": run.resumed,
-        "group": run.group,
+        "group": _shortened(run.group, _NAME_LENGTH) if run.group else None,
+        "job_type": run.job_type,
+        "tags": [_shortened(tag, _TAG_LENGTH) for tag in run.tags],
         "parent": os.getpid(),
         "online": _is_online(options["mode"]),
         "state_key": signing_key(),
     }
+
+
+def _shortened(text: str, limit: int) -> str:
+    """``text`` on one line of at most ``limit`` characters. A digest keeps shortened texts distinct."""
+    line = " ".join(clean(text).split()) or "-"
+    if len(line) <= limit:
+        return line
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=3).hexdigest()
+    return f"{line[: limit - len(digest) - 1]}…{digest}"
 
 
 def _is_online(mode: str) -> bool:

@@ -17,17 +17,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swe_infer.run_directory import layout
+from swe_infer.run_directory.records import without_answers
 from swe_infer.tracking.guest import Reply, Requests, one_line
 from swe_infer.tracking.metrics import (
     COLUMNS,
     DEFINITIONS,
+    VANISHING,
     Alerts,
     Predictions,
     finished_of,
@@ -60,6 +62,8 @@ def serve(requests: Requests, reply: Reply) -> None:
     for message in requests:
         if "totals" in message:
             session.log(message["totals"])
+        elif "history" in message:
+            session.log_history(message["history"])
         elif "finish" in message:
             final = message["finish"]
             break
@@ -74,8 +78,10 @@ class _Session:
         self._reply = reply
         self._directory = Path(start["directory"])
         self._state_key: str | None = start["state_key"]
+        self._resumed: bool = start["resumed"]
         self._predictions = Predictions(self._directory)
-        self._staging = Staging(folder_of(self._directory) / "data" / "staged")
+        self._log_answers: bool = self._options["log_answers"]
+        self._staging = Staging(folder_of(self._directory) / "data" / "staged", answers=self._log_answers)
         config: Mapping[str, Any] = start["config"]
         budget = config.get("budget") or {}
         self._alerts = Alerts(
@@ -85,6 +91,7 @@ class _Session:
             "run_id": start["run_id"],
             "name": start["name"],
             "options": dict(self._options),
+            **{key: start[key] for key in ("group", "job_type", "tags")},
         }
         self._run = self._init(start, config)
         # A later step needs the run's actual place: that of an agent is in the project of its sweep.
@@ -150,14 +157,24 @@ class _Session:
             for file in (self._directory / layout.RECORDS, *layout.predictions(self._directory)):
                 self._staging.follow(file)
 
+    def log_history(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Log a point for each of ``points`` that an earlier session has not logged."""
+        with self._guarded("the history"):
+            for totals in points:
+                if finished_of(totals) > self._step:
+                    self._run.log(metrics_of(totals), step=self._next_step(totals))
+
     def finish(self, final: Mapping[str, Any] | None) -> None:
         """Log the summary, table and artifact, and close the W&B run. None: the run was killed."""
-        import wandb
-
         self._predictions.read_new()
         if final is None:
             self._save_state()
             self._run.finish(exit_code=_CRASHED)
+            return
+        if "sweep" in final:
+            with self._guarded("the summary of the sweep"):
+                self._log_sweep(final["sweep"])
+            self._close(final["exit_status"])
             return
         summary: Mapping[str, Any] = final["summary"]
         with self._guarded("the summary"):
@@ -166,16 +183,39 @@ class _Session:
             figures = latency_figures(latencies_s)
             if latencies_s:
                 figures["latency_s_max"] = latencies_s[-1]
-            self._run.summary.update(summary_of(summary) | figures)
+            figures |= summary_of(summary)
+            self._run.summary.update(figures)
+            if self._resumed:
+                for key in VANISHING - figures.keys():
+                    del self._run.summary[key]
         wall_s = float(summary.get("wall_s") or 0.0)
         table = self._in_thread("the table of predictions", lambda: self._log_predictions(wall_s))
         files = self._in_thread("the predictions artifact", lambda: self._log_files(final["files"]))
         deadline = time.monotonic() + self._options["finish_timeout_s"] / 3
         for thread in (table, files, self._inputs):
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._close(final["exit_status"])
+
+    def _log_sweep(self, sweep: Mapping[str, Any]) -> None:
+        """Log the table and the charts of a sweep, as one point."""
+        import wandb
+
+        kinds: dict[str, type] = {"int": int, "float": float, "str": str}
+        columns: Mapping[str, str] = sweep["columns"]
+        table = wandb.Table(columns=list(columns), dtype=[kinds[kind] for kind in columns.values()], optional=True)
+        table.data = sweep["rows"]
+        charts = {name: wandb.Html(page, inject=False) for name, page in sweep["charts"].items()}
+        self._step += 1
+        self._run.log({"points": table, **charts}, step=self._step)
+        self._run.summary.update(sweep["figures"])
+
+    def _close(self, exit_status: int) -> None:
+        """Close the W&B run."""
+        import wandb
+
         self._save_state()
         try:
-            self._run.finish(exit_code=int(final["exit_status"]))
+            self._run.finish(exit_code=exit_status)
         except TimeoutError:
             command = f"wandb sync {self._run.settings.sync_dir}"
             self._reply(warning=f"the upload did not finish in time; `{command}` uploads the rest")
@@ -215,7 +255,8 @@ class _Session:
     def _log_files(self, files: list[str]) -> None:
         import wandb
 
-        artifact = wandb.Artifact(f"predictions-{_artifact_name(self._run.id)}", type="predictions")
+        name = f"predictions-{_artifact_name(self._run.id)}"
+        artifact = wandb.Artifact(name, type="predictions", metadata={"answers": self._log_answers})
         for file in files:
             # A copy in the run directory, because an offline run may be synced after a resume changes the file.
             staged = self._staging.follow(Path(file))
@@ -281,14 +322,14 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
         "run_name": options["name"] or start["name"],
         "run_notes": options["notes"],
         "run_group": options["group"] or start["group"],
-        "run_job_type": options["job_type"],
-        "run_tags": tuple(dict.fromkeys(options["tags"])) or None,
+        "run_job_type": options["job_type"] or start["job_type"],
+        "run_tags": tuple(dict.fromkeys(options["tags"] or start["tags"])) or None,
         "root_dir": start["directory"],
         "use_dot_wandb": False,
         "symlink": False,
         "console": "off",
         "silent": True,
-        # Send nothing about the user, the command line, the code or its repository.
+        # The SDK sends nothing about the user, the machine or the code. The configuration contains the provenance.
         "save_code": False,
         "disable_code": True,
         "disable_git": True,
@@ -337,13 +378,18 @@ class StagedFile:
     An artifact needs an unchanging copy and its MD5. The files are append-only, so both can be extended.
 
     Args:
-        md5: of the copy.
         inode: of the source; another inode means that the file was replaced.
+        answers: copy the source unchanged; False: copy its complete lines, as records without answers.
+        position: up to which the source is copied.
+        size: of the copy in bytes.
+        md5: of the copy.
     """
 
     source: Path
     copy: Path
     inode: int
+    answers: bool = True
+    position: int = 0
     size: int = 0
     md5: Any = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
 
@@ -355,18 +401,27 @@ class StagedFile:
     def follow(self) -> None:
         """Copy what was appended to the source."""
         with self.source.open("rb") as source, self.copy.open("ab") as copy:
-            source.seek(self.size)
-            while chunk := source.read(1 << 20):
-                copy.write(chunk)
-                self.md5.update(chunk)
-                self.size += len(chunk)
+            source.seek(self.position)
+            while chunk := source.read(1 << 20) if self.answers else source.readline():
+                if not self.answers and not chunk.endswith(b"\n"):
+                    break
+                copied = chunk if self.answers else without_answers(chunk)
+                copy.write(copied)
+                self.md5.update(copied)
+                self.position += len(chunk)
+                self.size += len(copied)
 
 
 class Staging:
-    """The copies of one run's files, in ``folder``."""
+    """The copies of one run's files, in ``folder``.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        answers: copy records with their answers.
+    """
+
+    def __init__(self, folder: Path, *, answers: bool = True) -> None:
         self._folder = folder
+        self._answers = answers
         self._staged: dict[Path, StagedFile] = {}
 
     def follow(self, source: Path) -> StagedFile | None:
@@ -374,7 +429,7 @@ class Staging:
         try:
             status = os.stat(source)
             staged = self._staged.get(source)
-            if staged is None or staged.inode != status.st_ino or status.st_size < staged.size:
+            if staged is None or staged.inode != status.st_ino or status.st_size < staged.position:
                 staged = self._staged[source] = self._new_copy(source, status.st_ino)
             staged.follow()
         except FileNotFoundError:
@@ -387,4 +442,4 @@ class Staging:
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor, copy = tempfile.mkstemp(dir=self._folder, suffix=f"-{source.name}")
         os.close(descriptor)
-        return StagedFile(source, Path(copy), inode)
+        return StagedFile(source, Path(copy), inode, self._answers or source.name != layout.RECORDS)
