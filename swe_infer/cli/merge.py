@@ -125,15 +125,14 @@ def _verdict_figures(directory: Path, shards: Sequence[_ShardRun], earlier: Path
     for verdict in _all_verdicts(earlier) if earlier is not None else ():
         if (other := verdicts.get(verdict.key)) is None or other.source != verdict.source:
             verdicts[verdict.key] = verdict
-    same: Summary = {}
-    for key in ("tested_in", "not_tested"):
-        values = {shard.summary.get(key) for shard in shards}
-        if len(values) == 1 and None not in values:
-            same[key] = values.pop()  # type: ignore[literal-required] # both are keys of a summary
     if not verdicts:
-        return same
+        return {"not_tested": shards[0].summary["not_tested"]} if "not_tested" in shards[0].summary else {}
     found = write_verdicts(directory, verdicts.values(), RunDirectory(directory).patches())
-    return {**same, **evaluated_figures(found, summary)}
+    figures = evaluated_figures(found, summary)
+    places = {shard.summary.get("tested_in") for shard in shards}
+    if len(places) == 1 and (place := places.pop()) is not None:
+        figures["tested_in"] = place
+    return figures
 
 
 def _all_verdicts(directory: Path) -> list[Verdict]:

@@ -107,7 +107,8 @@ class _Axis:
         """Labels and their positions: every word, or the lowest and the highest number."""
         if self._words:
             return [(word, self(word)) for word in self._words[:_MAX_LABELS]]
-        return [(_format(value), self(value)) for value in dict.fromkeys((self._numbers[0], self._numbers[-1]))]
+        ends = dict.fromkeys((*self._numbers[:1], *self._numbers[-1:]))
+        return [(_format(number), self(number)) for number in ends]
 
 
 def _format(value: float | str) -> str:

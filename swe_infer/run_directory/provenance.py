@@ -83,7 +83,7 @@ def read_provenance(directory: Path) -> Provenance:
         found = bounded_json(layout.content(directory, layout.PROVENANCE, _MAX_BYTES) or b"{}")
         commands = tuple(entry for entry in found.get("commands") or () if isinstance(entry, dict))
         return Provenance(commands[-_MAX_ENTRIES:], _membership(found.get("sweep")))
-    except (ConfigError, ValueError, TypeError, AttributeError, RecursionError):
+    except (ConfigError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Provenance()
 
 

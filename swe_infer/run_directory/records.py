@@ -215,7 +215,8 @@ def without_answers(line: bytes) -> bytes:
 
 def _without_answer(record: Record) -> dict[str, Any]:
     kept = {key: value for key, value in record.items() if key in _WITHOUT_ANSWER}
-    return kept | {"details": _short_details(record.get("details") or {})}
+    details = record.get("details")
+    return kept if details is None else kept | {"details": _short_details(details)}
 
 
 def _short_details(details: Mapping[str, Any]) -> dict[str, Any]:

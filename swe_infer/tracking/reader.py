@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from swe_infer.run_directory import layout
+from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.tracking.guest import Reply, Requests, connect, one_line
 from swe_infer.tracking.metrics import COLUMNS, record_of_row
 
@@ -139,8 +140,11 @@ class _Reader:
         if not layout.has_records(target):
             raise LookupError(f"{_NOT_READY} ({artifact.name} has no {layout.RECORDS})")
         self._complete(run, target)
-        has_answers = (artifact.metadata or {}).get("answers", True)
-        return None if has_answers else "from W&B without full answers (tracker.log_answers=false)"
+        completed = (record for record in RunDirectory(target).records() if record["status"] == "completed")
+        answered = next(completed, None)
+        if answered is None or answered.get("full_output") is not None:
+            return None
+        return "from W&B without full answers (tracker.log_answers=false)"
 
     def _download_table(self, run: Run, path: str, target: Path) -> str:
         run.file(path).download(root=str(self._folder), replace=True).close()

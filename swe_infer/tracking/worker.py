@@ -78,10 +78,9 @@ class _Session:
         self._reply = reply
         self._directory = Path(start["directory"])
         self._state_key: str | None = start["state_key"]
-        self._resumed: bool = start["resumed"]
         self._predictions = Predictions(self._directory)
-        self._log_answers: bool = self._options["log_answers"]
-        self._staging = Staging(folder_of(self._directory) / "data" / "staged", answers=self._log_answers)
+        staged = folder_of(self._directory) / "data" / "staged"
+        self._staging = Staging(staged, answers=self._options["log_answers"])
         config: Mapping[str, Any] = start["config"]
         budget = config.get("budget") or {}
         self._alerts = Alerts(
@@ -185,9 +184,8 @@ class _Session:
                 figures["latency_s_max"] = latencies_s[-1]
             figures |= summary_of(summary)
             self._run.summary.update(figures)
-            if self._resumed:
-                for key in VANISHING - figures.keys():
-                    del self._run.summary[key]
+            for key in (VANISHING - figures.keys()).intersection(self._run.summary.keys()):
+                del self._run.summary[key]  # type: ignore[no-untyped-call] # documented, but not annotated
         wall_s = float(summary.get("wall_s") or 0.0)
         table = self._in_thread("the table of predictions", lambda: self._log_predictions(wall_s))
         files = self._in_thread("the predictions artifact", lambda: self._log_files(final["files"]))
@@ -255,8 +253,7 @@ class _Session:
     def _log_files(self, files: list[str]) -> None:
         import wandb
 
-        name = f"predictions-{_artifact_name(self._run.id)}"
-        artifact = wandb.Artifact(name, type="predictions", metadata={"answers": self._log_answers})
+        artifact = wandb.Artifact(f"predictions-{_artifact_name(self._run.id)}", type="predictions")
         for file in files:
             # A copy in the run directory, because an offline run may be synced after a resume changes the file.
             staged = self._staging.follow(Path(file))

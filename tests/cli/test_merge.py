@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from swe_infer.cli.merge import merge
 from swe_infer.errors import StoreError
 from swe_infer.run_directory.records import read_records
+from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -58,6 +60,28 @@ def test_the_merged_run_contains_every_instance_once(sweep: Path, tmp_path: Path
     assert abs(float(summary["cost_usd"]) - sum(costs)) < 1e-9
 
 
+def test_verdicts_of_the_shards_and_of_an_earlier_merge_are_kept(sweep: Path, tmp_path: Path) -> None:
+    parts = [shutil.copytree(shard, tmp_path / shard.name) for shard in shards(sweep)]
+    for number, part in enumerate(parts):
+        keys = [(r["instance_id"], r["sample"]) for r in read_records(part / "records.jsonl")]
+        write_verdicts(part, [Verdict(i, s, number > 0, source="tests") for i, s in keys], keys)
+    summary = merge(tmp_path / "merged", parts)
+    assert (summary["evaluated"], summary["evaluated_by"]) == (20, "own_tests")
+    verdicts = read_verdicts(tmp_path / "merged")
+    assert summary["resolved"] == sum(verdict.resolved for verdict in verdicts) > 0
+    assert summary["pass_at_k"] == summary["resolved_rate"] == summary["resolved"] / 20
+    assert len(verdicts) == len({verdict.key for verdict in verdicts}) == 20
+
+    own = Verdict(verdicts[0].instance_id, 0, not verdicts[0].resolved, source="swebench")
+    write_verdicts(tmp_path / "merged", [own], {verdict.key for verdict in verdicts})
+    (tmp_path / "merged").rename(tmp_path / "earlier")
+    again = merge(tmp_path / "merged", parts, earlier=tmp_path / "earlier")
+    assert again["evaluated"] == 20
+    assert own in read_verdicts(tmp_path / "merged")
+    commands = json.loads((tmp_path / "merged" / "provenance.json").read_text())["commands"]
+    assert [entry["command"].split()[0] for entry in commands] == ["swe-infer"]
+
+
 def test_gaps_duplicates_and_other_configurations_are_refused(sweep: Path, tmp_path: Path) -> None:
     first, *rest = shards(sweep)
     with pytest.raises(StoreError, match="shards 0 of 3 are missing"):
@@ -79,15 +103,23 @@ def test_a_nonempty_directory_is_not_written_to(sweep: Path) -> None:
 def test_the_merged_run_is_one_run_of_w_and_b_and_its_shards_a_group(tmp_path: Path) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 6)
     with ApiServer() as server:
-        result = commands.run(
-            "swe_infer", "-m", "shard.count=2", "shard.index=0,1", "model=gpt-4o",
-            f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
-            "tracker.mode=offline", "tracker.tags=[kept]", f"output_dir={tmp_path / 'sweep'}",
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-        )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    (merged,) = read_offline_runs(tmp_path / "sweep" / "merged")
+        for limit in (4, 6):
+            result = commands.run(
+                "swe_infer", "-m", "shard.count=2", "shard.index=0,1", "model=gpt-4o",
+                f"provider.base_url={server.openai_url}", "dataset=jsonl", f"dataset.path={data}",
+                "tracker.mode=offline", "tracker.tags=[kept]", f"output_dir={tmp_path / 'sweep'}",
+                f"dataset.limit={limit}",
+                cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
+            )  # fmt: skip
+            assert result.returncode == 0, result.stderr
+    first, merged = read_offline_runs(tmp_path / "sweep" / "merged")
+    assert first.run["run_id"] == merged.run["run_id"]
+    steps = [row["_step"] for row in first.history + merged.history]
+    assert steps == sorted(set(steps)), "one history"
+    assert [row["completed"] for row in first.history[:4]] == [1, 2, 3, 4]
+    assert merged.run["job_type"] == "merged"
     parts = [run for shard in shards(tmp_path, "sweep") for run in read_offline_runs(shard)]
+    assert {part.run["job_type"] for part in parts} == {"shard"}
     assert {part.run["run_group"] for part in parts} == {merged.run["display_name"]}
     assert len({part.run["run_id"] for part in parts} | {merged.run["run_id"]}) == 3
     assert not merged.run.get("run_group")

@@ -47,7 +47,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
             directory.mkdir()
             config = CONFIG | {"decoding": {"temperature": float(number), "n": 1}}
             (directory / "config.yaml").write_text(json.dumps(config))
-            tracker = WandbTracker(project="a-project", group=group, name=f"the {number}. run")
+            tracker = WandbTracker(
+                project="a-project", group=group, name=f"the {number}. run", log_answers=number == 1
+            )
             files = ("predictions.jsonl", "records.jsonl", "summary.json", "config.yaml")
             run = info(directory, f"run-{number}", config=config)
             play(directory, tracker, run, range(4 * number), failing=(3,), files=files)
@@ -91,6 +93,10 @@ def test_a_group_is_its_runs_and_nothing_is_fetched_twice(tracked: Tracked) -> N
     assert run.address == "wandb:team/a-project/run-1"
     assert run.results == before[0].results
     assert read_texts(run)["instance-0000", 0].answer == "an answer"
+    (other,) = loaded("wandb:team/a-project/run-2")
+    texts = read_texts(other)["instance-0001", 0]
+    assert (texts.answer, texts.patch) == ("", "x" * 1000)
+    assert other.remark == "from W&B without full answers (tracker.log_answers=false)"
     asked = [operation for operation, _ in tracked.server.operations[mark:]]
     assert "Runs" in asked
     assert "FetchArtifactManifest" not in asked

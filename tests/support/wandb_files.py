@@ -59,7 +59,8 @@ def _read(log: Path) -> OfflineRun:
         elif kind == "history":
             run.history.append(content["item"])
         elif kind == "summary":
-            run.summary |= content["update"]
+            run.summary |= content.get("update") or {}
+            run.summary = {key: value for key, value in run.summary.items() if key not in content.get("remove", ())}
         elif kind == "metric":
             run.metrics[content.get("name") or content["glob_name"]] = content
         elif kind == "artifact":

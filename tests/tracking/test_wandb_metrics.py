@@ -56,10 +56,21 @@ def test_a_point_holds_counts_rates_tokens_dollars_and_engine_figures() -> None:
     assert finished_of(TOTALS) == 6
 
 
-def test_unknown_money_is_no_point_on_a_curve_and_unknown_in_the_summary() -> None:
+def test_an_unknown_cost_is_absent_from_curves_and_summary() -> None:
     totals = {**TOTALS, "cost_usd": None}
     assert not [key for key in metrics_of(totals) if "usd" in key]
-    assert summary_of(totals)["cost_usd"] == "unknown"
+    assert "cost_usd" not in summary_of(totals)
+
+
+def test_the_summary_has_intervals_and_the_cached_share() -> None:
+    usage = {"input_tokens": 400, "cached_input_tokens": 100}
+    evaluated = {"resolved_rate": 0.5, "pass_at_k": 0.75, "resolved_by_any": 3, "cost_per_resolved_usd": 0.1}
+    patches = {"applies": 2, "does_not_apply": 2}
+    out = summary_of({**TOTALS, **evaluated, "patches": patches, "instances": 4, "samples": 1, "usage": usage})
+    assert (out["resolved_rate_low"], out["resolved_rate_high"]) == pytest.approx((0.15, 0.85), abs=0.001)
+    assert out["apply_rate_low"] == out["resolved_rate_low"]
+    assert out["cached_share"] == 0.25
+    assert out.items() >= evaluated.items()
 
 
 def test_figures_that_are_no_finite_numbers_are_left_out() -> None:

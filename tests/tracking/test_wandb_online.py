@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from swe_infer.run_directory.records import records_of
 from swe_infer.tracking.wandb import WandbTracker
 from tests.support.wandb_files import read_offline_runs
 from tests.support.wandb_server import API_KEY, FakeWandbServer, served
@@ -85,7 +86,10 @@ def test_artifacts_give_the_lineage_from_dataset_and_model_to_predictions(online
     assert set(kinds) == {"dataset", "model", "predictions", "run_table"}
     assert all(artifact.get("committed") for artifact in online.server.artifacts.values())
     assert set(online.server.used_artifacts) == {kinds["dataset"][0], kinds["model"][0]}
-    assert kinds["predictions"][1]["files"]["records.jsonl"] == (online.directory / "records.jsonl").read_bytes()
+    uploaded = kinds["predictions"][1]["files"]["records.jsonl"]
+    assert b"an answer" not in uploaded
+    own = (online.directory / "records.jsonl").read_bytes()
+    assert [record["model_patch"] for record in records_of(uploaded)] == [r["model_patch"] for r in records_of(own)]
     assert not (online.directory / "wandb" / "data").exists()  # the copies for the upload
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 
 from swe_infer.tracking.worker import StagedFile, Staging
@@ -55,3 +56,26 @@ def test_two_sessions_of_a_run_keep_a_copy_each(tmp_path: Path) -> None:
     source.write_bytes(b"1\n2\n")
     second = followed(Staging(tmp_path / "staged"), source)
     assert (first.copy.read_bytes(), second.copy.read_bytes()) == (b"1\n", b"1\n2\n")
+
+
+def test_records_are_copied_without_answers_unless_these_are_logged(tmp_path: Path) -> None:
+    source = tmp_path / "records.jsonl"
+    record = {
+        "instance_id": "a", "sample": 0, "status": "completed", "model_patch": "a patch", "cost_usd": 0.000123,
+        "full_output": "the answer", "reasoning": "a thought", "turns": ["a turn"], "a_later_key": "some text",
+        "details": {"request_id": "r-1", "drafted_tokens": 3, "message": "long " * 40, "nested": {"list": ["text"]}},
+    }  # fmt: skip
+    line = json.dumps(record).encode() + b"\n"
+    source.write_bytes(line + b"damaged\n" + line[:20] + line + line[:20])
+    staging = Staging(tmp_path / "staged", answers=False)
+    staged = staging.follow(source)
+    assert staged is not None
+    with source.open("ab") as file:
+        file.write(line[20:])
+    assert staging.follow(source) is staged
+    content = staged.copy.read_bytes()
+    kept = {key: record[key] for key in ("instance_id", "sample", "status", "model_patch", "cost_usd")}
+    details = {"request_id": "r-1", "drafted_tokens": 3, "nested": {}}
+    assert [json.loads(one) for one in content.splitlines()] == [{**kept, "details": details}] * 3
+    assert staged.size == len(content)
+    assert staged.digest == base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
