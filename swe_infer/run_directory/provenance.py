@@ -24,7 +24,7 @@ from swe_infer.text import bounded_json
 
 _MAX_BYTES = 1 << 22
 _MAX_ENTRIES = 100
-"""The oldest entries beyond this number are dropped."""
+"""The oldest entries beyond this number are dropped; also the maximum number of tags."""
 
 _LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "flash-attn", "datasets", "openai", "anthropic", "boto3",
@@ -121,7 +121,7 @@ def merged_provenance(directories: Sequence[Path]) -> Provenance:
 def _membership(node: Any) -> SweepMembership | None:
     if not isinstance(node, dict):
         return None
-    return SweepMembership(str(node["group"]), str(node["name"]), tuple(map(str, node["tags"]))) if node else None
+    return SweepMembership(str(node["group"]), str(node["name"]), tuple(map(str, node["tags"][:_MAX_ENTRIES])))
 
 
 @functools.cache
