@@ -206,17 +206,19 @@ _MAX_DETAIL = 80
 
 def without_answers(line: bytes) -> bytes:
     """The whole records in one line of the file, a line each, without answers, reasoning and further turns."""
-    return b"".join(
-        json.dumps(_without_answer(record), default=float).encode("ascii") + b"\n"
-        for _, record in split_line(line)
-        if record is not None
-    )
+    records: list[Mapping[str, Any]]
+    try:
+        record = bounded_json(line)  # much faster than split_line
+        records = [record] if isinstance(record, dict) else []
+    except (ValueError, RecursionError):
+        records = [record for _, record in split_line(line) if record is not None]
+    return b"".join(json.dumps(_without_answer(record), default=float).encode("ascii") + b"\n" for record in records)
 
 
-def _without_answer(record: Record) -> dict[str, Any]:
+def _without_answer(record: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in record.items() if key in _WITHOUT_ANSWER}
     details = record.get("details")
-    return kept if details is None else kept | {"details": _short_details(details)}
+    return kept | {"details": _short_details(details)} if isinstance(details, dict) else kept
 
 
 def _short_details(details: Mapping[str, Any]) -> dict[str, Any]:
