@@ -184,8 +184,9 @@ class _Session:
                 figures["latency_s_max"] = latencies_s[-1]
             figures |= summary_of(summary)
             self._run.summary.update(figures)
-            for key in (VANISHING - figures.keys()).intersection(self._run.summary.keys()):
-                del self._run.summary[key]  # type: ignore[no-untyped-call] # documented, but not annotated
+            before: Any = self._run.summary  # its methods are documented, but not annotated
+            for key in (VANISHING - figures.keys()).intersection(before.keys()):
+                del before[key]
         wall_s = float(summary.get("wall_s") or 0.0)
         table = self._in_thread("the table of predictions", lambda: self._log_predictions(wall_s))
         files = self._in_thread("the predictions artifact", lambda: self._log_files(final["files"]))

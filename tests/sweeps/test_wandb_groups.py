@@ -147,7 +147,7 @@ def test_charts_escape_names_and_bear_missing_and_equal_values() -> None:
     names = ["<script>alert(1)</script>", "ü", "c"]
     page = scatter([(name, 1.0, 0.5) for name in names], {0}, x="cost_usd", y="apply_rate", title="a & b")
     assert "<script>" not in page
-    axes = {"model": ["<b>", "2", None], "n": [1.0, None, 3.0], "empty": [None, None, None]}
+    axes: dict[str, list[float | str | None]] = {"model": ["<b>", "2", None], "n": [1.0, None, 3.0], "empty": [None, None, None]}
     page = parallel_coordinates(axes, names, {1}, title="t")
     assert "<b>" not in page
     assert page.count("<path") == 3 + 3
