@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,11 @@ def log_sweep(directory: Path, jobs: Sequence[SweepJob], merged: Sequence[Path] 
     tracker = next((found[0] for found in map(WandbTracker.of_run, runs) if found is not None), None)
     if tracker is None:
         return
+    plan = SearchPlan.read(directory)
+    if plan is not None:
+        jobs = plan.points(jobs)
     points = [_merged_point(run) for run in merged] if merged else [_point(directory, job) for job in jobs]
+    candidates = None if plan is None else {job.number for job in plan.final(jobs)}
     name = directory.resolve().name
     info = RunInfo(
         run_id=config.run_id_of(directory, {}),
@@ -58,7 +62,8 @@ def log_sweep(directory: Path, jobs: Sequence[SweepJob], merged: Sequence[Path] 
         group=name or None,
         job_type="sweep",
     )
-    tracker.log_sweep(info, _summary(name, points, read_objectives(directory)), status)
+    chosen = [] if plan is None else plan.parsed
+    tracker.log_sweep(info, _summary(name, points, chosen, candidates), status)
     if tracker.address is not None:
         print(f"W&B run of the sweep: {tracker.address}", file=sys.stderr)
 
@@ -83,11 +88,19 @@ def _values(member: SweepMembership) -> dict[str, str]:
     return {key: value for key, _, value in (tag.partition("=") for tag in member.tags)}
 
 
-def _summary(name: str, points: Sequence[_Point], chosen: Sequence[Objective]) -> SweepSummary:
+def _summary(
+    name: str, points: Sequence[_Point], chosen: Sequence[Objective], candidates: Collection[int] | None
+) -> SweepSummary:
+    """The table, charts and figures of a sweep.
+
+    Args:
+        chosen: the objectives of a search.
+        candidates: the numbers of the jobs that ran on all instances of a search; None for every job.
+    """
     swept = list(dict.fromkeys(key for point in points for key in point.values))
     typed = {key: _typed([point.values.get(key) for point in points]) for key in swept}
     y, x = _axes(points, chosen)
-    best = _front(points, y, x)
+    best = _front(points, y, x, candidates)
     known = [
         (index, figure(point.summary, x.name), figure(point.summary, y.name)) for index, point in enumerate(points)
     ]
@@ -168,10 +181,12 @@ def _axes(points: Sequence[_Point], chosen: Sequence[Objective]) -> tuple[Object
     return y, x if x.name != rate else Objective(rate, "maximize")
 
 
-def _front(points: Sequence[_Point], y: Objective, x: Objective) -> list[int]:
+def _front(points: Sequence[_Point], y: Objective, x: Objective, candidates: Collection[int] | None) -> list[int]:
     """The indices of the finished points that are Pareto-optimal."""
     scored = []
     for index, point in enumerate(points):
+        if candidates is not None and point.job.number not in candidates:
+            continue
         values = [figure(point.summary, objective.name) for objective in (y, x)]
         known = [value for value in values if value is not None]
         scored.append(replace(point.job, objective=known if len(known) == len(values) else None, number=index))

@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from swe_infer.cli.sweep_charts import parallel_coordinates, scatter
+from swe_infer.cli.sweep_charts import Value, parallel_coordinates, scatter
 from swe_infer.cli.sweep_jobs import membership, write_swept_keys
 from swe_infer.data.jsonl import JsonlRows
 from swe_infer.run_directory.provenance import (
@@ -147,7 +147,11 @@ def test_charts_escape_names_and_bear_missing_and_equal_values() -> None:
     names = ["<script>alert(1)</script>", "ü", "c"]
     page = scatter([(name, 1.0, 0.5) for name in names], {0}, x="cost_usd", y="apply_rate", title="a & b")
     assert "<script>" not in page
-    axes: dict[str, list[float | str | None]] = {"model": ["<b>", "2", None], "n": [1.0, None, 3.0], "empty": [None, None, None]}
+    axes: dict[str, list[Value]] = {
+        "model": ["<b>", "2", None],
+        "n": [1.0, None, 3.0],
+        "empty": [None, None, None],
+    }
     page = parallel_coordinates(axes, names, {1}, title="t")
     assert "<b>" not in page
     assert page.count("<path") == 3 + 3
