@@ -24,7 +24,6 @@ from swe_infer.cli.sweep_jobs import membership, swept_keys
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_position import SweepPosition
 from swe_infer.cli.tables import print_estimate, print_summary
-from swe_infer.data.base import HashedRows
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded, state_home
@@ -126,11 +125,9 @@ class PreparedRun:
 
     def _run_info(self, run_id: str, selection: Selection, *, resumed: bool) -> RunInfo:
         """Records the run's provenance, and describes the run for the tracker."""
-        rows = selection.rows
-        digest = rows.content_sha256() if isinstance(rows, HashedRows) else None
         folder = None if self._sweep is None else self._sweep.directory
         member = None if self._sweep is None else membership(self._sweep.directory, self._sweep.overrides)
-        entry = describe(command_line(folder), digest)
+        entry = describe(command_line(folder), selection.rows.content_sha256())
         sweep = record_provenance(self.directory, entry, member).sweep
         plain = {**self._plain, "provenance": entry}
         info = RunInfo(run_id, self._name, plain, self.directory.resolve(), resumed)

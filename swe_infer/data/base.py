@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol, Self, runtime_checkable
+from typing import Annotated, Any, Protocol, Self
 
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.instance_files import files_of
@@ -58,6 +58,10 @@ class Rows(Protocol):
         """
         ...
 
+    def content_sha256(self) -> str | None:
+        """SHA-256 of the dataset's files, in hexadecimal; None if it is unknown."""
+        ...
+
     def row(self, index: int) -> Mapping[str, Any]:
         """The columns of one row, without nulls and :data:`FOREIGN_TOKENS`.
 
@@ -81,15 +85,6 @@ class Rows(Protocol):
         Raises:
             DataError: as for ``row``, or the row has a fault, or rows have no prompts.
         """
-        ...
-
-
-@runtime_checkable
-class HashedRows(Protocol):
-    """Rows with a digest of their content."""
-
-    def content_sha256(self) -> str | None:
-        """SHA-256 of the dataset's files, in hexadecimal; None if it is unknown."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +42,8 @@ class RawRows(Protocol):
     def fault(self, index: int) -> Skip | None: ...
 
     def row(self, index: int) -> Mapping[str, Any]: ...
+
+    def content_sha256(self) -> str | None: ...
 
 
 class RenderedRows:
@@ -99,8 +101,7 @@ class RenderedRows:
 
     def content_sha256(self) -> str | None:
         """SHA-256 of the dataset's files, in hexadecimal; None if it is unknown."""
-        digest: Callable[[], str | None] | None = getattr(self._rows, "content_sha256", None)
-        return None if digest is None else digest()
+        return self._rows.content_sha256()
 
     def fault(self, index: int) -> Skip | None:
         """The reason why this row has no prompt; None if it has one. Renders it."""

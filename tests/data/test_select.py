@@ -37,6 +37,9 @@ class Texts:
     def fault(self, index: int) -> Skip | None:
         return None if self.texts[index] else Skip("BlankPrompt", "the prompt is empty")
 
+    def content_sha256(self) -> str | None:
+        return None
+
     def row(self, index: int) -> Mapping[str, Any]:
         self.read.append(index)
         return {"instance_id": self.ids[index], "text": self.texts[index]}
