@@ -9,12 +9,12 @@ import logging
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, flag_override
@@ -197,7 +197,7 @@ class _Planner:
         key = prepared.prompts_key()
         if key not in self._rows:
             opened = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
-            self._rows[key] = cast("Rows", _CachedRows(opened.rows))
+            self._rows[key] = _CachedRows(opened.rows)
         return select_instances(experiment.runner, experiment.dataset, experiment.shard, rows=self._rows[key])
 
     def _line(self) -> str | None:
@@ -255,8 +255,15 @@ class _CachedRows:
         return len(self._rows)
 
     @property
+    def columns(self) -> Collection[str]:
+        return self._rows.columns
+
+    @property
     def has_known_lengths(self) -> bool:
         return self._rows.has_known_lengths
+
+    def content_sha256(self) -> str | None:
+        return self._rows.content_sha256()
 
     def characters(self, index: int) -> int:
         return self._rows.characters(index)

@@ -50,8 +50,8 @@ def print_sweep_report(
         stopped: why the sweep ended early.
         interrupted: the user waits for the prompt: merge and compare nothing.
     """
-    if (plan := SearchPlan.read(directory)) is not None:
-        jobs = plan.points(jobs)
+    if (search := SearchPlan.read(directory)) is not None:
+        jobs = search.points(jobs)
     status = max([job.status for job in jobs] + [LOST] * bool(lost or stopped), default=0)
     estimate = None if plan is None else plan.estimate
     if estimate is not None:

@@ -85,8 +85,8 @@ class _SharedProgress:
         self._summaries: list[Mapping[str, Any]] = [run.summary() for run in runs]
         total = sum(s["instances"] * s["samples"] for s in self._summaries)
         remaining = sum(s["remaining"] + s["failed"] for s in self._summaries)
-        first, *others = [run.sweep for run in runs if run.sweep is not None] or [None]
-        sweep = None if first is None else first.joined([one for one in others if one is not None])
+        views = [run.sweep for run in runs if run.sweep is not None]
+        sweep = views[0].joined(views[1:]) if views else None
         self._progress = Progress(total, total - remaining, sys.stderr, totals=self._totals(), sweep=sweep)
         for index, run in enumerate(runs):
             run.show_progress(self._line_of(index))

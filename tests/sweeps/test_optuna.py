@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests.support.api_faults import FaultKind
 from tests.support.api_server import ApiServer
 from tests.sweeps.command import ROOT, Sweep
 
@@ -151,7 +152,8 @@ def test_a_search_does_not_learn_from_an_outage(tmp_path: Path) -> None:
     search = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "decoding.top_p=0.5,0.9", "runner.retry.tries=1")
     with ApiServer() as server:
         sweep = Sweep(server, tmp_path, count=21)
-        server.script("server_error", *[None] * 20, *["server_error"] * 11)
+        outage: list[FaultKind | None] = ["server_error"] * 11
+        server.script("server_error", *[None] * 20, *outage)
         first = sweep.run(*search)
         assert first.returncode == 1, first.stderr
         assert [(point["status"], point["objective"]) for point in points(tmp_path)] == [(1, [0.952381]), (1, None)]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from omegaconf import DictConfig
@@ -17,7 +17,7 @@ from swe_infer.cli.sweep_plan import SweepPlan
 from swe_infer.cli.sweep_planner import _Planner
 from swe_infer.cli.sweep_position import short_overrides
 from swe_infer.data.base import Rows
-from swe_infer.data.jsonl import JsonlDataset
+from swe_infer.data.jsonl import JsonlDataset, JsonlRows
 from swe_infer.types import Instance
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
@@ -27,7 +27,7 @@ from tests.sweeps.command import Sweep
 
 def line_of(output: str) -> str:
     (line,) = re.findall(r"^sweep: .*$", output, re.MULTILINE)
-    return line
+    return str(line)
 
 
 def test_the_line_counts_what_is_paid_for_and_the_display_is_one_for_all_points(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_mixed_sweep_counts_its_paid_points_alone(tmp_path: Path) -> None:
 
 
 def test_a_search_is_estimated_by_its_number_of_points(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `optuna` is not installed")
+    pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
     with ApiServer() as server:
         result = Sweep(server, tmp_path).run(
             "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "decoding.max_new_tokens=range(8,60)"
@@ -103,16 +103,16 @@ class CountingDataset(JsonlDataset):
     opened: ClassVar[list[str]] = []
     read: ClassVar[list[int]] = []
 
-    def open(self) -> Rows:
+    def open(self) -> JsonlRows:
         self.opened.append(self.path)
-        return CountingRows(super().open())
+        return cast(JsonlRows, CountingRows(super().open()))
 
 
 class CountingRows:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._rows, name)
 
     def __len__(self) -> int:
