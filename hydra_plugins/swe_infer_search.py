@@ -23,6 +23,7 @@ class StudySweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra once, before :meth:`sweep`."""
+        self._loader = hydra_context.config_loader
         self._config = config
         self._launched = 0
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
@@ -33,7 +34,10 @@ class StudySweeper(Sweeper):
         """Runs the search."""
         from swe_infer.cli.search import run_search
 
-        run_search(self._config, arguments, self._launch, **self._options)
+        run_search(self._config, arguments, self._launch, self._compose, **self._options)
+
+    def _compose(self, job: Sequence[str]) -> DictConfig:
+        return self._loader.load_sweep_config(self._config, list(job))
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> list[Any]:
         returned = self._launcher.launch(jobs, initial_job_idx=self._launched)

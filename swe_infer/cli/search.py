@@ -24,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from swe_infer.cli.study import directed_objectives, rescored
 from swe_infer.cli.sweep_jobs import SearchPlan, SweepJob
 from swe_infer.cli.sweep_log import SweepLog
-from swe_infer.cli.sweep_planner import announce_search
-from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.cli.sweep_planner import Compose, announce_search, announce_sweep
+from swe_infer.errors import ConfigError
 from swe_infer.files import write_atomically
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.run_directory.objective import Objective
@@ -53,19 +53,19 @@ class Grid:
     """The sampler of ``hydra/sweeper/sampler=grid``: every combination of choices and ranges, in their order."""
 
 
-def run_search(config: DictConfig, arguments: Sequence[str], launch: Launch, **options: Any) -> None:
-    """Runs the search of a composed sweep. An error of the user ends the process with one line.
+def run_search(
+    config: DictConfig, arguments: Sequence[str], launch: Launch, compose: Compose, **options: Any
+) -> None:
+    """Runs the search of a composed sweep.
 
     Args:
         arguments: the sweep's overrides, swept and single ones.
         options: of the sweeper, see ``conf/hydra/sweeper/optuna.yaml``.
+
+    Raises:
+        ConfigError: an option, an objective or the search space is invalid.
     """
-    try:
-        search = Search(config, arguments, launch, SearchOptions(**options))
-    except SweInferError as error:  # Hydra would report a fault of the sweeper
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_status) from None
-    search.run()
+    Search(config, arguments, launch, compose, SearchOptions(**options)).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,15 @@ class Search:
         ConfigError: an option, an objective or the search space is invalid.
     """
 
-    def __init__(self, config: DictConfig, arguments: Sequence[str], launch: Launch, options: SearchOptions) -> None:
-        self._config, self._options, self._run_jobs = config, options, launch
+    def __init__(
+        self,
+        config: DictConfig,
+        arguments: Sequence[str],
+        launch: Launch,
+        compose: Compose,
+        options: SearchOptions,
+    ) -> None:
+        self._config, self._options, self._run_jobs, self._compose = config, options, launch, compose
         self._log = SweepLog(Path(config.hydra.sweep.dir))
         self._objectives = directed_objectives(config, options.direction)
         self._steps = _steps(options.instances, config.dataset.get("limit"))
@@ -139,18 +146,16 @@ class Search:
         self._known = {job.overrides: job.objective for job in jobs if job.status == 0 and _is_scored(job)}
         self._study = _study(self._objectives, _sampler(options.sampler, len(jobs)))
         earlier = [point for job in jobs if (point := point_of(job.overrides, self._space)) is not None]
-        grid = _grid(self._space) if _is_grid(options.sampler) else []
-        self._wanted = options.n_trials or len(grid) or _TRIALS
-        if grid:
-            self._wanted = min(self._wanted, len(grid))
+        self._grid = _grid(self._space)[: options.n_trials] if _is_grid(options.sampler) else []
+        self._wanted = len(self._grid) or options.n_trials or _TRIALS
         self._asked: set[tuple[str, ...]] = set()
+        self._jobs: list[tuple[str, ...]] = []
         # Earlier points come first, so that those that failed are tried again.
-        for point in {tuple(point.items()): point for point in (*earlier, *grid)}.values():
+        for point in {tuple(point.items()): point for point in (*earlier, *self._grid)}.values():
             self._study.enqueue_trial(point)
 
     def run(self) -> None:
         """Runs jobs until the search is finished or interrupted, and writes its results."""
-        announce_search(self._config, self._wanted)
         try:
             if self._steps:
                 self._halve()
@@ -173,6 +178,10 @@ class Search:
 
     def _optimize(self) -> None:
         """Asks for ``n_jobs`` points at a time, each chosen by the results before."""
+        if self._grid:
+            self._announce([self._overrides(point, None) for point in self._grid])
+        else:
+            announce_search(self._config, self._wanted)
         missing = self._wanted
         while missing > 0 and (trials := self._ask(min(self._options.n_jobs, missing))):
             missing -= len(trials)
@@ -183,6 +192,7 @@ class Search:
         """Successive halving: every point on the first number of instances, the best of them on the next."""
         trials, last = self._ask(self._wanted), len(self._steps) - 1
         for index, step in enumerate(self._steps):
+            self._announce([self._overrides(trial.params, step) for trial in trials], f"step {index + 1}")
             scored = []
             for trial, values in zip(trials, self._objective_values(trials, step), strict=True):
                 if values is None:
@@ -197,6 +207,11 @@ class Search:
             trials = [trial for trial in trials if any(trial is one for one, _ in kept)]
             if index != last and trials:
                 print(self._progress(index, len(scored), len(trials)), file=sys.stderr, flush=True)
+
+    def _announce(self, jobs: Sequence[tuple[str, ...]], label: str = "sweep") -> None:
+        """Prints what the jobs that did not run before may cost. They are numbered after the launched ones."""
+        self._jobs += [job for job in jobs if job not in self._known]
+        announce_sweep(self._config, self._jobs, self._compose, label)
 
     @property
     def _sign(self) -> int:
@@ -215,7 +230,7 @@ class Search:
         repeats = 0
         while len(found) < count and repeats < _MOST_REPEATS:
             trial = self._study.ask(fixed_distributions=dict(self._space))
-            overrides = self._overrides(trial, None)
+            overrides = self._overrides(trial.params, None)
             if overrides in self._asked:
                 repeats += 1
                 self._tell(trial, None)
@@ -225,9 +240,9 @@ class Search:
             repeats = 0
         return found
 
-    def _overrides(self, trial: Trial, step: int | None) -> tuple[str, ...]:
+    def _overrides(self, params: Mapping[str, Any], step: int | None) -> tuple[str, ...]:
         """The job of a point. With successive halving it states its number of instances."""
-        point = [f"{name}={trial.params[name]}" for name in self._space]
+        point = [f"{name}={params[name]}" for name in self._space]
         limit = [f"{LIMIT}={'null' if step is None else step}"] if self._steps else []
         return (*point, *self._fixed, *limit)
 
@@ -237,7 +252,7 @@ class Search:
         Returns:
             The values of each; None if its job failed.
         """
-        jobs = [self._overrides(trial, step) for trial in trials]
+        jobs = [self._overrides(trial.params, step) for trial in trials]
         missing = [job for job in jobs if job not in self._known]
         for start in range(0, len(missing), self._options.n_jobs):
             batch = missing[start : start + self._options.n_jobs]

@@ -43,14 +43,15 @@ _MOST_CHARACTERS = 1 << 28
 """Characters of prompts that are cached for each dataset."""
 
 
-def announce_sweep(config: DictConfig, jobs: Sequence[Sequence[str]], compose: Compose) -> None:
+def announce_sweep(config: DictConfig, jobs: Sequence[Sequence[str]], compose: Compose, label: str = "sweep") -> None:
     """Plans a sweep, and prints what it may cost in one line before anything is paid for. Sends no request.
 
     Args:
         config: the composed configuration of the sweep, with the node ``hydra``.
         jobs: the overrides of each job.
+        label: what the line begins with.
     """
-    with _Planner(dry_run=config.dry_run is True) as planner, _announcing(config) as announce:
+    with _Planner(dry_run=config.dry_run is True, label=label) as planner, _announcing(config) as announce:
         for number, overrides in enumerate(jobs):
             planner.add(functools.partial(_composed_job, compose, overrides, number))
         announce(planner.plan(_is_parallel(config)))
@@ -118,9 +119,11 @@ class _Planner:
     Args:
         dry_run: estimate local models too.
         search: the number of points of a search, of which one is added.
+        label: what the line of the plan begins with.
     """
 
-    def __init__(self, *, dry_run: bool, search: int | None = None) -> None:
+    def __init__(self, *, dry_run: bool, search: int | None = None, label: str = "sweep") -> None:
+        self._label = label
         self._dry_run = dry_run
         self._search = search
         self._stack = ExitStack()
@@ -215,7 +218,7 @@ class _Planner:
         parts = [points, f"{about}{paid.requests:,} request{'s' * (paid.requests != 1)}", about + _cost(paid)]
         if paid.spent_usd:
             parts.append(f"{dollars(paid.spent_usd)} paid before")
-        return " · ".join(["sweep: " + parts[0], *parts[1:], _cap(paid.caps)])
+        return " · ".join([f"{self._label}: {parts[0]}", *parts[1:], _cap(paid.caps)])
 
 
 def _cost(paid: _Paid) -> str:

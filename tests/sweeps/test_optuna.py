@@ -162,9 +162,10 @@ def test_a_search_does_not_learn_from_an_outage(tmp_path: Path) -> None:
         )
         assert "outages    11 without an answer; without them: apply rate 100.0%" in first.stderr
         assert re.search(r"^best: decoding.top_p=\S+ \(apply_rate=0.952381\)$", first.stderr, re.MULTILINE)
-        summary = json.loads((tmp_path / str(points(tmp_path)[1]["run"]) / "summary.json").read_text())
+        outage_run = tmp_path / first.stdout.splitlines()[1]
+        summary = json.loads((outage_run / "summary.json").read_text())
         assert (summary["infrastructure_failures"], summary["failed"]) == (11, 11)
-        records = (tmp_path / str(points(tmp_path)[1]["run"]) / "records.jsonl").read_text().splitlines()
+        records = (outage_run / "records.jsonl").read_text().splitlines()
         causes = [record["error"]["cause"] for record in map(json.loads, records) if record["error"]]
         assert causes == ["infrastructure"] * 11
 
