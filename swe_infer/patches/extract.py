@@ -16,8 +16,6 @@ _TAGS = r"(?P<name>patch|diff|git_?diff|final_?patch|answer|solution|code)\b[^<>
 _TAG = re.compile(rf"\s*<(?P<close>/?){_TAGS}\s*$", re.IGNORECASE)
 _TAG_BEFORE = re.compile(rf"\s*<{_TAGS}(?=[-d@*I])", re.IGNORECASE)
 _TAG_AFTER = re.compile(rf"</{_TAGS}\s*$", re.IGNORECASE)
-_THOUGHTS = "think|thinking|reasoning|scratchpad"
-_REASONING = re.compile(rf"<(?P<open>{_THOUGHTS})>|</(?P<close>{_THOUGHTS})>")
 _INDENT = " \t>"
 _OPENERS = (
     "diff --git ",
@@ -92,24 +90,6 @@ class _Counter:
     @property
     def is_complete(self) -> bool:
         return self.known and self.old <= 0 and self.new <= 0
-
-
-def without_reasoning(answer: str) -> str:
-    """Removes the text between reasoning tags, unless nothing else is left."""
-    kept: list[str] = []
-    depth = position = 0
-    for match in _REASONING.finditer(answer):
-        if match["open"]:
-            if depth == 0:
-                kept.append(answer[position : match.start()])
-            depth += 1
-        elif depth:
-            depth -= 1
-            position = match.end()
-    if depth == 0:
-        kept.append(answer[position:])
-    rest = "".join(kept)
-    return rest if rest.strip() else answer
 
 
 def find_blocks(answer: str) -> list[Block]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
 from swe_infer.patches.diff import PatchError, PathIndex, refusal
-from swe_infer.patches.extract import Block, cut_off, find_blocks, without_reasoning
+from swe_infer.patches.extract import Block, cut_off, find_blocks
+from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
 from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates
@@ -29,7 +30,23 @@ def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | 
     """
     if not answer.strip():
         return PatchResult("", "none", "the answer is empty")
-    text = without_reasoning(answer)
+    proper = without_reasoning(answer)
+    if not proper.text.strip():
+        return PatchResult("", "none", CUT_OFF)
+    result = _made_of_text(proper.text, files, edit_format)
+    if result.status == "none" and result.format is None and proper.asides is not None:
+        aside = _made_of_text(proper.asides, files, edit_format)
+        return result if aside.format is None else _noted(aside, "took the patch from a section beside the answer")
+    return result if proper.note is None else _noted(result, proper.note)
+
+
+def _noted(result: PatchResult, note: str) -> PatchResult:
+    """``result`` with one more repair, so that it is not ``applies``."""
+    status: PatchStatus = "repaired" if result.status == "applies" else result.status
+    return replace(result, status=status, repairs=(note, *result.repairs))
+
+
+def _made_of_text(text: str, files: Mapping[str, str], edit_format: EditFormat | None) -> PatchResult:
     shown = AsShown(files, marks=may_have_marks(text))
     result = _made(text, shown, edit_format)
     if not shown.changes:
