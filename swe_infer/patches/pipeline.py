@@ -11,7 +11,7 @@ from swe_infer.patches.extract import Block, cut_off, find_blocks
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
 from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import find_replacements, replacements_to_patch
-from swe_infer.patches.select import Candidate, candidates
+from swe_infer.patches.select import Candidate, candidates, last_versions
 from swe_infer.patches.undecodable import AsShown, may_have_marks, restored
 from swe_infer.types import EditFormat, PatchResult, PatchStatus
 
@@ -83,21 +83,17 @@ def _in_any_form(text: str, files: Mapping[str, str]) -> PatchResult:
 def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResult:
     """The result for an answer's diffs.
 
-    Of several versions of a patch this is the first that applies unchanged, or else the last that can be repaired. A
-    truncated version does not count.
+    Of several versions of a patch this is the last, or the first if the last does not apply. A truncated version does
+    not count.
     """
     found = candidates(blocks, files)
     cut = [cut_off(candidate.blocks[-1]) for candidate in found]
     results = [_check_candidate(candidate, files) for candidate, why in zip(found, cut, strict=True) if why is None]
     if not results:
         return PatchResult("", "none", cut[-1], format=found[-1].format)
-    for result in results:
-        if result.status == "applies":
-            return result
-    for status in ("repaired", "unchecked"):
-        for result in reversed(results):
-            if result.status == status:
-                return result
+    usable = [result for result in results if result.status in ("applies", "repaired", "unchecked")]
+    if usable:
+        return usable[-1]
     return results[-1]
 
 
@@ -141,15 +137,16 @@ def _replaced(text: str, files: Mapping[str, str], edit_format: EditFormat | Non
     if not replacements:
         return PatchResult("", "none", problem) if problem else None
     form = replacements[0].form
+    replacements, versions = last_versions(replacements)
     try:
         patch, notes = replacements_to_patch(replacements, files, PathIndex(files))
         apply_patch(patch, files)
     except PatchError as error:
         return PatchResult("", "none", str(error), format=form)
     if form == edit_format and not notes:
-        return PatchResult(patch, "applies", format=form)
+        return PatchResult(patch, "applies", repairs=versions, format=form)
     word = "made a diff of whole files" if form == "whole_file" else "made a diff of search/replace edits"
-    return PatchResult(patch, "repaired", None, (word, *notes), form)
+    return PatchResult(patch, "repaired", None, (word, *versions, *notes), form)
 
 
 def _unknown_files_note(applied: Applied) -> str:

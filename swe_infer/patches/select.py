@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swe_infer.patches.diff import Hunk, PathIndex
-from swe_infer.patches.extract import Block
+from swe_infer.patches.extract import Block, cut_off
 from swe_infer.patches.lenient import Section, parse_leniently
 from swe_infer.patches.locate import FileIndexes, HunkNotFound, locate_hunk
+from swe_infer.patches.replace import Replacement
 
 _BETWEEN_WORDS = re.compile(r"[\s`*\"'()\[\],;=]+")
 
@@ -57,10 +58,36 @@ def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candid
     read = [_parse_block(block, index) for block in tagged or blocks]
     if not _are_versions(read, files, index):
         return [_candidate(read, note, None)]
+    if cut_off(read[-1].block) is not None and read[-1].paths() <= {p for one in read[:-1] for p in one.paths()}:
+        read, note = read[:-1], (*note, "left out the last version, which is cut off")
+        if not _are_versions(read, files, index):
+            return [_candidate(read, note, None)]
     return [
         _candidate(read, (*note, f"took the {word} version of a file"), _version_by_path(read, last=word == "last"))
         for word in ("first", "last")
     ]
+
+
+def last_versions(replacements: Sequence[Replacement]) -> tuple[list[Replacement], tuple[str, ...]]:
+    """The last version of each edit, and a note if there are several.
+
+    Edits of the same text are versions. A whole file replaces every earlier edit of it.
+    """
+    texts: set[tuple[str | None, str]] = set()
+    whole: set[str] = set()
+    kept: list[Replacement] = []
+    changed = False
+    for item in reversed(replacements):
+        key = (item.path, (item.old or "").strip("\n"))
+        if (item.path is not None and item.path in whole) or key in texts:
+            changed = True
+            continue
+        if item.old is None and item.path is not None:
+            whole.add(item.path)
+        elif key[1]:
+            texts.add(key)
+        kept.append(item)
+    return kept[::-1], ("took the last version of an edit",) if changed else ()
 
 
 def _parse_block(block: Block, index: PathIndex) -> _Read:

@@ -99,10 +99,30 @@ def test_tagged_patch_wins_over_drafts_around_it() -> None:
     assert make_patch(f"A draft:\n```diff\n{draft}```\n<patch>\n{DIFF}</patch>\n", FILES).patch == DIFF
 
 
-def test_first_version_that_applies_is_taken() -> None:
+def test_last_version_of_a_patch_is_taken_with_a_note() -> None:
     second = DIFF.replace("a + 1", "a + 2")
-    result = make_patch(f"```diff\n{DIFF}```\nWait, or rather:\n```diff\n{second}```\n", FILES)
-    assert (result.status, result.patch) == ("applies", DIFF)
+    answer = f"```diff\n{DIFF}```\nWait, or rather:\n```diff\n{second}```\n"
+    result = make_patch(answer, FILES)
+    assert (result.status, result.patch, result.repairs) == ("applies", second, ("took the last version of a file",))
+    # A truncated version is not the model's word, nor is one that does not apply.
+    third = "".join(DIFF.replace("a + 1", "a + 3").splitlines(keepends=True)[:-4])
+    assert make_patch(f"{answer}No:\n```diff\n{third}", FILES).patch == second
+    result = make_patch(f"```diff\n{DIFF}```\nNo:\n```diff\n{third}", FILES)
+    assert (result.patch, result.repairs) == (DIFF, ("left out the last version, which is cut off",))
+    elsewhere = second.replace("return a\n", "return nothing\n")
+    result = make_patch(f"```diff\n{DIFF}```\nNo:\n```diff\n{elsewhere}```\n", FILES)
+    assert (result.patch, result.repairs) == (DIFF, ("took the first version of a file",))
+
+
+def test_last_version_of_an_edit_or_a_whole_file_is_taken_with_a_note() -> None:
+    edit = "pkg/mod.py\n<<<<<<< SEARCH\n    return a\n=======\n    return a + {}\n>>>>>>> REPLACE\n"
+    whole = "[start of setup.py]\nsetup({})\n[end of setup.py]\n"
+    for form, first, last in ((edit, "1", "2"), (whole, "'a'", "'b'")):
+        result = make_patch(f"{form.format(first)}Rather:\n{form.format(last)}", FILES)
+        assert result.status == "repaired"
+        assert form.format(last).splitlines()[-2].strip() in result.patch
+        assert first not in result.patch.split("@@")[-1]
+        assert "took the last version of an edit" in result.repairs
 
 
 def test_later_version_is_taken_where_the_first_does_not_apply_as_it_stands() -> None:
