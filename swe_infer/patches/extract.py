@@ -27,6 +27,9 @@ _OPENERS = (
     "*** Add File: ",
     "*** Delete File: ",
 )
+_SIGNATURE = re.compile(r"--[ \t]*$")
+_VERSION = re.compile(r"\d+\.\d+[\w.() -]{0,60}$")
+"""The signature of a patch in a mail: two dashes, then git's version."""
 _DEEPEST = 16
 _EXTENDED = (
     "index ", "old mode ", "new mode ", "new file mode ", "deleted file mode ", "similarity index ",
@@ -172,9 +175,12 @@ class _Scanner:
         innermost = self.stack[-1].kind if self.stack else "raw"
         block = Block([], innermost, closed=False, hint=self._hint(start))
         counter = _Counter()
+        in_mail = False
         while self.at < len(self.raw):
             raw = self.raw[self.at]
             line = _dedent(raw.rstrip("\r"), indent)
+            # A mail's text, after its signature and before the patch of the next mail, is not a part of the patch.
+            in_mail = not line.startswith("diff --git ") if in_mail else self._is_signature(line, indent)
             if self._ends(line, counter):
                 block.closed = True
                 break
@@ -183,15 +189,24 @@ class _Scanner:
                 block.closed = True
                 self.at += 1
                 break
+            if in_mail:
+                self.at += 1
+                continue
             if not self.stack and self._leaves(line, counter):
                 block.closed = True
                 break
             self._count(line, counter)
             block.lines.append(line)
             self.at += 1
+        block.closed = block.closed or in_mail
         self.blocks.append(block)
         if self.at == start:  # always advance
             self.at += 1
+
+    def _is_signature(self, line: str, indent: str) -> bool:
+        if not _SIGNATURE.match(line) or self.at + 1 >= len(self.raw):
+            return False
+        return _VERSION.match(_dedent(self.raw[self.at + 1].rstrip("\r"), indent)) is not None
 
     def _hint(self, start: int) -> str:
         before = [text.strip() for text in self.raw[max(0, start - 4) : start] if text.strip()]

@@ -8,12 +8,17 @@ from dataclasses import replace
 from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
 from swe_infer.patches.diff import PatchError, PathIndex, refusal
 from swe_infer.patches.extract import Block, cut_off, find_blocks
+from swe_infer.patches.forms import FAMILIES, without_path_comment
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
 from swe_infer.patches.repair import repair
-from swe_infer.patches.replace import find_replacements, replacements_to_patch
+from swe_infer.patches.replace import Replacement, find_replacements, replacements_to_patch
 from swe_infer.patches.select import Candidate, candidates, last_versions
 from swe_infer.patches.undecodable import AsShown, may_have_marks, restored
 from swe_infer.types import EditFormat, PatchResult, PatchStatus
+
+NOTHING_FOUND = "no diff and no search/replace block in the answer"
+_MOST_FORMS = 2
+"""Forms inside one another, such as a diff with HTML entities in a JSON string."""
 
 
 def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | None = None) -> PatchResult:
@@ -65,14 +70,43 @@ def _made(text: str, files: Mapping[str, str], edit_format: EditFormat | None) -
     if asked is not None and asked.status != "none":
         return asked
     result = _in_any_form(text, files)
+    if result.status not in ("applies", "repaired"):
+        result = _in_other_forms(text, files, result, 0)
     return asked if asked is not None and result.status == "none" else result
+
+
+def _in_other_forms(text: str, files: Mapping[str, str], result: PatchResult, depth: int) -> PatchResult:
+    """The first patch of the other families of forms that applies; ``result``, that of the usual ones, if none does.
+
+    The text that a family returns is read in the same way, up to ``_MOST_FORMS`` times.
+    """
+    nothing = result.status == "none" and result.reason == NOTHING_FOUND
+    if depth == _MOST_FORMS or (result.status == "none" and (result.reason or "").startswith("refused")):
+        return result
+    for family in FAMILIES:
+        reading = None if family.whole_files and not nothing else family.read(text, files)
+        if reading is None:
+            continue
+        if reading.text is not None:
+            found = _in_any_form(reading.text, files)
+            if found.status not in ("applies", "repaired"):
+                found = _in_other_forms(reading.text, files, found, depth + 1)
+        elif reading.edits:
+            found = _made_of_edits(list(reading.edits), files, None)
+        else:
+            found = PatchResult("", "none", reading.problem)
+        if found.status in ("applies", "repaired") or (nothing and found.status in ("unchecked", "does_not_apply")):
+            return _noted(found, family.note)
+        if nothing and found.reason != NOTHING_FOUND:
+            result = found if result.reason == NOTHING_FOUND else result
+    return result
 
 
 def _in_any_form(text: str, files: Mapping[str, str]) -> PatchResult:
     """A patch from the diffs of an answer, or from edits where it has none or they do not apply."""
     blocks = find_blocks(text)
     if not blocks:
-        return _replaced(text, files) or PatchResult("", "none", "no diff and no search/replace block in the answer")
+        return _replaced(text, files) or PatchResult("", "none", NOTHING_FOUND)
     result = _from_blocks(blocks, files)
     if result.status != "does_not_apply":
         return result
@@ -136,10 +170,22 @@ def _replaced(text: str, files: Mapping[str, str], edit_format: EditFormat | Non
     replacements, problem = find_replacements(text, edit_format)
     if not replacements:
         return PatchResult("", "none", problem) if problem else None
+    return _made_of_edits(replacements, files, edit_format)
+
+
+def _made_of_edits(
+    replacements: Sequence[Replacement], files: Mapping[str, str], edit_format: EditFormat | None
+) -> PatchResult:
     form = replacements[0].form
-    replacements, versions = last_versions(replacements)
+    index = PathIndex(files)
+    known = [index.find(index.clean(edit.path or "")) for edit in replacements]
+    plain = [
+        without_path_comment(edit, None if path is None else files[path])
+        for edit, path in zip(replacements, known, strict=True)
+    ]
+    replacements, versions = last_versions(plain)
     try:
-        patch, notes = replacements_to_patch(replacements, files, PathIndex(files))
+        patch, notes = replacements_to_patch(replacements, files, index)
         apply_patch(patch, files)
     except PatchError as error:
         return PatchResult("", "none", str(error), format=form)

@@ -1,0 +1,208 @@
+"""Edits in forms that are neither a diff nor the usual search and replace blocks."""
+
+from __future__ import annotations
+
+import html
+import json
+
+import pytest
+
+from swe_infer.patches.pipeline import NOTHING_FOUND, make_patch
+from tests.patches.git import GitRepository, needs_git
+from tests.support.steps import lines_executed
+
+pytestmark = needs_git
+
+APP = (
+    'import os\n\n\ndef size(a, b):\n    if a < b and b > 0:\n        return a - b\n    return "&" + a\n\n\n'
+    "def name():\n    return 'x'\n"
+)
+FILES = {"pkg/app.py": APP, "web/index.html": "<p>\n  a &lt; b\n</p>\n", "pkg/__init__.py": ""}
+WANTED = APP.replace("a - b", "b - a")
+OLD = "    if a < b and b > 0:\n        return a - b\n"
+NEW = OLD.replace("a - b", "b - a")
+DIFF = (
+    "--- a/pkg/app.py\n+++ b/pkg/app.py\n@@ -3,7 +3,7 @@\n \n def size(a, b):\n     if a < b and b > 0:\n"
+    '-        return a - b\n+        return b - a\n     return "&" + a\n \n \n'
+)
+V4A = (
+    "*** Begin Patch\n*** Update File: pkg/app.py\n@@ def size(a, b):\n     if a < b and b > 0:\n"
+    "-        return a - b\n+        return b - a\n*** End Patch\n"
+)
+MISCOUNTED = DIFF.replace("-3,7 +3,7", "-3,9 +3,9")
+RED, OFF = "\x1b[31m", "\x1b[0m"
+EDIT = {"path": "pkg/app.py", "old_str": OLD, "new_str": NEW}
+
+
+def _call(name: str, arguments: object) -> str:
+    return json.dumps({"name": name, "arguments": arguments})
+
+
+def _xml(arguments: dict[str, str], form: str) -> str:
+    return "".join(form.format(name=name, value=value) for name, value in arguments.items())
+
+
+def _python(text: str) -> str:
+    return f'"""{text}"""'
+
+
+INVOKE = '<parameter name="{name}">{value}</parameter>\n'
+QWEN = "<parameter={name}>\n{value}</parameter>\n"
+GLM = "<arg_key>{name}</arg_key>\n<arg_value>{value}</arg_value>\n"
+
+ANSWERS: dict[str, str] = {
+    "invoke": f'<function_calls>\n<invoke name="edit">\n{_xml(EDIT, INVOKE)}</invoke>\n</function_calls>',
+    "namespace": f'<x:invoke name="edit">\n{_xml(EDIT, INVOKE)}</x:invoke>',
+    "function=": f"<tool_call>\n<function=str_replace_editor>\n{_xml(EDIT, QWEN)}</function>\n</tool_call>",
+    "arg_key": f"<tool_call>edit_file\n{_xml(EDIT, GLM)}</tool_call>",
+    "elements": "<edit_file>\n<path>pkg/app.py</path>\n<old_string>"
+    + OLD
+    + "</old_string>\n<new_string>"
+    + NEW
+    + "</new_string>\n</edit_file>",
+    "write_to_file": f"<write_to_file>\n<path>pkg/app.py</path>\n<content>\n{WANTED}</content>\n</write_to_file>",
+    "apply_patch invoke": f'<invoke name="apply_patch">\n<parameter name="input">{V4A}</parameter>\n</invoke>',
+    "json call": "<tool_call>\n" + _call("str_replace_editor", {"command": "str_replace", **EDIT}) + "\n</tool_call>",
+    "json call, arguments as a string": '{"tool_calls": [{"function": ' + _call("edit", json.dumps(EDIT)) + "}]}",
+    "json edits": json.dumps(
+        {"file_path": "pkg/app.py", "edits": [{"old_string": OLD, "new_string": NEW}]}, indent=1
+    ),
+    "json calls among views": json.dumps(
+        [{"tool": "view", "input": {"command": "view", "path": "pkg/app.py"}}, {"tool": "edit", "input": EDIT}]
+    ),
+    "json whole file": "[TOOL_CALLS]"
+    + json.dumps([{"name": "write_file", "arguments": {"path": "pkg/app.py", "content": WANTED}}]),
+    "json files": json.dumps({"files": {"pkg/app.py": WANTED}}),
+    "json of Python": repr({"path": "pkg/app.py", "old_str": OLD, "new_str": NEW}),
+    "json with a trailing comma": json.dumps(EDIT)[:-1] + ",}",
+    "json insert and replace": json.dumps(
+        [
+            {"command": "insert", "path": "pkg/app.py", "insert_line": 5, "new_str": "        return b - a\n"},
+            {"command": "str_replace", "path": "pkg/app.py", "old_str": "        return a - b\n"},
+        ]
+    ),
+    "patch": json.dumps({"patch": DIFF}),
+    "model_patch": "```json\n" + json.dumps({"reasoning": "It is so.", "model_patch": DIFF}, indent=2) + "\n```\n",
+    "patch without a header": json.dumps({"path": "pkg/app.py", "diff": DIFF.partition("+++ b/pkg/app.py\n")[2]}),
+    "apply_patch command": _call("shell", {"command": ["apply_patch", V4A]}),
+    "apply_patch here-document": json.dumps({"cmd": f"apply_patch <<'PATCH'\n{V4A}PATCH\n"}),
+    "python call": f"```tool_code\nprint(default_api.replace(file_path='/testbed/pkg/app.py',\n"
+    f"  old_string={_python(OLD)},\n  new_string={_python(NEW)},))\n```",
+    "edit_file": f"edit_file(path='pkg/app.py', edits=[{{'old': {OLD!r}, 'new': {NEW!r}}}])",
+    "edit objects": f"edit_file('x', path='pkg/app.py', edits=[Edit(old={OLD!r}, new={NEW!r})])",
+    "apply_patch call": f"apply_patch(\n{_python(V4A)}\n)",
+    "dashes": f"<replace_in_file>\n<path>pkg/app.py</path>\n<diff>\n------- SEARCH\n{OLD}=======\n"
+    f"{NEW}+++++++ REPLACE\n</diff>\n</replace_in_file>",
+    "dashes with arrows": f"pkg/app.py\n------- SEARCH\n{OLD}=======\n{NEW}>>>>>>> REPLACE\n",
+    "roo": "<apply_diff>\n<path>pkg/app.py</path>\n<diff>\n<<<<<<< SEARCH\n:start_line:5\n:end_line:6\n-------\n"
+    f"{OLD}=======\n{NEW}>>>>>>> REPLACE\n</diff>\n</apply_diff>",
+    "roo, one line for tags": "<apply_diff>\n<path>pkg/app.py</path>\n<diff><![CDATA[<<<<<<< SEARCH\n"
+    f":start_line:5\n-------\n{OLD}=======\n{NEW}>>>>>>> REPLACE]]></diff>\n</apply_diff>",
+    "inverted": f"pkg/app.py\n>>>>>>> SEARCH\n{OLD}=======\n{NEW}<<<<<<< REPLACE\n",
+    "short": f"pkg/app.py\n<<< SEARCH\n{OLD}===\n{NEW}>>> REPLACE\n",
+    "unnamed": f"pkg/app.py\n<<<<<<<\n{OLD}=======\n{NEW}>>>>>>>\n",
+    "path in the marker": f"<<<<<<< SEARCH pkg/app.py\n{OLD}=======\n{NEW}>>>>>>> REPLACE\n".replace(
+        "<<<<<<<", "<<<<"
+    ),
+    "info": f"```python pkg/app.py\n{WANTED}```\n",
+    "info with a colon": f"```python:pkg/app.py\n{WANTED}```\n",
+    "info with attributes": f'```python {{filename="pkg/app.py"}}\n{WANTED}```\n',
+    "comment": f"So:\n```python\n# filepath: pkg/app.py\n{WANTED}```\nDone.",
+    "comment and a blank line": f"```py\n// pkg/app.py\n\n{WANTED}```\n",
+    "path before and in a comment": f"`pkg/app.py`:\n```python\n# pkg/app.py\n{WANTED}```\n",
+    "sections": f"=== pkg/app.py ===\n{WANTED}=== END ===\nIt swaps them.",
+    "sections with a fence": f"### FILE: pkg/app.py ###\n```python\n{WANTED}```\nIt swaps them.",
+    "sections to the end": f"--- file: pkg/app.py ---\n{WANTED}",
+    "boltAction": '<boltArtifact id="x" title="Fix"><boltAction type="file" filePath="pkg/app.py">'
+    f'{WANTED}</boltAction>\n<boltAction type="shell">npm test</boltAction></boltArtifact>',
+    "antArtifact": f'<antArtifact identifier="a" title="pkg/app.py">\n{WANTED}</antArtifact>',
+    "dyad": f'<dyad-write path="pkg/app.py" description="fix">\n```python\n{WANTED}```\n</dyad-write>',
+    "here-document": f"```bash\ncat > /testbed/pkg/app.py << 'EOF'\n{WANTED}EOF\n```\n",
+    "here-document with a pipe": f'cat <<"END" | tee pkg/app.py >/dev/null\n{WANTED}END\n',
+    "here-document of git apply": f"git apply <<EOF\n{DIFF}EOF\n",
+    "entities": f"```diff\n{html.escape(DIFF)}```\n",
+    "entities in a call": html.escape(f'<invoke name="edit">\n{_xml(EDIT, INVOKE)}</invoke>'),
+    "escaped line breaks": "The patch: " + json.dumps(DIFF)[1:-1],
+    "damaged JSON": '{"why": "a "quoted" word", "patch": ' + json.dumps(DIFF) + "}",
+    "colours": "".join(f"{RED}{line}{OFF}\n" for line in DIFF.splitlines()),
+    "bare colours": "".join(f"[32m{line}[0m\n" for line in DIFF.splitlines()),
+    "signature": f"```diff\ndiff --git a/pkg/app.py b/pkg/app.py\n{MISCOUNTED}-- \n2.43.0\n\n```\n",
+    "signature outside of a fence": f"{MISCOUNTED}-- \n2.39.2 (Apple Git-143)\n\nThat is all.\n",
+}
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_edit_in_another_form_is_understood(git: GitRepository, form: str) -> None:
+    result = make_patch(ANSWERS[form].replace("/testbed/", ""), FILES)
+    assert git.apply(result.patch, FILES) == {**FILES, "pkg/app.py": WANTED}, result
+    assert result.status == "repaired" or form == "here-document of git apply"
+    # The same answer with reasoning, and with Windows line ends, is understood alike.
+    assert (
+        make_patch(f"<think>\n{ANSWERS['patch']}\n</think>\n{ANSWERS[form]}".replace("/testbed/", ""), FILES)
+        == result
+    )
+
+
+def test_new_files_are_created(git: GitRepository) -> None:
+    new = "def test():\n    assert 1\n"
+    edits = {"comment": f"```python\n# file: t/test_x.py\n{new}```\n", "section": f"=== t/test_x.py ===\n{new}"}
+    wanted = {**FILES, "pkg/app.py": WANTED, "t/test_x.py": new}
+    answers = [
+        ANSWERS["comment"] + "\n" + edits["comment"],
+        edits["section"] + ANSWERS["sections"],
+        f"cat > t/test_x.py <<EOF\n{new}EOF\n" + ANSWERS["here-document"].replace("/testbed/", ""),
+        json.dumps([EDIT, {"command": "create", "path": "t/test_x.py", "file_text": new}]),
+    ]
+    for answer in answers:
+        result = make_patch(answer, FILES)
+        assert git.apply(result.patch, FILES) == wanted, (answer, result)
+
+
+REFUSED = {
+    "the JSON of the edits is cut off": json.dumps(EDIT)[:-30],
+    "a tool call is cut off": ANSWERS["invoke"].split('<parameter name="new_str">')[0]
+    + '<parameter name="new_str">  i',
+    "a here-document is cut off": ANSWERS["here-document"].replace("EOF\n```", ""),
+    "a here-document appends to a file": "cat >> pkg/app.py <<EOF\nx = 1\nEOF\n",
+    "the end of the file t/new.py is not marked": "=== t/new.py ===\nx = 1\n\nThat is all.\n",
+    "looks like an excerpt": "```python\n# pkg/app.py\ndef size(a, b):\n    return b - a\n```\n",
+    NOTHING_FOUND: "```bash\ncat <<EOF\nhello\nEOF\n```\n",
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_answer_that_would_damage_files_is_refused_with_a_reason(reason: str) -> None:
+    result = make_patch(REFUSED[reason], FILES)
+    assert (result.status, result.patch) == ("none", "")
+    assert reason.strip() in (result.reason or "")
+
+
+def test_example_beside_a_patch_that_does_not_apply_is_not_the_answer() -> None:
+    broken = DIFF.replace("return a - b", "return nowhere")
+    for example in ("here-document", "comment", "sections"):
+        assert make_patch(f"{ANSWERS[example]}\n```diff\n{broken}```\n", FILES).status in ("does_not_apply", "none")
+
+
+def test_entities_of_a_file_are_kept(git: GitRepository) -> None:
+    diff = "--- a/web/index.html\n+++ b/web/index.html\n@@ -1,3 +1,3 @@\n <p>\n-  a &lt; b\n+  a &gt; b\n </p>\n"
+    for answer in (diff, f"```diff\n{html.escape(diff)}```\n"):
+        result = make_patch(answer, FILES)
+        assert git.apply(result.patch, FILES) == {**FILES, "web/index.html": "<p>\n  a &gt; b\n</p>\n"}
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<", "<invoke name=x>\n", '<parameter name="old_str">', "<arg_key>path</arg_key>", "<![CDATA[", "- ", "# ",
+        "<<<<<<< SEARCH\n", "------- SEARCH\n", "cat > x <<EOF\n", "cat > x <<A\nA\n", '{"patch": ', "\n ", "edit(a=",
+        '[{"old_str": "', "edit_file(", "edit(x='", "f(\n", "=== a.py ===\n", "```python\n# a.py\n", "&lt;", "\\\\",
+        "\\n+++ ", '--- \\n+++ "', "\x1b[", "[0m", '{"edits":[', '<boltAction filePath="a.py">', "-- \n2.1\n",
+        "{'a': 'b\\",
+    ],
+)  # fmt: skip
+def test_time_is_linear_in_hostile_text(piece: str) -> None:
+    def steps(count: int) -> int:
+        return lines_executed(lambda: make_patch("old_str: input= " + piece * count, FILES))
+
+    assert steps(800) < 14 * steps(100) + 20_000
+    make_patch("old_str: " + piece * (200_000 // len(piece)), FILES)
