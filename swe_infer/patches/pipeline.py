@@ -117,7 +117,7 @@ def _in_any_form(text: str, files: Mapping[str, str]) -> PatchResult:
 def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResult:
     """The result for an answer's diffs.
 
-    Of several versions of a patch this is the last, or the first if the last does not apply. A truncated version does
+    Of two versions of a patch this is the preferred one, or the other if that does not apply. A truncated version does
     not count.
     """
     found = candidates(blocks, files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,10 +48,11 @@ class _Read:
 
 
 def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candidate]:
-    """The candidates for the patch: one, or the first and the last version of it.
+    """The candidates for the patch: one, or two versions of it, the preferred one last.
 
     Blocks in a tag such as ``<patch>`` take precedence, because prompts request it. Blocks that change the same lines
-    of a file are versions: a model that reasons aloud writes a patch, and then a better one.
+    of a file are versions: a model that reasons aloud writes a patch, and then a better one. The last version is
+    preferred, unless it only repeats a part of the first one.
     """
     tagged = [block for block in blocks if block.container == "tag"]
     note = ("took the patch that is tagged as one",) if 0 < len(tagged) < len(blocks) else ()
@@ -62,10 +64,17 @@ def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candid
         read, note = read[:-1], (*note, "left out the last version, which is cut off")
         if not _are_versions(read, files, index):
             return [_candidate(read, note, None)]
-    return [
+    first, last = (
         _candidate(read, (*note, f"took the {word} version of a file"), _version_by_path(read, last=word == "last"))
         for word in ("first", "last")
-    ]
+    )
+    return [last, first] if _changes(last) < _changes(first) else [first, last]
+
+
+def _changes(candidate: Candidate) -> Counter[tuple[str, str]]:
+    """The added and removed lines."""
+    hunks = (hunk for section in candidate.sections for hunk in section.patch.hunks)
+    return Counter((line.tag, line.text) for hunk in hunks for line in hunk.lines if line.tag != " ")
 
 
 def last_versions(replacements: Sequence[Replacement]) -> tuple[list[Replacement], tuple[str, ...]]:

@@ -114,6 +114,12 @@ def test_last_version_of_a_patch_is_taken_with_a_note() -> None:
     assert (result.patch, result.repairs) == (DIFF, ("took the first version of a file",))
 
 
+def test_repetition_of_a_part_is_not_a_new_version() -> None:
+    whole = DIFF.replace("+    return a + 1\n", "+    a += 1\n+    return a + 1\n").replace("-2,7 +2,7", "-2,7 +2,8")
+    result = make_patch(f"```diff\n{whole}```\nThe key change is:\n```diff\n{DIFF}```\n", FILES)
+    assert (result.patch, result.repairs) == (whole, ("took the first version of a file",))
+
+
 def test_last_version_of_an_edit_or_a_whole_file_is_taken_with_a_note() -> None:
     edit = "pkg/mod.py\n<<<<<<< SEARCH\n    return a\n=======\n    return a + {}\n>>>>>>> REPLACE\n"
     whole = "[start of setup.py]\nsetup({})\n[end of setup.py]\n"
