@@ -117,8 +117,8 @@ def _in_any_form(text: str, files: Mapping[str, str]) -> PatchResult:
 def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResult:
     """The result for an answer's diffs.
 
-    Of two versions of a patch this is the preferred one, or the other if that does not apply. A truncated version does
-    not count.
+    Of two versions of a patch this is the last that applies, but the first if the last only repeats a part of it. A
+    truncated version does not count.
     """
     found = candidates(blocks, files)
     cut = [cut_off(candidate.blocks[-1]) for candidate in found]
@@ -126,6 +126,8 @@ def _from_blocks(blocks: Sequence[Block], files: Mapping[str, str]) -> PatchResu
     if not results:
         return PatchResult("", "none", cut[-1], format=found[-1].format)
     usable = [result for result in results if result.status in ("applies", "repaired", "unchecked")]
+    if len(usable) > 1 and found[-1].is_part and usable[0].status == "applies":
+        return usable[0]
     if usable:
         return usable[-1]
     return results[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swe_infer.patches.diff import Hunk, PathIndex
 from swe_infer.patches.extract import Block, cut_off
@@ -23,12 +23,14 @@ class Candidate:
     Args:
         text: the sections as written; None if some sections of a block were left out.
         notes: the repairs: which blocks were left out, and what was inferred from the text around them.
+        is_part: a last version that changes nothing that the first does not change.
     """
 
     blocks: tuple[Block, ...]
     sections: list[Section]
     text: str | None
     notes: tuple[str, ...]
+    is_part: bool = False
 
     @property
     def format(self) -> str:
@@ -48,11 +50,10 @@ class _Read:
 
 
 def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candidate]:
-    """The candidates for the patch: one, or two versions of it, the preferred one last.
+    """The candidates for the patch: one, or the first and the last version of it.
 
     Blocks in a tag such as ``<patch>`` take precedence, because prompts request it. Blocks that change the same lines
-    of a file are versions: a model that reasons aloud writes a patch, and then a better one. The last version is
-    preferred, unless it only repeats a part of the first one.
+    of a file are versions: a model that reasons aloud writes a patch, and then a better one.
     """
     tagged = [block for block in blocks if block.container == "tag"]
     note = ("took the patch that is tagged as one",) if 0 < len(tagged) < len(blocks) else ()
@@ -68,7 +69,7 @@ def candidates(blocks: Sequence[Block], files: Mapping[str, str]) -> list[Candid
         _candidate(read, (*note, f"took the {word} version of a file"), _version_by_path(read, last=word == "last"))
         for word in ("first", "last")
     )
-    return [last, first] if _changes(last) < _changes(first) else [first, last]
+    return [first, replace(last, is_part=_changes(last) < _changes(first))]
 
 
 def _changes(candidate: Candidate) -> Counter[tuple[str, str]]:
