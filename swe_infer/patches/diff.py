@@ -143,10 +143,13 @@ def unquote_path(name: str) -> str:
 
 
 def quote_path(name: str) -> str:
-    """Quotes a path as git does, if it contains a character that a header line must not."""
+    """Quotes a path as git does, if it contains a character that a header line must not.
+
+    It also quotes a path with a blank before a slash, because git does not recognise it in a ``diff --git`` line.
+    """
     quoted = name.translate(_NAMES)
     quoted = "".join(char if char >= " " and char != "\x7f" else f"\\{ord(char):03o}" for char in quoted)
-    return f'"{quoted}"' if quoted != name else name
+    return f'"{quoted}"' if quoted != name or " /" in name else name
 
 
 def write_file(patch: FilePatch, hunks: Iterable[Sequence[Line]] = (), starts: Iterable[tuple[int, int]] = ()) -> str:
@@ -201,10 +204,19 @@ def _header(patch: FilePatch) -> Iterator[str]:
         yield f"+++ {new if patch.new_path is not None else '/dev/null'}"
 
 
-_TIMESTAMP = re.compile(r"[ \t]+\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d\d:?\d\d)?[ \t]*$")
+_ZONE = re.compile(r" [+-]\d\d:?\d\d$")
+_TIME = re.compile(r" \d\d:\d\d:\d\d(?:\.\d+)?$")
+_DATE = re.compile(r"(?P<blank>\t| +)(?:\d\d)?\d\d-\d\d-\d\d$")
 _LONGEST_TIMESTAMP = 64  # characters that are searched for one, which bounds the cost of long lines
+_EPOCH = re.compile(
+    r"(?P<date>1969-12-31|1970-01-01) (?P<hour>[0-2]\d):(?P<minute>[0-5]\d):00(?:\.0+)?"
+    r" (?P<sign>[-+])(?P<zone_hour>[0-2]\d):?(?P<zone_minute>[0-5]\d)$"
+)
 _MODE = re.compile(r"[0-7]{1,6}")
 _DEV_NULL = re.compile(r"/dev/null(?:\s|$)")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_BLANK = re.compile(r"[ \t]")
+_LONGEST_GIT_LINE = 4096  # bounds the cost of a line of many blanks
 _SHORTEST_MARKER = 11  # "\ " and ten more characters: git's sanity check, without the newline
 
 
@@ -276,17 +288,19 @@ class _GitReader:
         self.at += 2
         old_null, new_null = bool(_DEV_NULL.match(old_text)), bool(_DEV_NULL.match(new_text))
         if self.strip is None:
-            # Git infers -p0 if the new name, and the old one unless it is /dev/null, have no folder.
-            names = [_name(new_text, 0)] if old_null else [_name(old_text, 0), _name(new_text, 0)]
-            if all(name is not None and "/" not in name for name in names):
+            # Git infers -p0 if the new name has no folder.
+            name = None if new_null else _dated_name(new_text, 0)
+            if name is not None and "/" not in name:
                 self.strip = 0
         strip = 1 if self.strip is None else self.strip
-        old = None if old_null else _name(old_text, strip)
-        new = None if new_null else _name(new_text, strip)
+        old = None if old_null else _dated_name(old_text, strip)
+        new = None if new_null else _dated_name(new_text, strip)
         if old_null or new_null:
             name = new if old_null else old
         else:
             name = old if old and new and new.startswith(old) else (new or old)
+            old_null = is_epoch(old_text)
+            new_null = not old_null and is_epoch(new_text)
         if not name:
             raise PatchError(f"line {number}: no file name")
         return FilePatch(None if old_null else name, None if new_null else name)
@@ -404,13 +418,55 @@ def _mode_line(header: _Header, line: str, number: int) -> None:
         header.new_mode = mode
 
 
+def split_timestamp(text: str) -> tuple[str, str]:
+    """Splits a file line of a header into the name and the date behind it, as git does for a traditional header.
+
+    The date is empty if there is none. It follows a tab or blanks.
+    """
+    head, tail = text[:-_LONGEST_TIMESTAMP], text[-_LONGEST_TIMESTAMP:]
+    rest = _TIME.sub("", _ZONE.sub("", tail))
+    date = _DATE.search(rest)
+    if date is None:
+        return text, ""
+    start = len(head) + date.start()
+    name = text[:start] if date["blank"] == "\t" else text[:start].rstrip(" ")
+    return (name, text[len(name) :]) if name else (text, "")
+
+
+def is_epoch(text: str) -> bool:
+    """Whether the date behind a tab in a file line of a header is the epoch, which means for git that the file does
+    not exist."""
+    _, tab, date = text.rpartition("\t")
+    match = _EPOCH.match(date) if tab else None
+    if match is None:
+        return False
+    zone = int(match["zone_hour"]) * 60 + int(match["zone_minute"])
+    minutes = int(match["hour"]) * 60 + int(match["minute"]) - (zone if match["sign"] == "+" else -zone)
+    return minutes == (24 * 60 if match["date"] == "1969-12-31" else 0)
+
+
+def _dated_name(text: str, strip: int) -> str | None:
+    """The file name of a line of a traditional header, which may have a date behind it."""
+    if text.startswith('"') and (name := _quoted(text)) is not None:
+        return _stripped(name[0], strip)
+    name, date = split_timestamp(text)
+    return _stripped(name, strip) if date else _name(text, strip)
+
+
 def _name(text: str, strip: int) -> str | None:
     """The file name of a header line without ``strip`` leading components; None if it has fewer."""
-    if text.startswith('"') and '"' in text[1:]:
-        name = unquote_path(text[: text.rindex('"') + 1])
-    else:
-        name = text.split("\t", 1)[0].split("\r", 1)[0]
-        name = name[:-_LONGEST_TIMESTAMP] + _TIMESTAMP.sub("", name[-_LONGEST_TIMESTAMP:])
+    if text.startswith('"') and (quoted := _quoted(text)) is not None:
+        return _stripped(quoted[0], strip)
+    return _stripped(text.split("\t", 1)[0].split("\r", 1)[0], strip)
+
+
+def _quoted(text: str) -> tuple[str, str] | None:
+    """The unquoted name at the start of ``text``, and the rest behind it; None if the quotes are not closed."""
+    match = _QUOTED.match(text)
+    return None if match is None else (unquote_path(match[0]), text[match.end() :])
+
+
+def _stripped(name: str, strip: int) -> str | None:
     for _ in range(max(strip, 0)):
         _, slash, name = name.partition("/")
         if not slash:
@@ -430,18 +486,37 @@ def _verified(known: str | None, null: bool, text: str, strip: int, number: int)
 
 
 def _default_name(text: str, strip: int) -> str | None:
-    """The name that both halves of a ``diff --git`` line share, or None."""
+    """The name that both halves of a ``diff --git`` line share, or None. It decides where a name with blanks ends."""
+    text = text[:_LONGEST_GIT_LINE]
     if text.startswith('"'):
-        middle = text.find('" ', 1) + 1
-    else:
-        middle = len(text) // 2
-        # The halves "a/X b/X" are equally long, so the blank between them is in the middle.
-        if len(text) % 2 == 0 or text[middle : middle + 1] != " ":
-            middle = text.find(" ")
-    if middle <= 0:
+        first = _quoted(text)
+        if first is None:
+            return None
+        rest = first[1].lstrip(" \t\r")
+        second = _quoted(rest) if rest.startswith('"') else (rest, "")
+        name = _without_prefix(first[0], strip)
+        return name if second is not None and name == _without_prefix(second[0], strip) else None
+    name = _without_prefix(text, strip)
+    if name is None:
         return None
-    old, new = _name(text[:middle], strip), _name(text[middle + 1 :], strip)
-    return old if old == new else None
+    if '"' in name:
+        second = _quoted(name[name.index('"') :])
+        shared = None if second is None else _without_prefix(second[0], strip)
+        before = name[: name.index('"')]
+        return shared if shared and before.startswith(shared) and before[len(shared) :][:1] in (" ", "\t") else None
+    for blank in _BLANK.finditer(name):
+        half = _without_prefix(name[blank.end() :], strip)
+        if half is None:
+            return None
+        if half == name[: blank.start()]:
+            return half
+    return None
+
+
+def _without_prefix(name: str, strip: int) -> str | None:
+    """``name`` without its first ``strip`` components; None if it is absolute or has fewer."""
+    parts = name.split("/", strip) if strip > 0 else [name]
+    return None if name.startswith("/") or len(parts) <= strip else parts[-1]
 
 
 _MODES = frozenset({"100644", "100755", "100664"})
@@ -449,6 +524,15 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _SIDE = re.compile(r"[abciow]/")
 _DOT_GIT = re.compile(r"\.git[ .]*(?::.*)?|git~1[ .]*", re.IGNORECASE)
 _DECORATION = "`*'\" \t\r"
+_REMARK = re.compile(
+    r"\s+\((?:original|modified|updated|old|new|new file|before|after|current|deleted|working copy|revision \d+)\)$",
+    re.IGNORECASE,
+)
+_ROOT = re.compile(
+    r"/(?:testbed|src|source|repo|repository|app|code|project|root|tmp|mnt/data|home/[^/]+|workspaces?(?:/[^/]+(?=/.*/))?)/"
+)
+"""Folders in which agents and prompts show a repository."""
+_MOST_FOLDERS = 16  # folders before the repository's in an absolute path
 
 
 def unsafe_path(path: str) -> str | None:
@@ -494,15 +578,40 @@ class PathIndex:
             self._by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
 
     def clean(self, written: str) -> str:
-        """A header's path without its side (``a/``, ``b/``) and without decoration such as backticks.
+        """A path as written, relative to the repository's root.
 
-        A path of the prompt is returned unchanged.
+        Removes the side (``a/``, ``b/``), a date, remarks such as ``(original)``, decoration such as backticks, and
+        the folder that a container has the repository in. A path of the prompt is returned unchanged.
         """
-        path = written.split("\t", 1)[0].strip(_DECORATION)
+        path = written.strip(_DECORATION)
         if path in self._files:
             return path
-        path = path.removeprefix("./")
-        return path[2:] if _SIDE.match(path) and not path.startswith("a//") else path
+        if path[2:] in self._files and _SIDE.match(path):
+            return path[2:]
+        path = split_timestamp(path)[0].split("\t", 1)[0].strip(_DECORATION)
+        path = _REMARK.sub("", path[-_LONGEST_GIT_LINE:]).strip(_DECORATION).replace("\\", "/")
+        if path in self._files:
+            return path
+        path = _without_dots(path)
+        if _SIDE.match(path) and not path.startswith("a//"):
+            path = _without_dots(path[2:])
+        return self._in_repository(path) if path.startswith("/") or _DRIVE.match(path) else path
+
+    def _in_repository(self, path: str) -> str:
+        """An absolute path relative to the repository's root, if it can mean only a file of the repository."""
+        parts = _DRIVE.sub("", path, count=1).strip("/").split("/")
+        root = _ROOT.match(path)
+        below = path[root.end() :] if root else None
+        if below is not None and below in self._files:
+            return below
+        for skipped in range(min(len(parts) - 1, _MOST_FOLDERS)):
+            rest = "/".join(parts[skipped:])
+            if rest in self._files:
+                return rest
+        if below is None:
+            return path
+        first = f"{parts[0]}/"
+        return "/".join(parts) if any(known.startswith(first) for known in self._files) else below
 
     def find(self, path: str) -> str | None:
         """The file that ``path`` names: an exact match, or the only file where one path is a suffix of the other.
@@ -511,9 +620,17 @@ class PathIndex:
         """
         if path in self._files:
             return path
+        if path.startswith("testbed/") and (below := path.removeprefix("testbed/")) in self._files:
+            return below
         matches = [
             known
             for known in self._by_name.get(path.rsplit("/", 1)[-1], ())
             if known.endswith("/" + path) or ("/" in known and path.endswith("/" + known))
         ]
         return matches[0] if len(matches) == 1 else None
+
+
+def _without_dots(path: str) -> str:
+    while path.startswith("./"):
+        path = path[2:]
+    return path

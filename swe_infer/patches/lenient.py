@@ -6,11 +6,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from swe_infer.patches.diff import FilePatch, Hunk, Line, PathIndex, parse_hunk_header, tag_of, unquote_path
+from swe_infer.patches.diff import (
+    FilePatch,
+    Hunk,
+    Line,
+    PathIndex,
+    is_epoch,
+    parse_hunk_header,
+    split_timestamp,
+    tag_of,
+    unquote_path,
+)
 
 _RANGES = re.compile(r"@@+ *-(\d{1,9})(?:, ?(\d{1,9}))? +\+?(\d{1,9})(?:, ?(\d{1,9}))? *(?:@@+.*)?$")
 _NUMBERED = re.compile(r"\s*\d+[:|]? ?(?P<rest>[-+ @].*)?$")
-_DEV_NULL = re.compile(r"/dev/null\b")
+_DEV_NULL = re.compile(r"(?:[ab])?/dev/null\b")
 _LONGEST_HEADER = 4096
 
 
@@ -128,11 +138,22 @@ class _Reader:
     def _name(self, section: Section, old: str, new: str) -> None:
         patch = section.patch
         section.named = True
-        section.old_null, section.new_null = bool(_DEV_NULL.match(old)), bool(_DEV_NULL.match(new))
-        old_path = self.index.clean(unquote_path(old[:_LONGEST_HEADER].strip()))
-        new_path = self.index.clean(unquote_path(new[:_LONGEST_HEADER].strip()))
+        old_path, old_date = self._path_and_date(old)
+        new_path, new_date = self._path_and_date(new)
+        exists = self.index.find(old_path) is not None
+        section.old_null = bool(_DEV_NULL.match(old)) or (not exists and is_epoch(old_date))
+        section.new_null = bool(_DEV_NULL.match(new)) or (not section.old_null and is_epoch(new_date))
         patch.old_path = None if section.old_null else old_path
         patch.new_path = None if section.new_null else new_path
+
+    def _path_and_date(self, text: str) -> tuple[str, str]:
+        """The path of a file line, and the date behind it with a tab before it."""
+        text = text[:_LONGEST_HEADER].strip()
+        name, date = split_timestamp(text)
+        path = self.index.clean(unquote_path(text))
+        if date and path == self.index.clean(unquote_path(name)):
+            return path, f"\t{date.strip()}"
+        return path, ""
 
     def _hunk_header(self, line: str) -> bool:
         if not line.startswith("@@"):

@@ -142,16 +142,27 @@ def _check_candidate(candidate: Candidate, files: Mapping[str, str]) -> PatchRes
     try:
         applied = apply_patch(candidate.text, files)
     except RefusedPatch as error:
+        repaired = _repaired(candidate, files)  # the path may be one of the repository in another spelling
+        if repaired.status == "repaired":
+            return repaired
         return PatchResult("", "none", f"refused: {error}", format=candidate.format)
     except PatchError:
         return _repaired(candidate, files)
-    if not applied.unknown_files:
+    if not applied.unknown_files and _names_all(candidate, applied):
         return PatchResult(candidate.text, "applies", None, candidate.notes, candidate.format)
     # The paths may be spelled differently from the prompt's, for example without a/ and b/.
     repaired = _repaired(candidate, files)
     if repaired.status == "repaired":
         return repaired
+    if not applied.unknown_files:
+        return PatchResult(candidate.text, "applies", None, candidate.notes, candidate.format)
     return PatchResult(candidate.text, "unchecked", _unknown_files_note(applied), candidate.notes, candidate.format)
+
+
+def _names_all(candidate: Candidate, applied: Applied) -> bool:
+    """Whether git changes the files that the headers name; it may keep a date in a name, or remove a folder of it."""
+    patches = [section.patch for section in candidate.sections]
+    return applied.files.keys() <= {path for patch in patches for path in (patch.old_path, patch.new_path)}
 
 
 def _repaired(candidate: Candidate, files: Mapping[str, str]) -> PatchResult:

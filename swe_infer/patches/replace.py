@@ -298,8 +298,6 @@ class _Writer:
         if replacement.path is None:
             return self._by_content(replacement.old or "")
         path = self.index.clean(replacement.path)
-        if path.startswith("/") and self.index.find(path.lstrip("/")) is not None:
-            path = path.lstrip("/")  # SWE-bench's example of whole files has paths such as /src/this_file.py
         why = unsafe_path(path)
         if why is not None:
             raise PatchError(f"refused: {why}")

@@ -83,6 +83,17 @@ CASES = {
     "garbage between hunks": FIVE + "so\n" + TEN,
     "no folder, no side": "--- n.txt\n+++ n.txt\n" + ONE,
     "time stamps": "--- a/n.txt\t2020-01-01 10:00:00\n+++ b/n.txt\t2020-01-01 10:00:01\n" + ONE,
+    "date behind blanks": "--- a/n.txt 2020-01-01 10:00:00 +0000\n+++ b/n.txt  2020-01-01\n" + ONE,
+    "date behind blanks in a git header": (
+        "diff --git a/n.txt b/n.txt\n--- a/n.txt 2020-01-01 10:00:00\n+++ b/n.txt\n" + ONE
+    ),
+    "epoch": "--- a/n.txt\t1970-01-01 02:00:00 +0200\n+++ b/n.txt\t2020-01-01 10:00:01 +0000\n" + ONE,
+    "epoch of a new file": "--- a/x\t1969-12-31 16:00:00 -0800\n+++ b/x\t2020-01-01 10:00:01 +0000\n" + ADD,
+    "epoch behind blanks": "--- a/n.txt 1970-01-01 00:00:00 +0000\n+++ b/n.txt\n" + ONE,
+    "blank before a slash": "diff --git a/d /x b/d /x\nnew file mode 100644\n",
+    "blank before a slash, quoted": 'diff --git "a/d /x" "b/d /x"\nnew file mode 100644\n',
+    "blank in a folder": "diff --git a/e f/x b/e f/x\nnew file mode 100644\n",
+    "sides of two depths": "--- a/d/e.txt\n+++ n.txt\n" + ONE,
     "old name differs": "--- a/n.txt.orig\n+++ b/n.txt\n" + ONE,
     "git header and file line differ": (
         "diff --git a/n.txt b/n.txt\nnew file mode 100644\n--- a/n.txt\n+++ b/n.txt\n" + ONE

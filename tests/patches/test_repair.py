@@ -190,6 +190,16 @@ def test_hunks_that_contradict_each_other_are_not_repaired() -> None:
         "--- mod.py\n+++ mod.py\n",
         "--- a/repository/pkg/mod.py\n+++ b/repository/pkg/mod.py\n",
         "--- a/pkg/mod.py\n\n+++ b/pkg/mod.py\n",
+        "--- a/pkg/mod.py 2026-01-01 00:00:00.000000000 +0000\n+++ b/pkg/mod.py 2026-01-01 00:00:01 +0000\n",
+        "diff --git a/pkg/mod.py b/pkg/mod.py\n--- a/pkg/mod.py 2026-01-01 00:00:00\n+++ b/pkg/mod.py\n",
+        "--- a/pkg/mod.py\t1970-01-01 00:00:00 +0000\n+++ b/pkg/mod.py\t2026-01-01 00:00:01 +0000\n",
+        "--- a/pkg/mod.py (original)\n+++ b/pkg/mod.py (modified)\n",
+        "--- a/pkg\\mod.py\n+++ b/pkg\\mod.py\n",
+        "--- C:\\work\\pkg\\mod.py\n+++ C:\\work\\pkg\\mod.py\n",
+        "--- /testbed/pkg/mod.py\n+++ /testbed/pkg/mod.py\n",
+        "--- a/testbed/pkg/mod.py\n+++ b/testbed/pkg/mod.py\n",
+        "--- ./pkg/mod.py\n+++ ./pkg/mod.py\n",
+        "--- a/./pkg/mod.py\n+++ b/./pkg/mod.py\n",
         "--- `a/pkg/mod.py`\n+++ `b/pkg/mod.py`\n",
         "--- a/pkg/mod.py.orig\n+++ b/pkg/mod.py\n",
         "diff --git a/pkg/mod.py b/pkg/mod.py\n",
@@ -208,6 +218,33 @@ def test_bare_hunk_gets_the_file_that_the_text_before_it_names(git: GitRepositor
     assert result.status == "repaired"
     assert (git.apply(result.patch, files) or {})["pkg/copy.py"] == HALTED
     assert make_patch(f"Change this:\n```diff\n{hunk}```\n", files).status == "does_not_apply"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ("/dev/null 1970-01-01 00:00:00.000000000 +0000", "b/new.py 2026-01-01 00:00:01.000000000 +0000", "new.py"),
+        ("a/new.py\t1970-01-01 00:00:00 +0000", "b/new.py\t2026-01-01 00:00:01 +0000", "new.py"),
+        ("a/dev/null", "b/new.py (new)", "new.py"),
+        ("/dev/null", "/testbed/pkg/new.py", "pkg/new.py"),
+        ("/dev/null", "/src/new.py", "new.py"),
+        ("/dev/null", "b/pkg\\new.py", "pkg/new.py"),
+        ("/dev/null", "Makefile", "Makefile"),
+        ("/dev/null", "b/new folder /run", "new folder /run"),
+    ],
+)
+def test_new_file_gets_the_path_that_is_meant(git: GitRepository, old: str, new: str, path: str) -> None:
+    for count in (1, 7):
+        result = make_patch(f"```diff\n--- {old}\n+++ {new}\n@@ -0,0 +1,{count} @@\n+a = 1\n```\n", FILES)
+        assert result.status in ("applies", "repaired"), result
+        assert git.apply(result.patch, FILES) == {**FILES, path: "a = 1\n"}
+
+
+def test_path_with_a_folder_is_not_the_file_of_that_name_in_the_root(git: GitRepository) -> None:
+    files = {"mod.py": MODULE, "pkg/mod.py": MODULE}
+    hunk = "@@ -21,3 +21,3 @@\n     def stop(self):\n-        self.halted = True\n+        self.halted = bool(1)\n"
+    diff = f"--- pkg/mod.py\n+++ pkg/mod.py\n{hunk}         return None\n"
+    assert _repaired(git, diff, files)[1] == {"mod.py": MODULE, "pkg/mod.py": HALTED}
 
 
 def test_new_file_gets_its_header_and_count(git: GitRepository) -> None:
