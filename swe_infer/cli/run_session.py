@@ -108,7 +108,8 @@ class PreparedRun:
         source = self.experiment.started_from
         if source is None:
             return None
-        if not any(override.startswith("from=") for override in HydraConfig.get().overrides.task):
+        overrides = HydraConfig.get().overrides.task if self._sweep is None else self._sweep.overrides
+        if not any(override.startswith("from=") for override in overrides):
             raise ConfigError(f"from={source}: must be given on the command line, without +")
         return None if source.startswith(WANDB) else expanded(source, "from")
 

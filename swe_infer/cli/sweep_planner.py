@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from swe_infer.cli.choices import raw_overrides
 from swe_infer.cli.run_session import PreparedRun
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_plan import PlannedPoint, SweepPlan
@@ -61,7 +62,8 @@ def announce_search(config: DictConfig, count: int) -> None:
     """Plans a search of ``count`` points, as :func:`announce_sweep`. They are unknown in advance: each is assumed to
     cost as much as the sweep's own configuration."""
     with _Planner(dry_run=config.dry_run is True, search=count) as planner, _announcing(config) as announce:
-        planner.add(lambda: (_without_hydra(config.copy()), SweepLog(Path(config.hydra.sweep.dir))))
+        sweep = SweepLog(Path(config.hydra.sweep.dir), tuple(raw_overrides(config.hydra.overrides.task)))
+        planner.add(lambda: (_without_hydra(config.copy()), sweep))
         plan = planner.plan(_is_parallel(config))
         announce(replace(plan, points=[replace(point, directory=None) for point in plan.points] * count))
 

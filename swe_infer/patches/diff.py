@@ -447,8 +447,8 @@ def is_epoch(text: str) -> bool:
 
 def _dated_name(text: str, strip: int) -> str | None:
     """The file name of a line of a traditional header, which may have a date behind it."""
-    if text.startswith('"') and (name := _quoted(text)) is not None:
-        return _stripped(name[0], strip)
+    if text.startswith('"') and (quoted := _quoted(text)) is not None:
+        return _stripped(quoted[0], strip)
     name, date = split_timestamp(text)
     return _stripped(name, strip) if date else _name(text, strip)
 
