@@ -6,6 +6,7 @@ The shards stay unchanged. The merged directory is what one process would have w
 from __future__ import annotations
 
 import argparse
+import heapq
 import itertools
 import shutil
 import sys
@@ -25,7 +26,7 @@ from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.provenance import merged_provenance, read_provenance, write_provenance
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Damage
+from swe_infer.run_directory.records import Damage, Record
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
 from swe_infer.tracking.base import RunInfo
@@ -34,6 +35,7 @@ from swe_infer.tracking.wandb import WandbTracker
 
 _MOST_NAMED = 20
 _HISTORY_POINTS = 100
+_MOST_OPEN_SHARDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
         store.write_summary(summary)
     if earlier is not None and folder_of(earlier).is_dir():
         folder_of(earlier).rename(folder_of(out))
-    _track(shards[0], out, merged, summary, trusted=trusted)
+    _track(shards, out, merged, summary, trusted=trusted)
     return summary
 
 
@@ -170,9 +172,11 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary, *, trusted: bool) -> None:
+def _track(
+    shards: Sequence[_ShardRun], out: Path, merged: dict[str, Any], summary: Summary, *, trusted: bool
+) -> None:
     """Logs the merged run to W&B, if the shards were tracked there."""
-    tracked = WandbTracker.of_run(shard.directory, trusted=trusted)
+    tracked = WandbTracker.of_run(shards[0].directory, trusted=trusted)
     if tracked is None:
         return
     tracker, part = tracked
@@ -180,7 +184,7 @@ def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary
     plain = {**merged, "provenance": provenance.commands[-1]} if provenance.commands else merged
     info = RunInfo(
         run_id=config.run_id_of(out, merged),
-        name=config.unsharded_name(part.name, shard.config),
+        name=config.unsharded_name(part.name, shards[0].config),
         config=plain,
         directory=out.resolve(),
         resumed=folder_of(out).is_dir(),
@@ -190,24 +194,33 @@ def _track(shard: _ShardRun, out: Path, merged: dict[str, Any], summary: Summary
     if sweep is not None and sweep.name:  # the sweep varies more than the shards
         info = replace(info, name=sweep.name, group=sweep.group or None, tags=sweep.tags)
     tracker.start(info)
-    tracker.log_history(_history(out, summary))
+    tracker.log_history(_history(shards, summary))
     tracker.finish(summary, layout.result_files(out), 0)
     print(f"W&B run of the merged shards: {tracker.address}", file=sys.stderr)
 
 
-def _history(out: Path, summary: Summary) -> list[Summary]:
-    """The totals of a merged run over time, as one process would have logged them."""
-    records = [(float(time), record) for record in RunDirectory(out).records() if (time := record.get("time"))]
-    records.sort(key=lambda item: item[0])
-    totals, points = Totals(RunDirectory(out).covered_ids()), []
-    every = max(1, len(records) // _HISTORY_POINTS)
-    for number, (time, record) in enumerate(records, 1):
+def _history(shards: Sequence[_ShardRun], summary: Summary) -> list[Summary]:
+    """The totals of a merged run over time, as one process would have logged them. Empty for very many shards."""
+    if len(shards) > _MOST_OPEN_SHARDS:
+        return []
+    asked = _asked(shards)
+    totals, points = Totals(None if asked is None else asked.ids), list[Summary]()
+    every = 1 + summary["instances"] * summary["samples"] // _HISTORY_POINTS
+    # Each file is nearly in the order of its times, so that not all records need to be in memory.
+    records = (RunDirectory(shard.directory).records() for shard in shards)
+    start: float | None = None
+    for number, record in enumerate(heapq.merge(*records, key=_time_of), 1):
         totals.add_record(record)
-        if number % every == 0 and number < len(records):  # the summary is the last point
-            wall_s = time - records[0][0] + float(records[0][1].get("latency_s") or 0)
-            point = totals.summary(instances=summary["instances"], samples=summary["samples"], wall_s=wall_s)
-            points.append(point)
+        if start is None and record.get("time"):
+            start = _time_of(record) - float(record.get("latency_s") or 0)
+        if number % every == 0 and start is not None:
+            wall_s = max(0.0, _time_of(record) - start)
+            points.append(totals.summary(instances=summary["instances"], samples=summary["samples"], wall_s=wall_s))
     return points
+
+
+def _time_of(record: Record) -> float:
+    return float(record.get("time") or 0)
 
 
 def _read(directory: Path) -> _ShardRun:
