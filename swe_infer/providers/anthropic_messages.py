@@ -12,6 +12,7 @@ from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.anthropic import AnthropicBatches
 from swe_infer.providers.base import Answer, InputCount
+from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
 
@@ -143,7 +144,9 @@ class AnthropicMessages(AnthropicBatches):
             raise Unreadable("without a stop reason")
         raw = named(body.get("stop_reason"))
         finish: FinishReason = _FINISH.get(raw or "", "other")
-        details: dict[str, Any] = {"finish_reason": str(raw)} if finish == "other" else {}
+        text, details = _unspoken(content).text_and_details(text, finish)
+        if finish == "other":
+            details["finish_reason"] = str(raw)
         if finish == "refusal" and isinstance(body.get("stop_details"), dict):
             details["stop_details"] = {key: named(body["stop_details"].get(key)) for key in _STOP_DETAILS}
         usage, estimated = _usage(body.get("usage"), request, text)
@@ -165,6 +168,8 @@ class AnthropicMessages(AnthropicBatches):
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         whole: dict[str, Any] | None = None
         parts: list[str] = []
+        thoughts: list[str] = []
+        calls: dict[Any, dict[str, Any]] = {}
         async for event in events:
             match event:
                 case {"type": "message_start", "message": dict(message)}:
@@ -172,6 +177,20 @@ class AnthropicMessages(AnthropicBatches):
                 case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)}}:
                     marks.setdefault("first", time.monotonic())
                     parts.append(text)
+                case {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": str(text)}}:
+                    thoughts.append(text)
+                case {
+                    "type": "content_block_start",
+                    "index": int(index),
+                    "content_block": {"type": "tool_use", **block},
+                }:
+                    calls[index] = {"type": "tool_use", "name": block.get("name"), "input": ""}
+                case {
+                    "type": "content_block_delta",
+                    "index": int(index),
+                    "delta": {"type": "input_json_delta", "partial_json": str(text)},
+                } if index in calls:
+                    calls[index]["input"] += text
                 case {"type": "message_delta", "delta": dict(delta)} if whole is not None:
                     whole |= {key: value for key, value in delta.items() if value is not None}
                     whole["usage"] = _later(whole.get("usage"), event.get("usage"))
@@ -179,7 +198,17 @@ class AnthropicMessages(AnthropicBatches):
                     raise Unreadable("a stream with an unknown event")
         if whole is None or whole.get("stop_reason") is None:
             raise Unreadable("a stream that ends before its answer")
-        return {**whole, "content": [{"type": "text", "text": "".join(parts)}]}
+        thinking = [{"type": "thinking", "thinking": "".join(thoughts)}] if thoughts else []
+        return {**whole, "content": [*thinking, {"type": "text", "text": "".join(parts)}, *calls.values()]}
+
+
+def _unspoken(content: list[Any]) -> Unspoken:
+    """The thinking and the tool calls in the content of a message."""
+    blocks = [block for block in content if isinstance(block, dict)]
+    return Unspoken(
+        [text for block in blocks if block.get("type") == "thinking" for text in strings_of(block, "thinking")],
+        [(str(block.get("name")), block.get("input")) for block in blocks if block.get("type") == "tool_use"],
+    )
 
 
 def _is_known(event: Mapping[Any, Any]) -> bool:

@@ -16,6 +16,7 @@ from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import PromptFiltered
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
+from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, sample_seed
 
@@ -148,7 +149,8 @@ class OpenAIChat(OpenAIBatches):
         return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
-        texts: dict[str, list[str]] = {"content": [], "refusal": []}
+        parts_by_key: dict[str, list[str]] = {"content": [], "refusal": [], "reasoning_content": [], "reasoning": []}
+        calls: dict[Any, dict[str, str]] = {}
         finish = None
         whole: dict[str, Any] = {}
         async for event in events:
@@ -162,14 +164,18 @@ class OpenAIChat(OpenAIBatches):
                 whole["usage"] = event["usage"]
             for choice in filter(_is_dict, choices):
                 delta = choice.get("delta")
-                for key, parts in texts.items():
+                for key, parts in parts_by_key.items():
                     if _is_dict(delta) and (part := _text(delta.get(key))):
-                        marks.setdefault("first", time.monotonic())
+                        if key in ("content", "refusal"):
+                            marks.setdefault("first", time.monotonic())
                         parts.append(part)
+                if _is_dict(delta) and delta.get("tool_calls"):
+                    _join_calls(calls, delta["tool_calls"])
                 finish = choice.get("finish_reason") or finish
         if finish is None:
             raise Unreadable("a stream that ends before its answer")
-        message = {key: "".join(parts) for key, parts in texts.items()}
+        message: dict[str, Any] = {key: "".join(parts) for key, parts in parts_by_key.items()}
+        message["tool_calls"] = [{"function": call} for call in calls.values()]
         return {**whole, "choices": [{"message": message, "finish_reason": finish}]}
 
 
@@ -203,11 +209,42 @@ def _choice(choice: Any) -> tuple[str, FinishReason, dict[str, Any]]:
     if not _is_choice(choice):
         raise Unreadable("without a message")
     message, raw = choice["message"], named(choice.get("finish_reason"))
-    text, refusal = _text(message.get("content")), message.get("refusal")
+    refusal = message.get("refusal")
     finish: FinishReason = _FINISH.get(raw or "", "other")
     if isinstance(refusal, str) and refusal:
-        text, finish = text or refusal, "refusal"
-    return text, finish, {"finish_reason": str(raw)} if finish == "other" else {}
+        finish = "refusal"
+    text, details = _unspoken(message).text_and_details(_text(message.get("content")), finish)
+    return text, finish, {**details, **({"finish_reason": str(raw)} if finish == "other" else {})}
+
+
+def _unspoken(message: dict[str, Any]) -> Unspoken:
+    """What a message has beside its content. Servers name the reasoning differently, and some send it twice."""
+    content = message.get("content")
+    reasoning = strings_of(message.get("reasoning_content"), "text") or strings_of(
+        message.get("reasoning"), "text", "content"
+    )
+    reasoning = reasoning or strings_of(message.get("reasoning_details"), "text", "summary")
+    if not reasoning and isinstance(content, list):
+        reasoning = strings_of(content, "thinking")
+    given = message.get("tool_calls")
+    calls = [call.get("function") for call in given if isinstance(call, dict)] if isinstance(given, list) else []
+    calls.append(message.get("function_call"))
+    return Unspoken(
+        reasoning,
+        [(str(call.get("name")), call.get("arguments")) for call in calls if isinstance(call, dict)],
+        strings_of(message.get("refusal")),
+    )
+
+
+def _join_calls(calls: dict[Any, dict[str, str]], deltas: Any) -> None:
+    """Add the parts of tool calls in one event of a stream to ``calls``, by their index."""
+    for delta in filter(_is_dict, deltas if isinstance(deltas, list) else []):
+        function = delta.get("function")
+        index = delta.get("index")
+        call = calls.setdefault(index if isinstance(index, int) else 0, {"name": "", "arguments": ""})
+        for key in call:
+            if isinstance(function, dict) and isinstance(part := function.get(key), str):
+                call[key] += part
 
 
 def _shares(usage: Usage, texts: Sequence[str]) -> list[Usage]:

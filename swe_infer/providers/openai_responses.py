@@ -12,6 +12,7 @@ from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import classify
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_usage
+from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import Unreadable, named, size_of
 from swe_infer.types import ApiModel, FinishReason, Request
 
@@ -89,17 +90,18 @@ class OpenAIResponses(OpenAIBatches):
             raise classify(None, {"error": body.get("error") or {}}, {}, where=named(body.get("model")) or self.name)
         if status not in ("completed", "incomplete") or not isinstance(output, list):
             raise Unreadable(f"a response with the status {named(status)!r}")
-        texts, refusals = _parts(output)
+        parts, unspoken = _parts(output)
         incomplete = body.get("incomplete_details")
         reason = named(incomplete.get("reason")) if isinstance(incomplete, dict) else None
-        if status == "completed" and not texts and not refusals and not any(_is_message(item) for item in output):
+        if status == "completed" and not parts and not unspoken and not any(_is_message(item) for item in output):
             raise Unreadable("a completed response without a message")
         finish: FinishReason = "stop" if status == "completed" else _INCOMPLETE.get(reason or "", "other")
-        text = "".join(texts)
-        if refusals:
-            text, finish = text or "".join(refusals), "refusal"
+        if unspoken.refusals:
+            finish = "refusal"
+        text, details = unspoken.text_and_details("".join(parts), finish)
         usage, estimated = openai_usage(body.get("usage"), request, text)
-        details: dict[str, Any] = {"finish_reason": str(reason)} if finish == "other" else {}
+        if finish == "other":
+            details["finish_reason"] = str(reason)
         if estimated:
             details["usage_estimated"] = True
         return Answer(text, finish, usage, model=named(body.get("model")), details=details)
@@ -131,12 +133,23 @@ def _is_message(item: Any) -> bool:
     return isinstance(item, dict) and item.get("type") == "message"
 
 
-def _parts(output: list[Any]) -> tuple[list[str], list[str]]:
-    """(texts, refusals) of the messages in ``output``, in order; reasoning items are ignored."""
+def _parts(output: list[Any]) -> tuple[list[str], Unspoken]:
+    """The texts of the messages in ``output``, in order, and what it has beside them."""
     contents = [item.get("content") for item in output if _is_message(item)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    texts = [
+    written = [
         part["text"] for part in parts if part.get("type") == "output_text" and isinstance(part.get("text"), str)
     ]
-    refusals = [p["refusal"] for p in parts if p.get("type") == "refusal" and isinstance(p.get("refusal"), str)]
-    return texts, refusals
+    unspoken = Unspoken(
+        refusals=[text for part in parts if part.get("type") == "refusal" for text in strings_of(part, "refusal")]
+    )
+    for item in output:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind == "reasoning":
+            unspoken.reasoning += strings_of(item.get("content"), "text") or strings_of(item.get("summary"), "text")
+        elif isinstance(kind, str) and kind.endswith("_call"):
+            arguments = next(
+                (item[key] for key in ("arguments", "input", "operation", "action") if key in item), None
+            )
+            unspoken.calls.append((str(item.get("name") or kind), arguments))
+    return written, unspoken

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from swe_infer.providers.azure_openai import AzureOpenAI
 from swe_infer.providers.base import Answer, BatchProvider, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
+from swe_infer.providers.unspoken import MAX_KEPT
 from swe_infer.providers.wire import Unreadable, WireProvider
 from swe_infer.types import Usage, sample_seed
 from tests.providers.conftest import build, model_for, request_of
@@ -184,7 +185,7 @@ def test_thinking_comes_first_and_is_no_part_of_the_text(server: ApiServer, stre
     ("content", "text"),
     [
         ([], ""),
-        ([{"type": "thinking", "thinking": "hm", "signature": "s"}], ""),
+        ([{"type": "thinking", "thinking": "hm", "signature": "s"}], "<think>\nhm\n</think>\n"),
         ([{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "a"}], "a"),
         ([{"type": "text", "text": "a"}, {"type": "tool_use", "input": {}}, {"type": "text", "text": "b"}], "ab"),
         ([{"type": "text"}], ""),
@@ -259,6 +260,103 @@ def test_a_response_that_thought_until_its_bound_is_an_empty_answer() -> None:
     }
     answer = OpenAIResponses().read(body, None)
     assert (answer.text, answer.finish_reason) == ("", "length")
+
+
+_CALL = '<tool_call>\n{"name": "edit", "arguments": {"path": "a.py"}}\n</tool_call>'
+_FUNCTION = {"name": "edit", "arguments": {"path": "a.py"}}
+
+
+def _chat(message: dict[str, Any], finish: str = "stop") -> Answer:
+    return OpenAIChat().read({"choices": [{"message": message, "finish_reason": finish}]}, None)
+
+
+def _response(*output: dict[str, Any]) -> Answer:
+    return OpenAIResponses().read({"status": "completed", "output": list(output)}, None)
+
+
+def _message(*content: dict[str, Any]) -> Answer:
+    return AnthropicMessages().read({"content": list(content), "stop_reason": "end_turn"}, None)
+
+
+_SPOKEN: dict[str, Any] = {"type": "message", "content": [{"type": "output_text", "text": "a"}]}
+_THOUGHT: dict[str, Any] = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (_chat({"content": "a", "reasoning_content": "hm"}), {"reasoning": "hm"}),
+        (_chat({"content": "a", "reasoning": "hm", "reasoning_details": [{"text": "hm"}]}), {"reasoning": "hm"}),
+        (_chat({"content": "a", "refusal": "No."}), {"refusal": "No."}),
+        (_chat({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"text": "a"}]}),
+         {"reasoning": "hm"}),
+        (_chat({"content": "a", "tool_calls": [{"function": _FUNCTION}]}), {"tool_calls": _CALL}),
+        (_chat({"content": "a", "function_call": _FUNCTION, "tool_calls": 7}), {"tool_calls": _CALL}),
+        (_response(_THOUGHT, _SPOKEN), {"reasoning": "hm"}),
+        (_response({"type": "function_call", **_FUNCTION}, _SPOKEN), {"tool_calls": _CALL}),
+        (_message({"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}), {"reasoning": "hm"}),
+        (_message({"type": "tool_use", "name": "edit", "input": {"path": "a.py"}}, {"type": "text", "text": "a"}),
+         {"tool_calls": _CALL}),
+        (_chat({"content": "a", "reasoning_content": "x" * (MAX_KEPT + 7)}), {"reasoning": "x" * MAX_KEPT}),
+        (_chat({"content": "a", "reasoning_content": None, "tool_calls": []}), {}),
+    ],
+)  # fmt: skip
+def test_what_an_answer_has_beside_its_text_is_kept(answer: Answer, kept: dict[str, str]) -> None:
+    assert answer.text == "a"
+    assert {key: value for key, value in answer.details.items() if key != "usage_estimated"} == kept
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "used"),
+    [
+        (_chat({"content": None, "reasoning_content": "hm"}), "<think>\nhm\n</think>\n", "reasoning"),
+        (_chat({"content": "", "reasoning_content": "hm"}, "length"), "<think>\nhm\n", "reasoning"),
+        (_chat({"content": "\n", "tool_calls": [{"function": _FUNCTION}]}, "tool_calls"), _CALL, "tool_calls"),
+        (_response(_THOUGHT), "<think>\nhm\n</think>\n", "reasoning"),
+        (_response(_THOUGHT, {"type": "function_call", **_FUNCTION}), _CALL, "tool_calls"),
+        (_message({"type": "tool_use", "name": "edit", "input": {"path": "a.py"}}), _CALL, "tool_calls"),
+        (_chat({"content": None, "refusal": "No."}), "No.", "refusal"),
+    ],
+)
+def test_an_empty_text_is_replaced_by_what_was_paid_for(answer: Answer, text: str, used: str) -> None:
+    assert (answer.text, answer.details["text_from"]) == (text, used)
+
+
+def test_streams_keep_reasoning_and_tool_calls() -> None:
+    async def joined(provider: OpenAIChat | AnthropicMessages, events: list[Any]) -> Answer:
+        async def sent() -> AsyncIterator[Any]:
+            for event in events:
+                yield event
+
+        return provider.read(await provider.joined(sent(), {}), None)
+
+    def delta(**fields: Any) -> dict[str, Any]:
+        return {"choices": [{"delta": fields}]}
+
+    def call(**function: str) -> list[dict[str, Any]]:
+        return [{"index": 0, "function": function}]
+
+    chat = [
+        delta(reasoning_content="h"), delta(reasoning_content="m"),
+        delta(tool_calls=call(name="edit", arguments="{")), delta(tool_calls=call(arguments="}")), {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]},
+    ]  # fmt: skip
+    block = {"type": "content_block_delta", "index": 1}
+    message = [
+        {"type": "message_start", "message": {"content": [], "stop_reason": None}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}},
+        {
+            "type": "content_block_start",
+            "index": 1,
+            "content_block": {"type": "tool_use", "name": "edit", "input": {}},
+        },
+        {**block, "delta": {"type": "input_json_delta", "partial_json": "{"}},
+        {**block, "delta": {"type": "input_json_delta", "partial_json": "}"}},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {}},
+    ]
+    for provider, events in ((OpenAIChat(), chat), (AnthropicMessages(), message)):
+        answer = asyncio.run(joined(provider, events))
+        assert answer.text == '<tool_call>\n{"name": "edit", "arguments": "{}"}\n</tool_call>'
+        assert answer.details["reasoning"] == "hm"
 
 
 def test_a_failed_response_is_classified_by_its_code() -> None:
