@@ -310,6 +310,18 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
         if concerned:
             notes.append(f"{what}: {', '.join(concerned)}.")
     notes += [f"{one.letter} is {one.run.remark}." for one in figures if one.run.remark]
+    versions = [
+        sorted({result.extractor for result in one.run.results.values() if result.status == "completed"})
+        for one in figures
+    ]
+    if len({version for found in versions for version in found}) > 1:
+        shown = ", ".join(
+            f"{one.letter} {' and '.join(map(str, v))}" for one, v in zip(figures, versions, strict=True) if v
+        )
+        notes.append(
+            f"Different versions of the extractor found the patches ({shown}), so patch figures are not comparable; "
+            "swe-infer-patches RUN_DIR computes them again."
+        )
     unknown = [one.letter for one in figures if not one.run.config]
     if unknown:
         notes.append(f"No configuration, so the differences are unknown: {', '.join(unknown)}.")

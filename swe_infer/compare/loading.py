@@ -25,6 +25,7 @@ class Result:
     Args:
         resolved: whether the tests pass; None if not evaluated.
         cost_usd: dollars of all attempts; None if a price is unknown.
+        extractor: the version of the extractor that found the patch; 1 if the record states none.
     """
 
     instance_id: str
@@ -38,6 +39,7 @@ class Result:
     latency_s: float
     attempts: int
     error: str | None
+    extractor: int = 1
 
     @property
     def infrastructure_failure(self) -> bool:
@@ -217,6 +219,7 @@ def _result(record: Record, before: Result | None, verdict: bool | None) -> Resu
         latency_s=float(record.get("latency_s") or 0),
         attempts=int(record.get("attempts") or 0),
         error=None if error.get("type") is None else str(error["type"]),
+        extractor=int(record.get("extractor") or 1),
     )
 
 

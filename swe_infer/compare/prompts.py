@@ -114,29 +114,54 @@ class PromptSource:
             DataError: they are not available here.
         """
         context, renderer = _context_of(config.get("context")), _renderer_of(config.get("prompt"))
-        if context.gives_text and renderer.is_plain:
-            return _open_recorded(location)
         rules = config.get("rules")
+        rendered = not (context.gives_text and renderer.is_plain)
         for name, now in (("context", context.rules), ("prompt", renderer.rules)):
             recorded = rules.get(name) if isinstance(rules, Mapping) else None
-            if recorded != now and not now.startswith("given"):
+            if rendered and recorded != now and not now.startswith("given"):
                 raise DataError(
                     f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}"
                 )
-        repositories = None
-        if (options := context.repository_options) is not None:
-            from swe_infer.repositories import Repositories
+        return _rows(location, context, renderer, self._open_repositories)
 
-            repositories = self._open_repositories.enter_context(Repositories(options))
-        from swe_infer.prompts.rows import RenderedRows
 
-        column = location.get("text_column") or TEXT_COLUMN
-        raw = location if context.gives_text else {**location, "text_column": None}
-        return RenderedRows(_open_recorded(raw), context, renderer, repositories, _Uncounted(), column)
+def recorded_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
+    """The rows of a run's dataset with the files of their instances, without network access.
+
+    Prompts are not rendered: if the context has a token limit, all its files count as shown.
+
+    Args:
+        config: the run's configuration, which may come from a stranger.
+        repositories: closes the repositories.
+
+    Raises:
+        ConfigError: they are not available here.
+    """
+    location = _location_of(config.get("dataset"))
+    if location is None:
+        raise DataError("the dataset is not of a class of this package, so it is not opened")
+    context = config.get("context")
+    limited = {**context, "max_tokens": None} if isinstance(context, Mapping) else context
+    return _rows(location, _context_of(limited), PromptRenderer(style="given"), repositories)
+
+
+def _rows(location: dict[str, Any], context: Context, renderer: PromptRenderer, stack: ExitStack) -> Rows:
+    if context.gives_text and renderer.is_plain:
+        return _open_recorded(location)
+    from swe_infer.prompts.rows import RenderedRows
+
+    repositories = None
+    if (options := context.repository_options) is not None:
+        from swe_infer.repositories import Repositories
+
+        repositories = stack.enter_context(Repositories(options))
+    column = location.get("text_column") or TEXT_COLUMN
+    raw = location if context.gives_text else {**location, "text_column": None}
+    return RenderedRows(_open_recorded(raw), context, renderer, repositories, _Uncounted(), column)
 
 
 class _Uncounted:
-    """A placeholder: contexts with a token limit are refused, see :func:`_context_of`."""
+    """A placeholder: a context with a token limit is refused or has its limit removed."""
 
     name = "none"
     exact = False

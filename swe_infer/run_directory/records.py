@@ -58,6 +58,7 @@ class Record(TypedDict):
     patch_reason: NotRequired[str | None]
     patch_repairs: NotRequired[list[str] | None]
     patch_format: NotRequired[str | None]
+    extractor: NotRequired[int | None]
     prompt_sha256: NotRequired[str | None]
     usage: NotRequired[dict[str, int] | None]
     latency_s: NotRequired[float | Decimal | None]
@@ -365,6 +366,7 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "patch_reason": (str,),
     "patch_repairs": (list,),
     "patch_format": (str,),
+    "extractor": (int,),
     "usage": (dict,),
     "cost_usd": (int, Decimal),
     "latency_s": (int, Decimal),

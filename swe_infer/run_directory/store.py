@@ -37,6 +37,7 @@ from swe_infer.files import (
     write_whole,
 )  # fmt: skip
 from swe_infer.locks import Locks
+from swe_infer.patches import VERSION as EXTRACTOR
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverage
 from swe_infer.run_directory.fallback import Fallback, fallback_lines
@@ -90,6 +91,7 @@ def _record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
                 "patch_reason": patch.reason,
                 "patch_repairs": list(patch.repairs),
                 "patch_format": patch.format,
+                "extractor": EXTRACTOR,
                 "usage": asdict(outcome.usage),
                 "cost_usd": outcome.cost_usd,
                 "latency_s": round(outcome.latency_s, 4),
@@ -330,6 +332,22 @@ class RunStore:
                 self._fallback.append(line)
             kept = f"; the last records are kept in {self._fallback.files[-1]} too" if self._fallback.files else ""
             raise StoreError(f"{self._path}: did not reach the disk ({sync_error.strerror}){kept}")
+
+    def reload(self) -> None:
+        """Read the records again after their file was replaced, and rewrite the predictions.
+
+        Raises:
+            StoreError: a file cannot be read or written.
+        """
+        try:
+            descriptor = open_regular(self._path, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.dup2(descriptor, self._records.fileno(), inheritable=False)
+            finally:
+                os.close(descriptor)
+            self._derive(self.totals.covered_ids)
+        except OSError as error:
+            raise _unwritable(self.directory, error) from None
 
     def append_to_fallback(self, record: Record) -> Path | None:
         """Store a record that :meth:`append` could not write, for the next process that opens this directory; returns

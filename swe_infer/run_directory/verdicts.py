@@ -7,7 +7,7 @@ instances of the last command. If there are verdicts of other instances, ``evalu
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,6 +79,23 @@ def write_verdicts(directory: Path, verdicts: Iterable[Verdict], covers: Contain
         write_atomically(directory / ALL_VERDICTS, _lines(ordered))
     write_atomically(directory / EVALUATION, _lines(covered))
     return covered
+
+
+def drop_verdicts(directory: Path, keys: Collection[Key]) -> int:
+    """Remove the verdicts of ``keys``, because their patches have changed; returns their number.
+
+    Raises:
+        ConfigError: the verdicts cannot be read.
+        StoreError: a file cannot be written.
+    """
+    dropped: set[Key] = set()
+    for name in (EVALUATION, ALL_VERDICTS):
+        verdicts = read_verdicts(directory, name)
+        left = [verdict for verdict in verdicts if verdict.key not in keys]
+        if len(left) < len(verdicts):
+            dropped |= {verdict.key for verdict in verdicts} - {verdict.key for verdict in left}
+            write_atomically(directory / name, _lines(left))
+    return len(dropped)
 
 
 def _verdict(entry: dict[str, object]) -> Verdict:

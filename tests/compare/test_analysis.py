@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
 from io import StringIO
@@ -15,6 +16,7 @@ from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_runs
 from swe_infer.compare.pairs import RateTest
 from swe_infer.compare.table import print_comparison
+from swe_infer.patches import VERSION
 from tests.compare.runs import Entry, answer, failure, skip, write_run
 
 IDS = [f"i-{number}" for number in range(20)]
@@ -162,6 +164,15 @@ def test_notes_warn_of_misleading_figures(tmp_path: Path) -> None:
         "have different instances",
     ):
         assert part in notes
+
+
+def test_note_warns_of_different_extractors(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, [answer("x")]) for name in "ab")
+    assert "extractor" not in " ".join(compared(a, b).notes)
+    record = json.loads((b / "records.jsonl").read_text())
+    del record["extractor"]
+    (b / "records.jsonl").write_text(json.dumps(record) + "\n")
+    assert f"extractor found the patches (A {VERSION}, B 1)" in " ".join(compared(a, b).notes)
 
 
 def test_a_run_without_records_can_be_compared(tmp_path: Path) -> None:

@@ -338,7 +338,8 @@ def test_streams_keep_reasoning_and_tool_calls() -> None:
 
     chat = [
         delta(reasoning_content="h"), delta(reasoning_content="m"),
-        delta(tool_calls=call(name="edit", arguments="{")), delta(tool_calls=call(arguments="}")), {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]},
+        delta(tool_calls=call(name="edit", arguments="{")), delta(tool_calls=call(arguments="}")),
+        {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]},
     ]  # fmt: skip
     block = {"type": "content_block_delta", "index": 1}
     message = [

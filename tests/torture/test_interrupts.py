@@ -120,7 +120,8 @@ def test_entry_points_install_signal_handlers_before_heavy_imports(tmp_path: Pat
     package = tmp_path / "swe_infer"
     shutil.copytree(ROOT / "swe_infer", package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     (package / "interrupts.py").write_text(code)
-    for module in ("swe_infer", "swe_infer.compare", "swe_infer.evaluate", "swe_infer.merge", "swe_infer.prompts"):
+    commands = ("compare", "evaluate", "merge", "patches", "prompts")
+    for module in ("swe_infer", *(f"swe_infer.{command}" for command in commands)):
         found = subprocess.run(
             [sys.executable, "-m", module], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
             capture_output=True, text=True, check=True,
