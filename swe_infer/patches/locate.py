@@ -29,7 +29,7 @@ REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "trailing": "ignored trailing white space",
     "around": "ignored indentation",
 }
-_NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:[:|]? (?P<rest>.*)|[:|]?)$", re.DOTALL)
+_NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:(?P<mark>[:|→\t ])(?P<rest>.*))?$", re.DOTALL)
 
 _Shift = tuple[str, str]
 """The indentation that the model wrote, and the file's; without a common suffix."""
@@ -132,7 +132,7 @@ def locate_hunk(hunk: Hunk, index: LineIndex) -> Placement:
         raise HunkNotFound("changes nothing")
     if not any(line.tag != "+" and line.text.strip() for line in hunk.lines):
         raise HunkNotFound("has no old line to locate it by")
-    numbered = without_line_numbers(hunk.lines)
+    numbered = _unnumbered(hunk.lines)
     variants = [(hunk.lines, None)] if numbered is None else [(hunk.lines, None), (numbered, "dropped line numbers")]
     for lines, note in variants:
         placement = (
@@ -362,23 +362,49 @@ def resolve_whitespace(lines: Sequence[Line], base: Sequence[str | None]) -> lis
     known: dict[str, str | None] = {}
     old = iter(base)
     texts: list[str] = []
-    carriage_return = False
+    ends: list[str] = []  # of old lines
     for line in lines:
         text = next(old) if line.tag != "+" else None
         texts.append(line.text if text is None else text)
+        if line.tag != "+":
+            ends.append("\r" if text is not None and text.endswith("\r") else "")
         if text is None or not text.strip():
             continue
-        carriage_return = text.endswith("\r")
         written, has = _indent(line.text), _indent(text)
         (shifts_removed if line.tag == "-" else shifts_kept).add(_shift(written, has))
         known[written] = has if known.get(written, has) == has else None
+    if len(ends) > 1 and set(ends[:-1]) == {"\r"}:
+        ends[-1] = "\r"  # the file's last line may have no line end
+    added_ends = line_ends(lines, ends)
     for number, line in enumerate(lines):
         if line.tag == "+":
             text = _shifted(line.text, shifts_removed, shifts_kept, known)
             if text is None:
                 return None
-            texts[number] = text.removesuffix("\r") + "\r" * carriage_return
+            texts[number] = text.removesuffix("\r") + added_ends[number]
     return texts
+
+
+def line_ends(lines: Sequence[Line], old_ends: Sequence[str]) -> list[str]:
+    """The line end of each of ``lines``: an added one gets that of the removed line that it replaces, or else of the
+    old line before it, or else of the first old line.
+
+    Args:
+        old_ends: ``\\r`` or empty for each old line.
+    """
+    ends: list[str] = []
+    at = replaced = added = 0  # old lines so far; removed and added lines of this change
+    for line in lines:
+        if line.tag != "+":
+            replaced = replaced + 1 if line.tag == "-" and not added else int(line.tag == "-")
+            added = 0
+            ends.append(old_ends[at])
+            at += 1
+            continue
+        near = at - replaced + min(added, replaced - 1) if replaced else at - 1
+        ends.append(old_ends[max(near, 0)] if old_ends else "")
+        added += 1
+    return ends
 
 
 def _shifted(text: str, removed: set[_Shift], kept: set[_Shift], known: dict[str, str | None]) -> str | None:
@@ -401,12 +427,11 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
 
     Three cases are unambiguous: all old lines are shifted alike; only the first one is, because it directly follows a
     tag; each indentation of ``old`` corresponds to one of ``base``. Returns None in any other. Lines of ``new`` that
-    are lines of ``old`` become the file's.
+    are lines of ``old`` become the file's. The result has no ``\\r`` at line ends.
     """
     pairs = [(written, has) for written, has in zip(old, base, strict=True) if has.strip()]
     shifts = [_shift(_indent(written), _indent(has)) for written, has in pairs]
-    same = {written: has for written, has in pairs if written.rstrip() == has.rstrip()}
-    ends = "\r" if any(has.endswith("\r") for _, has in pairs) else ""
+    same = {written: has.removesuffix("\r") for written, has in pairs if written.rstrip() == has.rstrip()}
     first = next((n for n, text in enumerate(new) if text.strip()), 0)
     settled: list[str] = []
     for number, text in enumerate(new):
@@ -421,7 +446,7 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
         if shift is None or (text.strip() and not text.startswith(shift[0])):
             return None
         moved = shift[1] + text[len(shift[0]) :] if text.strip() else text
-        settled.append(same.get(text, moved.removesuffix("\r") + ends))
+        settled.append(same.get(text, moved.removesuffix("\r")))
     return settled
 
 
@@ -443,19 +468,49 @@ def _shift(written: str, has: str) -> _Shift:
     return (written, has)
 
 
-def without_line_numbers(lines: Sequence[Line]) -> list[Line] | None:
-    """The lines without line numbers, if all old ones have increasing ones; else None."""
-    numbers: list[int] = []
-    stripped: list[Line] = []
-    added = [line for line in lines if line.tag == "+" and line.text.strip()]
-    added_numbered = bool(added) and all(_NUMBERED.match(line.text) for line in added)
-    for line in lines:
-        match = _NUMBERED.match(line.text)
-        if line.tag != "+" and line.text.strip():
-            if match is None:
-                return None
-            numbers.append(int(match["number"]))
-        is_numbered = match is not None and (line.tag != "+" or added_numbered)
-        stripped.append(replace(line, text=match["rest"] or "") if is_numbered and match else line)
-    counts = all(later > earlier for earlier, later in pairwise(numbers))
-    return stripped if numbers and counts else None
+def split_line_numbers(texts: Sequence[str]) -> list[tuple[int | None, str]]:
+    """For each text its line number (``12 x``, ``12: x``, ``12|x``, ``12<tab>x``) and the rest; None without one."""
+    matches = [_NUMBERED.match(text) for text in texts]
+    rests = [match["rest"] for match in matches if match and match["mark"] not in (None, " ", "\t")]
+    spaced = all(rest.startswith(" ") for rest in rests if rest.strip())
+    found: list[tuple[int | None, str]] = []
+    for text, match in zip(texts, matches, strict=True):
+        if match is None:
+            found.append((None, text))
+            continue
+        rest = match["rest"] or ""
+        found.append((int(match["number"]), rest[1:] if spaced and match["mark"] in (":", "|", "→") else rest))
+    return found
+
+
+def without_line_numbers(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[str]] | None:
+    """Old and new lines without line numbers; None if they have none, or if the numbers are inconsistent.
+
+    All old lines must have increasing numbers. New lines must have numbers in all lines, or in none, or exactly in
+    the lines that are old lines too.
+    """
+    split = split_line_numbers([*old, *new])
+    olds, news = split[: len(old)], split[len(old) :]
+    numbers = [number for (number, _), text in zip(olds, old, strict=True) if number is not None or text.strip()]
+    known = [number for number in numbers if number is not None]
+    if not known or len(known) < len(numbers) or any(later <= earlier for earlier, later in pairwise(known)):
+        return None
+    possible = range(known[0] - 1, known[-1] + len(new) + 2)
+    written = [(number in possible, text) for (number, _), text in zip(news, new, strict=True) if text.strip()]
+    copies = set(old)
+    if all(is_numbered for is_numbered, _ in written):
+        rests = [rest for _, rest in news]
+    elif any(is_numbered and text not in copies for is_numbered, text in written):
+        return None
+    else:
+        rests = [rest if text in copies else text for (_, rest), text in zip(news, new, strict=True)]
+    return [rest for _, rest in olds], rests
+
+
+def _unnumbered(lines: Sequence[Line]) -> list[Line] | None:
+    old = [line.text for line in lines if line.tag != "+"]
+    texts = without_line_numbers(old, [line.text for line in lines if line.tag == "+"])
+    if texts is None:
+        return None
+    olds, news = map(iter, texts)
+    return [replace(line, text=next(news if line.tag == "+" else olds)) for line in lines]

@@ -9,14 +9,25 @@ Supported are Aider's ``<<<<<<< SEARCH`` blocks; tags such as
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, unsafe_path, write_new_file
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine, line_diff
 from swe_infer.patches.json_edits import find_json_edits
-from swe_infer.patches.locate import MATCH_LEVELS, REPAIR_NOTES, FileIndexes, LineIndex, MatchLevel, reindent
+from swe_infer.patches.locate import (
+    MATCH_LEVELS,
+    REPAIR_NOTES,
+    FileIndexes,
+    LineIndex,
+    MatchLevel,
+    line_ends,
+    reindent,
+    split_line_numbers,
+    without_line_numbers,
+)
+from swe_infer.patches.whole_files import is_excerpt, leaves_lines_out, says_lines_are_left_out
 from swe_infer.types import EditFormat
 
 _OLD_NAMES = frozenset({"original", "search", "old", "old_str", "old_code", "before", "find"})
@@ -30,18 +41,19 @@ _DIVIDER = re.compile(r"\s*={5,9}\s*$")
 _REPLACE = re.compile(r"\s*>{5,9} ?(?:REPLACE|UPDATED?|NEW|AFTER|PATCHED)\b.*$", re.IGNORECASE)
 _FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 _WHOLE = re.compile(r"\[start of (?P<path>[^\n\]]+)\]\s*$")
-_PLAIN_PATH = re.compile(r"[\w./@+-]+")
+_PLAIN_PATH = re.compile(r"(?:[A-Za-z]:)?[\w./\\@+-]+")
+_FILE_LABEL = re.compile(r"[#>*\s-]*(?:file|path|filename)\b", re.IGNORECASE)
+_NAMES_ALONE = re.compile(
+    r"AUTHORS|BUILD|CHANGELOG|CHANGES|CODEOWNERS|CONTRIBUTING|Dockerfile|Gemfile|GNUmakefile|HISTORY|INSTALL|"
+    r"Jenkinsfile|LICENSE|MANIFEST|Makefile|NEWS|NOTICE|Pipfile|Procfile|README|Rakefile|TODO|VERSION|Vagrantfile"
+)
+"""Names without an extension that are files by themselves."""
 _LABEL = re.compile(r"^(?:[#>*\s-]|\d+\.)*(?:(?:file|path|filename|in|edit|update|modify)\b[ :]*)?", re.IGNORECASE)
 _DECORATION = "`*'\":() \t\r"
-_ELIDED = re.compile(
-    r"^\s*(?:#|//|/\*|<!--|--|;)?\s*(?:\.{3,}|…)|"
-    r"(?:rest of|remaining|existing|other|previous)\s+(?:the\s+)?(?:\w+\s+){0,3}"
-    r"(?:unchanged|remains?|stays?|same|here|omitted|code|methods?|functions?)",
-    re.IGNORECASE,
-)
 _LONGEST_NOTE = 300
-_LEAST_KEPT = 0.5
-"""The share of a file's lines that a rewritten file must keep. With less it is treated as an excerpt."""
+_MOST_DIVIDERS = 16
+_DATA = frozenset({"", "txt", "csv", "tsv", "dat", "out", "log", "md", "rst"})
+"""Extensions of files whose lines may begin with numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,7 @@ class Replacement:
         path: as written; None if nothing names the file.
         old: the text to replace; None if ``new`` is the whole file.
         explicit: the form marks this as a file, so it may create a new one.
+        divisions: other pairs of ``old`` and ``new``, if the text has several lines that may divide them.
     """
 
     path: str | None
@@ -59,6 +72,7 @@ class Replacement:
     new: str
     form: str
     explicit: bool = True
+    divisions: tuple[tuple[str, str], ...] = ()
 
 
 def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tuple[list[Replacement], str | None]:
@@ -72,13 +86,6 @@ def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tup
         if found or problem:
             return found, problem
     return [], None
-
-
-def elided(text: str, base: Sequence[str] = ()) -> bool:
-    """Whether a line represents omitted lines (``# ... rest of the code``). Lines of ``base``, the old version, do
-    not."""
-    lines = Counter(text.split("\n")) - Counter(base)
-    return any(_ELIDED.search(line) for line in lines if len(line) < _LONGEST_NOTE)
 
 
 def _from_json(answer: str) -> tuple[list[Replacement], str | None]:
@@ -96,16 +103,22 @@ def _from_markers(answer: str) -> tuple[list[Replacement], str | None]:
             at += 1
             continue
         path = _path_before(lines, at) or path
-        divider = next((n for n in range(at + 1, len(lines)) if _DIVIDER.match(lines[n])), None)
-        end = None
-        if divider is not None:
-            end = next((n for n in range(divider + 1, len(lines)) if _REPLACE.match(lines[n])), None)
-        if divider is None or end is None:
+        end = next(
+            (n for n in range(at + 1, len(lines)) if _REPLACE.match(lines[n]) or _SEARCH.match(lines[n])), None
+        )
+        dividers = [n for n in range(at + 1, end or at) if _DIVIDER.match(lines[n])]
+        if end is None or not dividers or _SEARCH.match(lines[end]):
             return [], "a search/replace block is cut off"
-        old, new = "\n".join(lines[at + 1 : divider]), "\n".join(lines[divider + 1 : end])
-        found.append(Replacement(path, old, new, "search_replace"))
+        if len(dividers) > _MOST_DIVIDERS:
+            return [], "a search/replace block with too many lines that may divide it"
+        pairs = [(_joined(lines[at + 1 : divider]), _joined(lines[divider + 1 : end])) for divider in dividers]
+        found.append(Replacement(path, *pairs[0], "search_replace", divisions=tuple(pairs[1:])))
         at = end + 1
     return found, None
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _path_before(lines: Sequence[str], at: int) -> str | None:
@@ -124,15 +137,20 @@ def path_in(line: str) -> str | None:
     """The path that a short line consists of, apart from labels and decoration."""
     if len(line) > _LONGEST_NOTE:
         return None
-    text = _LABEL.sub("", line.strip(), count=1).strip(_DECORATION)
+    bare = line.strip()
+    text = _LABEL.sub("", bare, count=1).strip(_DECORATION)
     language, _, rest = text.partition(" ")
     if rest and language.isalpha():
         text = rest.strip(_DECORATION)  # the info of a fence: a language, then the path
     if text.startswith(("file=", "path=", "title=", "filename=")):
         text = text.partition("=")[2].strip(_DECORATION)
-    extension = text.rpartition("/")[2].rpartition(".")[2]
-    plain = _PLAIN_PATH.fullmatch(text) and not text.startswith("/") and "." in text and extension.isalnum()
-    return text if plain else None
+    if not _PLAIN_PATH.fullmatch(text):
+        return None
+    name = text.replace("\\", "/").rpartition("/")[2]
+    if "." not in text:
+        marked = "`" in bare or _FILE_LABEL.match(bare) is not None
+        return text if _NAMES_ALONE.fullmatch(name) or (name and "/" in text and marked) else None
+    return text if name.rpartition(".")[2].isalnum() or ("/" in text and name and "." not in name) else None
 
 
 def _from_tags(answer: str) -> tuple[list[Replacement], str | None]:
@@ -153,7 +171,10 @@ def _from_tags(answer: str) -> tuple[list[Replacement], str | None]:
         elif name in _OLD_NAMES:
             old = content
         elif old is not None:
-            found.append(Replacement(path, _unwrapped(old), _unwrapped(content), "search_replace"))
+            before, after = _unwrapped(old), _unwrapped(content)
+            if not before.endswith("\n"):
+                after = after.removesuffix("\n")
+            found.append(Replacement(path, before, after, "search_replace"))
             old = None
     return (found, None) if old is None or not found else ([], "a search/replace block is cut off")
 
@@ -186,11 +207,14 @@ def _elements(answer: str) -> Iterator[tuple[str, str, str | None]]:
 
 
 def _unwrapped(content: str) -> str:
-    """The text between two tags, without adjacent line breaks and a fence directly inside."""
-    content = content.replace("\r\n", "\n").removeprefix("\n").rstrip(" \t").removesuffix("\n")
-    lines = content.split("\n")
+    """The text between two tags, without a fence directly inside. Tags on lines of their own enclose whole lines."""
+    content = content.replace("\r\n", "\n").rstrip(" \t")
+    if not content.startswith("\n"):
+        return content.removesuffix("\n")
+    content = content[1:]
+    lines = content.removesuffix("\n").split("\n")
     if len(lines) >= 2 and _FENCE.match(lines[0]) and _FENCE.match(lines[-1]):
-        return "\n".join(lines[1:-1])
+        return _joined(lines[1:-1])
     return content
 
 
@@ -251,6 +275,7 @@ class _Writer:
     edits: dict[str, FileEdit] = field(default_factory=dict)
     created: dict[str, str] = field(default_factory=dict)
     bases: FileIndexes = field(init=False)
+    line_ends: dict[str, str] = field(default_factory=dict)
     views: int = 0
 
     def __post_init__(self) -> None:
@@ -268,6 +293,7 @@ class _Writer:
     def add_replacement(self, replacement: Replacement) -> None:
         path = self._path(replacement)
         new = replacement.new.replace("\r\n", "\n")
+        pairs = [(replacement.old or "", replacement.new), *replacement.divisions]
         if path is None:
             self._create(replacement, new)
             return
@@ -277,11 +303,11 @@ class _Writer:
         if replacement.old is None or (not replacement.old.strip() and not self.files[path].strip()):
             self._rewrite(path, new, explicit=replacement.explicit)
             return
-        if not replacement.old.strip():
+        divided = [_as_lines(old.replace("\r\n", "\n"), text.replace("\r\n", "\n")) for old, text in pairs]
+        if not any("".join(old).strip() for old, _ in divided):
             raise PatchError(f"{path}: an empty text to replace")
-        old, new_lines = _as_lines(replacement.old.replace("\r\n", "\n"), new)
         try:
-            edit.apply_to_base(self._locate(path, old, new_lines, self.bases[path]))
+            edit.apply_to_base(self._place(path, divided, self.bases[path]))
         except (Conflict, PatchError) as error:
             if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
                 raise error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap") from error
@@ -289,14 +315,14 @@ class _Writer:
             current = edit.current()
             lines = LineIndex([text for text, _, _ in current])
             try:
-                placed = self._locate(path, old, new_lines, lines)
+                placed = self._place(path, divided, lines)
             except PatchError:
                 raise (error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap")) from error
             edit.apply_to_current(placed, current)
 
     def _path(self, replacement: Replacement) -> str | None:
         if replacement.path is None:
-            return self._by_content(replacement.old or "")
+            return self._by_content([replacement.old or "", *(old for old, _ in replacement.divisions)])
         path = self.index.clean(replacement.path)
         why = unsafe_path(path)
         if why is not None:
@@ -306,13 +332,14 @@ class _Writer:
             self.notes.append(f"resolved {path} to {found}")
         return found
 
-    def _by_content(self, old: str) -> str:
-        """The only file of the prompt that contains ``old``."""
-        lines = old.split("\n")
-        matches = [path for path in self.files if self.bases[path].find_all(lines, "trailing", 1)]
-        if len(matches) != 1 or not old.strip():
-            raise PatchError("names no file, and its old text does not identify one")
-        return matches[0]
+    def _by_content(self, olds: Sequence[str]) -> str:
+        """The only file of the prompt that contains one of ``olds``."""
+        for old in reversed([old for old in olds if old.strip()]):
+            lines = old.replace("\r\n", "\n").removesuffix("\n").split("\n")
+            matches = [path for path in self.files if self.bases[path].find_all(lines, "trailing", 1)]
+            if len(matches) == 1:
+                return matches[0]
+        raise PatchError("names no file, and its old text does not identify one")
 
     def _create(self, replacement: Replacement, new: str) -> None:
         path = self.index.clean(replacement.path or "")
@@ -320,19 +347,58 @@ class _Writer:
             raise PatchError(f"{path} is not in the prompt")
         if path in self.created:
             raise PatchError(f"{path} is created twice")
-        self.created[path] = new.removesuffix("\n")
+        lines = new.removesuffix("\n").split("\n")
+        if (
+            path.rpartition(".")[2].lower() not in _DATA
+            and (unnumbered := _without_file_numbers(lines, ())) is not None
+        ):
+            lines = unnumbered
+            self._note("dropped line numbers")
+        self.created[path] = "\n".join(lines)
+
+    def _note(self, what: str) -> None:
+        if what not in self.notes:
+            self.notes.append(what)
 
     def _rewrite(self, path: str, new: str, *, explicit: bool) -> None:
         edit = self.edits[path]
         if edit.changed:
             raise PatchError(f"{path}: edits overlap")
-        rewritten = _as_in_file(new.removesuffix("\n").split("\n"), edit.base)
-        if elided("\n".join(rewritten), edit.base):
+        if not new.strip() and self.files[path].strip():
+            raise PatchError(f"{path}: the new file is empty")
+        written = new.removesuffix("\n").split("\n")
+        shown = [shown_line(line) for line in edit.base]
+        try:
+            unnumbered = _without_file_numbers(written, shown)
+        except ValueError as error:
+            raise PatchError(f"{path}: {error}") from None
+        if unnumbered is not None:
+            written = unnumbered
+            self._note("dropped line numbers")
+        lines = line_diff(shown, written)
+        if leaves_lines_out(lines):
             raise PatchError(f"{path}: the new file leaves lines out")
-        lines = line_diff(edit.base, rewritten)
-        if not explicit and _is_excerpt(lines):
+        if is_excerpt(lines, written, explicit=explicit):
             raise PatchError(f"{path}: the code looks like an excerpt of the file, not the whole")
-        edit.apply_to_base(_placed_lines(lines, 0))
+        edit.apply_to_base(_placed_lines(_as_in_file(lines, edit.base, self._line_end(path)), 0))
+
+    def _place(self, path: str, pairs: list[tuple[list[str], list[str]]], lines: LineIndex) -> list[PlacedLine]:
+        """Locates an edit. Of several divisions, the one with the longest old text that is in the file counts."""
+        if len(pairs) > 1:
+            for level in MATCH_LEVELS:
+                for old, new in reversed(pairs):
+                    if any(text.strip() for text in old) and lines.find_all(old, level, 1):
+                        return self._locate(path, old, new, lines)
+        old, new = pairs[0]
+        try:
+            return self._locate(path, old, new, lines)
+        except PatchError:
+            unnumbered = without_line_numbers(old, new)
+            if unnumbered is None:
+                raise
+            placed = self._locate(path, *unnumbered, lines)
+            self._note("dropped line numbers")
+            return placed
 
     def _locate(self, path: str, old: list[str], new: list[str], lines: LineIndex) -> list[PlacedLine]:
         for level in MATCH_LEVELS:
@@ -356,9 +422,22 @@ class _Writer:
         if settled is None:
             raise PatchError(f"{path}: the indentation of the old text does not match the file's")
         note = REPAIR_NOTES[level]
-        if note is not None and note not in self.notes:
-            self.notes.append(note)
-        return _placed_lines(line_diff(base, settled), at)
+        if note is not None:
+            self._note(note)
+        return self._placed_at(path, line_diff([line.removesuffix("\r") for line in base], settled), base, lines, at)
+
+    def _placed_at(self, path: str, diff: list[Line], base: list[str], lines: LineIndex, at: int) -> list[PlacedLine]:
+        if says_lines_are_left_out(diff):
+            raise PatchError(f"{path}: the new text leaves lines out")
+        last_end = self._line_end(path) if at + len(base) == len(lines.lines) else None
+        return _placed_lines(_as_in_file(diff, base, last_end), at)
+
+    def _line_end(self, path: str) -> str:
+        """What most lines of a file have before their line feed."""
+        if path not in self.line_ends:
+            content = self.files[path]
+            self.line_ends[path] = "\r" if content.count("\r\n") * 2 > content.count("\n") else ""
+        return self.line_ends[path]
 
     def _replace_inside(self, path: str, old: list[str], new: list[str], lines: LineIndex) -> list[PlacedLine]:
         """Replaces a text that begins or ends inside a line."""
@@ -374,48 +453,78 @@ class _Writer:
         line_end = len(content) if line_end < 0 else line_end
         base = content[line_start:line_end].split("\n")
         text = content[line_start:start] + "\n".join(new) + content[start + len(pattern) : line_end]
-        return _placed_lines(line_diff(base, text.split("\n")), first)
+        shown = [line.removesuffix("\r") for line in base]
+        changed = [line.removesuffix("\r") for line in text.split("\n")]
+        return self._placed_at(path, line_diff(shown, changed), base, lines, first)
 
 
 def _as_lines(old: str, new: str) -> tuple[list[str], list[str]]:
     """Both texts as lines. Complete lines may end in a line break. An empty new text removes lines."""
     if old.endswith("\n"):
-        old, new = old[:-1], new.removesuffix("\n")
+        old = old[:-1]
+        return old.split("\n"), new.removesuffix("\n").split("\n") if new else []
     return old.split("\n"), new.split("\n") if new else []
 
 
-def _as_in_file(lines: Sequence[str], base: Sequence[str]) -> list[str]:
-    """A file's new lines, with ``\\r\\n`` line ends and bytes that are not UTF-8 restored from the old ones.
+def _without_file_numbers(lines: Sequence[str], base: Sequence[str]) -> list[str] | None:
+    """A file's lines without the prompt's line numbers; None if they have none.
 
-    Prompts show such bytes as U+FFFD; ``base`` contains them as surrogates.
+    Args:
+        base: the old lines; empty for a new file, whose lines must be numbered from 1 without a gap.
+
+    Raises:
+        ValueError: lines have numbers, but not consistently.
     """
-    known = set(base)
-    shown = {_shown(line): line for line in base if line.endswith("\r") or not line.isascii()}
-    dos = sum(line.endswith("\r") for line in base) * 2 > len(base)
+    split = split_line_numbers(lines)
+    numbers = [number for number, _ in split if number is not None]
+    if len(numbers) < 2:
+        return None
+    rests = [rest for _, rest in split]
+    increasing = all(later > earlier for earlier, later in pairwise(numbers))
+    if not base:
+        if numbers != list(range(1, len(lines) + 1)):
+            return None
+    else:
+        known = {line for line in base if line.strip()}
+        pairs = [(text, rest) for text, (number, rest) in zip(lines, split, strict=True) if number is not None]
+        gained = sum(rest in known and text not in known for text, rest in pairs)
+        if gained < 2 or gained <= sum(text in known for text, _ in pairs):
+            return None
+        if not increasing:
+            raise ValueError("line numbers in the new file that do not increase")
+        if numbers[0] != 1:
+            raise ValueError("the code looks like an excerpt of the file, not the whole")
+    if split[-1][0] is not None and not rests[-1] and not (base and not base[-1].strip()):
+        rests.pop()  # a prompt numbers the end of the file too
+    return rests
+
+
+def _as_in_file(lines: Sequence[Line], base: Sequence[str], last_end: str | None) -> list[Line]:
+    """A diff of shown lines as a diff of the file's lines: with their line ends and bytes that are not UTF-8.
+
+    Args:
+        base: the old lines. Undecodable bytes are surrogates in it, and U+FFFD in the diff.
+        last_end: ``\\r`` or empty: the line end for the file's last line, which may have none; None if ``base`` does
+            not reach it.
+    """
+    odd = {shown_line(line): line for line in base if not line.isascii() and "\r" not in line}
+    ends = ["\r" if line.endswith("\r") else "" for line in base]
+    if last_end is not None and ends:
+        ends[-1] = last_end
+    old = iter(base)
     return [
-        line if line in known else shown.get(line, line if line.endswith("\r") or not dos else f"{line}\r")
-        for line in lines
+        Line("+", odd.get(line.text, line.text) + end) if line.tag == "+" else Line(line.tag, next(old))
+        for line, end in zip(lines, line_ends(lines, ends), strict=True)
     ]
 
 
-def _shown(line: str) -> str:
+def shown_line(line: str) -> str:
+    """A file's line as a prompt shows it."""
     text = line.removesuffix("\r")
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:  # an unpaired surrogate that encodes no byte
         return text
-
-
-def _is_excerpt(lines: Sequence[Line]) -> bool:
-    """Whether the code lacks half of the file, or does not reach from the file's first line to its last."""
-    tags = [line.tag for line in lines if line.text.strip()]
-    kept, removed = tags.count(" "), tags.count("-")
-    return kept < _LEAST_KEPT * (kept + removed) or _begins_cut(tags) or _begins_cut(tags[::-1])
-
-
-def _begins_cut(tags: Sequence[str]) -> bool:
-    """Whether removed lines come first and are not replaced."""
-    return tags[:1] == ["-"] and next((tag for tag in tags if tag != "-"), None) != "+"
 
 
 def _placed_lines(lines: Sequence[Line], at: int) -> list[PlacedLine]:

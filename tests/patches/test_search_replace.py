@@ -117,3 +117,137 @@ def test_line_diff_leads_from_old_to_new(old: list[str], new: list[str]) -> None
     lines = line_diff(old, new)
     assert [line.text for line in lines if line.tag != "+"] == old
     assert [line.text for line in lines if line.tag != "-"] == new
+
+
+LONG = (
+    "import os\nimport re\n\n\n"
+    + "".join(f"class C{n}:\n    def run(self):\n        return os.sep * {n}\n\n\n" for n in range(8))
+    + "def stub():\n    ...\n"
+)
+CHANGED = LONG.replace("os.sep * 3", "os.sep * 33")
+WHOLE = {"pkg/long.py": LONG, "one.txt": "1.0\n", "three.py": "a = 1\nb = 2\nc = 3\n", "mixed.py": "a\r\nb\nc\r\nb\n"}
+
+
+def _numbered(text: str, form: str = "{} {}", first: int = 1) -> str:
+    return "".join(form.format(n, line) + "\n" for n, line in enumerate(text.removesuffix("\n").split("\n"), first))
+
+
+def _whole_forms(path: str, text: str) -> list[str]:
+    return [
+        f'<file path="{path}">\n{text}</file>\n',
+        f"[start of {path}]\n{text}[end of {path}]\n",
+        f"{path}\n```python\n{text}```\n",
+    ]
+
+
+def _applied(git: GitRepository, answer: str, files: dict[str, str]) -> dict[str, str] | None:
+    result = make_patch(answer, files)
+    assert result.status in ("none", "repaired"), result
+    applied = git.apply(result.patch, files) if result.status == "repaired" else None
+    assert (applied is None) == (result.status == "none"), result
+    return applied
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [
+        ("pkg/long.py", CHANGED, CHANGED),
+        ("pkg/long.py", _numbered(CHANGED), CHANGED),
+        ("pkg/long.py", _numbered(CHANGED) + "47 \n", CHANGED),
+        ("pkg/long.py", _numbered(CHANGED, "{:6d}\t{}"), CHANGED),
+        ("pkg/long.py", _numbered(CHANGED, "{}: {}"), CHANGED),
+        ("pkg/long.py", _numbered(CHANGED, "{}|{}"), CHANGED),
+        ("pkg/long.py", CHANGED + "\n\nclass P:\n    def f(self):\n        ...\n", None),
+        ("one.txt", "2.0\n", "2.0\n"),
+        ("three.py", "x = 1\ny = 2\n", "x = 1\ny = 2\n"),
+        ("mixed.py", "a\nb\nC\nb\n", "a\r\nb\nC\r\nb\n"),
+    ],
+)
+def test_whole_file_is_rewritten(git: GitRepository, path: str, text: str, expected: str | None) -> None:
+    for answer in _whole_forms(path, text):
+        assert _applied(git, answer, WHOLE) == {**WHOLE, path: expected or text}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class C3:\n    def run(self):\n        return os.sep * 33\n",
+        "    def run(self):\n        return os.sep * 33\n",
+        CHANGED.removeprefix("import os\nimport re\n\n\n"),
+        CHANGED.removeprefix("import os\n"),
+        CHANGED[: CHANGED.index("class C6")] + "    # (unchanged)\n",
+        CHANGED[: CHANGED.index("class C6")] + "...\n",
+        CHANGED[: CHANGED.index("class C5")],
+        CHANGED[: CHANGED.index("        return os.sep * 7")],
+        CHANGED.replace("        return os.sep * 5\n", "        # same as before\n"),
+        CHANGED.replace("        return os.sep * 5\n", "        ...\n"),
+        _numbered("class C3:\n    def run(self):\n        return os.sep * 33\n", first=20),
+        _numbered(CHANGED).replace("\n7 ", "\n5 "),
+        "\n",
+    ],
+)
+def test_excerpt_in_the_form_of_a_whole_file_never_replaces_the_file(git: GitRepository, text: str) -> None:
+    for answer in _whole_forms("pkg/long.py", text):
+        assert _applied(git, answer, WHOLE) is None
+
+
+def test_new_whole_file_loses_the_prompts_line_numbers(git: GitRepository) -> None:
+    answer = f"[start of pkg/new.py]\n{_numbered(FILES['pkg/mod.py'])}[end of pkg/new.py]\n"
+    assert _applied(git, answer, FILES) == {**FILES, "pkg/new.py": FILES["pkg/mod.py"]}
+    answer = "[start of data.txt]\n1 a\n2 b\n[end of data.txt]\n"
+    assert _applied(git, answer, FILES) == {**FILES, "data.txt": "1 a\n2 b\n"}
+
+
+def _block(old: str, new: str, path: str = "a.md") -> str:
+    return f"{path}\n<<<<<<< SEARCH\n{old}=======\n{new}>>>>>>> REPLACE\n"
+
+
+DOC = "Title\n=======\nx\n\ny\nz\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (_block("x\n\n", ""), "Title\n=======\ny\nz\n"),
+        (_block("\ny\n", "\n"), "Title\n=======\nx\n\nz\n"),
+        (_block("x\n", "\n"), "Title\n=======\n\n\ny\nz\n"),
+        (_block("Title\n=======\nx\n", "Title\n=======\nw\n"), DOC.replace("x", "w")),
+        (_block("y\n", "y\n\nOther\n=======\n"), DOC.replace("y\n", "y\n\nOther\n=======\n")),
+        (_block("Title\n=======\n", ""), "x\n\ny\nz\n"),
+        (_block("3 x\n4 \n5 y\n", "3 x\n4 \n5 w\n"), DOC.replace("y", "w")),
+        (_block("3 x\n4 \n5 y\n", "3 x\n4 \nw\n"), DOC.replace("y", "w")),
+        (_block("     5\ty\n     6\tz\n", "w\n"), DOC.replace("y\nz", "w")),
+        ("<file>a.md</file><original>\nx\n\n</original><patched>\n</patched>", "Title\n=======\ny\nz\n"),
+        (_block("5 y\n6 z\n", "5 y\n7 w\nz\n"), None),
+        (_block("x\n\ny\n", "# ... existing code ...\ny\n"), None),
+        ("a.md\n<<<<<<< SEARCH\nx\n=======\nw\n\na.md\n<<<<<<< SEARCH\nz\n=======\nv\n>>>>>>> REPLACE\n", None),
+    ],
+)
+def test_search_replace_block_changes_exactly_its_lines(
+    git: GitRepository, answer: str, expected: str | None
+) -> None:
+    assert _applied(git, answer, {"a.md": DOC}) == (None if expected is None else {"a.md": expected})
+
+
+@pytest.mark.parametrize(
+    ("path", "created"),
+    [
+        ("Makefile", "Makefile"),
+        ("`bin/run`", "bin/run"),
+        ("/testbed/x/new.py", "x/new.py"),
+        ("x\\new.py", "x/new.py"),
+    ],
+)
+def test_new_file_may_have_no_extension_or_the_path_of_a_container(
+    git: GitRepository, path: str, created: str
+) -> None:
+    assert _applied(git, _block("", "a = 1\n", path), FILES) == {**FILES, created: "a = 1\n"}
+
+
+def test_line_ends_of_a_file_with_both_kinds_are_kept(git: GitRepository) -> None:
+    files = {"m.txt": "a\r\nb\nc\r\nd\ne\r\n"}
+    for answer in (
+        _block("a\nb\nc\n", "a\nB\nC\n", "m.txt"),
+        "--- a/m.txt\n+++ b/m.txt\n@@ -1,9 +1,9 @@\n a\n-b\n+B\n-c\n+C\n d\n",
+    ):
+        assert _applied(git, answer, files) == {"m.txt": "a\r\nB\nC\r\nd\ne\r\n"}
