@@ -68,7 +68,7 @@ class WandbTracker:
         Option("W&B run name; null: what differs in the sweep, or the name of the run directory.", "reporting"),
     ] = None
     log_answers: Annotated[
-        bool, Option("Upload full answers and prompts too; patches and figures always are.", "reporting")
+        bool, Option("Upload full answers too; patches and figures always are, prompts never.", "reporting")
     ] = False
     log_interval_s: Annotated[float, Option("Seconds between two points of the metrics, at least.", "reporting")] = (
         1.0
