@@ -196,6 +196,21 @@ def test_several_objectives_have_a_pareto_front_and_an_unknown_price_costs_its_p
     assert "Traceback" not in unknown.stderr
 
 
+def test_a_search_does_not_prefer_points_that_skip_hard_instances(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=2)
+        data = tmp_path / "instances.jsonl"
+        easy, hard = map(json.loads, data.read_text().splitlines())
+        hard["text"] = hard["text"].replace("</issue>", "It fails. " * 300 + "</issue>", 1)
+        data.write_text("".join(json.dumps(row) + "\n" for row in (easy, hard)))
+        result = sweep.run("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "dataset.max_tokens=600,100000")
+        assert len(server.log.asked()) == 2, "the second point shares the first one's answer"
+    assert result.returncode == 0, result.stderr
+    found = {str(point["overrides"][0]): point["objective"] for point in points(tmp_path)}  # type: ignore[index] # a list
+    assert found == {"dataset.max_tokens=600": [0.5], "dataset.max_tokens=100000": [1.0]}
+    assert re.search(r"^best: dataset.max_tokens=100000 \(apply_rate=1\)$", result.stderr, re.MULTILINE)
+
+
 HALVING = ("hydra/sweeper=halving", "hydra.sweeper.instances=[2,4,null]", "hydra.sweeper.reduction=2")
 TOKENS = "decoding.max_new_tokens=8,16,24,32"
 
