@@ -196,7 +196,11 @@ class _Recomputed:
         if self._last[1] is None:
             return None
         files, edit_format = self._last[1]
-        answer = Prompt(None, "", self._prefill).with_prefill(record.get("full_output") or "")
+        output = record.get("full_output") or ""
+        if not output.strip() and record.get("model_patch"):
+            self.changes.kept[instance_id] = "the record has a patch without its answer"
+            return None
+        answer = Prompt(None, "", self._prefill).with_prefill(output)
         try:
             return make_patch(answer, files, edit_format or self._edit_format)
         except (SweInferError, OSError) as error:  # of the repository

@@ -205,6 +205,10 @@ _MAX_DETAIL = 80
 """Characters. A longer string in ``details`` may be text of the model."""
 
 
+_PARTS_OF_ANSWERS = frozenset({"reasoning", "tool_calls", "refusal"})
+"""Details that are texts of the model."""
+
+
 def without_answers(line: bytes) -> bytes:
     """The whole records in one line of the file, a line each, without answers, reasoning and further turns."""
     records: list[Mapping[str, Any]]
@@ -228,7 +232,7 @@ def _short_details(details: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in details.items():
         if isinstance(value, dict):
             kept[key] = _short_details(value)
-        elif not isinstance(value, list) and len(str(value)) <= _MAX_DETAIL:
+        elif key not in _PARTS_OF_ANSWERS and not isinstance(value, list) and len(str(value)) <= _MAX_DETAIL:
             kept[key] = value
     return kept
 

@@ -16,7 +16,7 @@ from swe_infer.cli.patches import main
 from swe_infer.errors import StoreError
 from swe_infer.patches import VERSION
 from swe_infer.run_directory.figures import Totals
-from swe_infer.run_directory.records import Damage, read_records
+from swe_infer.run_directory.records import Damage, read_records, without_answers
 from swe_infer.run_directory.rewrite import rewrite_records
 from swe_infer.run_directory.store import RunStore
 from tests.support import commands
@@ -151,6 +151,15 @@ def test_instance_that_is_gone_keeps_its_patch_with_a_note(run: Path, capsys: py
     _as_before_improvement(run)
     assert main([str(run)]) == 0
     assert f"instances that keep their patches: {COUNT}" in capsys.readouterr().out
+
+
+def test_record_without_its_answer_keeps_its_patch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "records.jsonl"
+    path.write_bytes(b"".join(without_answers(line) for line in path.read_bytes().splitlines(keepends=True)))
+    before = path.read_bytes()
+    assert main([str(run)]) == 0
+    assert f"instances that keep their patches: {COUNT}, such as" in capsys.readouterr().out
+    assert path.read_bytes() == before
 
 
 def test_damaged_records_keep_their_cost(run: Path) -> None:

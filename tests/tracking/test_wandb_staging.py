@@ -63,7 +63,10 @@ def test_records_are_copied_without_answers_unless_these_are_logged(tmp_path: Pa
     record = {
         "instance_id": "a", "sample": 0, "status": "completed", "model_patch": "a patch", "cost_usd": 0.000123,
         "full_output": "the answer", "reasoning": "a thought", "turns": ["a turn"], "a_later_key": "some text",
-        "details": {"request_id": "r-1", "drafted_tokens": 3, "message": "long " * 40, "nested": {"list": ["text"]}},
+        "details": {
+            "request_id": "r-1", "drafted_tokens": 3, "message": "long " * 40, "nested": {"list": ["text"]},
+            "reasoning": "hm", "tool_calls": "edit()", "refusal": "No.",
+        },
     }  # fmt: skip
     line = json.dumps(record).encode() + b"\n"
     source.write_bytes(line + b"damaged\n" + line[:20] + line + line[:20])
