@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from swe_infer.files import read_regular, write_atomically
@@ -27,10 +28,8 @@ def command_line(sweep: Path | None) -> str:
         sweep: the directory of the run's sweep, whose command may have started this process through a launcher.
     """
     if sweep is not None:
-        try:
+        with suppress(OSError):  # without the file, such as in a folder of an earlier version, this process's own
             return read_regular(sweep / _FILE, 1 << 20).decode("utf-8", "replace").rstrip("\n")
-        except OSError:
-            pass
     program, *arguments = _typed or [Path(sys.argv[0]).name, *sys.argv[1:]]
     return clean(shlex.join([program, *map(command_without_secrets, arguments)]))
 

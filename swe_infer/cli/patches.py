@@ -20,6 +20,7 @@ from typing import Any, cast, get_args
 from swe_infer.compare.prompts import recorded_rows
 from swe_infer.data.base import Rows
 from swe_infer.errors import ConfigError, DataError, SweInferError
+from swe_infer.evaluate.command import for_each_run
 from swe_infer.evaluate.evaluable import evaluated_figures
 from swe_infer.locks import locks_of
 from swe_infer.patches import VERSION
@@ -43,20 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns 2 if a run cannot be read or is in use."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    status = 0
-    for directory in options.runs:
-        try:
-            changes = recompute(directory, dry_run=options.dry_run)
-        except SweInferError as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = max(status, error.exit_status)
-            continue
-        except OSError as error:
-            print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
-            status = 2
-            continue
-        print("\n".join(changes.lines(clean(str(directory)), dry_run=options.dry_run)))
-    return status
+
+    def recomputed(directory: Path) -> str:
+        changes = recompute(directory, dry_run=options.dry_run)
+        return "\n".join(changes.lines(clean(str(directory)), dry_run=options.dry_run))
+
+    return for_each_run(options.runs, recomputed)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_plan import PlannedPoint, SweepPlan
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import covered_samples
+from swe_infer.run_directory.figures import covered_samples, sum_usd
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.progress import OtherRuns, SweepView
 
@@ -92,7 +92,7 @@ class SweepPosition:
             if job is not None and "resolved" in summary:
                 resolved += int(summary["resolved"])
                 evaluated += covered_samples(summary)
-            cost = _sum(cost, _cost_of(summary, point))
+            cost = sum_usd(cost, _cost_of(summary, point))
         return OtherRuns(samples, done, answered, todo, resolved, evaluated, cost)
 
     def _summary(self, run: str | None) -> tuple[Mapping[str, Any], bool]:
@@ -111,10 +111,6 @@ def _cost_of(summary: Mapping[str, Any], point: PlannedPoint) -> Decimal | None:
         return None if point.cost_usd is None else Decimal(point.cost_usd)
     cost = summary["cost_usd"]
     return None if cost is None else Decimal(repr(float(cost)))
-
-
-def _sum(first: Decimal | None, second: Decimal | None) -> Decimal | None:
-    return None if first is None or second is None else first + second
 
 
 def short_overrides(overrides: Sequence[str], swept: Sequence[str]) -> str:

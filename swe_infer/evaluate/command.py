@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 from swe_infer.errors import ConfigError, SweInferError
@@ -30,19 +30,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    return for_each_run(options.runs, lambda directory: _line(directory, evaluate(directory, options)))
+
+
+def for_each_run(directories: Iterable[Path], work: Callable[[Path], str]) -> int:
+    """Prints what ``work`` returns for each run directory. An error is one line, and stops no other run.
+
+    Returns:
+        The exit status: the highest of the errors, or 0.
+    """
     status = 0
-    for directory in options.runs:
+    for directory in directories:
         try:
-            summary = evaluate(directory, options)
+            print(work(directory))
         except SweInferError as error:
             print(f"error: {error}", file=sys.stderr)
             status = max(status, error.exit_status)
-            continue
         except OSError as error:
             print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
             status = 2
-            continue
-        print(_line(directory, summary))
     return status
 
 

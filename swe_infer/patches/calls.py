@@ -97,12 +97,9 @@ def calls_in_json(answer: str, files: Mapping[str, str]) -> Calls:
         try:
             value, end = decoder.raw_decode(answer, match.end())
         except (ValueError, RecursionError):
-            try:
-                value, end = literals.parse(match.end())
-            except NotALiteral as error:
-                if error.cut_off and _KEY.search(answer, match.end()):
-                    calls.problem = CUT_OFF
+            if (literal := _literal(literals, answer, match.end(), calls)) is None:
                 continue
+            value, end = literal
         reader.read(value, None)
     return calls
 
@@ -116,14 +113,20 @@ def calls_in_python(answer: str, files: Mapping[str, str]) -> Calls:
     for match in _CALL.finditer(answer):
         if match.start() < end:
             continue
-        try:
-            value, end = literals.parse(match.end())
-        except NotALiteral as error:
-            if error.cut_off and _KEY.search(answer, match.end()):
-                calls.problem = CUT_OFF
-            continue
-        reader.read(value, None)
+        if (literal := _literal(literals, answer, match.end(), calls)) is not None:
+            value, end = literal
+            reader.read(value, None)
     return calls
+
+
+def _literal(literals: LiteralParser, answer: str, start: int, calls: Calls) -> tuple[Any, int] | None:
+    """The literal at ``start`` and its end; None if there is none. Edits that are cut off become the problem."""
+    try:
+        return literals.parse(start)
+    except NotALiteral as error:
+        if error.cut_off and _KEY.search(answer, start):
+            calls.problem = CUT_OFF
+        return None
 
 
 def calls_in_xml(answer: str, files: Mapping[str, str]) -> Calls:

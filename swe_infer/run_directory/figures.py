@@ -324,7 +324,7 @@ class Totals:
         """Count one more record."""
         self.records += 1
         self.usage += usage_of(record)
-        self.cost_usd = _sum(self.cost_usd, record.get("cost_usd"))
+        self.cost_usd = sum_usd(self.cost_usd, record.get("cost_usd"))
         key, status, patch_status = key_of(record), record["status"], record.get("patch_status")
         if isinstance(digest := record.get("prompt_sha256"), str):
             self._prompts[key[0]] = _short(digest)
@@ -351,9 +351,9 @@ class Totals:
     def add_damage(self, damage: Damage) -> None:
         """Add the usage and cost of unreadable records."""
         self.unreadable += damage.unreadable
-        self.unreadable_usd = _sum(self.unreadable_usd, damage.cost_usd)
+        self.unreadable_usd = sum_usd(self.unreadable_usd, damage.cost_usd)
         self.usage += damage.usage
-        self.cost_usd = _sum(self.cost_usd, damage.cost_usd)
+        self.cost_usd = sum_usd(self.cost_usd, damage.cost_usd)
 
     def counts(self, instance_id: str) -> bool:
         """Whether an instance is covered."""
@@ -446,7 +446,8 @@ class Totals:
         return summary
 
 
-def _sum(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
+def sum_usd(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
+    """The sum of two costs; None if one is unknown."""
     return None if total is None or cost is None else total + cost
 
 
