@@ -35,17 +35,32 @@ DrafterKind = Literal["diff", "suffix", "none"]
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier turn of a conversation.
+
+    Args:
+        answer: what the model said.
+        reply: the next user message.
+    """
+
+    answer: str
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt, split for chat APIs.
 
     Args:
         system: None if there is no system part.
         prefill: the beginning of the answer, which the model continues. The model's output does not include it.
+        turns: the conversation after ``user``, oldest turn first. Only chat models continue one.
     """
 
     system: str | None
     user: str
     prefill: str | None = None
+    turns: tuple[Turn, ...] = ()
 
     @property
     def question(self) -> str:
@@ -55,7 +70,21 @@ class Prompt:
     @property
     def text(self) -> str:
         """The full text, the prompt of a base model."""
-        return self.question + (self.prefill or "")
+        return self.question + "".join(turn.answer + turn.reply for turn in self.turns) + (self.prefill or "")
+
+    @property
+    def parts(self) -> list[str]:
+        """The texts of all messages, ``system`` first."""
+        system = [] if self.system is None else [self.system]
+        return [*system, *(message["content"] for message in self.messages)]
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The messages for a chat API, without ``system``. ``prefill`` is the last one, an unfinished answer."""
+        found = [{"role": "user", "content": self.user}]
+        for turn in self.turns:
+            found += [{"role": "assistant", "content": turn.answer}, {"role": "user", "content": turn.reply}]
+        return found if self.prefill is None else [*found, {"role": "assistant", "content": self.prefill}]
 
     def with_prefill(self, answer: str) -> str:
         """A whole answer, from what the model returned. Some servers repeat ``prefill``; an empty answer stays so."""

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from swe_infer.files import open_regular
 from swe_infer.run_directory.layout import unreadable as unreadable_file
 from swe_infer.run_directory.records import LONGEST_LINE
 from swe_infer.text import bounded_json
-from swe_infer.types import Prompt
+from swe_infer.types import Prompt, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Journal:
     def add_prompt(self, prompt: Prompt) -> int:
         """Appends a prompt and returns its offset. :meth:`record_planned` syncs it to disk."""
         offset = os.lseek(self._prompts, 0, os.SEEK_END)
-        _write(self._prompts, {"system": prompt.system, "user": prompt.user, "prefill": prompt.prefill})
+        _write(self._prompts, {name: value for name, value in asdict(prompt).items() if value != ()})
         return offset
 
     def prompt(self, offset: int) -> Prompt:
@@ -85,11 +85,12 @@ class Journal:
         try:
             kept = bounded_json(self._reader.readline(LONGEST_LINE))
             system, user, prefill = kept["system"], kept["user"], kept.get("prefill")
+            turns = tuple(Turn(str(turn["answer"]), str(turn["reply"])) for turn in kept.get("turns", ()))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            system, user, prefill = None, None, None
+            system, user, prefill, turns = None, None, None, ()
         if not isinstance(user, str) or not isinstance(system, str | None) or not isinstance(prefill, str | None):
             raise StoreError(f"{self._prompts_path}: has no prompt at byte {offset}, to which batches.jsonl refers")
-        return Prompt(system, user, prefill)
+        return Prompt(system, user, prefill, turns)
 
     def record_planned(self, batch: Batch) -> None:
         """Records a batch before it is submitted."""

@@ -90,6 +90,7 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
         "system": _digest(request.prompt.system),
         "user": _digest(request.prompt.user),
         **({} if request.prompt.prefill is None else {"prefill": _digest(request.prompt.prefill)}),
+        **({"messages": list(map(_digest, request.prompt.parts))} if request.prompt.turns else {}),
         "sampling": sampling,
         "sample": request.sample,
     }

@@ -56,9 +56,8 @@ class TiktokenCounter:
         self.name = f"tiktoken:{encoding}"
 
     def __call__(self, prompt: Prompt) -> int:
-        parts = [part for part in (prompt.system, prompt.user, prompt.prefill) if part is not None]
         # disallowed_special: "<|endoftext|>" in an issue is text like any other.
-        return 3 + sum(4 + self._tokens(part) for part in parts)
+        return 3 + sum(4 + self._tokens(part) for part in prompt.parts)
 
     def _tokens(self, text: str) -> int:
         key = (self.name, hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
@@ -101,10 +100,9 @@ def byte_bound(prompt: Prompt, extra_body: Mapping[str, Any] | None = None) -> i
     Every token has at least one byte. Some tokenizers normalise first (Claude's published one: NFKC), which can
     lengthen a text that is not ASCII, so the longer form counts.
     """
-    total = _FRAMING_TOKENS
-    for part in (prompt.system, prompt.user, prompt.prefill):
-        if part is not None:
-            total += len(part) if part.isascii() else _bytes(part)
+    total = _FRAMING_TOKENS * (1 + len(prompt.turns))
+    for part in prompt.parts:
+        total += len(part) if part.isascii() else _bytes(part)
     if extra_body:
         total += len(json.dumps(dict(extra_body), default=str))
     return total

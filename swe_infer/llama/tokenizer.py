@@ -7,6 +7,7 @@ checkpoint without that file and for chat templates. No code of a checkpoint is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,7 +75,7 @@ class LlamaTokenizer:
         return len(encoded) - (self._add_bos is False and starts_with_bos)
 
     def _encode_chat(self, prompt: Prompt) -> list[int]:
-        messages = [{"role": "user", "content": prompt.user}]
+        messages = replace(prompt, prefill=None).messages
         if prompt.system is not None:
             messages.insert(0, {"role": "system", "content": prompt.system})
         text = self._chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -126,12 +126,11 @@ class AnthropicMessages(AnthropicBatches):
         return {**body, **model.extra_body}
 
     def _prompt_fields(self, prompt: Prompt, *, cache_prompt: bool) -> dict[str, Any]:
-        content: Any = prompt.user
+        messages: list[dict[str, Any]] = list(prompt.messages)
         if cache_prompt:
             mark = {"type": "ephemeral"} if self.cache_ttl == "5m" else {"type": "ephemeral", "ttl": self.cache_ttl}
-            content = [{"type": "text", "text": prompt.user, "cache_control": mark}]
-        begun = [] if prompt.prefill is None else [{"role": "assistant", "content": prompt.prefill}]
-        fields: dict[str, Any] = {"messages": [{"role": "user", "content": content}, *begun]}
+            messages[0]["content"] = [{"type": "text", "text": prompt.user, "cache_control": mark}]
+        fields: dict[str, Any] = {"messages": messages}
         return fields if prompt.system is None else {"system": prompt.system, **fields}
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:

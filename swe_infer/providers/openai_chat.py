@@ -274,8 +274,7 @@ def cache_fields(prompt: Prompt, model: ApiModel, *, cache_prompt: bool) -> dict
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
     system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
-    begun = [] if prompt.prefill is None else [{"role": "assistant", "content": prompt.prefill}]
-    return [*system, {"role": "user", "content": prompt.user}, *begun]
+    return [*system, *prompt.messages]
 
 
 def _text(content: Any) -> str:

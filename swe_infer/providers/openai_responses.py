@@ -72,7 +72,7 @@ class OpenAIResponses(OpenAIBatches):
         decoding, prompt = request.decoding, request.prompt
         body: dict[str, Any] = {
             "model": model.name,
-            "input": prompt.user,
+            "input": prompt.messages if prompt.turns else prompt.user,
             "max_output_tokens": decoding.max_new_tokens,
             "store": self.store,
         }
