@@ -34,13 +34,25 @@ if TYPE_CHECKING:
     from swe_infer.context.base import Context
     from swe_infer.data.base import Dataset
     from swe_infer.evaluate.run_end import Evaluation
+    from swe_infer.feedback.base import Feedback
     from swe_infer.locks import Locks
     from swe_infer.prompts.prompt import PromptRenderer
     from swe_infer.runners.base import Runner
     from swe_infer.tracking.base import Tracker
     from swe_infer.types import Budget, DataShard, PathText, SweepOptions
 
-GROUPS = ("model", "provider", "decoding", "dataset", "context", "prompt", "evaluation", "runner", "tracker")
+GROUPS = (
+    "model",
+    "provider",
+    "decoding",
+    "dataset",
+    "context",
+    "prompt",
+    "feedback",
+    "evaluation",
+    "runner",
+    "tracker",
+)
 _KEYS = (*GROUPS, "shard", "budget", "sweep", *ROOT_KEYS)
 
 RULES = "rules"
@@ -75,6 +87,7 @@ class Experiment:
     dataset: Dataset
     context: Context
     prompt: PromptRenderer
+    feedback: Feedback
     evaluation: Evaluation
     tracker: Tracker
     shard: DataShard
@@ -91,6 +104,7 @@ _EXAMPLES = {
     "dataset": "sample",
     "context": "given",
     "prompt": "given",
+    "feedback": "none",
     "evaluation": "none",
     "runner": "llama",
     "tracker": "none",
@@ -120,6 +134,7 @@ def build(cfg: DictConfig) -> Experiment:
             dataset=constructor.construct(cfg.dataset, "dataset"),
             context=constructor.construct(cfg.context, "context"),
             prompt=constructor.construct(cfg.prompt, "prompt"),
+            feedback=constructor.construct(cfg.feedback, "feedback"),
             evaluation=_evaluation(cfg, constructor),
             tracker=constructor.construct(cfg.tracker, "tracker"),
             shard=constructor.construct(cfg.shard, "shard"),
@@ -133,9 +148,19 @@ def build(cfg: DictConfig) -> Experiment:
         experiment.prompt.check_context(gives_text=context.gives_text, context=context.rules.partition("-")[0])
         if experiment.prompt.prefill is not None:
             experiment.runner.check_prefill(experiment.prompt.prefill)
+        _check_feedback(experiment)
         return experiment
     except OmegaConfBaseException as error:
         raise ConfigError(_omegaconf_line(error)) from None
+
+
+def _check_feedback(experiment: Experiment) -> None:
+    """Raises ConfigError if the model cannot continue the conversations of ``feedback``."""
+    if experiment.feedback.turns:
+        try:
+            experiment.runner.check_conversation()
+        except ConfigError as error:
+            raise ConfigError(f"feedback={experiment.feedback.name}: {error}") from None
 
 
 def objectives(cfg: DictConfig) -> tuple[Objective, ...]:
@@ -469,10 +494,11 @@ def shard_of(plain: Mapping[str, Any]) -> tuple[int | None, int]:
 
 
 def coverage(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that select instances, flat: ``{"dataset.limit": 4, …}``."""
-    dataset = plain.get("dataset")
+    """The keys that select instances and turns, flat: ``{"dataset.limit": 4, …}``."""
+    dataset, feedback = plain.get("dataset"), plain.get("feedback")
     dataset = dataset if isinstance(dataset, Mapping) else {}
-    return {f"dataset.{key}": dataset.get(key) for key in COVERAGE}
+    turns = feedback.get("turns") if isinstance(feedback, Mapping) else None
+    return {**{f"dataset.{key}": dataset.get(key) for key in COVERAGE}, "feedback.turns": turns}
 
 
 def digest(plain: Mapping[str, Any]) -> str:
@@ -511,6 +537,8 @@ def run_name(plain: Mapping[str, Any], label: str, dataset: str, job: Sequence[s
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
 _READABLE = 30
+_NAMED_BY_CHOICE = frozenset({"feedback"})
+"""Groups whose chosen option is part of a job's name, instead of its keys."""
 
 
 def job_name_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: Iterable[str] = ()) -> tuple[str, ...]:
@@ -528,6 +556,8 @@ def job_name_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: It
         value: Any = plain if key.partition(".")[0] in plain else {key: chosen.get(key)}
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
+        if key in _NAMED_BY_CHOICE:
+            value = chosen.get(key)
         if value is None and chosen and key not in chosen:
             continue  # the job's options do not have the key
         text = value if isinstance(value, str) else json.dumps(value, default=str)

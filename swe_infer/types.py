@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -181,6 +181,11 @@ class Request:
     @property
     def key(self) -> tuple[str, int]:
         return (self.instance_id, self.sample)
+
+    @property
+    def turn(self) -> int:
+        """The number of the further turn that is requested; 0: the first answer."""
+        return len(self.prompt.turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,6 +516,8 @@ class Estimate:
         limited_by: what limits the speed.
         expected_usd: cost in the run's mode, live or batch, whether or not the provider caches prompts; None if the
             price is not known.
+        further_turns: requests that may follow, depending on the answers. Only the upper bounds of the other figures
+            include them.
     """
 
     instances: int
@@ -526,6 +533,26 @@ class Estimate:
     seconds: Range | None
     limited_by: Bottleneck
     expected_usd: Range | None = None
+    further_turns: int = 0
+
+    def with_further(self, turns: Estimate) -> Estimate:
+        """This estimate with an estimate of requests that may follow in its upper bounds."""
+
+        def upper(mine: Range | None, further: Range | None) -> Range | None:
+            return None if mine is None or further is None else Range(mine.low, mine.high + further.high)
+
+        return replace(
+            self,
+            input_tokens=Range(self.input_tokens.low, self.input_tokens.high + turns.input_tokens.high),
+            output_tokens=Range(self.output_tokens.low, self.output_tokens.high + turns.output_tokens.high),
+            live_usd=upper(self.live_usd, turns.live_usd),
+            cached_usd=upper(self.cached_usd, turns.cached_usd),
+            batch_usd=upper(self.batch_usd, turns.batch_usd),
+            seconds=upper(self.seconds, turns.seconds),
+            expected_usd=upper(self.expected_usd, turns.expected_usd),
+            limited_by=self.limited_by if self.requests else turns.limited_by,
+            further_turns=self.further_turns + turns.requests,
+        )
 
     def __add__(self, other: Estimate) -> Estimate:
         """The sum of two runs, executed one after the other."""
@@ -549,4 +576,5 @@ class Estimate:
             seconds=sums["seconds"],
             limited_by=slower.limited_by,
             expected_usd=sums["expected_usd"],
+            further_turns=self.further_turns + other.further_turns,
         )

@@ -100,8 +100,8 @@ class Batches:
         journal: of the run directory.
         decoding: of every request of the run.
         over_budget: collects the instances of which no sample fits under a cap.
-        is_recorded: whether an answer is in the run's records. An open batch may have requests that this command does
-            not select; their answers are kept too. None: such answers are skipped.
+        is_recorded: whether the answer to a key and turn is in the run's records. An open batch may have requests
+            that this command does not select; their answers are kept too. None: such answers are skipped.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Batches:
         cached: Callable[[Request], Completion | None],
         keep: Callable[[Request, Answer], None],
         over_budget: set[str],
-        is_recorded: Callable[[tuple[str, int]], bool] | None = None,
+        is_recorded: Callable[[tuple[str, int], int], bool] | None = None,
     ) -> None:
         self._provider = provider
         self._model = model
@@ -134,10 +134,10 @@ class Batches:
         self._keep = keep
         self._over_budget = over_budget
         self._is_recorded = is_recorded
-        self._wanted: set[tuple[str, int]] = set()
-        self._asked: set[tuple[str, int]] = set()
+        self._wanted: set[tuple[str, int, int]] = set()
+        self._asked: set[tuple[str, int, int]] = set()
         """Requests that were read and have no outcome yet."""
-        self._in_batches: set[tuple[str, int]] = set()
+        self._in_batches: set[tuple[str, int, int]] = set()
         """Requests in batches of an earlier process that were not read yet."""
         self._source: Iterator[list[Request]] = iter(())
         self._last_written: tuple[Prompt, int] | None = None
@@ -167,7 +167,7 @@ class Batches:
         self._source = by_prompt(requests, _READ_TOGETHER)
         self._in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
         if self._is_recorded is not None:
-            self._wanted = {key for key in self._in_batches if not self._is_recorded(key)}
+            self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], key[2])}
         self._budget.release_other_batches(self._journal.open)
         watcher = asyncio.create_task(self._watch())
         following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
@@ -218,17 +218,18 @@ class Batches:
             if group is None:
                 break
             for request in group:
-                if self._is_recorded is not None and self._is_recorded(request.key):
+                if self._is_recorded is not None and self._is_recorded(request.key, request.turn):
                     continue  # a batch was collected since the request was made
                 if (hit := self._cached(request)) is not None:
                     on_outcome(request, hit)
                     continue
-                self._wanted.add(request.key)
-                self._asked.add(request.key)
-                if request.key in self._in_batches:
-                    self._in_batches.discard(request.key)
+                key = (*request.key, request.turn)
+                self._wanted.add(key)
+                self._asked.add(key)
+                if key in self._in_batches:
+                    self._in_batches.discard(key)
                 else:
-                    self._pending.append(Item(request.instance_id, request.sample, self._offset(request.prompt)))
+                    self._pending.append(Item(*request.key, self._offset(request.prompt), turn=request.turn))
         return bool(self._pending)
 
     def _offset(self, prompt: Prompt) -> int:

@@ -32,18 +32,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One request of a batch: its key, the offset of its prompt, how often it was submitted before, and the dollars
-    reserved for it (None in journals without them: the bound by bytes counts)."""
+    """One request of a batch: its key, the offset of its prompt, how often it was submitted before, the dollars
+    reserved for it (None in journals without them: the bound by bytes counts), and its turn."""
 
     instance_id: str
     sample: int
     offset: int
     tries: int = 0
     usd: str | None = None
+    turn: int = 0
 
     @property
-    def key(self) -> tuple[str, int]:
-        return (self.instance_id, self.sample)
+    def key(self) -> tuple[str, int, int]:
+        """Instance, sample and turn."""
+        return (self.instance_id, self.sample, self.turn)
 
 
 @dataclass(slots=True)
@@ -94,7 +96,10 @@ class Journal:
 
     def record_planned(self, batch: Batch) -> None:
         """Records a batch before it is submitted."""
-        items = {key: [i.instance_id, i.sample, i.offset, i.tries, i.usd] for key, i in batch.items.items()}
+        items = {
+            key: [i.instance_id, i.sample, i.offset, i.tries, i.usd, *([i.turn] if i.turn else [])]
+            for key, i in batch.items.items()
+        }
         os.fsync(self._prompts)
         self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items})
         self.open[batch.label] = batch
@@ -159,17 +164,17 @@ def _replay(event: dict[str, Any], batches: dict[str, Batch]) -> None:
             batches.pop(label, None)
 
 
-def _item(instance_id: Any, sample: Any, offset: Any, tries: Any = 0, usd: Any = None) -> Item:
+def _item(instance_id: Any, sample: Any, offset: Any, tries: Any = 0, usd: Any = None, turn: Any = 0) -> Item:
     """
     Raises:
         TypeError, ValueError, ArithmeticError: the values are invalid.
     """
-    for number in (sample, offset, tries):
+    for number in (sample, offset, tries, turn):
         if not 0 <= _checked(number, int) < 1 << 62:
             raise ValueError(number)
     if usd is not None and not 0 <= Decimal(_checked(usd, str)) < 1_000_000:
         raise ValueError(usd)
-    return Item(_checked(instance_id, str), sample, offset, tries, usd)
+    return Item(_checked(instance_id, str), sample, offset, tries, usd, turn)
 
 
 def _checked(value: Any, *kinds: type) -> Any:

@@ -64,6 +64,11 @@ class Deployments(Provider):
             with _named(key):
                 part.check_prefill(self._there(key, model), prefill)
 
+    def check_conversation(self, model: ApiModel) -> None:
+        for key, part in self._parts.items():
+            with _named(key):
+                part.check_conversation(self._there(key, model))
+
     def check_access(self) -> None:
         """Checks every provider; see :meth:`swe_infer.providers.base.Provider.check_access`."""
         for key, part in self._parts.items():

@@ -129,9 +129,10 @@ class Dispatcher:
             self._in_memory -= len(group)
 
     async def _answer_samples(self, missing: list[Request], on_outcome: OnOutcome) -> None:
-        """Answers the missing samples of one prompt."""
+        """Answers the missing samples of one prompt, or conversations that begin with it."""
         # Several samples in one request are cheaper than a cache: the prompt is charged once.
-        most = self._chain.max_samples(missing[0]) if len(missing) > 1 else 1
+        one_prompt = len(missing) > 1 and not missing[0].turn  # conversations differ after their first prompt
+        most = self._chain.max_samples(missing[0]) if one_prompt else 1
         cached = (most == 1 or self._prompt_caching == "always") and self._caches(missing[0], len(missing))
         followers = cached and await self._must_lead(missing)
         if followers:
@@ -177,7 +178,7 @@ class Dispatcher:
                 led, missing = True, missing[len(outcomes) :]
                 if not outcomes:
                     return missing, False
-                if isinstance(outcomes[0], Skip):
+                if isinstance(outcomes[0], Skip) and not (missing and missing[0].turn):
                     for request in missing:
                         self._report(request, outcomes[0], on_outcome)
                     return [], True
@@ -291,8 +292,11 @@ def _fatal(error: BaseException) -> bool:
 
 
 def by_prompt(requests: Iterable[Request], most: int | None = None) -> Iterator[list[Request]]:
-    """Groups consecutive requests for samples of the same prompt, at most ``most`` per list."""
-    for _, group in itertools.groupby(requests, key=lambda request: (request.instance_id, request.decoding)):
+    """Groups consecutive requests for samples of the same prompt, or for the same turn of conversations that begin
+    with it, at most ``most`` per list."""
+    for _, group in itertools.groupby(
+        requests, key=lambda request: (request.instance_id, request.decoding, request.turn)
+    ):
         while part := list(itertools.islice(group, most)):
             yield part
 

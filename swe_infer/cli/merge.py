@@ -123,13 +123,16 @@ def _verdict_figures(directory: Path, shards: Sequence[_ShardRun], earlier: Path
 
     The earlier merge may have been evaluated itself, so its verdicts win over those of another evaluation.
     """
-    verdicts = {verdict.key: verdict for shard in shards for verdict in _all_verdicts(shard.directory)}
+    every = (verdict for shard in shards for verdict in _all_verdicts(shard.directory))
+    verdicts = {(verdict.key, verdict.turn): verdict for verdict in every}
     for verdict in _all_verdicts(earlier) if earlier is not None else ():
-        if (other := verdicts.get(verdict.key)) is None or other.source != verdict.source:
-            verdicts[verdict.key] = verdict
+        answer = (verdict.key, verdict.turn)
+        if (other := verdicts.get(answer)) is None or other.source != verdict.source:
+            verdicts[answer] = verdict
     if not verdicts:
         return {"not_tested": shards[0].summary["not_tested"]} if "not_tested" in shards[0].summary else {}
-    found = write_verdicts(directory, verdicts.values(), RunDirectory(directory).patches())
+    turns = {key: turn for key, (turn, _) in RunDirectory(directory).patches().items()}
+    found = write_verdicts(directory, verdicts.values(), turns)
     figures = evaluated_figures(found, summary)
     places = {shard.summary.get("tested_in") for shard in shards}
     if len(places) == 1 and (place := places.pop()) is not None:
@@ -204,7 +207,7 @@ def _history(shards: Sequence[_ShardRun], summary: Summary) -> list[Summary]:
     if len(shards) > _MOST_OPEN_SHARDS:
         return []
     asked = _asked(shards)
-    totals, points = Totals(None if asked is None else asked.ids), list[Summary]()
+    totals, points = Totals() if asked is None else Totals(asked.ids, asked.turns), list[Summary]()
     every = 1 + summary["instances"] * summary["samples"] // _HISTORY_POINTS
     # Each file is nearly in the order of its times, so that not all records need to be in memory.
     records = (RunDirectory(shard.directory).records() for shard in shards)
@@ -240,6 +243,9 @@ def _read(directory: Path) -> _ShardRun:
         raise StoreError(f"{directory}: {reason}; finish this shard first")
     if lacking := [key for key in ("instances", "samples") if key not in summary]:
         raise StoreError(f"{directory}: its summary lacks {lacking[0]}; run this shard again")
+    coverage = run.coverage()
+    if coverage is not None and coverage.turns and not coverage.turns_done:
+        raise StoreError(f"{directory}: some further turns are not sent yet; finish this shard first")
     return _ShardRun(directory, index, count, plain, summary)
 
 

@@ -28,7 +28,7 @@ from swe_infer.patches.pipeline import make_patch
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import EVALUATED_FIGURES, Summary, Totals
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Key, Record, key_of
+from swe_infer.run_directory.records import Key, Record, key_of, turn_of
 from swe_infer.run_directory.rewrite import rewrite_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import drop_verdicts, read_verdicts
@@ -57,14 +57,14 @@ class Changes:
     """What a recomputation changes.
 
     Args:
-        statuses: the old and the new patch status of each sample that counts.
-        patches: the samples with another patch.
+        statuses: the old and the new patch status of each answer that counts, by key and turn.
+        patches: the answers with another patch.
         kept: instances that keep their patches, with the reason.
         verdicts: number of dropped verdicts.
     """
 
-    statuses: dict[Key, tuple[str, str]] = field(default_factory=dict)
-    patches: set[Key] = field(default_factory=set)
+    statuses: dict[tuple[Key, int], tuple[str, str]] = field(default_factory=dict)
+    patches: set[tuple[Key, int]] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
     verdicts: int = 0
 
@@ -112,6 +112,7 @@ def recompute(directory: Path, *, dry_run: bool = False) -> Changes:
         )
         if changed:
             store.reload()
+            store.mark_turns(done=False)  # other answers may need a further turn now
             store.write_summary(_summary(directory, before, store.totals, patches.changes))
             store.check()
     return patches.changes
@@ -126,6 +127,8 @@ def _summary(directory: Path, before: Summary, totals: Totals, changes: Changes)
     counts = {key: before[key] for key in ("instances", "samples") if key in before}
     fresh = totals.summary(**cast(dict[str, Any], counts))
     summary: dict[str, Any] = {**(before or fresh), **{key: fresh.get(key) for key in _PATCH_FIGURES}}
+    if "feedback" in fresh:
+        summary["feedback"] = fresh["feedback"]
     if changes.verdicts:
         summary = {key: value for key, value in summary.items() if key not in _EVALUATION_KEYS}
         if left := read_verdicts(directory):
@@ -157,22 +160,25 @@ class _Recomputed:
 
     def fields(self, record: Record) -> dict[str, Any] | None:
         """The fields of the new patch; None if the record keeps its patch."""
-        key = key_of(record)
-        if record["status"] == "skipped":
-            self.changes.statuses.pop(key, None)
-            self.changes.patches.discard(key)
+        key, turn = key_of(record), turn_of(record)
+        answer = (key, turn)
+        if record["status"] == "skipped" and not turn:
+            while (answer := (key, turn)) in self.changes.statuses:
+                del self.changes.statuses[answer]
+                self.changes.patches.discard(answer)
+                turn += 1
         if record["status"] != "completed":
             return None
         old = str(record.get("patch_status"))
         result = self._patch(record)
         if result is None:
-            self.changes.statuses[key] = (old, old)
+            self.changes.statuses[answer] = (old, old)
             return None
-        self.changes.statuses[key] = (old, result.status)
+        self.changes.statuses[answer] = (old, result.status)
         if result.patch != (record.get("model_patch") or ""):
-            self.changes.patches.add(key)
+            self.changes.patches.add(answer)
         else:
-            self.changes.patches.discard(key)
+            self.changes.patches.discard(answer)
         return {
             "model_patch": result.patch,
             "patch_status": result.status,

@@ -147,7 +147,15 @@ class PreparedRun:
             prompts = self.prompt_source(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             before, shared = self.earlier_answers(self._sweep)
-            found = estimate_remaining(experiment.runner, selection, self.directory, before, shared)
+            found = estimate_remaining(
+                experiment.runner,
+                selection,
+                self.directory,
+                before,
+                shared,
+                experiment.feedback,
+                experiment.prompt.edit_format,
+            )
         print_estimate(found, f"dry run of {self.directory}")
 
     def earlier_answers(self, sweep: SweepLog | None) -> tuple[Coverage, list[Path]]:
@@ -196,7 +204,7 @@ class PreparedRun:
                     f"{moved} instances to other shards; finish it with that version, or choose another output_dir"
                 )
             before = _previous_coverage(claim_directory(self.directory, plain))
-            store.set_coverage(coverage_of(selection), before)
+            store.set_coverage(coverage_of(selection, experiment.feedback.turns), before)
             run_id = config.run_id_of(self.directory, plain)
             info = self._run_info(self._agent.run_id if self._agent else run_id, selection, resumed=store.resumed)
             shared = self.directory.resolve().parent if self._sweep is None else self._sweep.directory.resolve()
@@ -207,7 +215,7 @@ class PreparedRun:
                 sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
                 resources=resources,
                 shards=experiment.shard.count,
-                is_recorded=lambda key: store.totals.status(key) == "completed",
+                is_recorded=lambda key, turn: store.totals.is_answered(key, turn),
             )
             experiment.runner.bind(context)
             run = Run(
@@ -226,6 +234,7 @@ class PreparedRun:
                 over_budget=context.over_budget,
                 edit_format=experiment.prompt.edit_format,
                 sweep=SweepPosition.of(self._sweep),
+                feedback=experiment.feedback,
             )
             return RunSession(run, stack.pop_all())
 

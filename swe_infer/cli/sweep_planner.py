@@ -162,7 +162,8 @@ class _Planner:
         selection = self._selection(prepared)
         if self._search is None:
             before, shared = prepared.earlier_answers(sweep)
-            rest = Remainder(selection, runner.decoding, prepared.directory, before, shared)
+            turns = (experiment.feedback, experiment.prompt.edit_format)
+            rest = Remainder(selection, runner.decoding, prepared.directory, before, shared, *turns)
         else:  # the records of the sweep's own configuration are those of no point
             rest = Remainder(selection, runner.decoding, sweep.directory / "no-run", Coverage(None))
         samples, todo = len(selection) * runner.decoding.n, rest.count()
@@ -177,7 +178,7 @@ class _Planner:
 
     def _estimated(self, prepared: PreparedRun, rest: Remainder) -> Estimate:
         planned = self._planned.setdefault(prepared.identity, set())
-        return prepared.experiment.runner.estimate(rest.pending(planned))
+        return rest.estimate(prepared.experiment.runner, planned)
 
     def _pay(self, estimate: Estimate, rest: Remainder, budget: Any) -> int:
         """Adds the cost of a point; returns the number of its answers."""

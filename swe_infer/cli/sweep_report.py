@@ -185,8 +185,11 @@ def _is_up_to_date(target: Path, runs: Sequence[Path]) -> bool:
     parts = [RunDirectory(run).summary() for run in runs]
     asked = [RunDirectory(run).covered_ids() for run in runs]
     together = None if None in asked else frozenset().union(*(ids for ids in asked if ids is not None))
+    turns = {
+        None if (coverage := RunDirectory(run).coverage()) is None else coverage.turns for run in (*runs, target)
+    }
     counts = [sum(each) for each in zip(*map(_counts, parts), strict=True)]
-    return together == made.covered_ids() and counts == _counts(merged)
+    return together == made.covered_ids() and len(turns) == 1 and counts == _counts(merged)
 
 
 def _replace_merged(target: Path, runs: Sequence[Path]) -> None:
@@ -204,4 +207,5 @@ def _replace_merged(target: Path, runs: Sequence[Path]) -> None:
 
 
 def _counts(summary: Summary) -> list[int]:
-    return [int(summary.get(key, 0)) for key in ("instances", "completed", "failed", "skipped")]  # type: ignore[call-overload]
+    counts = [int(summary.get(key, 0)) for key in ("instances", "completed", "failed", "skipped")]  # type: ignore[call-overload]
+    return [*counts, summary.get("feedback", {}).get("turns", 0)]

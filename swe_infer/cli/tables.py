@@ -18,15 +18,17 @@ def print_estimate(found: Estimate, title: str) -> None:
     count = "counted" if found.exact else "estimated"
     seconds = found.seconds
     time = "unknown before it runs" if seconds is None else f"{clock(seconds.low)} to {clock(seconds.high)}"
+    to_do = found.requests or found.further_turns
     rows = [
         ("requests", f"{found.requests:,} for {found.instances:,} instances"),
+        ("feedback", f"up to {found.further_turns:,} further turns" if found.further_turns else ""),
         ("cached", f"{found.response_cache_hits:,} in the response cache" if found.response_cache_hits else ""),
         ("tokens in", f"{_between(found.input_tokens, ',.0f')} ({count} by {found.tokens})"),
         ("tokens out", _between(found.output_tokens, ",.0f")),
         ("live", _dollars(found.live_usd)),
         ("with cache", _dollars(found.cached_usd)),
         ("in batch", _dollars(found.batch_usd) if found.batch_usd else "not offered, or its price is unknown"),
-        ("time", f"{time} (limited by {found.limited_by})" if found.requests else "nothing left to run"),
+        ("time", f"{time} (limited by {found.limited_by})" if to_do else "nothing left to run"),
     ]
     print(title)
     for name, value in rows:
@@ -93,6 +95,16 @@ def _infrastructure(summary: Mapping[str, Any]) -> str:
     return f"{count:,} without an answer; " + (f"without them: {without}" if without else "nothing else was answered")
 
 
+def _turns(summary: Mapping[str, Any]) -> str:
+    """The number of further turns, and what they brought and cost."""
+    turns = summary.get("feedback")
+    if not turns:
+        return ""
+    words = {"fixed": "patches now apply", "broken": "no longer apply", "failed": "failed", "skipped": "skipped"}
+    parts = [f"{turns['turns']:,} turns", *(f"{turns[key]:,} {what}" for key, what in words.items() if turns[key])]
+    return f"{', '.join(parts)}; {dollars(turns['cost_usd'])} of the cost"
+
+
 def _unreadable(summary: Mapping[str, Any]) -> str:
     """The number of unreadable records and their cost."""
     count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
@@ -122,6 +134,7 @@ def print_summary(
         ("remaining", f"{summary['remaining']:,}" if summary["remaining"] else ""),
         ("patches", _patches(summary["patches"])),
         ("apply rate", _apply_rate(summary)),
+        ("feedback", _turns(summary)),
         ("resolved", _resolved(summary)),
         ("outages", _infrastructure(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),

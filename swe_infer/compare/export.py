@@ -11,6 +11,7 @@ from typing import IO, Any
 from swe_infer.compare.analysis import Comparison, Figures, Rate
 from swe_infer.compare.pairs import Pair
 from swe_infer.compare.statistics import Bootstrap
+from swe_infer.run_directory.figures import TurnFigures, cost_per_fixed
 
 COLUMNS = (
     "run", "instance_id", "sample", "status", "finish_reason", "patch_status", "resolved", "input_tokens",
@@ -70,7 +71,15 @@ def _run(one: Figures) -> dict[str, Any]:
         "median_latency_s": one.median_latency_s,
         "pass_at": {str(k): {"value": value, "instances": count} for k, value, count in one.pass_at},
         "on_front": one.on_front,
+        "feedback": _turns(one.run.feedback),
     }
+
+
+def _turns(turns: TurnFigures | None) -> dict[str, Any] | None:
+    if turns is None:
+        return None
+    each, cost = cost_per_fixed(turns), turns["cost_usd"]
+    return {**turns, "cost_usd": _float(None if cost is None else Decimal(cost)), "cost_per_fixed_usd": _float(each)}
 
 
 def _rate(rate: Rate | None) -> dict[str, Any] | None:

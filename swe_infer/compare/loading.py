@@ -11,9 +11,10 @@ from typing import Any
 
 from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
-from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.asked import Coverage
+from swe_infer.run_directory.figures import Summary, Totals, TurnFigures
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, usage_of
+from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, turn_of, usage_of
 from swe_infer.text import flatten
 from swe_infer.types import MAX_SAMPLES, Usage
 
@@ -26,6 +27,7 @@ class Result:
         resolved: whether the tests pass; None if not evaluated.
         cost_usd: dollars of all attempts; None if a price is unknown.
         extractor: the version of the extractor that found the patch; 1 if the record states none.
+        turn: the further turn of the record, see :mod:`swe_infer.feedback`; 0: the first answer.
     """
 
     instance_id: str
@@ -40,6 +42,7 @@ class Result:
     attempts: int
     error: str | None
     extractor: int = 1
+    turn: int = 0
 
     @property
     def infrastructure_failure(self) -> bool:
@@ -61,6 +64,7 @@ class LoadedRun:
         config: the flattened configuration, ``{"decoding.temperature": 0.0, …}``; empty without one.
         results: of the samples that the last command requested, by (instance, sample), in record order.
         evaluated: whether any instance has a verdict of its tests.
+        feedback: the figures of further turns; None without any.
         unreadable: number of unreadable records.
         unreadable_usage: their usage, as far as it can be recovered.
         unreadable_usd: their cost; None if a price is unknown.
@@ -75,6 +79,7 @@ class LoadedRun:
     summary: Summary
     results: Mapping[Key, Result]
     evaluated: bool
+    feedback: TurnFigures | None = None
     unreadable: int = 0
     unreadable_usage: Usage = field(default_factory=Usage)
     unreadable_usd: Decimal | None = Decimal(0)
@@ -142,17 +147,25 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         ConfigError: a file of the run cannot be read.
     """
     run = RunDirectory(directory)
-    verdicts, asked = run.resolved(), run.covered_ids()
+    verdicts, coverage = run.resolved(), run.coverage() or Coverage(None, turns=None)
+    asked = coverage.ids
     results: dict[Key, Result] = {}
-    damage, recorded = Damage(), Totals()
+    damage, recorded = Damage(), Totals(asked, coverage.turns)
     # Before the records: a run in progress must not have fewer records than its summary counts.
     config, summary = run.config(), run.summary()
     for record in run.records(damage):
         recorded.add_record(record)
         key = key_of(record)
         if asked is None or key[0] in asked:
-            verdict = verdicts.get(key, record.get("resolved"))
-            results[key] = _result(record, results.get(key), verdict if isinstance(verdict, bool) else None)
+            verdict = verdicts.get((key, turn_of(record)), record.get("resolved"))
+            result = _result(
+                record,
+                results.get(key),
+                verdict if isinstance(verdict, bool) else None,
+                coverage.has_turn(turn_of(record)),
+            )
+            if result is not None:
+                results[key] = result
     damage.reconcile_cost(recorded.cost_usd, summary)
     return LoadedRun(
         directory,
@@ -162,6 +175,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         summary=summary,
         results=results,
         evaluated=any(result.resolved is not None for result in results.values()),
+        feedback=recorded.summary().get("feedback"),
         unreadable=damage.unreadable,
         unreadable_usage=damage.usage,
         unreadable_usd=damage.cost_usd,
@@ -182,14 +196,18 @@ def total_cost(costs: Iterable[Decimal | None]) -> Decimal | None:
 def read_texts(run: LoadedRun) -> dict[Key, Texts]:
     """Reads the answers and patches of a run, which :func:`load_run` does not keep in memory."""
     texts: dict[Key, Texts] = {}
-    statuses: dict[Key, str] = {}
-    for record in RunDirectory(run.directory).records():
-        key = key_of(record)
-        if not supersedes(record["status"], statuses.get(key)):
+    last: dict[Key, tuple[str, int]] = {}
+    directory = RunDirectory(run.directory)
+    coverage = directory.coverage() or Coverage(None, turns=None)
+    for record in directory.records():
+        key, turn = key_of(record), turn_of(record)
+        status_before, turn_before = last.get(key, (None, 0))
+        if not coverage.has_turn(turn) or not supersedes(record["status"], status_before, turn, turn_before):
             continue
-        statuses[key] = record["status"]
+        last[key] = (record["status"], turn)
         error: Mapping[str, Any] = record.get("error") or {}
         notes = [
+            *([f"answer to further turn {turn}: {record.get('feedback') or ''}"] if turn else []),
             *(f"repair: {repair}" for repair in record.get("patch_repairs") or ()),
             *([str(record["patch_reason"])] if record.get("patch_reason") else []),
             *([f"{error.get('type')}: {error.get('message')}"] if error else []),
@@ -198,14 +216,21 @@ def read_texts(run: LoadedRun) -> dict[Key, Texts]:
     return texts
 
 
-def _result(record: Record, before: Result | None, verdict: bool | None) -> Result:
+def _result(record: Record, before: Result | None, verdict: bool | None, *, covered: bool) -> Result | None:
+    """The result of a sample with one more record; None if it has no result yet.
+
+    Args:
+        covered: whether the last command covers the turn of the record. If not, only its cost counts.
+    """
     usage, cost = usage_of(record), record.get("cost_usd")
     paid = None if cost is None else Decimal(cost)
     if before is not None:
         usage += before.usage
         paid = None if paid is None or before.cost_usd is None else paid + before.cost_usd
-        if not supersedes(record["status"], before.status):
+        if not covered or not supersedes(record["status"], before.status, turn_of(record), before.turn):
             return replace(before, usage=usage, cost_usd=paid)
+    elif not covered:
+        return None
     error: Mapping[str, Any] = record.get("error") or {}
     return Result(
         instance_id=record["instance_id"],
@@ -220,6 +245,7 @@ def _result(record: Record, before: Result | None, verdict: bool | None) -> Resu
         attempts=int(record.get("attempts") or 0),
         error=None if error.get("type") is None else str(error["type"]),
         extractor=int(record.get("extractor") or 1),
+        turn=turn_of(record),
     )
 
 

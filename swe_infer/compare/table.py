@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate, differ
 from swe_infer.compare.pairs import Pair
+from swe_infer.run_directory.figures import cost_per_fixed
 from swe_infer.text import clean, dollars, duration, p_value, percent, shown
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def print_comparison(comparison: Comparison, console: Console, *, every_instance
     tables.append(_costs(comparison))
     if any(one.pass_at for one in comparison.runs):
         tables.append(_pass_at(comparison))
+    if any(one.run.feedback for one in comparison.runs):
+        tables.append(_turns(comparison))
     if comparison.pairs:
         tables.append(_pairs(comparison))
         if any(pair.without_failures for pair in comparison.pairs):
@@ -152,6 +155,39 @@ def _cost(one: Figures) -> list[str]:
         "-" if one.output_tokens_per_s is None else f"{one.output_tokens_per_s:,.1f}",
         duration(one.median_latency_s),
     ]
+
+
+def _turns(comparison: Comparison) -> tuple[str, Table]:
+    columns = [
+        "",
+        "turns",
+        "failed",
+        "skipped",
+        "now apply",
+        "no longer apply",
+        "cost",
+        "per patch",
+        "tokens in",
+        "tokens out",
+    ]
+    rows = []
+    for one in comparison.runs:
+        turns = one.run.feedback
+        if turns is None:
+            continue
+        each = cost_per_fixed(turns)
+        counts = (turns["turns"], turns["failed"], turns["skipped"], turns["fixed"], turns["broken"])
+        rows.append(
+            [
+                one.letter,
+                *(f"{count:,}" for count in counts),
+                dollars(turns["cost_usd"]),
+                "-" if each is None else dollars(each),
+                f"{turns['input_tokens']:,}",
+                f"{turns['output_tokens']:,}",
+            ]
+        )
+    return _table("Further turns (feedback): patches, and what they cost", columns, rows)
 
 
 def _pass_at(comparison: Comparison) -> tuple[str, Table]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from swe_infer.errors import ConfigError, SweInferError
@@ -87,9 +87,9 @@ def figures_of_saved_verdicts(directory: Path, summary: Summary) -> Summary:
     if not read_verdicts(directory):
         return {}
     try:
-        found: Container[Key] = open_run(directory).patches
+        found: Mapping[Key, int] = open_run(directory).turns
     except ConfigError:  # no requested sample is completed
-        found = ()
+        found = {}
     verdicts = write_verdicts(directory, (), found)
     return evaluated_figures(verdicts, summary) if verdicts else {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class EvaluableRun:
         label: ``model_name_or_path`` of its predictions.
         patches: the patch of every completed (instance, sample) that the last command requested; empty if the answer
             contained none.
+        turns: the turn of the answer with each patch, see :mod:`swe_infer.feedback`.
         dataset: the ``dataset`` group of the run's configuration.
         locks: the run's key ``locks``.
     """
@@ -35,6 +36,7 @@ class EvaluableRun:
     directory: Path
     label: str
     patches: Mapping[Key, str]
+    turns: Mapping[Key, int]
     dataset: Mapping[str, Any]
     locks: Locks = "os"
 
@@ -56,14 +58,18 @@ def open_run(directory: Path) -> EvaluableRun:
     run = RunDirectory(directory)
     if not layout.is_run(directory):
         raise ConfigError(f"{directory}: not a run directory (there is no {layout.RECORDS})")
-    patches, config = run.patches(), run.config()
-    if not patches:
+    answers, config = run.patches(), run.config()
+    if not answers:
         raise ConfigError(f"{directory}: no sample is completed, so there is nothing to evaluate")
     label = run.label()
     if label is None:
         raise ConfigError(f"{directory}: contains no predictions; run the same command again to write them")
     dataset = config.get("dataset")
-    return EvaluableRun(directory, label, patches, dataset if isinstance(dataset, dict) else {}, locks_of(config))
+    patches = {key: patch for key, (_, patch) in answers.items()}
+    turns = {key: turn for key, (turn, _) in answers.items()}
+    return EvaluableRun(
+        directory, label, patches, turns, dataset if isinstance(dataset, dict) else {}, locks_of(config)
+    )
 
 
 def evaluation_folder(run: EvaluableRun) -> Path:
@@ -81,7 +87,8 @@ def evaluation_folder(run: EvaluableRun) -> Path:
 
 def save_verdicts(run: EvaluableRun, verdicts: Iterable[Verdict], summary: Summary) -> Summary:
     """Writes verdicts to the run directory; returns the figures to add to its summary."""
-    return evaluated_figures(write_verdicts(run.directory, verdicts, run.patches), summary)
+    of_turns = (replace(verdict, turn=run.turns.get(verdict.key, 0)) for verdict in verdicts)
+    return evaluated_figures(write_verdicts(run.directory, of_turns, run.turns), summary)
 
 
 def evaluated_figures(verdicts: Iterable[Verdict], summary: Summary) -> Summary:

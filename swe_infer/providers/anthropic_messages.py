@@ -110,6 +110,9 @@ class AnthropicMessages(AnthropicBatches):
         if prefill != prefill.rstrip():
             raise ConfigError("prompt.prefill: ends in white space, which Anthropic refuses; remove it from the end")
 
+    def check_conversation(self, model: ApiModel) -> None:
+        """Every model continues one."""
+
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         decoding = request.decoding
         body: dict[str, Any] = {

@@ -93,6 +93,13 @@ class Provider(ABC):
             "prompt.prefill=null"
         )
 
+    def check_conversation(self, model: ApiModel) -> None:
+        """Raises ConfigError if the model cannot continue a conversation (:attr:`swe_infer.types.Prompt.turns`)."""
+        raise ConfigError(
+            f"a further turn needs a chat model; provider={self.name} sends {model.name} a single text; set "
+            "feedback=none"
+        )
+
     @abstractmethod
     def check_access(self) -> None:
         """Raises ConfigError if something is missing that only sending requires: the key (the message names the

@@ -70,6 +70,9 @@ class OpenAIChat(OpenAIBatches):
         if not self.accepts_prefill:
             super().check_prefill(model, prefill)
 
+    def check_conversation(self, model: ApiModel) -> None:
+        """Every model continues one."""
+
     def own_address(self) -> str:
         return super().own_address() if self.name == "openai" else ""  # any other name is another server's
 

@@ -68,6 +68,9 @@ class OpenAIResponses(OpenAIBatches):
     def path(self, model: ApiModel) -> str:
         return "/responses"
 
+    def check_conversation(self, model: ApiModel) -> None:
+        """Every model continues one."""
+
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         decoding, prompt = request.decoding, request.prompt
         body: dict[str, Any] = {

@@ -140,6 +140,13 @@ class VLLM(OpenAIChat):
             raise ConfigError("provider=vllm starts the server of one model: it cannot be one of several deployments")
         super().check(model, decoding)
 
+    def check_conversation(self, model: ApiModel) -> None:
+        if self._raw:
+            raise ConfigError(
+                "a further turn needs a chat model; set model.prompt_format=chat if the checkpoint has a chat "
+                "template, or feedback=none"
+            )
+
     def check_access(self) -> None:
         if shutil.which(self.executable) is None:
             raise ConfigError(

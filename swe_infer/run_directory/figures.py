@@ -13,11 +13,32 @@ from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
-from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, usage_of
+from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, turn_of, usage_of
 from swe_infer.text import clean
 from swe_infer.types import PatchStatus, Usage
 
 Direction = Literal["minimize", "maximize"]
+
+
+class TurnFigures(TypedDict, total=False):
+    """The figures of further turns, see :mod:`swe_infer.feedback`.
+
+    Args:
+        turns: answered turns of the covered samples.
+        failed, skipped: covered samples whose last turn has no answer.
+        fixed: covered samples whose first patch does not apply, and whose last one does.
+        broken: the reverse.
+        input_tokens, output_tokens, cost_usd: of every turn in the records, included in the totals of the run.
+    """
+
+    turns: int
+    failed: int
+    skipped: int
+    fixed: int
+    broken: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal | float | None
 
 
 class Summary(TypedDict, total=False):
@@ -38,6 +59,7 @@ class Summary(TypedDict, total=False):
             cost_per_resolved_usd: see :func:`resolved_figures`.
         evaluated_by: the option of the group ``evaluation``, with a digest of a command, or ``report`` for a finished
             report.
+        feedback: of a run with further turns.
         tested_in: ``sandbox``, or ``process`` for tests without a sandbox.
         not_tested: why the tests did not run.
         shards: number of shards of a merged run.
@@ -70,12 +92,14 @@ class Summary(TypedDict, total=False):
     resolved_by_any: NotRequired[int]
     pass_at_k: NotRequired[float | None]
     cost_per_resolved_usd: NotRequired[Decimal | float | None]
+    feedback: NotRequired[TurnFigures]
     evaluated_by: NotRequired[str]
     tested_in: NotRequired[str]
     not_tested: NotRequired[str | None]
     shards: NotRequired[int]
 
 
+_APPLYING = ("applies", "repaired")
 _MAX_FIGURE = 10**18
 _LONGEST_REASON = 60
 _COUNTS = frozenset(
@@ -126,9 +150,10 @@ _MAXIMIZED = frozenset(
         "output_tokens_per_s",
         "patches.applies",
         "usage.cached_input_tokens",
+        "feedback.fixed",
     ]
 )
-_UNDIRECTED = frozenset(["instances", "samples", "evaluated", "shards", "patches.repaired"])
+_UNDIRECTED = frozenset(["instances", "samples", "evaluated", "shards", "patches.repaired", "feedback.turns"])
 
 EVALUATED_FIGURES = frozenset(
     [
@@ -158,6 +183,7 @@ FIGURES: Mapping[str, Direction | None] = {
             *_AMOUNTS,
             *(f"patches.{status}" for status in get_args(PatchStatus)),
             *(f"usage.{field}" for field in Usage.__dataclass_fields__),
+            *(f"feedback.{field}" for field in TurnFigures.__annotations__),
         ]
     )
 }
@@ -181,6 +207,8 @@ def figure(summary: Mapping[str, Any], name: str) -> float | None:
 
 def why_absent(summary: Mapping[str, Any], name: str) -> str:
     """Why a finished run does not have a figure, in a few words."""
+    if name.startswith("feedback.") and "feedback" not in summary:
+        return "the run has no further turns"
     if name in EVALUATED_FIGURES and "resolved" not in summary:
         return str(summary.get("not_tested") or "the patches were not evaluated")
     if name == "cost_per_resolved_usd" and not summary.get("resolved"):
@@ -206,6 +234,10 @@ def plausible(summary: Mapping[str, Any]) -> Summary:
             return is_amount(value)
         if key in _COUNT_MAPPINGS:
             return isinstance(value, dict) and all(map(is_count, value.values()))
+        if key == "feedback":
+            return isinstance(value, dict) and all(
+                (is_amount if name == "cost_usd" else is_count)(figure) for name, figure in value.items()
+            )
         if key == "stats":
             return isinstance(value, dict) and all(isinstance(one, int | float | Decimal) for one in value.values())
         is_text = key in ("evaluated_by", "tested_in", "not_tested", "stopped_by")
@@ -239,7 +271,7 @@ def without_infrastructure_failures(count: float, summary: Mapping[str, Any]) ->
 def applying(summary: Mapping[str, Any]) -> int:
     """How many samples have a patch that applies, repaired or not."""
     patches = summary.get("patches") or {}
-    return sum(patches.get(status, 0) for status in ("applies", "repaired"))
+    return sum(patches.get(status, 0) for status in _APPLYING)
 
 
 def patch_rates(summary: Mapping[str, Any]) -> dict[str, float | None]:
@@ -290,20 +322,36 @@ def cost_per_resolved(resolved: int, cost_usd: Decimal | float | None) -> Decima
     return round(cost / resolved, 9)
 
 
+def cost_per_fixed(turns: TurnFigures) -> Decimal | None:
+    """Dollars of further turns per patch that applies because of them; None without one, or if a price is unknown."""
+    return cost_per_resolved(turns["fixed"], turns["cost_usd"])
+
+
 class Totals:
     """Running sums over the records of a run.
 
     Counts are of (instance, sample) pairs of the covered instances; one record of each pair counts, see
-    :mod:`swe_infer.run_directory.records`. Usage and cost are sums over every record, as failed attempts and
-    instances outside the coverage were paid for, too. ``cost_usd`` is None once a price is unknown.
+    :mod:`swe_infer.run_directory.records`. Usage and cost are sums over every record, as failed attempts, and
+    instances and turns outside the coverage were paid for, too. ``cost_usd`` is None once a price is unknown.
 
     Args:
         covered_ids: the counted instances; None: all.
+        covered_turns: the counted further turns; None: all.
     """
 
-    def __init__(self, covered_ids: Collection[str] | None = None) -> None:
+    def __init__(self, covered_ids: Collection[str] | None = None, covered_turns: int | None = None) -> None:
         self.covered_ids = covered_ids
-        self._latest: dict[Key, tuple[Status, str | None, str | None]] = {}
+        self.covered_turns = covered_turns
+        self._latest: dict[Key, tuple[Status, str | None, str | None, int]] = {}
+        self._first_patches: dict[Key, str | None] = {}
+        """Of samples with an answered turn: the status of the patch of their first answer."""
+        self._answered_turns: dict[Key, int] = {}
+        """Of samples with an answered turn, covered or not: the number of the last one."""
+        self._unanswered_turns: dict[Key, Status] = {}
+        """Of samples whose counted answer is followed by a turn without an answer: the status of that turn."""
+        self._turn_counts: Counter[str] = Counter()
+        self._turn_usage = Usage()
+        self._turn_usd: Decimal | None = Decimal(0)
         self._counts: Counter[str] = Counter()
         self._patches: Counter[str] = Counter()
         self._infrastructure_failures = 0
@@ -326,11 +374,30 @@ class Totals:
         self.usage += usage_of(record)
         self.cost_usd = sum_usd(self.cost_usd, record.get("cost_usd"))
         key, status, patch_status = key_of(record), record["status"], record.get("patch_status")
+        turn = turn_of(record)
+        if turn:
+            self._turn_usage += usage_of(record)
+            self._turn_usd = sum_usd(self._turn_usd, record.get("cost_usd"))
+            if status == "completed":
+                self._answered_turns[key] = max(turn, self._answered_turns.get(key, 0))
+            if not self.counts_turn(turn):
+                return
         if isinstance(digest := record.get("prompt_sha256"), str):
             self._prompts[key[0]] = _short(digest)
         previous = self._latest.get(key)
-        if previous is not None and not supersedes(status, previous[0]):
+        before = self._turn_counts_of(key)
+        if previous is not None and not supersedes(status, previous[0], turn, previous[3]):
+            if turn > previous[3]:
+                self._unanswered_turns[key] = status
+                self._count_turns(key, before)
             return
+        self._unanswered_turns.pop(key, None)
+        if not turn:
+            self._first_patches.pop(key, None)
+        elif previous is not None and not previous[3]:
+            self._first_patches[key] = previous[1]
+        if status == "skipped":
+            self._answered_turns.pop(key, None)
         counted = self.counts(key[0])
         if previous is not None and counted:
             self._counts[previous[0]] -= 1
@@ -341,7 +408,8 @@ class Totals:
             (self.answered_again if status == "completed" else self.replaced).add(key)
         error = record.get("error")
         error_type = str(error.get("type")) if error and status != "completed" else None
-        self._latest[key] = (status, patch_status, error_type)
+        self._latest[key] = (status, patch_status, error_type, turn)
+        self._count_turns(key, before)
         if counted:
             self._counts[status] += 1
             self._infrastructure_failures += error_type in INFRASTRUCTURE_ERRORS
@@ -358,6 +426,33 @@ class Totals:
     def counts(self, instance_id: str) -> bool:
         """Whether an instance is covered."""
         return self.covered_ids is None or instance_id in self.covered_ids
+
+    def counts_turn(self, turn: int) -> bool:
+        """Whether a turn is covered."""
+        return self.covered_turns is None or turn <= self.covered_turns
+
+    def turn(self, key: Key) -> int:
+        """The turn of the latest record that counts."""
+        latest = self._latest.get(key)
+        return 0 if latest is None else latest[3]
+
+    def patch_status(self, key: Key) -> str | None:
+        """The status of the patch of the latest record that counts."""
+        latest = self._latest.get(key)
+        return None if latest is None else latest[1]
+
+    def is_answered(self, key: Key, turn: int) -> bool:
+        """Whether a turn of an (instance, sample) is completed, even if it is not covered."""
+        return self._answered_turns.get(key, 0) >= turn if turn else self.status(key) == "completed"
+
+    def unanswered_turn(self, key: Key) -> Status | None:
+        """The status of the turn without an answer that follows the latest record that counts; None without one."""
+        return self._unanswered_turns.get(key)
+
+    @property
+    def has_failed_turns(self) -> bool:
+        """Whether the last turn of a covered sample failed."""
+        return self._turn_counts["failed"] > 0
 
     @property
     def instance_ids(self) -> set[str]:
@@ -439,11 +534,43 @@ class Totals:
             "output_tokens_per_s": round(self.usage.output_tokens / wall_s, 3) if wall_s > 0 else 0.0,
             "stats": dict(stats or {}),
         }
+        if self.covered_turns or self._turn_usage != Usage() or self._answered_turns:
+            summary["feedback"] = self._turn_figures()
         summary.update(patch_rates(summary))  # type: ignore[typeddict-item] # these keys are the summary's
         summary["apply_rate_without_infrastructure_failures"] = without_infrastructure_failures(
             applying(summary), summary
         )
         return summary
+
+    def _turn_counts_of(self, key: Key) -> Counter[str]:
+        """What a sample adds to the counts of further turns."""
+        counts: Counter[str] = Counter()
+        if (unanswered := self._unanswered_turns.get(key)) is not None:
+            counts[unanswered] = 1
+        if key in self._first_patches:
+            _, patch_status, _, counts["turns"] = self._latest[key]
+            applied, applies = self._first_patches[key] in _APPLYING, patch_status in _APPLYING
+            if applied != applies:
+                counts["fixed" if applies else "broken"] = 1
+        return counts
+
+    def _count_turns(self, key: Key, before: Counter[str]) -> None:
+        if self.counts(key[0]):
+            self._turn_counts.subtract(before)
+            self._turn_counts.update(self._turn_counts_of(key))
+
+    def _turn_figures(self) -> TurnFigures:
+        counts = self._turn_counts
+        return {
+            "turns": counts["turns"],
+            "failed": counts["failed"],
+            "skipped": counts["skipped"],
+            "fixed": counts["fixed"],
+            "broken": counts["broken"],
+            "input_tokens": self._turn_usage.input_tokens,
+            "output_tokens": self._turn_usage.output_tokens,
+            "cost_usd": self._turn_usd,
+        }
 
 
 def sum_usd(total: Decimal | None, cost: Decimal | None) -> Decimal | None:

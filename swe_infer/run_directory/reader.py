@@ -17,7 +17,16 @@ from swe_infer.files import open_regular
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage
 from swe_infer.run_directory.figures import Summary, plausible
-from swe_infer.run_directory.records import LONGEST_LINE, Damage, Key, Record, key_of, read_records
+from swe_infer.run_directory.records import (
+    LONGEST_LINE,
+    Damage,
+    Key,
+    Record,
+    key_of,
+    read_records,
+    supersedes,
+    turn_of,
+)  # fmt: skip
 from swe_infer.run_directory.verdicts import read_verdicts
 from swe_infer.text import bounded_json, first_line
 
@@ -101,28 +110,35 @@ class RunDirectory:
         coverage = self.coverage()
         return None if coverage is None else coverage.ids
 
-    def resolved(self) -> dict[Key, bool]:
-        """Whether each evaluated (instance, sample) is resolved.
+    def resolved(self) -> dict[tuple[Key, int], bool]:
+        """Whether each evaluated answer is resolved, by (instance, sample) and turn.
 
         Raises:
             ConfigError: the verdicts cannot be read.
         """
-        return {verdict.key: verdict.resolved for verdict in read_verdicts(self.path)}
+        return {(verdict.key, verdict.turn): verdict.resolved for verdict in read_verdicts(self.path)}
 
-    def patches(self) -> dict[Key, str]:
-        """The patch of every covered, completed (instance, sample); an empty string if the answer contains none.
+    def patches(self) -> dict[Key, tuple[int, str]]:
+        """The turn and the patch of the answer that counts of every covered, completed (instance, sample). The patch
+        is an empty string if the answer contains none.
 
         Raises:
             ConfigError: a file cannot be read.
         """
-        covered = self.covered_ids()
-        patches: dict[Key, str] = {}
+        coverage = self.coverage() or Coverage(None, turns=None)
+        covered = coverage.ids
+        patches: dict[Key, tuple[int, str]] = {}
         for record in self.records():
-            key = key_of(record)
-            if record["status"] == "skipped":
-                patches.pop(key, None)  # by a later command
-            elif record["status"] == "completed" and (covered is None or key[0] in covered):
-                patches[key] = str(record.get("model_patch") or "")
+            key, turn = key_of(record), turn_of(record)
+            if not coverage.has_turn(turn) or (covered is not None and key[0] not in covered):
+                continue
+            before = patches.get(key)
+            if before is not None and not supersedes(record["status"], "completed", turn, before[0]):
+                continue
+            if record["status"] == "completed":
+                patches[key] = (turn, str(record.get("model_patch") or ""))
+            else:
+                patches.pop(key, None)  # skipped by a later command
         return patches
 
     def label(self) -> str | None:

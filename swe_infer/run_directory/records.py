@@ -8,6 +8,7 @@ A line is one record. In a damaged file:
 * A byte-for-byte duplicate of a record counts once. So does a fragment of a record that exists as a whole, from a
   repeated write or a file copied twice. Any other record of the same (instance, sample) was paid for separately.
 * Of several records of an (instance, sample), the last one counts, except that a failure never replaces a completion.
+  A further turn of the conversation (:mod:`swe_infer.feedback`) replaces only a completion of an earlier turn.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Error(TypedDict):
 class Record(TypedDict):
     """One line of ``records.jsonl``. Records of earlier versions may lack the optional keys.
 
-    ``cost_usd`` and ``latency_s`` are read as Decimal; ``cost_usd`` is None if the price is not known.
+    ``cost_usd`` and ``latency_s`` are read as Decimal; ``cost_usd`` is None if the price is not known. ``turn`` is
+    the number of the further turn, absent for the first answer, and ``feedback`` the message that it answers.
     """
 
     instance_id: str
@@ -60,6 +62,8 @@ class Record(TypedDict):
     patch_format: NotRequired[str | None]
     extractor: NotRequired[int | None]
     prompt_sha256: NotRequired[str | None]
+    turn: NotRequired[int | None]
+    feedback: NotRequired[str | None]
     usage: NotRequired[dict[str, int] | None]
     latency_s: NotRequired[float | Decimal | None]
     attempts: NotRequired[int | None]
@@ -164,7 +168,7 @@ def read_records(path: Path, damage: Damage | None = None) -> Iterator[Record]:
     """
     seen: set[int] = set()
     parts: list[str] = []
-    for text, record in _pieces(path):
+    for _, text, record in _pieces(path):
         if record is None:
             parts.append(text)
         elif (mark := hash(text)) not in seen:
@@ -181,6 +185,22 @@ def records_of(lines: bytes) -> Iterator[Record]:
     """The whole records in lines of the file."""
     for line in lines.split(b"\n"):
         yield from (record for _, record in split_line(line) if record is not None)
+
+
+def located_records(path: Path) -> Iterator[tuple[int, Record]]:
+    """The records of a file in write order, each with the offset of its line in bytes. Duplicates are included."""
+    for offset, _, record in _pieces(path):
+        if record is not None:
+            yield offset, record
+
+
+def record_at(path: Path, offset: int, key: Key, turn: int) -> Record | None:
+    """The record of an (instance, sample) and turn in the line at an offset of :func:`located_records`."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        file.seek(offset)
+        line = file.readline(LONGEST_LINE)
+    found = (record for _, record in split_line(line) if record is not None)
+    return next((record for record in found if key_of(record) == key and turn_of(record) == turn), None)
 
 
 def split_line(line: bytes) -> list[tuple[str, Record | None]]:
@@ -242,9 +262,15 @@ def states_cost(part: str) -> bool:
     return bool(_costs(part))
 
 
-def supersedes(status: str, before: str | None) -> bool:
-    """Whether a record with ``status`` replaces an earlier one of its (instance, sample)."""
-    return before != "completed" or status != "failed"
+def supersedes(status: str, before: str | None, turn: int = 0, turn_before: int = 0) -> bool:
+    """Whether a record with ``status`` replaces an earlier one of its (instance, sample).
+
+    Args:
+        turn, turn_before: of the two records, see :func:`turn_of`.
+    """
+    if before != "completed":
+        return True
+    return turn >= turn_before if status == "completed" else status == "skipped" and not turn
 
 
 def key_of(record: Record) -> Key:
@@ -252,12 +278,19 @@ def key_of(record: Record) -> Key:
     return (record["instance_id"], record["sample"])
 
 
+def turn_of(record: Record) -> int:
+    """The number of the further turn that a record answers; 0: the first answer."""
+    return record.get("turn") or 0
+
+
 def usage_of(record: Record) -> Usage:
     """The token usage of a record."""
     return Usage(**(record.get("usage") or {}))
 
 
-def _pieces(path: Path) -> Iterator[tuple[str, Record | None]]:
+def _pieces(path: Path) -> Iterator[tuple[int, str, Record | None]]:
+    """The parts of all lines as :func:`split_line` returns them, each after the offset of its line."""
+    offset = 0
     try:
         file = os.fdopen(open_regular(path), "rb")
     except FileNotFoundError:
@@ -267,9 +300,11 @@ def _pieces(path: Path) -> Iterator[tuple[str, Record | None]]:
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                 while (rest := file.readline(_SKIP_CHUNK)) and not rest.endswith(b"\n"):
                     _skip_hole(file)
-                yield "", None
+                yield offset, "", None
             else:
-                yield from split_line(line)
+                for text, record in split_line(line):
+                    yield offset, text, record
+            offset = file.tell()
 
 
 def _skip_hole(file: BinaryIO) -> None:
@@ -323,7 +358,7 @@ def _without_fragments(parts: Iterable[str], path: Path) -> list[str]:
     for part, mark in marked.items():
         unmatched.setdefault(mark, set()).add(part)
     if marked:
-        for text, record in _pieces(path):
+        for _, text, record in _pieces(path):
             if record is not None and (latency := record.get("latency_s")) is not None:
                 candidates = unmatched.get((record.get("cost_usd"), latency), set())
                 candidates -= {part for part in candidates if part in text}
@@ -371,6 +406,8 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "patch_repairs": (list,),
     "patch_format": (str,),
     "extractor": (int,),
+    "turn": (int,),
+    "feedback": (str,),
     "usage": (dict,),
     "cost_usd": (int, Decimal),
     "latency_s": (int, Decimal),

@@ -14,6 +14,7 @@ Links and special files in the directory are refused, see :func:`.layout.refuse_
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -56,6 +57,7 @@ from swe_infer.run_directory.records import (
     split_line,
     states_cost,
     supersedes,
+    turn_of,
 )  # fmt: skip
 from swe_infer.types import Completion, Failure, Outcome, PatchResult, Prompt, Skip, Usage
 
@@ -67,11 +69,14 @@ def record_of(key: Key, outcome: Outcome, patch: PatchResult | None, prompt: Pro
 
     Args:
         patch: required for a completion, None otherwise.
-        prompt: the prompt that was sent; None for a skipped instance.
+        prompt: the prompt that was sent, with the earlier turns; None for a skipped instance.
     """
     record = _record_of(key, outcome, patch)
     if prompt is not None:
-        record["prompt_sha256"] = prompt.sha256
+        record["prompt_sha256"] = replace(prompt, turns=()).sha256
+        if prompt.turns:
+            record["turn"] = len(prompt.turns)
+            record["feedback"] = prompt.turns[-1].reply
     return record
 
 
@@ -154,7 +159,7 @@ def _number(value: object) -> float:
 
 
 def reusable_records(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, Record]:
-    """Copies of completed records for a run with the same identity.
+    """Copies of completed records for a run with the same identity, without further turns.
 
     Their cost and usage are 0, so that sums over runs count an answer once. ``details.shared_from`` states the run
     that paid for the answer, its cost and usage.
@@ -168,20 +173,55 @@ def reusable_records(directories: Iterable[Path], wanted: Callable[[Key], bool])
         here: dict[Key, Record] = {}
         for record in RunDirectory(directory).records():
             key = key_of(record)
-            if record["status"] != "completed" or key in found or not wanted(key):
+            if record["status"] != "completed" or turn_of(record) or key in found or not wanted(key):
                 continue
-            paid = {"run": directory.name, "cost_usd": record.get("cost_usd"), "usage": record.get("usage")}
-            here[key] = {
-                **record,
-                "usage": asdict(Usage()),
-                "cost_usd": Decimal(0),
-                "latency_s": 0.0,
-                "attempts": 0,
-                "details": {"shared_from": paid, **(record.get("details") or {})},  # the first origin wins
-                "time": round(time.time(), 3),
-            }
+            here[key] = _copy_of(record, directory)
         found |= here
     return found
+
+
+def reusable_turns(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[tuple[Key, str], Record]:
+    """Copies of further turns, as :func:`reusable_records` makes them, by key and :func:`conversation_digest`."""
+    found: dict[tuple[Key, str], Record] = {}
+    for directory in directories:
+        conversations: dict[Key, list[Record]] = {}
+        for record in RunDirectory(directory).records():
+            key, turn = key_of(record), turn_of(record)
+            if record["status"] != "completed" or not wanted(key):
+                continue
+            earlier = conversations.setdefault(key, [])[:turn]
+            if len(earlier) < turn:
+                continue
+            conversations[key] = [*earlier, record]
+            if turn:
+                digest = conversation_digest(earlier, record.get("feedback") or "")
+                found.setdefault((key, digest), _copy_of(record, directory))
+    return found
+
+
+def conversation_digest(earlier: Iterable[Record], feedback: str) -> str:
+    """Identifies a further turn of a sample.
+
+    Args:
+        earlier: the completed records of the turns before.
+        feedback: the message that is sent.
+    """
+    texts = [text for record in earlier for text in (record.get("feedback"), record.get("full_output"))]
+    return hashlib.blake2b(json.dumps([*texts, feedback]).encode(), digest_size=16).hexdigest()
+
+
+def _copy_of(record: Record, directory: Path) -> Record:
+    """A record of another run's answer, which cost nothing here."""
+    paid = {"run": directory.name, "cost_usd": record.get("cost_usd"), "usage": record.get("usage")}
+    return {
+        **record,
+        "usage": asdict(Usage()),
+        "cost_usd": Decimal(0),
+        "latency_s": 0.0,
+        "attempts": 0,
+        "details": {"shared_from": paid, **(record.get("details") or {})},  # the first origin wins
+        "time": round(time.time(), 3),
+    }
 
 
 class RunStore:
@@ -246,7 +286,7 @@ class RunStore:
         self._open.close()
 
     def set_coverage(self, coverage: Coverage, before: Coverage) -> None:
-        """Set the instances of this command, which counts and predictions cover from now on.
+        """Set the instances and turns of this command, which counts and predictions cover from now on.
 
         Args:
             before: the coverage of the last command, used if the directory states none.
@@ -261,6 +301,7 @@ class RunStore:
             raise _unwritable(self.directory, error) from None
         last = known or before
         same = self.totals.instance_ids <= ids if known is None else frozenset(known.instance_ids or ()) == ids
+        same = same and last.turns == coverage.turns
         if self.resumed:
             self.changed = not same or (last.min_tokens, last.max_tokens) != (
                 coverage.min_tokens,
@@ -269,12 +310,13 @@ class RunStore:
             if known is None and self.read_summary().get("instances", len(ids)) != len(ids):
                 self.changed = True
             self.recheck = not last.decides(coverage, self.totals.instance_ids)
-        self._coverage = replace(coverage, decided=not self.recheck)
+        done = last.turns_done and last.turns == coverage.turns and ids <= (last.ids or frozenset())
+        self._coverage = replace(coverage, decided=not self.recheck, turns_done=done)
         write_coverage(self.directory, self._coverage)
-        self.totals.covered_ids = ids
+        self.totals.covered_ids, self.totals.covered_turns = ids, coverage.turns
         if self.resumed and not same:
             try:
-                self._derive(ids)
+                self._derive(self._coverage)
             except OSError as error:
                 raise _unwritable(self.directory, error) from None
 
@@ -285,6 +327,26 @@ class RunStore:
             self._coverage = replace(self._coverage, decided=True)
             with contextlib.suppress(StoreError):
                 write_coverage(self.directory, self._coverage)
+
+    @property
+    def turns_done(self) -> bool:
+        """Whether every answer was checked for further turns, and each turn that it needs has a record."""
+        return self._coverage is not None and self._coverage.turns_done
+
+    def mark_turns(self, *, done: bool) -> None:
+        """Store :attr:`turns_done`. If that fails, the next command checks every answer again.
+
+        Raises:
+            StoreError: ``done`` is False and cannot be stored.
+        """
+        if self._coverage is None or self._coverage.turns_done == done:
+            return
+        self._coverage = replace(self._coverage, turns_done=done)
+        try:
+            write_coverage(self.directory, self._coverage)
+        except StoreError:
+            if not done:
+                raise
 
     def append(self, record: Record) -> None:
         """Append one record. Once this returns, a kill of the process cannot lose it; a power failure can lose the
@@ -308,7 +370,7 @@ class RunStore:
         self.totals.add_record({**record, "cost_usd": _as_read_back(record["cost_usd"])})
         if key_of(record) in self.totals.replaced or key_of(record) in self.totals.answered_again:
             self._stale = True  # a prediction must be removed or restored, see check()
-        elif prediction is not None and self.totals.counts(record["instance_id"]):
+        elif prediction is not None and _is_covered(record, self.totals):
             self._late_predictions.append((record["sample"], prediction))
             self._write_predictions()
 
@@ -321,7 +383,7 @@ class RunStore:
         """
         if self._stale:
             try:
-                self._derive(self.totals.covered_ids)
+                self._derive(self._coverage)
             except OSError as error:
                 raise StoreError(f"{self._predictions_path(0)}: cannot be written ({error.strerror})") from None
         self._write_predictions()
@@ -406,36 +468,39 @@ class RunStore:
         """
         _repair_tail(self._path)
         _append_fallback_records(self.directory, self._path)
-        coverage = read_coverage(self.directory)
-        if damage := self._derive(None if coverage is None else coverage.ids):
+        self._coverage = read_coverage(self.directory)
+        if damage := self._derive(self._coverage):
             log.warning("%s: %s", self._path, damage)
         return layout.records_size(self.directory) > 0
 
-    def _derive(self, covered_ids: Collection[str] | None, several: Collection[Key] = ()) -> Damage:
+    def _derive(self, coverage: Coverage | None, several: Collection[Key] = ()) -> Damage:
         """Compute the totals and rewrite the predictions; returns the damage.
 
         Args:
+            coverage: None: every record counts.
             several: keys whose first completed record may not be the one that counts.
         """
-        totals, damage = Totals(covered_ids), Damage()
+        totals, damage = Totals() if coverage is None else Totals(coverage.ids, coverage.turns), Damage()
         last: dict[Key, Record] = {}
         with self._new_predictions() as predict:
             for record in read_records(self._path, damage):
                 key = key_of(record)
-                if key in several:
-                    if key not in last or supersedes(record["status"], last[key]["status"]):
+                if not _is_covered(record, totals):
+                    pass
+                elif key in several:
+                    if key not in last or _counts_instead(record, last[key]):
                         last[key] = record
-                elif record["status"] == "completed" != totals.status(key) and totals.counts(key[0]):
+                elif record["status"] == "completed" != totals.status(key):
                     predict(record)
                 totals.add_record(record)
             for record in last.values():
-                if record["status"] == "completed" and totals.counts(record["instance_id"]):
+                if record["status"] == "completed":
                     predict(record)
         damage.reconcile_cost(totals.cost_usd, self.read_summary())
         totals.add_damage(damage)
         self.totals, self._late_predictions, self._stale = totals, [], False
         several_records = totals.replaced | totals.answered_again
-        return self._derive(covered_ids, several_records) if several_records and not several else damage
+        return self._derive(coverage, several_records) if several_records and not several else damage
 
     @contextlib.contextmanager
     def _new_predictions(self) -> Iterator[Callable[[Record], object]]:
@@ -480,6 +545,15 @@ class RunStore:
         return self.directory / layout.predictions_name(sample)
 
 
+def _is_covered(record: Record, totals: Totals) -> bool:
+    return totals.counts(record["instance_id"]) and totals.counts_turn(turn_of(record))
+
+
+def _counts_instead(record: Record, before: Record) -> bool:
+    """Whether a record replaces an earlier one of its (instance, sample)."""
+    return supersedes(record["status"], before["status"], turn_of(record), turn_of(before))
+
+
 def _unwritable(directory: Path, error: OSError) -> StoreError:
     name = Path(os.fsdecode(error.filename)).name if error.filename else ""
     file = f"{name}: " if name and directory / name == Path(os.fsdecode(error.filename)) else ""
@@ -511,9 +585,9 @@ def _append_fallback_records(directory: Path, records: Path) -> None:
     log.warning("recovered %d records that an earlier command could not write here", count)
 
 
-def _identity(record: Record) -> tuple[str, int, str]:
+def _identity(record: Record) -> tuple[str, int, int, str]:
     """Distinguishes the records of an (instance, sample)."""
-    return (*key_of(record), str(record.get("time")))
+    return (*key_of(record), turn_of(record), str(record.get("time")))
 
 
 def _as_read_back(cost: Decimal | None) -> Decimal | None:

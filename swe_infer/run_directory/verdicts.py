@@ -7,7 +7,7 @@ instances of the last command. If there are verdicts of other instances, ``evalu
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Verdict:
         source: ``swebench``, ``report``, ``command:DIGEST``, or ``tests`` for the dataset's own tests.
         judged: for ``tests``: ``outside`` the process of the patched code, or ``beside`` that code, which can then
             forge the verdict.
+        turn: the further turn whose patch was tested; 0: the first answer.
     """
 
     instance_id: str
@@ -39,6 +40,7 @@ class Verdict:
     reason: str | None = None
     source: str = ""
     judged: str | None = None
+    turn: int = 0
 
     @property
     def key(self) -> Key:
@@ -61,46 +63,51 @@ def read_verdicts(directory: Path, name: str = EVALUATION) -> list[Verdict]:
     return verdicts
 
 
-def write_verdicts(directory: Path, verdicts: Iterable[Verdict], covers: Container[Key]) -> list[Verdict]:
+def write_verdicts(directory: Path, verdicts: Iterable[Verdict], covers: Mapping[Key, int]) -> list[Verdict]:
     """Merge ``verdicts`` into the existing ones (new ones win).
 
+    Args:
+        covers: the turn of the answer that counts of each covered (instance, sample).
+
     Returns:
-        The verdicts of the keys in ``covers``, which ``evaluation.jsonl`` now contains.
+        The verdicts of the answers in ``covers``, which ``evaluation.jsonl`` now contains.
 
     Raises:
         ConfigError: the existing verdicts cannot be read.
         StoreError: a file cannot be written.
     """
     existing = [*read_verdicts(directory, ALL_VERDICTS), *read_verdicts(directory)]
-    merged = {verdict.key: verdict for verdict in [*existing, *verdicts]}
-    ordered = [merged[key] for key in sorted(merged)]
-    covered = [verdict for verdict in ordered if verdict.key in covers]
+    merged = {(verdict.key, verdict.turn): verdict for verdict in [*existing, *verdicts]}
+    ordered = [merged[answer] for answer in sorted(merged)]
+    covered = [verdict for verdict in ordered if covers.get(verdict.key) == verdict.turn]
     if len(covered) < len(ordered):  # written first, so that a kill in between loses no verdict
         write_atomically(directory / ALL_VERDICTS, _lines(ordered))
     write_atomically(directory / EVALUATION, _lines(covered))
     return covered
 
 
-def drop_verdicts(directory: Path, keys: Collection[Key]) -> int:
-    """Remove the verdicts of ``keys``, because their patches have changed; returns their number.
+def drop_verdicts(directory: Path, answers: Collection[tuple[Key, int]]) -> int:
+    """Remove the verdicts of ``answers`` (key and turn), because their patches have changed; returns their number.
 
     Raises:
         ConfigError: the verdicts cannot be read.
         StoreError: a file cannot be written.
     """
-    dropped: set[Key] = set()
+    dropped: set[tuple[Key, int]] = set()
     for name in (EVALUATION, ALL_VERDICTS):
         verdicts = read_verdicts(directory, name)
-        left = [verdict for verdict in verdicts if verdict.key not in keys]
+        left = [verdict for verdict in verdicts if (verdict.key, verdict.turn) not in answers]
         if len(left) < len(verdicts):
-            dropped |= {verdict.key for verdict in verdicts} - {verdict.key for verdict in left}
+            dropped |= {(verdict.key, verdict.turn) for verdict in verdicts if verdict not in left}
             write_atomically(directory / name, _lines(left))
     return len(dropped)
 
 
 def _verdict(entry: dict[str, object]) -> Verdict:
-    resolved, sample = entry["resolved"], entry.get("sample", 0)
+    resolved, sample, turn = entry["resolved"], entry.get("sample", 0), entry.get("turn", 0)
     if not isinstance(resolved, bool) or type(sample) is not int or not 0 <= sample < MAX_SAMPLES:
+        raise TypeError
+    if type(turn) is not int or turn < 0:
         raise TypeError
     reason, judged = entry.get("reason"), entry.get("judged")
     return Verdict(
@@ -110,8 +117,16 @@ def _verdict(entry: dict[str, object]) -> Verdict:
         None if reason is None else str(reason),
         str(entry.get("source", "")),
         None if judged is None else str(judged),
+        turn,
     )
 
 
 def _lines(verdicts: Iterable[Verdict]) -> str:
-    return "".join(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)
+    return "".join(json.dumps(_entry(verdict)) + "\n" for verdict in verdicts)
+
+
+def _entry(verdict: Verdict) -> dict[str, object]:
+    entry = asdict(verdict)
+    if not verdict.turn:
+        del entry["turn"]
+    return entry

@@ -108,6 +108,9 @@ class ApiRunner:
     def check_prefill(self, prefill: str) -> None:
         self.provider.check_prefill(self._model, prefill)
 
+    def check_conversation(self) -> None:
+        self.provider.check_conversation(self._model)
+
     def check(self, *, dry_run: bool = False) -> None:
         if self._model.max_output_tokens is not None and self.decoding.max_new_tokens > self._model.max_output_tokens:
             raise ConfigError(
@@ -143,14 +146,22 @@ class ApiRunner:
 
     def generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
         """See :class:`swe_infer.runners.base.Runner`. Runs an event loop in the calling thread."""
+        self.generate_rounds([requests], on_outcome, stop)
+
+    def generate_rounds(
+        self, rounds: Iterable[Iterable[Request]], on_outcome: OnOutcome, stop: threading.Event
+    ) -> None:
+        """See :class:`swe_infer.runners.base.Runner`. The provider stays open, with its server if it runs one."""
         try:
-            run_fairly(self._generate(requests, on_outcome, stop))
+            run_fairly(self._generate(rounds, on_outcome, stop))
         except Interrupted as error:
             logger.debug("%s", error)
         except asyncio.CancelledError:  # the second Ctrl-C
             raise KeyboardInterrupt from None
 
-    async def _generate(self, requests: Iterable[Request], on_outcome: OnOutcome, stop: threading.Event) -> None:
+    async def _generate(
+        self, rounds: Iterable[Iterable[Request]], on_outcome: OnOutcome, stop: threading.Event
+    ) -> None:
         batch = self.provider.mode == "batch"
         prices = self._price_table()
         if prices is not None:
@@ -189,15 +200,18 @@ class ApiRunner:
                 return
             stack.enter_context(relaxed_gc())
             if batch:
-                await self._run_batches(self._endpoints.all[0], budget, requests, on_outcome, stop)
+                await self._run_batches(self._endpoints.all[0], budget, rounds, on_outcome, stop)
             else:
                 max_pending = 2 * sum(endpoint.provider.max_concurrency for endpoint in self._endpoints.all)
                 cached_prompts = self._prompt_cache_index()
                 if cached_prompts is not None:
                     stack.callback(cached_prompts.close)
                 over_budget = None if self._context is None else self._context.over_budget
-                dispatcher = Dispatcher(self._chain, max_pending, self.prompt_caching, cached_prompts, over_budget)
-                await dispatcher.dispatch(requests, on_outcome, stop)
+                for requests in rounds:
+                    dispatcher = Dispatcher(
+                        self._chain, max_pending, self.prompt_caching, cached_prompts, over_budget
+                    )
+                    await dispatcher.dispatch(requests, on_outcome, stop)
 
     async def _open_provider(self, stop: threading.Event) -> bool:
         """Open the provider, which may load a model first; False if ``stop`` was set meanwhile."""
@@ -214,7 +228,7 @@ class ApiRunner:
         self,
         endpoint: Endpoint,
         budget: CostBudget,
-        requests: Iterable[Request],
+        rounds: Iterable[Iterable[Request]],
         on_outcome: OnOutcome,
         stop: threading.Event,
     ) -> None:
@@ -223,23 +237,26 @@ class ApiRunner:
         if self._context is None:
             raise ConfigError("provider.mode=batch: batches need a run directory")
         journal = Journal(self._context.directory)
-        self._batches = Batches(
-            cast(BatchProvider, self.provider),
-            self._model,
-            self.decoding,
-            endpoint,
-            budget,
-            chain.bounds,
-            self.retry,
-            self.batches,
-            journal,
-            cached=chain.cached_completion,
-            keep=lambda request, answer: chain.store(request, answer, endpoint),
-            over_budget=self._context.over_budget,
-            is_recorded=self._context.is_recorded,
-        )
         try:
-            await self._batches.process(requests, on_outcome, stop)
+            for requests in rounds:
+                submitted = 0 if self._batches is None else self._batches.submitted
+                self._batches = Batches(
+                    cast(BatchProvider, self.provider),
+                    self._model,
+                    self.decoding,
+                    endpoint,
+                    budget,
+                    chain.bounds,
+                    self.retry,
+                    self.batches,
+                    journal,
+                    cached=chain.cached_completion,
+                    keep=lambda request, answer: chain.store(request, answer, endpoint),
+                    over_budget=self._context.over_budget,
+                    is_recorded=self._context.is_recorded,
+                )
+                self._batches.submitted = submitted
+                await self._batches.process(requests, on_outcome, stop)
         finally:
             journal.close()
 
@@ -252,10 +269,12 @@ class ApiRunner:
         def planned() -> Iterator[Planned]:
             nonlocal hits
             for samples in pending:
-                cached = 0 if cache is None else self._cached_samples(cache, samples)
+                known = cache is not None and not samples.further_tokens
+                cached = self._cached_samples(cache, samples) if cache is not None and known else 0
                 hits += cached
                 if samples.count > cached:
-                    yield Planned(counter(samples.prompt), samples.count - cached)
+                    tokens = counter(samples.prompt) + samples.further_tokens
+                    yield Planned(tokens, samples.count - cached)
 
         endpoints = self.provider.endpoints(self._model)
         batch_prices = None

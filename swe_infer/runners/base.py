@@ -41,8 +41,8 @@ class RunContext:
         sweep_ledger: the ledger file of all runs of a sweep.
         resources: shared with the other runs of this process.
         shards: number of shards that the whole run is divided into; None: this run is not a shard.
-        is_recorded: whether an (instance, sample) is completed, even if this command does not cover it; None: not
-            known.
+        is_recorded: whether a turn of an (instance, sample) is completed, even if this command does not cover it;
+            None: not known.
         over_budget: the runner adds instances of which no further sample fits under a cap.
     """
 
@@ -52,7 +52,7 @@ class RunContext:
     sweep_ledger: Path
     resources: ProcessResources
     shards: int | None = None
-    is_recorded: Callable[[tuple[str, int]], bool] | None = None
+    is_recorded: Callable[[tuple[str, int], int], bool] | None = None
     over_budget: set[str] = field(default_factory=set)
 
 
@@ -63,6 +63,7 @@ class PendingSamples:
     Args:
         total: samples are numbered from 0 to ``total`` - 1.
         excluded: numbers below ``total`` that are not requested.
+        further_tokens: of the input in addition to ``prompt``, such as of answers that are not known yet.
     """
 
     instance_id: str
@@ -70,6 +71,7 @@ class PendingSamples:
     decoding: Decoding
     total: int
     excluded: Set[int] = frozenset()
+    further_tokens: int = 0
 
     @property
     def count(self) -> int:
@@ -226,6 +228,10 @@ class Runner(Protocol):
         (:attr:`swe_infer.types.Prompt.prefill`)."""
         ...
 
+    def check_conversation(self) -> None:
+        """Raise ConfigError if the model cannot continue a conversation (:attr:`swe_infer.types.Prompt.turns`)."""
+        ...
+
     def bind(self, context: RunContext) -> None:
         """Set the run. Called once, between :meth:`check` and :meth:`generate`; opens and loads nothing."""
         ...
@@ -249,6 +255,13 @@ class Runner(Protocol):
             BudgetExceeded: a cap is reached; the outcomes of requests in flight were delivered.
             ProviderFatal: no request of this run can succeed.
         """
+        ...
+
+    def generate_rounds(
+        self, rounds: Iterable[Iterable[Request]], on_outcome: OnOutcome, stop: threading.Event
+    ) -> None:
+        """As :meth:`generate`, for several rounds of requests. The next round is read after every outcome of the one
+        before was delivered. What :meth:`generate` opens or loads stays open in between."""
         ...
 
     @property

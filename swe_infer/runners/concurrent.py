@@ -52,23 +52,48 @@ def _guarded(work: Callable[..., int | None], *arguments: int) -> Any:
 
 def _generate(runs: Sequence[Run], stop: threading.Event) -> list[int]:
     """Answer the requests of the runs and flush their records; returns their exit statuses so far."""
-    streams = [RequestStream(run.requests(), run.record_outcome, run.stop, run.freeze_figures) for run in runs]
+    errors: dict[int, BaseException] = {}
     progress = _SharedProgress(runs)
     try:
-        try:
-            if not stop.is_set():
-                runners = [_sharing(run) for run in runs]
-                for runner, stream in zip(runners, streams, strict=True):
-                    runner.join(stream, len(runs))
-                runners[0].serve(streams, stop)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - ends all runs that are not done
-            for stream in streams:
-                stream.fail(error)
+        active = list(enumerate(runs))
+        for _ in range(max(run.most_rounds for run in runs)):
+            streams = _round(active, errors)
+            try:
+                if streams and not stop.is_set():
+                    runners = {number: _sharing(runs[number]) for number in streams}
+                    for number, stream in streams.items():
+                        runners[number].join(stream, len(runs))
+                    next(iter(runners.values())).serve(list(streams.values()), stop)
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - ends all runs that are not done
+                for stream in streams.values():
+                    stream.fail(error)
+            errors |= {number: stream.error for number, stream in streams.items() if stream.error is not None}
+            active = [(number, runs[number]) for number in streams if number not in errors]
+        for _, run in active:
+            next(run.rounds(), None)  # the last round is recorded
         for run in runs:
             run.freeze_figures()
-        return [run.close_records(stream.error) for run, stream in zip(runs, streams, strict=True)]
+        return [run.close_records(errors.get(number)) for number, run in enumerate(runs)]
     finally:
         progress.close()
+
+
+def _round(active: Sequence[tuple[int, Run]], errors: dict[int, BaseException]) -> dict[int, RequestStream]:
+    """The streams of the next round by the number of their run. A run without a further round is frozen; an error is
+    added to ``errors``."""
+    streams = {}
+    for number, run in active:
+        try:
+            requests = next(run.rounds(), None)
+        except Exception as error:  # noqa: BLE001 - ends this run alone
+            errors[number], requests = error, None
+        if requests is None:
+            run.freeze_figures()
+            continue
+        # A run with further turns ends with its last round.
+        on_done = run.freeze_figures if run.most_rounds == 1 else lambda: None
+        streams[number] = RequestStream(requests, run.record_outcome, run.stop, on_done)
+    return streams
 
 
 def _sharing(run: Run) -> EngineSharing:

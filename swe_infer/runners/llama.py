@@ -107,6 +107,13 @@ class LlamaRunner:
     def check_prefill(self, prefill: str) -> None:
         """Every model continues one."""
 
+    def check_conversation(self) -> None:
+        if self.model.prompt_format != "chat":
+            raise ConfigError(
+                "a further turn needs a chat model; set model.prompt_format=chat if the checkpoint has a chat "
+                "template, or feedback=none"
+            )
+
     def check(self, *, dry_run: bool = False) -> None:
         """Read the checkpoint's configuration, not its weights. A dry run needs its context window, too.
 
@@ -147,7 +154,7 @@ class LlamaRunner:
         for samples in pending:
             instances += samples.count > 0
             requests += samples.count
-            input_tokens += samples.count * counter(samples.prompt)
+            input_tokens += samples.count * (counter(samples.prompt) + samples.further_tokens)
         tokens = Decimal(input_tokens)
         free = Range(Decimal(0), Decimal(0))
         return Estimate(
@@ -178,6 +185,13 @@ class LlamaRunner:
         self.serve([stream], stop)
         if stream.error is not None:
             raise stream.error
+
+    def generate_rounds(
+        self, rounds: Iterable[Iterable[Request]], on_outcome: OnOutcome, stop: threading.Event
+    ) -> None:
+        """See :class:`swe_infer.runners.base.Runner`. The engine stays loaded."""
+        for requests in rounds:
+            self.generate(requests, on_outcome, stop)
 
     @property
     def sharing(self) -> EngineSharing | None:

@@ -318,4 +318,6 @@ def _counts(totals: Mapping[str, Any], last_error: str | None) -> list[str]:
         applied = applying(totals)
         finished = sum(totals.get(status) or 0 for status in ("completed", "failed", "skipped"))
         parts.append(f"patches apply {applied}/{finished} ({100 * applied / finished:.0f}%)")
+    if turns := (totals.get("feedback") or {}).get("turns"):
+        parts.append(f"{turns} further turns")
     return parts

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from swe_infer.conf_files import suggestion
 from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, ConfigError, DataError, StoreError, SweInferError
+from swe_infer.feedback.base import Feedback, NoFeedback
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
@@ -32,6 +33,7 @@ from swe_infer.run_directory.records import Damage, Key, Record
 from swe_infer.run_directory.store import RunStore, record_of, reusable_records
 from swe_infer.runners.base import PendingSamples, Runner
 from swe_infer.runners.progress import Progress, SweepView
+from swe_infer.runners.turns import FurtherTurns
 from swe_infer.tracking.base import RunInfo, Tracker
 from swe_infer.types import (
     Completion,
@@ -63,6 +65,8 @@ _NOT_AVAILABLE = "RepositoryNotAvailable"
 """A reason to skip that every command tries again, see :mod:`swe_infer.prompts.rows`."""
 _COMPARED_PROMPTS = 16
 """Number of recorded instances whose prompts are compared with the present ones when a run is resumed."""
+_MESSAGE_TOKENS = 4000
+"""An upper bound on the tokens of a feedback message, for estimates."""
 _LENGTH_SKIPS = ("PromptTooShort", "PromptTooLong")
 """Reasons to skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
 
@@ -166,10 +170,10 @@ def _warn_of_skips(reasons: Mapping[str, int], asked: int, example: tuple[str, S
     log.warning("every instance is skipped, so no request is sent (%s)%s", counts, detail)
 
 
-def coverage_of(selection: Selection) -> Coverage:
-    """The instances and length bounds of a selection."""
+def coverage_of(selection: Selection, turns: int = 0) -> Coverage:
+    """The instances and length bounds of a selection, with a number of further turns."""
     ids = tuple(selection.rows.ids[index] for index in sorted(selection.requested))
-    return Coverage(ids, selection.lengths.min_tokens, selection.lengths.max_tokens)
+    return Coverage(ids, selection.lengths.min_tokens, selection.lengths.max_tokens, turns=turns)
 
 
 def pending_requests(
@@ -228,10 +232,18 @@ class Remainder:
         directory: the run directory, which need not exist.
         before: the coverage of the last command, used if the directory states none.
         shared: run directories whose completions the run would reuse.
+        feedback, edit_format: see :class:`Run`.
     """
 
     def __init__(
-        self, selection: Selection, decoding: Decoding, directory: Path, before: Coverage, shared: Sequence[Path] = ()
+        self,
+        selection: Selection,
+        decoding: Decoding,
+        directory: Path,
+        before: Coverage,
+        shared: Sequence[Path] = (),
+        feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
+        edit_format: EditFormat | None = None,
     ) -> None:
         self.selection = selection
         self.damage = Damage()
@@ -239,7 +251,7 @@ class Remainder:
         """Instances that :meth:`pending` has left out, by reason."""
         self._decoding = decoding
         self._example: tuple[str, Skip] | None = None
-        recorded, totals = RunDirectory(directory), Totals()
+        recorded, totals = RunDirectory(directory), Totals(covered_turns=feedback.turns)
         for record in recorded.records(self.damage):
             totals.add_record(record)
         totals.add_damage(self.damage)
@@ -249,6 +261,9 @@ class Remainder:
         recheck = not last.decides(coverage_of(selection), totals.instance_ids)
         sources = [*shared, *([directory] if totals.replaced else [])]
         reusable = reusable_records(sources, lambda key: totals.status(key) != "completed") if sources else {}
+        self._totals = totals
+        self._reusable = reusable.keys()
+        self._turns = FurtherTurns(feedback, selection, directory, decoding.n, edit_format, sources)
         self._finished: dict[str, set[int]] = {}
         for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
             reason = totals.skip_reason(key)
@@ -286,20 +301,55 @@ class Remainder:
                 self.skips[skip.reason] += 1
                 self._example = self._example or (instance_id, skip)
 
+    def estimate(self, runner: Runner, planned: set[str] | None = None) -> Estimate:
+        """Estimates the requests of :meth:`pending`. Further turns that follow from recorded answers are included; those
+        of answers that do not exist yet are in the upper bounds only."""
+        estimate = runner.estimate(itertools.chain(self.pending(planned), self._pending_turns()))
+        return estimate.with_further(runner.estimate(self._further_turns())) if self._turns.most else estimate
+
+    def _pending_turns(self) -> Iterator[PendingSamples]:
+        for turn in range(1, self._turns.most + 1):
+            for found in self._turns.pending(turn, self._totals):
+                if self._turns.reusable(found) is None:
+                    prompt = found.request(self.selection.rows[found.index].prompt, self._decoding).prompt
+                    yield PendingSamples(found.key[0], prompt, self._decoding, 1)
+
+    def _further_turns(self) -> Iterator[PendingSamples]:
+        tokens = self._decoding.max_new_tokens + _MESSAGE_TOKENS
+        for one in self._pending_turns():
+            for count in range(1, self._turns.most - len(one.prompt.turns) + 1):
+                yield replace(one, further_tokens=count * tokens)
+        for index in self.selection.requested:
+            instance_id = self.selection.rows.ids[index]
+            done = self._finished.get(instance_id, set())
+            answered = {sample for sample in done if (instance_id, sample) not in self._reusable}
+            if len(answered) >= self._decoding.n or self.selection.skip_for(index) is not None:
+                continue
+            prompt = self.selection.rows[index].prompt
+            one = PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, answered)
+            for count in range(1, self._turns.most + 1):
+                yield replace(one, further_tokens=count * tokens)
+
     def warn(self) -> None:
         """Log a warning if :meth:`pending` has left out every instance."""
         _warn_of_skips(self.skips, len(self.selection.requested), self._example)
 
 
 def estimate_remaining(
-    runner: Runner, selection: Selection, directory: Path, before: Coverage, shared: Sequence[Path] = ()
+    runner: Runner,
+    selection: Selection,
+    directory: Path,
+    before: Coverage,
+    shared: Sequence[Path] = (),
+    feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
+    edit_format: EditFormat | None = None,
 ) -> Estimate:
     """Estimates the rest of the run in ``directory``; see :class:`Remainder` for the arguments. Sends no request and
     writes no file."""
-    rest = Remainder(selection, runner.decoding, directory, before, shared)
+    rest = Remainder(selection, runner.decoding, directory, before, shared, feedback, edit_format)
     if rest.damage:
         log.warning("%s: %s", directory, rest.damage)
-    estimate = runner.estimate(rest.pending())
+    estimate = rest.estimate(runner)
     rest.warn()
     return estimate
 
@@ -318,6 +368,7 @@ class Run:
         over_budget: instances of which the runner can request no further sample, see ``RunContext``.
         edit_format: the form of answer that prompts request if they do not state it themselves; None: not known.
         sweep: the run's sweep, for the progress line; None: the run is alone.
+        feedback: decides which answers get further turns.
     """
 
     def __init__(
@@ -336,6 +387,7 @@ class Run:
         over_budget: Container[str] = (),
         edit_format: EditFormat | None = None,
         sweep: SweepView | None = None,
+        feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
     ) -> None:
         self.runner = runner
         self.selection = selection
@@ -358,6 +410,12 @@ class Run:
         self._indices: dict[str, int] | None = None
         self._recheck = store.recheck or store.totals.has_skip(_NOT_AVAILABLE)
         self._samples = runner.decoding.n
+        self._turns = FurtherTurns(feedback, selection, store.directory, self._samples, edit_format, self._sources)
+        self._rounds: Iterator[Iterator[Request]] = iter(())
+        self._turns_left = feedback.turns > 0
+        """Whether a further turn may have no record yet."""
+        self._unavailable = False
+        """Whether the prompt of a further turn could not be read. The same command tries again."""
         self.stop = threading.Event()
         self._writer = RecordWriter(store)
         self._stopped_by: str | None = None
@@ -381,11 +439,17 @@ class Run:
             with self._progress() as self._progress_line:
                 try:
                     if not self.stop.is_set():
-                        self.runner.generate(self.requests(), self.record_outcome, self.stop)
+                        self._generate()
                 except (Exception, KeyboardInterrupt) as raised:  # noqa: BLE001 - close_records() reports it
                     error = raised
                 status = self.close_records(error)
             return self.finalize(status)
+
+    def _generate(self) -> None:
+        if self._turns.most:
+            self.runner.generate_rounds(self.rounds(), self.record_outcome, self.stop)
+        else:
+            self.runner.generate(self.requests(), self.record_outcome, self.stop)
 
     def show_progress(self, line: ProgressLine) -> None:
         """Call ``line`` with each further record and its summary."""
@@ -422,9 +486,19 @@ class Run:
             except (SweInferError, OSError) as error:
                 log.error("the verdicts of earlier evaluations are not used: %s", error)
             summary = self.summary()
-        if first is not None or summary["remaining"] or summary["failed"]:
+        first_answers = bool(first is not None or summary["remaining"] or summary["failed"])
+        if first_answers:
+            self.store.mark_turns(done=False)
+        records = self.store.totals.records
+        self._rounds = self._all_rounds(first_answers=first_answers)
+        next_round = next(self._rounds, None)
+        if next_round is not None:
+            self._rounds = itertools.chain([next_round], self._rounds)
             self.tracker.start(self.info)
             return None
+        if self.store.totals.records != records:  # turns of other runs were reused
+            self._changed = True
+            summary = self.summary()
         log.info("nothing is left to do: every instance is completed or skipped")
         self._warn_of_skips(summary)
         status = 0
@@ -457,10 +531,11 @@ class Run:
         self.freeze_figures()
         summary = self.summary()
         self._warn_of_skips(summary)
+        unfinished = summary["failed"] or summary["remaining"] or self.store.totals.has_failed_turns
         every_sample_tried = status == 0 and not summary["remaining"]
-        if INTERRUPTS.stopping and (summary["failed"] or summary["remaining"]):
+        if INTERRUPTS.stopping and (unfinished or self._turns_left):
             status = INTERRUPTED
-        elif status == 0 and (summary["failed"] or summary["remaining"]):
+        elif status == 0 and unfinished:
             status = 1
         if not self._written(summary):
             status = status or 1
@@ -526,7 +601,7 @@ class Run:
             stats=stats,
             stopped_by=self._stopped_by,
         )
-        if self._before.get("completed") == summary["completed"]:  # the evaluation still covers every completion
+        if _answers(self._before) == _answers(summary):  # the evaluation still covers every answer
             merged: Summary = {**self._before, **summary}
             if "resolved" in merged:
                 resolved = merged["resolved"]
@@ -549,7 +624,8 @@ class Run:
         self._stopped_by = None if error is None else type(error).__name__
         if isinstance(error, BudgetExceeded):
             remaining = self.summary()["remaining"]
-            log.error("%s; remaining samples: %d; repeat this command with a larger budget", error, remaining)
+            left = f"remaining samples: {remaining}" if remaining else "some further turns are not sent yet"
+            log.error("%s; %s; repeat this command with a larger budget", error, left)
             status = error.exit_status
         else:
             status = 0 if error is None else _logged(error)
@@ -562,6 +638,68 @@ class Run:
     def requests(self) -> Iterator[Request]:
         """The requests to send. Skipped and reused samples are recorded when the iteration reaches them."""
         return self._requests() if self._queue is None else self._queue
+
+    @property
+    def most_rounds(self) -> int:
+        """The number of rounds of requests, at most."""
+        return 1 + self._turns.most
+
+    def rounds(self) -> Iterator[Iterator[Request]]:
+        """The requests for first answers, then those of each further turn; rounds without a request are left out. The
+        outcomes of a round must be recorded before the next one is read."""
+        return self._rounds
+
+    def _all_rounds(self, *, first_answers: bool) -> Iterator[Iterator[Request]]:
+        if first_answers:
+            yield self.requests()
+        else:
+            self._turns_left = self._turns_left and not self._has_all_turns()
+        for turn in range(1, self._turns.most + 1):
+            if not self._turns_left or self.stop.is_set():
+                return
+            requests = self._turn_requests(turn)
+            first = next(requests, None)
+            if first is not None:
+                yield itertools.chain([first], requests)
+        if self._turns_left and not self.stop.is_set():
+            self._turns_left = False
+            self.store.mark_turns(done=not self._unavailable)
+
+    def _has_all_turns(self) -> bool:
+        return self.store.turns_done and not self.store.totals.has_failed_turns
+
+    def _turn_requests(self, turn: int) -> Iterator[Request]:
+        """The requests of one further turn. Skipped and reused ones are recorded when the iteration reaches them."""
+        rows, totals = self.selection.rows, self.store.totals
+        changed: list[str] = []
+        for pending in self._turns.pending(turn, totals):
+            if self.stop.is_set():
+                return
+            if pending.key[0] in self._over_budget:
+                continue
+            if (record := self._turns.reusable(pending)) is not None:
+                self._append(record)
+                continue
+            try:
+                prompt = rows[pending.index].prompt
+            except DataError as error:
+                log.warning("%s: no further turn: %s", pending.key[0], error)
+                self._unavailable = True
+                continue
+            if not pending.is_about(prompt):
+                changed.append(pending.key[0])
+                continue
+            request = pending.request(prompt, self.runner.decoding)
+            if (skip := self._turns.overflow(request.prompt)) is not None:
+                self._append(record_of(request.key, skip, None, request.prompt))
+            else:
+                yield request
+        if changed:
+            log.warning(
+                "%s: no further turn, the prompt differs from the recorded one (samples: %d)",
+                changed[0],
+                len(changed),
+            )
 
     def _requests(self) -> Iterator[Request]:
         totals = self.store.totals
@@ -661,7 +799,8 @@ class Run:
         try:
             return rows.inputs_of_check(self._indices[request.instance_id])
         except (KeyError, DataError):  # the dataset has changed since
-            return (PromptFiles(request.prompt) if rows.has_known_lengths else {}), None
+            prompt = replace(request.prompt, turns=())
+            return (PromptFiles(prompt) if rows.has_known_lengths else {}), None
 
     @contextmanager
     def _progress(self) -> Iterator[ProgressLine]:
@@ -673,6 +812,11 @@ class Run:
             yield lambda record, totals: progress.update(record, totals, totals["stats"])
         finally:
             progress.close()
+
+
+def _answers(summary: Summary) -> tuple[int | None, int]:
+    """Counts that change when an answer is added or replaced."""
+    return summary.get("completed"), summary.get("feedback", {}).get("turns", 0)
 
 
 def _logged(error: BaseException) -> int:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory import layout
+from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import EVALUATED_FIGURES, patch_rates
 from swe_infer.run_directory.intervals import wilson
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Record, key_of, records_of, supersedes
+from swe_infer.run_directory.records import Record, key_of, records_of, supersedes, turn_of
 
 DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     # name or glob, x axis, "none" to keep it out of the W&B summary
@@ -33,6 +34,7 @@ DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     ("patches/*", "elapsed_s", None),
     ("tokens/*", "elapsed_s", None),
     ("engine/*", "elapsed_s", None),
+    ("feedback/*", "elapsed_s", None),
     ("window/*", "elapsed_s", "none"),  # of the answers since the last point only
     ("over_usd/*", "cost_usd", "none"),  # the same metrics with dollars as x axis
 )
@@ -70,6 +72,8 @@ def metrics_of(totals: Mapping[str, Any], latencies_s: Sequence[float] = ()) -> 
         _put(out, f"patches/{status}", count)
     for key, count in (totals.get("usage") or {}).items():
         _put(out, _TOKENS.get(key, f"tokens/{key}"), count)
+    for key, value in (totals.get("feedback") or {}).items():
+        _put(out, f"feedback/{key}", value)
     for group in ("engine", "stats"):
         for key, value in (totals.get(group) or {}).items():
             _put(out, f"engine/{key}", value)
@@ -208,10 +212,12 @@ class Predictions:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._covered_ids = RunDirectory(directory).covered_ids()
+        self._coverage = RunDirectory(directory).coverage() or Coverage(None, turns=None)
+        self._covered_ids = self._coverage.ids
         self._path = directory / layout.RECORDS
         self._offset = 0
         self._rows: dict[tuple[str, int], list[Any]] = {}
+        self._turns: dict[tuple[str, int], int] = {}
 
     def read_new(self) -> list[float]:
         """Read the whole lines written since the last call; returns the latencies of new answers.
@@ -228,12 +234,16 @@ class Predictions:
         end = data.rfind(b"\n") + 1
         self._offset += end
         for record in records_of(data[:end]):
-            row, key = _row(record), key_of(record)
-            if key in self._rows and not supersedes(row[2], self._rows[key][2]):
+            row, key, turn = _row(record), key_of(record), turn_of(record)
+            if key in self._rows and not supersedes(row[2], self._rows[key][2], turn, self._turns.get(key, 0)):
                 continue
             if self._covered_ids is not None and row[0] not in self._covered_ids:
                 continue
+            if not self._coverage.has_turn(turn):
+                continue
             self._rows[key] = row
+            if turn or key in self._turns:
+                self._turns[key] = turn
             if row[2] == "completed" and row[10] is not None:
                 latencies.append(row[10])
         return latencies
@@ -251,7 +261,7 @@ class Predictions:
         out = []
         for key in sorted(self._rows)[:limit]:
             row = list(self._rows[key])
-            row[5] = resolved.get(key)
+            row[5] = resolved.get((key, self._turns.get(key, 0)))
             out.append(row)
         return out
 

@@ -19,6 +19,7 @@ OPTIONS = sorted(
     if path.parent != CONF and not str(path.relative_to(CONF)).startswith("hydra/")
 )
 REQUIRED = {
+    "feedback=apply_error": ["model.prompt_format=chat"],
     "evaluation=command": ['evaluation.command=[echo,"{predictions}"]'],
     "dataset=jsonl": ["dataset.path=instances.jsonl"],
     "dataset=parquet": ["dataset.path=instances.parquet"],

@@ -315,6 +315,26 @@ function drawPassAt() {
   byId('passk-table').replaceChildren(table([['', 'text fold'], ...ks.map((k) => [`pass@${k}`, ''])], rows, 'pass@k'));
 }
 
+function drawTurns() {
+  const continued = runs.filter((run) => run.feedback);
+  byId('turns-table').hidden = !continued.length;
+  const columns = [
+    ['', 'text fold'], ['turns', ''], ['failed', ''], ['skipped', ''], ['now apply', ''], ['no longer apply', ''], ['cost', ''],
+    ['per patch', ''], ['tokens in', ''], ['tokens out', ''],
+  ];
+  const rows = continued.map((run) => {
+    const turns = run.feedback;
+    return {
+      cells: [
+        `${run.letter}  ${run.name}`, ...['turns', 'failed', 'skipped', 'fixed', 'broken'].map((key) => count(turns[key])),
+        dollars(turns.cost_usd), turns.cost_per_fixed_usd === null ? '–' : dollars(turns.cost_per_fixed_usd),
+        count(turns.input_tokens), count(turns.output_tokens),
+      ],
+    };
+  });
+  byId('turns-table').replaceChildren(table(columns, rows, 'Further turns (feedback): patches, and what they cost'));
+}
+
 function drawOverlap() {
   const largest = Math.max(1, ...data.overlap.map((row) => row.instances));
   const rows = data.overlap.slice(0, 40).map((row) => {
@@ -535,6 +555,7 @@ function start() {
   drawCost({ x: costs ? 'cost' : runs.some((run) => run.wall_s !== null) ? 'time' : 'tokens', y, logarithmic: false });
   drawSweep({ y });
   drawPassAt();
+  drawTurns();
   drawOverlap();
   drawTests();
   drawInstances();
