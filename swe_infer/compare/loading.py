@@ -157,13 +157,10 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         recorded.add_record(record)
         key = key_of(record)
         if asked is None or key[0] in asked:
-            verdict = verdicts.get((key, turn_of(record)), record.get("resolved"))
-            result = _result(
-                record,
-                results.get(key),
-                verdict if isinstance(verdict, bool) else None,
-                coverage.has_turn(turn_of(record)),
-            )
+            turn = turn_of(record)
+            found = verdicts.get((key, turn), record.get("resolved"))
+            verdict = found if isinstance(found, bool) else None
+            result = _result(record, results.get(key), verdict, covered=coverage.has_turn(turn))
             if result is not None:
                 results[key] = result
     damage.reconcile_cost(recorded.cost_usd, summary)

@@ -111,12 +111,14 @@ def _mismatch(expected: _Expected, path: str, content: str) -> str | None:
     if LineIndex(lines).find_all(old, "around", 1):
         return None
     text = f"{expected.label} are not in {path}:\n\n{quoted(old)}"
-    place = _closest_place(wanted[:MOST_LINES], keys, expected.line)
+    place, what = _closest_place(wanted[:MOST_LINES], keys, expected.line), "The closest lines of"
+    if place is None and expected.line is not None and expected.line < len(lines):
+        place, what = expected.line, "No lines are similar. At the stated position, the lines of"
     if place is None:
         return f"{text}\n\nNo lines of {path} are similar."
     first = max(0, place - _MARGIN)
     last = min(len(lines), place + min(len(old), MOST_LINES - 2 * _MARGIN) + _MARGIN)
-    return f"{text}\n\nThe closest lines of {path}, {first + 1} to {last}, are:\n\n{quoted(lines[first:last])}"
+    return f"{text}\n\n{what} {path}, {first + 1} to {last}, are:\n\n{quoted(lines[first:last])}"
 
 
 def _closest_place(wanted: Sequence[str], keys: Sequence[str], stated: int | None) -> int | None:
