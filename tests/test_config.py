@@ -101,6 +101,20 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
         (["tracker=neptune"], "tracker=neptune: unknown option"),
         (["model=api", "model.name=m", "provider=openai", "model.pricing=free"], 'model.pricing="free": must be'),
         (["model=api", "model.name=m", "provider=openai", "+model.pricing.input=1"], "model.pricing"),
+        (
+            ["feedback=apply_error"],
+            "feedback=apply_error: a further turn needs a chat model; set model.prompt_format=chat",
+        ),
+        (
+            ["feedback=apply_error", "model=claude-2"],
+            "feedback=apply_error: a further turn needs a chat model; provider=anthropic_text sends claude-2 a",
+        ),
+        (
+            ["feedback=apply_error", "model=llama", "model.path=folder", "runner=api", "provider=vllm"],
+            "feedback=apply_error: a further turn needs a chat model; set model.prompt_format=chat",
+        ),
+        (["feedback=apply_error", "model=gpt-4o", "feedback.turns=0"], "feedback.turns=0: must be between 1 and 16"),
+        (["feedback=aply_error"], "feedback=aply_error: unknown option; did you mean apply_error?"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line(overrides: list[str], said: str) -> None:

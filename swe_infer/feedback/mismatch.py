@@ -28,7 +28,7 @@ _MOST_PLACES = 8
 """Places of a file that are compared with the old lines."""
 _MOST_POSITIONS = 50
 """Positions of one line in a file that count."""
-_WINDOW = 300
+_WINDOW = 1000
 """Lines before and after the stated position that are searched for a similar line."""
 _LONGEST_COMPARED = 200
 _LEAST_SIMILAR = 0.6

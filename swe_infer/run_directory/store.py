@@ -407,7 +407,7 @@ class RunStore:
                 os.dup2(descriptor, self._records.fileno(), inheritable=False)
             finally:
                 os.close(descriptor)
-            self._derive(self.totals.covered_ids)
+            self._derive(self._coverage)
         except OSError as error:
             raise _unwritable(self.directory, error) from None
 

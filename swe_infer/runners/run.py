@@ -302,8 +302,8 @@ class Remainder:
                 self._example = self._example or (instance_id, skip)
 
     def estimate(self, runner: Runner, planned: set[str] | None = None) -> Estimate:
-        """Estimates the requests of :meth:`pending`. Further turns that follow from recorded answers are included; those
-        of answers that do not exist yet are in the upper bounds only."""
+        """Estimates the requests of :meth:`pending`. Further turns after recorded answers are included; those that
+        depend on later answers are in the upper bounds only."""
         estimate = runner.estimate(itertools.chain(self.pending(planned), self._pending_turns()))
         return estimate.with_further(runner.estimate(self._further_turns())) if self._turns.most else estimate
 

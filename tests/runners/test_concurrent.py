@@ -15,14 +15,17 @@ import pytest
 
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.sample import SampleDataset
+from swe_infer.feedback.apply_error import ApplyError
+from swe_infer.feedback.base import NoFeedback
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.prompt_format import files_in_prompt
-from swe_infer.run_directory.records import read_records
+from swe_infer.run_directory.asked import Coverage
+from swe_infer.run_directory.records import read_records, turn_of
 from swe_infer.run_directory.store import RunStore
 from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.runners.concurrent import run_concurrently
 from swe_infer.runners.llama import LlamaRunner
-from swe_infer.runners.run import Run, select_instances
+from swe_infer.runners.run import Run, coverage_of, select_instances
 from swe_infer.tracking.base import NoTracker, RunInfo
 from swe_infer.types import DataShard, Decoding, LlamaModel
 from tests.support.instances import write_instances
@@ -213,3 +216,53 @@ def test_an_engine_that_cannot_be_loaded_fails_every_run_in_order(bench: Bench, 
             run.runner.kv_cache_gb = 1e-7
         assert run_concurrently(runs) == [2, 2]
     assert summary(tmp_path / "hot")["remaining"] == INSTANCES
+
+
+CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+
+
+def test_conversations_continue_on_a_shared_engine(tmp_path: Path) -> None:
+    """Rounds with feedback give the same answers alone and together, and a finished run sends nothing more."""
+    dataset = JsonlDataset(path=str(write_instances(tmp_path / "instances.jsonl", INSTANCES)))
+    checkpoint = make_checkpoint(tmp_path / "model", max_position_embeddings=8192)
+    config = checkpoint / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": CHAT}))
+    model = LlamaModel(path=str(checkpoint), dtype="float32", prompt_format="chat")
+
+    def opened(stack: ExitStack, directory: Path, turns: int, resources: ProcessResources) -> Run:
+        decoding = Decoding(temperature=0.8, max_new_tokens=12, n=2, seed=turns)
+        runner = LlamaRunner(model=model, decoding=decoding, max_sequences=8, kv_cache_gb=0.05)
+        runner.check()
+        runner.check_conversation()
+        directory.mkdir(parents=True, exist_ok=True)
+        store = stack.enter_context(RunStore(directory, runner.label))
+        selection = select_instances(runner, dataset, DataShard())
+        store.set_coverage(coverage_of(selection, turns), Coverage(None, decided=True))
+        runner.bind(RunContext(directory, directory.name, Decimal(0), directory / "ledger", resources))
+        info = RunInfo(directory.name, directory.name, {}, directory, store.resumed)
+        feedback = ApplyError(turns=turns) if turns else NoFeedback()
+        return Run(runner, selection, store, NoTracker(), info, feedback=feedback)
+
+    def answers(directory: Path) -> dict[tuple[str, int, int], str]:
+        records = list(read_records(directory / "records.jsonl"))
+        return {(r["instance_id"], r["sample"], turn_of(r)): r.get("full_output") or "" for r in records}
+
+    for turns in (0, 1, 2):
+        with ExitStack() as stack:
+            assert opened(stack, tmp_path / f"alone{turns}", turns, ProcessResources()).execute() == 0
+    resources = ProcessResources()
+    with ExitStack() as stack:
+        runs = [opened(stack, tmp_path / f"together{turns}", turns, resources) for turns in (0, 1, 2)]
+        assert run_concurrently(runs) == [0, 0, 0]
+    for turns in (0, 1, 2):
+        found = answers(tmp_path / f"together{turns}")
+        assert found == answers(tmp_path / f"alone{turns}")
+        assert len(found) == 2 * INSTANCES * (1 + turns), "no answer of this model contains a patch"
+    feedback = summary(tmp_path / "together2")["feedback"]
+    assert (feedback["turns"], feedback["failed"], feedback["cost_usd"]) == (4 * INSTANCES, 0, 0)
+    before = (tmp_path / "together2" / "records.jsonl").read_bytes()
+    with ExitStack() as stack:
+        again = opened(stack, tmp_path / "together2", 2, ProcessResources())
+        assert again.execute() == 0
+        assert again.runner.stats() == {}, "no engine is loaded"
+    assert (tmp_path / "together2" / "records.jsonl").read_bytes() == before
