@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swe_infer.cli.merge import merge
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_run, read_texts
 from swe_infer.data.sample import SampleDataset
-from swe_infer.run_directory.records import Record, read_records, turn_of
+from swe_infer.errors import StoreError
+from swe_infer.run_directory.records import read_records, turn_of
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
 
@@ -186,7 +189,7 @@ def test_a_cap_holds_over_turns_and_more_budget_goes_on(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with ApiServer(answer=(model := Model())) as server:
         arguments = ["model=gpt-4o", f"provider.base_url={server.openai_url}", f"output_dir={directory}"]
-        arguments += [model.ids(12), "dataset.run_tests=false"]
+        arguments += [model.ids(12), "dataset.run_tests=false", "shard.index=0", "shard.count=1"]
         assert run(*arguments, cwd=tmp_path).returncode == 0
         cap = server.log.cost_usd() + Decimal("0.008")
         result = run(*arguments, "feedback=apply_error", f"budget.max_usd={cap}", cwd=tmp_path)
@@ -195,11 +198,16 @@ def test_a_cap_holds_over_turns_and_more_budget_goes_on(tmp_path: Path) -> None:
         assert server.log.cost_usd() <= cap
         assert 12 < len(server.log.answers()) < 20
         assert summary(directory)["cost_usd"] <= cap
+        with pytest.raises(StoreError, match="some further turns are not sent yet"):
+            merge(tmp_path / "merged", [directory])
         again = run(*arguments, "feedback=apply_error", "budget.max_usd=1", cwd=tmp_path)
         assert again.returncode == 0, again.stderr
         assert len(server.log.answers()) == 20
         assert set(completed(directory).values()) == {1}
         assert abs(summary(directory)["cost_usd"] - server.log.cost_usd()) < Decimal("1e-9")
+        merged = merge(tmp_path / "merged", [directory])
+        assert merged["feedback"]["turns"] == 8
+        assert patches(tmp_path / "merged") == patches(directory)
 
 
 def test_killed_in_a_turn_nothing_is_paid_for_twice(tmp_path: Path) -> None:
@@ -280,5 +288,26 @@ def test_batches_of_a_turn_are_collected_as_that_turn_after_a_kill(vendor: str, 
         assert summary(directory)["patches"]["none"] == 2
 
 
-def of_turn(records: list[Record], turn: int) -> Mapping[tuple[str, int], str]:
-    return {(r["instance_id"], r["sample"]): r.get("full_output") or "" for r in records if turn_of(r) == turn}
+def test_ctrl_c_in_a_turn_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with ApiServer(answer=(model := Model())) as server:
+        server.latency_s = lambda call: 0.5 if len(call.body["messages"]) > 2 else 0.0
+        arguments = [
+            "model=gpt-4o", f"provider.base_url={server.openai_url}", f"output_dir={directory}",
+            "feedback=apply_error", model.ids(24), "dataset.run_tests=false", "provider.max_concurrency=2",
+            "decoding.max_new_tokens=512", "tracker=none",
+        ]  # fmt: skip
+        process = commands.start("swe_infer", *arguments, cwd=tmp_path, env=ENVIRONMENT)
+        deadline = time.monotonic() + 200
+        while len(server.log.asked()) < 26 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+        assert process.returncode == 130, errors
+        sent = len(server.log.asked())
+        assert sent < 40
+        assert len(completed(directory)) == sent, "turns in flight are finished"
+        server.latency_s = 0.0
+        assert run(*arguments, cwd=tmp_path).returncode == 0
+        assert len(server.log.asked()) == 40
+        assert set(completed(directory).values()) == {1}
