@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from swe_infer.cli.merge import merge
+from swe_infer.cli.patches import recompute
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_run, read_texts
@@ -161,6 +162,9 @@ def test_a_turn_with_the_right_reason_resolves_and_only_turns_are_paid_for(tmp_p
         assert grown.returncode == 0, grown.stderr
         assert set(completed(directory).values()) == {1}
         assert summary(directory)["resolved"] == 8
+        changes = recompute(directory, dry_run=True)
+        assert not changes.patches
+        assert len(changes.statuses) == 8 + 5, "every turn has a patch of its own"
 
 
 def test_points_of_a_sweep_share_first_answers_and_turns(tmp_path: Path) -> None:
