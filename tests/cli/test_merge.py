@@ -64,7 +64,7 @@ def test_verdicts_of_the_shards_and_of_an_earlier_merge_are_kept(sweep: Path, tm
     parts = [shutil.copytree(shard, tmp_path / shard.name) for shard in shards(sweep)]
     for number, part in enumerate(parts):
         keys = [(r["instance_id"], r["sample"]) for r in read_records(part / "records.jsonl")]
-        write_verdicts(part, [Verdict(i, s, number > 0, source="tests") for i, s in keys], keys)
+        write_verdicts(part, [Verdict(i, s, number > 0, source="tests") for i, s in keys], dict.fromkeys(keys, 0))
     summary = merge(tmp_path / "merged", parts)
     assert (summary["evaluated"], summary["evaluated_by"]) == (20, "own_tests")
     verdicts = read_verdicts(tmp_path / "merged")
@@ -73,7 +73,7 @@ def test_verdicts_of_the_shards_and_of_an_earlier_merge_are_kept(sweep: Path, tm
     assert len(verdicts) == len({verdict.key for verdict in verdicts}) == 20
 
     own = Verdict(verdicts[0].instance_id, 0, not verdicts[0].resolved, source="swebench")
-    write_verdicts(tmp_path / "merged", [own], {verdict.key for verdict in verdicts})
+    write_verdicts(tmp_path / "merged", [own], {verdict.key: 0 for verdict in verdicts})
     (tmp_path / "merged").rename(tmp_path / "earlier")
     again = merge(tmp_path / "merged", parts, earlier=tmp_path / "earlier")
     assert again["evaluated"] == 20
