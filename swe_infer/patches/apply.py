@@ -32,10 +32,12 @@ class Applied:
     Args:
         files: path to new content, for changed files only; None for a removed file.
         unknown_files: changed paths whose content was not given.
+        guessed: git puts a hunk at one of several equal places because it is the nearest to its line number.
     """
 
     files: dict[str, str | None] = field(default_factory=dict)
     unknown_files: list[str] = field(default_factory=list)
+    guessed: bool = False
 
 
 def apply_patch(text: str, files: Mapping[str, str]) -> Applied:
@@ -77,7 +79,7 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
             raise PatchError(f"{old}: {why}")
         result.unknown_files.append(old or "")
         return
-    content = _apply_hunks(patch, content)
+    content = _apply_hunks(patch, content, result)
     if new is None and content:
         raise PatchError(f"{old}: the patch removes the file but leaves some of its lines")
     if old is not None and not patch.copied and old != new:
@@ -86,7 +88,7 @@ def _apply_file(patch: FilePatch, files: Mapping[str, str], result: Applied) -> 
         result.files[new] = content
 
 
-def _apply_hunks(patch: FilePatch, content: str) -> str:
+def _apply_hunks(patch: FilePatch, content: str, result: Applied) -> str:
     if not patch.hunks:
         return content
     image = _Image(content)
@@ -94,6 +96,7 @@ def _apply_hunks(patch: FilePatch, content: str) -> str:
         why = image.apply(hunk)
         if why is not None:
             raise PatchError(f"{patch.path}: hunk {number} of {len(patch.hunks)} {why}")
+    result.guessed = result.guessed or image.guessed
     return image.content()
 
 
@@ -104,6 +107,7 @@ class _Image:
         self._lines = split_lines(content)
         self._index = LineIndex(tuple(self._lines))
         self._text = self._index.text("exact")
+        self.guessed = False
 
     def content(self) -> str:
         return "".join(self._lines)
@@ -137,10 +141,20 @@ class _Image:
             if last < 0 or (at_start and at_end and last != 0):
                 return None
             at = 0 if at_start else last
-            return at if text.startswith(pattern, at) else None
+            if not text.startswith(pattern, at):
+                return None
+            self.guessed = self.guessed or (at != guess and text.find(pattern) != text.rfind(pattern))
+            return at
         guess = min(guess, len(text))
         after = text.find(pattern, guess)
         before = text.rfind(pattern, 0, guess + len(pattern) - 1) if guess else -1
         if after < 0 or before < 0:
-            return after if after >= 0 else before if before >= 0 else None
-        return after if after - guess <= guess - before else before
+            at = max(after, before)
+        else:
+            at = after if after - guess <= guess - before else before
+        if at >= 0 and at != guess:
+            others = text.find(pattern, at + 1) >= 0 or (
+                at > 0 and text.rfind(pattern, 0, at + len(pattern) - 1) >= 0
+            )
+            self.guessed = self.guessed or others
+        return at if at >= 0 else None

@@ -50,10 +50,19 @@ class HunkHeader:
 
 @dataclass(slots=True)
 class Hunk:
-    """A hunk. ``header`` is None if it is missing or malformed."""
+    """A hunk. ``header`` is None if it is missing or malformed.
+
+    Args:
+        heading: the text behind the header, usually a line of the file that begins the block around the hunk.
+        anchors: lines of the file, from the outermost block to the innermost, that the hunk is behind.
+        at_end: it ends at the end of the file.
+    """
 
     header: HunkHeader | None
     lines: list[Line] = field(default_factory=list)
+    heading: str = ""
+    anchors: tuple[str, ...] = ()
+    at_end: bool = False
 
     @property
     def old_count(self) -> int:

@@ -79,6 +79,7 @@ class _Counter:
     new: int = 0
     known: bool = False
     inside: bool = False
+    enveloped: bool = False
 
     def open(self, line: str) -> None:
         header = parse_hunk_header(line)
@@ -107,8 +108,11 @@ class _Scanner:
     stack: list[_Container] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     last_fence: int = -1
+    last_envelope: int = -1
 
     def __post_init__(self) -> None:
+        ends = (n for n in range(len(self.raw) - 1, -1, -1) if self.raw[n].startswith("*** End Patch"))
+        self.last_envelope = next(ends, -1)
         self.last_fence = next((n for n in range(len(self.raw) - 1, -1, -1) if _bare_fence(self.raw[n])), -1)
 
     def scan(self) -> list[Block]:
@@ -217,6 +221,10 @@ class _Scanner:
             counter.open(line)
         elif line.startswith("diff --git ") or (line.startswith("--- ") and self._header_at(self.at)):
             counter.inside = counter.known = False
+        elif line.startswith("*** "):
+            counter.enveloped = not line.startswith("*** End Patch") and (counter.enveloped or "Begin Patch" in line)
+            counter.inside = line.startswith(("*** Add File: ", "*** Update File: "))
+            counter.known = False
         elif counter.inside:
             counter.count(line[:1] or " ")
 
@@ -264,7 +272,7 @@ class _Scanner:
 
     def _leaves(self, line: str, counter: _Counter) -> bool:
         """Whether ``line`` cannot belong to a bare patch."""
-        if line.startswith(("@@", *_EXTENDED)):
+        if line.startswith(("@@", *_EXTENDED)) or (counter.enveloped and self.at < self.last_envelope):
             return False
         if not counter.inside:
             return bool(line.strip())

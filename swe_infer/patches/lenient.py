@@ -21,7 +21,10 @@ from swe_infer.patches.diff import (
 _RANGES = re.compile(r"@@+ *-(\d{1,9})(?:, ?(\d{1,9}))? +\+?(\d{1,9})(?:, ?(\d{1,9}))? *(?:@@+.*)?$")
 _NUMBERED = re.compile(r"\s*\d+[:|]? ?(?P<rest>[-+ @].*)?$")
 _DEV_NULL = re.compile(r"(?:[ab])?/dev/null\b")
+_HEADING = re.compile(r"@@+ *[-+\d, ]+(?:@@+)(?P<heading>.*)$")
+_ANCHOR = re.compile(r"@@+ *(?P<left_out>(?:\.{3,}|…|[-+]?\d[\d, +-]*)? *@@+)?(?P<text>.*)$")
 _LONGEST_HEADER = 4096
+_LONGEST_ANCHOR = 300
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class _Reader:
     hunk: Hunk | None = None
     old_left: int = 0
     new_left: int = 0
+    adds_file: bool = False  # the hunk is the content of an ``*** Add File``
 
     def read(self) -> list[Section]:
         while self.at < len(self.lines):
@@ -105,7 +109,13 @@ class _Reader:
             section.old_null, section.new_null = verb == "Add File", verb == "Delete File"
             section.patch.old_path = None if section.old_null else path
             section.patch.new_path = None if section.new_null else path
+            if section.old_null:
+                self.hunk = Hunk(None)
+                section.patch.hunks.append(self.hunk)
+                self.adds_file = True
         elif verb in ("Begin Patch", "End Patch", "End of File"):
+            if self.hunk is not None:
+                self.hunk.at_end = verb == "End of File"
             self._end_hunk()
         else:
             return False
@@ -158,10 +168,20 @@ class _Reader:
     def _hunk_header(self, line: str) -> bool:
         if not line.startswith("@@"):
             return False
+        fresh = Hunk(parse_hunk_header(line) or parse_hunk_header(line[:_LONGEST_HEADER], _RANGES))
+        match = (_ANCHOR if fresh.header is None else _HEADING).match(line[:_LONGEST_ANCHOR])
+        text = match[match.lastgroup or 0].strip(" \t@") if match else ""
+        if fresh.header is not None or (match and match.groupdict().get("left_out")):
+            fresh.heading = text
+        elif any(char.isalnum() for char in text):
+            fresh.anchors = (text,)
+        before = self.hunk
+        if before is not None and before.anchors and fresh.header is None and not before.lines:
+            before.anchors += fresh.anchors  # stacked anchors
+            return True
         self._end_hunk()
-        hunks = self._section.patch.hunks
-        self.hunk = Hunk(parse_hunk_header(line) or parse_hunk_header(line[:_LONGEST_HEADER], _RANGES))
-        hunks.append(self.hunk)
+        self._section.patch.hunks.append(fresh)
+        self.hunk = fresh
         header = parse_hunk_header(line)
         self.old_left, self.new_left = (header.old_count, header.new_count) if header else (0, 0)
         return True
@@ -196,6 +216,11 @@ class _Reader:
             if header and (hunk.old_count, hunk.new_count) == (header.old_count, header.new_count):
                 break
             hunk.lines.pop()
+        if self.adds_file and not any(line.tag == "+" for line in hunk.lines):
+            hunk.lines = [Line("+", line.text if line.bare else line.tag + line.text) for line in hunk.lines]
+        self.adds_file = False
+        if not hunk.lines and hunk.header is None and not hunk.anchors:
+            self._section.patch.hunks.pop()
         _strip_numbers_before_signs(hunk)
 
     def _metadata(self, line: str) -> None:

@@ -22,7 +22,11 @@ MatchLevel = Literal["exact", "trailing", "around"]
 _KEYS: dict[MatchLevel, Callable[[str], str]] = {"exact": str, "trailing": str.rstrip, "around": str.strip}
 MATCH_LEVELS: tuple[MatchLevel, ...] = ("exact", "trailing", "around")
 _MOST_LOCATIONS = 64
-"""A hunk whose core matches more locations than this is refused without comparing context."""
+"""A hunk that matches more locations than this is refused without comparing context, anchors or numbers."""
+_NEAR = 10
+"""Lines by which a header's line number may be off if it decides between equal places."""
+_MISCOUNT = 2
+"""Lines by which a header may miscount the hunk if its line number decides. Invented numbers are off by more."""
 
 REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "exact": None,
@@ -30,6 +34,10 @@ REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "around": "ignored indentation",
 }
 _NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:(?P<mark>[:|→\t ])(?P<rest>.*))?$", re.DOTALL)
+
+GUESSED_BY_NUMBER = "guessed one of several equal places by the line number"
+_DEFINED = re.compile(r"[(:{<=]")
+_LONGEST_NAME = 200
 
 _Shift = tuple[str, str]
 """The indentation that the model wrote, and the file's; without a common suffix."""
@@ -50,6 +58,8 @@ class LineIndex:
         self.lines = lines
         self._codes: dict[MatchLevel, dict[str, str]] = {}
         self._texts: dict[MatchLevel, str] = {}
+        self._names: dict[str, list[int]] = {}
+        self._ends: dict[int, int] = {}
 
     def text(self, level: MatchLevel) -> str:
         """The file, one character per line."""
@@ -69,6 +79,29 @@ class LineIndex:
         self.text(level)
         codes, key = self._codes[level], _KEYS[level]
         return "".join([codes.get(key(line), "\0") for line in lines])
+
+    def blocks(self, anchor: str) -> list[range]:
+        """The blocks that a line begins which is ``anchor``, or else begins with the same name."""
+        if not self._names:
+            for number, line in enumerate(self.lines):
+                for key in {line.strip(), _name_of(line)}:
+                    if key and len(key) <= _LONGEST_NAME:
+                        self._names.setdefault(key, []).append(number)
+        starts = self._names.get(anchor.strip()) or self._names.get(_name_of(anchor), [])
+        return [self._block(start) for start in starts[: _MOST_LOCATIONS + 1]]
+
+    def _block(self, start: int) -> range:
+        """The lines from ``start`` on that are indented further, with closing brackets, comments and blank lines."""
+        if start not in self._ends:
+            depth = len(_indent(self.lines[start]))
+            end = start + 1
+            while end < len(self.lines):
+                line = self.lines[end]
+                if line.strip() and len(_indent(line)) <= depth and line.lstrip()[0] not in "{})]#":
+                    break
+                end += 1
+            self._ends[start] = end
+        return range(start, self._ends[start])
 
     def find_all(self, lines: Sequence[str], level: MatchLevel, limit: int = 2) -> list[int]:
         """The indices of the first line of up to ``limit`` matches of ``lines``."""
@@ -122,8 +155,14 @@ class _Core:
     weight: int
 
 
-def locate_hunk(hunk: Hunk, index: LineIndex) -> Placement:
+def locate_hunk(hunk: Hunk, index: LineIndex, between: Callable[[], range | None] | None = None) -> Placement:
     """Locates ``hunk`` in the file of ``index``.
+
+    Of several equal locations, the hunk's anchors decide, then its heading, the end of the file, its line number, and
+    the order of the hunks.
+
+    Args:
+        between: returns the lines between the hunks before and after this one, if they are in order.
 
     Raises:
         HunkNotFound: no location matches, or several match equally well.
@@ -132,24 +171,94 @@ def locate_hunk(hunk: Hunk, index: LineIndex) -> Placement:
         raise HunkNotFound("changes nothing")
     if not any(line.tag != "+" and line.text.strip() for line in hunk.lines):
         raise HunkNotFound("has no old line to locate it by")
+    scopes = anchored(hunk.anchors, index)
+    if scopes is None and len(hunk.anchors) > 1:
+        raise HunkNotFound("has an anchor that is not in the file")
+    choice = _Choice(hunk, index, scopes, between)
     numbered = _unnumbered(hunk.lines)
     variants = [(hunk.lines, None)] if numbered is None else [(hunk.lines, None), (numbered, "dropped line numbers")]
     for lines, note in variants:
         placement = (
-            _match_whole(lines, index) or _without_outer_context(lines, index) or _match_in_parts(lines, index)
+            _match_whole(lines, index, choice)
+            or _without_outer_context(lines, index, choice)
+            or _match_in_parts(lines, index)
         )
-        if placement is not None:
-            return Placement(placement.lines, [*([note] if note else []), *placement.repairs])
+        if placement is None:
+            continue
+        ats = [item.at for item in placement.lines if item.at is not None]
+        if len(hunk.anchors) > 1 and scopes and not within([min(ats)], max(ats) + 1 - min(ats), scopes):
+            raise HunkNotFound("is not behind its anchors")
+        if hunk.anchors and scopes is None:
+            placement.repairs.append("ignored an anchor that the file does not have")
+        return Placement(placement.lines, [*([note] if note else []), *placement.repairs])
     raise HunkNotFound("has old lines that are not in the file")
 
 
-def _match_whole(lines: Sequence[Line], index: LineIndex) -> Placement | None:
+@dataclass(slots=True)
+class _Choice:
+    """Chooses between the equal locations of a hunk."""
+
+    hunk: Hunk
+    index: LineIndex
+    scopes: Sequence[range] | None
+    between: Callable[[], range | None] | None
+
+    def by_block(self, places: Sequence[int], size: int) -> tuple[list[int], str]:
+        """The places in the blocks that the anchors and the heading name, or all; and what decided."""
+        left, word = list(places), ""
+        if self.scopes is not None and self.hunk.anchors and (found := within(left, size, self.scopes)):
+            left, word = found, "an anchor"
+            if len(left) > 1:
+                left = [at for at in left if any(at == scope.start + 1 for scope in self.scopes)] or left
+        if len(left) > 1 and self.hunk.heading:
+            scopes = anchored((self.hunk.heading,), self.index)
+            if scopes and (found := within(left, size, scopes)) and len(found) < len(left):
+                left, word = found, "the heading"
+        return left, word
+
+    def __call__(self, places: Sequence[int], size: int) -> tuple[int, str] | None:
+        """One of several equal places, and the note for the record; None if nothing decides."""
+        left, word = self.by_block(places, size)
+        if len(left) > 1 and self.hunk.at_end:
+            last = len(self.index.lines)
+            while last and not self.index.lines[last - 1].strip():
+                last -= 1
+            left, word = [at for at in left if at + size >= last] or left, "the end of the file"
+        if len(left) == 1:
+            return left[0], f"chose one of several equal places by {word}"
+        near = self._by_number(left)
+        if near is not None:
+            return near, GUESSED_BY_NUMBER
+        order = self.between() if self.between is not None else None
+        if order is not None:
+            left = [at for at in left if at in order and at + size <= order.stop]
+            if len(left) == 1:
+                return left[0], "guessed one of several equal places by the order of the hunks"
+        return None
+
+    def _by_number(self, places: Sequence[int]) -> int | None:
+        """The place at or clearly nearest to the header's line number, if the header counts the lines about right."""
+        header = self.hunk.header
+        if header is None or not header.old_start:
+            return None
+        if abs(header.old_count - self.hunk.old_count) > _MISCOUNT:
+            return None
+        distances = sorted((abs(at + 1 - header.old_start), at) for at in places)
+        (nearest, at), (second, _) = distances[:2]
+        return at if nearest <= _NEAR and second >= 3 * nearest + 3 else None
+
+
+def _match_whole(lines: Sequence[Line], index: LineIndex, choice: _Choice | None = None) -> Placement | None:
     """Matches all old lines as one sequence."""
     old = [line.text for line in lines if line.tag != "+"]
     for level in MATCH_LEVELS:
-        places = index.find_all(old, level)
+        places = index.find_all(old, level, _MOST_LOCATIONS + 1 if choice else 2)
         if len(places) > 1:
-            raise HunkNotFound("matches more than one location")
+            chosen = choice(places, len(old)) if choice and len(places) <= _MOST_LOCATIONS else None
+            if chosen is None:
+                raise HunkNotFound("matches more than one location")
+            at, note = chosen
+            return _placement_at(lines, range(at, at + len(old)), index, level, note)
         if places:
             return _placement_at(lines, range(places[0], places[0] + len(old)), index, level)
     return None
@@ -182,7 +291,9 @@ def _split(lines: Sequence[Line]) -> tuple[list[Line], list[Line], list[Line]]:
     return list(lines[:first]), list(lines[first:last]), list(lines[last:])
 
 
-def _without_outer_context(lines: Sequence[Line], index: LineIndex) -> Placement | None:
+def _without_outer_context(
+    lines: Sequence[Line], index: LineIndex, choice: _Choice | None = None
+) -> Placement | None:
     """Matches the core with as much context as possible, if one location has clearly more than any other."""
     lead, core, trail = _split(lines)
     old = [line.text for line in core if line.tag != "+"]
@@ -191,6 +302,12 @@ def _without_outer_context(lines: Sequence[Line], index: LineIndex) -> Placement
         if not found:
             continue
         found.sort(key=lambda candidate: -candidate.weight)
+        notes = ["dropped context that the file does not have"]
+        if choice is not None and len(found) > 1:
+            places, word = choice.by_block([candidate.at for candidate in found], max(len(old), 1))
+            if len(places) == 1:
+                found = [candidate for candidate in found if candidate.at in places]
+                notes.append(f"chose one of several equal places by {word}")
         best = found[0]
         if len(found) > 1 and not _is_distinctive(best, found[1], index, level):
             raise HunkNotFound("matches more than one location without the context that the file does not have")
@@ -198,9 +315,7 @@ def _without_outer_context(lines: Sequence[Line], index: LineIndex) -> Placement
             continue
         first, last = best.at - best.above, best.at + len(old) + best.below
         kept = [*lead[len(lead) - best.above :], *core, *trail[: best.below]]
-        placement = _placement_at(
-            kept, range(first, last), index, level, "dropped context that the file does not have"
-        )
+        placement = _placement_at(kept, range(first, last), index, level, *notes)
         if placement is not None:
             return placement
     return None
@@ -505,6 +620,31 @@ def without_line_numbers(old: Sequence[str], new: Sequence[str]) -> tuple[list[s
     else:
         rests = [rest if text in copies else text for (_, rest), text in zip(news, new, strict=True)]
     return [rest for _, rest in olds], rests
+
+
+def _name_of(line: str) -> str:
+    """A line through the name that it defines: ``class A`` of ``class A(B):``. Empty for a single word."""
+    name = _DEFINED.split(line.strip(), maxsplit=1)[0].rstrip()
+    return name if " " in name else ""
+
+
+def anchored(anchors: Sequence[str], index: LineIndex) -> list[range] | None:
+    """The blocks that the last of nested ``anchors`` begins; None if one of them is nowhere, or not behind the one
+    before it."""
+    scopes = [range(len(index.lines))]
+    for anchor in anchors:
+        blocks = index.blocks(anchor)
+        inner = [block for block in blocks if any(block.start in scope for scope in scopes)]
+        first = min(scope.start for scope in scopes)
+        scopes = inner or [range(block.start, len(index.lines)) for block in blocks if block.start >= first]
+        if not scopes:
+            return None
+    return scopes
+
+
+def within(places: Sequence[int], size: int, scopes: Sequence[range]) -> list[int]:
+    """Those of ``places``, of ``size`` lines each, that begin in one of ``scopes`` or contain its first line."""
+    return [at for at in places if any(at in scope or at <= scope.start < at + size for scope in scopes)]
 
 
 def _unnumbered(lines: Sequence[Line]) -> list[Line] | None:

@@ -9,6 +9,7 @@ from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
 from swe_infer.patches.diff import PatchError, PathIndex, refusal
 from swe_infer.patches.extract import Block, cut_off, find_blocks
 from swe_infer.patches.forms import FAMILIES, without_path_comment
+from swe_infer.patches.locate import GUESSED_BY_NUMBER
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
 from swe_infer.patches.repair import repair
 from swe_infer.patches.replace import Replacement, find_replacements, replacements_to_patch
@@ -149,6 +150,8 @@ def _check_candidate(candidate: Candidate, files: Mapping[str, str]) -> PatchRes
     except PatchError:
         return _repaired(candidate, files)
     if not applied.unknown_files and _names_all(candidate, applied):
+        if applied.guessed:
+            return _guessed(candidate, candidate.text, applied, files)
         return PatchResult(candidate.text, "applies", None, candidate.notes, candidate.format)
     # The paths may be spelled differently from the prompt's, for example without a/ and b/.
     repaired = _repaired(candidate, files)
@@ -157,6 +160,21 @@ def _check_candidate(candidate: Candidate, files: Mapping[str, str]) -> PatchRes
     if not applied.unknown_files:
         return PatchResult(candidate.text, "applies", None, candidate.notes, candidate.format)
     return PatchResult(candidate.text, "unchecked", _unknown_files_note(applied), candidate.notes, candidate.format)
+
+
+def _guessed(candidate: Candidate, text: str, applied: Applied, files: Mapping[str, str]) -> PatchResult:
+    """The result for a patch that git puts at one of several equal places, unless its headings name another one."""
+    repaired = _repaired(candidate, files)
+    if repaired.status == "repaired":
+        differs = apply_patch(repaired.patch, files).files != applied.files
+        if any(note.startswith("chose ") for note in repaired.repairs):
+            if differs:
+                return repaired
+            return PatchResult(text, "applies", None, candidate.notes, candidate.format)
+        if differs and GUESSED_BY_NUMBER in repaired.repairs:
+            return repaired  # git prefers the end of the file for a hunk without context behind it
+    notes = (*candidate.notes, "git takes the nearest of several equal places to the line number")
+    return PatchResult(text, "applies", None, notes, candidate.format)
 
 
 def _names_all(candidate: Candidate, applied: Applied) -> bool:

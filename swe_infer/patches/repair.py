@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from swe_infer.instance_files import why_absent
-from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex, write_file, write_new_file
+from swe_infer.patches.diff import (
+    FilePatch,
+    Hunk,
+    HunkHeader,
+    Line,
+    PatchError,
+    PathIndex,
+    write_file,
+    write_new_file,
+)
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine
 from swe_infer.patches.lenient import Section
-from swe_infer.patches.locate import FileIndexes, HunkNotFound, LineIndex, locate_hunk
+from swe_infer.patches.locate import FileIndexes, HunkNotFound, LineIndex, Placement, locate_hunk
+
+_EMPTY = frozenset({"__init__.py", "py.typed", ".gitkeep", ".keep"})
+"""Files that are created without content."""
+
+_MOST_FOLLOWING = 4
+"""Hunks after one with several locations, of which one that has a single location is looked for."""
 
 
 def repair(sections: Sequence[Section], files: Mapping[str, str], index: PathIndex) -> tuple[str, list[str]]:
@@ -25,12 +41,20 @@ def repair(sections: Sequence[Section], files: Mapping[str, str], index: PathInd
 
 @dataclass(slots=True)
 class _File:
-    """All changes of a patch to one file of the prompt."""
+    """All changes of a patch to one file of the prompt.
+
+    Args:
+        hunks: the number of hunks so far.
+        end: the index behind the lines of the last one in the base; None if there is none.
+        header: the header of the last one.
+    """
 
     patch: FilePatch
     edit: FileEdit
     lines: LineIndex
     hunks: int = 0
+    end: int | None = None
+    header: HunkHeader | None = None
 
 
 @dataclass(slots=True)
@@ -100,6 +124,8 @@ class _Repair:
     def _created(self, patch: FilePatch, hunks: Sequence[Hunk]) -> str:
         if len(hunks) > 1:
             raise PatchError(f"{patch.path}: a new file of several hunks")
+        if not hunks and patch.new_mode is None and patch.path.rpartition("/")[2] not in _EMPTY:
+            raise PatchError(f"{patch.path}: a new file without content")
         lines: list[Line] = []
         for line in hunks[0].lines if hunks else ():
             if line.tag != "+" and line.text.strip():
@@ -163,25 +189,27 @@ class _Repair:
         return fresh
 
     def _place_hunks(self, file: _File, path: str, hunks: Sequence[Hunk]) -> None:
-        for hunk in hunks:
+        for number, hunk in enumerate(hunks):
             file.hunks += 1
             try:
-                notes = self._place_hunk(file, hunk)
+                notes = self._place_hunk(file, hunk, hunks[number + 1 :][:_MOST_FOLLOWING])
             except (HunkNotFound, Conflict) as error:
                 why = "changes lines that another hunk changes" if isinstance(error, Conflict) else str(error)
                 raise PatchError(f"{path}: hunk {file.hunks} {why}") from error
             for note in notes:
                 self._note(note)
 
-    def _place_hunk(self, file: _File, hunk: Hunk) -> list[str]:
+    def _place_hunk(self, file: _File, hunk: Hunk, following: Sequence[Hunk]) -> list[str]:
         """Applies a hunk to the base, or else to the result of the hunks before it."""
         edit = file.edit
         if not edit.base and not any(line.tag != "+" for line in hunk.lines):
             edit.apply_to_base([PlacedLine(line, None) for line in hunk.lines])
             return []
         try:
-            placement = locate_hunk(hunk, file.lines)
-            return placement.repairs if edit.apply_to_base(placement.lines) else ["dropped a repeated hunk"]
+            placement = locate_hunk(hunk, file.lines, lambda: self._between(file, hunk, following))
+            fresh = edit.apply_to_base(placement.lines)
+            file.end, file.header = _end(placement), hunk.header
+            return placement.repairs if fresh else ["dropped a repeated hunk"]
         except (HunkNotFound, Conflict):
             if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
                 raise
@@ -189,7 +217,22 @@ class _Repair:
         current = edit.current()
         placement = locate_hunk(hunk, LineIndex([text for text, _, _ in current]))
         edit.apply_to_current(placement.lines, current)
+        file.end = None
         return placement.repairs
+
+    def _between(self, file: _File, hunk: Hunk, following: Sequence[Hunk]) -> range | None:
+        """The lines of the base between the hunk before and a hunk after; None if the hunks are not in order."""
+        headers = [hunk.header for hunk in (Hunk(file.header), hunk, *following) if hunk.header]
+        if any(later.old_start < earlier.old_start for earlier, later in pairwise(headers)):
+            return None
+        after = 0 if file.end is None else file.end
+        for later in following:
+            try:
+                starts = [item.at for item in locate_hunk(later, file.lines).lines if item.at is not None]
+                return range(after, min(starts)) if min(starts) >= after else None
+            except HunkNotFound:
+                continue
+        return None if file.end is None else range(after, len(file.lines.lines))
 
     def _unnamed(self, hunks: Sequence[Hunk]) -> None:
         """Applies hunks without a file header to the only file of the prompt that all of them match."""
@@ -217,6 +260,10 @@ class _Repair:
         if not isinstance(before, str):
             raise PatchError(f"{patch.path}: the patch treats the file in two ways")
         self.parts[patch.path] = before + text
+
+
+def _end(placement: Placement) -> int | None:
+    return max((item.at for item in placement.lines if item.at is not None), default=-1) + 1 or None
 
 
 def _all_match(hunks: Sequence[Hunk], lines: LineIndex) -> bool:

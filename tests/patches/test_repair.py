@@ -314,3 +314,100 @@ def test_crlf_of_the_file_is_kept(git: GitRepository) -> None:
 def test_empty_file_takes_additions(git: GitRepository) -> None:
     diff = "--- a/pkg/__init__.py\n+++ b/pkg/__init__.py\n@@ -1,0 +1,4 @@\n+a = 1\n"
     assert _repaired(git, diff)[1]["pkg/__init__.py"] == "a = 1\n"
+
+
+FIRST_RETURN = MODULE.replace("self.running = False\n        return None", "self.running = False\n        return 0")
+SECOND_RETURN = MODULE.replace("self.halted = True\n        return None", "self.halted = True\n        return 0")
+RUN_RETURN = MODULE.replace("self.go(part)\n        return None", "self.go(part)\n        return 0")
+RETURN = "-        return None\n+        return 0\n"
+
+
+def _v4a(*lines: str) -> str:
+    return "*** Begin Patch\n" + "".join(lines) + "*** End Patch\n"
+
+
+PRINTED = MODULE.replace("    def stop(self):\n", "    def stop(self):\n        print()\n", 1)
+HALT = "-        self.halted = True\n+        self.halted = bool(1)\n"
+UPDATE = "*** Update File: pkg/mod.py\n"
+STOP = "     def stop(self):\n"
+
+
+@pytest.mark.parametrize(
+    ("diff", "expected", "word"),
+    [
+        (_v4a(UPDATE, "@@ class Second:\n@@     def run(self, value):\n", RETURN), RUN_RETURN, "an anchor"),
+        (_v4a(UPDATE, "@@ class Second\n@@ def stop\n", RETURN), SECOND_RETURN, "an anchor"),
+        (_v4a(UPDATE, "@@ class First:\n@@ def stop(self):\n", RETURN), FIRST_RETURN, "an anchor"),
+        (_v4a(UPDATE, "@@\n", RETURN, "*** End of File\n"), SECOND_RETURN, "the end of the file"),
+        (_v4a(UPDATE, "@@ class Second:\n@@ def gone(self):\n", HALT), None, ""),
+        (_v4a(UPDATE, "@@ class First:\n@@ def stop(self):\n", HALT), None, ""),
+        (_v4a(UPDATE, "@@ class Gone:\n", HALT), HALTED, "ignored an anchor"),
+        (_v4a(UPDATE, "@@ class Second:\n", RETURN), None, ""),
+        (
+            HEADER + "@@ -9,2 +9,2 @@ def stop(self):\n         self.running = False\n" + RETURN,
+            FIRST_RETURN,
+            "recounted and moved hunks",
+        ),
+        (HEADER + f"@@ -1,3 +1,3 @@ class First:\n{STOP}+        print()\n", PRINTED, "the heading"),
+        (HEADER + f"@@ -1,3 +1,3 @@ class Nowhere:\n{STOP}+        print()\n", None, ""),
+        (HEADER + "@@ -13,2 +13,2 @@\n" + RETURN, FIRST_RETURN, "guessed"),
+        (HEADER + "@@ -13,1 +13,1 @@\n" + RETURN, FIRST_RETURN, "guessed"),
+        (HEADER + "@@ -13,9 +13,9 @@\n" + RETURN, None, ""),
+        (
+            _v4a(
+                UPDATE, "@@\n-        for part in value:\n+        for part in list(value):\n@@\n", RETURN,
+                "@@\n", STOP, HALT,
+            ),
+            HALTED.replace("for part in value:", "for part in list(value):").replace(
+                "self.go(part)\n        return None", "self.go(part)\n        return 0"
+            ),
+            "guessed",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["```diff\n{}```\n", "{}\nThat is all.\n"])
+def test_anchors_then_headings_then_numbers_choose_between_equal_places(
+    git: GitRepository, diff: str, expected: str | None, word: str, form: str
+) -> None:
+    result = make_patch(form.format(diff), FILES)
+    if expected is None:
+        assert result.status == "does_not_apply", result
+        return
+    assert result.status == "repaired", result
+    assert any(word in note for note in result.repairs), result
+    assert git.apply(result.patch, FILES) == {**FILES, "pkg/mod.py": expected}
+
+
+def test_heading_outweighs_the_place_that_git_takes_and_a_guess_of_git_is_marked(git: GitRepository) -> None:
+    hunk = "@@ -9,2 +9,2 @@{}\n-        return None\n+        return 0\n \n"
+    result = make_patch(f"```diff\n{HEADER}{hunk.format(' class Second:').replace('9,2', '14,2')}```\n", FILES)
+    assert (result.status, git.apply(result.patch, FILES)) == ("repaired", {**FILES, "pkg/mod.py": RUN_RETURN})
+    text = HEADER + hunk.format("").replace("9,2", "14,2")
+    result = make_patch(f"```diff\n{text}```\n", FILES)
+    assert (result.status, result.patch) == ("applies", text)
+    assert any("line number" in note for note in result.repairs)
+    assert make_patch(f"```diff\n{HEADER}{hunk.format('')}```\n", FILES).repairs == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "content"),
+    [
+        ("+import a\n+\n+def test():\n+    assert 1\n", "import a\n\ndef test():\n    assert 1\n"),
+        ("+import a\n\n+def test():\n+    assert 1\n", "import a\n\ndef test():\n    assert 1\n"),
+        ("import a\n\ndef test():\n    assert 1\n", "import a\n\ndef test():\n    assert 1\n"),
+        ("", None),
+        ("+import a\ndef test():\n", None),
+    ],
+)
+@pytest.mark.parametrize("form", ["```\n{}```\n", "{}", "Here it is:\n\n{}\nThis adds a file.\n"])
+def test_added_file_has_its_content(git: GitRepository, lines: str, content: str | None, form: str) -> None:
+    change = f"@@\n{HALT}"
+    for before, after, module in (("", "", MODULE), ("", UPDATE + change, HALTED), (UPDATE + change, "", HALTED)):
+        result = make_patch(form.format(_v4a(before, "*** Add File: t/x.py\n", lines, after)), FILES)
+        if content is None:
+            assert result.status == "does_not_apply", result
+            continue
+        assert result.status == "repaired", result
+        assert git.apply(result.patch, FILES) == {**FILES, "t/x.py": content, "pkg/mod.py": module}
+    empty = make_patch(form.format(_v4a("*** Add File: t/__init__.py\n")), FILES)
+    assert git.apply(empty.patch, FILES) == {**FILES, "t/__init__.py": ""}
