@@ -200,7 +200,8 @@ class _Scanner:
                 block.closed = True
                 break
             self._count(line, counter)
-            block.lines.append(line)
+            # Carriage returns belong to the file's lines if the block's first line has none.
+            block.lines.append(line + "\r" * (raw.endswith("\r") and not first.endswith("\r")))
             self.at += 1
         block.closed = block.closed or in_mail
         self.blocks.append(block)

@@ -16,11 +16,35 @@ from typing import Literal
 from swe_infer.patches.diff import Hunk, Line, PatchError, split_lines
 from swe_infer.patches.edit import PlacedLine
 
-MatchLevel = Literal["exact", "trailing", "around"]
-"""In what two lines may differ: nothing, trailing white space, or white space on both sides."""
+MatchLevel = Literal["exact", "trailing", "around", "typography"]
+"""In what two lines may differ: nothing, trailing white space, white space on both sides, or also typographic
+characters for ASCII ones, such as quotes and no-break spaces."""
 
-_KEYS: dict[MatchLevel, Callable[[str], str]] = {"exact": str, "trailing": str.rstrip, "around": str.strip}
-MATCH_LEVELS: tuple[MatchLevel, ...] = ("exact", "trailing", "around")
+_WHITE = " \t\r\f\v"
+_TYPOGRAPHY = str.maketrans(
+    {
+        **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+        "\u2026": "...",
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff"),
+    }
+)
+
+
+def _plain(text: str) -> str:
+    """``text`` with ASCII characters for typographic ones."""
+    return text if text.isascii() else text.translate(_TYPOGRAPHY)
+
+
+_KEYS: dict[MatchLevel, Callable[[str], str]] = {
+    "exact": str,
+    "trailing": lambda line: line.rstrip(_WHITE),
+    "around": lambda line: line.strip(_WHITE),
+    "typography": lambda line: _plain(line).strip(_WHITE),
+}
+MATCH_LEVELS: tuple[MatchLevel, ...] = ("exact", "trailing", "around", "typography")
 _MOST_LOCATIONS = 64
 """A hunk that matches more locations than this is refused without comparing context, anchors or numbers."""
 _NEAR = 10
@@ -32,6 +56,7 @@ REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "exact": None,
     "trailing": "ignored trailing white space",
     "around": "ignored indentation",
+    "typography": "ignored typographic characters",
 }
 _NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:(?P<mark>[:|→\t ])(?P<rest>.*))?$", re.DOTALL)
 
@@ -268,7 +293,10 @@ def _placement_at(
     lines: Sequence[Line], ats: Sequence[int | None], index: LineIndex, level: MatchLevel, *notes: str
 ) -> Placement | None:
     """The placement of ``lines`` whose old lines are at ``ats``; None if their white space is ambiguous."""
-    texts = resolve_whitespace(lines, [None if at is None else index.lines[at] for at in ats])
+    base = [None if at is None else index.lines[at] for at in ats]
+    if level == "typography":
+        lines = _plain_lines(lines, [text for text in base if text is not None])
+    texts = resolve_whitespace(lines, base)
     if texts is None:
         return None
     remaining = iter(ats)
@@ -488,6 +516,8 @@ def resolve_whitespace(lines: Sequence[Line], base: Sequence[str | None]) -> lis
         written, has = _indent(line.text), _indent(text)
         (shifts_removed if line.tag == "-" else shifts_kept).add(_shift(written, has))
         known[written] = has if known.get(written, has) == has else None
+    if all(line.tag == "+" or line.text == text for line, text in zip(lines, texts, strict=True)):
+        return texts  # what the added lines differ in is meant
     if len(ends) > 1 and set(ends[:-1]) == {"\r"}:
         ends[-1] = "\r"  # the file's last line may have no line end
     added_ends = line_ends(lines, ends)
@@ -546,7 +576,10 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
     """
     pairs = [(written, has) for written, has in zip(old, base, strict=True) if has.strip()]
     shifts = [_shift(_indent(written), _indent(has)) for written, has in pairs]
-    same = {written: has.removesuffix("\r") for written, has in pairs if written.rstrip() == has.rstrip()}
+    same = {
+        written: has.removesuffix("\r") for written, has in pairs if _plain(written).rstrip() == _plain(has).rstrip()
+    }
+    copies = {written: has.removesuffix("\r") for written, has in pairs}
     first = next((n for n, text in enumerate(new) if text.strip()), 0)
     settled: list[str] = []
     for number, text in enumerate(new):
@@ -556,12 +589,14 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
         elif len(set(shifts[1:])) == 1 and shifts[1] == ("", ""):
             shift = shifts[0] if number == first or _left_of(new[first + 1 :], _indent(pairs[0][1])) else ("", "")
         else:
-            has = {_indent(base_line) for written, base_line in pairs if _indent(written) == _indent(text)}
-            shift = (_indent(text), has.pop()) if len(has) == 1 else None
+            indents = {_indent(base_line) for written, base_line in pairs if _indent(written) == _indent(text)}
+            shift = (_indent(text), indents.pop()) if len(indents) == 1 else None
         if shift is None or (text.strip() and not text.startswith(shift[0])):
             return None
         moved = shift[1] + text[len(shift[0]) :] if text.strip() else text
-        settled.append(same.get(text, moved.removesuffix("\r")))
+        moved = same.get(text, moved.removesuffix("\r"))
+        has = copies.get(text, moved)
+        settled.append(has if _plain(has).rstrip() == _plain(moved).rstrip() else moved)
     return settled
 
 
@@ -620,6 +655,20 @@ def without_line_numbers(old: Sequence[str], new: Sequence[str]) -> tuple[list[s
     else:
         rests = [rest if text in copies else text for (_, rest), text in zip(news, new, strict=True)]
     return [rest for _, rest in olds], rests
+
+
+def plain_typography(old: Sequence[str], new: Sequence[str], base: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Old and new lines without the typographic characters that ``old`` has in place of those of ``base``."""
+    foreign = {char for text in old for char in text if ord(char) in _TYPOGRAPHY}
+    foreign -= {char for text in base for char in text}
+    table = {ord(char): _TYPOGRAPHY[ord(char)] for char in foreign}
+    return [text.translate(table) for text in old], [text.translate(table) for text in new]
+
+
+def _plain_lines(lines: Sequence[Line], base: Sequence[str]) -> list[Line]:
+    old = [line.text for line in lines if line.tag != "+"]
+    olds, news = map(iter, plain_typography(old, [line.text for line in lines if line.tag == "+"], base))
+    return [replace(line, text=next(news if line.tag == "+" else olds)) for line in lines]
 
 
 def _name_of(line: str) -> str:

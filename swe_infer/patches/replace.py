@@ -23,6 +23,7 @@ from swe_infer.patches.locate import (
     LineIndex,
     MatchLevel,
     line_ends,
+    plain_typography,
     reindent,
     split_line_numbers,
     without_line_numbers,
@@ -418,6 +419,8 @@ class _Writer:
         self, path: str, old: list[str], new: list[str], lines: LineIndex, at: int, level: MatchLevel
     ) -> list[PlacedLine]:
         base = list(lines.lines[at : at + len(old)])
+        if level == "typography":
+            old, new = plain_typography(old, new, base)
         settled = reindent(old, base, new)
         if settled is None:
             raise PatchError(f"{path}: the indentation of the old text does not match the file's")

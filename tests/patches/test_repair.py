@@ -311,6 +311,55 @@ def test_crlf_of_the_file_is_kept(git: GitRepository) -> None:
     assert _repaired(git, diff, files)[1] == {"a.txt": "one\r\nTWO\r\nthree\r\n"}
 
 
+@pytest.mark.parametrize(
+    "hunk",
+    [
+        "@@ -1,9 +1,9 @@\n one\n-two\n+TWO\n+2\n three\n four\n",
+        "@@ -1,9 +1,9 @@\n one\r\n-two\n+TWO\n+2\n three\r\n four\n",
+        "@@ -1,4 +1,5 @@\n one\r\n-two\n+TWO\n+2\n three\r\n four\n",
+    ],
+)
+def test_line_ends_of_a_file_with_both_kinds_are_kept(git: GitRepository, hunk: str) -> None:
+    files = {"a.txt": "one\r\ntwo\nthree\r\nfour\n"}
+    result = make_patch(f"```diff\n--- a/a.txt\n+++ b/a.txt\n{hunk}```\n", files)
+    assert git.apply(result.patch, files) == {"a.txt": "one\r\nTWO\n2\nthree\r\nfour\n"}
+
+
+def test_hunk_that_removes_one_of_two_lines_with_different_ends_removes_that_one(git: GitRepository) -> None:
+    files = {"a.txt": "a\nx\nb\na\nx\r\nb\n"}
+    for counts in ("-4,3 +4,2", "-4,7 +4,7"):
+        diff = f"--- a/a.txt\n+++ b/a.txt\n@@ {counts} @@\n a\n-x\r\n b\n"
+        result = make_patch(f"```diff\n{diff}```\n", files)
+        assert git.apply(result.patch, files) == {"a.txt": "a\nx\nb\na\nb\n"}, result
+
+
+NBSP = "\u00a0"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('    return "kid"', '    return "child"', '    return "child"'),
+        (f'{NBSP * 4}return "kid"', f'{NBSP * 4}return "child"', '    return "child"'),
+        (f'{NBSP} {NBSP} return{NBSP}"kid"', f'{NBSP} {NBSP} return{NBSP}"child"', '    return "child"'),
+        ("    return \u201ckid\u201d", "    return \u201cchild\u201d", '    return "child"'),
+        ("return \u201ckid\u201d", "return \u201cchild\u201d", '    return "child"'),
+        ('    return "kid"', "    return \u201cchild\u201d", "    return \u201cchild\u201d"),
+    ],
+)
+def test_typographic_characters_for_ascii_ones_are_replaced(
+    git: GitRepository, old: str, new: str, expected: str
+) -> None:
+    files = {"a.py": 'def name():\n    """It\u2019s one."""\n    return "kid"\n'}
+    first = f'{old[:4] if old[0] in (" ", NBSP) else ""}"""It\'s one."""'
+    for answer in (
+        f"--- a/a.py\n+++ b/a.py\n@@ -1,9 +1,9 @@\n {first}\n-{old}\n+{new}\n",
+        f"a.py\n<<<<<<< SEARCH\n{first}\n{old}\n=======\n{first}\n{new}\n>>>>>>> REPLACE\n",
+    ):
+        applied = git.apply(make_patch(f"```\n{answer}```\n", files).patch, files)
+        assert applied == {"a.py": files["a.py"].replace('    return "kid"', expected)}, answer
+
+
 def test_empty_file_takes_additions(git: GitRepository) -> None:
     diff = "--- a/pkg/__init__.py\n+++ b/pkg/__init__.py\n@@ -1,0 +1,4 @@\n+a = 1\n"
     assert _repaired(git, diff)[1]["pkg/__init__.py"] == "a = 1\n"
