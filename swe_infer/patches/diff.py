@@ -216,7 +216,7 @@ def _header(patch: FilePatch) -> Iterator[str]:
 _ZONE = re.compile(r" [+-]\d\d:?\d\d$")
 _TIME = re.compile(r" \d\d:\d\d:\d\d(?:\.\d+)?$")
 _DATE = re.compile(r"(?P<blank>\t| +)(?:\d\d)?\d\d-\d\d-\d\d$")
-_LONGEST_TIMESTAMP = 64  # characters that are searched for one, which bounds the cost of long lines
+_LONGEST_TIMESTAMP = 64  # characters that are searched for one or for a remark, which bounds the cost of long lines
 _EPOCH = re.compile(
     r"(?P<date>1969-12-31|1970-01-01) (?P<hour>[0-2]\d):(?P<minute>[0-5]\d):00(?:\.0+)?"
     r" (?P<sign>[-+])(?P<zone_hour>[0-2]\d):?(?P<zone_minute>[0-5]\d)$"
@@ -598,7 +598,8 @@ class PathIndex:
         if path[2:] in self._files and _SIDE.match(path):
             return path[2:]
         path = split_timestamp(path)[0].split("\t", 1)[0].strip(_DECORATION)
-        path = _REMARK.sub("", path[-_LONGEST_GIT_LINE:]).strip(_DECORATION).replace("\\", "/")
+        path = path[:-_LONGEST_TIMESTAMP] + _REMARK.sub("", path[-_LONGEST_TIMESTAMP:])
+        path = path.strip(_DECORATION).replace("\\", "/")
         if path in self._files:
             return path
         path = _without_dots(path)

@@ -349,13 +349,17 @@ class _Writer:
         if path in self.created:
             raise PatchError(f"{path} is created twice")
         lines = new.removesuffix("\n").split("\n")
-        if (
-            path.rpartition(".")[2].lower() not in _DATA
-            and (unnumbered := _without_file_numbers(lines, ())) is not None
-        ):
-            lines = unnumbered
-            self._note("dropped line numbers")
-        self.created[path] = "\n".join(lines)
+        self.created[path] = "\n".join(self._unnumbered(path, lines, ()))
+
+    def _unnumbered(self, path: str, lines: list[str], base: Sequence[str]) -> list[str]:
+        try:
+            unnumbered = _without_file_numbers(path, lines, base)
+        except ValueError as error:
+            raise PatchError(f"{path}: {error}") from None
+        if unnumbered is None:
+            return lines
+        self._note("dropped line numbers")
+        return unnumbered
 
     def _note(self, what: str) -> None:
         if what not in self.notes:
@@ -367,15 +371,8 @@ class _Writer:
             raise PatchError(f"{path}: edits overlap")
         if not new.strip() and self.files[path].strip():
             raise PatchError(f"{path}: the new file is empty")
-        written = new.removesuffix("\n").split("\n")
         shown = [shown_line(line) for line in edit.base]
-        try:
-            unnumbered = _without_file_numbers(written, shown)
-        except ValueError as error:
-            raise PatchError(f"{path}: {error}") from None
-        if unnumbered is not None:
-            written = unnumbered
-            self._note("dropped line numbers")
+        written = self._unnumbered(path, new.removesuffix("\n").split("\n"), shown)
         lines = line_diff(shown, written)
         if leaves_lines_out(lines):
             raise PatchError(f"{path}: the new file leaves lines out")
@@ -469,26 +466,27 @@ def _as_lines(old: str, new: str) -> tuple[list[str], list[str]]:
     return old.split("\n"), new.split("\n") if new else []
 
 
-def _without_file_numbers(lines: Sequence[str], base: Sequence[str]) -> list[str] | None:
+def _without_file_numbers(path: str, lines: Sequence[str], base: Sequence[str]) -> list[str] | None:
     """A file's lines without the prompt's line numbers; None if they have none.
 
     Args:
-        base: the old lines; empty for a new file, whose lines must be numbered from 1 without a gap.
+        base: the old lines; empty for a new file.
 
     Raises:
         ValueError: lines have numbers, but not consistently.
     """
     split = split_line_numbers(lines)
     numbers = [number for number, _ in split if number is not None]
-    if len(numbers) < 2:
+    if not numbers:
         return None
     rests = [rest for _, rest in split]
     increasing = all(later > earlier for earlier, later in pairwise(numbers))
-    if not base:
-        if numbers != list(range(1, len(lines) + 1)):
+    complete = numbers == list(range(1, len(lines) + 1))
+    known = {line for line in base if line.strip()}
+    if not known:
+        if not complete or path.rpartition(".")[2].lower() in _DATA:
             return None
-    else:
-        known = {line for line in base if line.strip()}
+    elif not complete or any(number is not None for number, _ in split_line_numbers(list(known))):
         pairs = [(text, rest) for text, (number, rest) in zip(lines, split, strict=True) if number is not None]
         gained = sum(rest in known and text not in known for text, rest in pairs)
         if gained < 2 or gained <= sum(text in known for text, _ in pairs):

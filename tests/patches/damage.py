@@ -189,6 +189,53 @@ def carriage_returns(lines: list[str], chance: random.Random) -> list[str]:
     return [line + "\r" for line in lines]
 
 
+def _paths(lines: list[str], change: Callable[[str], str]) -> list[str]:
+    """The file lines with other paths, without git's own header lines."""
+    if any(line.startswith(("rename ", "old mode ", "new file ", "deleted file ")) for line in lines):
+        return lines
+    changed = []
+    for at, line in enumerate(lines):
+        pair = lines[at : at + 2] if line.startswith("--- ") else lines[at - 1 : at + 1]
+        if len(pair) == 2 and pair[0].startswith("--- ") and pair[1].startswith("+++ ") and "/dev/null" not in line:
+            changed.append(line[:4] + change(line[4:].rstrip("\t")))
+        elif not line.startswith(("diff --git ", "index ")):
+            changed.append(line)
+    return changed
+
+
+def date_paths(lines: list[str], chance: random.Random) -> list[str]:
+    """A date behind each path, with a tab or blanks before it."""
+    before = chance.choice(("\t", " ", "  "))
+    zone = chance.choice(("", " +0000", ".000000000 -0800"))
+    return _paths(lines, lambda path: f"{path}{before}2026-01-0{chance.randint(1, 9)} 10:00:00{zone}")
+
+
+def remark_paths(lines: list[str], chance: random.Random) -> list[str]:
+    """A remark behind each path."""
+    return _paths(lines, lambda path: f"{path} ({chance.choice(('original', 'modified', 'new'))})")
+
+
+def move_paths(lines: list[str], chance: random.Random) -> list[str]:
+    """Paths as they are in a container, or with back slashes, or from the current folder."""
+    form = chance.choice(("/testbed/{}", "/src/{}", "./{}", "a/./{}", "C:\\repo\\{}", "a/{}"))
+    slash = chance.choice("/\\")
+    return _paths(lines, lambda path: form.format(path[2:].replace("/", slash)))
+
+
+def no_break_spaces(lines: list[str], chance: random.Random) -> list[str]:
+    """No-break spaces in the indentation of every line of a hunk, or in each second place of it."""
+    step = chance.choice((1, 2))
+
+    def indent(text: str) -> str:
+        count = len(text) - len(text.lstrip(" "))
+        return "".join(" " if at % step else "\u00a0" for at in range(count)) + text[count:]
+
+    def change(hunk: list[str]) -> list[str]:
+        return [hunk[0], *(line[:1] + indent(line[1:]) for line in hunk[1:])]
+
+    return _each_hunk(lines, change)
+
+
 DAMAGES: dict[str, Damage] = {
     "miscount": miscount,
     "move": move,
@@ -205,6 +252,10 @@ DAMAGES: dict[str, Damage] = {
     "drop_headers": drop_headers,
     "repeat": repeat,
     "carriage_returns": carriage_returns,
+    "date_paths": date_paths,
+    "remark_paths": remark_paths,
+    "move_paths": move_paths,
+    "no_break_spaces": no_break_spaces,
 }
 
 WRAPPERS: dict[str, Callable[[str], str]] = {

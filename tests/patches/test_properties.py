@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Mapping
 
@@ -20,6 +21,9 @@ _SETTINGS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
 )
+
+_SHORTEST_WHOLE = 10
+"""Lines of a file from which on a third of it is an excerpt in any case."""
 
 _COMMON = ["", "", "    return None", "    pass", "        else:", "}", "# -- a", "++i", "-- x", "    "]
 _LINES = st.one_of(
@@ -63,7 +67,7 @@ def _change(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _without_indentation(files: Mapping[str, str]) -> dict[str, str]:
-    return {path: "\n".join(line.lstrip(" \t") for line in text.split("\n")) for path, text in files.items()}
+    return {path: "\n".join(line.lstrip(" \t\u00a0") for line in text.split("\n")) for path, text in files.items()}
 
 
 @_SETTINGS
@@ -107,11 +111,98 @@ def test_damaged_diff_is_repaired_to_the_same_result_or_refused(
         return
     applied = git.apply(result.patch, before)
     assert applied is not None, (damaged, result)
+    if any(note.startswith("guessed") for note in result.repairs):
+        return
     # If git accepts the damaged text unchanged, its result counts: nothing was repaired.
     as_it_is = git.apply(damaged.replace("\r", ""), before)
     # An indentation that nothing in the file contradicts stays as written.
-    settle = _without_indentation if "shift" in damages else dict
+    settle = _without_indentation if {"shift", "no_break_spaces"} & set(damages) else dict
     assert settle(applied) in (settle(after), settle(as_it_is or {})), (damaged, result)
+
+
+_FORMS = ["whole_file", "search_replace", "v4a"]
+
+
+def _changes(old: list[str], new: list[str]) -> list[tuple[int, int, int, int]]:
+    """Start and end of each changed range in both versions."""
+    codes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    return [(a, b, c, d) for kind, a, b, c, d in codes if kind != "equal"]
+
+
+def _as_search_replace(path: str, old: list[str], new: list[str], number: bool) -> str:
+    blocks = []
+    for start, end, first, last in _changes(old, new):
+        above, below = min(start, 2), min(len(old) - end, 2)
+        block = [
+            path, "<<<<<<< SEARCH", *_numbered(old[start - above : end + below], number, start - above), "=======",
+            *_numbered(new[first - above : last + below], number, start - above), ">>>>>>> REPLACE", "",
+        ]  # fmt: skip
+        blocks.append("\n".join(block))
+    return "\n".join(blocks)
+
+
+def _as_v4a(path: str, old: list[str], new: list[str], number: bool) -> str:
+    lines = ["*** Begin Patch", f"*** Update File: {path}"]
+    for start, end, first, last in _changes(old, new):
+        above, below = min(start, 2), min(len(old) - end, 2)
+        heading = next((text for text in reversed(old[: start - above]) if text.strip()), "")
+        lines += [f"@@ {heading}" if number else "@@"]
+        lines += [f" {text}" for text in old[start - above : start]]
+        lines += [f"-{text}" for text in old[start:end]]
+        lines += [f"+{text}" for text in new[first:last]]
+        lines += [f" {text}" for text in old[end : end + below]]
+    return "\n".join([*lines, "*** End Patch", ""])
+
+
+def _numbered(lines: list[str], number: bool, start: int = 0) -> list[str]:
+    return [f"{at} {line}" for at, line in enumerate(lines, start + 1)] if number else lines
+
+
+@_SETTINGS
+@given(
+    data=st.data(),
+    form=st.sampled_from(_FORMS),
+    path=st.sampled_from(["pkg/a.py", "/testbed/pkg/a.py", "./pkg/a.py", "pkg\\a.py"]),
+    number=st.booleans(),
+    carriage=st.sampled_from(["none", "all", "some"]),
+    excerpt=st.booleans(),
+)
+def test_edits_in_other_forms_give_the_same_result_or_are_refused(
+    git: GitRepository, data: st.DataObject, form: str, path: str, number: bool, carriage: str, excerpt: bool
+) -> None:
+    old = data.draw(_file())
+    new = data.draw(_edited(old))
+    # In a file with both kinds of line ends, each kind has its own lines.
+    ends = {line: {"none": "", "all": "\r", "some": "\r" * (len(line) % 2)}[carriage] for line in (*old, *new)}
+    before, after = ("".join(f"{line}{ends[line]}\n" for line in lines) for lines in (old, new))
+    if form == "whole_file":
+        at = data.draw(st.integers(0, len(new)))
+        shown = new[at : at + min(len(new), len(old)) // 3] if excerpt else new
+        body = "\n".join(_numbered(shown, number, at if excerpt else 0))
+        answer = data.draw(
+            st.sampled_from(
+                [f"[start of {path}]\n{body}\n[end of {path}]\n", f'<file path="{path}">\n{body}\n</file>\n']
+            )
+        )
+    else:
+        answer = (_as_search_replace if form == "search_replace" else _as_v4a)(path, old, new, number)
+    files = {"pkg/a.py": before, "pkg/b.py": "b = 1\n"}
+    result = make_patch(answer, files)
+    if result.status not in ("applies", "repaired"):
+        return
+    applied = git.apply(result.patch, files)
+    assert applied is not None, (answer, result)
+    if any(note.startswith("guessed") for note in result.repairs) or (excerpt and len(old) <= _SHORTEST_WHOLE):
+        return
+    assert applied.keys() == files.keys()
+    assert applied["pkg/b.py"] == files["pkg/b.py"]
+    expected, got = (_comparable(text, carriage) for text in (after, applied["pkg/a.py"]))
+    assert expected == got, (answer, result)
+
+
+def _comparable(content: str, carriage: str) -> list[str]:
+    """Lines without white space at their ends where it is not decidable: an added line may get either line end."""
+    return [line.rstrip() if carriage == "some" else line for line in content.rstrip().split("\n")]
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

@@ -159,6 +159,7 @@ def _applied(git: GitRepository, answer: str, files: dict[str, str]) -> dict[str
         ("pkg/long.py", _numbered(CHANGED, "{}|{}"), CHANGED),
         ("pkg/long.py", CHANGED + "\n\nclass P:\n    def f(self):\n        ...\n", None),
         ("one.txt", "2.0\n", "2.0\n"),
+        ("one.txt", "1 2.0\n", "2.0\n"),
         ("three.py", "x = 1\ny = 2\n", "x = 1\ny = 2\n"),
         ("mixed.py", "a\nb\nC\nb\n", "a\r\nb\nC\r\nb\n"),
     ],
