@@ -17,8 +17,8 @@ from swe_infer.patches.diff import Hunk, Line, PatchError, split_lines
 from swe_infer.patches.edit import PlacedLine
 
 MatchLevel = Literal["exact", "trailing", "around", "typography"]
-"""In what two lines may differ: nothing, trailing white space, white space on both sides, or also typographic
-characters for ASCII ones, such as quotes and no-break spaces."""
+"""In what two lines may differ: nothing, trailing white space, white space on both sides, or also the style of quotes
+and typographic characters for ASCII ones, such as no-break spaces."""
 
 _WHITE = " \t\r\f\v"
 _TYPOGRAPHY = str.maketrans(
@@ -42,7 +42,7 @@ _KEYS: dict[MatchLevel, Callable[[str], str]] = {
     "exact": str,
     "trailing": lambda line: line.rstrip(_WHITE),
     "around": lambda line: line.strip(_WHITE),
-    "typography": lambda line: _plain(line).strip(_WHITE),
+    "typography": lambda line: _plain(line).replace('"', "'").strip(_WHITE),
 }
 MATCH_LEVELS: tuple[MatchLevel, ...] = ("exact", "trailing", "around", "typography")
 _MOST_LOCATIONS = 64
@@ -56,11 +56,13 @@ REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "exact": None,
     "trailing": "ignored trailing white space",
     "around": "ignored indentation",
-    "typography": "ignored typographic characters",
+    "typography": "ignored typographic characters and styles of quotes",
 }
 _NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:(?P<mark>[:|→\t ])(?P<rest>.*))?$", re.DOTALL)
 
 GUESSED_BY_NUMBER = "guessed one of several equal places by the line number"
+_SHORTEST_ALONE = 12
+"""Characters of removed lines that identify a place near the header's line number without any context."""
 _DEFINED = re.compile(r"[(:{<=]")
 _LONGEST_NAME = 200
 
@@ -85,6 +87,7 @@ class LineIndex:
         self._texts: dict[MatchLevel, str] = {}
         self._names: dict[str, list[int]] = {}
         self._ends: dict[int, int] = {}
+        self._dense: tuple[LineIndex, list[int]] | None = None
 
     def text(self, level: MatchLevel) -> str:
         """The file, one character per line."""
@@ -127,6 +130,13 @@ class LineIndex:
                 end += 1
             self._ends[start] = end
         return range(start, self._ends[start])
+
+    def without_blanks(self) -> tuple[LineIndex, list[int]]:
+        """The index of the lines that are not blank, and their indices in the file."""
+        if self._dense is None:
+            numbers = [number for number, line in enumerate(self.lines) if line.strip()]
+            self._dense = LineIndex([self.lines[number] for number in numbers]), numbers
+        return self._dense
 
     def find_all(self, lines: Sequence[str], level: MatchLevel, limit: int = 2) -> list[int]:
         """The indices of the first line of up to ``limit`` matches of ``lines``."""
@@ -200,36 +210,100 @@ def locate_hunk(hunk: Hunk, index: LineIndex, between: Callable[[], range | None
     if scopes is None and len(hunk.anchors) > 1:
         raise HunkNotFound("has an anchor that is not in the file")
     choice = _Choice(hunk, index, scopes, between)
-    numbered = _unnumbered(hunk.lines)
-    variants = [(hunk.lines, None)] if numbered is None else [(hunk.lines, None), (numbered, "dropped line numbers")]
+    placement, note = _match(hunk, index, choice)
+    ats = [item.at for item in placement.lines if item.at is not None]
+    if len(hunk.anchors) > 1 and scopes and not within([min(ats)], max(ats) + 1 - min(ats), scopes):
+        raise HunkNotFound("is not behind its anchors")
+    notes = ["ignored an anchor that the file does not have"] if hunk.anchors and scopes is None else []
+    return Placement(placement.lines, [*([note] if note else []), *placement.repairs, *notes])
+
+
+def _match(hunk: Hunk, index: LineIndex, choice: _Choice) -> tuple[Placement, str | None]:
+    """The placement of a hunk by the strictest way that finds one, and a note on what its lines were changed to.
+
+    Raises:
+        HunkNotFound: none does, or several locations match.
+    """
+    variants = list(_variants(hunk.lines, index))
     for lines, note in variants:
-        placement = (
-            _match_whole(lines, index, choice)
-            or _without_outer_context(lines, index, choice)
-            or _match_in_parts(lines, index)
-        )
-        if placement is None:
+        if (placement := _match_whole(lines, index, choice)) is not None:
+            return placement, note
+    problem = HunkNotFound("has old lines that are not in the file")
+    try:
+        for lines, note in variants:
+            placement = _without_outer_context(lines, index, choice) or _match_in_parts(lines, index)
+            if placement is not None:
+                return placement, note
+    except HunkNotFound as error:
+        problem = error
+    placement = _match_without_blanks(hunk.lines, index, choice)
+    if placement is None:
+        raise problem
+    return placement, None
+
+
+def _variants(lines: Sequence[Line], index: LineIndex) -> Iterator[tuple[Sequence[Line], str | None]]:
+    """The lines of a hunk, then what they may be instead, each with a note for the record."""
+    yield lines, None
+    numbered = _unnumbered(lines)
+    if numbered is not None:
+        yield numbered, "dropped line numbers"
+    present = _with_present_lines(lines, index)
+    if present is not None:
+        yield present, "guessed that lines are not added again that the file has at the same place"
+
+
+def _with_present_lines(lines: Sequence[Line], index: LineIndex) -> list[Line] | None:
+    """The lines with added ones as context that the file has behind the same old lines; None if there are none."""
+    changed: list[Line] = []
+    run: list[str] = []  # the old lines before
+    at: int | None = None  # behind them in the file, if they are there once
+    for line in lines:
+        if line.tag != "+":
+            run.append(line.text)
+            at = None
+            changed.append(line)
             continue
-        ats = [item.at for item in placement.lines if item.at is not None]
-        if len(hunk.anchors) > 1 and scopes and not within([min(ats)], max(ats) + 1 - min(ats), scopes):
-            raise HunkNotFound("is not behind its anchors")
-        if hunk.anchors and scopes is None:
-            placement.repairs.append("ignored an anchor that the file does not have")
-        return Placement(placement.lines, [*([note] if note else []), *placement.repairs])
-    raise HunkNotFound("has old lines that are not in the file")
+        if run:
+            places = index.find_all(run, "around") if any(text.strip() for text in run) else []
+            at = places[0] + len(run) if len(places) == 1 else None
+            run = []
+        is_present = at is not None and line.text.strip() and at < len(index.lines)
+        if at is not None and is_present and index.lines[at].rstrip() == line.text.rstrip():
+            changed.append(replace(line, tag=" "))
+            at += 1
+            continue
+        at = None
+        changed.append(line)
+    found = any(line.tag != old.tag for line, old in zip(changed, lines, strict=True))
+    return changed if found and any(line.tag != " " for line in changed) else None
 
 
 @dataclass(slots=True)
 class _Choice:
-    """Chooses between the equal locations of a hunk."""
+    """Chooses between the equal locations of a hunk.
+
+    Args:
+        numbers: the line of the file for each line in which the locations are counted; None if they are the same.
+    """
 
     hunk: Hunk
     index: LineIndex
     scopes: Sequence[range] | None
     between: Callable[[], range | None] | None
+    numbers: Sequence[int] | None = None
+
+    def _in_file(self, places: Sequence[int]) -> dict[int, int]:
+        """The places by their lines in the file."""
+        return {at if self.numbers is None or at >= len(self.numbers) else self.numbers[at]: at for at in places}
 
     def by_block(self, places: Sequence[int], size: int) -> tuple[list[int], str]:
         """The places in the blocks that the anchors and the heading name, or all; and what decided."""
+        known = self._in_file(places)
+        left, word = self._by_block(list(known), size)
+        return [known[at] for at in left], word
+
+    def _by_block(self, places: Sequence[int], size: int) -> tuple[list[int], str]:
         left, word = list(places), ""
         if self.scopes is not None and self.hunk.anchors and (found := within(left, size, self.scopes)):
             left, word = found, "an anchor"
@@ -241,36 +315,51 @@ class _Choice:
                 left, word = found, "the heading"
         return left, word
 
-    def __call__(self, places: Sequence[int], size: int) -> tuple[int, str] | None:
-        """One of several equal places, and the note for the record; None if nothing decides."""
-        left, word = self.by_block(places, size)
+    def __call__(self, places: Sequence[int], size: int, offset: int = 0) -> tuple[int, str] | None:
+        """One of several equal places, and the note for the record; None if nothing decides.
+
+        Args:
+            offset: the places are those of the hunk's old line ``offset``.
+        """
+        known = self._in_file(places)
+        left, word = self._by_block(list(known), size)
         if len(left) > 1 and self.hunk.at_end:
             last = len(self.index.lines)
             while last and not self.index.lines[last - 1].strip():
                 last -= 1
             left, word = [at for at in left if at + size >= last] or left, "the end of the file"
         if len(left) == 1:
-            return left[0], f"chose one of several equal places by {word}"
-        near = self._by_number(left)
+            return known[left[0]], f"chose one of several equal places by {word}"
+        near = self._by_number(left, offset)
         if near is not None:
-            return near, GUESSED_BY_NUMBER
+            return known[near], GUESSED_BY_NUMBER
         order = self.between() if self.between is not None else None
         if order is not None:
             left = [at for at in left if at in order and at + size <= order.stop]
             if len(left) == 1:
-                return left[0], "guessed one of several equal places by the order of the hunks"
+                return known[left[0]], "guessed one of several equal places by the order of the hunks"
         return None
 
-    def _by_number(self, places: Sequence[int]) -> int | None:
-        """The place at or clearly nearest to the header's line number, if the header counts the lines about right."""
-        header = self.hunk.header
-        if header is None or not header.old_start:
+    def _by_number(self, places: Sequence[int], offset: int) -> int | None:
+        """The place at or clearly nearest to the header's line number."""
+        expected = self._expected(offset)
+        if expected is None:
             return None
-        if abs(header.old_count - self.hunk.old_count) > _MISCOUNT:
-            return None
-        distances = sorted((abs(at + 1 - header.old_start), at) for at in places)
+        distances = sorted((abs(at - expected), at) for at in places)
         (nearest, at), (second, _) = distances[:2]
         return at if nearest <= _NEAR and second >= 3 * nearest + 3 else None
+
+    def _expected(self, offset: int) -> int | None:
+        """Where the header has the hunk's old line ``offset``, if it counts the hunk's lines about right."""
+        header = self.hunk.header
+        if header is None or not header.old_start or abs(header.old_count - self.hunk.old_count) > _MISCOUNT:
+            return None
+        return header.old_start - 1 + offset
+
+    def is_near(self, at: int, offset: int) -> bool:
+        """Whether the header's line number supports a place."""
+        expected = self._expected(offset)
+        return expected is not None and all(abs(line - expected) <= _NEAR for line in self._in_file([at]))
 
 
 def _match_whole(lines: Sequence[Line], index: LineIndex, choice: _Choice | None = None) -> Placement | None:
@@ -338,8 +427,17 @@ def _without_outer_context(
                 notes.append(f"chose one of several equal places by {word}")
         best = found[0]
         if len(found) > 1 and not _is_distinctive(best, found[1], index, level):
-            raise HunkNotFound("matches more than one location without the context that the file does not have")
-        if not _is_convincing(best, lead, old, trail, index, level):
+            close = {candidate.at: candidate for candidate in found if candidate.weight >= best.weight - 1}
+            chosen = (
+                choice(list(close), max(len(old), 1), len(lead)) if choice is not None and len(close) > 1 else None
+            )
+            if chosen is None:
+                raise HunkNotFound("matches more than one location without the context that the file does not have")
+            best = close[chosen[0]]
+            notes.append(chosen[1])
+        only = len(found) == 1 and sum(len(text.strip()) for text in old) >= _SHORTEST_ALONE
+        near = only and choice is not None and choice.is_near(best.at, len(lead))
+        if not near and not _is_convincing(best, lead, old, trail, index, level):
             continue
         first, last = best.at - best.above, best.at + len(old) + best.below
         kept = [*lead[len(lead) - best.above :], *core, *trail[: best.below]]
@@ -446,6 +544,55 @@ def _is_convincing(
         return True
     other = _through_first_nonblank([line.text for line in (trail if best.above else reversed(lead))])
     return not (other and index.find_all(other[-1:], level, 1))
+
+
+def _match_without_blanks(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> Placement | None:
+    """Matches a hunk whose context has other blank lines than the file, which keeps its own."""
+    if any(line.tag == "-" and not line.text.strip() for line in lines):
+        return None
+    dense, numbers = index.without_blanks()
+    kept = [line for line in lines if line.tag == "+" or line.text.strip()]
+    if len(kept) == len(lines) and len(numbers) == len(index.lines):
+        return None
+    choice = replace(choice, numbers=numbers)
+    placement = _match_whole(kept, dense, choice) or _without_outer_context(kept, dense, choice)
+    if placement is None:
+        return None
+    placed = [item if item.at is None else replace(item, at=numbers[item.at]) for item in placement.lines]
+    between = _between_blanks(placed, lines, index)
+    return between and Placement(between, ["ignored blank lines in the context", *placement.repairs])
+
+
+def _between_blanks(placed: Sequence[PlacedLine], lines: Sequence[Line], index: LineIndex) -> list[PlacedLine] | None:
+    """``placed`` with the file's blank lines in front of added lines, where the hunk has blank ones.
+
+    None if lines are added among blank lines of the file, and the hunk does not have them on one side alone.
+    """
+    wanted: list[list[int]] = []  # blank lines before and after each run of added ones
+    blanks = 0
+    for number, line in enumerate(lines):
+        if line.tag != "+":
+            blanks = 0 if line.text.strip() else blanks + 1
+            if wanted and not line.text.strip() and number - blanks >= 0 and lines[number - blanks].tag == "+":
+                wanted[-1][1] = blanks
+        else:
+            if number == 0 or lines[number - 1].tag != "+":
+                wanted.append([blanks, 0])
+            blanks = 0
+    runs = iter(wanted)
+    found: list[PlacedLine] = []
+    for number, item in enumerate(placed):
+        before = found[-1].at if found else None
+        if item.at is None and (not found or before is not None):
+            above, below = next(runs)
+            after = next((later.at for later in placed[number:] if later.at is not None), None)
+            gap = range(before + 1, after) if before is not None and after is not None else range(0)
+            if gap and len(gap) != above + below and bool(above) == bool(below):
+                return None
+            count = above if len(gap) == above + below else len(gap) if above else 0
+            found.extend(PlacedLine(Line(" ", index.lines[at]), at) for at in gap[:count])
+        found.append(item)
+    return found
 
 
 def _match_in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:
@@ -596,7 +743,7 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
         moved = shift[1] + text[len(shift[0]) :] if text.strip() else text
         moved = same.get(text, moved.removesuffix("\r"))
         has = copies.get(text, moved)
-        settled.append(has if _plain(has).rstrip() == _plain(moved).rstrip() else moved)
+        settled.append(has if _KEYS["typography"](has) == _KEYS["typography"](moved) else moved)
     return settled
 
 

@@ -460,3 +460,36 @@ def test_added_file_has_its_content(git: GitRepository, lines: str, content: str
         assert git.apply(result.patch, FILES) == {**FILES, "t/x.py": content, "pkg/mod.py": module}
     empty = make_patch(form.format(_v4a("*** Add File: t/__init__.py\n")), FILES)
     assert git.apply(empty.patch, FILES) == {**FILES, "t/__init__.py": ""}
+
+
+LOOP = "+        log()\n         for part in value:\n \n             self.go(part)\n"
+PART = "     def run(self, value):\n         for part in value:\n+            self.go(part)\n         return None\n"
+
+
+@pytest.mark.parametrize(
+    ("hunk", "repair"),
+    [
+        (f"@@ -22,3 +22,3 @@\n     def gone(self):\n{HALT}         gone()\n", "dropped context"),
+        (f"@@ -1,9 +1,9 @@\n     def gone(self):\n{HALT}         gone()\n", None),
+        (f"@@ -17,7 +17,8 @@\n{PART} \n{STOP}{HALT}", "not added again"),
+        (
+            f"@@ -1,9 +1,9 @@\n             self.go(part)\n \n+        log()\n         return None\n \n{STOP}",
+            "blank lines",
+        ),
+        (f"@@ -1,9 +1,9 @@\n class Second:\n \n     def run(self, value):\n \n{LOOP}", "blank lines"),
+        (f"@@ -16,4 +16,5 @@\n{PART}@@ -23,1 +24,1 @@\n{HALT}", None),
+    ],
+)
+def test_hunk_with_other_context_is_applied_if_its_place_is_certain(
+    git: GitRepository, hunk: str, repair: str | None
+) -> None:
+    if repair is None:
+        _refused(HEADER + hunk)
+        return
+    result, files = _repaired(git, HEADER + hunk)
+    assert any(repair in note for note in result.repairs)
+    expected = {
+        "+        log()\n         for": MODULE.replace("        for part", "        log()\n        for part"),
+        "+        log()\n         return": MODULE.replace("go(part)\n", "go(part)\n        log()\n"),
+    }
+    assert files["pkg/mod.py"] == next((text for part, text in expected.items() if part in hunk), HALTED)
