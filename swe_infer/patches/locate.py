@@ -245,7 +245,7 @@ def _match(hunk: Hunk, index: LineIndex, choice: _Choice) -> tuple[Placement, st
 def _variants(lines: Sequence[Line], index: LineIndex) -> Iterator[tuple[Sequence[Line], str | None]]:
     """The lines of a hunk, then what they may be instead, each with a note for the record."""
     yield lines, None
-    numbered = _unnumbered(lines)
+    numbered = _unnumbered(lines, index)
     if numbered is not None:
         yield numbered, "dropped line numbers"
     present = _with_present_lines(lines, index)
@@ -765,11 +765,15 @@ def _shift(written: str, has: str) -> _Shift:
     return (written, has)
 
 
-def split_line_numbers(texts: Sequence[str]) -> list[tuple[int | None, str]]:
-    """For each text its line number (``12 x``, ``12: x``, ``12|x``, ``12<tab>x``) and the rest; None without one."""
+def split_line_numbers(texts: Sequence[str], *, spaced: bool = True) -> list[tuple[int | None, str]]:
+    """For each text its line number (``12 x``, ``12: x``, ``12|x``, ``12<tab>x``) and the rest; None without one.
+
+    Args:
+        spaced: a blank behind each ``:`` or ``|`` belongs to the number, if all lines have one.
+    """
     matches = [_NUMBERED.match(text) for text in texts]
     rests = [match["rest"] for match in matches if match and match["mark"] not in (None, " ", "\t")]
-    spaced = all(rest.startswith(" ") for rest in rests if rest.strip())
+    spaced = spaced and all(rest.startswith(" ") for rest in rests if rest.strip())
     found: list[tuple[int | None, str]] = []
     for text, match in zip(texts, matches, strict=True):
         if match is None:
@@ -780,13 +784,26 @@ def split_line_numbers(texts: Sequence[str]) -> list[tuple[int | None, str]]:
     return found
 
 
-def without_line_numbers(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[str]] | None:
+def without_line_numbers(
+    old: Sequence[str], new: Sequence[str], index: LineIndex
+) -> tuple[list[str], list[str]] | None:
     """Old and new lines without line numbers; None if they have none, or if the numbers are inconsistent.
 
     All old lines must have increasing numbers. New lines must have numbers in all lines, or in none, or exactly in
     the lines that are old lines too.
     """
-    split = split_line_numbers([*old, *new])
+    spaced, tight = (_without_line_numbers(old, new, spaced=spaced) for spaced in (True, False))
+    for texts in (spaced, tight):
+        if texts is not None and index.find_all(texts[0], "trailing", 1):
+            return texts
+    # Without a match, only new lines with numbers have the same indentation as the old ones for sure.
+    return spaced if spaced == tight or (spaced and tight and spaced[1] != tight[1]) else None
+
+
+def _without_line_numbers(
+    old: Sequence[str], new: Sequence[str], *, spaced: bool
+) -> tuple[list[str], list[str]] | None:
+    split = split_line_numbers([*old, *new], spaced=spaced)
     olds, news = split[: len(old)], split[len(old) :]
     numbers = [number for (number, _), text in zip(olds, old, strict=True) if number is not None or text.strip()]
     known = [number for number in numbers if number is not None]
@@ -843,9 +860,9 @@ def within(places: Sequence[int], size: int, scopes: Sequence[range]) -> list[in
     return [at for at in places if any(at in scope or at <= scope.start < at + size for scope in scopes)]
 
 
-def _unnumbered(lines: Sequence[Line]) -> list[Line] | None:
+def _unnumbered(lines: Sequence[Line], index: LineIndex) -> list[Line] | None:
     old = [line.text for line in lines if line.tag != "+"]
-    texts = without_line_numbers(old, [line.text for line in lines if line.tag == "+"])
+    texts = without_line_numbers(old, [line.text for line in lines if line.tag == "+"], index)
     if texts is None:
         return None
     olds, news = map(iter, texts)

@@ -43,6 +43,7 @@ _REPLACE = re.compile(r"\s*>{5,9} ?(?:REPLACE|UPDATED?|NEW|AFTER|PATCHED)\b.*$",
 _FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 _WHOLE = re.compile(r"\[start of (?P<path>[^\n\]]+)\]\s*$")
 _PLAIN_PATH = re.compile(r"(?:[A-Za-z]:)?[\w./\\@+-]+")
+_FOLDER_AND_NAME = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")
 _FILE_LABEL = re.compile(r"[#>*\s-]*(?:file|path|filename)\b", re.IGNORECASE)
 _NAMES_ALONE = re.compile(
     r"AUTHORS|BUILD|CHANGELOG|CHANGES|CODEOWNERS|CONTRIBUTING|Dockerfile|Gemfile|GNUmakefile|HISTORY|INSTALL|"
@@ -131,6 +132,8 @@ def _path_before(lines: Sequence[str], at: int) -> str | None:
         path = path_in(fence["info"] if fence else line)
         if path is not None:
             return path
+        if _FOLDER_AND_NAME.fullmatch(line.strip()):
+            return line.strip()
     return None
 
 
@@ -222,10 +225,10 @@ def _unwrapped(content: str) -> str:
 def _from_whole_files(answer: str) -> tuple[list[Replacement], str | None]:
     lines = [line.removesuffix("\r") for line in answer.split("\n")]
     found: list[Replacement] = []
-    at = 0
+    at, inside_until = 0, -1
     while at < len(lines):
         whole, fence = _WHOLE.match(lines[at]), _FENCE.match(lines[at])
-        if not whole and not fence:
+        if (not whole and not fence) or (fence and at == inside_until):
             at += 1
             continue
         closing = f"[end of {whole['path']}]" if whole else fence["mark"] if fence else ""
@@ -233,6 +236,10 @@ def _from_whole_files(answer: str) -> tuple[list[Replacement], str | None]:
         if end is None:
             return (found, None) if fence else ([], f"the file {whole['path'] if whole else ''} is cut off")
         path = whole["path"] if whole else _path_before(lines, at) or (path_in(fence["info"]) if fence else None)
+        if path is None and at > inside_until and any(_WHOLE.match(line) for line in lines[at + 1 : end]):
+            inside_until = end  # a fence around whole files
+            at += 1
+            continue
         if path is not None:
             body = "\n".join(lines[at + 1 : end])
             found.append(Replacement(path, None, body, "whole_file", explicit=bool(whole)))
@@ -391,7 +398,7 @@ class _Writer:
         try:
             return self._locate(path, old, new, lines)
         except PatchError:
-            unnumbered = without_line_numbers(old, new)
+            unnumbered = without_line_numbers(old, new, lines)
             if unnumbered is None:
                 raise
             placed = self._locate(path, *unnumbered, lines)

@@ -47,7 +47,8 @@ def leaves_lines_out(lines: Sequence[Line]) -> bool:
     for group in _groups(lines):
         added = [line.text for line in group if line.tag == "+"]
         removed = [line.text for line in group if line.tag == "-" and line.text.strip()]
-        if len(removed) < sum(bool(text.strip()) for text in added) or all(map(_TRIVIAL.match, removed)):
+        kept = [text for text in removed if not _TRIVIAL.match(text) and not _POSSIBLE_OMISSION.match(text)]
+        if len(removed) < sum(bool(text.strip()) for text in added) or not kept:
             continue
         if any(len(text) < _LONGEST_OMISSION and _POSSIBLE_OMISSION.match(text) for text in added):
             return True

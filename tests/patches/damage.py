@@ -197,7 +197,7 @@ def _paths(lines: list[str], change: Callable[[str], str]) -> list[str]:
     for at, line in enumerate(lines):
         pair = lines[at : at + 2] if line.startswith("--- ") else lines[at - 1 : at + 1]
         if len(pair) == 2 and pair[0].startswith("--- ") and pair[1].startswith("+++ ") and "/dev/null" not in line:
-            changed.append(line[:4] + change(line[4:].rstrip("\t")))
+            changed.append(line[:4] + change(line[4:].rstrip("\t\r")) + "\r" * line.endswith("\r"))
         elif not line.startswith(("diff --git ", "index ")):
             changed.append(line)
     return changed

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import random
+import re
 from collections.abc import Mapping
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from swe_infer.patches.pipeline import make_patch
@@ -186,6 +187,8 @@ def test_edits_in_other_forms_give_the_same_result_or_are_refused(
         )
     else:
         answer = (_as_search_replace if form == "search_replace" else _as_v4a)(path, old, new, number)
+    searched = re.findall(r"SEARCH\n(.*?)=======", answer, re.DOTALL)
+    assume(len(set(searched)) == len(searched))  # edits of the same text are versions of one edit
     files = {"pkg/a.py": before, "pkg/b.py": "b = 1\n"}
     result = make_patch(answer, files)
     if result.status not in ("applies", "repaired"):

@@ -137,6 +137,7 @@ def _whole_forms(path: str, text: str) -> list[str]:
         f'<file path="{path}">\n{text}</file>\n',
         f"[start of {path}]\n{text}[end of {path}]\n",
         f"{path}\n```python\n{text}```\n",
+        f"Here:\n```\n[start of {path}]\n{text}[end of {path}]\n```\nDone.\n",
     ]
 
 
@@ -192,6 +193,16 @@ def test_excerpt_in_the_form_of_a_whole_file_never_replaces_the_file(git: GitRep
         assert _applied(git, answer, WHOLE) is None
 
 
+def test_line_numbers_without_a_blank_behind_them_leave_the_indentation_alone(git: GitRepository) -> None:
+    old, new = (
+        "        if value is None:\n            return 0\n",
+        "        if value is None:\n            return 1\n",
+    )
+    for text in (new, _numbered(new, "{}:{}", 6)):
+        answer = _block(_numbered(old, "{}:{}", 6), text, "pkg/mod.py")
+        assert _applied(git, answer, FILES) == {**FILES, "pkg/mod.py": WANTED}
+
+
 def test_new_whole_file_loses_the_prompts_line_numbers(git: GitRepository) -> None:
     answer = f"[start of pkg/new.py]\n{_numbered(FILES['pkg/mod.py'])}[end of pkg/new.py]\n"
     assert _applied(git, answer, FILES) == {**FILES, "pkg/new.py": FILES["pkg/mod.py"]}
@@ -217,6 +228,7 @@ DOC = "Title\n=======\nx\n\ny\nz\n"
         (_block("Title\n=======\n", ""), "x\n\ny\nz\n"),
         (_block("3 x\n4 \n5 y\n", "3 x\n4 \n5 w\n"), DOC.replace("y", "w")),
         (_block("3 x\n4 \n5 y\n", "3 x\n4 \nw\n"), DOC.replace("y", "w")),
+        (_block("5: y\n", "w\n"), DOC.replace("y", "w")),
         (_block("     5\ty\n     6\tz\n", "w\n"), DOC.replace("y\nz", "w")),
         ("<file>a.md</file><original>\nx\n\n</original><patched>\n</patched>", "Title\n=======\ny\nz\n"),
         (_block("5 y\n6 z\n", "5 y\n7 w\nz\n"), None),
