@@ -175,7 +175,7 @@ def drop_sides(lines: list[str], chance: random.Random) -> list[str]:
 
 def drop_headers(lines: list[str], chance: random.Random) -> list[str]:
     """Hunks alone."""
-    if len(_files(lines)) != 1 or _is_new_or_gone(lines):
+    if len(_files(lines)) != 1 or _is_new_or_gone(lines) or any(line.startswith("rename ") for line in lines):
         return lines
     return [line for hunk in _parts(lines)[1] for line in hunk] or lines
 

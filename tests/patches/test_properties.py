@@ -187,7 +187,7 @@ def test_edits_in_other_forms_give_the_same_result_or_are_refused(
         )
     else:
         answer = (_as_search_replace if form == "search_replace" else _as_v4a)(path, old, new, number)
-    searched = re.findall(r"SEARCH\n(.*?)=======", answer, re.DOTALL)
+    searched = [text.strip("\n") for text in re.findall(r"SEARCH\n(.*?)=======", answer, re.DOTALL)]
     assume(len(set(searched)) == len(searched))  # edits of the same text are versions of one edit
     files = {"pkg/a.py": before, "pkg/b.py": "b = 1\n"}
     result = make_patch(answer, files)
