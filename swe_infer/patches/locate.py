@@ -560,7 +560,9 @@ def _match_without_blanks(lines: Sequence[Line], index: LineIndex, choice: _Choi
         return None
     placed = [item if item.at is None else replace(item, at=numbers[item.at]) for item in placement.lines]
     between = _between_blanks(placed, lines, index)
-    return between and Placement(between, ["ignored blank lines in the context", *placement.repairs])
+    if between is None:
+        return None
+    return Placement(between, ["ignored blank lines in the context", *placement.repairs])
 
 
 def _between_blanks(placed: Sequence[PlacedLine], lines: Sequence[Line], index: LineIndex) -> list[PlacedLine] | None:

@@ -267,6 +267,6 @@ WRAPPERS: dict[str, Callable[[str], str]] = {
     "fence in a tag": lambda diff: f"<patch>\n```\n{diff}```\n</patch>\n",
     "after code": lambda diff: f"```python\nx = 1\n```\nThe patch:\n```patch\n{diff}```\n",
     "indented": lambda diff: (
-        "1. First\n\n   ```diff\n" + "".join(f"   {x}\n" for x in diff.splitlines()) + "   ```\n"
+        "1. First\n\n   ```diff\n" + "".join(f"   {x}\n" for x in diff.removesuffix("\n").split("\n")) + "   ```\n"
     ),
 }
