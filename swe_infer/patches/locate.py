@@ -109,7 +109,7 @@ class LineIndex:
         return "".join([codes.get(key(line), "\0") for line in lines])
 
     def blocks(self, anchor: str) -> list[range]:
-        """The blocks that a line begins which is ``anchor``, or else begins with the same name."""
+        """The blocks whose first line is ``anchor``, or else defines the same name."""
         if not self._names:
             for number, line in enumerate(self.lines):
                 for key in {line.strip(), _name_of(line)}:
@@ -219,7 +219,7 @@ def locate_hunk(hunk: Hunk, index: LineIndex, between: Callable[[], range | None
 
 
 def _match(hunk: Hunk, index: LineIndex, choice: _Choice) -> tuple[Placement, str | None]:
-    """The placement of a hunk by the strictest way that finds one, and a note on what its lines were changed to.
+    """The placement of a hunk by the strictest method that finds one, and a note on how its lines were corrected.
 
     Raises:
         HunkNotFound: none does, or several locations match.
@@ -243,7 +243,7 @@ def _match(hunk: Hunk, index: LineIndex, choice: _Choice) -> tuple[Placement, st
 
 
 def _variants(lines: Sequence[Line], index: LineIndex) -> Iterator[tuple[Sequence[Line], str | None]]:
-    """The lines of a hunk, then what they may be instead, each with a note for the record."""
+    """The lines of a hunk as written, then corrections of them, each with a note for the record."""
     yield lines, None
     numbered = _unnumbered(lines, index)
     if numbered is not None:
@@ -254,7 +254,7 @@ def _variants(lines: Sequence[Line], index: LineIndex) -> Iterator[tuple[Sequenc
 
 
 def _with_present_lines(lines: Sequence[Line], index: LineIndex) -> list[Line] | None:
-    """The lines with added ones as context that the file has behind the same old lines; None if there are none."""
+    """``lines`` with added lines as context if the file has them behind the same old lines; None if it has none."""
     changed: list[Line] = []
     run: list[str] = []  # the old lines before
     at: int | None = None  # behind them in the file, if they are there once
@@ -666,7 +666,7 @@ def resolve_whitespace(lines: Sequence[Line], base: Sequence[str | None]) -> lis
         (shifts_removed if line.tag == "-" else shifts_kept).add(_shift(written, has))
         known[written] = has if known.get(written, has) == has else None
     if all(line.tag == "+" or line.text == text for line, text in zip(lines, texts, strict=True)):
-        return texts  # what the added lines differ in is meant
+        return texts  # the old lines are the file's, so the white space of the added ones is intended
     if len(ends) > 1 and set(ends[:-1]) == {"\r"}:
         ends[-1] = "\r"  # the file's last line may have no line end
     added_ends = line_ends(lines, ends)
@@ -838,13 +838,13 @@ def _plain_lines(lines: Sequence[Line], base: Sequence[str]) -> list[Line]:
 
 
 def _name_of(line: str) -> str:
-    """A line through the name that it defines: ``class A`` of ``class A(B):``. Empty for a single word."""
+    """The start of a line up to the name that it defines: ``class A`` of ``class A(B):``. Empty for a single word."""
     name = _DEFINED.split(line.strip(), maxsplit=1)[0].rstrip()
     return name if " " in name else ""
 
 
 def anchored(anchors: Sequence[str], index: LineIndex) -> list[range] | None:
-    """The blocks that the last of nested ``anchors`` begins; None if one of them is nowhere, or not behind the one
+    """The blocks that the last of nested ``anchors`` begins; None if one is not in the file, or not behind the one
     before it."""
     scopes = [range(len(index.lines))]
     for anchor in anchors:

@@ -68,8 +68,8 @@ def created(path: str) -> str:
 
 CAFE = "b = 'caf\udce9'\r"
 DIFFS: list[tuple[str, str, str | None]] = [
-    (changed(SHOWN, "a = 1\r", "a = 2\r", CAFE), "repaired", None),  # carriage returns of answers do not count
-    (changed(SHOWN, CAFE, "b = 0\r", "c = 3\r", 2), "repaired", None),
+    (changed(SHOWN, "a = 1\r", "a = 2\r", CAFE), "applies", None),
+    (changed(SHOWN, CAFE, "b = 0\r", "c = 3\r", 2), "applies", None),
     (changed("src/other.py", "def f():", "def g():", "    return 1"), "applies", None),
     (changed("src/other.py", "def h():", "def g():", "    return 1"), "does_not_apply", "src/other.py: hunk 1"),
     (changed("src/gone.py", "a", "b"), "does_not_apply", "src/gone.py: the file does not exist at the base commit"),
@@ -114,6 +114,7 @@ DIFFS: list[tuple[str, str, str | None]] = [
         "does_not_apply",
         "a symbolic link of this name exists",
     ),
+    (changed(SHOWN, "a = 1", "a = 2", CAFE[:-1]), "repaired", None),  # git requires the file's carriage returns
     (changed(SHOWN, "a = 1", "a = 2", "b = 'caf\ufffd'"), "repaired", None),  # as the prompt shows it
     (changed(SHOWN, "b = 'caf\ufffd'", "b = 'coffee'", "c = 3", 2), "repaired", None),
     (changed("src/other.py", "def f():", "def g():", "    return 1", 9), "applies", None),
@@ -190,7 +191,7 @@ def test_a_repository_that_becomes_unreadable_leaves_patches_unchecked(
         files = rows[0].files
         assert SHOWN in files, "the shown files are read"
         repositories.close()
-        assert make_patch(DIFFS[0][0], files).status == "repaired"
+        assert make_patch(DIFFS[0][0], files).status == "applies"
         assert make_patch(DIFFS[2][0], files).status == "unchecked"
         assert make_patch(DIFFS[4][0], files).status == "unchecked"
         assert make_patch(DIFFS[9][0], files).status == "applies", "nothing is known to be in the way"
