@@ -33,6 +33,8 @@ from swe_infer.types import Prompt
 
 _T = TypeVar("_T")
 
+_FOREIGN_DATASET = "the dataset is not of a class of this package, so it is not opened"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -71,7 +73,7 @@ class PromptSource:
             seen.append(made_by)
             if location in opened:
                 self.notes.append(f"The prompts of {run.name} differ from those that are shown.")
-            elif self._open(location, config):
+            elif self._open(config):
                 opened.append(location)
 
     def __enter__(self) -> Self:
@@ -96,9 +98,9 @@ class PromptSource:
                 break
         return found
 
-    def _open(self, location: dict[str, Any], config: Mapping[str, Any]) -> bool:
+    def _open(self, config: Mapping[str, Any]) -> bool:
         try:
-            rows = self._opened(location, config)
+            rows = rendered_rows(config, self._open_repositories)
         except ConfigError as error:
             self.notes.append(f"No prompts: {error}")
             return False
@@ -107,22 +109,28 @@ class PromptSource:
         self._rows.append((rows, {instance_id: index for index, instance_id in enumerate(rows.ids)}))
         return True
 
-    def _opened(self, location: dict[str, Any], config: Mapping[str, Any]) -> Rows:
-        """The rows of a dataset with the prompts of a run.
 
-        Raises:
-            DataError: they are not available here.
-        """
-        context, renderer = _context_of(config.get("context")), _renderer_of(config.get("prompt"))
-        rules = config.get("rules")
-        rendered = not (context.gives_text and renderer.is_plain)
-        for name, now in (("context", context.rules), ("prompt", renderer.rules)):
-            recorded = rules.get(name) if isinstance(rules, Mapping) else None
-            if rendered and recorded != now and not now.startswith("given"):
-                raise DataError(
-                    f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}"
-                )
-        return _rows(location, context, renderer, self._open_repositories)
+def rendered_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
+    """The rows of a run's dataset with the prompts of the run, without network access.
+
+    Args:
+        config: the run's configuration, which may come from a stranger.
+        repositories: closes the repositories.
+
+    Raises:
+        DataError: they are not available here.
+    """
+    location = _location_of(config.get("dataset"))
+    if location is None:
+        raise DataError(_FOREIGN_DATASET)
+    context, renderer = _context_of(config.get("context")), _renderer_of(config.get("prompt"))
+    rules = config.get("rules")
+    rendered = not (context.gives_text and renderer.is_plain)
+    for name, now in (("context", context.rules), ("prompt", renderer.rules)):
+        recorded = rules.get(name) if isinstance(rules, Mapping) else None
+        if rendered and recorded != now and not now.startswith("given"):
+            raise DataError(f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}")
+    return _rows(location, context, renderer, repositories)
 
 
 def recorded_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
@@ -139,7 +147,7 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
     """
     location = _location_of(config.get("dataset"))
     if location is None:
-        raise DataError("the dataset is not of a class of this package, so it is not opened")
+        raise DataError(_FOREIGN_DATASET)
     context = config.get("context")
     limited = {**context, "max_tokens": None} if isinstance(context, Mapping) else context
     return _rows(location, _context_of(limited), PromptRenderer(style="given"), repositories)
@@ -191,9 +199,9 @@ def _context_of(node: object) -> Context:
         )
     kind = _CONTEXTS[str(target)]
     if node.get("max_tokens") is not None:
-        raise DataError("context.max_tokens needs the model's tokenizer, which a comparison does not load")
+        raise DataError("context.max_tokens needs the model's tokenizer, which is not loaded for recorded runs")
     if node.get("path") is not None:
-        raise DataError("context.path names a file, which is not read for a comparison")
+        raise DataError("context.path names a file, which is not read for recorded runs")
     fixed = {} if kind is GivenContext else {"offline": True, "repository_url": "https://github.com/{repo}.git"}
     return _built(kind, {**node, **fixed})
 
@@ -210,7 +218,7 @@ def _renderer_of(node: object) -> PromptRenderer:
         raise DataError("the prompts are rendered by a class outside this package")
     for key in ("template", "examples"):
         if node.get(key) is not None:
-            raise DataError(f"prompt.{key} names a file, which is not read for a comparison")
+            raise DataError(f"prompt.{key} names a file, which is not read for recorded runs")
     return _built(PromptRenderer, node)
 
 

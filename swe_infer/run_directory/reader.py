@@ -6,11 +6,11 @@ Links and special files are not read, and memory use is bounded. ``config.yaml``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from swe_infer.errors import ConfigError
 from swe_infer.files import open_regular
@@ -29,6 +29,8 @@ from swe_infer.run_directory.records import (
 )  # fmt: skip
 from swe_infer.run_directory.verdicts import read_verdicts
 from swe_infer.text import bounded_json, first_line
+
+_Part = TypeVar("_Part")
 
 _MAX_BYTES = 1 << 26
 """Maximum bytes of a summary or a configuration, enough for 500,000 instance ids."""
@@ -125,21 +127,30 @@ class RunDirectory:
         Raises:
             ConfigError: a file cannot be read.
         """
+        answers = self.answers(lambda record: str(record.get("model_patch") or ""))
+        return {key: max(turns.items()) for key, turns in answers.items()}
+
+    def answers(self, part: Callable[[Record], _Part], damage: Damage | None = None) -> dict[Key, dict[int, _Part]]:
+        """A part of the record of each turn of every covered, completed (instance, sample). The last turn counts.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
         coverage = self.coverage() or Coverage(None, turns=None)
         covered = coverage.ids
-        patches: dict[Key, tuple[int, str]] = {}
-        for record in self.records():
+        found: dict[Key, dict[int, _Part]] = {}
+        for record in self.records(damage):
             key, turn = key_of(record), turn_of(record)
             if not coverage.has_turn(turn) or (covered is not None and key[0] not in covered):
                 continue
-            before = patches.get(key)
-            if before is not None and not supersedes(record["status"], "completed", turn, before[0]):
+            before = found.get(key)
+            if before is not None and not supersedes(record["status"], "completed", turn, max(before)):
                 continue
             if record["status"] == "completed":
-                patches[key] = (turn, str(record.get("model_patch") or ""))
+                found.setdefault(key, {})[turn] = part(record)
             else:
-                patches.pop(key, None)  # skipped by a later command
-        return patches
+                found.pop(key, None)  # skipped by a later command
+        return found
 
     def label(self) -> str | None:
         """``model_name_or_path`` of the predictions; None if there are none.

@@ -22,7 +22,7 @@ from swe_infer.types import Decoding, EditFormat, Prompt, Request, Skip, Turn
 
 log = logging.getLogger(__name__)
 
-_NO_ANSWER = "(no answer)"
+NO_ANSWER = "(no answer)"
 """Replaces an empty answer in a conversation: Anthropic refuses empty messages."""
 
 
@@ -59,7 +59,7 @@ class PendingTurn:
 
 def _answer(prompt: Prompt, record: Record) -> str:
     answer = without_lone_surrogates(prompt.with_prefill(record.get("full_output") or ""))
-    return answer if answer.strip() else _NO_ANSWER
+    return answer if answer.strip() else NO_ANSWER
 
 
 class FurtherTurns:
