@@ -284,7 +284,7 @@ class _Export:
         kinds = {run.takes_text: run for run in self.runs}
         if len(kinds) > 1 and self.form != "chat":
             raise ConfigError(
-                f"{kinds[True].directory} contains answers to plain text, {kinds[False].directory} to messages: export "
+                f"{kinds[True].directory} has answers to plain text, {kinds[False].directory} to messages: export "
                 "them separately, or with --format chat"
             )
         self._standard = True in kinds
