@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         out = _checked_out(options.out)
         with ExitStack() as stack:
-            prompts = None if options.prompts is None else JsonlDataset(path=options.prompts).open()
+            prompts = None if options.prompts is None else _prompts_of_file(options.prompts)
             directories = [run for path in options.runs for run in find_runs(expanded(path))]
             runs = [
                 _Run(directory, options.where, prompts, stack)
@@ -101,6 +101,18 @@ def _is_training_row(line: bytes) -> bool:
         return "instance_id" in row[METADATA] and any(row.keys() == {*names, METADATA} for names in COLUMNS.values())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _prompts_of_file(path: str) -> Rows:
+    """The rows of ``--prompts``.
+
+    Raises:
+        ConfigError: the file cannot be read, or its rows have no prompts.
+    """
+    try:
+        return JsonlDataset(path=path).open()
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("dataset.path=", "--prompts ", 1)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +395,7 @@ class _Export:
 
     def lines(self) -> list[str]:
         """The figures for the terminal."""
-        lines = [f"{self.written:,} rows from {self.used:,} of {self.considered:,} answers"]
+        lines = [f"rows: {self.written:,}; answers used: {self.used:,} of {self.considered:,}"]
         found = [(reason, count) for reason, count in self.left_out.most_common() if count]
         lines += [f"  left out {count:>9,}  {clean(reason)}" for reason, count in found[:_MOST_REASONS]]
         if rest := sum(count for _, count in found[_MOST_REASONS:]):
