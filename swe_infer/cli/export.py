@@ -212,7 +212,7 @@ class _Run:
         self.identity = line.removeprefix(_IDENTITY) if line.startswith(_IDENTITY) else ""
         try:
             self.rows = rendered_rows(self.config, stack) if prompts is None else prompts
-        except DataError as error:
+        except ConfigError as error:
             raise ConfigError(
                 f"{directory}: its prompts are not available: {error}; write them with swe-infer-prompts, and name "
                 "the file with --prompts"

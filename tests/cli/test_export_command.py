@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from swe_infer.cli.export import main
-from swe_infer.cli.training_rows import fault_of, training_row
+from swe_infer.cli.training_rows import Format, fault_of, training_row
 from swe_infer.data.sample import SampleDataset
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.verdicts import read_verdicts
@@ -267,7 +267,7 @@ def test_schema_check_refuses_what_the_formats_do_not_allow() -> None:
     assert fault_of(chat, "chat") is fault_of(pair, "preference") is fault_of(text, "prompt_completion") is None
     say = [{"role": "assistant", "content": "x"}]
     ask = [{"role": "user", "content": "x"}]
-    for form, row, fault in (
+    cases: list[tuple[Format, dict[str, Any], str]] = [
         ("chat", {**chat, "messages": "text"}, "not a list"),
         ("chat", {**chat, "messages": []}, "alternate"),
         ("chat", {**chat, "messages": ask}, "last role is not assistant"),
@@ -285,5 +285,6 @@ def test_schema_check_refuses_what_the_formats_do_not_allow() -> None:
         ("preference", {**pair, "chosen": "text"}, "mixed"),
         ("prompt_completion", {**text, "completion": ""}, "blank"),
         ("prompt_completion", {**text, "completion": "\udc80"}, "surrogate"),
-    ):  # fmt: skip
+    ]
+    for form, row, fault in cases:
         assert fault in str(fault_of(row, form)), (row, fault)
