@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("llama"))
 
 
-@pytest.fixture(scope="module", params=["plain", "multi_head", "dynamic_rope"])
+@pytest.fixture(scope="module", params=["plain", pytest.param("multi_head", marks=pytest.mark.full), "dynamic_rope"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints with different heads and positions, for properties that hold for each."""
     variants: dict[str, dict[str, Any]] = {

@@ -49,35 +49,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp(request.param)
-    return make_checkpoint(directory, **VARIANTS[request.param])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_and_greedy_tokens_equal_those_of_transformers(variant: str, tmp_path: Path) -> None:
+    """The prompts and outputs begin before, at and after position 128, where the scaled variants change."""
+    directory = make_checkpoint(tmp_path, **VARIANTS[variant])
+    ours, model = load(directory), reference(directory)
+    for length in (1, 7, 100, 300):
+        ids = torch.tensor([random_prompt(length, 1), random_prompt(length, 2)])
+        with torch.no_grad():
+            expected = model(ids).logits
+        torch.testing.assert_close(ours(ids), expected, atol=1e-4, rtol=0)
 
-
-@pytest.mark.parametrize("length", [1, 7, 100, 300])
-def test_logits_equal_those_of_transformers(variant: Path, length: int) -> None:
-    ids = torch.tensor([random_prompt(length, 1), random_prompt(length, 2)])
-    with torch.no_grad():
-        expected = reference(variant)(ids).logits
-    torch.testing.assert_close(load(variant)(ids), expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("length", "count"), [(30, 200), (180, 60)])
-def test_greedy_tokens_equal_those_of_transformers_over_many_tokens(variant: Path, length: int, count: int) -> None:
-    prompt = random_prompt(length, 3)
-    model = reference(variant)
     model.generation_config.eos_token_id = None  # both continue after an end token
-    expected = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, length, dtype=torch.long),
-        do_sample=False,
-        max_new_tokens=count,
-        pad_token_id=0,
-    )[0, length:]
-    engine = engine_of(variant, context_window=512, max_batch_tokens=64)
-    answer = generate(engine, [ask("a", prompt, count), ask("b", random_prompt(50, 4), 90)])["a"]
-    assert list(answer.token_ids) == expected.tolist()
+    engine = engine_of(directory, context_window=512, max_batch_tokens=64)
+    for length, count in ((30, 16), (112, 48), (180, 32)):
+        prompt = random_prompt(length, 3)
+        generated = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, length, dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=count,
+            pad_token_id=0,
+        )[0, length:]
+        answer = generate(engine, [ask("a", prompt, count), ask("b", random_prompt(50, 4), 24)])["a"]
+        assert list(answer.token_ids) == generated.tolist(), (length, count)
 
 
 @pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling_with_type", "rope_scaling_with_rope_type"])

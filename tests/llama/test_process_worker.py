@@ -39,9 +39,15 @@ def requests() -> list[GenerationRequest]:
 
 @pytest.fixture(scope="module")
 def group(checkpoint: Path) -> Iterator[DataParallelEngine[ProcessWorker]]:
-    made = process_engines(LlamaModel(path=str(checkpoint)), options(), ["cpu", "cpu"])
+    """The pool's engines. Other options close them, which is checked after the last test."""
+    pool, model = EnginePool(), LlamaModel(path=str(checkpoint))
+    made = pool.get(model, options())
+    assert isinstance(made, DataParallelEngine)
+    assert pool.get(model, options()) is made
     yield made
-    made.close()
+    assert [worker.alive for worker in made.workers] == [True, True]
+    assert not isinstance(pool.get(model, dataclasses.replace(options(), workers=1)), DataParallelEngine)
+    assert not any(worker.alive for worker in made.workers)
 
 
 def test_outputs_equal_those_of_one_engine(checkpoint: Path, group: DataParallelEngine[ProcessWorker]) -> None:
@@ -132,19 +138,7 @@ def test_requests_of_a_lost_worker_go_to_the_others_while_any_is_left(checkpoint
 def test_a_load_error_is_raised_in_the_parent(checkpoint: Path) -> None:
     model = LlamaModel(path=str(checkpoint), peft_path=str(checkpoint))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
-        process_engines(model, options(), ["cpu", "cpu"])
-
-
-def test_the_pool_starts_the_configured_number_of_engines(checkpoint: Path) -> None:
-    pool = EnginePool()
-    engine = pool.get(LlamaModel(path=str(checkpoint)), options())
-    assert isinstance(engine, DataParallelEngine)
-    workers = engine.workers
-    assert pool.get(LlamaModel(path=str(checkpoint)), options()) is engine
-    assert not isinstance(
-        pool.get(LlamaModel(path=str(checkpoint)), dataclasses.replace(options(), workers=1)), DataParallelEngine
-    )
-    assert not any(worker.alive for worker in workers)
+        process_engines(model, options(), ["cpu"])
 
 
 def test_workers_are_spread_over_devices() -> None:

@@ -83,7 +83,7 @@ def plain(directory: Path) -> dict[str, tuple[int, ...]]:
     return tokens(run(engine_of(directory), requests()))
 
 
-@pytest.mark.parametrize(("budget", "mistakes"), [(512, 0.0), (37, 0.2), (512, 0.2), (37, 1.0)])
+@pytest.mark.parametrize(("budget", "mistakes"), [(512, 0.0), (37, 0.2), (512, 1.0)])
 def test_drafted_outputs_are_the_same(
     directory: Path, plain: dict[str, tuple[int, ...]], budget: int, mistakes: float
 ) -> None:
@@ -124,23 +124,23 @@ def test_rejected_tokens_never_reach_the_prefix_cache(directory: Path, plain: di
 
 
 def test_with_preemption(directory: Path) -> None:
-    """Six outputs in a cache that has space for two."""
-    asked = [ask(i, random_prompt(40, i), 120, temperature=0.7, seed=i) for i in range(6)]
+    """Five outputs in a cache that has space for two."""
+    asked = [ask(i, random_prompt(40, i), 80, temperature=0.7, seed=i) for i in range(5)]
     expected = tokens(run(engine_of(directory), asked))
-    engine = with_constant_step_cost(engine_of(directory, cache_tokens=384))
+    engine = with_constant_step_cost(engine_of(directory, cache_tokens=256))
     assert tokens(run(engine, asked, expected, mistakes=0.1)) == expected
     assert engine.figures()["preemptions"] > 0
     assert engine.scheduler.pool.used == 0
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 17])
-def test_an_output_never_exceeds_max_new_tokens(directory: Path, length: int) -> None:
-    asked = ask("a", random_prompt(20, 5), length)
-    longer = replace(asked, stop_params=replace(asked.stop_params, max_new_tokens=40))
+def test_an_output_never_exceeds_max_new_tokens(directory: Path) -> None:
+    longer = ask("a", random_prompt(20, 5), 40)
     expected = tokens(run(engine_of(directory), [longer]))
-    (answer,) = run(with_constant_step_cost(engine_of(directory)), [asked], expected, mistakes=0.0).values()
-    assert answer.token_ids == expected["a"][:length]
-    assert answer.finish_reason == "length"
+    for length in (1, 2, 3, 17):
+        asked = replace(longer, stop_params=replace(longer.stop_params, max_new_tokens=length))
+        (answer,) = run(with_constant_step_cost(engine_of(directory)), [asked], expected, mistakes=0.0).values()
+        assert answer.token_ids == expected["a"][:length]
+        assert answer.finish_reason == "length"
 
 
 def test_where_drafts_fail_everywhere_one_sequence_of_many_has_a_drafter(tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def test_the_drafters_change_no_output(
 
 @pytest.mark.parametrize("kind", ["diff", "suffix"])
 def test_the_drafters_change_no_output_of_preempted_sequences(directory: Path, kind: Any) -> None:
-    asked = [ask(i, random_prompt(40, i // 2), 120, temperature=0.7, seed=i // 2) for i in range(8)]
+    asked = [ask(i, random_prompt(40, i // 2), 80, temperature=0.7, seed=i // 2) for i in range(6)]
     expected = tokens(run(engine_of(directory), asked))
-    engine = with_constant_step_cost(engine_of(directory, cache_tokens=384))
+    engine = with_constant_step_cost(engine_of(directory, cache_tokens=256))
     assert tokens(run(engine, [replace(request, drafter=kind) for request in asked])) == expected
     assert engine.figures()["preemptions"] > 0
     assert engine.figures()["accepted_tokens"] > 0
@@ -246,22 +246,18 @@ def test_no_drafts_without_a_drafter(directory: Path) -> None:
     assert all(answer.steps >= len(answer.token_ids) for answer in found.values())
 
 
-RUNS = 110_000
-"""Enough that an error of 0.01 in a share is more than 6.5 standard deviations, at the first position."""
+RUNS = 28_000
+"""Enough that an error of 0.02 in a share is more than 6.5 standard deviations, at the first position."""
 LIMIT = 4.0
 """Maximum deviation in standard deviations: one correct distribution in 2,000 exceeds it in one of its 8 shares, and
-an error of 0.01 stays below it at most once in 200 times. Seeds are fixed, so all runs are alike."""
-
-Said = tuple[list[list[float]], list[Counter[int]]]
+an error of 0.02 stays below it at most once in 200 times. Seeds are fixed, so all runs are alike."""
 
 
-@pytest.fixture(scope="module", params=[None, 0.9])
-def said(request: pytest.FixtureRequest, checkpoint: Path) -> Said:
+def sampled(top_p: float | None, checkpoint: Path) -> tuple[list[list[float]], list[Counter[int]]]:
     """The model's shares at two positions, and token counts there with a draft of the first token.
 
     The second position is reached if the draft was accepted, as in most runs.
     """
-    top_p: float | None = request.param
     logits_2V = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
     draft = int(logits_2V[0].argmax())
     logits_2V[0, draft] += 1.5
@@ -290,23 +286,18 @@ def worst(shares: Sequence[float], counts: Counter[int]) -> float:
     return max(errors)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_sampled_tokens_have_the_model_s_distribution(said: Said, place: int) -> None:
-    """Drafting changes the probability neither of the drafted token nor of the next."""
-    shares, counts = said
-    assert worst(shares[place], counts[place]) <= LIMIT
-
-
-@pytest.mark.parametrize("place", [0, 1])
-def test_an_error_of_one_percent_would_be_detected(said: Said, place: int) -> None:
-    """The same counts against shares in which the two most likely tokens are off by 0.01."""
-    shares, counts = said
-    first, second = sorted(range(8), key=lambda token: -shares[place][token])[:2]
-    for error in (0.01, -0.01):
-        wrong = list(shares[place])
-        wrong[first] += error
-        wrong[second] -= error
-        assert worst(wrong, counts[place]) > LIMIT
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_sampled_tokens_have_the_model_s_distribution(top_p: float | None, checkpoint: Path) -> None:
+    """Drafting changes the probability neither of the drafted token nor of the next. These counts differ from shares
+    in which the two most likely tokens are off by 0.02."""
+    for shares, counts in zip(*sampled(top_p, checkpoint), strict=True):
+        assert worst(shares, counts) <= LIMIT
+        first, second = sorted(range(8), key=lambda token: -shares[token])[:2]
+        for error in (0.02, -0.02):
+            wrong = list(shares)
+            wrong[first] += error
+            wrong[second] -= error
+            assert worst(wrong, counts) > LIMIT
 
 
 def expected_shares(logits_V: torch.Tensor, temperature: float, top_p: float | None) -> list[float]:

@@ -89,7 +89,7 @@ def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
     assert "model.layers.0.self_attn.o_proj.bias" not in parameter_views(LlamaForCausalLM(config, shard=TPRank(1, 2)))
 
 
-@pytest.mark.parametrize("during_a_step", [True, False])
+@pytest.mark.parametrize("during_a_step", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_a_dead_rank_is_an_error_and_not_a_hang(biased: Path, during_a_step: bool) -> None:
     pool = EnginePool()
     model = LlamaModel(path=str(biased), tensor_parallel=2, dtype="float32")
