@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.providers.wire import WireProvider, decoded_json
 from tests.providers.conftest import HAVE_BOTO3, build, model_for, request_of
+from tests.support import commands
 from tests.support.api_hostile import HostileServer, chat, hostile_server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -73,31 +72,32 @@ def hostile() -> Iterator[HostileServer]:
         yield server
 
 
-def test_no_body_takes_more_memory_than_its_bound(hostile: HostileServer) -> None:
-    streamed: dict[str, dict[str, Any]] = {
-        "openai": {"stream": True},
-        "openai_responses": {"stream": True},
-        "anthropic": {"stream": "always"},
-        **({"bedrock": {"stream": "always"}} if HAVE_BOTO3 else {}),
-    }
-    whole = ("endless", "bomb", "values", "layers", "behind", "error", "error_bomb", "charset", "layers_error")
-    no_changes: dict[str, Any] = {}
-    calls: list[tuple[str, dict[str, Any], str]] = [
-        *[("openai", no_changes, kind) for kind in whole],
-        *((name, streamed["openai"], kind) for name in ("openai", "openai_responses") for kind in ("line", "lines")),
-        *(("anthropic", streamed["anthropic"], kind) for kind in ("line", "lines")),
-        *((name, changes, "events") for name, changes in streamed.items() if name in ("openai", "bedrock")),
-        ("openai", {}, "results"),
-        ("anthropic", {}, "results"),
-    ]
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(calls), hostile.url],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+WHOLE = ("endless", "bomb", "values", "layers", "error", "error_bomb", "charset", "layers_error", "results")
+STREAMED: dict[str, dict[str, Any]] = {
+    "openai": {"stream": True},
+    "openai_responses": {"stream": True},
+    "anthropic": {"stream": "always"},
+    **({"bedrock": {"stream": "always"}} if HAVE_BOTO3 else {}),
+}
+CALLS = [
+    *(("openai", kind, False) for kind in WHOLE),
+    ("anthropic", "results", False),
+    *(("openai", kind, True) for kind in ("line", "comments")),
+    *((name, "lines", True) for name in STREAMED if name != "bedrock"),
+    *((name, "events", True) for name in STREAMED if name == "bedrock"),
+]
+MORE_CALLS = [
+    ("openai", "behind", False),
+    *((name, "line", True) for name in ("openai_responses", "anthropic")),
+    ("openai", "events", True),
+]
+
+
+@pytest.mark.parametrize("cases", [CALLS, pytest.param(MORE_CALLS, marks=pytest.mark.full)], ids=["", "more"])
+def test_no_body_takes_more_memory_than_its_bound(hostile: HostileServer, cases: list[tuple[str, str, bool]]) -> None:
+    calls = [(name, STREAMED[name] if streamed else {}, kind) for name, kind, streamed in cases]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = commands.run("-c", CHILD, json.dumps(calls), hostile.url, cwd=ROOT, env=environment, timeout=600)
     assert child.returncode == 0, child.stderr
     base, found = json.loads(child.stdout)
     outcomes = {(name, kind): outcome for name, kind, outcome, _ in found}

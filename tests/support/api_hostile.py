@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,7 +36,25 @@ def chat(**changes: Any) -> bytes:
 
 @cache
 def _bomb(mib: int) -> bytes:
-    return gzip.compress(b'{"choices": "' + bytes([65]) * (mib * _MIB), compresslevel=1)
+    """A gzip file that is ``mib`` MiB long when decompressed. Its blocks are one block, repeated."""
+    beginning, block = b'{"choices": "', b"A" * _MIB
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    parts = [packer.compress(beginning) + packer.flush(zlib.Z_FULL_FLUSH)]
+    parts += [packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)] * mib
+    checksum = zlib.crc32(beginning)
+    for _ in range(mib):
+        checksum = zlib.crc32(block, checksum)
+    end = struct.pack("<II", checksum, len(beginning) + mib * _MIB)
+    return b"".join([b"\x1f\x8b\x08\0\0\0\0\0\0\xff", *parts, packer.flush(), end])
+
+
+@cache
+def _zlib_beginning() -> bytes:
+    """A MiB of zlib data that expands a thousandfold."""
+    packer = zlib.compressobj()
+    block = packer.compress(bytes(_MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(bytes(_MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return (block + again * (_MIB // len(again)))[:_MIB]
 
 
 class HostileServer:
@@ -89,12 +108,14 @@ def _shown(kind: str, path: str) -> tuple[int, dict[str, str], Iterator[bytes]]:
             return (
                 500,
                 {"content-type": "text/plain; charset=zlib"},
-                iter([zlib.compress(bytes(512 * _MIB), 1)[:_MIB]]),
+                iter([_zlib_beginning()]),
             )
         case "line":
             return 200, events, _after(b"event: message_start\ndata: {", filler)
         case "lines":
             return 200, events, repeat(b"data: {}\n" * 1000, ENDLESS * 100)
+        case "comments":
+            return 200, events, repeat(b": " + b"a" * (8 * _MIB) + b"\n\n", ENDLESS // 8)
         case "events":
             return 200, events, repeat(_event(b'{"choices": [], "x": "' + b"a" * _MIB + b'"}'), ENDLESS)
         case "results" if path.endswith(("content", "results")):
