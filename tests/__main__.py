@@ -27,7 +27,9 @@ def main() -> int:
     chosen.add_argument(
         "--fast", action="store_true", help="for use while editing: no mypy, and no test with processes or torch"
     )
-    chosen.add_argument("--all", action="store_true", help="also what needs a cluster, a browser or the docs site")
+    chosen.add_argument(
+        "--all", action="store_true", help="also what takes long, or needs a cluster, a browser or the docs site"
+    )
     arguments = parser.parse_args()
     tests = (*PYTEST, *FAST) if arguments.fast else (*PYTEST, *FULL, *["--all"] * arguments.all)
     for check in (*RUFF, tests) if arguments.fast else RUFF:

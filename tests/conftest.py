@@ -16,6 +16,7 @@ from collections.abc import Generator
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 
 from tests.support import commands
 from tests.support.selection import forbid_processes, is_slow, late_imports
@@ -27,7 +28,9 @@ LATE_IMPORTS_MADE = pytest.StashKey[set[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out tests with processes, servers or heavy packages")
-    parser.addoption("--all", action="store_true", dest="full", help="also run what needs clusters or browsers")
+    parser.addoption(
+        "--all", action="store_true", dest="full", help="also run what takes long, or needs a cluster or a browser"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the workers of pytest-xdist share what their parent names
         os.environ[commands.SHARED] = tempfile.mkdtemp(prefix="commands-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ[commands.SHARED], ignore_errors=True))
+    settings.register_profile("tests", max_examples=100 if config.getoption("full") else 40, deadline=None)
+    settings.load_profile("tests")
     config.stash[HEAVY_IMPORTS] = [f"pytest itself imports {name}" for name in sorted(HEAVY & sys.modules.keys())]
     config.stash[LATE_IMPORTS_MADE] = set()
 

@@ -52,11 +52,8 @@ def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("arguments", "status", "most"),
     [
-        (["--cfg", "job"], 0, 450),
         (["--cfg", "job", "model=gpt-4o", "dataset=swebench_oracle"], 0, 450),
         (["decoding.tempratur=1"], 2, 450),
-        (["model=lama"], 2, 450),
-        (["decoding.temperature=warm"], 2, 450),
         (["-m", "decoding.tempratur=1,2"], 2, 450),
         (["model=gpt-4o", "provider=openai", "shard.index=0"], 2, 520),
         (["dataset=jsonl", "tracker=none"], 2, 450),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swe_infer.llama.request_router import RequestRouter
@@ -111,7 +111,6 @@ def test_a_late_worker_gets_the_next_requests() -> None:
     assert assign(router, [ask(2), ask(3), ask(4)]) == ["late", "late", None]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["begin", "finish", "lose", "hand"]), st.integers(0, 7)), max_size=80))
 def test_every_request_is_assigned_to_at_most_one_worker_and_none_is_lost(steps: list[tuple[str, int]]) -> None:
     router = router_of("a", "b", "c", sequences=3)

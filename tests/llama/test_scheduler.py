@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swe_infer.llama.sequence import GenerationRequest, Sequence
@@ -61,7 +61,6 @@ class Memory:
         assert self.places.get(place) == tokens
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_sequence_ends_and_no_block_is_lost_or_allocated_twice(
     tokenizer: LlamaTokenizer, data: st.DataObject

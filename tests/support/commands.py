@@ -1,9 +1,9 @@
-"""Runs commands in separate processes, as a user does, but without the import time of third-party packages.
+"""Runs commands in separate processes, as a user does, but without the time that imports take.
 
-Importing Hydra, pydantic and the vendors' SDKs takes up to half of a short command's processor time. A server imports
-these once for all workers of a test session. It forks a process for each command, which takes over the command's
-arguments, folder, environment and streams, and then runs the module as ``python -m`` does. None of our own modules is
-imported before that. A launcher's workers, and whatever else a command starts, start as usual.
+Importing Hydra, pydantic, the vendors' SDKs and our own modules takes most of a short command's processor time. A
+server imports these once for all workers of a test session. It forks a process for each command, which takes over the
+command's arguments, folder, environment and streams, and then runs the module as ``python -m`` does. A launcher's
+workers, and the other processes that a command starts, start as usual.
 
 Tests of startup and of imports start the interpreter themselves.
 """
@@ -37,8 +37,9 @@ __all__ = ["LOCAL", "PACKAGES", "Command", "run", "start"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = (
-    "genai_prices.data", "httpcore2", "httpx2", "hydra", "hydra._internal.instantiate._instantiate2", "hydra.compose",
-    "hydra.core.plugins", "numpy", "omegaconf", "pydantic", "rich.progress", "rich.table", "sqlite3",
+    "anyio._backends._asyncio", "genai_prices.data", "genai_prices.decompose", "genai_prices.validation", "httpcore2",
+    "httpx2", "hydra", "hydra._internal.instantiate._instantiate2", "hydra.compose", "hydra.core.plugins", "numpy",
+    "omegaconf", "pydantic", "rich.progress", "rich.table", "sqlite3",
 )  # fmt: skip
 PACKAGES = (
     *COMMON, "alembic", "anthropic", "openai", "openai.types", "optuna", "sqlalchemy", "tiktoken", "wandb",
@@ -182,9 +183,10 @@ def _start_server(listener: socket.socket, packages: tuple[str, ...]) -> None:
 def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]]:
     """Fork for each order; returns in the forked process, with what is to run."""
     path = sys.path[1:]  # the first is this process's own folder
-    for package in packages:
+    for package in (*packages, *_our_modules()):
         with suppress(ModuleNotFoundError):
             import_module(package)
+    _parse_once()
     assert threading.active_count() == 1, "a process with threads cannot be forked safely"
     gc.collect()
     gc.freeze()
@@ -228,6 +230,23 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
             return _become(json.loads(message), descriptors, path)
 
 
+def _our_modules() -> list[str]:
+    """All but those that may import torch."""
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "swe_infer").rglob("*.py")]
+    return [".".join(path.parts) for path in files if path.parts[1] != "llama" and path.stem[:2] != "__"]
+
+
+def _parse_once() -> None:
+    """Build the tables of Hydra's and OmegaConf's parsers, which takes longer than the parsing."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    OverridesParser.create().parse_overrides(
+        ["a=b", "a.b=1", "+a=[1,'2']", "a@b.c={d:1.0}", "~a", "a=1,2", "a=${b:c}"]
+    )
+    OmegaConf.to_container(OmegaConf.create({"a": "${b}/${b}", "b": "${oc.env:HOME,null}"}), resolve=True)
+
+
 def _reap(ends: dict[int, int]) -> None:
     while ends:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -268,6 +287,8 @@ def _run(module: str, arguments: list[str]) -> None:
             exec(compile(code, "<string>", "exec"), vars(main))
         else:
             sys.argv[1:] = arguments
+            if not hasattr(sys.modules.get(module), "__path__"):
+                sys.modules.pop(module, None)  # runpy warns about a module that was imported
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         if not isinstance(ended.code, int | None):

@@ -181,6 +181,7 @@ def test_an_agents_runs_are_the_sweeps_share_its_cap_and_are_never_paid_twice(
         assert len(vendor.log.asked()) == asked
 
 
+@pytest.mark.full
 def test_an_agent_runs_the_recipe_of_prompts_with_the_bundled_model(server: FakeWandbServer, tmp_path: Path) -> None:
     wandb = Cli(server, tmp_path)
     small = {"dataset__limit": {"value": 1}, "decoding__max_new_tokens": {"value": 8}}
@@ -194,6 +195,7 @@ def test_an_agent_runs_the_recipe_of_prompts_with_the_bundled_model(server: Fake
     assert "apply_rate" in run.summary
 
 
+@pytest.mark.full
 def test_an_agent_runs_the_recipe_of_efforts_under_its_budget(server: FakeWandbServer, tmp_path: Path) -> None:
     wandb = Cli(server, tmp_path)
     data = write_instances(tmp_path / "instances.jsonl", 2)
@@ -213,6 +215,7 @@ def test_an_agent_runs_the_recipe_of_efforts_under_its_budget(server: FakeWandbS
     assert [run.summary["completed"] for run in runs] == [2, 2]
 
 
+@pytest.mark.full
 def test_values_from_the_server_reach_the_run_unchanged(server: FakeWandbServer, tmp_path: Path) -> None:
     wandb = Cli(server, tmp_path)
     data = write_instances(tmp_path / "instances.jsonl", 1)
