@@ -36,9 +36,8 @@ def error_of(*overrides: str) -> str:
 def fault_of_option(group: str, option: str) -> str | None:
     """The error from composing and building an option, if any."""
     choice = f"{group}={option}"
-    served = ["model=api", "model.name=some-model"] if group == "provider" and option != "none" else []
     try:
-        experiment = config.build(option_composed(group, option, *served))
+        experiment = config.build(option_composed(group, option))
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return f"{choice}: {type(error).__name__}: {error}"
     return None if experiment.runner.label and experiment.dataset.name else f"{choice}: something has no name"

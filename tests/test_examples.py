@@ -44,6 +44,7 @@ def test_the_sweep_has_a_run_for_each_temperature(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_comparison_shows_both_runs(tmp_path: Path) -> None:
     result = example("compare.sh", "dataset.limit=2", "dataset.run_tests=false", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -52,6 +53,7 @@ def test_the_comparison_shows_both_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_template_is_compared_with_a_form_of_swe_bench(tmp_path: Path) -> None:
     result = example("own_prompt.sh", "dataset.limit=2", "dataset.run_tests=false", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

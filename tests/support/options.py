@@ -34,8 +34,12 @@ REQUIRED = {
     "provider=openai_compatible": ["provider.base_url=http://127.0.0.1:8000/v1"],
 }
 """Keys that the user must set for an option."""
-PARTNERS = {"context": ["prompt=style3"], "prompt": ["context=oracle"]}
-"""Another group's option that goes with the options of a group, except ``given``."""
+PARTNERS = {
+    "context": ["prompt=style3"],
+    "prompt": ["context=oracle"],
+    "provider": ["model=api", "model.name=some-model"],
+}
+"""What goes with the options of a group, except ``given`` and ``provider=none``."""
 
 
 @functools.cache
@@ -60,7 +64,8 @@ def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
         cfg = composed(f"model={first}").copy()
         cfg.model = OmegaConf.merge(composed(f"model={parent}", *REQUIRED.get(f"model={parent}", [])).model, own)
         return cfg
-    return composed(choice, *REQUIRED.get(choice, []), *PARTNERS.get(group, []) * (option != "given"), *overrides)
+    partners = [] if option == "given" or choice == "provider=none" else PARTNERS.get(group, [])
+    return composed(choice, *REQUIRED.get(choice, []), *partners, *overrides)
 
 
 def defaults_of(model: str) -> tuple[str, ...]:

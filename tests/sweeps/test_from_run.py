@@ -191,6 +191,7 @@ def test_the_recorded_configuration_is_composed_again(tmp_path: Path) -> None:
     assert mini["provider"]["timeout_s"] == 5, "the provider of both models is the same"
 
 
+@pytest.mark.full
 def test_a_search_and_workers_start_from_a_run(tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `joblib` is not installed")

@@ -237,6 +237,7 @@ def test_halving_pays_for_fewer_instances_than_a_grid_and_never_twice(tmp_path: 
     assert re.search(r"^best: decoding.max_new_tokens=8 \(cost_usd=", other.stderr, re.MULTILINE)
 
 
+@pytest.mark.full
 def test_a_killed_or_interrupted_halving_pays_for_no_answer_twice(tmp_path: Path) -> None:
     with ApiServer(latency_s=0.1) as server:
         sweep = Sweep(server, tmp_path, count=6)
