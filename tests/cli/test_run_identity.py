@@ -177,7 +177,7 @@ def test_length_bounds_exclude_recorded_answers_and_request_skipped_ones(desk: D
     assert (predicted(run), summary(run)["cost_usd"], desk.sent) == (IDS[:6], paid, 6)
 
 
-@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib",)])
+@pytest.mark.parametrize("launcher", [(), pytest.param(("hydra/launcher=joblib",), marks=pytest.mark.full)])
 def test_jobs_that_differ_in_instances_or_url_share_paid_answers(desk: Desk, launcher: tuple[str, ...]) -> None:
     with ApiServer() as other:
         addresses = f"provider.base_url={desk.server.openai_url},{other.openai_url}"
