@@ -30,8 +30,12 @@ class PointSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra calls this once, before :meth:`sweep`."""
-        self._loader = hydra_context.config_loader
+        from swe_infer.cli.sweep_planner import PlannedJobs, is_parallel
+
+        self._loader = PlannedJobs(hydra_context.config_loader)
         self._config = config
+        if not is_parallel(config):  # the jobs run in this process
+            hydra_context = HydraContext(config_loader=self._loader, callbacks=hydra_context.callbacks)
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -49,7 +53,7 @@ class PointSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
         jobs = sweep_jobs(overrides, self._config.sweep.points, JobComposer(self._loader, self._config))
-        announce_sweep(self._config, jobs, lambda job: self._loader.load_sweep_config(self._config, list(job)))
+        announce_sweep(self._config, jobs, lambda job: self._loader.plan(self._config, job))
         size = self._max_batch_size or max(1, len(jobs))
         returned = []
         for start in range(0, len(jobs), size):

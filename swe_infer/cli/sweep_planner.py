@@ -4,6 +4,7 @@ The prompts of each dataset are rendered and counted once, whatever the number o
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import operator
@@ -42,6 +43,38 @@ Compose = Callable[[Sequence[str]], DictConfig]
 
 _MOST_CHARACTERS = 1 << 28
 """Characters of prompts that are cached for each dataset."""
+_MOST_CONFIGURATIONS = 100
+"""Composed configurations that are kept for the launch; each takes about 160 KB."""
+
+
+class PlannedJobs:
+    """Hydra's config loader. The first jobs are composed once, for the plan, and not again for their launch."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._planned: dict[tuple[str, ...], DictConfig] = {}
+
+    def plan(self, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+        """Composes a job.
+
+        Args:
+            config: the composed configuration of the sweep, with the node ``hydra``.
+        """
+        composed: DictConfig = self._loader.load_sweep_config(config, list(overrides))
+        if len(self._planned) < _MOST_CONFIGURATIONS:
+            self._planned[tuple(overrides)] = copy.deepcopy(composed)
+        return composed
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Called by launchers. See ``hydra.core.config_loader.ConfigLoader``."""
+        planned = self._planned.pop(tuple(sweep_overrides), None)
+        if planned is not None:
+            return planned
+        composed: DictConfig = self._loader.load_sweep_config(master_config, sweep_overrides)
+        return composed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 def announce_sweep(config: DictConfig, jobs: Sequence[Sequence[str]], compose: Compose, label: str = "sweep") -> None:
@@ -55,7 +88,7 @@ def announce_sweep(config: DictConfig, jobs: Sequence[Sequence[str]], compose: C
     with _Planner(dry_run=config.dry_run is True, label=label) as planner, _announcing(config) as announce:
         for number, overrides in enumerate(jobs):
             planner.add(functools.partial(_composed_job, compose, overrides, number))
-        announce(planner.plan(_is_parallel(config)))
+        announce(planner.plan(is_parallel(config)))
 
 
 def announce_search(config: DictConfig, count: int) -> None:
@@ -64,7 +97,7 @@ def announce_search(config: DictConfig, count: int) -> None:
     with _Planner(dry_run=config.dry_run is True, search=count) as planner, _announcing(config) as announce:
         sweep = SweepLog(Path(config.hydra.sweep.dir), tuple(raw_overrides(config.hydra.overrides.task)))
         planner.add(lambda: (_without_hydra(config.copy()), sweep))
-        plan = planner.plan(_is_parallel(config))
+        plan = planner.plan(is_parallel(config))
         announce(replace(plan, points=[replace(point, directory=None) for point in plan.points] * count))
 
 
@@ -99,7 +132,8 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _is_parallel(config: DictConfig) -> bool:
+def is_parallel(config: DictConfig) -> bool:
+    """Whether the launcher runs jobs in other processes."""
     return not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
 
 

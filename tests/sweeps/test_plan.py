@@ -19,6 +19,7 @@ from swe_infer.cli.sweep_position import short_overrides
 from swe_infer.data.base import Rows
 from swe_infer.data.jsonl import JsonlDataset, JsonlRows
 from swe_infer.types import Instance
+from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
 from tests.support.options import composed
@@ -154,3 +155,29 @@ def test_what_differs_is_shown_by_the_last_part_of_a_key() -> None:
     overrides = ["decoding=sample", "decoding.temperature=0.6", "+dataset.limit=3", "x.limit=4"]
     swept = ["decoding.temperature", "dataset.limit", "x.limit"]
     assert short_overrides(overrides, swept) == "temperature=0.6 dataset.limit=3 x.limit=4"
+
+
+COUNT = """
+import atexit, runpy, sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+original, count = ConfigLoaderImpl.load_sweep_config, 0
+def counted(*arguments):
+    global count
+    count += 1
+    return original(*arguments)
+ConfigLoaderImpl.load_sweep_config = counted
+atexit.register(lambda: print("composed", count))
+runpy.run_module("swe_infer", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        sweep = Sweep(server, tmp_path, count=1)
+        done = commands.run(
+            "-c", COUNT, "-m", *sweep.base, "decoding.temperature=0.1,0.2,0.3", cwd=tmp_path, env=sweep.environment
+        )
+        asked = {exchange.body["temperature"] for exchange in server.log.asked()}
+    assert done.returncode == 0, done.stderr
+    assert asked == {0.1, 0.2, 0.3}
+    assert done.stdout.splitlines()[-1] == "composed 4", "one for the check of all, and one for each job"
