@@ -118,7 +118,13 @@ class BudgetExceeded(SweInferError):
 
 
 class RequestError(SweInferError):
-    """One request failed. ``status`` is the HTTP status, if any."""
+    """One request failed. ``status`` is the HTTP status, if any, or the status that an error in an answer states."""
+
+    in_answer: bool = False
+    """The error is part of an answer with HTTP status 200, which may be billed."""
+
+    is_final: bool = False
+    """A retry would end in the same way, although the class of the error is retried."""
 
     def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
         super().__init__(message)

@@ -41,6 +41,8 @@ from swe_infer.types import Completion, Failure, Outcome, Request, Skip, TokenCo
 
 _T = TypeVar("_T")
 
+_MAX_UNREADABLE = 3
+"""Unreadable answers after which a request is not sent again: each may be billed."""
 _GRACE_S = 1.0
 _CONNECT_S = 17.0
 """A request that has not failed after this time has connected."""
@@ -67,6 +69,8 @@ class _InFlight:
     requests: Sequence[Request]
     cache_prompt: bool
     attempts: int = 0
+    unreadable: int = 0
+    """Attempts that ended with an unreadable answer."""
     began: float = 0.0
     possibly_billed: Decimal = Decimal(0)
     byte_bound: int = 0
@@ -211,7 +215,8 @@ class Chain:
                     continue
                 not_connected = self._reachability.is_doubtful() and never_connected(error)
                 delay_s = self._retry.delay_s(error, flight.attempts, flight.elapsed_s)
-                if delay_s is None:
+                flight.unreadable += error.status == 200
+                if delay_s is None or flight.unreadable >= _MAX_UNREADABLE:
                     failure = Failure(type(error).__name__, str(error), flight.attempts, flight.elapsed_s)
                     return [failure] * len(requests)
                 self.counts.retried += 1

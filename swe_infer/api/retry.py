@@ -59,7 +59,7 @@ class Retry:
             attempts: attempts so far, including the failed one.
             elapsed_s: seconds since the start of the first attempt.
         """
-        if not isinstance(error, RateLimited | TransientError) or attempts >= self.tries:
+        if not isinstance(error, RateLimited | TransientError) or error.is_final or attempts >= self.tries:
             return None
         ceiling = min(self.max_backoff_s, self.backoff_s * 2.0 ** min(attempts - 1, 30))
         wait = random.uniform(0.0, ceiling)
@@ -77,10 +77,10 @@ _NOT_SENT = (*_NOT_CONNECTED, "PoolTimeout")
 def may_have_been_billed(error: BaseException) -> bool:
     """Whether the provider may charge for a request that ended in ``error``.
 
-    An HTTP error status or a redirect is not billed. A broken connection, a timeout or an unreadable answer may be,
-    unless no connection was made, which the chain of causes shows.
+    An HTTP error status or a redirect is not billed. A broken connection, a timeout, an unreadable answer or one in
+    which the server failed may be, unless no connection was made, which the chain of causes shows.
     """
-    if isinstance(error, RequestError) and error.status is not None and error.status >= 300:
+    if isinstance(error, RequestError) and not error.in_answer and error.status is not None and error.status >= 300:
         return False
     return not _caused_by(error, _NOT_SENT)
 

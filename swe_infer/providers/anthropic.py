@@ -145,7 +145,7 @@ class AnthropicBatches(AnthropicProvider):
     max_batch_bytes: int = 256_000_000
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
-        item = {"custom_id": custom_id, "params": self.body(request, model)}
+        item = {"custom_id": custom_id, "params": {**self.body(request, model), "stream": False}}
         return json.dumps(item, separators=(",", ":")).encode()
 
     async def submit(self, items: Mapping[str, bytes], *, label: str, timeout_s: float) -> str:

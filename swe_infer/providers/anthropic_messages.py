@@ -12,17 +12,20 @@ from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.anthropic import AnthropicBatches
 from swe_infer.providers.base import Answer, InputCount
+from swe_infer.providers.faults import failed_answer
+from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.unspoken import Unspoken, strings_of
-from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
+from swe_infer.providers.wire import (
+    Implausible,
+    StreamChoice,
+    Unreadable,
+    checked_usage,
+    named,
+    size_of,
+    streams_output,
+    token_count,
+)
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
-
-_FINISH: dict[str, FinishReason] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "refusal",
-}
 
 _NO_PREFILL = re.compile(r"claude-[a-z]+-(?:4-[6-9]|[5-9])(?!\d)")
 """Models that refuse the beginning of an answer: Claude 4.6 and later."""
@@ -42,10 +45,6 @@ _COUNTED = (
     "tools",
 )
 """Fields that the counting endpoint accepts (anthropic.types.MessageCountTokensParams)."""
-
-_LONGEST_UNSTREAMED = 16_000
-"""Output tokens. The SDK refuses requests without streaming above 21,333 (ten minutes at its rate); networks drop
-idle connections earlier."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -67,12 +66,7 @@ class AnthropicMessages(AnthropicBatches):
 
     name: str = "anthropic"
     timeout_s: float = 1200.0
-    stream: Annotated[
-        Literal["auto", "always", "never"],
-        Option(
-            "Whether to stream; auto: if the output may be so long that a silent connection would time out.", "speed"
-        ),
-    ] = "auto"
+    stream: StreamChoice = "auto"
     cache_ttl: Annotated[
         Literal["5m", "1h"],
         Option("Lifetime of cached prompts; a write costs 1.25 times the input price for 5m, twice for 1h.", "speed"),
@@ -145,7 +139,10 @@ class AnthropicMessages(AnthropicBatches):
         if body.get("stop_reason") is None and not text:
             raise Unreadable("without a stop reason")
         raw = named(body.get("stop_reason"))
-        finish: FinishReason = _FINISH.get(raw or "", "other")
+        if is_failure(raw):
+            where = self._where(named(body.get("model")) or self.name)
+            raise failed_answer(body.get("error"), str(raw), where=where, secret=self._key())
+        finish: FinishReason = finish_reason_of(raw)
         text, details = _unspoken(content).text_and_details(text, finish)
         if finish == "other":
             details["finish_reason"] = str(raw)
@@ -165,10 +162,11 @@ class AnthropicMessages(AnthropicBatches):
         return InputCount(tokens, uncounted + 16 + tokens // 100)
 
     def streams(self, body: Mapping[str, Any]) -> bool:
-        return self.stream == "always" or (self.stream == "auto" and body["max_tokens"] > _LONGEST_UNSTREAMED)
+        return streams_output(self.stream, body["max_tokens"])
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         whole: dict[str, Any] | None = None
+        is_done = False
         parts: list[str] = []
         thoughts: list[str] = []
         calls: dict[Any, dict[str, Any]] = {}
@@ -196,9 +194,12 @@ class AnthropicMessages(AnthropicBatches):
                 case {"type": "message_delta", "delta": dict(delta)} if whole is not None:
                     whole |= {key: value for key, value in delta.items() if value is not None}
                     whole["usage"] = _later(whole.get("usage"), event.get("usage"))
+                case {"type": "message_stop"}:
+                    is_done = True
+                    break
                 case {"type": "message_start" | "content_block_delta", **rest} if not _is_known(rest):
                     raise Unreadable("a stream with an unknown event")
-        if whole is None or whole.get("stop_reason") is None:
+        if whole is None or (whole.get("stop_reason") is None and not (is_done and parts)):
             raise Unreadable("a stream that ends before its answer")
         thinking = [{"type": "thinking", "thinking": "".join(thoughts)}] if thoughts else []
         return {**whole, "content": [*thinking, {"type": "text", "text": "".join(parts)}, *calls.values()]}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from swe_infer.providers.anthropic import AnthropicProvider
 from swe_infer.providers.base import Answer
+from swe_infer.providers.finish_reasons import finish_reason_of
 from swe_infer.providers.wire import Unreadable, estimated_tokens, named
 from swe_infer.types import ApiModel, Prompt, Request, Usage
 
@@ -72,7 +73,7 @@ class AnthropicText(AnthropicProvider):
         usage = Usage(input_tokens=estimated_tokens(prompt), output_tokens=estimated_tokens(text))
         return Answer(
             text,
-            "length" if body.get("stop_reason") == "max_tokens" else "stop",
+            "length" if finish_reason_of(named(body.get("stop_reason"))) == "length" else "stop",
             usage,
             model=named(body.get("model")),
             details={"usage_estimated": True},

@@ -70,6 +70,10 @@ def bounded(transport: Any) -> Any:
             """
             self._bound, self._is_whole, self._has_events = bound, False, has_events
 
+        def read_whole_events(self) -> None:
+            """Limits a body that is read whole as a stream of events."""
+            self._bound, self._has_events = STREAM_BYTES, True
+
         @property
         def charset_encoding(self) -> None:
             """None, which means UTF-8: a server could name a codec that does not decode to text."""
@@ -97,7 +101,7 @@ def bounded(transport: Any) -> Any:
                                 raise BodyTooLarge(_describe(self._limit()))
                             yield part[: len(part) - (total - self._limit())]
                             return
-                        if events is not None:
+                        if events is not None and self.is_success:
                             events.add(part)
                         if self._is_whole and not is_large and total > _LARGE_BYTES:
                             await large.acquire()
@@ -115,9 +119,12 @@ def bounded(transport: Any) -> Any:
             request.headers["accept-encoding"] = "gzip, deflate"
             given = await transport.handle_async_request(request)
             if "," not in given.headers.get("content-encoding", ""):
-                return Response(
+                response = Response(
                     given.status_code, headers=given.headers, stream=given.stream, extensions=given.extensions
                 )
+                if "event-stream" in given.headers.get("content-type", ""):  # even if no stream was requested
+                    response.read_whole_events()
+                return response
             # Several layers multiply: a megabyte may decompress to a terabyte.
             await given.aclose()
             if given.is_success:
@@ -131,7 +138,7 @@ def bounded(transport: Any) -> Any:
     return Transport()
 
 
-def check_values(raw: bytes) -> None:
+def check_values(raw: bytes | str) -> None:
     """
     Raises:
         BodyTooLarge: JSON text of more than ``MAX_VALUES`` values.
@@ -140,7 +147,9 @@ def check_values(raw: bytes) -> None:
         raise BodyTooLarge(f"it has more than {MAX_VALUES:,} values")
 
 
-def _values(raw: bytes) -> int:
+def _values(raw: bytes | str) -> int:
+    if isinstance(raw, str):
+        return raw.count("[") + raw.count("{") + raw.count(",")
     return raw.count(b"[") + raw.count(b"{") + raw.count(b",")
 
 

@@ -6,8 +6,9 @@ is a rate limit or an empty account, a 400 may be an overflow, a refused prompt 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from swe_infer.errors import (
@@ -25,6 +26,7 @@ from swe_infer.errors import (
 from swe_infer.providers.headers import duration_s, rate_limits_of, request_id_of, retry_after_s
 
 _LONGEST_MESSAGE = 300
+_DEEPEST = 8
 _LONGEST_SEARCHED = 8192
 """Characters of an error's text that are searched for its class."""
 
@@ -43,13 +45,21 @@ _QUOTA_CODES = {
     "access_terminated",
 }
 _QUOTA = re.compile(r"credit balance is too low|exceeded your current quota|insufficient (credits|balance)", re.I)
+_GOOGLE_EXHAUSTED = "resource_exhausted"
+_NOT_PER_MINUTE = re.compile(r"per[_ ]?day|\blimit: 0\b", re.IGNORECASE)
+"""In Google's RESOURCE_EXHAUSTED: the quota of a day is used up, or the account has none for the model."""
 _FILTER_CODES = {"content_filter", "content_policy_violation", "invalid_prompt"}
 _FILTER = re.compile(r"blocked by content filtering|content management policy", re.IGNORECASE)
 _MODEL_CODES = {"model_not_found", "DeploymentNotFound", "not_found_error", "OperationNotSupported"}
 _RATE_TYPES = {"rate_limit_error", "rate_limit_exceeded", "token_limit_exceeded"}
-_OVERLOAD_TYPES = {"overloaded_error", "slow_down", "engine_overloaded"}
+_OVERLOAD_TYPES = {"overloaded_error", "slow_down", "engine_overloaded", "capacity_exceeded"}
 _TRANSIENT_TYPES = {"api_error", "server_error", "timeout_error", "vector_store_timeout"}
-_UNKNOWN_MODEL = re.compile(r"model identifier is invalid|model id .{0,200}isn.t supported", re.IGNORECASE)
+_REJECTION_TYPES = {"invalid_request_error", "request_too_large", "invalid_value", "unsupported_parameter"}
+_UNKNOWN_MODEL = re.compile(
+    r"model identifier is invalid|model id .{0,200}isn.t supported|invalid model name passed in", re.IGNORECASE
+)
+_NO_KEY_DATABASE = re.compile(r"\bno connected db\b", re.IGNORECASE)
+"""LiteLLM's proxy without a database refuses every key but its master key in these words."""
 _CLOUD_KINDS = {  # Amazon's exceptions and Google's status codes, as the error types above
     "throttlingexception": "rate_limit_error",
     "servicequotaexceededexception": "rate_limit_error",
@@ -72,8 +82,12 @@ _CLOUD_KINDS = {  # Amazon's exceptions and Google's status codes, as the error 
     "unauthenticated": "authentication_error",
     "not_found": "not_found_error",
 }
-_TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)
-_TRY_AGAIN = re.compile(r"try again in ((?:\d+(?:\.\d+)?(?:ms|d|h|m|s))+)", re.IGNORECASE)
+_TOO_LARGE = re.compile(r"\brequest too large\b", re.IGNORECASE)
+_TRY_AGAIN = re.compile(
+    r"\b(?:try again|retry) (?:in|after) "
+    r"((?:\d+(?:\.\d+)?(?:ms|d|h|m|s)(?![a-z]))+|\d+(?:\.\d+)?(?= ?seconds?\b))",
+    re.IGNORECASE,
+)
 
 _SECRETS = (
     # a key that the vendor repeats, in full or with stars; then anything like a key, an organisation or a password
@@ -105,65 +119,160 @@ def one_line(text: str, secret: str | None = None) -> str:
 
 
 def classify(
-    status: int | None, body: Any, headers: Mapping[str, str], *, where: str, secret: str | None = None
+    status: int | None,
+    body: Any,
+    headers: Mapping[str, str],
+    *,
+    where: str,
+    secret: str | None = None,
+    in_answer: bool = False,
 ) -> RequestError:
     """The error for an HTTP status and a vendor's error body.
 
     Args:
-        status: None for an error inside a stream or a batch, which has no status.
+        status: None for an error inside an answer, a stream or a batch. Then the body's ``code`` counts, if it is an
+            HTTP status.
         body: the decoded JSON body, or its text if it is not JSON. Vendors nest the error under ``error``.
         where: host and model, for the message.
         secret: the key, which is removed from the message.
+        in_answer: the error ends or replaces a part of an answer, which may be billed. The request was valid, so an
+            error without a known code is transient.
     """
+    if status is None:
+        status = _stated_status(body)
     kinds, message = _read(body)
     kinds |= {name for name in [headers.get("x-amzn-errortype", "").partition(":")[0]] if name}
     kinds |= {_CLOUD_KINDS[name.lower()] for name in kinds if name.lower() in _CLOUD_KINDS}
-    text = one_line(f"{where}: {f'HTTP {status}: ' if status else ''}{message}", secret)
+    label = "error" if in_answer else "HTTP"
+    text = one_line(f"{where}: {f'{label} {status}: ' if status else ''}{message}", secret)
     request_id = request_id_of(headers)
     wait = retry_after_s(headers)
-    if wait is None and (match := _TRY_AGAIN.search(message)):
-        wait = duration_s(match[1])
+    if wait is None:
+        wait = max(_waits_s(body, message), default=None)
 
     def made(kind: type[RequestError], **more: Any) -> RequestError:
-        return kind(text, status=status, request_id=request_id, **more)
+        error = kind(text, status=status, request_id=request_id, **more)
+        error.in_answer = in_answer
+        return error
 
     if status is not None and 300 <= status < 400:
         text = one_line(f"{where}: HTTP {status}, a redirect to another address, which is not followed", secret)
         return made(ProviderFatal)
     rejected = status in (None, 400, 413, 422)
+    if any(kind.lower() == _GOOGLE_EXHAUSTED for kind in kinds):
+        if _NOT_PER_MINUTE.search(f"{message} {_cut(_details(body))}"):
+            return made(QuotaExhausted)
+        return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
     if kinds & _QUOTA_CODES or status == 402 or (status in (400, 403, 429) and _QUOTA.search(message)):
         return made(QuotaExhausted)
     if kinds & _OVERFLOW_CODES or (rejected and _OVERFLOW.search(message)):
         return made(ContextOverflow)
     if kinds & _FILTER_CODES or (rejected and _FILTER.search(message)):
         return made(PromptFiltered)
-    if status == 429 and _TOO_LARGE.match(message):
-        return made(InvalidRequest)  # above the account's tokens per minute: waiting does not help
+    if status == 413 or (status == 429 and _TOO_LARGE.search(message)):
+        return made(InvalidRequest)  # such as above the account's tokens per minute: waiting does not help
     if status == 429 or kinds & _RATE_TYPES:
         return made(RateLimited, retry_after_s=wait, rate_limits=rate_limits_of(headers))
-    if status in (503, 529) or kinds & _OVERLOAD_TYPES:
+    if status in (498, 503, 529) or kinds & _OVERLOAD_TYPES:  # 498: no capacity in Groq's flex tier
         return made(Overloaded, retry_after_s=wait, rate_limits=rate_limits_of(headers))
     if status == 401 or kinds & {"authentication_error", "permission_error", "invalid_api_key"}:
         return made(AuthenticationFailed)
     if status == 403:
         # Without the vendor's error body it is from a firewall, which may object to this prompt only.
         return made(AuthenticationFailed if kinds else InvalidRequest)
+    if rejected and _NO_KEY_DATABASE.search(message):
+        return made(AuthenticationFailed)
     if status == 404 or kinds & _MODEL_CODES or (rejected and _UNKNOWN_MODEL.search(message)):
         return made(ModelNotFound)
-    if status in (408, 409, 425) or (status is not None and status >= 500) or kinds & _TRANSIENT_TYPES:
+    if status in (408, 409, 425, 499) or (status is not None and status >= 500) or kinds & _TRANSIENT_TYPES:
+        return made(TransientError, retry_after_s=wait)
+    if in_answer and status is None and not kinds & _REJECTION_TYPES:
         return made(TransientError, retry_after_s=wait)
     if status is None or 400 <= status < 500:
         return made(InvalidRequest)
     return made(TransientError, retry_after_s=wait)  # an unknown status
 
 
+def failed_answer(error: Any, reason: str, *, where: str, secret: str | None = None) -> RequestError:
+    """The error for an answer in which the server failed before its end.
+
+    Args:
+        error: the server's error object in the answer, if there is one.
+        reason: the finish reason.
+    """
+    stated = _error_of(error if isinstance(error, dict) else {"message": error} if isinstance(error, str) else {})
+    body = {"message": f"the answer ended with {reason!r}", **{k: v for k, v in stated.items() if v is not None}}
+    return classify(None, body, {}, where=where, secret=secret, in_answer=True)
+
+
+def words_of(body: Any) -> str | None:
+    """The message of an error body; None if it has none."""
+    return _message_of(_error_of(body))
+
+
+def _error_of(body: Any) -> Any:
+    """The innermost error object of a body. Gateways send another server's error as text in theirs."""
+    error = body[0] if isinstance(body, list) and body else body  # Google streams its errors in a list
+    for _ in range(_DEEPEST):
+        inner = error.get("error") if isinstance(error, dict) else None
+        if isinstance(inner, dict):
+            error = inner
+            continue
+        quoted = _quoted_error(error.get("message")) if isinstance(error, dict) else None
+        if quoted is None:
+            break
+        error = quoted
+    return error
+
+
+def _quoted_error(message: Any) -> dict[str, Any] | None:
+    """The error object in a message that is JSON."""
+    if not isinstance(message, str) or not message.lstrip().startswith("{") or len(message) > _LONGEST_SEARCHED:
+        return None
+    try:
+        quoted = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return quoted if isinstance(quoted, dict) and isinstance(quoted.get("error"), dict) else None
+
+
+def _message_of(error: Any) -> str | None:
+    if not isinstance(error, dict):
+        return None
+    message = next((error[key] for key in ("message", "Message", "error", "detail") if error.get(key)), None)
+    return None if message is None else _cut(message)
+
+
+def _stated_status(body: Any) -> int | None:
+    """The HTTP status in an error body, if there is one."""
+    error = _error_of(body)
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, str) and code.isascii() and code.isdecimal() and len(code) == 3:
+        code = int(code)
+    return code if type(code) is int and 400 <= code < 600 else None
+
+
+def _details(body: Any) -> list[Any]:
+    """The ``details`` of Google's error bodies (``google.rpc.Status``)."""
+    error = _error_of(body)
+    details = error.get("details") if isinstance(error, dict) else None
+    return details if isinstance(details, list) else []
+
+
+def _waits_s(body: Any, message: str) -> Iterator[float]:
+    """The waits in seconds that an error body states: Google's RetryInfo, and the message."""
+    stated = [detail.get("retryDelay") for detail in _details(body) if isinstance(detail, dict)]
+    match = _TRY_AGAIN.search(message)
+    for text in (*stated, match and match[1]):
+        if isinstance(text, str) and (wait := duration_s(text)) is not None:
+            yield wait
+
+
 def _read(body: Any) -> tuple[set[str], str]:
     """(codes and types, message) of an error body of any vendor or server."""
     if isinstance(body, str):
         return set(), _page(body)
-    error = body[0] if isinstance(body, list) and body else body  # Google streams its errors in a list
-    while isinstance(error, dict) and isinstance(error.get("error"), dict):
-        error = error["error"]
+    error = _error_of(body)
     if not isinstance(error, dict):
         return set(), "no explanation" if not body else _cut(body)
     kinds = {error[key] for key in ("code", "type") if isinstance(error.get(key), str)}
@@ -172,14 +281,7 @@ def _read(body: Any) -> tuple[set[str], str]:
         kinds.add(state)
     if isinstance(inner, dict) and isinstance(inner.get("code"), str):
         kinds.add(inner["code"])
-    message = (
-        error.get("message")
-        or error.get("Message")
-        or error.get("error")
-        or error.get("detail")
-        or ", ".join(sorted(kinds))
-    )
-    return kinds, _cut(message) if message else "no explanation"
+    return kinds, _message_of(error) or ", ".join(sorted(kinds)) or "no explanation"
 
 
 def _cut(value: Any) -> str:

@@ -61,7 +61,7 @@ class OpenAIBatches(OpenAIProvider):
     """The endpoint of the requests in a batch."""
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
-        body = self.body(request, model)
+        body = {**self.body(request, model), "stream": False}
         line = {"custom_id": custom_id, "method": "POST", "url": self.batch_endpoint, "body": body}
         return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 

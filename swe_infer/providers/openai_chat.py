@@ -8,19 +8,28 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
-from swe_infer.providers.faults import PromptFiltered
+from swe_infer.providers.faults import PromptFiltered, failed_answer
+from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
+from swe_infer.providers.framing import DONE
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.unspoken import Unspoken, strings_of
-from swe_infer.providers.wire import Implausible, Unreadable, checked_usage, named, size_of, token_count
+from swe_infer.providers.wire import (
+    Implausible,
+    StreamChoice,
+    Unreadable,
+    checked_usage,
+    named,
+    size_of,
+    streams_output,
+    token_count,
+)
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, sample_seed
-
-_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 _MAX_CHOICES = 128
 
@@ -55,10 +64,7 @@ class OpenAIChat(OpenAIBatches):
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
     pricing_id: str = "openai"
-    stream: Annotated[
-        bool,
-        Option("Stream answers, which measures the time to the first token and avoids silent connections.", "speed"),
-    ] = False
+    stream: StreamChoice = "never"
     send_cache_key: Annotated[
         bool, Option("Send OpenAI's router a key for requests that share a prompt.", "speed")
     ] = True
@@ -104,7 +110,7 @@ class OpenAIChat(OpenAIBatches):
         choices = body.get("choices")
         if not isinstance(choices, list) or not choices:
             raise Unreadable("without a choice")
-        text, finish, details = _choice(choices[0])
+        text, finish, details = self._choice(choices[0], body)
         usage, estimated = openai_usage(body.get("usage"), request, text)
         if estimated:
             details["usage_estimated"] = True
@@ -112,7 +118,8 @@ class OpenAIChat(OpenAIBatches):
 
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         """``n`` works neither with a seed per sample nor with a stream."""
-        return _MAX_CHOICES if "n" in model.parameters and decoding.seed is None and not self.stream else 1
+        with_n = "n" in model.parameters and decoding.seed is None and self.stream in ("auto", "never", False)
+        return _MAX_CHOICES if with_n else 1
 
     async def complete_samples(
         self, requests: Sequence[Request], model: ApiModel, *, timeout_s: float, cache_prompt: bool = False
@@ -126,10 +133,11 @@ class OpenAIChat(OpenAIBatches):
             return [as_answer for _ in requests]
         where = self._where(model.name)
         given = answered.get("choices")
-        # Every choice is billed: an unreadable one does not lose the others.
-        sound = [choice for choice in given if _is_choice(choice)] if isinstance(given, list) else []
-        whole = self.parse_answer({**answered, "choices": sound}, requests[0], where, headers)
-        choices = [_choice(choice) for choice in sound[: len(requests)]]
+        # Every choice is billed: an unreadable or failed one does not lose the others.
+        readable = [choice for choice in given if _is_choice(choice)] if isinstance(given, list) else []
+        sound = [choice for choice in readable if not _failure_of(choice)] or readable[:1]
+        whole = self.parse_answer({**answered, "choices": sound} if sound else answered, requests[0], where, headers)
+        choices = [self._choice(choice, answered) for choice in sound[: len(requests)]]
         texts = [text for text, _, _ in choices]
         usage, estimated = openai_usage(answered.get("usage"), requests[0], "".join(texts))
         marks = {"usage_estimated": True} if estimated else {}
@@ -146,40 +154,105 @@ class OpenAIChat(OpenAIBatches):
         return InputCount(tokens, size_of(model.extra_body) + _OTHER_FRAMING)
 
     def streams(self, body: Mapping[str, Any]) -> bool:
-        return self.stream
+        limits = (body.get("max_completion_tokens"), body.get("max_tokens"))
+        max_tokens = next((limit for limit in limits if isinstance(limit, int)), 0)
+        return body.get("n", 1) == 1 and streams_output(self.stream, max_tokens)
 
     def _streamed_body(self, body: dict[str, Any]) -> dict[str, Any]:
         return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
-        parts_by_key: dict[str, list[str]] = {"content": [], "refusal": [], "reasoning_content": [], "reasoning": []}
-        calls: dict[Any, dict[str, str]] = {}
-        finish = None
+        choices: dict[int, _JoinedChoice] = {}
         whole: dict[str, Any] = {}
+        is_done = False
         async for event in events:
-            choices = event.get("choices") if isinstance(event, dict) else None
-            if not isinstance(choices, list):
-                if finish is not None:
-                    continue
-                raise Unreadable("a stream with an unknown event")
-            whole.setdefault("model", event.get("model"))
-            if event.get("usage"):
-                whole["usage"] = event["usage"]
-            for choice in filter(_is_dict, choices):
-                delta = choice.get("delta")
-                for key, parts in parts_by_key.items():
-                    if _is_dict(delta) and (part := _text(delta.get(key))):
-                        if key in ("content", "refusal"):
-                            marks.setdefault("first", time.monotonic())
-                        parts.append(part)
-                if _is_dict(delta) and delta.get("tool_calls"):
-                    _join_calls(calls, delta["tool_calls"])
-                finish = choice.get("finish_reason") or finish
-        if finish is None:
+            if event == DONE:
+                is_done = True
+                break
+            if not isinstance(event, dict):
+                continue
+            whole |= {key: value for key, value in event.items() if value is not None and key != "choices"}
+            groq = event.get("x_groq")
+            for holder in (groq, *_dicts(event.get("choices"))):  # Groq, Moonshot
+                if isinstance(holder, dict) and holder.get("usage"):
+                    whole.setdefault("usage", holder["usage"])
+            for choice in _dicts(event.get("choices")):
+                index = choice.get("index")
+                joined = choices.setdefault(index if type(index) is int else 0, _JoinedChoice())
+                if joined.add(choice):
+                    marks.setdefault("first", time.monotonic())
+        if not any(choice.finish for choice in choices.values()) and not (is_done and choices):
             raise Unreadable("a stream that ends before its answer")
-        message: dict[str, Any] = {key: "".join(parts) for key, parts in parts_by_key.items()}
-        message["tool_calls"] = [{"function": call} for call in calls.values()]
-        return {**whole, "choices": [{"message": message, "finish_reason": finish}]}
+        complete = [choices[index] for index in sorted(choices) if is_done or choices[index].finish]
+        return {**whole, "choices": [choice.body() for choice in complete]}
+
+    def _choice(self, choice: Any, body: Mapping[str, Any]) -> tuple[str, FinishReason, dict[str, Any]]:
+        """(text, finish reason, details) of one choice of ``body``.
+
+        Raises:
+            Unreadable: it has no message.
+            RequestError: the server failed before the end of the answer.
+        """
+        if isinstance(choice, dict) and (reason := _failure_of(choice)):
+            where = self._where(named(body.get("model")) or self.name)
+            raise failed_answer(choice.get("error"), reason, where=where, secret=self._key())
+        if not _is_choice(choice):
+            raise Unreadable("without a message")
+        message, raw = choice["message"], named(choice.get("finish_reason"))
+        refusal = message.get("refusal")
+        finish: FinishReason = finish_reason_of(raw)
+        if isinstance(refusal, str) and refusal:
+            finish = "refusal"
+        text, details = _unspoken(message).text_and_details(_text(message.get("content")), finish)
+        return text, finish, {**details, **({"finish_reason": str(raw)} if finish == "other" else {})}
+
+
+_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+
+
+@dataclass(slots=True)
+class _JoinedChoice:
+    """One choice of a stream, joined from its deltas."""
+
+    parts: dict[str, list[str]] = field(default_factory=lambda: {key: [] for key in _TEXTS})
+    details: list[Any] = field(default_factory=list)
+    calls: dict[Any, dict[str, str]] = field(default_factory=dict)
+    finish: Any = None
+    error: Any = None
+
+    def add(self, choice: Mapping[str, Any]) -> bool:
+        """Adds a choice of one event. Returns whether it has text."""
+        self.finish = choice.get("finish_reason") or self.finish
+        self.error = choice.get("error") or self.error
+        delta, message = choice.get("delta"), choice.get("message")
+        if isinstance(delta, dict) and delta:
+            return self._add_delta(delta)
+        if isinstance(message, dict):  # a whole answer in one event replaces the parts before it
+            self.parts = {key: [] for key in _TEXTS}
+            self.details, self.calls = [], {}
+            return self._add_delta(message)
+        return False
+
+    def _add_delta(self, delta: Mapping[str, Any]) -> bool:
+        for key, parts in self.parts.items():
+            if part := _text(delta.get(key)):
+                parts.append(part)
+        if isinstance(delta.get("content"), list):  # Mistral's reasoning
+            self.parts["reasoning_content"] += strings_of(delta["content"], "thinking")
+        if isinstance(delta.get("reasoning_details"), list):
+            self.details += delta["reasoning_details"]
+        if delta.get("tool_calls"):
+            _join_calls(self.calls, delta["tool_calls"])
+        return bool(_text(delta.get("content")) or _text(delta.get("refusal")))
+
+    def body(self) -> dict[str, Any]:
+        """As a choice of an answer that is not streamed."""
+        message: dict[str, Any] = {key: "".join(parts) for key, parts in self.parts.items()}
+        message |= {
+            "tool_calls": [{"function": call} for call in self.calls.values()],
+            "reasoning_details": self.details,
+        }
+        return {"message": message, "finish_reason": self.finish, "error": self.error}
 
 
 def openai_usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
@@ -199,25 +272,18 @@ def openai_usage(usage: Any, request: Request | None, text: str) -> tuple[Usage,
     return checked_usage(stated, request, text)
 
 
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
 def _is_choice(choice: Any) -> bool:
     return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
 
 
-def _choice(choice: Any) -> tuple[str, FinishReason, dict[str, Any]]:
-    """(text, finish reason, details) of one choice."""
-    if not _is_choice(choice):
-        raise Unreadable("without a message")
-    message, raw = choice["message"], named(choice.get("finish_reason"))
-    refusal = message.get("refusal")
-    finish: FinishReason = _FINISH.get(raw or "", "other")
-    if isinstance(refusal, str) and refusal:
-        finish = "refusal"
-    text, details = _unspoken(message).text_and_details(_text(message.get("content")), finish)
-    return text, finish, {**details, **({"finish_reason": str(raw)} if finish == "other" else {})}
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _failure_of(choice: Mapping[str, Any]) -> str | None:
+    """Why the server failed before the end of this choice; None if it did not."""
+    raw = named(choice.get("finish_reason"))
+    return (raw or "error") if choice.get("error") or is_failure(raw) else None
 
 
 def _unspoken(message: dict[str, Any]) -> Unspoken:
@@ -241,7 +307,7 @@ def _unspoken(message: dict[str, Any]) -> Unspoken:
 
 def _join_calls(calls: dict[Any, dict[str, str]], deltas: Any) -> None:
     """Add the parts of tool calls in one event of a stream to ``calls``, by their index."""
-    for delta in filter(_is_dict, deltas if isinstance(deltas, list) else []):
+    for delta in _dicts(deltas):
         function = delta.get("function")
         index = delta.get("index")
         call = calls.setdefault(index if isinstance(index, int) else 0, {"name": "", "arguments": ""})

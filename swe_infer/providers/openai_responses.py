@@ -9,14 +9,14 @@ from typing import Annotated, Any, ClassVar
 
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
-from swe_infer.providers.faults import classify
+from swe_infer.providers.faults import classify, failed_answer
+from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_usage
 from swe_infer.providers.unspoken import Unspoken, strings_of
-from swe_infer.providers.wire import Unreadable, named, size_of
+from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
 from swe_infer.types import ApiModel, FinishReason, Request
 
-_INCOMPLETE: dict[str, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
 _COUNTED = (
     "model",
     "conversation",
@@ -62,7 +62,7 @@ class OpenAIResponses(OpenAIBatches):
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
     pricing_id: str = "openai"
-    stream: Annotated[bool, Option("Stream answers, which measures the time to the first token.", "speed")] = False
+    stream: StreamChoice = "never"
     store: Annotated[bool, Option("Let OpenAI store the answers for later retrieval.", "reporting")] = False
 
     def path(self, model: ApiModel) -> str:
@@ -89,16 +89,21 @@ class OpenAIResponses(OpenAIBatches):
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
         status, output = body.get("status"), body.get("output")
+        where = self._where(named(body.get("model")) or self.name)
         if status == "failed":
-            raise classify(None, {"error": body.get("error") or {}}, {}, where=named(body.get("model")) or self.name)
+            raise classify(
+                None, {"error": body.get("error") or {}}, {}, where=where, secret=self._key(), in_answer=True
+            )
         if status not in ("completed", "incomplete") or not isinstance(output, list):
             raise Unreadable(f"a response with the status {named(status)!r}")
         parts, unspoken = _parts(output)
         incomplete = body.get("incomplete_details")
         reason = named(incomplete.get("reason")) if isinstance(incomplete, dict) else None
+        if status == "incomplete" and is_failure(reason):
+            raise failed_answer(body.get("error"), str(reason), where=where, secret=self._key())
         if status == "completed" and not parts and not unspoken and not any(_is_message(item) for item in output):
             raise Unreadable("a completed response without a message")
-        finish: FinishReason = "stop" if status == "completed" else _INCOMPLETE.get(reason or "", "other")
+        finish: FinishReason = "stop" if status == "completed" else finish_reason_of(reason)
         if unspoken.refusals:
             finish = "refusal"
         text, details = unspoken.text_and_details("".join(parts), finish)
@@ -117,19 +122,20 @@ class OpenAIResponses(OpenAIBatches):
         return InputCount(tokens, size_of({k: v for k, v in model.extra_body.items() if k not in _COUNTED}))
 
     def streams(self, body: Mapping[str, Any]) -> bool:
-        return self.stream
+        return streams_output(self.stream, body["max_output_tokens"])
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
-        whole: dict[str, Any] | None = None
+        items: list[Any] = []
         async for event in events:
             kind = event.get("type") if isinstance(event, dict) else None
             if kind in ("response.output_text.delta", "response.refusal.delta"):
                 marks.setdefault("first", time.monotonic())
-            elif kind in _LAST_EVENTS:
-                whole = event.get("response")
-        if not isinstance(whole, dict):
-            raise Unreadable("a stream that ends before its answer")
-        return whole
+            elif kind == "response.output_item.done":
+                items.append(event.get("item"))
+            elif kind in _LAST_EVENTS and isinstance(whole := event.get("response"), dict):
+                # Some gateways send the items in their own events alone.
+                return whole if whole.get("output") or not items else {**whole, "output": items}
+        raise Unreadable("a stream that ends before its answer")
 
 
 def _is_message(item: Any) -> bool:

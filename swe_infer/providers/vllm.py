@@ -25,7 +25,7 @@ from swe_infer.providers.base import Answer
 from swe_infer.providers.faults import one_line
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.server_process import ServerProcess
-from swe_infer.providers.wire import Unreadable
+from swe_infer.providers.wire import StreamChoice, Unreadable
 from swe_infer.resources import resolve_path
 from swe_infer.types import ApiModel, AttentionChoice, Decoding, LlamaModel, PathText, Pricing, Request
 
@@ -56,7 +56,7 @@ class VLLM(OpenAIChat):
     api_key_env: str | None = field(default=None, init=False)
     pricing_id: str = field(default="openai", init=False)
     mode: Literal["live", "batch"] = field(default="live", init=False)
-    stream: bool = field(default=False, init=False)
+    stream: StreamChoice = field(default="never", init=False)
     send_cache_key: bool = field(default=False, init=False)
     accepts_prefill: bool = field(default=True, init=False)
     timeout_s: float = 3600.0

@@ -14,11 +14,11 @@ import re
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from swe_infer.errors import AnswerTooLarge, ConfigError, RequestError, TransientError
+from swe_infer.errors import AnswerTooLarge, ConfigError, InvalidRequest, RequestError, TransientError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, Provider
 from swe_infer.providers.bounds import (
@@ -40,7 +40,8 @@ from swe_infer.providers.environment import (
     proxy_of,
     tls_context,
 )
-from swe_infer.providers.faults import PromptFiltered, classify, one_line
+from swe_infer.providers.faults import PromptFiltered, classify, one_line, words_of
+from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, server_sent_events
 from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
@@ -48,6 +49,17 @@ from swe_infer.types import ApiModel, Decoding, Request, Usage
 _CONNECT_TIMEOUT_S = 15.0
 _KEEP_ALIVE_S = 60.0
 _BYTES_A_TOKEN = 3
+_DRAIN_S = 0.2
+"""Seconds to wait for the end of a stream after its last event. An unfinished connection is not reused."""
+_LONGEST_UNSTREAMED = 16_000
+"""Output tokens. Anthropic's SDK refuses requests without streaming above 21,333 (ten minutes at its rate); networks
+drop idle connections earlier."""
+
+StreamChoice = Annotated[
+    Literal["auto", "always", "never"] | bool,
+    Option("always, never, or auto: stream if a long answer would leave the connection silent for minutes.", "speed"),
+]
+"""``provider.stream`` of every vendor. True and False, which earlier versions had, mean always and never."""
 
 MAX_PAGES = 1000
 """Maximum pages of a list, with 100 entries each. A longer list is refused."""
@@ -65,6 +77,11 @@ _SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError, Ov
 """Raised by code that reads a body of an unexpected shape."""
 
 
+def streams_output(stream: Literal["auto", "always", "never"] | bool, max_tokens: int) -> bool:
+    """Whether ``provider.stream`` streams an answer of at most ``max_tokens`` tokens."""
+    return stream in (True, "always") or (stream == "auto" and max_tokens > _LONGEST_UNSTREAMED)
+
+
 class Unreadable(Exception):
     """An answer with status 200 that is not in the vendor's format. The message says why."""
 
@@ -74,15 +91,19 @@ class Implausible(ValueError):
 
 
 def decoded_json(raw: bytes | str) -> Any:
-    """Decodes JSON text. Integers with too many digits become floats, and values that are nested too deeply null.
+    """Decodes JSON text. Integers with too many digits become floats, values that are nested too deeply null, and
+    bytes that are not UTF-8 replacement characters.
 
     Raises:
         ValueError: it is not JSON.
     """
     try:
         return json.loads(raw, parse_int=_parsed_int)
+    except UnicodeDecodeError:
+        assert isinstance(raw, bytes)
+        return decoded_json(raw.decode("utf-8", "replace"))
     except RecursionError:
-        text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "surrogatepass")
+        text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "replace")
         try:
             return json.loads(_without_deep_values(text), parse_int=_parsed_int)
         except RecursionError:
@@ -365,8 +386,11 @@ class WireProvider(Provider):
         async with self._translated(where, timeout_s):
             if self.streams(body):
                 return await self._stream(body, model, options, marks)
-            response = await self._post(self.path(model), body, options)
-        return self._decode(response, where), response.headers
+            response = await self._post(self.path(model), {**body, "stream": False}, options)
+            if is_event_stream(response.content, response.headers.get("content-type", "")):
+                events = self._events(response.content, _parts_of(), where)
+                return await self._join(events, where, response.headers, {}, streamed=False), response.headers
+        return self._decode(response.content, response.headers, where), response.headers
 
     async def _call(
         self, method: Literal["GET", "POST"], path: str, *, timeout_s: float, **request: Any
@@ -379,7 +403,7 @@ class WireProvider(Provider):
         options = self._options(timeout_s, request.pop("options", {}))
         async with self._translated(where, timeout_s):
             response = await send(path, cast_to=httpx2.Response, options=options, **request)
-        return self._decode(response, where)
+        return self._decode(response.content, response.headers, where)
 
     async def _results(
         self, path: str, what: str, *, timeout_s: float
@@ -466,29 +490,87 @@ class WireProvider(Provider):
             stream_cls=self._sdk.AsyncStream[object],
         )
         response = stream.response
-        response.read_in_parts(STREAM_BYTES, has_events=self.has_events)
-        where = self._where(model.name)
-        broken: list[Exception] = []
-
-        async def events() -> AsyncGenerator[Any, None]:
-            # The answer may be complete before an unreadable event, such as one with the usage.
-            try:
-                async for event in stream:
-                    yield event
-            except (ValueError, RecursionError) as error:  # raised by the SDK
-                broken.append(error)
-
+        where, content_type = self._where(model.name), response.headers.get("content-type", "")
         try:
-            async with aclosing(events()) as sound:
-                return await self.joined(sound, marks), response.headers
-        except _SHAPE_ERRORS as error:
-            why = f"a broken stream ({type(error).__name__})"
-            raise self._unreadable(why, where, response.headers) from None
-        except Unreadable as error:
-            why = f"a broken stream ({type(broken[0]).__name__})" if broken else str(error)
-            raise self._unreadable(why, where, response.headers) from None
+            if not self.has_events and "json" not in content_type:
+                response.read_in_parts(STREAM_BYTES)  # botocore limits the length of a frame
+                return await self._join(_iterated(stream), where, response.headers, marks), response.headers
+            if "event-stream" in content_type:
+                response.read_in_parts(STREAM_BYTES, has_events=True)
+            async with aclosing(response.aiter_bytes()) as parts:
+                beginning = await beginning_of(parts)
+                if not is_event_stream(beginning, content_type):
+                    content = b"".join([beginning, *[part async for part in parts]])
+                    return self._decode(content, response.headers, where), response.headers
+                events = self._events(beginning, parts, where)
+                joined = await self._join(events, where, response.headers, marks)
+                with suppress(TimeoutError, *self._transport_errors):
+                    async with asyncio.timeout(_DRAIN_S):
+                        async for _ in parts:
+                            pass
+                return joined, response.headers
         finally:
             await stream.close()
+
+    async def _events(self, beginning: bytes, parts: AsyncIterator[bytes], where: str) -> AsyncGenerator[Any, None]:
+        """Yields the decoded data of server-sent events, and :data:`DONE`.
+
+        Raises:
+            RequestError: an event is an error.
+            ValueError: an event is not JSON.
+        """
+        async with aclosing(server_sent_events(beginning, parts)) as events:
+            async for kind, data in events:
+                if data.startswith(DONE):
+                    yield DONE
+                    continue
+                check_values(data)
+                event = decoded_json(data)
+                fields = event if isinstance(event, dict) else {}
+                if kind == "error" or fields.get("type") == "error" or fields.get("error"):
+                    body = event if fields.get("error") else {"error": event}
+                    raise classify(None, body, {}, where=where, secret=self._key(), in_answer=True)
+                yield event
+
+    async def _join(
+        self,
+        events: AsyncGenerator[Any, None],
+        where: str,
+        headers: Mapping[str, str],
+        marks: dict[str, float],
+        *,
+        streamed: bool = True,
+    ) -> dict[str, Any]:
+        """:meth:`joined`. An answer may be complete before an unreadable event, an error, or the end of the
+        connection.
+
+        Args:
+            streamed: whether events were requested.
+        """
+        ends: list[Exception] = []
+        passing = (ValueError, RecursionError, RequestError, self._sdk.APIError, *self._transport_errors)
+
+        async def readable() -> AsyncGenerator[Any, None]:
+            try:
+                async with aclosing(events):
+                    async for event in events:
+                        yield event
+            except passing as error:
+                ends.append(error)
+
+        try:
+            async with aclosing(readable()) as sound:
+                joined: dict[str, Any] = await self.joined(sound, marks)
+                return joined
+        except _SHAPE_ERRORS as error:
+            why = f"a broken stream ({type(error).__name__})"
+        except Unreadable as error:
+            if ends and not isinstance(ends[0], ValueError | RecursionError):
+                raise ends[0] from None
+            why = f"a broken stream ({type(ends[0]).__name__})" if ends else str(error)
+        unreadable = self._unreadable(why, where, headers)
+        unreadable.is_final = not streamed
+        raise unreadable
 
     def _streamed_body(self, body: dict[str, Any]) -> dict[str, Any]:
         return {**body, "stream": True}
@@ -521,22 +603,24 @@ class WireProvider(Provider):
         message = one_line(f"{where}: the answer is {why}", self._key())
         return TransientError(message, status=200, request_id=request_id_of(headers))
 
-    def _decode(self, response: Any, where: str) -> dict[str, Any]:
+    def _decode(self, content: bytes, headers: Mapping[str, str], where: str) -> dict[str, Any]:
+        """The JSON object of a body with status 200. Raises RequestError."""
         try:
-            check_values(response.content)
-            decoded = decoded_json(response.content)
+            check_values(content)
+            decoded = decoded_json(content)
         except BodyTooLarge as error:
             raise self._too_large(error, where) from None
         except ValueError:
-            kind = response.headers.get("content-type", "no content type")
-            beginning = response.content[:320].decode(errors="replace")[:80]
-            raise self._unreadable(f"no JSON ({kind}): {beginning}", where, response.headers) from None
+            kind = headers.get("content-type", "no content type")
+            beginning = content[:320].decode(errors="replace")[:80]
+            raise self._unreadable(f"no JSON ({kind}): {beginning}", where, headers) from None
+        errors = decoded if isinstance(decoded, list) else [decoded]  # Google sends errors in a list
+        for body in errors[:1]:
+            if isinstance(body, dict) and body.get("error") and not isinstance(body.get("output"), list):
+                in_answer = bool(body.get("choices") or body.get("usage"))
+                raise classify(None, body, headers, where=where, secret=self._key(), in_answer=in_answer)
         if not isinstance(decoded, dict):
-            raise self._unreadable("no JSON object", where, response.headers)
-        if decoded.get("error") and "status" not in decoded:  # some servers send errors with status 200
-            code = decoded["error"].get("code") if isinstance(decoded["error"], dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else None
-            raise classify(status, decoded, response.headers, where=where, secret=self._key())
+            raise self._unreadable("no JSON object", where, headers)
         return decoded
 
     def _id(self, made: Mapping[str, Any], what: str) -> str:
@@ -553,6 +637,13 @@ class WireProvider(Provider):
         try:
             return self.read(body, request)
         except Unreadable as error:
+            if words := words_of(body):  # an error of a server that sends it with status 200
+                stated = classify(None, body, headers, where=where, secret=self._key())
+                raise (
+                    self._unreadable(f"{error}: {words}", where, headers)
+                    if type(stated) is InvalidRequest
+                    else stated
+                ) from None
             raise self._unreadable(str(error), where, headers) from None
         except _SHAPE_ERRORS as error:
             raise self._unreadable(f"of an unexpected shape ({type(error).__name__})", where, headers) from None
@@ -592,6 +683,16 @@ class WireProvider(Provider):
     def _key_variable(self) -> str | None:
         """The environment variable of the credential that is sent; None: no credential."""
         return self.api_key_env
+
+
+async def _parts_of(*parts: bytes) -> AsyncGenerator[bytes, None]:
+    for part in parts:
+        yield part
+
+
+async def _iterated(stream: Any) -> AsyncGenerator[Any, None]:
+    async for event in stream:
+        yield event
 
 
 def _filtered(error: PromptFiltered) -> Answer:

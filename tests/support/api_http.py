@@ -216,7 +216,10 @@ def _dechunk(buffer: bytearray, start: int) -> tuple[bytes, int] | None:
         position = data_start + size + 2
 
 
+_KNOWN = frozenset(HTTPStatus)
+
+
 def _head(status: int, headers: Mapping[str, str]) -> bytes:
-    phrase = "Overloaded" if status == 529 else HTTPStatus(status).phrase
+    phrase = HTTPStatus(status).phrase if status in _KNOWN else "Of the vendor's own"
     lines = [f"HTTP/1.1 {status} {phrase}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1")

@@ -1,0 +1,91 @@
+"""The framing of an answer: one JSON value, or server-sent events.
+
+Not every server answers in the form that was requested, so the reader is chosen by the answer.
+Format: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+
+DONE = "[DONE]"
+"""The data of the event that ends a stream of OpenAI's chat format."""
+
+_BOM = b"\xef\xbb\xbf"
+_FIELD = re.compile(rb"(data|event|id|retry)?:")
+_BLANK = b" \t\r\n"
+_SNIFFED_BYTES = 8
+
+
+def is_event_stream(beginning: bytes, content_type: str) -> bool:
+    """Whether a body consists of server-sent events. Its first bytes decide, then its content type: servers and
+    gateways mislabel both forms."""
+    beginning = beginning.removeprefix(_BOM).lstrip(_BLANK)
+    if beginning[:1] in (b"{", b"["):
+        return False
+    return _FIELD.match(beginning) is not None or "event-stream" in content_type.lower()
+
+
+async def beginning_of(parts: AsyncIterator[bytes]) -> bytes:
+    """The first parts of a body, as many as :func:`is_event_stream` needs; all of it if it is shorter."""
+    read = b""
+    async for part in parts:
+        read += part
+        shown = read.removeprefix(_BOM).lstrip(_BLANK)
+        if len(shown) >= _SNIFFED_BYTES or shown[:1] in (b"{", b"[", b":"):
+            break
+    return read
+
+
+async def server_sent_events(beginning: bytes, parts: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:
+    """Yields (type, data) of each event with data; the type is empty if the event has none. Bytes that are not UTF-8
+    become replacement characters.
+
+    Args:
+        beginning: bytes before ``parts``.
+    """
+    kind, data = "", list[str]()
+    async for line in _lines(beginning, parts):
+        if not line:
+            if data:
+                yield kind, "\n".join(data)
+            kind, data = "", []
+            continue
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(_text(value))
+        elif field == b"event":
+            kind = _text(value)
+    if data:  # without the blank line at its end
+        yield kind, "\n".join(data)
+
+
+def _text(value: bytes) -> str:
+    return value.removeprefix(b" ").decode("utf-8", "replace")
+
+
+async def _lines(beginning: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines, blank ones included, without their ends: a line feed, a carriage return, or both."""
+    held = bytearray()
+    pending = beginning.removeprefix(_BOM)
+    ended = False
+    while True:
+        carriage = not ended and pending.endswith(b"\r")  # a line feed may follow
+        *whole, rest = _unix(pending[:-1] if carriage else pending).split(b"\n")
+        for piece in whole:
+            held += piece
+            yield bytes(held)
+            held.clear()
+        held += rest
+        if ended:
+            break
+        part = await anext(parts, None)
+        ended = part is None
+        pending = (b"\r" if carriage else b"") + (part or b"")
+    if held:
+        yield bytes(held)
+
+
+def _unix(text: bytes) -> bytes:
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text

@@ -1,0 +1,424 @@
+"""Answers in the words of servers that differ from the vendors' own: framing, streams, finish reasons, errors.
+
+The source of each body is beside it. All of them go through the real SDKs and a real socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from swe_infer.errors import (
+    AuthenticationFailed,
+    ContextOverflow,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    QuotaExhausted,
+    RateLimited,
+    RequestError,
+    TransientError,
+)
+from swe_infer.providers.base import Answer
+from swe_infer.providers.faults import classify
+from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.providers.wire import WireProvider
+from tests.providers.conftest import build, model_for, request_of
+from tests.support.api_http import HttpRequest, Peer, serving
+
+SSE = "text/event-stream; charset=utf-8"
+JSON = "application/json"
+CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "PATCH"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+}
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "PATCH"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 7, "output_tokens": 2},
+}
+OUTPUT = {"type": "message", "content": [{"type": "output_text", "text": "PATCH"}]}
+RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "status": "completed",
+    "error": None,
+    "model": "m",
+    "output": [OUTPUT],
+    "usage": {"input_tokens": 7, "output_tokens": 2, "total_tokens": 9},
+}
+
+
+def sse(*events: Any, named: bool = False, done: bool = False) -> bytes:
+    """Events as the vendors send them; ``named`` adds the line with the event's type."""
+    lines = [
+        (f"event: {event['type']}\n" if named else "")
+        + f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n"
+        for event in events
+    ]
+    return "".join([*lines, *(["data: [DONE]\n\n"] if done else [])]).encode()
+
+
+def delta(content: Any = None, finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {} if content is None else {"content": content}, "finish_reason": finish}
+    return {"object": "chat.completion.chunk", "model": "m", "choices": [choice], **fields}
+
+
+MESSAGE_EVENTS = sse(
+    {"type": "message_start", "message": {**MESSAGE, "content": [], "stop_reason": None}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "PATCH"}},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}},
+    {"type": "message_stop"},
+    named=True,
+)
+RESPONSE_EVENTS = sse(
+    {"type": "response.created", "response": {**RESPONSE, "status": "in_progress", "output": []}},
+    {"type": "response.output_text.delta", "delta": "PATCH"},
+    {"type": "response.output_item.done", "output_index": 0, "item": OUTPUT},
+    {"type": "response.completed", "response": RESPONSE},
+    named=True,
+)
+CHAT_EVENTS = sse(delta("PAT"), delta("CH"), delta(finish="stop"), {"choices": [], "usage": CHAT["usage"]}, done=True)
+
+
+class Recorded:
+    """A server that answers every request alike, and records the bodies of the requests."""
+
+    def __init__(
+        self, body: bytes, kind: str = JSON, status: int = 200, headers: dict[str, str] | None = None
+    ) -> None:
+        self.body, self.kind, self.status, self.headers = body, kind, status, headers or {}
+        self.asked: list[dict[str, Any]] = []
+
+    async def __call__(self, request: HttpRequest, peer: Peer) -> None:
+        self.asked.append(json.loads(request.body))
+        peer.send(self.status, {"content-type": self.kind, **self.headers}, self.body)
+
+
+def life(server: Recorded, name: str, use: Callable[[WireProvider], Awaitable[Any]], **changes: Any) -> Any:
+    async def run() -> Any:
+        async with serving(server) as port:
+            versioned = "/v1" if name.startswith("openai") else ""
+            provider = build(name, base_url=f"http://127.0.0.1:{port}{versioned}", **changes)
+            await provider.open()
+            try:
+                return await use(provider)
+            finally:
+                await provider.close()
+
+    return asyncio.run(run())
+
+
+def ask(server: Recorded, name: str = "openai_compatible", **changes: Any) -> Answer:
+    found: Answer = life(server, name, lambda p: p.complete(request_of(), model_for(name), timeout_s=60), **changes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "events"),
+    [
+        # BerriAI/litellm #25766: a chat server that always sends events; facts of any gateway that never does
+        ("openai_compatible", CHAT, CHAT_EVENTS),
+        # transformers 5.23, cli/serving/response.py: `body.get("stream", True)`; BerriAI/litellm #34094
+        ("openai_responses", RESPONSE, RESPONSE_EVENTS),
+        # LiteLLM's proxy answers a streamed /v1/messages with JSON
+        ("anthropic", MESSAGE, MESSAGE_EVENTS),
+    ],
+)
+def test_the_reader_is_chosen_by_the_answer_and_stream_is_always_sent(
+    name: str, whole: dict[str, Any], events: bytes
+) -> None:
+    ways = [
+        (json.dumps(whole).encode(), JSON),
+        (
+            b"\n\n" + json.dumps(whole, indent=1).encode(),
+            SSE,
+        ),  # mislabelled; DeepSeek sends blank lines while it waits
+        (events, SSE),
+        (events, JSON),
+        (b": keep-alive\r\n\r\n" + events.replace(b"\n", b"\r\n"), "text/plain"),
+    ]
+    for stream, sent in (("never", False), ("always", True), (False, False), (True, True)):
+        for body, kind in ways:
+            server = Recorded(body, kind)
+            answer = ask(server, name, stream=stream)
+            assert (answer.text, answer.finish_reason) == ("PATCH", "stop"), (stream, body)
+            assert (answer.usage.input_tokens, answer.usage.output_tokens) == (7, 2)
+            assert "usage_estimated" not in answer.details
+            assert [request["stream"] for request in server.asked] == [sent]
+
+
+def test_a_framing_that_cannot_be_read_is_final_and_a_request_of_auto_streams_long_answers_alone() -> None:
+    for name in ("openai_compatible", "openai_responses", "anthropic"):
+        with pytest.raises(TransientError, match="stream") as caught:
+            ask(Recorded(sse({"type": "unheard_of"}), SSE), name)
+        assert caught.value.is_final
+    for name, key in (("openai", "max_completion_tokens"), ("openai_responses", "max_output_tokens")):
+        provider = build(name, stream="auto")
+        assert [provider.streams({key: bound}) for bound in (16_000, 16_001)] == [False, True]
+    assert not build("openai", stream="auto").streams({"max_completion_tokens": 90_000, "n": 4})
+
+
+STREAMS: list[tuple[str, Sequence[Any]]] = [
+    # Azure: content filter annotations (microsoft/autogen #6465, AbanteAI/archive-old-cli-mentat #429)
+    ("annotations", [{"choices": [], "prompt_filter_results": []}, delta("PATCH"), delta(finish="stop"),
+                     {"choices": [{"index": 0, "finish_reason": None, "content_filter_offsets": {}}]}]),
+    # eneo-ai/eneo #126: a choice whose delta is null
+    ("null delta", [delta("PATCH"), {"choices": [{"delta": None, "index": 0}]}, delta(finish="stop")]),
+    # odysseus-dev/odysseus #2389: null among the choices (MiniMax)
+    ("null choice", [{"choices": [None]}, delta("PATCH"), delta(finish="stop")]),
+    ("no choices", [{"object": "ping"}, delta("PATCH"), {"id": "x", "choices": None}, delta(finish="stop")]),
+    # NousResearch/hermes-agent #89575
+    ("data: null", ["null", delta("PAT"), "null", delta("CH"), delta(finish="stop"), "null"]),
+    # BerriAI/litellm #16272: Mistral's reasoning models stream lists
+    ("lists", [delta([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
+               delta([{"type": "text", "text": "PATCH"}]), delta(finish="stop")]),
+    # ollama/ollama #4357: an empty finish reason in each event
+    ("empty finish", [delta("PATCH", ""), delta("", ""), delta(finish="stop")]),
+    # a whole chat.completion in one event, as gateways that imitate streams send it
+    ("whole", [CHAT]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "events"), STREAMS, ids=[name for name, _ in STREAMS])
+def test_no_odd_event_costs_a_streamed_answer(name: str, events: Sequence[Any]) -> None:
+    answer = ask(Recorded(sse(*events, done=True), SSE), stream="always")
+    assert (answer.text, answer.finish_reason) == ("PATCH", "stop")
+    assert answer.details.get("reasoning") == ("hm" if name == "lists" else None)
+
+
+def test_usage_is_found_where_servers_put_it_in_streams() -> None:
+    usage = CHAT["usage"]
+    for events in (
+        # Portkey-AI/gateway #1072: Groq's last chunk
+        [delta("PATCH"), delta(finish="stop", x_groq={"id": "req_1", "usage": usage})],
+        # earendil-works/pi #2017: Moonshot
+        [delta("PATCH"), {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage}]}],
+        # BerriAI/litellm #17136: xAI, in the chunk before the last
+        [delta("PATCH"), delta(finish="stop", usage=usage), {"choices": [], "usage": None}],
+    ):
+        answer = ask(Recorded(sse(*events, done=True), SSE), stream="always")
+        assert (answer.usage.input_tokens, answer.usage.output_tokens) == (7, 2)
+        assert "usage_estimated" not in answer.details
+
+
+def test_bytes_that_are_not_utf_8_are_replaced() -> None:
+    # openai/openai-python #1230: a token that is a part of a character; MoonshotAI/kimi-cli #2313
+    events = CHAT_EVENTS.replace(b'"PAT"', b'"PAT\xe2\x80"')
+    assert ask(Recorded(events, SSE), stream="always").text == "PAT\ufffdCH"
+    whole = json.dumps(CHAT).encode().replace(b"PATCH", b"PAT\xffCH")
+    assert ask(Recorded(whole)).text == "PAT\ufffdCH"
+    assert (
+        ask(Recorded(MESSAGE_EVENTS.replace(b"PATCH", b"P\xff"), SSE), "anthropic", stream="always").text == "P\ufffd"
+    )
+
+
+def test_what_follows_a_complete_stream_does_not_cost_the_answer() -> None:
+    complete = [delta("PATCH"), delta(finish="stop")]
+    for rest in (b"data: {torn", b"data: <html>\n\n", sse({"error": {"message": "usage is not available"}})):
+        assert ask(Recorded(sse(*complete) + rest, SSE), stream="always").text == "PATCH"
+    # without a finish reason, but with the end of the stream (ranxianglei/billion-context-omp #105)
+    answer = ask(Recorded(sse(delta("PATCH"), done=True), SSE), stream="always")
+    assert (answer.text, answer.finish_reason) == ("PATCH", "other")
+    with pytest.raises(TransientError, match="ends before its answer"):
+        ask(Recorded(sse(delta("PATCH")), SSE), stream="always")
+
+
+def test_items_in_their_own_events_make_up_for_an_empty_last_response() -> None:
+    # BerriAI/litellm #34094: "Unknown items in responses API response: []"
+    events = RESPONSE_EVENTS.replace(json.dumps(RESPONSE).encode(), json.dumps({**RESPONSE, "output": []}).encode())
+    assert ask(Recorded(events, SSE), "openai_responses", stream="always").text == "PATCH"
+
+
+def chat(finish: Any, **choice: Any) -> dict[str, Any]:
+    return {**CHAT, "choices": [{"index": 0, "message": {"content": "half"}, "finish_reason": finish, **choice}]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "finish"),
+    [
+        ("eos", "stop"),  # Together (vercel/ai, togetherai)
+        ("eos_token", "stop"),  # huggingface/text-generation-inference #1724
+        ("stop_sequence", "stop"),
+        ("STOP", "stop"),  # Google's FinishReason
+        ("end_turn", "stop"),  # anthropic.types.StopReason, passed on by gateways
+        ("max_tokens", "length"),
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),  # mistralai.models.ChatCompletionChoiceFinishReason
+        ("model_context_window_exceeded", "length"),  # mozilla-ai/any-llm #1200 (Z.ai)
+        ("SAFETY", "content_filter"),
+        ("sensitive", "content_filter"),  # promptfoo/promptfoo #9905 (Z.ai)
+        ("tool_calls", "other"),
+    ],
+)
+def test_finish_reasons_are_read_by_one_table(raw: str, finish: str) -> None:
+    assert OpenAIChat().read(chat(raw), None).finish_reason == finish
+    streamed = ask(Recorded(sse(delta("half"), delta(finish=raw), done=True), SSE), stream="always")
+    assert streamed.finish_reason == finish
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind", "words"),
+    [
+        ({"finish_reason": "error"}, TransientError, "'error'"),  # vllm/v1/engine/__init__.py
+        ({"finish_reason": "network_error"}, TransientError, "network_error"),  # promptfoo/promptfoo #9905 (Z.ai)
+        # api-docs.deepseek.com/api/create-chat-completion
+        ({"finish_reason": "insufficient_system_resource"}, TransientError, "insufficient_system_resource"),
+        # openrouter.ai/docs/api-reference/errors; damianvtran/local-operator #223
+        ({"finish_reason": "error", "error": {"code": 502, "message": "Upstream connection lost"}},
+         TransientError, "error 502: Upstream connection lost"),
+        ({"finish_reason": None, "error": {"code": 429, "message": "busy"}}, RateLimited, "busy"),
+        ({"finish_reason": "stop", "error": {"message": "lost"}}, TransientError, "lost"),
+    ],
+)  # fmt: skip
+def test_an_answer_in_which_the_server_failed_is_an_error(
+    choice: dict[str, Any], kind: type[RequestError], words: str
+) -> None:
+    body = {**CHAT, "choices": [{"index": 0, "message": {"content": "half"}, **choice}]}
+    events = sse(delta("half"), {"choices": [{"index": 0, "delta": {}, **choice}]}, done=True)
+    for server, stream in ((Recorded(json.dumps(body).encode()), "never"), (Recorded(events, SSE), "always")):
+        with pytest.raises(kind, match=words) as caught:
+            ask(server, stream=stream)
+        assert caught.value.in_answer
+    assert type(caught.value) is kind
+
+
+def test_a_failed_choice_does_not_lose_the_others() -> None:
+    choices = [
+        {"index": 0, "message": {"content": "a"}, "finish_reason": "stop"},
+        {"index": 1, "message": {"content": "b"}, "finish_reason": "error"},
+        {"index": 2, "message": {"content": "c"}, "finish_reason": "stop"},
+    ]
+    requests = [request_of(sample=sample) for sample in range(3)]
+    model = model_for("openai", parameters=("n",))
+
+    def use(given: list[dict[str, Any]]) -> list[Answer]:
+        server = Recorded(json.dumps({**CHAT, "choices": given}).encode())
+        found: list[Answer] = life(
+            server, "openai_compatible", lambda p: p.complete_samples(requests, model, timeout_s=60)
+        )
+        return found
+
+    assert [answer.text for answer in use(choices)] == ["a", "c"]
+    with pytest.raises(TransientError):
+        use(choices[1:2])
+
+
+def error_event(**error: Any) -> bytes:
+    return sse(delta("half"), {"error": error, "choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]})
+
+
+@pytest.mark.parametrize(
+    ("events", "kind", "status"),
+    [
+        # openrouter.ai/docs/api-reference/streaming: an error in mid-stream; diegosouzapw/OmniRoute #8210
+        (error_event(code=429, message="Rate limit exceeded"), RateLimited, 429),
+        (error_event(code="502", message="provider_unavailable"), TransientError, 502),
+        (error_event(code=503, message="no capacity"), Overloaded, 503),
+        (error_event(message="Upstream connection lost"), TransientError, None),
+        (error_event(code="context_length_exceeded", message="too long"), ContextOverflow, None),
+    ],
+)
+def test_the_code_of_an_error_in_mid_stream_is_an_http_status(
+    events: bytes, kind: type[RequestError], status: int | None
+) -> None:
+    with pytest.raises(kind) as caught:
+        ask(Recorded(events, SSE), stream="always")
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.in_answer) == (status, True)
+
+
+def test_errors_of_the_other_interfaces_in_mid_stream_are_classified() -> None:
+    # anthropic.types.ErrorResponse; openai.types.responses.ResponseErrorEvent, whose fields are not nested
+    overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    started = MESSAGE_EVENTS.partition(b"event: content_block_delta")[0]
+    with pytest.raises(Overloaded, match="Overloaded"):
+        ask(Recorded(started + sse(overloaded, named=True), SSE), "anthropic", stream="always")
+    event = {"type": "error", "code": "rate_limit_exceeded", "message": "slow", "param": None, "sequence_number": 3}
+    with pytest.raises(RateLimited, match="slow"):
+        ask(Recorded(sse(event, named=True), SSE), "openai_responses", stream="always")
+
+
+def google(message: str, *details: dict[str, Any]) -> dict[str, Any]:
+    return {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": message, "details": list(details)}}
+
+
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "17s"}
+QUOTA = "type.googleapis.com/google.rpc.QuotaFailure"
+GEMINI = (  # continuedev/continue #11926, #12643
+    "You exceeded your current quota, please check your plan and billing details. For more information on this "
+    "error, head to: https://ai.google.dev/gemini-api/docs/rate-limits.\n* Quota exceeded for metric: "
+    "generativelanguage.googleapis.com/generate_content_free_tier_requests, limit: {limit}, model: gemini-3.1-pro\n"
+    "Please retry in 17.30897372s."
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "wait_s"),
+    [
+        (429, google(GEMINI.format(limit=15), RETRY_INFO), RateLimited, 17.30897372),
+        (429, [google("Resource has been exhausted (e.g. check quota).", RETRY_INFO)], RateLimited, 17.0),
+        (429, google("Quota exceeded for this minute. Please retry in 2.3s.", {**RETRY_INFO, "retryDelay": "2s"}),
+         RateLimited, 2.3),
+        (429, {"error": {"message": json.dumps(google(GEMINI.format(limit=15))), "code": 429}},
+         RateLimited, 17.30897372),
+        # a quota of a day, or none at all: waiting for a minute does not help
+        (429, google(GEMINI.format(limit=0), RETRY_INFO), QuotaExhausted, None),
+        (429, google(GEMINI.format(limit=50), RETRY_INFO, {"@type": QUOTA, "violations": [
+            {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]}), QuotaExhausted, None),
+        # assafelovic/gpt-researcher #985: more than Groq's account may send in a minute
+        (413, {"error": {"message": "Request too large for model `llama-3.1-70b-versatile` in organization `org` on "
+                         "tokens per minute (TPM): Limit 6000, Requested 14368, please reduce your message size and "
+                         "try again.", "type": "tokens", "code": "rate_limit_exceeded"}}, InvalidRequest, None),
+        # elizaOS/eliza #4040
+        (429, {"error": {"message": "Rate limit reached for model `llama-3.1-8b-instant` on tokens per minute (TPM): "
+                         "Limit 6000, Used 5034, Requested 1443. Please try again in 4.77s.", "type": "tokens",
+                         "code": "rate_limit_exceeded"}}, RateLimited, 4.77),
+        # console.groq.com/docs/flex-processing
+        (498, {"error": {"message": "Flex tier capacity exceeded", "type": "capacity_exceeded"}}, Overloaded, None),
+        # BerriAI/litellm #3142, #9663, #2532
+        (400, {"error": {"message": "400: {'error': 'Invalid model name passed in model=Lite-GPT-12'}",
+                         "type": "None", "param": "None", "code": 400}}, ModelNotFound, None),
+        (400, {"error": {"message": "No connected db.", "type": "no_db_connection", "code": "400"}},
+         AuthenticationFailed, None),
+        # openai.com/docs: an account without credit
+        (429, {"error": {"message": "You exceeded your current quota, please check your plan and billing details.",
+                         "type": "insufficient_quota", "code": "insufficient_quota"}}, QuotaExhausted, None),
+    ],
+)  # fmt: skip
+def test_errors_of_gateways_and_other_vendors(
+    status: int, body: Any, kind: type[RequestError], wait_s: float | None
+) -> None:
+    error = classify(status, body, {}, where="host, model")
+    assert type(error) is kind, error
+    assert getattr(error, "retry_after_s", None) == wait_s
+    served = Recorded(json.dumps(body).encode(), status=status)
+    with pytest.raises(kind):
+        ask(served)
+
+
+def test_the_words_of_a_server_are_kept_in_the_error() -> None:
+    # FastAPI's HTTPException with a wrong status
+    for body, words in (
+        ({"detail": "Model is still loading"}, "Model is still loading"),
+        ({"detail": [{"loc": ["body", "n"], "msg": "field required"}]}, "field required"),
+        ({"error": "queue is full", "status": "busy"}, "queue is full"),
+        ({"message": "no worker", "choices": None}, "no worker"),
+    ):
+        for name in ("openai_compatible", "openai_responses", "anthropic"):
+            for stream in ("never", "always"):
+                with pytest.raises(RequestError, match=words):
+                    ask(Recorded(json.dumps(body).encode()), name, stream=stream)
+    with pytest.raises(ContextOverflow, match="maximum context length"):
+        ask(Recorded(b'{"detail": "This model\'s maximum context length is 4096 tokens."}'))
