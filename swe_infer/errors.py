@@ -126,6 +126,9 @@ class RequestError(SweInferError):
     is_final: bool = False
     """A retry would end in the same way, although the class of the error is retried."""
 
+    timed_out: bool = False
+    """No answer came in time. The server may have more requests than it can answer."""
+
     def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
         self.status = status

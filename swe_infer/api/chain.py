@@ -321,9 +321,11 @@ class Chain:
             self._charge_failed = True
 
     async def _send(self, flight: _InFlight, endpoint: Endpoint) -> Sequence[Answer]:
-        timeout_s = self._retry.attempt_timeout_s(flight.request.decoding.max_new_tokens, endpoint.provider.timeout_s)
+        limit_s = self._retry.attempt_timeout_s(flight.request.decoding.max_new_tokens, endpoint.provider.timeout_s)
+        timeout_s = max(limit_s, self._retry.total_s)  # in a server's queue
         try:
-            async with asyncio.timeout(timeout_s + _GRACE_S):  # in case the provider does not keep to it
+            # The provider reports a failure to connect first.
+            async with endpoint.limiter.time_limit(limit_s + min(_GRACE_S, 0.1 * limit_s)):
                 if len(flight.requests) > 1:
                     answers = await endpoint.provider.complete_samples(
                         flight.requests, endpoint.model, timeout_s=timeout_s, cache_prompt=flight.cache_prompt
@@ -337,12 +339,17 @@ class Chain:
                     )
                 ]
         except TimeoutError as error:
-            raise TransientError(f"no answer within {timeout_s:.0f} s") from error
+            where = f"{endpoint.provider.name}, {endpoint.model.name}"
+            late = TransientError(f"{where}: no complete answer within {limit_s:g} s")
+            late.timed_out = True
+            raise late from error
 
     def _on_error(self, endpoint: Endpoint, permit: Permit, error: BaseException) -> None:
         if isinstance(error, RateLimited):
             self.counts.refused += 1
             endpoint.limiter.refused(permit, error, self._retry.max_retry_after_s)
+        elif isinstance(error, RequestError) and error.timed_out:
+            endpoint.limiter.timed_out(permit)
 
     # Money before a request.
 

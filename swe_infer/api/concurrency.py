@@ -2,8 +2,9 @@
 
 It starts at ``start`` and doubles every ``doubling_s`` while it is full and nothing is refused. Refusals come within
 milliseconds but answers within seconds, so a window that grows with time reaches a limit as gently as one that grows
-with answers, and is at full speed before the first answer. Afterwards it grows by a tenth per window of answers, by a
-twentieth above the size of the last backoff, and only while it is full.
+with answers, and is at full speed before the first answer. From the first answers on it doubles per window of
+answers, until the first backoff. Afterwards it grows by a tenth per window of answers, by a twentieth above the size
+of the last backoff, and only while it is full.
 
 Refusals (429, 503, 529) shrink the window if they are frequent. A fault that affects one request in ten at any
 concurrency costs only those requests; a server above its limit refuses nearly everything beyond it. Page's cumulative
@@ -16,12 +17,17 @@ The tolerance is estimated from the share of refusals while the window is below 
 cannot be the cause. An answer subtracts three times that share, which keeps the sum near zero. So the window backs
 off at the second refusal of a server whose refusals end with a backoff, and keeps its size for a server that refuses
 a tenth of all requests.
+
+A timeout shrinks the window if the server answered fewer requests in that time than are in flight: more of them would
+time out too. The number of those answers is then the size of the window.
 """
 
 from __future__ import annotations
 
 _GROWTH = 0.05
 _GROWTH_BELOW_LAST_BACKOFF = 0.1
+_TIMED_ANSWERS = 3
+"""Answers after which the window does not grow with time."""
 _LARGEST_STEP = 0.1
 """Doublings per call, at most."""
 _BACKGROUND = 0.1
@@ -47,6 +53,7 @@ class ConcurrencyWindow:
         self._maximum = float(maximum)
         self._value = float(min(start, maximum))
         self._starting = True
+        self._answers = 0
         self._grown_at: float | None = None
         self._backoff_at = float("-inf")
         self._backoff_from = 0.0
@@ -60,6 +67,7 @@ class ConcurrencyWindow:
 
     def answered(self, sent_at: float, in_flight: int) -> None:
         """Records the answer to a request that was sent at ``sent_at`` and still counts as in flight."""
+        self._answers += 1
         if sent_at < self._backoff_at:
             return
         is_resting = self._refusal_sum > 0.0
@@ -81,13 +89,28 @@ class ConcurrencyWindow:
         self._observe(1.0)
         if self._refusal_sum <= min(_MOST_PATIENCE, max(_LEAST_PATIENCE, 50.0 * self._background)):
             return False
+        self._back_off(in_flight, now)
+        return True
+
+    def timed_out(self, sent_at: float, in_flight: int, answers: int, now: float) -> None:
+        """Records that a request that was sent at ``sent_at`` timed out.
+
+        Args:
+            answers: to other requests since it was sent.
+        """
+        if sent_at < self._backoff_at or answers >= in_flight:
+            return
+        self._back_off(in_flight, now)
+        if answers:
+            self._value = min(self._value, float(answers))
+
+    def _back_off(self, in_flight: int, now: float) -> None:
         self._starting = False
         self._backoff_from = min(self._value, float(in_flight))
         self._value = max(1.0, self._backoff_from * self._backoff_factor)
         self._backoff_at = now
         self._refusal_sum = 0.0
         self.backoffs += 1
-        return True
 
     def _observe(self, refused: float) -> None:
         if self._value < _BELOW * self._backoff_from:
@@ -102,10 +125,12 @@ class ConcurrencyWindow:
         self._refusal_sum = 0.0
         self._backoff_at = now
         self._starting |= restart
+        if restart:
+            self._answers = 0
 
     def grow(self, in_flight: int, now: float) -> None:
         """Grows the window with time during the exponential start, while it is full and nothing is refused."""
-        if not self._starting:
+        if not self._grows_with_time:
             return
         if in_flight < self.value or self._refusal_sum > 0.0:
             self._grown_at = None
@@ -118,9 +143,13 @@ class ConcurrencyWindow:
         self._grown_at = now
 
     @property
+    def _grows_with_time(self) -> bool:
+        return self._starting and self._answers < _TIMED_ANSWERS
+
+    @property
     def next_growth_s(self) -> float:
         """Seconds until the window grows by one; 0 if it does not grow with time."""
-        if not self._starting or self._refusal_sum > 0.0 or self._value >= self._maximum:
+        if not self._grows_with_time or self._refusal_sum > 0.0 or self._value >= self._maximum:
             return 0.0
         ratio = (self.value + 1) / self._value
         return max(0.001, self._doubling_s * (ratio - 1.0) * 1.45)

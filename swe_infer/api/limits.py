@@ -4,7 +4,11 @@ limits (:mod:`swe_infer.api.rate_limits`).
 If a refusal comes before any answer and its headers report no quota, requests wait for the first answer, whose
 headers may. Refusals before a quota was known count for the rate limiter, not for the concurrency window. A
 Retry-After pauses all requests if a quota is known or refusals are frequent; otherwise only the request that was
-refused waits.
+refused waits. Quotas that a refusal reports expire, and a Retry-After far below the time until such a quota is
+available again is evidence against it: it is not used.
+
+The time limit of a request does not run while the server answers others that may be ahead of it in its queue
+(:meth:`Limiter.time_limit`).
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import logging
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +30,18 @@ from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, S
 from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.types import PathText, Usage
+
+logger = logging.getLogger(__name__)
+
+_LEAST_EXPIRY_S = 60.0
+"""Quotas are counted per minute, so what a refusal reports is used for at least a minute."""
+_FAR_BELOW = 0.25
+"""A Retry-After below this part of the time until a quota is available again contradicts it."""
+_LONG_RESET_S = 90.0
+"""Up to this time, a quota per minute may be available again in part after a Retry-After of seconds."""
+_LOGGED_CHANGE = 0.25
+"""A pace is logged again if it has changed by this part."""
+_LOGGED_PAUSE_S = 5.0
 
 
 class Halted(SweInferError):
@@ -95,6 +113,8 @@ class Permit:
     sent_at: float
     sent: tuple[float, float, float]
     """:attr:`RateLimiter.sent` of requests, tokens and output tokens, with this request."""
+    answered_before: int
+    """Answers to other requests before it was sent."""
 
 
 class Limiter:
@@ -103,15 +123,20 @@ class Limiter:
 
     Args:
         parts: how many processes share the quotas in headers; those of ``limits`` are divided already.
+        name: of the server, for the log.
     """
 
-    def __init__(self, limits: Limits, max_concurrency: int, parts: int = 1) -> None:
+    def __init__(self, limits: Limits, max_concurrency: int, parts: int = 1, name: str = "the server") -> None:
+        self._name = name
         self._clock = asyncio.get_running_loop().time
         now = self._clock()
         self._window = ConcurrencyWindow(
             limits.start, limits.doubling_s, limits.backoff_factor, max(1, max_concurrency)
         )
-        self._answered = False
+        self._answered_at = array("d")
+        self._logged_pace: dict[str, float] = {}
+        self._expired: set[str] = set()
+        """Quotas that the shared file still has."""
         # How many tokens the provider counts for how many characters, starting with one assumed long prompt.
         self._characters_seen, self._tokens_seen = 33_000.0, 33_000.0 / CHARACTERS_PER_TOKEN
         self._overloaded = False
@@ -177,7 +202,7 @@ class Limiter:
     def answered(self, permit: Permit, stated: RateLimits, usage: Usage) -> None:
         """Records an answer: updates the quotas, refunds tokens that were not used, and grows the window."""
         now = self._clock()
-        self._answered = True
+        self._answered_at.append(now)
         newly_known = self._update_quotas(permit, stated, now)
         if usage.input_tokens:
             # Where output has its own quota (Anthropic), cached input is free and only written output counts.
@@ -206,8 +231,8 @@ class Limiter:
         ``max_pause_s``."""
         now = self._clock()
         overloaded = isinstance(error, Overloaded)
-        newly_known = self._update_quotas(permit, error.rate_limits, now)
-        self._awaits_first_answer = not self._answered and not self._known_quotas
+        newly_known = self._update_quotas(permit, error.rate_limits, now, error)
+        self._awaits_first_answer = not self._answered_at and not self._known_quotas
         for quota in () if overloaded else self._quotas:
             quota.refused()
         if newly_known and not overloaded:
@@ -218,19 +243,101 @@ class Limiter:
             self._overloaded |= episode and overloaded
         if error.retry_after_s is not None and (episode or (self._known_quotas and not overloaded)):
             pause_s = min(max(error.retry_after_s, 0.0), max_pause_s)
+            if now + pause_s > self._paused_until + _LOGGED_PAUSE_S:
+                logger.info("%s: all requests pause for %.0f s, as its Retry-After asks", self._name, pause_s)
             self._paused_until = max(self._paused_until, now + pause_s)
             if self._shared is not None:
                 self._shared.pause(pause_s)
 
-    def _update_quotas(self, permit: Permit, stated: RateLimits, now: float) -> bool:
-        """Updates the quotas from headers. Returns whether a quota became known."""
+    def timed_out(self, permit: Permit) -> None:
+        """Records that no answer came in time."""
+        answers = len(self._answered_at) - permit.answered_before
+        self._window.timed_out(permit.sent_at, self.in_flight, answers, self._clock())
+
+    @asynccontextmanager
+    async def time_limit(self, limit_s: float) -> AsyncIterator[None]:
+        """Raises TimeoutError in the body ``limit_s`` seconds after its start, or after the last answer to a request
+        that may have been ahead of this one in the server's queue.
+
+        A server that answers one request at a time is as slow for the last one as the queue is long. At most as many
+        requests may have been ahead as were ever in flight, so a request without an answer still ends.
+        """
+        loop = asyncio.get_running_loop()
+        started, answered_before = loop.time(), len(self._answered_at)
+        async with asyncio.timeout(None) as timeout:
+
+            def check() -> None:
+                nonlocal timer
+                ahead = min(len(self._answered_at), answered_before + self.peak)
+                due = limit_s + (self._answered_at[ahead - 1] if ahead > answered_before else started)
+                if due <= loop.time():
+                    timeout.reschedule(due)
+                else:
+                    timer = loop.call_at(due, check)
+
+            timer = loop.call_at(started + limit_s, check)
+            try:
+                yield
+            finally:
+                timer.cancel()
+
+    def _update_quotas(
+        self, permit: Permit, stated: RateLimits, now: float, refusal: RateLimited | None = None
+    ) -> bool:
+        """Updates the quotas from headers. Returns whether a quota became known.
+
+        Args:
+            refusal: whose headers they are; None: those of an answer.
+        """
         known = self._known_quotas
         of_requests = (stated.limit_requests, stated.remaining_requests, stated.reset_requests_s)
         of_tokens = (stated.limit_tokens, stated.remaining_tokens, stated.reset_tokens_s)
         of_output = (stated.limit_output_tokens, stated.remaining_output_tokens, stated.reset_output_tokens_s)
-        for quota, reported, sent in zip(self._quotas, (of_requests, of_tokens, of_output), permit.sent, strict=True):
-            quota.update_from_headers(*reported, sent_before=sent, now=now)
+        reports = zip(_KINDS, self._quotas, (of_requests, of_tokens, of_output), permit.sent, strict=True)
+        for kind, quota, reported, sent in reports:
+            limit, remaining, reset_s = reported
+            if limit is None:
+                continue
+            expires_at = None
+            if refusal is not None:
+                wait_s = refusal.retry_after_s
+                if _contradicts(wait_s, remaining, reset_s):
+                    logger.warning(
+                        "%s refused a request for %g s, and reported %d %s per minute, available in %g s: the report "
+                        "is not used",
+                        self._name, wait_s, limit, kind, reset_s,
+                    )  # fmt: skip
+                    continue
+                expires_at = now + max(_LEAST_EXPIRY_S, wait_s or 0.0, reset_s or 0.0)
+            quota.update_from_headers(limit, remaining, reset_s, sent_before=sent, now=now, expires_at=expires_at)
+            self._log_pace(kind, quota, reported, refusal)
         return self._known_quotas > known
+
+    def _log_pace(
+        self,
+        kind: str,
+        quota: RateLimiter,
+        reported: tuple[int | None, int | None, float | None],
+        refusal: RateLimited | None,
+    ) -> None:
+        """Logs the pace and its reason, if it is new or has changed much."""
+        pace, before = quota.per_minute, self._logged_pace.get(kind)
+        if pace is None or (before is not None and abs(pace - before) <= _LOGGED_CHANGE * before):
+            return
+        self._logged_pace[kind] = pace
+        limit, remaining, reset_s = reported
+        logger.log(
+            logging.INFO if refusal is None else logging.WARNING,
+            "%s: at most %.6g %s per minute, as %s reports (limit %s, remaining %s, reset in %s s)",
+            self._name, pace, kind, "an answer" if refusal is None else "a refusal", limit, remaining, reset_s,
+        )  # fmt: skip
+
+    def _forget_expired(self, now: float) -> None:
+        for kind, quota in zip(_KINDS, self._quotas, strict=True):
+            if quota.forget_expired(now):
+                self._logged_pace.pop(kind, None)
+                self._expired.add(kind)
+                logger.info("%s: the pace of %s that a refusal reported has expired", self._name, kind)
 
     @property
     def _quotas(self) -> tuple[RateLimiter, RateLimiter, RateLimiter]:
@@ -294,6 +401,7 @@ class Limiter:
                 continue
             now = self._clock()
             self._window.grow(self.in_flight, now)
+            self._forget_expired(now)
             if self._awaits_first_answer and self.in_flight > 0:
                 wait_s = 0.0
                 break
@@ -316,8 +424,17 @@ class Limiter:
         """Seconds until the next request may be sent. With shared quotas, a result of 0 also records the request."""
         amounts = (1.0, self._tokens_of(characters, output_tokens), output_tokens)
         if self._shared is not None:
-            return self._shared.acquire(amounts, [quota.target_rate for quota in self._quotas])
-        waits = [quota.wait_s(amount, now) for quota, amount in zip(self._quotas, amounts, strict=True)]
+            rates = [
+                0.0 if kind in self._expired and quota.target_rate is None else quota.target_rate
+                for kind, quota in zip(_KINDS, self._quotas, strict=True)
+            ]
+            wait_s = self._shared.acquire(amounts, rates)
+            self._expired.clear()
+            return min(wait_s, *(quota.expires_in_s(now) for quota in self._quotas)) if wait_s else wait_s
+        waits = [
+            min(quota.wait_s(amount, now), quota.expires_in_s(now))
+            for quota, amount in zip(self._quotas, amounts, strict=True)
+        ]
         return max(self._paused_until - now, *waits)
 
     def _grant(self, characters: int, output_tokens: float, now: float) -> Permit:
@@ -328,4 +445,14 @@ class Limiter:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         sent = (self._requests.sent, self._tokens.sent, self._output.sent)
-        return Permit(characters, tokens, output_tokens, now, sent)
+        return Permit(characters, tokens, output_tokens, now, sent, len(self._answered_at))
+
+
+_KINDS = ("requests", "tokens", "output tokens")
+
+
+def _contradicts(retry_after_s: float | None, remaining: float | None, reset_s: float | None) -> bool:
+    """Whether a Retry-After is evidence against a quota that is reported to be used up for minutes."""
+    if retry_after_s is None or reset_s is None or remaining:
+        return False
+    return reset_s > _LONG_RESET_S and retry_after_s < _FAR_BELOW * reset_s

@@ -7,6 +7,9 @@ allows it:
   average never exceeds the quota, however a server counts it (bucket, fixed window, sliding window);
 * the *headers*: what the server reported as remaining, less what was sent since, plus what has been refilled if the
   headers show a continuous refill. It allows the bursts that the server allows.
+
+What a refusal reports expires, unless an answer confirms it: servers report quotas of other tiers, models or
+gateways, and many report none with their answers.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ _TOLERANCE_S = 0.25
 _AGREEMENTS = 3
 """Consecutive responses that must match a bucket before its refill is relied on."""
 
+_DAY_S = 86_400.0
 _LONGEST_WAIT_S = 0.004
 """Seconds to wait for other processes that have the shared file locked."""
 _BUSY_S = 0.02
@@ -62,6 +66,9 @@ class RateLimiter:
         self._remaining_at_sent = 0.0
         self._remaining_at = now
         self._bucket_matches = 0
+        self._expires_at: float | None = None
+        self._confirmed_rate = self._rate
+        """The rate that applies again when the current one expires."""
 
     @property
     def per_minute(self) -> float | None:
@@ -105,6 +112,18 @@ class RateLimiter:
         if self._rate is not None:
             self._due -= surplus / (self._rate * _USED)
 
+    def forget_expired(self, now: float) -> bool:
+        """Forgets what a refusal reported, if it has expired. Returns whether it has."""
+        if self._expires_at is None or now < self._expires_at:
+            return False
+        self._expires_at, self._remaining = None, None
+        self._rate, self._due = self._confirmed_rate, now
+        return True
+
+    def expires_in_s(self, now: float) -> float:
+        """Seconds until :meth:`forget_expired` returns True."""
+        return float("inf") if self._expires_at is None else max(0.0, self._expires_at - now)
+
     def refused(self) -> None:
         """Records a refusal: refills are not relied on again, and nothing counts as remaining.
 
@@ -115,21 +134,30 @@ class RateLimiter:
             self._remaining, self._remaining_at_sent = 0.0, self._sent
 
     def update_from_headers(
-        self, limit: float | None, remaining: float | None, reset_s: float | None, *, sent_before: float, now: float
+        self,
+        limit: float | None,
+        remaining: float | None,
+        reset_s: float | None,
+        *,
+        sent_before: float,
+        now: float,
+        expires_at: float | None = None,
     ) -> None:
         """Updates the quota from a response.
 
         Args:
             limit, remaining, reset_s: from the headers; None: not in the headers.
             sent_before: :attr:`sent` just after the request of this response was consumed.
+            expires_at: when to forget the rate of a refusal; None: never, as it is from an answer.
         """
         if limit is None or limit <= 0:
             return
+        self._expires_at = expires_at
         rate = limit / _MINUTE_S
         if remaining is not None and reset_s is not None and remaining < limit:
             full_s = reset_s * limit / (limit - remaining)  # seconds to fill an empty bucket, if it is one
-            if reset_s > 1.5 * _MINUTE_S:
-                rate = limit / full_s  # a quota for more than a minute, such as a day
+            if reset_s > 1.5 * _MINUTE_S:  # a quota for more than a minute, such as a day, but not for years
+                rate = limit / (full_s if full_s <= 1.1 * _DAY_S else reset_s)
             matches_bucket = abs(full_s - limit / rate) <= 0.1 * limit / rate + limit / (limit - remaining)
             self._bucket_matches = self._bucket_matches + 1 if matches_bucket else 0
         rate /= self._parts
@@ -140,6 +168,8 @@ class RateLimiter:
             start = now if self._first_sent_at is None else self._first_sent_at
             self._due = start + self._sent / (rate * _USED)
         self._rate = rate
+        if expires_at is None:
+            self._confirmed_rate = rate
         if remaining is not None and (self._remaining is None or sent_before >= self._remaining_at_sent):
             self._remaining, self._remaining_at_sent, self._remaining_at = remaining / self._parts, sent_before, now
 

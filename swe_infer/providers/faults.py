@@ -82,6 +82,7 @@ _CLOUD_KINDS = {  # Amazon's exceptions and Google's status codes, as the error 
     "unauthenticated": "authentication_error",
     "not_found": "not_found_error",
 }
+_TIMEOUTS = (408, 504, 524)
 _TOO_LARGE = re.compile(r"\brequest too large\b", re.IGNORECASE)
 _TRY_AGAIN = re.compile(
     r"\b(?:try again|retry) (?:in|after) "
@@ -153,6 +154,7 @@ def classify(
     def made(kind: type[RequestError], **more: Any) -> RequestError:
         error = kind(text, status=status, request_id=request_id, **more)
         error.in_answer = in_answer
+        error.timed_out = status in _TIMEOUTS
         return error
 
     if status is not None and 300 <= status < 400:

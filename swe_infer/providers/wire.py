@@ -364,7 +364,9 @@ class WireProvider(Provider):
             async with asyncio.timeout(timeout_s):  # the SDK's own timeout is a read timeout
                 yield
         except TimeoutError:
-            raise TransientError(f"{where}: no complete answer within {timeout_s or 0:g} s") from None
+            late = TransientError(f"{where}: no complete answer within {timeout_s or 0:g} s")
+            late.timed_out = True
+            raise late from None
         except self._sdk.APIError as error:
             raise self._classify(error, where) from None
         except self._transport_errors as error:  # the SDKs do not wrap some errors of a stream
@@ -584,7 +586,9 @@ class WireProvider(Provider):
     def _classify(self, error: Any, where: str) -> RequestError:
         """Translates an error that the SDK raised."""
         if isinstance(error, self._sdk.APITimeoutError):
-            return TransientError(f"{where}: timed out")
+            late = TransientError(f"{where}: timed out")
+            late.timed_out = type(error.__cause__).__name__ == "ReadTimeout"
+            return late
         if isinstance(error.__cause__, BodyTooLarge):
             return self._too_large(error.__cause__, where)
         if isinstance(error, self._sdk.APIConnectionError):
@@ -673,7 +677,7 @@ class WireProvider(Provider):
     def _timeout(self, timeout_s: float) -> Any:
         import httpx2
 
-        return httpx2.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, timeout_s))
+        return httpx2.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, self.timeout_s, timeout_s))
 
     def _key(self) -> str | None:
         """The key from the environment. Only the SDK's client stores it."""

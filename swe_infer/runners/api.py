@@ -172,7 +172,7 @@ class ApiRunner:
                     provider,
                     model,
                     self._price_table_at(provider, model),
-                    Limiter(self.limits, provider.max_concurrency, self._parts),
+                    Limiter(self.limits, provider.max_concurrency, self._parts, provider.name),
                 )
                 for provider, model in self.provider.endpoints(self._model)
             ]
