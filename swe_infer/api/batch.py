@@ -523,6 +523,7 @@ class Batches:
 
     def _completion(self, batch: Batch, item: Item, answer: Answer, usd: Decimal | None) -> Completion:
         self.usage += answer.usage
+        answer = answer.cut_at(self._decoding.stop)
         details = {
             **answer.details,
             "provider": self._provider.name,

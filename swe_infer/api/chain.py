@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.coordination import Interrupted
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
+from swe_infer.api.first_answers import keys_of_the_api_key
 from swe_infer.api.limits import Halted, Permit, Rerouted
 from swe_infer.api.pricing import caching_pays, worst_case
 from swe_infer.api.prompt_cache import prompt_key
@@ -29,8 +30,11 @@ from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
 from swe_infer.errors import (
+    AuthenticationFailed,
     BudgetExceeded,
     ContextOverflow,
+    InvalidRequest,
+    ModelNotFound,
     RateLimited,
     RequestError,
     StoreError,
@@ -42,7 +46,11 @@ from swe_infer.types import Completion, Failure, Outcome, Request, Skip, TokenCo
 _T = TypeVar("_T")
 
 _MAX_UNREADABLE = 3
-"""Unreadable answers after which a request is not sent again: each may be billed."""
+"""Unreadable answers to a request after which it is not sent again, if the server has sent no readable one to any
+request: each may be billed."""
+_UNBOUNDED = 1 << 30
+_LEAST_TRUNCATED = 2_000
+"""Characters of the shortest prompt that is checked for truncation."""
 _GRACE_S = 1.0
 _CONNECT_S = 17.0
 """A request that has not failed after this time has connected."""
@@ -69,6 +77,8 @@ class _InFlight:
     requests: Sequence[Request]
     cache_prompt: bool
     attempts: int = 0
+    samples_refused: bool = False
+    """The server rejected it with several samples, so it asks for one."""
     unreadable: int = 0
     """Attempts that ended with an unreadable answer."""
     began: float = 0.0
@@ -153,6 +163,7 @@ class Chain:
                 self.store(request, answer, endpoint)  # found from now on at any address of the server
             if answer is not None:
                 self.counts.cache_hits += 1
+                answer = answer.cut_at(request.decoding.stop)
                 details = {**_details(answer, endpoint), "response_cache": True}
                 return Completion(answer.text, "stop", Usage(), Decimal(0), 0.0, attempts=0, details=details)
         self.counts.cache_misses += 1
@@ -178,7 +189,10 @@ class Chain:
 
     def max_samples(self, request: Request) -> int:
         """How many samples of a prompt one request may ask for, at any endpoint."""
-        return min(e.provider.max_samples(e.model, request.decoding) for e in self._endpoints.all)
+        return min(
+            min(e.provider.max_samples(e.model, request.decoding), e.most_samples or _UNBOUNDED)
+            for e in self._endpoints.all
+        )
 
     async def complete(
         self, requests: Sequence[Request], *, cache_prompt: bool = False, urgent: bool = False
@@ -211,14 +225,25 @@ class Chain:
             except Unreachable:  # no endpoint can be reached
                 raise
             except RequestError as error:
-                if self._endpoints.fail_over(endpoint, error):
+                if self._endpoints.fail_over(endpoint, _with_key(error, endpoint)):
                     continue
                 not_connected = self._reachability.is_doubtful() and never_connected(error)
+                if isinstance(error, InvalidRequest) and len(flight.requests) > 1:
+                    flight.requests, flight.samples_refused = flight.requests[:1], True
+                    continue
                 delay_s = self._retry.delay_s(error, flight.attempts, flight.elapsed_s)
                 flight.unreadable += error.status == 200
-                if delay_s is None or flight.unreadable >= _MAX_UNREADABLE:
+                if flight.unreadable >= _MAX_UNREADABLE and not endpoint.first_answers.answered:
+                    delay_s = None
+                if delay_s is None:
+                    fatal = endpoint.first_answers.fatal_error(
+                        flight.request.instance_id, error, endpoint.provider, endpoint.model
+                    )
+                    if fatal is not None and self._endpoints.fail_over(endpoint, fatal):
+                        continue
                     failure = Failure(type(error).__name__, str(error), flight.attempts, flight.elapsed_s)
-                    return [failure] * len(requests)
+                    alike = flight.samples_refused and isinstance(error, InvalidRequest)  # with one sample too
+                    return [failure] * len(requests if alike else flight.requests)
                 self.counts.retried += 1
                 if not_connected:
                     continue
@@ -226,6 +251,7 @@ class Chain:
                 if not await self.sleep(delay_s):
                     return []
             else:
+                self._note_samples(flight, charged)
                 return self._completions(flight, charged)
 
     async def _attempt_when_reachable(self, flight: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
@@ -261,6 +287,7 @@ class Chain:
         size = len(flight.request.prompt.text)
         self._refuse_early(flight, endpoint)
         async with endpoint.limiter.permit(size, flight.output_tokens, urgent=urgent) as permit:
+            flight.requests = flight.requests[: endpoint.most_samples]  # which may be known only now
             reservation = await self._reserve(flight, endpoint, permit)
             if self._halted.is_set() or self._stop.is_set():
                 self._charge(reservation, Decimal(0))
@@ -283,6 +310,7 @@ class Chain:
             finally:
                 self.in_flight -= 1
             self._reachability.record(endpoint.address, None)
+            answers = self._checked(flight, endpoint, answers)
             usage = sum((answer.usage for answer in answers), Usage())
             try:
                 usd = self._pay(reservation, endpoint, answers, usage)
@@ -425,6 +453,36 @@ class Chain:
             halted.cancel()
             await asyncio.gather(task, halted, return_exceptions=True)
 
+    def _note_samples(self, flight: _InFlight, charged: _Charged) -> None:
+        """Notes, once, that a server gives one sample per request only."""
+        endpoint = charged.endpoint
+        ignored = len(flight.requests) > 1 and len(charged.answers) == 1
+        if endpoint.most_samples is None and (ignored or flight.samples_refused):
+            endpoint.most_samples = 1
+            logger.warning(
+                "%s %s n: each further sample is a request of its own (take n out of model.parameters to avoid this "
+                "attempt)",
+                endpoint.provider.name,
+                "ignores" if ignored else "rejects",
+            )
+
+    def _checked(self, flight: _InFlight, endpoint: Endpoint, answers: Sequence[Answer]) -> list[Answer]:
+        """``answers``, cut at stop strings, and marked if the server has probably truncated the prompt."""
+        text, usage = flight.request.prompt.text, answers[0].usage
+        answers = [answer.cut_at(flight.request.decoding.stop) for answer in answers]
+        if "usage_estimated" in answers[0].details or not _is_truncated(text, usage.input_tokens):
+            return answers
+        if not endpoint.prompts_truncated:
+            endpoint.prompts_truncated = True
+            logger.warning(
+                "%s counts %d tokens for a prompt of %d characters: it probably truncates prompts; raise its context "
+                "window (Ollama: OLLAMA_CONTEXT_LENGTH)",
+                endpoint.provider.name,
+                usage.input_tokens,
+                len(text),
+            )
+        return [replace(answer, details={**answer.details, "prompt_truncated": True}) for answer in answers]
+
     def _completions(self, flight: _InFlight, charged: _Charged) -> list[Completion]:
         parts = zip(flight.requests, charged.answers, charged.usd, strict=False)  # there may be fewer answers
         return [self._completion(flight, charged.endpoint, request, answer, usd) for request, answer, usd in parts]
@@ -457,6 +515,26 @@ class Chain:
         except TimeoutError:
             return True
         return False
+
+
+def _is_truncated(prompt: str, input_tokens: int) -> bool:
+    """Whether a server has counted fewer tokens than a prompt can have: a token is no longer than a word."""
+    if len(prompt) < _LEAST_TRUNCATED or len(prompt) < 7 * input_tokens or not input_tokens:
+        return False
+    return input_tokens < max(0.75 * len(prompt.split()), len(prompt) / 40)
+
+
+def _with_key(error: RequestError, endpoint: Endpoint) -> RequestError:
+    """``error``. If the configuration causes it, the message names the key."""
+    if isinstance(error, AuthenticationFailed):
+        key = keys_of_the_api_key(endpoint.provider)
+    elif isinstance(error, ModelNotFound):
+        key = f"model.name={endpoint.model.name} and provider.base_url"
+    else:
+        return error
+    if "; check " not in str(error):
+        error.args = (f"{error}; check {key}",)
+    return error
 
 
 def _details(answer: Answer, endpoint: Endpoint) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class Dispatcher:
             outcomes = await self._complete(missing[:most], on_outcome, cache_prompt=cached, urgent=followers)
             if outcomes:
                 missing = missing[len(outcomes) :]
+                most = min(most, self._chain.max_samples(missing[0])) if missing else most
             else:
                 most = min(most, len(missing)) // 2  # fewer samples may fit under the cap
         if most == 0 or not missing or self._halted:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from swe_infer.api.first_answers import FirstAnswers
 from swe_infer.api.limits import Limiter
 from swe_infer.api.pricing import PriceTable
 from swe_infer.errors import Overloaded, ProviderFatal, RateLimited, RequestError, TransientError
@@ -31,6 +32,11 @@ class Endpoint:
     down_until: float = 0.0
     faults: int = 0
     fatal: ProviderFatal | None = None
+    first_answers: FirstAnswers = field(default_factory=FirstAnswers)
+    most_samples: int | None = None
+    """How many samples of a prompt one request may ask for; None: as many as the provider says."""
+    prompts_truncated: bool = False
+    """The server has truncated a prompt, and a warning was logged."""
 
     @property
     def address(self) -> str:
@@ -90,6 +96,7 @@ class Endpoints:
     def mark_up(self, endpoint: Endpoint) -> None:
         """Records an answer."""
         endpoint.faults = 0
+        endpoint.first_answers.answered = True
 
     def halt(self) -> None:
         """Stops all endpoints from sending."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -33,6 +33,14 @@ class Answer:
     rate_limits: RateLimits = field(default_factory=RateLimits)
     time_to_first_token_s: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    def cut_at(self, stop: Sequence[str]) -> Answer:
+        """The answer without its text from the first stop string on. Some servers leave that in the text
+        (text-generation-inference) or ignore stop strings."""
+        places = [place for text in stop if (place := self.text.find(text)) >= 0]
+        if not places or "text_from" in self.details:
+            return self
+        return replace(self, text=self.text[: min(places)], finish_reason="stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +160,11 @@ class Provider(ABC):
     def variant(self) -> str:
         """Settings that decide answers in addition to the model's name; part of the response cache's key."""
         return ""
+
+    @property
+    def credential(self) -> str | None:
+        """The environment variable of the credential that is sent, for messages; None: not known, or none is sent."""
+        return None
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
         """Counts a request's input, if :attr:`counts_input`. Raises RequestError as :meth:`complete` does."""

@@ -186,7 +186,7 @@ def classify(
         return made(AuthenticationFailed)
     if status == 404 or kinds & _MODEL_CODES or (rejected and _UNKNOWN_MODEL.search(message)):
         return made(ModelNotFound)
-    if status in (408, 409, 425, 499) or (status is not None and status >= 500) or kinds & _TRANSIENT_TYPES:
+    if status in (408, 409, 425) or (status is not None and status >= 500) or kinds & _TRANSIENT_TYPES:
         return made(TransientError, retry_after_s=wait)
     if in_answer and status is None and not kinds & _REJECTION_TYPES:
         return made(TransientError, retry_after_s=wait)

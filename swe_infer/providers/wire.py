@@ -679,6 +679,11 @@ class WireProvider(Provider):
 
         return httpx2.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, self.timeout_s, timeout_s))
 
+    @property
+    def credential(self) -> str | None:
+        """See :attr:`swe_infer.providers.base.Provider.credential`."""
+        return self._key_variable()
+
     def _key(self) -> str | None:
         """The key from the environment. Only the SDK's client stores it."""
         variable = self._key_variable()

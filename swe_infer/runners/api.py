@@ -21,6 +21,7 @@ from swe_infer.api.coordination import Interrupted
 from swe_infer.api.dispatch import Dispatcher, PromptCaching, relaxed_gc, run_fairly
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Planned, estimate
+from swe_infer.api.first_answers import FirstAnswers
 from swe_infer.api.ledger import Ledger
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.pricing import PriceTable, price_table_for
@@ -173,6 +174,7 @@ class ApiRunner:
                     model,
                     self._price_table_at(provider, model),
                     Limiter(self.limits, provider.max_concurrency, self._parts, provider.name),
+                    first_answers=FirstAnswers(self._context is not None and self._context.spent_usd > 0),
                 )
                 for provider, model in self.provider.endpoints(self._model)
             ]

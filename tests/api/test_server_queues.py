@@ -1,13 +1,11 @@
-"""Servers that answer fewer requests at once than they accept: nothing in their queue times out, and a timeout shrinks
-the window."""
+"""Servers that answer fewer requests at once than they accept: nothing in their queue times out, and a timeout
+shrinks the window."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -26,8 +24,8 @@ from tests.support.virtual_time import run_virtual
 
 
 class SlowServer:
-    """Answers ``at_once`` requests at a time, each after ``seconds``, the first or the last one first. A request whose
-    client has gone is answered too."""
+    """Answers ``at_once`` requests at a time, each after ``seconds``, the first or the last one first. A request
+    whose client has gone is answered too."""
 
     def __init__(self, at_once: int, seconds: float, *, last_first: bool = False) -> None:
         self.seconds, self.last_first = seconds, last_first
@@ -145,9 +143,3 @@ def test_timeouts_shrink_the_window_to_what_the_server_answers() -> None:
     assert (window.value, window.backoffs) == (5, 1)
     window.timed_out(12.0, 5, 0, 22.0)
     assert (window.value, window.backoffs) == (3, 2)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.delenv("HTTP_PROXY", raising=False)
-    yield
