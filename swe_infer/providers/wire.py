@@ -528,9 +528,10 @@ class WireProvider(Provider):
                     continue
                 check_values(data)
                 event = decoded_json(data)
-                fields = event if isinstance(event, dict) else {}
+                first = event[0] if isinstance(event, list) and event else event  # Google sends errors in a list
+                fields = first if isinstance(first, dict) else {}
                 if kind == "error" or fields.get("type") == "error" or fields.get("error"):
-                    body = event if fields.get("error") else {"error": event}
+                    body = fields if fields.get("error") else {"error": event}
                     raise classify(None, body, {}, where=where, secret=self._key(), in_answer=True)
                 yield event
 
@@ -618,11 +619,10 @@ class WireProvider(Provider):
             kind = headers.get("content-type", "no content type")
             beginning = content[:320].decode(errors="replace")[:80]
             raise self._unreadable(f"no JSON ({kind}): {beginning}", where, headers) from None
-        errors = decoded if isinstance(decoded, list) else [decoded]  # Google sends errors in a list
-        for body in errors[:1]:
-            if isinstance(body, dict) and body.get("error") and not isinstance(body.get("output"), list):
-                in_answer = bool(body.get("choices") or body.get("usage"))
-                raise classify(None, body, headers, where=where, secret=self._key(), in_answer=in_answer)
+        body = decoded[0] if isinstance(decoded, list) and decoded else decoded
+        if isinstance(body, dict) and body.get("error") and not isinstance(body.get("output"), list):
+            in_answer = bool(body.get("choices") or body.get("usage"))
+            raise classify(None, body, headers, where=where, secret=self._key(), in_answer=in_answer)
         if not isinstance(decoded, dict):
             raise self._unreadable("no JSON object", where, headers)
         return decoded

@@ -311,6 +311,11 @@ def test_a_failed_choice_does_not_lose_the_others() -> None:
         return found
 
     assert [answer.text for answer in use(choices)] == ["a", "c"]
+    events = [{"choices": [{"index": c["index"], "delta": c["message"], "finish_reason": c["finish_reason"]}]}
+              for c in choices]  # fmt: skip
+    server = Recorded(sse(*events, done=True), SSE)
+    streamed = life(server, "openai_compatible", lambda p: p.complete_samples(requests, model, timeout_s=60))
+    assert [answer.text for answer in streamed] == ["a", "c"]
     with pytest.raises(TransientError):
         use(choices[1:2])
 
@@ -327,6 +332,7 @@ def error_event(**error: Any) -> bytes:
         (error_event(code="502", message="provider_unavailable"), TransientError, 502),
         (error_event(code=503, message="no capacity"), Overloaded, 503),
         (error_event(message="Upstream connection lost"), TransientError, None),
+        (sse([{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "slow"}}]), RateLimited, 429),
         (error_event(code="context_length_exceeded", message="too long"), ContextOverflow, None),
     ],
 )
