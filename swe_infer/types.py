@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -190,14 +190,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as billed. ``input_tokens`` includes cached and cache-written tokens; ``output_tokens`` includes
-    reasoning tokens."""
+    """Token counts as billed. ``input_tokens`` includes cached and cache-written tokens, ``cache_write_tokens`` those
+    that are written for an hour; ``output_tokens`` includes reasoning tokens."""
 
     input_tokens: int = 0
     cached_input_tokens: int = 0
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_1h_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -206,6 +207,7 @@ class Usage:
             self.cache_write_tokens + other.cache_write_tokens,
             self.output_tokens + other.output_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.cache_write_1h_tokens + other.cache_write_1h_tokens,
         )
 
 
@@ -238,6 +240,7 @@ class Failure:
         error_type: class name of the exception.
         message: one line without secrets.
         usage, cost_usd: what was billed although no answer arrived, such as for an unreadable one.
+        details: further JSON values for the record, such as what may have been billed.
     """
 
     error_type: str
@@ -246,6 +249,7 @@ class Failure:
     latency_s: float = 0.0
     usage: Usage = Usage()
     cost_usd: Decimal | None = Decimal(0)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,9 +363,12 @@ class Pricing:
     cache_write_per_mtok: Annotated[
         Decimal | None, Option("Input tokens written to the cache; null: the input price.", "reporting")
     ] = None
+    cache_write_1h_per_mtok: Annotated[
+        Decimal | None, Option("Input tokens written to the cache for an hour; null: as other writes.", "reporting")
+    ] = None
 
     def __post_init__(self) -> None:
-        for key in ("input_per_mtok", "output_per_mtok", "cached_input_per_mtok", "cache_write_per_mtok"):
+        for key in (one.name for one in fields(self)):
             value = getattr(self, key)
             if value is not None and (not value.is_finite() or value < 0):
                 raise ConfigError(f"model.pricing.{key}={value}: must be a finite number of dollars, at least 0")

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,7 +29,7 @@ from swe_infer.api.budget import CostBudget
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
 from swe_infer.api.endpoints import Endpoint
-from swe_infer.api.pricing import worst_case
+from swe_infer.api.pricing import bill_details, settled_usd, with_lifetimes, worst_case
 from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, never_connected
 from swe_infer.errors import (
@@ -144,6 +145,7 @@ class Batches:
         self._last_prompt: tuple[int, Prompt] | None = None
         self._reachability = Reachability([provider.address])
         self._pending: deque[Item] = deque()
+        self._possibly_billed: dict[tuple[str, int, int], Decimal] = {}
         self._unknown: dict[str, str] = {}
         """By label, why the state of a batch is unknown."""
         self._shortest_refused: tuple[int, Item] | None = None
@@ -424,7 +426,7 @@ class Batches:
             logger.warning("batch %s may be billed; its requests are submitted again: %s", batch.label, why)
             for item in batch.items.values():
                 if item.key in self._wanted:
-                    self._budget.charge_batch(batch.label, self._reserved(item), None)
+                    self._charge_unknown(batch, item)
             self._resubmit(batch, "unknown")
             return
         error = status.error or TransientError("the provider gave no reason")
@@ -501,7 +503,7 @@ class Batches:
         reserved = self._reserved(item)
         if isinstance(result, TransientError | RateLimited):
             if result.status == 200:  # answered, so billed, but unreadable
-                self._budget.charge_batch(batch.label, reserved, None)
+                self._charge_unknown(batch, item)
             return False
         if isinstance(result, Answer):
             if "usage_estimated" not in result.details:
@@ -510,22 +512,37 @@ class Batches:
             elif not result.usage.input_tokens:  # estimated without the prompt
                 tokens = estimated_tokens(self._request(item).prompt.text)
                 result = replace(result, usage=replace(result.usage, input_tokens=tokens))
-            usd = None if self._prices is None else self._prices.price(result.usage)
+            result = with_lifetimes(result, self._prices)
+            sent_at = datetime.fromtimestamp(batch.planned_at, tz=UTC)
+            usd = settled_usd(self._prices, result.usage, result.bill, sent_at)
             self._report(item, self._completion(batch, item, result, usd), on_outcome, result)
             self._budget.charge_batch(batch.label, reserved, usd)
         elif isinstance(result, ContextOverflow):
             self._report(item, Skip("ContextOverflow", str(result)), on_outcome)
         else:
-            self._report(item, Failure(type(result).__name__, str(result), item.tries + 1), on_outcome)
             if result.status == 200:  # answered, so billed
-                self._budget.charge_batch(batch.label, reserved, None)
+                self._charge_unknown(batch, item)
+            failure = Failure(type(result).__name__, str(result), item.tries + 1, details=self._billing_details(item))
+            self._report(item, failure, on_outcome)
         return True
+
+    def _charge_unknown(self, batch: Batch, item: Item) -> None:
+        """Charges a request that may have been billed, of which no answer is known."""
+        charged = self._budget.charge_batch(batch.label, self._reserved(item), None)
+        self._possibly_billed[item.key] = self._possibly_billed.get(item.key, Decimal(0)) + charged
+
+    def _billing_details(self, item: Item) -> dict[str, str]:
+        """For the record: what attempts without an answer may have cost."""
+        usd = self._possibly_billed.pop(item.key, None)
+        return {"possibly_billed_usd": str(usd)} if usd else {}
 
     def _completion(self, batch: Batch, item: Item, answer: Answer, usd: Decimal | None) -> Completion:
         self.usage += answer.usage
         answer = answer.cut_at(self._decoding.stop)
         details = {
             **answer.details,
+            **bill_details(answer.bill),
+            **self._billing_details(item),
             "provider": self._provider.name,
             "model": answer.model,
             "request_id": answer.request_id,
@@ -554,7 +571,8 @@ class Batches:
             if tries < self._retry.tries:
                 self._pending.append(replace(item, tries=tries, usd=None))
             else:
-                failure = Failure("TransientError", f"no answer in {tries} batches", tries)
+                message = f"no answer in {tries} batches"
+                failure = Failure("TransientError", message, tries, details=self._billing_details(item))
                 self._report(item, failure, on_outcome)
 
     def _is_asked(self, item: Item) -> bool:

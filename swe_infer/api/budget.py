@@ -110,14 +110,16 @@ class CostBudget:
         self._waiters.remove(waiter)
         return reservation
 
-    def charge(self, reservation: Reservation, usd: Decimal | None) -> None:
-        """Replaces a reservation by what was paid; None: the provider may have billed an unknown amount."""
+    def charge(self, reservation: Reservation, usd: Decimal | None) -> Decimal:
+        """Replaces a reservation by what was paid; None: the provider may have billed an unknown amount. Returns what
+        counts under the caps, or without one the most that it can be."""
         if usd is not None and usd > reservation.usd and self._ledgers:
             logger.warning("a request cost $%s, more than its worst case of $%s", usd, reservation.usd)
         failed: StoreError | None = None
+        charged = [] if self._ledgers else [reservation.usd if usd is None else usd]
         for (_, ledger), entry in zip(self._ledgers, reservation.entries, strict=True):
             try:
-                ledger.charge(entry, usd)
+                charged.append(ledger.charge(entry, usd))
             except StoreError as error:  # the other ledgers are charged anyway
                 failed = error
         if failed is not None:
@@ -126,6 +128,7 @@ class CostBudget:
             self._reserved_usd += reservation.usd
             self._paid_usd += usd
         self._admit()
+        return max(charged)
 
     def cannot_fit(self, usd: Decimal) -> bool:
         """Whether ``usd`` is known never to fit. Does not read the ledgers."""
@@ -150,11 +153,11 @@ class CostBudget:
             fitting = kept
         return fitting
 
-    def charge_batch(self, label: str, reserved: Decimal, usd: Decimal | None) -> None:
-        """Replaces one request's part of a batch's reservation by what was paid for it; None: as in
-        :meth:`charge`."""
-        for _, ledger in self._ledgers:
-            ledger.charge_batch(label, reserved, usd)
+    def charge_batch(self, label: str, reserved: Decimal, usd: Decimal | None) -> Decimal:
+        """Replaces one request's part of a batch's reservation by what was paid for it; None: as in :meth:`charge`.
+        Returns the same as :meth:`charge`."""
+        charged = [ledger.charge_batch(label, reserved, usd) for _, ledger in self._ledgers]
+        return max(charged, default=reserved if usd is None else usd)
 
     def release_other_batches(self, labels: Collection[str]) -> None:
         """Releases what this run reserved for all batches except ``labels``."""

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.first_answers import keys_of_the_api_key
 from swe_infer.api.limits import Halted, Permit, Rerouted
-from swe_infer.api.pricing import caching_pays, worst_case
+from swe_infer.api.pricing import bill_details, caching_pays, settled_usd, with_lifetimes, worst_case
 from swe_infer.api.prompt_cache import prompt_key
 from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
@@ -100,6 +101,11 @@ class _InFlight:
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.began if self.began else 0.0
+
+    @property
+    def billing_details(self) -> dict[str, str]:
+        """For the record: what attempts without an answer may have cost."""
+        return {"possibly_billed_usd": str(self.possibly_billed)} if self.possibly_billed else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +247,13 @@ class Chain:
                     )
                     if fatal is not None and self._endpoints.fail_over(endpoint, fatal):
                         continue
-                    failure = Failure(type(error).__name__, str(error), flight.attempts, flight.elapsed_s)
+                    failure = Failure(
+                        type(error).__name__,
+                        str(error),
+                        flight.attempts,
+                        flight.elapsed_s,
+                        details=flight.billing_details,
+                    )
                     alike = flight.samples_refused and isinstance(error, InvalidRequest)  # with one sample too
                     return [failure] * len(requests if alike else flight.requests)
                 self.counts.retried += 1
@@ -296,13 +308,14 @@ class Chain:
             flight.began = flight.began or time.monotonic()
             self.counts.sent += 1
             self.in_flight += 1
+            sent_at = datetime.now(tz=UTC)
             try:
                 answers = await self._send(flight, endpoint)
             except BaseException as error:
                 billed = may_have_been_billed(error)
-                self._charge(reservation, None if billed else Decimal(0))
+                charged = self._charge(reservation, None if billed else Decimal(0))
                 if billed:
-                    flight.possibly_billed += reservation.usd
+                    flight.possibly_billed += charged
                 self._on_error(endpoint, permit, error)
                 tries = 1 + is_probe * self._reachability.failed_attempts(endpoint.address)
                 self._reachability.record(endpoint.address, error, tries=tries)
@@ -310,10 +323,11 @@ class Chain:
             finally:
                 self.in_flight -= 1
             self._reachability.record(endpoint.address, None)
+            answers = [with_lifetimes(answer, endpoint.prices) for answer in answers]
             answers = self._checked(flight, endpoint, answers)
             usage = sum((answer.usage for answer in answers), Usage())
             try:
-                usd = self._pay(reservation, endpoint, answers, usage)
+                usd = self._pay(reservation, endpoint, answers, usage, sent_at)
             except Exception:  # a paid answer is never lost because of its price or a full disk
                 logger.exception(
                     "%s: the answer is kept, its price is unknown: %s", flight.request.instance_id, usage
@@ -326,27 +340,37 @@ class Chain:
             return _Charged(answers, endpoint, usd)
 
     def _pay(
-        self, reservation: Reservation, endpoint: Endpoint, answers: Sequence[Answer], usage: Usage
+        self,
+        reservation: Reservation,
+        endpoint: Endpoint,
+        answers: Sequence[Answer],
+        usage: Usage,
+        sent_at: datetime,
     ) -> Sequence[Decimal | None]:
         """Charges the price of the request, and divides it among the answers. If the price cannot be computed, the
         full reservation stays."""
         prices = endpoint.prices
-        if prices is None:
+        usd = settled_usd(prices, usage, answers[0].bill, sent_at)
+        if usd is None:
+            # A tier without a price, which no request of a run with a cap asks for.
+            self._charge(reservation, max(reservation.usd, Decimal(0) if prices is None else prices.dearest(usage)))
             return [None] * len(answers)
-        usd = prices.price(usage)
         self._charge(reservation, usd)
-        others = [prices.price(answer.usage) for answer in answers[1:]]
+        others = [Decimal(0)] * (len(answers) - 1)
+        if prices is not None and not (prices.states_bill and answers[0].bill.usd is not None):
+            others = [prices.price(answer.usage, answer.bill, sent_at) for answer in answers[1:]]
         return [usd - sum(others, Decimal(0)), *others]
 
-    def _charge(self, reservation: Reservation, usd: Decimal | None) -> None:
+    def _charge(self, reservation: Reservation, usd: Decimal | None) -> Decimal:
         """Charges, if the ledger can be written. If not, the reservation stays, and the next reservation stops the
-        run: the answer and its price are not lost."""
+        run: the answer and its price are not lost. Returns what was charged."""
         try:
-            self._budget.charge(reservation, usd)
+            return self._budget.charge(reservation, usd)
         except StoreError as error:
             if not self._charge_failed:
                 logger.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
             self._charge_failed = True
+            return reservation.usd if usd is None else usd
 
     async def _send(self, flight: _InFlight, endpoint: Endpoint) -> Sequence[Answer]:
         limit_s = self._retry.attempt_timeout_s(flight.request.decoding.max_new_tokens, endpoint.provider.timeout_s)
@@ -493,8 +517,7 @@ class Chain:
         details = _details(answer, endpoint)
         if len(flight.requests) > 1:
             details["samples_in_request"] = len(flight.requests)
-        if flight.possibly_billed:
-            details["possibly_billed_usd"] = str(flight.possibly_billed)
+        details |= flight.billing_details
         self.store(request, answer, endpoint)
         self.counts.usage += answer.usage
         return Completion(
@@ -540,6 +563,7 @@ def _with_key(error: RequestError, endpoint: Endpoint) -> RequestError:
 def _details(answer: Answer, endpoint: Endpoint) -> dict[str, Any]:
     details: dict[str, Any] = {
         **answer.details,
+        **bill_details(answer.bill),
         "provider": endpoint.provider.name,
         "model": answer.model,
         "request_id": answer.request_id,

@@ -98,20 +98,21 @@ class Ledger:
             self._add_entry(self._db.owner, amount)
             return LedgerEntry(self._value("SELECT last_insert_rowid()"), amount)
 
-    def charge(self, entry: LedgerEntry, usd: Decimal | None) -> None:
-        """Replaces a reservation by what was paid; None: unknown, charged at :meth:`likely_cost`.
+    def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
+        """Replaces a reservation by what was paid; None: unknown, charged at :meth:`likely_cost`. Returns what was
+        charged.
 
         Raises:
             Interrupted: :meth:`close` tries once more.
         """
         try:
             with self._db.transaction():
-                self._replace(entry, usd)
+                return Decimal(self._replace(entry, usd)) / _PICO
         except Interrupted:
             self._uncharged.append((entry, usd))
             raise
 
-    def _replace(self, entry: LedgerEntry, usd: Decimal | None) -> None:
+    def _replace(self, entry: LedgerEntry, usd: Decimal | None) -> int:
         amount = self._likely_cost(entry.amount) if usd is None else to_pico(usd)
         self._db.execute("DELETE FROM held WHERE id = ?", (entry.id,))
         self._spend(self._run, amount)
@@ -121,6 +122,7 @@ class Ledger:
                 "INSERT INTO learnt VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET share = max(share, ?)",
                 (share, share),
             )
+        return amount
 
     def remaining(self) -> Remaining:
         """What is left of the cap, after the reservations of dead processes are released."""
@@ -148,15 +150,18 @@ class Ledger:
                 self._add_entry(_BATCH + label, total)
             return fitting
 
-    def charge_batch(self, label: str, held: Decimal, paid: Decimal | None) -> None:
-        """Replaces ``held``, a part of a batch's reservation, by what was paid for it; None: as in :meth:`charge`."""
+    def charge_batch(self, label: str, held: Decimal, paid: Decimal | None) -> Decimal:
+        """Replaces ``held``, a part of a batch's reservation, by what was paid for it; None: as in :meth:`charge`.
+        Returns what was charged."""
         with self._db.transaction():
             part = to_pico(held)
             self._db.execute(
                 "UPDATE held SET amount = max(0, amount - ?) WHERE run = ? AND owner = ?",
                 (part, self._run, _BATCH + label),
             )
-            self._spend(self._run, self._likely_cost(part) if paid is None else to_pico(paid))
+            amount = self._likely_cost(part) if paid is None else to_pico(paid)
+            self._spend(self._run, amount)
+            return Decimal(amount) / _PICO
 
     def release_other_batches(self, labels: Collection[str]) -> None:
         """Releases what this run reserved for all batches except ``labels``."""

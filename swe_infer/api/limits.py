@@ -264,6 +264,7 @@ class Limiter:
         """
         loop = asyncio.get_running_loop()
         started, answered_before = loop.time(), len(self._answered_at)
+        timer: asyncio.TimerHandle
         async with asyncio.timeout(None) as timeout:
 
             def check() -> None:

@@ -26,8 +26,8 @@ from swe_infer.types import ApiModel, Prompt
 
 logger = logging.getLogger(__name__)
 
-_CACHED_S = 270.0
-"""Providers cache a prompt for five minutes after its last use, less half a minute for latency."""
+_LATENCY_S = 30.0
+"""Seconds by which a prompt counts as forgotten earlier than the provider forgets it."""
 _CLAIM_S = 180.0
 """Maximum seconds to wait for another run's request."""
 _BUSY_S = 5.0
@@ -53,10 +53,12 @@ class PromptCacheIndex:
 
     Args:
         clock: seconds since the epoch.
+        cached_s: how long the provider caches a prompt after its last use.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, *, cached_s: float = 300.0) -> None:
         self._clock = clock
+        self._cached_s = cached_s - _LATENCY_S
         self._db: SharedDatabase | None = None
         try:
             self._db = SharedDatabase(path, f"{path} (the prompt cache index)", _SCHEMA, timeout_s=_BUSY_S)
@@ -123,7 +125,7 @@ class PromptCacheIndex:
         owner, at = rows[0]
         age_s = self._clock() - at
         if owner == "":
-            return "cached" if 0.0 <= age_s <= _CACHED_S else "lead"
+            return "cached" if 0.0 <= age_s <= self._cached_s else "lead"
         return "lead" if not 0.0 <= age_s <= _CLAIM_S or owner in self._db.dead_owners() else "wait"
 
     def _give_up(self, error: StoreError) -> None:

@@ -66,7 +66,7 @@ class TiktokenCounter:
         return self._counts[key]
 
 
-def counter_of(model: ApiModel, provider_id: str) -> TokenCounter:
+def counter_of(model: ApiModel, provider_id: str | None) -> TokenCounter:
     """The best counter for a model that needs no network."""
     encoding = _encoding_name(model.price_as or model.name) if provider_id in ("openai", "azure") else None
     if encoding is not None and _vocabulary_file(encoding).is_file():

@@ -211,7 +211,7 @@ class PreparedRun:
             context = RunContext(
                 directory=info.directory,
                 run_id=run_id,
-                spent_usd=store.totals.cost_usd or Decimal(0),
+                spent_usd=(store.totals.cost_usd or Decimal(0)) + store.totals.possibly_billed_usd,
                 sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
                 resources=resources,
                 shards=experiment.shard.count,

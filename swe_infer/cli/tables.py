@@ -116,6 +116,12 @@ def _skipped(count: int, reasons: Counter[str]) -> str:
     return f"{count:,}{f' ({named})' if named else ''}" if count else ""
 
 
+def _possibly_billed(summary: Mapping[str, Any]) -> str:
+    """What attempts without an answer may have cost in addition."""
+    usd = summary.get("possibly_billed_usd")
+    return f" (and perhaps {dollars(usd)} for requests without an answer)" if usd else ""
+
+
 def print_summary(
     summary: Mapping[str, Any], directory: Path, address: str | None, skips: Counter[str] | None = None
 ) -> None:
@@ -139,7 +145,7 @@ def print_summary(
         ("outages", _infrastructure(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
         ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),
-        ("cost", dollars(cost)),
+        ("cost", dollars(cost) + _possibly_billed(summary)),
         ("unreadable", _unreadable(summary)),
         ("time", f"{summary['wall_s']:,.1f} s"),
         ("tracker", address or ""),

@@ -59,7 +59,7 @@ class AnthropicProvider(WireProvider):
         str | None,
         Option("The environment variable with the API key; if it is not set: ANTHROPIC_AUTH_TOKEN.", "address"),
     ] = _KEY_VARIABLE
-    pricing_id: str = "anthropic"
+    pricing_id: str | None = "anthropic"
     api_version: Annotated[str, Option("anthropic-version, unless model.api_version is set.", "answer")] = (
         "2023-06-01"
     )

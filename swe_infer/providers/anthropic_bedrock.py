@@ -49,7 +49,7 @@ class AnthropicBedrock(AnthropicCloud):
         Option("The environment variable with a Bedrock API key; if it is not set: AWS credentials.", "address"),
     ] = "AWS_BEARER_TOKEN_BEDROCK"
     profile: Annotated[str | None, Option("A profile in AWS's configuration files.", "address")] = None
-    pricing_id: str = "aws"
+    pricing_id: str | None = "aws"
 
     def __post_init__(self) -> None:
         self._region = self.region or first_set(_REGION_VARIABLES)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.anthropic import AnthropicBatches
-from swe_infer.providers.base import Answer, InputCount
-from swe_infer.providers.faults import failed_answer
+from swe_infer.providers.base import Answer, Bill, InputCount, PriceTerms
+from swe_infer.providers.faults import failed_answer, one_line
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import (
@@ -21,11 +21,24 @@ from swe_infer.providers.wire import (
     Unreadable,
     checked_usage,
     named,
+    optional_count,
+    price_terms_of,
     size_of,
+    stated_dollars,
     streams_output,
     token_count,
 )
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage
+
+_TIER_FIELDS = {
+    "auto": ("service_tier", "auto"),
+    "standard": ("service_tier", "standard_only"),
+    "default": ("service_tier", "standard_only"),
+    "fast": ("speed", "fast"),
+}
+"""The field for each service tier (anthropic.types.MessageCreateParams)."""
+_FAST_MODE = "fast-mode-2026-02-01"
+"""The beta header that some models need for ``speed``."""
 
 _NO_PREFILL = re.compile(r"claude-[a-z]+-(?:4-[6-9]|[5-9])(?!\d)")
 """Models that refuse the beginning of an answer: Claude 4.6 and later."""
@@ -71,8 +84,15 @@ class AnthropicMessages(AnthropicBatches):
         Literal["5m", "1h"],
         Option("Lifetime of cached prompts; a write costs 1.25 times the input price for 5m, twice for 1h.", "speed"),
     ] = "5m"
+    service_tier: Annotated[
+        str | None,
+        Option("fast (fast mode), standard (no priority capacity) or auto; null: not sent.", "speed"),
+    ] = None
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
+        if self.service_tier is not None and self.service_tier not in _TIER_FIELDS:
+            known = ", ".join(_TIER_FIELDS)
+            raise ConfigError(f"provider.service_tier={one_line(self.service_tier)}: must be one of {known}, or null")
         super().check(model, decoding)
         thinking = model.extra_body.get("thinking")
         if not isinstance(thinking, Mapping) or thinking.get("type") not in ("enabled", "adaptive"):
@@ -120,7 +140,19 @@ class AnthropicMessages(AnthropicBatches):
             body["top_p"] = decoding.top_p
         if decoding.stop:
             body["stop_sequences"] = list(decoding.stop)
-        return {**body, **model.extra_body}
+        return {**body, **self._tier_field(), **model.extra_body}
+
+    def request_options(self, model: ApiModel) -> dict[str, Any]:
+        options = super().request_options(model)
+        if self.service_tier != "fast":
+            return options
+        return {**options, "headers": {**options.get("headers", {}), "anthropic-beta": _FAST_MODE}}
+
+    def price_terms(self, model: ApiModel) -> PriceTerms:
+        return price_terms_of({**self._tier_field(), **model.extra_body}, cache_ttl=self.cache_ttl)
+
+    def _tier_field(self) -> dict[str, str]:
+        return {} if self.service_tier is None else dict([_TIER_FIELDS[self.service_tier]])
 
     def _prompt_fields(self, prompt: Prompt, *, cache_prompt: bool) -> dict[str, Any]:
         messages: list[dict[str, Any]] = list(prompt.messages)
@@ -151,7 +183,7 @@ class AnthropicMessages(AnthropicBatches):
         usage, estimated = _usage(body.get("usage"), request, text)
         if estimated:
             details["usage_estimated"] = True
-        return Answer(text, finish, usage, model=named(body.get("model")), details=details)
+        return Answer(text, finish, usage, model=named(body.get("model")), details=details, bill=_bill(body))
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
         """Anthropic calls it an estimate that may differ from the billed input by a small amount
@@ -233,15 +265,37 @@ def _usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]
     """(token counts, whether they are estimated). Anthropic's ``input_tokens`` do not include cached and written
     tokens."""
     try:
-        cached = token_count(usage, "cache_read_input_tokens")
-        written = token_count(usage, "cache_creation_input_tokens")
-        stated = Usage(
-            input_tokens=token_count(usage, "input_tokens") + cached + written,
-            cached_input_tokens=cached,
-            cache_write_tokens=written,
-            output_tokens=token_count(usage, "output_tokens"),
-            reasoning_tokens=token_count(usage.get("output_tokens_details") or {}, "thinking_tokens"),
-        )
+        plain = token_count(usage, "input_tokens")
+        outputs = token_count(usage, "output_tokens")
+        cached = optional_count(usage, "cache_read_input_tokens")
+        by_lifetime = usage.get("cache_creation")
+        hourly = optional_count(by_lifetime, "ephemeral_1h_input_tokens")
+        brief = optional_count(by_lifetime, "ephemeral_5m_input_tokens")
+        written = max(optional_count(usage, "cache_creation_input_tokens"), hourly + brief)
+        reasoning = optional_count(usage.get("output_tokens_details"), "thinking_tokens")
     except Implausible:
         return checked_usage(None, request, text)
+    stated = Usage(
+        input_tokens=plain + cached + written,
+        cached_input_tokens=cached,
+        cache_write_tokens=written,
+        output_tokens=max(outputs, reasoning),
+        reasoning_tokens=reasoning,
+        cache_write_1h_tokens=hourly,
+    )
     return checked_usage(stated, request, text)
+
+
+def _bill(body: Mapping[str, Any]) -> Bill:
+    """What an answer states about its price (anthropic.types.Usage)."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return Bill()
+    by_lifetime = usage.get("cache_creation")
+    counts = by_lifetime.values() if isinstance(by_lifetime, dict) else ()
+    return Bill(
+        service_tier=named(usage.get("service_tier")),
+        speed=named(usage.get("speed")),
+        usd=stated_dollars(usage.get("cost")),
+        states_lifetimes=any(type(count) is int and count > 0 for count in counts),
+    )

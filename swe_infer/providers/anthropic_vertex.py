@@ -52,7 +52,7 @@ class AnthropicVertex(AnthropicCloud):
         str | None,
         Option("The environment variable with an access token; if it is not set: Google's credentials.", "address"),
     ] = "GOOGLE_OAUTH_ACCESS_TOKEN"
-    pricing_id: str = "google"
+    pricing_id: str | None = "google"
 
     def __post_init__(self) -> None:
         super().__post_init__()

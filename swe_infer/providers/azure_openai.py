@@ -44,7 +44,7 @@ class AzureOpenAI(OpenAIChat):
         "2024-10-21"
     )
     max_concurrency: int = 128
-    pricing_id: str = "azure"
+    pricing_id: str | None = "azure"
     send_cache_key: bool = False
 
     def own_address(self) -> str:

@@ -8,11 +8,51 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from swe_infer.errors import ConfigError, RateLimits, RequestError
 from swe_infer.types import ApiModel, Decoding, FinishReason, LlamaModel, Request, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class PriceTerms:
+    """What decides the price of a request in addition to its tokens, as it is sent.
+
+    Args:
+        service_tier: the vendor's field; None: it is not sent.
+        speed: Anthropic's field; None: it is not sent.
+        cache_ttl: lifetime of prompts that are written to the vendor's cache.
+        caches_unasked: whether the vendor may write its cache although this program does not request it.
+    """
+
+    service_tier: str | None = None
+    speed: str | None = None
+    cache_ttl: str = "5m"
+    caches_unasked: bool = False
+
+    def with_lifetimes(self, usage: Usage) -> Usage:
+        """``usage`` with cache writes of the lifetime that requests ask for."""
+        if self.cache_ttl == "5m" or not usage.cache_write_tokens:
+            return usage
+        return replace(usage, cache_write_1h_tokens=usage.cache_write_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What an answer states about its price.
+
+    Args:
+        service_tier, speed: how the request was processed; None: not stated.
+        usd: its cost in dollars; None: not stated.
+        states_lifetimes: whether its usage states the lifetimes of cache writes.
+    """
+
+    service_tier: str | None = None
+    speed: str | None = None
+    usd: Decimal | None = None
+    states_lifetimes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +73,7 @@ class Answer:
     rate_limits: RateLimits = field(default_factory=RateLimits)
     time_to_first_token_s: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    bill: Bill = Bill()
 
     def cut_at(self, stop: Sequence[str]) -> Answer:
         """The answer without its text from the first stop string on. Some servers leave that in the text
@@ -65,8 +106,8 @@ class Provider(ABC):
     name: str
     """The vendor, such as ``openai``; part of a run's identity."""
 
-    pricing_id: str
-    """genai-prices' ``provider_id``."""
+    pricing_id: str | None
+    """genai-prices' ``provider_id``; None: by the address."""
 
     address: str
     """The base URL for the vendor's SDK; empty if it is not configured yet."""
@@ -152,6 +193,14 @@ class Provider(ABC):
     def endpoints(self, model: ApiModel) -> list[tuple[Provider, ApiModel]]:
         """All providers in order of preference, each with its name for the model."""
         return [(self, model)]
+
+    def price_terms(self, model: ApiModel) -> PriceTerms:
+        """What decides the price of every request for ``model``, as it is sent."""
+        return PriceTerms()
+
+    def fix_service_tier(self) -> None:  # noqa: B027 - most vendors have one price
+        """Makes every later request name the standard tier if it would name none, so that its price is known before
+        it is sent."""
 
     def keep_log(self, directory: Path) -> None:  # noqa: B027 - most providers start no server
         """Sets the directory for the log of a server that :meth:`open` starts. Called before :meth:`open`."""

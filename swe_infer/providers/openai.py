@@ -10,13 +10,14 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from swe_infer.errors import RequestError, TransientError
-from swe_infer.providers.base import Answer, BatchStatus, FoundBatch
+from swe_infer.errors import ConfigError, RequestError, TransientError
+from swe_infer.options import Option
+from swe_infer.providers.base import Answer, BatchStatus, FoundBatch, PriceTerms
 from swe_infer.providers.faults import classify, one_line
-from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, whole_number
-from swe_infer.types import ApiModel, Request
+from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, price_terms_of, whole_number
+from swe_infer.types import ApiModel, Decoding, Request
 
 OPENAI = "https://api.openai.com/v1"
 COUNT_PATH = "/responses/input_tokens"
@@ -30,9 +31,58 @@ class OpenAIProvider(WireProvider):
     address_env: ClassVar[str | None] = "OPENAI_BASE_URL"
     headers_env: ClassVar[str | None] = "OPENAI_CUSTOM_HEADERS"
     header_values_env: ClassVar[tuple[str, ...]] = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+    service_tiers: ClassVar[tuple[str, ...]] = ("auto", "default", "flex", "scale", "priority", "fast")
+    """OpenAI's service tiers (openai.types.chat.CompletionCreateParams)."""
+
+    service_tier: Annotated[
+        str | None,
+        Option(
+            "Service tier, such as flex, priority or auto; null: none, or under a budget the standard one.", "speed"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._tier_is_fixed = False
 
     def own_address(self) -> str:
         return OPENAI
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        super().check(model, decoding)
+        tiers = self.service_tiers
+        if self.service_tier is not None and self._is_openai() and self._tier() not in tiers:
+            raise ConfigError(
+                f"provider.service_tier={one_line(self.service_tier)}: must be one of {', '.join(tiers)}, or null"
+            )
+
+    def _is_openai(self) -> bool:
+        """Whether the server has OpenAI's service tiers."""
+        return True
+
+    def fix_service_tier(self) -> None:
+        self._tier_is_fixed = True
+
+    def price_terms(self, model: ApiModel) -> PriceTerms:
+        """OpenAI caches prompts unless a request says otherwise."""
+        sent = {**self._cost_fields(model), **model.extra_body}
+        options = sent.get("prompt_cache_options")
+        explicit = isinstance(options, Mapping) and options.get("mode") == "explicit"
+        return price_terms_of(sent, caches_unasked=not explicit)
+
+    def _cost_fields(self, model: ApiModel) -> dict[str, Any]:
+        """The fields of a request that does not share its prompt which decide its price."""
+        return self._tier_field(model)
+
+    def _tier_field(self, model: ApiModel) -> dict[str, Any]:
+        if self.service_tier is not None:
+            return {"service_tier": self._tier()}
+        fixed = self._tier_is_fixed and "service_tier" not in model.extra_body
+        return {"service_tier": "default"} if fixed else {}
+
+    def _tier(self) -> str | None:
+        """The vendor's name of the tier."""
+        return "default" if self.service_tier == "standard" else self.service_tier
 
     def _http_client(self, **settings: Any) -> Any:
         import openai

@@ -9,11 +9,12 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 from swe_infer.options import Option
-from swe_infer.providers.base import Answer, InputCount
+from swe_infer.providers.base import Answer, Bill, InputCount
 from swe_infer.providers.faults import PromptFiltered, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.framing import DONE
@@ -25,7 +26,9 @@ from swe_infer.providers.wire import (
     Unreadable,
     checked_usage,
     named,
+    optional_count,
     size_of,
+    stated_dollars,
     streams_output,
     token_count,
 )
@@ -63,7 +66,7 @@ class OpenAIChat(OpenAIBatches):
     ] = None
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
-    pricing_id: str = "openai"
+    pricing_id: str | None = "openai"
     stream: StreamChoice = "never"
     send_cache_key: Annotated[
         bool, Option("Send OpenAI's router a key for requests that share a prompt.", "speed")
@@ -71,6 +74,9 @@ class OpenAIChat(OpenAIBatches):
     accepts_prefill: Annotated[
         bool, Option("The server continues an assistant message, as vLLM does; for prompt.prefill.", "address")
     ] = False
+
+    def _is_openai(self) -> bool:
+        return self.name == "openai"  # any other name is another server's
 
     def check_prefill(self, model: ApiModel, prefill: str) -> None:
         if not self.accepts_prefill:
@@ -80,7 +86,7 @@ class OpenAIChat(OpenAIBatches):
         """Every model continues one."""
 
     def own_address(self) -> str:
-        return super().own_address() if self.name == "openai" else ""  # any other name is another server's
+        return super().own_address() if self._is_openai() else ""
 
     def path(self, model: ApiModel) -> str:
         return "/chat/completions"
@@ -104,7 +110,10 @@ class OpenAIChat(OpenAIBatches):
             body["stop"] = list(decoding.stop)
         if self.send_cache_key:
             body |= cache_fields(request.prompt, model, cache_prompt=cache_prompt)
-        return {**body, **model.extra_body}
+        return {**body, **self._tier_field(model), **model.extra_body}
+
+    def _cost_fields(self, model: ApiModel) -> dict[str, Any]:
+        return {**(unshared_cache_fields(model) if self.send_cache_key else {}), **self._tier_field(model)}
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
         choices = body.get("choices")
@@ -114,7 +123,7 @@ class OpenAIChat(OpenAIBatches):
         usage, estimated = openai_usage(body.get("usage"), request, text)
         if estimated:
             details["usage_estimated"] = True
-        return Answer(text, finish, usage, model=named(body.get("model")), details=details)
+        return Answer(text, finish, usage, model=named(body.get("model")), details=details, bill=openai_bill(body))
 
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         """``n`` works neither with a seed per sample nor with a stream."""
@@ -139,12 +148,16 @@ class OpenAIChat(OpenAIBatches):
         whole = self.parse_answer({**answered, "choices": sound} if sound else answered, requests[0], where, headers)
         choices = [self._choice(choice, answered) for choice in sound[: len(requests)]]
         texts = [text for text, _, _ in choices]
-        usage, estimated = openai_usage(answered.get("usage"), requests[0], "".join(texts))
+        usage, estimated = openai_usage(answered.get("usage"), requests[0], "".join(texts), len(requests))
         marks = {"usage_estimated": True} if estimated else {}
-        return [
-            self._with_headers(Answer(text, finish, share, model=whole.model, details={**details, **marks}), headers)
+        answers = [
+            self._with_headers(
+                Answer(text, finish, share, model=whole.model, details={**details, **marks}, bill=whole.bill), headers
+            )
             for (text, finish, details), share in zip(choices, _shares(usage, texts), strict=True)
         ]
+        # A stated cost is of the whole request.
+        return [answers[0], *(replace(a, bill=replace(a.bill, usd=None)) for a in answers[1:])]
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
         """The messages as the Responses API counts them. Extra body fields have other names there, so their bytes are
@@ -255,21 +268,52 @@ class _JoinedChoice:
         return {"message": message, "finish_reason": self.finish, "error": self.error}
 
 
-def openai_usage(usage: Any, request: Request | None, text: str) -> tuple[Usage, bool]:
-    """(token counts of a ``usage`` object of either OpenAI API, whether they are estimated)."""
+def openai_usage(usage: Any, request: Request | None, text: str, choices: int = 1) -> tuple[Usage, bool]:
+    """(token counts of a ``usage`` object of either OpenAI API, whether they are estimated).
+
+    Some servers state cached tokens in the object itself, as ``cached_tokens`` (Kimi), ``prompt_cache_hit_tokens``
+    (DeepSeek) or ``cache_read_input_tokens`` (gateways to Anthropic). Where reasoning is not part of the output (xAI,
+    Gemini), the total includes it.
+    """
     try:
-        of_input = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-        of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
-        stated = Usage(
-            input_tokens=token_count(usage, "prompt_tokens", "input_tokens"),
-            cached_input_tokens=token_count(of_input, "cached_tokens"),
-            cache_write_tokens=token_count(of_input, "cache_write_tokens"),
-            output_tokens=token_count(usage, "completion_tokens", "output_tokens"),
-            reasoning_tokens=token_count(of_output, "reasoning_tokens"),
+        inputs = token_count(usage, "prompt_tokens", "input_tokens")
+        outputs = token_count(usage, "completion_tokens", "output_tokens")
+        of_input = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+        of_output = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+        reasoning = optional_count(of_output, "reasoning_tokens")
+        beyond_input = optional_count(usage, "total_tokens") - inputs if inputs else 0
+        cached = optional_count(of_input, "cached_tokens") or optional_count(
+            usage, "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens"
         )
-    except (AttributeError, Implausible):
+        written = optional_count(of_input, "cache_write_tokens") or optional_count(
+            usage, "cache_creation_input_tokens"
+        )
+    except Implausible:
         return checked_usage(None, request, text)
-    return checked_usage(stated, request, text)
+    stated = Usage(
+        input_tokens=inputs,
+        cached_input_tokens=cached,
+        cache_write_tokens=written,
+        output_tokens=max(outputs, beyond_input, reasoning),
+        reasoning_tokens=reasoning,
+    )
+    return checked_usage(stated, request, text, choices)
+
+
+def openai_bill(body: Mapping[str, Any]) -> Bill:
+    """What an answer of either OpenAI API states about its price.
+
+    OpenRouter adds ``cost``, and with the user's own key what the vendor charges for it
+    (https://openrouter.ai/docs/use-cases/usage-accounting).
+    """
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    usd, upstream = stated_dollars(usage.get("cost")), None
+    if usage.get("is_byok") is True and isinstance(details := usage.get("cost_details"), dict):
+        upstream = stated_dollars(details.get("upstream_inference_cost"))
+    if upstream is not None:
+        usd = (usd or Decimal(0)) + upstream
+    return Bill(service_tier=named(body.get("service_tier")), speed=named(usage.get("speed")), usd=usd)
 
 
 def _is_choice(choice: Any) -> bool:
@@ -338,6 +382,11 @@ def cache_fields(prompt: Prompt, model: ApiModel, *, cache_prompt: bool) -> dict
     request would read them."""
     if cache_prompt:
         return {"prompt_cache_key": hashlib.blake2b(prompt.text.encode(), digest_size=16).hexdigest()}
+    return unshared_cache_fields(model)
+
+
+def unshared_cache_fields(model: ApiModel) -> dict[str, Any]:
+    """The fields for a prompt that no other request shares."""
     return {"prompt_cache_options": {"mode": "explicit"}} if model.billed_cache_writes else {}
 
 

@@ -12,7 +12,7 @@ from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import classify, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
-from swe_infer.providers.openai_chat import cache_fields, openai_usage
+from swe_infer.providers.openai_chat import cache_fields, openai_bill, openai_usage, unshared_cache_fields
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
 from swe_infer.types import ApiModel, FinishReason, Request
@@ -42,6 +42,7 @@ class OpenAIResponses(OpenAIBatches):
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p")
     batch_endpoint: ClassVar[str] = "/v1/responses"
     counts_input: ClassVar[bool] = True
+    service_tiers: ClassVar[tuple[str, ...]] = (*OpenAIBatches.service_tiers, "ultrafast")
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
         "input",
@@ -61,7 +62,7 @@ class OpenAIResponses(OpenAIBatches):
     ] = None
     api_key_env: str | None = "OPENAI_API_KEY"
     max_concurrency: int = 256
-    pricing_id: str = "openai"
+    pricing_id: str | None = "openai"
     stream: StreamChoice = "never"
     store: Annotated[bool, Option("Let OpenAI store the answers for later retrieval.", "reporting")] = False
 
@@ -85,7 +86,11 @@ class OpenAIResponses(OpenAIBatches):
             body["temperature"] = decoding.temperature
         if decoding.top_p is not None:
             body["top_p"] = decoding.top_p
-        return {**body, **cache_fields(prompt, model, cache_prompt=cache_prompt), **model.extra_body}
+        body |= cache_fields(prompt, model, cache_prompt=cache_prompt)
+        return {**body, **self._tier_field(model), **model.extra_body}
+
+    def _cost_fields(self, model: ApiModel) -> dict[str, Any]:
+        return {**unshared_cache_fields(model), **self._tier_field(model)}
 
     def read(self, body: dict[str, Any], request: Request | None) -> Answer:
         status, output = body.get("status"), body.get("output")
@@ -112,7 +117,7 @@ class OpenAIResponses(OpenAIBatches):
             details["finish_reason"] = str(reason)
         if estimated:
             details["usage_estimated"] = True
-        return Answer(text, finish, usage, model=named(body.get("model")), details=details)
+        return Answer(text, finish, usage, model=named(body.get("model")), details=details, bill=openai_bill(body))
 
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
         """OpenAI calls it the exact count that the model receives

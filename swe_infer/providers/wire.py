@@ -16,11 +16,12 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 from swe_infer.errors import AnswerTooLarge, ConfigError, InvalidRequest, RequestError, TransientError
 from swe_infer.options import Option
-from swe_infer.providers.base import Answer, Provider
+from swe_infer.providers.base import Answer, PriceTerms, Provider
 from swe_infer.providers.bounds import (
     FILE_BYTES,
     LINE_BYTES,
@@ -66,10 +67,17 @@ MAX_PAGES = 1000
 
 _MAX_TOKENS = 100_000_000
 """Largest plausible token count, ten times the largest context window."""
+_HIDDEN_TOKENS = 100_000
+"""Tokens that a server may add to a prompt, or write in addition to the maximum (reasoning)."""
+_MAX_USD = 10_000
+"""Largest plausible cost of one request."""
+_COST_HEADER = "x-litellm-response-cost"
+"""https://docs.litellm.ai/docs/proxy/response_headers"""
 _LONGEST_NUMBER = 40
 """Maximum digits of an integer, as Python's conversion is quadratic in their number."""
 _DEEPEST = 64
 """Levels that are kept of a body that is nested too deeply."""
+_TIERS_IN_BATCHES = (None, "auto", "default", "standard", "standard_only")
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
@@ -169,16 +177,48 @@ def token_count(counts: Any, *names: str) -> int:
     return value
 
 
-def checked_usage(stated: Usage | None, request: Request | None, text: str) -> tuple[Usage, bool]:
-    """(token counts, whether they are estimated). Missing counts are estimated, so that no text is counted as free of
-    charge.
+def optional_count(counts: Any, *names: str) -> int:
+    """The largest count among ``names``, as servers name a part of a count differently; 0 if there is none.
+
+    Raises:
+        Implausible: ``counts`` is neither a JSON object nor null, or a count is invalid.
+    """
+    return 0 if counts is None else max(token_count(counts, name) for name in names)
+
+
+def stated_dollars(value: Any) -> Decimal | None:
+    """A cost that a server states, a number or a text; None if it states none. Gateways send 0 for models whose price
+    they do not know, so 0 is no statement."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        usd = Decimal(str(value)[:_LONGEST_NUMBER])
+    except ArithmeticError:
+        return None
+    return usd if usd.is_finite() and 0 < usd <= _MAX_USD else None
+
+
+def _is_plausible(usage: Usage, request: Request | None, choices: int) -> bool:
+    """Whether ``choices`` answers to a request can have these counts; a token has at least one byte."""
+    if request is None:
+        return True
+    prompt = len(request.prompt.text.encode(errors="replace"))
+    inputs = max(usage.input_tokens, usage.cached_input_tokens + usage.cache_write_tokens)
+    outputs = 2 * choices * request.decoding.max_new_tokens
+    return inputs <= 2 * prompt + _HIDDEN_TOKENS and usage.output_tokens <= outputs + _HIDDEN_TOKENS
+
+
+def checked_usage(stated: Usage | None, request: Request | None, text: str, choices: int = 1) -> tuple[Usage, bool]:
+    """(token counts, whether they are estimated). Missing and implausible counts are estimated, so that no text is
+    counted as free of charge.
 
     Args:
         stated: the server's counts; None: missing or invalid.
         request: None if the prompt is unknown.
         text: the answer.
+        choices: how many answers the counts are of.
     """
-    usage = stated or Usage()
+    usage = stated if stated is not None and _is_plausible(stated, request, choices) else Usage()
     if usage.input_tokens and (usage.output_tokens or not text):
         return usage, False
     prompt = "" if request is None else request.prompt.text
@@ -187,6 +227,36 @@ def checked_usage(stated: Usage | None, request: Request | None, text: str) -> t
         input_tokens=max(usage.input_tokens, estimated_tokens(prompt)),
         output_tokens=max(usage.output_tokens, estimated_tokens(text)),
     ), True
+
+
+def price_terms_of(sent: Mapping[str, Any], *, cache_ttl: str = "5m", caches_unasked: bool = False) -> PriceTerms:
+    """The price terms of requests with these fields, in either vendor's names.
+
+    Args:
+        cache_ttl: lifetime of the prompts that this program asks the vendor to cache.
+        caches_unasked: whether the vendor caches without being asked.
+    """
+    marks = list(_cache_marks(sent))
+    ttls = {str(mark.get("ttl") or "5m") for mark in marks} | {cache_ttl}
+    return PriceTerms(
+        service_tier=sent.get("service_tier"),
+        speed=sent.get("speed"),
+        cache_ttl=max(ttls, key=lambda ttl: (ttl not in ("5m", "1h"), ttl != "5m")),  # the dearest or an unknown one
+        caches_unasked=caches_unasked or bool(marks),
+    )
+
+
+def _cache_marks(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every ``cache_control`` in fields of a body."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key == "cache_control" and isinstance(item, Mapping):
+                yield item
+            else:
+                yield from _cache_marks(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _cache_marks(item)
 
 
 def size_of(fields: Mapping[str, Any]) -> int:
@@ -208,7 +278,9 @@ class WireProvider(Provider):
     ] = None
     max_concurrency: Annotated[int, Option("Maximum number of concurrent requests.", "speed")] = 128
     timeout_s: Annotated[float, Option("Timeout of one request in seconds.", "speed")] = 900.0
-    pricing_id: Annotated[str, Option("The provider's name in genai-prices.", "reporting")]
+    pricing_id: Annotated[
+        str | None, Option("The provider's name in genai-prices; null: by the address.", "reporting")
+    ]
     mode: Annotated[
         Literal["live", "batch"],
         Option("live, or batch: the vendor's batch API, at half the price and within a day.", "speed"),
@@ -298,6 +370,20 @@ class WireProvider(Provider):
             check_base_url(self.address, self._address_key())
         check_decoding(model, decoding, supported=self.parameters, highest_temperature=self.highest_temperature)
         check_extra_body(model, self.reserved)
+        self._check_terms(model)
+
+    def _check_terms(self, model: ApiModel) -> None:
+        """Raises ConfigError for a service tier or speed that is no text, or that a batch cannot have."""
+        terms = self.price_terms(model)
+        for name in ("service_tier", "speed"):
+            value = getattr(terms, name)
+            key = f"model.extra_body.{name}" if name in model.extra_body else "provider.service_tier"
+            if not isinstance(value, str | None) or value == "":
+                raise ConfigError(f"{key}={value!r}: must be a name, such as flex, or null")
+            if name in model.extra_body and getattr(self, "service_tier", None) is not None:
+                raise ConfigError(f"{key}: provider.service_tier is set too; leave one of them out")
+            if self.mode == "batch" and value not in _TIERS_IN_BATCHES:
+                raise ConfigError(f"{key}={value}: a batch has its own price and speed; leave it out")
 
     def check_access(self) -> None:
         check_base_url(self.address, self._address_key())
@@ -352,7 +438,9 @@ class WireProvider(Provider):
         return replace(self._with_headers(answer, headers), time_to_first_token_s=seconds)
 
     def _with_headers(self, answer: Answer, headers: Mapping[str, str]) -> Answer:
-        """``answer`` with the request id and quotas from the headers."""
+        """``answer`` with the request id, quotas and cost from the headers."""
+        if answer.bill.usd is None and (usd := stated_dollars(headers.get(_COST_HEADER))) is not None:
+            answer = replace(answer, bill=replace(answer.bill, usd=usd))
         return replace(answer, request_id=request_id_of(headers), rate_limits=rate_limits_of(headers))
 
     # Sending.

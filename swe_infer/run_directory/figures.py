@@ -13,7 +13,17 @@ from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
-from swe_infer.run_directory.records import Damage, Key, Record, Status, key_of, supersedes, turn_of, usage_of
+from swe_infer.run_directory.records import (
+    Damage,
+    Key,
+    Record,
+    Status,
+    key_of,
+    possibly_billed_usd,
+    supersedes,
+    turn_of,
+    usage_of,
+)
 from swe_infer.text import clean
 from swe_infer.types import PatchStatus, Usage
 
@@ -50,6 +60,7 @@ class Summary(TypedDict, total=False):
             :data:`swe_infer.errors.INFRASTRUCTURE_ERRORS`. Remaining samples count if such an error stopped the run.
         stopped_by: the class of the error of infrastructure that stopped the last command; None if none did.
         patches: completed samples by the status of their patch.
+        possibly_billed_usd: what attempts without an answer may have cost in addition to ``cost_usd``; caps count it.
         unreadable_records, unreadable_cost_usd: unreadable records in ``records.jsonl``, and their part of
             ``cost_usd``.
         wall_s: seconds, over all commands.
@@ -76,6 +87,7 @@ class Summary(TypedDict, total=False):
     patches: dict[str, int]
     usage: dict[str, int]
     cost_usd: Decimal | float | None
+    possibly_billed_usd: NotRequired[Decimal | float]
     unreadable_records: int
     unreadable_cost_usd: Decimal | float | None
     wall_s: float
@@ -121,6 +133,7 @@ _COUNTS = frozenset(
 _AMOUNTS = frozenset(
     [
         "cost_usd",
+        "possibly_billed_usd",
         "unreadable_cost_usd",
         "wall_s",
         "output_tokens_per_s",
@@ -363,6 +376,7 @@ class Totals:
         self.records = 0
         self.usage = Usage()
         self.cost_usd: Decimal | None = Decimal(0)
+        self.possibly_billed_usd = Decimal(0)
         self.unreadable = 0
         """Unreadable records."""
         self.unreadable_usd: Decimal | None = Decimal(0)
@@ -373,6 +387,7 @@ class Totals:
         self.records += 1
         self.usage += usage_of(record)
         self.cost_usd = sum_usd(self.cost_usd, record.get("cost_usd"))
+        self.possibly_billed_usd += possibly_billed_usd(record)
         key, status, patch_status = key_of(record), record["status"], record.get("patch_status")
         turn = turn_of(record)
         if turn:
@@ -528,6 +543,7 @@ class Totals:
             "patches": {status: n for status, n in sorted(self._patches.items()) if n},
             "usage": asdict(self.usage),
             "cost_usd": self.cost_usd,
+            "possibly_billed_usd": self.possibly_billed_usd,
             "unreadable_records": self.unreadable,
             "unreadable_cost_usd": self.unreadable_usd,
             "wall_s": round(wall_s, 3),

@@ -65,6 +65,8 @@ class Record(TypedDict):
     turn: NotRequired[int | None]
     feedback: NotRequired[str | None]
     usage: NotRequired[dict[str, int] | None]
+    usage_estimated: NotRequired[bool]
+    service_tier: NotRequired[str | None]
     latency_s: NotRequired[float | Decimal | None]
     attempts: NotRequired[int | None]
     details: NotRequired[dict[str, Any] | None]
@@ -273,6 +275,16 @@ def supersedes(status: str, before: str | None, turn: int = 0, turn_before: int 
     return turn >= turn_before if status == "completed" else status == "skipped" and not turn
 
 
+def possibly_billed_usd(record: Record) -> Decimal:
+    """What attempts without an answer may have cost, which the caps count; 0 for the copy of another run's record."""
+    details = record.get("details") or {}
+    try:
+        usd = Decimal(0) if "shared_from" in details else Decimal(str(details.get("possibly_billed_usd", 0)))
+    except ArithmeticError:
+        return Decimal(0)
+    return usd if usd.is_finite() and 0 <= usd <= _MAX_USD else Decimal(0)
+
+
 def key_of(record: Record) -> Key:
     """The (instance, sample) of a record."""
     return (record["instance_id"], record["sample"])
@@ -408,6 +420,7 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "extractor": (int,),
     "turn": (int,),
     "feedback": (str,),
+    "service_tier": (str,),
     "usage": (dict,),
     "cost_usd": (int, Decimal),
     "latency_s": (int, Decimal),

@@ -72,6 +72,11 @@ def record_of(key: Key, outcome: Outcome, patch: PatchResult | None, prompt: Pro
         prompt: the prompt that was sent, with the earlier turns; None for a skipped instance.
     """
     record = _record_of(key, outcome, patch)
+    if isinstance(outcome, Completion):
+        if tier := outcome.details.get("service_tier"):
+            record["service_tier"] = str(tier)
+        if outcome.details.get("usage_estimated"):
+            record["usage_estimated"] = True
     if prompt is not None:
         record["prompt_sha256"] = replace(prompt, turns=()).sha256
         if prompt.turns:
@@ -112,6 +117,7 @@ def _record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
                 "cost_usd": outcome.cost_usd,
                 "latency_s": round(outcome.latency_s, 4),
                 "attempts": outcome.attempts,
+                "details": dict(outcome.details),
                 "error": _error(outcome.error_type, outcome.message),
                 "time": now,
             }

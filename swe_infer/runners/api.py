@@ -121,7 +121,9 @@ class ApiRunner:
         self.provider.check(self._model, self.decoding)
         if self.provider.mode == "batch" and not self.provider.has_batches:
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
-        self._price_table()
+        prices = self._price_table()
+        if prices is not None and (missing := prices.unlisted(cache_writes=self.prompt_caching != "never")):
+            logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
         if not dry_run:
             self.provider.check_access()
 
@@ -279,17 +281,18 @@ class ApiRunner:
                     yield Planned(tokens, samples.count - cached)
 
         endpoints = self.provider.endpoints(self._model)
-        batch_prices = None
+        first, name = endpoints[0]
+        prices, batch_prices = self._listed_prices(first, name, batch=False), None
         if self.provider.has_batches:
-            batch_prices = price_table_for(self._model, self.provider.pricing_id, batch=True)
+            batch_prices = self._listed_prices(self.provider, self._model, batch=True)
         try:
             found = estimate(
                 planned(),
                 tokens=counter.name,
                 exact=counter.exact,
                 max_new_tokens=self.decoding.max_new_tokens,
-                prices=price_table_for(self._model, self.provider.pricing_id),
-                batch_prices=batch_prices,
+                prices=_known(prices),
+                batch_prices=_known(batch_prices),
                 max_concurrency=self.provider.max_concurrency,
                 limits=self.limits,
                 prompt_caching=self.prompt_caching,
@@ -356,16 +359,32 @@ class ApiRunner:
         Raises:
             ConfigError: the price of an endpoint is not known, and not declared unknown, or a cap needs it.
         """
-        tables = [self._price_table_at(provider, model) for provider, model in self.provider.endpoints(self._model)]
-        return tables[0]
+        endpoints = self.provider.endpoints(self._model)
+        first, *_ = [self._price_table_at(provider, model) for provider, model in endpoints]
+        return first
 
     def _price_table_at(self, provider: Provider, model: ApiModel) -> PriceTable | None:
-        prices = price_table_for(model, provider.pricing_id, batch=provider.mode == "batch")
+        caps = [f"budget.{key}" for key in ("max_usd", "sweep_max_usd") if getattr(self.budget, key) is not None]
+        prices = self._listed_prices(provider, model, batch=provider.mode == "batch")
         if prices is None:
-            for key in ("max_usd", "sweep_max_usd"):
-                if getattr(self.budget, key) is not None:
-                    raise ConfigError(f"budget.{key} needs a price, but model.pricing=unknown: state the price there")
+            if caps:
+                raise ConfigError(f"{caps[0]} needs a price, but model.pricing=unknown: state the price there")
+            return None
+        if caps and prices.depends_on_tier and prices.terms.service_tier is None:
+            provider.fix_service_tier()
+            prices = self._listed_prices(provider, model, batch=provider.mode == "batch")
+            assert prices is not None
+        missing = prices.unlisted(cache_writes=provider.mode == "live" and self.prompt_caching != "never")
+        if missing is not None and caps:
+            raise ConfigError(
+                f"{caps[0]} needs a price, and {prices.source} has none for {missing}: leave that out, or state "
+                "prices in model.pricing"
+            )
         return prices
+
+    def _listed_prices(self, provider: Provider, model: ApiModel, *, batch: bool) -> PriceTable | None:
+        terms = provider.price_terms(model)
+        return price_table_for(model, provider.pricing_id, batch=batch, terms=terms, address=provider.address)
 
     def _cost_budget(self) -> CostBudget:
         """The caps and their ledgers, which are on disk so that they count what was in flight when a process was
@@ -385,7 +404,9 @@ class ApiRunner:
         """The index, shared by concurrent runs, of prompts in the provider's cache; None if not used."""
         if self.prompt_caching != "always" or self._context is None or self.locks == "single_writer":
             return None
-        return PromptCacheIndex(self._context.sweep_ledger.with_name("prompt_cache.sqlite"))
+        provider, model = self.provider.endpoints(self._model)[0]
+        cached_s = 3600.0 if provider.price_terms(model).cache_ttl == "1h" else 300.0
+        return PromptCacheIndex(self._context.sweep_ledger.with_name("prompt_cache.sqlite"), cached_s=cached_s)
 
     def _ledger(self, path: Path | None, cap_usd: Decimal) -> Ledger:
         context = self._context
@@ -393,3 +414,8 @@ class ApiRunner:
         if context is not None:
             ledger.record_earlier_spending(context.spent_usd)
         return ledger
+
+
+def _known(prices: PriceTable | None) -> PriceTable | None:
+    """``prices``, or None if they lack the price of what requests ask for."""
+    return None if prices is None or prices.unlisted(cache_writes=True) is not None else prices

@@ -37,7 +37,7 @@ class RunContext:
     Args:
         directory: the run directory, locked by this process.
         run_id: identifies the run in ledgers and caches that runs share.
-        spent_usd: cost of this run's records so far.
+        spent_usd: cost of this run's records so far, with what attempts without an answer may have cost.
         sweep_ledger: the ledger file of all runs of a sweep.
         resources: shared with the other runs of this process.
         shards: number of shards that the whole run is divided into; None: this run is not a shard.

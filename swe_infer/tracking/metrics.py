@@ -45,6 +45,7 @@ _TOKENS = {
     "input_tokens": "tokens/input",
     "cached_input_tokens": "tokens/cached_input",
     "cache_write_tokens": "tokens/cache_write",
+    "cache_write_1h_tokens": "tokens/cache_write_1h",
     "output_tokens": "tokens/output",
     "reasoning_tokens": "tokens/reasoning",
 }
@@ -67,6 +68,8 @@ def metrics_of(totals: Mapping[str, Any], latencies_s: Sequence[float] = ()) -> 
         "output_tokens_per_s",
     ):
         _put(out, key, totals.get(key))
+    if totals.get("possibly_billed_usd"):
+        _put(out, "possibly_billed_usd", totals["possibly_billed_usd"])
     _put(out, "elapsed_s", totals.get("wall_s"))
     for status, count in (totals.get("patches") or {}).items():
         _put(out, f"patches/{status}", count)

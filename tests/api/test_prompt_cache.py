@@ -124,6 +124,14 @@ def test_a_prompt_counts_as_cached_for_the_time_of_the_provider_cache(tmp_path: 
     assert other.claim(KEY) == "lead"  # nobody is waited for without end
     index.close()
     other.close()
+    hour = PromptCacheIndex(tmp_path / "hour.sqlite", clock=lambda: now, cached_s=3600.0)
+    assert hour.claim(KEY) == "lead"
+    hour.release(KEY, cached=True)
+    now += 3500.0
+    assert hour.claim(KEY) == "cached"
+    now += 100.0
+    assert hour.claim(KEY) == "lead"
+    hour.close()
 
 
 def test_a_killed_process_is_not_waited_for(tmp_path: Path) -> None:

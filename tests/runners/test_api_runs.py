@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -409,3 +411,27 @@ def test_a_damaged_file_costs_what_cannot_be_read_and_hides_no_dollar(server: Ap
     assert merged["cost_usd"] is not None
     assert (float(merged["cost_usd"]), merged["unreadable_records"]) == (summary["cost_usd"], 2)
     assert float(compare([load_run(tmp_path / "merged")]).runs[0].cost_usd or 0) == summary["cost_usd"]
+
+
+def test_records_and_summary_say_what_was_billed_and_what_may_have_been(server: ApiServer, tmp_path: Path) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 3)
+    arguments = [
+        "model=gpt-5.4", "provider.service_tier=priority", address(server, "openai"), "dataset=jsonl",
+        f"dataset.path={data}", "tracker=none", f"output_dir={tmp_path / 'run'}", "provider.max_concurrency=1",
+        "runner.retry.tries=1", "budget.max_usd=5",
+    ]  # fmt: skip
+    server.script("cut")
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    records = list(latest(tmp_path / "run").values())
+    assert [record.get("service_tier") for record in records if record["status"] == "completed"] == ["priority"] * 2
+    (failed,) = (record for record in records if record["status"] == "failed")
+    lost = Decimal((failed.get("details") or {})["possibly_billed_usd"])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)
+    with contextlib.closing(sqlite3.connect(tmp_path / "run" / "ledger.sqlite")) as ledger:
+        ((spent,),) = ledger.execute("SELECT sum(amount) FROM spent").fetchall()
+    assert abs(summary["possibly_billed_usd"] - lost) < Decimal("1e-9")
+    assert abs(summary["cost_usd"] + lost - Decimal(spent) / 10**12) < Decimal("1e-9")
+    assert server.log.cost_usd(only_usable=True) - summary["cost_usd"] < Decimal("1e-9")
+    assert server.log.cost_usd() <= Decimal(spent) / 10**12
+    assert "perhaps" in result.stderr

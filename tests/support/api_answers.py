@@ -34,6 +34,10 @@ class Maker:
     prompt_cache: bool = True
     strict: bool = True
     """Refuse, as the vendors do, parameters that the model does not accept."""
+    project_tier: str = "default"
+    """OpenAI's tier of requests that name none, or ``auto``."""
+    downgraded: bool = False
+    """Serve every request in the standard tier and at the standard speed."""
 
     def refusal_of(self, call: Call) -> HttpError | None:
         """The error of a request that the vendor rejects at once."""
@@ -76,7 +80,9 @@ class Maker:
             cache_write_tokens=written,
             output_tokens=sum(tokens(text) for text in texts) + reasoning * call.n,
             reasoning_tokens=reasoning * call.n if call.vendor == "openai" else 0,
+            cache_write_1h_tokens=written if call.cached_for_an_hour else 0,
         )
+        tier, speed = self._processing(call)
         made = Made(
             number=number,
             call=call,
@@ -85,8 +91,19 @@ class Maker:
             usage=usage,
             created=int(time.time()),
             model=_snapshot(call.model),
+            service_tier=tier,
+            speed=speed,
         )
         return replace(made, with_usage=False) if fault and fault.kind == "missing_usage" else made
+
+    def _processing(self, call: Call) -> tuple[str | None, str | None]:
+        """(OpenAI's service tier, Anthropic's speed) of an answer; None: it states none."""
+        if call.vendor == "anthropic":
+            speed = call.body.get("speed")
+            return None, "standard" if speed and self.downgraded else speed
+        asked = call.body.get("service_tier")
+        tier = self.project_tier if asked in (None, "auto") else {"fast": "priority"}.get(asked, asked)
+        return (None if asked is None and tier == "default" else "default" if self.downgraded else tier), None
 
     def _choice(self, call: Call, index: int, fault: Fault | None) -> tuple[str, Ending]:
         kind = fault.kind if fault else None

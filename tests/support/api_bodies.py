@@ -33,6 +33,9 @@ class Made:
     created: int
     model: str
     with_usage: bool = True
+    service_tier: str | None = None
+    """The tier that served it, if the answer states one; OpenAI's answers do if the request names one."""
+    speed: str | None = None
 
     @property
     def id(self) -> str:
@@ -82,7 +85,11 @@ def _chat_usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens, "audio_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_input_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+            "audio_tokens": 0,
+        },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens, "audio_tokens": 0},
     }
 
@@ -100,6 +107,7 @@ def _chat(made: Made) -> dict[str, Any]:
         "model": made.model,
         "system_fingerprint": "fp_loopback",
         "choices": choices,
+        **_tier(made),
     }
     return {**body, "usage": _chat_usage(made.usage)} if made.with_usage else body
 
@@ -110,6 +118,7 @@ def _chat_events(made: Made, pieces: int) -> Iterator[bytes]:
         "object": "chat.completion.chunk",
         "created": made.created,
         "model": made.model,
+        **_tier(made),
     }
 
     def event(index: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
@@ -142,7 +151,10 @@ def _response(made: Made, status: str) -> dict[str, Any]:
         output.append({**message, "content": [part] if text else []})
     usage = {
         "input_tokens": made.usage.input_tokens,
-        "input_tokens_details": {"cached_tokens": made.usage.cached_input_tokens},
+        "input_tokens_details": {
+            "cached_tokens": made.usage.cached_input_tokens,
+            "cache_write_tokens": made.usage.cache_write_tokens,
+        },
         "output_tokens": made.usage.output_tokens,
         "output_tokens_details": {"reasoning_tokens": made.usage.reasoning_tokens},
         "total_tokens": made.usage.input_tokens + made.usage.output_tokens,
@@ -160,6 +172,7 @@ def _response(made: Made, status: str) -> dict[str, Any]:
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],
+        **_tier(made),
         "usage": usage if status != "in_progress" and made.with_usage else None,
     }
 
@@ -188,6 +201,10 @@ def _response_events(made: Made, pieces: int) -> Iterator[bytes]:
     yield event(f"response.{final['status']}", response=final)
 
 
+def _tier(made: Made) -> dict[str, Any]:
+    return {} if made.service_tier is None else {"service_tier": made.service_tier}
+
+
 def _message_usage(made: Made) -> dict[str, Any]:
     usage = made.usage
     return {
@@ -195,7 +212,12 @@ def _message_usage(made: Made) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cached_input_tokens,
         "cache_creation_input_tokens": usage.cache_write_tokens,
         "output_tokens": usage.output_tokens,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.cache_write_tokens - usage.cache_write_1h_tokens,
+            "ephemeral_1h_input_tokens": usage.cache_write_1h_tokens,
+        },
         "service_tier": "batch" if made.call.batch else "standard",
+        **({} if made.speed is None else {"speed": made.speed}),
     }
 
 

@@ -6,6 +6,7 @@ Every vendor's body is reduced to one :class:`Call`, so that answers, usage, fau
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class Call:
     @property
     def input_tokens(self) -> int:
         return tokens(self.prompt) + 3
+
+    @property
+    def cached_for_an_hour(self) -> bool:
+        """Whether a ``cache_control`` mark asks for an hour."""
+        return '"ttl": "1h"' in json.dumps(self.body)
 
 
 def tokens(text: str) -> int:

@@ -7,6 +7,7 @@ arrives; Anthropic counts input when it arrives (cached input excluded) and outp
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -118,10 +119,14 @@ def _anthropic_headers(name: str, bucket: _Bucket) -> dict[str, str]:
     return headers
 
 
+_BILLS_WRITES = re.compile(r"gpt-(5\.[6-9]|[6-9])")
+
+
 class PromptCache:
     """Which prompts a provider has in its cache. A prompt is there once its first answer has been made.
 
-    OpenAI caches by itself from 1,024 tokens on, in steps of 128. Anthropic caches what a ``cache_control`` mark asks
+    OpenAI caches by itself from 1,024 tokens on, in steps of 128, and bills the writing from gpt-5.6 on unless the
+    request has the mode ``explicit``. Anthropic caches what a ``cache_control`` mark asks
     for, from 1,024 tokens on, and bills the writing.
     """
 
@@ -135,9 +140,12 @@ class PromptCache:
         """(tokens read from the cache, tokens that will be written to it)."""
         if call.vendor == "openai":
             whole = call.input_tokens
-            if whole < self.minimum_tokens or _key(call, call.prompt) not in self._known:
+            if whole < self.minimum_tokens:
                 return 0, 0
-            return whole // 128 * 128, 0
+            if _key(call, call.prompt) in self._known:
+                return whole // 128 * 128, 0
+            explicit = (call.body.get("prompt_cache_options") or {}).get("mode") == "explicit"
+            return 0, whole // 128 * 128 if _BILLS_WRITES.match(call.model) and not explicit else 0
         if call.cache_prefix is None or tokens(call.cache_prefix) < self.minimum_tokens:
             return 0, 0
         size = tokens(call.cache_prefix)

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, cast
@@ -19,7 +20,7 @@ from swe_infer.types import Usage
 from tests.support.api_calls import Dialect, parse_call
 from tests.support.api_clouds import cloud_of
 
-_ON_SETTLEMENT = ("number", "status", "answered_at", "fault", "texts", "usage", "usable")
+_ON_SETTLEMENT = ("number", "status", "answered_at", "fault", "texts", "usage", "usable", "service_tier", "speed")
 _ON_ARRIVAL = (
     "number",
     "received_at",
@@ -84,6 +85,12 @@ class Exchange:
     usable: bool = False
     batch_id: str | None = None
     custom_id: str | None = None
+    service_tier: str | None = None
+    speed: str | None = None
+
+    def bill(self, usage: Usage, service_tier: str | None, speed: str | None) -> None:
+        """Records what is billed, and at which tier and speed."""
+        self.usage, self.service_tier, self.speed = usage, service_tier, speed
 
 
 @dataclass
@@ -202,9 +209,14 @@ def _list_price(exchange: Exchange) -> Decimal:
         input_tokens=exchange.usage.input_tokens,
         cache_read_tokens=exchange.usage.cached_input_tokens,
         cache_write_tokens=exchange.usage.cache_write_tokens,
+        cache_write_1h_tokens=exchange.usage.cache_write_1h_tokens,
         output_tokens=exchange.usage.output_tokens,
     )
     vendor = "openai" if (exchange.dialect or "").startswith("openai") else "anthropic"
     vendor = {"bedrock": "aws", "vertex": "google", None: vendor}[cloud_of(exchange.path)]
-    context = {"processing": "batch"} if exchange.batch_id else None
-    return calc_price(usage, exchange.model, provider_id=vendor, price_context=context).total_price
+    context = {"service_tier": exchange.service_tier or "", "speed": exchange.speed or ""}
+    if exchange.batch_id:
+        context = {"processing": "batch"}
+    at = datetime.fromtimestamp(exchange.received_at, tz=UTC)
+    priced = calc_price(usage, exchange.model, provider_id=vendor, price_context=context, genai_request_timestamp=at)
+    return priced.total_price

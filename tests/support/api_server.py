@@ -341,7 +341,8 @@ class ApiServer:
         made = self.maker.make(call, exchange.number, fault)
         body = json.dumps(body_of(made)).encode()
         self.maker.cache.warm(call, made.usage)
-        exchange.status, exchange.texts, exchange.usage = 200, made.texts, made.usage
+        exchange.status, exchange.texts = 200, made.texts
+        exchange.bill(made.usage, made.service_tier, made.speed)
         kind = fault.kind if fault else None
         match kind:
             case "cut" | "stream_error":
@@ -370,7 +371,8 @@ class ApiServer:
         made = self.maker.make(call, exchange.number, fault)
         events = list(events_of(made, self.stream_pieces))
         pause = self._latency(call) / len(events)
-        exchange.status, exchange.texts, exchange.usage = 200, made.texts, made.usage
+        exchange.status, exchange.texts = 200, made.texts
+        exchange.bill(made.usage, made.service_tier, made.speed)
         amazon = call.cloud == "bedrock"
         kind = "application/vnd.amazon.eventstream" if amazon else "text/event-stream"
         peer.start(200, {**headers, "content-type": kind})
@@ -398,7 +400,8 @@ class ApiServer:
         made = self.maker.make(call, exchange.number, fault)
         unpaid = fault is not None and fault.kind in ("batch_expired", "batch_lost", "batch_wrong_id")
         if not unpaid:
-            exchange.texts, exchange.usage, exchange.status, exchange.usable = made.texts, made.usage, 200, True
+            exchange.texts, exchange.status, exchange.usable = made.texts, 200, True
+            exchange.bill(made.usage, made.service_tier, made.speed)
         self.maker.cache.warm(call, made.usage)
         self.log.settled(exchange)
         return 200, body_of(made), fault
