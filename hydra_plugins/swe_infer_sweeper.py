@@ -6,8 +6,9 @@ Hydra instantiates only sweepers of the namespace package ``hydra_plugins``, to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -32,10 +33,12 @@ class PointSweeper(Sweeper):
         """Hydra calls this once, before :meth:`sweep`."""
         from swe_infer.cli.sweep_planner import PlannedJobs, is_parallel
 
-        self._loader = PlannedJobs(hydra_context.config_loader)
+        self._loader = hydra_context.config_loader
+        self._planned = PlannedJobs(self._loader)
         self._config = config
         if not is_parallel(config):  # the jobs run in this process
-            hydra_context = HydraContext(config_loader=self._loader, callbacks=hydra_context.callbacks)
+            loader = cast(ConfigLoader, self._planned)
+            hydra_context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -53,7 +56,7 @@ class PointSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
         jobs = sweep_jobs(overrides, self._config.sweep.points, JobComposer(self._loader, self._config))
-        announce_sweep(self._config, jobs, lambda job: self._loader.plan(self._config, job))
+        announce_sweep(self._config, jobs, lambda job: self._planned.plan(self._config, job))
         size = self._max_batch_size or max(1, len(jobs))
         returned = []
         for start in range(0, len(jobs), size):

@@ -88,7 +88,7 @@ def test_prices_equal_genai_prices_for_models_tiers_times_and_kinds_of_caching()
             continue  # no output price
         models += 1
         for pair, at, usage in itertools.product([None, *contexts], TIMES, USAGES):
-            stated = {} if pair is None else dict([pair])
+            stated: dict[str, Any] = {} if pair is None else dict([pair])
             expected = independent(name, provider, usage, at, **stated)
             assert table.price(usage, Bill(**stated), at) == expected, (provider, name, stated, at, usage)
             checked += 1

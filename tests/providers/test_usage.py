@@ -196,14 +196,15 @@ def test_a_stated_cost_is_the_bill_at_openrouter_and_elsewhere_only_without_a_pr
     header = {"x-litellm-response-cost": "3.25e-05"}  # docs.litellm.ai/docs/proxy/response_headers
     bare = {**usage, "cost": None}
     cheap = Pricing(input_per_mtok=Decimal(1), output_per_mtok=Decimal(2))
-    for stated, headers, options, usd, noted in [
+    cases: list[tuple[dict[str, Any], dict[str, str], dict[str, Any], Decimal | None, str | None]] = [
         (usage, {}, {"pricing_id": "openrouter"}, Decimal("0.0123"), "0.0123"),
         (usage, {}, {"pricing": "unknown"}, Decimal("0.0123"), "0.0123"),
         (usage, {}, {"pricing": cheap}, Decimal("0.00002"), "0.0123"),
         (bare, header, {"pricing": "unknown"}, Decimal("0.0000325"), "0.0000325"),
         (bare, header, {"pricing": cheap}, Decimal("0.00002"), "0.0000325"),
         (bare, {"x-litellm-response-cost": "None"}, {"pricing": "unknown"}, None, None),
-    ]:
+    ]
+    for stated, headers, options, usd, noted in cases:
         outcome = settled(stated, headers, **options)
         assert outcome.cost_usd == usd, (headers, options)
         assert outcome.details.get("stated_cost_usd") == noted
