@@ -43,7 +43,7 @@ print(sum(spent, Decimal(0)))
 """
 
 
-def point(server: ApiServer, directory: Path, name: int, cap: str, count: int = 3000) -> commands.Command:
+def point(server: ApiServer, directory: Path, name: int, cap: str, count: int = 800) -> commands.Command:
     arguments = [server.openai_url, str(directory), str(name), cap, str(count)]
     return commands.start("-c", POINT, *arguments, cwd=Path.cwd(), env=os.environ)
 
