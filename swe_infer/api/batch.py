@@ -502,7 +502,7 @@ class Batches:
         """Reports one result and charges it. Returns False if the request must be submitted again."""
         reserved = self._reserved(item)
         if isinstance(result, TransientError | RateLimited):
-            if result.status == 200:  # answered, so billed, but unreadable
+            if result.status == 200 or result.in_answer:  # answered, so billed, but unreadable or incomplete
                 self._charge_unknown(batch, item)
             return False
         if isinstance(result, Answer):
@@ -520,7 +520,7 @@ class Batches:
         elif isinstance(result, ContextOverflow):
             self._report(item, Skip("ContextOverflow", str(result)), on_outcome)
         else:
-            if result.status == 200:  # answered, so billed
+            if result.status == 200 or result.in_answer:  # answered, so billed
                 self._charge_unknown(batch, item)
             failure = Failure(type(result).__name__, str(result), item.tries + 1, details=self._billing_details(item))
             self._report(item, failure, on_outcome)
