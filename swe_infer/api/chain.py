@@ -247,15 +247,10 @@ class Chain:
                     )
                     if fatal is not None and self._endpoints.fail_over(endpoint, fatal):
                         continue
-                    failure = Failure(
-                        type(error).__name__,
-                        str(error),
-                        flight.attempts,
-                        flight.elapsed_s,
-                        details=flight.billing_details,
-                    )
+                    failure = Failure(type(error).__name__, str(error), flight.attempts, flight.elapsed_s)
                     alike = flight.samples_refused and isinstance(error, InvalidRequest)  # with one sample too
-                    return [failure] * len(requests if alike else flight.requests)
+                    others = [failure] * (len(requests if alike else flight.requests) - 1)
+                    return [replace(failure, details=flight.billing_details), *others]
                 self.counts.retried += 1
                 if not_connected:
                     continue
@@ -517,7 +512,8 @@ class Chain:
         details = _details(answer, endpoint)
         if len(flight.requests) > 1:
             details["samples_in_request"] = len(flight.requests)
-        details |= flight.billing_details
+        if request is flight.request:  # once for all samples of the request
+            details |= flight.billing_details
         self.store(request, answer, endpoint)
         self.counts.usage += answer.usage
         return Completion(

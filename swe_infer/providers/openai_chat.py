@@ -184,7 +184,7 @@ class OpenAIChat(OpenAIBatches):
                 break
             if not isinstance(event, dict):
                 continue
-            whole |= {key: value for key, value in event.items() if value is not None and key != "choices"}
+            whole |= {key: value for key, value in event.items() if key != "choices" and value not in (None, {})}
             groq = event.get("x_groq")
             for holder in (groq, *_dicts(event.get("choices"))):  # Groq, Moonshot
                 if isinstance(holder, dict) and holder.get("usage"):

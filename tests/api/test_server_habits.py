@@ -14,12 +14,19 @@ import pytest
 
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.retry import Retry
-from swe_infer.errors import AuthenticationFailed, ModelNotFound, ProviderFatal, RateLimited, RateLimits
+from swe_infer.errors import (
+    AuthenticationFailed,
+    ModelNotFound,
+    ProviderFatal,
+    RateLimited,
+    RateLimits,
+    TransientError,
+)
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Completion, Decoding, Failure, Outcome, Request, Usage
+from swe_infer.types import ApiModel, Completion, Decoding, Failure, Outcome, Request, Skip, Usage
 from tests.api.scripted import ScriptedProvider, request, requests
 from tests.api.test_runner import Outcomes
 from tests.api.test_runner import runner as scripted_runner
@@ -28,6 +35,18 @@ from tests.support.loopback import Handler, Server
 from tests.support.virtual_time import run_virtual
 
 Reply = Callable[[dict[str, Any]], tuple[int, object]]
+
+
+class FourAtOnce(ScriptedProvider):
+    """Takes four samples in one request, and gives ``given`` answers."""
+
+    given = 4
+
+    def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
+        return 4
+
+    async def complete_samples(self, requests: Any, model: ApiModel, **options: Any) -> Any:
+        return [await self.complete(one, model, **options) for one in requests[: self.given]]
 
 
 class Served:
@@ -258,15 +277,21 @@ def test_an_answer_confirms_the_pace_that_a_refusal_reports() -> None:
 
 
 def test_samples_in_one_request_that_come_back_in_part_are_no_sign_of_a_server_that_ignores_n() -> None:
-    class Half(ScriptedProvider):
-        def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
-            return 4
-
-        async def complete_samples(self, requests: Any, model: ApiModel, **options: Any) -> Any:
-            return [await self.complete(one, model, **options) for one in requests[:2]]
-
-    outcomes = Outcomes()
-    api = scripted_runner(Half())
+    outcomes, provider = Outcomes(), FourAtOnce()
+    provider.given = 2
+    api = scripted_runner(provider)
     api.generate(requests(2, samples=4), outcomes, threading.Event())
     assert len(outcomes) == 8
     assert api.stats()["requests_sent"] == 4
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_what_may_have_been_billed_for_several_samples_is_recorded_once(tries: int) -> None:
+    outcomes = Outcomes()
+    broken = FourAtOnce(lambda one, n: TransientError("reset") if one.sample == n == 0 else None)
+    api = scripted_runner(broken, retry=Retry(tries=tries, backoff_s=0.01))
+    api.generate(requests(1, samples=4), outcomes, threading.Event())
+    assert len(outcomes) == 4
+    details = [outcome.details for _, outcome in outcomes if not isinstance(outcome, Skip)]
+    assert sum("possibly_billed_usd" in one for one in details) == 1
+    assert all(isinstance(outcome, Completion) for _, outcome in outcomes) == (tries == 2)
