@@ -165,6 +165,19 @@ def test_coverage_cost_speed_and_tracking_do_not_change_the_identity(override: s
     assert identity_of(override) == identity_of()
 
 
+def test_every_vendor_has_the_same_values_of_stream_and_none_is_part_of_the_identity() -> None:
+    providers = ("openai", "openai_compatible", "openai_responses", "azure_openai", "anthropic", "bedrock", "vertex")
+    long = {"max_tokens": 20_000, "max_output_tokens": 20_000}
+    for provider in providers:
+        chosen = ["model=gpt-4o", "model.pricing=unknown", f"provider={provider}", "decoding.temperature=null"]
+        chosen += ["provider.base_url=http://localhost:1"]
+        values = ("auto", "always", "never", "true", "false")  # the last two are those of version 0.2
+        built = [config.build(composed(*chosen, f"provider.stream={value}")).runner.provider for value in values]
+        assert [one.streams(long) for one in built] == [True, True, False, True, False], provider
+        assert len({identity_of(*chosen, f"provider.stream={value}") for value in values}) == 1
+    assert "provider.stream" in error_of("model=gpt-4o", "provider.stream=sometimes")
+
+
 def test_no_address_is_part_of_the_identity() -> None:
     for chosen, override in (
         (["model=gpt-4o"], "provider.base_url=http://elsewhere:8000/v1"),
