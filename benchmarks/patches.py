@@ -50,12 +50,12 @@ def git_apply(patch: str, files: Files, *options: str) -> dict[str, str] | None:
         return {p.relative_to(root).as_posix(): p.read_bytes().decode("utf-8", "surrogatepass") for p in found}
 
 
-def changed_lines(patch: str) -> Counter[str]:
-    """The added and removed lines of a diff, with their sign and without white space around them."""
+def added_lines(patch: str) -> Counter[str]:
+    """The added lines of a diff, without white space around them."""
     lines = patch.split("\n")
-    headers = {n + k for n, line in enumerate(lines) if _is_header(lines, n) for k in (0, 1)}
-    changed = (line for n, line in enumerate(lines) if line[:1] in ("+", "-") and n not in headers)
-    return Counter(line[0] + line[1:].strip() for line in changed if line[1:].strip())
+    headers = {n + 1 for n, line in enumerate(lines) if _is_header(lines, n)}
+    added = (line[1:].strip() for n, line in enumerate(lines) if line[:1] == "+" and n not in headers)
+    return Counter(text for text in added if text)
 
 
 def _is_header(lines: list[str], at: int) -> bool:
@@ -110,7 +110,7 @@ class Tally:
     def _compare(
         self, name: str, answer: Mapping[str, Any], result: PatchResult, files: Files, outcome: dict[str, str] | None
     ) -> None:
-        if outcome is not None and changed_lines(result.patch) - changed_lines(answer["full_output"]):
+        if outcome is not None and added_lines(result.patch) - added_lines(answer["full_output"]):
             self.foreign_lines.append(name)
         if answer["reference_applies"]:
             self.reference += 1
@@ -136,7 +136,7 @@ class Tally:
         yield "  that name a file that is given", self.edits_possible
         yield "  become patches that apply", self.edits_applied
         yield "verdicts that git apply contradicts", self.disagreements or 0
-        yield "results with a changed line that the answer does not have", self.foreign_lines or 0
+        yield "results with an added line that the answer does not have", self.foreign_lines or 0
         yield "median ms", round(statistics.median(times), 2)
         yield "worst ms", round(times[-1], 1)
         for (group, status), count in sorted(self.statuses.items()):

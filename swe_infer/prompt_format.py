@@ -21,7 +21,7 @@ EDIT_FORMAT_COLUMN = "edit_format"
 _EDIT_FORMATS: Mapping[object, EditFormat] = {name: name for name in get_args(EditFormat)}
 
 _START, _END = "[start of ", "[end of "
-_MARKER = re.compile(r"^\[(?P<kind>start|end) of (?P<path>[^\n]+)\]$", re.MULTILINE)
+_MARKER = re.compile(r"^\[(?P<kind>start|end) of (?P<path>[^\r\n]+)\]\r?$", re.MULTILINE)
 _NUMBER = re.compile(r"(\d{1,9})(?: |$)")
 _ELLIPSIS = "..."
 
@@ -94,7 +94,8 @@ def files_in_prompt(text: str) -> dict[str, str]:
     the format, so the content equals the file byte for byte; a file that ends in a newline has an empty last line.
     Line numbers are removed only if they are 1, 2, 3 … without gaps, so unnumbered files keep leading digits. Files
     with excerpts only (numbers with gaps, ``...`` between) are dropped, because patches cannot be checked against
-    them. The first of several files with the same path wins. Takes time linear in the length of the text.
+    them. The first of several files with the same path wins. If a start line ends in ``\\r``, so do the lines of the
+    prompt; the files' lines do not. Takes time linear in the length of the text.
     """
     ends: dict[str, deque[int]] = defaultdict(deque)
     starts: list[tuple[str, int]] = []
@@ -114,7 +115,10 @@ def files_in_prompt(text: str) -> dict[str, str]:
         if not later:
             continue
         position = later[0]
-        content = _content(text[body_start : position - 1])
+        body = text[body_start : position - 1]
+        if text[body_start - 2] == "\r":
+            body = body.replace("\r\n", "\n").removesuffix("\r")
+        content = _content(body)
         if content is not None:
             files[path] = content
     return files

@@ -35,6 +35,16 @@ def test_files_are_parsed_byte_for_byte(numbered: bool) -> None:
     assert files_in_prompt(_prompt(files, numbered=numbered)) == files
 
 
+def test_carriage_returns_of_a_prompt_are_not_those_of_its_files() -> None:
+    files = {"a.py": "x = 1\n\ny = 2\n", "b.py": "", "c.py": "z"}
+    for numbered in (True, False):
+        text = _prompt(files, numbered=numbered)
+        assert files_in_prompt(text.replace("\n", "\r\n")) == files
+        assert files_in_prompt("You will see code.\n" + text.replace("\n", "\r\n")) == files
+    dos = {"a.py": "x = 1\r\n\r\n"}
+    assert files_in_prompt(_prompt(dos)) == dos
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.dictionaries(

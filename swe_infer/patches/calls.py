@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swe_infer.patches.diff import PathIndex
-from swe_infer.patches.literals import LiteralParser, NotALiteral
+from swe_infer.patches.literals import ARGUMENTS, LiteralParser, NotALiteral
 from swe_infer.patches.replace import Replacement
 from swe_infer.text import MAX_CONTAINERS, bounded_json
 
@@ -34,6 +34,12 @@ _NEW = (
 )  # fmt: skip
 _CONTENT = ("content", "contents", "filetext", "filecontent", "filecontents", "newcontent", "codecontent", "text")
 _PATCH = ("patch", "modelpatch", "diff", "unifieddiff", "gitdiff", "patchtext", "patchcontent", "input", "answer")
+_POSITION = frozenset(
+    {"line", "lines", "linenumber", "startline", "endline", "start", "end", "linestart", "lineend", "insertafter",
+     "insertbefore", "append", "position", "offset"}
+)  # fmt: skip
+"""Arguments that say which part of a file a content is for."""
+_EVERYWHERE = ("replaceall", "global", "allowmultiple")
 _SHELL = ("command", "cmd", "script", "code", "bash")
 _IGNORED = frozenset(
     {"thought", "thoughts", "thinking", "reasoning", "explanation", "description", "analysis", "plan"}
@@ -42,12 +48,12 @@ _LOOKS = frozenset({"view", "undo_edit", "read", "open", "search"})
 _JSON_START = re.compile(r"(?:^[ \t>]*|[>\])][ \t]*|```[\w-]*[ \t]*)(?=[\[{])", re.MULTILINE)
 _KEY = re.compile(
     r"\b(?:old|new|search|replace|original|find|patch|model_?patch|diff|edits?|changes|files|content|file_?text|input|cmd|command|"
-    r"arguments|target)\w*[\"']?\s*[:=]",
+    r"arguments|target)\w*[\"']?\s*[:=]|\"[\w./-]{1,200}\.\w{1,10}\"\s*:\s*\"",
     re.IGNORECASE,
 )
 _CALL = re.compile(
     r"^[ \t>]*(?:\w{1,40}\s*=\s*)?(?:(?:print|await)\b[( ]*)?(?:\w{1,40}\.){0,3}"
-    r"(?=(?:\w{0,40}(?:edit|replace|patch|write|create|insert|update|modify|diff)\w{0,40})\()\w+(?=\()",
+    r"(?=(?:\w{0,40}(?:edit|replace|patch|write|create|insert|update|modify|diff)\w{0,40})\()(?P<name>\w+)(?=\()",
     re.MULTILINE | re.IGNORECASE,
 )
 _TOOLS = (
@@ -60,7 +66,11 @@ _XML = re.compile(
     r"|(?P<element>[A-Za-z][\w-]{1,40}))>",
 )
 _ARGUMENT = re.compile(r"\s*(?P<key>[\w-]{1,40})\s*</arg_key>\s*<arg_value>")
-_ELEMENTS = frozenset((*_PATH, *_OLD, *_NEW, *_CONTENT, *_PATCH, "command", "insertline", "argkey"))
+_ELEMENTS = frozenset(
+    (*_PATH, *_OLD, *_NEW, *_CONTENT, *_PATCH, *_POSITION, *_EVERYWHERE, "command", "insertline", "argkey")
+)
+_FILE_ELEMENTS = frozenset({"path", "filepath", "filename"})
+"""Elements that begin a call without an element around it."""
 _PATCH_MARKS = ("\n+++ ", "*** Begin Patch", "\n@@ ", "diff --git ", " SEARCH\n", "*** Update File")
 _MOST_TRIES = 64
 _MOST_INSERTIONS = 64
@@ -115,7 +125,7 @@ def calls_in_python(answer: str, files: Mapping[str, str]) -> Calls:
             continue
         if (literal := _literal(literals, answer, match.end(), calls)) is not None:
             value, end = literal
-            reader.read(value, None)
+            reader.read(reader.with_names(match["name"].lower(), value), None)
     return calls
 
 
@@ -152,6 +162,8 @@ def _xml_calls(answer: str, calls: Calls) -> Iterator[dict[str, str]]:
             continue
         key = match["parameter"] or match["element"]
         name = _normal(key)
+        if current is None and name in _FILE_ELEMENTS and not match["close"]:
+            current = {}
         if current is None or match["close"] or (match["element"] and name not in _ELEMENTS):
             continue
         tag = "parameter" if match["parameter"] else key
@@ -205,6 +217,21 @@ class _Arguments:
             for item in value:
                 self.read(item, path, depth + 1)
 
+    def with_names(self, function: str, value: Any) -> Any:
+        """The arguments of a call by name, where the first of them without a name is a file of the prompt."""
+        items = value.get(ARGUMENTS) if isinstance(value, Mapping) else value
+        texts = [item for item in items if isinstance(item, str)] if isinstance(items, list) else []
+        if texts[:1] == [function.rpartition("editor")[0] or "str_replace"]:
+            texts = texts[1:]  # the command
+        if not texts or "\n" in texts[0] or self._find(texts[0]) is None:
+            return value
+        named = dict(value) if isinstance(value, Mapping) else {}
+        named.pop(ARGUMENTS, None)
+        others: tuple[str, ...] = ("old", "new")
+        if len(texts) == 2 and not named:
+            others = ("content",) if "write" in function or "create" in function else ("patch",)
+        return {"path": texts[0], **dict(zip(others, texts[1:], strict=False)), **named}
+
     def _read_text(self, value: str, path: str | None, depth: int) -> None:
         if _is_patch(value) or "<<" in value:
             self._add_text(value, path)
@@ -227,7 +254,10 @@ class _Arguments:
         if isinstance(line := _integer(named.get("insertline")), int):
             self._insert(path, line, new if new is not None else named.get("inserttext") or content)
         elif old is not None and new is not None:
-            self._add(Replacement(path, old, new, FORM))
+            everywhere = any(named.get(key) in (True, "true", "True") for key in _EVERYWHERE)
+            self._add(Replacement(path, old, new, FORM, everywhere=everywhere))
+        elif path is not None and content is not None and not _POSITION.isdisjoint(named):
+            self.calls.problem = "a tool call changes a part of a file by its position"
         elif path is not None and content is not None and not _is_patch(content):
             self._add(Replacement(path, None, content, FORM, explicit=self._find(path) is None))
         else:

@@ -534,9 +534,12 @@ _SIDE = re.compile(r"[abciow]/")
 _DOT_GIT = re.compile(r"\.git[ .]*(?::.*)?|git~1[ .]*", re.IGNORECASE)
 _DECORATION = "`*'\" \t\r"
 _REMARK = re.compile(
-    r"\s+\((?:original|modified|updated|old|new|new file|before|after|current|deleted|working copy|revision \d+)\)$",
+    r"\s+(?:\((?:original|modified|updated|old|new|new file|before|after|current|deleted|working copy|revision \d+)"
+    r"\)|\d{4}-\d\d-\d\d[T ][\d:.]{5,18}(?: ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d))?|(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? "
+    r"(?:[A-Z][a-z]{2} [ \d]\d|\d{1,2} [A-Z][a-z]{2}) [\d :]{8,14}(?: [+-]\d{4})?)$",
     re.IGNORECASE,
 )
+"""A remark or a date behind a path. Git knows other dates only, and takes these for a part of the name."""
 _ROOT = re.compile(
     r"/(?:testbed|src|source|repo|repository|app|code|project|root|tmp|mnt/data|home/[^/]+|workspaces?(?:/[^/]+(?=/.*/))?)/"
 )
@@ -605,7 +608,10 @@ class PathIndex:
         path = _without_dots(path)
         if _SIDE.match(path) and not path.startswith("a//"):
             path = _without_dots(path[2:])
-        return self._in_repository(path) if path.startswith("/") or _DRIVE.match(path) else path
+        if path.startswith("/") or _DRIVE.match(path):
+            return self._in_repository(path)
+        plain = "/".join(part for part in path.split("/") if part not in ("", "."))
+        return plain if plain in self._files else path
 
     def _in_repository(self, path: str) -> str:
         """An absolute path relative to the repository's root, if it can mean only a file of the repository."""

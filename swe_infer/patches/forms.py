@@ -9,13 +9,15 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swe_infer.patches.calls import Calls, calls_in_json, calls_in_python, calls_in_xml
 from swe_infer.patches.diff import PathIndex
-from swe_infer.patches.replace import Replacement, path_in
+from swe_infer.patches.extract import Block
+from swe_infer.patches.replace import START_LINE, Replacement, path_in
 
 Files = Mapping[str, str]
+DECODED = "decoded HTML entities"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,15 @@ class Family:
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\\(?:x1b|033|u001b|e)\[[0-9;]*[mK]")
 _BARE_COLOUR = re.compile(r"\[[0-9;]{0,20}m")
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
+_RAW = re.compile("[<>&]")
+_ESCAPED_OPERATOR = re.compile(r"\s&[lg]t;=?\s|&amp;&amp;|[-=]&gt;")
+_QUOTED = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|(?:#|//).*")
+"""Strings and comments."""
+_SOURCE = frozenset(
+    {"c", "cc", "cpp", "cs", "go", "h", "hpp", "java", "js", "kt", "lua", "py", "pyx", "rb", "rs", "scala", "swift",
+     "ts"}
+)  # fmt: skip
+"""Extensions of files whose code has no HTML entities."""
 _ESCAPED = re.compile(r"\\n(?:\+\+\+ |@@|\*\*\* |index |new file mode )")
 _ESCAPED_START = re.compile(r"[\"']?(?:diff --git |--- |\*\*\* Begin Patch|@@ )")
 _BREAKS = {"\\n": "\n", "\\t": "\t", "\\r": "", '\\"': '"', "\\'": "'", "\\/": "/", "\\\\": "\\"}
@@ -59,9 +70,31 @@ def _without_colours(answer: str, files: Files) -> Reading | None:
     return None if text == answer else Reading(text)
 
 
+def _decoded(text: str) -> str:
+    return _ENTITY.sub(lambda match: html.unescape(match[0]).replace("\xa0", " "), text)
+
+
 def _without_entities(answer: str, files: Files) -> Reading | None:
-    text = _ENTITY.sub(lambda match: html.unescape(match[0]).replace("\xa0", " "), answer)
+    text = _decoded(answer)
     return None if text == answer else Reading(text)
+
+
+def decoded_additions(block: Block) -> Block | None:
+    """A diff with the HTML entities of its added lines decoded; None if they are content.
+
+    They are not if an operator of source code is among them, and no line of the diff has a character that would be an
+    entity.
+    """
+    hunks = [line for line in block.lines if line[:1] in ("+", "-", " ") and not line.startswith(("+++ ", "--- "))]
+    names = [line.split("\t")[0].rstrip() for line in block.lines if line.startswith(("+++ ", "*** Update File: "))]
+    if not names or not all(name.rpartition(".")[2] in _SOURCE for name in names):
+        return None
+    if any(_RAW.search(_ENTITY.sub("", line)) or (line[0] != "+" and _ENTITY.search(line)) for line in hunks):
+        return None
+    if not any(_ESCAPED_OPERATOR.search(_QUOTED.sub("", line)) for line in hunks):
+        return None
+    lines = [_decoded(line) if line[:1] == "+" else line for line in block.lines]
+    return replace(block, lines=lines)
 
 
 def _with_line_breaks(answer: str, files: Files) -> Reading | None:
@@ -96,8 +129,11 @@ _OPEN = re.compile(
 _CLOSE = re.compile(
     r"[ \t]*(?P<mark>\+{3,12}|>{3,12}|<{3,12}) ?(?:(?P<word>REPLACE|UPDATED?|NEW|AFTER)\b)?[ >]*$", re.IGNORECASE
 )
+_CONFLICT = re.compile(r"<{7} (?P<name>\S{1,200})$")
+_OURS = frozenset({"HEAD", "CURRENT", "OURS", "LOCAL", "BASE"})
+"""Names of the file's side in the conflict markers of git."""
 _RULE = re.compile(r"[ \t]*={3,12}[ \t]*$")
-_LINE_NUMBER = re.compile(r"[ \t]*:(?:start|end)_line:[ \t]*\d*[ \t]*$")
+_LINE_NUMBER = re.compile(r"[ \t]*:(?P<which>start|end)_line:[ \t]*(?P<number>\d{0,9})[ \t]*$")
 _DASHES = re.compile(r"[ \t]*-{5,9}[ \t]*$")
 _AROUND = re.compile(
     r"[ \t]*(?:<(?:diff|content|search_replace|args|file|apply_diff)>[ \t]*)*(?:<!\[CDATA\[)?(?P<text>[^\n]*?)"
@@ -107,22 +143,25 @@ _PATH_ELEMENT = re.compile(r"[ \t]*<(path|file_path|filename)>(?P<path>[^<>\n]{1
 
 
 def _with_usual_markers(answer: str, files: Files) -> Reading | None:
-    """Cline's ``------- SEARCH``, Roo's ``:start_line:``, inverted, short and unnamed markers."""
+    """Cline's ``------- SEARCH``, Roo's ``:start_line:``, git's conflicts, inverted, short and unnamed markers."""
     lines = [line.rstrip("\r") for line in answer.split("\n")]
     if not any(
-        _OPEN.match(line) for line in lines if line.lstrip()[:3] in ("---", "<<<", ">>>", "<di", "<co", "<se")
+        _OPEN.match(line) or _conflict(line) is not None
+        for line in lines
+        if line.lstrip()[:3] in ("---", "<<<", ">>>", "<di", "<co", "<se")
     ):
         return None
     written: list[str] = []
     inside = ""
-    divided = False
+    divided = conflict = False
     for line in lines:
         around = _AROUND.match(line) if len(line) <= _LONGEST_LINE and ("<" in line or "]]>" in line) else None
         text = around["text"] if around and (_OPEN.match(around["text"]) or _CLOSE.match(around["text"])) else line
         opening = _OPEN.match(text) if not inside else None
-        if opening and (opening["rest"] is not None or opening["mark"] == "<" * 7):
-            inside, divided = opening["mark"], False
-            path = path_in((opening["rest"] or "").strip(" :>"))
+        name = _conflict(text) if not inside else None
+        if name is not None or (opening and (opening["rest"] is not None or opening["mark"] == "<" * 7)):
+            inside, divided, conflict = opening["mark"] if opening else "<" * 7, False, name is not None
+            path = path_in(name or ((opening and opening["rest"]) or "").strip(" :>"))
             written += [*([path] if path else []), "<<<<<<< SEARCH"]
         elif not inside:
             path_line = _PATH_ELEMENT.match(line)
@@ -130,12 +169,18 @@ def _with_usual_markers(answer: str, files: Files) -> Reading | None:
                 written.append(path_line["path"].strip())
             elif around is None or around["text"] or not line.strip():
                 written.append(line)
-        elif not divided and (_LINE_NUMBER.match(line) or (_DASHES.match(line) and _follows_numbers(written))):
+        elif not divided and _follows_marker(written) and (number := _LINE_NUMBER.match(line)):
+            written += ["\0"]
+            if number["which"] == "start" and number["number"]:
+                written[-2] += f" {START_LINE}{number['number']}"
+        elif not divided and _follows_marker(written) and _DASHES.match(line):
             written.append("\0")
         elif _RULE.match(line) and len(line.strip()) in (len(inside), 7):
             divided = True
             written.append("=======")
-        elif divided and (closing := _CLOSE.match(text)) and _closes(closing, inside):
+        elif divided and (
+            text.startswith(">>>>>>> ") if conflict else (closing := _CLOSE.match(text)) and _closes(closing, inside)
+        ):
             inside = ""
             written.append(">>>>>>> REPLACE")
         else:
@@ -143,8 +188,15 @@ def _with_usual_markers(answer: str, files: Files) -> Reading | None:
     return Reading("\n".join(line for line in written if line != "\0"))
 
 
-def _follows_numbers(written: Sequence[str]) -> bool:
-    return written[-1] in ("\0", "<<<<<<< SEARCH")
+def _conflict(line: str) -> str | None:
+    """The side or path in the opening marker of a conflict; None for other lines."""
+    match = _CONFLICT.match(line)
+    name = match["name"] if match else ""
+    return name if name in _OURS or ("." in name and path_in(name) is not None) else None
+
+
+def _follows_marker(written: Sequence[str]) -> bool:
+    return written[-1] == "\0" or written[-1].startswith("<<<<<<< SEARCH")
 
 
 def _closes(closing: re.Match[str], opening: str) -> bool:
@@ -209,7 +261,7 @@ def _end_of_here_document(answer: str, word: str, at: int) -> int:
 
 
 _ARTIFACT = re.compile(
-    r"<(?P<name>(?:bolt|lov|dyad|v0|ant|xai|oai)[-_]?\w{1,20}|artifact|action|write_?(?:to_)?file|(?:create|edit|update|new)_?file|"
+    r"<(?P<name>(?:bolt|lov|dyad|v0|ant|xai|oai)[-_]?\w{1,20}|artifact|action|code|document|write_?(?:to_)?file|(?:create|edit|update|new)_?file|"
     r"source|code_?block|file_?content)\s(?P<attributes>[^<>\n]{1,600})>",
     re.IGNORECASE,
 )
@@ -249,8 +301,9 @@ def _artifacts(answer: str, files: Files) -> Reading | None:
 _SECTION_MARKS = "=-#*%<>"
 _SHORTEST_MARK = 3
 _SECTION_LABEL = re.compile(
-    r"(?:(?:begin|start)\s+(?:of\s+)?)?(?:(?:file(?:name|path)?|path)\b\s*:?\s*)?", re.IGNORECASE
+    r"(?:(?:begin|start)[\s_]+(?:of\s+)?)?(?:(?:file(?:name|path)?|path)\b\s*:?\s*)?", re.IGNORECASE
 )
+_PLAIN_SECTION = re.compile(r"(?:BEGIN|START|END)(?: OF)?[ _]FILE\b")
 _SECTION_END = re.compile(r"(?:end|eof)\b", re.IGNORECASE)
 
 
@@ -280,8 +333,10 @@ def _sections(answer: str, files: Files) -> Reading | None:
 
 
 def _section_header(line: str) -> str | None:
-    """The text between the marks at both ends of a line, or None."""
+    """The text between the marks at both ends of a line, or of ``BEGIN FILE PATH`` and ``END FILE``, or None."""
     line = line.strip()
+    if len(line) <= _LONGEST_LINE and _PLAIN_SECTION.match(line):
+        return line
     inner = line.strip(_SECTION_MARKS) if len(line) <= _LONGEST_LINE else ""
     first = len(line) - len(line.lstrip(_SECTION_MARKS))
     last = len(line) - len(line.rstrip(_SECTION_MARKS))
@@ -308,6 +363,8 @@ _COMMENT = re.compile(
     r"(?P<path>[^\s*]+)\s*(?:\*/|-->|\"\"\"|'''|#\})?\s*$",
     re.IGNORECASE,
 )
+_LONGEST_SNIPPET = 3
+"""Lines of code up to which a fence below a sentence is not a whole file."""
 _INFO_WORDS = re.compile(r"[\s{}\"',=:\[\]()]+")
 _DIFF_INFO = frozenset({"diff", "patch", "udiff"})
 
@@ -322,6 +379,8 @@ def _fences(answer: str, files: Files) -> Reading | None:
             path = comment
         if path is None:
             path, named = next((p for p in map(path_in, before) if p is not None), None), False
+        if path is None and (path := _path_in_prose(before, index)) is not None and len(body) <= _LONGEST_SNIPPET:
+            continue
         if path is None or info.split(" ")[0].lower() in _DIFF_INFO:
             continue
         known = index.find(index.clean(path))
@@ -329,6 +388,13 @@ def _fences(answer: str, files: Files) -> Reading | None:
         edits.append(without_path_comment(edit, None if known is None else files[known]))
     known_too = any(index.find(index.clean(edit.path or "")) is not None for edit in edits)
     return _reading(Calls(edits)) if known_too else None
+
+
+def _path_in_prose(before: Sequence[str], index: PathIndex) -> str | None:
+    """The only file of the prompt that the line before a fence names."""
+    words = {word.strip(".:,`*'\"()") for line in before if len(line) <= _LONGEST_LINE for word in line.split()}
+    found = {path for word in words if "." in word and (path := index.find(index.clean(word))) is not None}
+    return found.pop() if len(found) == 1 else None
 
 
 def _fenced(answer: str) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -404,7 +470,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("read here-documents of a shell", _here_documents, whole_files=True),
     Family("read the files of a chat front end", _artifacts, whole_files=True),
     Family("removed terminal colours", _without_colours),
-    Family("decoded HTML entities", _without_entities),
+    Family(DECODED, _without_entities),
     Family("decoded escaped line breaks", _with_line_breaks),
     Family("read files below their names", _sections, whole_files=True),
     Family("read files in fences that name them", _fences, whole_files=True),

@@ -152,7 +152,8 @@ class _Reader:
         new_path, new_date = self._path_and_date(new)
         exists = self.index.find(old_path) is not None
         section.old_null = bool(_DEV_NULL.match(old)) or (not exists and is_epoch(old_date))
-        section.new_null = bool(_DEV_NULL.match(new)) or (not section.old_null and is_epoch(new_date))
+        removed = is_epoch(new_date) and not is_epoch(old_date)
+        section.new_null = bool(_DEV_NULL.match(new)) or (not section.old_null and removed)
         patch.old_path = None if section.old_null else old_path
         patch.new_path = None if section.new_null else new_path
 

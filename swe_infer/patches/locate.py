@@ -15,6 +15,7 @@ from typing import Literal
 
 from swe_infer.patches.diff import Hunk, Line, PatchError, split_lines
 from swe_infer.patches.edit import PlacedLine
+from swe_infer.patches.reflow import TokenIndex
 
 MatchLevel = Literal["exact", "trailing", "around", "typography"]
 """In what two lines may differ: nothing, trailing white space, white space on both sides, or also the style of quotes
@@ -45,7 +46,7 @@ _KEYS: dict[MatchLevel, Callable[[str], str]] = {
     "typography": lambda line: _plain(line).replace('"', "'").strip(_WHITE),
 }
 MATCH_LEVELS: tuple[MatchLevel, ...] = ("exact", "trailing", "around", "typography")
-_MOST_LOCATIONS = 64
+MOST_LOCATIONS = 64
 """A hunk that matches more locations than this is refused without comparing context, anchors or numbers."""
 _NEAR = 10
 """Lines by which a header's line number may be off if it decides between equal places."""
@@ -59,10 +60,14 @@ REPAIR_NOTES: dict[MatchLevel, str | None] = {
     "typography": "ignored typographic characters and styles of quotes",
 }
 _NUMBERED = re.compile(r"[ \t]{0,8}(?P<number>\d{1,7})(?:(?P<mark>[:|→\t ])(?P<rest>.*))?$", re.DOTALL)
+_MARKED = re.compile(r"[ \t]{0,8}[L\[]?(?P<number>\d{1,7})(?P<mark> \||[\].:])(?: (?P<rest>.*))?$", re.DOTALL)
 
 GUESSED_BY_NUMBER = "guessed one of several equal places by the line number"
 _SHORTEST_ALONE = 12
 """Characters of removed lines that identify a place near the header's line number without any context."""
+REFLOWED = "ignored line breaks"
+_IMPORT = re.compile(r"(?:import|from)\s[^()\\]*[^()\\,\s]\s*$")
+"""An import at the left margin that ends in its line."""
 _DEFINED = re.compile(r"[(:{<=]")
 _LONGEST_NAME = 200
 
@@ -88,6 +93,7 @@ class LineIndex:
         self._names: dict[str, list[int]] = {}
         self._ends: dict[int, int] = {}
         self._dense: tuple[LineIndex, list[int]] | None = None
+        self._tokens: TokenIndex | None = None
 
     def text(self, level: MatchLevel) -> str:
         """The file, one character per line."""
@@ -116,7 +122,7 @@ class LineIndex:
                     if key and len(key) <= _LONGEST_NAME:
                         self._names.setdefault(key, []).append(number)
         starts = self._names.get(anchor.strip()) or self._names.get(_name_of(anchor), [])
-        return [self._block(start) for start in starts[: _MOST_LOCATIONS + 1]]
+        return [self._block(start) for start in starts[: MOST_LOCATIONS + 1]]
 
     def _block(self, start: int) -> range:
         """The lines from ``start`` on that are indented further, with closing brackets, comments and blank lines."""
@@ -137,6 +143,12 @@ class LineIndex:
             numbers = [number for number, line in enumerate(self.lines) if line.strip()]
             self._dense = LineIndex([self.lines[number] for number in numbers]), numbers
         return self._dense
+
+    def tokens(self) -> TokenIndex:
+        """The index of the tokens."""
+        if self._tokens is None:
+            self._tokens = TokenIndex(self.lines)
+        return self._tokens
 
     def find_all(self, lines: Sequence[str], level: MatchLevel, limit: int = 2) -> list[int]:
         """The indices of the first line of up to ``limit`` matches of ``lines``."""
@@ -236,7 +248,11 @@ def _match(hunk: Hunk, index: LineIndex, choice: _Choice) -> tuple[Placement, st
                 return placement, note
     except HunkNotFound as error:
         problem = error
-    placement = _match_without_blanks(hunk.lines, index, choice)
+    placement = (
+        _match_without_blanks(hunk.lines, index, choice)
+        or _match_reflowed(hunk.lines, index)
+        or _match_import(hunk.lines, index, choice)
+    )
     if placement is None:
         raise problem
     return placement, None
@@ -343,11 +359,7 @@ class _Choice:
     def _by_number(self, places: Sequence[int], offset: int) -> int | None:
         """The place at or clearly nearest to the header's line number."""
         expected = self._expected(offset)
-        if expected is None:
-            return None
-        distances = sorted((abs(at - expected), at) for at in places)
-        (nearest, at), (second, _) = distances[:2]
-        return at if nearest <= _NEAR and second >= 3 * nearest + 3 else None
+        return None if expected is None else nearest(places, expected)
 
     def _expected(self, offset: int) -> int | None:
         """Where the header has the hunk's old line ``offset``, if it counts the hunk's lines about right."""
@@ -362,13 +374,19 @@ class _Choice:
         return expected is not None and all(abs(line - expected) <= _NEAR for line in self._in_file([at]))
 
 
+def nearest(places: Sequence[int], expected: int) -> int | None:
+    """The one of several places that is at or clearly nearest to ``expected``; None if it is not near."""
+    (distance, at), (second, _) = sorted((abs(at - expected), at) for at in places)[:2]
+    return at if distance <= _NEAR and second >= 3 * distance + 3 else None
+
+
 def _match_whole(lines: Sequence[Line], index: LineIndex, choice: _Choice | None = None) -> Placement | None:
     """Matches all old lines as one sequence."""
     old = [line.text for line in lines if line.tag != "+"]
     for level in MATCH_LEVELS:
-        places = index.find_all(old, level, _MOST_LOCATIONS + 1 if choice else 2)
+        places = index.find_all(old, level, MOST_LOCATIONS + 1 if choice else 2)
         if len(places) > 1:
-            chosen = choice(places, len(old)) if choice and len(places) <= _MOST_LOCATIONS else None
+            chosen = choice(places, len(old)) if choice and len(places) <= MOST_LOCATIONS else None
             if chosen is None:
                 raise HunkNotFound("matches more than one location")
             at, note = chosen
@@ -483,22 +501,22 @@ def _core_locations(
 ) -> list[int]:
     """The possible locations of the core: by its old lines, or else by the nearest non-blank context."""
     if any(text.strip() for text in old):
-        places = index.find_all(old, level, _MOST_LOCATIONS + 1)
+        places = index.find_all(old, level, MOST_LOCATIONS + 1)
         _check_count(places)
         return places
     gaps: set[int] = set()
     upper = _through_first_nonblank([line.text for line in reversed(lead)])[::-1]
     if upper:
-        gaps.update(at + len(upper) for at in index.find_all([*upper, *old], level, _MOST_LOCATIONS + 1))
+        gaps.update(at + len(upper) for at in index.find_all([*upper, *old], level, MOST_LOCATIONS + 1))
     lower = _through_first_nonblank([line.text for line in trail])
     if lower:
-        gaps.update(index.find_all([*old, *lower], level, _MOST_LOCATIONS + 1))
+        gaps.update(index.find_all([*old, *lower], level, MOST_LOCATIONS + 1))
     _check_count(gaps)
     return sorted(gaps)
 
 
 def _check_count(places: Sequence[int] | set[int]) -> None:
-    if len(places) > _MOST_LOCATIONS:
+    if len(places) > MOST_LOCATIONS:
         raise HunkNotFound("matches more than one location")
 
 
@@ -595,6 +613,33 @@ def _between_blanks(placed: Sequence[PlacedLine], lines: Sequence[Line], index: 
             found.extend(PlacedLine(Line(" ", index.lines[at]), at) for at in gap[:count])
         found.append(item)
     return found
+
+
+def _match_reflowed(lines: Sequence[Line], index: LineIndex) -> Placement | None:
+    """Matches a hunk with other line breaks than the file, by its tokens."""
+    aligned = index.tokens().align(lines)
+    if aligned is None:
+        return None
+    ats = [at for line, at in aligned if line.tag != "+"]
+    return _placement_at([line for line, _ in aligned], ats, index, "exact", REFLOWED)
+
+
+def _match_import(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> Placement | None:
+    """Places added imports behind or before the import that the hunk has next to them, whatever is around that.
+
+    The order of imports rarely matters, and models seldom remember all of them.
+    """
+    lead, core, trail = _split(lines)
+    if not all(line.tag == "+" and (_IMPORT.match(line.text) or not line.text.strip()) for line in core):
+        return None
+    for beside, shift in ((lead[-1:], 1), (trail[:1], 0)):
+        places = index.find_all([line.text for line in beside], "trailing")
+        if len(places) != 1 or not _IMPORT.match(index.lines[places[0]]):
+            continue
+        if choice.hunk.header is None or choice.is_near(places[0], len(lead) - shift):
+            kept = [*beside, *core] if shift else [*core, *beside]
+            return _placement_at(kept, places, index, "trailing", "guessed a place among the imports")
+    return None
 
 
 def _match_in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:
@@ -767,15 +812,18 @@ def _shift(written: str, has: str) -> _Shift:
     return (written, has)
 
 
-def split_line_numbers(texts: Sequence[str], *, spaced: bool = True) -> list[tuple[int | None, str]]:
+def split_line_numbers(
+    texts: Sequence[str], *, spaced: bool = True, marked: bool = False
+) -> list[tuple[int | None, str]]:
     """For each text its line number (``12 x``, ``12: x``, ``12|x``, ``12<tab>x``) and the rest; None without one.
 
     Args:
         spaced: a blank behind each ``:`` or ``|`` belongs to the number, if all lines have one.
+        marked: only numbers such as ``12 | x``, ``12. x``, ``[12] x`` and ``L12: x`` count.
     """
-    matches = [_NUMBERED.match(text) for text in texts]
-    rests = [match["rest"] for match in matches if match and match["mark"] not in (None, " ", "\t")]
-    spaced = spaced and all(rest.startswith(" ") for rest in rests if rest.strip())
+    matches = [(_MARKED if marked else _NUMBERED).match(text) for text in texts]
+    rests = [match["rest"] or "" for match in matches if match and match["mark"] not in (None, " ", "\t")]
+    spaced = spaced and not marked and all(rest.startswith(" ") for rest in rests if rest.strip())
     found: list[tuple[int | None, str]] = []
     for text, match in zip(texts, matches, strict=True):
         if match is None:
@@ -795,7 +843,7 @@ def without_line_numbers(
     the lines that are old lines too.
     """
     spaced, tight = (_without_line_numbers(old, new, spaced=spaced) for spaced in (True, False))
-    for texts in (spaced, tight):
+    for texts in (spaced, tight, _without_line_numbers(old, new, spaced=True, marked=True)):
         if texts is not None and index.find_all(texts[0], "trailing", 1):
             return texts
     # Without a match, only new lines with numbers have the same indentation as the old ones for sure.
@@ -803,9 +851,9 @@ def without_line_numbers(
 
 
 def _without_line_numbers(
-    old: Sequence[str], new: Sequence[str], *, spaced: bool
+    old: Sequence[str], new: Sequence[str], *, spaced: bool, marked: bool = False
 ) -> tuple[list[str], list[str]] | None:
-    split = split_line_numbers([*old, *new], spaced=spaced)
+    split = split_line_numbers([*old, *new], spaced=spaced, marked=marked)
     olds, news = split[: len(old)], split[len(old) :]
     numbers = [number for (number, _), text in zip(olds, old, strict=True) if number is not None or text.strip()]
     known = [number for number in numbers if number is not None]

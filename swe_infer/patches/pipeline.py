@@ -8,7 +8,7 @@ from dataclasses import replace
 from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
 from swe_infer.patches.diff import PatchError, PathIndex, refusal
 from swe_infer.patches.extract import Block, cut_off, find_blocks
-from swe_infer.patches.forms import FAMILIES, without_path_comment
+from swe_infer.patches.forms import DECODED, FAMILIES, decoded_additions, without_path_comment
 from swe_infer.patches.locate import GUESSED_BY_NUMBER
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
 from swe_infer.patches.repair import repair
@@ -36,7 +36,7 @@ def make_patch(answer: str, files: Mapping[str, str], edit_format: EditFormat | 
     """
     if not answer.strip():
         return PatchResult("", "none", "the answer is empty")
-    proper = without_reasoning(answer)
+    proper = without_reasoning(answer.removeprefix("\ufeff"))
     if not proper.text.strip():
         return PatchResult("", "none", CUT_OFF)
     result = _made_of_text(proper.text, files, edit_format)
@@ -109,6 +109,11 @@ def _in_any_form(text: str, files: Mapping[str, str]) -> PatchResult:
     if not blocks:
         return _replaced(text, files) or PatchResult("", "none", NOTHING_FOUND)
     result = _from_blocks(blocks, files)
+    if "&" in text and any(decoded := [decoded_additions(block) for block in blocks]):
+        pairs = zip(decoded, blocks, strict=True)
+        found = _from_blocks([new or block for new, block in pairs], files)
+        if found.status in ("applies", "repaired"):
+            return _noted(found, DECODED)
     if result.status != "does_not_apply":
         return result
     replaced = _replaced(text, files)

@@ -17,18 +17,22 @@ from swe_infer.patches.diff import FilePatch, Hunk, Line, PatchError, PathIndex,
 from swe_infer.patches.edit import MOST_CURRENT_VIEWS, Conflict, FileEdit, PlacedLine, line_diff
 from swe_infer.patches.json_edits import find_json_edits
 from swe_infer.patches.locate import (
+    GUESSED_BY_NUMBER,
     MATCH_LEVELS,
+    MOST_LOCATIONS,
+    REFLOWED,
     REPAIR_NOTES,
     FileIndexes,
     LineIndex,
     MatchLevel,
     line_ends,
+    nearest,
     plain_typography,
     reindent,
     split_line_numbers,
     without_line_numbers,
 )
-from swe_infer.patches.whole_files import is_excerpt, leaves_lines_out, says_lines_are_left_out
+from swe_infer.patches.whole_files import is_excerpt, leaves_lines_out
 from swe_infer.types import EditFormat
 
 _OLD_NAMES = frozenset({"original", "search", "old", "old_str", "old_code", "before", "find"})
@@ -38,10 +42,19 @@ _NAMES = "|".join(sorted(_OLD_NAMES | _NEW_NAMES | _PATH_NAMES, key=len, reverse
 _TOKEN = re.compile(rf"<(?P<name>{_NAMES})(?P<attributes>\s[^<>\n]*)?>", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"(?:path|name|filename)\s*=\s*[\"']?([^\"'\s>]+)")
 _SEARCH = re.compile(r"\s*<{5,9} ?(?:SEARCH|ORIGINAL|OLD|BEFORE|HEAD)\b.*$", re.IGNORECASE)
+START_LINE = ":start_line:"
+"""Behind a marker of search: the first line of the old text in the file, counted from 1."""
+_START_LINE = re.compile(rf"{START_LINE} ?(\d{{1,9}})")
 _DIVIDER = re.compile(r"\s*={5,9}\s*$")
 _REPLACE = re.compile(r"\s*>{5,9} ?(?:REPLACE|UPDATED?|NEW|AFTER|PATCHED)\b.*$", re.IGNORECASE)
 _FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 _WHOLE = re.compile(r"\[start of (?P<path>[^\n\]]+)\]\s*$")
+_HEADING = re.compile(
+    r"[ \t#>*_\d.)-]{0,16}(?:(?P<old>search|find|old|original|before|current)|"
+    r"(?P<new>replace|replacement|new|updated|after|modified))(?:[ \t]+(?:code|text|block|with|version|for))?"
+    r"[ \t:*_]{0,8}$",
+    re.IGNORECASE,
+)
 _PLAIN_PATH = re.compile(r"(?:[A-Za-z]:)?[\w./\\@+-]+")
 _FOLDER_AND_NAME = re.compile(r"/?[\w.-]+(?:/[\w.-]+)+")
 _FILE_LABEL = re.compile(r"[#>*\s-]*(?:file|path|filename)\b", re.IGNORECASE)
@@ -67,6 +80,8 @@ class Replacement:
         old: the text to replace; None if ``new`` is the whole file.
         explicit: the form marks this as a file, so it may create a new one.
         divisions: other pairs of ``old`` and ``new``, if the text has several lines that may divide them.
+        line: the line of the file that ``old`` begins at, from 1. It chooses between equal places.
+        everywhere: replace each occurrence of ``old``.
     """
 
     path: str | None
@@ -75,6 +90,8 @@ class Replacement:
     form: str
     explicit: bool = True
     divisions: tuple[tuple[str, str], ...] = ()
+    line: int | None = None
+    everywhere: bool = False
 
 
 def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tuple[list[Replacement], str | None]:
@@ -114,7 +131,9 @@ def _from_markers(answer: str) -> tuple[list[Replacement], str | None]:
         if len(dividers) > _MOST_DIVIDERS:
             return [], "a search/replace block with too many lines that may divide it"
         pairs = [(_joined(lines[at + 1 : divider]), _joined(lines[divider + 1 : end])) for divider in dividers]
-        found.append(Replacement(path, *pairs[0], "search_replace", divisions=tuple(pairs[1:])))
+        line = _START_LINE.search(lines[at])
+        number = int(line[1]) if line else None
+        found.append(Replacement(path, *pairs[0], "search_replace", divisions=tuple(pairs[1:]), line=number))
         at = end + 1
     return found, None
 
@@ -222,6 +241,39 @@ def _unwrapped(content: str) -> str:
     return content
 
 
+def _from_headings(answer: str) -> tuple[list[Replacement], str | None]:
+    """Pairs of fences below lines such as ``SEARCH:`` and ``REPLACE:``, or ``Before:`` and ``After:``."""
+    lines = [line.removesuffix("\r") for line in answer.split("\n")]
+    found: list[Replacement] = []
+    path: str | None = None
+    at = 0
+    while at < len(lines):
+        heading = _HEADING.match(lines[at]) if len(lines[at]) <= _LONGEST_NOTE else None
+        old = _fence_below(lines, at) if heading and heading["old"] else None
+        if old is None:
+            at += 1
+            continue
+        following = next((n for n in range(old[1] + 1, len(lines)) if lines[n].strip()), at)
+        heading = _HEADING.match(lines[following])
+        new = _fence_below(lines, following) if heading and heading["new"] else None
+        if new is None:
+            return [], "a text to replace has no replacement behind it"
+        path = _path_before(lines, at) or path
+        found.append(Replacement(path, *(_joined(lines[first:last]) for first, last in (old, new)), "search_replace"))
+        at = new[1] + 1
+    return found, None
+
+
+def _fence_below(lines: Sequence[str], at: int) -> tuple[int, int] | None:
+    """The lines [first, end) inside the closed fence that is the next text after a line."""
+    start = next((n for n in range(at + 1, min(at + 4, len(lines))) if lines[n].strip()), at)
+    fence = _FENCE.match(lines[start]) if start > at else None
+    if fence is None:
+        return None
+    end = next((n for n in range(start + 1, len(lines)) if lines[n].strip() == fence["mark"]), None)
+    return None if end is None else (start + 1, end)
+
+
 def _from_whole_files(answer: str) -> tuple[list[Replacement], str | None]:
     lines = [line.removesuffix("\r") for line in answer.split("\n")]
     found: list[Replacement] = []
@@ -236,6 +288,8 @@ def _from_whole_files(answer: str) -> tuple[list[Replacement], str | None]:
         if end is None:
             return (found, None) if fence else ([], f"the file {whole['path'] if whole else ''} is cut off")
         path = whole["path"] if whole else _path_before(lines, at) or (path_in(fence["info"]) if fence else None)
+        if fence and (lines[at - 1 : at] or [""])[0] and _HEADING.match(lines[at - 1]):
+            path = None  # a part of the file
         if path is None and at > inside_until and any(_WHOLE.match(line) for line in lines[at + 1 : end]):
             inside_until = end  # a fence around whole files
             at += 1
@@ -250,9 +304,9 @@ def _from_whole_files(answer: str) -> tuple[list[Replacement], str | None]:
 _Reader = Callable[[str], tuple[list[Replacement], str | None]]
 
 _READERS: Mapping[EditFormat | None, tuple[_Reader, ...]] = {
-    None: (_from_markers, _from_tags, _from_whole_files, _from_json),
+    None: (_from_markers, _from_tags, _from_headings, _from_whole_files, _from_json),
     "unified_diff": (),
-    "search_replace": (_from_markers, _from_tags),
+    "search_replace": (_from_markers, _from_tags, _from_headings),
     "whole_file": (_from_whole_files, _from_tags),
     "json_edits": (_from_json,),
 }
@@ -315,7 +369,7 @@ class _Writer:
         if not any("".join(old).strip() for old, _ in divided):
             raise PatchError(f"{path}: an empty text to replace")
         try:
-            edit.apply_to_base(self._place(path, divided, self.bases[path]))
+            edit.apply_to_base(self._place(path, divided, self.bases[path], replacement))
         except (Conflict, PatchError) as error:
             if not edit.changed or self.views >= MOST_CURRENT_VIEWS:
                 raise error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap") from error
@@ -323,7 +377,7 @@ class _Writer:
             current = edit.current()
             lines = LineIndex([text for text, _, _ in current])
             try:
-                placed = self._place(path, divided, lines)
+                placed = self._place(path, divided, lines, replacement)
             except PatchError:
                 raise (error if isinstance(error, PatchError) else PatchError(f"{path}: edits overlap")) from error
             edit.apply_to_current(placed, current)
@@ -387,36 +441,61 @@ class _Writer:
             raise PatchError(f"{path}: the code looks like an excerpt of the file, not the whole")
         edit.apply_to_base(_placed_lines(_as_in_file(lines, edit.base, self._line_end(path)), 0))
 
-    def _place(self, path: str, pairs: list[tuple[list[str], list[str]]], lines: LineIndex) -> list[PlacedLine]:
+    def _place(
+        self, path: str, pairs: list[tuple[list[str], list[str]]], lines: LineIndex, replacement: Replacement
+    ) -> list[PlacedLine]:
         """Locates an edit. Of several divisions, the one with the longest old text that is in the file counts."""
+        if replacement.everywhere and (placed := self._replace_everywhere(path, replacement, lines)):
+            return placed
+        number = replacement.line
         if len(pairs) > 1:
             for level in MATCH_LEVELS:
                 for old, new in reversed(pairs):
                     if any(text.strip() for text in old) and lines.find_all(old, level, 1):
-                        return self._locate(path, old, new, lines)
+                        return self._locate(path, old, new, lines, number)
         old, new = pairs[0]
         try:
-            return self._locate(path, old, new, lines)
+            return self._locate(path, old, new, lines, number)
         except PatchError:
             unnumbered = without_line_numbers(old, new, lines)
             if unnumbered is None:
                 raise
-            placed = self._locate(path, *unnumbered, lines)
+            placed = self._locate(path, *unnumbered, lines, number)
             self._note("dropped line numbers")
             return placed
 
-    def _locate(self, path: str, old: list[str], new: list[str], lines: LineIndex) -> list[PlacedLine]:
+    def _replace_everywhere(self, path: str, replacement: Replacement, lines: LineIndex) -> list[PlacedLine] | None:
+        shown = [line.removesuffix("\r") for line in lines.lines]
+        content = _joined(shown)
+        old, new = (text.replace("\r\n", "\n") for text in (replacement.old or "", replacement.new))
+        if old not in content:
+            return None
+        changed = content.replace(old, new).removesuffix("\n").split("\n")
+        return self._placed_at(path, line_diff(shown, changed), list(lines.lines), lines, 0)
+
+    def _locate(
+        self, path: str, old: list[str], new: list[str], lines: LineIndex, number: int | None = None
+    ) -> list[PlacedLine]:
         for level in MATCH_LEVELS:
-            places = lines.find_all(old, level)
+            places = lines.find_all(old, level, MOST_LOCATIONS)
             if len(places) > 1:
-                raise PatchError(f"{path}: the old text occurs more than once")
+                chosen = None if number is None else nearest(places, number - 1)
+                if chosen is None:
+                    raise PatchError(f"{path}: the old text occurs more than once")
+                self._note(GUESSED_BY_NUMBER)
+                places = [chosen]
             if places:
                 return self._replace_lines(path, old, new, lines, places[0], level)
             if len(old) == len(new) == 1 and sum(line.count(old[0]) for line in lines.lines) == 1:
                 return self._replace_inside(path, old, new, lines)
         trimmed = _without_blank_ends(old)
         if trimmed != old:
-            return self._locate(path, trimmed, _without_blank_ends(new), lines)
+            return self._locate(path, trimmed, _without_blank_ends(new), lines, number)
+        if (found := lines.tokens().find(old)) is not None:
+            self._note(REFLOWED)
+            base = list(lines.lines[found.start : found.stop])
+            diff = line_diff([line.removesuffix("\r") for line in base], new)
+            return self._placed_at(path, diff, base, lines, found.start)
         return self._replace_inside(path, old, new, lines)
 
     def _replace_lines(
@@ -434,7 +513,7 @@ class _Writer:
         return self._placed_at(path, line_diff([line.removesuffix("\r") for line in base], settled), base, lines, at)
 
     def _placed_at(self, path: str, diff: list[Line], base: list[str], lines: LineIndex, at: int) -> list[PlacedLine]:
-        if says_lines_are_left_out(diff):
+        if leaves_lines_out(diff):
             raise PatchError(f"{path}: the new text leaves lines out")
         last_end = self._line_end(path) if at + len(base) == len(lines.lines) else None
         return _placed_lines(_as_in_file(diff, base, last_end), at)
@@ -482,14 +561,18 @@ def _without_file_numbers(path: str, lines: Sequence[str], base: Sequence[str]) 
     Raises:
         ValueError: lines have numbers, but not consistently.
     """
-    split = split_line_numbers(lines)
+    known = {line for line in base if line.strip()}
+    split, marked = (split_line_numbers(lines, marked=marked) for marked in (False, True))
+    if sum(number is not None and (rest in known or not known) for number, rest in marked) > sum(
+        number is not None and rest in known for number, rest in split
+    ):
+        split = marked
     numbers = [number for number, _ in split if number is not None]
     if not numbers:
         return None
     rests = [rest for _, rest in split]
     increasing = all(later > earlier for earlier, later in pairwise(numbers))
     complete = numbers == list(range(1, len(lines) + 1))
-    known = {line for line in base if line.strip()}
     if not known:
         if not complete or path.rpartition(".")[2].lower() in _DATA:
             return None

@@ -83,12 +83,12 @@ def last_versions(replacements: Sequence[Replacement]) -> tuple[list[Replacement
 
     Edits of the same text are versions. A whole file replaces every earlier edit of it.
     """
-    texts: set[tuple[str | None, str]] = set()
+    texts: set[tuple[str | None, str, int | None]] = set()
     whole: set[str] = set()
     kept: list[Replacement] = []
     changed = False
     for item in reversed(replacements):
-        key = (item.path, (item.old or "").strip("\n"))
+        key = (item.path, (item.old or "").strip("\n"), item.line)
         if (item.path is not None and item.path in whole) or key in texts:
             changed = True
             continue

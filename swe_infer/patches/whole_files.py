@@ -15,9 +15,9 @@ _REST = (
 _OMISSION = re.compile(rf"{_COMMENT}[(\[<]?\s*(?:(?:\.{{3,}}|…)\s*\w|[^\n]*{_REST})", re.IGNORECASE)
 """A line that says that it stands for others."""
 _POSSIBLE_OMISSION = re.compile(
-    rf"(?:{_COMMENT})?\s*[(\[<]?\s*(?:\.{{3,}}|…)|[^\n]*{_REST}|"
-    rf"{_COMMENT}[^\n]*\b(?:unchanged|no changes?|not changed|omitted|elided|snip|snipped|truncated|as (?:is|before)|"
-    r"same as (?:before|above|original)|rest of|remaining|(?:keep|existing) \w+)\b",
+    rf"(?:{_COMMENT})?\s*[(\[<]?\s*(?:\.{{3,}}|…|⋮|etc\b)|[^\n]*{_REST}|"
+    rf"(?:\s*pass\b)?{_COMMENT}[^\n]*\b(?:unchanged|no changes?|not changed|omitted|elided|snip|snipped|truncated|"
+    r"as (?:is|before)|same as (?:before|above|original)|rest of|remaining|everything else|(?:keep|existing) \w+)\b",
     re.IGNORECASE,
 )
 """A line that may stand for others: it does if lines are missing where it is."""
@@ -27,7 +27,8 @@ _BINDING = re.compile(r"(?:import|from|use|using|require|#include)\b(?P<names>.*
 _WORD = re.compile(r"\w+")
 
 _SHORT_FILE = 3
-"""Lines of a file up to which any text may replace it."""
+"""Lines of a file up to which any text may replace it. In a form that is not explicit, a text of fewer lines must not
+look like a change of one of them."""
 _LEAST_KEPT = 0.5
 """The share of a file's lines that a rewritten file must keep. With less it is treated as an excerpt."""
 
@@ -67,7 +68,7 @@ def is_excerpt(lines: Sequence[Line], written: Sequence[str], *, explicit: bool)
     tags = [line.tag for line in shown]
     kept, removed, added = tags.count(" "), tags.count("-"), tags.count("+")
     if kept + removed <= _SHORT_FILE:
-        return False
+        return added < removed and not explicit and _changes_a_line(shown)
     if _indented_start(shown, written):
         return True
     few = kept < _LEAST_KEPT * (kept + removed)
@@ -76,6 +77,12 @@ def is_excerpt(lines: Sequence[Line], written: Sequence[str], *, explicit: bool)
     if few and kept + added < _LEAST_KEPT * (kept + removed):
         return True
     return _lacks_start(shown, written) or _lacks_a_part(shown)
+
+
+def _changes_a_line(shown: Sequence[Line]) -> bool:
+    """Whether an added line begins with the same word as a removed one."""
+    added, removed = ({line.text.split()[0] for line in shown if line.tag == tag} for tag in "+-")
+    return not added.isdisjoint(removed)
 
 
 def _groups(lines: Sequence[Line]) -> Iterator[list[Line]]:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from swe_infer.patches.pipeline import NOTHING_FOUND, make_patch
+from swe_infer.types import EditFormat
 from tests.patches.git import GitRepository, needs_git
 from tests.support.steps import lines_executed
 
@@ -104,6 +105,21 @@ ANSWERS: dict[str, str] = {
     "path in the marker": f"<<<<<<< SEARCH pkg/app.py\n{OLD}=======\n{NEW}>>>>>>> REPLACE\n".replace(
         "<<<<<<<", "<<<<"
     ),
+    "roo with numbers": "<apply_diff>\n<path>pkg/app.py</path>\n<diff>\n<<<<<<< SEARCH\n:start_line:5\n-------\n"
+    + "".join(f"{number} | {line}\n" for number, line in enumerate(OLD.splitlines(), 5))
+    + f"=======\n{NEW}>>>>>>> REPLACE\n</diff>\n</apply_diff>",
+    "conflict": f"pkg/app.py\n<<<<<<< HEAD\n{OLD}=======\n{NEW}>>>>>>> fix-size\n",
+    "conflict with paths": f"```python\n<<<<<<< a/pkg/app.py\n{OLD}=======\n{NEW}>>>>>>> b/pkg/app.py\n```\n",
+    "headings": f"File: pkg/app.py\nSEARCH:\n```python\n{OLD}```\nREPLACE:\n```python\n{NEW}```\nDone.",
+    "headings in Markdown": f"In `pkg/app.py`:\n\n**Before:**\n\n```\n{OLD}```\n\n**After:**\n\n```\n{NEW}```\n",
+    "call with arguments by position": f"str_replace('pkg/app.py', {OLD!r}, {NEW!r})",
+    "whole file by position": f"write_file('pkg/app.py', {WANTED!r})",
+    "elements without a call": f"<file>\n<path>pkg/app.py</path>\n<content>\n{WANTED}</content>\n</file>\n",
+    "element of code": f'<code path="pkg/app.py">\n{WANTED}</code>\n',
+    "json of paths": json.dumps({"pkg/app.py": WANTED}),
+    "sentence before a fence": f"Here is the new version of pkg/app.py:\n\n```python\n{WANTED}```\n",
+    "BEGIN FILE": f"BEGIN FILE: pkg/app.py\n{WANTED}END FILE\nIt swaps them.",
+    "BEGIN FILE with a fence": f"BEGIN FILE pkg/app.py\n```python\n{WANTED}```\nEND FILE\n",
     "info": f"```python pkg/app.py\n{WANTED}```\n",
     "info with a colon": f"```python:pkg/app.py\n{WANTED}```\n",
     "info with attributes": f'```python {{filename="pkg/app.py"}}\n{WANTED}```\n',
@@ -166,6 +182,9 @@ REFUSED = {
     "a here-document appends to a file": "cat >> pkg/app.py <<EOF\nx = 1\nEOF\n",
     "the end of the file t/new.py is not marked": "=== t/new.py ===\nx = 1\n\nThat is all.\n",
     "looks like an excerpt": "```python\n# pkg/app.py\ndef size(a, b):\n    return b - a\n```\n",
+    "changes a part of a file by its position": "<insert_content>\n<path>pkg/__init__.py</path>\n<line>1</line>\n"
+    "<content>\nx = 1\n</content>\n</insert_content>",
+    "has no replacement behind it": f"`pkg/app.py`\nBefore:\n```\n{OLD}```\nThat is all.\n",
     NOTHING_FOUND: "```bash\ncat <<EOF\nhello\nEOF\n```\n",
 }
 
@@ -183,6 +202,65 @@ def test_example_beside_a_patch_that_does_not_apply_is_not_the_answer() -> None:
         assert make_patch(f"{ANSWERS[example]}\n```diff\n{broken}```\n", FILES).status in ("does_not_apply", "none")
 
 
+def test_code_in_prose_is_not_a_call() -> None:
+    for code in (
+        'write_file("a.txt", "x")',
+        "text = text.replace('return a - b', 'pass')",
+        f"edit({OLD!r}, {NEW!r})",
+    ):
+        assert make_patch(f"The test has\n```python\n{code}\n```\n", FILES).status == "none"
+
+
+def test_every_occurrence_is_replaced_where_the_call_says_so(git: GitRepository) -> None:
+    edit = {"file_path": "pkg/app.py", "old_string": "return", "new_string": "yield", "replace_all": True}
+    result = make_patch(json.dumps(edit), FILES)
+    assert git.apply(result.patch, FILES) == {**FILES, "pkg/app.py": APP.replace("return", "yield")}
+    assert make_patch(json.dumps(edit | {"replace_all": False}), FILES).status == "none"
+
+
+SHORT = {"v.py": "a = 1\nb = 2\n"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [
+        ("v.py\nSEARCH:\n```\na = 1\n```\nREPLACE:\n```\na = 3\n```\n", "a = 3\nb = 2\n"),
+        ("v.py\n```\nc = 5\nd = 6\n```\n", "c = 5\nd = 6\n"),
+        ("[start of v.py]\nc = 5\n[end of v.py]\n", "c = 5\n"),
+        ("Change `v.py`:\n```\nb = 5\n```\n", None),
+        ("In v.py it is enough to write\n```\nb = 5\nc = 6\n```\n", None),
+        (json.dumps({"path": "v.py", "start_line": 2, "end_line": 2, "content": "b = 5\nc = 6\n"}), None),
+    ],
+)
+@pytest.mark.parametrize("edit_format", [None, "whole_file"])
+def test_a_short_file_is_replaced_only_as_a_whole(
+    git: GitRepository, answer: str, content: str | None, edit_format: EditFormat | None
+) -> None:
+    result = make_patch(answer, SHORT, edit_format)
+    assert git.apply(result.patch, SHORT) == (None if content is None else {"v.py": content}), result
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("    if len(a) &gt; 0 and 1 &lt; 2:", "    if len(a) > 0 and 1 < 2:"),
+        ('    x = a &amp;&amp; "&quot;"', '    x = a && """'),
+        ('    x = a.replace("&", " &amp; ")', '    x = a.replace("&", " &amp; ")'),
+        ('    x = "a &lt; b"', '    x = "a &lt; b"'),
+        ("    # it is &lt;b&gt;", "    # it is &lt;b&gt;"),
+    ],
+)
+def test_entities_in_added_lines_are_decoded_where_they_are_operators(
+    git: GitRepository, line: str, expected: str
+) -> None:
+    diff = f"--- a/pkg/app.py\n+++ b/pkg/app.py\n@@ -10,2 +10,3 @@\n def name():\n+{line}\n     return 'x'\n"
+    result = make_patch(f"```diff\n{diff}```\n", FILES)
+    assert result.status == ("applies" if line == expected else "repaired")
+    assert git.apply(result.patch, FILES) == {
+        **FILES, "pkg/app.py": APP.replace("def name():\n", f"def name():\n{expected}\n")
+    }  # fmt: skip
+
+
 def test_entities_of_a_file_are_kept(git: GitRepository) -> None:
     diff = "--- a/web/index.html\n+++ b/web/index.html\n@@ -1,3 +1,3 @@\n <p>\n-  a &lt; b\n+  a &gt; b\n </p>\n"
     for answer in (diff, f"```diff\n{html.escape(diff)}```\n"):
@@ -197,7 +275,7 @@ def test_entities_of_a_file_are_kept(git: GitRepository) -> None:
         "<<<<<<< SEARCH\n", "------- SEARCH\n", "cat > x <<EOF\n", "cat > x <<A\nA\n", '{"patch": ', "\n ", "edit(a=",
         '[{"old_str": "', "edit_file(", "edit(x='", "f(\n", "=== a.py ===\n", "```python\n# a.py\n", "&lt;", "\\\\",
         "\\n+++ ", '--- \\n+++ "', "\x1b[", "[0m", '{"edits":[', '<boltAction filePath="a.py">', "-- \n2.1\n",
-        "{'a': 'b\\",
+        "{'a': 'b\\", "<<<<<<< HEAD\n", "SEARCH:\n```\nx\n```\n", "BEGIN FILE a.py\n", "<path>a</path>\n",
     ],
 )  # fmt: skip
 def test_time_is_linear_in_hostile_text(piece: str) -> None:

@@ -193,6 +193,10 @@ def test_hunks_that_contradict_each_other_are_not_repaired() -> None:
         "--- a/pkg/mod.py 2026-01-01 00:00:00.000000000 +0000\n+++ b/pkg/mod.py 2026-01-01 00:00:01 +0000\n",
         "diff --git a/pkg/mod.py b/pkg/mod.py\n--- a/pkg/mod.py 2026-01-01 00:00:00\n+++ b/pkg/mod.py\n",
         "--- a/pkg/mod.py\t1970-01-01 00:00:00 +0000\n+++ b/pkg/mod.py\t2026-01-01 00:00:01 +0000\n",
+        "--- a/pkg/mod.py\t1970-01-01 00:00:00 +0000\n+++ b/pkg/mod.py\t1970-01-01 00:00:00 +0000\n",
+        "--- a/pkg/mod.py Mon Jan  5 00:00:00 2026\n+++ b/pkg/mod.py Mon, 05 Jan 2026 00:00:00 +0000\n",
+        "--- a/pkg/mod.py 2026-01-01T00:00:00Z\n+++ b/pkg/mod.py 2026-01-01 00:00:00 UTC\n",
+        "--- a/pkg/./mod.py\n+++ b/pkg//mod.py\n",
         "--- a/pkg/mod.py (original)\n+++ b/pkg/mod.py (modified)\n",
         "--- a/pkg\\mod.py\n+++ b/pkg\\mod.py\n",
         "--- C:\\work\\pkg\\mod.py\n+++ C:\\work\\pkg\\mod.py\n",
@@ -460,6 +464,29 @@ def test_added_file_has_its_content(git: GitRepository, lines: str, content: str
         assert git.apply(result.patch, FILES) == {**FILES, "t/x.py": content, "pkg/mod.py": module}
     empty = make_patch(form.format(_v4a("*** Add File: t/__init__.py\n")), FILES)
     assert git.apply(empty.patch, FILES) == {**FILES, "t/__init__.py": ""}
+
+
+IMPORTS = "import os\nfrom a import (\n    b,\n)\n\nimport sys\n"
+
+
+@pytest.mark.parametrize(
+    ("hunk", "expected"),
+    [
+        (" import io\n import os\n+import re\n import time\n", IMPORTS.replace("os\n", "os\nimport re\n")),
+        (
+            " import io\n import re\n+import shlex\n import sys\n",
+            IMPORTS.replace("import sys", "import shlex\nimport sys"),
+        ),
+        (" import io\n import os\n+x = 1\n import time\n", None),
+        (" import io\n from a import (\n+import re\n import time\n", None),
+        (" import io\n import re\n+import shlex\n import time\n", None),
+    ],
+)
+def test_an_import_is_added_beside_the_one_next_to_it(git: GitRepository, hunk: str, expected: str | None) -> None:
+    files = {"a.py": IMPORTS}
+    result = make_patch(f"--- a/a.py\n+++ b/a.py\n@@ -1,3 +1,4 @@\n{hunk}", files)
+    assert git.apply(result.patch, files) == (None if expected is None else {"a.py": expected})
+    assert expected is None or any(note.startswith("guessed") for note in result.repairs)
 
 
 LOOP = "+        log()\n         for part in value:\n \n             self.go(part)\n"

@@ -229,10 +229,14 @@ DOC = "Title\n=======\nx\n\ny\nz\n"
         (_block("3 x\n4 \n5 y\n", "3 x\n4 \n5 w\n"), DOC.replace("y", "w")),
         (_block("3 x\n4 \n5 y\n", "3 x\n4 \nw\n"), DOC.replace("y", "w")),
         (_block("5: y\n", "w\n"), DOC.replace("y", "w")),
+        (_block("5 | y\n6 | z\n", "w\n"), DOC.replace("y\nz", "w")),
+        (_block("L5: y\nL6: z\n", "L5: w\n"), DOC.replace("y\nz", "w")),
         (_block("     5\ty\n     6\tz\n", "w\n"), DOC.replace("y\nz", "w")),
         ("<file>a.md</file><original>\nx\n\n</original><patched>\n</patched>", "Title\n=======\ny\nz\n"),
         (_block("5 y\n6 z\n", "5 y\n7 w\nz\n"), None),
         (_block("x\n\ny\n", "# ... existing code ...\ny\n"), None),
+        (_block("x\n\ny\n", "# (unchanged)\ny\n"), None),
+        (_block("x\n\ny\nz\n", "...\nw\n"), None),
         ("a.md\n<<<<<<< SEARCH\nx\n=======\nw\n\na.md\n<<<<<<< SEARCH\nz\n=======\nv\n>>>>>>> REPLACE\n", None),
     ],
 )
@@ -240,6 +244,48 @@ def test_search_replace_block_changes_exactly_its_lines(
     git: GitRepository, answer: str, expected: str | None
 ) -> None:
     assert _applied(git, answer, {"a.md": DOC}) == (None if expected is None else {"a.md": expected})
+
+
+@pytest.mark.parametrize("line", [1, 2, 4, 9])
+def test_the_line_of_a_block_chooses_between_equal_places(git: GitRepository, line: int) -> None:
+    files = {"a.py": "x = 1\n\n\ny = 0\n\n\n\nx = 1\n"}
+    head = "<apply_diff>\n<path>a.py</path>\n<<<<<<< SEARCH\n"
+    block = head + ":start_line:{}\n-------\nx = 1\n=======\nx = {}\n>>>>>>> REPLACE\n"
+    result = make_patch(block.format(line, 5), files)
+    expected = {1: "x = 5\n\n\ny = 0\n\n\n\nx = 1\n", 9: "x = 1\n\n\ny = 0\n\n\n\nx = 5\n"}
+    expected[2] = expected[1]
+    assert git.apply(result.patch, files) == ({"a.py": expected[line]} if line in expected else None), result
+    assert line not in expected or any(note.startswith("guessed") for note in result.repairs)
+    both = make_patch(block.format(1, 5) + block.format(8, 6), files)
+    assert git.apply(both.patch, files) == {"a.py": "x = 5\n\n\ny = 0\n\n\n\nx = 6\n"}
+
+
+CALL = (
+    "def f(a):\n    return call(\n        a,\n        'x y',\n        {1: 2},\n    )\n\n\n"
+    "if a:\n    if b:\n        b()\n    c(1, 2)\n"
+)
+JOINED = "    return call(a, 'x y', {1: 2})\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (_block(JOINED, JOINED.replace("a, ", "")), "    return call('x y', {1: 2})\n"),
+        (f"--- a/a.md\n+++ b/a.md\n@@ -1,3 +1,2 @@\n def f(a):\n-{JOINED}+    return 0\n \n", "    return 0\n"),
+        (f"--- a/a.md\n+++ b/a.md\n@@ -1,3 +1,3 @@\n def f(a):\n+    a = 0\n {JOINED} \n", "    a = 0\n{}"),
+        (_block("    return call(a,\n        'x y'\n", "    return 0\n"), None),
+        (_block(JOINED[4:], "return 0\n"), None),
+        (_block("    if b:\n        b()\n        c( 1, 2)\n", "    d()\n"), None),
+    ],
+)
+def test_lines_may_be_broken_differently_from_the_file(git: GitRepository, answer: str, expected: str | None) -> None:
+    old = "".join(CALL.splitlines(keepends=True)[1:6])
+    for end in ("\n", "\r\n"):
+        files = {"a.md": CALL.replace("\n", end)}
+        wanted = (
+            None if expected is None else {"a.md": CALL.replace(old, expected.replace("{}", old)).replace("\n", end)}
+        )
+        assert _applied(git, answer, files) == wanted
 
 
 @pytest.mark.parametrize(

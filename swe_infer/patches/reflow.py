@@ -1,0 +1,137 @@
+"""Finds lines of a file that the model breaks differently, such as a call on one line that the file has on five.
+
+Lines are compared by their tokens, without parentheses and without commas before a closing bracket. The match must be
+unique, and begin and end where lines of the file do. Lines that begin alike must be indented alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from swe_infer.patches.diff import Line
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_CLOSING = frozenset(")]}")
+_FEWEST_TOKENS = 6
+"""Tokens of the shortest text that is looked for. Shorter ones differ too little from others."""
+
+
+@dataclass(slots=True)
+class TokenIndex:
+    """The tokens of a file, each distinct one encoded as one character.
+
+    Args:
+        starts: for each line and for the end, the number of tokens before it.
+        line_at: the line that begins with each token that begins one.
+    """
+
+    lines: Sequence[str]
+    codes: dict[str, str] = field(default_factory=dict)
+    text: str = ""
+    starts: list[int] = field(default_factory=list)
+    line_at: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = list(_tokens(self.lines))
+        self.starts = [0]
+        for number, tokens in enumerate(parts):
+            if tokens:
+                self.line_at[self.starts[-1]] = number
+            self.starts.append(self.starts[-1] + len(tokens))
+        try:
+            self.text = "".join(self.codes.setdefault(x, chr(len(self.codes) + 1)) for part in parts for x in part)
+        except ValueError:  # more distinct tokens than characters
+            self.text = ""
+
+    def find(self, old: Sequence[str]) -> range | None:
+        """The only lines of the file with the tokens of ``old``."""
+        start = self._start(old)
+        if start is None:
+            return None
+        found = self._range(start, self.starts[start] + sum(len(tokens) for tokens in _tokens(old)), old)
+        return found if found and _blanks(self.lines[found.start : found.stop]) == _blanks(old) else None
+
+    def align(self, lines: Sequence[Line]) -> list[tuple[Line, int | None]] | None:
+        """The lines of a hunk with those of the file in place of the old ones, each with its index in the file."""
+        old = [line.text for line in lines if line.tag != "+"]
+        counts = iter([len(tokens) for tokens in _tokens(old)])
+        at = self._start(old)
+        if at is None:
+            return None
+        token = self.starts[at]
+        aligned: list[tuple[Line, int | None]] = []
+        for tag, group in groupby(lines, key=lambda line: line.tag):
+            part = list(group)
+            if tag == "+":
+                aligned += [(line, None) for line in part]
+                continue
+            token += sum(next(counts) for _ in part)
+            found = self._range(at, token, [line.text for line in part])
+            if found is None:
+                return None
+            blank = tag == "-" and bool(part[0].text.strip())  # blank lines before removed ones are kept
+            for number in found:
+                text = self.lines[number].removesuffix("\r")
+                blank = blank and not text.strip()
+                aligned.append((Line(" " if blank else tag, text), number))
+            at = found.stop
+        return aligned if _blanks([line.text for line, at in aligned if at is not None]) == _blanks(old) else None
+
+    def _start(self, old: Sequence[str]) -> int | None:
+        """The line that the only match begins; None if lines that both have are indented differently."""
+        parts = list(_tokens(old))
+        pattern = "".join(self.codes.get(token, "\0") for tokens in parts for token in tokens)
+        at = self.text.find(pattern) if len(pattern) >= _FEWEST_TOKENS and "\0" not in pattern else -1
+        if at < 0 or self.text.find(pattern, at + 1) >= 0:
+            return None
+        token = at
+        for line, tokens in zip(old, parts, strict=True):
+            number = self.line_at.get(token) if tokens else None
+            if number is not None and _indent(self.lines[number]) != _indent(line):
+                return None
+            token += len(tokens)
+        return self.line_at.get(at)
+
+    def _range(self, start: int, token: int, old: Sequence[str]) -> range | None:
+        """The lines from ``start`` up to a token; None if the token is inside a line, or if brackets are cut."""
+        stop = start
+        while stop < len(self.lines) and self.starts[stop] < token:
+            stop += 1
+        depth = _depth(old)
+        while stop < len(self.lines) and self.starts[stop + 1] == token and _depth(self.lines[start:stop]) > depth:
+            stop += 1
+        found = self.lines[start:stop]
+        return range(start, stop) if self.starts[stop] == token and _depth(found) == depth else None
+
+
+def _tokens(lines: Sequence[str]) -> Iterator[list[str]]:
+    """The tokens of each line that count."""
+    parts = [_TOKEN.findall(line) for line in lines]
+    following = ""
+    kept: list[list[str]] = []
+    for part in reversed(parts):
+        tokens: list[str] = []
+        for token in reversed(part):
+            if token not in "()" and not (token == "," and following in _CLOSING):
+                tokens.append(token)
+            following = token
+        kept.append(tokens[::-1])
+    return reversed(kept)
+
+
+def _blanks(lines: Sequence[str]) -> int:
+    """The number of blank lines between others."""
+    shown = "".join("x" if line.strip() else " " for line in lines)
+    return shown.strip().count(" ")
+
+
+def _depth(lines: Sequence[str]) -> int:
+    """The number of parentheses that ``lines`` open and do not close."""
+    return sum(line.count("(") - line.count(")") for line in lines)
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
