@@ -402,8 +402,9 @@ def _placement_at(
     """The placement of ``lines`` whose old lines are at ``ats``; None if their white space is ambiguous."""
     base = [None if at is None else index.lines[at] for at in ats]
     if level == "typography":
-        lines = _plain_lines(lines, [text for text in base if text is not None])
-    texts = resolve_whitespace(lines, base)
+        lines = _with_texts(lines, plain_typography(*_sides(lines), [text for text in base if text is not None]))
+    indented = file_indents(*_sides(lines), base)
+    texts = None if indented is None else resolve_whitespace(lines := _with_texts(lines, indented), base)
     if texts is None:
         return None
     remaining = iter(ats)
@@ -794,6 +795,47 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
     return settled
 
 
+def file_indents(
+    old: Sequence[str], new: Sequence[str], base: Sequence[str | None]
+) -> tuple[list[str], list[str]] | None:
+    """Old and new lines with tabs for blanks in their indentation, or blanks for tabs, if the file has these.
+
+    Args:
+        base: the file's line for each old line; None for one that is left out.
+
+    Returns:
+        None if it is ambiguous how many blanks a tab stands for.
+    """
+    units: set[tuple[str, str] | None] = set()
+    for text, line in zip(old, base, strict=True):
+        written, has = _indent(text), _indent(line or "")
+        if text.strip() and line is not None and ("\t" in written) != ("\t" in has) and written and has:
+            units.add(_unit(written, has))
+    if not units:
+        return list(old), list(new)
+    unit = units.pop()
+    if units or unit is None:
+        return None
+    return [_converted(text, *unit) for text in old], [_converted(text, *unit) for text in new]
+
+
+def _unit(written: str, has: str) -> tuple[str, str] | None:
+    """The step of indentation that the model wrote, and the file's."""
+    if set(written) == {"\t"} and len(has) % len(written) == 0:
+        return "\t", " " * (len(has) // len(written))
+    if set(has) == {"\t"} and len(written) % len(has) == 0:
+        return " " * (len(written) // len(has)), "\t"
+    return None
+
+
+def _converted(text: str, step: str, file_step: str) -> str:
+    rest = _indent(text)
+    count = 0
+    while rest.startswith(step):
+        rest, count = rest[len(step) :], count + 1
+    return file_step * count + rest + text.lstrip(" \t") if text.strip() else text
+
+
 def _left_of(lines: Sequence[str], indent: str) -> bool:
     """Whether some line is indented less than ``indent``, so the lines do not use the file's indentation."""
     return any(line.strip() and len(_indent(line)) < len(indent) for line in lines)
@@ -879,9 +921,15 @@ def plain_typography(old: Sequence[str], new: Sequence[str], base: Sequence[str]
     return [text.translate(table) for text in old], [text.translate(table) for text in new]
 
 
-def _plain_lines(lines: Sequence[Line], base: Sequence[str]) -> list[Line]:
-    old = [line.text for line in lines if line.tag != "+"]
-    olds, news = map(iter, plain_typography(old, [line.text for line in lines if line.tag == "+"], base))
+def _sides(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
+    """The old and the added lines."""
+    old, new = [line.text for line in lines if line.tag != "+"], [line.text for line in lines if line.tag == "+"]
+    return old, new
+
+
+def _with_texts(lines: Sequence[Line], sides: tuple[list[str], list[str]]) -> list[Line]:
+    """``lines`` with other texts for the old and the added ones."""
+    olds, news = map(iter, sides)
     return [replace(line, text=next(news if line.tag == "+" else olds)) for line in lines]
 
 
@@ -911,9 +959,5 @@ def within(places: Sequence[int], size: int, scopes: Sequence[range]) -> list[in
 
 
 def _unnumbered(lines: Sequence[Line], index: LineIndex) -> list[Line] | None:
-    old = [line.text for line in lines if line.tag != "+"]
-    texts = without_line_numbers(old, [line.text for line in lines if line.tag == "+"], index)
-    if texts is None:
-        return None
-    olds, news = map(iter, texts)
-    return [replace(line, text=next(news if line.tag == "+" else olds)) for line in lines]
+    texts = without_line_numbers(*_sides(lines), index)
+    return None if texts is None else _with_texts(lines, texts)

@@ -25,6 +25,7 @@ from swe_infer.patches.locate import (
     FileIndexes,
     LineIndex,
     MatchLevel,
+    file_indents,
     line_ends,
     nearest,
     plain_typography,
@@ -259,7 +260,8 @@ def _from_headings(answer: str) -> tuple[list[Replacement], str | None]:
         if new is None:
             return [], "a text to replace has no replacement behind it"
         path = _path_before(lines, at) or path
-        found.append(Replacement(path, *(_joined(lines[first:last]) for first, last in (old, new)), "search_replace"))
+        texts = [_joined(lines[first:last]) for first, last in (old, new)]
+        found.append(Replacement(path, texts[0], texts[1], "search_replace"))
         at = new[1] + 1
     return found, None
 
@@ -504,7 +506,8 @@ class _Writer:
         base = list(lines.lines[at : at + len(old)])
         if level == "typography":
             old, new = plain_typography(old, new, base)
-        settled = reindent(old, base, new)
+        indented = file_indents(old, new, base)
+        settled = None if indented is None else reindent(indented[0], base, indented[1])
         if settled is None:
             raise PatchError(f"{path}: the indentation of the old text does not match the file's")
         note = REPAIR_NOTES[level]
