@@ -69,6 +69,8 @@ _ARGUMENT = re.compile(r"\s*(?P<key>[\w-]{1,40})\s*</arg_key>\s*<arg_value>")
 _ELEMENTS = frozenset(
     (*_PATH, *_OLD, *_NEW, *_CONTENT, *_PATCH, *_POSITION, *_EVERYWHERE, "command", "insertline", "argkey")
 )
+_NEEDS = frozenset((*_NEW, *_CONTENT, *_PATCH, "command"))
+"""Arguments of which a complete call has at least one."""
 _FILE_ELEMENTS = frozenset({"path", "filepath", "filename"})
 """Elements that begin a call without an element around it."""
 _PATCH_MARKS = ("\n+++ ", "*** Begin Patch", "\n@@ ", "diff --git ", " SEARCH\n", "*** Update File")
@@ -134,7 +136,7 @@ def _literal(literals: LiteralParser, answer: str, start: int, calls: Calls) -> 
     try:
         return literals.parse(start)
     except NotALiteral as error:
-        if error.cut_off and _KEY.search(answer, start):
+        if error.cut_off and (calls.edits or _KEY.search(answer, start)):
             calls.problem = CUT_OFF
         return None
 
@@ -150,7 +152,17 @@ def calls_in_xml(answer: str, files: Mapping[str, str]) -> Calls:
 
 def _xml_calls(answer: str, calls: Calls) -> Iterator[dict[str, str]]:
     """The arguments of each call, in order."""
+    for arguments in _xml_arguments(answer, calls):
+        texts = [arguments[name] for name in (*_OLD, *_NEW) if name in arguments]
+        if len(texts) < 2 or all(not text or text.startswith("\n") for text in texts):
+            # The first line break belongs to the form, unless the form puts values behind the tag.
+            arguments = {name: value.removeprefix("\n") for name, value in arguments.items()}
+        yield arguments
+
+
+def _xml_arguments(answer: str, calls: Calls) -> Iterator[dict[str, str]]:
     current: dict[str, str] | None = None
+    is_open = False
     position = 0
     unclosed: set[str] = set()
     while match := _XML.search(answer, position):
@@ -159,6 +171,7 @@ def _xml_calls(answer: str, calls: Calls) -> Iterator[dict[str, str]]:
             if current:
                 yield current
             current = None if match["close"] else {}
+            is_open = not match["close"]
             continue
         key = match["parameter"] or match["element"]
         name = _normal(key)
@@ -182,7 +195,9 @@ def _xml_calls(answer: str, calls: Calls) -> Iterator[dict[str, str]]:
             current = {} if name in _PATH else {k: v for k, v in current.items() if k in _PATH}
         current[name] = _without_cdata(answer[position:end])
         position = end + len(tag) + 3
-    if current:
+    if is_open and current is not None and _NEEDS.isdisjoint(current):
+        calls.problem = CUT_OFF
+    elif current:
         yield current
 
 
@@ -190,7 +205,7 @@ def _without_cdata(value: str) -> str:
     stripped = value.strip()
     if stripped.startswith("<![CDATA[") and stripped.endswith("]]>"):
         value = stripped[len("<![CDATA[") : -len("]]>")]
-    return value.removeprefix("\r").removeprefix("\n")
+    return value.replace("\r\n", "\n")
 
 
 @dataclass(slots=True)
@@ -246,6 +261,7 @@ class _Arguments:
         written = _first(named, _PATH)
         path = written.strip() if written is not None and "\n" not in written.strip() else path
         command = named.get("command")
+        command = command.strip() if isinstance(command, str) else command
         if isinstance(command, str) and command in _LOOKS:
             return
         old, new, content = _first(named, _OLD), _first(named, _NEW), _first(named, _CONTENT)

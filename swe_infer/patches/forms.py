@@ -46,7 +46,7 @@ class Family:
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\\(?:x1b|033|u001b|e)\[[0-9;]*[mK]")
-_BARE_COLOUR = re.compile(r"\[[0-9;]{0,20}m")
+_BARE_COLOUR = re.compile(r"\[\d[0-9;]{0,20}m|\[m$", re.MULTILINE)
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _RAW = re.compile("[<>&]")
 _ESCAPED_OPERATOR = re.compile(r"\s&[lg]t;=?\s|&amp;&amp;|[-=]&gt;")
@@ -65,7 +65,7 @@ _BREAK = re.compile(r"\\[ntr\"'/\\]")
 
 def _without_colours(answer: str, files: Files) -> Reading | None:
     text = _COLOUR.sub("", answer)
-    if text == answer and ("[0m" in answer or "[m" in answer):
+    if text == answer:
         text = _BARE_COLOUR.sub("", answer)  # the escape characters are lost
     return None if text == answer else Reading(text)
 

@@ -8,8 +8,9 @@ around them show by how much the hunk is shifted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Literal
 
@@ -68,6 +69,12 @@ _SHORTEST_ALONE = 12
 REFLOWED = "ignored line breaks"
 _IMPORT = re.compile(r"(?:import|from)\s[^()\\]*[^()\\,\s]\s*$")
 """An import at the left margin that ends in its line."""
+_WORD = re.compile(r"\w{2,}")
+_FEWEST_EQUAL = 2
+"""Lines that must equal the file's where removed lines differ in punctuation."""
+_SIMILAR = 0.9
+_SHORTEST_SIMILAR, _LONGEST_SIMILAR = 20, 500
+"""Characters of a removed line that may differ in punctuation."""
 _DEFINED = re.compile(r"[(:{<=]")
 _LONGEST_NAME = 200
 
@@ -94,6 +101,7 @@ class LineIndex:
         self._ends: dict[int, int] = {}
         self._dense: tuple[LineIndex, list[int]] | None = None
         self._tokens: TokenIndex | None = None
+        self._words: LineIndex | None = None
 
     def text(self, level: MatchLevel) -> str:
         """The file, one character per line."""
@@ -143,6 +151,12 @@ class LineIndex:
             numbers = [number for number, line in enumerate(self.lines) if line.strip()]
             self._dense = LineIndex([self.lines[number] for number in numbers]), numbers
         return self._dense
+
+    def words(self) -> LineIndex:
+        """The index of the words of each line."""
+        if self._words is None:
+            self._words = LineIndex([_words(line) for line in self.lines])
+        return self._words
 
     def tokens(self) -> TokenIndex:
         """The index of the tokens."""
@@ -252,6 +266,7 @@ def _match(hunk: Hunk, index: LineIndex, choice: _Choice) -> tuple[Placement, st
         _match_without_blanks(hunk.lines, index, choice)
         or _match_reflowed(hunk.lines, index)
         or _match_import(hunk.lines, index, choice)
+        or _match_words(hunk.lines, index, choice)
     )
     if placement is None:
         raise problem
@@ -628,7 +643,7 @@ def _match_reflowed(lines: Sequence[Line], index: LineIndex) -> Placement | None
 def _match_import(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> Placement | None:
     """Places added imports behind or before the import that the hunk has next to them, whatever is around that.
 
-    The order of imports rarely matters, and models seldom remember all of them.
+    The order of imports rarely matters, and models often forget some of them. Imports that the file has are left out.
     """
     lead, core, trail = _split(lines)
     if not all(line.tag == "+" and (_IMPORT.match(line.text) or not line.text.strip()) for line in core):
@@ -638,9 +653,40 @@ def _match_import(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> P
         if len(places) != 1 or not _IMPORT.match(index.lines[places[0]]):
             continue
         if choice.hunk.header is None or choice.is_near(places[0], len(lead) - shift):
+            core = [line for line in core if not index.find_all([line.text], "trailing", 1)]
             kept = [*beside, *core] if shift else [*core, *beside]
             return _placement_at(kept, places, index, "trailing", "guessed a place among the imports")
     return None
+
+
+def _match_words(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> Placement | None:
+    """Matches a hunk whose removed lines differ from the file's only in punctuation, if they are long and similar."""
+    keyed = [line if line.tag == "+" else replace(line, text=_words(line.text)) for line in lines]
+    found = _without_outer_context(keyed, index.words(), choice)
+    if found is None:
+        return None
+    lead, _, _ = _split(lines)
+    first = len(lead) - next(number for number, item in enumerate(found.lines) if item.line.tag != " ")
+    kept = lines[first : first + len(found.lines)]
+    ats = [item.at for item in found.lines if item.line.tag != "+"]
+    old = [line for line in kept if line.tag != "+"]
+    pairs = [(line.tag, line.text, index.lines[at]) for line, at in zip(old, ats, strict=True) if at is not None]
+    if not all(tag == " " or _are_similar(text.strip(), has.strip()) for tag, text, has in pairs):
+        return None
+    if sum(text.strip() == has.strip() != "" for _, text, has in pairs) < _FEWEST_EQUAL:
+        return None
+    return _placement_at(kept, ats, index, "exact", "guessed that removed lines differ from the file in punctuation")
+
+
+def _words(line: str) -> str:
+    return " ".join(_WORD.findall(line))
+
+
+def _are_similar(text: str, has: str) -> bool:
+    if text == has:
+        return True
+    matcher = SequenceMatcher(None, text, has, autojunk=False)
+    return _SHORTEST_SIMILAR <= len(text) <= _LONGEST_SIMILAR and matcher.ratio() >= _SIMILAR
 
 
 def _match_in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:
@@ -798,7 +844,7 @@ def reindent(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> lis
 def file_indents(
     old: Sequence[str], new: Sequence[str], base: Sequence[str | None]
 ) -> tuple[list[str], list[str]] | None:
-    """Old and new lines with tabs for blanks in their indentation, or blanks for tabs, if the file has these.
+    """Old and new lines with the file's steps of indentation: tabs, or so many blanks.
 
     Args:
         base: the file's line for each old line; None for one that is left out.
@@ -806,11 +852,14 @@ def file_indents(
     Returns:
         None if it is ambiguous how many blanks a tab stands for.
     """
-    units: set[tuple[str, str] | None] = set()
-    for text, line in zip(old, base, strict=True):
-        written, has = _indent(text), _indent(line or "")
-        if text.strip() and line is not None and ("\t" in written) != ("\t" in has) and written and has:
-            units.add(_unit(written, has))
+    pairs = {(_indent(text), _indent(line or "")) for text, line in zip(old, base, strict=True) if text.strip()}
+    pairs = {(written, has) for written, has in pairs if written and has}
+    units = {_unit(written, has) for written, has in pairs if ("\t" in written) != ("\t" in has)}
+    blanks = {(len(written), len(has)) for written, has in pairs if set(written) == set(has) == {" "}}
+    if not units and len({written for written, _ in blanks}) > 1:
+        units = {(" " * max(written // has, 1), " " * max(has // written, 1)) for written, has in blanks}
+        if len(units) > 1 or any(written % has and has % written for written, has in blanks):
+            units = set()  # not another step, but another depth
     if not units:
         return list(old), list(new)
     unit = units.pop()
@@ -904,13 +953,23 @@ def _without_line_numbers(
     possible = range(known[0] - 1, known[-1] + len(new) + 2)
     written = [(number in possible, text) for (number, _), text in zip(news, new, strict=True) if text.strip()]
     copies = set(old)
-    if all(is_numbered for is_numbered, _ in written):
+    own = [number for (number, _), text in zip(news, new, strict=True) if text.strip()]
+    if own and own[0] is not None and own == list(range(own[0], own[0] + len(own))):
+        # Each line has a number, those of the new file or numbers of its content.
+        if _has_numbers(rest for _, rest in olds) and not _has_numbers(rest for _, rest in news):
+            return None
+        rests = [rest for _, rest in news]
+    elif all(is_numbered for is_numbered, _ in written):
         rests = [rest for _, rest in news]
     elif any(is_numbered and text not in copies for is_numbered, text in written):
         return None
     else:
         rests = [rest if text in copies else text for (_, rest), text in zip(news, new, strict=True)]
     return [rest for _, rest in olds], rests
+
+
+def _has_numbers(texts: Iterable[str]) -> bool:
+    return any(number is not None for number, _ in split_line_numbers(list(texts)))
 
 
 def plain_typography(old: Sequence[str], new: Sequence[str], base: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from swe_infer.patches.apply import Applied, RefusedPatch, apply_patch
 from swe_infer.patches.diff import PatchError, PathIndex, refusal
 from swe_infer.patches.extract import Block, cut_off, find_blocks
-from swe_infer.patches.forms import DECODED, FAMILIES, decoded_additions, without_path_comment
+from swe_infer.patches.forms import DECODED, FAMILIES, Family, Reading, decoded_additions, without_path_comment
 from swe_infer.patches.locate import GUESSED_BY_NUMBER
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
 from swe_infer.patches.repair import repair
@@ -84,18 +84,23 @@ def _in_other_forms(text: str, files: Mapping[str, str], result: PatchResult, de
     nothing = result.status == "none" and result.reason == NOTHING_FOUND
     if depth == _MOST_FORMS or (result.status == "none" and (result.reason or "").startswith("refused")):
         return result
+    readings: list[tuple[Family, Reading, PatchResult]] = []
     for family in FAMILIES:
         reading = None if family.whole_files and not nothing else family.read(text, files)
         if reading is None:
             continue
         if reading.text is not None:
             found = _in_any_form(reading.text, files)
-            if found.status not in ("applies", "repaired"):
-                found = _in_other_forms(reading.text, files, found, depth + 1)
         elif reading.edits:
             found = _made_of_edits(list(reading.edits), files, None)
         else:
             found = PatchResult("", "none", reading.problem)
+        if found.status in ("applies", "repaired"):
+            return _noted(found, family.note)
+        readings.append((family, reading, found))
+    for family, reading, found in readings:
+        if reading.text is not None:
+            found = _in_other_forms(reading.text, files, found, depth + 1)
         if found.status in ("applies", "repaired") or (nothing and found.status in ("unchecked", "does_not_apply")):
             return _noted(found, family.note)
         if nothing and found.reason != NOTHING_FOUND:

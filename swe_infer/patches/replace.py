@@ -68,6 +68,7 @@ _LABEL = re.compile(r"^(?:[#>*\s-]|\d+\.)*(?:(?:file|path|filename|in|edit|updat
 _DECORATION = "`*'\":() \t\r"
 _LONGEST_NOTE = 300
 _MOST_DIVIDERS = 16
+_MOST_OTHER_FILES = 64
 _DATA = frozenset({"", "txt", "csv", "tsv", "dat", "out", "log", "md", "rst"})
 """Extensions of files whose lines may begin with numbers."""
 
@@ -104,8 +105,17 @@ def find_replacements(answer: str, edit_format: EditFormat | None = None) -> tup
     for reader in _READERS[edit_format]:
         found, problem = reader(answer)
         if found or problem:
-            return found, problem
+            return [*found, *_other_files(answer, found)], problem
     return [], None
+
+
+def _other_files(answer: str, found: Sequence[Replacement]) -> list[Replacement]:
+    """Whole files in an explicit form that are not in ``found``."""
+    paths = {edit.path for edit in found}
+    text = "\0".join(part for edit in found for part in (edit.old or "", edit.new))
+    edits = [*_from_tags(answer)[0], *_from_whole_files(answer)[0]]
+    files = [edit for edit in edits if edit.old is None and edit.explicit and edit.path not in paths]
+    return [edit for edit in files[:_MOST_OTHER_FILES] if edit.new.strip("\n") not in text]
 
 
 def _from_json(answer: str) -> tuple[list[Replacement], str | None]:
@@ -206,26 +216,29 @@ def _from_tags(answer: str) -> tuple[list[Replacement], str | None]:
 def _elements(answer: str) -> Iterator[tuple[str, str, str | None]]:
     """Name, attributes and content of each element, including the edits inside a file element.
 
-    The content is None for an edit that is not closed. A missing closing tag is searched for only once per name.
+    The content is None for an edit or a file that is not closed. A missing closing tag is searched for only once per
+    name.
     """
     lower = answer.lower()
     unclosed: set[str] = set()
     position = inside_until = 0
-    old_seen = False
+    old_seen = new_seen = False
     while match := _TOKEN.search(answer, position):
         name, attributes = match["name"].lower(), match["attributes"] or ""
         position = match.end()
         end = -1 if name in unclosed else lower.find(f"</{name}>", position)
         if end < 0:
             unclosed.add(name)
-            if name in _NEW_NAMES and old_seen:
+            begins_line = answer[match.start() - 1 : match.start()] in ("", "\n")
+            cut = (name in _OLD_NAMES and new_seen) or (name in _PATH_NAMES and _ATTRIBUTE.search(attributes))
+            if (name in _NEW_NAMES and old_seen) or (begins_line and cut):
                 yield name, attributes, None
             continue
         if attributes and name in _PATH_NAMES and position >= inside_until and _TOKEN.search(answer, position, end):
             inside_until = end
             yield name, attributes, match[0]
             continue
-        old_seen = name in _OLD_NAMES
+        old_seen, new_seen = name in _OLD_NAMES, new_seen or (old_seen and name in _NEW_NAMES)
         yield name, attributes, answer[position:end]
         position = end
 
@@ -252,6 +265,8 @@ def _from_headings(answer: str) -> tuple[list[Replacement], str | None]:
         heading = _HEADING.match(lines[at]) if len(lines[at]) <= _LONGEST_NOTE else None
         old = _fence_below(lines, at) if heading and heading["old"] else None
         if old is None:
+            if found and heading and heading["old"] and sum(map(_is_fence, lines[at:])) == 1:
+                return [], "a search/replace block is cut off"
             at += 1
             continue
         following = next((n for n in range(old[1] + 1, len(lines)) if lines[n].strip()), at)
@@ -264,6 +279,10 @@ def _from_headings(answer: str) -> tuple[list[Replacement], str | None]:
         found.append(Replacement(path, texts[0], texts[1], "search_replace"))
         at = new[1] + 1
     return found, None
+
+
+def _is_fence(line: str) -> bool:
+    return _FENCE.match(line) is not None
 
 
 def _fence_below(lines: Sequence[str], at: int) -> tuple[int, int] | None:
@@ -287,11 +306,11 @@ def _from_whole_files(answer: str) -> tuple[list[Replacement], str | None]:
             continue
         closing = f"[end of {whole['path']}]" if whole else fence["mark"] if fence else ""
         end = next((n for n in range(at + 1, len(lines)) if lines[n].strip() == closing), None)
-        if end is None:
-            return (found, None) if fence else ([], f"the file {whole['path'] if whole else ''} is cut off")
         path = whole["path"] if whole else _path_before(lines, at) or (path_in(fence["info"]) if fence else None)
-        if fence and (lines[at - 1 : at] or [""])[0] and _HEADING.match(lines[at - 1]):
+        if fence and at and _HEADING.match(lines[at - 1]):
             path = None  # a part of the file
+        if end is None:
+            return (found, None) if path is None else ([], f"the file {path} is cut off")
         if path is None and at > inside_until and any(_WHOLE.match(line) for line in lines[at + 1 : end]):
             inside_until = end  # a fence around whole files
             at += 1

@@ -178,6 +178,7 @@ REFUSED = {
     "the JSON of the edits is cut off": json.dumps(EDIT)[:-30],
     "a tool call is cut off": ANSWERS["invoke"].split('<parameter name="new_str">')[0]
     + '<parameter name="new_str">  i',
+    "the file pkg/app.py is cut off": "pkg/__init__.py\n```\nx = 1\n```\npkg/app.py\n```\nimport os\n",
     "a here-document is cut off": ANSWERS["here-document"].replace("EOF\n```", ""),
     "a here-document appends to a file": "cat >> pkg/app.py <<EOF\nx = 1\nEOF\n",
     "the end of the file t/new.py is not marked": "=== t/new.py ===\nx = 1\n\nThat is all.\n",
@@ -200,6 +201,62 @@ def test_example_beside_a_patch_that_does_not_apply_is_not_the_answer() -> None:
     broken = DIFF.replace("return a - b", "return nowhere")
     for example in ("here-document", "comment", "sections"):
         assert make_patch(f"{ANSWERS[example]}\n```diff\n{broken}```\n", FILES).status in ("does_not_apply", "none")
+
+
+LATER = "    return 'x'\n"
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        f"<file>pkg/app.py</file>\n<original>\n{LATER}",
+        f"Before:\n```\n{LATER}",
+        f'<invoke name="edit">\n<parameter name="path">pkg/app.py</parameter>\n<parameter name="old_str">{LATER}'
+        "</parameter>\n",
+        f"str_replace('pkg/app.py', {LATER!r}, '    ret",
+        '<file path="pkg/other.py">\nimport os\n',
+    ],
+)
+def test_complete_edits_before_one_that_is_cut_off_are_not_the_whole_answer(second: str) -> None:
+    first = {
+        "<file": f"<file>pkg/app.py</file>\n<original>\n{OLD}</original>\n<patched>\n{NEW}</patched>\n",
+        "Befor": ANSWERS["headings"].removesuffix("Done."),
+        "<invo": ANSWERS["invoke"].removesuffix("</function_calls>"),
+        "str_r": ANSWERS["call with arguments by position"] + "\n",
+    }[second[:5]]
+    assert make_patch(first, FILES).status == "repaired"
+    result = make_patch(first + second, FILES)
+    assert (result.status, "cut off" in (result.reason or "")) == ("none", True), result
+
+
+def test_files_in_two_explicit_forms_are_all_written(git: GitRepository) -> None:
+    answer = (
+        f'<file path="pkg/app.py">\n{WANTED}</file>\n[start of pkg/__init__.py]\nx = 1\n[end of pkg/__init__.py]\n'
+    )
+    wanted = {**FILES, "pkg/app.py": WANTED, "pkg/__init__.py": "x = 1\n"}
+    assert git.apply(make_patch(answer, FILES).patch, FILES) == wanted
+    shown = "[start of a.py]\nx = 1\n[end of a.py]\n"  # in the content of a file
+    answer = f'<file path="pkg/__init__.py">\n{shown}</file>\n'
+    assert git.apply(make_patch(answer, FILES).patch, FILES) == {**FILES, "pkg/__init__.py": shown}
+
+
+@pytest.mark.parametrize("form", [INVOKE, QWEN, GLM])
+def test_blank_lines_at_the_start_of_an_argument_are_kept(git: GitRepository, form: str) -> None:
+    new = "\n\n" + APP.split("\n\n\n")[1]
+    old = new.removeprefix("\n")
+    for before, after in ((old, new), (new, old), (new, "\n" + new)):
+        files = {**FILES, "pkg/app.py": "import os\n" + before}
+        edit = {"path": "pkg/app.py", "old_str": before, "new_str": after}
+        result = make_patch(f"<tool_call>edit<function=edit>\n{_xml(edit, form)}</function></tool_call>", files)
+        assert git.apply(result.patch, files) == {**FILES, "pkg/app.py": "import os\n" + after}, result
+
+
+def test_brackets_are_not_terminal_colours(git: GitRepository) -> None:
+    files = {"a.py": "x = 1\nprint('[more]')\n"}
+    answer = html.escape(
+        "a.py\n<<<<<<< SEARCH\nx = 1\nprint('[more]')\n=======\nx = 2\nprint('[more] &')\n>>>>>>> REPLACE\n"
+    )
+    assert git.apply(make_patch(answer, files).patch, files) == {"a.py": "x = 2\nprint('[more] &')\n"}
 
 
 def test_code_in_prose_is_not_a_call() -> None:

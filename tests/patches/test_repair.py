@@ -477,6 +477,10 @@ IMPORTS = "import os\nfrom a import (\n    b,\n)\n\nimport sys\n"
             " import io\n import re\n+import shlex\n import sys\n",
             IMPORTS.replace("import sys", "import shlex\nimport sys"),
         ),
+        (
+            " import io\n import os\n+import re\n+import sys\n import time\n",
+            IMPORTS.replace("os\n", "os\nimport re\n"),
+        ),
         (" import io\n import os\n+x = 1\n import time\n", None),
         (" import io\n from a import (\n+import re\n import time\n", None),
         (" import io\n import re\n+import shlex\n import time\n", None),
@@ -487,6 +491,30 @@ def test_an_import_is_added_beside_the_one_next_to_it(git: GitRepository, hunk: 
     result = make_patch(f"--- a/a.py\n+++ b/a.py\n@@ -1,3 +1,4 @@\n{hunk}", files)
     assert git.apply(result.patch, files) == (None if expected is None else {"a.py": expected})
     assert expected is None or any(note.startswith("guessed") for note in result.repairs)
+
+
+SEARCHED = "def find(text):\n    found = re.findall(r'(.+?)x', text)\n    for one in found:\n        print(one)\n"
+
+
+@pytest.mark.parametrize(
+    ("removed", "around", "applies"),
+    [
+        ("    found = re.findall(r'(\\w+?)x', text)", "    for one in found:\n         print(one)", True),
+        ("    found = re.findall(r'(.+?)x', line)", "    for one in found:\n         print(one)", False),
+        ("    found = re.findall(r'(\\w+?)x', text)", "    for two in found:\n         print(two)", False),
+        ("    found", "    for one in found:\n         print(one)", False),
+    ],
+)
+def test_a_removed_line_may_differ_in_punctuation_between_lines_of_the_file(
+    git: GitRepository, removed: str, around: str, *, applies: bool
+) -> None:
+    files = {"a.py": SEARCHED}
+    hunk = f"@@ -1,9 +1,9 @@\n def find(text):\n-{removed}\n+    found = []\n {around}\n"
+    result = make_patch(f"```\n--- a/a.py\n+++ b/a.py\n{hunk}```\n", files)
+    lines = SEARCHED.splitlines(keepends=True)
+    wanted = {"a.py": "".join([lines[0], "    found = []\n", *lines[2:]])}
+    assert git.apply(result.patch, files) == (wanted if applies else None), result
+    assert not applies or any(note.startswith("guessed") for note in result.repairs)
 
 
 LOOP = "+        log()\n         for part in value:\n \n             self.go(part)\n"

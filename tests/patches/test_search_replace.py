@@ -203,6 +203,32 @@ def test_line_numbers_without_a_blank_behind_them_leave_the_indentation_alone(gi
         assert _applied(git, answer, FILES) == {**FILES, "pkg/mod.py": WANTED}
 
 
+def test_numbers_of_the_new_text_may_be_those_of_the_new_file(git: GitRepository) -> None:
+    old, new = MODULE.splitlines(keepends=True)[5:7], WANTED.splitlines(keepends=True)[5:7]
+    for first in (6, 1, 90):
+        answer = _block(_numbered("".join(old), "{}| {}", 6), _numbered("".join(new), "{}| {}", first), "pkg/mod.py")
+        assert _applied(git, answer, FILES) == {**FILES, "pkg/mod.py": WANTED}
+    data = {"a.txt": "1 a\n2 b\n"}
+    assert _applied(git, _block("1: 1 a\n2: 2 b\n", "5 a\n6 b\n", "a.txt"), data) is None
+
+
+TABS = "if a:\n\tif b:\n\t\tc()\n"
+
+
+@pytest.mark.parametrize("step", ["  ", "    ", "\t"])
+@pytest.mark.parametrize("written", ["  ", "    ", "\t"])
+def test_new_lines_get_the_steps_of_the_files_indentation(git: GitRepository, step: str, written: str) -> None:
+    files = {"a.py": TABS.replace("\t", step)}
+    old, new = "\tif b:\n\t\tc()\n", "\tif b:\n\t\twith d:\n\t\t\tc()\n"
+    lines = [f"-{line}" for line in old.splitlines(keepends=True)] + [
+        f"+{line}" for line in new.splitlines(keepends=True)
+    ]
+    diff = f"```diff\n--- a/a.py\n+++ b/a.py\n@@ -1,9 +1,9 @@\n if a:\n{''.join(lines)}```\n"
+    for answer in (_block(old, new, "a.py"), diff):
+        applied = git.apply(make_patch(answer.replace("\t", written), files).patch, files)
+        assert applied == {"a.py": TABS.replace(old, new).replace("\t", step)}
+
+
 def test_new_whole_file_loses_the_prompts_line_numbers(git: GitRepository) -> None:
     answer = f"[start of pkg/new.py]\n{_numbered(FILES['pkg/mod.py'])}[end of pkg/new.py]\n"
     assert _applied(git, answer, FILES) == {**FILES, "pkg/new.py": FILES["pkg/mod.py"]}
