@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import random
-import re
 from collections.abc import Mapping
 
 from hypothesis import HealthCheck, assume, given, settings
@@ -121,7 +120,14 @@ def test_damaged_diff_is_repaired_to_the_same_result_or_refused(
     assert settle(applied) in (settle(after), settle(as_it_is or {})), (damaged, result)
 
 
-_FORMS = ["whole_file", "search_replace", "v4a"]
+_BLOCKS = {
+    "search_replace": "{path}\n<<<<<<< SEARCH\n{old}=======\n{new}>>>>>>> REPLACE\n",
+    "conflict": "<<<<<<< {path}\n{old}=======\n{new}>>>>>>> fix\n",
+    "headings": "`{path}`\nBefore:\n`````\n{old}`````\nAfter:\n`````\n{new}`````\n",
+    "roo": "{path}\n<<<<<<< SEARCH\n:start_line:{line}\n-------\n{old}=======\n{new}>>>>>>> REPLACE\n",
+    "call": "edit({path!r}, {old!r}, {new!r})\n",
+}
+_FORMS = ["whole_file", "v4a", *_BLOCKS]
 
 
 def _changes(old: list[str], new: list[str]) -> list[tuple[int, int, int, int]]:
@@ -130,15 +136,17 @@ def _changes(old: list[str], new: list[str]) -> list[tuple[int, int, int, int]]:
     return [(a, b, c, d) for kind, a, b, c, d in codes if kind != "equal"]
 
 
-def _as_search_replace(path: str, old: list[str], new: list[str], number: bool) -> str:
+def _as_blocks(block: str, path: str, old: list[str], new: list[str], number: bool) -> str:
     blocks = []
     for start, end, first, last in _changes(old, new):
         above, below = min(start, 2), min(len(old) - end, 2)
-        block = [
-            path, "<<<<<<< SEARCH", *_numbered(old[start - above : end + below], number, start - above), "=======",
-            *_numbered(new[first - above : last + below], number, start - above), ">>>>>>> REPLACE", "",
-        ]  # fmt: skip
-        blocks.append("\n".join(block))
+        texts = (
+            "".join(f"{line}\n" for line in _numbered(lines, number, start - above))
+            for lines in (old[start - above : end + below], new[first - above : last + below])
+        )
+        blocks.append(
+            block.format(path=path, line=start - above + 1, **dict(zip(("old", "new"), texts, strict=True)))
+        )
     return "\n".join(blocks)
 
 
@@ -186,9 +194,11 @@ def test_edits_in_other_forms_give_the_same_result_or_are_refused(
             )
         )
     else:
-        answer = (_as_search_replace if form == "search_replace" else _as_v4a)(path, old, new, number)
-    searched = [text.strip("\n") for text in re.findall(r"SEARCH\n(.*?)=======", answer, re.DOTALL)]
-    assume(len(set(searched)) == len(searched))  # edits of the same text are versions of one edit
+        blocks = _BLOCKS.get(form)
+        answer = _as_v4a(path, old, new, number) if blocks is None else _as_blocks(blocks, path, old, new, number)
+        changes = _changes(old, new)
+        searched = ["\n".join(old[max(start - 2, 0) : end + 2]).strip("\n") for start, end, _, _ in changes]
+        assume(len(set(searched)) == len(searched))  # edits of the same text are versions of one edit
     files = {"pkg/a.py": before, "pkg/b.py": "b = 1\n"}
     result = make_patch(answer, files)
     if result.status not in ("applies", "repaired"):
