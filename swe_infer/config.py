@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from swe_infer.locks import Locks
     from swe_infer.prompts.prompt import PromptRenderer
     from swe_infer.runners.base import Runner
+    from swe_infer.selection.base import SelectionRule
     from swe_infer.tracking.base import Tracker
     from swe_infer.types import Budget, DataShard, PathText, SweepOptions
 
@@ -49,6 +50,7 @@ GROUPS = (
     "context",
     "prompt",
     "feedback",
+    "selection",
     "evaluation",
     "runner",
     "tracker",
@@ -88,6 +90,7 @@ class Experiment:
     context: Context
     prompt: PromptRenderer
     feedback: Feedback
+    selection: SelectionRule
     evaluation: Evaluation
     tracker: Tracker
     shard: DataShard
@@ -105,6 +108,7 @@ _EXAMPLES = {
     "context": "given",
     "prompt": "given",
     "feedback": "none",
+    "selection": "first",
     "evaluation": "none",
     "runner": "llama",
     "tracker": "none",
@@ -135,6 +139,7 @@ def build(cfg: DictConfig) -> Experiment:
             context=constructor.construct(cfg.context, "context"),
             prompt=constructor.construct(cfg.prompt, "prompt"),
             feedback=constructor.construct(cfg.feedback, "feedback"),
+            selection=constructor.construct(cfg.selection, "selection"),
             evaluation=_evaluation(cfg, constructor),
             tracker=constructor.construct(cfg.tracker, "tracker"),
             shard=constructor.construct(cfg.shard, "shard"),

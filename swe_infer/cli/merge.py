@@ -11,19 +11,20 @@ import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from swe_infer import config
+from swe_infer.compare.prompts import recorded_selector
 from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.evaluate.evaluable import evaluated_figures
 from swe_infer.files import write_atomically
 from swe_infer.locks import locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals
+from swe_infer.run_directory.figures import Summary, Totals, selection_figures
 from swe_infer.run_directory.provenance import merged_provenance, read_provenance, write_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Record
@@ -85,9 +86,21 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
         label = label or RunDirectory(shard.directory).label() or ""
     asked = _asked(shards)
     merged = config.unsharded(shards[0].config)
-    with _whole(out) as directory, RunStore(directory, label, locks_of(merged)) as store:
+    with (
+        ExitStack() as stack,
+        _whole(out) as directory,
+        RunStore(
+            directory,
+            label,
+            locks_of(merged),
+            selector=recorded_selector(merged, stack),
+            samples=shards[0].summary["samples"],
+        ) as store,
+    ):
         if asked is not None:
             store.set_coverage(asked, asked)
+        for shard in shards:
+            store.predictions.selected |= RunDirectory(shard.directory).selected()
         damages: list[Damage] = []
         for shard in shards:
             damage, own = Damage(), Totals()
@@ -133,7 +146,7 @@ def _verdict_figures(directory: Path, shards: Sequence[_ShardRun], earlier: Path
         return {"not_tested": shards[0].summary["not_tested"]} if "not_tested" in shards[0].summary else {}
     turns = {key: turn for key, (turn, _) in RunDirectory(directory).patches().items()}
     found = write_verdicts(directory, verdicts.values(), turns)
-    figures = evaluated_figures(found, summary)
+    figures = evaluated_figures(found, summary, RunDirectory(directory).selected())
     places = {shard.summary.get("tested_in") for shard in shards}
     if len(places) == 1 and (place := places.pop()) is not None:
         figures["tested_in"] = place
@@ -274,7 +287,7 @@ def _summary(shards: list[_ShardRun], store: RunStore) -> Summary:
         samples=shards[0].summary["samples"],
         wall_s=max(float(shard.summary.get("wall_s") or 0) for shard in shards),
     )
-    return {**summary, "shards": len(shards)}
+    return {**summary, **selection_figures(store.predictions.selected, summary), "shards": len(shards)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from swe_infer.compare.prompts import recorded_rows
+from swe_infer.compare.prompts import recorded_rows, recorded_selector
 from swe_infer.data.base import Rows
 from swe_infer.errors import ConfigError, DataError, SweInferError
 from swe_infer.evaluate.command import for_each_run
@@ -26,7 +26,7 @@ from swe_infer.locks import locks_of
 from swe_infer.patches import VERSION
 from swe_infer.patches.pipeline import make_patch
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import EVALUATED_FIGURES, Summary, Totals
+from swe_infer.run_directory.figures import EVALUATED_FIGURES, Summary, selection_figures
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Key, Record, key_of, turn_of
 from swe_infer.run_directory.rewrite import rewrite_records
@@ -105,7 +105,9 @@ def recompute(directory: Path, *, dry_run: bool = False) -> Changes:
         label = run.label()
         if label is None:
             raise ConfigError(f"{directory}: contains no predictions; run the same command again to write them")
-        store = stack.enter_context(RunStore(directory, label, locks_of(config)))
+        store = stack.enter_context(
+            RunStore(directory, label, locks_of(config), selector=recorded_selector(config, stack))
+        )
         before = store.read_summary()
         changed = rewrite_records(
             directory / layout.RECORDS, patches.fields, lambda: _drop(directory, patches.changes)
@@ -113,7 +115,7 @@ def recompute(directory: Path, *, dry_run: bool = False) -> Changes:
         if changed:
             store.reload()
             store.mark_turns(done=False)  # other answers may need a further turn now
-            store.write_summary(_summary(directory, before, store.totals, patches.changes))
+            store.write_summary(_summary(directory, before, store, patches.changes))
             store.check()
     return patches.changes
 
@@ -122,17 +124,19 @@ def _drop(directory: Path, changes: Changes) -> None:
     changes.verdicts = drop_verdicts(directory, changes.patches)
 
 
-def _summary(directory: Path, before: Summary, totals: Totals, changes: Changes) -> Summary:
+def _summary(directory: Path, before: Summary, store: RunStore, changes: Changes) -> Summary:
     """The summary of the last command with the figures of the new patches."""
     counts = {key: before[key] for key in ("instances", "samples") if key in before}
-    fresh = totals.summary(**cast(dict[str, Any], counts))
+    selected = store.predictions.selected
+    fresh = store.totals.summary(**cast(dict[str, Any], counts))
     summary: dict[str, Any] = {**(before or fresh), **{key: fresh.get(key) for key in _PATCH_FIGURES}}
+    summary |= selection_figures(selected, cast(Summary, summary))
     if "feedback" in fresh:
         summary["feedback"] = fresh["feedback"]
     if changes.verdicts:
         summary = {key: value for key, value in summary.items() if key not in _EVALUATION_KEYS}
-        if left := read_verdicts(directory):
-            summary |= evaluated_figures(left, cast(Summary, summary))
+    if left := read_verdicts(directory):
+        summary |= evaluated_figures(left, cast(Summary, summary), selected)
     return cast(Summary, summary)
 
 

@@ -188,6 +188,7 @@ class PreparedRun:
         from swe_infer.evaluate.run_end import evaluate_run
         from swe_infer.run_directory.store import RunStore
         from swe_infer.runners.run import Run, coverage_of, select_instances
+        from swe_infer.selection.base import FilesOfRows, InstanceSelector
 
         experiment, plain = self.experiment, self._plain
         evaluation = experiment.evaluation
@@ -197,7 +198,15 @@ class PreparedRun:
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(identity_lock(self._sweep, plain, self.directory))
-            store = stack.enter_context(RunStore(self.directory, experiment.runner.label, experiment.locks))
+            store = stack.enter_context(
+                RunStore(
+                    self.directory,
+                    experiment.runner.label,
+                    experiment.locks,
+                    selector=InstanceSelector(experiment.selection, FilesOfRows(lambda: selection.rows)),
+                    samples=experiment.runner.decoding.n,
+                )
+            )
             if store.resumed and _is_legacy(self.directory) and (moved := selection.moved()):
                 raise StoreError(
                     f"output_dir={self.directory}: was divided into shards by an earlier version, which assigned "

@@ -56,6 +56,8 @@ def _resolved(summary: Mapping[str, Any]) -> str:
     if summary.get("resolved_rate") is not None:
         text += f" ({summary['resolved_rate']:.1%})"
     if samples > 1 and "resolved_by_any" in summary:
+        if "selected_resolved" in summary:
+            text += f"; selected {summary['selected_resolved']:,} of {summary['instances']:,}"
         text += f"; pass@{samples} {summary['resolved_by_any']:,} of {summary['instances']:,}"
     if summary.get("tested_in") == "process":
         text += ", tested without a sandbox"
@@ -105,6 +107,15 @@ def _turns(summary: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)}; {dollars(turns['cost_usd'])} of the cost"
 
 
+def _selection(summary: Mapping[str, Any]) -> str:
+    """The rule that selects among several samples, and how many of the selected patches apply."""
+    if "selection" not in summary:
+        return ""
+    rate = summary.get("selected_apply_rate")
+    text = f"{summary['selection']}: {summary['selected']:,} of {summary['instances']:,} instances"
+    return text if rate is None else f"{text}; {rate:.1%} apply"
+
+
 def _unreadable(summary: Mapping[str, Any]) -> str:
     """The number of unreadable records and their cost."""
     count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
@@ -141,6 +152,7 @@ def print_summary(
         ("patches", _patches(summary["patches"])),
         ("apply rate", _apply_rate(summary)),
         ("feedback", _turns(summary)),
+        ("selection", _selection(summary)),
         ("resolved", _resolved(summary)),
         ("outages", _infrastructure(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),

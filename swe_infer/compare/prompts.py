@@ -29,6 +29,7 @@ from swe_infer.data.sample import SampleDataset
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import parameters_of
 from swe_infer.prompts.prompt import PromptRenderer
+from swe_infer.selection.base import FilesOfRows, InstanceSelector, recorded_rule
 from swe_infer.types import Prompt
 
 _T = TypeVar("_T")
@@ -151,6 +152,13 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
     context = config.get("context")
     limited = {**context, "max_tokens": None} if isinstance(context, Mapping) else context
     return _rows(location, _context_of(limited), PromptRenderer(style="given"), repositories)
+
+
+def recorded_selector(config: Mapping[str, Any], repositories: ExitStack) -> InstanceSelector | None:
+    """The selection that a run's configuration names, with the files of :func:`recorded_rows`; None if its rule is
+    not of this package."""
+    rule = recorded_rule(config)
+    return None if rule is None else InstanceSelector(rule, FilesOfRows(lambda: recorded_rows(config, repositories)))
 
 
 def _rows(location: dict[str, Any], context: Context, renderer: PromptRenderer, stack: ExitStack) -> Rows:

@@ -13,6 +13,7 @@ from swe_infer.evaluate.evaluable import EvaluableRun, evaluated_figures, open_r
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import Summary, covered_samples
+from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
@@ -91,7 +92,7 @@ def figures_of_saved_verdicts(directory: Path, summary: Summary) -> Summary:
     except ConfigError:  # no requested sample is completed
         found = {}
     verdicts = write_verdicts(directory, (), found)
-    return evaluated_figures(verdicts, summary) if verdicts else {}
+    return evaluated_figures(verdicts, summary, RunDirectory(directory).selected()) if verdicts else {}
 
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
@@ -130,9 +131,16 @@ def _line(directory: Path, summary: Summary) -> str:
     rate = summary["resolved_rate"]
     share = "" if rate is None else f" ({100 * rate:.1f}%)"
     asked = covered_samples(summary)
-    return (
+    line = (
         f"{clean(str(directory))}: resolved {summary['resolved']} of {asked}{share}, evaluated {summary['evaluated']}"
     )
+    if "selected_resolved" in summary and (instances := summary["instances"]):
+        selected, by_any = summary["selected_resolved"], summary["resolved_by_any"]
+        line += (
+            f"; selected ({clean(summary['selection'])}) {selected} of {instances} ({selected / instances:.1%}), "
+            f"pass@{summary['samples']} {by_any} of {instances} ({by_any / instances:.1%})"
+        )
+    return line
 
 
 def _parser() -> argparse.ArgumentParser:

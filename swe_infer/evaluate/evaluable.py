@@ -10,7 +10,8 @@ from typing import Any
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.locks import Locks, locks_of
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import Summary, resolved_figures
+from swe_infer.run_directory.figures import Summary, resolved_figures, selection_figures
+from swe_infer.run_directory.predictions import Selected
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.verdicts import Verdict, write_verdicts
@@ -42,7 +43,7 @@ class EvaluableRun:
 
     def predictions(self, sample: int) -> Path:
         """The predictions file for the official harness."""
-        return self.directory / layout.predictions_name(sample)
+        return layout.predictions_of_sample(self.directory, sample)
 
     @property
     def samples(self) -> list[int]:
@@ -88,13 +89,20 @@ def evaluation_folder(run: EvaluableRun) -> Path:
 def save_verdicts(run: EvaluableRun, verdicts: Iterable[Verdict], summary: Summary) -> Summary:
     """Writes verdicts to the run directory; returns the figures to add to its summary."""
     of_turns = (replace(verdict, turn=run.turns.get(verdict.key, 0)) for verdict in verdicts)
-    return evaluated_figures(write_verdicts(run.directory, of_turns, run.turns), summary)
+    found = write_verdicts(run.directory, of_turns, run.turns)
+    return evaluated_figures(found, summary, RunDirectory(run.directory).selected())
 
 
-def evaluated_figures(verdicts: Iterable[Verdict], summary: Summary) -> Summary:
-    """The figures of verdicts on a run with this summary."""
+def evaluated_figures(verdicts: Iterable[Verdict], summary: Summary, selected: Mapping[str, Selected]) -> Summary:
+    """The figures of verdicts on a run with this summary.
+
+    Args:
+        selected: the selected answer of each instance, with several samples.
+    """
     found = list(verdicts)
     figures = resolved_figures(((verdict.instance_id, verdict.resolved) for verdict in found), summary)
+    resolved = {verdict.key: verdict.resolved for verdict in found}
+    figures |= selection_figures(selected, summary, resolved)
     figures["evaluated_by"] = ", ".join(
         sorted({_EVALUATIONS.get(verdict.source, verdict.source) for verdict in found})
     )

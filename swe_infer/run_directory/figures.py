@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
+from swe_infer.run_directory.predictions import Selected
 from swe_infer.run_directory.records import (
     Damage,
     Key,
@@ -71,6 +72,8 @@ class Summary(TypedDict, total=False):
         evaluated_by: the option of the group ``evaluation``, with a digest of a command, or ``report`` for a finished
             report.
         feedback: of a run with further turns.
+        selection, selected, selected_apply_rate, selected_resolved, selected_resolved_rate: of a run with several
+            samples for each instance, see :func:`selection_figures`.
         tested_in: ``sandbox``, or ``process`` for tests without a sandbox.
         not_tested: why the tests did not run.
         shards: number of shards of a merged run.
@@ -105,6 +108,11 @@ class Summary(TypedDict, total=False):
     pass_at_k: NotRequired[float | None]
     cost_per_resolved_usd: NotRequired[Decimal | float | None]
     feedback: NotRequired[TurnFigures]
+    selection: NotRequired[str]
+    selected: NotRequired[int]
+    selected_apply_rate: NotRequired[float | None]
+    selected_resolved: NotRequired[int]
+    selected_resolved_rate: NotRequired[float | None]
     evaluated_by: NotRequired[str]
     tested_in: NotRequired[str]
     not_tested: NotRequired[str | None]
@@ -127,6 +135,8 @@ _COUNTS = frozenset(
         "resolved",
         "evaluated",
         "resolved_by_any",
+        "selected",
+        "selected_resolved",
         "shards",
     ]
 )
@@ -144,6 +154,8 @@ _AMOUNTS = frozenset(
         "resolved_rate",
         "resolved_rate_without_infrastructure_failures",
         "pass_at_k",
+        "selected_apply_rate",
+        "selected_resolved_rate",
         "cost_per_resolved_usd",
     ]
 )
@@ -157,6 +169,10 @@ _MAXIMIZED = frozenset(
         "resolved_rate_without_infrastructure_failures",
         "resolved_by_any",
         "pass_at_k",
+        "selected",
+        "selected_apply_rate",
+        "selected_resolved",
+        "selected_resolved_rate",
         "apply_rate",
         "apply_rate_without_infrastructure_failures",
         "apply_rate_checked",
@@ -176,6 +192,8 @@ EVALUATED_FIGURES = frozenset(
         "resolved_rate_without_infrastructure_failures",
         "resolved_by_any",
         "pass_at_k",
+        "selected_resolved",
+        "selected_resolved_rate",
         "cost_per_resolved_usd",
     ]
 )
@@ -222,6 +240,8 @@ def why_absent(summary: Mapping[str, Any], name: str) -> str:
     """Why a finished run does not have a figure, in a few words."""
     if name.startswith("feedback.") and "feedback" not in summary:
         return "the run has no further turns"
+    if name.startswith("selected") and "selection" not in summary:
+        return "the run has one sample for each instance, so none is selected"
     if name in EVALUATED_FIGURES and "resolved" not in summary:
         return str(summary.get("not_tested") or "the patches were not evaluated")
     if name == "cost_per_resolved_usd" and not summary.get("resolved"):
@@ -253,7 +273,7 @@ def plausible(summary: Mapping[str, Any]) -> Summary:
             )
         if key == "stats":
             return isinstance(value, dict) and all(isinstance(one, int | float | Decimal) for one in value.values())
-        is_text = key in ("evaluated_by", "tested_in", "not_tested", "stopped_by")
+        is_text = key in ("evaluated_by", "tested_in", "not_tested", "stopped_by", "selection")
         return not is_text or value is None or isinstance(value, str)
 
     return cast(Summary, {key: value for key, value in summary.items() if is_plausible(key, value)})
@@ -327,6 +347,39 @@ def resolved_figures(verdicts: Iterable[tuple[str, bool]], summary: Mapping[str,
     }
 
 
+def selection_figures(
+    selected: Mapping[str, Selected], summary: Mapping[str, Any], resolved: Mapping[Key, bool] | None = None
+) -> Summary:
+    """The figures of the selected answers; empty without any. Rates are over every covered instance.
+
+    Args:
+        selected: by instance.
+        resolved: the verdicts; None: not evaluated.
+
+    Returns:
+        ``selection``: the rule.
+        ``selected``: instances with a selected answer.
+        ``selected_apply_rate``, ``selected_resolved_rate``: the share of instances whose selected patch applies, and
+            whose selected answer is resolved.
+    """
+    if not selected:
+        return {}
+    instances = int(summary.get("instances") or 0)
+
+    def rate(count: int) -> float | None:
+        return round(count / instances, 6) if instances else None
+
+    figures: Summary = {
+        "selection": ", ".join(sorted({one.rule for one in selected.values()})),
+        "selected": len(selected),
+        "selected_apply_rate": rate(sum(one.patch_status in _APPLYING for one in selected.values())),
+    }
+    if resolved is not None:
+        count = sum(resolved.get((name, one.sample), False) for name, one in selected.items())
+        figures |= {"selected_resolved": count, "selected_resolved_rate": rate(count)}
+    return figures
+
+
 def cost_per_resolved(resolved: int, cost_usd: Decimal | float | None) -> Decimal | None:
     """Dollars per resolved sample; None if no sample is resolved or a price is unknown."""
     if not resolved or cost_usd is None:
@@ -365,6 +418,7 @@ class Totals:
         self._turn_counts: Counter[str] = Counter()
         self._turn_usage = Usage()
         self._turn_usd: Decimal | None = Decimal(0)
+        self._samples: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._patches: Counter[str] = Counter()
         self._infrastructure_failures = 0
@@ -423,6 +477,7 @@ class Totals:
             (self.answered_again if status == "completed" else self.replaced).add(key)
         error = record.get("error")
         error_type = str(error.get("type")) if error and status != "completed" else None
+        self._samples[key[0]] += previous is None
         self._latest[key] = (status, patch_status, error_type, turn)
         self._count_turns(key, before)
         if counted:
@@ -445,6 +500,10 @@ class Totals:
     def counts_turn(self, turn: int) -> bool:
         """Whether a turn is covered."""
         return self.covered_turns is None or turn <= self.covered_turns
+
+    def samples(self, instance_id: str) -> int:
+        """The number of samples of an instance that have a record."""
+        return self._samples[instance_id]
 
     def turn(self, key: Key) -> int:
         """The turn of the latest record that counts."""

@@ -10,6 +10,8 @@ from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import read_regular, special_kind
 
 RECORDS = "records.jsonl"
+PREDICTIONS = "predictions.jsonl"
+"""The selected answer of each instance."""
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 EVALUATION = "evaluation.jsonl"
@@ -25,13 +27,23 @@ MARKERS = (RECORDS, SUMMARY)
 """A directory with one of these is a run directory."""
 
 
-def predictions_name(sample: int) -> str:
-    """The name of the predictions file of a sample, in the format of the SWE-bench harness."""
-    return "predictions.jsonl" if sample == 0 else f"predictions.sample{sample}.jsonl"
+def predictions_name(sample: int, *, several: bool) -> str:
+    """The name of the predictions file of a sample, in the format of the SWE-bench harness.
+
+    Args:
+        several: whether there are several samples for each instance.
+    """
+    return f"predictions.sample{sample}.jsonl" if several else PREDICTIONS
+
+
+def predictions_of_sample(directory: Path, sample: int) -> Path:
+    """The existing predictions file of a sample, also of a run of an earlier version."""
+    path = directory / predictions_name(sample, several=True)
+    return path if sample or path.exists() else directory / PREDICTIONS
 
 
 def predictions(directory: Path) -> list[Path]:
-    """The predictions files, sample 0 first."""
+    """The predictions files, that of the selected answers first."""
     return sorted(directory.glob("predictions*.jsonl"))
 
 

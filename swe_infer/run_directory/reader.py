@@ -17,6 +17,7 @@ from swe_infer.files import open_regular
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage
 from swe_infer.run_directory.figures import Summary, plausible
+from swe_infer.run_directory.predictions import Candidate, Selected, read_selected
 from swe_infer.run_directory.records import (
     LONGEST_LINE,
     Damage,
@@ -120,6 +121,17 @@ class RunDirectory:
         """
         return {(verdict.key, verdict.turn): verdict.resolved for verdict in read_verdicts(self.path)}
 
+    def selected(self) -> dict[str, Selected]:
+        """The selected answer of each instance, see :func:`.predictions.read_selected`.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        try:
+            return read_selected(self.path)
+        except OSError as error:
+            raise ConfigError(layout.unreadable(self.path, error)) from None
+
     def patches(self) -> dict[Key, tuple[int, str]]:
         """The turn and the patch of the answer that counts of every covered, completed (instance, sample). The patch
         is an empty string if the answer contains none.
@@ -129,6 +141,19 @@ class RunDirectory:
         """
         answers = self.answers(lambda record: str(record.get("model_patch") or ""))
         return {key: max(turns.items()) for key, turns in answers.items()}
+
+    def candidates(self) -> dict[Key, tuple[int, Candidate]]:
+        """The turn and the answer that counts of every covered, completed (instance, sample).
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        answers = self.answers(
+            lambda record: Candidate(
+                record["sample"], str(record.get("model_patch") or ""), record.get("patch_status")
+            )
+        )
+        return {key: max(turns.items(), key=lambda item: item[0]) for key, turns in answers.items()}
 
     def answers(self, part: Callable[[Record], _Part], damage: Damage | None = None) -> dict[Key, dict[int, _Part]]:
         """A part of the record of each turn of every covered, completed (instance, sample). The last turn counts.

@@ -19,19 +19,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from swe_infer.errors import INFRASTRUCTURE_ERRORS, ConfigError, StoreError
 from swe_infer.files import (
-    OpenFiles,
     Syncer,
-    create_beside,
     open_regular,
     remove_leftovers,
     sync_directory,
@@ -44,6 +42,7 @@ from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverag
 from swe_infer.run_directory.fallback import Fallback, fallback_lines
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.lock import locked
+from swe_infer.run_directory.predictions import PredictionFiles, Selector
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import (
     LONGEST_LINE,
@@ -237,12 +236,21 @@ class RunStore:
         directory: created if it does not exist.
         label: ``model_name_or_path`` of the predictions.
         locks: how the directory is locked.
+        selector, samples: see :class:`.predictions.PredictionFiles`.
 
     Raises:
         StoreError: another process has locked the directory, or it cannot be written.
     """
 
-    def __init__(self, directory: Path, label: str, locks: Locks = "os") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        label: str,
+        locks: Locks = "os",
+        *,
+        selector: Selector | None = None,
+        samples: int | None = None,
+    ) -> None:
         self.directory = directory
         self.label = label
         self._path = directory / layout.RECORDS
@@ -252,8 +260,8 @@ class RunStore:
         self.recheck = False
         """Whether recorded samples must be checked against the length bounds, see :meth:`set_coverage`."""
         self._coverage: Coverage | None = None
-        self._predictions = OpenFiles(buffering=0)
-        self._late_predictions: list[tuple[int, bytes]] = []
+        self.predictions = PredictionFiles(directory, label, selector, samples)
+        self._samples = samples
         self._torn = False
         self._stale = False
         try:
@@ -264,7 +272,7 @@ class RunStore:
             raise _unwritable(directory, error) from None
         with ExitStack() as stack:
             stack.callback(self._lock.close)
-            stack.callback(self._predictions.close)
+            stack.callback(self.predictions.close)
             try:
                 remove_leftovers(directory)
                 self.resumed = self._recover()
@@ -362,7 +370,6 @@ class RunStore:
             StoreError: the disk is full or failing; the file still ends with a whole record.
         """
         line = _line(record)
-        prediction = _line(self._prediction(record)) if record["status"] == "completed" else None
         if (error := self._syncer.error) is not None:
             raise StoreError(f"{self._path}: did not reach the disk ({error.strerror})")
         # A truncated line that could not be removed is ended first, so that it does not spoil this one.
@@ -376,9 +383,18 @@ class RunStore:
         self.totals.add_record({**record, "cost_usd": _as_read_back(record["cost_usd"])})
         if key_of(record) in self.totals.replaced or key_of(record) in self.totals.answered_again:
             self._stale = True  # a prediction must be removed or restored, see check()
-        elif prediction is not None and _is_covered(record, self.totals):
-            self._late_predictions.append((record["sample"], prediction))
-            self._write_predictions()
+        elif record["sample"] and not self.predictions.several:
+            try:
+                self._derive(self._coverage)  # sample 0 gets a file of its own
+            except OSError:
+                self._stale = True
+        elif _is_covered(record, self.totals):
+            instance_id = record["instance_id"]
+            is_complete = self._samples is not None and self.totals.samples(instance_id) >= self._samples
+            if record["status"] == "completed":
+                self.predictions.append(record, is_complete=is_complete)
+            elif is_complete:
+                self.predictions.complete(instance_id)
 
     def check(self) -> None:
         """Flush everything to disk.
@@ -391,10 +407,9 @@ class RunStore:
             try:
                 self._derive(self._coverage)
             except OSError as error:
-                raise StoreError(f"{self._predictions_path(0)}: cannot be written ({error.strerror})") from None
-        self._write_predictions()
-        if self._late_predictions:
-            raise StoreError(f"{self._predictions_path(self._late_predictions[0][0])}: cannot be written")
+                path = self.directory / layout.PREDICTIONS
+                raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+        self.predictions.flush()
         if (sync_error := self._syncer.flush()) is not None:
             for line in self._syncer.take_unsynced():
                 self._fallback.append(line)
@@ -430,19 +445,6 @@ class RunStore:
     def remove_fallback(self) -> None:
         """Remove the fallback files, as their records have been appended."""
         self._fallback.remove()
-
-    def _write_predictions(self) -> None:
-        """Append pending predictions. After a failure they are retried with the next record, and rewritten at the
-        next start."""
-        while self._late_predictions:
-            sample, line = self._late_predictions[0]
-            try:
-                file = self._predictions.get(self._predictions_path(sample))
-                if write_whole(file.fileno(), line) is not None:
-                    return
-            except OSError:
-                return
-            del self._late_predictions[0]
 
     def write_summary(self, summary: Summary, *, soon: bool = False) -> None:
         """Write ``summary.json``, replacing the old one atomically.
@@ -488,7 +490,7 @@ class RunStore:
         """
         totals, damage = Totals() if coverage is None else Totals(coverage.ids, coverage.turns), Damage()
         last: dict[Key, Record] = {}
-        with self._new_predictions() as predict:
+        with self.predictions.rewriting() as predict:
             for record in read_records(self._path, damage):
                 key = key_of(record)
                 if not _is_covered(record, totals):
@@ -502,53 +504,16 @@ class RunStore:
             for record in last.values():
                 if record["status"] == "completed":
                     predict(record)
+            if any(sample for (_, sample), _ in totals.statuses()):
+                self.predictions.several = True
         damage.reconcile_cost(totals.cost_usd, self.read_summary())
         totals.add_damage(damage)
-        self.totals, self._late_predictions, self._stale = totals, [], False
+        self.totals, self._stale = totals, False
         several_records = totals.replaced | totals.answered_again
-        return self._derive(coverage, several_records) if several_records and not several else damage
-
-    @contextlib.contextmanager
-    def _new_predictions(self) -> Iterator[Callable[[Record], object]]:
-        """Yields a function that writes the prediction of a record. On exit the new files replace all old ones."""
-        files = OpenFiles()
-        new: dict[int, Path] = {}
-
-        def file_of(sample: int) -> IO[bytes]:
-            if sample not in new:
-                descriptor, new[sample] = create_beside(self._predictions_path(sample))
-                os.close(descriptor)
-            return files.get(new[sample])
-
-        try:
-            file_of(0)
-            yield lambda record: file_of(record["sample"]).write(_line(self._prediction(record)))
-            files.close()
-            self._predictions.close()
-            for sample, path in new.items():
-                os.replace(path, self._predictions_path(sample))
-            current = {self._predictions_path(sample) for sample in new}
-            for path in layout.predictions(self.directory):
-                if path not in current:
-                    path.unlink()
-        except BaseException:
-            with contextlib.suppress(OSError):
-                files.close()  # the disk may be too full for the buffered data
-            for path in new.values():
-                path.unlink(missing_ok=True)
-            raise
-
-    def _prediction(self, record: Record) -> dict[str, Any]:
-        return {
-            "instance_id": record["instance_id"],
-            "model_name_or_path": self.label,
-            "model_patch": record["model_patch"] or "",
-            "patch_status": record.get("patch_status"),
-            "finish_reason": record.get("finish_reason"),
-        }
-
-    def _predictions_path(self, sample: int) -> Path:
-        return self.directory / layout.predictions_name(sample)
+        if several_records and not several:
+            return self._derive(coverage, several_records)
+        self.predictions.select()
+        return damage
 
 
 def _is_covered(record: Record, totals: Totals) -> bool:

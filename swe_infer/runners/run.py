@@ -26,7 +26,13 @@ from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import PromptFiles
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals, cost_per_resolved, without_infrastructure_failures
+from swe_infer.run_directory.figures import (
+    Summary,
+    Totals,
+    cost_per_resolved,
+    selection_figures,
+    without_infrastructure_failures,
+)
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
@@ -416,6 +422,7 @@ class Run:
         """Whether a further turn may have no record yet."""
         self._unavailable = False
         """Whether the prompt of a further turn could not be read. The same command tries again."""
+        self._selection_figures: tuple[int, Summary] | None = None
         self.stop = threading.Event()
         self._writer = RecordWriter(store)
         self._stopped_by: str | None = None
@@ -424,6 +431,7 @@ class Run:
         self._wall_before = float(self._before.get("wall_s", 0.0))
         if self._changed:
             self._before = {}  # its figures cover other instances
+        self._changed = self._changed or store.predictions.changed
         self._summary_due = 0.0
         self._frozen: tuple[float, Mapping[str, float]] | None = None
         """Time and runner figures at the end of generation."""
@@ -537,7 +545,9 @@ class Run:
             status = INTERRUPTED
         elif status == 0 and unfinished:
             status = 1
-        if not self._written(summary):
+        is_written = self._written(summary)
+        summary = self.summary()
+        if not is_written:
             status = status or 1
         elif status == 0 or (every_sample_tried and status == 1 and summary["completed"]):
             status = max(status, self._evaluated(summary))
@@ -586,6 +596,9 @@ class Run:
         try:
             self.store.write_summary(summary)
             self.store.check()
+            figures = self._selection(summary)  # the last selections are made by check()
+            if not figures.items() <= summary.items():
+                self.store.write_summary({**summary, **figures})
         except StoreError as error:
             log.error("%s; repeat this command once the disk is writable", error)
             return False
@@ -601,6 +614,7 @@ class Run:
             stats=stats,
             stopped_by=self._stopped_by,
         )
+        summary |= self._selection(summary)
         if _answers(self._before) == _answers(summary):  # the evaluation still covers every answer
             merged: Summary = {**self._before, **summary}
             if "resolved" in merged:
@@ -611,6 +625,13 @@ class Run:
                 )
             return merged
         return summary
+
+    def _selection(self, summary: Summary) -> Summary:
+        """The figures of the selected answers; counted again only if they have changed."""
+        predictions = self.store.predictions
+        if self._selection_figures is None or self._selection_figures[0] != predictions.revision:
+            self._selection_figures = (predictions.revision, selection_figures(predictions.selected, summary))
+        return self._selection_figures[1]
 
     def close_records(self, error: BaseException | None) -> int:
         """Logs why generation stopped early, and waits until every record is durable.
