@@ -25,7 +25,7 @@ LEVELS = [
     {"runners", "compare", "evaluate", "runs"},
     {"config", "view"},
     {"cli", "python_api"},
-    {"merge", "export"},
+    {"merge", "export", "select"},
 ]
 """Lowest first. A package may import from lower levels and from itself, see docs/layout.md."""
 

@@ -132,7 +132,7 @@ def load_sources(sources: Sequence[Source]) -> list[LoadedRun]:
     Raises:
         ConfigError: a file of a run cannot be read.
     """
-    names = _distinct_names([source.label for source in sources])
+    names = distinct_names([source.label for source in sources])
     return [
         replace(load_run(source.directory, name), address=source.address, remark=source.remark)
         for source, name in zip(sources, names, strict=True)
@@ -246,7 +246,7 @@ def _result(record: Record, before: Result | None, verdict: bool | None, *, cove
     )
 
 
-def _distinct_names(directories: list[Path]) -> list[str]:
+def distinct_names(directories: list[Path]) -> list[str]:
     """The shortest path suffixes of equal length that are all different."""
     for length in range(1, max((len(d.parts) for d in directories), default=1) + 1):
         names = ["/".join(directory.parts[-length:]) for directory in directories]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
@@ -378,6 +378,45 @@ def selection_figures(
         count = sum(resolved.get((name, one.sample), False) for name, one in selected.items())
         figures |= {"selected_resolved": count, "selected_resolved_rate": rate(count)}
     return figures
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionGap:
+    """How much of what several samples can bring a selection brings. Rates are over all instances.
+
+    Args:
+        pass_1: the mean over the samples.
+        selected: the rate of the selected answers.
+        pass_n: the rate of instances with at least one success.
+    """
+
+    pass_1: float
+    selected: float
+    pass_n: float
+
+    @property
+    def closed(self) -> float | None:
+        """The share of the gap between ``pass_1`` and ``pass_n`` that the selection closes, negative for one that is
+        worse than ``pass_1``; None without a gap."""
+        gap = self.pass_n - self.pass_1
+        return (self.selected - self.pass_1) / gap if gap > 1e-9 else None
+
+
+def selection_gap(
+    successes: Mapping[str, tuple[int, int]], selected: Collection[str], instances: int
+) -> SelectionGap | None:
+    """The rates of a selection; None without an instance.
+
+    Args:
+        successes: for each instance the samples that are successes, and all samples.
+        selected: the instances whose selected answer is a success.
+        instances: all instances, those without a record included.
+    """
+    if not instances:
+        return None
+    pass_1 = sum(good / count for good, count in successes.values() if count)
+    pass_n = sum(good > 0 for good, _ in successes.values())
+    return SelectionGap(pass_1 / instances, len(selected) / instances, pass_n / instances)
 
 
 def cost_per_resolved(resolved: int, cost_usd: Decimal | float | None) -> Decimal | None:

@@ -23,6 +23,9 @@ LOCK = ".lock"
 RESERVE = ".reserve"
 """Reserved disk space for records, see :mod:`swe_infer.run_directory.fallback`."""
 
+NAMES = (RECORDS, SUMMARY, CONFIG, EVALUATION, ALL_VERDICTS, COVERAGE, PROVENANCE, LOCK, RESERVE)
+"""Files of a run beside its predictions."""
+
 MARKERS = (RECORDS, SUMMARY)
 """A directory with one of these is a run directory."""
 
