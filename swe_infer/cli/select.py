@@ -1,7 +1,7 @@
 """``swe-infer-select RUN_DIR … --by RULE --out FILE``: one submission from the samples of one run or of several.
 
-The candidates of an instance are its samples in all runs, in the order of the runs and then of the samples. Nothing is
-requested, and no run directory is written.
+The candidates of an instance are its samples in all runs, in the order of the runs and then of the samples. Nothing
+is requested, and no run directory is written.
 """
 
 from __future__ import annotations
@@ -155,9 +155,8 @@ def _read(directories: Sequence[Path]) -> list[_Run]:
     runs = [_read_run(place, name) for place, name in zip(places, distinct_names(places), strict=True)]
     for run in runs[1:]:
         if not _same_dataset(runs[0], run):
-            raise ConfigError(
-                f"{run.directory}: has another dataset ({_dataset(run)}) than {runs[0].directory} ({_dataset(runs[0])})"
-            )
+            names = f"({_dataset(run)}) than {runs[0].directory} ({_dataset(runs[0])})"
+            raise ConfigError(f"{run.directory}: has another dataset {names}")
     return runs
 
 
