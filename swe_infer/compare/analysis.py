@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from swe_infer.compare.loading import LoadedRun, Result, total_cost
 from swe_infer.compare.pairs import Pair, paired_tests
+from swe_infer.compare.selections import RuleFigures, rule_figures
 from swe_infer.compare.statistics import Interval, pass_at_k, wilson
 from swe_infer.text import p_value
 from swe_infer.types import Usage
@@ -45,6 +46,7 @@ class Figures:
         applies: rate over every requested instance.
         checked: rate over the samples whose patch was checked.
         resolved: None if the run was not evaluated.
+        selections: what each rule of selection brings on the same answers, if they were evaluated.
         infrastructure_failures: samples without an answer of which infrastructure is the cause.
         applies_without_failures, resolved_without_failures: the rates without those samples.
         unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
@@ -74,6 +76,7 @@ class Figures:
     output_tokens_per_s: float | None
     median_latency_s: float | None
     pass_at: Sequence[tuple[int, float, int]]
+    selections: Sequence[RuleFigures]
     infrastructure_failures: int
     applies_without_failures: Rate
     resolved_without_failures: Rate | None
@@ -184,6 +187,7 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
         output_tokens_per_s=usage.output_tokens / wall if wall else None,
         median_latency_s=statistics.median(result.latency_s for result in completed) if completed else None,
         pass_at=_pass_at(run, "resolved" if run.evaluated else "applies", asked),
+        selections=rule_figures(run, asked),
         infrastructure_failures=_infrastructure_failures(run, asked),
         applies_without_failures=_rate_without_failures(run, "applies", asked),
         resolved_without_failures=_rate_without_failures(run, "resolved", asked) if run.evaluated else None,

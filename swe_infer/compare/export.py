@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate
 from swe_infer.compare.pairs import Pair
+from swe_infer.compare.selections import RuleFigures
 from swe_infer.compare.statistics import Bootstrap
 from swe_infer.run_directory.figures import TurnFigures, cost_per_fixed
 
@@ -70,8 +71,21 @@ def _run(one: Figures) -> dict[str, Any]:
         "output_tokens_per_s": one.output_tokens_per_s,
         "median_latency_s": one.median_latency_s,
         "pass_at": {str(k): {"value": value, "instances": count} for k, value, count in one.pass_at},
+        "selections": [_selection(found) for found in one.selections],
         "on_front": one.on_front,
         "feedback": _turns(one.run.feedback),
+    }
+
+
+def _selection(found: RuleFigures) -> dict[str, Any]:
+    gap = found.gap
+    return {
+        "rule": found.rule,
+        "submitted": found.submitted,
+        "pass_at_1": gap.pass_1,
+        "selected": gap.selected,
+        "pass_at_n": gap.pass_n,
+        "gap_closed": gap.closed,
     }
 
 

@@ -13,6 +13,7 @@ from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals, TurnFigures
+from swe_infer.run_directory.predictions import Selected
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, turn_of, usage_of
 from swe_infer.text import flatten
@@ -65,6 +66,7 @@ class LoadedRun:
         results: of the samples that the last command requested, by (instance, sample), in record order.
         evaluated: whether any instance has a verdict of its tests.
         feedback: the figures of further turns; None without any.
+        selected: the selected answer of each instance, of a run with several samples.
         unreadable: number of unreadable records.
         unreadable_usage: their usage, as far as it can be recovered.
         unreadable_usd: their cost; None if a price is unknown.
@@ -80,6 +82,7 @@ class LoadedRun:
     results: Mapping[Key, Result]
     evaluated: bool
     feedback: TurnFigures | None = None
+    selected: Mapping[str, Selected] = field(default_factory=dict)
     unreadable: int = 0
     unreadable_usage: Usage = field(default_factory=Usage)
     unreadable_usd: Decimal | None = Decimal(0)
@@ -173,6 +176,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         results=results,
         evaluated=any(result.resolved is not None for result in results.values()),
         feedback=recorded.summary().get("feedback"),
+        selected=run.selected(),
         unreadable=damage.unreadable,
         unreadable_usage=damage.usage,
         unreadable_usd=damage.cost_usd,

@@ -32,6 +32,8 @@ def print_comparison(comparison: Comparison, console: Console, *, every_instance
     tables.append(_costs(comparison))
     if any(one.pass_at for one in comparison.runs):
         tables.append(_pass_at(comparison))
+    if any(one.selections for one in comparison.runs):
+        tables.append(_selections(comparison))
     if any(one.run.feedback for one in comparison.runs):
         tables.append(_turns(comparison))
     if comparison.pairs:
@@ -155,6 +157,25 @@ def _cost(one: Figures) -> list[str]:
         "-" if one.output_tokens_per_s is None else f"{one.output_tokens_per_s:,.1f}",
         duration(one.median_latency_s),
     ]
+
+
+def _selections(comparison: Comparison) -> tuple[str, Table]:
+    """What each rule of selection brings on the same answers."""
+    rows = [
+        [
+            one.letter + ("*" if found.submitted else ""),
+            found.rule,
+            percent(found.gap.pass_1),
+            percent(found.gap.selected),
+            f"{percent(found.gap.pass_n)} (n = {one.samples})",
+            percent(found.gap.closed),
+        ]
+        for one in comparison.runs
+        for found in one.selections
+    ]
+    columns = ["", "rule", "pass@1", "selected", "pass@n", "gap closed"]
+    title = "Selection among n samples, resolved (* submitted; gap closed: (selected - pass@1) / (pass@n - pass@1))"
+    return _table(title, columns, rows, left=2)
 
 
 def _turns(comparison: Comparison) -> tuple[str, Table]:

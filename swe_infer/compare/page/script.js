@@ -315,6 +315,18 @@ function drawPassAt() {
   byId('passk-table').replaceChildren(table([['', 'text fold'], ...ks.map((k) => [`pass@${k}`, ''])], rows, 'pass@k'));
 }
 
+function drawSelections() {
+  const rows = runs.flatMap((run) => run.selections.map((one) => ({
+    cells: [
+      `${run.letter}  ${run.name}`, one.rule + (one.submitted ? ' *' : ''), percent(one.pass_at_1), percent(one.selected),
+      `${percent(one.pass_at_n)} (n = ${run.samples})`, one.gap_closed === null ? '–' : percent(one.gap_closed),
+    ],
+  })));
+  byId('selection-table').hidden = !rows.length;
+  const columns = [['', 'text fold'], ['rule', 'text'], ['pass@1', ''], ['selected', ''], ['pass@n', ''], ['gap closed', '']];
+  byId('selection-table').replaceChildren(table(columns, rows, 'Selection among n samples, resolved (* submitted)'));
+}
+
 function drawTurns() {
   const continued = runs.filter((run) => run.feedback);
   byId('turns-table').hidden = !continued.length;
@@ -555,6 +567,7 @@ function start() {
   drawCost({ x: costs ? 'cost' : runs.some((run) => run.wall_s !== null) ? 'time' : 'tokens', y, logarithmic: false });
   drawSweep({ y });
   drawPassAt();
+  drawSelections();
   drawTurns();
   drawOverlap();
   drawTests();
