@@ -188,8 +188,10 @@ def _is_up_to_date(target: Path, runs: Sequence[Path]) -> bool:
     turns = {
         None if (coverage := RunDirectory(run).coverage()) is None else coverage.turns for run in (*runs, target)
     }
+    rules = {summary.get("selection") for summary in (*parts, merged)}
     counts = [sum(each) for each in zip(*map(_counts, parts), strict=True)]
-    return together == made.covered_ids() and len(turns) == 1 and counts == _counts(merged)
+    same = len(turns) == len(rules) == 1
+    return together == made.covered_ids() and same and counts == _counts(merged)
 
 
 def _replace_merged(target: Path, runs: Sequence[Path]) -> None:
