@@ -563,6 +563,8 @@ def job_name_parts(plain: Mapping[str, Any], swept: Iterable[str], overrides: It
             value = value.get(name) if isinstance(value, Mapping) else None
         if key in _NAMED_BY_CHOICE:
             value = chosen.get(key)
+        if isinstance(value, Mapping) and key in chosen:  # the node of a group
+            value = chosen[key]
         if value is None and chosen and key not in chosen:
             continue  # the job's options do not have the key
         text = value if isinstance(value, str) else json.dumps(value, default=str)

@@ -139,12 +139,8 @@ def _check_out(out: Path) -> None:
         reason = "is a directory" if place.is_dir() else f"there is no directory {place.parent}"
         raise ConfigError(f"--out {out}: {reason}; name a file")
     of_run = next((parent for parent in place.parents if layout.is_run(parent)), None)
-    if of_run is not None and (place.exists() or _is_reserved(place)):
+    if of_run is not None and (place.exists() or layout.is_reserved(place.name)):
         raise ConfigError(f"--out {out}: belongs to the run {of_run}; choose another name")
-
-
-def _is_reserved(place: Path) -> bool:
-    return place.match("predictions*.jsonl") or place.name in layout.NAMES
 
 
 def _read(directories: Sequence[Path]) -> list[_Run]:

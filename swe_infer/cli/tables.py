@@ -56,8 +56,6 @@ def _resolved(summary: Mapping[str, Any]) -> str:
     if summary.get("resolved_rate") is not None:
         text += f" ({summary['resolved_rate']:.1%})"
     if samples > 1 and "resolved_by_any" in summary:
-        if "selected_resolved" in summary:
-            text += f"; selected {summary['selected_resolved']:,} of {summary['instances']:,}"
         text += f"; pass@{samples} {summary['resolved_by_any']:,} of {summary['instances']:,}"
     if summary.get("tested_in") == "process":
         text += ", tested without a sandbox"
@@ -108,12 +106,15 @@ def _turns(summary: Mapping[str, Any]) -> str:
 
 
 def _selection(summary: Mapping[str, Any]) -> str:
-    """The rule that selects among several samples, and how many of the selected patches apply."""
+    """The rule that selects among several samples, and how many of the selected patches apply and are resolved."""
     if "selection" not in summary:
         return ""
     rate = summary.get("selected_apply_rate")
     text = f"{summary['selection']}: {summary['selected']:,} of {summary['instances']:,} instances"
-    return text if rate is None else f"{text}; {rate:.1%} apply"
+    text += "" if rate is None else f"; {rate:.1%} apply"
+    if summary.get("selected_resolved_rate") is not None:
+        text += f"; resolved {summary['selected_resolved']:,} ({summary['selected_resolved_rate']:.1%})"
+    return text
 
 
 def _unreadable(summary: Mapping[str, Any]) -> str:
@@ -152,8 +153,8 @@ def print_summary(
         ("patches", _patches(summary["patches"])),
         ("apply rate", _apply_rate(summary)),
         ("feedback", _turns(summary)),
-        ("selection", _selection(summary)),
         ("resolved", _resolved(summary)),
+        ("selection", _selection(summary)),
         ("outages", _infrastructure(summary)),
         ("tokens in", f"{usage['input_tokens']:,} ({usage['cached_input_tokens']:,} from cache)"),
         ("tokens out", f"{usage['output_tokens']:,} ({summary['output_tokens_per_s']:,.1f}/s)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 from swe_infer.errors import ConfigError, StoreError
@@ -22,9 +23,6 @@ PROVENANCE = "provenance.json"
 LOCK = ".lock"
 RESERVE = ".reserve"
 """Reserved disk space for records, see :mod:`swe_infer.run_directory.fallback`."""
-
-NAMES = (RECORDS, SUMMARY, CONFIG, EVALUATION, ALL_VERDICTS, COVERAGE, PROVENANCE, LOCK, RESERVE)
-"""Files of a run beside its predictions."""
 
 MARKERS = (RECORDS, SUMMARY)
 """A directory with one of these is a run directory."""
@@ -48,6 +46,13 @@ def predictions_of_sample(directory: Path, sample: int) -> Path:
 def predictions(directory: Path) -> list[Path]:
     """The predictions files, that of the selected answers first."""
     return sorted(directory.glob("predictions*.jsonl"))
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a run directory may get a file of this name."""
+    if fnmatch(name, "predictions*.jsonl"):
+        return True
+    return name in (RECORDS, SUMMARY, CONFIG, EVALUATION, ALL_VERDICTS, COVERAGE, PROVENANCE, LOCK, RESERVE)
 
 
 def result_files(directory: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ from swe_infer.run_directory.records import LONGEST_LINE, Key, Record, key_of
 from swe_infer.text import bounded_json
 from swe_infer.types import MAX_SAMPLES
 
+log = logging.getLogger(__name__)
+
 _LONGEST_REASON = 500
+_MANY = 50
+"""A selection for this many instances may take time, and is logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +357,9 @@ class PredictionFiles:
     def _rewrite_selected(self) -> None:
         """Replace ``predictions.jsonl``. Raises OSError."""
         path, before = self._directory / layout.PREDICTIONS, self.selected
+        count = sum(self._kept(instance_id) is None for instance_id in self._answers)
+        if count >= _MANY and self._selector is not None:
+            log.info("selecting an answer to each of %d instances by %s", count, self._selector.name)
         found = {instance_id: self._select(instance_id) for instance_id in self._answers}
         selected = {instance_id: one for instance_id, one in found.items() if one is not None}
         descriptor, new = create_beside(path)
@@ -368,18 +376,22 @@ class PredictionFiles:
         self.selected, self._unselected = selected, set()
         self.revision += 1
 
-    def _select(self, instance_id: str) -> Selected | None:
-        answers = self._answers[instance_id]
-        digest = digest_of({sample: answer.digest for sample, answer in answers.items()})
+    def _digest(self, instance_id: str) -> str:
+        return digest_of({sample: answer.digest for sample, answer in self._answers[instance_id].items()})
+
+    def _kept(self, instance_id: str) -> Selected | None:
+        """The selection that was made before from the same candidates by the same rule, or None."""
         before = self.selected.get(instance_id)
-        if (
-            before is not None
-            and before.digest == digest
-            and before.sample in answers
-            and (self._selector is None or before.rule == self._selector.name)
-        ):
-            return before
-        candidates = [self._candidate(instance_id, sample) for sample in sorted(answers)]
+        if before is None or before.sample not in self._answers[instance_id]:
+            return None
+        if self._selector is not None and before.rule != self._selector.name:
+            return None
+        return before if before.digest == self._digest(instance_id) else None
+
+    def _select(self, instance_id: str) -> Selected | None:
+        if (kept := self._kept(instance_id)) is not None:
+            return kept
+        candidates = [self._candidate(instance_id, sample) for sample in sorted(self._answers[instance_id])]
         selector = self._selector
         choice = first_sample(candidates) if selector is None else selector.select(instance_id, candidates)
         if choice is None:
@@ -391,7 +403,7 @@ class PredictionFiles:
             "first" if selector is None else selector.name,
             choice.reason[:_LONGEST_REASON],
             len(candidates),
-            digest,
+            self._digest(instance_id),
             choice.votes,
             choice.share,
         )

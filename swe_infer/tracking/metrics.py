@@ -94,7 +94,7 @@ def summary_of(summary: Mapping[str, Any]) -> dict[str, float]:
     Unknown figures, such as a cost without a price, are absent.
     """
     out = {k: v for k, v in metrics_of(summary).items() if not k.startswith("over_usd/")}
-    for key in ("instances", "samples", *sorted(EVALUATED_FIGURES)):
+    for key in ("instances", "samples", "selected", "selected_apply_rate", *sorted(EVALUATED_FIGURES)):
         _put(out, key, summary.get(key))
     if summary.get("infrastructure_failures"):
         _put(out, _WITHOUT_FAILURES[1], summary.get(_WITHOUT_FAILURES[1]))

@@ -159,7 +159,8 @@ def test_another_rule_requests_nothing_and_its_figures_follow(server: ApiServer,
     command = f'[{sys.executable},{home / "score.py"},"{{predictions}}",{log},{home / "right.json"}]'
     evaluation = ("evaluation=command", f"evaluation.command={command}")
     result = run(server, home, "selection=majority", *evaluation)
-    assert "resolved   6 of 20 (30.0%); selected 2 of 5; pass@4 3 of 5" in result.stderr, result.stderr
+    assert "resolved   6 of 20 (30.0%); pass@4 3 of 5\n" in result.stderr, result.stderr
+    assert "selection  majority: 5 of 5 instances; 60.0% apply; resolved 2 (40.0%)\n" in result.stderr
     samples = [Path(line).name for line in log.read_text().splitlines()]
     assert samples == [f"predictions.sample{sample}.jsonl" for sample in range(4)]
     resolved = {
