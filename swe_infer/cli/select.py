@@ -161,7 +161,7 @@ def _read_run(directory: Path, name: str) -> _Run:
     summary, coverage = run.summary(), run.coverage()
     found: dict[str, dict[int, Candidate]] = {}
     turns: dict[tuple[str, int], int] = {}
-    for (instance_id, sample), (turn, answer) in run.answers().items():
+    for (instance_id, sample), (turn, answer) in run.candidates().items():
         found.setdefault(instance_id, {})[sample] = answer
         turns[instance_id, sample] = turn
     answers = {key: [of_sample[sample] for sample in sorted(of_sample)] for key, of_sample in found.items()}

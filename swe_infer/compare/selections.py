@@ -50,7 +50,7 @@ def rule_figures(run: LoadedRun, asked: int) -> list[RuleFigures]:
         ]
     completed = {name: sum(result.status == "completed" for result in instances[name]) for name in instances}
     sure = [name for name, count in good.items() if count and count == completed[name] == run.samples]
-    mixed = [name for name, count in good.items() if count and name not in set(sure)]
+    mixed = [name for name in good.keys() - set(sure) if good[name]]
     solved |= {rule: [*sure, *found] for rule, found in _applied(run, mixed, set(solved)).items()}
     figures = []
     for rule, names in sorted(solved.items()):
@@ -76,7 +76,7 @@ def _applied(run: LoadedRun, mixed: list[str], known: set[str]) -> dict[str, lis
     from swe_infer.selection.base import FilesOfRows, InstanceSelector, rule_named
 
     candidates: dict[str, list[Candidate]] = {name: [] for name in mixed}
-    for (name, _), (_, answer) in sorted(RunDirectory(run.directory).answers().items()) if mixed else ():
+    for (name, _), (_, answer) in sorted(RunDirectory(run.directory).candidates().items()) if mixed else ():
         if name in candidates:
             candidates[name].append(answer)
     found: dict[str, list[str]] = {}
