@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class _Files:
             ConfigError: they are not available.
         """
         if not self._of_runs:
-            self._of_runs = [FilesOfRows(lambda run=run: recorded_rows(run.config, self.stack)) for run in self.runs]
+            self._of_runs = [FilesOfRows(partial(recorded_rows, run.config, self.stack)) for run in self.runs]
         error: SweInferError = ConfigError("there is no run")
         for files_of in self._of_runs:
             try:

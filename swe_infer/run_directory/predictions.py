@@ -144,7 +144,7 @@ def _selected(entry: Mapping[str, Any]) -> Selected:
     sample, count, votes, share = entry["sample"], entry["candidates"], entry.get("votes"), entry.get("share")
     if any(type(number) is not int for number in (sample, count)) or not 0 <= sample < MAX_SAMPLES:
         raise TypeError("not a number of a sample")
-    if votes is not None and (type(votes) is not int or type(share) not in (int, float) or not 0 <= share <= 1):
+    if votes is not None and (type(votes) is not int or not isinstance(share, int | float) or not 0 <= share <= 1):
         raise TypeError("not a number of votes")
     status = entry.get("patch_status")
     return Selected(
