@@ -17,6 +17,7 @@ from swe_infer import config
 from swe_infer.cli.hydra_errors import one_line
 from swe_infer.errors import ConfigError
 from swe_infer.options import parameters_of
+from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Decoding
 from tests.support import option_docs
 from tests.support.options import CONF, OPTIONS, composed, option_composed
@@ -172,7 +173,8 @@ def test_every_vendor_has_the_same_values_of_stream_and_none_is_part_of_the_iden
         chosen = ["model=gpt-4o", "model.pricing=unknown", f"provider={provider}", "decoding.temperature=null"]
         chosen += ["provider.base_url=http://localhost:1"]
         values = ("auto", "always", "never", "true", "false")  # the last two are those of version 0.2
-        built = [config.build(composed(*chosen, f"provider.stream={value}")).runner.provider for value in values]
+        runners = [config.build(composed(*chosen, f"provider.stream={value}")).runner for value in values]
+        built: list[Any] = [runner.provider for runner in runners if isinstance(runner, ApiRunner)]
         assert [one.streams(long) for one in built] == [True, True, False, True, False], provider
         assert len({identity_of(*chosen, f"provider.stream={value}") for value in values}) == 1
     assert "provider.stream" in error_of("model=gpt-4o", "provider.stream=sometimes")
