@@ -69,6 +69,8 @@ class Counts:
     cache_hits: int = 0
     cache_misses: int = 0
     usage: Usage = field(default_factory=Usage)
+    possibly_billed: Decimal = Decimal(0)
+    """Dollars of attempts without an answer, of samples without a record too."""
 
 
 @dataclass(slots=True)
@@ -311,6 +313,7 @@ class Chain:
                 charged = self._charge(reservation, None if billed else Decimal(0))
                 if billed:
                     flight.possibly_billed += charged
+                    self.counts.possibly_billed += charged
                 self._on_error(endpoint, permit, error)
                 tries = 1 + is_probe * self._reachability.failed_attempts(endpoint.address)
                 self._reachability.record(endpoint.address, error, tries=tries)

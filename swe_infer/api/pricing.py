@@ -240,6 +240,7 @@ class ListedPrices:
 
     def __init__(self, model: str, provider_id: str, *, batch: bool = False, terms: PriceTerms | None = None) -> None:
         import genai_prices
+        from genai_prices.types import StartDateConstraint, TimeOfDateConstraint
 
         self.terms = PriceTerms() if terms is None else terms
         self.states_bill = provider_id in _STATES_BILL
@@ -257,9 +258,9 @@ class ListedPrices:
         constraints: list[Any] = [variant.constraint for variant in self._variants]
         if isinstance(found.model.prices, list):
             constraints += [conditional.constraint for conditional in found.model.prices]
-        starts = [c.start_date for c in constraints if hasattr(c, "start_date")]
-        hours = [_utc(end) for c in constraints if hasattr(c, "start_time") for end in (c.start_time, c.end_time)]
-        self._dates, self._times = sorted(set(starts)), sorted(set(hours))
+        daily = [c for c in constraints if isinstance(c, TimeOfDateConstraint)]
+        self._dates = sorted({c.start_date for c in constraints if isinstance(c, StartDateConstraint)})
+        self._times = sorted({_utc(end) for c in daily for end in (c.start_time, c.end_time)})
         self._sheets: dict[tuple[str, str, int, int], _PriceSheet] = {}
         self._batch_is_listed = self._has("processing", "batch", now)
         self.depends_on_tier = not batch and any("service_tier" in variant.when for variant in self._variants)

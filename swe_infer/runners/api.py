@@ -327,7 +327,8 @@ class ApiRunner:
         return cached
 
     def stats(self) -> Mapping[str, float]:
-        """Requests in flight and their limit, requests sent, retried and refused, cache hits."""
+        """Requests in flight and their limit, requests sent, retried and refused, cache hits, and dollars of attempts
+        without an answer in this command."""
         chain, endpoints = self._chain, self._endpoints
         if chain is None or endpoints is None:
             return {}
@@ -349,6 +350,8 @@ class ApiRunner:
             lookups = counts.cache_hits + counts.cache_misses
             stats["response_cache_hits"] = float(counts.cache_hits)
             stats["response_cache_hit_rate"] = counts.cache_hits / lookups if lookups else 0.0
+        if counts.possibly_billed:
+            stats["possibly_billed_usd"] = float(counts.possibly_billed)
         if counts.usage.input_tokens:
             stats["prompt_cache_hit_rate"] = counts.usage.cached_input_tokens / counts.usage.input_tokens
         return stats
