@@ -279,7 +279,7 @@ class _Scanner:
             return bool(line.strip())
         if line[:1] in ("+", "-", " "):
             return counter.is_complete and not self._open_ended(line)
-        if line.startswith("\\ "):
+        if line.startswith(("\\ ", "\\\u00a0")):
             return False
         if not line:
             return counter.is_complete

@@ -198,7 +198,9 @@ def test_edits_in_other_forms_give_the_same_result_or_are_refused(
         answer = _as_v4a(path, old, new, number) if blocks is None else _as_blocks(blocks, path, old, new, number)
         changes = _changes(old, new)
         searched = ["\n".join(old[max(start - 2, 0) : end + 2]).strip("\n") for start, end, _, _ in changes]
-        assume(len(set(searched)) == len(searched))  # edits of the same text are versions of one edit
+        # Edits of the same text are versions of one edit, and an edit may leave one of two equal texts.
+        places = ["".join(f"\n{line}" for line in old).count(f"\n{text}\n") for text in searched]
+        assume(len(searched) == 1 or (len(set(searched)) == len(searched) and max(places, default=1) < 2))
     files = {"pkg/a.py": before, "pkg/b.py": "b = 1\n"}
     result = make_patch(answer, files)
     if result.status not in ("applies", "repaired"):
