@@ -77,6 +77,7 @@ _PATCH_MARKS = ("\n+++ ", "*** Begin Patch", "\n@@ ", "diff --git ", " SEARCH\n"
 _MOST_TRIES = 64
 _MOST_INSERTIONS = 64
 _DEEPEST = 12
+_FENCE = re.compile(r"```[\w.+-]*[ \t]*$")
 _HUNK = re.compile(r"\s*@@ ")
 CUT_OFF = "a tool call is cut off"
 
@@ -275,7 +276,9 @@ class _Arguments:
         elif path is not None and content is not None and not _POSITION.isdisjoint(named):
             self.calls.problem = "a tool call changes a part of a file by its position"
         elif path is not None and content is not None and not _is_patch(content):
-            self._add(Replacement(path, None, content, FORM, explicit=self._find(path) is None))
+            known = self._find(path)
+            content = _without_fence(content, "" if known is None else self.files[known])
+            self._add(Replacement(path, None, content, FORM, explicit=known is None))
         else:
             self._read_values(named, value, path, depth)
 
@@ -321,6 +324,14 @@ class _Arguments:
                 break
             reach *= 2
         self._add(Replacement(path, old, "\n".join([*before, *text.removesuffix("\n").split("\n"), *after]), FORM))
+
+
+def _without_fence(content: str, base: str) -> str:
+    """A whole file without a fence around it, unless the file begins with one."""
+    lines = content.strip("\n").split("\n")
+    if len(lines) < 3 or base.startswith("```") or not _FENCE.match(lines[0]) or lines[-1].strip() != "```":
+        return content
+    return "\n".join(lines[1:-1]) + "\n"
 
 
 def _normal(key: str) -> str:

@@ -154,6 +154,7 @@ def _with_usual_markers(answer: str, files: Files) -> Reading | None:
     written: list[str] = []
     inside = ""
     divided = conflict = False
+    numbered = START_LINE in answer
     for line in lines:
         around = _AROUND.match(line) if len(line) <= _LONGEST_LINE and ("<" in line or "]]>" in line) else None
         text = around["text"] if around and (_OPEN.match(around["text"]) or _CLOSE.match(around["text"])) else line
@@ -178,6 +179,8 @@ def _with_usual_markers(answer: str, files: Files) -> Reading | None:
         elif _RULE.match(line) and len(line.strip()) in (len(inside), 7):
             divided = True
             written.append("=======")
+        elif numbered and line.startswith("\\") and _RULE.match(line[1:]):
+            written.append(line[1:])  # Roo escapes markers in the content
         elif divided and (
             text.startswith(">>>>>>> ") if conflict else (closing := _CLOSE.match(text)) and _closes(closing, inside)
         ):

@@ -88,6 +88,8 @@ class _Reader:
             return True
         if line.startswith("*** "):
             return self._star_header(line)
+        if line.strip() == "*** End Patch" and self.hunk is not None and self.hunk.header is None:
+            return not any(later.strip() for later in self.lines[self.at + 1 :])
         if not line.startswith("--- ") or not self._is_file_line():
             return False
         step = self._next_text()

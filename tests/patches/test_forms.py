@@ -115,6 +115,9 @@ ANSWERS: dict[str, str] = {
     "call with arguments by position": f"str_replace('pkg/app.py', {OLD!r}, {NEW!r})",
     "whole file by position": f"write_file('pkg/app.py', {WANTED!r})",
     "elements without a call": f"<file>\n<path>pkg/app.py</path>\n<content>\n{WANTED}</content>\n</file>\n",
+    "write_to_file with a fence": f"<write_to_file>\n<path>pkg/app.py</path>\n<content>\n```python\n{WANTED}```\n"
+    "</content>\n</write_to_file>",
+    "envelope with blanks": V4A.replace("*** End", " *** End"),
     "element of code": f'<code path="pkg/app.py">\n{WANTED}</code>\n',
     "json of paths": json.dumps({"pkg/app.py": WANTED}),
     "sentence before a fence": f"Here is the new version of pkg/app.py:\n\n```python\n{WANTED}```\n",
@@ -266,6 +269,12 @@ def test_code_in_prose_is_not_a_call() -> None:
         f"edit({OLD!r}, {NEW!r})",
     ):
         assert make_patch(f"The test has\n```python\n{code}\n```\n", FILES).status == "none"
+
+
+def test_an_escaped_marker_is_content(git: GitRepository) -> None:
+    answer = ANSWERS["roo"].replace(f"{NEW}>>>", f"{NEW}\\=======\n>>>")
+    result = make_patch(answer, FILES)
+    assert git.apply(result.patch, FILES) == {**FILES, "pkg/app.py": WANTED.replace("b - a\n", "b - a\n=======\n")}
 
 
 def test_every_occurrence_is_replaced_where_the_call_says_so(git: GitRepository) -> None:
