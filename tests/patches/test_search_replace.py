@@ -209,7 +209,8 @@ def test_numbers_of_the_new_text_may_be_those_of_the_new_file(git: GitRepository
         answer = _block(_numbered("".join(old), "{}| {}", 6), _numbered("".join(new), "{}| {}", first), "pkg/mod.py")
         assert _applied(git, answer, FILES) == {**FILES, "pkg/mod.py": WANTED}
     data = {"a.txt": "1 a\n2 b\n"}
-    assert _applied(git, _block("1: 1 a\n2: 2 b\n", "5 a\n6 b\n", "a.txt"), data) is None
+    assert _applied(git, _block("1: 1 a\n2: 2 b\n", "5 a\n6 b\n", "a.txt"), data) == {"a.txt": "5 a\n6 b\n"}
+    assert _applied(git, _block("1 1 a\n2 2 b\n", "5 a\n6 b\n", "a.txt"), data) is None
 
 
 TABS = "if a:\n\tif b:\n\t\tc()\n"
