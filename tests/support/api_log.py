@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -91,6 +91,11 @@ class Exchange:
     def bill(self, usage: Usage, service_tier: str | None, speed: str | None) -> None:
         """Records what is billed, and at which tier and speed."""
         self.usage, self.service_tier, self.speed = usage, service_tier, speed
+
+    def end_with(self, send: Callable[[], bool]) -> None:
+        """Sends the last bytes of an answer. Once they are sent, a client in another thread may read the log."""
+        self.usable = True
+        self.usable = send()
 
 
 @dataclass

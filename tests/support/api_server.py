@@ -355,15 +355,16 @@ class ApiServer:
                 empty: dict[str, Any] = {"choices": [], "output": [], "content": [], "completion": None}
                 peer.send(200, headers, json.dumps({**json.loads(body), **empty}).encode())
             case "wrong_type":
-                exchange.usable = peer.send(200, {**headers, "content-type": "text/plain"}, body)
+                typed = {**headers, "content-type": "text/plain"}
+                exchange.end_with(lambda: peer.send(200, typed, body))
             case "slow_body":
                 peer.start(200, headers)
                 for start in range(0, len(body), max(1, len(body) // 8)):
                     await peer.chunk(body[start : start + max(1, len(body) // 8)])
                     await asyncio.sleep(0.02)
-                exchange.usable = peer.end()
+                exchange.end_with(peer.end)
             case _:
-                exchange.usable = peer.send(200, headers, body)
+                exchange.end_with(lambda: peer.send(200, headers, body))
 
     async def _stream(
         self, call: Call, fault: Fault | None, headers: dict[str, str], exchange: Exchange, peer: Peer
@@ -383,7 +384,7 @@ class ApiServer:
                 await asyncio.sleep(pause)
             await peer.chunk(event_frame(event) if amazon else event)
         self.maker.cache.warm(call, made.usage)
-        exchange.usable = peer.end()
+        exchange.end_with(peer.end)
 
     def _answer_item(self, call: Call, batch_id: str, custom_id: str) -> tuple[int, dict[str, Any], Fault | None]:
         """Answers an item of a batch, and logs it."""
