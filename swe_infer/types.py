@@ -20,6 +20,10 @@ PatchStatus = Literal["applies", "repaired", "does_not_apply", "unchecked", "non
 EditFormat = Literal["unified_diff", "search_replace", "whole_file", "json_edits"]
 """The form of answer that a prompt requests."""
 
+Purpose = Literal["context", "judge"]
+"""What a request is for that is not one for an answer. ``context``: it chooses the files that a prompt shows.
+``judge``: it chooses one of the samples."""
+
 SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
 
 PathText = Annotated[str, "path"]
@@ -162,13 +166,14 @@ def sample_seed(decoding: Decoding, instance_id: str, sample: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request for one sample of an instance.
+    """A request for one sample of an instance, or an auxiliary one.
 
     Args:
-        sample: number of the sample, from 0.
+        sample: number of the sample, from 0; 0 for an auxiliary request.
         files: path to content of the instance's files, for patch checks and drafts. The samples of an instance share
             one mapping, which may load lazily. None: they, and ``edit_format``, are looked up in the dataset.
         edit_format: as in :class:`Instance`.
+        purpose: of an auxiliary request, whose completion is not an answer; None: an answer is requested.
     """
 
     instance_id: str
@@ -177,6 +182,7 @@ class Request:
     decoding: Decoding
     files: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
     edit_format: EditFormat | None = None
+    purpose: Purpose | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -186,6 +192,11 @@ class Request:
     def turn(self) -> int:
         """The number of the further turn that is requested; 0: the first answer."""
         return len(self.prompt.turns)
+
+    @property
+    def auxiliary(self) -> str:
+        """``PURPOSE:SHA256`` of an auxiliary request and its prompt; empty if an answer is requested."""
+        return "" if self.purpose is None else f"{self.purpose}:{self.prompt.sha256}"
 
 
 @dataclass(frozen=True, slots=True)

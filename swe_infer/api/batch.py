@@ -101,8 +101,8 @@ class Batches:
         journal: of the run directory.
         decoding: of every request of the run.
         over_budget: collects the instances of which no sample fits under a cap.
-        is_recorded: whether the answer to a key and turn is in the run's records. An open batch may have requests
-            that this command does not select; their answers are kept too. None: such answers are skipped.
+        is_recorded: whether the answer to a key, turn and auxiliary request is recorded. An open batch may have
+            requests that this command does not select; their answers are kept too. None: such answers are skipped.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Batches:
         cached: Callable[[Request], Completion | None],
         keep: Callable[[Request, Answer], None],
         over_budget: set[str],
-        is_recorded: Callable[[tuple[str, int], int], bool] | None = None,
+        is_recorded: Callable[[tuple[str, int], int, str], bool] | None = None,
     ) -> None:
         self._provider = provider
         self._model = model
@@ -135,10 +135,10 @@ class Batches:
         self._keep = keep
         self._over_budget = over_budget
         self._is_recorded = is_recorded
-        self._wanted: set[tuple[str, int, int]] = set()
-        self._asked: set[tuple[str, int, int]] = set()
+        self._wanted: set[tuple[str, int, int, str]] = set()
+        self._asked: set[tuple[str, int, int, str]] = set()
         """Requests that were read and have no outcome yet."""
-        self._in_batches: set[tuple[str, int, int]] = set()
+        self._in_batches: set[tuple[str, int, int, str]] = set()
         """Requests in batches of an earlier process that were not read yet."""
         self._source: Iterator[list[Request]] = iter(())
         self._last_written: tuple[Prompt, int] | None = None
@@ -169,7 +169,7 @@ class Batches:
         self._source = by_prompt(requests, _READ_TOGETHER)
         self._in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
         if self._is_recorded is not None:
-            self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], key[2])}
+            self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], *key[2:])}
         self._budget.release_other_batches(self._journal.open)
         watcher = asyncio.create_task(self._watch())
         following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
@@ -220,18 +220,19 @@ class Batches:
             if group is None:
                 break
             for request in group:
-                if self._is_recorded is not None and self._is_recorded(request.key, request.turn):
+                if self._is_recorded is not None and self._is_recorded(request.key, request.turn, request.auxiliary):
                     continue  # a batch was collected since the request was made
                 if (hit := self._cached(request)) is not None:
                     on_outcome(request, hit)
                     continue
-                key = (*request.key, request.turn)
+                item = Item(*request.key, 0, turn=request.turn, auxiliary=request.auxiliary)
+                key = item.key
                 self._wanted.add(key)
                 self._asked.add(key)
                 if key in self._in_batches:
                     self._in_batches.discard(key)
                 else:
-                    self._pending.append(Item(*request.key, self._offset(request.prompt), turn=request.turn))
+                    self._pending.append(replace(item, offset=self._offset(request.prompt)))
         return bool(self._pending)
 
     def _offset(self, prompt: Prompt) -> int:
@@ -664,7 +665,7 @@ class Batches:
         """The request of an item. The journal does not store its files."""
         if self._last_prompt is None or self._last_prompt[0] != item.offset:  # samples of one prompt are consecutive
             self._last_prompt = (item.offset, self._journal.prompt(item.offset))
-        return Request(item.instance_id, item.sample, self._last_prompt[1], self._decoding)
+        return Request(item.instance_id, item.sample, self._last_prompt[1], self._decoding, purpose=item.purpose)
 
     def _reserved(self, item: Item) -> Decimal:
         """What is reserved for a request of a batch; before that, the price of its bound by bytes."""

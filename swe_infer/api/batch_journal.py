@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from swe_infer.errors import StoreError
 from swe_infer.files import open_regular
 from swe_infer.run_directory.layout import unreadable as unreadable_file
 from swe_infer.run_directory.records import LONGEST_LINE
 from swe_infer.text import bounded_json
-from swe_infer.types import Prompt, Turn
+from swe_infer.types import Prompt, Purpose, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Item:
     """One request of a batch: its key, the offset of its prompt, how often it was submitted before, the dollars
-    reserved for it (None in journals without them: the bound by bytes counts), and its turn."""
+    reserved for it (None in journals without them: the bound by bytes counts), its turn, and
+    :attr:`swe_infer.types.Request.auxiliary`."""
 
     instance_id: str
     sample: int
@@ -41,11 +42,18 @@ class Item:
     tries: int = 0
     usd: str | None = None
     turn: int = 0
+    auxiliary: str = ""
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """Instance, sample and turn."""
-        return (self.instance_id, self.sample, self.turn)
+    def key(self) -> tuple[str, int, int, str]:
+        """Instance, sample, turn, and ``auxiliary``."""
+        return (self.instance_id, self.sample, self.turn, self.auxiliary)
+
+    @property
+    def purpose(self) -> Purpose | None:
+        """:attr:`swe_infer.types.Request.purpose`."""
+        name = self.auxiliary.partition(":")[0]
+        return next((purpose for purpose in get_args(Purpose) if purpose == name), None)
 
 
 @dataclass(slots=True)
@@ -97,8 +105,7 @@ class Journal:
     def record_planned(self, batch: Batch) -> None:
         """Records a batch before it is submitted."""
         items = {
-            key: [i.instance_id, i.sample, i.offset, i.tries, i.usd, *([i.turn] if i.turn else [])]
-            for key, i in batch.items.items()
+            key: [i.instance_id, i.sample, i.offset, i.tries, i.usd, *_further(i)] for key, i in batch.items.items()
         }
         os.fsync(self._prompts)
         self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items})
@@ -164,7 +171,14 @@ def _replay(event: dict[str, Any], batches: dict[str, Batch]) -> None:
             batches.pop(label, None)
 
 
-def _item(instance_id: Any, sample: Any, offset: Any, tries: Any = 0, usd: Any = None, turn: Any = 0) -> Item:
+def _further(item: Item) -> list[Any]:
+    """The last fields of an item, which most lack."""
+    return [item.turn, item.auxiliary] if item.auxiliary else [item.turn] if item.turn else []
+
+
+def _item(
+    instance_id: Any, sample: Any, offset: Any, tries: Any = 0, usd: Any = None, turn: Any = 0, auxiliary: Any = ""
+) -> Item:
     """
     Raises:
         TypeError, ValueError, ArithmeticError: the values are invalid.
@@ -174,7 +188,10 @@ def _item(instance_id: Any, sample: Any, offset: Any, tries: Any = 0, usd: Any =
             raise ValueError(number)
     if usd is not None and not 0 <= Decimal(_checked(usd, str)) < 1_000_000:
         raise ValueError(usd)
-    return Item(_checked(instance_id, str), sample, offset, tries, usd, turn)
+    item = Item(_checked(instance_id, str), sample, offset, tries, usd, turn, _checked(auxiliary, str))
+    if auxiliary and item.purpose is None:
+        raise ValueError(auxiliary)
+    return item
 
 
 def _checked(value: Any, *kinds: type) -> Any:

@@ -77,7 +77,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
     owners: dict[str, Path] = {}
     label = ""
     for shard in shards:
-        for record in RunDirectory(shard.directory).records():
+        for record in RunDirectory(shard.directory).records(auxiliary=True):
             owner = owners.setdefault(record["instance_id"], shard.directory)
             if owner != shard.directory:
                 raise StoreError(
@@ -104,7 +104,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
         damages: list[Damage] = []
         for shard in shards:
             damage, own = Damage(), Totals()
-            for record in RunDirectory(shard.directory).records(damage):
+            for record in RunDirectory(shard.directory).records(damage, auxiliary=True):
                 store.append(record)
                 own.add_record(record)
             damage.reconcile_cost(own.cost_usd, shard.summary)
@@ -223,7 +223,7 @@ def _history(shards: Sequence[_ShardRun], summary: Summary) -> list[Summary]:
     totals, points = Totals() if asked is None else Totals(asked.ids, asked.turns), list[Summary]()
     every = 1 + summary["instances"] * summary["samples"] // _HISTORY_POINTS
     # Each file is nearly in the order of its times, so that not all records need to be in memory.
-    records = (RunDirectory(shard.directory).records() for shard in shards)
+    records = (RunDirectory(shard.directory).records(auxiliary=True) for shard in shards)
     start: float | None = None
     for number, record in enumerate(heapq.merge(*records, key=_time_of), 1):
         totals.add_record(record)

@@ -28,7 +28,7 @@ from swe_infer.patches.pipeline import make_patch
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import EVALUATED_FIGURES, Summary, selection_figures
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Key, Record, key_of, turn_of
+from swe_infer.run_directory.records import Key, Record, key_of, purpose_of, turn_of
 from swe_infer.run_directory.rewrite import rewrite_records
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import drop_verdicts, read_verdicts
@@ -164,6 +164,8 @@ class _Recomputed:
 
     def fields(self, record: Record) -> dict[str, Any] | None:
         """The fields of the new patch; None if the record keeps its patch."""
+        if purpose_of(record) is not None:
+            return None
         key, turn = key_of(record), turn_of(record)
         answer = (key, turn)
         if record["status"] == "skipped" and not turn:

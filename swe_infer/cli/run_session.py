@@ -224,7 +224,7 @@ class PreparedRun:
                 sweep_ledger=self._agent.ledger if self._agent else shared / "sweep_ledger.sqlite",
                 resources=resources,
                 shards=experiment.shard.count,
-                is_recorded=lambda key, turn: store.totals.is_answered(key, turn),
+                is_recorded=lambda key, turn, auxiliary: store.totals.is_answered(key, turn, auxiliary),
             )
             experiment.runner.bind(context)
             run = Run(

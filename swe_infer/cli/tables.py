@@ -117,6 +117,19 @@ def _selection(summary: Mapping[str, Any]) -> str:
     return text
 
 
+_PURPOSES = {"context": "for files to show", "judge": "to judge samples"}
+
+
+def _auxiliary(summary: Mapping[str, Any]) -> str:
+    """The numbers of auxiliary requests, and their cost."""
+    parts = []
+    for purpose, figures in (summary.get("auxiliary") or {}).items():
+        failed = f" ({figures['failed']:,} failed)" if figures["failed"] else ""
+        cost = dollars(figures["cost_usd"])
+        parts.append(f"{figures['requests']:,} {_PURPOSES.get(purpose, purpose)}{failed}, {cost} of the cost")
+    return "; ".join(parts)
+
+
 def _unreadable(summary: Mapping[str, Any]) -> str:
     """The number of unreadable records and their cost."""
     count, cost = summary["unreadable_records"], summary["unreadable_cost_usd"]
@@ -153,6 +166,7 @@ def print_summary(
         ("patches", _patches(summary["patches"])),
         ("apply rate", _apply_rate(summary)),
         ("feedback", _turns(summary)),
+        ("requests", _auxiliary(summary)),
         ("resolved", _resolved(summary)),
         ("selection", _selection(summary)),
         ("outages", _infrastructure(summary)),

@@ -160,8 +160,8 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
     results = list(run.results.values())
     stated = run.summary.get("instances")
     asked = max(len(instances), stated if isinstance(stated, int) else 0)
-    cost = total_cost([*(result.cost_usd for result in results), run.unreadable_usd])
-    usage = sum((result.usage for result in results), run.unreadable_usage)
+    cost = total_cost([*(result.cost_usd for result in results), *run.auxiliary_usd.values(), run.unreadable_usd])
+    usage = sum((result.usage for result in results), run.unreadable_usage + run.auxiliary_usage)
     wall = _number(run.summary.get("wall_s"))
     successes = sum(solved(result, "resolved" if run.evaluated else "applies") for result in results)
     completed = [result for result in results if result.status == "completed"]

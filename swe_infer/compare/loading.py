@@ -12,10 +12,10 @@ from typing import Any
 from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.figures import Summary, Totals, TurnFigures
+from swe_infer.run_directory.figures import Summary, Totals, TurnFigures, sum_usd
 from swe_infer.run_directory.predictions import Selected
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Damage, Key, Record, key_of, supersedes, turn_of, usage_of
+from swe_infer.run_directory.records import Damage, Key, Record, key_of, purpose_of, supersedes, turn_of, usage_of
 from swe_infer.text import flatten
 from swe_infer.types import MAX_SAMPLES, Usage
 
@@ -67,6 +67,8 @@ class LoadedRun:
         evaluated: whether any instance has a verdict of its tests.
         feedback: the figures of further turns; None without any.
         selected: the selected answer of each instance, of a run with several samples.
+        auxiliary_usage: of auxiliary requests (:attr:`swe_infer.types.Request.purpose`) of those instances.
+        auxiliary_usd: their cost by instance; None if a price is unknown.
         unreadable: number of unreadable records.
         unreadable_usage: their usage, as far as it can be recovered.
         unreadable_usd: their cost; None if a price is unknown.
@@ -83,6 +85,8 @@ class LoadedRun:
     evaluated: bool
     feedback: TurnFigures | None = None
     selected: Mapping[str, Selected] = field(default_factory=dict)
+    auxiliary_usage: Usage = field(default_factory=Usage)
+    auxiliary_usd: Mapping[str, Decimal | None] = field(default_factory=dict)
     unreadable: int = 0
     unreadable_usage: Usage = field(default_factory=Usage)
     unreadable_usd: Decimal | None = Decimal(0)
@@ -156,10 +160,15 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
     damage, recorded = Damage(), Totals(asked, coverage.turns)
     # Before the records: a run in progress must not have fewer records than its summary counts.
     config, summary = run.config(), run.summary()
-    for record in run.records(damage):
+    auxiliary_usage, auxiliary_usd = Usage(), dict[str, Decimal | None]()
+    for record in run.records(damage, auxiliary=True):
         recorded.add_record(record)
         key = key_of(record)
-        if asked is None or key[0] in asked:
+        if purpose_of(record) is not None:
+            if recorded.counts(key[0]):
+                auxiliary_usage += usage_of(record)
+                auxiliary_usd[key[0]] = sum_usd(auxiliary_usd.get(key[0], Decimal(0)), record.get("cost_usd"))
+        elif asked is None or key[0] in asked:
             turn = turn_of(record)
             found = verdicts.get((key, turn), record.get("resolved"))
             verdict = found if isinstance(found, bool) else None
@@ -177,6 +186,8 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         evaluated=any(result.resolved is not None for result in results.values()),
         feedback=recorded.summary().get("feedback"),
         selected=run.selected(),
+        auxiliary_usage=auxiliary_usage,
+        auxiliary_usd=auxiliary_usd,
         unreadable=damage.unreadable,
         unreadable_usage=damage.usage,
         unreadable_usd=damage.cost_usd,

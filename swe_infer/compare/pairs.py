@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from swe_infer.compare.loading import LoadedRun
+from swe_infer.compare.loading import LoadedRun, total_cost
 from swe_infer.compare.statistics import Bootstrap, bootstrap_means, holm, mcnemar_exact, sign_flip
 
 _FEWEST_FOR_BOOTSTRAP = 10  # instances
@@ -180,6 +180,5 @@ def _grouped(drafts: Sequence[_Draft], selected: Sequence[bool]) -> list[list[in
 def _cost_by_instance(run: LoadedRun) -> dict[str, Decimal | None]:
     costs: dict[str, Decimal | None] = {}
     for name, samples in run.instances().items():
-        known = [result.cost_usd for result in samples if result.cost_usd is not None]
-        costs[name] = sum(known, Decimal(0)) if len(known) == len(samples) else None
+        costs[name] = total_cost([*(r.cost_usd for r in samples), run.auxiliary_usd.get(name, Decimal(0))])
     return costs

@@ -7,7 +7,7 @@ as not solved.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
@@ -21,12 +21,13 @@ from swe_infer.run_directory.records import (
     Status,
     key_of,
     possibly_billed_usd,
+    purpose_of,
     supersedes,
     turn_of,
     usage_of,
 )
 from swe_infer.text import clean
-from swe_infer.types import PatchStatus, Usage
+from swe_infer.types import PatchStatus, Purpose, Usage
 
 Direction = Literal["minimize", "maximize"]
 
@@ -47,6 +48,22 @@ class TurnFigures(TypedDict, total=False):
     skipped: int
     fixed: int
     broken: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal | float | None
+
+
+class AuxiliaryFigures(TypedDict, total=False):
+    """The figures of the auxiliary requests of one purpose, see :data:`swe_infer.types.Purpose`.
+
+    Args:
+        requests: answered ones, of every instance in the records.
+        failed: covered instances whose last request failed.
+        input_tokens, output_tokens, cost_usd: of every request in the records, included in the totals of the run.
+    """
+
+    requests: int
+    failed: int
     input_tokens: int
     output_tokens: int
     cost_usd: Decimal | float | None
@@ -74,6 +91,7 @@ class Summary(TypedDict, total=False):
         feedback: of a run with further turns.
         selection, selected, selected_apply_rate, selected_resolved, selected_resolved_rate: of a run with several
             samples for each instance, see :func:`selection_figures`.
+        auxiliary: by purpose, of a run with auxiliary requests.
         tested_in: ``sandbox``, or ``process`` for tests without a sandbox.
         not_tested: why the tests did not run.
         shards: number of shards of a merged run.
@@ -113,6 +131,7 @@ class Summary(TypedDict, total=False):
     selected_apply_rate: NotRequired[float | None]
     selected_resolved: NotRequired[int]
     selected_resolved_rate: NotRequired[float | None]
+    auxiliary: NotRequired[dict[str, AuxiliaryFigures]]
     evaluated_by: NotRequired[str]
     tested_in: NotRequired[str]
     not_tested: NotRequired[str | None]
@@ -182,7 +201,17 @@ _MAXIMIZED = frozenset(
         "feedback.fixed",
     ]
 )
-_UNDIRECTED = frozenset(["instances", "samples", "evaluated", "shards", "patches.repaired", "feedback.turns"])
+_UNDIRECTED = frozenset(
+    [
+        "instances",
+        "samples",
+        "evaluated",
+        "shards",
+        "patches.repaired",
+        "feedback.turns",
+        *(f"auxiliary.{purpose}.requests" for purpose in get_args(Purpose)),
+    ]
+)
 
 EVALUATED_FIGURES = frozenset(
     [
@@ -215,6 +244,11 @@ FIGURES: Mapping[str, Direction | None] = {
             *(f"patches.{status}" for status in get_args(PatchStatus)),
             *(f"usage.{field}" for field in Usage.__dataclass_fields__),
             *(f"feedback.{field}" for field in TurnFigures.__annotations__),
+            *(
+                f"auxiliary.{purpose}.{field}"
+                for purpose in get_args(Purpose)
+                for field in AuxiliaryFigures.__annotations__
+            ),
         ]
     )
 }
@@ -229,10 +263,11 @@ def is_figure(name: str) -> bool:
 
 def figure(summary: Mapping[str, Any], name: str) -> float | None:
     """The figure of a dotted name, such as ``usage.output_tokens``; None if it is absent or unknown."""
-    group, _, key = name.partition(".")
+    group, *keys = name.split(".") if name.startswith("auxiliary.") else name.split(".", 1)
     value = summary.get(group)
-    if key and isinstance(value, Mapping):
-        value = value.get(key, 0 if group == "patches" else None)  # only statuses that occur are counted
+    for key in keys:
+        if isinstance(value, Mapping):
+            value = value.get(key, 0 if group == "patches" else None)  # only statuses that occur are counted
     return float(value) if isinstance(value, int | float | Decimal) and not isinstance(value, bool) else None
 
 
@@ -242,6 +277,8 @@ def why_absent(summary: Mapping[str, Any], name: str) -> str:
         return "the run has no further turns"
     if name.startswith("selected") and "selection" not in summary:
         return "the run has one sample for each instance, so none is selected"
+    if name.startswith("auxiliary.") and name.split(".")[1] not in (summary.get("auxiliary") or {}):
+        return "the run has no such requests"
     if name in EVALUATED_FIGURES and "resolved" not in summary:
         return str(summary.get("not_tested") or "the patches were not evaluated")
     if name == "cost_per_resolved_usd" and not summary.get("resolved"):
@@ -260,6 +297,11 @@ def plausible(summary: Mapping[str, Any]) -> Summary:
     def is_amount(value: object) -> bool:
         return value is None or is_count(value) or (isinstance(value, float | Decimal) and 0 <= value <= _MAX_FIGURE)
 
+    def are_figures(value: object) -> bool:
+        return isinstance(value, dict) and all(
+            (is_amount if name == "cost_usd" else is_count)(figure) for name, figure in value.items()
+        )
+
     def is_plausible(key: str, value: object) -> bool:
         if key in _COUNTS:
             return is_count(value)
@@ -268,9 +310,9 @@ def plausible(summary: Mapping[str, Any]) -> Summary:
         if key in _COUNT_MAPPINGS:
             return isinstance(value, dict) and all(map(is_count, value.values()))
         if key == "feedback":
-            return isinstance(value, dict) and all(
-                (is_amount if name == "cost_usd" else is_count)(figure) for name, figure in value.items()
-            )
+            return are_figures(value)
+        if key == "auxiliary":
+            return isinstance(value, dict) and all(map(are_figures, value.values()))
         if key == "stats":
             return isinstance(value, dict) and all(isinstance(one, int | float | Decimal) for one in value.values())
         is_text = key in ("evaluated_by", "tested_in", "not_tested", "stopped_by", "selection")
@@ -432,6 +474,39 @@ def cost_per_fixed(turns: TurnFigures) -> Decimal | None:
     return cost_per_resolved(turns["fixed"], turns["cost_usd"])
 
 
+class _Auxiliary:
+    """Sums over the records of auxiliary requests of one purpose."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.usage = Usage()
+        self.cost_usd: Decimal | None = Decimal(0)
+        self.statuses: dict[str, dict[int, Status]] = {}
+        """By instance and prompt."""
+        self.failed: set[str] = set()
+        """Instances whose last request failed."""
+
+    def add_record(self, record: Record) -> None:
+        instance_id, status = record["instance_id"], record["status"]
+        self.usage += usage_of(record)
+        self.cost_usd = sum_usd(self.cost_usd, record.get("cost_usd"))
+        self.answered += status == "completed"
+        statuses = self.statuses.setdefault(instance_id, {})
+        prompt = _short(str(record.get("prompt_sha256")))
+        if supersedes(status, statuses.get(prompt)):
+            statuses[prompt] = status
+        (self.failed.add if status == "failed" else self.failed.discard)(instance_id)
+
+    def figures(self, counts: Callable[[str], bool]) -> AuxiliaryFigures:
+        return {
+            "requests": self.answered,
+            "failed": sum(map(counts, self.failed)),
+            "input_tokens": self.usage.input_tokens,
+            "output_tokens": self.usage.output_tokens,
+            "cost_usd": self.cost_usd,
+        }
+
+
 class Totals:
     """Running sums over the records of a run.
 
@@ -455,6 +530,8 @@ class Totals:
         self._unanswered_turns: dict[Key, Status] = {}
         """Of samples whose counted answer is followed by a turn without an answer: the status of that turn."""
         self._turn_counts: Counter[str] = Counter()
+        self._auxiliary: dict[str, _Auxiliary] = {}
+        """By purpose."""
         self._turn_usage = Usage()
         self._turn_usd: Decimal | None = Decimal(0)
         self._samples: Counter[str] = Counter()
@@ -481,6 +558,9 @@ class Totals:
         self.usage += usage_of(record)
         self.cost_usd = sum_usd(self.cost_usd, record.get("cost_usd"))
         self.possibly_billed_usd += possibly_billed_usd(record)
+        if (purpose := purpose_of(record)) is not None:
+            self._auxiliary.setdefault(purpose, _Auxiliary()).add_record(record)
+            return
         key, status, patch_status = key_of(record), record["status"], record.get("patch_status")
         turn = turn_of(record)
         if turn:
@@ -554,13 +634,32 @@ class Totals:
         latest = self._latest.get(key)
         return None if latest is None else latest[1]
 
-    def is_answered(self, key: Key, turn: int) -> bool:
-        """Whether a turn of an (instance, sample) is completed, even if it is not covered."""
+    def is_answered(self, key: Key, turn: int, auxiliary: str = "") -> bool:
+        """Whether a turn of an (instance, sample) is completed, even if it is not covered.
+
+        Args:
+            auxiliary: :attr:`swe_infer.types.Request.auxiliary`.
+        """
+        if auxiliary:
+            purpose, _, digest = auxiliary.partition(":")
+            return self.auxiliary_status(purpose, key[0], None if purpose == "context" else digest) == "completed"
         return self._answered_turns.get(key, 0) >= turn if turn else self.status(key) == "completed"
 
     def unanswered_turn(self, key: Key) -> Status | None:
         """The status of the turn without an answer that follows the latest record that counts; None without one."""
         return self._unanswered_turns.get(key)
+
+    def auxiliary_status(self, purpose: str, instance_id: str, prompt_sha256: str | None = None) -> Status | None:
+        """The status of an auxiliary request; None without a record.
+
+        Args:
+            prompt_sha256: digest of its prompt; None: any, and a completed request comes first.
+        """
+        auxiliary = self._auxiliary.get(purpose)
+        statuses = {} if auxiliary is None else auxiliary.statuses.get(instance_id, {})
+        if prompt_sha256 is not None:
+            return statuses.get(_short(prompt_sha256))
+        return "completed" if "completed" in statuses.values() else next(reversed(statuses.values()), None)
 
     @property
     def has_failed_turns(self) -> bool:
@@ -650,6 +749,8 @@ class Totals:
         }
         if self.covered_turns or self._turn_usage != Usage() or self._answered_turns:
             summary["feedback"] = self._turn_figures()
+        if self._auxiliary:
+            summary["auxiliary"] = {name: one.figures(self.counts) for name, one in sorted(self._auxiliary.items())}
         summary.update(patch_rates(summary))  # type: ignore[typeddict-item] # these keys are the summary's
         summary["apply_rate_without_infrastructure_failures"] = without_infrastructure_failures(
             applying(summary), summary

@@ -24,6 +24,7 @@ from swe_infer.run_directory.records import (
     Key,
     Record,
     key_of,
+    purpose_of,
     read_records,
     supersedes,
     turn_of,
@@ -47,14 +48,19 @@ class RunDirectory:
 
     path: Path
 
-    def records(self, damage: Damage | None = None) -> Iterator[Record]:
+    def records(self, damage: Damage | None = None, *, auxiliary: bool = False) -> Iterator[Record]:
         """The records in write order, see :func:`.records.read_records`.
+
+        Args:
+            auxiliary: include the records of auxiliary requests, which are not samples.
 
         Raises:
             ConfigError: the file cannot be read.
         """
         try:
-            yield from read_records(self.path / layout.RECORDS, damage)
+            for record in read_records(self.path / layout.RECORDS, damage):
+                if auxiliary or purpose_of(record) is None:
+                    yield record
         except OSError as error:
             raise ConfigError(layout.unreadable(self.path, error)) from None
 

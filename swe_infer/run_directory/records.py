@@ -9,6 +9,8 @@ A line is one record. In a damaged file:
   repeated write or a file copied twice. Any other record of the same (instance, sample) was paid for separately.
 * Of several records of an (instance, sample), the last one counts, except that a failure never replaces a completion.
   A further turn of the conversation (:mod:`swe_infer.feedback`) replaces only a completion of an earlier turn.
+* A record with a ``purpose`` belongs to an auxiliary request (:attr:`swe_infer.types.Request.purpose`). Its usage and
+  cost count. It is neither a sample nor an answer, and replaces no other record.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Record(TypedDict):
 
     ``cost_usd`` and ``latency_s`` are read as Decimal; ``cost_usd`` is None if the price is not known. ``turn`` is
     the number of the further turn, absent for the first answer, and ``feedback`` the message that it answers.
+    ``purpose`` is absent for samples; later versions may write others than :data:`swe_infer.types.Purpose`.
     """
 
     instance_id: str
@@ -64,6 +67,7 @@ class Record(TypedDict):
     prompt_sha256: NotRequired[str | None]
     turn: NotRequired[int | None]
     feedback: NotRequired[str | None]
+    purpose: NotRequired[str | None]
     usage: NotRequired[dict[str, int] | None]
     usage_estimated: NotRequired[bool]
     service_tier: NotRequired[str | None]
@@ -190,9 +194,9 @@ def records_of(lines: bytes) -> Iterator[Record]:
 
 
 def located_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """The records of a file in write order, each with the offset of its line in bytes. Duplicates are included."""
+    """The records of samples in write order, each with the offset of its line in bytes. Duplicates are included."""
     for offset, _, record in _pieces(path):
-        if record is not None:
+        if record is not None and purpose_of(record) is None:
             yield offset, record
 
 
@@ -202,7 +206,8 @@ def record_at(path: Path, offset: int, key: Key, turn: int) -> Record | None:
         file.seek(offset)
         line = file.readline(LONGEST_LINE)
     found = (record for _, record in split_line(line) if record is not None)
-    return next((record for record in found if key_of(record) == key and turn_of(record) == turn), None)
+    wanted = (*key, turn, None)
+    return next((one for one in found if (*key_of(one), turn_of(one), purpose_of(one)) == wanted), None)
 
 
 def split_line(line: bytes) -> list[tuple[str, Record | None]]:
@@ -219,7 +224,7 @@ _WITHOUT_ANSWER = frozenset(
     [
         "instance_id", "sample", "status", "finish_reason", "model_patch", "patch_status", "patch_reason",
         "patch_repairs", "patch_format", "prompt_sha256", "usage", "usage_estimated", "cost_usd", "latency_s",
-        "attempts", "service_tier", "extractor", "error", "time",
+        "attempts", "service_tier", "extractor", "error", "time", "purpose",
     ]
 )  # fmt: skip
 """The keys of a record that contain no text of the model other than the patch."""
@@ -293,6 +298,11 @@ def key_of(record: Record) -> Key:
 def turn_of(record: Record) -> int:
     """The number of the further turn that a record answers; 0: the first answer."""
     return record.get("turn") or 0
+
+
+def purpose_of(record: Record) -> str | None:
+    """The purpose of an auxiliary request; None for the record of a sample."""
+    return record.get("purpose") or None
 
 
 def usage_of(record: Record) -> Usage:
@@ -421,6 +431,7 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "turn": (int,),
     "feedback": (str,),
     "service_tier": (str,),
+    "purpose": (str,),
     "usage": (dict,),
     "cost_usd": (int, Decimal),
     "latency_s": (int, Decimal),

@@ -52,15 +52,29 @@ from swe_infer.run_directory.records import (
     Record,
     Status,
     key_of,
+    purpose_of,
     read_records,
     split_line,
     states_cost,
     supersedes,
     turn_of,
 )  # fmt: skip
-from swe_infer.types import Completion, Failure, Outcome, PatchResult, Prompt, Skip, Usage
+from swe_infer.types import Completion, Failure, Outcome, PatchResult, Prompt, Request, Skip, Usage
 
 log = logging.getLogger(__name__)
+
+
+def auxiliary_record(request: Request, outcome: Outcome) -> Record:
+    """The record of the outcome of an auxiliary request."""
+    assert request.purpose is not None
+    record = record_of(request.key, outcome, _NO_PATCH, request.prompt)
+    nothing: Record = {**record, "model_patch": None, "patch_status": None, "purpose": request.purpose}
+    for name in ("patch_reason", "patch_repairs", "patch_format", "extractor"):
+        nothing.pop(name, None)  # type: ignore[misc] # these keys are optional
+    return nothing
+
+
+_NO_PATCH = PatchResult("", "none")
 
 
 def record_of(key: Key, outcome: Outcome, patch: PatchResult | None, prompt: Prompt | None = None) -> Record:
@@ -201,6 +215,20 @@ def reusable_turns(directories: Iterable[Path], wanted: Callable[[Key], bool]) -
             if turn:
                 digest = conversation_digest(earlier, record.get("feedback") or "")
                 found.setdefault((key, digest), _copy_of(record, directory))
+    return found
+
+
+def reusable_auxiliary(
+    directories: Iterable[Path], wanted: Callable[[Record], bool]
+) -> dict[tuple[str, str, str], Record]:
+    """Copies of completed records of auxiliary requests, as :func:`reusable_records` makes them, by instance, purpose
+    and ``prompt_sha256``."""
+    found: dict[tuple[str, str, str], Record] = {}
+    for directory in directories:
+        for record in RunDirectory(directory).records(auxiliary=True):
+            if (purpose := purpose_of(record)) and record["status"] == "completed" and wanted(record):
+                key = (record["instance_id"], purpose, record.get("prompt_sha256") or "")
+                found.setdefault(key, _copy_of(record, directory))
     return found
 
 
@@ -381,6 +409,8 @@ class RunStore:
         self._syncer.track(line)
         # The totals must equal those of a process that reads the file, so round dollars as JSON does.
         self.totals.add_record({**record, "cost_usd": _as_read_back(record["cost_usd"])})
+        if purpose_of(record) is not None:
+            return
         if key_of(record) in self.totals.replaced or key_of(record) in self.totals.answered_again:
             self._stale = True  # a prediction must be removed or restored, see check()
         elif record["sample"] and not self.predictions.several:
@@ -493,7 +523,7 @@ class RunStore:
         with self.predictions.rewriting() as predict:
             for record in read_records(self._path, damage):
                 key = key_of(record)
-                if not _is_covered(record, totals):
+                if not _is_covered(record, totals) or purpose_of(record) is not None:
                     pass
                 elif key in several:
                     if key not in last or _counts_instead(record, last[key]):
@@ -556,9 +586,9 @@ def _append_fallback_records(directory: Path, records: Path) -> None:
     log.warning("recovered %d records that an earlier command could not write here", count)
 
 
-def _identity(record: Record) -> tuple[str, int, int, str]:
+def _identity(record: Record) -> tuple[str, int, int, str, str]:
     """Distinguishes the records of an (instance, sample)."""
-    return (*key_of(record), turn_of(record), str(record.get("time")))
+    return (*key_of(record), turn_of(record), purpose_of(record) or "", str(record.get("time")))
 
 
 def _as_read_back(cost: Decimal | None) -> Decimal | None:

@@ -41,8 +41,9 @@ class RunContext:
         sweep_ledger: the ledger file of all runs of a sweep.
         resources: shared with the other runs of this process.
         shards: number of shards that the whole run is divided into; None: this run is not a shard.
-        is_recorded: whether a turn of an (instance, sample) is completed, even if this command does not cover it;
-            None: not known.
+        is_recorded: whether a turn of an (instance, sample), or an auxiliary request of it
+            (:attr:`swe_infer.types.Request.auxiliary`), is completed, even if this command does not cover it; None:
+            not known.
         over_budget: the runner adds instances of which no further sample fits under a cap.
     """
 
@@ -52,7 +53,7 @@ class RunContext:
     sweep_ledger: Path
     resources: ProcessResources
     shards: int | None = None
-    is_recorded: Callable[[tuple[str, int], int], bool] | None = None
+    is_recorded: Callable[[tuple[str, int], int, str], bool] | None = None
     over_budget: set[str] = field(default_factory=set)
 
 

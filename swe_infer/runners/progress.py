@@ -147,7 +147,7 @@ class Progress:
         """
         with self._lock:
             now = self._clock()
-            self._answered += 1
+            self._answered += not record.get("purpose")
             self._totals, self._stats = totals, stats
             if record.get("status") == "failed":
                 self._last_error = (record.get("error") or {}).get("type")

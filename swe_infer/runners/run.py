@@ -36,7 +36,7 @@ from swe_infer.run_directory.figures import (
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
-from swe_infer.run_directory.store import RunStore, record_of, reusable_records
+from swe_infer.run_directory.store import RunStore, auxiliary_record, record_of, reusable_records
 from swe_infer.runners.base import PendingSamples, Runner
 from swe_infer.runners.progress import Progress, SweepView
 from swe_infer.runners.turns import FurtherTurns
@@ -258,7 +258,7 @@ class Remainder:
         self._decoding = decoding
         self._example: tuple[str, Skip] | None = None
         recorded, totals = RunDirectory(directory), Totals(covered_turns=feedback.turns)
-        for record in recorded.records(self.damage):
+        for record in recorded.records(self.damage, auxiliary=True):
             totals.add_record(record)
         totals.add_damage(self.damage)
         self.cost_usd = totals.cost_usd
@@ -776,6 +776,9 @@ class Run:
     def record_outcome(self, request: Request, outcome: Outcome) -> None:
         """Extract the patch of a completion, and append the record of the outcome."""
         with INTERRUPTS.put_off():  # a second Ctrl-C must not come between an answer and the disk
+            if request.purpose is not None:
+                self._append(auxiliary_record(request, outcome))
+                return
             patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
             self._append(record_of(request.key, outcome, patch, request.prompt))
 

@@ -13,7 +13,7 @@ from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import EVALUATED_FIGURES, patch_rates
 from swe_infer.run_directory.intervals import wilson
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Record, key_of, records_of, supersedes, turn_of
+from swe_infer.run_directory.records import Record, key_of, purpose_of, records_of, supersedes, turn_of
 
 DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     # name or glob, x axis, "none" to keep it out of the W&B summary
@@ -35,6 +35,7 @@ DEFINITIONS: tuple[tuple[str, str, Literal["none"] | None], ...] = (
     ("tokens/*", "elapsed_s", None),
     ("engine/*", "elapsed_s", None),
     ("feedback/*", "elapsed_s", None),
+    ("auxiliary/*", "elapsed_s", None),
     ("window/*", "elapsed_s", "none"),  # of the answers since the last point only
     ("over_usd/*", "cost_usd", "none"),  # the same metrics with dollars as x axis
 )
@@ -77,6 +78,9 @@ def metrics_of(totals: Mapping[str, Any], latencies_s: Sequence[float] = ()) -> 
         _put(out, _TOKENS.get(key, f"tokens/{key}"), count)
     for key, value in (totals.get("feedback") or {}).items():
         _put(out, f"feedback/{key}", value)
+    for name, figures in (totals.get("auxiliary") or {}).items():
+        for key, value in figures.items():
+            _put(out, f"auxiliary/{name}/{key}", value)
     for group in ("engine", "stats"):
         for key, value in (totals.get(group) or {}).items():
             _put(out, f"engine/{key}", value)
@@ -237,6 +241,8 @@ class Predictions:
         end = data.rfind(b"\n") + 1
         self._offset += end
         for record in records_of(data[:end]):
+            if purpose_of(record) is not None:
+                continue
             row, key, turn = _row(record), key_of(record), turn_of(record)
             if key in self._rows and not supersedes(row[2], self._rows[key][2], turn, self._turns.get(key, 0)):
                 continue

@@ -173,7 +173,7 @@ def test_all_answers_of_an_open_batch_are_kept_if_the_command_selects_fewer(tmp_
         asyncio.run(hand_in())
         recorded = [r.key for r in requests(6)[:1]]
         again = runner(server.url, "openai", tmp_path)
-        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn: key in recorded))
+        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in recorded))
         assert run(again, requests(6)[1:3]).keys() == {r.key for r in requests(6)[1:]}
         assert len(server.batches.submitted()) == 1
 
@@ -317,7 +317,7 @@ def test_without_a_batch_list_known_batches_are_collected_and_nothing_is_paid_tw
         def launch(**changes: Any) -> str:
             """What the run ends with; its answers are recorded."""
             again = runner(server.url, vendor, tmp_path, cap="1", batches=replace(QUICK, **changes))
-            again.bind(replace(context(tmp_path), is_recorded=lambda key, turn: key in done))
+            again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in done))
             outcomes = Outcomes()
             try:
                 again.generate([r for r in requests(10) if r.key not in done], outcomes, threading.Event())
@@ -359,6 +359,6 @@ def test_truncated_results_cause_no_second_batch(vendor: str, tmp_path: Path) ->
         assert len(server.batches.submitted()) == 1
         server.batches.torn = False
         again = runner(server.url, vendor, tmp_path)
-        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn: key in outcomes.by_key))
+        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in outcomes.by_key))
         assert len(run(again, requests(5))) == 1
         assert len(server.batches.submitted()) == 1
