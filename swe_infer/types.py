@@ -572,6 +572,23 @@ class Estimate:
             further_turns=self.further_turns + turns.requests,
         )
 
+    def up_to(self, most: Estimate) -> Estimate:
+        """This estimate with the upper bounds of another one, of requests that may be longer."""
+
+        def upper(mine: Range | None, other: Range | None) -> Range | None:
+            return None if mine is None or other is None else Range(mine.low, other.high)
+
+        return replace(
+            self,
+            input_tokens=Range(self.input_tokens.low, most.input_tokens.high),
+            live_usd=upper(self.live_usd, most.live_usd),
+            cached_usd=upper(self.cached_usd, most.cached_usd),
+            batch_usd=upper(self.batch_usd, most.batch_usd),
+            seconds=upper(self.seconds, most.seconds),
+            expected_usd=upper(self.expected_usd, most.expected_usd),
+            limited_by=most.limited_by,
+        )
+
     def __add__(self, other: Estimate) -> Estimate:
         """The sum of two runs, executed one after the other."""
         times = (self.seconds, other.seconds)

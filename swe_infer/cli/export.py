@@ -211,7 +211,7 @@ class _Run:
         line = run.identity_line()
         self.identity = line.removeprefix(_IDENTITY) if line.startswith(_IDENTITY) else ""
         try:
-            self.rows = rendered_rows(self.config, stack) if prompts is None else prompts
+            self.rows = rendered_rows(self.config, stack, directory) if prompts is None else prompts
         except ConfigError as error:
             raise ConfigError(
                 f"{directory}: its prompts are not available: {error}; write them with swe-infer-prompts, and name "

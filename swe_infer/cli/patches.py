@@ -97,7 +97,7 @@ def recompute(directory: Path, *, dry_run: bool = False) -> Changes:
         raise ConfigError(f"{directory}: not a run directory (there is no {layout.RECORDS})")
     config = run.config()
     with ExitStack() as stack:
-        patches = _Recomputed(config, stack)
+        patches = _Recomputed(config, stack, directory)
         if dry_run:
             for record in run.records():
                 patches.fields(record)
@@ -143,7 +143,7 @@ def _summary(directory: Path, before: Summary, store: RunStore, changes: Changes
 class _Recomputed:
     """The new patches of a run's records. Files are read when a record needs them."""
 
-    def __init__(self, config: Mapping[str, Any], stack: ExitStack) -> None:
+    def __init__(self, config: Mapping[str, Any], stack: ExitStack, directory: Path) -> None:
         self.changes = Changes()
         self._rows: Rows | None = None
         self._indices: dict[str, int] = {}
@@ -157,7 +157,7 @@ class _Recomputed:
         added = (prompt.get(key) for key in ("system", "prefill", "template"))
         self._sends_text = prompt.get("style", "given") == "given" and all(part is None for part in added)
         try:
-            self._rows = recorded_rows(config, stack)
+            self._rows = recorded_rows(config, stack, directory)
             self._indices = {instance_id: index for index, instance_id in enumerate(self._rows.ids)}
         except ConfigError as error:
             self._no_rows = str(error)

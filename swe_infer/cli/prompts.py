@@ -268,6 +268,11 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
     from swe_infer.cli.run_session import prompt_source
 
     experiment = config.build(cfg)
+    if experiment.context.file_requests is not None:
+        raise ConfigError(
+            f"context={experiment.context.rules.partition('-')[0]}: a model chooses the files, and swe-infer-prompts "
+            "sends no request; choose another context, such as context=oracle or context=files"
+        )
     plain = config.with_rules(config.resolved(cfg), experiment)
     with ExitStack() as stack:
         counter = _Counter(experiment.runner.token_counter())

@@ -173,6 +173,8 @@ class PreparedRun:
         counter = None
         if self._plain["context"].get("max_tokens") is not None:  # which files fit depends on the tokenizer
             counter = self.experiment.runner.token_counter().name
+        if self.experiment.context.file_requests is not None:  # the model of each run chooses the files
+            counter = f"{counter} {self.identity}"
         nodes = [self._plain.get(name) for name in ("context", "prompt", config.RULES)]
         return json.dumps([dataset, *nodes, counter], sort_keys=True, default=str)
 

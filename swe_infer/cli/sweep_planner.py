@@ -33,6 +33,7 @@ from swe_infer.types import EditFormat, Estimate, Instance, Range, Skip
 
 if TYPE_CHECKING:
     from swe_infer.data.base import Rows
+    from swe_infer.data.choices import FileChoices
     from swe_infer.data.select import Selection
     from swe_infer.runners.run import Remainder
 
@@ -301,6 +302,10 @@ class _CachedRows:
     @property
     def has_known_lengths(self) -> bool:
         return self._rows.has_known_lengths
+
+    @property
+    def file_choices(self) -> FileChoices | None:
+        return self._rows.file_choices
 
     def content_sha256(self) -> str | None:
         return self._rows.content_sha256()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,9 +19,11 @@ from swe_infer.compare.loading import LoadedRun
 from swe_infer.context.base import Context
 from swe_infer.context.files import FilesContext
 from swe_infer.context.given import GivenContext
+from swe_infer.context.llm import LlmContext
 from swe_infer.context.none import NoContext
 from swe_infer.context.oracle import OracleContext
 from swe_infer.data.base import TEXT_COLUMN, Rows
+from swe_infer.data.choices import load_file_choices
 from swe_infer.data.disk import DiskDataset
 from swe_infer.data.hub import HubDataset
 from swe_infer.data.jsonl import JsonlDataset
@@ -63,18 +66,19 @@ class PromptSource:
         self.notes: list[str] = []
         self._rows: list[tuple[Rows, dict[str, int]]] = []
         self._open_repositories = ExitStack()
-        seen: list[tuple[dict[str, Any], Any, Any]] = []
+        seen: list[tuple[Any, ...]] = []
         opened: list[dict[str, Any]] = []
         for run in runs:
             config = run.nested_config
             location = _location_of(config.get("dataset"))
-            made_by = (location or {}, config.get("context"), config.get("prompt"))
+            chosen_by = run.directory if _target_of(config.get("context")) == _LLM else None
+            made_by = (location or {}, config.get("context"), config.get("prompt"), chosen_by)
             if location is None or made_by in seen:
                 continue
             seen.append(made_by)
             if location in opened:
                 self.notes.append(f"The prompts of {run.name} differ from those that are shown.")
-            elif self._open(config):
+            elif self._open(config, run.directory):
                 opened.append(location)
 
     def __enter__(self) -> Self:
@@ -99,9 +103,9 @@ class PromptSource:
                 break
         return found
 
-    def _open(self, config: Mapping[str, Any]) -> bool:
+    def _open(self, config: Mapping[str, Any], directory: Path) -> bool:
         try:
-            rows = rendered_rows(config, self._open_repositories)
+            rows = rendered_rows(config, self._open_repositories, directory)
         except ConfigError as error:
             self.notes.append(f"No prompts: {error}")
             return False
@@ -111,12 +115,15 @@ class PromptSource:
         return True
 
 
-def rendered_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
+def rendered_rows(config: Mapping[str, Any], repositories: ExitStack, directory: Path) -> Rows:
     """The rows of a run's dataset with the prompts of the run, without network access.
+
+    Where the run's model has chosen the files to show, all of them are shown: tokens are not counted.
 
     Args:
         config: the run's configuration, which may come from a stranger.
         repositories: closes the repositories.
+        directory: of the run.
 
     Raises:
         DataError: they are not available here.
@@ -131,10 +138,12 @@ def rendered_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
         recorded = rules.get(name) if isinstance(rules, Mapping) else None
         if rendered and recorded != now and not now.startswith("given"):
             raise DataError(f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}")
-    return _rows(location, context, renderer, repositories)
+    rows = _rows(location, context, renderer, repositories)
+    load_file_choices(rows, [directory])
+    return rows
 
 
-def recorded_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
+def recorded_rows(config: Mapping[str, Any], repositories: ExitStack, directory: Path | None = None) -> Rows:
     """The rows of a run's dataset with the files of their instances, without network access.
 
     Prompts are not rendered: if the context has a token limit, all its files count as shown.
@@ -142,6 +151,7 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
     Args:
         config: the run's configuration, which may come from a stranger.
         repositories: closes the repositories.
+        directory: of the run, where its model has chosen the files to show.
 
     Raises:
         ConfigError: they are not available here.
@@ -149,9 +159,10 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack) -> Rows:
     location = _location_of(config.get("dataset"))
     if location is None:
         raise DataError(_FOREIGN_DATASET)
-    context = config.get("context")
-    limited = {**context, "max_tokens": None} if isinstance(context, Mapping) else context
-    return _rows(location, _context_of(limited), PromptRenderer(style="given"), repositories)
+    context = _context_of(config.get("context"), unlimited=True)
+    rows = _rows(location, context, PromptRenderer(style="given"), repositories)
+    load_file_choices(rows, [] if directory is None else [directory])
+    return rows
 
 
 def recorded_selector(config: Mapping[str, Any], repositories: ExitStack) -> InstanceSelector | None:
@@ -186,32 +197,48 @@ class _Uncounted:
         return 0
 
 
+_NO_LIMIT = 1 << 40
 _CONTEXTS: Mapping[str, type[Context]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (GivenContext, OracleContext, NoContext, FilesContext)
+    f"{kind.__module__}.{kind.__qualname__}": kind
+    for kind in (GivenContext, OracleContext, NoContext, FilesContext, LlmContext)
 }
+_LLM = f"{LlmContext.__module__}.{LlmContext.__qualname__}"
 _RENDERER = f"{PromptRenderer.__module__}.{PromptRenderer.__qualname__}"
 
 
-def _context_of(node: object) -> Context:
+def _context_of(node: object, *, unlimited: bool = False) -> Context:
     """The context that a run's configuration names, without network access.
+
+    Args:
+        unlimited: remove a limit of tokens; otherwise a context with one is refused, except one whose files a model
+            chose.
 
     Raises:
         DataError: its prompts cannot be rendered here.
     """
     if node is None:  # a run of an earlier version
         return GivenContext()
-    target = node.get("_target_") if isinstance(node, Mapping) else None
+    target = _target_of(node)
     if not isinstance(node, Mapping) or str(target) not in _CONTEXTS:
         raise DataError(
             f"context={str(target)[:100]} is not a class of this package, so its prompts are not rendered"
         )
     kind = _CONTEXTS[str(target)]
-    if node.get("max_tokens") is not None:
+    limit: dict[str, Any] = {}
+    if kind is LlmContext:
+        limit = {"max_tokens": _NO_LIMIT}
+    elif unlimited:
+        limit = {"max_tokens": None}
+    elif node.get("max_tokens") is not None:
         raise DataError("context.max_tokens needs the model's tokenizer, which is not loaded for recorded runs")
     if node.get("path") is not None:
         raise DataError("context.path names a file, which is not read for recorded runs")
     fixed = {} if kind is GivenContext else {"offline": True, "repository_url": "https://github.com/{repo}.git"}
-    return _built(kind, {**node, **fixed})
+    return _built(kind, {**node, **fixed, **limit})
+
+
+def _target_of(node: object) -> object:
+    return node.get("_target_") if isinstance(node, Mapping) else None
 
 
 def _renderer_of(node: object) -> PromptRenderer:

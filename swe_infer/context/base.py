@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from swe_infer.context.reading import Commit
+from swe_infer.types import Prompt
 
 if TYPE_CHECKING:
     from swe_infer.repositories.options import RepositoryOptions
 
-__all__ = ["Commit", "Context", "CountTokens", "Row", "Shown"]
+__all__ = ["Commit", "Context", "CountTokens", "FileRequests", "Row", "Shown"]
 
 Row = Mapping[str, Any]
 """The columns of one row of a dataset."""
@@ -44,6 +45,35 @@ class Shown:
         return tuple(dict.fromkeys((*self.files, *self.readmes)))
 
 
+class FileRequests(Protocol):
+    """The requests of a context for which a model chooses the files, one for each instance."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum tokens of the files that are shown."""
+        ...
+
+    def prompt(self, row: Row, commit: Commit | None, count_tokens: CountTokens, most_tokens: int | None) -> Prompt:
+        """The prompt that requests the files of one row.
+
+        Args:
+            most_tokens: of the prompt; None: unknown.
+
+        Raises:
+            DataError: the row lacks something that the prompt needs; the message says what.
+            RepositoryError: the repository cannot be read.
+        """
+        ...
+
+    def choose_answered(self, answer: str, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+        """The files to show, where ``answer`` is the model's answer to :meth:`prompt`.
+
+        Raises:
+            DataError: as :meth:`Context.choose`.
+        """
+        ...
+
+
 class Context(ABC):
     """The ``context`` group. Constructors check the options, and read the files that the options name."""
 
@@ -68,6 +98,11 @@ class Context(ABC):
     @property
     def repository_options(self) -> RepositoryOptions | None:
         """Where repositories are; None: the context never reads one."""
+        return None
+
+    @property
+    def file_requests(self) -> FileRequests | None:
+        """How a model is requested to choose the files; None: :meth:`choose` alone does."""
         return None
 
     @property

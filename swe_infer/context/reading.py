@@ -16,6 +16,10 @@ class Commit(Tree, Protocol):
         """The paths of the repository's root; folders are left out."""
         ...
 
+    def paths(self) -> Mapping[str, TreeEntry]:
+        """All paths except folders."""
+        ...
+
     def links(self, paths: Iterable[str]) -> Mapping[str, str]:
         """The targets of the symbolic links among ``paths``, as written in the links."""
         ...

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol, Self
 
+from swe_infer.data.choices import FileChoices
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.instance_files import files_of
 from swe_infer.options import Option
@@ -44,6 +45,11 @@ class Rows(Protocol):
     @property
     def has_known_lengths(self) -> bool:
         """Whether ``characters`` is the length of the prompt. False if prompts are rendered when they are read."""
+        ...
+
+    @property
+    def file_choices(self) -> FileChoices | None:
+        """The files that a model chooses; None: prompts need no request."""
         ...
 
     def characters(self, index: int) -> int:
@@ -98,6 +104,7 @@ class IndexedRows:
     """
 
     has_known_lengths = True
+    file_choices: FileChoices | None = None
 
     def __init__(self, text_column: str | None, label: str, unit: str) -> None:
         self._text_column = text_column

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from swe_infer.context.base import Context, Row, Shown
+from swe_infer.context.base import Context, CountTokens, FileRequests, Row, Shown
 from swe_infer.context.reading import Commit
 from swe_infer.errors import DataError, RepositoryError, RepositoryInterrupted
 from swe_infer.instance_files import FILES_COLUMN, EntryType, InstanceFiles, files_of
@@ -20,7 +20,7 @@ NOT_AVAILABLE = "RepositoryNotAvailable"
 """Reason to skip an instance whose repository cannot be read. The next command tries again."""
 NOT_RENDERED = "PromptNotRendered"
 """Reason to skip an instance whose row lacks data for its prompt."""
-
+_NOT_CHOSEN = Skip("FilesNotChosen", "the model has not chosen the files to show yet")
 
 _MOST_COUNTS = 100_000
 """Maximum number of cached token counts, of some 100 bytes each."""
@@ -78,6 +78,8 @@ class RenderedRows:
         self._counts: dict[bytes, int] = {}
         self._last: tuple[int, Instance | Skip] | None = None
         self._last_shown: tuple[int, Shown] | None = None
+        requests = context.file_requests
+        self.file_choices = None if requests is None else ModelChoices(self, requests)
 
     @property
     def ids(self) -> Sequence[str]:
@@ -128,7 +130,7 @@ class RenderedRows:
         if self._context.gives_text or (self._last is not None and self._last[0] == index):
             instance = self[index]
             return instance.files, instance.edit_format
-        return InstanceFiles(lambda: self.shown(index).paths, lambda: self._commit(self._rows.row(index))), None
+        return InstanceFiles(lambda: self.shown(index).paths, lambda: self.commit(self._rows.row(index))), None
 
     def shown(self, index: int) -> Shown:
         """The files that the context chooses for a row; cached for the last row.
@@ -139,10 +141,27 @@ class RenderedRows:
         """
         if self._last_shown is None or self._last_shown[0] != index:
             row = self._rows.row(index)
-            commit = self._commit(row) if self._context.needs_repository else None
-            shown = self._context.choose(row, commit, self._count)
+            commit = self.commit(row) if self._context.needs_repository else None
+            if self.file_choices is not None:
+                shown = self.file_choices.shown(index, commit, self._count)
+            else:
+                shown = self._context.choose(row, commit, self._count)
             self._last_shown = (index, shown)
         return self._last_shown[1]
+
+    def forget(self, index: int) -> None:
+        """Render a row again when it is read."""
+        self._last = None if self._last is not None and self._last[0] == index else self._last
+        if self._last_shown is not None and self._last_shown[0] == index:
+            self._last_shown = None
+
+    def own_fault(self, index: int) -> Skip | None:
+        """The reason why the dataset's row is unusable, whatever its prompt shows; None if it is usable."""
+        return self._rows.fault(index)
+
+    def count_tokens(self, text: str) -> int:
+        """The tokens of a text by the run's tokenizer."""
+        return self._count_tokens(Prompt(None, text))
 
     def _count(self, text: str) -> int:
         """The tokens of a file. Many rows show the same files, such as the READMEs, so counts are cached."""
@@ -150,7 +169,7 @@ class RenderedRows:
         if digest not in self._counts:
             if len(self._counts) == _MOST_COUNTS:
                 self._counts.clear()
-            self._counts[digest] = self._count_tokens(Prompt(None, text))
+            self._counts[digest] = self.count_tokens(text)
         return self._counts[digest]
 
     def _rendered(self, index: int) -> Instance | Skip:
@@ -161,25 +180,25 @@ class RenderedRows:
     def _render(self, index: int) -> Instance | Skip:
         if (fault := self._rows.fault(index)) is not None:
             return fault
+        if self.file_choices is not None and (fault := self.file_choices.fault(index)) is not None:
+            return fault
         row = self._rows.row(index)
         try:
             shown = self.shown(index)
             prompt = self._renderer.render(row, shown, text_column=self._text_column)
         except RepositoryInterrupted:
             raise
-        except RepositoryError as error:
-            return Skip(NOT_AVAILABLE, str(error))
-        except DataError as error:
-            return Skip(NOT_RENDERED, str(error))
+        except (RepositoryError, DataError) as error:
+            return _skip_of(error)
         metadata = {key: value for key, value in row.items() if key not in ("instance_id", FILES_COLUMN)}
-        files: Mapping[str, str] | None = InstanceFiles(lambda: shown.paths, lambda: self._commit(row))
+        files: Mapping[str, str] | None = InstanceFiles(lambda: shown.paths, lambda: self.commit(row))
         if self._context.gives_text:
             files = files_of(row)
         edit_format = edit_format_of(row) if self._renderer.takes_text else None
         files = PromptFiles(prompt) if files is None else files
         return Instance(self.ids[index], prompt, metadata, files, edit_format)
 
-    def _commit(self, row: Row) -> Commit:
+    def commit(self, row: Row) -> Commit:
         """The repository of a row at its base commit.
 
         Raises:
@@ -194,6 +213,57 @@ class RenderedRows:
         if self._repositories is None:
             raise RepositoryError("this context reads no repository")
         return self._repositories.open(row["repo"], commit)
+
+
+def _skip_of(error: RepositoryError | DataError) -> Skip:
+    return Skip(NOT_AVAILABLE if isinstance(error, RepositoryError) else NOT_RENDERED, str(error))
+
+
+class ModelChoices:
+    """The files that a model chooses, see :class:`swe_infer.data.choices.FileChoices`."""
+
+    def __init__(self, rows: RenderedRows, requests: FileRequests) -> None:
+        self._rows = rows
+        self._requests = requests
+        self._answers: dict[int, str | Skip] = {}
+
+    @property
+    def max_tokens(self) -> int:
+        return self._requests.max_tokens
+
+    def is_chosen(self, index: int) -> bool:
+        return index in self._answers or self._rows.own_fault(index) is not None
+
+    def request(self, index: int, most_tokens: int | None) -> Prompt | Skip:
+        row = self._rows.row(index)
+        try:
+            return self._requests.prompt(row, self._rows.commit(row), self._rows.count_tokens, most_tokens)
+        except RepositoryInterrupted:
+            raise
+        except (RepositoryError, DataError) as error:
+            self._answers[index] = fault = _skip_of(error)
+            self._rows.forget(index)
+            return fault
+
+    def choose(self, index: int, answer: str) -> None:
+        self._answers[index] = answer
+        self._rows.forget(index)
+
+    def fault(self, index: int) -> Skip | None:
+        """Why a row has no files; None if they are chosen."""
+        answer = self._answers.get(index, _NOT_CHOSEN)
+        return answer if isinstance(answer, Skip) else None
+
+    def shown(self, index: int, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+        """The files to show.
+
+        Raises:
+            DataError: they are not chosen.
+        """
+        answer = self._answers.get(index, _NOT_CHOSEN)
+        if isinstance(answer, Skip):
+            raise DataError(answer.message)
+        return self._requests.choose_answered(answer, commit, count_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +284,9 @@ class RowFiles:
 
     def entries(self, paths: Iterable[str]) -> dict[str, RowFile]:
         return {path: RowFile() for path in paths if path in self.contents}
+
+    def paths(self) -> dict[str, RowFile]:
+        return {path: RowFile() for path in self.contents}
 
     def links(self, paths: Iterable[str]) -> dict[str, str]:
         return {}

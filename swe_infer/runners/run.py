@@ -12,13 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swe_infer.conf_files import suggestion
 from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
+from swe_infer.data.choices import load_file_choices
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, ConfigError, DataError, StoreError, SweInferError
 from swe_infer.feedback.base import Feedback, NoFeedback
@@ -38,6 +39,7 @@ from swe_infer.run_directory.record_writer import RecordWriter
 from swe_infer.run_directory.records import Damage, Key, Record
 from swe_infer.run_directory.store import RunStore, auxiliary_record, record_of, reusable_records
 from swe_infer.runners.base import PendingSamples, Runner
+from swe_infer.runners.choices import LENGTH_SKIPS, NOT_AVAILABLE, FileRequests, lacks_answer
 from swe_infer.runners.progress import Progress, SweepView
 from swe_infer.runners.turns import FurtherTurns
 from swe_infer.tracking.base import RunInfo, Tracker
@@ -67,14 +69,10 @@ ProgressLine = Callable[[Record, Summary], None]
 
 _SUMMARY_INTERVAL_S = 5.0
 _FINISHED = ("completed", "skipped")
-_NOT_AVAILABLE = "RepositoryNotAvailable"
-"""A reason to skip that every command tries again, see :mod:`swe_infer.prompts.rows`."""
 _COMPARED_PROMPTS = 16
 """Number of recorded instances whose prompts are compared with the present ones when a run is resumed."""
 _MESSAGE_TOKENS = 4000
 """An upper bound on the tokens of a feedback message, for estimates."""
-_LENGTH_SKIPS = ("PromptTooShort", "PromptTooLong")
-"""Reasons to skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
 
 
 class _LazyCounter:
@@ -189,6 +187,7 @@ def pending_requests(
     *,
     recheck: bool = False,
     over_budget: Container[str] = (),
+    is_waiting: Callable[[int], bool] = lambda index: False,
 ) -> Iterator[Request | tuple[tuple[str, int], Skip]]:
     """The samples that are neither completed nor skipped: a request, or a key and the reason to skip it.
 
@@ -198,23 +197,20 @@ def pending_requests(
         recheck: the records were made with other bounds on a prompt's length. Samples that were skipped for their
             length are requested if they are within the bounds now; completed ones outside the bounds are skipped.
         over_budget: instances of which no further sample is requested; may grow during the iteration.
+        is_waiting: whether a row has no prompt yet. Its samples are left out.
     """
     bounded = selection.lengths.min_tokens is not None or selection.lengths.max_tokens is not None
     for index in selection.requested:
         instance_id = selection.rows.ids[index]
 
         def is_open(key: tuple[str, int]) -> bool:
-            status = totals.status(key)
-            if status not in _FINISHED:
+            if lacks_answer(totals, key, recheck=recheck):
                 return True
-            if status == "completed":
-                return recheck and bounded
-            reason = totals.skip_reason(key)
-            return reason == _NOT_AVAILABLE or (recheck and reason in _LENGTH_SKIPS)
+            return recheck and bounded and totals.status(key) == "completed"
 
         pending = filter(is_open, ((instance_id, sample) for sample in range(decoding.n)))
         first = next(pending, None)
-        if first is None:
+        if first is None or is_waiting(index):
             continue
         skip = selection.skip_for(index)
         instance = selection.rows[index] if skip is None else None
@@ -225,7 +221,7 @@ def pending_requests(
             if instance is not None and status != "completed":
                 yield Request(*key, instance.prompt, decoding, instance.files, instance.edit_format)
             elif skip is not None and totals.skip_reason(key) != skip.reason:
-                if status == "completed" and skip.reason not in _LENGTH_SKIPS:
+                if status == "completed" and skip.reason not in LENGTH_SKIPS:
                     continue
                 yield key, skip
 
@@ -270,10 +266,13 @@ class Remainder:
         self._totals = totals
         self._reusable = reusable.keys()
         self._turns = FurtherTurns(feedback, selection, directory, decoding.n, edit_format, sources)
+        self._files = _file_requests(selection, decoding, [directory, *sources])
+        self._assumed: set[int] = set()
+        """Rows that the model has to choose the files of first."""
         self._finished: dict[str, set[int]] = {}
         for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
             reason = totals.skip_reason(key)
-            again = key not in reusable and (reason == _NOT_AVAILABLE or (recheck and reason in _LENGTH_SKIPS))
+            again = key not in reusable and (reason == NOT_AVAILABLE or (recheck and reason in LENGTH_SKIPS))
             if status in _FINISHED and not again and key[1] < decoding.n:
                 self._finished.setdefault(key[0], set()).add(key[1])
 
@@ -286,12 +285,25 @@ class Remainder:
         ids = (self.selection.rows.ids[index] for index in self.selection.requested)
         return sum(self._decoding.n - len(self._finished.get(instance_id, ())) for instance_id in ids)
 
-    def pending(self, planned: set[str] | None = None) -> Iterator[PendingSamples]:
+    def _file_requests(self, planned: set[str] | None) -> Iterator[PendingSamples]:
+        """The requests for files to show. Their prompts show none afterwards."""
+        for index in self.selection.requested:
+            instance_id = self.selection.rows.ids[index]
+            is_done = len(self._finished.get(instance_id, ())) >= self._decoding.n
+            if self._files is None or is_done or (planned is not None and instance_id in planned):
+                continue
+            if self._files.is_waiting(index) and (request := self._files.request(index)) is not None:
+                yield PendingSamples(instance_id, request.prompt, self._decoding, 1)
+                self._assumed.add(index)
+                self._files.assume_none(index)
+
+    def pending(self, planned: set[str] | None = None, *, longest: bool = False) -> Iterator[PendingSamples]:
         """The samples to request. Reads and counts prompts.
 
         Args:
             planned: instances that earlier runs of a sweep with the same identity will answer, which are left out.
                 Grows by the instances of this run.
+            longest: with the most files that the model may choose.
         """
         for index in self.selection.requested:
             instance_id = self.selection.rows.ids[index]
@@ -300,7 +312,8 @@ class Remainder:
                 continue
             if (skip := self.selection.skip_for(index)) is None:
                 prompt = self.selection.rows[index].prompt
-                yield PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, done)
+                further = self._most_further_tokens(index) if longest else 0
+                yield PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, done, further)
                 if planned is not None:
                     planned.add(instance_id)
             else:
@@ -310,8 +323,18 @@ class Remainder:
     def estimate(self, runner: Runner, planned: set[str] | None = None) -> Estimate:
         """Estimates the requests of :meth:`pending`. Further turns after recorded answers are included; those that
         depend on later answers are in the upper bounds only."""
+        requests = None if self._files is None else runner.estimate(self._file_requests(planned))
+        before = None if planned is None else set(planned)
         estimate = runner.estimate(itertools.chain(self.pending(planned), self._pending_turns()))
+        if requests is not None and self._assumed:
+            self.skips.clear()  # the samples are read again
+            longest = runner.estimate(itertools.chain(self.pending(before, longest=True), self._pending_turns()))
+            estimate = replace(requests + estimate.up_to(longest), instances=estimate.instances)
         return estimate.with_further(runner.estimate(self._further_turns())) if self._turns.most else estimate
+
+    def _most_further_tokens(self, index: int) -> int:
+        """The most tokens of files that a model has yet to choose."""
+        return self._files.max_tokens if self._files is not None and index in self._assumed else 0
 
     def _pending_turns(self) -> Iterator[PendingSamples]:
         for turn in range(1, self._turns.most + 1):
@@ -324,7 +347,7 @@ class Remainder:
         tokens = self._decoding.max_new_tokens + _MESSAGE_TOKENS
         for one in self._pending_turns():
             for count in range(1, self._turns.most - len(one.prompt.turns) + 1):
-                yield replace(one, further_tokens=count * tokens)
+                yield replace(one, further_tokens=count * tokens)  # after a recorded answer, so its files are chosen
         for index in self.selection.requested:
             instance_id = self.selection.rows.ids[index]
             done = self._finished.get(instance_id, set())
@@ -333,12 +356,29 @@ class Remainder:
                 continue
             prompt = self.selection.rows[index].prompt
             one = PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, answered)
+            files = self._most_further_tokens(index)
             for count in range(1, self._turns.most + 1):
-                yield replace(one, further_tokens=count * tokens)
+                yield replace(one, further_tokens=files + count * tokens)
 
     def warn(self) -> None:
         """Log a warning if :meth:`pending` has left out every instance."""
         _warn_of_skips(self.skips, len(self.selection.requested), self._example)
+
+
+def _file_requests(
+    selection: Selection, decoding: Decoding, directories: Sequence[Path], sources: Sequence[Path] = ()
+) -> FileRequests | None:
+    """The requests for files to show; None if prompts need none.
+
+    Args:
+        directories: whose choices are set.
+        sources: see :class:`.choices.FileRequests`.
+    """
+    choices = selection.rows.file_choices
+    if choices is None:
+        return None
+    load_file_choices(selection.rows, directories)
+    return FileRequests(choices, selection, decoding, sources)
 
 
 def estimate_remaining(
@@ -414,9 +454,10 @@ class Run:
         self._skip_example: tuple[str, Skip] | None = None
         self._last_inputs: tuple[str, tuple[Mapping[str, str], EditFormat | None]] | None = None
         self._indices: dict[str, int] | None = None
-        self._recheck = store.recheck or store.totals.has_skip(_NOT_AVAILABLE)
+        self._recheck = store.recheck or store.totals.has_skip(NOT_AVAILABLE)
         self._samples = runner.decoding.n
         self._turns = FurtherTurns(feedback, selection, store.directory, self._samples, edit_format, self._sources)
+        self._files = _file_requests(selection, runner.decoding, [store.directory], self._sources)
         self._rounds: Iterator[Iterator[Request]] = iter(())
         self._turns_left = feedback.turns > 0
         """Whether a further turn may have no record yet."""
@@ -454,7 +495,7 @@ class Run:
             return self.finalize(status)
 
     def _generate(self) -> None:
-        if self._turns.most:
+        if self.most_rounds > 1:
             self.runner.generate_rounds(self.rounds(), self.record_outcome, self.stop)
         else:
             self.runner.generate(self.requests(), self.record_outcome, self.stop)
@@ -480,7 +521,10 @@ class Run:
         """
         self._started = time.monotonic()
         summary, first = self.summary(), None
-        if self._recheck or (self._sources and summary["remaining"] + summary["failed"]):
+        waiting = self._reuse_file_choices()
+        if waiting:
+            summary = self.summary()
+        elif self._recheck or (self._sources and summary["remaining"] + summary["failed"]):
             # Reuse completions first: the run may then need no model and no connection.
             records = self.store.totals.records
             requests = self._requests()
@@ -494,7 +538,7 @@ class Run:
             except (SweInferError, OSError) as error:
                 log.error("the verdicts of earlier evaluations are not used: %s", error)
             summary = self.summary()
-        first_answers = bool(first is not None or summary["remaining"] or summary["failed"])
+        first_answers = bool(waiting or first is not None or summary["remaining"] or summary["failed"])
         if first_answers:
             self.store.mark_turns(done=False)
         records = self.store.totals.records
@@ -521,6 +565,16 @@ class Run:
             self.tracker.start(self.info)
             return self._tracked(self.summary(), status)
         return status
+
+    def _reuse_file_choices(self) -> bool:
+        """Record the files to show that other runs have paid for; returns whether some are yet to be requested."""
+        if self._files is None:
+            return False
+        waiting = list(self._files.waiting(self.store.totals, recheck=self._recheck))
+        for record in self._files.reuse(waiting):
+            self._append(record)
+            self._changed = True
+        return any(map(self._files.is_waiting, waiting))
 
     def freeze_figures(self) -> None:
         """Generation is over: fix the run's time and the runner's figures, as concurrent runs may go on."""
@@ -663,15 +717,19 @@ class Run:
     @property
     def most_rounds(self) -> int:
         """The number of rounds of requests, at most."""
-        return 1 + self._turns.most
+        return 1 + (self._files is not None) + self._turns.most
 
     def rounds(self) -> Iterator[Iterator[Request]]:
-        """The requests for first answers, then those of each further turn; rounds without a request are left out. The
-        outcomes of a round must be recorded before the next one is read."""
+        """The requests for files to show, those for first answers, then those of each further turn; rounds without a
+        request are left out. The outcomes of a round must be recorded before the next one is read."""
         return self._rounds
 
     def _all_rounds(self, *, first_answers: bool) -> Iterator[Iterator[Request]]:
-        if first_answers:
+        if first_answers and self._files is not None:
+            for requests in (self._requests_for_files(self._files), self.requests()):
+                if (first := next(requests, None)) is not None:
+                    yield itertools.chain([first], requests)
+        elif first_answers:
             yield self.requests()
         else:
             self._turns_left = self._turns_left and not self._has_all_turns()
@@ -722,8 +780,29 @@ class Run:
                 len(changed),
             )
 
+    def _requests_for_files(self, files: FileRequests) -> Iterator[Request]:
+        for index in list(files.waiting(self.store.totals, recheck=self._recheck)):
+            if self.stop.is_set():
+                return
+            if self.selection.rows.ids[index] not in self._over_budget and (request := files.request(index)):
+                yield request
+
+    def _fail_without_files(self, files: FileRequests) -> None:
+        """Record the failure of samples whose files could not be chosen."""
+        for index in self.selection.requested:
+            if (failure := files.failure(index)) is None:
+                continue
+            for sample in range(self._samples):
+                key = (self.selection.rows.ids[index], sample)
+                if self.stop.is_set():
+                    return
+                if lacks_answer(self.store.totals, key, recheck=self._recheck):
+                    self._append(record_of(key, failure, None))
+
     def _requests(self) -> Iterator[Request]:
         totals = self.store.totals
+        if self._files is not None:
+            self._fail_without_files(self._files)
         self._compare_prompts()
         pending = pending_requests(
             self.selection,
@@ -731,6 +810,7 @@ class Run:
             totals,
             recheck=self.store.recheck,
             over_budget=self._over_budget,
+            is_waiting=(lambda index: False) if self._files is None else self._files.is_waiting,
         )
         for item in pending:
             if not isinstance(item, Request):
@@ -778,6 +858,9 @@ class Run:
         with INTERRUPTS.put_off():  # a second Ctrl-C must not come between an answer and the disk
             if request.purpose is not None:
                 self._append(auxiliary_record(request, outcome))
+                index = self._index_of(request.instance_id)
+                if request.purpose == "context" and self._files is not None and index is not None:
+                    self._files.use(index, outcome)
                 return
             patch = self._patch(request, outcome) if isinstance(outcome, Completion) else None
             self._append(record_of(request.key, outcome, patch, request.prompt))
@@ -817,14 +900,18 @@ class Run:
         return self._last_inputs[1]
 
     def _inputs_of_row(self, request: Request) -> tuple[Mapping[str, str], EditFormat | None]:
-        rows = self.selection.rows
+        rows, index = self.selection.rows, self._index_of(request.instance_id)
+        if index is not None:
+            with suppress(DataError):  # the dataset has changed since
+                return rows.inputs_of_check(index)
+        prompt = replace(request.prompt, turns=())
+        return (PromptFiles(prompt) if rows.has_known_lengths else {}), None
+
+    def _index_of(self, instance_id: str) -> int | None:
+        """The row of an instance; None if the dataset has it no more."""
         if self._indices is None:
-            self._indices = {instance_id: index for index, instance_id in enumerate(rows.ids)}
-        try:
-            return rows.inputs_of_check(self._indices[request.instance_id])
-        except (KeyError, DataError):  # the dataset has changed since
-            prompt = replace(request.prompt, turns=())
-            return (PromptFiles(prompt) if rows.has_known_lengths else {}), None
+            self._indices = {name: index for index, name in enumerate(self.selection.rows.ids)}
+        return self._indices.get(instance_id)
 
     @contextmanager
     def _progress(self) -> Iterator[ProgressLine]:

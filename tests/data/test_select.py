@@ -22,6 +22,7 @@ class Texts:
     """Rows in memory that record the reads."""
 
     has_known_lengths = True
+    file_choices = None
     columns = ("instance_id", "text")
 
     def __init__(self, texts: Sequence[str]) -> None:

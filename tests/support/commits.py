@@ -33,6 +33,9 @@ class MemoryCommit:
     def top_level(self) -> dict[str, Entry]:
         return {path: entry for path, entry in self._entries.items() if "/" not in path}
 
+    def paths(self) -> dict[str, Entry]:
+        return self._entries
+
     def entries(self, paths: Iterable[str]) -> dict[str, Entry]:
         return {path: self._entries[path] for path in paths if path in self._entries}
 
