@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -99,3 +99,20 @@ def clock(seconds: float | Decimal) -> str:
 
 def p_value(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+_FENCE = re.compile(r"[ \t>]*(?:`{3,}|~{3,})")
+
+
+def fenced_parts(lines: Sequence[str]) -> list[list[str]]:
+    """The contents of the fences in Markdown, the last one first. A fence without an end reaches to the last line."""
+    found: list[list[str]] = []
+    is_open = False
+    for line in lines:
+        if _FENCE.match(line):
+            is_open = not is_open
+            if is_open:
+                found.append([])
+        elif is_open:
+            found[-1].append(line)
+    return found[::-1]

@@ -93,7 +93,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
             directory,
             label,
             locks_of(merged),
-            selector=recorded_selector(merged, stack),
+            selector=recorded_selector(merged, stack, directory),
             samples=shards[0].summary["samples"],
         ) as store,
     ):

@@ -106,7 +106,7 @@ def recompute(directory: Path, *, dry_run: bool = False) -> Changes:
         if label is None:
             raise ConfigError(f"{directory}: contains no predictions; run the same command again to write them")
         store = stack.enter_context(
-            RunStore(directory, label, locks_of(config), selector=recorded_selector(config, stack))
+            RunStore(directory, label, locks_of(config), selector=recorded_selector(config, stack, directory))
         )
         before = store.read_summary()
         changed = rewrite_records(

@@ -155,6 +155,7 @@ class PreparedRun:
                 shared,
                 experiment.feedback,
                 experiment.prompt.edit_format,
+                judges=experiment.selection.name == "judge",
             )
         print_estimate(found, f"dry run of {self.directory}")
 
@@ -186,11 +187,13 @@ class PreparedRun:
             StoreError: another process holds the directory, or it belongs to another configuration.
         """
         # Imported here so that a configuration error is reported without them.
+        from swe_infer.data.choices import load_file_choices
         from swe_infer.evaluate.command import figures_of_saved_verdicts
         from swe_infer.evaluate.run_end import evaluate_run
         from swe_infer.run_directory.store import RunStore
         from swe_infer.runners.run import Run, coverage_of, select_instances
-        from swe_infer.selection.base import FilesOfRows, InstanceSelector
+        from swe_infer.selection.base import FilesOfRows
+        from swe_infer.selection.judge import JudgeSelector, selector_of
 
         experiment, plain = self.experiment, self._plain
         evaluation = experiment.evaluation
@@ -200,12 +203,14 @@ class PreparedRun:
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(identity_lock(self._sweep, plain, self.directory))
+            load_file_choices(selection.rows, [self.directory])
+            selector = selector_of(experiment.selection, FilesOfRows(lambda: selection.rows), self.directory)
             store = stack.enter_context(
                 RunStore(
                     self.directory,
                     experiment.runner.label,
                     experiment.locks,
-                    selector=InstanceSelector(experiment.selection, FilesOfRows(lambda: selection.rows)),
+                    selector=selector,
                     samples=experiment.runner.decoding.n,
                 )
             )
@@ -246,6 +251,7 @@ class PreparedRun:
                 edit_format=experiment.prompt.edit_format,
                 sweep=SweepPosition.of(self._sweep),
                 feedback=experiment.feedback,
+                judge=selector if isinstance(selector, JudgeSelector) else None,
             )
             return RunSession(run, stack.pop_all())
 

@@ -37,6 +37,7 @@ from swe_infer.run_directory.predictions import (
 from swe_infer.run_directory.provenance import read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.selection.base import FilesOfRows, InstanceSelector, rule_named
+from swe_infer.selection.judge import Judge
 from swe_infer.text import clean, percent
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,10 @@ def select(directories: Sequence[Path], by: str, out: Path, name: str | None = N
     """
     if by not in options_of("selection"):
         raise ConfigError(f"--by {by}: unknown rule{suggestion(by, options_of('selection'))}")
+    if by == Judge.name:
+        raise ConfigError(
+            "--by judge: a model judges, and this command sends no request; repeat the run with selection=judge"
+        )
     _check_out(out)
     runs = _read(directories)
     with ExitStack() as stack:

@@ -198,7 +198,8 @@ class _Planner:
         if self._search is None:
             before, shared = prepared.earlier_answers(sweep)
             turns = (experiment.feedback, experiment.prompt.edit_format)
-            rest = Remainder(selection, runner.decoding, prepared.directory, before, shared, *turns)
+            judges = experiment.selection.name == "judge"
+            rest = Remainder(selection, runner.decoding, prepared.directory, before, shared, *turns, judges=judges)
         else:  # the records of the sweep's own configuration are those of no point
             rest = Remainder(selection, runner.decoding, sweep.directory / "no-run", Coverage(None))
         samples, todo = len(selection) * runner.decoding.n, rest.count()

@@ -33,6 +33,7 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import parameters_of
 from swe_infer.prompts.prompt import PromptRenderer
 from swe_infer.selection.base import FilesOfRows, InstanceSelector, recorded_rule
+from swe_infer.selection.judge import selector_of
 from swe_infer.types import Prompt
 
 _T = TypeVar("_T")
@@ -165,11 +166,17 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
     return rows
 
 
-def recorded_selector(config: Mapping[str, Any], repositories: ExitStack) -> InstanceSelector | None:
+def recorded_selector(config: Mapping[str, Any], repositories: ExitStack, directory: Path) -> InstanceSelector | None:
     """The selection that a run's configuration names, with the files of :func:`recorded_rows`; None if its rule is
-    not of this package."""
+    not of this package.
+
+    Args:
+        directory: of the run.
+    """
     rule = recorded_rule(config)
-    return None if rule is None else InstanceSelector(rule, FilesOfRows(lambda: recorded_rows(config, repositories)))
+    if rule is None:
+        return None
+    return selector_of(rule, FilesOfRows(lambda: recorded_rows(config, repositories, directory)), directory)
 
 
 def _rows(location: dict[str, Any], context: Context, renderer: PromptRenderer, stack: ExitStack) -> Rows:

@@ -12,6 +12,7 @@ from swe_infer.errors import SweInferError
 from swe_infer.run_directory.figures import SelectionGap, selection_gap
 from swe_infer.run_directory.predictions import Candidate
 from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.selection.judge import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ def rule_figures(run: LoadedRun, asked: int) -> list[RuleFigures]:
     good = {name: sum(result.resolved is True for result in results) for name, results in instances.items()}
     successes = {name: (count, run.samples) for name, count in good.items()}
     submitted = {one.rule for one in run.selected.values()}
+    if Judge.name in submitted:  # majority is its fallback
+        submitted = {Judge.name}
     solved: dict[str, list[str]] = {}
     if len(submitted) == 1:
         solved[next(iter(submitted))] = [
@@ -91,7 +94,7 @@ def _applied(run: LoadedRun, mixed: list[str], known: set[str]) -> dict[str, lis
                 missing.add(name)
                 raise
 
-        for rule in [option for option in options_of("selection") if option not in known]:
+        for rule in [option for option in options_of("selection") if option not in (*known, Judge.name)]:
             missing.clear()
             selector = InstanceSelector(rule_named(rule), files_of)
             names = []

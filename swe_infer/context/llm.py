@@ -14,12 +14,12 @@ from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.patches.diff import PathIndex
 from swe_infer.patches.reasoning import without_reasoning
+from swe_infer.text import fenced_parts
 from swe_infer.types import Prompt
 
 _MOST_FILES = 1000
 _ISSUE = "problem_statement"
 
-_FENCE = re.compile(r"[ \t>]*(?:`{3,}|~{3,})")
 _ITEM = re.compile(r"\s*(?:[-*+\u2022]|\d{1,4}[.):])\s+")
 _LINES = re.compile(r"(?::\d+(?:-\d+)?)?[,;:.]?$")
 """A line number and punctuation after a path."""
@@ -97,7 +97,7 @@ class LlmContext(RepositoryContext):
         """The files that an answer names, in its order. The last fence with any counts, then the whole text."""
         lines = without_reasoning(answer).text.splitlines()
         index: PathIndex | None = None
-        for part in (*_fenced(lines), lines):
+        for part in (*fenced_parts(lines), lines):
             if index is None and any(line.strip() for line in part):
                 index = PathIndex(dict.fromkeys(_files(commit), ""))
             named = [] if index is None else [path for line in part if (path := _path_in(line, index)) is not None]
@@ -108,20 +108,6 @@ class LlmContext(RepositoryContext):
 
 def _files(commit: Commit) -> list[str]:
     return [path for path, entry in commit.paths().items() if entry.type != "submodule"]
-
-
-def _fenced(lines: Sequence[str]) -> list[list[str]]:
-    """The contents of the fences, the last one first. A fence without an end reaches to the last line."""
-    found: list[list[str]] = []
-    is_open = False
-    for line in lines:
-        if _FENCE.match(line):
-            is_open = not is_open
-            if is_open:
-                found.append([])
-        elif is_open:
-            found[-1].append(line)
-    return found[::-1]
 
 
 def _path_in(line: str, index: PathIndex) -> str | None:

@@ -661,6 +661,11 @@ class Totals:
             return statuses.get(_short(prompt_sha256))
         return "completed" if "completed" in statuses.values() else next(reversed(statuses.values()), None)
 
+    def has_failed_requests(self, purpose: str) -> bool:
+        """Whether the last auxiliary request of a covered instance failed."""
+        auxiliary = self._auxiliary.get(purpose)
+        return auxiliary is not None and any(map(self.counts, auxiliary.failed))
+
     @property
     def has_failed_turns(self) -> bool:
         """Whether the last turn of a covered sample failed."""

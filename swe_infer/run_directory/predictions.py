@@ -64,12 +64,14 @@ class Choice:
         reason: one line.
         votes: number of candidates with the same result; None if the rule does not count votes.
         share: ``votes`` divided by the candidates that voted.
+        rule: the name of another rule that selected instead of the selector's, which is asked again at every start.
     """
 
     index: int
     reason: str
     votes: int | None = None
     share: float | None = None
+    rule: str | None = None
 
 
 class Selector(Protocol):
@@ -305,6 +307,16 @@ class PredictionFiles:
         if instance_id in self._unselected and not self._late:
             self._append_selected(instance_id)
 
+    def candidates(self, instance_id: str) -> list[Candidate]:
+        """The answers to an instance, in the order of the samples. Raises OSError."""
+        samples = sorted(self._answers.get(instance_id, ()))
+        return [self._candidate(instance_id, sample) for sample in samples]
+
+    def reconsider(self, instance_id: str) -> None:
+        """Select an answer of an instance again with the next :meth:`flush`."""
+        if instance_id in self._answers:
+            self._unselected.add(instance_id)
+
     def flush(self) -> None:
         """Write what could not be written before, and make the selections that are still to be made.
 
@@ -391,7 +403,7 @@ class PredictionFiles:
     def _select(self, instance_id: str) -> Selected | None:
         if (kept := self._kept(instance_id)) is not None:
             return kept
-        candidates = [self._candidate(instance_id, sample) for sample in sorted(self._answers[instance_id])]
+        candidates = self.candidates(instance_id)
         selector = self._selector
         choice = first_sample(candidates) if selector is None else selector.select(instance_id, candidates)
         if choice is None:
@@ -400,7 +412,7 @@ class PredictionFiles:
         return Selected(
             one.sample,
             one.patch_status,
-            "first" if selector is None else selector.name,
+            choice.rule or ("first" if selector is None else selector.name),
             choice.reason[:_LONGEST_REASON],
             len(candidates),
             self._digest(instance_id),

@@ -409,7 +409,9 @@ class RunStore:
         self._syncer.track(line)
         # The totals must equal those of a process that reads the file, so round dollars as JSON does.
         self.totals.add_record({**record, "cost_usd": _as_read_back(record["cost_usd"])})
-        if purpose_of(record) is not None:
+        if (purpose := purpose_of(record)) is not None:
+            if purpose == "judge":
+                self.predictions.reconsider(record["instance_id"])
             return
         if key_of(record) in self.totals.replaced or key_of(record) in self.totals.answered_again:
             self._stale = True  # a prediction must be removed or restored, see check()

@@ -36,8 +36,14 @@ from swe_infer.run_directory.figures import (
 )
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.record_writer import RecordWriter
-from swe_infer.run_directory.records import Damage, Key, Record
-from swe_infer.run_directory.store import RunStore, auxiliary_record, record_of, reusable_records
+from swe_infer.run_directory.records import Damage, Key, Record, purpose_of
+from swe_infer.run_directory.store import (
+    RunStore,
+    auxiliary_record,
+    record_of,
+    reusable_auxiliary,
+    reusable_records,
+)  # fmt: skip
 from swe_infer.runners.base import PendingSamples, Runner
 from swe_infer.runners.choices import LENGTH_SKIPS, NOT_AVAILABLE, FileRequests, lacks_answer
 from swe_infer.runners.progress import Progress, SweepView
@@ -61,6 +67,7 @@ if TYPE_CHECKING:
     from swe_infer.context.base import Context
     from swe_infer.prompts.prompt import PromptRenderer
     from swe_infer.repositories import Repositories
+    from swe_infer.selection.judge import JudgeSelector
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +242,7 @@ class Remainder:
         before: the coverage of the last command, used if the directory states none.
         shared: run directories whose completions the run would reuse.
         feedback, edit_format: see :class:`Run`.
+        judges: whether a model judges the samples of an instance.
     """
 
     def __init__(
@@ -246,6 +254,8 @@ class Remainder:
         shared: Sequence[Path] = (),
         feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
         edit_format: EditFormat | None = None,
+        *,
+        judges: bool = False,
     ) -> None:
         self.selection = selection
         self.damage = Damage()
@@ -266,6 +276,7 @@ class Remainder:
         self._totals = totals
         self._reusable = reusable.keys()
         self._turns = FurtherTurns(feedback, selection, directory, decoding.n, edit_format, sources)
+        self._judged = {name for name, one in recorded.selected().items() if one.rule == "judge"} if judges else None
         self._files = _file_requests(selection, decoding, [directory, *sources])
         self._assumed: set[int] = set()
         """Rows that the model has to choose the files of first."""
@@ -330,7 +341,24 @@ class Remainder:
             self.skips.clear()  # the samples are read again
             longest = runner.estimate(itertools.chain(self.pending(before, longest=True), self._pending_turns()))
             estimate = replace(requests + estimate.up_to(longest), instances=estimate.instances)
-        return estimate.with_further(runner.estimate(self._further_turns())) if self._turns.most else estimate
+        if self._turns.most:
+            estimate = estimate.with_further(runner.estimate(self._further_turns()))
+        if self._judged is not None and self._decoding.n > 1:
+            turns = estimate.further_turns
+            estimate = replace(estimate.with_further(runner.estimate(self._to_judge())), further_turns=turns)
+        return estimate
+
+    def _to_judge(self) -> Iterator[PendingSamples]:
+        """The requests to judge samples, as long as they can be."""
+        for index in self.selection.requested:
+            instance_id = self.selection.rows.ids[index]
+            if (self._judged is not None and instance_id in self._judged) or self.selection.skip_for(
+                index
+            ) is not None:
+                continue
+            tokens = self._decoding.n * self._decoding.max_new_tokens
+            prompt = self.selection.rows[index].prompt
+            yield PendingSamples(instance_id, prompt, self._decoding, 1, further_tokens=tokens)
 
     def _most_further_tokens(self, index: int) -> int:
         """The most tokens of files that a model has yet to choose."""
@@ -389,10 +417,12 @@ def estimate_remaining(
     shared: Sequence[Path] = (),
     feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
     edit_format: EditFormat | None = None,
+    *,
+    judges: bool = False,
 ) -> Estimate:
     """Estimates the rest of the run in ``directory``; see :class:`Remainder` for the arguments. Sends no request and
     writes no file."""
-    rest = Remainder(selection, runner.decoding, directory, before, shared, feedback, edit_format)
+    rest = Remainder(selection, runner.decoding, directory, before, shared, feedback, edit_format, judges=judges)
     if rest.damage:
         log.warning("%s: %s", directory, rest.damage)
     estimate = rest.estimate(runner)
@@ -415,6 +445,7 @@ class Run:
         edit_format: the form of answer that prompts request if they do not state it themselves; None: not known.
         sweep: the run's sweep, for the progress line; None: the run is alone.
         feedback: decides which answers get further turns.
+        judge: selects by the answers of the run's model; None: another rule does.
     """
 
     def __init__(
@@ -434,6 +465,7 @@ class Run:
         edit_format: EditFormat | None = None,
         sweep: SweepView | None = None,
         feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
+        judge: JudgeSelector | None = None,
     ) -> None:
         self.runner = runner
         self.selection = selection
@@ -461,6 +493,9 @@ class Run:
         self._rounds: Iterator[Iterator[Request]] = iter(())
         self._turns_left = feedback.turns > 0
         """Whether a further turn may have no record yet."""
+        self._judge = judge if self._samples > 1 else None
+        self._judge_left = self._judge is not None
+        """Whether a request to judge samples may have no record yet."""
         self._unavailable = False
         """Whether the prompt of a further turn could not be read. The same command tries again."""
         self._selection_figures: tuple[int, Summary] | None = None
@@ -593,9 +628,11 @@ class Run:
         self.freeze_figures()
         summary = self.summary()
         self._warn_of_skips(summary)
-        unfinished = summary["failed"] or summary["remaining"] or self.store.totals.has_failed_turns
+        totals = self.store.totals
+        unfinished = summary["failed"] or summary["remaining"] or totals.has_failed_turns
+        unfinished = unfinished or (self._judge is not None and totals.has_failed_requests("judge"))
         every_sample_tried = status == 0 and not summary["remaining"]
-        if INTERRUPTS.stopping and (unfinished or self._turns_left):
+        if INTERRUPTS.stopping and (unfinished or self._turns_left or self._judge_left):
             status = INTERRUPTED
         elif status == 0 and unfinished:
             status = 1
@@ -700,6 +737,8 @@ class Run:
         if isinstance(error, BudgetExceeded):
             remaining = self.summary()["remaining"]
             left = f"remaining samples: {remaining}" if remaining else "some further turns are not sent yet"
+            if not remaining and self._judge_left and not self._turns_left:
+                left = "the samples of some instances are not judged yet"
             log.error("%s; %s; repeat this command with a larger budget", error, left)
             status = error.exit_status
         else:
@@ -717,11 +756,12 @@ class Run:
     @property
     def most_rounds(self) -> int:
         """The number of rounds of requests, at most."""
-        return 1 + (self._files is not None) + self._turns.most
+        return 1 + (self._files is not None) + self._turns.most + (self._judge is not None)
 
     def rounds(self) -> Iterator[Iterator[Request]]:
-        """The requests for files to show, those for first answers, then those of each further turn; rounds without a
-        request are left out. The outcomes of a round must be recorded before the next one is read."""
+        """The requests for files to show, those for first answers, those of each further turn, and those to judge
+        samples; rounds without a request are left out. The outcomes of a round must be recorded before the next one
+        is read."""
         return self._rounds
 
     def _all_rounds(self, *, first_answers: bool) -> Iterator[Iterator[Request]]:
@@ -733,6 +773,14 @@ class Run:
             yield self.requests()
         else:
             self._turns_left = self._turns_left and not self._has_all_turns()
+        yield from self._turn_rounds()
+        if self._judge is not None and not self.stop.is_set():
+            requests = self._judge_requests(self._judge)
+            if (first := next(requests, None)) is not None:
+                yield itertools.chain([first], requests)
+            self._judge_left = self.stop.is_set()
+
+    def _turn_rounds(self) -> Iterator[Iterator[Request]]:
         for turn in range(1, self._turns.most + 1):
             if not self._turns_left or self.stop.is_set():
                 return
@@ -743,6 +791,35 @@ class Run:
         if self._turns_left and not self.stop.is_set():
             self._turns_left = False
             self.store.mark_turns(done=not self._unavailable)
+
+    def _judge_requests(self, judge: JudgeSelector) -> Iterator[Request]:
+        """The requests to judge samples. Reused ones are recorded when the iteration reaches them."""
+        self.store.check()  # selects the last answers
+        predictions, totals = self.store.predictions, self.store.totals
+        known: dict[tuple[str, str, str], Record] | None = None
+        for index in self.selection.requested:
+            instance_id = self.selection.rows.ids[index]
+            if self.stop.is_set():
+                return
+            selected = predictions.selected.get(instance_id)
+            is_judged = selected is None or selected.rule == judge.name
+            if is_judged or instance_id in self._over_budget or totals.samples(instance_id) < self._samples:
+                continue
+            try:
+                prompt = judge.prompt(instance_id, predictions.candidates(instance_id))
+            except (SweInferError, OSError) as error:
+                log.warning("%s: its samples are not judged: %s", instance_id, error)
+                continue
+            if prompt is None:
+                continue
+            if totals.auxiliary_status("judge", instance_id, prompt.sha256) in _FINISHED:
+                continue
+            if known is None:
+                known = reusable_auxiliary(self._sources, lambda record: purpose_of(record) == "judge")
+            if (record := known.get((instance_id, "judge", prompt.sha256))) is not None:
+                self._append(record)
+            else:
+                yield Request(instance_id, 0, prompt, self.runner.decoding, {}, purpose="judge")
 
     def _has_all_turns(self) -> bool:
         return self.store.turns_done and not self.store.totals.has_failed_turns

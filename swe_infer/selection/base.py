@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from swe_infer.conf_files import node_of, options_of, unknown_option
-from swe_infer.data.base import Rows
+from swe_infer.data.base import ISSUE_COLUMN, Rows
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.run_directory.predictions import Candidate, Choice
 
@@ -83,12 +83,26 @@ class FilesOfRows:
         Raises:
             SweInferError: they are not available.
         """
+        rows, index = self._row(instance_id)
+        return rows.inputs_of_check(index)[0]
+
+    def issue(self, instance_id: str) -> str:
+        """The issue of an instance; the row's own prompt if it has no column for the issue.
+
+        Raises:
+            SweInferError: it is not available.
+        """
+        rows, index = self._row(instance_id)
+        issue = rows.row(index).get(ISSUE_COLUMN)
+        return issue if isinstance(issue, str) and issue.strip() else rows[index].prompt.question
+
+    def _row(self, instance_id: str) -> tuple[Rows, int]:
         if self._rows is None:
             self._rows = self._open_rows()
             self._indices = {name: index for index, name in enumerate(self._rows.ids)}
         if instance_id not in self._indices:
             raise DataError("the dataset does not have the instance")
-        return self._rows.inputs_of_check(self._indices[instance_id])[0]
+        return self._rows, self._indices[instance_id]
 
 
 class InstanceSelector:
@@ -105,7 +119,10 @@ class InstanceSelector:
 
     def select(self, instance_id: str, candidates: Sequence[Candidate]) -> Choice | None:
         try:
-            return self._rule.choose(candidates, lambda: self._files_of(instance_id))
+            return self._choose(instance_id, candidates)
         except Exception:  # a fault in our code must not end the run
             log.exception("%s: no answer could be selected by %s; the first one is submitted", instance_id, self.name)
             return Choice(0, "internal error of the rule; the first answer")
+
+    def _choose(self, instance_id: str, candidates: Sequence[Candidate]) -> Choice | None:
+        return self._rule.choose(candidates, lambda: self._files_of(instance_id))
