@@ -145,7 +145,7 @@ class Batches:
         self._last_prompt: tuple[int, Prompt] | None = None
         self._reachability = Reachability([provider.address])
         self._pending: deque[Item] = deque()
-        self._possibly_billed: dict[tuple[str, int, int], Decimal] = {}
+        self._possibly_billed: dict[tuple[str, int, int, str], Decimal] = {}
         self._unknown: dict[str, str] = {}
         """By label, why the state of a batch is unknown."""
         self._shortest_refused: tuple[int, Item] | None = None

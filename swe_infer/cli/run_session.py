@@ -203,7 +203,7 @@ class PreparedRun:
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
             if self._sweep is not None and self._has_siblings:
                 stack.enter_context(identity_lock(self._sweep, plain, self.directory))
-            load_file_choices(selection.rows, [self.directory])
+            load_file_choices(selection.rows.file_choices, selection.rows.ids, [self.directory])
             selector = selector_of(experiment.selection, FilesOfRows(lambda: selection.rows), self.directory)
             store = stack.enter_context(
                 RunStore(

@@ -140,7 +140,7 @@ def rendered_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
         if rendered and recorded != now and not now.startswith("given"):
             raise DataError(f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}")
     rows = _rows(location, context, renderer, repositories)
-    load_file_choices(rows, [directory])
+    load_file_choices(rows.file_choices, rows.ids, [directory])
     return rows
 
 
@@ -162,7 +162,7 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
         raise DataError(_FOREIGN_DATASET)
     context = _context_of(config.get("context"), unlimited=True)
     rows = _rows(location, context, PromptRenderer(style="given"), repositories)
-    load_file_choices(rows, [] if directory is None else [directory])
+    load_file_choices(rows.file_choices, rows.ids, [] if directory is None else [directory])
     return rows
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import purpose_of
 from swe_infer.types import Prompt, Skip
-
-if TYPE_CHECKING:
-    from swe_infer.data.base import Rows
 
 
 class FileChoices(Protocol):
@@ -39,16 +36,19 @@ class FileChoices(Protocol):
         ...
 
 
-def load_file_choices(rows: Rows, directories: Iterable[Path]) -> None:
+def load_file_choices(choices: FileChoices | None, ids: Sequence[str], directories: Iterable[Path]) -> None:
     """Sets the files that were chosen in runs with the same identity; the first run comes first.
+
+    Args:
+        choices: of the rows of a dataset; None: nothing is read.
+        ids: of the rows.
 
     Raises:
         ConfigError: the records of a run cannot be read.
     """
-    choices = rows.file_choices
     if choices is None:
         return
-    indices = {instance_id: index for index, instance_id in enumerate(rows.ids)}
+    indices = {instance_id: index for index, instance_id in enumerate(ids)}
     for directory in directories:
         for record in RunDirectory(directory).records(auxiliary=True):
             index = indices.get(record["instance_id"])

@@ -405,7 +405,7 @@ def _file_requests(
     choices = selection.rows.file_choices
     if choices is None:
         return None
-    load_file_choices(selection.rows, directories)
+    load_file_choices(selection.rows.file_choices, selection.rows.ids, directories)
     return FileRequests(choices, selection, decoding, sources)
 
 

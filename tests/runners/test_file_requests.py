@@ -19,6 +19,7 @@ from swe_infer.cli.merge import merge
 from swe_infer.cli.patches import recompute
 from swe_infer.compare.analysis import compare
 from swe_infer.compare.loading import load_run
+from swe_infer.compare.prompts import PromptSource
 from swe_infer.run_directory.records import purpose_of, read_records
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
@@ -146,7 +147,15 @@ def test_the_model_chooses_the_files_once_for_all_samples(rows: Path, tmp_path: 
         assert run(*command, cwd=tmp_path).returncode == 0
         assert len(server.log.asked()) == sent
     assert not recompute(directory).patches
-    (figures,) = compare([load_run(directory)]).runs
+    rows_of = ["swe_infer.export", str(directory), "--where", "applies", "--format", "chat", "--out", "out.jsonl"]
+    exported = commands.run(*rows_of, cwd=tmp_path, env=ENVIRONMENT)
+    assert exported.returncode == 0, exported.stderr
+    assert "[start of pkg/part_0.py]" in (tmp_path / "out.jsonl").read_text()
+    with PromptSource([loaded := load_run(directory)]) as prompts:
+        assert (task := prompts["o__n-1"]) is not None
+        assert "[start of pkg/part_1.py]" in str(task.prompt)
+        assert not prompts.notes
+    (figures,) = compare([loaded]).runs
     assert (figures.cost_usd, figures.recorded) == (found["cost_usd"], INSTANCES)
 
 
