@@ -64,7 +64,7 @@ class Choice:
         reason: one line.
         votes: number of candidates with the same result; None if the rule does not count votes.
         share: ``votes`` divided by the candidates that voted.
-        rule: the name of another rule that selected instead of the selector's, which is asked again at every start.
+        rule: the name of another rule that selected instead of the selector's. Every start selects again then.
     """
 
     index: int

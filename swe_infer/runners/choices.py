@@ -36,7 +36,7 @@ def lacks_answer(totals: Totals, key: tuple[str, int], *, recheck: bool) -> bool
     return reason == NOT_AVAILABLE or (recheck and reason in LENGTH_SKIPS)
 
 
-class FileRequests:
+class FileChoiceRequests:
     """The requests of one run.
 
     Args:

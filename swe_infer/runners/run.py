@@ -45,7 +45,7 @@ from swe_infer.run_directory.store import (
     reusable_records,
 )  # fmt: skip
 from swe_infer.runners.base import PendingSamples, Runner
-from swe_infer.runners.choices import LENGTH_SKIPS, NOT_AVAILABLE, FileRequests, lacks_answer
+from swe_infer.runners.choices import LENGTH_SKIPS, NOT_AVAILABLE, FileChoiceRequests, lacks_answer
 from swe_infer.runners.progress import Progress, SweepView
 from swe_infer.runners.turns import FurtherTurns
 from swe_infer.tracking.base import RunInfo, Tracker
@@ -395,18 +395,18 @@ class Remainder:
 
 def _file_requests(
     selection: Selection, decoding: Decoding, directories: Sequence[Path], sources: Sequence[Path] = ()
-) -> FileRequests | None:
+) -> FileChoiceRequests | None:
     """The requests for files to show; None if prompts need none.
 
     Args:
         directories: whose choices are set.
-        sources: see :class:`.choices.FileRequests`.
+        sources: see :class:`.choices.FileChoiceRequests`.
     """
     choices = selection.rows.file_choices
     if choices is None:
         return None
-    load_file_choices(selection.rows.file_choices, selection.rows.ids, directories)
-    return FileRequests(choices, selection, decoding, sources)
+    load_file_choices(choices, selection.rows.ids, directories)
+    return FileChoiceRequests(choices, selection, decoding, sources)
 
 
 def estimate_remaining(
@@ -567,11 +567,8 @@ class Run:
             self._queue = itertools.chain([first] if first is not None else [], requests)
             self._changed = self._changed or self.store.totals.records != records
             summary = self.summary()
-        if self._changed and self._earlier_verdicts is not None:
-            try:
-                self._before = {**summary, **self._earlier_verdicts(summary)}
-            except (SweInferError, OSError) as error:
-                log.error("the verdicts of earlier evaluations are not used: %s", error)
+        if self._changed:
+            self._use_earlier_verdicts()
             summary = self.summary()
         first_answers = bool(waiting or first is not None or summary["remaining"] or summary["failed"])
         if first_answers:
@@ -591,8 +588,9 @@ class Run:
         status = 0
         unreadable = self._before.get("unreadable_records", 0) != summary["unreadable_records"]
         changed = self._changed or unreadable or self._before.get("instances") != summary["instances"]
-        if changed and not self._written(summary):
+        if changed and not self._written_with_judgements(summary):
             status = 1
+        summary = self.summary()
         evaluates = status == 0 and self._needs_evaluation(summary)
         if evaluates:
             status = self._evaluated(summary)
@@ -636,7 +634,7 @@ class Run:
             status = INTERRUPTED
         elif status == 0 and unfinished:
             status = 1
-        is_written = self._written(summary)
+        is_written = self._written_with_judgements(summary)
         summary = self.summary()
         if not is_written:
             status = status or 1
@@ -644,6 +642,24 @@ class Run:
             status = max(status, self._evaluated(summary))
             summary = self.summary()
         return self._tracked(summary, status)
+
+    def _use_earlier_verdicts(self) -> None:
+        """Count the verdicts of earlier evaluations on the present answers and selections."""
+        if self._earlier_verdicts is not None:
+            summary = self.summary()
+            try:
+                self._before = {**summary, **self._earlier_verdicts(summary)}
+            except (SweInferError, OSError) as error:
+                log.error("the verdicts of earlier evaluations are not used: %s", error)
+
+    def _written_with_judgements(self, summary: Summary) -> bool:
+        """Write the summary, where the answers of the judge may have changed the selections; False if that fails."""
+        if not self._written(summary):
+            return False
+        if self._judge is None:
+            return True
+        self._use_earlier_verdicts()
+        return self._written(self.summary())
 
     def _warn_of_skips(self, summary: Summary) -> None:
         asked = summary["instances"] * self._samples
@@ -794,7 +810,10 @@ class Run:
 
     def _judge_requests(self, judge: JudgeSelector) -> Iterator[Request]:
         """The requests to judge samples. Reused ones are recorded when the iteration reaches them."""
-        self.store.check()  # selects the last answers
+        try:
+            self.store.check()  # selects the last answers
+        except StoreError:  # the end of the run reports it
+            return
         predictions, totals = self.store.predictions, self.store.totals
         known: dict[tuple[str, str, str], Record] | None = None
         for index in self.selection.requested:
@@ -857,14 +876,14 @@ class Run:
                 len(changed),
             )
 
-    def _requests_for_files(self, files: FileRequests) -> Iterator[Request]:
+    def _requests_for_files(self, files: FileChoiceRequests) -> Iterator[Request]:
         for index in list(files.waiting(self.store.totals, recheck=self._recheck)):
             if self.stop.is_set():
                 return
             if self.selection.rows.ids[index] not in self._over_budget and (request := files.request(index)):
                 yield request
 
-    def _fail_without_files(self, files: FileRequests) -> None:
+    def _fail_without_files(self, files: FileChoiceRequests) -> None:
         """Record the failure of samples whose files could not be chosen."""
         for index in self.selection.requested:
             if (failure := files.failure(index)) is None:
@@ -985,7 +1004,7 @@ class Run:
         return (PromptFiles(prompt) if rows.has_known_lengths else {}), None
 
     def _index_of(self, instance_id: str) -> int | None:
-        """The row of an instance; None if the dataset has it no more."""
+        """The row of an instance; None if the dataset does not have it."""
         if self._indices is None:
             self._indices = {name: index for index, name in enumerate(self.selection.rows.ids)}
         return self._indices.get(instance_id)

@@ -111,10 +111,16 @@ def test_the_judge_is_asked_once_where_different_results_apply(rows: Path, tmp_p
         assert selected(directory) == [(0, "first")] * INSTANCES
         assert len(server.log.answers()) == INSTANCES * SAMPLES
 
+        (tmp_path / "report.json").write_text(json.dumps({"resolved_ids": ["o__n-0"], "completed_ids": ["o__n-0"]}))
+        report = ["swe_infer.evaluate", str(directory), "--report", "report.json", "--sample", "2"]
+        assert commands.run(*report, cwd=tmp_path, env=ENVIRONMENT).returncode == 0
+        assert summary(directory)["selected_resolved"] == 0
+
         server.set_faults(Fault("bad_request", contains="Issue 4"))
         failed = run(*command, "selection=judge", cwd=tmp_path)
         assert failed.returncode == 1, failed.stderr
         assert selected(directory) == [*CHOSEN[:4], (0, "majority")]
+        assert summary(directory)["selected_resolved"] == 1
         server.set_faults()
         done = run(*command, "selection=judge", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
