@@ -23,6 +23,7 @@ from swe_infer.compare.prompts import PromptSource
 from swe_infer.run_directory.records import purpose_of, read_records
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
+from tests.support.base_commit import GOLD, BaseCommit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": "sk-planted-openai", "PYTHONPATH": str(ROOT)}
@@ -265,6 +266,32 @@ def test_points_and_shards_share_and_merge_the_choices(rows: Path, tmp_path: Pat
     assert merged["auxiliary"]["context"]["requests"] == INSTANCES
     assert merged["cost_usd"] == sum(summary(shard)["cost_usd"] for shard in shards)
     assert merged["completed"] == INSTANCES
+
+
+def test_an_instance_without_its_repository_is_skipped_until_it_is_available(tmp_path: Path) -> None:
+    base, directory = BaseCommit(tmp_path / "base"), tmp_path / "run"
+
+    def answer(prompt: str) -> str:
+        return "```\nsrc/dos.py\nvendor\nlib/other.py\n```" if "<paths>" in prompt else GOLD
+
+    with ApiServer(answer=answer) as server:
+        command = base.arguments(
+            "model=gpt-4o", f"provider.base_url={server.openai_url}", "context=llm", "prompt=style3",
+            f"output_dir={directory}",
+        )  # fmt: skip
+        absent = run(*command, f"context.repositories={tmp_path}", cwd=tmp_path)
+        assert absent.returncode == 0, absent.stderr
+        assert (summary(directory)["skipped"], "auxiliary" in summary(directory)) == (3, False)
+        assert not server.log.asked()
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (summary(directory)["patches"], chosen(directory)) == ({"repaired": 3}, 3)
+        assert len(server.log.answers()) == 6
+        paths, shown = (e.prompt or "" for e in (server.log.answers()[0], server.log.answers()[-1]))
+    assert "\nlink.py\nsrc/deep/more.py\n" in paths
+    assert "vendor" not in paths
+    assert "[start of src/dos.py]" in shown
+    assert "[start of src/other.py]" not in shown
 
 
 def test_a_local_base_model_without_a_usable_choice_is_shown_the_readmes(tmp_path: Path) -> None:
