@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -385,6 +386,13 @@ class Pricing:
                 raise ConfigError(f"model.pricing.{key}={value}: must be a finite number of dollars, at least 0")
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiModel:
     """A model behind an API, and the request parameters that it supports."""
@@ -407,6 +415,9 @@ class ApiModel:
     api_version: Annotated[
         str | None, Option("anthropic-version or Azure's api-version; null: the provider's default.", "answer")
     ] = None
+    retires: Annotated[
+        str | None, Option("The date from which the vendor no longer serves the model; null: unknown.", "reporting")
+    ] = None
     price_as: Annotated[str | None, Option("The model's name in genai-prices, if different.", "reporting")] = None
     pricing: Annotated[
         Pricing | Literal["unknown"] | None,
@@ -423,6 +434,8 @@ class ApiModel:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ConfigError("model.name is empty: set it to the provider's name of the model")
+        if self.retires is not None and not _is_date(self.retires):
+            raise ConfigError(f"model.retires={self.retires}: must be a date such as 2026-11-30, or null")
 
     @property
     def label(self) -> str:

@@ -39,6 +39,10 @@ _HORIZON = timedelta(days=1)
 """How long after its reservation a request may be billed."""
 
 
+FREE = "free"
+"""``provider.pricing_id`` of servers that charge nothing."""
+
+
 class UnlistedPrice(LookupError):
     """There is no price for the service tier or speed of an answer. The message names it."""
 
@@ -419,6 +423,8 @@ def price_table_for(
     terms = PriceTerms() if terms is None else terms
     if model.pricing == "unknown":
         return None
+    if provider_id == FREE and model.pricing is None:
+        return StatedPrices(Pricing(input_per_mtok=Decimal(0), output_per_mtok=Decimal(0)), source="no charge")
     found_id, ids = _listed_provider(provider_id, address)
     if model.pricing is not None:
         factor = BATCH_FACTOR if batch else Decimal(1)

@@ -46,8 +46,6 @@ class AnthropicProvider(WireProvider):
     address_env: ClassVar[str | None] = "ANTHROPIC_BASE_URL"
     headers_env: ClassVar[str | None] = "ANTHROPIC_CUSTOM_HEADERS"
 
-    highest_temperature: ClassVar[float] = 1.0
-
     address_may_be_versioned: ClassVar[bool] = False
     """Whether ``base_url`` may end in ``/v1``; Anthropic's SDK adds it."""
 
@@ -68,6 +66,10 @@ class AnthropicProvider(WireProvider):
         super().__post_init__()
         if not _DATE.fullmatch(self.api_version):
             raise ConfigError(f"provider.api_version={one_line(self.api_version)}: must be a date such as 2023-06-01")
+
+    @property
+    def temperature_range(self) -> tuple[float, float]:
+        return 0.0, 1.0
 
     def own_address(self) -> str:
         return ANTHROPIC
@@ -140,9 +142,12 @@ class AnthropicBatches(AnthropicProvider):
     Anthropic's batches have no names. The label is in the custom ids of the results, after the batch has ended.
     """
 
-    has_batches: ClassVar[bool] = True
     max_batch_requests: int = 100_000
     max_batch_bytes: int = 256_000_000
+
+    @property
+    def has_batches(self) -> bool:
+        return True
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
         item = {"custom_id": custom_id, "params": {**self.body(request, model), "stream": False}}

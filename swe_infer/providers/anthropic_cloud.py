@@ -16,7 +16,6 @@ from swe_infer.types import ApiModel, Request
 class AnthropicCloud(AnthropicMessages):
     """Claude in a cloud, with the cloud's address and credentials."""
 
-    has_batches: ClassVar[bool] = False
     counts_input: ClassVar[bool] = False
     max_concurrency: int = 64
     api_version: str = field(default="2023-06-01", init=False)  # the version is in the body
@@ -24,6 +23,10 @@ class AnthropicCloud(AnthropicMessages):
     reserved: ClassVar[tuple[str, ...]] = (*AnthropicMessages.reserved, "anthropic_version")
     body_version: ClassVar[str]
     """``anthropic_version`` for models whose API version has sampling parameters."""
+
+    @property
+    def has_batches(self) -> bool:
+        return False
 
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         version = model.api_version or ""

@@ -121,14 +121,16 @@ class Provider(ABC):
     mode: Literal["live", "batch"]
     """``batch``: answers come through the vendor's batches, see :class:`BatchProvider`."""
 
-    has_batches: ClassVar[bool] = False
-    """Whether this is a :class:`BatchProvider` whose vendor has batches."""
-
     counts_input: ClassVar[bool] = False
     """Whether the vendor has a free endpoint that counts the tokens of a request."""
 
     priced_by_name: ClassVar[bool] = False
     """Whether the price list uses this provider's own model names."""
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether this is a :class:`BatchProvider` whose vendor has batches."""
+        return False
 
     @abstractmethod
     def check(self, model: ApiModel, decoding: Decoding) -> None:

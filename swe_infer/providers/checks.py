@@ -50,13 +50,19 @@ def check_key(variable: str | None) -> None:
 
 
 def check_decoding(
-    model: ApiModel, decoding: Decoding, *, supported: Iterable[str], highest_temperature: float
+    model: ApiModel,
+    decoding: Decoding,
+    *,
+    provider: str,
+    supported: Iterable[str],
+    temperature_range: tuple[float, float],
 ) -> None:
     """Raises ConfigError for parameters in ``decoding`` that the model or the provider's API does not support.
 
     Args:
+        provider: the vendor's name, for messages.
         supported: the parameters that the API has a field for.
-        highest_temperature: of the API.
+        temperature_range: the lowest and the highest temperature of the API.
     """
     requested = {
         "temperature": decoding.temperature,
@@ -70,18 +76,23 @@ def check_decoding(
             continue
         nothing = "[]" if key == "stop" else "null"
         if key not in model.parameters or key not in interface:
-            subject = f"the model {model.name}" if key not in model.parameters else "this provider's API"
+            subject = f"the model {model.name}" if key not in model.parameters else f"provider={provider}"
+            taken = [name for name in requested if name in model.parameters and name in interface]
             raise ConfigError(
-                f"decoding.{key}={_shown(value)}: {subject} does not support {key}; set decoding.{key}={nothing}"
+                f"decoding.{key}={_shown(value)}: {subject} does not support {key} (it takes "
+                f"{', '.join(taken) or 'no sampling parameters'}); set decoding.{key}={nothing}"
             )
     if model.one_sampler and decoding.temperature is not None and decoding.top_p is not None:
         raise ConfigError(
             f"decoding.temperature={decoding.temperature} decoding.top_p={decoding.top_p}: the model {model.name} "
             "supports one of them, not both; set decoding.top_p=null"
         )
-    if decoding.temperature is not None and decoding.temperature > highest_temperature:
+    low, high = temperature_range
+    if decoding.temperature is not None and not low <= decoding.temperature <= high:
+        limit = f"only {low:g}" if low == high else f"at least {low:g} and at most {high:g}"
         raise ConfigError(
-            f"decoding.temperature={decoding.temperature}: at most {highest_temperature:g} with this provider"
+            f"decoding.temperature={decoding.temperature}: {limit} with provider={provider}; set "
+            "decoding.temperature=null for the model's default"
         )
     _check_output_limit(model, decoding)
 
@@ -97,6 +108,13 @@ def _check_output_limit(model: ApiModel, decoding: Decoding) -> None:
             f"decoding.max_new_tokens={wanted}: leaves no tokens for a prompt in the context window of "
             f"{model.context_window} tokens of {model.name}"
         )
+
+
+def check_refused_fields(model: ApiModel, refused: Iterable[str], provider: str) -> None:
+    """Raises ConfigError if ``model.extra_body`` has a field that the vendor refuses or ignores."""
+    for name in refused:
+        if name in model.extra_body:
+            raise ConfigError(f"model.extra_body.{name}: provider={provider} does not support {name}; leave it out")
 
 
 def check_extra_body(model: ApiModel, reserved: Iterable[str]) -> None:

@@ -1,13 +1,14 @@
 """Reads retry delays and quotas from response headers.
 
-Sources: OpenAI's and Anthropic's pages on rate limits; RFC 9110, section 10.2.3, for ``Retry-After``.
+Sources: the vendors' pages on rate limits (OpenAI, Anthropic, Mistral, Cerebras, Fireworks); RFC 9110, section
+10.2.3, for ``Retry-After``.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
@@ -61,18 +62,35 @@ def request_id_of(headers: Mapping[str, str]) -> str | None:
 
 
 def rate_limits_of(headers: Mapping[str, str]) -> RateLimits:
-    """Quotas in OpenAI's or Anthropic's headers. If input and output have separate limits (Anthropic), ``tokens`` are
-    input tokens."""
+    """Quotas in the headers of OpenAI, Anthropic or vendors with variants of OpenAI's headers.
+
+    If input and output have separate limits (Anthropic, Fireworks), ``tokens`` are input tokens. Limits per hour or
+    day that have names of their own are not read.
+    """
     if "anthropic-ratelimit-requests-limit" in headers or "anthropic-ratelimit-tokens-limit" in headers:
         return _anthropic_limits(headers)
-    return RateLimits(
-        limit_requests=_count(headers.get("x-ratelimit-limit-requests")),
-        remaining_requests=_count(headers.get("x-ratelimit-remaining-requests")),
-        reset_requests_s=duration_s(headers.get("x-ratelimit-reset-requests")),
-        limit_tokens=_count(headers.get("x-ratelimit-limit-tokens")),
-        remaining_tokens=_count(headers.get("x-ratelimit-remaining-tokens")),
-        reset_tokens_s=duration_s(headers.get("x-ratelimit-reset-tokens")),
-    )
+    requests, tokens, output = (_openai_limits(headers, names) for names in (_REQUESTS, _TOKENS, _OUTPUT_TOKENS))
+    return RateLimits(*requests, *tokens, *output)
+
+
+_REQUESTS = ("requests", "requests-minute", "req-minute")
+_TOKENS = ("tokens", "tokens-minute", "tokens-prompt")
+_OUTPUT_TOKENS = ("tokens-generated",)
+"""The ends of OpenAI's header names, in its own form, then of Cerebras and Mistral, and Fireworks."""
+
+
+def _openai_limits(headers: Mapping[str, str], names: Sequence[str]) -> tuple[int | None, int | None, float | None]:
+    """(limit, remaining, seconds until the reset) from the first of ``names`` with a limit."""
+    for name in names:
+        if (limit := _count(headers.get(f"x-ratelimit-limit-{name}"))) is not None:
+            remaining = _count(headers.get(f"x-ratelimit-remaining-{name}"))
+            return limit, remaining, duration_s(headers.get(f"x-ratelimit-reset-{name}"))
+    if names is _TOKENS:  # Mistral's earlier form
+        limit = _count(headers.get("x-ratelimitbysize-limit-minute"))
+        remaining = _count(headers.get("x-ratelimitbysize-remaining-minute"))
+        return limit, remaining, duration_s(headers.get("ratelimitbysize-reset"))
+    remaining = _count(headers.get(f"x-ratelimit-remaining-{names[0]}"))
+    return None, remaining, duration_s(headers.get(f"x-ratelimit-reset-{names[0]}"))
 
 
 def _anthropic_limits(headers: Mapping[str, str]) -> RateLimits:

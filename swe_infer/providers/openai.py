@@ -104,11 +104,14 @@ _STATES = {"completed": "ended", "expired": "ended", "cancelled": "ended", "fail
 class OpenAIBatches(OpenAIProvider):
     """Batches of an OpenAI API; implements :class:`~swe_infer.providers.base.BatchProvider`."""
 
-    has_batches: ClassVar[bool] = True
     max_batch_requests: int = 50_000
     max_batch_bytes: int = 200_000_000
     batch_endpoint: ClassVar[str]
     """The endpoint of the requests in a batch."""
+
+    @property
+    def has_batches(self) -> bool:
+        return True
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
         body = {**self.body(request, model), "stream": False}

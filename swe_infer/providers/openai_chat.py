@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, Bill, InputCount
+from swe_infer.providers.checks import check_refused_fields
 from swe_infer.providers.faults import PromptFiltered, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.framing import DONE
@@ -33,6 +35,8 @@ from swe_infer.providers.wire import (
     token_count,
 )
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, sample_seed
+
+LimitKey = Literal["max_tokens", "max_completion_tokens"]
 
 _MAX_CHOICES = 128
 
@@ -74,9 +78,54 @@ class OpenAIChat(OpenAIBatches):
     accepts_prefill: Annotated[
         bool, Option("The server continues an assistant message, as vLLM does; for prompt.prefill.", "address")
     ] = False
+    limit_key: Annotated[
+        LimitKey | None,
+        Option("The only output limit that the server reads; null: model.max_tokens_key.", "address"),
+    ] = None
+    seed_key: Annotated[str, Option("The server's name of the field seed.", "address")] = "seed"
+    refused_fields: Annotated[
+        tuple[str, ...],
+        Option("Fields of the request that the server refuses or ignores, such as seed or n; never sent.", "address"),
+    ] = ()
+    min_temperature: Annotated[float, Option("The lowest temperature that the server accepts.", "address")] = 0.0
+    max_temperature: Annotated[float, Option("The highest temperature that the server accepts.", "address")] = 2.0
+    api_key_optional: Annotated[
+        bool, Option("Without a key in the environment, send a placeholder instead of an error.", "address")
+    ] = False
+    batches: Annotated[bool, Option("The server has OpenAI's batch API; for provider.mode=batch.", "address")] = True
+
+    @property
+    def has_batches(self) -> bool:
+        return self.batches
+
+    @property
+    def temperature_range(self) -> tuple[float, float]:
+        return self.min_temperature, self.max_temperature
+
+    @property
+    def requires_key(self) -> bool:
+        return not self.api_key_optional
 
     def _is_openai(self) -> bool:
         return self.name == "openai"  # any other name is another server's
+
+    def supported_parameters(self) -> tuple[str, ...]:
+        return tuple(name for name in self.parameters if name not in self.refused_fields)
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        super().check(model, decoding)
+        check_refused_fields(model, self.refused_fields, self.name)
+        if self.service_tier is not None and "service_tier" in self.refused_fields:
+            raise ConfigError(
+                f"provider.service_tier={self.service_tier}: provider={self.name} has no service tiers; leave it out"
+            )
+        if model.max_tokens_key == "max_tokens" and self.limit_key == "max_completion_tokens":
+            raise ConfigError(
+                f"model.max_tokens_key=max_tokens: provider={self.name} takes max_completion_tokens; leave it out, "
+                "or set provider.limit_key=null"
+            )
+        if self.seed_key in model.extra_body:
+            raise ConfigError(f"model.extra_body.{self.seed_key}: is set from decoding.seed; leave it out")
 
     def check_prefill(self, model: ApiModel, prefill: str) -> None:
         if not self.accepts_prefill:
@@ -96,7 +145,7 @@ class OpenAIChat(OpenAIBatches):
         body: dict[str, Any] = {
             "model": model.name,
             "messages": _messages(request.prompt),
-            model.max_tokens_key: decoding.max_new_tokens,
+            self.limit_key or model.max_tokens_key: decoding.max_new_tokens,
         }
         if request.prompt.prefill is not None:  # fields of vLLM and SGLang; other servers see the last message's role
             body |= {"add_generation_prompt": False, "continue_final_message": True}
@@ -105,7 +154,7 @@ class OpenAIChat(OpenAIBatches):
         if decoding.top_p is not None:
             body["top_p"] = decoding.top_p
         if decoding.seed is not None:
-            body["seed"] = sample_seed(decoding, request.instance_id, request.sample)
+            body[self.seed_key] = sample_seed(decoding, request.instance_id, request.sample)
         if decoding.stop:
             body["stop"] = list(decoding.stop)
         if self.send_cache_key:
@@ -127,7 +176,8 @@ class OpenAIChat(OpenAIBatches):
 
     def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
         """``n`` works neither with a seed per sample nor with a stream."""
-        with_n = "n" in model.parameters and decoding.seed is None and self.stream in ("auto", "never", False)
+        takes_n = "n" in model.parameters and "n" not in self.refused_fields
+        with_n = takes_n and decoding.seed is None and self.stream in ("auto", "never", False)
         return _MAX_CHOICES if with_n else 1
 
     async def complete_samples(
@@ -172,7 +222,8 @@ class OpenAIChat(OpenAIBatches):
         return body.get("n", 1) == 1 and streams_output(self.stream, max_tokens)
 
     def _streamed_body(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with_options = "stream_options" not in self.refused_fields
+        return {**body, "stream": True, **({"stream_options": {"include_usage": True}} if with_options else {})}
 
     async def joined(self, events: AsyncIterator[Any], marks: dict[str, float]) -> dict[str, Any]:
         choices: dict[int, _JoinedChoice] = {}

@@ -23,7 +23,7 @@ from swe_infer.errors import ConfigError, ProviderFatal, TransientError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer
 from swe_infer.providers.faults import one_line
-from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.providers.openai_chat import LimitKey, OpenAIChat
 from swe_infer.providers.server_process import ServerProcess
 from swe_infer.providers.wire import StreamChoice, Unreadable
 from swe_infer.resources import resolve_path
@@ -45,7 +45,6 @@ class VLLM(OpenAIChat):
     completions.
     """
 
-    has_batches: ClassVar[bool] = False
     counts_input: ClassVar[bool] = False
     reserved: ClassVar[tuple[str, ...]] = (*OpenAIChat.reserved, "prompt")
     address_env: ClassVar[str | None] = None  # the run starts its own server
@@ -60,6 +59,13 @@ class VLLM(OpenAIChat):
     stream: StreamChoice = field(default="never", init=False)
     send_cache_key: bool = field(default=False, init=False)
     accepts_prefill: bool = field(default=True, init=False)
+    limit_key: LimitKey | None = field(default=None, init=False)
+    seed_key: str = field(default="seed", init=False)
+    refused_fields: tuple[str, ...] = field(default=(), init=False)
+    min_temperature: float = field(default=0.0, init=False)
+    max_temperature: float = field(default=2.0, init=False)
+    api_key_optional: bool = field(default=False, init=False)
+    batches: bool = field(default=False, init=False)
     timeout_s: float = 3600.0
     executable: Annotated[PathText, Option("The vllm executable, as a name or path.", "speed")] = "vllm"
     tensor_parallel_size: Annotated[

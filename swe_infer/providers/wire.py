@@ -279,7 +279,7 @@ class WireProvider(Provider):
     max_concurrency: Annotated[int, Option("Maximum number of concurrent requests.", "speed")] = 128
     timeout_s: Annotated[float, Option("Timeout of one request in seconds.", "speed")] = 900.0
     pricing_id: Annotated[
-        str | None, Option("The provider's name in genai-prices; null: by the address.", "reporting")
+        str | None, Option("The provider's name in genai-prices; free: no charge; null: by the address.", "reporting")
     ]
     mode: Annotated[
         Literal["live", "batch"],
@@ -288,8 +288,6 @@ class WireProvider(Provider):
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "seed", "stop")
     """The sampling parameters that the vendor's API has a field for."""
-
-    highest_temperature: ClassVar[float] = 2.0
 
     reserved: ClassVar[tuple[str, ...]] = ("model", "messages", "stream", "n", "temperature", "top_p", "seed", "stop")
     """Fields that ``model.extra_body`` must not set, because they come from other keys."""
@@ -324,6 +322,16 @@ class WireProvider(Provider):
     def own_address(self) -> str:
         """The vendor's address; empty if it must be configured."""
         return ""
+
+    @property
+    def temperature_range(self) -> tuple[float, float]:
+        """The lowest and the highest temperature that the vendor's API accepts."""
+        return 0.0, 2.0
+
+    @property
+    def requires_key(self) -> bool:
+        """Whether a request without a key is refused before it is sent."""
+        return True
 
     # Implemented by vendors' modules.
 
@@ -368,9 +376,19 @@ class WireProvider(Provider):
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         if self.address:
             check_base_url(self.address, self._address_key())
-        check_decoding(model, decoding, supported=self.parameters, highest_temperature=self.highest_temperature)
+        check_decoding(
+            model,
+            decoding,
+            provider=self.name,
+            supported=self.supported_parameters(),
+            temperature_range=self.temperature_range,
+        )
         check_extra_body(model, self.reserved)
         self._check_terms(model)
+
+    def supported_parameters(self) -> tuple[str, ...]:
+        """The sampling parameters that may be sent."""
+        return self.parameters
 
     def _check_terms(self, model: ApiModel) -> None:
         """Raises ConfigError for a service tier or speed that is no text, or that a batch cannot have."""
@@ -387,7 +405,8 @@ class WireProvider(Provider):
 
     def check_access(self) -> None:
         check_base_url(self.address, self._address_key())
-        check_key(self._key_variable())
+        if self.requires_key or self._key():
+            check_key(self._key_variable())
         self._check_environment()
 
     def _check_environment(self) -> None:

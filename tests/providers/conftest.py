@@ -17,11 +17,18 @@ from swe_infer.types import ApiModel, Decoding, Prompt, Request
 from tests.support.api_server import ApiServer
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
-PROVIDERS = sorted(
-    path.stem
-    for path in (CONF / "provider").glob("*.yaml")
-    if "_target_: swe_infer.providers." in path.read_text() and "\nbase_url:" in path.read_text()
-)
+_TEXTS = {path.stem: path.read_text() for path in sorted((CONF / "provider").glob("*.yaml"))}
+VENDORS = [
+    name
+    for name, text in _TEXTS.items()
+    if "_target_: swe_infer.providers.openai_chat.OpenAIChat" in text and name not in ("openai", "openai_compatible")
+]
+"""Vendors and servers with OpenAI's chat API. Only their values differ from ``openai_compatible``."""
+PROVIDERS = [
+    name
+    for name, text in _TEXTS.items()
+    if "_target_: swe_infer.providers." in text and "\nbase_url:" in text and name not in VENDORS
+]
 """Those that speak to a server at an address; not those that combine others, or that start a server."""
 SECRETS = {
     "OPENAI_API_KEY": "sk-proj-planted0openai1secret2",
@@ -65,7 +72,7 @@ def build(name: str, server: ApiServer | None = None, **changes: Any) -> WirePro
     keys: dict[str, Any] = {str(key): value for key, value in loaded.items()}
     module, _, attribute = keys.pop("_target_").rpartition(".")
     if server is not None:
-        versioned = name.startswith("openai") or name == "vertex"
+        versioned = name.startswith("openai") or name == "vertex" or name in VENDORS
         keys["base_url"] = server.openai_url if versioned else server.url
     provider = getattr(importlib.import_module(module), attribute)(**{**keys, **changes})
     assert isinstance(provider, WireProvider)

@@ -14,6 +14,7 @@ from tests.support.api_calls import AnswerFunction, Call, small_patch, tokens
 from tests.support.api_clouds import in_words_of
 from tests.support.api_faults import Fault, HttpError, error_of
 from tests.support.api_limits import PromptCache
+from tests.support.api_vendors import Vendor
 
 __all__ = ["Maker"]
 
@@ -36,6 +37,8 @@ class Maker:
     """Refuse, as the vendors do, parameters that the model does not accept."""
     project_tier: str = "default"
     """OpenAI's tier of requests that name none, or ``auto``."""
+    vendor: Vendor | None = None
+    """Refuse and ignore what this vendor of OpenAI's chat API does."""
     downgraded: bool = False
     """Serve every request in the standard tier and at the standard speed."""
 
@@ -43,11 +46,13 @@ class Maker:
         """The error of a request that the vendor rejects at once."""
         if (refused := self.wrong_key(call)) is not None:
             return refused
+        if self.vendor is not None and (complaint := self.vendor.complaint(call.body, call.headers)) is not None:
+            return HttpError(*complaint, {"content-type": "application/json"})
         if self.models is not None and call.model not in self.models:
             return error_of(Fault("model_not_found"), call, time.time())
-        if self.strict and (complaint := _complaint(call)):
+        if self.strict and (words := _complaint(call)):
             kind = "anthropic" if call.vendor == "anthropic" else "openai"
-            error: dict[str, Any] = {"message": complaint, "type": "invalid_request_error"}
+            error: dict[str, Any] = {"message": words, "type": "invalid_request_error"}
             if kind == "openai":
                 body: dict[str, Any] = {"error": {**error, "param": None, "code": "unsupported_value"}}
             else:
@@ -119,8 +124,9 @@ class Maker:
         cuts = [position for stop in call.stop if (position := text.find(stop)) >= 0]
         if cuts:
             text = text[: min(cuts)]
-        if call.max_tokens is not None and tokens(text) > call.max_tokens:
-            return text[: call.max_tokens * 4], "length"
+        limit = call.max_tokens if self.vendor is None else self.vendor.max_tokens(call.body)
+        if limit is not None and tokens(text) > limit:
+            return text[: limit * 4], "length"
         return text, "stop"
 
 

@@ -42,6 +42,7 @@ from tests.support.api_faults import ERROR_FAULTS, Fault, FaultKind, FaultPlan, 
 from tests.support.api_http import HttpRequest, Peer, serving
 from tests.support.api_limits import PromptCache, RateLimiter
 from tests.support.api_log import Exchange, Log, Rates, read_log
+from tests.support.api_vendors import Vendor
 
 __all__ = ["ApiServer", "Exchange", "Fault", "FaultKind", "Log", "Rates", "read_log"]
 
@@ -65,6 +66,7 @@ class ApiServer:
         models: the names that exist; None: any.
         api_key: the key that is accepted; None: any or none.
         strict: refuse parameters that a model does not take, as the vendors do.
+        vendor: refuse and ignore what this vendor of OpenAI's chat API does.
         stream_pieces: events that a streamed text is cut into, spread over the latency.
         batch_delay_s: how long a batch takes.
         count: what the counting endpoints state, given the tokens that are billed; None: there are no such endpoints.
@@ -88,6 +90,7 @@ class ApiServer:
         models: Sequence[str] | None = None,
         api_key: str | None = None,
         strict: bool = True,
+        vendor: Vendor | None = None,
         stream_pieces: int = 8,
         batch_delay_s: float = 0.05,
         count: Callable[[int], object] | None = int,
@@ -108,6 +111,7 @@ class ApiServer:
             api_key=api_key,
             prompt_cache=prompt_cache,
             strict=strict,
+            vendor=vendor,
         )
         self.log = Log(log_path, log_bodies)
         self.batches = BatchDesk(self._answer_item, delay_s=batch_delay_s, seed=seed)

@@ -31,6 +31,7 @@ REQUIRED = {
     "provider=azure_openai": ["provider.base_url=https://name.openai.azure.com"],
     "context=files": ["context.column=paths"],
     "prompt=template": [f"prompt.template={CONF.parent / 'examples' / 'prompt.jinja'}"],
+    "provider=azure_v1": ["provider.base_url=https://name.openai.azure.com/openai/v1"],
     "provider=openai_compatible": ["provider.base_url=http://127.0.0.1:8000/v1"],
 }
 """Keys that the user must set for an option."""
