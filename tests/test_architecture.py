@@ -18,7 +18,7 @@ LEVELS = [
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks", "instance_files"},
     {"prompt_format", "conf_files", "patches"},
-    {"providers", "llama", "sample", "run_directory", "repositories"},
+    {"presets", "providers", "llama", "sample", "run_directory", "repositories"},
     {"context"},
     {"api", "data", "prompts", "tracking"},
     {"selection", "feedback"},

@@ -22,7 +22,8 @@ def hydra_arguments(arguments: Sequence[str], config_dir: Path | None = None) ->
     """Returns the arguments for Hydra.
 
     * Overrides may come before and after flags. argparse requires them together, so they are moved to the end.
-    * ``model.name=NAME`` without ``model`` or ``experiment`` adds ``model=api``, which accepts any name.
+    * ``model.name=NAME`` without ``model`` or ``experiment`` adds ``model=api``, which accepts any name. If the name
+      is newer than the presets of its family, such as ``claude-sonnet-6-0``, the newest of them is chosen instead.
     * ``provider=vllm`` without ``runner`` adds ``runner=api``, because Llama presets choose ``runner=llama``.
     * ``provider=[openai,azure_openai]``, several deployments of one model in order of preference, becomes
       ``provider=deployments`` with these options as its ``first``, ``second``, ``third`` and ``fourth``.
@@ -52,6 +53,7 @@ def hydra_arguments(arguments: Sequence[str], config_dir: Path | None = None) ->
     flags = [a for a in arguments if a not in overrides]
     overrides = [_named_sweep(part) for override in overrides for part in _deployments(override)]
     overrides = quote_values(overrides, sweep=sweep)
+    overrides = _with_newest_preset(overrides)
     points, implied = _points(overrides, sweep), _implied_choices(overrides)
     if not sweep:
         return [*flags, *_started_from_run([*overrides, *implied], config_dir or config_dir_of(arguments))]
@@ -71,6 +73,27 @@ def _implied_choices(overrides: Sequence[str]) -> list[str]:
     if "provider=vllm" in overrides and "runner" not in chosen:
         implied.append("runner=api")
     return implied
+
+
+def _with_newest_preset(overrides: list[str]) -> list[str]:
+    """Chooses the newest preset of a family for a ``model.name`` that is newer than all of them, instead of
+    ``model=api`` or an older preset of the vendor."""
+    chosen = {override.partition("=")[0]: override for override in overrides}
+    named = chosen.get("model.name")
+    if (
+        named is None
+        or chosen.keys() & {"experiment", "from"}
+        or any(is_swept(chosen[key]) for key in ("model", "model.name") if key in chosen)
+    ):
+        return overrides
+    from swe_infer.presets import newest_rules, presets, vendor_of
+
+    provider, option = (chosen.get(group, "").partition("=")[2] for group in ("provider", "model"))
+    rules = newest_rules(text_value(named) or "", vendor_of(provider) if provider else None)
+    former = presets().get(option)
+    if rules is None or (option not in ("", "api") and (former is None or former.vendor != rules.vendor)):
+        return overrides
+    return [*(override for override in overrides if override != chosen.get("model")), f"model={rules.option}"]
 
 
 def _may_start_from_run(overrides: Sequence[str]) -> bool:

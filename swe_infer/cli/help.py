@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from swe_infer.conf_files import (
@@ -15,7 +16,9 @@ from swe_infer.conf_files import (
     defaults_of,
     file_of,
     groups,
+    node_of,
     options_of,
+    overridden_by,
     suggestion,
     unknown_option,
 )
@@ -136,10 +139,41 @@ def _group(group: str, config_dir: Path | None) -> Iterator[str]:
     }
     width = max(map(len, files))
     texts = {option: path.read_text(encoding="utf-8") for option, path in files.items()}
-    lines = [f"  {option:{width}}  {_first_comment(text)}"[:_WIDTH].rstrip() for option, text in texts.items()]
-    yield "\n".join([f"== {group}: options ==", *lines, ""])
+    lines = {
+        option: f"  {option:{width}}  {_first_comment(text)}"[:_WIDTH].rstrip() for option, text in texts.items()
+    }
+    yield "\n".join([f"== {group}: options ==", *(_by_provider(lines) if group == "model" else lines.values()), ""])
     with_keys = [option for option, text in texts.items() if "\n_target_:" in f"\n{text}"]
-    yield from (f"== {group}/{option}.yaml ==\n{texts[option]}" for option in with_keys or texts)
+    shown = list(_representatives({option: texts[option] for option in with_keys})) or list(texts)
+    yield from (f"== {group}/{option}.yaml ==\n{texts[option]}" for option in shown)
+    if 0 < len(shown) < len(with_keys):
+        yield f"The other options have the same keys; --help {group}=OPTION shows one.\n"
+
+
+def _by_provider(lines: Mapping[str, str]) -> Iterator[str]:
+    """The lines of models under the providers that serve them, with the dates of retirement."""
+    by_provider: dict[str, list[str]] = {}
+    for option, line in lines.items():
+        is_ours = option in options_of("model")
+        provider = overridden_by("model", option).get("provider", "") if is_ours else ""
+        retires = node_of("model", option).get("retires") if is_ours else None
+        by_provider.setdefault(provider, []).append(f"{line} Retires {retires}." if retires else line)
+    for provider, group in sorted(by_provider.items()):
+        yield f"provider={provider}:" if provider else "local checkpoints, and your own options:"
+        yield from group
+
+
+_MANY = 4
+
+
+def _representatives(texts: Mapping[str, str]) -> Iterator[str]:
+    """The options whose files show the keys of their class. If many have one class, those that are named after it."""
+    targets = {option: re.search(r"^_target_: (.+)$", text, re.MULTILINE) for option, text in texts.items()}
+    classes = {option: match[1] if match else option for option, match in targets.items()}
+    for option, target in classes.items():
+        word = target.rpartition(".")[0].rpartition(".")[2].partition("_")[0]
+        if list(classes.values()).count(target) < _MANY or option.startswith(word):
+            yield option
 
 
 def _file_section(name: str) -> str:

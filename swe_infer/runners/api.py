@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.options import Option
+from swe_infer.presets import warnings_of, with_newest_rules
 from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.resources import expanded
 from swe_infer.runners.base import Order, PendingSamples, RunContext
@@ -53,6 +55,12 @@ logger = logging.getLogger(__name__)
 _STOP_POLL_S = 0.2
 _MAX_MISSES = 1_000
 """Consecutive samples missing from the response cache before the search for a prompt's samples ends."""
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Logs a warning. The runs of a sweep in one process repeat none."""
+    logger.warning("%s", message)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -90,7 +98,7 @@ class ApiRunner:
 
     def __post_init__(self) -> None:
         self.label = self.model.label
-        self._model = self.provider.served(self.model)
+        self._model = with_newest_rules(self.provider.served(self.model), self.provider.name)
         self._cache_directory = (
             None if self.response_cache is None else expanded(self.response_cache, "runner.response_cache")
         )
@@ -121,6 +129,8 @@ class ApiRunner:
         self.provider.check(self._model, self.decoding)
         if self.provider.mode == "batch" and not self.provider.has_batches:
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
+        for warning in warnings_of(self._model, self.provider.name):
+            _warn_once(warning)
         prices = self._price_table()
         if prices is not None and (missing := prices.unlisted(cache_writes=self.prompt_caching != "never")):
             logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
