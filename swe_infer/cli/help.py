@@ -51,7 +51,7 @@ Examples:
 Flags: --help GROUP lists its options and shows its keys; --help GROUP=OPTION shows one file; --cfg job shows the
 composed configuration; --config-dir DIR adds options of your own; --version; --hydra-help shows the rest.
 Completion: eval "$(swe-infer -sc install=bash)", the same with zsh, or swe-infer -sc install=fish | source
-API keys come from the environment alone: OPENAI_API_KEY, AZURE_OPENAI_API_KEY, ANTHROPIC_API_KEY, WANDB_API_KEY."""
+API keys come from the environment alone: OPENAI_API_KEY, AZURE_OPENAI_API_KEY, ANTHROPIC_API_KEY, WANDB_API_KEY, …"""
 
 _WIDTH = 110
 

@@ -87,8 +87,8 @@ class OpenAIChat(OpenAIBatches):
         tuple[str, ...],
         Option("Fields of the request that the server refuses or ignores, such as seed or n; never sent.", "address"),
     ] = ()
-    min_temperature: Annotated[float, Option("The lowest temperature that the server accepts.", "address")] = 0.0
-    max_temperature: Annotated[float, Option("The highest temperature that the server accepts.", "address")] = 2.0
+    lowest_temperature: Annotated[float, Option("The lowest temperature that the server accepts.", "address")] = 0.0
+    highest_temperature: Annotated[float, Option("The highest temperature that the server accepts.", "address")] = 2.0
     api_key_optional: Annotated[
         bool, Option("Without a key in the environment, send a placeholder instead of an error.", "address")
     ] = False
@@ -100,7 +100,7 @@ class OpenAIChat(OpenAIBatches):
 
     @property
     def temperature_range(self) -> tuple[float, float]:
-        return self.min_temperature, self.max_temperature
+        return self.lowest_temperature, self.highest_temperature
 
     @property
     def requires_key(self) -> bool:

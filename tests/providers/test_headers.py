@@ -73,6 +73,37 @@ def test_openai_quotas() -> None:
     assert rate_limits_of(headers) == RateLimits(10_000, 9_999, 0.006, 30_000_000, 29_999_000, 360.0)
 
 
+@pytest.mark.parametrize(
+    ("headers", "limits"),
+    [
+        (  # docs.mistral.ai, and tidyllm for the earlier names
+            {"x-ratelimit-limit-req-minute": "60", "x-ratelimit-remaining-req-minute": "59",
+             "x-ratelimit-limit-tokens-minute": "500000", "x-ratelimit-remaining-tokens-minute": "499000"},
+            RateLimits(60, 59, None, 500_000, 499_000, None),
+        ),
+        (
+            {"x-ratelimitbysize-limit-minute": "500000", "x-ratelimitbysize-remaining-minute": "499000",
+             "ratelimitbysize-reset": "20"},
+            RateLimits(limit_tokens=500_000, remaining_tokens=499_000, reset_tokens_s=20.0),
+        ),
+        (  # inference-docs.cerebras.ai/support/rate-limits
+            {"x-ratelimit-limit-requests-day": "14400", "x-ratelimit-limit-tokens-minute": "60000",
+             "x-ratelimit-remaining-tokens-minute": "59000", "x-ratelimit-reset-tokens-minute": "11.38"},
+            RateLimits(limit_tokens=60_000, remaining_tokens=59_000, reset_tokens_s=11.38),
+        ),
+        (  # docs.fireworks.ai
+            {"x-ratelimit-limit-requests": "600", "x-ratelimit-limit-tokens-prompt": "60000",
+             "x-ratelimit-remaining-tokens-prompt": "50000", "x-ratelimit-limit-tokens-generated": "6000",
+             "x-ratelimit-remaining-tokens-generated": "5000"},
+            RateLimits(600, None, None, 60_000, 50_000, None, 6_000, 5_000, None),
+        ),
+    ],
+    ids=["mistral", "mistral-earlier", "cerebras", "fireworks"],
+)  # fmt: skip
+def test_quotas_of_other_vendors(headers: dict[str, str], limits: RateLimits) -> None:
+    assert rate_limits_of(headers) == limits
+
+
 def test_anthropic_quotas_keep_input_and_output_apart() -> None:
     headers = {
         "date": "Fri, 15 Jan 2027 08:00:00 GMT",
