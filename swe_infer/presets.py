@@ -67,9 +67,9 @@ class Preset:
         return self.model.name
 
 
-def vendor_of(provider: str) -> str:
-    """The vendor behind an option of the group ``provider``."""
-    return _VENDORS.get(provider, provider)
+def vendor_of(provider: str) -> str | None:
+    """The vendor behind an option of the group ``provider``; None: any vendor, as several deployments may be of."""
+    return None if provider == "deployments" else _VENDORS.get(provider, provider)
 
 
 def family_of(name: str) -> Family:
@@ -96,7 +96,7 @@ def presets() -> Mapping[str, Preset]:
             keys = {key: value for key, value in node.items() if key not in ("_target_", "pricing")}
             model = ApiModel(**{**keys, "parameters": tuple(node["parameters"])})
             provider = overridden_by("model", option).get("provider", "openai")
-            found[option] = Preset(option, vendor_of(provider), model, family_of(name))
+            found[option] = Preset(option, vendor_of(provider) or provider, model, family_of(name))
     return found
 
 

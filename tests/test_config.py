@@ -114,6 +114,10 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
             "feedback=apply_error: a further turn needs a chat model; set model.prompt_format=chat",
         ),
         (["feedback=apply_error", "model=gpt-4o", "feedback.turns=0"], "feedback.turns=0: must be between 1 and 16"),
+        (
+            ["model=api", "model.name=m", "model.retires=soon"],
+            "model.retires=soon: must be a date such as 2026-11-30",
+        ),
         (["feedback=aply_error"], "feedback=aply_error: unknown option; did you mean apply_error?"),
     ],
 )
@@ -121,6 +125,12 @@ def test_a_wrong_key_or_value_is_one_line(overrides: list[str], said: str) -> No
     message = error_of(*overrides)
     assert said in message
     assert "\n" not in message
+
+
+def test_a_new_name_has_the_rules_of_its_family_where_no_preset_is_chosen() -> None:
+    runner = config.build(composed("model=api", "model.name=claude-sonnet-6-0", "provider=anthropic")).runner
+    with pytest.raises(ConfigError, match=r"decoding.temperature=0.0: the model claude-sonnet-6-0 does not support"):
+        runner.check(dry_run=True)
 
 
 def test_runner_and_group_share_one_object() -> None:

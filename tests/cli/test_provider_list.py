@@ -40,6 +40,26 @@ def test_a_list_of_one_is_that_provider() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        (["model.name=claude-sonnet-6-0"], "model=claude-sonnet-5-5"),
+        (["model=api", "model.name=claude-sonnet-6-0", "provider=bedrock"], "model=claude-sonnet-5-5"),
+        (["model=claude-sonnet-4-5", "model.name=claude-sonnet-6-0"], "model=claude-sonnet-5-5"),
+        (["model.name=claude-sonnet-6-0", "provider=[anthropic,bedrock]"], "model=claude-sonnet-5-5"),
+        (["-m", "model.name=gpt-6.2-sol", "decoding.n=1,2"], "model=gpt-6.1-sol"),
+        (["model.name=claude-sonnet-4-5-20250929", "provider=anthropic"], "model=api"),
+        (["model.name=gpt-7", "provider=azure_openai"], "model=api"),  # a deployment may have any name
+        (["model.name=claude-sonnet-6-0", "provider=openai_compatible"], "model=api"),
+        (["model=gpt-4o", "model.name=claude-sonnet-6-0"], "model=gpt-4o"),
+    ],
+)
+def test_a_name_that_is_newer_than_its_family_chooses_the_newest_preset(given: list[str], chosen: str) -> None:
+    arguments = hydra_arguments(given)
+    assert [argument for argument in arguments if argument.startswith("model=")] == [chosen]
+    assert next(a for a in given if a.startswith("model.name=")) in [a.lstrip("+") for a in arguments]
+
+
+@pytest.mark.parametrize(
     "given", ["provider=[]", "provider=[openai,]", "provider=[a,b,c,d,e]", "provider=[a,b],[c,d]"]
 )
 def test_an_invalid_list_is_refused(given: str) -> None:

@@ -218,6 +218,23 @@ def test_a_run_answers_every_instance_and_the_same_command_costs_nothing_more(
     completed_once(directory, 6)
 
 
+def test_a_new_name_follows_its_family_and_a_retired_one_is_warned_about(server: ApiServer, tmp_path: Path) -> None:
+    rest = ["dataset=sample", "dataset.limit=2", "tracker=none", address(server, "anthropic")]
+    new = run("model.name=claude-sonnet-6-0", "model.pricing=unknown", *rest, cwd=tmp_path)
+    assert new.returncode == 0, new.stderr
+    assert new.stderr.count("the rules of claude-sonnet-5-5 apply") == 1
+    for exchange in server.log.exchanges:
+        assert exchange.headers["anthropic-version"] == "2026-10-21"
+        assert exchange.body is not None
+        assert exchange.body["model"] == "claude-sonnet-6-0"
+        assert not set(exchange.body) & {"temperature", "top_p"}
+    asked = len(server.log.exchanges)
+    old = run("model=claude-2", *rest, cwd=tmp_path)
+    assert old.returncode == 0, old.stderr
+    assert old.stderr.count("claude-2 is retired since 2025-07-21; a current model: model=claude-sonnet-5-5") == 1
+    assert len(server.log.exchanges) == asked + 2
+
+
 @pytest.mark.parametrize(
     "provider", [pytest.param(p, marks=[pytest.mark.full] * (p not in ("openai", "anthropic"))) for p in PROVIDERS]
 )
