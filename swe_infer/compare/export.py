@@ -13,11 +13,11 @@ from swe_infer.compare.pairs import Pair
 from swe_infer.compare.selections import RuleFigures
 from swe_infer.compare.statistics import Bootstrap
 from swe_infer.run_directory.figures import TurnFigures, cost_per_fixed
+from swe_infer.types import Usage
 
 COLUMNS = (
-    "run", "instance_id", "sample", "status", "finish_reason", "patch_status", "resolved", "input_tokens",
-    "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "latency_s",
-    "attempts", "error", "infrastructure_failure",
+    "run", "instance_id", "sample", "status", "finish_reason", "patch_status", "resolved",
+    *Usage.__dataclass_fields__, "cost_usd", "latency_s", "attempts", "error", "infrastructure_failure",
 )  # fmt: skip
 
 
