@@ -147,17 +147,18 @@ def successor_of(preset: Preset) -> Preset | None:
     return newest if newest is not None and _age(newest)[0] >= _age(preset)[0] else None
 
 
-def with_newest_rules(model: ApiModel, provider: str) -> ApiModel:
-    """``model`` with the rules of the newest preset of its family, if its name is newer and it has no rules yet, as
-    with ``model=api``."""
+def with_known_rules(model: ApiModel, provider: str) -> ApiModel:
+    """``model`` with the rules of the preset with its name, or of the newest preset of its family, if it has no rules
+    yet, as with ``model=api``. Its parameters become fewer, never more."""
     if (model.parameters, model.api_version) != _NO_RULES:
         return model
-    rules = newest_rules(model.name, vendor_of(provider))
-    if rules is None:
+    vendor = vendor_of(provider)
+    rules = preset_of(model.name, vendor) or newest_rules(model.name, vendor)
+    if rules is None or rules.vendor not in _MAKERS:
         return model
     return replace(
         model,
-        parameters=rules.model.parameters,
+        parameters=tuple(name for name in model.parameters if name in rules.model.parameters),
         api_version=rules.model.api_version,
         one_sampler=rules.model.one_sampler,
         billed_cache_writes=rules.model.billed_cache_writes,

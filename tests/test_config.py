@@ -127,9 +127,15 @@ def test_a_wrong_key_or_value_is_one_line(overrides: list[str], said: str) -> No
     assert "\n" not in message
 
 
-def test_a_new_name_has_the_rules_of_its_family_where_no_preset_is_chosen() -> None:
-    runner = config.build(composed("model=api", "model.name=claude-sonnet-6-0", "provider=anthropic")).runner
-    with pytest.raises(ConfigError, match=r"decoding.temperature=0.0: the model claude-sonnet-6-0 does not support"):
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [("claude-sonnet-6-0", "anthropic"), ("claude-sonnet-5-5", "anthropic"), ("deepseek-flash", "deepseek")],
+)
+def test_a_name_has_the_rules_of_its_family_where_no_preset_is_chosen(name: str, provider: str) -> None:
+    runner = config.build(composed("model=api", f"model.name={name}", f"provider={provider}")).runner
+    with pytest.raises(
+        ConfigError, match=rf"decoding.temperature=0.0: the model {name} does not support temperature"
+    ):
         runner.check(dry_run=True)
 
 

@@ -33,7 +33,7 @@ from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.options import Option
-from swe_infer.presets import warnings_of, with_newest_rules
+from swe_infer.presets import warnings_of, with_known_rules
 from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.resources import expanded
 from swe_infer.runners.base import Order, PendingSamples, RunContext
@@ -98,7 +98,7 @@ class ApiRunner:
 
     def __post_init__(self) -> None:
         self.label = self.model.label
-        self._model = with_newest_rules(self.provider.served(self.model), self.provider.name)
+        self._model = with_known_rules(self.provider.served(self.model), self.provider.name)
         self._cache_directory = (
             None if self.response_cache is None else expanded(self.response_cache, "runner.response_cache")
         )
@@ -129,13 +129,13 @@ class ApiRunner:
         self.provider.check(self._model, self.decoding)
         if self.provider.mode == "batch" and not self.provider.has_batches:
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
-        for warning in warnings_of(self._model, self.provider.name):
-            _warn_once(warning)
         prices = self._price_table()
         if prices is not None and (missing := prices.unlisted(cache_writes=self.prompt_caching != "never")):
             logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
         if not dry_run:
             self.provider.check_access()
+        for warning in warnings_of(self._model, self.provider.name):  # last: an error is the only line
+            _warn_once(warning)
 
     def bind(self, context: RunContext) -> None:
         self._context = context

@@ -15,7 +15,7 @@ import pytest
 
 from swe_infer.api.pricing import price_table_for
 from swe_infer.conf_files import conf_dir, node_of
-from swe_infer.presets import newest_rules, presets, warnings_of, with_newest_rules
+from swe_infer.presets import newest_rules, presets, warnings_of, with_known_rules
 from swe_infer.types import ApiModel, Decoding, Pricing, Usage
 from tests.providers.conftest import CONF, VENDORS, build, request_of
 from tests.support import model_presets
@@ -147,13 +147,13 @@ def test_a_new_name_follows_the_newest_preset_of_its_family(name: str, vendor: s
     rules = newest_rules(name, vendor)
     assert (rules and rules.option) == followed
     if rules is not None and rules.vendor == "anthropic":
-        model = with_newest_rules(ApiModel(name=name), vendor)
+        model = with_known_rules(ApiModel(name=name), vendor)
         assert (model.parameters, model.api_version) == (("stop",), "2026-10-21")
 
 
 def test_stated_rules_of_a_new_name_are_kept() -> None:
     stated = ApiModel(name="claude-sonnet-6-0", parameters=("temperature",))
-    assert with_newest_rules(stated, "anthropic") is stated
+    assert with_known_rules(stated, "anthropic") is stated
 
 
 def test_the_presets_are_those_of_the_tables() -> None:
