@@ -468,7 +468,7 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
         node = plain.get(group)
         keys = flatten(node if isinstance(node, Mapping) else {}, group)
         flat.update((k, v) for k, v in keys if is_identity(k, plain))
-    flat = {key: value for key, value in flat.items() if not _is_given(key, value)}
+    flat = {key: value for key, value in flat.items() if not _is_given(key, value) and not _is_unset(key, value)}
     runner = plain.get("runner")
     flat["runner"] = runner.get("_target_") if isinstance(runner, Mapping) else None
     return flat
@@ -477,6 +477,17 @@ def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
 def _is_given(key: str, value: object) -> bool:
     """Whether a key has the value with which a row's own prompt is used unchanged."""
     return key.startswith(("context.", "prompt.")) and value in (None, _GIVEN.get(key))
+
+
+_LATER_KEYS = frozenset({"model.effort", "model.thinking", "model.verbosity", "provider.headers"})
+"""Keys that earlier versions did not have, and that are part of a run's identity only if they are set."""
+
+
+def _is_unset(key: str, value: object) -> bool:
+    """Whether a key of :data:`_LATER_KEYS` has its default."""
+    group, _, rest = key.partition(".")
+    plain = f"{group}.{_DEPLOYMENT.sub('', rest)}" if group == "provider" else key
+    return plain in _LATER_KEYS and value in (None, {})
 
 
 HEADER = "# identity "

@@ -26,6 +26,7 @@ Purpose = Literal["context", "judge"]
 ``judge``: it chooses one of the samples."""
 
 SamplingParameter = Literal["temperature", "top_p", "seed", "stop", "n"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 PathText = Annotated[str, "path"]
 """The path of a file or a folder."""
@@ -426,6 +427,18 @@ class ApiModel:
     extra_body: Annotated[Mapping[str, Any], Option("Additional fields of the request body.", "answer")] = field(
         default_factory=dict
     )
+    effort: Annotated[
+        Effort | None,
+        Option("Reasoning effort, from none and minimal to xhigh and max; null: the model's default.", "answer"),
+    ] = None
+    thinking: Annotated[
+        Literal["off", "adaptive"] | bool | int | None,
+        Option("Thinking: off, adaptive, or a budget in tokens; null: the model's default.", "answer"),
+    ] = None
+    verbosity: Annotated[
+        Literal["low", "medium", "high"] | None,
+        Option("Length of answers: low, medium or high; null: the model's default.", "answer"),
+    ] = None
     one_sampler: Annotated[bool, Option("The model accepts temperature or top_p, not both.", "answer")] = False
     billed_cache_writes: Annotated[
         bool, Option("OpenAI bills writes to the prompt cache (gpt-5.6 and later).", "reporting")

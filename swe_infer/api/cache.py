@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _KEEP: frozenset[str] = frozenset({"stop"})
 """Finish reasons of complete answers."""
 
+_KNOBS = ("effort", "thinking", "verbosity")
+"""Keys of the model that are not part of the keys of answers if they are not set, as in earlier versions."""
+
 _SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL, answer TEXT NOT NULL
 ) WITHOUT ROWID"""
@@ -58,7 +61,7 @@ def cache_keys(request: Request, model: ApiModel, provider: Provider) -> tuple[s
     """The key of a request's answer, and its key in earlier versions, which contained the address."""
     return (
         cache_key(request, model, provider.name, variant=provider.variant),
-        cache_key(request, model, provider.name, host=_host(provider.address)),
+        cache_key(request, model, provider.name, variant=provider.variant, host=_host(provider.address)),
     )
 
 
@@ -71,7 +74,7 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
 
     Args:
         variant: see :attr:`swe_infer.providers.base.Provider.variant`.
-        host: the address, for keys of earlier versions.
+        host: the address, for keys of earlier versions, which had no variants.
     """
     decoding = request.decoding
     sampling = {
@@ -83,10 +86,12 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
     }
     identity = {
         "provider": provider,
-        **({"variant": variant} if host is None else {"host": host}),
+        **({"host": host} if host is not None else {}),
+        **({"variant": variant} if host is None or variant else {}),
         "model": model.name,
         "api_version": model.api_version,
         "extra_body": _plain(model.extra_body),
+        **{key: value for key in _KNOBS if (value := getattr(model, key)) is not None},
         "system": _digest(request.prompt.system),
         "user": _digest(request.prompt.user),
         **({} if request.prompt.prefill is None else {"prefill": _digest(request.prompt.prefill)}),

@@ -14,6 +14,7 @@ from swe_infer.providers.anthropic import AnthropicBatches
 from swe_infer.providers.base import Answer, Bill, InputCount, PriceTerms
 from swe_infer.providers.faults import failed_answer, one_line
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
+from swe_infer.providers.knobs import MESSAGES, Dialect
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import (
     Implausible,
@@ -94,20 +95,30 @@ class AnthropicMessages(AnthropicBatches):
             known = ", ".join(_TIER_FIELDS)
             raise ConfigError(f"provider.service_tier={one_line(self.service_tier)}: must be one of {known}, or null")
         super().check(model, decoding)
-        thinking = model.extra_body.get("thinking")
-        if not isinstance(thinking, Mapping) or thinking.get("type") not in ("enabled", "adaptive"):
+        if (key := self._thinking_key(model)) is None:
             return
         if decoding.temperature not in (None, 1.0):
             raise ConfigError(
-                f"decoding.temperature={decoding.temperature}: {model.name} thinks (model.extra_body.thinking), and "
+                f"decoding.temperature={decoding.temperature}: {model.name} thinks ({key}), and "
                 "then accepts only temperature 1; set decoding.temperature=null"
             )
-        budget = thinking.get("budget_tokens")
+        thinking = model.extra_body.get("thinking", {})
+        budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
         if isinstance(budget, int) and budget >= decoding.max_new_tokens:
             raise ConfigError(
                 f"model.extra_body.thinking.budget_tokens={budget}: must be below decoding.max_new_tokens="
                 f"{decoding.max_new_tokens}, which counts thinking too"
             )
+
+    def _thinking_key(self, model: ApiModel) -> str | None:
+        """The key that switches thinking on; None: no key does."""
+        thinking = self.extra_fields(model).get("thinking")
+        if not isinstance(thinking, Mapping) or thinking.get("type") not in ("enabled", "adaptive"):
+            return None
+        return "model.extra_body.thinking" if "thinking" in model.extra_body else "model.thinking"
+
+    def dialect(self) -> Dialect:
+        return MESSAGES
 
     def path(self, model: ApiModel) -> str:
         return "/v1/messages"
@@ -115,10 +126,9 @@ class AnthropicMessages(AnthropicBatches):
     def check_prefill(self, model: ApiModel, prefill: str) -> None:
         if _NO_PREFILL.search(model.name):
             super().check_prefill(model, prefill)
-        thinking = model.extra_body.get("thinking")
-        if isinstance(thinking, Mapping) and thinking.get("type") in ("enabled", "adaptive"):
+        if (key := self._thinking_key(model)) is not None:
             raise ConfigError(
-                f"prompt.prefill: {model.name} thinks (model.extra_body.thinking), and then does not continue a "
+                f"prompt.prefill: {model.name} thinks ({key}), and then does not continue a "
                 "given beginning of an answer; set one of them to null"
             )
         if prefill != prefill.rstrip():
@@ -140,7 +150,7 @@ class AnthropicMessages(AnthropicBatches):
             body["top_p"] = decoding.top_p
         if decoding.stop:
             body["stop_sequences"] = list(decoding.stop)
-        return {**body, **self._tier_field(), **model.extra_body}
+        return {**body, **self._tier_field(), **self.extra_fields(model)}
 
     def request_options(self, model: ApiModel) -> dict[str, Any]:
         options = super().request_options(model)

@@ -30,6 +30,9 @@ class AzureOpenAI(OpenAIChat):
 
     counts_input: ClassVar[bool] = False
     address_env: ClassVar[str | None] = _ENDPOINT_VARIABLE
+    responses_address: ClassVar[str] = (
+        f" provider.base_url=https://NAME.openai.azure.com/openai/v1 provider.api_key_env={_KEY_VARIABLE}"
+    )
 
     name: str = "azure_openai"
     base_url: Annotated[
@@ -49,6 +52,9 @@ class AzureOpenAI(OpenAIChat):
 
     def own_address(self) -> str:
         return ""
+
+    def _serves_openai_models(self) -> bool:
+        return True
 
     def check_access(self) -> None:
         if not self.address:

@@ -12,12 +12,13 @@ import os
 import re
 import ssl
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from swe_infer.errors import ConfigError
 from swe_infer.providers.faults import one_line
+from swe_infer.redaction import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,13 @@ _OWN_HEADERS = frozenset(
     }
 )
 """Headers that other settings decide; custom headers must not replace them."""
+
+
+_SECRET_HEADER = re.compile(
+    r"(?:^|[-_])(?:auth\w*|(?:api|access|subscription)?key|\w*token|secret|cookie|password|credentials?)(?:$|[-_])",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(r"(?:bearer|basic)\s|\bsk-\w", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,3 +261,28 @@ def check_header_lines(variable: str) -> None:
             raise ConfigError(f"{variable}: line {number} is not a header; write NAME: VALUE on each line")
         if name.lower() in _OWN_HEADERS:
             raise ConfigError(f"{variable}: {name} is set from the key and the configuration; leave it out")
+
+
+def check_headers(headers: Mapping[str, str], variable: str | None) -> None:
+    """Checks ``provider.headers``.
+
+    Args:
+        variable: the environment variable of custom headers, which may be secret; None: there is none.
+
+    Raises:
+        ConfigError: a header is invalid, is set from other keys, or seems to be a secret.
+    """
+    for name, value in headers.items():
+        key = f"provider.headers.{one_line(name)}"
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(f"{key}: is not the name of a header")
+        if not value.isascii() or not value.isprintable() or not value or value != value.strip():
+            raise ConfigError(f"{key}: must be ASCII characters, without line breaks or blanks around them")
+        if _SECRET_HEADER.search(name) or _SECRET_VALUE.search(value) or without_secrets(value) != value:
+            elsewhere = f", and other secret headers into {variable}" if variable is not None else ""
+            raise ConfigError(
+                f"{key}: seems to be a secret, and the run directory would show it; put the API key into the "
+                f"variable that provider.api_key_env names{elsewhere}"
+            )
+        if name.lower() in _OWN_HEADERS:
+            raise ConfigError(f"{key}: is set from other keys, such as provider.api_key_env and model.api_version")

@@ -20,6 +20,7 @@ from swe_infer.providers.checks import check_refused_fields
 from swe_infer.providers.faults import PromptFiltered, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.framing import DONE
+from swe_infer.providers.knobs import Dialect, chat_dialect, needs_responses
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import (
@@ -50,6 +51,8 @@ class OpenAIChat(OpenAIBatches):
 
     batch_endpoint: ClassVar[str] = "/v1/chat/completions"
     counts_input: ClassVar[bool] = True
+    responses_address: ClassVar[str] = ""
+    """Further overrides with which ``provider=openai_responses`` reaches the same server, for messages."""
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
         "messages",
@@ -75,6 +78,9 @@ class OpenAIChat(OpenAIBatches):
     send_cache_key: Annotated[
         bool, Option("Send OpenAI's router a key for requests that share a prompt.", "speed")
     ] = True
+    store: Annotated[
+        bool | None, Option("Let OpenAI store the answers for later retrieval; null: OpenAI's default.", "reporting")
+    ] = None
     accepts_prefill: Annotated[
         bool, Option("The server continues an assistant message, as vLLM does; for prompt.prefill.", "address")
     ] = False
@@ -109,6 +115,10 @@ class OpenAIChat(OpenAIBatches):
     def _is_openai(self) -> bool:
         return self.name == "openai"  # any other name is another server's
 
+    def _serves_openai_models(self) -> bool:
+        """Whether the server has OpenAI's endpoints for each model."""
+        return self._is_openai()
+
     def supported_parameters(self) -> tuple[str, ...]:
         return tuple(name for name in self.parameters if name not in self.refused_fields)
 
@@ -126,6 +136,16 @@ class OpenAIChat(OpenAIBatches):
             )
         if self.seed_key in model.extra_body:
             raise ConfigError(f"model.extra_body.{self.seed_key}: is set from decoding.seed; leave it out")
+        if self.store is not None and "store" in model.extra_body:
+            raise ConfigError("model.extra_body.store: provider.store sets the same field; leave one of them out")
+        if self._serves_openai_models() and needs_responses(model):
+            raise ConfigError(
+                f"model.name={model.name}: OpenAI serves it through the Responses API alone; set "
+                f"provider=openai_responses{self.responses_address}"
+            )
+
+    def dialect(self) -> Dialect:
+        return chat_dialect(self.name)
 
     def check_prefill(self, model: ApiModel, prefill: str) -> None:
         if not self.accepts_prefill:
@@ -159,7 +179,9 @@ class OpenAIChat(OpenAIBatches):
             body["stop"] = list(decoding.stop)
         if self.send_cache_key:
             body |= cache_fields(request.prompt, model, cache_prompt=cache_prompt)
-        return {**body, **self._tier_field(model), **model.extra_body}
+        if self.store is not None:
+            body["store"] = self.store
+        return {**body, **self._tier_field(model), **self.extra_fields(model)}
 
     def _cost_fields(self, model: ApiModel) -> dict[str, Any]:
         return {**(unshared_cache_fields(model) if self.send_cache_key else {}), **self._tier_field(model)}

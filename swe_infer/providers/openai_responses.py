@@ -11,6 +11,7 @@ from swe_infer.options import Option
 from swe_infer.providers.base import Answer, InputCount
 from swe_infer.providers.faults import classify, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
+from swe_infer.providers.knobs import RESPONSES, Dialect
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_bill, openai_usage, unshared_cache_fields
 from swe_infer.providers.unspoken import Unspoken, strings_of
@@ -66,6 +67,9 @@ class OpenAIResponses(OpenAIBatches):
     stream: StreamChoice = "never"
     store: Annotated[bool, Option("Let OpenAI store the answers for later retrieval.", "reporting")] = False
 
+    def dialect(self) -> Dialect:
+        return RESPONSES
+
     def path(self, model: ApiModel) -> str:
         return "/responses"
 
@@ -87,7 +91,7 @@ class OpenAIResponses(OpenAIBatches):
         if decoding.top_p is not None:
             body["top_p"] = decoding.top_p
         body |= cache_fields(prompt, model, cache_prompt=cache_prompt)
-        return {**body, **self._tier_field(model), **model.extra_body}
+        return {**body, **self._tier_field(model), **self.extra_fields(model)}
 
     def _cost_fields(self, model: ApiModel) -> dict[str, Any]:
         return {**unshared_cache_fields(model), **self._tier_field(model)}

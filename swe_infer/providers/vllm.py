@@ -58,6 +58,8 @@ class VLLM(OpenAIChat):
     mode: Literal["live", "batch"] = field(default="live", init=False)
     stream: StreamChoice = field(default="never", init=False)
     send_cache_key: bool = field(default=False, init=False)
+    store: bool | None = field(default=None, init=False)
+    headers: Mapping[str, str] = field(default_factory=dict, init=False)
     accepts_prefill: bool = field(default=True, init=False)
     limit_key: LimitKey | None = field(default=None, init=False)
     seed_key: str = field(default="seed", init=False)

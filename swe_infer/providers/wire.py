@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,6 +38,7 @@ from swe_infer.providers.environment import (
     check_connection_settings,
     check_header_lines,
     check_header_value,
+    check_headers,
     note_address,
     proxy_of,
     tls_context,
@@ -44,8 +46,11 @@ from swe_infer.providers.environment import (
 from swe_infer.providers.faults import PromptFiltered, classify, one_line, words_of
 from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, server_sent_events
 from swe_infer.providers.headers import rate_limits_of, request_id_of
+from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
+
+logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 15.0
 _KEEP_ALIVE_S = 60.0
@@ -77,6 +82,8 @@ _LONGEST_NUMBER = 40
 """Maximum digits of an integer, as Python's conversion is quadratic in their number."""
 _DEEPEST = 64
 """Levels that are kept of a body that is nested too deeply."""
+_BETA_HEADER = "anthropic-beta"
+"""A list of features; every other header has one value."""
 _TIERS_IN_BATCHES = (None, "auto", "default", "standard", "standard_only")
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
@@ -281,6 +288,10 @@ class WireProvider(Provider):
     pricing_id: Annotated[
         str | None, Option("The provider's name in genai-prices; free: no charge; null: by the address.", "reporting")
     ]
+    headers: Annotated[
+        Mapping[str, str],
+        Option("Additional headers of every request; not for secrets, as the run directory shows them.", "answer"),
+    ] = field(default_factory=dict)
     mode: Annotated[
         Literal["live", "batch"],
         Option("live, or batch: the vendor's batch API, at half the price and within a day.", "speed"),
@@ -314,6 +325,7 @@ class WireProvider(Provider):
             raise ConfigError(f"provider.timeout_s={self.timeout_s}: must be above 0")
         if self.mode == "batch" and not self.has_batches:
             raise ConfigError(f"provider.mode=batch: the provider {self.name} has no batches; use provider.mode=live")
+        check_headers(self.headers, self.headers_env)
         self.address = address(self.base_url, self.address_env or "", self.own_address())
         self._client: Any = None
         self._sdk: Any = None
@@ -358,6 +370,17 @@ class WireProvider(Provider):
             Unreadable: it is not in the vendor's format.
         """
 
+    def dialect(self) -> Dialect | None:
+        """The fields for the effort, thinking and verbosity of a model; None: there are none."""
+        return None
+
+    def extra_fields(self, model: ApiModel) -> Mapping[str, Any]:
+        """The body fields of ``model.extra_body``, and of the model's effort, thinking and verbosity."""
+        dialect = self.dialect()
+        if dialect is None or not is_set(model):
+            return model.extra_body
+        return merged(fields_of(dialect, model), model.extra_body)
+
     def streams(self, body: Mapping[str, Any]) -> bool:
         """Whether to stream the answer to this request."""
         return False
@@ -385,6 +408,9 @@ class WireProvider(Provider):
         )
         check_extra_body(model, self.reserved)
         self._check_terms(model)
+        check_knobs(self.name, self.dialect(), model, decoding)
+        if model.extra_body:
+            logger.info("model.extra_body: %s: sent as given, not checked", ", ".join(model.extra_body))
 
     def supported_parameters(self) -> tuple[str, ...]:
         """The sampling parameters that may be sent."""
@@ -779,12 +805,20 @@ class WireProvider(Provider):
 
     def _options(self, timeout_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
         headers = {**self._headers, **more.get("headers", {})}
+        for name, value in self.headers.items():
+            features = headers.pop(_BETA_HEADER, None) if name.lower() == _BETA_HEADER else None
+            headers[name] = value if features is None else f"{features},{value}"
         return {**more, "headers": headers, "timeout": self._timeout(timeout_s)}
 
     def _timeout(self, timeout_s: float) -> Any:
         import httpx2
 
         return httpx2.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, self.timeout_s, timeout_s))
+
+    @property
+    def variant(self) -> str:
+        """See :attr:`swe_infer.providers.base.Provider.variant`."""
+        return json.dumps(dict(self.headers), sort_keys=True) if self.headers else ""
 
     @property
     def credential(self) -> str | None:
