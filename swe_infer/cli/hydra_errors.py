@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import typing
+from collections.abc import Mapping
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from swe_infer.cli.extras import missing_extra
-from swe_infer.conf_files import key_named, unknown_option
+from swe_infer.conf_files import key_named, parameters_at, unknown_option
 
 
 def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
@@ -35,6 +37,8 @@ def _unknown_key(error: BaseException) -> str:
     name = key.rpartition(".")[2]
     parent = getattr(error, "parent_node", None)
     names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
+    if any(typing.get_origin(parameter.hint) is Mapping for parameter in parameters_at(key.rpartition(".")[0])):
+        return f"{key}: is not set yet; a new key of a mapping is added with +{key}=VALUE"
     meant = key_named(key)
     if meant is not None and meant != key:
         return f"{key}: unknown key; did you mean {meant}?"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -351,11 +351,10 @@ def check_knobs(vendor: str, dialect: Dialect | None, model: ApiModel, decoding:
     for key, value, accepted in _settings(dialect, model, known):
         setting = f"model.{key}={_shown(value)}"
         if accepted is None:
-            other = "model.effort" if key == "thinking" and dialect is not None and dialect.effort else ""
-            raise ConfigError(
-                f"{setting}: provider={one_line(vendor)} has no known field for it; set model.{key}=null, and "
-                f"{other or 'the field of the server, if it has one, in model.extra_body'}"
-            )
+            way = f"set model.{key}=null, or the server's own field in model.extra_body"
+            if key == "thinking" and dialect is not None and dialect.effort is not None:
+                way = "use model.effort instead"
+            raise ConfigError(f"{setting}: provider={one_line(vendor)} has no known field for it; {way}")
         if known is None:
             logger.warning("%s: not known whether %s accepts it; it is sent as it is", setting, one_line(model.name))
         elif value not in accepted and key == "effort" and value in known.unsure.split():
@@ -397,14 +396,16 @@ def _is_effort_none(dialect: Dialect) -> bool:
 
 
 def _refusal(setting: str, key: str, model: ApiModel, known: Family, accepted: list[str]) -> str:
-    words = ["a budget in tokens" if value == "budget" else value for value in accepted]
-    other = ""
+    what = f"accepts {_listed(accepted)}" if accepted else f"does not accept model.{key}"
     if key == "thinking" and known.efforts:
-        other = f", and model.effort={known.efforts.replace(' ', ', ')}"
+        what += f", and for model.effort {_listed(known.efforts.split())}"
     elif key == "effort" and known.modes:
-        other = f", and model.thinking={known.modes.replace('budget', 'a budget in tokens').replace(' ', ', ')}"
-    what = f"accepts {', '.join(words)}" if words else f"does not accept model.{key}"
-    return f"{setting}: {one_line(model.name)} {what}{other}; set model.{key}=null for its default ({known.source})"
+        what += f", and for model.thinking {_listed(known.modes.split())}"
+    return f"{setting}: {one_line(model.name)} {what}; set model.{key}=null for its default ({known.source})"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join("a budget in tokens" if value == "budget" else value for value in values)
 
 
 def _check_combination(dialect: Dialect | None, model: ApiModel, known: Family | None) -> None:
@@ -416,7 +417,7 @@ def _check_combination(dialect: Dialect | None, model: ApiModel, known: Family |
         raise ConfigError(f"{pair}: exclude each other; set one of them to null")
     if mode == "off" and known is not None and known.off_efforts and model.effort not in known.off_efforts.split():
         raise ConfigError(
-            f"{pair}: without thinking {model.name} accepts the efforts {known.off_efforts.replace(' ', ', ')}"
+            f"{pair}: without thinking {model.name} accepts the efforts {_listed(known.off_efforts.split())}"
         )
 
 

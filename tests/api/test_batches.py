@@ -25,6 +25,7 @@ from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, Provide
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.base import BatchProvider, Provider
 from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Prompt, Request, Skip
 from tests.api.scripted import context, requests
@@ -33,6 +34,7 @@ from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
 
 VENDORS = ("openai", "anthropic")
+EVERY = (*VENDORS, "openai_responses")
 QUICK = BatchSettings(first_poll_s=0.05, max_poll_s=0.1, settle_s=0.3)
 FAST = Retry(backoff_s=0.02, max_backoff_s=0.05)
 
@@ -49,6 +51,8 @@ def runner(
     provider: Provider
     if vendor == "openai":
         provider, model = OpenAIChat(base_url=f"{url}/v1", mode="batch"), ApiModel(name="gpt-4o")
+    elif vendor == "openai_responses":
+        provider, model = OpenAIResponses(base_url=f"{url}/v1", mode="batch"), ApiModel(name="gpt-5-pro")
     else:
         provider, model = AnthropicMessages(base_url=url, mode="batch"), ApiModel(name="claude-sonnet-4-5")
     budget = Budget(max_usd=Decimal(cap) if cap else None)
@@ -71,7 +75,7 @@ def run(api: ApiRunner, wanted: list[Request]) -> dict[tuple[str, int], Outcome]
     return outcomes.by_key
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("vendor", EVERY)
 def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         api = runner(
@@ -86,7 +90,7 @@ def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path:
         assert set(server.log.answers_by_prompt().values()) == {2}
         assert len(server.batches.submitted()) == 6
         assert isinstance(api.model, ApiModel)
-        live = price_table_for(api.model, vendor)
+        live = price_table_for(api.model, vendor.partition("_")[0])
         assert live is not None
         assert all(o.cost_usd is not None and 2 * o.cost_usd == live.price(o.usage) for o in completions)
         assert sum(o.cost_usd or Decimal(0) for o in completions) == server.log.cost_usd()
@@ -269,7 +273,7 @@ def child_of(code: str, url: str, vendor: str, directory: Path) -> commands.Comm
     return commands.start("-c", code, url, vendor, str(directory), cwd=Path.cwd(), env=os.environ)
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("vendor", EVERY)
 def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, tmp_path: Path) -> None:
     chance = random.Random(vendor)
     with ApiServer(batch_delay_s=0.3) as server:
