@@ -98,6 +98,7 @@ _CHAT_DIALECTS = {
     ),
     # https://docs.vllm.ai/en/stable/features/reasoning_outputs
     "vllm": Dialect("reasoning_effort", modes=_TEMPLATE),
+    "vllm_server": Dialect("reasoning_effort", modes=_TEMPLATE),
     # https://docs.sglang.io/advanced_features/separate_reasoning.html
     "sglang": Dialect("reasoning_effort", modes=_TEMPLATE),
     # https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
@@ -238,7 +239,10 @@ _GROQ = (
     Family(r"gpt-oss", _LEVELS, source="https://console.groq.com/docs/reasoning"),
     Family(r"qwen3", "none", source="https://console.groq.com/docs/reasoning"),
 )
-_OPEN_WEIGHTS = (Family(r"gpt-oss", _LEVELS, source="https://huggingface.co/openai/gpt-oss-120b"),)
+_OPEN_WEIGHTS = (
+    Family(r"gpt-oss", _LEVELS, source="https://huggingface.co/openai/gpt-oss-120b"),
+    Family(r"(?:meta-)?llama-v?[23]", source="https://huggingface.co/meta-llama"),
+)
 _OPENROUTER = (
     Family(
         r"",
@@ -249,7 +253,7 @@ _OPENROUTER = (
     ),
 )
 _FAMILIES: Mapping[str, tuple[Family, ...]] = {
-    **dict.fromkeys(("openai", "openai_responses", "azure_openai"), _OPENAI),
+    **dict.fromkeys(("openai", "openai_responses", "azure_openai", "azure_v1"), _OPENAI),
     **dict.fromkeys(("anthropic", "bedrock", "vertex"), _ANTHROPIC),
     "gemini": _GEMINI,
     "deepseek": _DEEPSEEK,
@@ -257,7 +261,7 @@ _FAMILIES: Mapping[str, tuple[Family, ...]] = {
     "mistral": _MISTRAL,
     "moonshot": _MOONSHOT,
     "dashscope": _DASHSCOPE,
-    "groq": _GROQ,
+    "groq": (*_GROQ, *_OPEN_WEIGHTS),
     "openrouter": _OPENROUTER,
 }
 
@@ -363,7 +367,7 @@ def check_knobs(vendor: str, dialect: Dialect | None, model: ApiModel, decoding:
             raise ConfigError(_refusal(setting, key, model, known, accepted))
     _check_combination(dialect, model, known)
     _check_budget(dialect, model, decoding)
-    if vendor in ("openai", "openai_responses", "azure_openai") and model.effort not in (None, "none"):
+    if _FAMILIES.get(vendor) is _OPENAI and model.effort not in (None, "none"):
         for key, value in (("temperature", decoding.temperature), ("top_p", decoding.top_p)):
             if value is not None:
                 raise ConfigError(

@@ -117,7 +117,7 @@ class OpenAIChat(OpenAIBatches):
 
     def _serves_openai_models(self) -> bool:
         """Whether the server has OpenAI's endpoints for each model."""
-        return self._is_openai()
+        return self.name in ("openai", "azure_v1")
 
     def supported_parameters(self) -> tuple[str, ...]:
         return tuple(name for name in self.parameters if name not in self.refused_fields)
