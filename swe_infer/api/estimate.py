@@ -30,10 +30,12 @@ class Planned:
     Args:
         tokens: of the prompt, as counted.
         samples: how many answers are requested and not cached.
+        separate: each sample has a prompt of its own, of this length.
     """
 
     tokens: int
     samples: int
+    separate: bool = False
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ def estimate(
     limits: Limits,
     prompt_caching: Literal["auto", "always", "never"],
     max_samples: int = 1,
+    in_batches: bool = False,
 ) -> Estimate:
     """Estimates ``planned``, which is read once.
 
@@ -65,6 +68,7 @@ def estimate(
         prices: of live requests; None: unknown.
         batch_prices: None: unknown, or the provider has no batches.
         max_samples: how many samples one live request may ask for; each request is charged the prompt once.
+        in_batches: requests and tokens are those of batches, in which each sample is a request.
     """
     factors = (Decimal(1), Decimal(1)) if exact else ESTIMATE_ERROR
     outputs = (1, max_new_tokens)
@@ -72,13 +76,14 @@ def estimate(
     ends = (_Sums(), _Sums())
     for prompt in planned:
         instances += prompt.samples > 0
-        sent = -(-prompt.samples // max_samples)
+        times, samples, together = (prompt.samples, 1, 1) if prompt.separate else (1, prompt.samples, max_samples)
+        sent = prompt.samples if in_batches else -(-prompt.samples // together)
         requests += sent
         answers += prompt.samples
         counted += prompt.tokens * sent
         for end, factor, output in zip(ends, factors, outputs, strict=True):
             size = int(prompt.tokens * factor)
-            _add(end, size, output, prompt.samples, prices, batch_prices, prompt_caching, max_samples)
+            _add(end, times, size, output, samples, prices, batch_prices, prompt_caching, together)
     input_tokens = Range(Decimal(int(counted * factors[0])), Decimal(int(counted * factors[1])))
     seconds, limited_by = _time(requests, input_tokens, max_new_tokens, max_concurrency, limits)
     low, high = ends
@@ -100,6 +105,7 @@ def estimate(
 
 def _add(
     end: _Sums,
+    prompts: int,
     size: int,
     output: int,
     samples: int,
@@ -108,26 +114,27 @@ def _add(
     prompt_caching: Literal["auto", "always", "never"],
     max_samples: int,
 ) -> None:
-    """Adds the price of one prompt with all its samples."""
+    """Adds the price of prompts of one length, each with all its samples."""
     if batch_prices is not None:
-        end.batch += samples * batch_prices.price(Usage(input_tokens=size, output_tokens=output))
+        end.batch += prompts * samples * batch_prices.price(Usage(input_tokens=size, output_tokens=output))
     if prices is None or samples == 0:
         return
     plain = prices.price(Usage(input_tokens=size, output_tokens=output))
-    end.live += samples * plain
+    end.live += prompts * samples * plain
     if max_samples > 1 and samples > 1:
         full, rest = divmod(samples, max_samples)
         for times, together in ((full, max_samples), (1, rest)):
             if together:
-                end.cached += times * prices.price(Usage(input_tokens=size, output_tokens=together * output))
+                usage = Usage(input_tokens=size, output_tokens=together * output)
+                end.cached += prompts * times * prices.price(usage)
         return
     shared = prompt_caching == "always" or (prompt_caching == "auto" and samples > 1)
     if not shared or size < 1024 or not caching_pays(prices, size, max(samples, 2)):
-        end.cached += samples * plain
+        end.cached += prompts * samples * plain
         return
     written = prices.price(Usage(input_tokens=size, cache_write_tokens=size, output_tokens=output))
     read = prices.price(Usage(input_tokens=size, cached_input_tokens=size, output_tokens=output))
-    end.cached += written + (samples - 1) * read
+    end.cached += prompts * (written + (samples - 1) * read)
 
 
 def _time(

@@ -129,7 +129,8 @@ class _Files:
             ConfigError: they are not available.
         """
         if not self._of_runs:
-            self._of_runs = [FilesOfRows(partial(recorded_rows, run.config, self.stack)) for run in self.runs]
+            opened = (partial(recorded_rows, run.config, self.stack, run.directory) for run in self.runs)
+            self._of_runs = [FilesOfRows(rows) for rows in opened]
         error: SweInferError = ConfigError("there is no run")
         for files_of in self._of_runs:
             try:

@@ -84,7 +84,7 @@ def _applied(run: LoadedRun, mixed: list[str], known: set[str]) -> dict[str, lis
             candidates[name].append(answer)
     found: dict[str, list[str]] = {}
     with ExitStack() as stack:
-        of_rows = FilesOfRows(lambda: recorded_rows(run.nested_config, stack))
+        of_rows = FilesOfRows(lambda: recorded_rows(run.nested_config, stack, run.directory))
         missing: set[str] = set()
 
         def files_of(name: str) -> Mapping[str, str]:

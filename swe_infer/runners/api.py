@@ -288,7 +288,7 @@ class ApiRunner:
                 hits += cached
                 if samples.count > cached:
                     tokens = counter(samples.prompt) + samples.further_tokens
-                    yield Planned(tokens, samples.count - cached)
+                    yield Planned(tokens, samples.count - cached, samples.separate)
 
         endpoints = self.provider.endpoints(self._model)
         first, name = endpoints[0]
@@ -307,6 +307,7 @@ class ApiRunner:
                 limits=self.limits,
                 prompt_caching=self.prompt_caching,
                 max_samples=min(provider.max_samples(model, self.decoding) for provider, model in endpoints),
+                in_batches=self.provider.mode == "batch",
             )
         finally:
             if cache is not None:

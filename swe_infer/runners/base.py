@@ -65,6 +65,7 @@ class PendingSamples:
         total: samples are numbered from 0 to ``total`` - 1.
         excluded: numbers below ``total`` that are not requested.
         further_tokens: of the input in addition to ``prompt``, such as of answers that are not known yet.
+        separate: the further tokens of each sample are its own, so that one request cannot ask for several samples.
     """
 
     instance_id: str
@@ -73,6 +74,7 @@ class PendingSamples:
     total: int
     excluded: Set[int] = frozenset()
     further_tokens: int = 0
+    separate: bool = False
 
     @property
     def count(self) -> int:

@@ -386,7 +386,7 @@ class Remainder:
             one = PendingSamples(instance_id, prompt, self._decoding, self._decoding.n, answered)
             files = self._most_further_tokens(index)
             for count in range(1, self._turns.most + 1):
-                yield replace(one, further_tokens=files + count * tokens)
+                yield replace(one, further_tokens=files + count * tokens, separate=True)
 
     def warn(self) -> None:
         """Log a warning if :meth:`pending` has left out every instance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from swe_infer.api.pricing import price_table_for
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
+from swe_infer.runners.base import PendingSamples
 from swe_infer.types import ApiModel, Completion, Decoding, Estimate, Range
 from tests.api.scripted import ScriptedProvider, counted, request, requests
 from tests.api.test_runner import Outcomes
@@ -141,3 +143,17 @@ def test_samples_that_share_a_request_pay_for_the_prompt_once() -> None:
     assert found.live_usd is not None
     assert found.cached_usd.high == Decimal(11_001) * Decimal("0.0000025") + 400 * Decimal("0.00001")
     assert found.live_usd.high == 4 * Decimal(11_001) * Decimal("0.0000025") + 400 * Decimal("0.00001")
+
+    one = PendingSamples("a", request("a", 0, "x" * 33_000, decoding).prompt, decoding, 4)
+    turns = api.estimate([replace(one, further_tokens=1_000, separate=True)])
+    assert turns.requests == 4
+    assert turns.input_tokens.high > 4 * 11_000
+    assert (
+        turns.cached_usd
+        == turns.live_usd
+        == Range(found.live_usd.low, found.live_usd.high)
+        + Range(4 * Decimal(850) * Decimal("0.0000025"), 4 * Decimal(1_100) * Decimal("0.0000025"))
+    )
+    batched = ApiRunner(model=model, provider=OpenAIChat(mode="batch"), decoding=decoding).estimate([one])
+    assert (batched.requests, batched.cached_usd) == (4, found.cached_usd)
+    assert batched.input_tokens.high == 4 * found.input_tokens.high

@@ -148,6 +148,8 @@ def test_the_model_chooses_the_files_once_for_all_samples(rows: Path, tmp_path: 
         assert run(*command, cwd=tmp_path).returncode == 0
         assert len(server.log.asked()) == sent
     assert not recompute(directory).patches
+    by_votes = ["swe_infer.select", str(directory), "--by", "majority", "--out", "votes.jsonl"]
+    assert "WARNING" not in commands.run(*by_votes, cwd=tmp_path, env=ENVIRONMENT).stderr
     rows_of = ["swe_infer.export", str(directory), "--where", "applies", "--format", "chat", "--out", "out.jsonl"]
     exported = commands.run(*rows_of, cwd=tmp_path, env=ENVIRONMENT)
     assert exported.returncode == 0, exported.stderr
