@@ -101,8 +101,8 @@ class Batches:
         journal: of the run directory.
         decoding: of every request of the run.
         over_budget: collects the instances of which no sample fits under a cap.
-        is_recorded: whether the answer to a key, turn and auxiliary request is recorded. An open batch may have
-            requests that this command does not select; their answers are kept too. None: such answers are skipped.
+        is_recorded: whether the answer to a key, turn and auxiliary request is in the run's records. Other answers of
+            open batches are reported, even if this command does not select their requests.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Batches:
         cached: Callable[[Request], Completion | None],
         keep: Callable[[Request, Answer], None],
         over_budget: set[str],
-        is_recorded: Callable[[tuple[str, int], int, str], bool] | None = None,
+        is_recorded: Callable[[tuple[str, int], int, str], bool],
     ) -> None:
         self._provider = provider
         self._model = model
@@ -168,8 +168,7 @@ class Batches:
         self._stop = stop
         self._source = by_prompt(requests, _READ_TOGETHER)
         self._in_batches = {item.key for batch in self._journal.open.values() for item in batch.items.values()}
-        if self._is_recorded is not None:
-            self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], *key[2:])}
+        self._wanted = {key for key in self._in_batches if not self._is_recorded(key[:2], *key[2:])}
         self._budget.release_other_batches(self._journal.open)
         watcher = asyncio.create_task(self._watch())
         following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
@@ -220,7 +219,7 @@ class Batches:
             if group is None:
                 break
             for request in group:
-                if self._is_recorded is not None and self._is_recorded(request.key, request.turn, request.auxiliary):
+                if self._is_recorded(request.key, request.turn, request.auxiliary):
                     continue  # a batch was collected since the request was made
                 if (hit := self._cached(request)) is not None:
                     on_outcome(request, hit)

@@ -42,8 +42,7 @@ class RunContext:
         resources: shared with the other runs of this process.
         shards: number of shards that the whole run is divided into; None: this run is not a shard.
         is_recorded: whether a turn of an (instance, sample), or an auxiliary request of it
-            (:attr:`swe_infer.types.Request.auxiliary`), is completed, even if this command does not cover it; None:
-            not known.
+            (:attr:`swe_infer.types.Request.auxiliary`), is completed, even if this command does not cover it.
         over_budget: the runner adds instances of which no further sample fits under a cap.
     """
 
@@ -53,7 +52,7 @@ class RunContext:
     sweep_ledger: Path
     resources: ProcessResources
     shards: int | None = None
-    is_recorded: Callable[[tuple[str, int], int, str], bool] | None = None
+    is_recorded: Callable[[tuple[str, int], int, str], bool] = lambda key, turn, auxiliary: False
     over_budget: set[str] = field(default_factory=set)
 
 
