@@ -31,7 +31,7 @@ from swe_infer.api.dispatch import by_prompt
 from swe_infer.api.endpoints import Endpoint
 from swe_infer.api.pricing import bill_details, settled_usd, with_lifetimes, worst_case
 from swe_infer.api.reachability import Reachability, Unreachable
-from swe_infer.api.retry import Retry, never_connected
+from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
 from swe_infer.errors import (
     AnswerTooLarge,
     AuthenticationFailed,
@@ -502,7 +502,7 @@ class Batches:
         """Reports one result and charges it. Returns False if the request must be submitted again."""
         reserved = self._reserved(item)
         if isinstance(result, TransientError | RateLimited):
-            if result.status == 200 or result.in_answer:  # answered, so billed, but unreadable or incomplete
+            if _may_be_billed(result):
                 self._charge_unknown(batch, item)
             return False
         if isinstance(result, Answer):
@@ -515,12 +515,18 @@ class Batches:
             result = with_lifetimes(result, self._prices)
             sent_at = datetime.fromtimestamp(batch.planned_at, tz=UTC)
             usd = settled_usd(self._prices, result.usage, result.bill, sent_at)
+            is_bill = self._prices is None or (self._prices.states_bill and result.bill.usd is not None)
+            if "usage_estimated" in result.details and not is_bill and usd is not None and usd < reserved:
+                self._add_possibly_billed(item, reserved - usd)
+                paid = None
+            else:
+                paid = usd
             self._report(item, self._completion(batch, item, result, usd), on_outcome, result)
-            self._budget.charge_batch(batch.label, reserved, usd)
+            self._budget.charge_batch(batch.label, reserved, paid)
         elif isinstance(result, ContextOverflow):
             self._report(item, Skip("ContextOverflow", str(result)), on_outcome)
         else:
-            if result.status == 200 or result.in_answer:  # answered, so billed
+            if _may_be_billed(result):
                 self._charge_unknown(batch, item)
             failure = Failure(type(result).__name__, str(result), item.tries + 1, details=self._billing_details(item))
             self._report(item, failure, on_outcome)
@@ -528,11 +534,13 @@ class Batches:
 
     def _charge_unknown(self, batch: Batch, item: Item) -> None:
         """Charges a request that may have been billed, of which no answer is known."""
-        charged = self._budget.charge_batch(batch.label, self._reserved(item), None)
-        self._possibly_billed[item.key] = self._possibly_billed.get(item.key, Decimal(0)) + charged
+        self._add_possibly_billed(item, self._budget.charge_batch(batch.label, self._reserved(item), None))
+
+    def _add_possibly_billed(self, item: Item, usd: Decimal) -> None:
+        self._possibly_billed[item.key] = self._possibly_billed.get(item.key, Decimal(0)) + usd
 
     def _billing_details(self, item: Item) -> dict[str, str]:
-        """For the record: what attempts without an answer may have cost."""
+        """For the record: what may have been billed beyond the cost."""
         usd = self._possibly_billed.pop(item.key, None)
         return {"possibly_billed_usd": str(usd)} if usd else {}
 
@@ -688,3 +696,9 @@ class Batches:
     async def _watch(self) -> None:
         while not self._stop.is_set():  # noqa: ASYNC110 - set from other threads and signal handlers
             await asyncio.sleep(0.05)
+
+
+def _may_be_billed(error: RequestError) -> bool:
+    """Whether the result of a request in a batch may be billed. One without a status, such as an expired one, is
+    not."""
+    return error.in_answer or (error.status is not None and may_have_been_billed(error))

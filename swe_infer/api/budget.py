@@ -111,8 +111,8 @@ class CostBudget:
         return reservation
 
     def charge(self, reservation: Reservation, usd: Decimal | None) -> Decimal:
-        """Replaces a reservation by what was paid; None: the provider may have billed an unknown amount. Returns what
-        counts under the caps, or without one the most that it can be."""
+        """Replaces a reservation by what was paid; None: the provider may have billed an unknown amount, so all of it
+        counts. Returns what counts under the caps."""
         if usd is not None and usd > reservation.usd and self._ledgers:
             logger.warning("a request cost $%s, more than its worst case of $%s", usd, reservation.usd)
         failed: StoreError | None = None
@@ -129,6 +129,12 @@ class CostBudget:
             self._paid_usd += usd
         self._admit()
         return max(charged)
+
+    def refund(self, usd: Decimal) -> None:
+        """Subtracts a part of what was charged under every cap, as it turned out not to be billed."""
+        for _, ledger in self._ledgers:
+            ledger.refund(usd)
+        self._admit()
 
     def cannot_fit(self, usd: Decimal) -> bool:
         """Whether ``usd`` is known never to fit. Does not read the ledgers."""

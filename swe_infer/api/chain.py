@@ -70,7 +70,16 @@ class Counts:
     cache_misses: int = 0
     usage: Usage = field(default_factory=Usage)
     possibly_billed: Decimal = Decimal(0)
-    """Dollars of attempts without an answer, of samples without a record too."""
+    """Dollars that may have been billed beyond the cost of the answers, of samples without a record too."""
+
+
+@dataclass(slots=True)
+class _Unanswered:
+    """An attempt without an answer that may have been billed, and what was charged for it."""
+
+    endpoint: Endpoint
+    output_tokens: int
+    usd: Decimal
 
 
 @dataclass(slots=True)
@@ -86,6 +95,7 @@ class _InFlight:
     """Attempts that ended with an unreadable answer."""
     began: float = 0.0
     possibly_billed: Decimal = Decimal(0)
+    unanswered: list[_Unanswered] = field(default_factory=list)
     byte_bound: int = 0
     """Upper bound on the input tokens of the current attempt: the prompt's bytes."""
     reserved_bound: int = 0
@@ -106,7 +116,7 @@ class _InFlight:
 
     @property
     def billing_details(self) -> dict[str, str]:
-        """For the record: what attempts without an answer may have cost."""
+        """For the record: what may have been billed beyond the cost."""
         return {"possibly_billed_usd": str(self.possibly_billed)} if self.possibly_billed else {}
 
 
@@ -311,9 +321,9 @@ class Chain:
             except BaseException as error:
                 billed = may_have_been_billed(error)
                 charged = self._charge(reservation, None if billed else Decimal(0))
-                if billed:
-                    flight.possibly_billed += charged
-                    self.counts.possibly_billed += charged
+                if billed and charged:
+                    self._add_possibly_billed(flight, charged)
+                    flight.unanswered.append(_Unanswered(endpoint, flight.output_tokens, charged))
                 self._on_error(endpoint, permit, error)
                 tries = 1 + is_probe * self._reachability.failed_attempts(endpoint.address)
                 self._reachability.record(endpoint.address, error, tries=tries)
@@ -325,7 +335,7 @@ class Chain:
             answers = self._checked(flight, endpoint, answers)
             usage = sum((answer.usage for answer in answers), Usage())
             try:
-                usd = self._pay(reservation, endpoint, answers, usage, sent_at)
+                usd = self._pay(flight, reservation, endpoint, answers, usage, sent_at)
             except Exception:  # a paid answer is never lost because of its price or a full disk
                 logger.exception(
                     "%s: the answer is kept, its price is unknown: %s", flight.request.instance_id, usage
@@ -333,12 +343,35 @@ class Chain:
                 usd = [None] * len(answers)
             if "usage_estimated" not in answers[0].details and flight.byte_bound:
                 self.bounds.observe(endpoint, usage, flight.byte_bound, flight.reserved_bound)
+                self._refund_unanswered(flight, endpoint, usage.input_tokens)
             endpoint.limiter.answered(permit, answers[0].rate_limits, usage)
             self._endpoints.mark_up(endpoint)
             return _Charged(answers, endpoint, usd)
 
+    def _add_possibly_billed(self, flight: _InFlight, usd: Decimal) -> None:
+        flight.possibly_billed += usd
+        self.counts.possibly_billed += usd
+
+    def _refund_unanswered(self, flight: _InFlight, endpoint: Endpoint, input_tokens: int) -> None:
+        """Lowers what was charged for attempts without an answer, when the tokens of the prompt become known. The
+        server may still have billed the longest output."""
+        assert endpoint.prices is not None
+        for attempt in flight.unanswered:
+            if attempt.endpoint is not endpoint:
+                continue
+            most = worst_case(endpoint.prices, input_tokens, attempt.output_tokens, cache_write=flight.cache_prompt)
+            if (surplus := attempt.usd - most) > 0:
+                try:
+                    self._budget.refund(surplus)
+                except StoreError as error:
+                    logger.debug("%s", error)
+                    continue
+                attempt.usd = most
+                self._add_possibly_billed(flight, -surplus)
+
     def _pay(
         self,
+        flight: _InFlight,
         reservation: Reservation,
         endpoint: Endpoint,
         answers: Sequence[Answer],
@@ -346,16 +379,20 @@ class Chain:
         sent_at: datetime,
     ) -> Sequence[Decimal | None]:
         """Charges the price of the request, and divides it among the answers. If the price cannot be computed, the
-        full reservation stays."""
+        full reservation stays. If the usage is estimated, all of it is charged, because the server may bill it."""
         prices = endpoint.prices
         usd = settled_usd(prices, usage, answers[0].bill, sent_at)
         if usd is None:
             # A tier without a price, which no request of a run with a cap asks for.
             self._charge(reservation, max(reservation.usd, Decimal(0) if prices is None else prices.dearest(usage)))
             return [None] * len(answers)
-        self._charge(reservation, usd)
+        is_bill = prices is None or (prices.states_bill and answers[0].bill.usd is not None)
+        if "usage_estimated" in answers[0].details and not is_bill and usd < reservation.usd:
+            self._add_possibly_billed(flight, self._charge(reservation, None) - usd)
+        else:
+            self._charge(reservation, usd)
         others = [Decimal(0)] * (len(answers) - 1)
-        if prices is not None and not (prices.states_bill and answers[0].bill.usd is not None):
+        if prices is not None and not is_bill:
             others = [prices.price(answer.usage, answer.bill, sent_at) for answer in answers[1:]]
         return [usd - sum(others, Decimal(0)), *others]
 
@@ -400,6 +437,8 @@ class Chain:
             endpoint.limiter.refused(permit, error, self._retry.max_retry_after_s)
         elif isinstance(error, RequestError) and error.timed_out:
             endpoint.limiter.timed_out(permit)
+        elif isinstance(error, TransientError) and error.status is not None and error.status >= 500:
+            endpoint.limiter.failed(permit)
 
     # Money before a request.
 
@@ -432,6 +471,7 @@ class Chain:
         async def tighter() -> Decimal:
             counting = self.bounds.tightest(flight.request, endpoint, flight.byte_bound)
             flight.reserved_bound = await self._unless_halted(counting)
+            self._refund_unanswered(flight, endpoint, flight.reserved_bound)
             return self._price(flight, endpoint, flight.reserved_bound)
 
         usd = self._price(flight, endpoint, flight.byte_bound)

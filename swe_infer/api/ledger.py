@@ -1,15 +1,13 @@
 """A ledger of dollars that many processes share: what was spent, and what is reserved for requests in flight.
 
-File format: a :class:`~swe_infer.api.coordination.SharedDatabase` with three more tables. Amounts are whole
+File format: a :class:`~swe_infer.api.coordination.SharedDatabase` with two more tables. Amounts are whole
 picodollars (10^-12), which represent every listed price exactly; other amounts are rounded up.
 
 * ``spent(run, amount)``: what each run was charged.
 * ``held(id, run, owner, amount)``: what is reserved for each request that may be in flight. The reservation for a
   provider's batch belongs to the batch, which outlives the process.
-* ``learnt(id, share)``: the highest share of its worst case that any charged request cost, in millionths.
 
-The reservations of a dead owner are released. Its requests were in flight, so a provider may bill them: they are
-charged at that highest share.
+The reservations of a dead owner are charged in full: its requests were in flight, so a provider may bill them.
 """
 
 from __future__ import annotations
@@ -28,15 +26,12 @@ from swe_infer.locks import Locks
 log = logging.getLogger(__name__)
 
 _PICO = Decimal(10) ** 12
-_SHARE = 1_000_000  # `learnt.share` is in millionths
-_MARGIN = 1.1  # on top of the highest share seen
 _BATCH = "batch:"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, amount INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held (
     id INTEGER PRIMARY KEY, run TEXT NOT NULL, owner TEXT NOT NULL, amount INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS learnt (id INTEGER PRIMARY KEY CHECK (id = 1), share INTEGER NOT NULL);
 """
 
 Refusal = Literal["wait", "cannot_fit"]
@@ -99,8 +94,7 @@ class Ledger:
             return LedgerEntry(self._value("SELECT last_insert_rowid()"), amount)
 
     def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
-        """Replaces a reservation by what was paid; None: unknown, charged at :meth:`likely_cost`. Returns what was
-        charged.
+        """Replaces a reservation by what was paid; None: unknown, so all of it is charged. Returns what was charged.
 
         Raises:
             Interrupted: :meth:`close` tries once more.
@@ -113,16 +107,16 @@ class Ledger:
             raise
 
     def _replace(self, entry: LedgerEntry, usd: Decimal | None) -> int:
-        amount = self._likely_cost(entry.amount) if usd is None else to_pico(usd)
+        amount = entry.amount if usd is None else to_pico(usd)
         self._db.execute("DELETE FROM held WHERE id = ?", (entry.id,))
         self._spend(self._run, amount)
-        if usd is not None and entry.amount > 0 and amount > 0:
-            share = -(-amount * _SHARE // entry.amount)
-            self._db.execute(
-                "INSERT INTO learnt VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET share = max(share, ?)",
-                (share, share),
-            )
         return amount
+
+    def refund(self, usd: Decimal) -> None:
+        """Subtracts a part of what this run was charged, which it was not billed for."""
+        with self._db.transaction():
+            amount = int((usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
+            self._db.execute("UPDATE spent SET amount = max(0, amount - ?) WHERE run = ?", (amount, self._run))
 
     def remaining(self) -> Remaining:
         """What is left of the cap, after the reservations of dead processes are released."""
@@ -159,7 +153,7 @@ class Ledger:
                 "UPDATE held SET amount = max(0, amount - ?) WHERE run = ? AND owner = ?",
                 (part, self._run, _BATCH + label),
             )
-            amount = self._likely_cost(part) if paid is None else to_pico(paid)
+            amount = part if paid is None else to_pico(paid)
             self._spend(self._run, amount)
             return Decimal(amount) / _PICO
 
@@ -186,12 +180,6 @@ class Ledger:
     @property
     def cap_usd(self) -> Decimal:
         return Decimal(self._cap) / _PICO
-
-    def likely_cost(self, usd: Decimal) -> Decimal:
-        """A likely upper bound on the cost of a request whose worst case is ``usd``, estimated from the requests
-        charged so far; ``usd`` before the first one.
-        """
-        return Decimal(self._likely_cost(to_pico(usd))) / _PICO
 
     def close(self) -> None:
         """Closes the ledger. What is still reserved is charged as for a dead process. If the file cannot be written,
@@ -223,10 +211,6 @@ class Ledger:
     def _add_entry(self, owner: str, amount: int) -> None:
         self._db.execute("INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, owner, amount))
 
-    def _likely_cost(self, amount: int) -> int:
-        share = self._value("SELECT share FROM learnt")
-        return amount if share == 0 else min(amount, int(amount * share * _MARGIN) // _SHARE + 1)
-
     def _release_dead(self) -> bool:
         """Charges and releases the reservations of dead processes. Returns whether there were any."""
         dead = self._db.dead_owners()
@@ -236,7 +220,7 @@ class Ledger:
 
     def _release(self, owner: str) -> None:
         for run, amount in self._db.execute("SELECT run, amount FROM held WHERE owner = ?", (owner,)):
-            self._spend(run, self._likely_cost(amount))
+            self._spend(run, amount)
         self._db.execute("DELETE FROM held WHERE owner = ?", (owner,))
         self._db.remove_owner(owner)
 

@@ -249,6 +249,10 @@ class Limiter:
             if self._shared is not None:
                 self._shared.pause(pause_s)
 
+    def failed(self, permit: Permit) -> None:
+        """Records an HTTP status from 500 on. During an outage few requests are sent, as each may be billed."""
+        self._window.refused(permit.sent_at, self.in_flight, self._clock())
+
     def timed_out(self, permit: Permit) -> None:
         """Records that no answer came in time."""
         answers = len(self._answered_at) - permit.answered_before

@@ -78,7 +78,7 @@ class Summary(TypedDict, total=False):
             :data:`swe_infer.errors.INFRASTRUCTURE_ERRORS`. Remaining samples count if such an error stopped the run.
         stopped_by: the class of the error of infrastructure that stopped the last command; None if none did.
         patches: completed samples by the status of their patch.
-        possibly_billed_usd: what attempts without an answer may have cost in addition to ``cost_usd``; caps count it.
+        possibly_billed_usd: what may have been billed in addition to ``cost_usd``; caps count it.
         unreadable_records, unreadable_cost_usd: unreadable records in ``records.jsonl``, and their part of
             ``cost_usd``.
         wall_s: seconds, over all commands.

@@ -281,7 +281,7 @@ def supersedes(status: str, before: str | None, turn: int = 0, turn_before: int 
 
 
 def possibly_billed_usd(record: Record) -> Decimal:
-    """What attempts without an answer may have cost, which the caps count; 0 for the copy of another run's record."""
+    """What may have been billed beyond the cost, which the caps count; 0 for the copy of another run's record."""
     details = record.get("details") or {}
     try:
         usd = Decimal(0) if "shared_from" in details else Decimal(str(details.get("possibly_billed_usd", 0)))

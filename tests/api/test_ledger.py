@@ -70,18 +70,18 @@ def test_processes_together_never_exceed_the_cap_and_nearly_use_it_up(tmp_path: 
     assert Ledger(tmp_path / "ledger", Decimal(5), "look").spent_usd == sum(paid) * Decimal("0.01")
 
 
-def test_reservations_of_a_killed_process_are_charged_at_the_highest_share_so_far(tmp_path: Path) -> None:
+def test_reservations_of_a_killed_process_are_charged_in_full(tmp_path: Path) -> None:
     holder = process(HOLDER, str(tmp_path / "ledger"))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
-    living = Ledger(tmp_path / "ledger", Decimal(10), "living")
+    living = Ledger(tmp_path / "ledger", Decimal(11), "living")
     assert living.reserve(Decimal(3)) == "wait"
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    assert isinstance(living.reserve(Decimal(3)), LedgerEntry)
-    # One of its requests came to a quarter of its worst case, so the four in flight count for a good quarter of 8.
-    assert Decimal("2.25") < living.spent_usd < Decimal("2.5")
+    # A provider may bill the four requests in flight in full.
+    assert living.reserve(Decimal(3)) == "cannot_fit"
+    assert living.spent_usd == Decimal("8.25")
 
 
 def test_the_same_run_goes_on_with_what_it_spent_before(tmp_path: Path) -> None:

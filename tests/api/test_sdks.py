@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from swe_infer.api.ledger import Ledger
 from swe_infer.api.limits import Limits
 from swe_infer.api.pricing import price_table_for
 from swe_infer.api.retry import Retry
@@ -24,7 +25,7 @@ from swe_infer.providers.base import Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Budget, Completion, Decoding, Outcome, Request, Skip
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, Outcome, Request, Skip, Usage
 from tests.api.scripted import context, requests
 from tests.api.test_runner import Outcomes
 from tests.support.api_server import ApiServer, Fault, FaultKind
@@ -145,16 +146,30 @@ def test_a_prompt_beyond_the_window_is_skipped_and_the_others_are_answered() -> 
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
-def test_the_server_s_own_bill_stays_under_the_cap_whatever_breaks(name: str, tmp_path: Path) -> None:
-    faults = [Fault("broken_json", fraction=0.05), Fault("cut", fraction=0.05), Fault("server_error", fraction=0.05)]
-    cap = Decimal("0.12")
-    with ApiServer(latency_s=(0.0, 0.05), faults=faults) as server:
+def test_a_cap_holds_if_the_server_bills_the_longest_output_for_all_that_breaks(name: str, tmp_path: Path) -> None:
+    kinds: tuple[FaultKind, ...] = ("broken_json", "cut", "server_error", "timeout_408", "reset", "missing_usage")
+    cap = Decimal("0.15")
+    with ApiServer(latency_s=(0.0, 0.05), faults=[Fault(kind, fraction=0.04) for kind in kinds]) as server:
         api = runner(server, name, Budget(max_usd=cap))
         api.bind(context(tmp_path))
         outcomes = Outcomes()
         with pytest.raises(BudgetExceeded):
-            api.generate(requests(500, text=TEXT), outcomes, threading.Event())
-        assert Decimal("0.9") * cap <= server.log.cost_usd() <= cap
+            api.generate(requests(600, text=TEXT), outcomes, threading.Event())
+        broken = [exchange for exchange in server.log.asked() if exchange.fault]
+        answered = [exchange.usage for exchange in server.log.asked() if exchange.usage and not exchange.fault]
+    prices = price_table_for(api.model, name)  # type: ignore[arg-type]
+    assert prices is not None
+    longest = Usage(max(usage.input_tokens for usage in answered), output_tokens=64)
+    bill = sum((prices.price(usage) for usage in answered), len(broken) * prices.price(longest))
+    assert bill <= cap
+    ledger = Ledger(tmp_path / "ledger.sqlite", cap, "another")
+    charged = ledger.spent_usd
+    ledger.close()
+    assert Decimal("0.95") * cap <= charged <= cap
+    # The records say all of it, except of samples that were given up as the cap was reached.
+    done = [outcome for outcome in outcomes.by_key.values() if isinstance(outcome, Completion)]
+    cost = sum(outcome.cost_usd or Decimal(0) for outcome in done)
+    assert Decimal(api.stats()["possibly_billed_usd"]) == pytest.approx(charged - cost, abs=Decimal("1e-9"))
 
 
 @pytest.mark.parametrize(("name", "share"), [("openai", "0.72"), ("anthropic", "0.62")])
