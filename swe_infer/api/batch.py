@@ -140,6 +140,8 @@ class Batches:
         """Requests that were read and have no outcome yet."""
         self._in_batches: set[tuple[str, int, int, str]] = set()
         """Requests in batches of an earlier process that were not read yet."""
+        self._reported_unread: set[tuple[str, int, int, str]] = set()
+        """Requests of earlier processes whose outcomes were reported before they were read."""
         self._source: Iterator[list[Request]] = iter(())
         self._last_written: tuple[Prompt, int] | None = None
         self._last_prompt: tuple[int, Prompt] | None = None
@@ -219,13 +221,14 @@ class Batches:
             if group is None:
                 break
             for request in group:
-                if self._is_recorded(request.key, request.turn, request.auxiliary):
+                item = Item(*request.key, 0, turn=request.turn, auxiliary=request.auxiliary)
+                key = item.key
+                is_recorded = self._is_recorded(request.key, request.turn, request.auxiliary)
+                if key in self._reported_unread or is_recorded:
                     continue  # a batch was collected since the request was made
                 if (hit := self._cached(request)) is not None:
                     on_outcome(request, hit)
                     continue
-                item = Item(*request.key, 0, turn=request.turn, auxiliary=request.auxiliary)
-                key = item.key
                 self._wanted.add(key)
                 self._asked.add(key)
                 if key in self._in_batches:
@@ -565,6 +568,8 @@ class Batches:
         if item.key in self._wanted:
             request = self._request(item)
             on_outcome(request, outcome)
+            if item.key not in self._asked:
+                self._reported_unread.add(item.key)
             for keys in (self._wanted, self._asked, self._in_batches):
                 keys.discard(item.key)
             if answer is not None:

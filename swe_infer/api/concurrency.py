@@ -6,12 +6,12 @@ with answers, and is at full speed before the first answer. From the first answe
 answers, until the first backoff. Afterwards it grows by a tenth per window of answers, by a twentieth above the size
 of the last backoff, and only while it is full.
 
-Refusals (429, and all statuses from 500 on) shrink the window if they are frequent. A fault that affects one request in ten at any
-concurrency costs only those requests; a server above its limit refuses nearly everything beyond it. Page's cumulative
-sum ("Continuous Inspection Schemes", Biometrika 1954) distinguishes them: each refusal adds one, each answer
-subtracts a fraction, and the window does not grow while the sum is above zero. When the sum passes a tolerance, an
-episode begins and the window backs off once, to ``backoff_factor`` of the requests in flight. Refusals of requests
-that were sent before the backoff belong to the same episode.
+Refusals (429, and all statuses from 500 on) shrink the window if they are frequent. A fault that affects one request
+in ten at any concurrency costs only those requests; a server above its limit refuses nearly everything beyond it.
+Page's cumulative sum ("Continuous Inspection Schemes", Biometrika 1954) distinguishes them: each refusal adds one,
+each answer subtracts a fraction, and the window does not grow while the sum is above zero. When the sum passes a
+tolerance, an episode begins and the window backs off once, to ``backoff_factor`` of the requests in flight. Refusals
+of requests that were sent before the backoff belong to the same episode.
 
 The tolerance is estimated from the share of refusals while the window is below the last backoff, where its size
 cannot be the cause. An answer subtracts three times that share, which keeps the sum near zero. So the window backs

@@ -14,6 +14,7 @@ from swe_infer.providers.anthropic import AnthropicBatches
 from swe_infer.providers.base import Answer, Bill, InputCount, PriceTerms
 from swe_infer.providers.faults import failed_answer, one_line
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
+from swe_infer.providers.framing import until_complete
 from swe_infer.providers.knobs import MESSAGES, Dialect
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import (
@@ -212,7 +213,11 @@ class AnthropicMessages(AnthropicBatches):
         parts: list[str] = []
         thoughts: list[str] = []
         calls: dict[Any, dict[str, Any]] = {}
-        async for event in events:
+
+        def is_complete() -> bool:
+            return whole is not None and bool(whole.get("stop_reason"))
+
+        async for event in until_complete(events, is_complete):
             match event:
                 case {"type": "message_start", "message": dict(message)}:
                     whole = dict(message)

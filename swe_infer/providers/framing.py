@@ -6,8 +6,10 @@ Format: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-a
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
 DONE = "[DONE]"
 """The data of the event that ends a stream of OpenAI's chat format."""
@@ -36,6 +38,32 @@ async def beginning_of(parts: AsyncIterator[bytes]) -> bytes:
         if len(shown) >= _SNIFFED_BYTES or shown[:1] in (b"{", b"[", b":"):
             break
     return read
+
+
+_GRACE_S = 3.0
+"""Seconds to wait for the usage after the end of an answer."""
+
+
+async def until_complete(events: AsyncIterator[Any], is_complete: Callable[[], bool]) -> AsyncGenerator[Any, None]:
+    """Yields ``events`` until their end, or for some seconds after the answer is complete: not every server ends its
+    stream or closes the connection.
+
+    Args:
+        is_complete: whether the events so far have the whole answer.
+    """
+    until: float | None = None
+    while True:
+        try:
+            if until is None:
+                event = await anext(events)
+            else:
+                async with asyncio.timeout_at(until):
+                    event = await anext(events)
+        except (StopAsyncIteration, TimeoutError):
+            return
+        yield event
+        if until is None and is_complete():
+            until = asyncio.get_running_loop().time() + _GRACE_S
 
 
 async def server_sent_events(beginning: bytes, parts: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:

@@ -19,7 +19,7 @@ from swe_infer.providers.base import Answer, Bill, InputCount
 from swe_infer.providers.checks import check_refused_fields
 from swe_infer.providers.faults import PromptFiltered, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
-from swe_infer.providers.framing import DONE
+from swe_infer.providers.framing import DONE, until_complete
 from swe_infer.providers.knobs import Dialect, chat_dialect, needs_responses
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.unspoken import Unspoken, strings_of
@@ -251,7 +251,11 @@ class OpenAIChat(OpenAIBatches):
         choices: dict[int, _JoinedChoice] = {}
         whole: dict[str, Any] = {}
         is_done = False
-        async for event in events:
+
+        def is_complete() -> bool:
+            return bool(choices) and all(choice.finish for choice in choices.values())
+
+        async for event in until_complete(events, is_complete):
             if event == DONE:
                 is_done = True
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -28,7 +30,7 @@ from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Prompt, Request, Skip
-from tests.api.scripted import context, requests
+from tests.api.scripted import context, request, requests
 from tests.api.test_runner import Outcomes
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
@@ -157,31 +159,55 @@ def test_a_stop_returns_at_once_and_the_next_try_collects(vendor: str, tmp_path:
         assert len(server.batches.submitted()) == 1
 
 
+def hand_in(url: str, directory: Path, wanted: list[Request]) -> None:
+    """Submits an open batch, ``swe-x``, as an earlier process."""
+    journal = Journal(directory)
+    items = {f"swe-x-{n}": Item(r.instance_id, r.sample, journal.add_prompt(r.prompt)) for n, r in enumerate(wanted)}
+    journal.record_planned(Batch("swe-x", time.time(), items))
+    journal.close()
+    first = runner(url, "openai", directory)
+    provider = cast(BatchProvider, first.provider)
+    assert isinstance(first.model, ApiModel)
+    lines = {key: provider.batch_item(key, r, first.model) for key, r in zip(items, wanted, strict=True)}
+
+    async def submit() -> None:
+        await first.provider.open()
+        await provider.submit(lines, label="swe-x", timeout_s=10.0)
+        await first.provider.close()
+
+    asyncio.run(submit())
+
+
 @pytest.mark.parametrize("recorded", [0, 1])
 def test_all_answers_of_an_open_batch_are_kept_if_the_command_selects_fewer(recorded: int, tmp_path: Path) -> None:
     with ApiServer() as server:
-        journal = Journal(tmp_path)
-        items = {f"swe-x-{n}": Item(r.instance_id, r.sample, journal.add_prompt(r.prompt)) for n, r in
-                 enumerate(requests(6))}  # fmt: skip
-        journal.record_planned(Batch("swe-x", time.time(), items))
-        journal.close()
-        first = runner(server.url, "openai", tmp_path)
-        provider = cast(BatchProvider, first.provider)
-        assert isinstance(first.model, ApiModel)
-        lines = {key: provider.batch_item(key, r, first.model) for key, r in zip(items, requests(6), strict=True)}
-
-        async def hand_in() -> None:
-            await first.provider.open()
-            await provider.submit(lines, label="swe-x", timeout_s=10.0)
-            await first.provider.close()
-
-        asyncio.run(hand_in())
+        hand_in(server.url, tmp_path, requests(6))
         done = [r.key for r in requests(6)[:recorded]]
         again = runner(server.url, "openai", tmp_path)
         if done:
             again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: key in done))
         assert run(again, requests(6)[1:3]).keys() == {r.key for r in requests(6)[recorded:]}
         assert len(server.batches.submitted()) == 1
+
+
+def test_a_request_is_not_submitted_again_if_its_open_batch_is_collected_before_it_is_read(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        hand_in(server.url, tmp_path, requests(6))
+
+        def late() -> Iterator[Request]:
+            """New requests until the open batch is collected, then those that were in it."""
+            for number in itertools.count():
+                if all(batch.label != "swe-x" for batch in open_batches(tmp_path)):
+                    break
+                yield request(f"new{number}", text=f"new {number}")
+            yield from requests(6)
+
+        outcomes = Outcomes()
+        again = runner(server.url, "openai", tmp_path, batches=replace(QUICK, max_requests=1))
+        again.generate(late(), outcomes, threading.Event())
+        assert outcomes.by_key.keys() >= {r.key for r in requests(6)}
+        assert all(isinstance(outcome, Completion) for _, outcome in outcomes)
+        assert set(server.log.answers_by_prompt().values()) == {1}
 
 
 def test_unreadable_journal_lines_do_not_affect_others(tmp_path: Path) -> None:

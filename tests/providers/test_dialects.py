@@ -235,6 +235,38 @@ def test_what_follows_a_complete_stream_does_not_cost_the_answer() -> None:
         ask(Recorded(sse(delta("PATCH")), SSE), stream="always")
 
 
+class Endless(Recorded):
+    """Sends its events, and then comments without end."""
+
+    async def __call__(self, request: HttpRequest, peer: Peer) -> None:
+        peer.start(200, {"content-type": SSE})
+        await peer.chunk(self.body)
+        for _ in range(600):
+            await asyncio.sleep(0.1)
+            await peer.chunk(b": keep-alive\n\n")
+
+
+def test_a_complete_answer_is_kept_if_its_stream_does_not_end() -> None:
+    # gateways that keep the connection open: no [DONE], no message_stop
+    complete = [delta("PATCH"), delta(finish="stop")]
+    usage = sse({"choices": [], "usage": CHAT["usage"]})
+
+    async def life_of(events: bytes, name: str) -> Answer:
+        return await asyncio.to_thread(ask, Endless(events, SSE), name, stream="always")
+
+    async def all_at_once() -> list[Answer]:
+        return await asyncio.gather(
+            life_of(sse(*complete) + usage, "openai_compatible"),
+            life_of(MESSAGE_EVENTS.partition(b"event: message_stop")[0], "anthropic"),
+            life_of(sse(*complete), "openai_compatible"),
+        )
+
+    *answers, without = asyncio.run(all_at_once())
+    assert [answer.text for answer in (*answers, without)] == ["PATCH"] * 3
+    assert [(answer.usage.input_tokens, answer.usage.output_tokens) for answer in answers] == [(7, 2)] * 2
+    assert "usage_estimated" in without.details
+
+
 def test_items_in_their_own_events_make_up_for_an_empty_last_response() -> None:
     # BerriAI/litellm #34094: "Unknown items in responses API response: []"
     events = RESPONSE_EVENTS.replace(json.dumps(RESPONSE).encode(), json.dumps({**RESPONSE, "output": []}).encode())
