@@ -11,6 +11,7 @@ identity of a run, the YAML comments, ``--help`` and ``docs/options.md`` are gen
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -59,13 +60,15 @@ class Parameter:
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, Parameter]:
     """The parameters of a constructor or function by name, in order, without ``**keywords``."""
     hints = _hints(factory)
+    fields = dataclasses.fields(factory) if inspect.isclass(factory) and is_dataclass(factory) else ()
+    made = {one.name: one.default_factory() for one in fields if one.default_factory is not dataclasses.MISSING}
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
         annotated = hints.get(name, [Any])
         option = next((option for hint in annotated if (option := _option(hint)) is not None), None)
-        found[name] = Parameter(name, _plain(annotated[0]), parameter.default, option)
+        found[name] = Parameter(name, _plain(annotated[0]), made.get(name, parameter.default), option)
     return MappingProxyType(found)
 
 

@@ -255,11 +255,12 @@ def test_a_complete_answer_is_kept_if_its_stream_does_not_end() -> None:
         return await asyncio.to_thread(ask, Endless(events, SSE), name, stream="always")
 
     async def all_at_once() -> list[Answer]:
-        return await asyncio.gather(
+        answers = await asyncio.gather(
             life_of(sse(*complete) + usage, "openai_compatible"),
             life_of(MESSAGE_EVENTS.partition(b"event: message_stop")[0], "anthropic"),
             life_of(sse(*complete), "openai_compatible"),
         )
+        return list(answers)
 
     *answers, without = asyncio.run(all_at_once())
     assert [answer.text for answer in (*answers, without)] == ["PATCH"] * 3

@@ -128,7 +128,7 @@ def _shown(value: Any) -> str:
         return words[value]
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
-    return str(value) if isinstance(value, str | int | float) else type(value).__name__
+    return str(value) if isinstance(value, str | int | float) or value in ({}, []) else type(value).__name__
 
 
 def main() -> int:
