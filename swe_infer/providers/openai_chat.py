@@ -93,7 +93,9 @@ class OpenAIChat(OpenAIBatches):
         tuple[str, ...],
         Option("Fields of the request that the server refuses or ignores, such as seed or n; never sent.", "address"),
     ] = ()
-    lowest_temperature: Annotated[float, Option("The lowest temperature that the server accepts.", "address")] = 0.0
+    lowest_temperature: Annotated[
+        float | None, Option("The lowest temperature that the server accepts; null: 0.", "address")
+    ] = None
     highest_temperature: Annotated[float, Option("The highest temperature that the server accepts.", "address")] = 2.0
     api_key_optional: Annotated[
         bool, Option("Without a key in the environment, send a placeholder instead of an error.", "address")
@@ -106,7 +108,7 @@ class OpenAIChat(OpenAIBatches):
 
     @property
     def temperature_range(self) -> tuple[float, float]:
-        return self.lowest_temperature, self.highest_temperature
+        return self.lowest_temperature or 0.0, self.highest_temperature
 
     @property
     def requires_key(self) -> bool:

@@ -64,7 +64,7 @@ class VLLM(OpenAIChat):
     limit_key: LimitKey | None = field(default=None, init=False)
     seed_key: str = field(default="seed", init=False)
     refused_fields: tuple[str, ...] = field(default=(), init=False)
-    lowest_temperature: float = field(default=0.0, init=False)
+    lowest_temperature: float | None = field(default=None, init=False)
     highest_temperature: float = field(default=2.0, init=False)
     api_key_optional: bool = field(default=False, init=False)
     batches: bool = field(default=False, init=False)
