@@ -143,8 +143,11 @@ def successor_of(preset: Preset) -> Preset | None:
     same = [p for p in living if p.family.words == preset.family.words]
     related = [p for p in living if p.family.words[:1] == preset.family.words[:1]]
     others = living if preset.vendor in _MAKERS else []
-    newest = max(same or related or others, key=_age, default=None)
-    return newest if newest is not None and _age(newest)[0] >= _age(preset)[0] else None
+    for group in (same, related, others):
+        newest = max(group, key=_age, default=None)
+        if newest is not None and _age(newest)[0] >= _age(preset)[0]:
+            return newest
+    return None
 
 
 def with_known_rules(model: ApiModel, provider: str) -> ApiModel:

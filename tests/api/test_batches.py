@@ -61,7 +61,7 @@ def runner(
     api = ApiRunner(
         model=model,
         provider=provider,
-        decoding=Decoding(max_new_tokens=64),
+        decoding=Decoding(temperature=None, max_new_tokens=64),
         budget=budget,
         retry=FAST,
         batches=batches,
@@ -294,7 +294,7 @@ wanted = [r for r in requests(60, samples=2) if r.key not in done]
 from swe_infer.api.batch import BatchSettings
 batches = BatchSettings(max_requests=25, first_poll_s=0.02, max_poll_s=0.05, settle_s=0.3)
 api = runner(url, vendor, Path(directory), cap="1", batches=batches)
-api.bind(replace(context(Path(directory)), is_recorded=lambda key, turn: key in done))
+api.bind(replace(context(Path(directory)), is_recorded=lambda key, turn, auxiliary: key in done))
 api.generate(wanted, keep, threading.Event())
 """
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
     [
         ("swe-infer mod", ["model.", "model/attention=", "model="]),
         ("swe-infer model=gpt-4o-m", ["model=gpt-4o-mini"]),
-        ("swe-infer --multirun model=gpt-4o,o3-", ["model=gpt-4o,o3-mini"]),
+        ("swe-infer --multirun model=gpt-4o,o3-m", ["model=gpt-4o,o3-mini"]),
         ("swe-infer hydra/laun", ["hydra/launcher="]),
         ("swe-infer decoding.max", ["decoding.max_new_tokens="]),
         ("swe-infer provider.mode=", ["provider.mode=batch", "provider.mode=live"]),
@@ -60,7 +60,7 @@ def test_bash_completes(tmp_path: Path) -> None:
     program = tmp_path / "swe-infer"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m swe_infer "$@"\n')
     program.chmod(0o755)
-    asked = ["swe-infer model=gpt-4o provider.mo", "swe-infer provider.mode=ba", "swe-infer --multirun model=o1,o3-"]
+    asked = ["swe-infer model=gpt-4o provider.mo", "swe-infer provider.mode=ba", "swe-infer --multirun model=o1,o3-m"]
     script = """
     complete_line() {
         COMP_LINE="$1" COMP_POINT=${#1} COMPREPLY=()
