@@ -121,7 +121,7 @@ class Selected:
 
 def read_selected(directory: Path) -> dict[str, Selected]:
     """The selected answer of each instance. Empty for a run with one sample for each instance, or of an earlier
-    version. Invalid lines are left out.
+    version. Invalid lines are left out. A line that is too long ends the reading, because a sparse file has no end.
 
     Raises:
         OSError: the file cannot be read.
@@ -132,7 +132,7 @@ def read_selected(directory: Path) -> dict[str, Selected]:
     except FileNotFoundError:
         return found
     with file:
-        while line := file.readline(LONGEST_LINE):
+        while (line := file.readline(LONGEST_LINE)) and len(line) < LONGEST_LINE:
             try:
                 entry = bounded_json(line)
                 found[str(entry["instance_id"])] = _selected(entry)
