@@ -223,6 +223,10 @@ class Usage:
             self.cache_write_1h_tokens + other.cache_write_1h_tokens,
         )
 
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name. Much faster than :func:`dataclasses.asdict`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

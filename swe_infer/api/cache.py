@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,13 +59,15 @@ class CacheSize:
 
 def cache_keys(request: Request, model: ApiModel, provider: Provider) -> tuple[str, str]:
     """The key of a request's answer, and its key in earlier versions, which contained the address."""
+    identity = _identity(request, model, provider.name)
+    variant = {"variant": provider.variant} if provider.variant else {}  # earlier versions had no variants
     return (
-        cache_key(request, model, provider.name, variant=provider.variant),
-        cache_key(request, model, provider.name, variant=provider.variant, host=_host(provider.address)),
+        _key(identity, {"variant": provider.variant}),
+        _key(identity, {"host": _host(provider.address), **variant}),
     )
 
 
-def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str = "", host: str | None = None) -> str:
+def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str = "") -> str:
     """The key of a request's answer.
 
     It includes the provider, the model, the API version, extra body fields, the messages, the sampling parameters and
@@ -74,8 +76,12 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
 
     Args:
         variant: see :attr:`swe_infer.providers.base.Provider.variant`.
-        host: the address, for keys of earlier versions, which had no variants.
     """
+    return _key(_identity(request, model, provider), {"variant": variant})
+
+
+def _identity(request: Request, model: ApiModel, provider: str) -> dict[str, Any]:
+    """What both keys of :func:`cache_keys` include."""
     decoding = request.decoding
     sampling = {
         "temperature": decoding.temperature,
@@ -84,10 +90,8 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
         "seed": None if decoding.seed is None else sample_seed(decoding, request.instance_id, request.sample),
         "stop": list(decoding.stop),
     }
-    identity = {
+    return {
         "provider": provider,
-        **({"host": host} if host is not None else {}),
-        **({"variant": variant} if host is None or variant else {}),
         "model": model.name,
         "api_version": model.api_version,
         "extra_body": _plain(model.extra_body),
@@ -99,7 +103,10 @@ def cache_key(request: Request, model: ApiModel, provider: str, *, variant: str 
         "sampling": sampling,
         "sample": request.sample,
     }
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+
+
+def _key(identity: Mapping[str, Any], server: Mapping[str, str]) -> str:
+    text = json.dumps({**identity, **server}, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -150,7 +157,7 @@ class ResponseCache:
             return False
         kept = {
             "text": answer.text,
-            "usage": asdict(answer.usage),
+            "usage": answer.usage.as_dict(),
             "model": answer.model,
             "request_id": answer.request_id,
             "details": answer.details,

@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from swe_infer.api.budget import CostBudget, Reservation
-from swe_infer.api.cache import ResponseCache, cache_keys
+from swe_infer.api.cache import ResponseCache, cache_key, cache_keys
 from swe_infer.api.coordination import Interrupted
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
@@ -98,6 +98,8 @@ class _InFlight:
     unanswered: list[_Unanswered] = field(default_factory=list)
     byte_bound: int = 0
     """Upper bound on the input tokens of the current attempt: the prompt's bytes."""
+    usd_bound: Decimal = Decimal(0)
+    """The most that the current attempt can cost with that bound."""
     reserved_bound: int = 0
     """Upper bound on the input tokens from which its reservation is computed."""
 
@@ -190,8 +192,9 @@ class Chain:
     def store(self, request: Request, answer: Answer, endpoint: Endpoint) -> None:
         """Stores an answer in the response cache for later runs."""
         if self._cache is not None:
-            key, _ = cache_keys(request, endpoint.model, endpoint.provider)
-            self._cache.put(key, answer, model=endpoint.model.name, provider=endpoint.provider.name)
+            provider = endpoint.provider
+            key = cache_key(request, endpoint.model, provider.name, variant=provider.variant)
+            self._cache.put(key, answer, model=endpoint.model.name, provider=provider.name)
 
     def caching_pays(self, request: Request, samples: int) -> bool:
         """Whether ``samples`` of a prompt cost less if the provider caches it. No provider caches prompts under 1,024
@@ -451,11 +454,11 @@ class Chain:
         if endpoint.prices is None:
             return
         flight.byte_bound = self.bounds.byte_bound(flight.request, endpoint)
-        usd = self._price(flight, endpoint, flight.byte_bound)
-        if self._budget.cannot_fit(usd):
+        flight.usd_bound = self._price(flight, endpoint, flight.byte_bound)
+        if self._budget.cannot_fit(flight.usd_bound):
             least = self.bounds.lower_estimate(endpoint, flight.byte_bound)
             if self._budget.cannot_fit(self._price(flight, endpoint, least)):
-                raise self._budget_exceeded(flight, endpoint, usd)
+                raise self._budget_exceeded(flight, endpoint, flight.usd_bound)
 
     async def _reserve(self, flight: _InFlight, endpoint: Endpoint, permit: Permit) -> Reservation:
         """Reserves the worst case of one attempt.

@@ -308,7 +308,7 @@ class ListedPrices:
         return max(
             self._sheet(context, moment).price(usage)
             for moment in self._moments(now)
-            for context in self._possible_contexts(moment)
+            for context in set(self._possible_contexts(moment))
         )
 
     # Contexts: a key and a value of genai-prices, or two empty strings for the base price.

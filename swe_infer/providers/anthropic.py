@@ -46,6 +46,7 @@ class AnthropicProvider(WireProvider):
     address_env: ClassVar[str | None] = "ANTHROPIC_BASE_URL"
     headers_env: ClassVar[str | None] = "ANTHROPIC_CUSTOM_HEADERS"
 
+    has_fixed_headers: ClassVar[bool] = True
     address_may_be_versioned: ClassVar[bool] = False
     """Whether ``base_url`` may end in ``/v1``; Anthropic's SDK adds it."""
 

@@ -17,6 +17,7 @@ class AnthropicCloud(AnthropicMessages):
     """Claude in a cloud, with the cloud's address and credentials."""
 
     counts_input: ClassVar[bool] = False
+    has_fixed_headers: ClassVar[bool] = False
     max_concurrency: int = 64
     api_version: str = field(default="2023-06-01", init=False)  # the version is in the body
     address_may_be_versioned: ClassVar[bool] = True

@@ -31,6 +31,7 @@ class OpenAIProvider(WireProvider):
     address_env: ClassVar[str | None] = "OPENAI_BASE_URL"
     headers_env: ClassVar[str | None] = "OPENAI_CUSTOM_HEADERS"
     header_values_env: ClassVar[tuple[str, ...]] = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+    has_fixed_headers: ClassVar[bool] = True
     service_tiers: ClassVar[tuple[str, ...]] = ("auto", "default", "flex", "scale", "priority", "fast")
     """OpenAI's service tiers (openai.types.chat.CompletionCreateParams)."""
 

@@ -2,7 +2,8 @@
 
 A vendor's module defines the client, the address, the body and how to read an answer. Requests use the SDK's ``post``
 (its address rules, authentication and error classes) with a body built here, and the JSON answer is read here: the
-SDKs' typed layer needs half as much CPU again.
+SDKs' typed layer needs half as much CPU again. Where the headers do not depend on the request, the URL and headers
+that the SDK made are used for all later requests.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from swe_infer.errors import AnswerTooLarge, ConfigError, InvalidRequest, RequestError, TransientError
@@ -78,12 +80,16 @@ _MAX_USD = 10_000
 """Largest plausible cost of one request."""
 _COST_HEADER = "x-litellm-response-cost"
 """https://docs.litellm.ai/docs/proxy/response_headers"""
+_SHORT = 100
+"""Characters of a name that is cached."""
 _LONGEST_NUMBER = 40
 """Maximum digits of an integer, as Python's conversion is quadratic in their number."""
 _DEEPEST = 64
 """Levels that are kept of a body that is nested too deeply."""
 _BETA_HEADER = "anthropic-beta"
 """A list of features; every other header has one value."""
+_OF_ONE_BODY = ("content-length", "transfer-encoding")
+"""Headers that depend on a request's body."""
 _TIERS_IN_BATCHES = (None, "auto", "default", "standard", "standard_only")
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
@@ -158,7 +164,15 @@ def whole_number(value: Any) -> int:
 
 def named(value: Any) -> str | None:
     """A server's string on one line, truncated; None for other values."""
-    return one_line(value) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    return _short_name(value) if len(value) <= _SHORT else one_line(value)
+
+
+@lru_cache(maxsize=256)
+def _short_name(value: str) -> str:
+    """:func:`one_line` of a model or finish reason, most of which repeat."""
+    return one_line(value)
 
 
 def estimated_tokens(text: str) -> int:
@@ -315,6 +329,10 @@ class WireProvider(Provider):
     has_events: ClassVar[bool] = True
     """Whether its streams consist of server-sent events."""
 
+    has_fixed_headers: ClassVar[bool] = False
+    """Whether requests with the same path, model and options have the same URL and headers. False if the SDK signs
+    requests or refreshes tokens."""
+
     through_proxy: ClassVar[bool] = True
     """Whether a proxy in the environment is used."""
 
@@ -330,6 +348,9 @@ class WireProvider(Provider):
         self._client: Any = None
         self._sdk: Any = None
         self._headers: dict[str, Any] = {}
+        self._transport: Any = None
+        self._sent: dict[str, tuple[Any, Any]] = {}
+        """URL and headers of answered requests, by path, model and options."""
 
     def own_address(self) -> str:
         """The vendor's address; empty if it must be configured."""
@@ -456,7 +477,8 @@ class WireProvider(Provider):
         context = tls_context(self.address, proxy)
         settings = transport_settings(self.max_concurrency, _KEEP_ALIVE_S, context, proxy)
         # A redirect would send the prompt to any host that the server names.
-        settings["transport"] = bounded(settings["transport"])
+        self._transport = settings["transport"] = bounded(settings["transport"])
+        self._sent.clear()
         http = self._http_client(**settings, follow_redirects=False)
         self._sdk, self._client = self._open_client(http, self._key() or "none")
         if self.api_key_env is None:  # no key is sent, although the SDKs require one
@@ -609,9 +631,49 @@ class WireProvider(Provider):
         return tokens
 
     async def _post(self, path: str, body: Mapping[str, Any], options: dict[str, Any]) -> Any:
+        """The response to a request, read whole. Raises the SDK's errors."""
         import httpx2
 
-        return await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
+        others = {name: value for name, value in options.items() if name != "timeout"}
+        key = repr((path, body.get("model"), others))
+        if key not in self._sent:
+            response = await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
+            sent = response.request
+            if self.has_fixed_headers and not any("idempotency" in name for name in sent.headers):
+                headers = httpx2.Headers([h for h in sent.headers.multi_items() if h[0] not in _OF_ONE_BODY])
+                self._sent[key] = (sent.url, headers)
+            return response
+        url, headers = self._sent[key]
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        timeout = {"timeout": options["timeout"].as_dict()}
+        return await self._post_again(
+            httpx2.Request("POST", url, headers=headers, content=content, extensions=timeout)
+        )
+
+    async def _post_again(self, request: Any) -> Any:
+        """Sends a request over the SDK's transport, without the SDK, which needs more processor time to prepare a
+        request than the transport to send it. Raises the SDK's errors."""
+        import httpx2
+
+        try:
+            response = await self._transport.handle_async_request(request)
+            response.request = request
+            try:
+                await response.aread()
+            except BaseException:
+                await response.aclose()
+                raise
+        except httpx2.TimeoutException as error:
+            raise self._sdk.APITimeoutError(request=request) from error
+        except httpx2.RequestError as error:
+            raise self._sdk.APIConnectionError(request=request) from error
+        if response.is_success:
+            return response
+        try:
+            stated = json.loads(response.content)
+        except (ValueError, RecursionError):
+            stated = response.text.strip()
+        raise self._sdk.APIStatusError(f"HTTP {response.status_code}", response=response, body=stated)
 
     async def _stream(
         self, body: dict[str, Any], model: ApiModel, options: dict[str, Any], marks: dict[str, float]
@@ -826,7 +888,7 @@ class WireProvider(Provider):
         return self._key_variable()
 
     def _key(self) -> str | None:
-        """The key from the environment. Only the SDK's client stores it."""
+        """The key from the environment. Only the SDK's client and the headers of sent requests contain it."""
         variable = self._key_variable()
         return os.environ.get(variable) if variable is not None else None
 

@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -115,7 +115,7 @@ def _record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
                 "patch_repairs": list(patch.repairs),
                 "patch_format": patch.format,
                 "extractor": EXTRACTOR,
-                "usage": asdict(outcome.usage),
+                "usage": outcome.usage.as_dict(),
                 "cost_usd": outcome.cost_usd,
                 "latency_s": round(outcome.latency_s, 4),
                 "attempts": outcome.attempts,
@@ -126,7 +126,7 @@ def _record_of(key: Key, outcome: Outcome, patch: PatchResult | None) -> Record:
         case Failure():
             return {
                 **_unanswered(key, "failed"),
-                "usage": asdict(outcome.usage),
+                "usage": outcome.usage.as_dict(),
                 "cost_usd": outcome.cost_usd,
                 "latency_s": round(outcome.latency_s, 4),
                 "attempts": outcome.attempts,
@@ -159,7 +159,7 @@ def _unanswered(key: Key, status: Status) -> Record:
         "full_output": None,
         "model_patch": None,
         "patch_status": None,
-        "usage": asdict(Usage()),
+        "usage": Usage().as_dict(),
         "cost_usd": Decimal(0),
         "latency_s": 0.0,
         "attempts": 0,
@@ -248,7 +248,7 @@ def _copy_of(record: Record, directory: Path) -> Record:
     paid = {"run": directory.name, "cost_usd": record.get("cost_usd"), "usage": record.get("usage")}
     return {
         **record,
-        "usage": asdict(Usage()),
+        "usage": Usage().as_dict(),
         "cost_usd": Decimal(0),
         "latency_s": 0.0,
         "attempts": 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from swe_infer.api.retry import may_have_been_billed
 from swe_infer.errors import (
     AuthenticationFailed,
     ContextOverflow,
@@ -199,6 +201,38 @@ def test_each_fault_has_its_class_and_one_line(server: ApiServer, name: str, cha
     assert met["server_error"].status == 500
     assert met["server_error"].request_id is not None
     assert len(server.log.asked()) == len(ERRORS), "a request was sent again behind our back"
+
+
+@pytest.mark.parametrize("name", ["openai", "openai_responses", "azure_openai", "anthropic"])
+def test_requests_after_an_answer_are_sent_as_the_first_and_have_the_same_errors(
+    server: ApiServer, name: str
+) -> None:
+    """The SDK builds the first request; later ones repeat its URL and headers."""
+    kinds: list[FaultKind] = [*dict(ERRORS), "hang"]
+
+    async def errors(p: WireProvider) -> dict[str, tuple[Any, ...]]:
+        found = {}
+        for kind in kinds:
+            server.script(kind)
+            timeout_s = 0.5 if kind == "hang" else 60
+            with pytest.raises(RequestError) as caught:
+                await p.complete(request_of(), model_for(name), timeout_s=timeout_s)
+            error, message = caught.value, re.sub(r"\d{6,}", "#", str(caught.value))  # answers have numbers
+            found[kind] = (type(error), message, error.status, error.timed_out, may_have_been_billed(error))
+        return found
+
+    async def two_rounds(p: WireProvider) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
+        before = await errors(p)
+        await p.complete(request_of(), model_for(name), timeout_s=60)
+        return before, await errors(p)
+
+    before, after = with_open(build(name, server), two_rounds)
+    assert after == before
+    asked = server.log.asked()
+    assert len(asked) == 2 * len(kinds) + 1
+    first, *others = [{k: v for k, v in e.headers.items() if k != "x-stainless-read-timeout"} for e in asked]
+    assert all(headers == first for headers in others)
+    assert {(e.path, str(e.body)) for e in asked} == {(asked[0].path, str(asked[0].body))}
 
 
 @way
