@@ -4,9 +4,9 @@
     python -m benchmarks.api_throughput --prompts oracle.jsonl --count 1000 --repeat 5
     python -m benchmarks.api_throughput --peer inspect=in/bin/python litellm=li/bin/python   # see api_peers.py
 
-Each side runs in a process of its own against a fresh server process, in turns. ``ours`` is the whole command with
-its store (fsync), budget, response cache and offline W&B; ``chain`` is the runner alone, with budget and cache.
-Wall time counts from the first request's arrival at the server to the last answer's end, so that start-up does not
+Each side runs in a process of its own against a fresh server process, in turns. ``bare`` is the SDK with its default
+transport, ``same`` the SDK with the transport of ``ours``. ``ours`` is the whole command with its store (fsync),
+budget, response cache and offline W&B; ``chain`` is the runner alone, with budget and cache. Wall time counts from the first request's arrival at the server to the last answer's end, so that start-up does not
 blur it; start-up is shown apart. CPU and memory are those of the process and of what it started; what a run over a
 single prompt takes is shown beside the CPU, since it is a matter of imports, not of requests.
 """
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SIDES = ("bare", "chain", "ours")
+SIDES = ("bare", "same", "chain", "ours")
 PEERS = {"inspect": "inspect_ai", "litellm": "litellm"}
 """Names of the peers and of the packages that they are."""
 OUTPUT_TOKENS = 64
@@ -149,21 +149,26 @@ def _peer(peer: str, python: str, url: str, concurrency: int, prompts: Path) -> 
 
 def _child(options: argparse.Namespace) -> None:
     rows = [json.loads(line) for line in options.prompts.open()]
-    if options.child == "bare":
-        _bare(rows, options.url, options.concurrency)
+    if options.child in ("bare", "same"):
+        _bare(rows, options.url, options.concurrency, own_transport=options.child == "same")
     else:
         _chain(rows, options.url, options.concurrency, options.scratch)
 
 
-def _bare(rows: list[dict[str, str]], url: str, concurrency: int) -> None:
+def _bare(rows: list[dict[str, str]], url: str, concurrency: int, *, own_transport: bool) -> None:
     """What anybody would write: one semaphore, one gather, nothing kept."""
     import asyncio
 
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     async def run() -> None:
         slots = asyncio.Semaphore(concurrency)
-        async with AsyncOpenAI(base_url=url) as client:
+        http = None
+        if own_transport:
+            from swe_infer.providers.pools import transport_settings
+
+            http = DefaultAsyncHttpxClient(**transport_settings(concurrency, 60.0))
+        async with AsyncOpenAI(base_url=url, http_client=http) as client:
 
             async def one(text: str) -> str | None:
                 async with slots:
