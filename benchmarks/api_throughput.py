@@ -6,9 +6,10 @@
 
 Each side runs in a process of its own against a fresh server process, in turns. ``bare`` is the SDK with its default
 transport, ``same`` the SDK with the transport of ``ours``. ``ours`` is the whole command with its store (fsync),
-budget, response cache and offline W&B; ``chain`` is the runner alone, with budget and cache. Wall time counts from the first request's arrival at the server to the last answer's end, so that start-up does not
-blur it; start-up is shown apart. CPU and memory are those of the process and of what it started; what a run over a
-single prompt takes is shown beside the CPU, since it is a matter of imports, not of requests.
+budget, response cache and offline W&B; ``chain`` is the runner alone, with budget and cache. Wall time counts from
+the first request's arrival at the server to the last answer's end, so that start-up does not blur it; start-up is
+shown apart. CPU and memory are those of the process and of what it started; what a run over a single prompt takes is
+shown beside the CPU, since it is a matter of imports, not of requests.
 """
 
 from __future__ import annotations
