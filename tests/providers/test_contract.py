@@ -211,7 +211,7 @@ def test_requests_after_an_answer_are_sent_as_the_first_and_have_the_same_errors
     kinds: list[FaultKind] = [*dict(ERRORS), "hang"]
 
     async def errors(p: WireProvider) -> dict[str, tuple[Any, ...]]:
-        found = {}
+        found: dict[str, tuple[Any, ...]] = {}
         for kind in kinds:
             server.script(kind)
             timeout_s = 0.5 if kind == "hang" else 60
