@@ -51,6 +51,7 @@ class Figures:
         applies_without_failures, resolved_without_failures: the rates without those samples.
         unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
         cost_usd: None if a price is unknown.
+        possibly_billed_usd: what may have been billed beyond ``cost_usd``, from the summary.
         pass_at: k, the estimate, and the number of instances in it.
         on_front: whether the run is Pareto-optimal in cost per instance and rate.
     """
@@ -71,6 +72,7 @@ class Figures:
     unverified: int
     usage: Usage
     cost_usd: Decimal | None
+    possibly_billed_usd: float
     cost_per_success: Decimal | None
     wall_s: float | None
     output_tokens_per_s: float | None
@@ -182,6 +184,7 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
         unverified=sum(result.resolved is None for result in completed) if run.evaluated else 0,
         usage=usage,
         cost_usd=cost,
+        possibly_billed_usd=_number(run.summary.get("possibly_billed_usd")) or 0.0,
         cost_per_success=cost / successes if cost is not None and successes else None,
         wall_s=wall,
         output_tokens_per_s=usage.output_tokens / wall if wall else None,

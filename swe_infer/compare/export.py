@@ -66,6 +66,7 @@ def _run(one: Figures) -> dict[str, Any]:
         "without_verdict": one.unverified,
         "usage": asdict(one.usage),
         "cost_usd": _float(one.cost_usd),
+        "possibly_billed_usd": one.possibly_billed_usd,
         "cost_per_success_usd": _float(one.cost_per_success),
         "wall_s": one.wall_s,
         "output_tokens_per_s": one.output_tokens_per_s,

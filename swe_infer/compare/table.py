@@ -150,7 +150,7 @@ def _cost(one: Figures) -> list[str]:
     tokens = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens, usage.reasoning_tokens)
     return [
         one.letter + ("*" if one.on_front else ""),
-        dollars(one.cost_usd),
+        dollars(one.cost_usd) + (f" (+ {dollars(one.possibly_billed_usd)}?)" if one.possibly_billed_usd else ""),
         "-" if one.cost_per_success is None else dollars(one.cost_per_success),
         *(f"{count:,}" for count in tokens),
         duration(one.wall_s),

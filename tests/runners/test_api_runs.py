@@ -452,3 +452,5 @@ def test_records_and_summary_say_what_was_billed_and_what_may_have_been(server: 
     assert server.log.cost_usd(only_usable=True) - summary["cost_usd"] < Decimal("1e-9")
     assert server.log.cost_usd() <= Decimal(spent) / 10**12
     assert "perhaps" in result.stderr
+    shown = as_json(compare([load_run(tmp_path / "run")]))["runs"][0]
+    assert shown["possibly_billed_usd"] == float(summary["possibly_billed_usd"])
