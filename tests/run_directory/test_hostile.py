@@ -366,7 +366,6 @@ def test_a_file_of_tests_that_never_ends_is_one_line(received: Path, tmp_path: P
         "INSERT INTO spent VALUES ('a', 9223372036854775807)",
         "INSERT INTO held (run, owner, amount) VALUES ('a', 'b', x'00')",
         "INSERT INTO owners VALUES ('a', 1, 'pid', 2, 'now')",
-        "INSERT INTO learnt VALUES (1, 'half')",
     ],
 )
 def test_a_ledger_with_odd_values_is_one_line_and_no_cap(tmp_path: Path, statement: str) -> None:
