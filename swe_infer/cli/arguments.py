@@ -102,7 +102,7 @@ def _may_start_from_run(overrides: Sequence[str]) -> bool:
 
 def _started_from_run(overrides: list[str], config_dir: Path | None) -> list[str]:
     """Adds the recorded configuration of the run that ``from`` names."""
-    if (source := _value_of("from", overrides)) is None:
+    if (source := value_of("from", overrides)) is None:
         return overrides
     from swe_infer.cli.composer import composer
     from swe_infer.cli.from_run import expand_from
@@ -113,7 +113,7 @@ def _started_from_run(overrides: list[str], config_dir: Path | None) -> list[str
         return expand_from(run, overrides, composing)
 
 
-def _value_of(key: str, overrides: Sequence[str]) -> str | None:
+def value_of(key: str, overrides: Sequence[str]) -> str | None:
     """The text of a key that may be given once; None if it is not given, or null.
 
     Raises:
@@ -146,7 +146,7 @@ def _points(overrides: Sequence[str], sweep: bool) -> Sequence[Point]:
     Raises:
         ConfigError: the file is invalid, or there is no ``-m``.
     """
-    path = _value_of("sweep.points", overrides)
+    path = value_of("sweep.points", overrides)
     if path is None:
         return ()
     if not sweep:
@@ -180,7 +180,7 @@ def _sweep_directory(overrides: Sequence[str], points: Sequence[Point]) -> str:
     plain = [text_value(o) for o in overrides if o.startswith("output_dir=")]
     if plain and plain[-1]:
         return plain[-1]
-    if (name := _value_of("sweep.name", overrides)) is not None:
+    if (name := value_of("sweep.name", overrides)) is not None:
         return str(_SWEEPS / name)
     asked = [o for o in overrides if _is_request(o)]
     chosen = ["\x1e".join((point.name, *point.overrides)) for point in points]

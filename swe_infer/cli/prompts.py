@@ -26,6 +26,7 @@ from swe_infer.cli.config_dir import config_dir_of
 from swe_infer.cli.start import check_arguments
 from swe_infer.data import export
 from swe_infer.data.base import TEXT_COLUMN
+from swe_infer.data.choices import load_file_choices
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import ConfigError, RepositoryInterrupted, StoreError, SweInferError
 from swe_infer.instance_files import FILES_COLUMN, files_of
@@ -97,7 +98,7 @@ def main() -> int:
             raise ConfigError(f"{_OUT}; see --help")
         place, form = _place_of(out)
         cfg = _composed(arguments)
-        status = _freeze(cfg, out, place, form)
+        status = _freeze(cfg, out, place, form, _recorded_run(arguments))
     except SweInferError as error:
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         return error.exit_status
@@ -257,8 +258,19 @@ class _Counter:
         return done
 
 
-def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
+def _recorded_run(arguments: Sequence[str]) -> Path | None:
+    """The run directory that ``from`` names."""
+    from swe_infer.cli.arguments import value_of
+
+    source = value_of("from", _overrides(arguments))
+    return None if source is None or source.startswith("wandb:") else expanded(source, "from")
+
+
+def _freeze(cfg: DictConfig, out: str, place: Path, form: Format, recorded: Path | None) -> int:
     """Writes the prompts; returns the exit status.
+
+    Args:
+        recorded: the directory of a run, whose model may have chosen the files to show.
 
     Raises:
         ConfigError: the configuration is invalid, or ``out`` was not written by this command.
@@ -268,15 +280,17 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format) -> int:
     from swe_infer.cli.run_session import prompt_source
 
     experiment = config.build(cfg)
-    if experiment.context.file_requests is not None:
+    if experiment.context.file_requests is not None and recorded is None:
         raise ConfigError(
             f"context={experiment.context.rules.partition('-')[0]}: a model chooses the files, and swe-infer-prompts "
-            "sends no request; choose another context, such as context=oracle or context=files"
+            "sends no request; name a run that has its choices with from=RUN_DIR, or choose another context, such as "
+            "context=oracle or context=files"
         )
     plain = config.with_rules(config.resolved(cfg), experiment)
     with ExitStack() as stack:
         counter = _Counter(experiment.runner.token_counter())
         rows = prompt_source(experiment, stack).open(experiment.dataset, counter)
+        load_file_choices(rows.file_choices, rows.ids, [] if recorded is None else [recorded])
         selection = select(
             rows, experiment.dataset, count_tokens=counter, reserved_output_tokens=0, context_window=None,
             shard=experiment.shard, order="dataset",

@@ -72,12 +72,12 @@ def select(directories: Sequence[Path], by: str, out: Path, name: str | None = N
             cannot be written or belongs to a run.
         OSError: ``out`` cannot be written.
     """
-    if by not in options_of("selection"):
-        raise ConfigError(f"--by {by}: unknown rule{suggestion(by, options_of('selection'))}")
     if by == Judge.name:
         raise ConfigError(
             "--by judge: a model judges, and this command sends no request; repeat the run with selection=judge"
         )
+    if by not in _rules():
+        raise ConfigError(f"--by {by}: unknown rule{suggestion(by, _rules())}")
     _check_out(out)
     runs = _read(directories)
     with ExitStack() as stack:
@@ -138,6 +138,11 @@ class _Files:
             except SweInferError as raised:
                 error = raised
         raise error
+
+
+def _rules() -> list[str]:
+    """The rules that need no request."""
+    return [option for option in options_of("selection") if option != Judge.name]
 
 
 def _check_out(out: Path) -> None:
@@ -306,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
         "requested. Verdicts of tests are shown, but never used to select.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--by", required=True, metavar="RULE", help=", ".join(options_of("selection")))
+    parser.add_argument("--by", required=True, metavar="RULE", help=", ".join(_rules()))
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="the predictions, as JSON lines or a .json list"
     )

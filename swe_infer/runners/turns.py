@@ -46,7 +46,8 @@ class PendingTurn:
 
     def request(self, prompt: Prompt, decoding: Decoding) -> Request:
         """The request, where ``prompt`` is that of the first answer."""
-        replies = [*(record.get("feedback") or "" for record in self.earlier[1:]), self.message]
+        sent = (without_lone_surrogates(record.get("feedback") or "") for record in self.earlier[1:])
+        replies = [*sent, self.message]
         turns = tuple(
             Turn(_answer(prompt, record), reply) for record, reply in zip(self.earlier, replies, strict=True)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import cast
 
 import pytest
 
@@ -11,7 +12,9 @@ from swe_infer.errors import ConfigError
 from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.anthropic_text import AnthropicText
 from swe_infer.providers.openai_responses import OpenAIResponses
+from swe_infer.run_directory.records import Record
 from swe_infer.runners.api import ApiRunner
+from swe_infer.runners.turns import PendingTurn
 from swe_infer.types import ApiModel, Completion, Decoding, Outcome, Prompt, Request, Skip, Turn
 from tests.api.scripted import ScriptedProvider
 from tests.support.api_server import ApiServer, Fault
@@ -54,3 +57,12 @@ def test_a_provider_stays_open_between_rounds() -> None:
     rounds = ([Request(f"i{number}", 0, Prompt(None, "u"), decoding)] for number in range(3))
     api.generate_rounds(rounds, lambda request, outcome: None, threading.Event())
     assert (len(provider.sent), provider.opened, provider.closed) == (3, 1, 1)
+
+
+def test_recorded_texts_that_utf_8_cannot_encode_are_sent_with_replacements() -> None:
+    first = {"instance_id": "i", "sample": 0, "status": "completed", "full_output": "one \ud800"}
+    lines = [first, {**first, "turn": 1, "feedback": "two \udcff"}]
+    pending = PendingTurn(0, ("i", 0), cast("list[Record]", lines), "three", {}, None)
+    prompt = pending.request(Prompt(None, "u"), Decoding(max_new_tokens=16)).prompt
+    assert [turn.reply for turn in prompt.turns] == ["two \ufffd", "three"]
+    assert prompt.text.encode()

@@ -154,6 +154,11 @@ def test_the_model_chooses_the_files_once_for_all_samples(rows: Path, tmp_path: 
     exported = commands.run(*rows_of, cwd=tmp_path, env=ENVIRONMENT)
     assert exported.returncode == 0, exported.stderr
     assert "[start of pkg/part_0.py]" in (tmp_path / "out.jsonl").read_text()
+    frozen = commands.run("swe_infer.prompts", f"from={directory}", "--out", "x.jsonl", cwd=tmp_path, env=ENVIRONMENT)
+    assert frozen.returncode == 0, frozen.stderr
+    texts = [json.loads(line)["text"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert len(texts) == INSTANCES
+    assert all(any(text in (e.prompt or "") for e in server.log.answers()) for text in texts)
     with PromptSource([loaded := load_run(directory)]) as prompts:
         assert (task := prompts["o__n-1"]) is not None
         assert "[start of pkg/part_1.py]" in str(task.prompt)

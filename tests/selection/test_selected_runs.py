@@ -273,7 +273,10 @@ def test_a_submission_is_refused_in_one_line(
         (["run", "empty", "--by", "first", "--out", "o.jsonl"], "empty: not a run directory"),
         (["run", "gone", "--by", "first", "--out", "o.jsonl"], "gone: not a run directory"),
         (["run", other, "--by", "first", "--out", "o.jsonl"], "elsewhere/run: has another dataset"),
-        (["run", "--by", "best", "--out", "o.jsonl"], "--by best: unknown rule; available: applies"),
+        (
+            ["run", "--by", "best", "--out", "o.jsonl"],
+            "--by best: unknown rule; available: applies, first, majority, shortest",
+        ),
         (["run", "--by", "majorty", "--out", "o.jsonl"], "did you mean majority?"),
         (["run", "--by", "first", "--out", "run/predictions.jsonl"], "belongs to the run"),
         (["run", "--by", "first", "--out", "run/predictions.sample9.jsonl"], "belongs to the run"),
