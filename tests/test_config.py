@@ -93,6 +93,10 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
         (["model=sonnet"], "model=sonnet: unknown option; did you mean claude-3-5-sonnet,"),
         (["seed=3"], "seed: unknown key; did you mean decoding.seed?"),
         (["dry_run=maybe"], 'dry_run="maybe": must be true or false'),
+        (
+            ["feedback.turns=2"],
+            "feedback.turns: unknown key of the chosen option; it belongs to feedback=apply_error",
+        ),
         (["colour=red"], "colour: unknown key"),
         (["+colour=red"], "colour: unknown key"),
         (["runner=api"], "provider: none is chosen"),

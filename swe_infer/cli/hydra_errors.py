@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import typing
 from collections.abc import Mapping
@@ -12,7 +13,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from swe_infer.cli.extras import missing_extra
-from swe_infer.conf_files import key_named, parameters_at, unknown_option
+from swe_infer.conf_files import groups, key_named, node_of, options_of, parameters_at, unknown_option
+
+_MOST_OPTIONS = 3
 
 
 def one_line(error: HydraException | OmegaConfBaseException | ValueError) -> str:
@@ -44,7 +47,16 @@ def _unknown_key(error: BaseException) -> str:
         return f"{key}: unknown key; did you mean {meant}?"
     if close := difflib.get_close_matches(name, names, n=1):
         return f"{key}: unknown key; did you mean {key.removesuffix(name)}{close[0]}?"
+    if options := _options_with(key):
+        return f"{key}: unknown key of the chosen option; it belongs to {', '.join(options)}"
     return f"{key}: unknown key" + (f"; available: {', '.join(names)}" if names else "")
+
+
+def _options_with(key: str) -> list[str]:
+    """The first options of a key's group that have this key, as ``GROUP=OPTION``."""
+    group, _, name = key.partition(".")
+    having = (f"{group}={option}" for option in options_of(group) if name in node_of(group, option))
+    return list(itertools.islice(having, _MOST_OPTIONS)) if group in groups() else []
 
 
 def _unknown_option(group: str, option: str, text: str) -> str:
