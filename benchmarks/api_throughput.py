@@ -157,7 +157,7 @@ def _child(options: argparse.Namespace) -> None:
 
 
 def _bare(rows: list[dict[str, str]], url: str, concurrency: int, *, own_transport: bool) -> None:
-    """What anybody would write: one semaphore, one gather, nothing kept."""
+    """A semaphore and ``gather`` over the SDK; nothing is kept."""
     import asyncio
 
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient

@@ -1,4 +1,4 @@
-"""One connection pool per connection instead of a large one.
+"""Several small connection pools instead of a large one.
 
 httpcore's pool iterates over all of its connections, with a system call per idle one, when a request starts or ends.
 At 1,000 connections this costs milliseconds of processor time per request.
@@ -13,8 +13,12 @@ from typing import Any
 
 from swe_infer.providers.environment import Proxy
 
+_ONE_POOL = 64
+"""Up to this many connections, one pool is used."""
+_POOL = 4
+"""Connections per pool above that."""
 _MAX_POOLS = 1024
-"""Maximum number of pools. With more requests at once, a pool has several connections."""
+"""Above this number of pools, each has more connections: the file descriptors of a process are limited."""
 
 _QUIET_S = 60
 """Idle seconds before TCP keep-alive probes: models may think for long without sending."""
@@ -33,9 +37,11 @@ def transport_settings(
     import httpx2
 
     verify = context or httpx2.create_ssl_context()
-    if proxy is not None:
-        own = verify if proxy.scheme == "https" else None
-        through = httpx2.Proxy(proxy.url, ssl_context=own)
+    if max_concurrency <= _ONE_POOL or proxy is not None:
+        through = None
+        if proxy is not None:
+            own = verify if proxy.scheme == "https" else None
+            through = httpx2.Proxy(proxy.url, ssl_context=own)
         transport = httpx2.AsyncHTTPTransport(
             limits=_limits(max_concurrency, keep_alive_s),
             verify=verify,
@@ -73,7 +79,7 @@ def transport_settings(
             self._in_flight = [0] * count
 
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            index = self._in_flight.index(min(self._in_flight))
+            index = min(range(len(self._pools)), key=self._in_flight.__getitem__)
             self._in_flight[index] += 1
             is_done = False
 
@@ -95,7 +101,7 @@ def transport_settings(
             for pool in self._pools:
                 await pool.aclose()
 
-    return {"transport": Pools(min(max_concurrency, _MAX_POOLS)), "trust_env": False}
+    return {"transport": Pools(min(-(-max_concurrency // _POOL), _MAX_POOLS)), "trust_env": False}
 
 
 def _limits(connections: int, keep_alive_s: float) -> Any:

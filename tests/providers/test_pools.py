@@ -30,4 +30,4 @@ def test_an_answer_that_is_still_being_read_counts_where_the_next_request_is_sen
                 assert response.status_code == 200
             return [len(pool._pool.connections) for pool in transport._pools]
 
-    assert asyncio.run(open_answers()) == [[1] * 34 + [0] * 32] * 2
+    assert asyncio.run(open_answers()) == [[2] * 17, [2] * 17]
