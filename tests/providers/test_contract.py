@@ -218,6 +218,8 @@ def test_requests_after_an_answer_are_sent_as_the_first_and_have_the_same_errors
             with pytest.raises(RequestError) as caught:
                 await p.complete(request_of(), model_for(name), timeout_s=timeout_s)
             error, message = caught.value, re.sub(r"\d{6,}", "#", str(caught.value))  # answers have numbers
+            if kind in ("reset", "close", "cut", "broken_json"):  # their words depend on timing and on the answer
+                message = ""
             found[kind] = (type(error), message, error.status, error.timed_out, may_have_been_billed(error))
         return found
 
