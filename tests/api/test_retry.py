@@ -71,7 +71,8 @@ def test_bad_values_are_refused_by_name(key: str) -> None:
 
 def test_only_what_reached_the_provider_may_have_been_billed() -> None:
     assert not may_have_been_billed(RateLimited("429"))
-    assert not may_have_been_billed(TransientError("500", status=500))
+    assert not may_have_been_billed(TransientError("425", status=425))
+    assert may_have_been_billed(TransientError("500", status=500))
     assert may_have_been_billed(TransientError("broken JSON"))
     assert may_have_been_billed(TransientError("broken JSON", status=200))
 
