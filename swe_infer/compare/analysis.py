@@ -7,24 +7,38 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal
 
+from swe_infer.compare.keys import deciding_keys, differing_keys, labels, repeated_runs
+from swe_infer.compare.levels import Group, Level, levels_of, repository_of
 from swe_infer.compare.loading import LoadedRun, Result, total_cost
-from swe_infer.compare.pairs import Pair, paired_tests
+from swe_infer.compare.pairs import FEWEST_FOR_BOOTSTRAP, Pair, cost_by_instance, paired_tests
+from swe_infer.compare.power import Power, power_of
 from swe_infer.compare.selections import RuleFigures, rule_figures
-from swe_infer.compare.statistics import Interval, pass_at_k, wilson
+from swe_infer.compare.statistics import (
+    Interval,
+    bootstrap_ratio,
+    clustered_wilson,
+    pass_at_k,
+    student_t,
+    wilson,
+)
+from swe_infer.errors import ConfigError
 from swe_infer.text import p_value
 from swe_infer.types import Usage
 
 Metric = Literal["resolved", "applies"]
+Cluster = Literal["instance", "repository"]
 
 RESAMPLES = 10_000
+_FEWEST_SUCCESSES = 10  # for an interval of the cost per success
 _MOST_DRAWS = 50_000_000  # instances drawn in all resamples together: a few seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A success rate over instances with its Wilson interval. Each sample is a fraction of its instance (pass@1)."""
+    """A success rate over instances with its 95 % interval. Each sample is a fraction of its instance (pass@1)."""
 
     successes: float
     instances: int
@@ -40,7 +54,8 @@ class Figures:
     """The figures of one run.
 
     Args:
-        letter: the run's label in tables.
+        letter: the run's short name in tables.
+        label: what tells the run apart, see :func:`swe_infer.compare.keys.labels`.
         recorded: instances with a record. Failed and skipped ones are included and count as not solved.
         remaining: (instance, sample) pairs without a record, from the summary; None if it does not say.
         applies: rate over every requested instance.
@@ -52,11 +67,14 @@ class Figures:
         unverified: completed samples of an evaluated run without a verdict; they count as not resolved.
         cost_usd: None if a price is unknown.
         possibly_billed_usd: what may have been billed beyond ``cost_usd``, from the summary.
+        cost_per_success_interval: 95 %; None with fewer than 30 instances or 10 successes.
         pass_at: k, the estimate, and the number of instances in it.
+        pass_at_intervals: 95 %, by k.
         on_front: whether the run is Pareto-optimal in cost per instance and rate.
     """
 
     letter: str
+    label: str
     run: LoadedRun
     differs: Mapping[str, Any]
     recorded: int
@@ -74,10 +92,12 @@ class Figures:
     cost_usd: Decimal | None
     possibly_billed_usd: float
     cost_per_success: Decimal | None
+    cost_per_success_interval: Interval | None
     wall_s: float | None
     output_tokens_per_s: float | None
     median_latency_s: float | None
     pass_at: Sequence[tuple[int, float, int]]
+    pass_at_intervals: Mapping[int, Interval | None]
     selections: Sequence[RuleFigures]
     infrastructure_failures: int
     applies_without_failures: Rate
@@ -89,13 +109,35 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """Runs that repeat one configuration, such as with different seeds.
+
+    Args:
+        runs: their indices.
+        mean, deviation: of the rates of the runs; the deviation is the sample standard deviation.
+        rate: over the instances of any of the runs; the score of an instance is the mean of its runs'.
+    """
+
+    runs: Sequence[int]
+    mean: float
+    deviation: float
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The comparison of several runs.
 
     Args:
         metric: what counts as solved: ``resolved`` if every run was evaluated, else ``applies``.
         keys: configuration keys whose values differ, in order.
+        deciding: those of them that decide answers or which of them is submitted.
         scores: for each instance and run the share of samples that solved it; None without a record.
+        cluster: what standard errors are clustered by.
+        baseline: index of the run that the others are compared with; None: all pairs.
+        pools: repeated runs of one configuration.
+        levels: the rates by the requested groups.
+        power: of each pair, if requested.
         overlap: for each set of runs that solved the same instances, the number of those instances; largest first.
     """
 
@@ -108,10 +150,25 @@ class Comparison:
     notes: Sequence[str]
     seed: int
     resamples: int
+    deciding: Sequence[str] = ()
+    cluster: Cluster = "instance"
+    baseline: int | None = None
+    pools: Sequence[Pool] = ()
+    levels: Sequence[Level] = ()
+    power: Sequence[Power] = ()
 
 
 def compare(
-    runs: Sequence[LoadedRun], *, seed: int = 0, resamples: int = RESAMPLES, notes: Sequence[str] = ()
+    runs: Sequence[LoadedRun],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    notes: Sequence[str] = (),
+    baseline: str | None = None,
+    margin: float | None = None,
+    by: Sequence[Group] = (),
+    cluster: Cluster = "instance",
+    power: float | None = None,
 ) -> Comparison:
     """Compares runs.
 
@@ -119,15 +176,42 @@ def compare(
         seed: seed of the resampling.
         resamples: number of resamples; reduced, to 1,000 at least, for very many instances.
         notes: further notes for the reader.
+        baseline: compare every other run with this one: its name, letter, label or directory.
+        margin: test the equivalence of rates within this difference, such as 0.02.
+        by: groups to break the rates down by.
+        cluster: what standard errors are clustered by.
+        power: a difference of rates to compute the power for, such as 0.05.
+
+    Raises:
+        ConfigError: there is no such baseline, the levels of a group are unknown, or SciPy is required and missing.
     """
     metric: Metric = "resolved" if runs and all(run.evaluated for run in runs) else "applies"
     scores = _scores(runs, metric)
     resamples = max(1000, min(resamples, _MOST_DRAWS // max(1, len(scores))))
-    keys = _differing_keys(runs)
-    figures = [_figures(run, _letter(index), keys) for index, run in enumerate(runs)]
+    keys = differing_keys(runs)
+    deciding = deciding_keys(runs)
+    names = labels(runs, deciding)
+    base = None if baseline is None else _baseline(runs, names, baseline)
+    by_repository = cluster == "repository"
+    figures = [
+        replace(
+            _figures(run, _letter(index), keys, by_repository),
+            label=names[index],
+            cost_per_success_interval=_cost_interval(run, seed, resamples),
+        )
+        for index, run in enumerate(runs)
+    ]
     front = _pareto_front(figures, metric)
     figures = [replace(one, on_front=index in front) for index, one in enumerate(figures)]
-    pairs = paired_tests(runs, scores, seed=seed, resamples=resamples)
+    pairs = paired_tests(
+        runs,
+        scores,
+        seed=seed,
+        resamples=resamples,
+        baseline=base,
+        margin=margin,
+        by_repository=by_repository,
+    )
     solved_by = Counter(tuple(bool(value) for value in row) for row in scores.values())
     return Comparison(
         metric=metric,
@@ -139,7 +223,60 @@ def compare(
         notes=[*_notes(figures, metric), *_notes_on_pairs(figures, pairs), *notes],
         seed=seed,
         resamples=resamples,
+        deciding=deciding,
+        cluster=cluster,
+        baseline=base,
+        pools=[_pool(group, figures, scores, metric, by_repository) for group in repeated_runs(runs)],
+        levels=[level for group in by for level in levels_of(group, runs, lambda result: solved(result, metric))],
+        power=[] if power is None else _power(pairs, runs, scores, power),
     )
+
+
+def _baseline(runs: Sequence[LoadedRun], names: Sequence[str], baseline: str) -> int:
+    directory = Path(baseline).resolve()
+    for index, run in enumerate(runs):
+        known = (run.name, _letter(index), names[index], run.address)
+        if baseline in known or run.directory.resolve() == directory:
+            return index
+    known_names = ", ".join(f"{_letter(index)} ({run.name})" for index, run in enumerate(runs))
+    raise ConfigError(f"--baseline {baseline}: no such run; the runs are {known_names}")
+
+
+def _pool(
+    group: Sequence[int],
+    figures: Sequence[Figures],
+    scores: Mapping[str, Sequence[float | None]],
+    metric: Metric,
+    by_repository: bool,
+) -> Pool:
+    values = {}
+    for name, row in scores.items():
+        known = [value for index in group if (value := row[index]) is not None]
+        if known:
+            values[name] = statistics.fmean(known)
+    rates = [figures[index].rate(metric) for index in group]
+    asked = max(len(values), *(rate.instances for rate in rates))
+    samples = sum(figures[index].run.samples for index in group)
+    return Pool(
+        runs=tuple(group),
+        mean=statistics.fmean(rate.value or 0.0 for rate in rates),
+        deviation=statistics.stdev(rate.value or 0.0 for rate in rates),
+        rate=_clustered_rate(values, asked, samples, by_repository),
+    )
+
+
+def _power(
+    pairs: Sequence[Pair], runs: Sequence[LoadedRun], scores: Mapping[str, Sequence[float | None]], difference: float
+) -> list[Power]:
+    found = []
+    for pair in pairs:
+        first, second = pair.first, pair.second
+        common = [
+            (a, b) for row in scores.values() if (a := row[first]) is not None and (b := row[second]) is not None
+        ]
+        one = power_of(first, second, common, (runs[first].samples, runs[second].samples), difference)
+        found += [] if one is None else [one]
+    return found
 
 
 def solved(result: Result, metric: Metric) -> bool:
@@ -157,7 +294,7 @@ def score(results: Sequence[Result], metric: Metric, samples: int) -> float:
     return sum(solved(result, metric) for result in results) / samples
 
 
-def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
+def _figures(run: LoadedRun, letter: str, keys: Sequence[str], by_repository: bool) -> Figures:
     instances = run.instances()
     results = list(run.results.values())
     stated = run.summary.get("instances")
@@ -167,8 +304,10 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
     wall = _number(run.summary.get("wall_s"))
     successes = sum(solved(result, "resolved" if run.evaluated else "applies") for result in results)
     completed = [result for result in results if result.status == "completed"]
+    pass_at = _pass_at(run, "resolved" if run.evaluated else "applies", asked, by_repository)
     return Figures(
         letter=letter,
+        label=run.name,
         run=run,
         differs={key: run.config.get(key) for key in keys},
         recorded=len(instances),
@@ -178,29 +317,69 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str]) -> Figures:
         finish_reasons=Counter(result.finish_reason for result in results if result.finish_reason is not None),
         errors=Counter(result.error for result in results if result.error is not None),
         remaining=run.summary.get("remaining") if isinstance(run.summary.get("remaining"), int) else None,
-        applies=_rate(run, "applies", asked),
+        applies=_rate(run, "applies", asked, by_repository),
         checked=_checked(results),
-        resolved=_rate(run, "resolved", asked) if run.evaluated else None,
+        resolved=_rate(run, "resolved", asked, by_repository) if run.evaluated else None,
         unverified=sum(result.resolved is None for result in completed) if run.evaluated else 0,
         usage=usage,
         cost_usd=cost,
         possibly_billed_usd=_number(run.summary.get("possibly_billed_usd")) or 0.0,
         cost_per_success=cost / successes if cost is not None and successes else None,
+        cost_per_success_interval=None,
         wall_s=wall,
         output_tokens_per_s=usage.output_tokens / wall if wall else None,
         median_latency_s=statistics.median(result.latency_s for result in completed) if completed else None,
-        pass_at=_pass_at(run, "resolved" if run.evaluated else "applies", asked),
+        pass_at=[(k, rate.successes / asked, asked) for k, rate in pass_at.items()],
+        pass_at_intervals={k: rate.interval for k, rate in pass_at.items()},
         selections=rule_figures(run, asked),
         infrastructure_failures=_infrastructure_failures(run, asked),
-        applies_without_failures=_rate_without_failures(run, "applies", asked),
-        resolved_without_failures=_rate_without_failures(run, "resolved", asked) if run.evaluated else None,
+        applies_without_failures=_rate_without_failures(run, "applies", asked, by_repository),
+        resolved_without_failures=_rate_without_failures(run, "resolved", asked, by_repository)
+        if run.evaluated
+        else None,
     )
 
 
-def _rate(run: LoadedRun, metric: Metric, asked: int) -> Rate:
+def _rate(run: LoadedRun, metric: Metric, asked: int, by_repository: bool) -> Rate:
     """The rate over all ``asked`` instances, including those without a record."""
-    total = sum(score(results, metric, run.samples) for results in run.instances().values())
-    return Rate(total, asked, wilson(total, asked))
+    values = {name: score(results, metric, run.samples) for name, results in run.instances().items()}
+    return _clustered_rate(values, asked, run.samples, by_repository)
+
+
+def _clustered_rate(values: Mapping[str, float], asked: int, samples: int, by_repository: bool) -> Rate:
+    """The mean of ``values`` over ``asked`` instances, with an interval clustered by instance or by repository.
+    Instances without a value count as 0."""
+    total = sum(values.values())
+    missing = asked - len(values)
+    if by_repository and values:
+        clusters: dict[str, list[float]] = {}
+        for name, value in values.items():
+            clusters.setdefault(repository_of(name), []).append(value)
+        if missing:
+            clusters.setdefault("", []).extend([0.0] * missing)
+        if len(clusters) > 1:
+            quantile = float(student_t(len(clusters) - 1).ppf(0.975))
+            sums, sizes = [sum(own) for own in clusters.values()], [len(own) for own in clusters.values()]
+            interval = clustered_wilson(sums, sizes, samples=asked * samples, quantile=quantile, jackknife=True)
+            return Rate(total, asked, interval)
+    each = [*values.values(), *[0.0] * missing]
+    return Rate(total, asked, clustered_wilson(each, [1] * asked, samples=asked * samples))
+
+
+def _cost_interval(run: LoadedRun, seed: int, resamples: int) -> Interval | None:
+    """The interval of the cost per success over the instances with a record."""
+    import numpy as np
+
+    costs = cost_by_instance(run)
+    metric: Metric = "resolved" if run.evaluated else "applies"
+    successes = {name: sum(solved(result, metric) for result in results) for name, results in run.instances().items()}
+    if len(costs) < FEWEST_FOR_BOOTSTRAP or sum(successes.values()) < _FEWEST_SUCCESSES or None in costs.values():
+        return None
+    names = list(successes)
+    dollars = np.array([float(costs[name] or 0) for name in names])
+    return bootstrap_ratio(
+        dollars, np.array([float(successes[name]) for name in names]), resamples=resamples, seed=seed
+    )
 
 
 def _infrastructure_failures(run: LoadedRun, asked: int) -> int:
@@ -209,20 +388,20 @@ def _infrastructure_failures(run: LoadedRun, asked: int) -> int:
     return failed + (max(0, asked * run.samples - len(run.results)) if run.stopped_by_infrastructure else 0)
 
 
-def _rate_without_failures(run: LoadedRun, metric: Metric, asked: int) -> Rate:
+def _rate_without_failures(run: LoadedRun, metric: Metric, asked: int, by_repository: bool) -> Rate:
     """The rate over the samples that infrastructure did not fail. Instances without such a sample do not count."""
     instances = run.instances()
     if run.stopped_by_infrastructure:
         asked = len(instances)
-    total = 0.0
-    for results in instances.values():
+    values = {}
+    for name, results in instances.items():
         samples = len(results) if run.stopped_by_infrastructure else run.samples
         samples -= sum(result.infrastructure_failure for result in results)
         if samples:
-            total += score(results, metric, samples)
+            values[name] = score(results, metric, samples)
         else:
             asked -= 1
-    return Rate(total, asked, wilson(total, asked))
+    return _clustered_rate(values, asked, run.samples, by_repository)
 
 
 def _checked(results: Sequence[Result]) -> Rate:
@@ -231,37 +410,18 @@ def _checked(results: Sequence[Result]) -> Rate:
     return Rate(applied, len(checked), wilson(applied, len(checked)))
 
 
-def _pass_at(run: LoadedRun, metric: Metric, asked: int) -> list[tuple[int, float, int]]:
-    """pass@k over all ``asked`` instances. A sample without a record is not a success."""
-    instances = run.instances()
-    counts = {
-        name: (run.samples, sum(solved(result, metric) for result in results)) for name, results in instances.items()
-    }
-    most = max((n for n, _ in counts.values()), default=0)
+def _pass_at(run: LoadedRun, metric: Metric, asked: int, by_repository: bool) -> dict[int, Rate]:
+    """pass@k by k over all ``asked`` instances. A sample without a record is not a success."""
+    most = run.samples if run.results else 0
     if most < 2:
-        return []
-    ks = sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most})
-    estimates = [(k, pass_at_k(counts, k)) for k in ks]
-    return [(k, found[0] * found[1] / asked, asked) for k, found in estimates if found is not None]
-
-
-def _is_ignored(key: str) -> bool:
-    """Whether a key cannot affect an outcome: the output directory, the tracker, labels. A point's name is shown."""
-    return key in ("output_dir", "from", "sweep.name", "sweep.points") or key.startswith("tracker.")
-
-
-def _differing_keys(runs: Sequence[LoadedRun]) -> list[str]:
-    """Keys that differ among the runs that have a configuration; ``_target_`` only if nothing else differs."""
-    configs = [run.config for run in runs if run.config]
-    keys = list(dict.fromkeys(key for config in configs for key in config if not _is_ignored(key)))
-    differing = [key for key in keys if len({_plain(config.get(key)) for config in configs}) > 1]
-    plain = [key for key in differing if not key.endswith("_target_")]
-    return plain or differing
-
-
-def _plain(value: Any) -> str:
-    """A value's text for comparison. W&B stores 1.0 as 1."""
-    return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
+        return {}
+    counts = {name: sum(solved(result, metric) for result in results) for name, results in run.instances().items()}
+    rates = {}
+    for k in sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most}):
+        each = {count: pass_at_k({"": (most, count)}, k) for count in set(counts.values())}
+        values = {name: found[0] for name, count in counts.items() if (found := each[count]) is not None}
+        rates[k] = _clustered_rate(values, asked, most // k, by_repository)
+    return rates
 
 
 def _scores(runs: Sequence[LoadedRun], metric: Metric) -> dict[str, list[float | None]]:

@@ -8,15 +8,20 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
-from swe_infer.compare.analysis import RESAMPLES, Comparison, compare
+from swe_infer.compare.analysis import RESAMPLES, Cluster, Comparison, compare
 from swe_infer.compare.export import as_json, write_csv
+from swe_infer.compare.levels import GROUPS
 from swe_infer.compare.loading import load_sources
 from swe_infer.compare.sources import find_sources, jobs_without_run
+from swe_infer.compare.table import as_latex, as_markdown
 from swe_infer.errors import SweInferError
 from swe_infer.files import replacing
+from swe_infer.run_directory import layout
 from swe_infer.text import clean
 
+_STANDARD_OUTPUT = Path("-")
 _PLAIN_WIDTH = 160  # columns, if standard output is not a terminal and COLUMNS is not set
 
 
@@ -25,12 +30,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     line."""
     options = _parser().parse_args(arguments)
     try:
-        sources, left_out = find_sources(options.runs)
+        paths = [*options.runs, *_baseline_path(options)]
+        sources, left_out = find_sources(paths)
         notes = [f"A job of the sweep has no run: {job}." for job in jobs_without_run(options.runs)]
         notes += [f"Left out: {line}" for line in left_out]
-        comparison = compare(load_sources(sources), seed=options.seed, resamples=options.resamples, notes=notes)
+        comparison = compare(
+            load_sources(sources),
+            seed=options.seed,
+            resamples=options.resamples,
+            notes=notes,
+            baseline=options.baseline,
+            margin=options.margin,
+            by=list(dict.fromkeys(options.by)),
+            cluster=options.cluster,
+            power=options.power,
+        )
         _write(comparison, options)
-        _print(comparison, options.instances)
+        _print(comparison, options)
     except SweInferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
@@ -58,13 +74,63 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained interactive page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each run, instance and sample")
+    for name, what in (("--markdown", "in Markdown"), ("--latex", "for LaTeX (booktabs)")):
+        parser.add_argument(
+            name,
+            nargs="?",
+            const=_STANDARD_OUTPUT,
+            type=Path,
+            metavar="FILE",
+            help=f"write the tables {what}; without FILE to standard output, in place of the plain ones",
+        )
+    parser.add_argument("--keys", action="store_true", help="list every configuration key that differs")
     parser.add_argument("--instances", action="store_true", help="list all instances, not only those that differ")
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="compare every other run with this one: a directory, name or letter"
+    )
+    parser.add_argument(
+        "--by", action="append", choices=GROUPS, default=[], help="break the rates down; may be repeated"
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=get_args(Cluster),
+        default="instance",
+        help="what standard errors are clustered by (default instance)",
+    )
+    parser.add_argument(
+        "--margin", type=_points, metavar="POINTS", help="test whether rates are equivalent within so many points"
+    )
+    parser.add_argument(
+        "--power",
+        type=_points,
+        nargs="?",
+        const=0.05,
+        metavar="POINTS",
+        help="what the runs can detect, and how many instances and samples this difference needs (default 5)",
+    )
     parser.add_argument("--no-prompts", action="store_true", help="leave the prompts out of the page")
     parser.add_argument("--seed", type=_natural, default=0, help="seed of the resampling tests (default 0)")
     parser.add_argument(
         "--resamples", type=_natural, default=RESAMPLES, help=f"number of resamples (default {RESAMPLES:,})"
     )
     return parser
+
+
+def _points(text: str) -> float:
+    """A difference of rates from percentage points."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be points between 0 and 100, such as 5")
+    return value / 100
+
+
+def _baseline_path(options: argparse.Namespace) -> list[str]:
+    """The baseline, if it is the directory of a run: it may be missing among the runs."""
+    baseline = options.baseline
+    return [baseline] if baseline is not None and layout.is_run(Path(baseline)) else []
 
 
 def _natural(text: str) -> int:
@@ -74,7 +140,9 @@ def _natural(text: str) -> int:
     return value
 
 
-def _print(comparison: Comparison, every_instance: bool) -> None:
+def _print(comparison: Comparison, options: argparse.Namespace) -> None:
+    if _STANDARD_OUTPUT in (options.markdown, options.latex):
+        return
     from rich.console import Console
 
     from swe_infer.compare.table import print_comparison
@@ -84,7 +152,9 @@ def _print(comparison: Comparison, every_instance: bool) -> None:
             raise BrokenPipeError  # rich would exit with status 1
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH
-    print_comparison(comparison, ComparisonConsole(width=width), every_instance=every_instance)
+    print_comparison(
+        comparison, ComparisonConsole(width=width), every_instance=options.instances, every_key=options.keys
+    )
 
 
 def _write(comparison: Comparison, options: argparse.Namespace) -> None:
@@ -97,6 +167,15 @@ def _write(comparison: Comparison, options: argparse.Namespace) -> None:
             new.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             write_csv(comparison, file)
+    for path, text_of in ((options.markdown, as_markdown), (options.latex, as_latex)):
+        if path is None:
+            continue
+        text = text_of(comparison, every_instance=options.instances, every_key=options.keys)
+        if path == _STANDARD_OUTPUT:
+            sys.stdout.write(text)
+        else:
+            with replacing(path) as new:
+                new.write_text(text, encoding="utf-8", errors="backslashreplace")
     if options.html is not None:
         from swe_infer.compare.report import write_report
 

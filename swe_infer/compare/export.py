@@ -9,9 +9,10 @@ from decimal import Decimal
 from typing import IO, Any
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate
+from swe_infer.compare.levels import Level
 from swe_infer.compare.pairs import Pair
 from swe_infer.compare.selections import RuleFigures
-from swe_infer.compare.statistics import Bootstrap
+from swe_infer.compare.statistics import Bootstrap, Interval
 from swe_infer.run_directory.figures import TurnFigures, cost_per_fixed
 from swe_infer.types import Usage
 
@@ -28,8 +29,31 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "seed": comparison.seed,
         "resamples": comparison.resamples,
         "differing_keys": list(comparison.keys),
+        "deciding_keys": list(comparison.deciding),
+        "cluster": comparison.cluster,
+        "baseline": None if comparison.baseline is None else comparison.runs[comparison.baseline].letter,
         "runs": [_run(one) for one in comparison.runs],
         "pairs": [_pair(pair, comparison) for pair in comparison.pairs],
+        "pools": [
+            {
+                "runs": [comparison.runs[index].letter for index in pool.runs],
+                "mean": pool.mean,
+                "standard_deviation": pool.deviation,
+                "pooled": _rate(pool.rate),
+            }
+            for pool in comparison.pools
+        ],
+        "levels": [_level(level, comparison) for level in comparison.levels],
+        "power": [
+            {
+                "first": comparison.runs[one.first].letter,
+                "second": comparison.runs[one.second].letter,
+                "detectable_difference": one.detectable,
+                "difference": one.difference,
+                "instances_by_samples": {str(k): count for k, count in one.instances.items()},
+            }
+            for one in comparison.power
+        ],
         "instances": {name: list(row) for name, row in comparison.scores.items()},
         "overlap": [
             {
@@ -45,6 +69,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def _run(one: Figures) -> dict[str, Any]:
     return {
         "letter": one.letter,
+        "label": one.label,
         "name": one.run.name,
         "directory": str(one.run.directory),
         "address": one.run.address,
@@ -68,10 +93,14 @@ def _run(one: Figures) -> dict[str, Any]:
         "cost_usd": _float(one.cost_usd),
         "possibly_billed_usd": one.possibly_billed_usd,
         "cost_per_success_usd": _float(one.cost_per_success),
+        "cost_per_success_95": _interval(one.cost_per_success_interval),
         "wall_s": one.wall_s,
         "output_tokens_per_s": one.output_tokens_per_s,
         "median_latency_s": one.median_latency_s,
-        "pass_at": {str(k): {"value": value, "instances": count} for k, value, count in one.pass_at},
+        "pass_at": {
+            str(k): {"value": value, "instances": count, "interval_95": _interval(one.pass_at_intervals.get(k))}
+            for k, value, count in one.pass_at
+        },
         "selections": [_selection(found) for found in one.selections],
         "on_front": one.on_front,
         "feedback": _turns(one.run.feedback),
@@ -100,8 +129,30 @@ def _turns(turns: TurnFigures | None) -> dict[str, Any] | None:
 def _rate(rate: Rate | None) -> dict[str, Any] | None:
     if rate is None:
         return None
-    interval = None if rate.interval is None else [rate.interval.low, rate.interval.high]
+    interval = _interval(rate.interval)
     return {"successes": rate.successes, "instances": rate.instances, "value": rate.value, "wilson_95": interval}
+
+
+def _interval(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _level(level: Level, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "group": level.group,
+        "level": level.name,
+        "runs": {
+            one.letter: None
+            if rate is None
+            else {
+                "successes": rate.successes,
+                "samples": rate.samples,
+                "instances": rate.instances,
+                "wilson_95": _interval(rate.interval),
+            }
+            for one, rate in zip(comparison.runs, level.rates, strict=True)
+        },
+    }
 
 
 def _pair(pair: Pair, comparison: Comparison) -> dict[str, Any]:
@@ -114,13 +165,32 @@ def _pair(pair: Pair, comparison: Comparison) -> dict[str, Any]:
         "second_only": pair.second_only,
         "neither": pair.neither,
         "rate_difference": pair.difference,
+        "difference_95": _interval(pair.interval),
         "test": pair.test,
         "p": pair.p,
         "p_holm": pair.p_holm,
+        "p_exact": pair.p_exact,
+        "agreement": pair.agreement,
+        "kappa": pair.kappa,
+        "equivalence": None
+        if pair.equivalence is None
+        else {
+            "margin": pair.equivalence.margin,
+            "interval_90": _interval(pair.equivalence.interval),
+            "p": pair.equivalence.p,
+            "equivalent": pair.equivalence.equivalent,
+        },
         "cost_per_instance_usd": _cost(pair.cost),
         "cost_p_holm": pair.cost_p_holm,
         "decided_by_infrastructure_failures": pair.decided_by_failures,
-        "without_infrastructure_failures": None if pair.without_failures is None else asdict(pair.without_failures),
+        "without_infrastructure_failures": None
+        if (test := pair.without_failures) is None
+        else {
+            "instances": test.instances,
+            "difference": test.difference,
+            "p": test.p,
+            "difference_95": _interval(test.interval),
+        },
     }
 
 

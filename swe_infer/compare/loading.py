@@ -29,6 +29,7 @@ class Result:
         cost_usd: dollars of all attempts; None if a price is unknown.
         extractor: the version of the extractor that found the patch; 1 if the record states none.
         turn: the further turn of the record, see :mod:`swe_infer.feedback`; 0: the first answer.
+        prompt_tokens: input tokens of the first record, whose prompt is that of the instance.
     """
 
     instance_id: str
@@ -44,6 +45,7 @@ class Result:
     error: str | None
     extractor: int = 1
     turn: int = 0
+    prompt_tokens: int = 0
 
     @property
     def infrastructure_failure(self) -> bool:
@@ -258,6 +260,7 @@ def _result(record: Record, before: Result | None, verdict: bool | None, *, cove
         error=None if error.get("type") is None else str(error["type"]),
         extractor=int(record.get("extractor") or 1),
         turn=turn_of(record),
+        prompt_tokens=(before.prompt_tokens if before is not None else 0) or usage_of(record).input_tokens,
     )
 
 

@@ -166,6 +166,23 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
     return rows
 
 
+def recorded_column(config: Mapping[str, Any], column: str) -> dict[str, str]:
+    """A column of text or numbers of a run's dataset by instance, without network access.
+
+    Args:
+        config: the run's configuration, which may come from a stranger.
+
+    Raises:
+        ConfigError: the dataset is not available here.
+    """
+    location = _location_of(config.get("dataset"))
+    if location is None:
+        raise DataError(_FOREIGN_DATASET)
+    rows = _open_recorded({**location, "text_column": None})
+    found = {instance_id: rows.row(index).get(column) for index, instance_id in enumerate(rows.ids)}
+    return {name: str(value) for name, value in found.items() if isinstance(value, str | int | float)}
+
+
 def recorded_selector(config: Mapping[str, Any], repositories: ExitStack, directory: Path) -> InstanceSelector | None:
     """The selection that a run's configuration names, with the files of :func:`recorded_rows`; None if its rule is
     not of this package.

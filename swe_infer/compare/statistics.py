@@ -1,4 +1,4 @@
-"""The statistics of a comparison, with their sources. Random functions take a seed.
+"""The statistics of a comparison, with their sources (docs/statistics.md). Random functions take a seed.
 
 Only the resampling functions import numpy, which keeps the import of this module fast.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from swe_infer.errors import ConfigError
+from swe_infer.run_directory.intervals import Z95
 from swe_infer.run_directory.intervals import Interval as Interval
 from swe_infer.run_directory.intervals import wilson as wilson
 
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK = 250  # resamples in memory at once
+_Z90 = 1.6448536269514722  # the 95th percentile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """The mean of one column: its estimate, 95 % percentile interval, and two-sided p-value against 0."""
+    """The mean of one column: its estimate, 95 % interval, and two-sided p-value against 0."""
 
     mean: float
     interval: Interval
@@ -70,8 +73,155 @@ def pass_at_k(samples: Mapping[str, tuple[int, int]], k: int) -> tuple[float, in
     return sum(1 - math.comb(n - c, k) / math.comb(n, k) for n, c in enough) / len(enough), len(enough)
 
 
-def bootstrap_means(columns: NDArray[np.float64], *, resamples: int, seed: int) -> list[Bootstrap]:
-    """Bootstraps the mean of each column over the rows (Efron and Tibshirani 1993, chapters 13 and 15).
+def clustered_wilson(
+    successes: Sequence[float],
+    trials: Sequence[float],
+    *,
+    samples: int,
+    quantile: float = Z95,
+    jackknife: bool = False,
+) -> Interval | None:
+    """Wilson's interval of a rate with the effective number of trials (Korn and Graubard 1998; Franco et al. 2019).
+
+    The effective number is ``r (1 - r)`` over the variance of the rate between clusters. With one trial in each
+    cluster the interval is Wilson's own.
+
+    Args:
+        successes, trials: of each cluster; the rate is the quotient of their sums.
+        samples: independent outcomes in total, which limit the effective number.
+        quantile: 97.5th percentile of the reference distribution.
+        jackknife: estimate the variance without one cluster at a time (CV3, MacKinnon, Nielsen and Webb 2023), which
+            is better for few clusters of different sizes.
+    """
+    clusters, total, good = len(successes), math.fsum(trials), math.fsum(successes)
+    if not total:
+        return None
+    rate = good / total
+    if not 0 < rate < 1:
+        return wilson(rate * clusters, clusters, quantile)
+    if jackknife:
+        rest = [(good - s, total - t) for s, t in zip(successes, trials, strict=True) if total > t]
+        variance = math.fsum((s / t - rate) ** 2 for s, t in rest) * (len(rest) - 1) / max(1, len(rest))
+    else:
+        variance = math.fsum((s - rate * t) ** 2 for s, t in zip(successes, trials, strict=True)) / total**2
+    effective = min(rate * (1 - rate) / variance, samples) if variance > 0 else samples
+    return wilson(rate * effective, effective, quantile)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedMean:
+    """The mean of paired differences, its 95 % interval, and the two-sided p-value against 0."""
+
+    mean: float
+    interval: Interval
+    p: float
+
+
+def paired_score(differences: Sequence[float]) -> PairedMean:
+    """The score test of a mean of differences between -1 and 1, and the interval of the means that it accepts.
+
+    With differences of -1, 0 and 1 the test is McNemar's without continuity correction (McNemar 1947; Fagerland,
+    Lydersen and Laake 2013). The standard error is clustered by instance: each difference is that of one instance
+    (Miller 2024, section 4).
+    """
+    count, mean = len(differences), math.fsum(differences) / len(differences)
+    half = _half_width(differences, mean, Z95)
+    square = math.fsum(d * d for d in differences) / count
+    statistic = abs(mean) / math.sqrt(square / count) if square else 0.0
+    return PairedMean(
+        mean, Interval(max(-1.0, mean - half), min(1.0, mean + half)), math.erfc(statistic / math.sqrt(2))
+    )
+
+
+def _half_width(differences: Sequence[float], mean: float, quantile: float) -> float:
+    """Half the width of the score interval. Equal differences have that of the score interval of Tango (1998) without
+    discordant pairs."""
+    count, z2 = len(differences), quantile * quantile
+    variance = math.fsum((d - mean) ** 2 for d in differences) / count
+    if variance <= 1e-18:
+        return z2 / (count + z2)
+    return quantile * math.sqrt(variance / (count - z2)) if count > z2 else 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Two one-sided tests that a difference is between ``-margin`` and ``margin`` (Schuirmann 1987).
+
+    Args:
+        interval: 90 %.
+        p: the larger p-value of the two tests.
+    """
+
+    margin: float
+    interval: Interval
+    p: float
+
+    @property
+    def equivalent(self) -> bool:
+        return self.p < 0.05
+
+
+def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
+    """Tests the equivalence of two rates by score tests, each with the variance at its limit.
+
+    At a difference of ``margin`` at least that share of the pairs is discordant: a lower bound of the variance.
+    """
+    count, mean = len(differences), math.fsum(differences) / len(differences)
+    p = 0.0
+    for limit in (-margin, margin):
+        variance = max(math.fsum((d - limit) ** 2 for d in differences) / count, margin * (1 - margin))
+        distance = mean + margin if limit < 0 else margin - mean
+        p = max(p, math.erfc(distance / math.sqrt(2 * variance / count)) / 2)
+    half = _half_width(differences, mean, _Z90)
+    return Equivalence(margin, Interval(max(-1.0, mean - half), min(1.0, mean + half)), p)
+
+
+def jackknife_mean(differences: Sequence[float], groups: Sequence[str], quantile: float) -> tuple[Interval, float]:
+    """The interval of a mean with a standard error clustered by group (CV3), and the t statistic.
+
+    Args:
+        groups: the group of each difference; at least two distinct ones.
+        quantile: 97.5th percentile of Student's t with one degree of freedom less than groups.
+    """
+    sums: dict[str, list[float]] = {}
+    for group, difference in zip(groups, differences, strict=True):
+        sums.setdefault(group, []).append(difference)
+    total, count = math.fsum(differences), len(differences)
+    mean = total / count
+    rest = [(total - math.fsum(own)) / (count - len(own)) for own in sums.values()]
+    error = math.sqrt(math.fsum((one - mean) ** 2 for one in rest) * (len(rest) - 1) / len(rest))
+    statistic = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
+    return Interval(max(-1.0, mean - quantile * error), min(1.0, mean + quantile * error)), statistic
+
+
+def student_t(degrees: int) -> Any:
+    """SciPy's distribution of Student's t.
+
+    Raises:
+        ConfigError: SciPy is not installed.
+    """
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise ConfigError("--cluster repository needs SciPy: pip install 'swe_infer[statistics]'") from None
+    return t(degrees)
+
+
+def agreement(pairs: Sequence[tuple[float, float]]) -> tuple[float, float | None]:
+    """The probability that a sample of each run has the same outcome, and Cohen's kappa (Cohen 1960), which is None
+    if all outcomes are equal.
+
+    Args:
+        pairs: the share of successful samples of each instance, in both runs.
+    """
+    observed = math.fsum(a * b + (1 - a) * (1 - b) for a, b in pairs) / len(pairs)
+    first, second = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    expected = first * second + (1 - first) * (1 - second)
+    return observed, (observed - expected) / (1 - expected) if expected < 1 else None
+
+
+def bootstrap_means(columns: NDArray[np.float64], *, resamples: int, seed: int) -> list[Bootstrap | None]:
+    """Bootstraps the studentised mean of each column over the rows (Hall 1992, sections 3.5 and 3.6, symmetric).
 
     All columns share their resamples, so that paired columns stay paired.
 
@@ -79,51 +229,75 @@ def bootstrap_means(columns: NDArray[np.float64], *, resamples: int, seed: int) 
         columns: (instances, columns).
         resamples: number of draws of the rows with replacement.
 
-    The p-value is twice the smaller share of resampled means on one side of 0, at least ``1 / (resamples + 1)``.
+    Returns:
+        For each column its figures; the p-value is at least ``1 / (resamples + 1)``. None if too few values differ
+        from the others for an interval.
     """
     import numpy as np
 
     rows, width = columns.shape
     generator = np.random.default_rng(seed)
-    means = np.empty((resamples, width))
+    estimates = columns.mean(axis=0)
+    centred = columns - estimates
+    tolerance = 1e-12 * np.abs(columns).max(axis=0, initial=0.0)  # rounding: sums of equal costs may differ
+    error = np.sqrt((centred**2).mean(axis=0))
+    constant = error <= tolerance
+    distances = np.empty((resamples, width))
     for begin in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - begin)
         weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=size)
-        means[begin : begin + size] = weights @ columns / rows
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    estimates = columns.mean(axis=0)
-    tolerance = 1e-12 * np.abs(columns).max(axis=0, initial=0.0)  # rounding: sums of equal costs may differ
-    below = (means <= tolerance).sum(axis=0)
-    above = (means >= -tolerance).sum(axis=0)
-    return [
-        Bootstrap(
-            float(estimates[i]),
-            Interval(float(low[i]), float(high[i])),
-            min(1.0, (2 * int(min(below[i], above[i])) + 1) / (resamples + 1)),
-        )
-        for i in range(width)
-    ]
+        means = weights @ centred / rows
+        errors = np.sqrt(np.maximum(weights @ centred**2 / rows - means**2, 0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distances[begin : begin + size] = np.where(errors > tolerance, np.abs(means) / errors, np.inf)
+    found: list[Bootstrap | None] = []
+    for i in range(width):
+        mean = float(estimates[i])
+        if constant[i]:
+            p = 1.0 if abs(mean) <= tolerance[i] else 1 / (resamples + 1)
+            found.append(Bootstrap(mean, Interval(mean, mean), p))
+            continue
+        ordered = np.sort(distances[:, i])
+        half = float(ordered[min(resamples - 1, math.ceil(0.95 * (resamples + 1)) - 1)] * error[i])
+        extreme = int((distances[:, i] >= abs(mean) / error[i]).sum())
+        interval = Interval(mean - half, mean + half)
+        found.append(Bootstrap(mean, interval, (extreme + 1) / (resamples + 1)) if math.isfinite(half) else None)
+    return found
 
 
-def sign_flip(columns: NDArray[np.float64], *, resamples: int, seed: int) -> list[float]:
-    """Two-sided p-values of a paired permutation test of each column's mean (Fisher 1935; Good 2005, section 3.6).
-
-    Under the null hypothesis the two runs are exchangeable, so each difference may change its sign.
-    With differences of -1, 0 and 1 the exact distribution is McNemar's, for which :func:`mcnemar_exact` is exact.
-    The p-value counts the observed arrangement too (Phipson and Smyth 2010).
+def bootstrap_ratio(
+    numerators: NDArray[np.float64], denominators: NDArray[np.float64], *, resamples: int, seed: int
+) -> Interval | None:
+    """The 95 % interval of a quotient of sums: the studentised bootstrap of its logarithm over the rows (Hall 1992,
+    section 3.5). None if the data determine none.
 
     Args:
-        columns: (instances, columns) of differences; all columns share their random signs.
-        resamples: number of draws of the signs.
+        numerators, denominators: (instances,); such as cost and successes.
     """
     import numpy as np
 
-    rows, width = columns.shape
+    rows = len(numerators)
+    if numerators.sum() <= 0 or denominators.sum() <= 0:
+        return None
+    products = np.stack([numerators, denominators, numerators**2, numerators * denominators, denominators**2], axis=1)
+
+    def estimates(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        top, bottom, top2, mixed, bottom2 = (weights @ products).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = top / bottom
+            variance = np.maximum(top2 - 2 * ratio * mixed + ratio**2 * bottom2, 0)
+            return np.log(ratio), np.sqrt(variance) / top
+
+    (log_ratio,), (error,) = estimates(np.ones((1, rows)))
     generator = np.random.default_rng(seed)
-    least = np.abs(columns.sum(axis=0)) - 1e-12 * np.abs(columns).sum(axis=0)
-    extreme = np.zeros(width, dtype=int)
+    distances = []
     for begin in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - begin)
-        signs = generator.integers(0, 2, size=(size, rows), dtype=np.int8) * 2.0 - 1.0
-        extreme += (np.abs(signs @ columns) >= least).sum(axis=0)
-    return [(int(count) + 1) / (resamples + 1) for count in extreme]
+        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=min(_CHUNK, resamples - begin))
+        logs, errors = estimates(weights.astype(np.float64))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distances.append((logs - log_ratio) / errors)
+    every = np.concatenate(distances)
+    if error <= 1e-12 or not np.isfinite(every).all():
+        return None
+    low, high = np.percentile(every, [2.5, 97.5])
+    return Interval(float(np.exp(log_ratio - high * error)), float(np.exp(log_ratio - low * error)))

@@ -1,108 +1,260 @@
-"""The comparison as tables for a terminal."""
+"""The comparison as tables: for a terminal, in Markdown, and for LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate, differ
 from swe_infer.compare.pairs import Pair
+from swe_infer.compare.statistics import Interval
 from swe_infer.run_directory.figures import cost_per_fixed
 from swe_infer.text import clean, dollars, duration, p_value, percent, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 _MOST_PAIRS = 20
 _MOST_INSTANCES = 20
+_WIDEST = {"left": 24, "right": 40}  # characters to which cells are folded if a table is too wide
 
 _METRIC = {"resolved": "resolved", "applies": "patch applies"}
 
 
-def print_comparison(comparison: Comparison, console: Console, *, every_instance: bool = False) -> None:
-    """Prints tables of runs, rates, costs, pass@k, tests and instances.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a comparison.
+
+    Args:
+        left: number of columns at the left that are aligned left.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+
+def tables_of(comparison: Comparison, *, every_instance: bool = False, every_key: bool = False) -> list[Table]:
+    """The tables: outcomes first, then costs, tests, configuration and instances.
 
     Args:
         every_instance: list all instances, not only the first ones on which the runs differ.
+        every_key: list all configuration keys that differ, not only those that decide answers.
     """
-    tables = [_runs(comparison), _outcomes(comparison)]
-    if any(one.infrastructure_failures for one in comparison.runs):
+    runs = comparison.runs
+    tables = [_outcomes(comparison)]
+    if any(one.infrastructure_failures for one in runs):
         tables.append(_without_failures(comparison))
-    tables.append(_costs(comparison))
-    if any(one.pass_at for one in comparison.runs):
+    if comparison.pools:
+        tables.append(_pools(comparison))
+    if any(one.pass_at for one in runs):
         tables.append(_pass_at(comparison))
-    if any(one.selections for one in comparison.runs):
-        tables.append(_selections(comparison))
-    if any(one.run.feedback for one in comparison.runs):
-        tables.append(_turns(comparison))
     if comparison.pairs:
-        tables.append(_pairs(comparison))
+        tables += _pairs(comparison)
         if any(pair.without_failures for pair in comparison.pairs):
             tables.append(_pairs_without_failures(comparison))
-    tables.append(_instances(comparison, every_instance))
-    for title, table in tables:
-        console.print(title, style="bold", markup=False, highlight=False)
-        if table.row_count:
-            console.print(table)
+    if comparison.power:
+        tables.append(_power(comparison))
+    tables += [_levels(comparison, group) for group in dict.fromkeys(level.group for level in comparison.levels)]
+    tables.append(_costs(comparison))
+    if any(one.selections for one in runs):
+        tables.append(_selections(comparison))
+    if any(one.run.feedback for one in runs):
+        tables.append(_turns(comparison))
+    tables += [_configuration(comparison, every_key), _instances(comparison, every_instance)]
+    return [
+        Table(clean(one.title), one.columns, [[clean(cell) for cell in row] for row in one.rows], one.left)
+        for one in tables
+    ]
+
+
+def print_comparison(
+    comparison: Comparison, console: Console, *, every_instance: bool = False, every_key: bool = False
+) -> None:
+    """Prints the tables of :func:`tables_of` and the notes. A table that is wider than the console is printed in
+    parts, each with the first column."""
+    for table in tables_of(comparison, every_instance=every_instance, every_key=every_key):
+        console.print(table.title, style="bold", markup=False, highlight=False)
+        if table.rows:
+            _print_table(table, console)
     for note in comparison.notes:
         console.print(clean(note), markup=False, highlight=False)
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> tuple[str, Table]:
-    """A title and a table. The first ``left`` columns are aligned left. Cells are never interpreted as markup."""
+def _print_table(table: Table, console: Console) -> None:
     from rich import box
-    from rich.table import Table
+    from rich.cells import cell_len
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1))
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
-    return title, table
+    between = 3  # a column's padding and the separator
+    widths = [max(map(cell_len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    if sum(widths) + between * len(widths) > console.width:
+        widths = [
+            min(width, _WIDEST["left" if index < table.left else "right"]) for index, width in enumerate(widths)
+        ]
+    parts, used = [[0]], widths[0] + between
+    for index in range(1, len(widths)):
+        if used + widths[index] + between > console.width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = widths[0] + between
+        parts[-1].append(index)
+        used += widths[index] + between
+    for part in parts:
+        shown_ = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1))
+        for index in part:
+            justify: Literal["left", "right"] = "left" if index < table.left else "right"
+            title = Text(table.columns[index])
+            shown_.add_column(title, justify=justify, overflow="fold", max_width=widths[index])
+        for row in table.rows:
+            shown_.add_row(*(Text(row[index]) for index in part))
+        console.print(shown_)
 
 
-def _runs(comparison: Comparison) -> tuple[str, Table]:
-    columns = ["", "run", *comparison.keys]
-    rows = [
-        [one.letter, one.run.name, *(shown(one.differs.get(key)) for key in comparison.keys)]
-        for one in comparison.runs
-    ]
-    title = (
-        "Runs, and where their configurations differ" if comparison.keys else "Runs (no difference in configuration)"
-    )
-    return _table(title, columns, rows, left=len(columns))
+def as_markdown(comparison: Comparison, *, every_instance: bool = False, every_key: bool = False) -> str:
+    """The tables and notes in GitHub's Markdown."""
+    lines = []
+    for table in tables_of(comparison, every_instance=every_instance, every_key=every_key):
+        lines += [f"**{_markdown(table.title)}**", ""]
+        if table.rows:
+            rule = [":--" if index < table.left else "--:" for index in range(len(table.columns))]
+            lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in (table.columns, *table.rows)]
+            lines.insert(len(lines) - len(table.rows), "| " + " | ".join(rule) + " |")
+            lines.append("")
+    return "\n".join([*lines, *(f"- {_markdown(clean(note))}" for note in comparison.notes)]).rstrip() + "\n"
 
 
-def _outcomes(comparison: Comparison) -> tuple[str, Table]:
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|~#$])", r"\\\1", " ".join(text.split()))
+
+
+def as_latex(comparison: Comparison, *, every_instance: bool = False, every_key: bool = False) -> str:
+    """The tables for LaTeX with the package booktabs; the notes as comments."""
+    lines = ["% \\usepackage{booktabs}", *(f"% {' '.join(clean(note).split())}" for note in comparison.notes)]
+    for table in tables_of(comparison, every_instance=every_instance, every_key=every_key):
+        if not table.rows:
+            continue
+        alignment = "l" * table.left + "r" * (len(table.columns) - table.left)
+        lines += ["", "\\begin{table}", "\\centering", f"\\caption{{{_latex(table.title)}}}"]
+        lines += [f"\\begin{{tabular}}{{{alignment}}}", "\\toprule", _latex_row(table.columns), "\\midrule"]
+        lines += [_latex_row(row) for row in table.rows]
+        lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex, cells)) + r" \\"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # after \\\\ a bracket would be an option
+    "±": r"$\pm$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _configuration(comparison: Comparison, every_key: bool) -> Table:
+    keys = comparison.keys if every_key else comparison.deciding
+    rows = [["run", *(one.run.name for one in comparison.runs)]]
+    rows += [[key, *(shown(one.differs.get(key)) for one in comparison.runs)] for key in keys]
+    hidden = len(comparison.keys) - len(keys)
+    title = "Configuration: " + ("keys that differ" if every_key else "keys that differ and decide answers")
+    if not comparison.keys:
+        title = "Configuration: no difference"
+    elif hidden:
+        title += f"; {hidden} more {'differs' if hidden == 1 else 'differ'} (--keys lists all)"
+    return Table(title, ["", *(one.letter for one in comparison.runs)], rows, len(comparison.runs) + 1)
+
+
+def _outcomes(comparison: Comparison) -> Table:
     evaluated = any(one.resolved is not None for one in comparison.runs)
     unchecked = any(one.patches.get("unchecked") for one in comparison.runs)
     columns = [
         "",
+        "run",
+        *(["resolved"] if evaluated else []),
+        "patch applies",
+        *(["of checked", "unchecked"] if unchecked else []),
         "instances",
         "completed",
         "failed",
         "skipped",
-        "patch applies",
-        *(["of checked", "unchecked"] if unchecked else []),
-        *(["resolved"] if evaluated else []),
     ]
     rows = [
         [
             one.letter,
-            f"{one.recorded:,}" + (f" x {one.samples}" if one.samples > 1 else ""),
-            *(f"{one.statuses.get(status, 0):,}" for status in ("completed", "failed", "skipped")),
+            one.label,
+            *([_rate(one.resolved)] if evaluated else []),
             _rate(one.applies),
             *([_rate(one.checked), f"{one.patches.get('unchecked', 0):,}"] if unchecked else []),
-            *([_rate(one.resolved)] if evaluated else []),
+            f"{one.recorded:,}" + (f" x {one.samples}" if one.samples > 1 else ""),
+            *(f"{one.statuses.get(status, 0):,}" for status in ("completed", "failed", "skipped")),
         ]
         for one in comparison.runs
     ]
-    return _table("Outcomes (95 % Wilson intervals)", columns, rows)
+    return Table(f"Outcomes (95 % intervals, clustered by {comparison.cluster})", columns, rows, 2)
 
 
-def _without_failures(comparison: Comparison) -> tuple[str, Table]:
+def _pools(comparison: Comparison) -> Table:
+    """Runs that repeat one configuration."""
+    rows = [
+        [
+            "+".join(comparison.runs[index].letter for index in pool.runs),
+            f"{len(pool.runs)}",
+            f"{100 * pool.mean:.1f} ± {100 * pool.deviation:.1f} %",
+            _rate(pool.rate),
+        ]
+        for pool in comparison.pools
+    ]
+    title = f"Repeated runs (mean ± standard deviation of the runs), by {_METRIC[comparison.metric]}"
+    return Table(title, ["", "runs", "mean ± sd", "pooled"], rows)
+
+
+def _levels(comparison: Comparison, group: str) -> Table:
+    rows = [
+        [
+            level.name,
+            *(
+                "-" if one is None else _share(one.successes, one.samples, one.successes / one.samples, one.interval)
+                for one in level.rates
+            ),
+        ]
+        for level in comparison.levels
+        if level.group == group
+    ]
+    title = f"By {group.replace('_', ' ')}: {_METRIC[comparison.metric]}, of the samples with a record"
+    return Table(title, [group.replace("_", " "), *(one.letter for one in comparison.runs)], rows)
+
+
+def _power(comparison: Comparison) -> Table:
+    samples = sorted({k for one in comparison.power for k in one.instances})
+    rows = [
+        [
+            f"{comparison.runs[one.first].letter} : {comparison.runs[one.second].letter}",
+            f"{100 * one.detectable:.1f} points",
+            *(f"{one.instances[k]:,}" if k in one.instances else "-" for k in samples),
+        ]
+        for one in comparison.power
+    ]
+    points = f"{100 * comparison.power[0].difference:g} points"
+    title = f"Power of 80 % at p < 0.05: what the runs detect, and the instances that {points} need, by samples"
+    return Table(title, ["", "detect", *(f"{k} sample{'s' if k > 1 else ''}" for k in samples)], rows)
+
+
+def _without_failures(comparison: Comparison) -> Table:
     evaluated = any(one.resolved is not None for one in comparison.runs)
     columns = ["", "infrastructure failures", "patch applies", *(["resolved"] if evaluated else [])]
     rows = [
@@ -114,18 +266,29 @@ def _without_failures(comparison: Comparison) -> tuple[str, Table]:
         ]
         for one in comparison.runs
     ]
-    return _table("Outcomes without infrastructure failures", columns, rows)
+    return Table("Outcomes without infrastructure failures", columns, rows)
 
 
 def _rate(rate: Rate | None) -> str:
-    if rate is None or rate.value is None or rate.interval is None:
+    return "-" if rate is None else _share(rate.successes, rate.instances, rate.value, rate.interval)
+
+
+def _share(successes: float, count: int, value: float | None, interval: Interval | None) -> str:
+    if value is None or interval is None:
         return "-"
-    successes = f"{rate.successes:.4g}" if rate.successes % 1 else f"{rate.successes:.0f}"
-    interval = f"{100 * rate.interval.low:.1f} to {100 * rate.interval.high:.1f}"
-    return f"{successes}/{rate.instances} {percent(rate.value)} [{interval}]"
+    text = f"{successes:.4g}" if successes % 1 else f"{successes:.0f}"
+    return f"{text}/{count} {percent(value)} {_points(interval)}"
 
 
-def _costs(comparison: Comparison) -> tuple[str, Table]:
+def _points(interval: Interval) -> str:
+    return f"[{100 * interval.low:.1f} to {100 * interval.high:.1f}]"
+
+
+def _dollars(amount: Decimal | float, interval: Interval | None) -> str:
+    return dollars(amount) + ("" if interval is None else f" [{dollars(interval.low)} to {dollars(interval.high)}]")
+
+
+def _costs(comparison: Comparison) -> Table:
     columns = [
         "",
         "cost",
@@ -138,10 +301,10 @@ def _costs(comparison: Comparison) -> tuple[str, Table]:
         "out/s",
         "latency",
     ]
-    return _table(
+    return Table(
         "Cost, tokens and time (all attempts; * Pareto-optimal)",
         columns,
-        map(_cost, comparison.runs),
+        [_cost(one) for one in comparison.runs],
     )
 
 
@@ -151,7 +314,7 @@ def _cost(one: Figures) -> list[str]:
     return [
         one.letter + ("*" if one.on_front else ""),
         dollars(one.cost_usd) + (f" (+ {dollars(one.possibly_billed_usd)}?)" if one.possibly_billed_usd else ""),
-        "-" if one.cost_per_success is None else dollars(one.cost_per_success),
+        "-" if one.cost_per_success is None else _dollars(one.cost_per_success, one.cost_per_success_interval),
         *(f"{count:,}" for count in tokens),
         duration(one.wall_s),
         "-" if one.output_tokens_per_s is None else f"{one.output_tokens_per_s:,.1f}",
@@ -159,7 +322,7 @@ def _cost(one: Figures) -> list[str]:
     ]
 
 
-def _selections(comparison: Comparison) -> tuple[str, Table]:
+def _selections(comparison: Comparison) -> Table:
     """What each rule of selection brings on the same answers."""
     rows = [
         [
@@ -175,10 +338,10 @@ def _selections(comparison: Comparison) -> tuple[str, Table]:
     ]
     columns = ["", "rule", "pass@1", "selected", "pass@n", "gap closed"]
     title = "Selection among n samples, resolved (* submitted; gap closed: (selected - pass@1) / (pass@n - pass@1))"
-    return _table(title, columns, rows, left=2)
+    return Table(title, columns, rows, 2)
 
 
-def _turns(comparison: Comparison) -> tuple[str, Table]:
+def _turns(comparison: Comparison) -> Table:
     columns = [
         "",
         "turns",
@@ -208,75 +371,98 @@ def _turns(comparison: Comparison) -> tuple[str, Table]:
                 f"{turns['output_tokens']:,}",
             ]
         )
-    return _table("Further turns (feedback): patches, and what they cost", columns, rows)
+    return Table("Further turns (feedback): patches, and what they cost", columns, rows)
 
 
-def _pass_at(comparison: Comparison) -> tuple[str, Table]:
+def _pass_at(comparison: Comparison) -> Table:
     ks = sorted({k for one in comparison.runs for k, _, _ in one.pass_at})
     rows = []
     for one in comparison.runs:
         estimates = {k: (value, instances) for k, value, instances in one.pass_at}
-        cells = [
-            "-"
-            if k not in estimates
-            else percent(estimates[k][0]) + (f" (of {estimates[k][1]})" if estimates[k][1] < one.recorded else "")
-            for k in ks
-        ]
+        cells = []
+        for k in ks:
+            interval = one.pass_at_intervals.get(k)
+            known = k in estimates and interval is not None
+            cells.append(f"{percent(estimates[k][0])} {_points(interval)}" if known and interval else "-")
         rows.append([one.letter, *cells])
-    return _table("pass@k, unbiased", ["", *(f"pass@{k}" for k in ks)], rows)
+    return Table("pass@k, unbiased (95 % intervals)", ["", *(f"pass@{k}" for k in ks)], rows)
 
 
-def _pairs(comparison: Comparison) -> tuple[str, Table]:
+def _pairs(comparison: Comparison) -> list[Table]:
     pairs = sorted(comparison.pairs, key=lambda pair: pair.p)
-    columns = ["", "common", "only 1st", "only 2nd", "rate", "p", "p (Holm)", "cost per instance", "p (Holm)", "test"]
-    rows = [_pair(pair, comparison) for pair in pairs[:_MOST_PAIRS]]
+    kept = pairs[:_MOST_PAIRS]
+    columns = ["", "difference", "p", "p (Holm)", "common", "only 1st", "only 2nd"]
+    columns += ["agree", "kappa", "cost per instance", "p (Holm)", "test"]
+    tests = {pair.test for pair in pairs}
     count = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''}"
+    if comparison.baseline is not None:
+        count += f" with the baseline {comparison.runs[comparison.baseline].letter}"
     shown_ = count if len(pairs) <= _MOST_PAIRS else f"the {_MOST_PAIRS} with the smallest p of {count}"
-    what = f"difference (2nd - 1st), by {_METRIC[comparison.metric]}; {shown_}"
-    return _table(f"Paired tests ({what})", columns, rows)
+    what = f"2nd - 1st in points, by {_METRIC[comparison.metric]}; {shown_}"
+    differences = [_pair(pair, comparison) for pair in kept]
+    if len(tests) == 1:
+        what += f"; test: {tests.pop()}"
+        columns, differences = columns[:-1], [row[:-1] for row in differences]
+    tables = [Table(f"Paired differences ({what})", columns, differences)]
+    rows = [
+        [
+            _letters(pair, comparison),
+            f"{100 * pair.difference:+.1f} {_points(found.interval)}",
+            p_value(found.p),
+            "yes" if found.equivalent else "not shown",
+        ]
+        for pair in kept
+        if (found := pair.equivalence) is not None
+    ]
+    if rows and (found := pairs[0].equivalence) is not None:
+        title = f"Equivalence within {100 * found.margin:g} points (two one-sided tests, 90 % intervals)"
+        tables.append(Table(title, ["", "difference", "p", "equivalent"], rows))
+    return tables
+
+
+def _letters(pair: Pair, comparison: Comparison) -> str:
+    return f"{comparison.runs[pair.first].letter} : {comparison.runs[pair.second].letter}"
 
 
 def _pair(pair: Pair, comparison: Comparison) -> list[str]:
-    first, second = comparison.runs[pair.first].letter, comparison.runs[pair.second].letter
-    cost = "-" if pair.cost is None else dollars(pair.cost.mean)
-    if pair.cost is not None and pair.cost.mean:
-        cost += f" [{dollars(pair.cost.interval.low)} to {dollars(pair.cost.interval.high)}]"
+    cost = pair.cost
     return [
-        f"{first} : {second}",
+        _letters(pair, comparison),
+        f"{100 * pair.difference:+.1f} {_points(pair.interval)}",
+        p_value(pair.p),
+        p_value(pair.p_holm),
         f"{pair.instances:,}",
         f"{pair.first_only:,}",
         f"{pair.second_only:,}",
-        f"{100 * pair.difference:+.1f} points",
-        p_value(pair.p),
-        p_value(pair.p_holm),
-        cost,
+        percent(pair.agreement),
+        "-" if pair.kappa is None else f"{pair.kappa:.2f}",
+        "-" if cost is None else _dollars(cost.mean, cost.interval if cost.mean else None),
         "-" if pair.cost_p_holm is None else p_value(pair.cost_p_holm),
         pair.test,
     ]
 
 
-def _pairs_without_failures(comparison: Comparison) -> tuple[str, Table]:
+def _pairs_without_failures(comparison: Comparison) -> Table:
     """The pairs with instances on which infrastructure failed."""
     rows = []
     for pair in sorted(comparison.pairs, key=lambda pair: pair.p):
         if (test := pair.without_failures) is None:
             continue
-        first, second = comparison.runs[pair.first].letter, comparison.runs[pair.second].letter
-        known = test.difference is not None and test.p is not None
+        known = test.difference is not None and test.p is not None and test.interval is not None
         rows.append(
             [
-                f"{first} : {second}",
+                _letters(pair, comparison),
                 f"{test.instances:,}",
-                f"{100 * (test.difference or 0):+.1f} points" if known else "-",
+                f"{100 * (test.difference or 0):+.1f} {_points(test.interval)}" if known and test.interval else "-",
                 p_value(test.p or 0) if known else "-",
-                f"{100 * pair.difference:+.1f} points",
+                f"{100 * pair.difference:+.1f} {_points(pair.interval)}",
             ]
         )
-    columns = ["", "common", "rate", "p", "with failures"]
-    return _table("Paired tests without infrastructure failures", columns, rows[:_MOST_PAIRS])
+    columns = ["", "common", "difference", "p", "with failures"]
+    return Table("Paired differences without infrastructure failures", columns, rows[:_MOST_PAIRS])
 
 
-def _instances(comparison: Comparison, every: bool) -> tuple[str, Table]:
+def _instances(comparison: Comparison, every: bool) -> Table:
     rows = [(name, row) for name, row in comparison.scores.items() if every or differ(row)]
     kept = rows if every else rows[:_MOST_INSTANCES]
     total = len(comparison.scores)
@@ -284,7 +470,7 @@ def _instances(comparison: Comparison, every: bool) -> tuple[str, Table]:
     if len(kept) < len(rows):
         title += f"; the first {len(kept)} (--instances lists all)"
     letters = [one.letter for one in comparison.runs]
-    return _table(title, ["instance", *letters], [[name, *map(_mark, row)] for name, row in kept])
+    return Table(title, ["instance", *letters], [[name, *map(_mark, row)] for name, row in kept])
 
 
 def _mark(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_Z95 = 1.959963984540054  # the 97.5th percentile of the normal distribution
+Z95 = 1.959963984540054  # the 97.5th percentile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Interval:
     high: float
 
 
-def wilson(successes: float, trials: int) -> Interval | None:
+def wilson(successes: float, trials: float, quantile: float = Z95) -> Interval | None:
     """The 95 % score interval of a rate; None without trials (Wilson 1927; Brown, Cai and DasGupta 2001).
 
     ``successes`` may be a sum of fractions, with several samples per instance. A fraction varies at most as much as a
@@ -22,7 +22,7 @@ def wilson(successes: float, trials: int) -> Interval | None:
     """
     if not trials:
         return None
-    rate, z2 = successes / trials, _Z95 * _Z95
+    rate, z2 = successes / trials, quantile * quantile
     centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z95 / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
+    half = quantile / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from decimal import Decimal
 from io import StringIO
@@ -14,8 +15,8 @@ from rich.console import Console
 from swe_infer.compare.analysis import Comparison, compare
 from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_runs
-from swe_infer.compare.pairs import RateTest
 from swe_infer.compare.table import print_comparison
+from swe_infer.errors import ConfigError
 from swe_infer.patches import VERSION
 from tests.compare.runs import Entry, answer, failure, skip, write_run
 
@@ -57,9 +58,12 @@ def test_pairs_are_tested_over_the_instances_that_both_have(tmp_path: Path) -> N
     b = write_run(tmp_path / "b", [answer(i, "applies" if n < 9 else "none") for n, i in enumerate(IDS[:15])])
     (pair,) = compared(a, b).pairs
     assert (pair.instances, pair.both, pair.first_only, pair.second_only, pair.neither) == (15, 2, 0, 7, 6)
-    assert pair.test == "exact McNemar"
-    assert pair.p == pair.p_holm == pytest.approx(2 / 2**7)
+    assert pair.test == "McNemar"
+    assert pair.p_exact == pytest.approx(2 / 2**7)
+    assert pair.p == pair.p_holm == pytest.approx(math.erfc(math.sqrt(7 / 2)))  # chi-squared of 7 with 1 degree
     assert pair.difference == pytest.approx(7 / 15)
+    assert pair.agreement == pytest.approx(8 / 15)
+    assert pair.kappa == pytest.approx((8 / 15 - 96 / 225) / (1 - 96 / 225))
 
 
 def test_p_values_are_corrected_for_the_number_of_pairs(tmp_path: Path) -> None:
@@ -69,27 +73,39 @@ def test_p_values_are_corrected_for_the_number_of_pairs(tmp_path: Path) -> None:
         for name, k in solved.items()
     ]
     pairs = {(pair.first, pair.second): pair for pair in compared(*runs).pairs}
-    assert pairs[0, 2].p_holm == pytest.approx(3 * 2 / 2**12)
-    assert pairs[0, 1].p_holm == pairs[1, 2].p_holm == pytest.approx(2 * 2 / 2**6)
+    assert pairs[0, 2].p_holm == pytest.approx(3 * math.erfc(math.sqrt(12 / 2)))
+    assert pairs[0, 1].p_holm == pairs[1, 2].p_holm == pytest.approx(2 * math.erfc(math.sqrt(6 / 2)))
+    against = compare(load_runs([str(run) for run in runs]), baseline="b", resamples=1000)
+    assert [(pair.first, pair.second) for pair in against.pairs] == [(1, 0), (1, 2)]
+    assert against.pairs[0].p_holm == pytest.approx(2 * math.erfc(math.sqrt(6 / 2)))
+    with pytest.raises(ConfigError, match=r"--baseline d: no such run; the runs are A \(a\), B \(b\), C \(c\)"):
+        compare(load_runs([str(run) for run in runs]), baseline="d")
 
 
 def test_costs_are_compared_instance_by_instance(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", [answer(i, cost=str(n)) for n, i in enumerate(IDS)])
-    b = write_run(tmp_path / "b", [answer(i, cost=str(n + 0.25)) for n, i in enumerate(IDS)])
-    (pair,) = compared(a, b).pairs
+    names = [f"i-{number}" for number in range(30)]
+    a = write_run(tmp_path / "a", [answer(i, cost=str(n)) for n, i in enumerate(names)])
+    b = write_run(tmp_path / "b", [answer(i, cost=str(n + 0.25)) for n, i in enumerate(names)])
+    comparison = compared(a, b)
+    (pair,) = comparison.pairs
     assert pair.cost is not None
     assert pair.cost.mean == pytest.approx(0.25)
     assert (pair.cost.interval.low, pair.cost.interval.high) == pytest.approx((0.25, 0.25))
     assert pair.cost.p == pytest.approx(1 / 2001)
+    per_success = comparison.runs[0].cost_per_success_interval
+    assert per_success is not None
+    assert 10 < per_success.low < 14.5 < per_success.high < 20
 
 
 def test_costs_are_not_compared_where_one_is_unknown_or_instances_are_few(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", [answer(i) for i in IDS])
-    unknown = write_run(tmp_path / "b", [answer(i, cost=None if i == "i-3" else "1") for i in IDS])
-    few = write_run(tmp_path / "c", [answer(i) for i in IDS[:9]])
+    names = [f"i-{number}" for number in range(40)]
+    a = write_run(tmp_path / "a", [answer(i) for i in names])
+    unknown = write_run(tmp_path / "b", [answer(i, cost=None if i == "i-3" else "1") for i in names])
+    few = write_run(tmp_path / "c", [answer(i) for i in names[:29]])
     comparison = compared(a, unknown, few)
     assert [pair.cost for pair in comparison.pairs] == [None] * 3
     assert comparison.runs[1].cost_usd is None
+    assert [one.cost_per_success_interval is None for one in comparison.runs[1:]] == [True, True]
 
 
 def test_only_what_differs_in_the_configuration_is_shown(tmp_path: Path) -> None:
@@ -109,7 +125,7 @@ def test_only_what_differs_in_the_configuration_is_shown(tmp_path: Path) -> None
     ]
 
 
-def test_samples_give_pass_at_k_and_a_permutation_test(tmp_path: Path) -> None:
+def test_samples_give_pass_at_k_and_a_paired_test(tmp_path: Path) -> None:
     def entries(correct: int) -> list[Entry]:
         return [answer(i, "applies" if s < correct else "none", sample=s) for i in IDS for s in range(4)]
 
@@ -121,8 +137,9 @@ def test_samples_give_pass_at_k_and_a_permutation_test(tmp_path: Path) -> None:
     assert [k for k, _, _ in comparison.runs[1].pass_at] == [1, 2, 4]
     assert [value for _, value, _ in comparison.runs[1].pass_at] == pytest.approx([0.5, 1 - 1 / 6, 1.0])
     (pair,) = comparison.pairs
-    assert pair.test == "sign-flip permutation"
-    assert pair.p == pytest.approx(1 / 2001)
+    assert pair.test == "paired score"
+    assert pair.p == pytest.approx(math.erfc(math.sqrt(20 / 2)))
+    assert pair.p_exact is None
     assert pair.second_only == 20
 
 
@@ -196,7 +213,8 @@ def test_an_outage_is_told_apart_from_a_weaker_model(tmp_path: Path) -> None:
     assert c.applies_without_failures.value == 0.0
     pair = next(pair for pair in comparison.pairs if (pair.first, pair.second) == (0, 1))
     assert (pair.difference, pair.decided_by_failures) == (-0.75, 3)
-    assert pair.without_failures == RateTest(1, 0.0, 1.0)
+    assert pair.without_failures is not None
+    assert (pair.without_failures.instances, pair.without_failures.difference, pair.without_failures.p) == (1, 0, 1)
     other = next(pair for pair in comparison.pairs if (pair.first, pair.second) == (0, 2))
     assert other.without_failures is None
     notes = " ".join(comparison.notes)
@@ -208,9 +226,8 @@ def test_an_outage_is_told_apart_from_a_weaker_model(tmp_path: Path) -> None:
         print_comparison(comparison, Console(file=out, width=160))
         text = out.getvalue()
     assert re.search(r"Outcomes without infrastructure failures.*\n B +3 +1/1 100.0 %", text, re.DOTALL)
-    assert re.search(
-        r"Paired tests without infrastructure failures.* A : B +1 +\+0.0 points +1.0000 +-75.0", text, re.S
-    )
+    rows = r"Paired differences without infrastructure failures.* A : B +1 +\+0.0 \[-79.3 to 79.3\] +1.0000 +-75.0"
+    assert re.search(rows, text, re.S), text
     stated = as_json(comparison)
     assert stated["runs"][1]["applies_without_failures"]["value"] == 1.0
     assert [pair["without_infrastructure_failures"] is None for pair in stated["pairs"]] == [False, True, False]

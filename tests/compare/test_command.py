@@ -45,18 +45,79 @@ def test_a_sweep_is_shown_as_tables(runs: list[Path]) -> None:
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     for line in (
-        "run decoding.temperature",
-        "A cold 0.0",
-        "A 12 12 0 0 3/12 25.0 % [8.9 to 53.2]",
-        "B 12 10 1 1 9/12 75.0 % [46.8 to 91.1]",
+        "run patch applies instances completed failed skipped",
+        "A temperature=0.0 3/12 25.0 % [8.9 to 53.2] 12 12 0 0",
+        "B temperature=0.8 9/12 75.0 % [46.8 to 91.1] 12 10 1 1",
+        "run cold hot",
+        "decoding.temperature 0.0 0.8",
         "A* $1.5000 $0.5000 1,200 480 120 48 1 min 00 s 2.0 2.0 s",
-        "A : B 12 0 6 +50.0 points 0.0312 0.0312 $0.2917 [$0.1667 to $0.3750] < 0.0001 exact McNemar",
+        "Paired differences (2nd - 1st in points, by patch applies; 1 pair; test: McNemar)",
+        "A : B +50.0 [15.7 to 84.3] 0.0143 0.0143 12 0 6 50.0 % 0.20 - -",
         "Instances: the runs differ on 6 of 12",
         "repo__repo-0 yes yes",
         "repo__repo-5 - yes",
         "No run was evaluated: a patch that applies counts as solved.",
     ):
         assert line in lines, done.stdout
+
+
+def mixed_runs(tmp_path: Path) -> list[Path]:
+    """A local run beside two of an API, with the keys of real configurations."""
+    local = {
+        "path": "/models/a-llama",
+        "dtype": "auto",
+        "attention": {"backends": ["flash_attn", "varlen", "native"]},
+    }
+    api = {"name": "gpt-4o", "parameters": ["temperature", "top_p", "seed", "stop", "n"], "extra_body": {}}
+    configs = [
+        {"model": local, "runner": {"max_sequences": 64}},
+        *(
+            {"model": api, "provider": {"name": "openai", "timeout_s": 900}, "runner": {"retry": {"backoff_s": 1}}}
+            for _ in range(2)
+        ),
+    ]
+    decoding = [{"temperature": 0.0}, {"temperature": 0.7, "seed": 1}, {"temperature": 0.7, "seed": 2}]
+    entries = [[answer(i, "applies" if (n * seed) % 3 else "none") for n, i in enumerate(IDS)] for seed in (1, 2, 4)]
+    return [
+        write_run(tmp_path / f"run{number}", own, {**config, "decoding": d})
+        for number, (own, config, d) in enumerate(zip(entries, configs, decoding, strict=True))
+    ]
+
+
+def test_a_local_run_beside_runs_of_an_api_is_readable_at_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    options = ["--power", "10", "--margin", "20", "--by", "repository", "--by", "prompt_length"]
+    mixed = mixed_runs(tmp_path)
+    done = compare(*mixed, *options, "--json", tmp_path / "c.json", "--markdown", tmp_path / "c.md")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 130
+    assert lines[0] == "Outcomes (95 % intervals, clustered by instance)"
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    for line in (
+        "A a-llama 8/12 66.7 % [39.1 to 86.2] 12",
+        "B gpt-4o seed=1 8/12 66.7 % [39.1 to 86.2] 12",
+        "B+C 2 66.7 ± 0.0 % ",
+        "model.path /models/a-llama - -",
+    ):
+        assert line in text, done.stdout
+    assert "backoff_s" not in text
+    assert "(--keys lists all)" in text
+    data = json.loads((tmp_path / "c.json").read_text())
+    assert [one["label"] for one in data["runs"]] == ["a-llama", "gpt-4o seed=1", "gpt-4o seed=2"]
+    assert data["pools"][0]["runs"] == ["B", "C"]
+    assert {one["level"] for one in data["levels"]} == {"repo/repo", "0 to 2,000 tokens"}
+    assert data["pairs"][0]["equivalence"]["margin"] == 0.2
+    markdown = (tmp_path / "c.md").read_text()
+    assert "| A | a-llama | 8/12 66.7 % \\[39.1 to 86.2\\] | 12 | 12 | 0 | 0 |" in markdown
+    latex = compare(*mixed, "--latex", "--keys", "--baseline", "A").stdout
+    assert r"A & a-llama & 8/12 66.7 \% {[}39.1 to 86.2] & 12 & 12 & 0 & 0 \\" in latex
+    assert latex.count(r"\toprule") == latex.count(r"\end{tabular}") > 3
+    assert r"runner.retry.backoff\_s & - & 1 & 1 \\" in latex
+    assert "2 pairs with the baseline A" in latex
 
 
 def test_output_of_models_cannot_control_the_terminal(tmp_path: Path) -> None:
@@ -101,6 +162,8 @@ def test_csv_has_a_row_per_answer_and_no_formulas(runs: list[Path], tmp_path: Pa
 def test_mistakes_are_one_line_and_exit_2(runs: list[Path], tmp_path: Path) -> None:
     for arguments, message in (
         ([tmp_path / "nowhere"], "error: " + str(tmp_path / "nowhere") + ": directory not found"),
+        ([*runs, "--baseline", "nothing"], "error: --baseline nothing: no such run"),
+        ([*runs, "--by", "difficulty"], "error: --by difficulty: cold: "),
         (["wandb:a"], "error: wandb:a: must be wandb:ENTITY/PROJECT/RUN_ID"),
         ([*runs, "--json", tmp_path / "no" / "c.json"], "No such file or directory"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swe_infer.compare.statistics import bootstrap_means, holm, mcnemar_exact, pass_at_k, sign_flip, wilson
+from benchmarks.coverage import beta_rates
+from swe_infer.compare.power import power_of
+from swe_infer.compare.statistics import (
+    Bootstrap,
+    Interval,
+    agreement,
+    bootstrap_means,
+    bootstrap_ratio,
+    clustered_wilson,
+    equivalence,
+    holm,
+    jackknife_mean,
+    mcnemar_exact,
+    paired_score,
+    pass_at_k,
+    student_t,
+    wilson,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,22 +92,16 @@ def test_pass_at_k_leaves_out_instances_with_fewer_samples() -> None:
     assert pass_at_k({"a": (4, 2)}, 5) is None
 
 
-def test_the_bootstrap_interval_is_scipys_within_its_own_noise() -> None:
-    values = np.random.default_rng(5).gamma(2.0, 0.1, size=300) - 0.15
-    (ours,) = bootstrap_means(values[:, None], resamples=10_000, seed=1)
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(2)
-    ).confidence_interval
-    width = theirs.high - theirs.low
-    assert ours.mean == pytest.approx(values.mean())
-    assert ours.interval.low == pytest.approx(theirs.low, abs=0.05 * width)
-    assert ours.interval.high == pytest.approx(theirs.high, abs=0.05 * width)
-
-
-def test_the_bootstrap_p_value_agrees_with_the_t_test_where_that_holds() -> None:
+def test_the_bootstrap_of_means_follows_student_where_that_holds() -> None:
     values = np.random.default_rng(7).normal(0.12, 1.0, size=400)
     (ours,) = bootstrap_means(values[:, None], resamples=20_000, seed=3)
-    assert ours.p == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, abs=0.01)
+    assert ours is not None
+    theirs = scipy.stats.ttest_1samp(values, 0)
+    expected = theirs.confidence_interval()
+    assert ours.p == pytest.approx(theirs.pvalue, abs=0.01)
+    width = expected.high - expected.low
+    assert ours.interval.low == pytest.approx(expected.low, abs=0.03 * width)
+    assert ours.interval.high == pytest.approx(expected.high, abs=0.03 * width)
 
 
 def test_the_bootstrap_is_the_same_for_the_same_seed_and_for_each_column_alone() -> None:
@@ -97,33 +109,119 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_and_for_each_column_alone()
     together = bootstrap_means(columns, resamples=1000, seed=4)
     assert together == bootstrap_means(columns, resamples=1000, seed=4)
     assert together != bootstrap_means(columns, resamples=1000, seed=5)
-    alone = bootstrap_means(columns[:, 1:2], resamples=1000, seed=4)[0]
-    assert alone.interval.low == pytest.approx(together[1].interval.low)
-    assert alone.p == together[1].p
+    alone, second = bootstrap_means(columns[:, 1:2], resamples=1000, seed=4)[0], together[1]
+    assert alone is not None
+    assert second is not None
+    assert alone.interval.low == pytest.approx(second.interval.low)
+    assert alone.p == second.p
 
 
 def test_equal_costs_are_no_difference() -> None:
     (ours,) = bootstrap_means(np.zeros((20, 1)), resamples=1000, seed=0)
-    assert (ours.mean, ours.interval.low, ours.interval.high, ours.p) == (0.0, 0.0, 0.0, 1.0)
+    assert ours == Bootstrap(0.0, Interval(0.0, 0.0), 1.0)
 
 
 def test_a_certain_difference_has_the_smallest_p_value_but_not_zero() -> None:
     (ours,) = bootstrap_means(np.full((20, 1), 0.1), resamples=999, seed=0)
+    assert ours is not None
     assert ours.p == pytest.approx(1 / 1000)
 
 
-def test_the_sign_flip_test_is_scipys_exact_permutation_test_within_its_noise() -> None:
-    a = np.array([0.2, 0.4, 1.0, 0.6, 0.8, 0.2, 0.0, 1.0, 0.4, 0.6])
-    b = np.array([0.4, 0.8, 1.0, 1.0, 0.6, 0.6, 0.2, 1.0, 0.8, 0.6])
-    exact = scipy.stats.permutation_test(
-        (b, a), lambda x, y: np.mean(x - y), permutation_type="samples", vectorized=False, n_resamples=np.inf
-    ).pvalue
-    (ours,) = sign_flip((b - a)[:, None], resamples=20_000, seed=0)
-    assert ours == pytest.approx(exact, abs=0.01)
+def test_one_instance_with_a_different_cost_has_no_interval() -> None:
+    assert bootstrap_means(np.array([[1.0], *[[0.0]] * 29]), resamples=1000, seed=0) == [None]
 
 
-def test_the_sign_flip_test_of_yes_and_no_is_mcnemars() -> None:
-    columns = np.array([[1.0] * 9 + [-1.0] * 2 + [0.0] * 30, [0.0] * 41]).T
-    mixed, equal = sign_flip(columns, resamples=50_000, seed=1)
-    assert mixed == pytest.approx(mcnemar_exact(2, 9), abs=0.005)
-    assert equal == 1.0
+def test_the_interval_of_a_quotient_contains_it_and_narrows() -> None:
+    generator = np.random.default_rng(3)
+    costs, solved = generator.gamma(4.0, 0.25, size=3200), (generator.random(3200) < 0.4).astype(float)
+    widths = []
+    for count in (200, 3200):
+        interval = bootstrap_ratio(costs[:count], solved[:count], resamples=1000, seed=0)
+        assert interval is not None
+        assert interval.low < costs[:count].sum() / solved[:count].sum() < interval.high
+        widths.append(interval.high - interval.low)
+    assert 3 < widths[0] / widths[1] < 6  # 16 times as many instances
+    assert bootstrap_ratio(costs[:50], np.zeros(50), resamples=1000, seed=0) is None
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_one_sample_for_each_instance_has_wilsons_interval(case: tuple[int, int]) -> None:
+    successes, trials = case
+    ours = clustered_wilson([1.0] * successes + [0.0] * (trials - successes), [1] * trials, samples=trials)
+    expected = wilson(successes, trials)
+    assert ours is not None
+    assert expected is not None
+    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high))
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_the_paired_test_of_binary_scores_is_mcnemars(first: int, second: int) -> None:
+    test = paired_score([-1.0] * first + [1.0] * second + [0.0] * 100)
+    chi2 = (first - second) ** 2 / (first + second) if first + second else 0.0
+    assert test.p == pytest.approx(scipy.stats.chi2.sf(chi2, 1))
+    assert test.interval.low < test.mean < test.interval.high
+    assert (test.interval.low <= 0 <= test.interval.high) == (chi2 <= scipy.stats.chi2.ppf(0.95, 1))
+
+
+def test_the_paired_interval_is_about_students() -> None:
+    values = np.random.default_rng(2).uniform(-0.8, 1.0, size=60)
+    ours, theirs = paired_score(list(values)).interval, scipy.stats.ttest_1samp(values, 0).confidence_interval()
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_standard_errors_clustered_by_group_are_the_t_tests_of_equal_groups() -> None:
+    generator = np.random.default_rng(4)
+    values = (generator.normal(size=(8, 1)) + generator.normal(size=(8, 5))) / 10
+    quantile = float(student_t(7).ppf(0.975))
+    interval, statistic = jackknife_mean(list(values.ravel()), [str(i) for i in range(8) for _ in range(5)], quantile)
+    theirs = scipy.stats.ttest_1samp(values.mean(axis=1), 0)
+    assert statistic == pytest.approx(theirs.statistic)
+    assert (interval.low, interval.high) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_equivalence_needs_instances_even_if_no_outcome_differs() -> None:
+    assert not equivalence([0.0] * 20, 0.05).equivalent
+    assert equivalence([0.0] * 500, 0.05).equivalent
+    assert not equivalence([0.0] * 200 + [1.0] * 20, 0.05).equivalent
+    different = equivalence([1.0] * 60 + [0.0] * 40, 0.05)
+    assert different.p > 0.999
+    assert different.interval.low > 0.05
+
+
+def test_kappa_worked_by_hand() -> None:
+    pairs = [(1.0, 1.0)] * 20 + [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 10 + [(0.0, 0.0)] * 15
+    assert agreement(pairs) == pytest.approx((0.7, 0.4))
+    assert agreement([(1.0, 1.0)] * 3) == (1.0, None)
+
+
+def test_power_is_millers_formula() -> None:
+    """With one sample: variance 0.2 of the differences, (1.96 + 0.84)^2 x 0.2 / 0.05^2 = 628 instances."""
+    pairs = [(0.0, 1.0)] * 10 + [(1.0, 0.0)] * 10 + [(1.0, 1.0)] * 80
+    power = power_of(0, 1, pairs, (1, 1), 0.05)
+    assert power is not None
+    assert power.instances == {1: math.ceil((1.959964 + 0.841621) ** 2 * (20 / 99) / 0.05**2)}
+    assert power.detectable == pytest.approx(2.801585 * math.sqrt(20 / 99 / 100), rel=1e-5)
+    sampled = power_of(0, 1, [(0.5, 0.5)] * 50 + [(0.25, 0.75)] * 50, (4, 4), 0.05)
+    assert sampled is not None
+    assert list(sampled.instances) == [1, 2, 4, 8, 16]
+    assert sampled.instances[1] > 3 * sampled.instances[4]
+    assert power_of(0, 1, [(0.0, 1.0)], (1, 1), 0.05) is None
+
+
+_CASES = [(100, 1, 0.3), (100, 4, 0.3), (200, 8, 0.6), (50, 2, 0.2)]  # instances, samples, correlation within
+
+
+@pytest.mark.parametrize(("instances", "samples", "correlation"), _CASES)
+def test_coverage_and_false_positives(instances: int, samples: int, correlation: float) -> None:
+    """2,000 simulated comparisons. benchmarks/coverage.py has more."""
+    generator = np.random.default_rng(instances + samples)
+    rates = beta_rates(generator, 0.4, correlation, (2, 2000, instances))
+    rates[1] = np.where(generator.random(rates[1].shape) < 0.5, rates[0], rates[1])  # half the instances are alike
+    first, second = generator.binomial(samples, rates) / samples
+    covered = false_positives = 0
+    for a, b in zip(first, second, strict=True):
+        interval = clustered_wilson(a.tolist(), [1] * instances, samples=instances * samples)
+        covered += interval is not None and interval.low <= 0.4 <= interval.high
+        false_positives += paired_score((b - a).tolist()).p < 0.05
+    assert 0.94 <= covered / 2000 <= 0.96
+    assert 0.04 <= false_positives / 2000 <= 0.06

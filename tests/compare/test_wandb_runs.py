@@ -74,7 +74,7 @@ def test_runs_of_a_server_and_of_directories_are_compared_with_each_other(tracke
     second, first, local = data["runs"]
     assert [second["name"], first["name"], local["name"]] == ["the 2. run", "the 1. run", "r2"]
     assert [second["address"], first["address"], local["address"]] == [f"{project}/run-2", f"{project}/run-1", None]
-    own = {"letter", "name", "directory", "address", "on_front"}
+    own = {"letter", "label", "name", "directory", "address", "on_front"}
     assert {k: v for k, v in second.items() if k not in own} == {k: v for k, v in local.items() if k not in own}
     assert second["cost_usd"] == pytest.approx(0.07)
     assert data["differing_keys"] == ["decoding.temperature"]

@@ -56,8 +56,9 @@ const shown = (value) => {
   if (value === null || value === undefined) return '–';
   return typeof value === 'string' ? value : JSON.stringify(value);
 };
-const interval = (rate) => (rate.wilson_95 ? ` [${(100 * rate.wilson_95[0]).toFixed(1)} to ${(100 * rate.wilson_95[1]).toFixed(1)}]` : '');
-const rateText = (rate) => (rate ? `${percent(rate.value)}${interval(rate)}` : '–');
+const pointInterval = (bounds) => (bounds ? ` [${(100 * bounds[0]).toFixed(1)} to ${(100 * bounds[1]).toFixed(1)}]` : '');
+const dollarInterval = (bounds) => (bounds ? ` [${dollars(bounds[0])} to ${dollars(bounds[1])}]` : '');
+const rateText = (rate) => (rate ? `${percent(rate.value)}${pointInterval(rate.wilson_95)}` : '–');
 
 /** A table of strings and nodes. `columns`: [title, class]. */
 function table(columns, rows, caption) {
@@ -193,7 +194,7 @@ function drawRuns() {
     count(run.infrastructure_failures), rateText(run.applies_without_failures), ...(evaluated ? [rateText(run.resolved_without_failures)] : []),
   ];
   const columns = [
-    ['', 'text'], ['run', 'text fold'], ...data.differing_keys.map((key) => [key, 'text fold']), ['instances', ''], ['completed', ''],
+    ['', 'text'], ['run', 'text fold'], ...data.deciding_keys.map((key) => [key, 'text fold']), ['instances', ''], ['completed', ''],
     ['failed', ''], ['skipped', ''], ['patch applies', ''], ...(evaluated ? [['resolved', '']] : []),
     ...(failures ? [['infrastructure failures', ''], ['without them: applies', ''], ...(evaluated ? [['without them: resolved', '']] : [])] : []), ['cost', ''], ['per success', ''],
     ['tokens in', ''], ['cached', ''], ['tokens out', ''], ['reasoning', ''], ['time', ''], ['tokens out/s', ''], ['median latency', ''],
@@ -201,11 +202,11 @@ function drawRuns() {
   const rows = runs.map((run, index) => ({
     id: `run-${index}`, tabindex: -1,
     cells: [
-      run.letter, run.name, ...data.differing_keys.map((key) => shown(run.differs[key])),
+      run.letter, run.label, ...data.deciding_keys.map((key) => shown(run.differs[key])),
       count(run.instances) + (run.samples > 1 ? ` × ${run.samples}` : ''),
       ...['completed', 'failed', 'skipped'].map((status) => count(run.statuses[status] || 0)),
       rateText(run.applies), ...(evaluated ? [rateText(run.resolved)] : []), ...(failures ? without(run) : []), dollars(run.cost_usd),
-      run.cost_per_success_usd === null ? '–' : dollars(run.cost_per_success_usd),
+      run.cost_per_success_usd === null ? '–' : dollars(run.cost_per_success_usd) + dollarInterval(run.cost_per_success_95),
       count(run.usage.input_tokens), count(run.usage.cached_input_tokens), count(run.usage.output_tokens),
       count(run.usage.reasoning_tokens), seconds(run.wall_s),
       run.output_tokens_per_s === null ? '–' : run.output_tokens_per_s.toFixed(1), seconds(run.median_latency_s),
@@ -300,18 +301,18 @@ function drawPassAt() {
   const ks = [...new Set(sampled.flatMap(({ run }) => Object.keys(run.pass_at).map(Number)))].sort((a, b) => a - b);
   plot(byId('passk-plot'), 'pass@k over k', (svg, point) => {
     const x = scale(ks, LEFT, WIDTH - RIGHT);
-    const y = scale(sampled.flatMap(({ run }) => Object.values(run.pass_at).map((one) => one.value)), HEIGHT - BOTTOM, TOP, { zero: true });
+    const y = scale(sampled.flatMap(({ run }) => Object.values(run.pass_at).flatMap((one) => [one.value, ...(one.interval_95 || [])])), HEIGHT - BOTTOM, TOP, { zero: true });
     axes(svg, { ...x, ticks: ks }, y, 'k', 'pass@k', String, (v) => `${Math.round(1000 * v) / 10} %`);
     for (const { run, index } of sampled) {
       const line = ks.filter((k) => run.pass_at[k]);
       svg.append(svgElement('polyline', { fill: 'none', stroke: colourOf(index), points: line.map((k) => `${x.place(k)},${y.place(run.pass_at[k].value)}`).join(' ') }));
       for (const k of line) {
         const one = run.pass_at[k];
-        point(index, x.place(k), y.place(one.value), {}, y, `${run.letter}: ${run.name}\npass@${k} ${percent(one.value)} over ${one.instances} instances`, run.letter);
+        point(index, x.place(k), y.place(one.value), { wilson_95: one.interval_95 }, y, `${run.letter}: ${run.name}\npass@${k} ${percent(one.value)} over ${one.instances} instances`, run.letter);
       }
     }
   });
-  const rows = sampled.map(({ run }) => ({ cells: [`${run.letter}  ${run.name}`, ...ks.map((k) => (run.pass_at[k] ? percent(run.pass_at[k].value) : '–'))] }));
+  const rows = sampled.map(({ run }) => ({ cells: [`${run.letter}  ${run.name}`, ...ks.map((k) => (run.pass_at[k] ? percent(run.pass_at[k].value) + pointInterval(run.pass_at[k].interval_95) : '–'))] }));
   byId('passk-table').replaceChildren(table([['', 'text fold'], ...ks.map((k) => [`pass@${k}`, ''])], rows, 'pass@k'));
 }
 
@@ -375,13 +376,13 @@ function drawTests() {
   const points = (value) => `${value >= 0 ? '+' : '−'}${Math.abs(100 * value).toFixed(1)} points`;
   const without = (test) => {
     if (test === null) return '–';
-    return test.difference === null ? 'no instance left' : `${points(test.difference)}, p ${pValue(test.p)} over ${count(test.instances)}`;
+    return test.difference === null ? 'no instance left' : `${points(test.difference)}${pointInterval(test.difference_95)}, p ${pValue(test.p)} over ${count(test.instances)}`;
   };
   const rows = data.pairs.map((pair) => {
     const cost = pair.cost_per_instance_usd;
     return {
       cells: [pair.first, pair.second, count(pair.common_instances), count(pair.both), count(pair.first_only), count(pair.second_only), count(pair.neither),
-        points(pair.rate_difference), pValue(pair.p), strong(pair.p_holm), pair.test, ...(failures ? [without(pair.without_infrastructure_failures)] : []),
+        points(pair.rate_difference) + pointInterval(pair.difference_95), pValue(pair.p), strong(pair.p_holm), pair.test, ...(failures ? [without(pair.without_infrastructure_failures)] : []),
         cost === null ? '–' : `${dollars(cost.difference)} [${dollars(cost.bootstrap_95[0])} to ${dollars(cost.bootstrap_95[1])}]`, strong(pair.cost_p_holm)],
     };
   });
