@@ -355,15 +355,15 @@ def _clustered_rate(values: Mapping[str, float], asked: int, samples: int, by_re
         clusters: dict[str, list[float]] = {}
         for name, value in values.items():
             clusters.setdefault(repository_of(name), []).append(value)
-        if missing:
-            clusters.setdefault("", []).extend([0.0] * missing)
         if len(clusters) > 1:
             quantile = float(student_t(len(clusters) - 1).ppf(0.975))
             sums, sizes = [sum(own) for own in clusters.values()], [len(own) for own in clusters.values()]
+            if missing:
+                sums, sizes = [*sums, 0.0], [*sizes, missing]
             interval = clustered_wilson(sums, sizes, samples=asked * samples, quantile=quantile, jackknife=True)
             return Rate(total, asked, interval)
-    each = [*values.values(), *[0.0] * missing]
-    return Rate(total, asked, clustered_wilson(each, [1] * asked, samples=asked * samples))
+    each = list(values.values())
+    return Rate(total, asked, clustered_wilson(each, [1] * len(each), samples=asked * samples, failed=missing))
 
 
 def _cost_interval(run: LoadedRun, seed: int, resamples: int) -> Interval | None:

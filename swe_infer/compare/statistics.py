@@ -80,6 +80,7 @@ def clustered_wilson(
     samples: int,
     quantile: float = Z95,
     jackknife: bool = False,
+    failed: int = 0,
 ) -> Interval | None:
     """Wilson's interval of a rate with the effective number of trials (Korn and Graubard 1998; Franco et al. 2019).
 
@@ -88,12 +89,13 @@ def clustered_wilson(
 
     Args:
         successes, trials: of each cluster; the rate is the quotient of their sums.
+        failed: further clusters of one trial without success; their number may be that of a stranger's summary.
         samples: independent outcomes in total, which limit the effective number.
         quantile: 97.5th percentile of the reference distribution.
         jackknife: estimate the variance without one cluster at a time (CV3, MacKinnon, Nielsen and Webb 2023), which
             is better for few clusters of different sizes.
     """
-    clusters, total, good = len(successes), math.fsum(trials), math.fsum(successes)
+    clusters, total, good = len(successes) + failed, math.fsum(trials) + failed, math.fsum(successes)
     if not total:
         return None
     rate = good / total
@@ -103,7 +105,8 @@ def clustered_wilson(
         rest = [(good - s, total - t) for s, t in zip(successes, trials, strict=True) if total > t]
         variance = math.fsum((s / t - rate) ** 2 for s, t in rest) * (len(rest) - 1) / max(1, len(rest))
     else:
-        variance = math.fsum((s - rate * t) ** 2 for s, t in zip(successes, trials, strict=True)) / total**2
+        squares = math.fsum((s - rate * t) ** 2 for s, t in zip(successes, trials, strict=True))
+        variance = (squares + failed * rate**2) / total**2
     effective = min(rate * (1 - rate) / variance, samples) if variance > 0 else samples
     return wilson(rate * effective, effective, quantile)
 
