@@ -27,7 +27,7 @@ def test_a_range_with_a_failed_job_ends_in_a_comparison_of_the_others(tmp_path: 
         assert (
             f"exit 2: decoding.temperature={temperature} decoding.top_p=7 (decoding.top_p=7.0: must" in result.stderr
         )
-    assert "Paired tests" in result.stderr
+    assert "Paired differences" in result.stderr
     last = result.stderr.splitlines()[-1]
     page = Path(last.removeprefix("comparison: file://"))
     assert page.parent.parent == tmp_path / "outputs" / "sweeps"

@@ -39,7 +39,7 @@ def test_parallel_jobs_share_one_cap_and_one_status(launcher: str, tmp_path: Pat
     assert len(whole.stdout.splitlines()) == 2, "run directories and nothing else, from other processes too"
     assert all((tmp_path / run / "summary.json").exists() for run in whole.stdout.splitlines())
     assert "exit 2: decoding.temperature=7 (" in whole.stderr
-    assert "Paired tests" in whole.stderr
+    assert "Paired differences" in whole.stderr
     assert "deprecated" not in whole.stderr
     assert "sweep: 3 points, 1 of them invalid · " in whole.stderr
     shown = [line for line in whole.stderr.splitlines() if "elapsed" in line]
