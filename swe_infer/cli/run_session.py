@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,9 @@ from swe_infer.tracking.base import RunInfo
 
 if TYPE_CHECKING:
     from swe_infer.data.select import Selection
-    from swe_infer.runners.run import PromptSource, Run
+    from swe_infer.runners.run import PromptSource, Remainder, Run
+
+log = logging.getLogger(__name__)
 
 
 def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: ProcessResources) -> tuple[Path | None, int]:
@@ -140,24 +143,36 @@ class PreparedRun:
         return info
 
     def _estimate(self) -> None:
-        from swe_infer.runners.run import estimate_remaining, select_instances
+        from swe_infer.runners.run import select_instances
 
         experiment = self.experiment
         with ExitStack() as stack:
             prompts = self.prompt_source(stack)
             selection = select_instances(experiment.runner, experiment.dataset, experiment.shard, prompts)
-            before, shared = self.earlier_answers(self._sweep)
-            found = estimate_remaining(
-                experiment.runner,
-                selection,
-                self.directory,
-                before,
-                shared,
-                experiment.feedback,
-                experiment.prompt.edit_format,
-                judges=experiment.selection.name == "judge",
-            )
+            rest = self.remainder(selection, self._sweep)
+            if rest.damage:
+                log.warning("%s: %s", self.directory, rest.damage)
+            found = rest.estimate(experiment.runner)
+            rest.warn()
         print_estimate(found, f"dry run of {self.directory}")
+
+    def remainder(self, selection: Selection, sweep: SweepLog | None) -> Remainder:
+        """The samples of the run that have no answer yet. Reads the records, and writes no file."""
+        from swe_infer.runners.run import Remainder
+        from swe_infer.selection.judge import Judge
+
+        experiment = self.experiment
+        before, shared = self.earlier_answers(sweep)
+        return Remainder(
+            selection,
+            experiment.runner.decoding,
+            self.directory,
+            before,
+            shared,
+            experiment.feedback,
+            experiment.prompt.edit_format,
+            judges=isinstance(experiment.selection, Judge),
+        )
 
     def earlier_answers(self, sweep: SweepLog | None) -> tuple[Coverage, list[Path]]:
         """The coverage of the last command, and the other run directories whose answers this run reuses."""

@@ -196,10 +196,7 @@ class _Planner:
         experiment, runner = prepared.experiment, prepared.experiment.runner
         selection = self._selection(prepared)
         if self._search is None:
-            before, shared = prepared.earlier_answers(sweep)
-            turns = (experiment.feedback, experiment.prompt.edit_format)
-            judges = experiment.selection.name == "judge"
-            rest = Remainder(selection, runner.decoding, prepared.directory, before, shared, *turns, judges=judges)
+            rest = prepared.remainder(selection, sweep)
         else:  # the records of the sweep's own configuration are those of no point
             rest = Remainder(selection, runner.decoding, sweep.directory / "no-run", Coverage(None))
         samples, todo = len(selection) * runner.decoding.n, rest.count()

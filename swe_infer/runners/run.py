@@ -409,27 +409,6 @@ def _file_requests(
     return FileChoiceRequests(choices, selection, decoding, sources)
 
 
-def estimate_remaining(
-    runner: Runner,
-    selection: Selection,
-    directory: Path,
-    before: Coverage,
-    shared: Sequence[Path] = (),
-    feedback: Feedback = NoFeedback(),  # noqa: B008 - immutable
-    edit_format: EditFormat | None = None,
-    *,
-    judges: bool = False,
-) -> Estimate:
-    """Estimates the rest of the run in ``directory``; see :class:`Remainder` for the arguments. Sends no request and
-    writes no file."""
-    rest = Remainder(selection, runner.decoding, directory, before, shared, feedback, edit_format, judges=judges)
-    if rest.damage:
-        log.warning("%s: %s", directory, rest.damage)
-    estimate = rest.estimate(runner)
-    rest.warn()
-    return estimate
-
-
 class Run:
     """One run over an open run directory.
 
