@@ -22,7 +22,8 @@ from swe_infer.compare.prompts import rendered_rows
 from swe_infer.compare.sources import find_runs
 from swe_infer.data.base import Rows
 from swe_infer.data.jsonl import JsonlDataset
-from swe_infer.errors import ConfigError, DataError, SweInferError
+from swe_infer.errors import ConfigError, DataError
+from swe_infer.evaluate.command import report_errors
 from swe_infer.feedback.message import without_lone_surrogates
 from swe_infer.files import open_regular, replacing
 from swe_infer.patches.reasoning import CUT_OFF, without_reasoning
@@ -46,31 +47,34 @@ _MOST_REASONS = 10
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns 2 for invalid input, or if there is no row to write."""
     options = _parser().parse_args(arguments)
-    try:
-        out = _checked_out(options.out)
-        with ExitStack() as stack:
-            prompts = None if options.prompts is None else _prompts_of_file(options.prompts)
-            directories = [run for path in options.runs for run in find_runs(expanded(path))]
-            runs = [
-                _Run(directory, options.where, prompts, stack)
-                for directory in dict.fromkeys(directory.resolve() for directory in directories)
-            ]
-            export = _Export(runs, options.where, options.format)
-            export.warn()
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(out) as new:
-                with new.open("w", encoding="ascii") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in export.rows())
-                export.check_not_empty()
-    except SweInferError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
-        return error.exit_status
-    except OSError as error:
-        print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
-        return 2
+    status = report_errors(lambda: _write(options))
+    if not status:
+        print(options.out)
+    return status
+
+
+def _write(options: argparse.Namespace) -> None:
+    """Writes the rows, and prints the figures to standard error.
+
+    Raises:
+        SweInferError, OSError: the input is invalid, there is no row to write, or the file cannot be written.
+    """
+    out = _checked_out(options.out)
+    with ExitStack() as stack:
+        prompts = None if options.prompts is None else _prompts_of_file(options.prompts)
+        directories = [run for path in options.runs for run in find_runs(expanded(path))]
+        runs = [
+            _Run(directory, options.where, prompts, stack)
+            for directory in dict.fromkeys(directory.resolve() for directory in directories)
+        ]
+        export = _Export(runs, options.where, options.format)
+        export.warn()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as new:
+            with new.open("w", encoding="ascii") as file:
+                file.writelines(json.dumps(row) + "\n" for row in export.rows())
+            export.check_not_empty()
     print("\n".join(export.lines()), file=sys.stderr)
-    print(options.out)
-    return 0
 
 
 def _checked_out(text: str) -> Path:

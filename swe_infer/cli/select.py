@@ -22,6 +22,7 @@ from swe_infer.compare.loading import distinct_names
 from swe_infer.compare.prompts import recorded_rows
 from swe_infer.conf_files import options_of, suggestion
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.evaluate.command import report_errors
 from swe_infer.evaluate.harness import official_name
 from swe_infer.files import replacing
 from swe_infer.resources import expanded
@@ -47,16 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns 2 for invalid input."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        select(options.runs, options.by, options.out, options.name)
-    except SweInferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except OSError as error:
-        print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(options.out)
-    return 0
+    status = report_errors(lambda: select(options.runs, options.by, options.out, options.name))
+    if not status:
+        print(options.out)
+    return status
 
 
 def select(directories: Sequence[Path], by: str, out: Path, name: str | None = None) -> None:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from swe_infer.errors import ConfigError, SweInferError
@@ -40,17 +41,24 @@ def for_each_run(directories: Iterable[Path], work: Callable[[Path], str]) -> in
     Returns:
         The exit status: the highest of the errors, or 0.
     """
-    status = 0
-    for directory in directories:
-        try:
-            print(work(directory))
-        except SweInferError as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = max(status, error.exit_status)
-        except OSError as error:
-            print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
-            status = 2
-    return status
+    return max((report_errors(partial(_printed, work, directory)) for directory in directories), default=0)
+
+
+def _printed(work: Callable[[Path], str], directory: Path) -> None:
+    print(work(directory))
+
+
+def report_errors(work: Callable[[], object]) -> int:
+    """Calls ``work``, and prints its error as one line; returns the exit status, 0 without an error."""
+    try:
+        work()
+    except SweInferError as error:
+        print(f"error: {clean(str(error))}", file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
+        print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def evaluate(directory: Path, options: argparse.Namespace) -> Summary:
