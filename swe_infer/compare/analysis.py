@@ -55,7 +55,7 @@ class Figures:
 
     Args:
         letter: the run's short name in tables.
-        label: what tells the run apart, see :func:`swe_infer.compare.keys.labels`.
+        label: what distinguishes the run, see :func:`swe_infer.compare.keys.labels`.
         recorded: instances with a record. Failed and skipped ones are included and count as not solved.
         remaining: (instance, sample) pairs without a record, from the summary; None if it does not say.
         applies: rate over every requested instance.
@@ -302,9 +302,9 @@ def _figures(run: LoadedRun, letter: str, keys: Sequence[str], by_repository: bo
     cost = total_cost([*(result.cost_usd for result in results), *run.auxiliary_usd.values(), run.unreadable_usd])
     usage = sum((result.usage for result in results), run.unreadable_usage + run.auxiliary_usage)
     wall = _number(run.summary.get("wall_s"))
-    successes = sum(solved(result, "resolved" if run.evaluated else "applies") for result in results)
+    successes = sum(_successes(run).values())
     completed = [result for result in results if result.status == "completed"]
-    pass_at = _pass_at(run, "resolved" if run.evaluated else "applies", asked, by_repository)
+    pass_at = _pass_at(run, asked, by_repository)
     return Figures(
         letter=letter,
         label=run.name,
@@ -370,9 +370,7 @@ def _cost_interval(run: LoadedRun, seed: int, resamples: int) -> Interval | None
     """The interval of the cost per success over the instances with a record."""
     import numpy as np
 
-    costs = cost_by_instance(run)
-    metric: Metric = "resolved" if run.evaluated else "applies"
-    successes = {name: sum(solved(result, metric) for result in results) for name, results in run.instances().items()}
+    costs, successes = cost_by_instance(run), _successes(run)
     if len(costs) < FEWEST_FOR_BOOTSTRAP or sum(successes.values()) < _FEWEST_SUCCESSES or None in costs.values():
         return None
     names = list(successes)
@@ -410,13 +408,22 @@ def _checked(results: Sequence[Result]) -> Rate:
     return Rate(applied, len(checked), wilson(applied, len(checked)))
 
 
-def _pass_at(run: LoadedRun, metric: Metric, asked: int, by_repository: bool) -> dict[int, Rate]:
+def _own_metric(run: LoadedRun) -> Metric:
+    return "resolved" if run.evaluated else "applies"
+
+
+def _successes(run: LoadedRun) -> dict[str, int]:
+    """The number of successful samples of each instance."""
+    metric = _own_metric(run)
+    return {name: sum(solved(result, metric) for result in results) for name, results in run.instances().items()}
+
+
+def _pass_at(run: LoadedRun, asked: int, by_repository: bool) -> dict[int, Rate]:
     """pass@k by k over all ``asked`` instances. A sample without a record is not a success."""
     most = run.samples if run.results else 0
     if most < 2:
         return {}
-    counts = {name: sum(solved(result, metric) for result in results) for name, results in run.instances().items()}
-    rates = {}
+    counts, rates = _successes(run), {}
     for k in sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most}):
         each = {count: pass_at_k({"": (most, count)}, k) for count in set(counts.values())}
         values = {name: found[0] for name, count in counts.items() if (found := each[count]) is not None}

@@ -62,8 +62,8 @@ def _plain(value: Any) -> str:
 
 
 def labels(runs: Sequence[LoadedRun], keys: Sequence[str]) -> list[str]:
-    """A label of each run from the fewest of its differing keys, in order, that tell all runs apart, such as
-    ``gpt-4o temperature=0.2``. Runs that no key tells apart also have their directory's name."""
+    """A label of each run from the fewest of its differing keys, in order, that distinguish all runs, such as
+    ``gpt-4o temperature=0.2``. Runs that no key distinguishes also have their directory's name."""
     chosen: list[str] = []
     found = [""] * len(runs)
     models = any(key in keys for key in _MODEL_KEYS)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-POWER = 0.8
-_Z = 1.959963984540054 + 0.8416212335729143  # of a two-sided 5 % test, and of a power of 80 %
+from swe_infer.run_directory.intervals import Z95
+
+_Z = Z95 + 0.8416212335729143  # of a two-sided 5 % test, and of a power of 80 %
 _SAMPLES = (1, 2, 4, 8, 16)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate, differ
 from swe_infer.compare.pairs import Pair
+from swe_infer.compare.power import Power
 from swe_infer.compare.statistics import Interval
 from swe_infer.run_directory.figures import cost_per_fixed
 from swe_infer.text import clean, dollars, duration, p_value, percent, shown
@@ -122,9 +123,8 @@ def as_markdown(comparison: Comparison, *, every_instance: bool = False, every_k
         lines += [f"**{_markdown(table.title)}**", ""]
         if table.rows:
             rule = [":--" if index < table.left else "--:" for index in range(len(table.columns))]
-            lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in (table.columns, *table.rows)]
-            lines.insert(len(lines) - len(table.rows), "| " + " | ".join(rule) + " |")
-            lines.append("")
+            head, *rows = (list(map(_markdown, row)) for row in (table.columns, *table.rows))
+            lines += [*("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)), ""]
     return "\n".join([*lines, *(f"- {_markdown(clean(note))}" for note in comparison.notes)]).rstrip() + "\n"
 
 
@@ -243,7 +243,7 @@ def _power(comparison: Comparison) -> Table:
     samples = sorted({k for one in comparison.power for k in one.instances})
     rows = [
         [
-            f"{comparison.runs[one.first].letter} : {comparison.runs[one.second].letter}",
+            _letters(one, comparison),
             f"{100 * one.detectable:.1f} points",
             *(f"{one.instances[k]:,}" if k in one.instances else "-" for k in samples),
         ]
@@ -420,7 +420,7 @@ def _pairs(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def _letters(pair: Pair, comparison: Comparison) -> str:
+def _letters(pair: Pair | Power, comparison: Comparison) -> str:
     return f"{comparison.runs[pair.first].letter} : {comparison.runs[pair.second].letter}"
 
 

@@ -145,8 +145,7 @@ class RunDirectory:
         Raises:
             ConfigError: a file cannot be read.
         """
-        answers = self.answers(lambda record: str(record.get("model_patch") or ""))
-        return {key: max(turns.items()) for key, turns in answers.items()}
+        return {key: (turn, answer.patch) for key, (turn, answer) in self.candidates().items()}
 
     def candidates(self) -> dict[Key, tuple[int, Candidate]]:
         """The turn and the answer that counts of every covered, completed (instance, sample).
