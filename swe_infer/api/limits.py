@@ -33,6 +33,7 @@ from swe_infer.types import PathText, Usage
 
 logger = logging.getLogger(__name__)
 
+_KINDS = ("requests", "tokens", "output tokens")
 _LEAST_EXPIRY_S = 60.0
 """Quotas are counted per minute, so what a refusal reports is used for at least a minute."""
 _FAR_BELOW = 0.25
@@ -451,9 +452,6 @@ class Limiter:
         self.peak = max(self.peak, self.in_flight)
         sent = (self._requests.sent, self._tokens.sent, self._output.sent)
         return Permit(characters, tokens, output_tokens, now, sent, len(self._answered_at))
-
-
-_KINDS = ("requests", "tokens", "output tokens")
 
 
 def _contradicts(retry_after_s: float | None, remaining: float | None, reset_s: float | None) -> bool:

@@ -37,8 +37,6 @@ _BASE_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on
 whose capacity or discount is priced apart. ``auto`` in a request may be another tier."""
 _HORIZON = timedelta(days=1)
 """How long after its reservation a request may be billed."""
-
-
 FREE = "free"
 """``provider.pricing_id`` of servers that charge nothing."""
 

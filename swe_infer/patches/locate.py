@@ -641,7 +641,7 @@ def _match_reflowed(lines: Sequence[Line], index: LineIndex) -> Placement | None
 
 
 def _match_import(lines: Sequence[Line], index: LineIndex, choice: _Choice) -> Placement | None:
-    """Places added imports behind or before the import that the hunk has next to them, whatever is around that.
+    """Places added imports next to the import that is next to them in the hunk. Other context does not count.
 
     The order of imports rarely matters, and models often forget some of them. Imports that the file has are left out.
     """

@@ -701,6 +701,7 @@ class WireProvider(Provider):
                     return self._decode(content, response.headers, where), response.headers
                 events = self._events(beginning, parts, where)
                 joined = await self._join(events, where, response.headers, marks)
+                # The answer is complete. The rest is read so that the connection can be used again.
                 with suppress(TimeoutError, *self._transport_errors):
                     async with asyncio.timeout(_DRAIN_S):
                         async for _ in parts:

@@ -229,7 +229,7 @@ class PredictionFiles:
 
     def close(self) -> None:
         """Make the selections that are still to be made, if possible, and close the files."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the next command selects again
             if self._unselected:
                 self._rewrite_selected()
         self._files.close()

@@ -38,10 +38,10 @@ def record_of(
 
 def message(answer: str, form: EditFormat = "unified_diff", finish: FinishReason = "stop") -> str | None:
     record = record_of(answer, form, finish)
-    told = ApplyError().message(record, FILES, form)
-    assert told == ApplyError().message(dict(record), dict(FILES), form)  # type: ignore[arg-type]
-    assert told is None or len(told) < 20_000
-    return told
+    reply = ApplyError().message(record, FILES, form)
+    assert reply == ApplyError().message(dict(record), dict(FILES), form)  # type: ignore[arg-type]
+    assert reply is None or len(reply) < 20_000
+    return reply
 
 
 def diff(old: str, line: int = 803, new: str = "+    return width * height\n") -> str:
@@ -51,16 +51,16 @@ def diff(old: str, line: int = 803, new: str = "+    return width * height\n") -
 
 
 def test_a_hunk_that_matches_nowhere_is_quoted_with_the_lines_of_the_file() -> None:
-    told = message(diff("     factor = 3\n-    return width - height\n", line=20))
-    assert told is not None
-    assert "    factor = 3\n    return width - height" in told, "the lines of the answer"
-    assert "    factor = 2\n    return width + height" in told, "the lines of the file, far from the stated position"
-    assert "lines of pkg/area.py, 800 to 804" in told
-    assert told.rstrip().endswith("exactly as they are in it.")
-    told = message(SEARCH.format(old="def area(width, height):\n    return width + height"), "search_replace")
-    assert told is not None
-    assert "Edit 1 of 1" in told
-    assert AREA.rstrip() in told
+    reply = message(diff("     factor = 3\n-    return width - height\n", line=20))
+    assert reply is not None
+    assert "    factor = 3\n    return width - height" in reply, "the lines of the answer"
+    assert "    factor = 2\n    return width + height" in reply, "the lines of the file, far from the stated position"
+    assert "lines of pkg/area.py, 800 to 804" in reply
+    assert reply.rstrip().endswith("exactly as they are in it.")
+    reply = message(SEARCH.format(old="def area(width, height):\n    return width + height"), "search_replace")
+    assert reply is not None
+    assert "Edit 1 of 1" in reply
+    assert AREA.rstrip() in reply
     nowhere = message(diff("-@@@ nothing of this kind ###\n-%%% at all &&&\n", line=801))
     assert nowhere is not None
     assert "At the stated position" in nowhere
@@ -69,9 +69,9 @@ def test_a_hunk_that_matches_nowhere_is_quoted_with_the_lines_of_the_file() -> N
 
 def test_each_other_reason_is_told_in_one_sentence() -> None:
     for form in get_args(EditFormat):
-        told = message("I am not sure what you mean.", form)
-        assert told is not None
-        assert INSTRUCTIONS[form].rstrip() in told
+        reply = message("I am not sure what you mean.", form)
+        assert reply is not None
+        assert INSTRUCTIONS[form].rstrip() in reply
     cut = message(diff("     factor = 2\n-    return width + height\n")[:-30], finish="length")
     assert cut is not None
     assert cut.startswith("Your answer was cut off at the limit of output tokens.")
