@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from swe_infer.compare.statistics import (
     bootstrap_means,
     bootstrap_ratio,
+    clustered_mean,
     clustered_wilson,
-    jackknife_mean,
     mcnemar_exact,
     paired_score,
     pass_at_k,
-    student_t,
 )
 
 _SHARES = (73, 16, 14, 11, 10, 9, 7, 3, 3, 2, 1, 1)  # instances of twelve repositories, like those of SWE-bench
@@ -73,7 +72,6 @@ def repositories(generator: np.random.Generator, repetitions: int) -> None:
     """Standard errors clustered by repository, with instances that a repository makes alike."""
     groups = [str(index) for index, share in enumerate(_SHARES) for _ in range(share)]
     index = np.array([int(group) for group in groups])
-    quantile = float(student_t(len(_SHARES) - 1).ppf(0.975))
     print("\nclustered by repository: effect of the repository | paired, by repository  paired, by instance")
     for effect in (0.0, 0.1, 0.2):
         hits = np.zeros(2)
@@ -82,7 +80,7 @@ def repositories(generator: np.random.Generator, repetitions: int) -> None:
             second = generator.random(len(index)) < np.clip(0.5 + shift / 2, 0, 1)
             first = generator.random(len(index)) < np.clip(0.5 - shift / 2, 0, 1)
             differences = (second.astype(float) - first.astype(float)).tolist()
-            interval, _ = jackknife_mean(differences, groups, quantile)
+            interval = clustered_mean(differences, groups).interval
             hits[0] += interval.low <= 0 <= interval.high
             own = paired_score(differences).interval
             hits[1] += own.low <= 0 <= own.high

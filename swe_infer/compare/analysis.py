@@ -19,6 +19,7 @@ from swe_infer.compare.selections import RuleFigures, rule_figures
 from swe_infer.compare.statistics import (
     Interval,
     bootstrap_ratio,
+    cluster_degrees,
     clustered_wilson,
     pass_at_k,
     student_t,
@@ -356,11 +357,11 @@ def _clustered_rate(values: Mapping[str, float], asked: int, samples: int, by_re
         for name, value in values.items():
             clusters.setdefault(repository_of(name), []).append(value)
         if len(clusters) > 1:
-            quantile = float(student_t(len(clusters) - 1).ppf(0.975))
             sums, sizes = [sum(own) for own in clusters.values()], [len(own) for own in clusters.values()]
             if missing:
                 sums, sizes = [*sums, 0.0], [*sizes, missing]
-            interval = clustered_wilson(sums, sizes, samples=asked * samples, quantile=quantile, jackknife=True)
+            quantile = float(student_t(cluster_degrees(sizes)).ppf(0.975))
+            interval = clustered_wilson(sums, sizes, samples=asked * samples, quantile=quantile, few_clusters=True)
             return Rate(total, asked, interval)
     each = list(values.values())
     return Rate(total, asked, clustered_wilson(each, [1] * len(each), samples=asked * samples, failed=missing))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from swe_infer.compare.analysis import RESAMPLES, Cluster, Comparison, compare
-from swe_infer.compare.export import as_json, write_csv
+from swe_infer.compare.export import as_json, write_csv, write_samples
 from swe_infer.compare.levels import GROUPS
 from swe_infer.compare.loading import load_sources
 from swe_infer.compare.sources import find_sources, jobs_without_run
@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained interactive page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each run, instance and sample")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures, one a row")
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="write CSV with a row for each run's samples")
     for name, what in (("--markdown", "in Markdown"), ("--latex", "for LaTeX (booktabs)")):
         parser.add_argument(
             name,
@@ -161,12 +162,13 @@ def _write(comparison: Comparison, options: argparse.Namespace) -> None:
     if options.json is not None:
         with replacing(options.json) as new:
             new.write_text(json.dumps(as_json(comparison), indent=1) + "\n", encoding="utf-8")
-    if options.csv is not None:
-        with (
-            replacing(options.csv) as new,
-            new.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            write_csv(comparison, file)
+    for path, write in ((options.csv, write_csv), (options.samples, write_samples)):
+        if path is not None:
+            with (
+                replacing(path) as new,
+                new.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+            ):
+                write(comparison, file)
     for path, text_of in ((options.markdown, as_markdown), (options.latex, as_latex)):
         if path is None:
             continue

@@ -1,9 +1,9 @@
-"""The comparison as JSON, and as CSV with one row per run, instance and sample."""
+"""The comparison as JSON, as CSV with a row per figure, and as CSV with a row per run, instance and sample."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from decimal import Decimal
 from typing import IO, Any
@@ -14,6 +14,7 @@ from swe_infer.compare.pairs import Pair
 from swe_infer.compare.selections import RuleFigures
 from swe_infer.compare.statistics import Bootstrap, Interval
 from swe_infer.run_directory.figures import TurnFigures, cost_per_fixed
+from swe_infer.text import flatten
 from swe_infer.types import Usage
 
 COLUMNS = (
@@ -205,8 +206,31 @@ def _float(value: Decimal | None) -> float | None:
 
 
 def write_csv(comparison: Comparison, file: IO[str]) -> None:
-    """Writes one row per run, instance and sample (RFC 4180). Cells that a spreadsheet would evaluate get a leading
-    apostrophe."""
+    """Writes one row per figure of :func:`as_json`, with the letters of its runs (RFC 4180)."""
+    writer = csv.writer(file)
+    writer.writerow(("section", "runs", "figure", "value"))
+    for section, found in as_json(comparison).items():
+        for entry in found if isinstance(found, list) else [found]:
+            if not isinstance(entry, dict):  # "seed", "metric", "notes": no runs
+                writer.writerow([section, "", "", _inert(entry)])
+                continue
+            named = [entry.pop(key, None) for key in ("letter", "first", "second", "runs", "solved_by")]
+            letters = [name for each in named if each for name in (each if isinstance(each, list) else [each])]
+            rows = ([section, " ".join(letters), *row] for row in _leaves(entry))
+            writer.writerows([_inert(cell) for cell in row] for row in rows)
+
+
+def _leaves(entry: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """The figures of an entry; the items of a list, such as the ends of an interval, by their numbers."""
+    for name, value in flatten(entry):
+        if isinstance(value, list):
+            yield from ((f"{name}.{number}", item) for number, item in enumerate(value))
+        elif value is not None and value != {}:
+            yield name, value
+
+
+def write_samples(comparison: Comparison, file: IO[str]) -> None:
+    """Writes one row per run, instance and sample (RFC 4180)."""
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
     for one in comparison.runs:
@@ -234,4 +258,5 @@ def _rows(one: Figures) -> Iterator[list[object]]:
 
 
 def _inert(cell: object) -> object:
+    """The cell, with an apostrophe before what a spreadsheet would evaluate."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,12 +16,11 @@ from swe_infer.compare.statistics import (
     PairedMean,
     agreement,
     bootstrap_means,
+    clustered_mean,
     equivalence,
     holm,
-    jackknife_mean,
     mcnemar_exact,
     paired_score,
-    student_t,
 )
 
 FEWEST_FOR_BOOTSTRAP = 30  # instances
@@ -179,10 +177,7 @@ class _Draft:
     def test(self) -> PairedMean:
         if not self.by_repository:
             return paired_score(self.differences)
-        distribution = student_t(len(set(self.repositories)) - 1)
-        interval, statistic = jackknife_mean(self.differences, self.repositories, float(distribution.ppf(0.975)))
-        mean = math.fsum(self.differences) / len(self.differences)
-        return PairedMean(mean, interval, 2 * float(distribution.sf(abs(statistic))))
+        return clustered_mean(self.differences, self.repositories)
 
 
 def _test_without(draft: _Draft, excluded: frozenset[str], scores: _Scores) -> RateTest | None:

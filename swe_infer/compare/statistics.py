@@ -79,7 +79,7 @@ def clustered_wilson(
     *,
     samples: int,
     quantile: float = Z95,
-    jackknife: bool = False,
+    few_clusters: bool = False,
     failed: int = 0,
 ) -> Interval | None:
     """Wilson's interval of a rate with the effective number of trials (Korn and Graubard 1998; Franco et al. 2019).
@@ -92,8 +92,8 @@ def clustered_wilson(
         failed: further clusters of one trial without success; their number may be that of a stranger's summary.
         samples: independent outcomes in total, which limit the effective number.
         quantile: 97.5th percentile of the reference distribution.
-        jackknife: estimate the variance without one cluster at a time (CV3, MacKinnon, Nielsen and Webb 2023), which
-            is better for few clusters of different sizes.
+        few_clusters: estimate the variance without bias for few clusters of different sizes (CR2, Bell and McCaffrey
+            2002); ``quantile`` is that of Student's t with ``cluster_degrees`` then.
     """
     clusters, total, good = len(successes) + failed, math.fsum(trials) + failed, math.fsum(successes)
     if not total:
@@ -101,12 +101,9 @@ def clustered_wilson(
     rate = good / total
     if not 0 < rate < 1:
         return wilson(rate * clusters, clusters, quantile)
-    if jackknife:
-        rest = [(good - s, total - t) for s, t in zip(successes, trials, strict=True) if total > t]
-        variance = math.fsum((s / t - rate) ** 2 for s, t in rest) * (len(rest) - 1) / max(1, len(rest))
-    else:
-        squares = math.fsum((s - rate * t) ** 2 for s, t in zip(successes, trials, strict=True))
-        variance = (squares + failed * rate**2) / total**2
+    residuals = ((s - rate * t, t / total) for s, t in zip(successes, trials, strict=True))
+    squares = math.fsum(r * r / (1 - share) if few_clusters else r * r for r, share in residuals)
+    variance = (squares + failed * rate**2) / total**2
     effective = min(rate * (1 - rate) / variance, samples) if variance > 0 else samples
     return wilson(rate * effective, effective, quantile)
 
@@ -179,25 +176,44 @@ def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
     return Equivalence(margin, Interval(max(-1.0, mean - half), min(1.0, mean + half)), p)
 
 
-def jackknife_mean(differences: Sequence[float], groups: Sequence[str], quantile: float) -> tuple[Interval, float]:
-    """The interval of a mean with a standard error clustered by group (CV3), and the t statistic.
+def clustered_mean(differences: Sequence[float], groups: Sequence[str]) -> PairedMean:
+    """The mean of differences, its interval and t test, with a standard error clustered by group.
+
+    The variance is CR2 with the degrees of freedom of Bell and McCaffrey (2002; Imbens and Kolesar 2016), which hold
+    for few groups of different sizes. Groups of one size give the t test of their means.
 
     Args:
         groups: the group of each difference; at least two distinct ones.
-        quantile: 97.5th percentile of Student's t with one degree of freedom less than groups.
+
+    Raises:
+        ConfigError: SciPy is not installed.
     """
     sums: dict[str, list[float]] = {}
     for group, difference in zip(groups, differences, strict=True):
         sums.setdefault(group, []).append(difference)
-    total, count = math.fsum(differences), len(differences)
-    mean = total / count
-    rest = [(total - math.fsum(own)) / (count - len(own)) for own in sums.values()]
-    error = math.sqrt(math.fsum((one - mean) ** 2 for one in rest) * (len(rest) - 1) / len(rest))
-    statistic = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
-    return Interval(max(-1.0, mean - quantile * error), min(1.0, mean + quantile * error)), statistic
+    count = len(differences)
+    mean = math.fsum(differences) / count
+    sizes = [len(own) for own in sums.values()]
+    residuals = zip((math.fsum(own) - mean * len(own) for own in sums.values()), sizes, strict=True)
+    error = math.sqrt(math.fsum(r * r / (1 - size / count) for r, size in residuals)) / count
+    distribution = student_t(cluster_degrees(sizes))
+    half = float(distribution.ppf(0.975)) * error
+    statistic = abs(mean) / error if error else math.inf if mean else 0.0
+    return PairedMean(
+        mean, Interval(max(-1.0, mean - half), min(1.0, mean + half)), 2 * float(distribution.sf(statistic))
+    )
 
 
-def student_t(degrees: int) -> Any:
+def cluster_degrees(sizes: Sequence[float]) -> float:
+    """Degrees of freedom of a mean over clusters of these sizes (Bell and McCaffrey 2002): one less than clusters if
+    all sizes are equal, and fewer otherwise."""
+    total = math.fsum(sizes)
+    shares = [size / total for size in sizes]
+    squares = [share * share / (1 - share) for share in shares]
+    return 1 / (math.fsum(p * p for p in shares) + math.fsum(squares) ** 2 - math.fsum(u * u for u in squares))
+
+
+def student_t(degrees: float) -> Any:
     """SciPy's distribution of Student's t.
 
     Raises:

@@ -147,9 +147,17 @@ def test_json_contains_every_figure(runs: list[Path], tmp_path: Path) -> None:
     assert {tuple(row["solved_by"]): row["instances"] for row in data["overlap"]} == {("A", "B"): 3, ("B",): 6, (): 3}
 
 
-def test_csv_has_a_row_per_answer_and_no_formulas(runs: list[Path], tmp_path: Path) -> None:
-    assert compare(*runs, "--csv", tmp_path / "c.csv").returncode == 0
+def test_csv_has_the_figures_of_the_json_and_the_answers_and_no_formulas(runs: list[Path], tmp_path: Path) -> None:
+    written = ("--csv", tmp_path / "c.csv", "--samples", tmp_path / "s.csv", "--json", tmp_path / "c.json")
+    assert compare(*runs, *written).returncode == 0
+    data = json.loads((tmp_path / "c.json").read_text())
     with (tmp_path / "c.csv").open(newline="") as file:
+        figures = {(row["section"], row["runs"], row["figure"]): row["value"] for row in csv.DictReader(file)}
+    assert figures["seed", "", ""] == "0"
+    assert float(figures["runs", "A", "applies.wilson_95.1"]) == data["runs"][0]["applies"]["wilson_95"][1]
+    assert float(figures["pairs", "A B", "rate_difference"]) == data["pairs"][0]["rate_difference"]
+    assert figures["overlap", "A B", "instances"] == "3"
+    with (tmp_path / "s.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
     assert rows[0] == rows[0] | {

@@ -18,14 +18,14 @@ from swe_infer.compare.statistics import (
     agreement,
     bootstrap_means,
     bootstrap_ratio,
+    cluster_degrees,
+    clustered_mean,
     clustered_wilson,
     equivalence,
     holm,
-    jackknife_mean,
     mcnemar_exact,
     paired_score,
     pass_at_k,
-    student_t,
     wilson,
 )
 
@@ -172,11 +172,20 @@ def test_the_paired_interval_is_about_students() -> None:
 def test_standard_errors_clustered_by_group_are_the_t_tests_of_equal_groups() -> None:
     generator = np.random.default_rng(4)
     values = (generator.normal(size=(8, 1)) + generator.normal(size=(8, 5))) / 10
-    quantile = float(student_t(7).ppf(0.975))
-    interval, statistic = jackknife_mean(list(values.ravel()), [str(i) for i in range(8) for _ in range(5)], quantile)
+    test = clustered_mean(list(values.ravel()), [str(i) for i in range(8) for _ in range(5)])
     theirs = scipy.stats.ttest_1samp(values.mean(axis=1), 0)
-    assert statistic == pytest.approx(theirs.statistic)
-    assert (interval.low, interval.high) == pytest.approx(tuple(theirs.confidence_interval()))
+    assert test.p == pytest.approx(theirs.pvalue)
+    assert (test.interval.low, test.interval.high) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_degrees_of_freedom_are_those_of_the_residuals_covariance() -> None:
+    assert cluster_degrees([5] * 8) == pytest.approx(7)
+    sizes = np.array([73, 16, 14, 11, 10, 9, 7, 3, 3, 2, 1, 1], float)
+    shares = sizes / sizes.sum()
+    residuals = (np.eye(12) - np.outer(shares, np.ones(12))) / np.sqrt(1 - shares)[:, None]
+    covariance = residuals @ np.diag(sizes) @ residuals.T
+    expected = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+    assert cluster_degrees(list(sizes)) == pytest.approx(expected)
 
 
 def test_equivalence_needs_instances_even_if_no_outcome_differs() -> None:
