@@ -128,7 +128,7 @@ class StepBenchmark:
 
         def norms() -> None:
             for layer in layers:
-                for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                for norm in (layer.attention_norm, layer.mlp_norm):
                     kernels.add_rms_norm(x_TE, x_TE, norm.weight, norm.eps)
 
         def rotation() -> None:

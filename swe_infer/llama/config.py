@@ -1,21 +1,23 @@
-"""Reads ``config.json`` of a Hugging Face Llama checkpoint, without torch or transformers.
+"""Reads ``config.json`` of a Hugging Face checkpoint of a Llama or a related family, without torch or transformers.
 
-The format is that of ``transformers.LlamaConfig`` in any release: RoPE parameters are in ``rope_theta`` and
-``rope_scaling`` (old) or in ``rope_parameters`` (new).
+The format is that of ``transformers`` in any release: RoPE parameters are in ``rope_theta`` and ``rope_scaling``
+(old) or in ``rope_parameters`` (new). :mod:`swe_infer.llama.families` states in what the families differ from Llama.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from swe_infer.errors import CheckpointError, ConfigError
+from swe_infer.llama.families import FAMILIES
 
-RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 _ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
     "default": (),
@@ -23,7 +25,9 @@ _ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
 }
+_ROPE_OLD_NAMES = {"su": "longrope"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,11 @@ class RopeConfig:
         theta: base of the geometric series of wavelengths.
         type: how the frequencies are scaled.
         factor: scale of the context window.
-        original_max_positions: the context window before scaling (llama3, yarn).
+        original_max_positions: the context window before scaling (llama3, yarn, longrope).
         low_freq_factor, high_freq_factor: band limits of llama3.
         beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim, truncate: ramp and temperature of yarn.
+        short_factors, long_factors: divisors of the frequencies of sequences within and beyond the original window
+            (longrope).
     """
 
     theta: float = 10_000.0
@@ -51,11 +57,84 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a token's angles depend on the length of its sequence."""
+        return self.type in ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """The names of a checkpoint's tensors, without ``.weight`` and ``.bias``.
+
+    Args:
+        layer: prefix of a layer, with its index as ``{}``.
+        qkv, gate_up: fused projections in place of ``q``, ``k`` and ``v``, and of ``gate`` and ``up``. Their rows are
+            those of the parts, one after the other.
+        grouped_qkv: the rows of ``qkv`` are ordered by key-value head instead: its queries, its key, its value.
+    """
+
+    embeddings: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    lm_head: str = "lm_head"
+    layer: str = "model.layers.{}."
+    attention_norm: str = "input_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    o: str = "self_attn.o_proj"
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+    qkv: str | None = None
+    gate_up: str | None = None
+    grouped_qkv: bool = False
+
+
+class Parts(TypedDict, total=False):
+    """In what a family differs from Llama: fields of :class:`LlamaConfig`."""
+
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    tie_word_embeddings: bool
+    rms_norm_eps: float
+    head_dim: int
+    qk_norm: Literal["head", "projection"]
+    post_norm: bool
+    windows: tuple[int | None, ...]
+    uses_rope: tuple[bool, ...]
+    embedding_multiplier: float
+    residual_multiplier: float
+    attention_multiplier: float
+    logits_divisor: float
+    names: TensorNames
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """Architecture of a Llama. Names follow ``transformers.LlamaConfig`` where the meaning is the same."""
+    """Architecture of a Llama or a related model. Names follow ``transformers.LlamaConfig`` where the meaning is the
+    same.
+
+    Args:
+        rotary_dim: leading dimensions of a head that are rotated.
+        qkv_bias, output_bias, mlp_bias: of the projections to queries, keys and values; of attention's output; of the
+            feed-forward block.
+        qk_norm: RMS norm of queries and keys: of each head, or of the whole projection.
+        post_norm: norms of the outputs of attention and feed-forward block, instead of their inputs.
+        windows: of each layer the number of keys that a token sees, its own included; None: all. Empty: all layers.
+        uses_rope: whether each layer rotates queries and keys. Empty: all do.
+        embedding_multiplier, residual_multiplier: factors of the embeddings, and of each block's contribution.
+        attention_multiplier: factor of the scores; None: one over the square root of ``head_dim``.
+        logits_divisor: of the logits.
+        names: of the checkpoint's tensors.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -64,14 +143,38 @@ class LlamaConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    rotary_dim: int
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     rope: RopeConfig = RopeConfig()
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None
+    qk_norm: Literal["head", "projection"] | None = None
+    post_norm: bool = False
+    windows: tuple[int | None, ...] = ()
+    uses_rope: tuple[bool, ...] = ()
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_divisor: float = 1.0
+    names: TensorNames = TensorNames()
+
+    @property
+    def is_llama(self) -> bool:
+        """Whether the layers have no part that Llama lacks, so that the compiled layers compute them."""
+        return (
+            self.qk_norm is None
+            and not self.post_norm
+            and not any(self.windows)
+            and all(self.uses_rope)
+            and self.rotary_dim == self.head_dim
+            and self.residual_multiplier == 1.0
+            and self.attention_multiplier is None
+        )
 
     @property
     def context_window(self) -> int:
@@ -93,7 +196,8 @@ class LlamaConfig:
         """Number of weights, biases included."""
         heads, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         hidden, inner = self.hidden_size, self.intermediate_size
-        attention = 2 * hidden * (heads + kv) + self.attention_bias * (heads + 2 * kv + hidden)
+        attention = 2 * hidden * (heads + kv) + self.qkv_bias * (heads + 2 * kv) + self.output_bias * hidden
+        attention += {"head": 2 * self.head_dim, "projection": heads + kv, None: 0}[self.qk_norm]
         feed_forward = 3 * hidden * inner + self.mlp_bias * (2 * inner + hidden)
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * hidden
         return self.num_hidden_layers * (attention + feed_forward + 2 * hidden) + embeddings + hidden
@@ -113,19 +217,28 @@ class LlamaConfig:
         """Parse the content of a ``config.json``.
 
         Raises:
-            CheckpointError: the architecture is not Llama, a key is missing, or a feature is not supported.
+            CheckpointError: the architecture is unknown, a key is missing, or a feature is not supported.
         """
+        family = _family(raw, source)
         _refuse_unsupported(raw, source)
-        read = _Reader(raw, source)
+        read = Reader(raw, source)
+        parts: Parts = importlib.import_module(f"swe_infer.llama.families.{family}").parts(read)
         hidden, heads = read.positive("hidden_size"), read.positive("num_attention_heads")
         kv_heads = read.positive("num_key_value_heads", heads)
         if heads % kv_heads:
             raise CheckpointError(f"{source}: {heads} attention heads do not divide by {kv_heads} key-value heads")
-        head_dim = read.positive("head_dim", hidden // heads)
-        if head_dim % 2:
-            raise CheckpointError(f"{source}: head_dim={head_dim} is odd, so rotary embeddings cannot be applied")
+        head_dim = parts.get("head_dim") or read.positive("head_dim", hidden // heads)
+        rotary_dim = int(head_dim * read.rotary_fraction())
+        if rotary_dim % 2 or not rotary_dim:
+            raise CheckpointError(f"{source}: {rotary_dim} dimensions of a head would be rotated, which is not even")
         positions = read.positive("max_position_embeddings", 2048)
         dtype = raw.get("dtype") or raw.get("torch_dtype")
+        fields: dict[str, Any] = {
+            "rms_norm_eps": read.number("rms_norm_eps", 1e-6),
+            "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+            **parts,
+            "head_dim": head_dim,
+        }
         return cls(
             vocab_size=read.positive("vocab_size"),
             hidden_size=hidden,
@@ -133,15 +246,12 @@ class LlamaConfig:
             num_hidden_layers=read.positive("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-            head_dim=head_dim,
+            rotary_dim=rotary_dim,
             max_position_embeddings=positions,
-            rms_norm_eps=read.number("rms_norm_eps", 1e-6),
-            rope=_read_rope(raw, source, positions),
-            attention_bias=bool(raw.get("attention_bias", False)),
-            mlp_bias=bool(raw.get("mlp_bias", False)),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            rope=_read_rope(raw, source, positions, rotary_dim),
             eos_token_ids=_token_ids(raw.get("eos_token_id"), source),
             dtype=str(dtype).removeprefix("torch.") if dtype else None,
+            **fields,
         )
 
 
@@ -158,7 +268,7 @@ def read_config(directory: Path) -> LlamaConfig:
     """Read ``config.json`` of a checkpoint directory.
 
     Raises:
-        CheckpointError: the file is missing, is not JSON, or is not a supported Llama.
+        CheckpointError: the file is missing, is not JSON, or its architecture is not supported.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -178,7 +288,7 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
     eos = _token_ids(raw.get("eos_token_id"), str(path))
     if not raw.get("do_sample"):
         return GenerationDefaults(eos_token_ids=eos)
-    read = _Reader(raw, str(path))
+    read = Reader(raw, str(path))
     return GenerationDefaults(
         temperature=read.number("temperature", 1.0),
         top_p=None if raw.get("top_p") is None else read.number("top_p"),
@@ -197,25 +307,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _refuse_unsupported(raw: Mapping[str, Any], source: str) -> None:
+def _family(raw: Mapping[str, Any], source: str) -> str:
+    """The module of :mod:`swe_infer.llama.families` that describes the architecture."""
     architectures = raw.get("architectures") or []
     if not isinstance(architectures, list):
         raise CheckpointError(f"{source}: architectures={architectures!r} is not a list of names")
-    known = "LlamaForCausalLM" in architectures if architectures else raw.get("model_type") == "llama"
-    if not known:
-        named = ", ".join(map(str, architectures)) or raw.get("model_type") or "none named"
-        raise CheckpointError(f"{source}: unknown architecture ({named}); this engine runs LlamaForCausalLM")
+    if not architectures and raw.get("model_type") == "llama":
+        return "llama"
+    for name in architectures:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    named = ", ".join(map(str, architectures)) or raw.get("model_type") or "none named"
+    raise CheckpointError(
+        f"{source}: unknown architecture ({named}); this engine runs {', '.join(FAMILIES)}. "
+        "vLLM serves others: provider=vllm runner=api"
+    )
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], source: str) -> None:
     if raw.get("quantization_config"):
-        raise CheckpointError(f"{source}: quantised weights are not supported; use the unquantised checkpoint")
+        raise CheckpointError(
+            f"{source}: quantised weights are not supported; use the unquantised checkpoint, or vLLM: "
+            "provider=vllm runner=api"
+        )
     if (activation := raw.get("hidden_act", "silu")) != "silu":
         raise CheckpointError(f"{source}: hidden_act={activation}; this engine runs silu")
-    if raw.get("sliding_window"):
-        raise CheckpointError(f"{source}: sliding-window attention is not supported")
-    if raw.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
-        raise CheckpointError(f"{source}: partial_rotary_factor is not supported")
 
 
-def _read_rope(raw: Mapping[str, Any], source: str, positions: int) -> RopeConfig:
+def _merged_rope(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The RoPE parameters from all places where a ``config.json`` may state them."""
     merged: dict[str, Any] = {}
     if raw.get("rope_theta") is not None:
         merged["rope_theta"] = raw["rope_theta"]
@@ -227,16 +347,25 @@ def _read_rope(raw: Mapping[str, Any], source: str, positions: int) -> RopeConfi
         if not isinstance(raw[place], Mapping):
             raise CheckpointError(f"{source}: {place} is not a mapping")
         merged.update({key: value for key, value in raw[place].items() if value is not None})
+    return merged
+
+
+def _read_rope(raw: Mapping[str, Any], source: str, positions: int, rotary_dim: int) -> RopeConfig:
+    merged = _merged_rope(raw, source)
     name = merged.get("rope_type", merged.get("type", "default"))
+    name = _ROPE_OLD_NAMES.get(name, name)
     if name not in get_args(RopeType):
         raise CheckpointError(f"{source}: unknown RoPE type {name}; known are {', '.join(get_args(RopeType))}")
     missing = [key for key in _ROPE_REQUIRED[name] if key not in merged]
     if missing:
         raise CheckpointError(f"{source}: RoPE type {name} needs {', '.join(missing)}")
-    read = _Reader(merged, source)
+    read = Reader(merged, source)
     original = merged.get("original_max_position_embeddings")
-    if original is None and name in ("llama3", "yarn"):
+    if original is None and name in ("llama3", "yarn", "longrope"):
         original = positions
+    factors = {}
+    if name == "longrope":
+        factors = {side: read.numbers(f"{side}_factor", rotary_dim // 2) for side in ("short", "long")}
     optional = {
         key: None if merged.get(key) is None else read.number(key)
         for key in ("attention_factor", "mscale", "mscale_all_dim")
@@ -244,13 +373,15 @@ def _read_rope(raw: Mapping[str, Any], source: str, positions: int) -> RopeConfi
     return RopeConfig(
         theta=read.number("rope_theta", 10_000.0),
         type=cast(RopeType, name),
-        factor=read.number("factor", 1.0),
+        factor=read.number("factor", positions / int(original) if original and name == "longrope" else 1.0),
         original_max_positions=None if original is None else int(original),
         low_freq_factor=read.number("low_freq_factor", 1.0),
         high_freq_factor=read.number("high_freq_factor", 4.0),
         beta_fast=read.number("beta_fast", 32.0),
         beta_slow=read.number("beta_slow", 1.0),
         truncate=bool(merged.get("truncate", True)),
+        short_factors=factors.get("short", ()),
+        long_factors=factors.get("long", ()),
         **optional,
     )
 
@@ -264,8 +395,8 @@ def _token_ids(value: Any, source: str) -> tuple[int, ...]:
     return tuple(values)
 
 
-class _Reader:
-    """Typed access to a raw mapping; errors name the file and the key."""
+class Reader:
+    """Typed access to a ``config.json``; errors name the file and the key."""
 
     def __init__(self, raw: Mapping[str, Any], source: str) -> None:
         self.raw = raw
@@ -286,3 +417,41 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise CheckpointError(f"{self.source}: {key}={value!r}: must be a positive number")
         return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.raw.get(key)
+        return default if value is None else bool(value)
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """``count`` positive numbers."""
+        values = self.raw.get(key)
+        if not isinstance(values, list) or len(values) != count:
+            raise CheckpointError(f"{self.source}: {key} must be a list of {count} numbers")
+        return tuple(Reader({key: value}, self.source).number(key) for value in values)
+
+    def rotary_fraction(self) -> float:
+        """The fraction of each head's dimensions that is rotated."""
+        stated = _merged_rope(self.raw, self.source).get(
+            "partial_rotary_factor", self.raw.get("partial_rotary_factor")
+        )
+        fraction = Reader({"partial_rotary_factor": stated}, self.source).number("partial_rotary_factor", 1.0)
+        if fraction > 1:
+            raise CheckpointError(f"{self.source}: partial_rotary_factor={fraction}: must be at most 1")
+        return fraction
+
+    def windows(self, *, enabled: bool = True, first: int = 0) -> tuple[int | None, ...]:
+        """The attention window of each layer, from ``sliding_window`` and ``layer_types``.
+
+        Args:
+            enabled: False: no layer has a window.
+            first: without ``layer_types``, the first layer that has one.
+        """
+        if not enabled or self.raw.get("sliding_window") is None:
+            return ()
+        window, layers = self.positive("sliding_window"), self.positive("num_hidden_layers")
+        types, known = self.raw.get("layer_types"), ("sliding_attention", "full_attention")
+        if types is None:
+            return tuple(window if index >= first else None for index in range(layers))
+        if not isinstance(types, list) or len(types) != layers or not all(kind in known for kind in types):
+            raise CheckpointError(f"{self.source}: layer_types must be {' or '.join(known)} for each layer")
+        return tuple(window if kind == "sliding_attention" else None for kind in types)

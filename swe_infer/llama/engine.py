@@ -204,9 +204,9 @@ class Engine:
             raise ValueError("the prompt has no tokens")
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocab_size:
             raise ValueError("the prompt has a token id outside the model's vocabulary")
-        salt = length.to_bytes(8, "big") if self.model.rope.needs_length(length) else b""
+        rope = self.model.rope
         criteria = StopCriteria(request.stop_params, self.tokenizer, request.prompt_ids)
-        self.scheduler.add(Sequence(request, criteria, limit, salt))
+        self.scheduler.add(Sequence(request, criteria, limit, rope.salt(length), rope.switch))
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
@@ -238,6 +238,8 @@ class Engine:
         self.stats.output_tokens += len(taken)
         self.scheduler.commit_draft(chunk)
         if reason is None:
+            if sequence.crossed_switch(len(taken)):
+                self.scheduler.recompute(sequence, self.model.rope.salt(len(sequence.tokens)))
             return None
         self.scheduler.finish_sequence(sequence)
         answer = sequence.result(reason)
@@ -281,12 +283,16 @@ class Engine:
             raise self._tp_group.failure() from error
 
     def _rope_lengths(self, chunks: list[Chunk]) -> list[int] | None:
-        """Lengths for dynamic RoPE: prompt tokens scale with the prompt's length, generated ones with their
-        position."""
-        if self.model.config.rope.type != "dynamic":
+        """The length for the angles of each token, where RoPE depends on it. With ``dynamic``, prompt tokens scale
+        with the prompt's length, generated ones with their position."""
+        kind = self.model.config.rope.type
+        if not self.model.config.rope.depends_on_length:
             return None
         lengths: list[int] = []
         for chunk in chunks:
+            if kind == "longrope":
+                lengths += [len(chunk.sequence.tokens)] * chunk.rows
+                continue
             prompt = len(chunk.sequence.request.prompt_ids)
             lengths += [max(prompt, p + 1) for p in range(chunk.start, chunk.start + chunk.rows)]
         return lengths

@@ -134,10 +134,10 @@ class DecodeGraphs:
 
     @classmethod
     def create(cls, model: LlamaForCausalLM, cache: KVCache, limit: int) -> DecodeGraphs | None:
-        """Return None if steps cannot be captured: on a CPU, with SDPA or dynamic RoPE, or with tensor
-        parallelism."""
+        """Return None if steps cannot be captured: on a CPU, with SDPA, with RoPE that depends on
+        the sequence's length, or with tensor parallelism."""
         paged = isinstance(model.backend, PagedBackend) and model.device.type == "cuda"
-        if not paged or model.shard.count > 1 or model.config.rope.type == "dynamic":
+        if not paged or model.shard.count > 1 or model.config.rope.depends_on_length:
             return None
         return cls(model, cache, limit)
 

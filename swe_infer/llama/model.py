@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023) over packed tokens and a paged KV cache.
+"""Llama (Touvron et al., 2023) and related models over packed tokens and a paged KV cache.
 
 Projections of the same input are fused: ``qkv_proj`` and ``gate_up_proj``. :mod:`swe_infer.llama.weights` maps the
 names of Hugging Face checkpoints to them.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class Step:
         slots: cache slots of each token's key and value, as computed by the backend.
         rows_R: tokens whose logits are computed.
         plan: the attention backend's plan.
-        rope_lengths_T: lengths for dynamic RoPE, see :class:`RotaryEmbedding`.
+        rope_lengths_T: lengths for RoPE that depends on them, see :class:`RotaryEmbedding`.
     """
 
     positions_T: Tensor
@@ -80,15 +81,22 @@ def native_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm (Zhang and Sennrich, 2019) of the residual stream, computed in float32."""
+    """Root mean square norm (Zhang and Sennrich, 2019) of the residual stream, computed in float32.
 
-    def __init__(self, size: int, eps: float, device: torch.device, dtype: torch.dtype) -> None:
+    Args:
+        shard: the ranks among which the normalised dimension is divided.
+    """
+
+    def __init__(
+        self, size: int, eps: float, device: torch.device, dtype: torch.dtype, shard: TPRank = SINGLE_RANK
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype), requires_grad=False)
         self.eps = eps
-        self._kernels = fused_kernels(device, dtype)
+        self.shard = shard
+        self._kernels = fused_kernels(device, dtype) if shard.count == 1 else None
 
-    def forward(self, x_TE: Tensor, delta_TE: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TE: Tensor, delta_TE: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``x + delta`` and its norm."""
         if self._kernels is not None:
             total_TE, normed_TE = self._kernels.add_rms_norm(x_TE, delta_TE, self.weight, self.eps)
@@ -96,8 +104,8 @@ class RMSNorm(nn.Module):
         if delta_TE is not None:
             x_TE = x_TE + delta_TE
         wide_TE = x_TE.float()
-        scale_T1 = torch.rsqrt(wide_TE.square().mean(-1, keepdim=True) + self.eps)
-        return x_TE, self.weight * (wide_TE * scale_T1).to(x_TE.dtype)
+        square_T1 = self.shard.all_reduce(wide_TE.square().mean(-1, keepdim=True)) / self.shard.count
+        return x_TE, self.weight * (wide_TE * torch.rsqrt(square_T1 + self.eps)).to(x_TE.dtype)
 
 
 class Linear(nn.Module):
@@ -188,10 +196,17 @@ def _converting_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtyp
 
 class Attention(nn.Module):
     def __init__(
-        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: TPRank
+        self,
+        config: LlamaConfig,
+        layer: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: torch.dtype,
+        shard: TPRank,
     ) -> None:
         super().__init__()
         self.shard = shard
+        self.layer = layer
         kernels = fused_kernels(device, dtype)
         self._rotate = rotate if kernels is None else kernels.rotate
         self.heads, self.kv_heads, self.head_dim = (
@@ -199,30 +214,66 @@ class Attention(nn.Module):
             shard.divide(config.num_key_value_heads),
             config.head_dim,
         )
+        self._rotary_dim = config.rotary_dim if not config.uses_rope or config.uses_rope[layer] else 0
+        self._window = config.windows[layer] if config.windows else None
+        self._query_factor = 1.0
+        if config.attention_multiplier is not None:  # backends divide by the square root of the head dimension
+            self._query_factor = config.attention_multiplier * math.sqrt(config.head_dim)
         outputs = (self.heads + 2 * self.kv_heads) * self.head_dim
-        bias = config.attention_bias
-        self.qkv_proj = Linear(config.hidden_size, outputs, bias, device, dtype, weights)
+        self.qkv_proj = Linear(config.hidden_size, outputs, config.qkv_bias, device, dtype, weights)
         self.o_proj = Linear(
-            self.heads * self.head_dim, config.hidden_size, bias and shard.rank == 0, device, dtype, weights
-        )  # only one rank adds the bias
+            self.heads * self.head_dim,
+            config.hidden_size,
+            config.output_bias and shard.rank == 0,  # only one rank adds the bias
+            device,
+            dtype,
+            weights,
+        )
+        self.q_norm, self.k_norm = None, None
+        if config.qk_norm is not None:
+            per_head = config.qk_norm == "head"
+            self.q_norm, self.k_norm = (
+                RMSNorm(
+                    self.head_dim * (1 if per_head else heads),
+                    config.rms_norm_eps,
+                    device,
+                    dtype,
+                    SINGLE_RANK if per_head else shard,
+                )
+                for heads in (self.heads, self.kv_heads)
+            )
 
     def forward(
         self,
         x_TE: Tensor,
-        layer: int,
         cos_sin: tuple[Tensor, Tensor],
         step: Step,
         cache: KVCache,
         backend: AttentionBackend[Any],
     ) -> Tensor:
         qkv_THD: Tensor = self.qkv_proj(x_TE).view(len(x_TE), -1, self.head_dim)
-        turned_THD = self._rotate(qkv_THD[:, : self.heads + self.kv_heads], *cos_sin)
-        k_pool, v_pool = cache.keys[layer], cache.values[layer]
-        backend.write(
-            k_pool, v_pool, turned_THD[:, self.heads :], qkv_THD[:, self.heads + self.kv_heads :], step.slots
-        )
-        out_THD = backend.attend(turned_THD[:, : self.heads], k_pool, v_pool, step.plan)
+        qk_THD, v_THD = qkv_THD[:, : self.heads + self.kv_heads], qkv_THD[:, self.heads + self.kv_heads :]
+        if self.q_norm is not None and self.k_norm is not None:
+            q_THD, k_THD = qk_THD[:, : self.heads], qk_THD[:, self.heads :]
+            qk_THD = torch.cat((_normed(self.q_norm, q_THD), _normed(self.k_norm, k_THD)), dim=1)
+        if self._rotary_dim == self.head_dim:
+            qk_THD = self._rotate(qk_THD, *cos_sin)
+        elif self._rotary_dim:
+            turned_THR = self._rotate(qk_THD[..., : self._rotary_dim].contiguous(), *cos_sin)
+            qk_THD = torch.cat((turned_THR, qk_THD[..., self._rotary_dim :]), dim=-1)
+        q_THD = qk_THD[:, : self.heads]
+        if self._query_factor != 1.0:
+            q_THD = q_THD * self._query_factor
+        k_pool, v_pool = cache.keys[self.layer], cache.values[self.layer]
+        backend.write(k_pool, v_pool, qk_THD[:, self.heads :], v_THD, step.slots)
+        out_THD = backend.attend(q_THD, k_pool, v_pool, step.plan, self._window)
         return self.shard.all_reduce(self.o_proj(out_THD.flatten(1)))
+
+
+def _normed(norm: RMSNorm, x_THD: Tensor) -> Tensor:
+    """The norm of each head, or of all heads together, by the size of ``norm``."""
+    normed: Tensor = norm(x_THD.reshape(-1, len(norm.weight)))[1]
+    return normed.view(x_THD.shape)
 
 
 class FeedForward(nn.Module):
@@ -250,17 +301,43 @@ class FeedForward(nn.Module):
 
 class Layer(nn.Module):
     def __init__(
-        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: TPRank
+        self,
+        config: LlamaConfig,
+        layer: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: torch.dtype,
+        shard: TPRank,
     ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
-        self.self_attn = Attention(config, device, dtype, weights, shard)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
+        self.self_attn = Attention(config, layer, device, dtype, weights, shard)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
         self.mlp = FeedForward(config, device, dtype, weights, shard)
+        self._post_norm = config.post_norm
+        self._multiplier = config.residual_multiplier
+
+    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, *attention: Any) -> tuple[Tensor, Tensor]:
+        """Return the residual stream, and the last block's contribution to add to it.
+
+        Args:
+            delta_TE: the previous layer's last contribution.
+            attention: the remaining arguments of :class:`Attention`.
+        """
+        if self._post_norm:
+            x_TE = x_TE if delta_TE is None else x_TE + delta_TE
+            x_TE = x_TE + self.attention_norm(self.self_attn(x_TE, *attention))[1]
+            return x_TE, self.mlp_norm(self.mlp(x_TE))[1]
+        x_TE, normed_TE = self.attention_norm(x_TE, delta_TE)
+        x_TE, normed_TE = self.mlp_norm(x_TE, self._scaled(self.self_attn(normed_TE, *attention)))
+        return x_TE, self._scaled(self.mlp(normed_TE))
+
+    def _scaled(self, delta_TE: Tensor) -> Tensor:
+        return delta_TE if self._multiplier == 1.0 else delta_TE * self._multiplier
 
 
 class LlamaForCausalLM(nn.Module):
-    """A Llama with its language-model head.
+    """A Llama or related model with its language-model head.
 
     ``model(input_ids)`` computes the logits of whole sequences; the engine calls :meth:`decode` with its own cache.
 
@@ -293,14 +370,14 @@ class LlamaForCausalLM(nn.Module):
         self.dtype = dtype
         self.weight_dtype = weights = weights or dtype
         heads, kv_heads = shard.divide(config.num_attention_heads), shard.divide(config.num_key_value_heads)
-        shape = AttentionShape(heads, kv_heads, config.head_dim, device, dtype)
+        shape = AttentionShape(heads, kv_heads, config.head_dim, device, dtype, windows=any(config.windows))
         self.backend = choose_backend(attention or AttentionChoice(), shape)
         self.rope = RotaryEmbedding(config, device, dtype)
         self.embed_tokens = nn.Parameter(
             torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=weights), requires_grad=False
         )
         self.layers = nn.ModuleList(
-            Layer(config, device, dtype, weights, shard) for _ in range(config.num_hidden_layers)
+            Layer(config, index, device, dtype, weights, shard) for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
         vocabulary = 0 if shard.rank else config.vocab_size
@@ -328,6 +405,8 @@ class LlamaForCausalLM(nn.Module):
         """Return all layers as one call, if the native kernels support all weights and attention is native."""
         if kernels is None or self.shard.count > 1 or not isinstance(self.backend, NativeAttention):
             return None
+        if not self.config.is_llama:
+            return None
         weights = []
         for layer in self.layers:
             assert isinstance(layer, Layer)
@@ -338,8 +417,8 @@ class LlamaForCausalLM(nn.Module):
             qkv, o, gate_up, down = packed
             weights.append(
                 LayerWeights(
-                    layer.input_layernorm.weight,
-                    layer.post_attention_layernorm.weight,
+                    layer.attention_norm.weight,
+                    layer.mlp_norm.weight,
                     (qkv, products[0].bias),
                     (o, products[1].bias),
                     gate_up,
@@ -374,7 +453,7 @@ class LlamaForCausalLM(nn.Module):
             count = -(-length // self.backend.block_size)
             tables.append(range(1 + index * count, 1 + (index + 1) * count))
         cache = self.new_cache(1 + sum(map(len, tables)))
-        lengths = [length] * (sequences * length) if self.config.rope.type == "dynamic" else None
+        lengths = [length] * (sequences * length) if self.config.rope.depends_on_length else None
         step = self.step([0] * sequences, [length] * sequences, tables, rows=None, rope_lengths=lengths)
         logits_TV: Tensor = self.decode(input_ids_BL.flatten(), step, cache)
         return logits_TV.view(sequences, length, -1)
@@ -392,12 +471,8 @@ class LlamaForCausalLM(nn.Module):
         if self._compiled_layers is not None:
             x_TE, delta_TE = self._compiled_layers(x_TE, cos_sin, step.slots, step.plan, cache.keys, cache.values)
         else:
-            for index, layer in enumerate(self.layers):
-                assert isinstance(layer, Layer)
-                x_TE, normed_TE = layer.input_layernorm(x_TE, delta_TE)
-                delta_TE = layer.self_attn(normed_TE, index, cos_sin, step, cache, self.backend)
-                x_TE, normed_TE = layer.post_attention_layernorm(x_TE, delta_TE)
-                delta_TE = layer.mlp(normed_TE)
+            for layer in self.layers:
+                x_TE, delta_TE = layer(x_TE, delta_TE, cos_sin, step, cache, self.backend)
         if self.shard.rank:
             return x_TE.new_empty(0, dtype=torch.float32)
         x_RE = x_TE.index_select(0, step.rows_R)
@@ -405,13 +480,15 @@ class LlamaForCausalLM(nn.Module):
             x_RE = x_RE + delta_TE.index_select(0, step.rows_R)
         if logit_rows < self._min_rows:
             x_RE = functional.pad(x_RE, (0, 0, 0, self._min_rows - logit_rows))
-        logits_RV: Tensor = self.lm_head(self.norm(x_RE, None)[1])
-        return logits_RV[:logit_rows].float()
+        logits_RV: Tensor = self.lm_head(self.norm(x_RE)[1])[:logit_rows].float()
+        return logits_RV if self.config.logits_divisor == 1.0 else logits_RV / self.config.logits_divisor
 
     def _embed(self, ids_T: Tensor) -> Tensor:
         if self.config.tie_word_embeddings:
-            return self.lm_head.rows(ids_T)
-        return functional.embedding(ids_T, self.embed_tokens).to(self.dtype)
+            x_TE = self.lm_head.rows(ids_T)
+        else:
+            x_TE = functional.embedding(ids_T, self.embed_tokens).to(self.dtype)
+        return x_TE if self.config.embedding_multiplier == 1.0 else x_TE * self.config.embedding_multiplier
 
     def step(
         self,
@@ -427,7 +504,7 @@ class LlamaForCausalLM(nn.Module):
         Args:
             block_tables: each sequence's cache blocks, enough for its tokens.
             rows: packed tokens whose logits are computed; None: all.
-            rope_lengths: for each packed token, for dynamic RoPE.
+            rope_lengths: for each packed token, if RoPE depends on the length of its sequence.
             allocation_ids: owner of each sequence's blocks, see :class:`Layout`.
         """
         positions, slots = positions_and_slots(starts, query_lens, block_tables, self.backend.block_size)

@@ -197,11 +197,20 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self._wait_again(sequence)
+
+    def recompute(self, sequence: Sequence, salt: bytes) -> None:
+        """Compute all keys and values of a sequence again, with block hashes of another ``salt``."""
+        sequence.salt = salt
+        sequence.block_hashes.clear()
+        self._wait_again(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free_blocks(sequence)
         sequence.computed = 0
-        sequence.preemptions += 1
-        self.preemptions += 1
         self.waiting.appendleft(sequence)
 
     def _schedule_chunk(self, sequence: Sequence, count: int, budget: int, others: int) -> Chunk:

@@ -76,6 +76,8 @@ class Sequence:
     """Maximum tokens, prompt included: the context window or the cache size."""
     salt: bytes
     """Separates its block hashes from those of other prompts; empty if tokens alone decide."""
+    switch: int | None = None
+    """Its largest length with the present angles, see :attr:`swe_infer.llama.rope.RotaryEmbedding.switch`."""
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     allocation_id: int = 0
@@ -112,7 +114,13 @@ class Sequence:
     def max_draft_tokens(self) -> int:
         """The longest draft that could be accepted in full, followed by one more token."""
         longest = self.request.stop_params.max_new_tokens - self.generated - 1
+        if self.switch is not None and len(self.tokens) <= self.switch:
+            longest = min(longest, self.switch - len(self.tokens))
         return max(0, min(MAX_DRAFT, longest, self.limit - len(self.tokens) - 1))
+
+    def crossed_switch(self, appended: int) -> bool:
+        """Whether the last ``appended`` tokens made the sequence longer than :attr:`switch`."""
+        return self.switch is not None and len(self.tokens) - appended <= self.switch < len(self.tokens)
 
     def sync_drafter(self) -> None:
         """Send the tokens generated since the last call to the drafter. Called only before a draft, since it costs

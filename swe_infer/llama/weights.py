@@ -5,7 +5,8 @@ Maps the tensor names of a checkpoint to our fused parameters, for adapters too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.config import LlamaConfig, read_json
-from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.model import Layer, Linear, LlamaForCausalLM
 from swe_infer.llama.safetensors import SafetensorsFile, TensorEntry
 from swe_infer.llama.tp_rank import TPRank
 from swe_infer.text import first_line
@@ -38,6 +39,28 @@ class TensorSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a tensor of the checkpoint, and where it goes.
+
+    Args:
+        name: of the tensor.
+        shape: of the whole tensor; a vector has one column.
+        rows, columns: of the part.
+        target: a view of one of our parameters.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rows: slice
+    columns: slice
+    target: Tensor
+
+    @property
+    def is_whole(self) -> bool:
+        return (self.rows, self.columns) == (slice(0, self.shape[0]), slice(0, self.shape[1]))
+
+
 def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool) -> None:
     """Load every parameter of ``model`` from a checkpoint directory.
 
@@ -47,25 +70,19 @@ def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool
     """
     source = open_tensors(directory, "model.safetensors", "pytorch_model.bin", allow_pickle=allow_pickle)
     names = source.names()
-    shard = model.shard
-    for name, view in parameter_views(model).items():
-        if name in names and shard.count > 1 and (axis := _divided(name)) is not None:
-            full_shape = (*source.shape(name), 1)[:2]
-            if view.numel() * shard.count != full_shape[0] * full_shape[1]:
-                raise CheckpointError(
-                    f"{directory}: tensor {name} has shape {list(source.shape(name))}, of which a part of "
-                    f"{shard.count} does not have the shape {list(view.shape)}"
-                )
-            parts = [slice(0, size) for size in full_shape]
-            size = shard.divide(full_shape[axis])
-            parts[axis] = slice(shard.rank * size, (shard.rank + 1) * size)
-            source.read_part(name, view, *parts)
-        elif name in names:
-            source.read_into(name, view)
-        elif name == "lm_head.weight" and model.config.tie_word_embeddings:
+    for piece in pieces(model):
+        if piece.name not in names:
+            raise CheckpointError(f"{directory}: tensor {piece.name} is missing from the checkpoint")
+        if piece.is_whole:
+            source.read_into(piece.name, piece.target)
             continue
-        else:
-            raise CheckpointError(f"{directory}: tensor {name} is missing from the checkpoint")
+        shape = (*source.shape(piece.name), 1)[:2]
+        if shape != piece.shape:
+            raise CheckpointError(
+                f"{directory}: tensor {piece.name} has shape {list(source.shape(piece.name))}, of which a part of "
+                f"{model.shard.count} does not have the shape {list(piece.target.shape)}"
+            )
+        source.read_part(piece.name, piece.target, piece.rows, piece.columns)
 
 
 def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
@@ -79,47 +96,99 @@ def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _divided(name: str) -> int | None:
-    """The axis along which ranks divide a tensor of the checkpoint; None: each rank has all of it."""
-    module, kind = name.rsplit(".", 2)[-2:]
-    if module in ("o_proj", "down_proj"):
-        return 1 if kind == "weight" else None
-    return 0 if module in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") else None
-
-
 def parameter_views(model: LlamaForCausalLM) -> dict[str, Tensor]:
-    """Map the checkpoint's tensor names to views of our parameters."""
-    config = model.config
-    views = {"model.embed_tokens.weight": model.embed_tokens.data, "model.norm.weight": model.norm.weight.data}
-    for index in range(config.num_hidden_layers):
-        layer = model.layers[index]
-        prefix = f"model.layers.{index}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            views[f"{prefix}.{norm}.weight"] = getattr(layer, norm).weight.data
-        for block, name, rows in _fused_rows(config, model.shard):
-            linear = getattr(getattr(layer, block), name)
-            for kind in ("weight", "bias"):
-                parameter = getattr(linear, kind)
-                if parameter is None:
-                    continue
-                start = 0
-                for part, count in rows:
-                    views[f"{prefix}.{block}.{part}.{kind}"] = parameter.data[start : start + count]
-                    start += count
-    if not config.tie_word_embeddings and model.shard.rank == 0:
-        views["lm_head.weight"] = model.lm_head.weight.data
-    return views
+    """Map the checkpoint's tensor names to views of our parameters, if each is a view of one parameter."""
+    return {piece.name: piece.target for piece in pieces(model) if piece.is_whole}
 
 
-def _fused_rows(config: LlamaConfig, shard: TPRank) -> Iterator[tuple[str, str, tuple[tuple[str, int], ...]]]:
-    """Our projections, and the checkpoint's projections that are fused in them, with their rows."""
-    heads = shard.divide(config.num_attention_heads) * config.head_dim
-    kv = shard.divide(config.num_key_value_heads) * config.head_dim
-    yield "self_attn", "qkv_proj", (("q_proj", heads), ("k_proj", kv), ("v_proj", kv))
-    yield "self_attn", "o_proj", (("o_proj", config.hidden_size),)
-    inner = shard.divide(config.intermediate_size)
-    yield "mlp", "gate_up_proj", (("gate_proj", inner), ("up_proj", inner))
-    yield "mlp", "down_proj", (("down_proj", config.hidden_size),)
+def pieces(model: LlamaForCausalLM) -> Iterator[Piece]:
+    """The parts of the checkpoint's tensors that make up our parameters."""
+    config, shard, names = model.config, model.shard, model.config.names
+    yield _whole(f"{names.embeddings}.weight", model.embed_tokens)
+    yield _whole(f"{names.final_norm}.weight", model.norm.weight)
+    if not config.tie_word_embeddings and shard.rank == 0:
+        yield _whole(f"{names.lm_head}.weight", model.lm_head.weight)
+    heads, kv, inner = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+        config.intermediate_size,
+    )
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, Layer)
+        prefix, attention = names.layer.format(index), layer.self_attn
+        yield _whole(f"{prefix}{names.attention_norm}.weight", layer.attention_norm.weight)
+        yield _whole(f"{prefix}{names.mlp_norm}.weight", layer.mlp_norm.weight)
+        for norm, name, size in ((attention.q_norm, names.q_norm, heads), (attention.k_norm, names.k_norm, kv)):
+            if norm is not None:
+                part = _part(0, size, shard) if config.qk_norm == "projection" else slice(0, config.head_dim)
+                full = size if config.qk_norm == "projection" else config.head_dim
+                yield Piece(f"{prefix}{name}.weight", (full, 1), part, slice(0, 1), norm.weight.data)
+        qkv, gate_up = ((names.q, heads), (names.k, kv), (names.v, kv)), ((names.gate, inner), (names.up, inner))
+        if names.grouped_qkv and names.qkv is not None:
+            yield from _by_group(f"{prefix}{names.qkv}", attention.qkv_proj, config, shard)
+        else:
+            yield from _by_row(prefix, names.qkv, qkv, attention.qkv_proj, shard)
+        yield from _by_row(prefix, names.gate_up, gate_up, layer.mlp.gate_up_proj, shard)
+        for name, product, columns in ((names.o, attention.o_proj, heads), (names.down, layer.mlp.down_proj, inner)):
+            full_shape = (config.hidden_size, columns)
+            part = _part(0, columns, shard)
+            yield Piece(f"{prefix}{name}.weight", full_shape, slice(0, full_shape[0]), part, product.weight.data)
+            if product.bias is not None:
+                yield _whole(f"{prefix}{name}.bias", product.bias)
+
+
+def _whole(name: str, parameter: Tensor) -> Piece:
+    rows, columns = (*parameter.shape, 1)[:2]
+    return Piece(name, (rows, columns), slice(0, rows), slice(0, columns), parameter.data)
+
+
+def _part(start: int, size: int, shard: TPRank) -> slice:
+    """This rank's part of ``size`` rows or columns from ``start`` on."""
+    own = shard.divide(size)
+    return slice(start + shard.rank * own, start + (shard.rank + 1) * own)
+
+
+def _by_row(
+    prefix: str, fused: str | None, parts: Sequence[tuple[str, int]], product: Linear, shard: TPRank
+) -> Iterator[Piece]:
+    """The pieces of projections that are divided by rows, from a tensor each or from one that is ``fused``."""
+    total = sum(size for _, size in parts)
+    for kind, parameter in (("weight", product.weight), ("bias", product.bias)):
+        if parameter is None:
+            continue
+        columns = parameter.shape[1] if kind == "weight" else 1
+        if fused is not None and shard.count == 1:
+            yield _whole(f"{prefix}{fused}.{kind}", parameter)
+            continue
+        first = start = 0
+        for name, size in parts:
+            source, full, offset = (fused, total, first) if fused is not None else (name, size, 0)
+            part, own = _part(offset, size, shard), shard.divide(size)
+            target = parameter.data[start : start + own]
+            yield Piece(f"{prefix}{source}.{kind}", (full, columns), part, slice(0, columns), target)
+            first, start = first + size, start + own
+
+
+def _by_group(name: str, product: Linear, config: LlamaConfig, shard: TPRank) -> Iterator[Piece]:
+    """The pieces of a projection whose rows are ordered by key-value head: its queries, its key, its value."""
+    dim, groups = config.head_dim, config.num_key_value_heads
+    queries, own = config.num_attention_heads // groups * dim, shard.divide(groups)
+    full = groups * (queries + 2 * dim)
+    for kind, parameter in (("weight", product.weight), ("bias", product.bias)):
+        if parameter is None:
+            continue
+        columns = parameter.shape[1] if kind == "weight" else 1
+        for group in range(own):
+            start = (shard.rank * own + group) * (queries + 2 * dim)
+            targets = (
+                (group * queries, queries),
+                (own * queries + group * dim, dim),
+                (own * (queries + dim) + group * dim, dim),
+            )
+            for at, size in targets:
+                target = parameter.data[at : at + size]
+                yield Piece(f"{name}.{kind}", (full, columns), slice(start, start + size), slice(0, columns), target)
+                start += size
 
 
 def open_tensors(directory: Path, safe_name: str, pickle_name: str, *, allow_pickle: bool) -> TensorSource:

@@ -89,7 +89,7 @@ def shared_scene(backend: AttentionBackend[Any], prompts: dict[int, list[int]]) 
 class PlainPaged(PagedBackend):
     """Attention over block tables in plain operations, on any device."""
 
-    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan, window: int | None) -> Tensor:
         out_THD = torch.zeros_like(q_THD)
         ends = plan.cumulative_queries_S1.tolist()
         assert len(ends) == len(plan.key_lens_S) + 1 == len(plan.cumulative_keys_S1)
@@ -102,7 +102,8 @@ class PlainPaged(PagedBackend):
                 continue
             blocks = plan.block_table_SP[sequence, : -(-keys // self.block_size)].long()
             k_HLD, v_HLD = (pool[blocks].flatten(0, 1)[:keys].transpose(0, 1) for pool in (k_pool, v_pool))
-            seen_RL = torch.arange(keys)[None] <= torch.arange(keys - rows, keys)[:, None]
+            distance_RL = torch.arange(keys - rows, keys)[:, None] - torch.arange(keys)[None]
+            seen_RL = (distance_RL >= 0) & (distance_RL < (window or keys))
             attended_HRD = functional.scaled_dot_product_attention(
                 q_THD[start:end].transpose(0, 1)[None], k_HLD[None], v_HLD[None], seen_RL, enable_gqa=True
             )[0]

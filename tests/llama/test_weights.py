@@ -75,15 +75,15 @@ def change_tensors(directory: Path, **values: torch.Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, r"unknown architecture \(MistralForCausalLM\)"),
+        ({"architectures": ["GemmaForCausalLM"]}, r"unknown architecture \(GemmaForCausalLM\)"),
         ({"architectures": None, "model_type": "gpt2"}, r"unknown architecture \(gpt2\)"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
-        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "unknown RoPE type longrope"),
+        ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "unknown RoPE type proportional"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE type yarn needs factor"),
         ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3"),
         ({"hidden_size": "64"}, "hidden_size='64': must be a positive integer"),
-        ({"head_dim": 15}, "head_dim=15 is odd"),
+        ({"head_dim": 15}, "15 dimensions of a head would be rotated, which is not even"),
         ({"rms_norm_eps": 0}, "rms_norm_eps=0: must be a positive number"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
     ],

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["CORPUS", "make_checkpoint", "make_tokenizer", "reference"]
+__all__ = ["CORPUS", "make_checkpoint", "make_family_checkpoint", "make_tokenizer", "reference"]
 
 CORPUS = (
     "def add(left, right):\n    return left + right\n",
@@ -18,6 +24,21 @@ CORPUS = (
     "diff --git a/src/queue.py b/src/queue.py\n--- a/src/queue.py\n+++ b/src/queue.py\n@@ -1,3 +1,4 @@\n",
     "<patch>\n</patch>\n```diff\n```\nThe issue: naïve façades, 東京, emoji 🙂 and tabs\t\tend here.\n",
 )
+
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
 
 
 def make_tokenizer(directory: Path, *, bos: bool = True, vocab_size: int = 400) -> Any:
@@ -60,21 +81,7 @@ def make_checkpoint(
     """
     _quiet()
     torch.manual_seed(seed)
-    values: dict[str, Any] = {
-        "vocab_size": 400,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "initializer_range": 0.2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-        **config,
-    }
-    model: Any = LlamaForCausalLM(LlamaConfig(**values))
+    model: Any = LlamaForCausalLM(LlamaConfig(**{**_SMALL, **config}))
     model.to(dtype)
     model.save_pretrained(str(directory), max_shard_size=shard_size)
     if tokenizer:
@@ -82,10 +89,29 @@ def make_checkpoint(
     return directory
 
 
+def make_family_checkpoint(directory: Path, model_type: str, *, seed: int = 0, **config: Any) -> Path:
+    """Save a small model of a family related to Llama. Norms and biases are random too, so that each matters.
+
+    Args:
+        model_type: of ``transformers.AutoConfig``.
+        config: passed to the family's configuration.
+    """
+    _quiet()
+    torch.manual_seed(seed)
+    values = {**_SMALL, **config}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter.data, 0.5, 1.5) if "norm" in name else parameter.data.normal_(std=0.2)
+    model.save_pretrained(str(directory))
+    make_tokenizer(directory)
+    return directory
+
+
 def reference(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint, loaded by transformers."""
     _quiet()
-    loader: Any = LlamaForCausalLM
+    loader: Any = AutoModelForCausalLM
     return loader.from_pretrained(str(directory), dtype=dtype).eval()
 
 

@@ -25,13 +25,14 @@ PlanT = TypeVar("PlanT")
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Dimensions, device and dtype of attention."""
+    """Dimensions, device and dtype of attention. ``windows``: some layer has a sliding window."""
 
     heads: int
     kv_heads: int
     head_dim: int
     device: torch.device
     dtype: torch.dtype
+    windows: bool = False
 
     @property
     def group(self) -> int:
@@ -90,9 +91,13 @@ class AttentionBackend(ABC, Generic[PlanT]):
         v_pool.flatten(0, 1).index_copy_(0, slots, v_TKD)
 
     @abstractmethod
-    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PlanT) -> Tensor:
+    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PlanT, window: int | None = None) -> Tensor:
         """Return the attention output THD over pools of :meth:`pool_shape`. Rows beyond the layout are padding; their
-        output is zero."""
+        output is zero.
+
+        Args:
+            window: number of keys that each row sees, its own included; None: all.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +151,17 @@ class PagedBackend(AttentionBackend[PagedPlan]):
             max_keys=max(layout.key_lens, default=0),
         )
 
-    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+    def attend(
+        self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan, window: int | None = None
+    ) -> Tensor:
         if plan.queries == len(q_THD):
-            return self.kernel(q_THD, k_pool, v_pool, plan)
+            return self.kernel(q_THD, k_pool, v_pool, plan, window)
         out_THD = torch.zeros_like(q_THD)
-        out_THD[: plan.queries] = self.kernel(q_THD[: plan.queries], k_pool, v_pool, plan)
+        out_THD[: plan.queries] = self.kernel(q_THD[: plan.queries], k_pool, v_pool, plan, window)
         return out_THD
 
     @abstractmethod
-    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan, window: int | None) -> Tensor:
         """:meth:`attend` without padding rows."""
 
 

@@ -31,7 +31,8 @@ class Backend(PagedBackend):
                 return f"the package flash-attn cannot be imported ({error})"
         return reason
 
-    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan, window: int | None) -> Tensor:
+        window_size = (-1 if window is None else window - 1, -1 if window is None else 0)
         if plan.max_queries == 1:
             attended_S1HD: Tensor = self._kernels.flash_attn_with_kvcache(
                 q_THD.unsqueeze(1),
@@ -40,6 +41,7 @@ class Backend(PagedBackend):
                 cache_seqlens=plan.key_lens_S,
                 block_table=plan.block_table_SP,
                 causal=True,
+                window_size=window_size,
                 num_splits=1,
             )
             return attended_S1HD.squeeze(1)
@@ -52,6 +54,7 @@ class Backend(PagedBackend):
             plan.max_queries,
             plan.max_keys,
             causal=True,
+            window_size=window_size,
             block_table=plan.block_table_SP,
         )
         return attended_THD

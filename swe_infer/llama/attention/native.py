@@ -41,6 +41,8 @@ class Backend(AttentionBackend[Units]):
     def why_not(cls, shape: AttentionShape) -> str | None:
         if shape.device.type != "cpu":
             return f"needs a CPU, and this is {shape.device.type}"
+        if shape.windows:
+            return "does not support sliding windows"
         if shape.head_dim % 32 or shape.head_dim > _LARGEST_HEAD:
             return f"head_dim {shape.head_dim} is not a multiple of 32 up to {_LARGEST_HEAD}"
         kernels = load_kernels(shape.dtype)
@@ -99,7 +101,8 @@ class Backend(AttentionBackend[Units]):
                 groups += [([member], 0) for member in members]
         return groups
 
-    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: Units) -> Tensor:
+    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: Units, window: int | None = None) -> Tensor:
+        assert window is None  # see why_not
         return self._kernels.attend(q_THD, k_pool, v_pool, plan)
 
 

@@ -57,11 +57,11 @@ class _Prefill:
 
 @dataclass(frozen=True, slots=True)
 class _Decode:
-    """Decoding sequences with the same number of padded keys. The mask is for the last tile."""
+    """Decoding sequences with the same number of padded keys. ``rows_S``: positions in the last tile."""
 
     queries_S: Tensor
     members: DecodeGroup
-    mask_S11L: Tensor
+    rows_S: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,7 @@ class Backend(AttentionBackend[Plan]):
         self._gathered_kv = GatheredKV(
             self.block_size, shape.kv_heads, lambda blocks: self._rows(self._device(blocks)), self._device
         )
-        self._mask_RL = torch.empty(0)
-        self._grow_mask(4 * TILE)
+        self._masks_RL: dict[int | None, Tensor] = {}
 
     @classmethod
     def why_not(cls, shape: AttentionShape) -> str | None:
@@ -110,8 +109,6 @@ class Backend(AttentionBackend[Plan]):
             layout.query_lens, layout.key_lens, layout.block_tables, allocation_ids, strict=True
         ):
             padded = -(-key_len // TILE) * TILE
-            if padded > self._mask_RL.shape[1]:
-                self._grow_mask(2 * padded)
             blocks = self._blocks(table, padded)
             if query_len == 1:
                 decodes[padded].append((start, (key_len - 1) % TILE, blocks, allocation_id))
@@ -125,24 +122,29 @@ class Backend(AttentionBackend[Plan]):
             groups += [self._group(rows[i : i + step]) for i in range(0, len(rows), step)]
         return Plan(tuple(prefills), tuple(groups))
 
-    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: Plan) -> Tensor:
+    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: Plan, window: int | None = None) -> Tensor:
         out_THD = torch.zeros_like(q_THD)
         for prefill in plan.prefills:
             k_KLD, v_KLD = (self._gather(k_pool, prefill.rows_KN, False), self._gather(v_pool, prefill.rows_KN, True))
             for tile in prefill.tiles:
                 q_RHD = q_THD[tile.start : tile.stop]
-                k_KlD, v_KlD = k_KLD[:, : tile.keys], v_KLD[:, : tile.keys]
-                out_THD[tile.start : tile.stop] = self._tile(q_RHD, k_KlD, v_KlD, tile)
+                mask_RL = self._mask(tile.keys, window)
+                visible = slice(tile.keys - mask_RL.shape[1], tile.keys)
+                out_THD[tile.start : tile.stop] = self._tile(
+                    q_RHD, k_KLD[:, visible], v_KLD[:, visible], mask_RL[tile.row :]
+                )
         for group in plan.decodes:
             k_SKLD, v_SKLD = (self._keys(pool, group.members, pool is v_pool) for pool in (k_pool, v_pool))
             q_SKGD = q_THD.index_select(0, group.queries_S).view(
                 len(group.queries_S), self.shape.kv_heads, self.shape.group, -1
             )
-            out_SKGD = self._decode(q_SKGD, k_SKLD, v_SKLD, group.mask_S11L)
+            mask_SL = self._mask(k_SKLD.shape[2], window).index_select(0, group.rows_S)
+            visible = slice(k_SKLD.shape[2] - mask_SL.shape[1], None)
+            out_SKGD = self._decode(q_SKGD, k_SKLD[:, :, visible], v_SKLD[:, :, visible], mask_SL)
             out_THD.index_copy_(0, group.queries_S, out_SKGD.flatten(1, 2))
         return out_THD
 
-    def _tile(self, q_RHD: Tensor, k_KLD: Tensor, v_KLD: Tensor, tile: _Tile) -> Tensor:
+    def _tile(self, q_RHD: Tensor, k_KLD: Tensor, v_KLD: Tensor, mask_RL: Tensor) -> Tensor:
         rows = len(q_RHD)
         padding = -rows % MIN_ROWS
         if padding:
@@ -151,16 +153,16 @@ class Backend(AttentionBackend[Plan]):
             q_RHD.transpose(0, 1).unsqueeze(0),
             k_KLD.unsqueeze(0),
             v_KLD.unsqueeze(0),
-            attn_mask=self._mask_RL[tile.row : tile.row + rows + padding, -tile.keys :],
+            attn_mask=mask_RL[: rows + padding],
             enable_gqa=self.shape.group > 1,
         )
         return out_1HRD[0, :, :rows].transpose(0, 1)
 
-    def _decode(self, q_SKGD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, mask_S11L: Tensor) -> Tensor:
+    def _decode(self, q_SKGD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, mask_SL: Tensor) -> Tensor:
         """Attend with the query heads of a key-value head as rows, so that keys and values are read once."""
         padding = -self.shape.group % MIN_ROWS
         q_SKRD = functional.pad(q_SKGD, (0, 0, 0, padding))
-        mask_S1RL = functional.pad(mask_S11L, (k_SKLD.shape[2] - TILE, 0)).expand(-1, -1, q_SKRD.shape[2], -1)
+        mask_S1RL = mask_SL[:, None, None].expand(-1, -1, q_SKRD.shape[2], -1)
         out_SKRD = functional.scaled_dot_product_attention(q_SKRD, k_SKLD, v_SKLD, attn_mask=mask_S1RL)
         return out_SKRD[:, :, : self.shape.group]
 
@@ -184,11 +186,10 @@ class Backend(AttentionBackend[Plan]):
 
     def _group(self, members: list[_Row]) -> _Decode:
         starts, rows, blocks, allocation_ids = zip(*members, strict=True)
-        mask_S11L = self._mask_RL[:, -TILE:].index_select(0, self._device(rows))[:, None, None]
         first = len(blocks[0]) * self.block_size - TILE
         last_positions = [first + row for row in rows]
         group = self._gathered_kv.attach(DecodeGroup(blocks, last_positions, allocation_ids))
-        return _Decode(self._device(starts), group, mask_S11L)
+        return _Decode(self._device(starts), group, self._device(rows))
 
     def _rows(self, blocks_SN: Tensor) -> Tensor:
         """Rows of each head's blocks in a pool viewed as ``(N K) B D``."""
@@ -200,12 +201,19 @@ class Backend(AttentionBackend[Plan]):
         blocks = list(table[:count])
         return blocks + [0] * (count - len(blocks))
 
-    def _grow_mask(self, keys: int) -> None:
-        """Build the mask that all masks are slices of: the last ``TILE`` columns are causal, the others visible."""
-        mask_RL = torch.zeros(TILE + MIN_ROWS, keys, dtype=self.shape.dtype)
-        hidden = torch.ones(TILE, TILE, dtype=torch.bool).triu(1)
-        mask_RL[:TILE, -TILE:].masked_fill_(hidden, float("-inf"))
-        self._mask_RL = mask_RL.to(self.shape.device)
+    def _mask(self, keys: int, window: int | None) -> Tensor:
+        """The mask of the rows of the tile that ends with key ``keys``, over the keys that any of them sees, rounded
+        up to whole tiles: the last ``TILE`` columns are causal."""
+        reach = keys if window is None else min(keys, TILE * (1 + -(-(window - 1) // TILE)))
+        mask_RL = self._masks_RL.get(window)
+        if mask_RL is None or reach > mask_RL.shape[1]:
+            width = max(4 * TILE, 2 * reach) if window is None else TILE * (1 + -(-(window - 1) // TILE))
+            distance_RL = torch.arange(TILE)[:, None] + width - TILE - torch.arange(width)
+            hidden_RL = distance_RL < 0 if window is None else (distance_RL < 0) | (distance_RL >= window)
+            mask_RL = torch.zeros(TILE + MIN_ROWS, width, dtype=self.shape.dtype)  # the last rows are padding
+            mask_RL[:TILE].masked_fill_(hidden_RL, float("-inf"))
+            self._masks_RL[window] = mask_RL = mask_RL.to(self.shape.device)
+        return mask_RL[:, mask_RL.shape[1] - reach :]
 
     def _device(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.shape.device, non_blocking=True)

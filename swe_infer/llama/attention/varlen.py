@@ -25,7 +25,7 @@ class Backend(PagedBackend):
                 return "this version of torch has no varlen_attn that takes a block table"
         return reason
 
-    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan) -> Tensor:
+    def kernel(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: PagedPlan, window: int | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         attended_THD = varlen_attn(
@@ -36,7 +36,7 @@ class Backend(PagedBackend):
             None,
             plan.max_queries,
             plan.max_keys,
-            window_size=(-1, 0),
+            window_size=(-1 if window is None else window - 1, 0),
             enable_gqa=self.shape.group > 1,
             seqused_k=plan.key_lens_S,
             block_table=plan.block_table_SP,

@@ -1,0 +1,9 @@
+"""Mistral 7B (Jiang et al., 2023), Codestral, Devstral: a window in every layer, where one is stated."""
+
+from __future__ import annotations
+
+from swe_infer.llama.config import Parts, Reader
+
+
+def parts(read: Reader) -> Parts:
+    return {"windows": read.windows()}

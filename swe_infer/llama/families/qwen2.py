@@ -1,0 +1,14 @@
+"""Qwen2 and Qwen2.5 (Yang et al., 2024): biases of queries, keys and values."""
+
+from __future__ import annotations
+
+from swe_infer.llama.config import Parts, Reader
+
+
+def parts(read: Reader) -> Parts:
+    return {
+        "qkv_bias": True,
+        "windows": read.windows(
+            enabled=read.flag("use_sliding_window"), first=read.positive("max_window_layers", 28)
+        ),
+    }

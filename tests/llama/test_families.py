@@ -1,0 +1,206 @@
+"""The families related to Llama: one contract for all, against transformers' own models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from swe_infer.errors import CheckpointError
+from swe_infer.llama.config import read_config
+from swe_infer.llama.families import FAMILIES
+from swe_infer.types import LlamaModel
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+
+    from swe_infer.llama.engine import Engine, EngineOptions
+    from swe_infer.llama.peft import merge_adapter
+    from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, with_constant_step_cost
+    from tests.support.checkpoints import make_checkpoint, make_family_checkpoint, reference
+
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0],
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 32, "attention_bias": True}),
+    "mistral": ("mistral", {"sliding_window": 300}),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 4.0,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": (
+        "phi3",
+        {
+            "sliding_window": 200,
+            "original_max_position_embeddings": 128,
+            "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 128},
+        },
+    ),
+    "olmo2": ("olmo2", {"attention_bias": True}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 20}),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small checkpoint of each family."""
+    return {
+        family: make_family_checkpoint(tmp_path_factory.mktemp(family), kind, **config)
+        for family, (kind, config) in CASES.items()
+    }
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_logits_and_greedy_tokens_equal_those_of_transformers(family: str, checkpoints: dict[str, Path]) -> None:
+    """Prompts are shorter and longer than the windows, and prefilled in chunks beside another sequence. Outputs begin
+    before position 128, where the angles of longrope change, and end after it."""
+    directory = checkpoints[family]
+    ours, model = load(directory), reference(directory)
+    for length in (1, 7, 100, 700):
+        ids = torch.tensor([random_prompt(length, 1), random_prompt(length, 2)])
+        with torch.no_grad():
+            expected = model(ids).logits
+        torch.testing.assert_close(ours(ids), expected, atol=1e-4, rtol=0)
+
+    model.generation_config.eos_token_id = None  # both continue after an end token
+    engine = engine_of(directory, context_window=512, max_batch_tokens=64)
+    for length, count in ((90, 200), (300, 20)):
+        prompt = random_prompt(length, 3)
+        generated = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, length, dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=count,
+            pad_token_id=0,
+        )[0, length:]
+        answers = generate(engine, [ask("a", prompt, count), ask("b", random_prompt(50, 4), 24), ask("c", prompt, 8)])
+        assert list(answers["a"].token_ids) == generated.tolist(), (length, count)
+        assert answers["c"].token_ids == answers["a"].token_ids[:8]
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_drafts_and_shared_prefixes_change_no_output(family: str, checkpoints: dict[str, Path]) -> None:
+    """Drafts that cross the length at which longrope changes are cut off there."""
+    asked = [
+        ask(f"{n}", random_prompt(100, 5) + random_prompt(n, n), 60, temperature=n % 2, seed=n) for n in range(4)
+    ]
+    expected = {key: one.token_ids for key, one in generate(engine_of(checkpoints[family]), asked).items()}
+    engine = with_constant_step_cost(engine_of(checkpoints[family]))
+    for _ in range(2):  # the second time drafts come from the first outputs
+        found = generate(engine, [replace(request, drafter="suffix") for request in asked])
+        assert {key: one.token_ids for key, one in found.items()} == expected
+    assert engine.figures()["accepted_tokens"] > 0
+    assert engine.figures()["cache_hit_rate"] > 0.5
+
+
+@pytest.mark.parametrize("family", ["qwen3", "phi3", pytest.param("olmo2", marks=pytest.mark.full)])
+def test_two_ranks_generate_what_one_process_does(family: str, checkpoints: dict[str, Path]) -> None:
+    asked = [ask(f"{n}", random_prompt(30 + 40 * n, n), 40) for n in range(4)]
+    expected = {key: one.token_ids for key, one in generate(engine_of(checkpoints[family]), asked).items()}
+    options = EngineOptions(max_batch_tokens=100, max_sequences=3, kv_cache_gb=0.004)
+    model = LlamaModel(path=str(checkpoints[family]), tensor_parallel=2, dtype="float32")
+    engine = with_constant_step_cost(Engine.load(model, options))
+    try:
+        for _ in range(2):
+            found = generate(engine, [replace(request, drafter="suffix") for request in asked])
+            assert {key: one.token_ids for key, one in found.items()} == expected
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("family", ["phi3", "qwen2"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_is_merged_as_peft_does(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    ids = torch.tensor([random_prompt(40, 0)])
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    model = get_peft_model(reference(checkpoints[family]), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter.data, std=0.2)
+    model.save_pretrained(str(tmp_path))
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+    ours = load(checkpoints[family])
+    merge_adapter(ours, tmp_path, allow_pickle=False)
+    torch.testing.assert_close(ours(ids), expected, atol=2e-4, rtol=0)
+
+
+def test_a_window_of_4096_tokens(tmp_path: Path) -> None:
+    directory = make_family_checkpoint(
+        tmp_path, "mistral", sliding_window=4096, num_hidden_layers=1, max_position_embeddings=8192
+    )
+    ids = torch.tensor([random_prompt(4500, 8)])
+    with torch.no_grad():
+        expected = reference(directory)(ids).logits
+    torch.testing.assert_close(load(directory)(ids), expected, atol=1e-4, rtol=0)
+
+
+def test_renamed_llamas_have_the_logits_of_the_llama(tmp_path: Path) -> None:
+    """InternLM2 fuses queries, keys and values by key-value head; transformers has no model of it."""
+    llama = make_checkpoint(tmp_path / "llama")
+    ids = torch.tensor([random_prompt(50, 9)])
+    expected, tensors = load(llama)(ids), load_file(llama / "model.safetensors")
+    raw = json.loads((llama / "config.json").read_text())
+    renamed = {
+        "model.tok_embeddings.weight": tensors["model.embed_tokens.weight"],
+        "model.norm.weight": tensors["model.norm.weight"],
+        "output.weight": tensors["lm_head.weight"],
+    }
+    for layer in range(3):
+        old, new = f"model.layers.{layer}", f"model.layers.{layer}"
+        q, k, v = (tensors[f"{old}.self_attn.{name}_proj.weight"].view(2, -1, 16, 64) for name in "qkv")
+        renamed[f"{new}.attention.wqkv.weight"] = torch.cat((q, k, v), dim=1).reshape(-1, 64)
+        renamed[f"{new}.attention.wo.weight"] = tensors[f"{old}.self_attn.o_proj.weight"]
+        for ours, theirs in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
+            renamed[f"{new}.feed_forward.{ours}.weight"] = tensors[f"{old}.mlp.{theirs}_proj.weight"]
+        renamed[f"{new}.attention_norm.weight"] = tensors[f"{old}.input_layernorm.weight"]
+        renamed[f"{new}.ffn_norm.weight"] = tensors[f"{old}.post_attention_layernorm.weight"]
+    for name, content in (("InternLM2ForCausalLM", renamed), ("InternLM3ForCausalLM", tensors)):
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps({**raw, "architectures": [name], "bias": False}))
+        save_file(content, directory / "model.safetensors")
+        assert torch.equal(load(directory)(ids), expected)
+
+
+def test_other_architectures_are_refused_with_the_way_to_serve_them(tmp_path: Path) -> None:
+    known = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    for values, message in (
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "unknown architecture (Qwen3MoeForCausalLM)"),
+        ({"architectures": ["Gemma3ForCausalLM"]}, "provider=vllm runner=api"),
+        ({"architectures": ["MistralForCausalLM"], "quantization_config": {"bits": 4}}, "provider=vllm runner=api"),
+        ({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 2}, "partial_rotary_factor=2.0: must be at"),
+        ({"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "su"}}, "longrope needs short_factor"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}, "no_rope_layers must have"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": -1}, "sliding_window=-1: must be a positive"),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 4, "layer_types": [["a"], "b"]},
+            "layer_types must be sliding_attention or full_attention",
+        ),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**known, "num_attention_heads": 2, **values}))
+        with pytest.raises(CheckpointError) as error:
+            read_config(tmp_path)
+        assert message in str(error.value)
+
+
+def test_every_family_has_a_module() -> None:
+    folder = Path(read_config.__code__.co_filename).parent / "families"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(FAMILIES.values())
