@@ -123,7 +123,7 @@ class LlamaConfig:
     same.
 
     Args:
-        rotary_dim: leading dimensions of a head that are rotated.
+        rotary_fraction: of the dimensions of a head, the leading ones that are rotated.
         qkv_bias, output_bias, mlp_bias: of the projections to queries, keys and values; of attention's output; of the
             feed-forward block.
         qk_norm: RMS norm of queries and keys: of each head, or of the whole projection.
@@ -143,10 +143,10 @@ class LlamaConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rotary_dim: int
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     rope: RopeConfig = RopeConfig()
+    rotary_fraction: float = 1.0
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -162,6 +162,11 @@ class LlamaConfig:
     attention_multiplier: float | None = None
     logits_divisor: float = 1.0
     names: TensorNames = TensorNames()
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading dimensions of a head that are rotated."""
+        return int(self.head_dim * self.rotary_fraction)
 
     @property
     def is_llama(self) -> bool:
@@ -228,7 +233,8 @@ class LlamaConfig:
         if heads % kv_heads:
             raise CheckpointError(f"{source}: {heads} attention heads do not divide by {kv_heads} key-value heads")
         head_dim = parts.get("head_dim") or read.positive("head_dim", hidden // heads)
-        rotary_dim = int(head_dim * read.rotary_fraction())
+        fraction = read.rotary_fraction()
+        rotary_dim = int(head_dim * fraction)
         if rotary_dim % 2 or not rotary_dim:
             raise CheckpointError(f"{source}: {rotary_dim} dimensions of a head would be rotated, which is not even")
         positions = read.positive("max_position_embeddings", 2048)
@@ -246,7 +252,7 @@ class LlamaConfig:
             num_hidden_layers=read.positive("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-            rotary_dim=rotary_dim,
+            rotary_fraction=fraction,
             max_position_embeddings=positions,
             rope=_read_rope(raw, source, positions, rotary_dim),
             eos_token_ids=_token_ids(raw.get("eos_token_id"), source),

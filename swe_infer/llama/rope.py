@@ -113,12 +113,18 @@ def _frequencies(config: LlamaConfig) -> tuple[list[Tensor], float]:
         scaled_F, scaling = _yarn(rope, dim)
         return [scaled_F], scaling
     if rope.type == "longrope":
-        scaling = rope.attention_factor
-        if scaling is None:
-            original = float(rope.original_max_positions or 0)
-            scaling = math.sqrt(1 + math.log(rope.factor) / math.log(original)) if rope.factor > 1 else 1.0
-        return [freqs_F / torch.tensor(factors) for factors in (rope.short_factors, rope.long_factors)], scaling
+        return [freqs_F / torch.tensor(factors) for factors in (rope.short_factors, rope.long_factors)], _scaling(
+            rope
+        )
     return [freqs_F], 1.0
+
+
+def _scaling(rope: RopeConfig) -> float:
+    """The factor on cosines and sines of longrope."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    original = float(rope.original_max_positions or 0)
+    return math.sqrt(1 + math.log(rope.factor) / math.log(original)) if rope.factor > 1 else 1.0
 
 
 def _llama3(freqs_F: Tensor, rope: RopeConfig) -> Tensor:
