@@ -479,7 +479,9 @@ def _is_given(key: str, value: object) -> bool:
     return key.startswith(("context.", "prompt.")) and value in (None, _GIVEN.get(key))
 
 
-_LATER_KEYS = frozenset({"model.effort", "model.thinking", "model.verbosity", "provider.headers"})
+_LATER_KEYS = frozenset(
+    {"model.effort", "model.thinking", "model.verbosity", "model.template_date", "provider.headers"}
+)
 """Keys that earlier versions did not have, and that are part of a run's identity only if they are set."""
 
 
@@ -507,6 +509,22 @@ def shard_of(plain: Mapping[str, Any]) -> tuple[int | None, int]:
     if type(index) is not int or type(count) is not int or not 0 <= index < count:
         return None, 1
     return index, count
+
+
+def continues_text(plain: Mapping[str, Any]) -> bool:
+    """Whether the model of a saved configuration continues plain text, instead of answering messages.
+
+    Raises:
+        CheckpointError: its checkpoint would have to be read, and cannot be.
+    """
+    model = plain.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    if model.get("prompt_format") != "auto":
+        return model.get("prompt_format") == "raw"
+    from swe_infer.llama.tokenizer import prompt_format_of
+    from swe_infer.types import LlamaModel
+
+    return prompt_format_of(LlamaModel(path=str(model.get("path")))) == "raw"
 
 
 def coverage(plain: Mapping[str, Any]) -> dict[str, Any]:

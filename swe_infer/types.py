@@ -324,6 +324,9 @@ class AttentionChoice:
             raise ConfigError("model.attention.backends is empty: name at least one, such as [sdpa]")
 
 
+PromptFormat = Literal["auto", "raw", "chat"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaModel:
     """A Llama checkpoint in Hugging Face format."""
@@ -344,9 +347,22 @@ class LlamaModel:
         AttentionChoice()
     )
     prompt_format: Annotated[
-        Literal["raw", "chat"],
-        Option("raw: the prompt's text unchanged; chat: the tokenizer's chat template.", "answer"),
-    ] = "raw"
+        PromptFormat,
+        Option(
+            "raw: the prompt's text unchanged; chat: the checkpoint's chat template; auto: by the checkpoint.",
+            "answer",
+        ),
+    ] = "auto"
+    thinking: Annotated[
+        Literal["off", "adaptive"] | bool | None,
+        Option(
+            "Thinking, for chat templates with such a switch: off or adaptive; null: the template's default.",
+            "answer",
+        ),
+    ] = None
+    template_date: Annotated[
+        str | None, Option("Today's date for chat templates, such as 2026-01-31; null: 2024-07-26.", "answer")
+    ] = None
     context_window: Annotated[
         int | None, Option("Tokens of prompt and output together; null: the checkpoint's maximum.", "answer")
     ] = None
@@ -356,6 +372,15 @@ class LlamaModel:
     tensor_parallel: Annotated[
         int, Option("Number of GPUs that every layer is split across, one process each.", "speed")
     ] = 1
+
+    def __post_init__(self) -> None:
+        if self.template_date is not None and not _is_date(self.template_date):
+            raise ConfigError(f"model.template_date={self.template_date}: must be a date such as 2026-01-31, or null")
+
+    @property
+    def thinks(self) -> bool | None:
+        """:attr:`thinking` as the value of a template's switch."""
+        return None if self.thinking is None else self.thinking in ("adaptive", True)
 
     @property
     def label(self) -> str:

@@ -227,7 +227,9 @@ class _Run:
     @property
     def takes_text(self) -> bool:
         """Whether the model continued plain text, instead of answering messages."""
-        return self._node("model").get("prompt_format") == "raw"
+        from swe_infer.config import continues_text  # imports OmegaConf
+
+        return continues_text(self.config)
 
     @property
     def evaluation_set(self) -> str | None:

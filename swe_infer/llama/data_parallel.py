@@ -105,7 +105,7 @@ class DataParallelEngine(Generic[W]):
         try:
             directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
             config = read_config(directory)
-            self.tokenizer = LlamaTokenizer(directory, model.prompt_format)
+            self.tokenizer = LlamaTokenizer.of(model, directory)
             self.defaults = read_generation_defaults(directory)
             self.end_tokens = end_tokens(config, self.defaults, self.tokenizer)
             self.context_window = model.context_window or config.context_window

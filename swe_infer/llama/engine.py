@@ -136,11 +136,12 @@ class Engine:
         started = time.perf_counter()
         directory = snapshot_directory(model.path, "config.json", allow_pickle=model.allow_pickle)
         config = read_config(directory)
+        tokenizer = LlamaTokenizer.of(model, directory)
         network, tp_group = _load_network(model, directory, config)
         try:
             engine = cls(
                 network,
-                LlamaTokenizer(directory, model.prompt_format),
+                tokenizer,
                 options,
                 defaults=read_generation_defaults(directory),
                 context_window=model.context_window,

@@ -1,20 +1,21 @@
 """A checkpoint's tokenizer: encodes prompts and decodes outputs incrementally.
 
 ``tokenizer.json`` is read with the ``tokenizers`` package, which is fast. ``transformers`` is imported only for a
-checkpoint without that file and for chat templates. No code of a checkpoint is executed.
+checkpoint without that file and for chat templates, see :mod:`swe_infer.llama.chat_template`. No code of a checkpoint
+is executed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from swe_infer.errors import CheckpointError, ConfigError
+from swe_infer.llama.chat_template import find_template, load_tokenizer
 from swe_infer.llama.config import read_json
-from swe_infer.text import first_line
-from swe_infer.types import Prompt
+from swe_infer.llama.hub import config_directory
+from swe_infer.types import LlamaModel, Prompt, PromptFormat
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,21 +27,57 @@ _CONTEXT = 8
 class LlamaTokenizer:
     """Encodes prompts and decodes outputs.
 
+    Args:
+        prompt_format: ``auto`` is ``chat`` for an instruct model, by :meth:`.ChatTemplate.is_of_instruct_model`.
+        thinking, template_date: see :class:`.ChatTemplate`.
+
     Raises:
         CheckpointError: the directory has no readable tokenizer.
-        ConfigError: ``prompt_format=chat`` with a checkpoint that has no chat template.
+        ConfigError: ``prompt_format=chat`` with a checkpoint that has no chat template, or ``model.thinking`` with
+            plain text.
     """
 
-    def __init__(self, directory: Path, prompt_format: Literal["raw", "chat"] = "raw") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        prompt_format: PromptFormat = "raw",
+        *,
+        thinking: bool | None = None,
+        template_date: str | None = None,
+    ) -> None:
         self.directory = directory
-        self.prompt_format = prompt_format
         self._backend = _load(directory)
         config_path = directory / "tokenizer_config.json"
         config = read_json(config_path) if config_path.is_file() else {}
         self._add_bos: bool | None = config.get("add_bos_token")
         self._bos = self._special(config, "bos_token")
         self.eos = self._special(config, "eos_token")
-        self._chat: Any = _chat_renderer(directory) if prompt_format == "chat" else None
+        added = self._backend.get_added_tokens_decoder().values()
+        self._special_tokens = [token.content for token in added if token.special]
+        chat = find_template(directory, prompt_format, thinking, template_date)
+        if chat is not None and prompt_format == "auto" and not chat.is_of_instruct_model(self._end_tokens()):
+            chat = None
+        self._chat = chat
+        self.prompt_format: Literal["raw", "chat"] = "raw" if chat is None else "chat"
+        if chat is None and thinking is not None:
+            raise ConfigError(
+                "model.thinking: only a chat template can use it; set model.prompt_format=chat or model.thinking=null"
+            )
+
+    @classmethod
+    def of(cls, model: LlamaModel, directory: Path) -> LlamaTokenizer:
+        """The tokenizer of ``model``, whose files are in ``directory``."""
+        return cls(directory, model.prompt_format, thinking=model.thinks, template_date=model.template_date)
+
+    def _end_tokens(self) -> set[str]:
+        """The texts of the tokens that end an output, by any of the checkpoint's files."""
+        ids = [self.eos]
+        for name in ("config.json", "generation_config.json"):
+            if (path := self.directory / name).is_file():
+                stated = read_json(path).get("eos_token_id")
+                ids += stated if isinstance(stated, list) else [stated]
+        found = (self._backend.id_to_token(token) for token in ids if isinstance(token, int))
+        return {text for text in found if text}
 
     @property
     def size(self) -> int:
@@ -75,13 +112,15 @@ class LlamaTokenizer:
         return len(encoded) - (self._add_bos is False and starts_with_bos)
 
     def _encode_chat(self, prompt: Prompt) -> list[int]:
-        messages = replace(prompt, prefill=None).messages
-        if prompt.system is not None:
-            messages.insert(0, {"role": "system", "content": prompt.system})
-        text = self._chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        text += prompt.prefill or ""
+        """The ids of a rendered conversation and the prefill. Special tokens are those of the template; spelt in a
+        message, they are plain text."""
+        assert self._chat is not None
+        messages, prefill = self._chat.conversation(prompt), prompt.prefill or ""
+        written = "".join([*(message["content"] for message in messages), prefill])
+        if any(token in written for token in self._special_tokens):
+            return self._chat.encode(messages) + self.encode_text(prefill)
         self._treat_special_tokens_as_text(False)
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return list(self._backend.encode(self._chat.render(messages) + prefill, add_special_tokens=False).ids)
 
     def _treat_special_tokens_as_text(self, value: bool) -> None:
         if self._backend.encode_special_tokens != value:  # it cannot be set while another thread encodes
@@ -101,6 +140,17 @@ class LlamaTokenizer:
         content = value.get("content") if isinstance(value, dict) else value
         found = None if content is None else self._backend.token_to_id(content)
         return None if found is None else int(found)
+
+
+def prompt_format_of(model: LlamaModel) -> Literal["raw", "chat"]:
+    """The prompt format of ``model``; that of ``auto`` is read from the checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: the checkpoint's tokenizer cannot be read.
+    """
+    if model.prompt_format != "auto":
+        return model.prompt_format
+    return LlamaTokenizer.of(model, config_directory(model.path, "config.json")).prompt_format
 
 
 class TextStream:
@@ -143,21 +193,5 @@ def _load(directory: Path) -> Tokenizer:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not (directory / "tokenizer.model").is_file():
         raise CheckpointError(f"{directory} has neither tokenizer.json nor tokenizer.model")
-    backend: Tokenizer = _transformers(directory).backend_tokenizer
+    backend: Tokenizer = load_tokenizer(directory).backend_tokenizer
     return backend
-
-
-def _transformers(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"{directory}: the tokenizer cannot be read: {first_line(error)}") from error
-
-
-def _chat_renderer(directory: Path) -> Any:
-    tokenizer = _transformers(directory)
-    if not tokenizer.chat_template:
-        raise ConfigError(f"model.prompt_format=chat, but {directory} has no chat template; use raw")
-    return tokenizer

@@ -98,7 +98,7 @@ class ApiRunner:
 
     def __post_init__(self) -> None:
         self.label = self.model.label
-        self._model = with_known_rules(self.provider.served(self.model), self.provider.name)
+        self._model = with_known_rules(self.provider.served(_with_prompt_format(self.model)), self.provider.name)
         self._cache_directory = (
             None if self.response_cache is None else expanded(self.response_cache, "runner.response_cache")
         )
@@ -433,3 +433,12 @@ class ApiRunner:
 def _known(prices: PriceTable | None) -> PriceTable | None:
     """``prices``, or None if they lack the price of what requests ask for."""
     return None if prices is None or prices.unlisted(cache_writes=True) is not None else prices
+
+
+def _with_prompt_format(model: ApiModel | LlamaModel) -> ApiModel | LlamaModel:
+    """``model`` with the prompt format that ``auto`` stands for."""
+    if isinstance(model, ApiModel) or model.prompt_format != "auto":
+        return model
+    from swe_infer.llama.tokenizer import prompt_format_of
+
+    return replace(model, prompt_format=prompt_format_of(model))

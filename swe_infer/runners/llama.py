@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FORMATS = {"raw": "plain text (raw)", "chat": "rendered by the checkpoint's chat template (chat)"}
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LlamaRunner:
@@ -108,7 +110,8 @@ class LlamaRunner:
         """Every model continues one."""
 
     def check_conversation(self) -> None:
-        if self.model.prompt_format != "chat":
+        known = self.model.prompt_format
+        if (self._load_tokenizer().prompt_format if known == "auto" else known) != "chat":
             raise ConfigError(
                 "a further turn needs a chat model; set model.prompt_format=chat if the checkpoint has a chat "
                 "template, or feedback=none"
@@ -298,7 +301,9 @@ class LlamaRunner:
 
         if self._tokenizer is None:
             directory = config_directory(self.model.path, "config.json")
-            self._tokenizer = LlamaTokenizer(directory, self.model.prompt_format)
+            self._tokenizer = LlamaTokenizer.of(self.model, directory)
+            if self.model.prompt_format == "auto":
+                log.info("%s: prompts are %s", self.model.label, _FORMATS[self._tokenizer.prompt_format])
         return self._tokenizer
 
 

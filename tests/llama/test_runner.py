@@ -250,8 +250,8 @@ def test_a_missing_checkpoint_is_refused_by_the_check(tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_refused_by_the_check(checkpoint: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     raw = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**raw, "architectures": ["Qwen2ForCausalLM"]}))
-    with pytest.raises(CheckpointError, match="Qwen2ForCausalLM"):
+    (directory / "config.json").write_text(json.dumps({**raw, "architectures": ["GemmaForCausalLM"]}))
+    with pytest.raises(CheckpointError, match="GemmaForCausalLM"):
         runner_of(directory).check()
 
 
