@@ -114,7 +114,14 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
             "feedback=apply_error: a further turn needs a chat model; provider=anthropic_text sends claude-2 a",
         ),
         (
-            ["feedback=apply_error", "model=llama", "model.path=folder", "runner=api", "provider=vllm"],
+            [
+                "feedback=apply_error",
+                "model=llama",
+                "model.path=folder",
+                "model.prompt_format=raw",
+                "runner=api",
+                "provider=vllm",
+            ],
             "feedback=apply_error: a further turn needs a chat model; set model.prompt_format=chat",
         ),
         (["feedback=apply_error", "model=gpt-4o", "feedback.turns=0"], "feedback.turns=0: must be between 1 and 16"),
