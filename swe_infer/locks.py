@@ -134,6 +134,17 @@ def refuse_owned(path: Path, what: str) -> None:
         os.rename(aside, lock)
 
 
+def is_owned(path: Path) -> bool:
+    """Whether a process owns, or may own, a lock file for ``path``. Writes nothing."""
+    try:
+        owner = _owner_in(_content(_owner_path(path)))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return owner is None or not _is_gone(owner)
+
+
 def connect(path: Path, locks: Locks, *, timeout_s: float, name: str = "") -> sqlite3.Connection:
     """Connect to a SQLite database in autocommit mode.
 

@@ -154,6 +154,16 @@ class RecordedStart:
             ),
         ]
 
+    def refused(self) -> list[Difference]:
+        """The recorded values that ``from`` does not use, which the command line must give again.
+
+        Raises:
+            ConfigError: a group cannot be inherited at all.
+        """
+        if self._errors:
+            raise next(iter(self._errors.values()))
+        return [one for group in self._differences.values() for one in group if not self._run.accepts(one)]
+
     def _replaced(self, choices: tuple[str, ...]) -> tuple[set[str], set[str]]:
         """The groups and the keys that the user's choices of options replace.
 

@@ -117,9 +117,9 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
         write_atomically(directory / layout.CONFIG, config.as_yaml(merged))
         if earlier is not None and (earlier / "run_id").exists():
             write_atomically(directory / "run_id", config.read_run_id(earlier / "run_id"))
+        first = read_provenance(shards[0].directory)
         provenance = replace(
-            merged_provenance([shard.directory for shard in shards]),
-            sweep=read_provenance(shards[0].directory).sweep,
+            merged_provenance([shard.directory for shard in shards]), sweep=first.sweep, sweeps=first.sweeps
         )
         write_provenance(directory, provenance)
         summary = _summary(shards, store)

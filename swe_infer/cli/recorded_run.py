@@ -82,7 +82,15 @@ class RecordedRun:
         if difference.is_absent:
             return f"~{difference.key}"
         self._check(difference)
-        return f"++{difference.key}={self._literal(difference.value, difference.key)}"
+        return f"++{difference.key}={self.literal(difference.value, difference.key)}"
+
+    def accepts(self, difference: Difference) -> bool:
+        """Whether :meth:`override` accepts the value."""
+        try:
+            self.override(difference)
+        except ConfigError:
+            return False
+        return True
 
     def _check(self, difference: Difference) -> None:
         key, value = difference.key, difference.value
@@ -96,7 +104,7 @@ class RecordedRun:
     def _not_inherited(self, key: str, reason: str) -> ConfigError:
         return self.error(f"{key} {reason}; give {key}=… on the command line")
 
-    def _literal(self, value: Any, key: str) -> str:
+    def literal(self, value: Any, key: str) -> str:
         """A value in Hydra's grammar."""
         match value:
             case None:
@@ -108,9 +116,9 @@ class RecordedRun:
             case str():
                 return quote(value)
             case list():
-                return f"[{','.join(self._literal(item, key) for item in value)}]"
+                return f"[{','.join(self.literal(item, key) for item in value)}]"
             case dict() if all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in value):
-                return "{" + ",".join(f"{name}:{self._literal(item, key)}" for name, item in value.items()) + "}"
+                return "{" + ",".join(f"{name}:{self.literal(item, key)}" for name, item in value.items()) + "}"
         raise self.error(f"{key}={shown(value)}: cannot be taken from a recorded run")
 
 

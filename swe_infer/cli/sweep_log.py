@@ -21,7 +21,7 @@ from swe_infer.cli.sweep_jobs import LOST, SweepJob, parse_overrides, write_swep
 from swe_infer.files import open_regular, write_atomically
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.sweep_paths import from_stored, to_stored
+from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, from_stored, to_stored
 
 _STOP = "stopped"
 _POLL_S = 0.5
@@ -70,7 +70,7 @@ class SweepLog:
 
     def write_jobs(self, jobs: Iterable[SweepJob]) -> None:
         """Replaces the jobs of the log."""
-        write_atomically(self.directory / "runs.jsonl", "".join(map(self._line, jobs)))
+        write_atomically(self.directory / SWEEP_JOBS, "".join(map(self._line, jobs)))
 
     @property
     def is_stopped(self) -> bool:
@@ -119,7 +119,7 @@ class SweepLog:
     ) -> None:
         """Records how this job ended. See :class:`SweepJob` for the arguments."""
         job = SweepJob(self.overrides, str(run) if run else None, status, objective, error, elsewhere, self.number)
-        self._append("runs.jsonl", self._line(job).encode())
+        self._append(SWEEP_JOBS, self._line(job).encode())
 
     def _line(self, job: SweepJob) -> str:
         run = None if job.run is None else to_stored(self.directory, Path(job.run))
@@ -134,7 +134,7 @@ class SweepLog:
 
     def jobs(self) -> list[SweepJob]:
         """The jobs that ended, each with its last status, in the sweep's order."""
-        found = [job for job in map(SweepJob.from_line, self._lines("runs.jsonl")) if job is not None]
+        found = [job for job in map(SweepJob.from_line, self._lines(SWEEP_JOBS)) if job is not None]
         found = [
             job if job.run is None else dataclasses.replace(job, run=str(from_stored(self.directory, job.run)))
             for job in found

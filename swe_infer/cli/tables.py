@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from swe_infer.text import clock, dollars
 from swe_infer.types import Estimate, Range
@@ -153,11 +153,39 @@ def print_summary(
     """Prints the closing table of the run in ``directory`` to standard error.
 
     Args:
+        address: of the W&B run: a URL, or the folder of an offline run.
+        skips: how many samples were skipped for each reason.
+    """
+    place = shlex.quote(str(directory))
+    is_offline = address is not None and "://" not in address
+    print_rows(
+        [
+            *summary_rows(summary, skips),
+            ("tracker", address or ""),
+            ("sync", f"swe-infer-runs sync {place}" if is_offline else ""),
+            ("view", f"swe-infer-compare {place} --html page.html"),
+            ("compare", f"swe-infer-compare {place} OTHER_RUN_DIR"),
+        ],
+        sys.stderr,
+    )
+
+
+def print_rows(rows: Iterable[tuple[str, str]], stream: TextIO) -> None:
+    """Prints the rows that have a value."""
+    for name, value in rows:
+        if value:
+            print(f"  {name:<10} {value}", file=stream)
+
+
+def summary_rows(summary: Mapping[str, Any], skips: Counter[str] | None = None) -> list[tuple[str, str]]:
+    """The figures of a run for a table: names and values, which may be empty.
+
+    Args:
         skips: how many samples were skipped for each reason.
     """
     usage = summary["usage"]
     cost = summary["cost_usd"]
-    rows = [
+    return [
         ("instances", f"{summary['instances']:,}" + (f" x {summary['samples']}" if summary["samples"] > 1 else "")),
         ("completed", f"{summary['completed']:,}"),
         ("failed", f"{summary['failed']:,}" if summary["failed"] else ""),
@@ -175,10 +203,4 @@ def print_summary(
         ("cost", dollars(cost) + _possibly_billed(summary)),
         ("unreadable", _unreadable(summary)),
         ("time", f"{summary['wall_s']:,.1f} s"),
-        ("tracker", address or ""),
-        ("view", f"swe-infer-compare {shlex.quote(str(directory))} --html page.html"),
-        ("compare", f"swe-infer-compare {shlex.quote(str(directory))} OTHER_RUN_DIR"),
     ]
-    for name, value in rows:
-        if value:
-            print(f"  {name:<10} {value}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from swe_infer.compare.loading import LoadedRun
 from swe_infer.conf_files import parameters_at
@@ -16,7 +16,14 @@ _MODEL_KEYS = ("model.name", "model.path", "model.peft_path")
 _MODEL = "model"  # in labels: the name or path
 
 
-def differing_keys(runs: Sequence[LoadedRun]) -> list[str]:
+class Configured(Protocol):
+    """A run with its flattened configuration."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+
+def differing_keys(runs: Sequence[Configured]) -> list[str]:
     """Keys that differ among the runs that have a configuration; ``_target_`` only if nothing else differs."""
     configs = [run.config for run in runs if run.config]
     keys = list(dict.fromkeys(key for config in configs for key in config if not _is_ignored(key)))

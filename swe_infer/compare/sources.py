@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from swe_infer.errors import ConfigError
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.sweep_paths import from_stored
-from swe_infer.text import bounded_json
+from swe_infer.run_directory.sweep_paths import run_of_entry, sweep_entries, sweep_runs
 from swe_infer.tracking.download import PREFIX, WandbAddress
 
-_MOST_BYTES = 1 << 28  # of a sweep's runs.jsonl
 _DEPTH = 3  # levels of subdirectories that are searched for runs
 
 
@@ -82,7 +79,7 @@ def find_runs(path: Path) -> list[Path]:
         raise ConfigError(f"{path}: directory not found")
     if layout.is_run(path):
         return [path]
-    found = list(dict.fromkeys([*_runs_of_sweep(path), *_below(path, _DEPTH)]))
+    found = list(dict.fromkeys([*sweep_runs(path), *_below(path, _DEPTH)]))
     if not found:
         raise ConfigError(
             f"{path}: neither a run directory nor a directory of runs ({' or '.join(layout.MARKERS)} is missing)"
@@ -102,41 +99,13 @@ def jobs_without_run(paths: Sequence[str]) -> list[str]:
     """The jobs without a run of the sweeps among ``paths``, by the overrides that not all jobs share."""
     failed = []
     for path in paths:
-        jobs = [job for job in _sweep_jobs(expanded(path)) if _is_string_list(job.get("overrides"))]
+        jobs = [job for job in sweep_entries(expanded(path)) if _is_string_list(job.get("overrides"))]
         shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
         for job in jobs:
-            if _run_of_job(expanded(path), job) is None:
+            if run_of_entry(expanded(path), job) is None:
                 failed.append(" ".join(str(item) for item in job["overrides"] if item not in shared))
     return failed
 
 
 def _is_string_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _runs_of_sweep(path: Path) -> Iterator[Path]:
-    for job in _sweep_jobs(path):
-        if (run := _run_of_job(path, job)) is not None:
-            yield run
-
-
-def _run_of_job(sweep: Path, job: Mapping[str, Any]) -> Path | None:
-    stored = job.get("run")
-    run = from_stored(sweep, stored) if isinstance(stored, str) else None
-    return run if run is not None and layout.is_run(run) else None
-
-
-def _sweep_jobs(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a sweep's ``runs.jsonl``. Malformed lines are ignored.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    content = layout.content(path, "runs.jsonl", _MOST_BYTES) or b""
-    for line in content.decode("utf-8", "replace").splitlines():
-        try:
-            job = bounded_json(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(job, dict):
-            yield job

@@ -1,4 +1,4 @@
-"""``provenance.json``: what produced a run, and the sweep that started it.
+"""``provenance.json``: what produced a run, and the sweeps that contain it.
 
 It is not part of a run's identity. A command that resumes the run adds an entry only if something differs from all
 earlier ones.
@@ -11,7 +11,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,25 @@ class Provenance:
 
     Args:
         commands: an entry for each distinct origin, oldest first, see :func:`describe`.
-        sweep: the first sweep that contained the run; None without one.
+        sweep: the first sweep that contained the run, which is its W&B group; None without one.
+        sweeps: all sweeps that contained the run, the first one included.
     """
 
     commands: tuple[Mapping[str, Any], ...] = ()
     sweep: SweepMembership | None = None
+    sweeps: tuple[SweepMembership, ...] = ()
 
     def with_command(self, entry: Mapping[str, Any]) -> Provenance:
         """This provenance with one more entry, unless it has an equal one."""
         if entry in self.commands:
             return self
-        return Provenance((*self.commands, entry)[-_MAX_ENTRIES:], self.sweep)
+        return replace(self, commands=(*self.commands, entry)[-_MAX_ENTRIES:])
+
+    def with_sweep(self, sweep: SweepMembership | None) -> Provenance:
+        """This provenance with one more sweep, unless the run is in a sweep of that name already."""
+        if sweep is None or sweep.group in {one.group for one in self.sweeps}:
+            return self
+        return replace(self, sweep=self.sweep or sweep, sweeps=(*self.sweeps, sweep)[:_MAX_ENTRIES])
 
 
 def describe(command: str, dataset_sha256: str | None) -> dict[str, Any]:
@@ -82,7 +90,8 @@ def read_provenance(directory: Path) -> Provenance:
     try:
         found = bounded_json(layout.content(directory, layout.PROVENANCE, _MAX_BYTES) or b"{}")
         commands = tuple(entry for entry in found.get("commands") or () if isinstance(entry, dict))
-        return Provenance(commands[-_MAX_ENTRIES:], _membership(found.get("sweep")))
+        sweeps = tuple(filter(None, map(_membership, found.get("sweeps") or [found.get("sweep")])))
+        return Provenance(commands[-_MAX_ENTRIES:], _membership(found.get("sweep")), sweeps[:_MAX_ENTRIES])
     except (ConfigError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Provenance()
 
@@ -97,13 +106,13 @@ def write_provenance(directory: Path, provenance: Provenance) -> None:
 
 
 def record_provenance(directory: Path, entry: Mapping[str, Any], sweep: SweepMembership | None) -> Provenance:
-    """Adds an entry, and the sweep unless an earlier one contained the run. Writes nothing if nothing changed.
+    """Adds an entry and a sweep. Writes nothing if nothing changed.
 
     Raises:
         StoreError: the file cannot be written.
     """
     before = read_provenance(directory)
-    now = Provenance(before.commands, before.sweep or sweep).with_command(entry)
+    now = before.with_sweep(sweep).with_command(entry)
     if now != before:
         write_provenance(directory, now)
     return now

@@ -5,6 +5,7 @@ Links and special files are not read, and memory use is bounded. ``config.yaml``
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _MAX_DEPTH = 100
 _MAX_EVENTS = 1_000_000
 """Maximum YAML parser events: one for each value, two for each list and mapping."""
 _MAX_INTEGER = 1 << 128
+_MAX_CACHED = 200
+"""Characters of a scalar whose value is cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,47 +215,82 @@ def _fraction(text: str) -> Decimal:
 
 
 def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
-    """Parses YAML from a stranger to plain values, in memory proportional to the text.
+    """Parses YAML from a stranger to plain values, in one pass and in memory proportional to the text.
 
     Raises:
         ConfigError: it is not YAML, not a mapping, or contains aliases, tags or deep nesting. Names ``path``.
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
+    root: list[Any] = []
+    open_nodes: list[tuple[Any, list[Any]]] = []  # each with the key that its next value belongs to
     try:
-        for number, event in enumerate(yaml.parse(content, loader)):
+        for number, event in enumerate(yaml.parse(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
             if number > _MAX_EVENTS:
                 raise ConfigError(f"{path}: contains more than {_MAX_EVENTS:,} values")
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            if isinstance(event, yaml.CollectionEndEvent):
+                open_nodes.pop()
+                continue
+            if not isinstance(event, yaml.NodeEvent):
+                continue
+            if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
                 raise ConfigError(f"{path}: contains YAML aliases, which no run writes")
-            if getattr(event, "tag", None) not in (None, "!"):
+            if event.tag not in (None, "!"):
                 raise ConfigError(f"{path}: contains YAML tags, which no run writes")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:
-                raise ConfigError(f"{path}: is nested more than {_MAX_DEPTH} levels deep")
-        loaded = yaml.load(content, loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+            if isinstance(event, yaml.ScalarEvent):
+                value: Any = _plain_scalar(event.value) if event.implicit[0] else event.value
+            else:
+                value = {} if isinstance(event, yaml.MappingStartEvent) else []
+            _add(open_nodes[-1] if open_nodes else (root, []), value)
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append((value, []))
+                if len(open_nodes) > _MAX_DEPTH:
+                    raise ConfigError(f"{path}: is nested more than {_MAX_DEPTH} levels deep")
+    except _NotWritten as error:
+        raise ConfigError(f"{path}: contains {error}, which no run writes") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not YAML ({first_line(error)})") from None
-    if not isinstance(loaded, dict):
+    if len(root) != 1 or not isinstance(root[0], dict):
         raise ConfigError(f"{path}: not a mapping of keys to values")
-    for value in _scalars(loaded):
-        if not isinstance(value, str | int | float | None):
-            raise ConfigError(f"{path}: contains a value of the type {type(value).__name__}, which no run writes")
-        if isinstance(value, int) and abs(value) >= _MAX_INTEGER:
-            raise ConfigError(f"{path}: contains an integer of more than 128 bits, which no run writes")
-    return {str(key): value for key, value in loaded.items()}
+    return {str(key): value for key, value in root[0].items()}
 
 
-def _scalars(node: object) -> Iterator[object]:
-    """The keys and scalars in nested lists and mappings."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield key
-            yield from _scalars(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _scalars(value)
+class _NotWritten(Exception):
+    """A value that the configuration of a run never contains."""
+
+
+def _add(node: tuple[Any, list[Any]], value: Any) -> None:
+    """Adds a value to an open list; to an open mapping, a key or the value of the last key."""
+    container, keys = node
+    if isinstance(container, list):
+        container.append(value)
+    elif keys:
+        container[keys.pop()] = value
+    elif isinstance(value, dict | list):
+        raise _NotWritten("a mapping or list as a key")
     else:
-        yield node
+        keys.append(value)
+
+
+def _plain_scalar(text: str) -> str | int | float | bool | None:
+    """The value of an unquoted scalar."""
+    return _cached_scalar(text) if len(text) <= _MAX_CACHED else _resolved_scalar(text)
+
+
+def _resolved_scalar(text: str) -> str | int | float | bool | None:
+    import yaml
+
+    loader = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    if tag.endswith(":merge"):
+        raise _NotWritten("a YAML merge key")
+    value: object = loader.construct_object(yaml.ScalarNode(tag, text))
+    if not isinstance(value, str | int | float | None):
+        raise _NotWritten(f"a value of the type {type(value).__name__}")
+    if isinstance(value, int) and abs(value) >= _MAX_INTEGER:
+        raise _NotWritten("an integer of more than 128 bits")
+    return value
+
+
+_cached_scalar = functools.lru_cache(maxsize=4096)(_resolved_scalar)
+"""The scalars of many configurations are the same."""

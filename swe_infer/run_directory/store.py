@@ -506,8 +506,7 @@ class RunStore:
         Returns:
             Whether there are records.
         """
-        _repair_tail(self._path)
-        _append_fallback_records(self.directory, self._path)
+        recover_records(self.directory)
         self._coverage = read_coverage(self.directory)
         if damage := self._derive(self._coverage):
             log.warning("%s: %s", self._path, damage)
@@ -561,6 +560,17 @@ def _unwritable(directory: Path, error: OSError) -> StoreError:
     name = Path(os.fsdecode(error.filename)).name if error.filename else ""
     file = f"{name}: " if name and directory / name == Path(os.fsdecode(error.filename)) else ""
     return StoreError(f"output_dir={directory}: cannot be written ({file}{error.strerror})")
+
+
+def recover_records(directory: Path) -> None:
+    """Repairs the last line of the records, and appends those that earlier processes stored in the fallback. The
+    caller must have locked the directory.
+
+    Raises:
+        OSError: the records cannot be read or written.
+    """
+    _repair_tail(directory / layout.RECORDS)
+    _append_fallback_records(directory, directory / layout.RECORDS)
 
 
 def _append_fallback_records(directory: Path, records: Path) -> None:

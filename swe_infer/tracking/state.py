@@ -93,6 +93,17 @@ def write_state(directory: Path, values: Mapping[str, Any], key: str | None) -> 
         raise
 
 
+def moved_state(directory: Path, copy: Path) -> None:
+    """Make the state in a copy of a run directory this user's, if that of the original is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    state = read_state(directory)
+    if state is not None and state.own:
+        write_state(copy, state.values, signing_key())
+
+
 def signing_key() -> str | None:
     """This user's key, created if necessary; None if it cannot be stored."""
     home = state_home()

@@ -1,0 +1,295 @@
+"""``swe-infer-runs [list|show|rm|sync|move] …``: the runs and sweeps of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.resources import expanded
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, sweep_entries
+from swe_infer.runs.filters import Filter, check_keys, sorted_by
+from swe_infer.runs.listing import ListedRun, memberships, read_run, read_runs, search
+from swe_infer.text import clean, dollars, shown
+
+_COMMANDS = ("list", "show", "rm", "sync", "move")
+_DEFAULT_FOLDER = "outputs"
+_FORMS = "KEY=VALUE, KEY!=VALUE, KEY<VALUE, KEY>VALUE, KEY<=VALUE or KEY>=VALUE"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit status: 2 after an error, in one line for each run."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or (given[0] not in (*_COMMANDS, "-h", "--help")):
+        given.insert(0, "list")
+    options = _parser().parse_args(given)
+    work: Callable[[argparse.Namespace], int] = options.work
+    try:
+        return work(options)
+    except SweInferError as error:
+        print(f"error: {clean(str(error))}", file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"error: {clean(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="swe-infer-runs",
+        description="The runs and sweeps of a folder. Without a command: list.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    what = f"a folder (default {_DEFAULT_FOLDER}), run directories, and filters on any key: {_FORMS}"
+    listing = _command(commands, "list", _list, "list runs with what differs among them")
+    listing.add_argument("paths", nargs="*", metavar="FOLDER|FILTER", help=what)
+    listing.add_argument("--sort", metavar="KEY", help="a column or any key; --sort=-KEY reverses (default -age)")
+    listing.add_argument("--json", action="store_true", help="print a JSON list with every column")
+    show = _command(commands, "show", _show, "what a run or sweep is, its figures and errors, and how to resume it")
+    show.add_argument("paths", nargs="+", metavar="RUN_DIR|SWEEP_DIR")
+    remove = _command(commands, "rm", _remove, "remove runs")
+    remove.add_argument("paths", nargs="+", metavar="RUN_DIR|FOLDER|FILTER", help="a folder needs a filter")
+    remove.add_argument("--force", action="store_true", help="also runs whose answers cost money")
+    remove.add_argument("--dry-run", action="store_true", help="print what would be removed")
+    move = _command(commands, "move", _move, "move runs, also to another file system")
+    move.add_argument("paths", nargs="+", metavar="RUN_DIR")
+    move.add_argument("target", metavar="TARGET", help="an existing folder, or the new path of one run")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    work: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(work=work)
+    return parser
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[Path], list[Filter]]:
+    """The paths and the filters among the arguments. An existing path is no filter.
+
+    Raises:
+        ConfigError: an argument is neither.
+    """
+    paths: list[Path] = []
+    filters: list[Filter] = []
+    for argument in arguments:
+        path = expanded(argument)
+        if os.path.lexists(path):
+            paths.append(path)
+        elif (parsed := Filter.parse(argument)) is not None:
+            filters.append(parsed)
+        else:
+            close = "" if argument not in _COMMANDS else f"; the command comes first: swe-infer-runs {argument} …"
+            raise ConfigError(f"{argument}: directory not found, and not a filter such as state=failed{close}")
+    return paths, filters
+
+
+def _selected(paths: Sequence[Path], filters: Sequence[Filter]) -> tuple[list[ListedRun], list[str]]:
+    """The runs in some folders, or the run directories themselves, that match all filters; and what cannot be read.
+
+    Raises:
+        ConfigError: a folder does not exist, or a filter has an unknown key.
+    """
+    runs: dict[str, ListedRun] = {}
+    unreadable: list[str] = []
+    for folder in paths:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: directory not found; name a folder of runs")
+        found = search(folder)
+        unreadable += found.unreadable
+        for run in read_runs(folder, found):
+            runs.setdefault(os.path.realpath(run.directory), run)
+    listed = list(runs.values())
+    check_keys([one.key for one in filters], listed)
+    return [run for run in listed if all(one(run) for one in filters)], unreadable
+
+
+def _list(options: argparse.Namespace) -> int:
+    from swe_infer.compare.keys import differing_keys
+
+    paths, filters = _split(options.paths)
+    runs, unreadable = _selected(paths or [Path(_DEFAULT_FOLDER)], filters)
+    order = options.sort or "age"
+    check_keys([order.removeprefix("-")], runs)
+    runs = sorted_by(runs, order)
+    differing = [key for key in differing_keys(runs) if not key.endswith("_target_")]
+    if options.json:
+        print(json.dumps([_as_json(run, differing) for run in runs], indent=1, default=str))
+    else:
+        _print_table(runs, differing)
+    for line in unreadable:
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _as_json(run: ListedRun, differing: Sequence[str]) -> dict[str, Any]:
+    figures = {key: run.summary.get(key) for key in ("completed", "failed", "skipped", "remaining")}
+    return {
+        **run.columns,
+        "directory": str(run.directory),
+        "sweeps": list(run.sweeps),
+        **figures,
+        "differs": {key: run.config[key] for key in differing if key in run.config},
+        "error": run.error,
+    }
+
+
+_SHOWN_ELSEWHERE = ("model.name", "model.path", "model.peft_path", "dataset.name", "dataset.path", "prompt.style")
+"""Keys that a column shows."""
+
+
+def _print_table(runs: Sequence[ListedRun], differing: Sequence[str]) -> None:
+    if not runs:
+        print("no runs", file=sys.stderr)
+        return
+    keys = [key for key in differing if key not in _SHOWN_ELSEWHERE]
+    head = ["name", "state", "done", "rate", "cost", "age", "model", "dataset", "prompt", "sweep", "differs"]
+    rows = [_row(run, keys) for run in runs]
+    used = [index for index in range(len(head)) if any(row[index] not in ("", "-") for row in rows)]
+    table = [[row[index] for index in used] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for row in table:
+        line = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+        print(line if width is None or len(line) <= width else f"{line[: width - 1]}…")
+    states = Counter(run.state for run in runs)
+    counts = ", ".join(f"{number:,} {state}" for state, number in sorted(states.items()))
+    costs = [run.columns["cost"] for run in runs]
+    known = sum(cost for cost in costs if cost is not None)
+    print(f"{len(runs):,} run{'s' * (len(runs) != 1)} ({counts}), {dollars(known)}", file=sys.stderr)
+
+
+def _row(run: ListedRun, keys: Sequence[str]) -> list[str]:
+    columns = run.columns
+    names = [key.rpartition(".")[2] for key in keys]
+    differs = run.error or " ".join(
+        f"{name if names.count(name) == 1 else key}={shown(run.config[key])}"
+        for name, key in zip(names, keys, strict=True)
+        if run.config.get(key) is not None
+    )
+    return [
+        shown(run.name),
+        run.state,
+        f"{run.done}/{run.total}" if run.summary else "-",
+        _rate(columns),
+        dollars(columns["cost"]) if "cost_usd" in run.summary else "-",
+        _age(columns["age"]) if run.modified else "-",
+        *(shown(columns[key]) for key in ("model", "dataset", "prompt", "sweep")),
+        differs,
+    ]
+
+
+def _rate(columns: Mapping[str, Any]) -> str:
+    """The resolved rate of an evaluated run, else the apply rate."""
+    if columns["resolved"] is not None:
+        return f"{columns['resolved']:.1%} resolved"
+    return "-" if columns["applies"] is None else f"{columns['applies']:.1%} apply"
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(seconds)}s"
+
+
+def _each(paths: Iterable[Path], work: Callable[[Path], object]) -> int:
+    from swe_infer.evaluate.command import report_errors
+
+    return max((report_errors(partial(work, path)) for path in paths), default=0)
+
+
+def _show(options: argparse.Namespace) -> int:
+    return _each([expanded(path) for path in options.paths], _show_one)
+
+
+def _show_one(path: Path) -> None:
+    if path.is_dir() and (path / SWEEP_JOBS).exists() and not layout.is_run(path):
+        _show_sweep(path)
+        return
+    if not path.is_dir() or not search(path).runs == [path]:
+        raise ConfigError(f"{path}: neither a run directory nor the directory of a sweep")
+    from swe_infer.cli.run_details import print_run
+
+    print_run(read_run(path, str(path), memberships(sweeps_near(path)).get(os.path.realpath(path), ())))
+
+
+def _show_sweep(path: Path) -> None:
+    from swe_infer.cli.command_line import command_line
+    from swe_infer.cli.tables import print_rows
+    from swe_infer.compare.keys import differing_keys
+    from swe_infer.run_directory.sweep_paths import run_of_entry
+
+    entries = sweep_entries(path)
+    runs = [run for entry in entries if (run := run_of_entry(path, entry)) is not None]
+    listed = [read_run(run, str(run), [path.resolve().name]) for run in runs]
+    print(shown(str(path)))
+    failed = sum(1 for entry in entries if entry.get("status"))
+    command = (path / "command.txt").is_file() and command_line(path)
+    print_rows(
+        [
+            ("sweep", shown(path.resolve().name)),
+            ("jobs", f"{len(entries):,}, {failed:,} not finished" if failed else f"{len(entries):,}"),
+            ("resume", clean(command or "")),
+        ],
+        sys.stdout,
+    )
+    _print_table(listed, differing_keys(listed))
+
+
+def sweeps_near(run: Path) -> list[Path]:
+    """The directories of sweeps that may list a run: the folders that contain it, and those in ``sweeps/`` there."""
+    found: list[Path] = []
+    for folder in list(run.absolute().parents)[:3]:
+        places = [folder, folder / "sweeps"]
+        with suppress(OSError):
+            places += sorted((folder / "sweeps").iterdir())
+        found += [place for place in places if (place / SWEEP_JOBS).is_file()]
+    return list(dict.fromkeys(found))
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from swe_infer.runs.directories import remove_run
+
+    paths, filters = _split(options.paths)
+    if filters:
+        runs = [run.directory for run in _selected(paths or [Path(_DEFAULT_FOLDER)], filters)[0]]
+    else:
+        runs = paths
+    if not runs:
+        print("no runs", file=sys.stderr)
+
+    def remove(run: Path) -> None:
+        remove_run(run, force=options.force, dry_run=options.dry_run)
+        print(f"{'would remove' if options.dry_run else 'removed'} {clean(str(run))}")
+
+    return _each(runs, remove)
+
+
+def _move(options: argparse.Namespace) -> int:
+    from swe_infer.runs.directories import move_run
+
+    target = expanded(options.target)
+    if len(options.paths) > 1 and not target.is_dir():
+        raise ConfigError(f"{target}: directory not found; several runs are moved into an existing folder")
+
+    def move(run: Path) -> None:
+        print(clean(str(move_run(run, target, sweeps_near(run)))))
+
+    return _each([expanded(path) for path in options.paths], move)

@@ -1,0 +1,1 @@
+"""The runs and sweeps of a folder: list, remove, move, sync to W&B."""
