@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 
 LEVELS = [
     {"errors", "interrupts", "options"},
-    {"types", "resources", "files", "redaction", "text", "locks", "instance_files"},
+    {"types", "resources", "files", "redaction", "text", "locks", "progress", "instance_files"},
     {"prompt_format", "conf_files", "patches"},
     {"presets", "providers", "llama", "sample", "run_directory", "repositories"},
     {"context"},

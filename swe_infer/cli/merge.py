@@ -6,7 +6,6 @@ The shards stay unchanged. The merged directory is what one process would have w
 from __future__ import annotations
 
 import argparse
-import heapq
 import itertools
 import shutil
 import sys
@@ -25,9 +24,10 @@ from swe_infer.locks import locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals, selection_figures
+from swe_infer.run_directory.history import totals_over_time
 from swe_infer.run_directory.provenance import merged_provenance, read_provenance, write_provenance
 from swe_infer.run_directory.reader import RunDirectory
-from swe_infer.run_directory.records import Damage, Record
+from swe_infer.run_directory.records import Damage
 from swe_infer.run_directory.store import RunStore
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts, write_verdicts
 from swe_infer.tracking.base import RunInfo
@@ -215,28 +215,12 @@ def _track(
     print(f"W&B run of the merged shards: {tracker.address}", file=sys.stderr)
 
 
-def _history(shards: Sequence[_ShardRun], summary: Summary) -> list[Summary]:
+def _history(shards: Sequence[_ShardRun], summary: Summary) -> list[dict[str, Any]]:
     """The totals of a merged run over time, as one process would have logged them. Empty for very many shards."""
     if len(shards) > _MOST_OPEN_SHARDS:
         return []
-    asked = _asked(shards)
-    totals, points = Totals() if asked is None else Totals(asked.ids, asked.turns), list[Summary]()
-    every = 1 + summary["instances"] * summary["samples"] // _HISTORY_POINTS
-    # Each file is nearly in the order of its times, so that not all records need to be in memory.
-    records = (RunDirectory(shard.directory).records(auxiliary=True) for shard in shards)
-    start: float | None = None
-    for number, record in enumerate(heapq.merge(*records, key=_time_of), 1):
-        totals.add_record(record)
-        if start is None and record.get("time"):
-            start = _time_of(record) - float(record.get("latency_s") or 0)
-        if number % every == 0 and start is not None:
-            wall_s = max(0.0, _time_of(record) - start)
-            points.append(totals.summary(instances=summary["instances"], samples=summary["samples"], wall_s=wall_s))
-    return points
-
-
-def _time_of(record: Record) -> float:
-    return float(record.get("time") or 0)
+    directories = [shard.directory for shard in shards]
+    return list(totals_over_time(directories, _asked(shards), summary, _HISTORY_POINTS))
 
 
 def _read(directory: Path) -> _ShardRun:

@@ -63,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     remove.add_argument("paths", nargs="+", metavar="RUN_DIR|FOLDER|FILTER", help="a folder needs a filter")
     remove.add_argument("--force", action="store_true", help="also runs whose answers cost money")
     remove.add_argument("--dry-run", action="store_true", help="print what would be removed")
+    upload = _command(commands, "sync", _sync, "upload runs to W&B that were logged offline or not completely")
+    upload.add_argument("paths", nargs="*", metavar="RUN_DIR|FOLDER|FILTER", help=what)
+    upload.add_argument("--entity", help="W&B user or team (default: the run's)")
+    upload.add_argument("--project", help="W&B project (default: the run's)")
+    upload.add_argument(
+        "--wandb", action="store_true", help="also extend existing W&B runs that somebody else tracked"
+    )
+    upload.add_argument("--processes", type=_positive, metavar="N", help="runs that are uploaded at once (default 4)")
+    upload.add_argument("--dry-run", action="store_true", help="print what would be uploaded")
     move = _command(commands, "move", _move, "move runs, also to another file system")
     move.add_argument("paths", nargs="+", metavar="RUN_DIR")
     move.add_argument("target", metavar="TARGET", help="an existing folder, or the new path of one run")
@@ -280,6 +289,59 @@ def _remove(options: argparse.Namespace) -> int:
         print(f"{'would remove' if options.dry_run else 'removed'} {clean(str(run))}")
 
     return _each(runs, remove)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from swe_infer.progress import progress
+    from swe_infer.runs.sync import MAX_UPLOADS, Destination, ServerNotReachable, Upload, sync, upload_of
+
+    if not os.environ.get("WANDB_API_KEY"):
+        raise ConfigError("swe-infer-runs sync needs WANDB_API_KEY in the environment")
+    paths, filters = _split(options.paths)
+    runs, unreadable = _selected(paths or [Path(_DEFAULT_FOLDER)], filters)
+    for line in unreadable:
+        print(f"error: {line}", file=sys.stderr)
+    destination = Destination(options.entity, options.project)
+    status, unchanged, uploads = 2 if unreadable else 0, 0, list[Upload]()
+    for run in runs:
+        try:
+            upload = upload_of(run.directory, destination, trusted=options.wandb)
+        except (SweInferError, OSError) as error:
+            print(f"error: {clean(str(error))}", file=sys.stderr)
+            status = 2
+            continue
+        unchanged += upload is None
+        if upload is not None:
+            uploads.append(upload)
+            if options.dry_run:
+                print(f"would upload {clean(str(run.directory))}")
+    failed = 0
+    if uploads and not options.dry_run:
+        with progress("syncing", len(uploads)) as advance:
+
+            def report(upload: Upload, failure: str | None) -> None:
+                advance()
+                if failure is None:
+                    print(f"synced {clean(str(upload.directory))}", flush=True)
+                else:
+                    print(f"error: {clean(failure)}", file=sys.stderr, flush=True)
+
+            try:
+                failed = sync(uploads, report, processes=options.processes or MAX_UPLOADS)
+            except ServerNotReachable as error:
+                print(f"error: {clean(str(error))}; repeat the command to sync the rest", file=sys.stderr)
+                return 1
+        print(f"{len(uploads) - failed:,} runs synced, {failed:,} failed, {unchanged:,} unchanged", file=sys.stderr)
+    elif not uploads:
+        print(f"nothing to sync: {unchanged:,} runs are unchanged, or not tracked with W&B", file=sys.stderr)
+    return status or int(failed > 0)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
 
 
 def _move(options: argparse.Namespace) -> int:

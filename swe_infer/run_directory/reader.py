@@ -231,10 +231,10 @@ def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
             if isinstance(event, yaml.CollectionEndEvent):
                 open_nodes.pop()
                 continue
-            if not isinstance(event, yaml.NodeEvent):
-                continue
-            if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(f"{path}: contains YAML aliases, which no run writes")
+            if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+                continue
             if event.tag not in (None, "!"):
                 raise ConfigError(f"{path}: contains YAML tags, which no run writes")
             if isinstance(event, yaml.ScalarEvent):
@@ -281,7 +281,7 @@ def _resolved_scalar(text: str) -> str | int | float | bool | None:
     import yaml
 
     loader = yaml.SafeLoader("")
-    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    tag: str = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if tag.endswith(":merge"):
         raise _NotWritten("a YAML merge key")
     value: object = loader.construct_object(yaml.ScalarNode(tag, text))

@@ -9,7 +9,6 @@ In a sweep, the line names the point. Dollars and times are those of the sweep.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from swe_infer.progress import is_terminal
 from swe_infer.run_directory.figures import applying
 from swe_infer.text import clock, dollars
 
@@ -184,7 +184,7 @@ class Progress:
             redirect_stderr=False,
         )
         for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and _is_terminal(handler.stream):
+            if isinstance(handler, logging.StreamHandler) and is_terminal(handler.stream):
                 self._redirected.append((handler, handler.stream))
                 handler.setStream(FileProxy(console, handler.stream))
         live.start()
@@ -291,7 +291,7 @@ class _SafeStream:
         """Does nothing: every write is flushed."""
 
     def isatty(self) -> bool:
-        return _is_terminal(self._wrapped)
+        return is_terminal(self._wrapped)
 
     def fileno(self) -> int:
         return self._wrapped.fileno()
@@ -299,13 +299,6 @@ class _SafeStream:
     @property
     def encoding(self) -> str:
         return self._wrapped.encoding
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-    except (AttributeError, ValueError):
-        return False
 
 
 def _counts(totals: Mapping[str, Any], last_error: str | None) -> list[str]:

@@ -196,16 +196,16 @@ def read_run(directory: Path, name: str, listed_in: Sequence[str] = ()) -> Liste
         errors.append(str(error))
     groups = [sweep.group for sweep in read_provenance(directory).sweeps]
     sweeps = tuple(clean(group) for group in dict.fromkeys([*groups, *listed_in]) if group)
-    error = errors[0].removeprefix(f"{directory}/").removeprefix(f"{directory}: ") if errors else None
+    line = errors[0].removeprefix(f"{directory}/").removeprefix(f"{directory}: ") if errors else ""
     return ListedRun(
         directory,
         name,
-        _state(summary, running=running, damaged=error is not None),
+        _state(summary, running=running, damaged=bool(errors)),
         config,
         summary,
         sweeps,
         modified,
-        None if error is None else shown(error)[:_LONGEST_ERROR],
+        shown(line)[:_LONGEST_ERROR] if errors else None,
     )
 
 

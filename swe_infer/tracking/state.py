@@ -3,10 +3,13 @@
 Evaluation and merge continue that W&B run with this user's API key, so the file is used only if this user wrote it.
 It is signed, with its inode, by a key in the user's state directory. A copied or foreign directory thus cannot choose
 where the API key is used.
+
+``wandb/synced.json`` notes which results a W&B run has, for ``swe-infer-runs sync``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import os
@@ -16,11 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swe_infer.files import create_beside, read_regular
+from swe_infer.files import create_beside, open_regular, read_regular, write_atomically
 from swe_infer.resources import state_home
+from swe_infer.run_directory import layout
 from swe_infer.run_directory.layout import refuse_links
+from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
 
 _NAME = "state.json"
+_SYNCED = "synced.json"
+_CLOUD = "https://api.wandb.ai"
 _MAX_BYTES = 1 << 20
 _KEY_BYTES = 32
 
@@ -63,6 +70,48 @@ def read_state(directory: Path) -> State | None:
     values, signature, inode = content
     key = signing_key()
     return State(values, key is not None and hmac.compare_digest(_signature(values, inode, key), signature))
+
+
+def write_synced(directory: Path, address: str) -> None:
+    """Note that the W&B run at ``address`` has everything that is in a run or sweep directory now.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    note = {"address": address, "server": _server(), "digest": _content_digest(directory)}
+    write_atomically(folder_of(directory) / _SYNCED, json.dumps(note, indent=2) + "\n")
+
+
+def is_synced(directory: Path) -> bool:
+    """Whether W&B has everything that is in a run or sweep directory: nothing has changed since
+    :func:`write_synced`.
+
+    Raises:
+        OSError: a file of the run cannot be read.
+    """
+    try:
+        note = json.loads(read_regular(folder_of(directory) / _SYNCED, _MAX_BYTES))
+        return bool(note["server"] == _server() and note["digest"] == _content_digest(directory))
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "").rstrip("/") or _CLOUD
+
+
+def _content_digest(directory: Path) -> str:
+    """The digest of the results in a run or sweep directory. Copies have the same."""
+    digest = hashlib.blake2b(digest_size=16)
+    names = (SWEEP_JOBS, layout.EVALUATION, layout.RECORDS, layout.SUMMARY)
+    for path in (*layout.predictions(directory), *(directory / name for name in names)):
+        try:
+            with open(open_regular(path), "rb") as file:
+                digest.update(path.name.encode())
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except FileNotFoundError:
+            continue
+    return digest.hexdigest()
 
 
 def last_step(directory: Path) -> int:

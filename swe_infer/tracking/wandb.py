@@ -45,7 +45,7 @@ class WandbTracker:
 
     ``mode=auto`` is online if ``WANDB_API_KEY`` is set and ``WANDB_MODE`` allows it, otherwise offline. Nothing
     prompts for input, and ``.netrc`` is not read. If the server of an online run cannot be reached, the run is logged
-    offline, for ``wandb sync``.
+    offline, for ``swe-infer-runs sync``.
 
     Raises:
         ConfigError: a value is out of range, or ``mode`` is ``online`` without ``WANDB_API_KEY``.
@@ -107,7 +107,7 @@ class WandbTracker:
                 raise ConfigError(f"tracker.tags: {tag[:80]!r} must have 1 to {_TAG_LENGTH} characters")
         if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
             raise ConfigError("tracker.mode=online needs WANDB_API_KEY in the environment; offline does not")
-        self._options: dict[str, Any] = {**asdict(self), "tags": list(self.tags)}
+        self.options: dict[str, Any] = {**asdict(self), "tags": list(self.tags)}
         self.address: str | None = None
         self._worker: _Worker | None = None
 
@@ -156,7 +156,7 @@ class WandbTracker:
         if self._worker is not None:
             return
         self.address = None
-        self._worker = _Worker(run, self._options, self._set_address)
+        self._worker = _Worker(run, self.options, self._set_address)
         self._worker.start()
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
@@ -179,7 +179,7 @@ class WandbTracker:
     def log_sweep(self, run: RunInfo, sweep: SweepSummary, exit_status: int) -> None:
         """Log the summary of a sweep as a W&B run, with the options of this tracker except the name and job type.
         Waits for the worker, at most ``finish_timeout_s``."""
-        worker = _Worker(run, {**self._options, "name": None, "job_type": None, "notes": None}, self._set_address)
+        worker = _Worker(run, {**self.options, "name": None, "job_type": None, "notes": None}, self._set_address)
         worker.start()
         worker.finish({"sweep": asdict(sweep), "exit_status": exit_status})
 
@@ -198,7 +198,7 @@ class _Worker:
         self._on_address = on_address
         self._options = options
         self._interval_s: float = options["log_interval_s"]
-        self._start_message = _start_message(run, options)
+        self._start_message = start_message(run, options)
         self._run_directory = run.directory.absolute()
         self._directory = folder_of(self._run_directory)
         self.history: list[dict[str, Any]] = []
@@ -330,7 +330,8 @@ class _Worker:
             self._writer.join(2.0)
 
 
-def _start_message(run: RunInfo, options: Mapping[str, Any]) -> dict[str, Any]:
+def start_message(run: RunInfo, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The request that starts a run in the worker."""
     return {
         "options": dict(options),
         "run_id": run.run_id,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -38,7 +39,7 @@ from swe_infer.tracking.metrics import (
     number,
     summary_of,
 )
-from swe_infer.tracking.state import folder_of, last_step, write_state
+from swe_infer.tracking.state import folder_of, last_step, write_state, write_synced
 
 if TYPE_CHECKING:
     import wandb
@@ -50,14 +51,14 @@ _TABLE_SECONDS_PER_ROW, _TABLE_SHARE = 130e-6, 0.005
 _MIN_TABLE_ROWS, _MAX_TABLE_ROWS = 500, 10_000  # the second is W&B's own limit
 _CRASHED = 255
 # The SDK imports these (half a second) to check for arrays and data frames, which are never logged here.
-_BLOCKED_IMPORTS = ("numpy", "pandas")
+BLOCKED_IMPORTS = ("numpy", "pandas")
 
 
 def serve(requests: Requests, reply: Reply) -> None:
     """Track one run."""
-    for name in _BLOCKED_IMPORTS:
+    for name in BLOCKED_IMPORTS:
         sys.modules[name] = None  # type: ignore[assignment] # documented: an import of it fails at once
-    session = _Session(next(requests)["start"], reply)
+    session = Session(next(requests)["start"], reply)
     final = None
     for message in requests:
         if "totals" in message:
@@ -70,11 +71,16 @@ def serve(requests: Requests, reply: Reply) -> None:
     session.finish(final)
 
 
-class _Session:
-    """Creates a W&B run with ``wandb.init()``, logs to it, and finishes it."""
+class Session:
+    """Creates a W&B run with ``wandb.init()``, logs to it, and finishes it.
+
+    With ``sync`` in ``start``, the run is uploaded from its directory: it is never logged offline, and
+    :meth:`finish` waits until the server has stored the artifacts.
+    """
 
     def __init__(self, start: Mapping[str, Any], reply: Reply) -> None:
         self._options: Mapping[str, Any] = start["options"]
+        self._syncs: bool = start.get("sync", False)
         self._reply = reply
         self._directory = Path(start["directory"])
         self._state_key: str | None = start["state_key"]
@@ -96,7 +102,7 @@ class _Session:
         # A later step needs the run's actual place: that of an agent is in the project of its sweep.
         self._state["run_id"] = self._run.id
         self._state["options"] |= {"project": self._run.project, "entity": self._run.entity or None}
-        self._step = max(last_step(self._directory), self._run.step - 1)
+        self._step = max(-1 if self._syncs else last_step(self._directory), self._run.step - 1)
         self._logged_finished = -1
         self._save_state()
         for name, axis, keep in DEFINITIONS:
@@ -118,18 +124,18 @@ class _Session:
         try:
             run = wandb.init(settings=_settings(start, online), config=dict(config) or None)
         except Exception as error:
-            if not online:
+            if not online or self._syncs:
                 raise
             online = False
             wandb.teardown(_CRASHED)  # otherwise the service keeps the run's id in use
             run = wandb.init(settings=_settings(start, online), config=dict(config) or None)
             self._reply(
                 warning=f"no online run could be started ({one_line(error)}); it is logged offline, "
-                f"`wandb sync {run.settings.sync_dir}` uploads it",
+                f"`{self._sync_command()}` uploads it",
             )
         self._online = online
-        self._address = (run.url if online else None) or str(run.settings.sync_dir)
-        self._reply(address=self._address)
+        self.address = (run.url if online else None) or str(run.settings.sync_dir)
+        self._reply(address=self.address)
         return run
 
     def _in_thread(self, what: str, task: Callable[[], None]) -> threading.Thread:
@@ -161,7 +167,10 @@ class _Session:
         with self._guarded("the history"):
             for totals in points:
                 if finished_of(totals) > self._step:
-                    self._run.log(metrics_of(totals), step=self._next_step(totals))
+                    point: dict[str, Any] = metrics_of(totals, totals.get("_latencies_s", ()))
+                    if "_time" in totals:
+                        point["_timestamp"] = totals["_time"]
+                    self._run.log(point, step=self._next_step(totals))
 
     def finish(self, final: Mapping[str, Any] | None) -> None:
         """Log the summary, table and artifact, and close the W&B run. None: the run was killed."""
@@ -193,6 +202,8 @@ class _Session:
         deadline = time.monotonic() + self._options["finish_timeout_s"] / 3
         for thread in (table, files, self._inputs):
             thread.join(max(0.0, deadline - time.monotonic()))
+        if self._syncs and any(thread.is_alive() for thread in (table, files, self._inputs)):
+            self._reply(warning="the artifacts were not stored in time")
         self._close(final["exit_status"])
 
     def _log_sweep(self, sweep: Mapping[str, Any]) -> None:
@@ -216,11 +227,16 @@ class _Session:
         try:
             self._run.finish(exit_code=exit_status)
         except TimeoutError:
-            command = f"wandb sync {self._run.settings.sync_dir}"
-            self._reply(warning=f"the upload did not finish in time; `{command}` uploads the rest")
+            self._reply(warning=f"the upload did not finish in time; `{self._sync_command()}` uploads the rest")
         else:
-            wandb.teardown(0)  # the files are on disk once the service has ended
+            if not self._syncs:
+                wandb.teardown(0)  # the files are on disk once the service has ended
             self._tidy_up()
+            if self._online and not self._syncs:
+                write_synced(self._directory, self.address)
+
+    def _sync_command(self) -> str:
+        return f"swe-infer-runs sync {shlex.quote(str(self._directory))}"
 
     def _tidy_up(self) -> None:
         """Remove links, the cache, and copies of uploaded files; a sync does not need them."""
@@ -261,13 +277,18 @@ class _Session:
             if staged is not None:
                 artifact.manifest.add_entry(_entry(staged))
         if artifact.manifest.entries:
-            self._run.log_artifact(artifact)
+            logged = self._run.log_artifact(artifact)
+            if self._syncs:
+                logged.wait()
 
     def _use_inputs(self, config: Mapping[str, Any]) -> None:
-        """Log dataset and model as input artifacts: their configuration, not their content."""
+        """Log dataset and model as input artifacts: their configuration, not their content. The SDK does not support
+        inputs of offline runs; they get them when they are synced."""
         import wandb
 
         _ = wandb.Table, wandb.Histogram  # imports the SDK's lazy modules now, not at the end of the run
+        if not self._online:
+            return
         for kind in ("dataset", "model"):
             description = config.get(kind)
             if not isinstance(description, Mapping) or not description:
@@ -279,7 +300,7 @@ class _Session:
             artifact = wandb.Artifact(f"{kind}-{_artifact_name(label)}", type=kind, metadata=dict(description))
             with artifact.new_file(f"{kind}.json", mode="w", encoding="utf-8") as file:
                 json.dump(description, file, indent=2, sort_keys=True)
-            _declare_input(self._run, artifact)
+            self._run.use_artifact(artifact)
 
     def _next_step(self, totals: Mapping[str, Any]) -> int:
         """The number of finished samples, but never below the last step, as W&B drops such points. A resumed run
@@ -291,7 +312,7 @@ class _Session:
         return self._step
 
     def _save_state(self) -> None:
-        state = {**self._state, "step": self._step, "address": self._address, "online": self._online}
+        state = {**self._state, "step": self._step, "address": self.address, "online": self._online}
         write_state(self._directory, state, self._state_key)
 
 
@@ -347,16 +368,8 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
         values["run_id"] = os.environ["WANDB_RUN_ID"]  # created by the agent, in the entity and project of the sweep
     else:
         values |= {"project": options["project"], "entity": options["entity"]}
+    values |= start.get("settings") or {}
     return wandb.Settings(**{key: value for key, value in values.items() if value is not None})
-
-
-def _declare_input(run: wandb.Run, artifact: wandb.Artifact) -> None:
-    """Like ``run.use_artifact(artifact)``, but also for offline runs.
-
-    This is the only use of a private member of the SDK: ``use_artifact()`` does not support offline runs, and online
-        it waits until the server has stored the artifact.
-    """
-    run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
 
 
 def _interrupt(parent: int) -> None:

@@ -68,6 +68,10 @@ class ReadDesk:
         connection = {"totalCount": len(edges), "pageInfo": _NO_MORE, "edges": edges}
         return {"project": {"run": {"artifacts": connection}}}
 
+    def _on_ArtifactByID(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        identity = variables["id"]
+        return {"artifact": self._artifact(identity, {"project": self.artifacts[identity]["input"]["projectName"]})}
+
     def _on_FetchArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         url = f"{self.url}/artifact/{variables['id']}/wandb_manifest.json"
         return {"artifact": {"currentManifest": {"file": {"directUrl": url}}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import subprocess
@@ -120,13 +121,15 @@ def test_a_server_that_is_down_costs_one_warning_and_a_later_sync_is_whole(
         port = unused.getsockname()[1]
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     tracker = WandbTracker(log_interval_s=0.2, init_timeout_s=2.0)
-    play(tmp_path, tracker, info(tmp_path), range(8))
+    play(tmp_path, tracker, info(tmp_path), range(8), instances=8)
+    (tmp_path / "config.yaml").write_text(json.dumps(CONFIG))
     (warning,) = warnings(caplog)
     assert "logged offline" in warning
     assert tracker.address is not None
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    command = [sys.executable, "-m", "wandb", "sync", tracker.address]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert f"swe-infer-runs sync {tmp_path}" in warning
+    command = [sys.executable, "-m", "swe_infer.runs", "sync", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
     (run,) = server.runs.values()
     assert run.summary["completed"] == 8
     assert run.exit_code == 0

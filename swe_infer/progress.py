@@ -1,0 +1,49 @@
+"""A progress bar for long commands other than runs, which have :mod:`swe_infer.runners.progress`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_FEWEST = 2
+"""A bar for a single step would show nothing until it ends."""
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Shows a bar on standard error while the block runs, if that is a terminal. Otherwise nothing is written.
+
+    Args:
+        what: such as ``evaluating``.
+
+    Yields:
+        A thread-safe function to call after each of ``total`` steps.
+    """
+    if total < _FEWEST or not is_terminal(sys.stderr):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda: bars.advance(task)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal that can move the cursor."""
+    try:
+        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    except (AttributeError, ValueError):
+        return False
