@@ -58,7 +58,7 @@ GROUPS = (
 _KEYS = (*GROUPS, "shard", "budget", "sweep", *ROOT_KEYS)
 
 RULES = "rules"
-"""The node of a resolved configuration with the versions of the rules for contexts and prompts."""
+"""The node of a resolved configuration with the versions of the rules for rows, contexts and prompts."""
 
 _GIVEN = {
     "context._target_": "swe_infer.context.given.GivenContext",
@@ -393,11 +393,15 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def with_rules(plain: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """A resolved configuration with the versions of its rules for contexts and prompts, which decide answers.
+    """A resolved configuration with the versions of its rules for rows, contexts and prompts, which decide answers.
 
     Unchanged for a run that uses its rows' own prompts.
     """
-    rules = {"context": experiment.context.rules, "prompt": experiment.prompt.rules}
+    rules = {
+        "dataset": experiment.dataset.rules,
+        "context": experiment.context.rules,
+        "prompt": experiment.prompt.rules,
+    }
     chosen = {key: rule for key, rule in rules.items() if not rule.startswith("given")}
     return {**plain, RULES: chosen} if chosen else dict(plain)
 

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 FILES_COLUMN = "files"
 """The column of a dataset with the files of an instance."""
+BRANCH_COLUMN = "base_branch"
+"""The column with the branch that introduces the bug, of a row without a base commit (SWE-smith)."""
 _MOST_FILES = 10_000
 _LONGEST_PATH = 4096
 _MOST_CHARACTERS = 1 << 28  # characters of all files of an instance

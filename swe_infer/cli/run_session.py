@@ -131,7 +131,7 @@ class PreparedRun:
         """Records the run's provenance, and describes the run for the tracker."""
         folder = None if self._sweep is None else self._sweep.directory
         member = None if self._sweep is None else membership(self._sweep.directory, self._sweep.overrides)
-        entry = describe(command_line(folder), selection.rows.content_sha256())
+        entry = describe(command_line(folder), selection.rows.content_sha256(), selection.rows.revision)
         sweep = record_provenance(self.directory, entry, member).sweep
         plain = {**self._plain, "provenance": entry}
         info = RunInfo(run_id, self._name, plain, self.directory.resolve(), resumed)

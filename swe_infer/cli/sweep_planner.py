@@ -308,6 +308,10 @@ class _CachedRows:
     def content_sha256(self) -> str | None:
         return self._rows.content_sha256()
 
+    @property
+    def revision(self) -> str | None:
+        return self._rows.revision
+
     def characters(self, index: int) -> int:
         return self._rows.characters(index)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, NO_TEXT_COLUMN, IndexedRows, sha256_of_files
+from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import DataError
 from swe_infer.text import first_line
 
@@ -24,18 +27,27 @@ class ArrowRows(IndexedRows):
         table: an opened ``datasets.Dataset``.
         text_column: the column with the prompt; None: the rows have no prompts.
         label: the dataset's name in messages.
+        normaliser: see :class:`swe_infer.data.base.IndexedRows`.
 
     Raises:
         DataError: there is no row, a column is missing or not of strings, an ``instance_id`` is null, blank or
             duplicated, or no row has a usable prompt.
     """
 
-    def __init__(self, table: datasets.Dataset, text_column: str | None, label: str) -> None:
+    def __init__(
+        self, table: datasets.Dataset, text_column: str | None, label: str, normaliser: Normaliser | None = None
+    ) -> None:
         schema = table.data.schema
-        check_columns({name: schema.field(name).type for name in table.column_names}, text_column, label)
-        super().__init__(text_column, label, "row")
+        types = {name: schema.field(name).type for name in table.column_names}
+        if normaliser is None:
+            check_columns(types, text_column, label)
+        elif text_column is not None:
+            check_column(types, text_column, label)
+        super().__init__(text_column, label, "row", normaliser)
         self._table = table.remove_columns([name for name in table.column_names if name in FOREIGN_TOKENS])
         self.columns = tuple(self._table.column_names)
+        if normaliser is not None:
+            self.columns = normaliser.columns(self.columns, label)
         try:
             self._index(self._columns())
         except (ValueError, OSError) as error:  # invalid UTF-8 or offsets
@@ -58,11 +70,12 @@ class ArrowRows(IndexedRows):
 
     def _columns(self) -> Iterator[tuple[int, object, object]]:
         number = 0
-        names = [name for name in (ID_COLUMN, self._measured_column) if name in self._table.column_names]
+        read = {ID_COLUMN, self._measured_column} | set(self._normaliser.indexed if self._normaliser else ())
+        names = [name for name in self._table.column_names if name in read]
         for batch in self._table.select_columns(names).with_format("arrow").iter(batch_size=_BATCH):
             batch.validate(full=True)  # before any offset of a damaged file is followed
-            for row in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                yield number, row[0], row[-1] if len(names) > 1 else None
+            for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                yield self._entry(number, dict(zip(names, values, strict=True)))
                 number += 1
 
 
@@ -74,11 +87,25 @@ def check_columns(types: Mapping[str, pa.DataType], text_column: str | None, lab
         text_column: None: there are no prompts.
     """
     for column in (ID_COLUMN,) if text_column is None else (ID_COLUMN, text_column):
-        if column not in types:
-            hint = "" if column == ID_COLUMN else NO_TEXT_COLUMN
-            raise DataError(f"{label} has no column {column!r}; it has {', '.join(types)}{hint}")
-        if not _holds_strings(types[column]):
-            raise DataError(f"{label}: column {column!r} contains {types[column]}; it should contain strings")
+        check_column(types, column, label)
+
+
+def check_column(types: Mapping[str, pa.DataType], column: str, label: str) -> None:
+    """Raises DataError unless ``column`` is one of strings."""
+    if column not in types:
+        hint = "" if column == ID_COLUMN else NO_TEXT_COLUMN
+        raise DataError(f"{label} has no column {column!r}; it has {', '.join(types)}{hint}")
+    if not _holds_strings(types[column]):
+        raise DataError(f"{label}: column {column!r} contains {types[column]}; it should contain strings")
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def revision_of(table: datasets.Dataset) -> str | None:
+    """The commit on the hub that a table was loaded from; None for another table."""
+    parts = [part for file in table.cache_files for part in Path(file["filename"]).parts]
+    return next((part for part in reversed(parts) if _COMMIT.fullmatch(part)), None)
 
 
 def _holds_strings(kind: pa.DataType) -> bool:

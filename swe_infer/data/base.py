@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol, Self
 
 from swe_infer.data.choices import FileChoices
+from swe_infer.data.normalise import Normaliser, RowFault
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.instance_files import files_of
 from swe_infer.options import Option
@@ -22,6 +23,9 @@ ISSUE_COLUMN = "problem_statement"
 
 NO_TEXT_COLUMN = " (dataset.text_column names the one with the prompt; null: the rows have no prompts)"
 """The end of messages about a missing prompt column."""
+
+INVALID_ROW = "InvalidRow"
+"""Reason to skip a row of a benchmark that cannot be normalised."""
 
 FOREIGN_TOKENS = ("input_ids", "labels", "attention_mask")
 """Columns of some published datasets with the tokens of an unnamed tokenizer. They are ignored."""
@@ -68,6 +72,11 @@ class Rows(Protocol):
         """SHA-256 of the dataset's files, in hexadecimal; None if it is unknown."""
         ...
 
+    @property
+    def revision(self) -> str | None:
+        """The commit on the hub; None if the rows do not come from there."""
+        ...
+
     def row(self, index: int) -> Mapping[str, Any]:
         """The columns of one row, without nulls and :data:`FOREIGN_TOKENS`.
 
@@ -101,15 +110,20 @@ class IndexedRows:
         text_column: the column with the prompt; None: the rows have no prompts.
         label: the dataset's name in messages.
         unit: the name of a row in messages, such as ``line``.
+        normaliser: converts the rows of a benchmark; None: they are used as they are. A row that it cannot convert
+            has a fault.
     """
 
     has_known_lengths = True
     file_choices: FileChoices | None = None
+    revision: str | None = None
 
-    def __init__(self, text_column: str | None, label: str, unit: str) -> None:
+    def __init__(self, text_column: str | None, label: str, unit: str, normaliser: Normaliser | None = None) -> None:
         self._text_column = text_column
         self._label = label
         self._unit = unit
+        self._normaliser = normaliser
+        self._last: tuple[int, Mapping[str, Any] | Skip] | None = None
         self._ids: list[str] = []
         self._characters = array("Q")
         self._faults: dict[int, Skip] = {}
@@ -126,11 +140,32 @@ class IndexedRows:
         return self._characters[index]
 
     def fault(self, index: int) -> Skip | None:
-        return self._faults.get(index)
+        if index in self._faults or self._normaliser is None:
+            return self._faults.get(index)
+        row = self._normalised(index, self._normaliser)
+        return row if isinstance(row, Skip) else None
 
     def row(self, index: int) -> Mapping[str, Any]:
+        if self._normaliser is not None:
+            row = self._normalised(index, self._normaliser)
+            return {ID_COLUMN: self._ids[index]} if isinstance(row, Skip) else row
         columns = self._read(index).items()
         return {key: value for key, value in columns if value is not None and key not in FOREIGN_TOKENS}
+
+    def _normalised(self, index: int, normaliser: Normaliser) -> Mapping[str, Any] | Skip:
+        """A row of a benchmark, or why it is unusable; cached for the last row."""
+        last = self._last
+        if last is None or last[0] != index:
+            fault = self._faults.get(index)
+            if fault is not None and fault.reason == INVALID_ROW:
+                return fault
+            try:
+                columns = normaliser.normalised(self._read(index)).items()
+                last = index, {key: value for key, value in columns if key not in FOREIGN_TOKENS}
+            except RowFault as error:
+                last = index, Skip(INVALID_ROW, f"{self._label}, {self._ids[index]}: {error}")
+            self._last = last
+        return last[1]
 
     def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
         instance = self[index]
@@ -152,23 +187,37 @@ class IndexedRows:
         """The column that ``characters`` measures."""
         return ISSUE_COLUMN if self._text_column is None else self._text_column
 
+    def _entry(self, number: int, row: Mapping[str, Any]) -> tuple[int, object, object]:
+        """The number, id and measured column of a row, for :meth:`_index`."""
+        if self._normaliser is None:
+            return number, row.get(ID_COLUMN), row.get(self._measured_column)
+        text = self._normaliser.statement(row) if self._text_column is None else row.get(self._text_column)
+        return number, self._normaliser.identity(row), text
+
     def _index(self, rows: Iterable[tuple[int, object, object]], show: Callable[[object], str] = repr) -> None:
         """Indexes the number, id and measured column of every row. ``show`` formats an invalid id for messages.
+
+        In a benchmark an invalid or duplicated id costs its row alone, which is called by its number instead.
 
         Raises:
             DataError: there is no row, an id is not a string, blank or duplicated, or no row has a usable prompt.
         """
         seen: dict[str, int] = {}
         for number, identity, text in rows:
+            problem = None
             if not isinstance(identity, str) or fault_of_text(identity) is not None:
                 found = f"{ID_COLUMN} is {show(identity)[:60]}"
-                raise DataError(
-                    f"{self._label}, {self._unit} {number}: {found}; it should be a string that is not blank"
-                )
-            if identity in seen:
+                problem = f"{self._label}, {self._unit} {number}: {found}; it should be a string that is not blank"
+            elif identity in seen:
                 found = f"{ID_COLUMN} {identity!r} is already used in {self._unit} {seen[identity]}"
-                raise DataError(f"{self._label}, {self._unit} {number}: {found}; each row needs its own")
-            if self._text_column is not None and (fault := fault_of_text(text)) is not None:
+                problem = f"{self._label}, {self._unit} {number}: {found}; each row needs its own"
+            if problem is not None:
+                if self._normaliser is None:
+                    raise DataError(problem)
+                self._faults[len(self._ids)] = Skip(INVALID_ROW, problem)
+                identity, text = f"{self._unit}-{number}", ""
+            assert isinstance(identity, str)
+            if problem is None and self._text_column is not None and (fault := fault_of_text(text)) is not None:
                 self._faults[len(self._ids)] = fault
             seen[identity] = number
             self._ids.append(identity)
@@ -177,7 +226,7 @@ class IndexedRows:
             raise DataError(f"{self._label} has no rows")
         if len(self._faults) == len(self._ids):
             first = f"{self._unit} {seen[self._ids[0]]}: {self._faults[0].message}"
-            raise DataError(f"{self._label} has no usable prompt; {first}")
+            raise DataError(f"{self._label} has no usable {'prompt' if self._text_column else 'row'}; {first}")
 
 
 class Dataset(Protocol):
@@ -201,6 +250,12 @@ class Dataset(Protocol):
     @property
     def text_column(self) -> str | None:
         """The column with the prompt; None: the rows have no prompts."""
+        ...
+
+    @property
+    def rules(self) -> str:
+        """Name and version of the rules that convert rows; ``given``: rows are used as they are. Part of a run's
+        identity."""
         ...
 
     def without_prompts(self) -> Dataset:
@@ -235,6 +290,10 @@ class DatasetOptions:
     max_tokens: Annotated[
         int | None, Option("Skip longer prompts; counted by the model's tokenizer, or estimated.", "scope")
     ] = None
+
+    @property
+    def rules(self) -> str:
+        return "given"
 
     def without_prompts(self) -> Self:
         """The same dataset without its prompt column: a context and a renderer write the prompts."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from swe_infer.data.arrow import ArrowRows, choose_split
 from swe_infer.data.base import DatasetOptions
+from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.resources import expanded
@@ -31,7 +32,7 @@ class DiskDataset(DatasetOptions):
     def name(self) -> str:
         return Path(self.path).name
 
-    def open(self) -> ArrowRows:
+    def open(self, normaliser: Normaliser | None = None) -> ArrowRows:
         directory = expanded(self.path, "dataset.path")
         if not directory.exists():
             raise DataError(f"dataset.path={self.path}: directory not found (looked for {directory.absolute()})")
@@ -48,4 +49,4 @@ class DiskDataset(DatasetOptions):
             loaded = datasets.load_from_disk(str(directory))
         except Exception as error:  # damaged files raise any error of Arrow, JSON or the OS
             raise DataError(f"dataset.path={self.path} cannot be loaded: {first_line(error)}") from error
-        return ArrowRows(choose_split(loaded, self.split, self.path), self.text_column, self.path)
+        return ArrowRows(choose_split(loaded, self.split, self.path), self.text_column, self.path, normaliser)

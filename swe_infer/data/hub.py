@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from swe_infer.data.arrow import ArrowRows
-from swe_infer.data.base import DatasetOptions
+from swe_infer.data.arrow import ArrowRows, revision_of
+from swe_infer.data.base import DatasetOptions, Rows
+from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.redaction import without_credentials
@@ -46,12 +47,19 @@ class HubDataset(DatasetOptions):
         if not self.split:
             raise ConfigError("dataset.split is empty: name one, such as test")
 
-    def open(self, *, cached_only: bool = False) -> ArrowRows:
+    def open(self, *, cached_only: bool = False) -> Rows:
         """Loads the dataset from the hub, or from the cache if ``cached_only`` or the hub does not respond."""
+        return self._open_table(cached_only)
+
+    def _open_table(self, cached_only: bool, normaliser: Normaliser | None = None) -> ArrowRows:
         _log.info(
             "loading %s (%s) from %s", self.name, self.split, "the cache" if cached_only else "the hub or its cache"
         )
-        return ArrowRows(self._load(cached_only), self.text_column, f"{self.name} ({self.split})")
+        table = self._load(cached_only)
+        rows = ArrowRows(table, self.text_column, f"{self.name} ({self.split})", normaliser)
+        rows.revision = revision_of(table)
+        _log.info("%s: commit %s", self.name, rows.revision or "unknown")
+        return rows
 
     def _load(self, cached_only: bool) -> datasets.Dataset:
         if os.path.exists(self.name):

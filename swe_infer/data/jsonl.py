@@ -28,6 +28,7 @@ from swe_infer.data.base import (
     IndexedRows,
     sha256_of_files,
 )
+from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.files import special_kind
 from swe_infer.options import Option
@@ -76,8 +77,9 @@ class JsonlDataset(DatasetOptions):
     def name(self) -> str:
         return Path(self.path.removesuffix(".gz")).stem
 
-    def open(self) -> JsonlRows:
-        return JsonlRows(expanded(self.path, "dataset.path"), self.text_column, label=self.path)
+    def open(self, normaliser: Normaliser | None = None) -> JsonlRows:
+        path = expanded(self.path, "dataset.path")
+        return JsonlRows(path, self.text_column, label=self.path, normaliser=normaliser)
 
 
 class JsonlRows(IndexedRows):
@@ -91,6 +93,7 @@ class JsonlRows(IndexedRows):
         text_column: the column with the prompt; None: the rows have no prompts.
         label: the file's name in messages.
         most_unpacked: maximum size in bytes of a decompressed file.
+        normaliser: see :class:`swe_infer.data.base.IndexedRows`.
 
     Raises:
         DataError: the file does not exist or has no row, a row is not a JSON object, an ``instance_id`` is missing,
@@ -105,8 +108,9 @@ class JsonlRows(IndexedRows):
         *,
         label: str | None = None,
         most_unpacked: int = _MOST_UNPACKED,
+        normaliser: Normaliser | None = None,
     ) -> None:
-        super().__init__(text_column, label or str(path), "line")
+        super().__init__(text_column, label or str(path), "line", normaliser)
         self._offsets = array("Q")
         self._sizes = array("Q")
         try:
@@ -134,7 +138,10 @@ class JsonlRows(IndexedRows):
             row = json.loads(os.pread(self._file.fileno(), self._sizes[index], self._offsets[index]).decode())
         except (OSError, ValueError) as error:
             raise DataError(changed) from error
-        if not isinstance(row, dict) or row.get(ID_COLUMN) != self._ids[index]:
+        if not isinstance(row, dict):
+            raise DataError(changed)
+        identity = row.get(ID_COLUMN) if self._normaliser is None else self._normaliser.identity(row)
+        if identity != self._ids[index]:
             raise DataError(changed)
         return row
 
@@ -149,15 +156,17 @@ class JsonlRows(IndexedRows):
             found = _ArrayReader(source, self._label).rows()
         columns: dict[str, None] = {}
         for number, offset, size, value in found:
-            row = _checked(value, f"{self._label}, {self._unit} {number}")
+            row = _checked(value, f"{self._label}, {self._unit} {number}", needs_id=self._normaliser is None)
             if not columns.keys() >= row.keys():
                 columns.update(dict.fromkeys(row))
             self._offsets.append(offset)
             self._sizes.append(size)
-            yield number, row[ID_COLUMN], row.get(self._measured_column)
+            yield self._entry(number, row)
         self.columns = columns.keys() - set(FOREIGN_TOKENS)
         if not columns:
             raise DataError(f"{self._label} has no rows: it should have one JSON object per line")
+        if self._normaliser is not None:
+            self.columns = self._normaliser.columns(self.columns, self._label)
         if self._text_column is not None and self._text_column not in columns:
             raise DataError(
                 f"{self._label} has no column {self._text_column!r}; it has {', '.join(columns)}{NO_TEXT_COLUMN}"
@@ -349,10 +358,10 @@ def _parsed(line: bytes, where: str) -> object:
         raise DataError(f"{where}: JSON nested too deeply") from error
 
 
-def _checked(value: object, where: str) -> dict[str, Any]:
+def _checked(value: object, where: str, *, needs_id: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = "a JSON array" if isinstance(value, list) else f"a JSON value of type {type(value).__name__}"
         raise DataError(f"{where} is {kind}; it should be one JSON object with {ID_COLUMN} and the prompt")
-    if ID_COLUMN not in value:
+    if needs_id and ID_COLUMN not in value:
         raise DataError(f"{where} has no column {ID_COLUMN!r}; it has {', '.join(value) or 'no column at all'}")
     return value

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from swe_infer.data.arrow import ArrowRows, check_columns
 from swe_infer.data.base import DatasetOptions
+from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.resources import expanded
@@ -35,9 +36,10 @@ class ParquetDataset(DatasetOptions):
     def name(self) -> str:
         return Path(self.path).stem
 
-    def open(self) -> ArrowRows:
+    def open(self, normaliser: Normaliser | None = None) -> ArrowRows:
         files = self._files()
-        self._check(files)
+        if normaliser is None:
+            self._check(files)
         import datasets
 
         datasets.disable_progress_bars()
@@ -47,7 +49,7 @@ class ParquetDataset(DatasetOptions):
             reason = first_line(error.__cause__ or error)
             raise DataError(f"dataset.path={self.path} cannot be read: {reason}") from error
         assert isinstance(table, datasets.Dataset)
-        return ArrowRows(table, self.text_column, self.path)
+        return ArrowRows(table, self.text_column, self.path, normaliser)
 
     def _files(self) -> list[Path]:
         path = expanded(self.path, "dataset.path")

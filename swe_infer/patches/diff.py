@@ -6,9 +6,10 @@ Format: ``git diff``'s "Generating patch text with -p", and POSIX ``diff -u``. R
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 CONTEXT = 3
@@ -178,6 +179,46 @@ def write_file(patch: FilePatch, hunks: Iterable[Sequence[Line]] = (), starts: I
             if line.no_newline:
                 parts.append(NO_NEWLINE)
     return "\n".join(parts) + "\n"
+
+
+def reversed_patch(text: str) -> str:
+    """The patch that undoes ``text``.
+
+    Raises:
+        PatchError: git cannot parse ``text``, or it copies a file or changes a binary one, which cannot be undone
+            from its text.
+    """
+    return "".join(map(_reversed_file, parse_as_git(text)))
+
+
+def _reversed_file(patch: FilePatch) -> str:
+    if patch.binary or patch.copied:
+        raise PatchError(f"{patch.path}: a {'binary file' if patch.binary else 'copy'} cannot be reversed")
+    undone = replace(
+        patch,
+        old_path=patch.new_path,
+        new_path=patch.old_path,
+        old_mode=patch.new_mode,
+        new_mode=patch.old_mode,
+    )
+    starts = []
+    for hunk in patch.hunks:
+        assert hunk.header is not None  # parse_as_git refuses a hunk without one
+        header = hunk.header
+        starts.append((header.new_start - (header.new_count > 0), header.old_start - (header.old_count > 0)))
+    return write_file(undone, [_reversed_lines(hunk.lines) for hunk in patch.hunks], starts)
+
+
+def _reversed_lines(lines: Sequence[Line]) -> list[Line]:
+    """The lines of a hunk with added and removed ones swapped. Removed lines come first, as git writes them."""
+    found: list[Line] = []
+    for is_context, run in itertools.groupby(lines, key=lambda line: line.tag == " "):
+        swapped = [replace(line, tag=_OPPOSITE[line.tag]) for line in run]
+        found += swapped if is_context else sorted(swapped, key=lambda line: line.tag == "+")
+    return found
+
+
+_OPPOSITE: Mapping[Tag, Tag] = {"+": "-", "-": "+", " ": " "}
 
 
 def write_new_file(path: str, lines: Sequence[Line], mode: str | None = None) -> str:

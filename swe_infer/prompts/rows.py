@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from swe_infer.context.base import Context, CountTokens, FileRequests, Row, Shown
 from swe_infer.context.reading import Commit
 from swe_infer.errors import DataError, RepositoryError, RepositoryInterrupted
-from swe_infer.instance_files import FILES_COLUMN, EntryType, InstanceFiles, files_of
+from swe_infer.instance_files import BRANCH_COLUMN, FILES_COLUMN, EntryType, InstanceFiles, files_of
 from swe_infer.prompt_format import PromptFiles, edit_format_of
 from swe_infer.prompts.prompt import PromptRenderer
 from swe_infer.repositories import Repositories
@@ -44,6 +44,9 @@ class RawRows(Protocol):
     def row(self, index: int) -> Mapping[str, Any]: ...
 
     def content_sha256(self) -> str | None: ...
+
+    @property
+    def revision(self) -> str | None: ...
 
 
 class RenderedRows:
@@ -149,6 +152,11 @@ class RenderedRows:
             self._last_shown = (index, shown)
         return self._last_shown[1]
 
+    @property
+    def revision(self) -> str | None:
+        """The commit on the hub; None if the rows do not come from there."""
+        return self._rows.revision
+
     def forget(self, index: int) -> None:
         """Render a row again when it is read."""
         self._last = None if self._last is not None and self._last[0] == index else self._last
@@ -207,6 +215,8 @@ class RenderedRows:
         commit = row.get("base_commit")
         if not commit and (files := files_of(row)) is not None:
             return RowFiles(files)
+        if not commit and row.get(BRANCH_COLUMN) and row.get("repo") and self._repositories is not None:
+            return self._repositories.open_bug(row["repo"], row[BRANCH_COLUMN])
         if not commit or not row.get("repo"):
             missing = "base_commit" if row.get("repo") else "repo"
             raise RepositoryError(f"the row has no {missing}, so its repository cannot be read")

@@ -17,14 +17,20 @@ from pathlib import Path
 from typing import Self
 
 from swe_infer.errors import ConfigError, RepositoryError, RepositoryInterrupted
-from swe_infer.files import open_regular
+from swe_infer.files import open_regular, read_regular
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import has_no_locks
 from swe_infer.redaction import without_secrets
 from swe_infer.repositories.commit import Commit
 from swe_infer.repositories.git import HostFailed, fetch, make_git_directory
 from swe_infer.repositories.objects import DamagedClone, Kind, ObjectReader
-from swe_infer.repositories.options import Address, RepositoryOptions, checked_commit, checked_repo
+from swe_infer.repositories.options import (
+    Address,
+    RepositoryOptions,
+    checked_branch,
+    checked_commit,
+    checked_repo,
+)
 from swe_infer.resources import expanded
 
 log = logging.getLogger(__name__)
@@ -32,6 +38,8 @@ log = logging.getLogger(__name__)
 _EVERYTHING = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _MOST_READERS = 8
 _PAUSE_S = 0.05
+_REMOVES_TESTS = "Remove F2P Tests"
+"""In the message of SWE-smith's commits that remove the failing tests."""
 
 
 class Repositories:
@@ -81,6 +89,22 @@ class Repositories:
             if repository is None:
                 repository = self._known[repo] = Repository(self, repo)
         return repository.commit(commit)
+
+    def open_bug(self, repo: str, branch: str) -> Commit:
+        """The commit of a branch of SWE-smith that introduces its bug: the head of the branch, or its parent if the
+        head only removes the failing tests. A branch without a clone is fetched without its history.
+
+        Raises:
+            RepositoryError: it is not available; the message says why.
+        """
+        repo, branch = checked_repo(repo), checked_branch(branch)
+        with self._lock:
+            repository = self._known.get(repo)
+            if repository is None:
+                repository = self._known[repo] = Repository(self, repo)
+        head = repository.head(branch)
+        message, parent = repository.message(head)
+        return repository.commit(parent if parent is not None and _REMOVES_TESTS in message else head)
 
     def close(self) -> None:
         """Ends all git processes. Nothing can be read afterwards."""
@@ -159,6 +183,46 @@ class Repository:
         if tree is None:
             raise RepositoryError(f"{self.name}: commit {oid} is damaged")
         return Commit(self.name, oid, tree[1].decode(), self)
+
+    def head(self, branch: str) -> str:
+        """The id of the commit at the head of a branch, which is fetched if no clone has the branch."""
+        with self.lock:
+            if branch in self._absent:
+                raise RepositoryError(self._absent[branch])
+            if (oid := self._known_head(branch)) is not None:
+                return oid
+            label = f"{self.name}: branch {branch}"
+            try:
+                source = self._server(label)
+                with self._writing():
+                    self._all.root.mkdir(parents=True, exist_ok=True)
+                    with self._file_lock():
+                        self._ask(source, label, [f"+refs/heads/{branch}:refs/heads/{branch}"], branch=branch)
+                if (oid := self._known_head(branch)) is None:
+                    raise RepositoryError(f"{label}: {source.host} did not send it")
+            except RepositoryInterrupted:
+                raise
+            except RepositoryError as error:
+                self._absent[branch] = str(error)
+                raise
+            self.close_reader()  # it does not know the new objects
+            return oid
+
+    def _known_head(self, branch: str) -> str | None:
+        """The head of a branch in the clones, from their files: git would read their configuration."""
+        for objects in (*self._found, self._own / "objects"):
+            git_dir = objects.parent
+            for name in (f"refs/heads/{branch}", f"refs/remotes/origin/{branch}"):
+                if (oid := _ref(git_dir, name)) is not None:
+                    return oid
+        return None
+
+    def message(self, oid: str) -> tuple[str, str | None]:
+        """The message of a commit, and its first parent."""
+        content = self.read({oid: f"{self.name}: commit {oid}"}, "commit")[oid]
+        header, _, message = content.partition(b"\n\n")
+        parent = re.search(rb"^parent ([0-9a-f]{40})$", header, re.MULTILINE)
+        return message.decode("utf-8", "replace"), None if parent is None else parent[1].decode()
 
     def read(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
         with self.lock:
@@ -247,14 +311,7 @@ class Repository:
     def _obtain(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, bytes]:
         """Fetches objects that no clone has into the package's own clone, in one request, and reads them."""
         label = next(iter(wanted.values()))
-        source, offline = self._source, self._all.options.offline
-        if offline or isinstance(source, Path):
-            own = [self._own] if self._own.exists() else []
-            places = [*self._found, *own] or [source if isinstance(source, Path) else self._all.root]
-            reason = "context.offline=true" if offline else "context.repository_url is a folder, nothing is fetched"
-            more = "".join(f"; {fault}" for fault in self._left_out)
-            raise RepositoryError(f"{label} is not in {', '.join(map(str, places))} ({reason}{more})")
-        self._refuse_failed(source, label)
+        source = self._server(label)
         with self._writing():
             self._all.root.mkdir(parents=True, exist_ok=True)
             with self._file_lock() as alone:
@@ -271,22 +328,47 @@ class Repository:
             raise DamagedClone(f"{next(iter(missing.values()))}: {source.host} sent it, but it cannot be read")
         return found
 
+    def _server(self, label: str) -> Address:
+        """The server from which a missing object is fetched.
+
+        Raises:
+            RepositoryError: nothing may be fetched, or the server, or this repository on it, has failed before in
+                this run.
+        """
+        source, offline = self._source, self._all.options.offline
+        if offline or isinstance(source, Path):
+            own = [self._own] if self._own.exists() else []
+            places = [*self._found, *own] or [source if isinstance(source, Path) else self._all.root]
+            reason = "context.offline=true" if offline else "context.repository_url is a folder, nothing is fetched"
+            more = "".join(f"; {fault}" for fault in self._left_out)
+            raise RepositoryError(f"{label} is not in {', '.join(map(str, places))} ({reason}{more})")
+        failure = self._failure or self._all.hosts_failed.get(source.host)
+        if failure is not None:
+            raise RepositoryError(f"{label}: {failure}")
+        return source
+
     def _read_again(self, wanted: Mapping[str, str], kind: Kind) -> tuple[dict[str, bytes], dict[str, str]]:
         self.close_reader()
         return self._read(wanted, kind)
 
-    def _refuse_failed(self, source: Address, label: str) -> None:
-        """Raises if the server, or this repository on it, has failed before in this run."""
-        failure = self._failure or self._all.hosts_failed.get(source.host)
-        if failure is not None:
-            raise RepositoryError(f"{label}: {failure}")
+    def _ask(
+        self,
+        source: Address,
+        label: str,
+        wanted: Sequence[str],
+        *,
+        is_commit: bool = False,
+        branch: str | None = None,
+    ) -> None:
+        """Fetches refs or object ids. Failures are remembered.
 
-    def _ask(self, source: Address, label: str, wanted: Sequence[str], *, is_commit: bool = False) -> None:
-        """Fetches refs or object ids. Failures are remembered."""
+        Args:
+            branch: the name in ``wanted``, if that is one branch.
+        """
         tries = 2 if source.host in self._all.hosts_answered else 1
         for left in reversed(range(tries)):
             try:
-                self._fetch(source, wanted, is_commit)
+                self._fetch(source, wanted, is_commit, branch)
                 self._all.hosts_answered.add(source.host)
                 return
             except RepositoryInterrupted:
@@ -299,21 +381,26 @@ class Repository:
                     raise DamagedClone(f"{label}: {failure}") from None
                 if isinstance(error, HostFailed):
                     self._all.hosts_failed[source.host] = failure
-                elif not is_commit:  # the server may still have other commits
+                elif not is_commit and branch is None:  # the server may still have other commits
                     self._failure = failure
                 raise RepositoryError(f"{label}: {failure}") from None
 
-    def _fetch(self, source: Address, wanted: Sequence[str], is_commit: bool) -> None:
-        """Fetches into the package's own clone, which is created atomically. Commits are fetched without history."""
+    def _fetch(self, source: Address, wanted: Sequence[str], is_commit: bool, branch: str | None) -> None:
+        """Fetches into the package's own clone, which is created atomically. Commits are fetched without history, and
+        a branch with two commits."""
         new = self._own.with_name(f".{self._own.name}.{secrets.token_hex(6)}.new")
         try:
             make_git_directory(new, source.url)
             target = self._own if _objects_of(self._own)[0] is not None else new
-            depth = ("--depth=1",) if is_commit else ()
+            depth = ("--depth=1",) if is_commit else ("--depth=2",) if branch is not None else ()
             fetch(new, target / "objects", source, (*depth, "origin"), wanted, self._all.silence_s)
             if target is new:
                 self._remove_own()  # what is there is no clone
                 os.rename(new, self._own)
+            elif branch is not None:
+                heads = self._own / "refs" / "heads"
+                heads.mkdir(parents=True, exist_ok=True)
+                os.replace(new / "refs" / "heads" / branch, heads / branch)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -351,6 +438,24 @@ class Repository:
             yield locked
         finally:
             os.close(descriptor)
+
+
+_LONGEST_PACKED_REFS = 1 << 28
+
+
+def _ref(git_dir: Path, name: str) -> str | None:
+    """The id that a ref names in a clone, which may come from a stranger; None if it has no such ref."""
+    try:
+        found = read_regular(git_dir / name, 64).decode("ascii", "replace").strip()
+        return found if re.fullmatch(r"[0-9a-f]{40}", found) else None
+    except OSError:
+        pass
+    try:
+        packed = read_regular(git_dir / "packed-refs", _LONGEST_PACKED_REFS)
+    except OSError:
+        return None
+    match = re.search(rb"^([0-9a-f]{40}) " + re.escape(name.encode()) + rb"$", packed, re.MULTILINE)
+    return None if match is None else match[1].decode()
 
 
 def _objects_of(place: Path) -> tuple[Path | None, str | None]:

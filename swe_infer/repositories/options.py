@@ -103,6 +103,20 @@ def checked_repo(repo: object) -> str:
     return repo
 
 
+_BRANCH = re.compile(r"(?!\.)(?!.*(?:\.\.|\.lock$|\.$))[A-Za-z0-9._+-]{1,250}", re.ASCII)
+
+
+def checked_branch(branch: object) -> str:
+    """Checks the name of a branch, which may come from a dataset: it must not be a path or an option of git.
+
+    Raises:
+        RepositoryError: it is invalid.
+    """
+    if not isinstance(branch, str) or branch.startswith("-") or not _BRANCH.fullmatch(branch):
+        raise RepositoryError(f"branch {repr(branch)[:100]}: letters, digits and ._+- are expected")
+    return branch
+
+
 def checked_commit(commit: object) -> str:
     """A full commit id in lower case.
 

@@ -75,14 +75,16 @@ class Provenance:
         return replace(self, sweep=self.sweep or sweep, sweeps=(*self.sweeps, sweep)[:_MAX_ENTRIES])
 
 
-def describe(command: str, dataset_sha256: str | None) -> dict[str, Any]:
+def describe(command: str, dataset_sha256: str | None, dataset_revision: str | None = None) -> dict[str, Any]:
     """The origin of a run that this process executes: versions, machine, command and dataset.
 
     Args:
         command: the command line, without secrets.
         dataset_sha256: digest of the dataset's content; None if it is unknown.
+        dataset_revision: the commit of the dataset on the hub; None if it does not come from there.
     """
-    return {"command": command, "dataset_sha256": dataset_sha256, **_environment()}
+    revision = {} if dataset_revision is None else {"dataset_revision": dataset_revision}
+    return {"command": command, "dataset_sha256": dataset_sha256, **revision, **_environment()}
 
 
 def read_provenance(directory: Path) -> Provenance:

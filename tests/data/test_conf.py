@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ def test_the_keys_of_each_option_are_the_arguments_of_its_class(option: str) -> 
             assert config[name] == parameters[name].default
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("swebench")])
+PROMPTED = [option for option in OPTIONS if "- hub\n" in (FOLDER / f"{option}.yaml").read_text()]
+BENCHMARKS = [option for option in OPTIONS if "benchmark: " in (FOLDER / f"{option}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("option", PROMPTED)
 def test_presets_name_published_datasets_and_their_test_split(option: str) -> None:
     config = composed(option)
     owner, _, name = config["name"].partition("/")
@@ -47,6 +52,16 @@ def test_presets_name_published_datasets_and_their_test_split(option: str) -> No
     # The first publisher's datasets contain prompts, the second's the rows from which they were made.
     assert {"princeton-nlp": "text", "SWE-bench": None}[owner] == config["text_column"]
     assert "hub" in yaml.safe_load((FOLDER / f"{option}.yaml").read_text())["defaults"]
+
+
+def test_presets_of_benchmarks_are_pinned() -> None:
+    presets = {option: composed(option) for option in BENCHMARKS if option != "benchmark"}
+    assert len(presets) > 10
+    assert [
+        option
+        for option, config in presets.items()
+        if not re.fullmatch("[0-9a-f]{40}", str(config["revision"])) or config["text_column"] is not None
+    ] == []
 
 
 def test_the_bundled_sample_opens() -> None:

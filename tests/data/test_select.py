@@ -23,6 +23,7 @@ class Texts:
 
     has_known_lengths = True
     file_choices = None
+    revision = None
     columns = ("instance_id", "text")
 
     def __init__(self, texts: Sequence[str]) -> None:

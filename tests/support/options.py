@@ -25,6 +25,7 @@ REQUIRED = {
     "dataset=parquet": ["dataset.path=instances.parquet"],
     "dataset=disk": ["dataset.path=folder"],
     "dataset=hub": ["dataset.name=owner/name"],
+    "dataset=benchmark": ["dataset.name=owner/name", "dataset.benchmark=swebench"],
     "model=llama": ["model.path=folder"],
     "runner=api": ["model=gpt-4o"],
     "model=api": ["model.name=some-model", "provider=openai"],
