@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer import config
+from swe_infer.benchmarks import benchmark_of
 from swe_infer.compare.prompts import recorded_selector
 from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.evaluate.evaluable import evaluated_figures
@@ -95,6 +96,7 @@ def merge(out: Path, directories: Sequence[Path], *, earlier: Path | None = None
             locks_of(merged),
             selector=recorded_selector(merged, stack, directory),
             samples=shards[0].summary["samples"],
+            benchmark=benchmark_of(merged.get("dataset")),
         ) as store,
     ):
         if asked is not None:

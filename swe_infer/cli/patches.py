@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from swe_infer.benchmarks import benchmark_of
 from swe_infer.compare.prompts import recorded_rows, recorded_selector
 from swe_infer.data.base import Rows
 from swe_infer.errors import ConfigError, DataError, SweInferError
@@ -105,8 +106,9 @@ def recompute(directory: Path, *, dry_run: bool = False) -> Changes:
         label = run.label()
         if label is None:
             raise ConfigError(f"{directory}: contains no predictions; run the same command again to write them")
+        selector, benchmark = recorded_selector(config, stack, directory), benchmark_of(config.get("dataset"))
         store = stack.enter_context(
-            RunStore(directory, label, locks_of(config), selector=recorded_selector(config, stack, directory))
+            RunStore(directory, label, locks_of(config), selector=selector, benchmark=benchmark)
         )
         before = store.read_summary()
         changed = rewrite_records(

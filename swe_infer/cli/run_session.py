@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from swe_infer import config
+from swe_infer.benchmarks import benchmark_of
 from swe_infer.cli.answer_sharing import RunLocation, claim_directory, has_identity, identity_lock, read_config
 from swe_infer.cli.command_line import command_line
 from swe_infer.cli.recorded_run import WANDB
@@ -28,6 +29,7 @@ from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded, state_home
+from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.provenance import describe, record_provenance
 from swe_infer.run_directory.reader import RunDirectory
@@ -227,6 +229,7 @@ class PreparedRun:
                     experiment.locks,
                     selector=selector,
                     samples=experiment.runner.decoding.n,
+                    benchmark=benchmark_of(plain["dataset"]),
                 )
             )
             if store.resumed and _is_legacy(self.directory) and (moved := selection.moved()):
@@ -268,14 +271,19 @@ class PreparedRun:
                 feedback=experiment.feedback,
                 judge=selector if isinstance(selector, JudgeSelector) else None,
             )
-            return RunSession(run, stack.pop_all())
+            return RunSession(run, plain["dataset"], stack.pop_all())
 
 
 @dataclass(frozen=True, slots=True)
 class RunSession:
-    """A run and the lock of its directory. Use it as a context manager."""
+    """A run and the lock of its directory. Use it as a context manager.
+
+    Args:
+        dataset: the ``dataset`` group of its configuration.
+    """
 
     run: Run
+    dataset: Mapping[str, Any]
     _exit_stack: ExitStack
 
     def __enter__(self) -> RunSession:
@@ -286,8 +294,12 @@ class RunSession:
 
     def print_summary(self) -> None:
         """Prints the closing table."""
-        run = self.run
-        print_summary(run.summary(), run.store.directory, run.tracker.address, run.store.totals.skip_reasons())
+        from swe_infer.evaluate.harness import other_harness
+
+        run, directory = self.run, self.run.store.directory
+        summary, harness = run.summary(), other_harness(self.dataset)
+        shown = None if harness is None or "resolved" in summary else harness(directory / layout.PREDICTIONS)
+        print_summary(summary, directory, run.tracker.address, run.store.totals.skip_reasons(), shown)
 
 
 def _previous_coverage(plain: Mapping[str, Any] | None) -> Coverage:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer import config
+from swe_infer.benchmarks import benchmark_of
 from swe_infer.compare.loading import distinct_names
 from swe_infer.compare.prompts import recorded_rows
 from swe_infer.conf_files import options_of, suggestion
@@ -34,6 +35,7 @@ from swe_infer.run_directory.predictions import (
     answer_digest,
     digest_of,
     json_line,
+    write_harness_predictions,
 )
 from swe_infer.run_directory.provenance import read_provenance
 from swe_infer.run_directory.reader import RunDirectory
@@ -59,7 +61,8 @@ def select(directories: Sequence[Path], by: str, out: Path, name: str | None = N
 
     Args:
         by: the rule, an option of the group ``selection``.
-        out: JSON lines, or a JSON list if its name ends in ``.json``.
+        out: JSON lines, or a JSON list if its name ends in ``.json``. The predictions of a benchmark whose harness
+            reads another form are written beside it, too.
         name: ``model_name_or_path``; None: the names of the runs' models.
 
     Raises:
@@ -85,7 +88,13 @@ def select(directories: Sequence[Path], by: str, out: Path, name: str | None = N
             new.write_text(json.dumps(lines, indent=1) + "\n", encoding="ascii")
         else:
             new.write_bytes(b"".join(map(json_line, lines)))
+    benchmark = benchmark_of(runs[0].config.get("dataset"))
+    harness = out
+    if benchmark is not None and benchmark.form is not None and out.is_file():
+        harness = write_harness_predictions(out, benchmark.form, lines)
     _print_figures(runs, lines, by)
+    if benchmark is not None:
+        print(f"  {'harness':<10} {benchmark.instructions(str(harness), runs[0].config['dataset'])}", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,19 +148,25 @@ def _possibly_billed(summary: Mapping[str, Any]) -> str:
 
 
 def print_summary(
-    summary: Mapping[str, Any], directory: Path, address: str | None, skips: Counter[str] | None = None
+    summary: Mapping[str, Any],
+    directory: Path,
+    address: str | None,
+    skips: Counter[str] | None = None,
+    harness: str | None = None,
 ) -> None:
     """Prints the closing table of the run in ``directory`` to standard error.
 
     Args:
         address: of the W&B run: a URL, or the folder of an offline run.
         skips: how many samples were skipped for each reason.
+        harness: how to evaluate the predictions, if the benchmark has a harness of its own.
     """
     place = shlex.quote(str(directory))
     is_offline = address is not None and "://" not in address
     print_rows(
         [
             *summary_rows(summary, skips),
+            ("harness", harness or ""),
             ("tracker", address or ""),
             ("sync", f"swe-infer-runs sync {place}" if is_offline else ""),
             ("view", f"swe-infer-compare {place} --html page.html"),

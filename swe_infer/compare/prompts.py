@@ -23,6 +23,7 @@ from swe_infer.context.llm import LlmContext
 from swe_infer.context.none import NoContext
 from swe_infer.context.oracle import OracleContext
 from swe_infer.data.base import TEXT_COLUMN, Rows
+from swe_infer.data.benchmark import BenchmarkDataset
 from swe_infer.data.choices import load_file_choices
 from swe_infer.data.disk import DiskDataset
 from swe_infer.data.hub import HubDataset
@@ -135,7 +136,8 @@ def rendered_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
     context, renderer = _context_of(config.get("context")), _renderer_of(config.get("prompt"))
     rules = config.get("rules")
     rendered = not (context.gives_text and renderer.is_plain)
-    for name, now in (("context", context.rules), ("prompt", renderer.rules)):
+    converted = _benchmark(location).rules if location["_target_"] == _BENCHMARK else "given"
+    for name, now in (("dataset", converted), ("context", context.rules), ("prompt", renderer.rules)):
         recorded = rules.get(name) if isinstance(rules, Mapping) else None
         if rendered and recorded != now and not now.startswith("given"):
             raise DataError(f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}")
@@ -296,14 +298,23 @@ def _built(kind: type[_T], node: Mapping[str, Any]) -> _T:
         raise DataError(f"the recorded keys of {kind.__name__} do not fit: {type(error).__name__}") from error
 
 
+_BENCHMARK = f"{BenchmarkDataset.__module__}.{BenchmarkDataset.__qualname__}"
 _OPENERS: Mapping[str, Callable[[dict[str, Any]], Rows]] = {
     "swe_infer.data.jsonl.JsonlDataset": lambda keys: JsonlDataset(**keys).open(),
     "swe_infer.data.disk.DiskDataset": lambda keys: DiskDataset(**keys).open(),
     "swe_infer.data.parquet.ParquetDataset": lambda keys: ParquetDataset(**keys).open(),
     "swe_infer.data.sample.SampleDataset": lambda keys: SampleDataset(**keys).open(),
     "swe_infer.data.hub.HubDataset": lambda keys: HubDataset(**keys).open(cached_only=True),
+    _BENCHMARK: lambda keys: _benchmark(keys).open(cached_only=True),
 }
-_LOCATION_KEYS = ("path", "name", "split", "subset", "revision", "text_column")
+_LOCATION_KEYS = (
+    "path", "name", "split", "subset", "revision", "text_column", "benchmark", "files", "interface",
+)  # fmt: skip
+
+
+def _benchmark(keys: Mapping[str, Any]) -> BenchmarkDataset:
+    files = keys.get("files")
+    return _built(BenchmarkDataset, {**keys, "files": tuple(files) if isinstance(files, list) else files})
 
 
 def _location_of(node: object) -> dict[str, Any] | None:

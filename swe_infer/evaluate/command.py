@@ -104,7 +104,13 @@ def figures_of_saved_verdicts(directory: Path, summary: Summary) -> Summary:
 
 
 def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]:
-    from swe_infer.evaluate.harness import HarnessOptions, check_harness, run_harness, verdicts_of_report
+    from swe_infer.evaluate.harness import (
+        HarnessOptions,
+        check_harness,
+        refuse_other_harness,
+        run_harness,
+        verdicts_of_report,
+    )
     from swe_infer.evaluate.own_tests import run_own_tests, tested_rows
     from swe_infer.sample import sandbox
 
@@ -118,6 +124,8 @@ def _verdicts(found: EvaluableRun, options: argparse.Namespace) -> list[Verdict]
         return run_own_tests(
             found, rows, timeout_s=float(options.timeout or _OWN_TIMEOUT_S), contained=not options.unsafe
         )
+    if options.dataset is None:
+        refuse_other_harness(found)
     check_harness()
     harness = HarnessOptions(options.dataset, options.split, options.max_workers, options.timeout or 1800)
     return run_harness(found, harness)

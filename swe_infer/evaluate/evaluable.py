@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from swe_infer.benchmarks import benchmark_of
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.locks import Locks, locks_of
 from swe_infer.run_directory import layout
@@ -44,6 +45,11 @@ class EvaluableRun:
     def predictions(self, sample: int) -> Path:
         """The predictions file for the official harness."""
         return layout.predictions_of_sample(self.directory, sample)
+
+    def harness_predictions(self, sample: int) -> Path:
+        """The predictions file for the harness of the run's benchmark."""
+        benchmark = benchmark_of(self.dataset)
+        return layout.harness_predictions(self.predictions(sample), None if benchmark is None else benchmark.form)
 
     @property
     def samples(self) -> list[int]:

@@ -6,6 +6,9 @@ All formats of its reports are supported:
   2, of the package ``swebench`` since 2.0 and of ``sb-cli``.
 * ``{"resolved": […], "generated": […], "applied": […], …}``: before that.
 * ``{INSTANCE_ID: {"resolved": true, …}, …}``: the ``report.json`` of one instance, or of several, merged.
+* ``{"ids_resolved": […], "ids_unresolved": […]}`` of SWE-smith, ``{"success_ids": […], "failure_ids": […], …}`` of
+  SWE-bench-Live, ``{"resolved": […], "not_resolved": […], …}`` of SWE-PolyBench, and schema 1 with the ids of
+  Multi-SWE-bench, ``ORG/REPO:pr-NUMBER``.
 * ``{INSTANCE_ID: true, …}``, and JSON lines ``{"instance_id": …, "resolved": true, "sample": 0, "reason": …}``, of
   which the last two keys are optional: for other programs.
 """
@@ -18,20 +21,22 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swe_infer.benchmarks import BENCHMARKS, benchmark_of
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun, EvaluationError, evaluation_folder
 from swe_infer.evaluate.process import run_process
 from swe_infer.files import read_regular
 from swe_infer.redaction import without_secrets
+from swe_infer.run_directory import layout
 from swe_infer.run_directory.verdicts import Verdict
 from swe_infer.text import bounded_json
 
-_OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multimodal)?)(?:_oracle|_bm25\w*)?")
+_OFFICIAL = re.compile(r"(SWE-bench(?:_Lite|_Verified|_Multilingual|_Multimodal)?)(?:_oracle|_bm25\w*)?")
 _OTHERWISE = "or run it on another machine and pass its report with --report FILE"
 
 Finding = tuple[bool, str | None]
@@ -43,6 +48,14 @@ _REASONS = {
     "empty_patch_ids": "no patch",
 }
 
+
+_OTHER_NAMES = {
+    "ids_resolved": "resolved_ids",
+    "ids_unresolved": "unresolved_ids",
+    "success_ids": "resolved_ids",
+    "failure_ids": "unresolved_ids",
+}
+"""Keys in the reports of SWE-smith and SWE-bench-Live."""
 
 _MOST_BYTES = 1 << 28  # of a report
 
@@ -140,6 +153,31 @@ def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: 
     return verdicts
 
 
+def refuse_other_harness(run: EvaluableRun) -> None:
+    """Raises ConfigError if the benchmark of a run has a harness of its own; the message says how to use it."""
+    if (other := other_harness(run.dataset)) is not None:
+        raise ConfigError(f"{run.directory}: {other(run.predictions(0))}; pass its report with --report FILE")
+
+
+def other_harness(dataset: Mapping[str, Any]) -> Callable[[Path], str] | None:
+    """How to evaluate a predictions file of a benchmark with a harness of its own, in one line; None for SWE-bench's
+    datasets, and for others that are not known. The line names the file in the form of that harness.
+
+    Args:
+        dataset: the ``dataset`` group of a run's configuration.
+    """
+    benchmark = benchmark_of(dataset)
+    if benchmark is None or benchmark == BENCHMARKS["swebench"]:
+        return None
+    title = benchmark.title
+
+    def instructions(path: Path) -> str:
+        file = layout.harness_predictions(path, benchmark.form)
+        return f"{title} has its own harness: {benchmark.instructions(str(file), dataset)}"
+
+    return instructions
+
+
 def official_name(dataset: Mapping[str, Any]) -> str | None:
     """For example ``SWE-bench/SWE-bench_Lite`` for ``princeton-nlp/SWE-bench_Lite_oracle``."""
     match = _OFFICIAL.fullmatch(str(dataset.get("name") or "").rpartition("/")[2])
@@ -171,6 +209,9 @@ def read_report(path: Path, sample: int = 0) -> dict[str, Finding]:
         if report is None:
             raise ConfigError(f"{path}: not JSON; a report of the swebench harness is required") from None
     if isinstance(report, dict):
+        for name, canonical in _OTHER_NAMES.items():
+            if isinstance(report.get(name), list):
+                report.setdefault(canonical, report[name])
         if isinstance(report.get("resolved_ids"), list):
             return _by_lists(report)
         if isinstance(report.get("resolved"), list):
@@ -225,14 +266,19 @@ def _by_lists(report: Mapping[str, Any]) -> dict[str, Finding]:
 
 
 def _by_old_lists(report: Mapping[str, Any]) -> dict[str, Finding]:
-    found: dict[str, Finding] = dict.fromkeys(_ids(report.get("no_generation")), (False, "no patch"))
+    found: dict[str, Finding] = dict.fromkeys(_ids(report.get("not_resolved")), (False, _TESTS_FAIL))
+    found |= dict.fromkeys(_ids(report.get("no_generation")), (False, "no patch"))
     found |= dict.fromkeys(_ids(report.get("generated")), (False, "the patch does not apply"))
     found |= dict.fromkeys(_ids(report.get("applied")), (False, _TESTS_FAIL))
     return found | dict.fromkeys(_ids(report["resolved"]), (True, None))
 
 
 def _ids(value: Any) -> Iterable[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []
+    return [_PULL_REQUEST.sub(r"\1__\2-\3", str(item)) for item in value] if isinstance(value, list) else []
+
+
+_PULL_REQUEST = re.compile(r"^([^/]+)/([^/]+):pr-(\d+)$")
+"""An id in the reports of Multi-SWE-bench."""
 
 
 def _why(entry: Mapping[str, Any]) -> str:

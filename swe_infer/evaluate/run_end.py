@@ -20,6 +20,7 @@ from swe_infer.data.base import Dataset
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun, EvaluationError, evaluation_folder, open_run, save_verdicts
 from swe_infer.options import Option
+from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.verdicts import Verdict
 
@@ -159,8 +160,14 @@ class Harness:
 
     def check(self, dataset: Dataset, description: Mapping[str, Any]) -> None:
         """Raises ConfigError if the harness does not know the dataset, is not installed, or has no Docker daemon."""
-        from swe_infer.evaluate.harness import check_harness, official_name
+        from swe_infer.evaluate.harness import check_harness, official_name, other_harness
 
+        if self.dataset is None and (other := other_harness(description)) is not None:
+            how = other(Path("RUN_DIR") / layout.PREDICTIONS)
+            raise ConfigError(
+                f"evaluation=harness: {how}; choose evaluation=none, and pass the report of that harness to "
+                "swe-infer-evaluate RUN_DIR --report FILE"
+            )
         if self.dataset is None and official_name(description) is None:
             raise ConfigError(
                 f"evaluation.dataset: the harness does not know {dataset.name}; name the official dataset, such as "
@@ -178,14 +185,15 @@ class Harness:
         return Evaluated(run_harness(run, options))
 
 
-_PLACEHOLDER = re.compile(r"(?<!\$)\{(predictions|run_dir|report|sample)\}")
+_PLACEHOLDER = re.compile(r"(?<!\$)\{(predictions|harness_predictions|run_dir|report|sample)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """``evaluation=command``: a command of the user that evaluates the predictions of one sample at a time.
 
-    ``{predictions}``, ``{run_dir}``, ``{report}`` and ``{sample}`` in it are replaced. It writes its report to
+    ``{predictions}``, ``{harness_predictions}`` (in the form that the harness of the dataset's benchmark reads),
+    ``{run_dir}``, ``{report}`` and ``{sample}`` in it are replaced. It writes its report to
     ``{report}``, or to standard output if it does not mention ``{report}``. See
     :func:`swe_infer.evaluate.harness.read_report` for the formats.
 
@@ -204,7 +212,7 @@ class Command:
         if not self._arguments or not self._arguments[0].strip():
             raise ConfigError("evaluation.command is empty: name a program and its arguments")
         mentioned = {name for part in self._arguments for name in _PLACEHOLDER.findall(part)}
-        if not mentioned & {"predictions", "run_dir"}:
+        if not mentioned & {"predictions", "harness_predictions", "run_dir"}:
             raise ConfigError(
                 "evaluation.command: mentions neither {predictions} nor {run_dir}, so it cannot read the predictions"
             )
@@ -243,6 +251,7 @@ class Command:
         report.unlink(missing_ok=True)
         values = {
             "predictions": str(run.predictions(sample).absolute()),
+            "harness_predictions": str(run.harness_predictions(sample).absolute()),
             "run_dir": str(run.directory.absolute()),
             "report": str(report),
             "sample": str(sample),

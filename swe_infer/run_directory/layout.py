@@ -7,6 +7,7 @@ import os
 from fnmatch import fnmatch
 from pathlib import Path
 
+from swe_infer.benchmarks import PredictionsForm
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import read_regular, special_kind
 
@@ -21,6 +22,8 @@ ALL_VERDICTS = "evaluation.all.jsonl"
 COVERAGE = "asked.json"
 PROVENANCE = "provenance.json"
 LOCK = ".lock"
+_HARNESS = "harness_"
+"""Prefix of the files with predictions in the form of a benchmark's harness."""
 RESERVE = ".reserve"
 """Reserved disk space for records, see :mod:`swe_infer.run_directory.fallback`."""
 
@@ -43,6 +46,20 @@ def predictions_of_sample(directory: Path, sample: int) -> Path:
     return path if sample or path.exists() else directory / PREDICTIONS
 
 
+def harness_predictions(predictions: Path, form: PredictionsForm | None) -> Path:
+    """The file beside a predictions file with the same predictions in the form of a harness; with SWE-bench's form
+    the predictions file itself."""
+    if form is None:
+        return predictions
+    return predictions.with_name(f"{_HARNESS}{predictions.name.removesuffix(predictions.suffix)}{form.suffix}")
+
+
+def all_harness_predictions(directory: Path) -> list[Path]:
+    """The existing files of :func:`harness_predictions`."""
+    found = directory.glob(f"{_HARNESS}predictions*.json*")
+    return sorted(path for path in found if path.suffix in (".json", ".jsonl"))
+
+
 def predictions(directory: Path) -> list[Path]:
     """The predictions files, that of the selected answers first."""
     return sorted(directory.glob("predictions*.jsonl"))
@@ -50,7 +67,7 @@ def predictions(directory: Path) -> list[Path]:
 
 def is_reserved(name: str) -> bool:
     """Whether a run directory may get a file of this name."""
-    if fnmatch(name, "predictions*.jsonl"):
+    if fnmatch(name, "predictions*.jsonl") or fnmatch(name, f"{_HARNESS}predictions*.json*"):
         return True
     return name in (RECORDS, SUMMARY, CONFIG, EVALUATION, ALL_VERDICTS, COVERAGE, PROVENANCE, LOCK, RESERVE)
 
@@ -59,7 +76,8 @@ def result_files(directory: Path) -> list[Path]:
     """The files that a tracker uploads: the existing ones of predictions, verdicts, records, summary,
     configuration and provenance."""
     names = (EVALUATION, RECORDS, SUMMARY, CONFIG, PROVENANCE)
-    return [*predictions(directory), *(directory / name for name in names if (directory / name).is_file())]
+    every = [*predictions(directory), *all_harness_predictions(directory)]
+    return [*every, *(directory / name for name in names if (directory / name).is_file())]
 
 
 def is_run(directory: Path) -> bool:

@@ -12,13 +12,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from swe_infer.benchmarks import PredictionsForm
 from swe_infer.errors import StoreError
-from swe_infer.files import OpenFiles, create_beside, open_regular, write_whole
+from swe_infer.files import OpenFiles, create_beside, open_regular, replacing, write_whole
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.records import LONGEST_LINE, Key, Record, key_of
 from swe_infer.text import bounded_json
@@ -433,6 +434,36 @@ class PredictionFiles:
             file.seek(self._answers[instance_id][sample].offset)
             line: dict[str, Any] = json.loads(file.readline())
         return line
+
+
+def write_harness_predictions(
+    predictions: Path, form: PredictionsForm, lines: Iterable[Mapping[str, Any]] | None = None
+) -> Path:
+    """Writes and returns the file beside a predictions file that a harness reads, see
+    :func:`.layout.harness_predictions`.
+
+    Args:
+        lines: None: those of the predictions file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = layout.harness_predictions(predictions, form)
+    with replacing(target) as new, new.open("w", encoding="ascii") as file:
+        file.writelines(form.write(_predictions_in(predictions) if lines is None else lines))
+    return target
+
+
+def _predictions_in(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a predictions file. Invalid ones are left out."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        while (line := file.readline(LONGEST_LINE)) and len(line) < LONGEST_LINE:
+            try:
+                entry = bounded_json(line)
+                if all(isinstance(entry[key], str) for key in ("instance_id", "model_patch", "model_name_or_path")):
+                    yield entry
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
 
 
 def first_sample(candidates: Sequence[Candidate]) -> Choice | None:

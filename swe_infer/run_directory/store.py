@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from swe_infer.benchmarks import Benchmark
 from swe_infer.errors import INFRASTRUCTURE_ERRORS, ConfigError, StoreError
 from swe_infer.files import (
     Syncer,
@@ -42,7 +43,7 @@ from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverag
 from swe_infer.run_directory.fallback import Fallback, fallback_lines
 from swe_infer.run_directory.figures import Summary, Totals
 from swe_infer.run_directory.lock import locked
-from swe_infer.run_directory.predictions import PredictionFiles, Selector
+from swe_infer.run_directory.predictions import PredictionFiles, Selector, write_harness_predictions
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import (
     LONGEST_LINE,
@@ -265,6 +266,7 @@ class RunStore:
         label: ``model_name_or_path`` of the predictions.
         locks: how the directory is locked.
         selector, samples: see :class:`.predictions.PredictionFiles`.
+        benchmark: of the dataset. Predictions are also written in the form that its harness reads.
 
     Raises:
         StoreError: another process has locked the directory, or it cannot be written.
@@ -278,8 +280,11 @@ class RunStore:
         *,
         selector: Selector | None = None,
         samples: int | None = None,
+        benchmark: Benchmark | None = None,
     ) -> None:
         self.directory = directory
+        self._form = None if benchmark is None else benchmark.form
+        self._form_is_stale = True
         self.label = label
         self._path = directory / layout.RECORDS
         self.totals = Totals()
@@ -405,7 +410,7 @@ class RunStore:
         if failure is not None:
             self._torn = failure.torn
             raise StoreError(f"{self._path}: cannot be written ({failure.reason})")
-        self._torn = False
+        self._torn, self._form_is_stale = False, True
         self._syncer.track(line)
         # The totals must equal those of a process that reads the file, so round dollars as JSON does.
         self.totals.add_record({**record, "cost_usd": _as_read_back(record["cost_usd"])})
@@ -442,11 +447,28 @@ class RunStore:
                 path = self.directory / layout.PREDICTIONS
                 raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
         self.predictions.flush()
+        self._write_harness_predictions()
         if (sync_error := self._syncer.flush()) is not None:
             for line in self._syncer.take_unsynced():
                 self._fallback.append(line)
             kept = f"; the last records are kept in {self._fallback.files[-1]} too" if self._fallback.files else ""
             raise StoreError(f"{self._path}: did not reach the disk ({sync_error.strerror}){kept}")
+
+    def _write_harness_predictions(self) -> None:
+        """Raises StoreError."""
+        if self._form is None or not self._form_is_stale:
+            return
+        try:
+            current = layout.predictions(self.directory)
+            for path in current:
+                write_harness_predictions(path, self._form)
+            names = {layout.harness_predictions(path, self._form) for path in current}
+            for path in layout.all_harness_predictions(self.directory):
+                if path not in names:
+                    path.unlink()
+        except OSError as error:
+            raise StoreError(f"{error.filename}: cannot be written ({error.strerror})") from None
+        self._form_is_stale = False
 
     def reload(self) -> None:
         """Read the records again after their file was replaced, and rewrite the predictions.
@@ -539,7 +561,7 @@ class RunStore:
                 self.predictions.several = True
         damage.reconcile_cost(totals.cost_usd, self.read_summary())
         totals.add_damage(damage)
-        self.totals, self._stale = totals, False
+        self.totals, self._stale, self._form_is_stale = totals, False, True
         several_records = totals.replaced | totals.answered_again
         if several_records and not several:
             return self._derive(coverage, several_records)
