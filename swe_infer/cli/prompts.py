@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from swe_infer import __version__
+from swe_infer.benchmarks import benchmark_of
 from swe_infer.cli.config_dir import config_dir_of
 from swe_infer.cli.start import check_arguments
 from swe_infer.data import export
@@ -315,7 +316,7 @@ def _freeze(cfg: DictConfig, out: str, place: Path, form: Format, recorded: Path
             _convert(lines, place, form, changed=was_stopped or len(lines.ids) > before or not _is_finished(place))
         freezer.print_figures()
         if lines.ids:
-            _print_command(out, form, experiment.prompt)
+            _print_command(out, form, experiment.prompt, plain["dataset"])
     return 0
 
 
@@ -519,10 +520,23 @@ def _counting_threads() -> int:
     return min(len(os.sched_getaffinity(0)), _MOST_WAITING // 2)
 
 
-def _print_command(out: str, form: Format, renderer: PromptRenderer) -> None:
-    """Prints to standard error how a run uses the result."""
+def _print_command(out: str, form: Format, renderer: PromptRenderer, dataset: Mapping[str, Any]) -> None:
+    """Prints to standard error how a run uses the result.
+
+    Args:
+        dataset: the ``dataset`` group. A run over prompts of a benchmark names it, for the form of its predictions.
+    """
     option = {"jsonl": "jsonl", "jsonl.gz": "jsonl", "parquet": "parquet", "disk": "disk"}[form]
     arguments = [f"dataset={option}", f"dataset.path={out}"]
+    if benchmark_of(dataset) is not None:
+        keys = {key: dataset[key] for key in ("benchmark", "name", "split")}
+        given = ["dataset.text_column=text", "context=given", "prompt=given"]
+        arguments = [
+            "dataset=benchmark",
+            f"dataset.path={out}",
+            *(f"dataset.{k}={v}" for k, v in keys.items()),
+            *given,
+        ]
     if renderer.prefill is not None:  # it belongs to the run, because not every model supports it
         arguments.append(f"prompt.prefill={renderer.prefill}")
     print(f"  {'run':<10} swe-infer {shlex.join(arguments)}", file=sys.stderr)

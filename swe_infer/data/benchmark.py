@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from swe_infer.benchmarks import BenchmarkName
 from swe_infer.data.arrow import ArrowRows
@@ -54,6 +54,8 @@ class BenchmarkDataset(HubDataset):
         bool | None,
         Option("Append the row's interface to the issue; null: as the benchmark's own code does.", "answer"),
     ] = None
+
+    _local: ClassVar[str] = "dataset.path names a local copy"
 
     def __post_init__(self) -> None:
         super().__post_init__()

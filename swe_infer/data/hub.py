@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from swe_infer.data.arrow import ArrowRows, revision_of
 from swe_infer.data.base import DatasetOptions, Rows
@@ -37,6 +37,9 @@ class HubDataset(DatasetOptions):
     split: Annotated[str, Option("The split.", "answer")] = "test"
     subset: Annotated[str | None, Option("The configuration's name, if the dataset has several.", "answer")] = None
     revision: Annotated[str | None, Option("A branch, tag or commit; null: the newest.", "answer")] = None
+
+    _local: ClassVar[str] = "dataset=jsonl, parquet and disk read local files"
+    """How to read the dataset without the hub."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +133,7 @@ class HubDataset(DatasetOptions):
         }:
             return (
                 f"dataset.name={self.name} could not be fetched from {endpoint}, and is not in the cache: the hub "
-                "does not respond or offline mode is on; dataset=jsonl, parquet and disk read local files"
+                f"does not respond or offline mode is on; {self._local}"
             )
         return f"dataset.name={self.name} cannot be loaded: {type(error).__name__}: {reason}"
 

@@ -96,7 +96,7 @@ class Normaliser:
         if missing:
             raise DataError(
                 f"{label} has no column {missing[0]!r}, so its rows are not of dataset.benchmark={self.benchmark}; "
-                f"it has {', '.join(found)}"
+                f"it has {', '.join(sorted(found))}"
             )
         if self.benchmark == _MULTI:
             names = (names - _OF_PULL_REQUESTS) | {"instance_id", "base_commit", "version", "problem_statement"}

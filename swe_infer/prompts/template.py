@@ -35,8 +35,15 @@ COLUMNS = (
 )  # fmt: skip
 """Columns that are variables of a template; others are ``row.NAME``."""
 
-GOLD_COLUMNS = frozenset({"patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS"})
-"""Columns that contain the solution. Templates cannot read them."""
+GOLD_COLUMNS = frozenset(
+    {
+        "patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS", "FAIL_TO_FAIL", "PASS_TO_FAIL", "fix_patch",
+        "fail_to_pass", "pass_to_pass", "F2P", "P2P", "f2p_tests", "p2p_tests", "s2p_tests", "n2p_tests",
+        "fixed_tests", "eval_script", "selected_test_files_to_run", "before_repo_set_cmd", "modified_nodes",
+        "pr_description",
+    }
+)  # fmt: skip
+"""Columns with the solution or its tests, by the names of all benchmarks. Templates cannot read them."""
 
 _NAMES = frozenset({"issue", "hints", "files", "readmes", "edit_format", "instructions", "examples", "row", *COLUMNS})
 _PARTS = frozenset({"system", "user"})
