@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -16,6 +17,9 @@ import pytest
 
 from swe_infer.data.hub import HubDataset
 from swe_infer.errors import ConfigError
+from tests.data.benchmark_rows import Clones
+from tests.support import commands
+from tests.support.api_server import ApiServer
 from tests.support.hub import Hub, serve_hub
 
 if TYPE_CHECKING:
@@ -144,3 +148,42 @@ def test_code_and_pickles_in_a_repository_are_not_run(tmp_path: Path) -> None:
     assert answers[0].get("ids") == ["a"] or "script" in answers[0]["error"].lower()
     assert all("error" in answer for answer in answers[1:])
     assert not ran.exists()
+
+
+def test_a_run_over_a_benchmark_of_the_hub_records_its_commit(tmp_path: Path) -> None:
+    """JSON lines files of Multi-SWE-bench, whose rows have no common type, and the CSV of SWE-PolyBench."""
+    shapes = Clones(tmp_path / "clones").shapes()
+    multi, poly = shapes["multi_swe_bench"].row, shapes["swe_polybench"].row
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(poly))
+    writer.writeheader()
+    writer.writerow(poly)
+    names = {"multi_swe_bench": "ByteDance-Seed/Multi-SWE-bench", "swe_polybench": "AmazonScience/SWE-PolyBench"}
+    files = {
+        f"datasets/{names['multi_swe_bench']}": {
+            "c/o__n_dataset.jsonl": json.dumps(multi).encode(),
+            "ts/o__m_dataset.jsonl": json.dumps({**multi, "repo": "m", "f2p_tests": {"other": {"run": 1}}}).encode(),
+            "python/o__p_dataset.jsonl": b'{"not": "opened"}',
+        },
+        f"datasets/{names['swe_polybench']}": {"test.csv": table.getvalue().encode()},
+    }
+    expected = {"multi_swe_bench": ["o__m-1", "o__n-1"], "swe_polybench": ["o__n-1"]}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "WANDB_"))}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "OPENAI_API_KEY": "sk-test"}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    with serve_hub(files) as hub, ApiServer(answer=lambda prompt: "no patch") as server:
+        offline = "http://127.0.0.1:9"
+        for preset, endpoint in (*((name, hub.endpoint) for name in names), ("multi_swe_bench", offline)):
+            directory = tmp_path / preset / endpoint.rpartition(":")[2]
+            done = commands.run(
+                "swe_infer", f"dataset={preset}", "dataset.revision=null", "context=none", "prompt=style2",
+                "model=gpt-4o", f"provider.base_url={server.openai_url}", "tracker=none",
+                f"output_dir={directory}",
+                cwd=tmp_path, env={**environment, "HF_ENDPOINT": endpoint},
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            records = (directory / "records.jsonl").read_text().splitlines()
+            assert sorted(json.loads(line)["instance_id"] for line in records) == expected[preset]
+            (command,) = json.loads((directory / "provenance.json").read_text())["commands"]
+            assert command["dataset_revision"] == hub.commit(f"datasets/{names[preset]}")
+            assert f"{names[preset]}: commit {command['dataset_revision']}" in done.stderr
