@@ -7,6 +7,7 @@
         * ``StoreError``: a run directory of another configuration, locked by another process, or not writable
     * ``RepositoryError``: a repository, commit or file is not available; affects that instance, not the run
         * ``RepositoryInterrupted``: Ctrl-C ended a fetch; the same command repeats it
+        * ``ObjectTooLarge``: a file or folder is too large to read
     * ``BudgetExceeded``: a request does not fit under the cap; exit 3, all answers are kept
     * ``RequestError``: one request to a provider failed; affects that instance, not the run
         * ``RateLimited``: 429; retried, after ``retry_after_s`` if stated
@@ -94,6 +95,10 @@ class StoreError(ConfigError):
 
 class RepositoryError(SweInferError):
     """A repository, or a commit or file in it, is not available."""
+
+
+class ObjectTooLarge(RepositoryError):
+    """A file or folder of a repository is too large to read, or several of them are together."""
 
 
 class RepositoryInterrupted(RepositoryError):

@@ -31,6 +31,11 @@ class TreeEntry(Protocol):
     @property
     def type(self) -> EntryType: ...
 
+    @property
+    def oid(self) -> str | None:
+        """Git's id of the content, in hexadecimal; None: unknown."""
+        ...
+
 
 class Tree(Protocol):
     """The files of a repository at one commit. Every method may raise RepositoryError."""

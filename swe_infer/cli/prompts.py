@@ -33,7 +33,7 @@ from swe_infer.errors import ConfigError, RepositoryInterrupted, StoreError, Swe
 from swe_infer.instance_files import FILES_COLUMN, files_of
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import prompt_of
-from swe_infer.prompts.frozen import PromptLines, RowFigures, figures_of, frozen_row, remove
+from swe_infer.prompts.frozen import BUDGETS, PromptLines, RowFigures, figures_of, frozen_row, remove
 from swe_infer.prompts.rows import RenderedRows
 from swe_infer.redaction import without_credentials
 from swe_infer.resources import expanded
@@ -482,11 +482,9 @@ class _Freezer:
         rows += self._token_rows([found.tokens for found in figures])
         with_gold = [found for found in figures if found.gold_files]
         if with_gold:
-            complete = sum(found.gold_files_shown == found.gold_files for found in with_gold) / len(with_gold)
-            recall = statistics.fmean(found.gold_files_shown / found.gold_files for found in with_gold)
-            rows.append(
-                ("gold files", f"recall {recall:.1%}; all of them in {complete:.1%} of {len(with_gold):,} prompts")
-            )
+            pairs = [(found.gold_files_shown, found.gold_files) for found in with_gold]
+            rows.append(("gold files", f"{_recall(pairs)} of {len(with_gold):,} prompts"))
+            rows += self._budget_rows(with_gold)
         left_out = Counter[str]()
         for found in figures:
             left_out.update(found.left_out)
@@ -501,6 +499,16 @@ class _Freezer:
         for name, value in rows:
             print(clean(f"  {name:<10} {value}"), file=sys.stderr)
 
+    def _budget_rows(self, figures: Sequence[RowFigures]) -> list[tuple[str, str]]:
+        """The recall with lower values of ``context.max_tokens``."""
+        rows = []
+        for most in BUDGETS:
+            pairs = [(found.gold_files_within.get(str(most)), found.gold_files) for found in figures]
+            known = [(shown, gold) for shown, gold in pairs if shown is not None]
+            if len(known) == len(pairs):
+                rows.append((f"{most:,}", f"tokens of files: {_recall(known)}"))
+        return rows
+
     def _token_rows(self, tokens: Sequence[int]) -> list[tuple[str, str]]:
         if not tokens:
             return []
@@ -514,6 +522,14 @@ class _Freezer:
         above = [(window, sum(count > window for count in ordered)) for window in _WINDOWS]
         over = ", ".join(f"{count:,} above {window:,}" for window, count in above if count)
         return [("tokens", spread), ("windows", over or f"none above {_WINDOWS[0]:,}")]
+
+
+def _recall(pairs: Sequence[tuple[int, int]]) -> str:
+    """The recall of gold files over prompts, each with the number of shown and of all gold files."""
+    recall = statistics.fmean(shown / gold for shown, gold in pairs)
+    whole = sum(shown == gold for shown, gold in pairs) / len(pairs)
+    some = sum(shown > 0 for shown, _ in pairs) / len(pairs)
+    return f"recall {recall:.1%}; all of them in {whole:.1%}, any in {some:.1%}"
 
 
 def _counting_threads() -> int:

@@ -32,12 +32,17 @@ class Shown:
         creates_file: the context was read from a patch that adds a file. SWE-bench's layouts show it as
             ``/dev/null``.
         left_out: chosen files that are not shown: path -> reason.
+        keeps_order: the prompt shows ``files`` in their order. Otherwise SWE-bench's layouts sort them by path.
+        tokens: the tokens of the chosen files, shown or not, best first. Files of more than 100,000 tokens may be
+            missing. Empty if the context does not count all of them.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
     readmes: Mapping[str, str] = field(default_factory=dict)
     creates_file: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
+    keeps_order: bool = False
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -24,12 +24,21 @@ class OracleContext(RepositoryContext):
         return {COLUMN: "context=oracle"}
 
     def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
-        changes = gold_changes(row)
-        paths = [change.old_path for change in changes if change.old_path is not None]
         repository = required(commit)
-        tree = repository.entries(paths)
-        absent = next((path for path in paths if path not in tree), None)
-        if absent is not None:
-            raise DataError(f"the gold patch edits {absent}, which is not in the repository at the base commit")
-        created = any(change.old_path is None for change in changes)
-        return self._show(repository, paths, count_tokens, creates_file=created)
+        paths, creates_file = edited_files(row, repository)
+        return self._show(repository, paths, count_tokens, creates_file=creates_file)
+
+
+def edited_files(row: Row, commit: Commit) -> tuple[list[str], bool]:
+    """The files that the gold patch edits, in the patch's order, and whether it creates one.
+
+    Raises:
+        DataError: the row has no readable gold patch, or one for another commit.
+    """
+    changes = gold_changes(row)
+    paths = [change.old_path for change in changes if change.old_path is not None]
+    tree = commit.entries(paths)
+    absent = next((path for path in paths if path not in tree), None)
+    if absent is not None:
+        raise DataError(f"the gold patch edits {absent}, which is not in the repository at the base commit")
+    return paths, any(change.old_path is None for change in changes)

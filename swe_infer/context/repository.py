@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from swe_infer.context.base import Commit, Context, CountTokens, Shown
 from swe_infer.context.reading import README_PREFIX, as_shown, followed
+from swe_infer.context.tree import LONGEST_TOKEN
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.repositories.options import RepositoryOptions
+
+Order = Literal["path", "rank", "reversed"]
+
+MOST_COUNTED = 100_000
+"""Tokens."""
 
 
 def required(commit: Commit | None) -> Commit:
@@ -55,30 +61,43 @@ class RepositoryContext(RepositoryOptions, Context):
         *,
         creates_file: bool = False,
         left_out: Mapping[str, str] | None = None,
+        order: Order = "path",
+        counts_all: bool = False,
     ) -> Shown:
         """The texts of ``paths``, which are in the tree, and of the READMEs, read in one request.
 
         With ``max_tokens``, files come first, in order, then READMEs. One that does not fit is left out, and the next
         ones are tried.
+
+        Args:
+            order: how the prompt sorts the files, where ``paths`` are in the order of their ranks.
+            counts_all: also count files that are too long for the tokens that are left, up to :data:`MOST_COUNTED`.
         """
         wanted = list(dict.fromkeys(paths))
         root = commit.top_level() if self.readmes else {}
         readmes = sorted(path for path in root if path.lower().startswith(README_PREFIX))
         contents = followed(commit, dict.fromkeys((*wanted, *readmes)))
         missing = dict(left_out or {})
-        room = self.max_tokens
+        available = self.max_tokens
+        counts: dict[str, int] = {}
         shown: list[dict[str, str]] = [{}, {}]
         for part, group in zip(shown, (wanted, readmes), strict=True):
             for path in group:
                 text, why = as_shown(contents[path])
-                if text is not None and room is not None:
-                    tokens = count_tokens(f"{path}\n{text}\n")
-                    if tokens > room:
-                        text, why = None, f"its {tokens:,} tokens do not fit in context.max_tokens"
+                if text is not None and available is not None and self.max_tokens is not None:
+                    most = max(self.max_tokens, MOST_COUNTED) if counts_all else available
+                    if len(text) > LONGEST_TOKEN * most:  # counting would be slow
+                        text, why = None, f"its {len(text):,} characters do not fit in context.max_tokens"
                     else:
-                        room -= tokens
+                        counts[path] = tokens = count_tokens(f"{path}\n{text}\n")
+                        if tokens > available:
+                            text, why = None, f"its {tokens:,} tokens do not fit in context.max_tokens"
+                        else:
+                            available -= tokens
                 if text is None:
                     missing[path] = why
                 else:
                     part[path] = text
-        return Shown(shown[0], shown[1], creates_file, missing)
+        files = dict(reversed(shown[0].items())) if order == "reversed" else shown[0]
+        tokens = {path: counts[path] for path in wanted if path in counts} if counts_all else {}
+        return Shown(files, shown[1], creates_file, missing, order != "path", tokens)

@@ -17,6 +17,10 @@ _SOURCE = re.compile(
     "tcl|tex|tf|thrift|tmpl|toml|ts|tsx|twig|v|vala|vb|vhd|vhdl|vim|vue|wat|xsl|yaml|yml|zig|zsh"
 )
 """Suffixes of files that fixes change, in lower case."""
+_NOT_CODE = re.compile(
+    "cfg|css|haml|hbs|htm|html|ini|j2|jinja|jinja2|less|mako|sass|scss|tex|tmpl|toml|twig|xsl|yaml|yml"
+)
+"""The suffixes of :data:`_SOURCE` of markup, styles and settings."""
 _SOURCE_NAMES = frozenset({"makefile", "dockerfile", "rakefile", "gemfile", "jenkinsfile", "build", "workspace"})
 _BESIDE = re.compile(
     "benchmarks?|changelogs?|demos?|docs?|documentation|examples?|fixtures|locales?|news|releasenotes|samples|specs?|"
@@ -25,7 +29,10 @@ _BESIDE = re.compile(
 """Folders of tests, documentation and examples, in lower case."""
 _TEST = re.compile(r"(?:test_|conftest\.).*|.*(?:[_.-](?:test|tests|spec)|Tests?)\.[^.]+")
 
-_LONGEST_TOKEN = 16
+_TEST_WORDS = frozenset({"test", "tests", "testing"})
+"""Words of a path that make a file a test in SWE-bench."""
+
+LONGEST_TOKEN = 16
 """Characters. Text with more of them for each token of the limit is not counted and does not fit."""
 
 
@@ -39,7 +46,7 @@ def fit_paths(paths: Collection[str], limit: int, count_tokens: CountTokens) -> 
 
     def fits(lines: Sequence[str]) -> bool:
         text = "\n".join(lines)
-        return len(text) <= limit * _LONGEST_TOKEN and count_tokens(text) <= limit
+        return len(text) <= limit * LONGEST_TOKEN and count_tokens(text) <= limit
 
     chosen = sorted(path for path in paths if path.isprintable())
     for keeps in (None, _is_source, _is_main):
@@ -57,6 +64,18 @@ def fit_paths(paths: Collection[str], limit: int, count_tokens: CountTokens) -> 
 def _is_source(path: str) -> bool:
     name = path.rpartition("/")[2].lower()
     return _SOURCE.fullmatch(name.rpartition(".")[2]) is not None if "." in name else name in _SOURCE_NAMES
+
+
+def is_code(path: str) -> bool:
+    """Whether a file contains source code of a programming language, by its suffix."""
+    suffix = path.rpartition("/")[2].lower().rpartition(".")[2]
+    return _is_source(path) and not _NOT_CODE.fullmatch(suffix)
+
+
+def is_test(path: str) -> bool:
+    """Whether a file is a test, by a word of its path, as in SWE-bench, or by the naming of other languages."""
+    words = re.split(r"[ _/.]", path.lower())
+    return not _TEST_WORDS.isdisjoint(words) or _TEST.fullmatch(path.rpartition("/")[2]) is not None
 
 
 def _is_main(path: str) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date, time
@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from swe_infer.context.base import Shown
 from swe_infer.context.gold import gold_changes
+from swe_infer.context.repository import MOST_COUNTED
 from swe_infer.errors import DataError, StoreError
 from swe_infer.files import open_regular, read_regular, write_atomically, write_whole
 from swe_infer.instance_files import FILES_COLUMN, files_of
@@ -32,6 +33,9 @@ WRITTEN_COLUMNS = (TEXT_COLUMN, SYSTEM_COLUMN, EDIT_FORMAT_COLUMN, FILES_COLUMN)
 
 _LONGEST_LINE = 1 << 30
 _MOST_RULES_BYTES = 1 << 20
+BUDGETS = (4_000, 8_000, 13_000, 27_000, 50_000, MOST_COUNTED)
+"""Values of ``context.max_tokens`` for which the recall of gold files is shown. SWE-bench's prompts with files from
+BM25 have at most 13,000, 27,000 or 50,000 tokens."""
 _COMPARED = 8
 """Number of prompts in the file that are compared with newly rendered ones."""
 
@@ -62,6 +66,8 @@ class RowFigures:
         gold_files: files that the gold patch changes, created ones not included; 0 without a gold patch.
         gold_files_shown: how many of them the prompt shows.
         left_out: number of chosen files that are not shown, by reason.
+        gold_files_within: how many of the gold files the prompt would show with ``context.max_tokens`` set to each of
+            :data:`BUDGETS`; empty if the context does not count all files that it chooses.
     """
 
     tokens: int = 0
@@ -69,6 +75,7 @@ class RowFigures:
     gold_files: int = 0
     gold_files_shown: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
+    gold_files_within: Mapping[str, int] = field(default_factory=dict)
 
 
 def _gold_files(row: Mapping[str, Any]) -> set[str]:
@@ -91,8 +98,25 @@ def figures_of(row: Mapping[str, Any], files: Mapping[str, str], shown: Shown | 
         return RowFigures(gold_files=len(gold), gold_files_shown=len(gold.intersection(files)))
     left_out = Counter(_without_numbers(why) for why in shown.left_out.values())
     return RowFigures(
-        gold_files=len(gold), gold_files_shown=len(gold.intersection((*files, *shown.paths))), left_out=dict(left_out)
+        gold_files=len(gold),
+        gold_files_shown=len(gold.intersection((*files, *shown.paths))),
+        left_out=dict(left_out),
+        gold_files_within={str(most): _shown_within(shown.tokens, gold, most) for most in BUDGETS if shown.tokens},
     )
+
+
+def _shown_within(tokens: Mapping[str, int], gold: Container[str], most: int) -> int:
+    """How many gold files fit into ``most`` tokens, as the context fills them.
+
+    Args:
+        tokens: path to tokens of the chosen files, in order.
+    """
+    found = 0
+    for path, count in tokens.items():
+        if count <= most:
+            most -= count
+            found += path in gold
+    return found
 
 
 def _without_numbers(reason: str) -> str:
@@ -229,6 +253,7 @@ class PromptLines:
                         figures.gold_files,
                         figures.gold_files_shown,
                         *figures.left_out.values(),
+                        *figures.gold_files_within.values(),
                     )
                     if isinstance(values["instance_id"], str) and all(type(number) is int for number in numbers):
                         found[values["instance_id"]] = figures

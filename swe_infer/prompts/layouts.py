@@ -180,11 +180,15 @@ def numbered(text: str) -> str:
     return "\n".join(f"{number} {line}" for number, line in enumerate(text.split("\n"), 1))
 
 
-def whole_files(files: Mapping[str, str], *, numbers: bool) -> str:
-    """The files, each between a start and an end line; empty without files."""
+def whole_files(files: Mapping[str, str], *, numbers: bool, keeps_order: bool = False) -> str:
+    """The files, each between a start and an end line; empty without files.
+
+    Args:
+        keeps_order: otherwise they are sorted by path, as in SWE-bench.
+    """
     return "\n".join(
         f"[start of {path}]\n{numbered(text) if numbers else text}\n[end of {path}]"
-        for path, text in sorted(files.items())
+        for path, text in (files.items() if keeps_order else sorted(files.items()))
     )
 
 
@@ -192,14 +196,14 @@ _BEFORE = 15
 """Lines before a hunk that ``style-2-edits-only`` shows."""
 
 
-def edited_parts(files: Mapping[str, str], changes: Iterable[FilePatch]) -> str:
+def edited_parts(files: Mapping[str, str], changes: Iterable[FilePatch], *, keeps_order: bool = False) -> str:
     """The numbered lines around each hunk of the gold patch, by path. Files that it does not edit are shown whole.
 
     A hunk near the start of a file is shown from the first line; SWE-bench omits such hunks.
     """
     edited = {change.old_path or NEW_FILE: change for change in changes}
     lines: list[str] = []
-    for path, text in sorted(files.items()):
+    for path, text in files.items() if keeps_order else sorted(files.items()):
         shown = numbered(text)
         lines += [f"[start of {path}]", *(_excerpts(shown, edited[path]) if path in edited else [shown])]
         lines.append(f"[end of {path}]")

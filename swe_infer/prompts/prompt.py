@@ -169,8 +169,8 @@ class PromptRenderer:
         numbers = self.style not in _WITHOUT_NUMBERS
         readmes = layouts.whole_files(shown.readmes, numbers=numbers)
         if self.style == "edits_only":
-            return f"{readmes}\n{layouts.edited_parts(files, gold_changes(row))}"
-        return f"{readmes}\n{layouts.whole_files(files, numbers=numbers)}"
+            return f"{readmes}\n{layouts.edited_parts(files, gold_changes(row), keeps_order=shown.keeps_order)}"
+        return f"{readmes}\n{layouts.whole_files(files, numbers=numbers, keeps_order=shown.keeps_order)}"
 
     def _variables(self, row: Row, shown: Shown) -> dict[str, Any]:
         from swe_infer.prompts.template import variables

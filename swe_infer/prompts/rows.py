@@ -281,6 +281,7 @@ class RowFile:
     """A file of a row's ``files`` column."""
 
     type: EntryType = "regular"
+    oid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

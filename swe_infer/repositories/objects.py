@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from swe_infer.errors import RepositoryError
+from swe_infer.errors import ObjectTooLarge, RepositoryError
 from swe_infer.repositories.git import environment, kill, start
 
 Kind = Literal["blob", "tree", "commit"]
@@ -104,7 +104,7 @@ class ObjectReader:
                 left -= size
                 if size > most or left < 0:
                     what = f"{size:,} bytes; at most {most:,} are read" if size > most else "too much to read at once"
-                    raise RepositoryError(f"{label}: {what}")
+                    raise ObjectTooLarge(f"{label}: {what}")
                 content = self._take(size + 1, label)[:-1]
                 if header[1] != kind.encode():
                     raise RepositoryError(f"{label}: it is a {header[1].decode('ascii', 'replace')}, not a {kind}")

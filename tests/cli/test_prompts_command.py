@@ -148,7 +148,7 @@ def test_every_format_runs_without_repositories_as_the_rows_did_with_them(home: 
         assert made.stdout.splitlines()[-1] == out
         assert "prompts    4 of 5" in made.stderr
         assert "1 RepositoryNotAvailable, such as o__n-gone" in made.stderr
-        assert "recall 87.5%; all of them in 75.0% of 4 prompts" in made.stderr
+        assert "recall 87.5%; all of them in 75.0%, any in 100.0% of 4 prompts" in made.stderr
         assert "1 file: it is binary" in made.stderr
         after = outcomes(home, server, f"run-{out}", f"dataset={dataset}", f"dataset.path={out}", "model=gpt-4o")
         assert after == {name: found for name, found in before.items() if name != "o__n-gone"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,22 +14,31 @@ EntryType = Literal["regular", "executable", "symlink", "submodule"]
 @dataclass(frozen=True)
 class Entry:
     type: EntryType
+    oid: str | None = None
 
 
 @dataclass
 class MemoryCommit:
-    """A commit of a few files. ``reads`` are the paths of each call of :meth:`read`."""
+    """A commit of a few files. ``reads`` are the paths of each call of :meth:`read`.
+
+    Args:
+        has_ids: whether the ids of contents are known, as in git.
+    """
 
     contents: Mapping[str, bytes]
     symlinks: Mapping[str, str] = field(default_factory=dict)
     submodules: frozenset[str] = frozenset()
     reads: list[list[str]] = field(default_factory=list)
+    has_ids: bool = False
 
     @cached_property
     def _entries(self) -> dict[str, Entry]:
-        files = {path: Entry("regular") for path in self.contents}
+        files = {path: Entry("regular", self._oid(content)) for path, content in self.contents.items()}
         links = {path: Entry("symlink") for path in self.symlinks}
         return files | links | {path: Entry("submodule") for path in self.submodules}
+
+    def _oid(self, content: bytes) -> str | None:
+        return hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest() if self.has_ids else None
 
     def top_level(self) -> dict[str, Entry]:
         return {path: entry for path, entry in self._entries.items() if "/" not in path}

@@ -1,0 +1,34 @@
+"""``context=oracle_and_bm25``: the files that the gold patch edits, then the files that match the issue best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from swe_infer.context.base import Commit, CountTokens, Row, Shown
+from swe_infer.context.bm25 import Bm25Context
+from swe_infer.context.gold import COLUMN
+from swe_infer.context.oracle import edited_files
+from swe_infer.context.repository import required
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleAndBm25Context(Bm25Context):
+    """The gold patch's files are ranked first and do not count as any of the ``k`` retrieved files."""
+
+    @property
+    def rules(self) -> str:
+        return "oracle_and_bm25-1"
+
+    @property
+    def required_columns(self) -> Mapping[str, str]:
+        return {COLUMN: "context=oracle_and_bm25", **super().required_columns}
+
+    def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+        repository = required(commit)
+        gold, creates_file = edited_files(row, repository)
+        retrieved = [path for path in self.rank(row, repository).scores if path not in gold]
+        paths = [*gold, *retrieved[: self.k]]
+        return self._show(
+            repository, paths, count_tokens, creates_file=creates_file, order=self.order, counts_all=True
+        )
