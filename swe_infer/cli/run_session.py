@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_position import SweepPosition
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.errors import ConfigError, StoreError
+from swe_infer.files import replacing
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded, state_home
 from swe_infer.run_directory import layout
@@ -34,6 +36,7 @@ from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.provenance import describe, record_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.base import ProcessResources, RunContext
+from swe_infer.text import clean
 from swe_infer.tracking.base import RunInfo
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from swe_infer.runners.run import PromptSource, Remainder, Run
 
 log = logging.getLogger(__name__)
+
+_MOST_PREDICTIONS_BYTES = 1 << 30
 
 
 def run_one(cfg: DictConfig, sweep: SweepLog | None, resources: ProcessResources) -> tuple[Path | None, int]:
@@ -127,6 +132,8 @@ class PreparedRun:
         with self.open(resources) as session:
             status = session.run.execute()
             session.print_summary()
+            if self.experiment.dataset.prints_patches:
+                print_patches(self.directory)
         return self.directory, status
 
     def _run_info(self, run_id: str, selection: Selection, *, resumed: bool) -> RunInfo:
@@ -300,6 +307,30 @@ class RunSession:
         summary, harness = run.summary(), other_harness(self.dataset)
         shown = None if harness is None or "resolved" in summary else harness(directory / layout.PREDICTIONS)
         print_summary(summary, directory, run.tracker.address, run.store.totals.skip_reasons(), shown)
+
+
+def print_patches(directory: Path) -> None:
+    """Prints the submitted patch of each instance to standard output, and writes it into a file of its own.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    content = layout.content(directory, layout.PREDICTIONS, _MOST_PREDICTIONS_BYTES) or b""
+    for line in content.splitlines():
+        prediction = json.loads(line)
+        patch, path = prediction["model_patch"], directory / layout.patch_name(prediction["instance_id"])
+        if not patch:
+            path.unlink(missing_ok=True)  # of an earlier command
+            log.warning("%s: the answer contains no patch", prediction["instance_id"])
+            continue
+        try:
+            with replacing(path) as new:
+                new.write_bytes(patch.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+        text = clean(patch) if sys.stdout.isatty() else patch.encode("utf-8", "replace").decode()
+        print(text, end="" if text.endswith("\n") else "\n", flush=True)
+        log.info("the patch is in %s (patch_status: %s)", path, prediction["patch_status"])
 
 
 def _previous_coverage(plain: Mapping[str, Any] | None) -> Coverage:

@@ -87,7 +87,8 @@ class RepositoryContext(RepositoryOptions, Context):
                 if text is not None and available is not None and self.max_tokens is not None:
                     most = max(self.max_tokens, MOST_COUNTED) if counts_all else available
                     if len(text) > LONGEST_TOKEN * most:  # counting would be slow
-                        text, why = None, f"its {len(text):,} characters do not fit in context.max_tokens"
+                        why = f"its {len(text):,} characters do not fit in context.max_tokens"
+                        text = None
                     else:
                         counts[path] = tokens = count_tokens(f"{path}\n{text}\n")
                         if tokens > available:
@@ -99,5 +100,5 @@ class RepositoryContext(RepositoryOptions, Context):
                 else:
                     part[path] = text
         files = dict(reversed(shown[0].items())) if order == "reversed" else shown[0]
-        tokens = {path: counts[path] for path in wanted if path in counts} if counts_all else {}
-        return Shown(files, shown[1], creates_file, missing, order != "path", tokens)
+        counted = {path: counts[path] for path in wanted if path in counts} if counts_all else {}
+        return Shown(files, shown[1], creates_file, missing, order != "path", counted)

@@ -69,7 +69,7 @@ class TermCache:
                 else:
                     missing.append(one)
         if missing:
-            read = self._with_file(lambda db: _read(db, missing), {})
+            read = self._with_file(lambda db: _read(db, missing)) or {}
             self._remember(read)
             found |= read
         return found
@@ -79,7 +79,7 @@ class TermCache:
         self._remember(counts)
         rows = [(bytes.fromhex(one), None if item is None else item.to_bytes()) for one, item in counts.items()]
         if rows:
-            self._with_file(lambda db: _write(db, rows, self._most_bytes), None)
+            self._with_file(lambda db: _write(db, rows, self._most_bytes))
 
     def _remember(self, counts: Mapping[str, TermCounts | None]) -> None:
         with self._lock:
@@ -91,10 +91,13 @@ class TermCache:
                 _, old = self._recent.popitem(last=False)
                 self._terms -= 0 if old is None else len(old.hashes)
 
-    def _with_file(self, action: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """Runs ``action`` with the database. A damaged one is removed, and the action is tried once more."""
+    def _with_file(self, action: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Runs ``action`` with the database, and returns its result; None if the file is unusable.
+
+        A damaged one is removed, and the action is tried once more.
+        """
         if self.path is None:
-            return otherwise
+            return None
         for is_last in (False, True):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,8 +110,8 @@ class TermCache:
                 if damaged and not is_last and self._remove(self.path):
                     continue
                 self._warn(error)
-                return otherwise
-        return otherwise
+                return None
+        return None
 
     def _remove(self, path: Path) -> bool:
         try:

@@ -258,6 +258,11 @@ class Dataset(Protocol):
         identity."""
         ...
 
+    @property
+    def prints_patches(self) -> bool:
+        """Whether a run prints the patches at its end, and writes each into a file."""
+        ...
+
     def without_prompts(self) -> Dataset:
         """The same dataset without its prompt column."""
         ...
@@ -294,6 +299,11 @@ class DatasetOptions:
     @property
     def rules(self) -> str:
         return "given"
+
+    @property
+    def prints_patches(self) -> bool:
+        """Whether a run prints the patches at its end, and writes each into a file."""
+        return False
 
     def without_prompts(self) -> Self:
         """The same dataset without its prompt column: a context and a renderer write the prompts."""

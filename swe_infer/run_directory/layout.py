@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -65,9 +66,18 @@ def predictions(directory: Path) -> list[Path]:
     return sorted(directory.glob("predictions*.jsonl"))
 
 
+def patch_name(instance_id: str) -> str:
+    """The name of the file with the patch of an instance, if the run writes one."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', instance_id).lstrip('.-')}.patch"
+
+
 def is_reserved(name: str) -> bool:
     """Whether a run directory may get a file of this name."""
-    if fnmatch(name, "predictions*.jsonl") or fnmatch(name, f"{_HARNESS}predictions*.json*"):
+    if (
+        fnmatch(name, "predictions*.jsonl")
+        or fnmatch(name, f"{_HARNESS}predictions*.json*")
+        or name.endswith(".patch")
+    ):
         return True
     return name in (RECORDS, SUMMARY, CONFIG, EVALUATION, ALL_VERDICTS, COVERAGE, PROVENANCE, LOCK, RESERVE)
 

@@ -61,7 +61,7 @@ def by_formula(documents: Mapping[str, str], query: str, k1: float, b: float) ->
     """Lucene's BM25, written as in the paper, over all terms."""
     counts = {path: Counter(words(text)) for path, text in documents.items()}
     mean = sum(count.total() for count in counts.values()) / len(counts)
-    scores = {}
+    scores: dict[str, float] = {}
     for path, count in counts.items():
         damping = k1 * (1 - b + b * count.total() / mean)
         for word in words(query):
