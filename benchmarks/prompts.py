@@ -1,8 +1,8 @@
 """Rows per second of ``swe-infer-prompts`` from local clones, with its processor time and peak memory.
 
-The rows are repeated under other ids until there are ``--rows`` of them. With ``--spread`` each repetition has another
-base commit, from the history before the row's own: the cost of a context that reads whole repositories depends on how
-many files differ between commits. The user's cache is not used. Nothing is fetched.
+The rows are repeated under other ids until there are ``--rows`` of them. With ``--spread`` each repetition has
+another base commit, from the history before the row's own: the cost of a context that reads whole repositories
+depends on how many files differ between commits. The user's cache is not used. Nothing is fetched.
 
     python -m benchmarks.prompts ROWS.jsonl CLONES
     python -m benchmarks.prompts ROWS.jsonl CLONES --rows 500 prompt=search_replace model=gpt-4o
@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 _HISTORY = 3000
 """First-parent commits before a row's own over which ``--spread`` distributes its repetitions."""
 
@@ -30,8 +29,8 @@ def repeated(rows: Path, count: int, out: Path, clones: Path | None) -> None:
     """Writes ``count`` rows, each row several times with other ids, sorted by repository.
 
     Args:
-        clones: each repetition has another base commit of these clones; rows without a clone are left out. None: every
-            repetition has the row's own.
+        clones: each repetition has another base commit of these clones; rows without a clone are left out. None:
+            every repetition has the row's own.
     """
     with rows.open("rb") as file:
         originals = [json.loads(line) for line in file if line.strip()]
