@@ -43,6 +43,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._installed = False
+        self._owns_process = False
         self._reset()
 
     def _reset(self) -> None:
@@ -63,7 +64,7 @@ class Interrupts:
         sys.unraisablehook = _quiet(sys.unraisablehook)
         for number in _SIGNALS:
             signal.signal(number, self._handle)
-        self._installed = True
+        self._installed = self._owns_process = True
 
     @contextmanager
     def finishing(self, *stops: threading.Event, says: Callable[[], str] = lambda: "") -> Iterator[None]:
@@ -176,6 +177,8 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
+        if not self._scopes and not self._owns_process:
+            raise KeyboardInterrupt  # in library use, between two blocks
         if not self._scopes:
             if self.count == 1 and self._end_status == INTERRUPTED:
                 _print_line("interrupted")
@@ -194,7 +197,7 @@ class Interrupts:
         if self._deferring:
             self._deferred = True
             return
-        if not any(other.finishes for other in self._scopes):
+        if self._owns_process and not any(other.finishes for other in self._scopes):
             _exit_after_timeout()
         raise KeyboardInterrupt
 

@@ -195,30 +195,11 @@ def _composed(arguments: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: a group, option or key does not exist, or a value is invalid.
     """
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from swe_infer.cli.arguments import hydra_arguments
-    from swe_infer.cli.extras import unregister_plugin_options
-    from swe_infer.cli.hydra_errors import one_line
-    from swe_infer.cli.quoting import quote
-    from swe_infer.cli.run import set_up_logging
-    from swe_infer.conf_files import conf_dir
+    from swe_infer.cli.run import composed_run, set_up_logging
 
     set_up_logging()
-    own = config_dir_of(arguments)
-    if own is not None and not own.is_dir():
-        raise ConfigError(f"--config-dir {own}: there is no such directory")
-    unregister_plugin_options()
-    try:
-        overrides = hydra_arguments(_overrides(arguments), own)
-        if own is not None:
-            overrides.append(f"hydra.searchpath=[{quote(f'file://{own.absolute()}')}]")
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose("config", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from None
+    with composed_run(_overrides(arguments), config_dir_of(arguments)) as cfg:
+        return cfg
 
 
 def _overrides(arguments: Sequence[str]) -> list[str]:

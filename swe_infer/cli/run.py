@@ -6,12 +6,15 @@ import functools
 import logging
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -22,6 +25,7 @@ from swe_infer.cli.arguments import hydra_arguments, sweep_directory
 from swe_infer.cli.command_line import remember_arguments
 from swe_infer.cli.extras import unregister_plugin_options
 from swe_infer.cli.hydra_errors import one_line
+from swe_infer.cli.quoting import quote
 from swe_infer.cli.study import PointFailed, is_search, objective_values
 from swe_infer.cli.sweep import report_sweep
 from swe_infer.cli.sweep_log import SweepLog
@@ -88,11 +92,52 @@ def _compose_single_run(arguments: Sequence[str]) -> DictConfig | None:
     )
     if needs_hydra:
         return None
+    return _without_hydra_node(composed)
+
+
+def _without_hydra_node(composed: DictConfig) -> DictConfig:
+    """Removes Hydra's own node, which :class:`HydraConfig` then contains."""
     with flag_override(composed, ["readonly", "struct"], False):
-        node.runtime.output_dir = os.getcwd()
+        composed.hydra.runtime.output_dir = os.getcwd()
         HydraConfig.instance().set_config(composed)
         del composed["hydra"]
     return composed
+
+
+_COMPOSING = threading.RLock()
+"""Hydra's state is global."""
+
+
+@contextmanager
+def composed_run(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[DictConfig]:
+    """Composes the configuration of one run in any process, which may have its own Hydra application.
+
+    Within the block, Hydra's global state is that of the run.
+
+    Args:
+        config_dir: a folder with options of the user's own.
+
+    Raises:
+        ConfigError: a group, option or key does not exist, or a value is invalid.
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such directory")
+    with _COMPOSING:
+        application, job = GlobalHydra.instance(), HydraConfig.instance()
+        outer = application.hydra, job.cfg
+        application.clear()
+        try:
+            unregister_plugin_options()
+            arguments = hydra_arguments(overrides, config_dir)
+            if config_dir is not None:
+                arguments.append(f"hydra.searchpath=[{quote(f'file://{config_dir.absolute()}')}]")
+            with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                composed = hydra.compose("config", arguments, return_hydra_config=True)
+            yield _without_hydra_node(composed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(one_line(error)) from None
+        finally:
+            GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
 
 
 def _report_stopped_sweep(error: BaseException) -> int:

@@ -42,6 +42,7 @@ from swe_infer.tracking.base import RunInfo
 if TYPE_CHECKING:
     from swe_infer.data.select import Selection
     from swe_infer.runners.run import PromptSource, Remainder, Run
+    from swe_infer.types import Estimate
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class PreparedRun:
         """Executes the run alone; returns its directory (None for a dry run) and exit status."""
         if self.experiment.dry_run:
             with INTERRUPTS.stoppable():
-                self._estimate()
+                print_estimate(self.estimate(), f"dry run of {self.directory}")
             return None, 0
         with self.open(resources) as session:
             status = session.run.execute()
@@ -151,7 +152,8 @@ class PreparedRun:
             info = replace(info, group=whole, name=self._name, job_type="shard")
         return info
 
-    def _estimate(self) -> None:
+    def estimate(self) -> Estimate:
+        """The tokens, cost and time of the samples without an answer. No request is sent."""
         from swe_infer.runners.run import select_instances
 
         experiment = self.experiment
@@ -163,7 +165,7 @@ class PreparedRun:
                 log.warning("%s: %s", self.directory, rest.damage)
             found = rest.estimate(experiment.runner)
             rest.warn()
-        print_estimate(found, f"dry run of {self.directory}")
+        return found
 
     def remainder(self, selection: Selection, sweep: SweepLog | None) -> Remainder:
         """The samples of the run that have no answer yet. Reads the records, and writes no file."""

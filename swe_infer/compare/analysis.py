@@ -196,7 +196,7 @@ def compare(
     by_repository = cluster == "repository"
     figures = [
         replace(
-            _figures(run, _letter(index), keys, by_repository),
+            figures_of(run, _letter(index), keys, by_repository=by_repository),
             label=names[index],
             cost_per_success_interval=_cost_interval(run, seed, resamples),
         )
@@ -295,7 +295,8 @@ def score(results: Sequence[Result], metric: Metric, samples: int) -> float:
     return sum(solved(result, metric) for result in results) / samples
 
 
-def _figures(run: LoadedRun, letter: str, keys: Sequence[str], by_repository: bool) -> Figures:
+def figures_of(run: LoadedRun, letter: str, keys: Sequence[str], *, by_repository: bool = False) -> Figures:
+    """The figures of one run, without the interval of its cost per success."""
     instances = run.instances()
     results = list(run.results.values())
     stated = run.summary.get("instances")

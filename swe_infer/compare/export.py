@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate
 from swe_infer.compare.levels import Level
+from swe_infer.compare.loading import LoadedRun
 from swe_infer.compare.pairs import Pair
 from swe_infer.compare.selections import RuleFigures
 from swe_infer.compare.statistics import Bootstrap, Interval
@@ -33,7 +34,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "deciding_keys": list(comparison.deciding),
         "cluster": comparison.cluster,
         "baseline": None if comparison.baseline is None else comparison.runs[comparison.baseline].letter,
-        "runs": [_run(one) for one in comparison.runs],
+        "runs": [run_as_json(one) for one in comparison.runs],
         "pairs": [_pair(pair, comparison) for pair in comparison.pairs],
         "pools": [
             {
@@ -67,7 +68,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _run(one: Figures) -> dict[str, Any]:
+def run_as_json(one: Figures) -> dict[str, Any]:
+    """The figures of one run as JSON values."""
     return {
         "letter": one.letter,
         "label": one.label,
@@ -234,13 +236,14 @@ def write_samples(comparison: Comparison, file: IO[str]) -> None:
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
     for one in comparison.runs:
-        writer.writerows(_rows(one))
+        writer.writerows([_inert(cell) for cell in cells] for cells in sample_rows(one.run))
 
 
-def _rows(one: Figures) -> Iterator[list[object]]:
-    for result in one.run.results.values():
-        cells = [
-            one.run.name,
+def sample_rows(run: LoadedRun) -> Iterator[list[object]]:
+    """One row per instance and sample, with the values of :data:`COLUMNS`."""
+    for result in run.results.values():
+        yield [
+            run.name,
             result.instance_id,
             result.sample,
             result.status,
@@ -254,7 +257,6 @@ def _rows(one: Figures) -> Iterator[list[object]]:
             result.error,
             result.infrastructure_failure,
         ]
-        yield [_inert(cell) for cell in cells]
 
 
 def _inert(cell: object) -> object:

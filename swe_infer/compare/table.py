@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from html import escape
 from typing import TYPE_CHECKING, Literal
 
 from swe_infer.compare.analysis import Comparison, Figures, Rate, differ
@@ -164,6 +165,33 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def as_html(comparison: Comparison, *, every_instance: bool = False, every_key: bool = False) -> str:
+    """The tables and notes as a fragment of HTML."""
+    tables = tables_of(comparison, every_instance=every_instance, every_key=every_key)
+    notes = "".join(f"<li>{escape(clean(note))}</li>" for note in comparison.notes)
+    parts = [rows_as_html(table.title, table.columns, table.rows, left=table.left) for table in tables]
+    return "".join([*parts, f"<ul>{notes}</ul>" if notes else ""])
+
+
+def rows_as_html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A table as a fragment of HTML.
+
+    Args:
+        left: number of columns at the left that are aligned left.
+    """
+    if not rows:
+        return f"<p><b>{escape(title)}</b></p>"
+    lines = [
+        "".join(
+            f'<{tag} style="text-align: {"left" if index < left else "right"}">{escape(clean(cell))}</{tag}>'
+            for index, cell in enumerate(cells)
+        )
+        for tag, cells in [*([("th", columns)] if any(columns) else []), *(("td", row) for row in rows)]
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table><caption style="text-align: left"><b>{escape(clean(title))}</b></caption>{body}</table>'
 
 
 def _configuration(comparison: Comparison, every_key: bool) -> Table:

@@ -13,7 +13,16 @@ from swe_infer.types import Decoding, Estimate, OnOutcome, Outcome, Prompt, Requ
 
 Order = Literal["dataset", "longest_first"]
 
-T = TypeVar("T")
+
+class SharedResource(Protocol):
+    """An object that runs share."""
+
+    def close(self) -> None:
+        """Release memory and processes."""
+        ...
+
+
+T = TypeVar("T", bound=SharedResource)
 
 
 class ProcessResources:
@@ -28,6 +37,11 @@ class ProcessResources:
             self._instances[kind] = kind()
         instance: T = self._instances[kind]
         return instance
+
+    def close(self) -> None:
+        """Close the instances. Commands leave that to the end of their process."""
+        while self._instances:
+            self._instances.popitem()[1].close()
 
 
 @dataclass(frozen=True, slots=True)
