@@ -6,11 +6,13 @@ The signatures of the constructors are the schema, so a new class needs only its
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import json
 import re
 import secrets
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from swe_infer.conf_files import ROOT_KEYS, parameters_at, suggestion
-from swe_infer.errors import ConfigError, StoreError
+from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.files import read_regular, write_atomically
 from swe_infer.options import Parameter, parameters_of
 from swe_infer.redaction import without_credentials, without_secrets
@@ -129,7 +131,7 @@ def build(cfg: DictConfig) -> Experiment:
         constructor = _Constructor()
         for key in GROUPS:  # first, so that an error names `model.x`, not `runner.model.x`
             if isinstance(cfg[key], DictConfig) and "_target_" in cfg[key]:
-                constructor.construct(cfg[key], key)
+                _check_interface(constructor.construct(cfg[key], key), key)
         for key, example in _EXAMPLES.items():
             if not isinstance(cfg[key], DictConfig) or "_target_" not in cfg[key]:
                 raise ConfigError(f"{key}: no option is chosen; choose one, such as {key}={example}")
@@ -157,6 +159,44 @@ def build(cfg: DictConfig) -> Experiment:
         return experiment
     except OmegaConfBaseException as error:
         raise ConfigError(_omegaconf_line(error)) from None
+
+
+_INTERFACES = {
+    "provider": "swe_infer.providers.base.Provider",
+    "dataset": "swe_infer.data.base.Dataset",
+    "context": "swe_infer.context.base.Context",
+    "prompt": "swe_infer.prompts.prompt.PromptRenderer",
+    "feedback": "swe_infer.feedback.base.Feedback",
+    "selection": "swe_infer.selection.base.SelectionRule",
+    "evaluation": "swe_infer.evaluate.run_end.Evaluation",
+    "runner": "swe_infer.runners.base.Runner",
+    "tracker": "swe_infer.tracking.base.Tracker",
+}
+"""The classes that the options of groups extend, or the protocols that they implement."""
+
+
+def _check_interface(built: object, key: str) -> None:
+    """Raises ConfigError if the object of a group is not one of the group: ``_target_`` may name any class."""
+    kind, name = type(built), _INTERFACES.get(key)
+    if name is None or kind.__module__.startswith("swe_infer."):
+        return
+    module, _, attribute = name.rpartition(".")
+    interface: type = getattr(importlib.import_module(module), attribute)
+    target = f"{key}._target_={kind.__module__}.{kind.__qualname__}"
+    missing = _missing_of(built, interface)
+    if missing:
+        raise ConfigError(f"{target}: does not implement {name}; missing: {', '.join(missing)}")
+    if missing is not None:
+        raise ConfigError(f"{target}: must be a subclass of {name}")
+
+
+def _missing_of(built: object, interface: type) -> list[str] | None:
+    """None if an object is an instance of a class or implements a protocol; otherwise the members of the protocol
+    that it lacks."""
+    if not getattr(interface, "_is_protocol", False):
+        return None if isinstance(built, interface) else []
+    members = {member for member in (*vars(interface), *inspect.get_annotations(interface)) if member[:1] != "_"}
+    return sorted(members - set(dir(built))) or None
 
 
 def _check_feedback(experiment: Experiment) -> None:
@@ -236,14 +276,15 @@ class _Constructor:
         try:
             factory = get_object(target)
         except (ImportError, ValueError) as error:
-            cause = error.__cause__ or error
-            hint = (
-                "; PYTHONPATH must name its directory"
-                if getattr(cause, "name", None) == target.partition(".")[0]
-                else ""
-            )
-            raise ConfigError(f"{key}._target_={target}: cannot be imported ({first_line(cause)}{hint})") from None
-        parameters = parameters_of(factory)
+            raise ConfigError(f"{key}._target_={target}: {_import_problem(target, error)}") from None
+        if not callable(factory):
+            raise ConfigError(f"{key}._target_={target}: is of type {type(factory).__name__}; must be a class")
+        try:
+            parameters = parameters_of(factory)
+        except Exception as error:  # noqa: BLE001 - the annotations of the user's own class
+            raise ConfigError(
+                f"{key}._target_={target}: its parameters cannot be read ({_described_error(error)})"
+            ) from None
         written = OmegaConf.to_container(node, resolve=False)
         assert isinstance(written, dict)
         values: dict[str, Any] = {}
@@ -261,15 +302,26 @@ class _Constructor:
             if parameter.default is parameter.empty and name not in values:
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
         # Partial: Hydra would convert dataclasses among the values to configs.
-        return instantiate({"_target_": target, "_partial_": True})(**values)
+        constructor = instantiate({"_target_": target, "_partial_": True})
+        try:
+            return constructor(**values)
+        except SweInferError:
+            raise
+        except Exception as error:
+            if target.startswith("swe_infer."):
+                raise
+            raise ConfigError(f"{key}._target_={target}: its constructor raised {_described_error(error)}") from error
 
     def _value(self, value: Any, hint: Any, key: str) -> Any:
         if isinstance(value, DictConfig) and "_target_" in value:
             built = self.construct(value, key)
-            protocol = getattr(hint, "_is_protocol", False)
-            if inspect.isclass(hint) and not protocol and not isinstance(built, hint):
-                expected, actual = hint.__name__, type(built).__name__
-                raise ConfigError(f"{key}: must be of {expected}, not {actual}; choose a model and a runner that fit")
+            excluded = (Any, types.NoneType)
+            kinds = [kind for kind in _union_members(hint) if inspect.isclass(kind) and kind not in excluded]
+            if kinds and all(_missing_of(built, kind) is not None for kind in kinds):
+                names = " or ".join(kind.__name__ for kind in kinds)
+                missing = _missing_of(built, kinds[-1])
+                advice = f"missing: {', '.join(missing)}" if missing else "choose a model and a runner that fit"
+                raise ConfigError(f"{key}: must be of {names}, not {type(built).__name__}; {advice}")
             return built
         if isinstance(value, DictConfig) and not value and inspect.isclass(hint) and not issubclass(hint, Mapping):
             raise ConfigError(f"{key}: none is chosen; see --help for the options of {key.rpartition('.')[2]}")
@@ -294,13 +346,49 @@ def _check(value: Any, hint: Any, key: str) -> Any:
     from pydantic import TypeAdapter, ValidationError  # slow to import, and rarely needed
 
     try:
-        return TypeAdapter(hint).validate_python(plain)
+        return TypeAdapter(_without_protocols(hint)).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
         inner = "".join(f".{part}" for part in first["loc"] if isinstance(part, str) and part.islower())
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise ConfigError(f"{key}{inner}: unknown key") from None
         raise ConfigError(f"{key}={_shown(plain)}: must be {_described(hint)} ({first['msg'].lower()})") from None
+
+
+def _import_problem(target: str, error: Exception) -> str:
+    """Why a ``_target_`` cannot be imported, and what to do."""
+    cause = error.__cause__ or error
+    top, _, rest = target.partition(".")
+    if isinstance(error, ValueError) or not rest:
+        return "must be the name of a class with its module, such as my_module.MyClass"
+    if isinstance(cause, ModuleNotFoundError) and cause.name == top:
+        here = Path(top).is_dir() or Path(f"{top}.py").is_file()
+        return (
+            f"cannot be imported, as there is no module {top}: add its folder to PYTHONPATH"
+            f"{' (PYTHONPATH=. for this folder)' if here else ''}, or install its package"
+        )
+    module = target
+    while module not in sys.modules and "." in module:
+        module = module.rpartition(".")[0]
+    known = vars(sys.modules[module]) if module in sys.modules else {}
+    name = target.removeprefix(f"{module}.").partition(".")[0]
+    is_absent = isinstance(cause, AttributeError) or (
+        isinstance(cause, ModuleNotFoundError) and cause.name == f"{module}.{name}"
+    )
+    if is_absent and name not in known:
+        classes = [key for key, value in known.items() if inspect.isclass(value) and value.__module__ == module]
+        return f"the module {module} has no class {name}" + (suggestion(name, classes) if classes else "")
+    return f"cannot be imported ({_described_error(cause)})"
+
+
+def _described_error(error: BaseException) -> str:
+    """An error of the user's own code, with its file and line."""
+    text = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+    return f"{text}; {own[-1].filename}, line {own[-1].lineno}" if own else text
 
 
 _UNDECIDED = object()
@@ -327,6 +415,17 @@ def _converted(value: Any, hint: Any) -> Any:
     return value if hint is Any or type(value) is hint else _UNDECIDED
 
 
+def _without_protocols(hint: Any) -> Any:
+    """A union without its protocols, which pydantic does not support and only ``_target_`` can satisfy."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    return typing.Union[tuple(arg for arg in typing.get_args(hint) if not getattr(arg, "_is_protocol", False))]  # noqa: UP007
+
+
+def _union_members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
 def _members(hint: Any) -> set[Any]:
     """The member types of a union, or the type itself. ``Literal`` and containers are given by their origin."""
     origin = typing.get_origin(hint)
@@ -348,6 +447,8 @@ def _described(hint: Any) -> str:
         return _described(args[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_described(arg) for arg in args)
+    if getattr(hint, "_is_protocol", False):
+        return f"a mapping with the _target_ of a {hint.__name__}"
     if origin is typing.Literal:
         return " or ".join(map(str, args))
     if origin in (tuple, list) or hint in (tuple, list):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from decimal import Decimal
@@ -122,6 +122,20 @@ class Instance:
     edit_format: EditFormat | None = None
 
 
+class DrafterFactory(Protocol):
+    """Creates drafters of the user's own, for ``decoding.drafter._target_``. It must be picklable and hashable."""
+
+    def create(self, prompt_ids: Sequence[int], files: Mapping[str, str], codec: Any) -> Any:
+        """The drafter of one output: a :class:`swe_infer.llama.drafting.base.Drafter`.
+
+        Args:
+            prompt_ids: the tokens of the prompt.
+            files: path to content of the instance's files, read lazily.
+            codec: the tokenizer, a :class:`swe_infer.llama.drafting.base.Codec`.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
     """Sampling parameters. None: the parameter is not sent, and the model's default applies."""
@@ -138,7 +152,8 @@ class Decoding:
         Option(r"Strings that end the output; on the command line \\n, \\t and \\\\ are escapes.", "answer"),
     ] = ()
     drafter: Annotated[
-        DrafterKind, Option("Speculative decoding of a local model; does not change the output.", "speed")
+        DrafterKind | DrafterFactory,
+        Option("Speculative decoding of a local model; does not change the output.", "speed"),
     ] = "diff"
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -134,6 +135,76 @@ def test_every_key_of_a_yaml_is_an_argument_and_every_argument_a_key() -> None:
 )
 def test_a_wrong_key_or_value_is_one_line(overrides: list[str], said: str) -> None:
     message = error_of(*overrides)
+    assert said in message
+    assert "\n" not in message
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Modules of the user's own, with mistakes."""
+    (tmp_path / "own_classes.py").write_text(
+        "from __future__ import annotations\nimport swe_infer.selection.base\nvalue = 3\n"
+        "class Rule:\n    name = 'rule'\n"
+        "class Raises:\n    def __init__(self):\n        raise RuntimeError('no GPU')\n"
+        "class Unreadable:\n    def __init__(self, value: Missing):\n        pass\n"
+    )
+    (tmp_path / "own_syntax.py").write_text("def (\n")
+    (tmp_path / "own_import.py").write_text("import no_such_package\n")
+    (tmp_path / "own_error.py").write_text("\n1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "said"),
+    [
+        (
+            "provider",
+            "own_missing.Provider",
+            "there is no module own_missing: add its folder to PYTHONPATH, or",
+        ),
+        (
+            "dataset",
+            "own_missing.sub.Rows",
+            "there is no module own_missing: add its folder to PYTHONPATH, or",
+        ),
+        ("dataset", "own_classes.Rulle", "the module own_classes has no class Rulle; did you mean Rule?"),
+        ("context", "own_syntax.Context", "cannot be imported (SyntaxError: invalid syntax (own_syntax.py, line 1))"),
+        (
+            "prompt",
+            "own_import.Prompt",
+            "(ModuleNotFoundError: No module named 'no_such_package'; ",
+        ),
+        ("selection", "own_error.Rule", "own_error.py, line 2)"),
+        ("selection", "own_classes", "is of type module; must be a class"),
+        ("selection", "own_classes.value", "is of type int; must be a class"),
+        ("selection", "Rule", "must be the name of a class with its module"),
+        ("selection", ".Rule", "must be the name of a class with its module"),
+        (
+            "selection",
+            "own_classes.Rule",
+            "implement swe_infer.selection.base.SelectionRule; missing: choose",
+        ),
+        ("context", "own_classes.Rule", "must be a subclass of swe_infer.context.base.Context"),
+        ("selection", "own_classes.Raises", "its constructor raised RuntimeError: no GPU; "),
+        (
+            "selection",
+            "own_classes.Unreadable",
+            "its parameters cannot be read (NameError: name 'Missing'",
+        ),
+        ("decoding.drafter", "own_classes.Rule", "must be of DrafterFactory, not Rule; missing: create"),
+    ],
+)
+def test_a_class_of_the_users_own_that_cannot_be_used_is_one_line(
+    module: Path, key: str, target: str, said: str
+) -> None:
+    if key == "provider":  # the default model has none
+        message = error_of("model=gpt-4o", f"provider._target_={target}")
+    else:
+        message = error_of(f"{key}={{_target_:'{target}'}}")
+    assert message.startswith(key)
     assert said in message
     assert "\n" not in message
 

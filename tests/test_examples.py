@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support import commands
 from tests.support.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,3 +84,53 @@ def test_a_provider_outside_the_package_gets_retries_and_key_checks(tmp_path: Pa
         assert keyless.returncode == 2
         assert "GATEWAY_API_KEY" in keyless.stderr
         assert len(server.log.asked()) == 5, "neither mistake sends a request"
+
+
+@pytest.mark.slow
+def test_classes_outside_the_package_answer_a_run(tmp_path: Path) -> None:
+    """In a folder of the user's own, by --config-dir, by hydra.searchpath, and from Python."""
+    folder = tmp_path / "plugin"
+    shutil.copytree(EXAMPLES / "plugin", folder)
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+    def swe_infer(*arguments: str, module: str = "swe_infer", path: str = "") -> subprocess.CompletedProcess[str]:
+        every = ("experiment=my_plugin", "tracker=none", *arguments)
+        env = environment if not path else {**environment, "PYTHONPATH": path}
+        return commands.run(module, *every, cwd=tmp_path, env=env)
+
+    first = swe_infer("--config-dir", "plugin", "output_dir=run")
+    assert first.returncode == 0, first.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["patches"], summary["selection"]) == ({"applies": 6}, "last_that_applies")
+    lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sample"] for line in lines] == [1, 1, 1]
+    again = swe_infer(f"hydra.searchpath=[file://{folder}]", "output_dir=run", "context.most=4")
+    assert again.returncode == 2
+    assert "another configuration (context.most: 5 → 4)" in again.stderr
+    mistyped = swe_infer("--config-dir", "plugin", "prompt.greting=Hello")
+    assert mistyped.stderr == (
+        "error: prompt.greting: unknown key; a key that the file does not list is added with +prompt.greting=VALUE\n"
+    )
+    code = (
+        "import swe_infer as si; r = si.run(['experiment=my_plugin', 'tracker=none'], config_dir='plugin');"
+        "print(r.exit_status, r.summary['completed'])"
+    )
+    called = commands.run("-c", code, cwd=tmp_path, env=environment)
+    assert called.stdout == "0 6\n", called.stderr
+
+    missing = swe_infer("--config-dir", "plugin", path=str(ROOT))
+    assert missing.returncode == 2
+    assert missing.stderr == (
+        "error: provider._target_=my_plugin.SpellingProvider: cannot be imported, as there is no module my_plugin: "
+        "add its folder to PYTHONPATH, or install its package\n"
+    )
+    shutil.copy(folder / "my_plugin.py", tmp_path)
+    script = (
+        "import os, sys; sys.path.remove(os.getcwd()); from swe_infer.__main__ import main; main()"  # as swe-infer
+    )
+    here = commands.run(
+        "-c", script, "--config-dir", "plugin", "experiment=my_plugin", cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert here.returncode == 2
+    assert "add its folder to PYTHONPATH (PYTHONPATH=. for this folder), or install" in here.stderr

@@ -49,7 +49,9 @@ Examples:
   swe-infer -m decoding=sample decoding.temperature=0.2,0.8     a sweep: one run for each value
 
 Flags: --help GROUP lists its options and shows its keys; --help GROUP=OPTION shows one file; --cfg job shows the
-composed configuration; --config-dir DIR adds options of your own; --version; --hydra-help shows the rest.
+composed configuration; --version; --hydra-help shows the rest.
+Your own provider, dataset, context, prompt, selection or drafter: --config-dir DIR adds DIR/GROUP/OPTION.yaml, whose
+_target_ names a class. PYTHONPATH=DIR makes its module importable. See examples/plugin and docs/extending.md.
 Completion: eval "$(swe-infer -sc install=bash)", the same with zsh, or swe-infer -sc install=fish | source
 API keys come from the environment alone: OPENAI_API_KEY, AZURE_OPENAI_API_KEY, ANTHROPIC_API_KEY, WANDB_API_KEY, …"""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftLength, DraftSource
 from swe_infer.llama.stopping import StopCriteria, StopParams
-from swe_infer.types import DrafterKind, FinishReason
+from swe_infer.types import DrafterFactory, DrafterKind, FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class GenerationRequest:
     temperature: float = 0.0
     top_p: float | None = None
     seed: int = 0
-    drafter: DrafterKind = "none"
+    drafter: DrafterKind | DrafterFactory = "none"
     source: DraftSource = field(default=NO_SOURCE, compare=False, repr=False)
 
     def without_source(self) -> GenerationRequest:

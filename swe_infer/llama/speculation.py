@@ -9,6 +9,7 @@ logits are equal up to rounding.
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from itertools import takewhile
 
 from swe_infer.llama.drafting import (
@@ -26,7 +27,7 @@ from swe_infer.llama.drafting import (
 from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.sequence import MAX_DRAFT, RequestOutput, Sequence
 from swe_infer.llama.stats import EngineStats
-from swe_infer.types import DrafterKind
+from swe_infer.types import DrafterFactory, DrafterKind
 
 
 class Speculation:
@@ -46,7 +47,7 @@ class Speculation:
         """The unfinished outputs that have a drafter."""
         self.step_cost = StepCostModel()
         """Estimated cost of a row in this engine's steps."""
-        self._acceptance: dict[DrafterKind, AcceptanceModel] = {}
+        self._acceptance: dict[Hashable, AcceptanceModel] = {}
         self._budget = DraftBudget()
         self._build_s = 1e-6
         """Seconds to build a drafter, per prompt token."""
@@ -77,7 +78,7 @@ class Speculation:
         row, steps_per_s = self.step_cost.relative_costs(batch)
         inspect_cost, draft_cost = self._inspect_s * steps_per_s, self._draft_s * steps_per_s
         if length is None:
-            acceptance = self._acceptance.setdefault(kind, AcceptanceModel(MAX_DRAFT))
+            acceptance = self._acceptance.setdefault(_key(kind), AcceptanceModel(MAX_DRAFT))
             length = sequence.draft_length = DraftLength(acceptance, self._budget)
             self._budget.earn(batch * row * (len(sequence.request.prompt_ids) - sequence.cached_tokens))
         if not length.can_afford(inspect_cost + draft_cost):
@@ -99,13 +100,20 @@ class Speculation:
             self._draft_s = _mean(self._draft_s, now - inspected)
             length.spend(draft_cost)
         self.stats.draft_s += now - started
-        return list(takewhile(lambda token: token < self._vocabulary, draft))
+        return list(takewhile(lambda token: 0 <= token < self._vocabulary, draft[:limit]))
 
-    def _build_drafter(self, sequence: Sequence, kind: DrafterKind, steps_per_s: float) -> Drafter | None:
+    def _build_drafter(
+        self, sequence: Sequence, kind: DrafterKind | DrafterFactory, steps_per_s: float
+    ) -> Drafter | None:
         """Build a drafter for a sequence; None while the budget does not cover its cost.
 
         Where drafts fail everywhere, only one sequence at a time keeps trying.
         """
+        if not isinstance(kind, str):
+            request = sequence.request
+            own: Drafter = kind.create(request.prompt_ids, request.source.files, self._codec)
+            sequence.drafter = own
+            return own
         if not self._acceptance[kind].promising and any(other == kind for other, _, _ in self._active.values()):
             return None
         prompt = sequence.request.prompt_ids
@@ -134,7 +142,7 @@ class Speculation:
         accepted = sum(token == drafted for token, drafted in zip(taken, draft, strict=False))
         if sequence.draft_length is not None:
             sequence.draft_length.record(len(draft), accepted, len(taken))
-            self._acceptance[sequence.request.drafter].record_step(accepted)
+            self._acceptance[_key(sequence.request.drafter)].record_step(accepted)
         sequence.drafted += len(draft)
         sequence.accepted += accepted
         self.stats.drafted_tokens += len(draft)
@@ -152,6 +160,11 @@ class Speculation:
         if (active := self._active.pop(id(sequence), None)) is not None:
             _, shared, written = active
             shared.remove_active(written)
+
+
+def _key(kind: DrafterKind | DrafterFactory) -> Hashable:
+    """Drafters with the same key learn their acceptance together."""
+    return kind if isinstance(kind, str) else type(kind)
 
 
 def _mean(mean: float, seconds: float) -> float:

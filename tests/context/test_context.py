@@ -215,6 +215,6 @@ def test_the_context_of_the_documentation_works(tmp_path: Path) -> None:
     refused = commands.run("swe_infer.prompts", *arguments, cwd=tmp_path, env=environment)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: context._target_=not_on_the_path.FirstFile: cannot be imported (No module named 'not_on_the_path'; "
-        "PYTHONPATH must name its directory)\n"
+        "error: context._target_=not_on_the_path.FirstFile: cannot be imported, as there is no module "
+        "not_on_the_path: add its folder to PYTHONPATH, or install its package\n"
     )

@@ -321,3 +321,30 @@ def test_a_draft_is_never_longer_than_the_remaining_output(directory: Path) -> N
     assert EngineSequence(request, criteria, limit=25, salt=b"").max_draft_tokens == 4
     long = replace(request, stop_params=replace(request.stop_params, max_new_tokens=1000))
     assert EngineSequence(long, criteria, limit=1000, salt=b"").max_draft_tokens == MAX_DRAFT
+
+
+@dataclass(frozen=True)
+class RandomDrafters:
+    """A class of the user's own, whose drafts are too long and contain tokens that the model does not have."""
+
+    def create(self, prompt_ids: Sequence[int], files: Any, codec: Any) -> RandomDrafter:
+        return RandomDrafter(prompt_ids)
+
+
+class RandomDrafter:
+    situation = None
+
+    def __init__(self, prompt_ids: Sequence[int]) -> None:
+        self._dice = random.Random(len(prompt_ids))
+
+    def draft(self, limit: int) -> list[int]:
+        return [self._dice.choice((3, 4, 5, -1, 10**6)) for _ in range(2 * limit)]
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Nothing is learned."""
+
+
+def test_a_drafter_of_the_users_own_changes_no_output(directory: Path, plain: dict[str, tuple[int, ...]]) -> None:
+    engine = with_constant_step_cost(engine_of(directory))
+    assert tokens(run(engine, [replace(request, drafter=RandomDrafters()) for request in requests()])) == plain
+    assert engine.figures()["drafted_tokens"] > 0
