@@ -17,18 +17,19 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from swe_infer.api.batch_journal import Batch, Item, Journal
+from swe_infer.api.batch_journal import Batch, BatchKind, Item, Journal
 from swe_infer.api.budget import CostBudget
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.dispatch import by_prompt
 from swe_infer.api.endpoints import Endpoint
+from swe_infer.api.limits import Halted
 from swe_infer.api.pricing import bill_details, settled_usd, with_lifetimes, worst_case
 from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
@@ -92,6 +93,10 @@ class _StatusUnknown(Exception):
     """The state of a batch cannot be read. The message is the provider's error."""
 
 
+class SubmissionLost(Exception):
+    """The answers of a batch cannot be collected any more, and may have been billed. The message says why."""
+
+
 class Batches:
     """Answers requests through a provider's batches.
 
@@ -104,6 +109,12 @@ class Batches:
         is_recorded: whether the answer to a key, turn and auxiliary request is in the run's records. Other answers of
             open batches are reported, even if this command does not select their requests.
     """
+
+    kind: ClassVar[BatchKind] = "batch"
+    noun: ClassVar[str] = "batch"
+    nouns: ClassVar[str] = "batches"
+    most_submitting: ClassVar[int] = 1
+    """Submissions in flight at once."""
 
     def __init__(
         self,
@@ -187,32 +198,45 @@ class Batches:
             tokens = await self._bounds.tightest(self._request(item), self._endpoint, byte_bound)
             raise self._budget.explain_refusal(self._price(tokens))
         if self._journal.open:
-            logger.info("%d batches continue at the provider; the same command collects them", self.open)
+            logger.info("%d %s continue at the provider; the same command collects them", self.open, self.nouns)
 
     async def _until_done(
         self, following: set[asyncio.Task[None]], stopped: asyncio.Task[None], on_outcome: OnOutcome
     ) -> None:
         """Submits pending requests and follows batches until nothing is left, or until the task ``stopped`` ends."""
-        submitting: asyncio.Task[bool] | None = None
+        submitting: set[asyncio.Task[bool]] = set()
         has_room = True
         try:
             while (self._read_more(on_outcome) or following or submitting) and not self._stop.is_set():
-                if self._pending and submitting is None and (has_room or not following):
-                    submitting = asyncio.create_task(self._submit_pending(following, on_outcome))
-                waiting: set[asyncio.Task[Any]] = {*following, stopped, *({submitting} if submitting else ())}
+                while (
+                    self._may_submit(len(following), len(submitting))
+                    and (has_room or not (following or submitting))
+                    and self._read_more(on_outcome)
+                ):
+                    submitting.add(asyncio.create_task(self._submit_pending(following, on_outcome)))
+                    await asyncio.sleep(0)  # it removes its requests from the pending ones
+                waiting: set[asyncio.Task[Any]] = {*following, stopped, *submitting}
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done & following:
                     following.discard(task)
                     has_room = True
                     task.result()
-                if submitting is not None and submitting.done():
-                    has_room = submitting.result()
-                    submitting = None
+                for submission in {task for task in submitting if task.done()}:
+                    submitting.discard(submission)
+                    has_room = submission.result()
         finally:
-            if submitting is not None:
-                # As safe as a kill: a submitted batch is found by its label.
-                submitting.cancel()
-                await asyncio.gather(submitting, return_exceptions=True)
+            if submitting:
+                await self._end_submissions(submitting)
+
+    def _may_submit(self, following: int, submitting: int) -> bool:
+        """Whether one more submission may start beside those in flight."""
+        return submitting < self.most_submitting
+
+    async def _end_submissions(self, submitting: set[asyncio.Task[bool]]) -> None:
+        """Ends submissions in flight. As safe as a kill: a submitted batch is found by its label."""
+        for task in submitting:
+            task.cancel()
+        await asyncio.gather(*submitting, return_exceptions=True)
 
     def _read_more(self, on_outcome: OnOutcome) -> bool:
         """Whether any request is pending. Reads requests until one is: prompts go to disk, keys stay in memory."""
@@ -248,7 +272,7 @@ class Batches:
         labels = list(self._unknown)
         count = sum(len(self._journal.open[label].items) for label in labels)
         return ProviderFatal(
-            f"{len(labels)} batches with {count} requests may be billed and cannot be collected ({labels[0]}: "
+            f"{len(labels)} {self.nouns} with {count} requests may be billed and cannot be collected ({labels[0]}: "
             f"{self._unknown[labels[0]]}). They are not submitted again: the same command looks for them "
             "again; if they were not accepted, runner.batches.unknown=again submits their requests again"
         )
@@ -263,6 +287,25 @@ class Batches:
         chosen, encoded = self._choose(label, on_outcome)
         if not chosen:
             return True
+        try:
+            async with self._permission(label, chosen.values()):
+                return await self._submit_chosen(label, chosen, encoded, following, on_outcome)
+        except Halted:
+            return True
+
+    def _permission(self, label: str, items: Iterable[Item]) -> AbstractAsyncContextManager[None]:
+        """Waits for permission to submit. Raises Halted if the run is stopping."""
+        return nullcontext()
+
+    async def _submit_chosen(
+        self,
+        label: str,
+        chosen: Mapping[str, Item],
+        encoded: Mapping[str, bytes],
+        following: set[asyncio.Task[None]],
+        on_outcome: OnOutcome,
+    ) -> bool:
+        """:meth:`_submit_pending` of chosen requests."""
         amounts, tight = await self._amounts(list(chosen.values()))
         held = {list(chosen)[index]: amounts[index] for index in self._budget.reserve_batch(label, amounts)}
         remaining = self._budget.remaining()
@@ -277,8 +320,9 @@ class Batches:
             if waiting and not following:  # wait for other processes
                 await asyncio.sleep(self._settings.first_poll_s)
             return not waiting
-        batch = Batch(label, time.time(), {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()})
-        self._journal.record_planned(batch)
+        items = {key: replace(chosen[key], usd=str(usd)) for key, usd in held.items()}
+        batch = Batch(label, time.time(), items, kind=self.kind)
+        self._journal.record_planned(batch)  # before anything is awaited: a label without an entry is released
         if await self._submit(batch, {key: encoded[key] for key in held}, on_outcome):
             following.add(asyncio.create_task(self._follow(batch, on_outcome)))
         return True
@@ -337,7 +381,7 @@ class Batches:
             if self._is_too_dear(request):
                 self._refuse(self._pending.popleft())
                 continue
-            key = f"{label}-{len(chosen)}"
+            key = self._custom_id(label, len(chosen))
             line = self._provider.batch_item(key, request, self._model)
             if chosen and size + len(line) > most_bytes:
                 break
@@ -352,6 +396,9 @@ class Batches:
             chosen[key] = item
             size += len(line)
         return chosen, encoded
+
+    def _custom_id(self, label: str, number: int) -> str:
+        return f"{label}-{number}"
 
     async def _submit(self, batch: Batch, encoded: dict[str, bytes], on_outcome: OnOutcome) -> bool:
         """Submits a batch. Returns whether it was accepted."""
@@ -419,9 +466,14 @@ class Batches:
                 self._journal.record_submitted(batch, found)
             assert batch.id is not None
             status = await self._ended(batch.id)
+            if status.state == "lost":
+                raise SubmissionLost(str(status.error))
             if status.state != "failed":
                 await self._collect(batch, on_outcome)
                 return
+        except SubmissionLost as why:
+            self._lose(batch, why, on_outcome)
+            return
         except _StatusUnknown as why:
             if self._settings.unknown == "wait":
                 self._note_unknown(batch, why)
@@ -444,7 +496,18 @@ class Batches:
 
     def _note_unknown(self, batch: Batch, why: _StatusUnknown) -> None:
         self._unknown[batch.label] = str(why)
-        logger.warning("batch %s stays open, its state is unknown: %s", batch.label, why)
+        logger.warning("%s %s stays open, its state is unknown: %s", self.noun, batch.id or batch.label, why)
+
+    def _lose(self, batch: Batch, why: Exception, on_outcome: OnOutcome) -> None:
+        """Closes a batch whose answers cannot be collected. Its requests count as possibly billed, and are submitted
+        again."""
+        logger.warning("%s %s may be billed and cannot be collected: %s", self.noun, batch.id or batch.label, why)
+        for item in batch.items.values():
+            if item.key in self._wanted:
+                self._charge_unknown(batch, item)
+        self._retry_items(batch.items.values(), on_outcome)
+        self._journal.record_closed(batch, "lost")
+        self._budget.release_other_batches(self._journal.open)
 
     def _resubmit(self, batch: Batch, why: str) -> None:
         """Closes a batch and moves its requests without an answer to a later one."""
@@ -557,7 +620,7 @@ class Batches:
             "provider": self._provider.name,
             "model": answer.model,
             "request_id": answer.request_id,
-            "batch_id": batch.id,
+            f"{'response' if self.kind == 'background' else 'batch'}_id": batch.id,
         }
         latency_s = round(time.time() - batch.planned_at, 3)
         return Completion(
@@ -584,7 +647,7 @@ class Batches:
             if tries < self._retry.tries:
                 self._pending.append(replace(item, tries=tries, usd=None))
             else:
-                message = f"no answer in {tries} batches"
+                message = f"no answer in {tries} {self.nouns}"
                 failure = Failure("TransientError", message, tries, details=self._billing_details(item))
                 self._report(item, failure, on_outcome)
 

@@ -1,6 +1,7 @@
 """The journal of a run's provider batches.
 
-Two files in the run directory, both append-only JSON lines:
+A background response is journaled as a batch of one request. Two files in the run directory, both append-only JSON
+lines:
 
 * ``batches.jsonl``: ``planned`` (label, time, items) is written before a batch is submitted, ``submitted`` (its id)
   after the provider has accepted it, ``closed`` after it is collected or refused. A torn last line is removed.
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from swe_infer.errors import StoreError
 from swe_infer.files import open_regular
@@ -28,6 +29,9 @@ from swe_infer.text import bounded_json
 from swe_infer.types import Prompt, Purpose, Turn
 
 logger = logging.getLogger(__name__)
+
+BatchKind = Literal["batch", "background"]
+"""``background``: a response that is computed in the background, journaled as a batch of one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Batch:
     planned_at: float
     items: Mapping[str, Item] = field(default_factory=dict)
     id: str | None = None
+    kind: BatchKind = "batch"
 
 
 class Journal:
@@ -108,7 +113,8 @@ class Journal:
             key: [i.instance_id, i.sample, i.offset, i.tries, i.usd, *_further(i)] for key, i in batch.items.items()
         }
         os.fsync(self._prompts)
-        self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items})
+        kind = {} if batch.kind == "batch" else {"kind": batch.kind}
+        self._append({"event": "planned", "label": batch.label, "at": batch.planned_at, "items": items, **kind})
         self.open[batch.label] = batch
 
     def record_submitted(self, batch: Batch, batch_id: str) -> None:
@@ -164,7 +170,8 @@ def _replay(event: dict[str, Any], batches: dict[str, Batch]) -> None:
     match event["event"]:
         case "planned":
             items = {key: _item(*item) for key, item in event["items"].items()}
-            batches[label] = Batch(_checked(label, str), _checked(event["at"], int, float), items)
+            kind: BatchKind = "background" if event.get("kind") == "background" else "batch"
+            batches[label] = Batch(_checked(label, str), _checked(event["at"], int, float), items, kind=kind)
         case "submitted":
             batches[label].id = _checked(event["id"], str)
         case _:

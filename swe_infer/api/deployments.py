@@ -44,6 +44,8 @@ class Deployments(Provider):
         for key, part in self._parts.items():
             if part.mode != "live":
                 raise ConfigError(f"provider.{key}.mode={part.mode}: several deployments answer live requests only")
+            if part.background:
+                raise ConfigError(f"provider.{key}.background: several deployments answer live requests only")
         self.pricing_id = self.first.pricing_id
         self.address = self.first.address
         self.timeout_s = max(part.timeout_s for part in self._parts.values())

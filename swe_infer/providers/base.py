@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from swe_infer.errors import ConfigError, RateLimits, RequestError
 from swe_infer.types import ApiModel, Decoding, FinishReason, LlamaModel, Request, Usage
@@ -121,6 +121,9 @@ class Provider(ABC):
     mode: Literal["live", "batch"]
     """``batch``: answers come through the vendor's batches, see :class:`BatchProvider`."""
 
+    background: bool | Literal["2h", "8h"] = False
+    """Whether answers are computed in the background and polled, see :meth:`deferred`."""
+
     counts_input: ClassVar[bool] = False
     """Whether the vendor has a free endpoint that counts the tokens of a request."""
 
@@ -131,6 +134,10 @@ class Provider(ABC):
     def has_batches(self) -> bool:
         """Whether this is a :class:`BatchProvider` whose vendor has batches."""
         return False
+
+    def deferred(self) -> BatchProvider:
+        """The calls that submit requests and collect their answers later, for ``mode="batch"`` or ``background``."""
+        return cast(BatchProvider, self)
 
     @abstractmethod
     def check(self, model: ApiModel, decoding: Decoding) -> None:
@@ -241,13 +248,14 @@ class BatchStatus:
     """The status of a batch.
 
     Args:
-        state: ``ended``: results, perhaps not for all requests; ``failed``: refused as a whole.
+        state: ``ended``: results, perhaps not for all requests; ``failed``: refused as a whole; ``lost``: the vendor
+            does not know the id any more, and the requests may have been billed.
         total: requests in the batch; 0 if the vendor has not counted them yet.
         done: requests with an answer.
         error: why it failed; ``RateLimited`` if it may be submitted again later.
     """
 
-    state: Literal["running", "ended", "failed"]
+    state: Literal["running", "ended", "failed", "lost"]
     total: int
     done: int
     error: RequestError | None = None
@@ -265,9 +273,13 @@ class FoundBatch:
     total: int
 
 
+ONLY_ITEM = "0"
+"""The custom id of the request in a background response."""
+
+
 class BatchProvider(Protocol):
     """Additional methods of a provider with ``has_batches``: many requests submitted together, answered within a day,
-    at half the price.
+    at half the price. Background responses are batches of one request, :data:`ONLY_ITEM`.
 
     Every method raises RequestError as :meth:`Provider.complete` does, and never retries.
     """

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from swe_infer.errors import ConfigError, ModelNotFound, RequestError
 from swe_infer.options import Option
-from swe_infer.providers.base import Answer, InputCount
+from swe_infer.providers.base import ONLY_ITEM, Answer, BatchProvider, BatchStatus, FoundBatch, InputCount
 from swe_infer.providers.faults import classify, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.knobs import RESPONSES, Dialect
@@ -16,7 +18,7 @@ from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_bill, openai_usage, unshared_cache_fields
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
-from swe_infer.types import ApiModel, FinishReason, Request
+from swe_infer.types import ApiModel, Decoding, FinishReason, Request
 
 _COUNTED = (
     "model",
@@ -51,6 +53,7 @@ class OpenAIResponses(OpenAIBatches):
         "stream",
         "store",
         "background",
+        "background_options",
         "temperature",
         "top_p",
         "max_output_tokens",
@@ -65,7 +68,40 @@ class OpenAIResponses(OpenAIBatches):
     max_concurrency: int = 256
     pricing_id: str | None = "openai"
     stream: StreamChoice = "never"
-    store: Annotated[bool, Option("Let OpenAI store the answers for later retrieval.", "reporting")] = False
+    store: Annotated[
+        bool | None,
+        Option("Let OpenAI store the answers for later retrieval; null: only with provider.background.", "reporting"),
+    ] = None
+    background: Annotated[
+        bool | Literal["2h", "8h"],
+        Option(
+            "Submit each request as a background response and poll it; 2h, 8h: in OpenAI's discounted windows.",
+            "speed",
+        ),
+    ] = False
+
+    def check(self, model: ApiModel, decoding: Decoding) -> None:
+        super().check(model, decoding)
+        if self.background is False:
+            return
+        key = f"provider.background={str(self.background).lower()}"
+        if self.mode == "batch":
+            raise ConfigError(f"{key}: a batch is computed in the background already; set provider.mode=live")
+        if self.stream in (True, "always"):
+            raise ConfigError(f"{key}: a background response is polled, not streamed; set provider.stream=never")
+        if self.store is False:
+            raise ConfigError(
+                f"{key}: OpenAI deletes a response that it does not store after about ten minutes, also one that is "
+                "not collected yet; leave provider.store out"
+            )
+        if self.background is not True and self._tier() not in (None, "auto", "default"):
+            raise ConfigError(
+                f"provider.service_tier={self.service_tier}: background windows such as {self.background} have the "
+                "standard tier; leave provider.service_tier out"
+            )
+
+    def deferred(self) -> BatchProvider:
+        return _BackgroundCalls(self) if self.background else super().deferred()
 
     def dialect(self) -> Dialect:
         return RESPONSES
@@ -82,7 +118,7 @@ class OpenAIResponses(OpenAIBatches):
             "model": model.name,
             "input": prompt.messages if prompt.turns else prompt.user,
             "max_output_tokens": decoding.max_new_tokens,
-            "store": self.store,
+            "store": bool(self.background) if self.store is None else self.store,
         }
         if prompt.system is not None:
             body["instructions"] = prompt.system
@@ -145,6 +181,58 @@ class OpenAIResponses(OpenAIBatches):
                 # Some gateways send the items in their own events alone.
                 return whole if whole.get("output") or not items else {**whole, "output": items}
         raise Unreadable("a stream that ends before its answer")
+
+
+_RUNNING = ("queued", "in_progress")
+
+
+class _BackgroundCalls:
+    """Background responses as batches of one request; implements :class:`~swe_infer.providers.base.BatchProvider`.
+
+    Format: https://developers.openai.com/api/docs/guides/background.
+    """
+
+    max_batch_requests = 1
+    max_batch_bytes = 512 << 20
+
+    def __init__(self, provider: OpenAIResponses) -> None:
+        self._provider = provider
+        self.name, self.address, self.timeout_s = provider.name, provider.address, provider.timeout_s
+
+    def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
+        body = {**self._provider.body(request, model), "background": True}
+        if self._provider.background is not True:
+            body["background_options"] = {"completion_window": self._provider.background}
+        return json.dumps(body).encode()
+
+    async def submit(self, items: Mapping[str, bytes], *, label: str, timeout_s: float) -> str:
+        body = json.loads(items[ONLY_ITEM])
+        created = await self._provider._call("POST", "/responses", timeout_s=timeout_s, body=body)
+        return self._provider._id(created, "responses")
+
+    async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
+        """OpenAI has no list of responses."""
+        return []
+
+    async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
+        try:
+            response = await self._provider._call("GET", f"/responses/{batch_id}", timeout_s=timeout_s)
+        except ModelNotFound as error:  # HTTP 404: it was deleted
+            return BatchStatus("lost", 1, 0, error)
+        is_running = response.get("status") in _RUNNING
+        return BatchStatus("running" if is_running else "ended", 1, int(not is_running))
+
+    async def results(
+        self, batch_id: str, *, timeout_s: float
+    ) -> AsyncGenerator[tuple[str, Answer | RequestError], None]:
+        response = await self._provider._call("GET", f"/responses/{batch_id}", timeout_s=timeout_s)
+        try:
+            yield ONLY_ITEM, self._provider.parse_answer(response, None, self._provider._where(batch_id), {})
+        except RequestError as error:
+            yield ONLY_ITEM, self._provider.as_answer(error)
+
+    async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
+        await self._provider._call("POST", f"/responses/{batch_id}/cancel", timeout_s=timeout_s)
 
 
 def _is_message(item: Any) -> bool:

@@ -816,7 +816,7 @@ class WireProvider(Provider):
             beginning = content[:320].decode(errors="replace")[:80]
             raise self._unreadable(f"no JSON ({kind}): {beginning}", where, headers) from None
         body = decoded[0] if isinstance(decoded, list) and decoded else decoded
-        if isinstance(body, dict) and body.get("error") and not isinstance(body.get("output"), list):
+        if isinstance(body, dict) and body.get("error") and not _is_response(body):
             in_answer = bool(body.get("choices") or body.get("usage"))
             raise classify(None, body, headers, where=where, secret=self._key(), in_answer=in_answer)
         if not isinstance(decoded, dict):
@@ -896,6 +896,11 @@ class WireProvider(Provider):
     def _key_variable(self) -> str | None:
         """The environment variable of the credential that is sent; None: no credential."""
         return self.api_key_env
+
+
+def _is_response(body: Mapping[str, Any]) -> bool:
+    """Whether a body is one of OpenAI's responses, which state an error in addition to their status."""
+    return body.get("object") == "response" or isinstance(body.get("output"), list)
 
 
 async def _parts_of(*parts: bytes) -> AsyncGenerator[bytes, None]:

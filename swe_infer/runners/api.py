@@ -11,8 +11,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
+from swe_infer.api.background import BackgroundResponses
 from swe_infer.api.batch import Batches, BatchSettings
 from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import CostBudget
@@ -34,7 +35,7 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.options import Option
 from swe_infer.presets import warnings_of, with_known_rules
-from swe_infer.providers.base import BatchProvider, Provider
+from swe_infer.providers.base import Provider
 from swe_infer.resources import expanded
 from swe_infer.runners.base import Order, PendingSamples, RunContext
 from swe_infer.types import (
@@ -84,7 +85,7 @@ class ApiRunner:
     budget: Annotated[Budget, Option("Cost limits in dollars.", "scope")] = field(default_factory=Budget)
     retry: Annotated[Retry, Option("Retries of failed requests.", "speed")] = field(default_factory=Retry)
     limits: Annotated[Limits, Option("Concurrency and rate limits.", "speed")] = field(default_factory=Limits)
-    batches: Annotated[BatchSettings, Option("Size and polling of batches, for provider.mode=batch.", "speed")] = (
+    batches: Annotated[BatchSettings, Option("Size and polling of batches and background responses.", "speed")] = (
         field(default_factory=BatchSettings)
     )
     prompt_caching: Annotated[
@@ -148,11 +149,15 @@ class ApiRunner:
             self.budget, self.limits = replace(self.budget, max_usd=cap), self.limits.divided(context.shards)
             self._parts = context.shards
         self.provider.keep_log(context.directory)
-        if self.provider.mode == "live" and (unfinished := open_batches(context.directory)):
-            raise ConfigError(
-                f"provider.mode=live: {len(unfinished)} batches of this run are still at the provider; collect them "
-                "with provider.mode=batch first"
-            )
+        unfinished = open_batches(context.directory)
+        for kind, key, nouns, now in (
+            ("batch", "provider.mode=batch", "batches", self.provider.mode == "batch"),
+            ("background", "provider.background=true", "background responses", bool(self.provider.background)),
+        ):
+            count = sum(batch.kind == kind for batch in unfinished)
+            if count and not now:
+                where = "of this run are still at the provider"
+                raise ConfigError(f"{count} {nouns} {where}; collect them with {key} first")
 
     def token_counter(self) -> TokenCounter:
         return counter_of(self._model, self.provider.pricing_id)
@@ -213,7 +218,7 @@ class ApiRunner:
             if not await self._open_provider(stop):
                 return
             stack.enter_context(relaxed_gc())
-            if batch:
+            if batch or self.provider.background:
                 await self._run_batches(self._endpoints.all[0], budget, rounds, on_outcome, stop)
             else:
                 max_pending = 2 * sum(endpoint.provider.max_concurrency for endpoint in self._endpoints.all)
@@ -249,13 +254,14 @@ class ApiRunner:
         chain = self._chain
         assert chain is not None
         if self._context is None:
-            raise ConfigError("provider.mode=batch: batches need a run directory")
+            raise ConfigError("batches and background responses need a run directory")
         journal = Journal(self._context.directory)
+        queue = BackgroundResponses if self.provider.background else Batches
         try:
             for requests in rounds:
                 submitted = 0 if self._batches is None else self._batches.submitted
-                self._batches = Batches(
-                    cast(BatchProvider, self.provider),
+                self._batches = queue(
+                    self.provider.deferred(),
                     self._model,
                     self.decoding,
                     endpoint,

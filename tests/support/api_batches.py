@@ -1,4 +1,5 @@
-"""OpenAI's files and batches and Anthropic's message batches, of the loopback API server (in memory)."""
+"""OpenAI's files, batches and background responses, and Anthropic's message batches, of the loopback API server (in
+memory)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from email.parser import BytesParser
 from typing import Any, Literal
 
 from tests.support.api_calls import Call, dialect_of, parse_call
-from tests.support.api_faults import ERROR_FAULTS, Fault, error_of
+from tests.support.api_faults import ERROR_FAULTS, Fault, HttpError, error_of
 from tests.support.api_http import HttpRequest
 
 __all__ = ["BatchDesk", "Route"]
@@ -26,6 +27,7 @@ AnswerItem = Callable[[Call, str, str], tuple[int, dict[str, Any], Fault | None]
 """(call, batch id, custom id) to (status, vendor's body, fault); writes the log."""
 
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_RUNNING = ("queued", "in_progress")
 
 
 @dataclass
@@ -48,14 +50,30 @@ class _Batch:
 
 
 class BatchDesk:
-    """Accepts batches, answers them in the background, returns results in shuffled order.
+    """Accepts batches and background responses, answers them later, returns the results of a batch in shuffled order.
 
     Args:
-        delay_s: how long a batch takes.
+        refusal_of: the error of a background response that is refused when it is submitted.
+        delay_s: how long a batch or background response takes.
         max_requests: items that one batch may hold.
     """
 
-    def __init__(self, answer_item: AnswerItem, *, delay_s: float, max_requests: int = 50_000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        answer_item: AnswerItem,
+        *,
+        refusal_of: Callable[[Call], HttpError | None],
+        delay_s: float,
+        max_requests: int = 50_000,
+        seed: int = 0,
+    ) -> None:
+        self._refusal_of = refusal_of
+        self._responses: dict[str, dict[str, Any]] = {}
+        self._forgotten: set[str] = set()
+        self.response_delay_s = 0.0
+        """Seconds between the acceptance of a background response and the answer with its id."""
+        self.peak_running = 0
+        """The most background responses that were running at once."""
         self.delay_s = delay_s
         self.max_requests = max_requests
         self.drop_next_submissions = 0
@@ -73,8 +91,12 @@ class BatchDesk:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submitted(self) -> list[str]:
-        """Ids of all accepted batches, in order."""
-        return list(self._batches)
+        """Ids of all accepted batches and background responses, in order."""
+        return [*self._batches, *self._responses]
+
+    def forget_responses(self) -> None:
+        """Deletes all background responses: their ids are unknown."""
+        self._forgotten |= self._responses.keys()
 
     def route(self, request: HttpRequest, base: str) -> Route | None:
         """Answer a request for files or batches; None for other paths. ``base``: the server's root."""
@@ -90,6 +112,8 @@ class BatchDesk:
                 return self._openai_route(request, rest)
             case ["messages", "batches", *rest]:
                 return self._anthropic_route(request, rest, base)
+            case ["responses", *rest]:
+                return self._response_route(request, rest)
             case _:
                 return None
 
@@ -170,6 +194,65 @@ class BatchDesk:
         else:
             self._work(batch)
         return batch
+
+    def _response_route(self, request: HttpRequest, rest: list[str]) -> Route:
+        match request.method, rest:
+            case "POST", []:
+                body = json.loads(request.body)
+                call = parse_call("openai_responses", request.path, dict(request.headers), body)
+                if not body.get("store"):
+                    return 400, _openai_error("Background mode requires store=true.", "invalid_value")
+                if body.get("background_options") and body.get("service_tier", "auto") not in ("auto", "default"):
+                    return 400, _openai_error("Completion windows need the standard service tier.", "invalid_value")
+                if (refused := self._refusal_of(call)) is not None:
+                    return refused.status, json.loads(refused.body)
+                return 200, self._open_response(call)
+            case _, [response_id, *tail] if response_id in self._responses.keys() - self._forgotten:
+                response = self._responses[response_id]
+                if tail == ["cancel"] and response["status"] in _RUNNING:
+                    response["status"] = "cancelled"
+                return 200, response
+            case _:
+                error = {
+                    "message": f"Response with id '{'/'.join(rest)}' not found.",
+                    "type": "invalid_request_error",
+                }
+                return 404, {"error": {**error, "param": None, "code": None}}
+
+    def _open_response(self, call: Call) -> dict[str, Any]:
+        response: dict[str, Any] = {
+            "id": f"resp_bg_{len(self._responses) + 1:06d}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "queued",
+            "background": True,
+            "error": None,
+            "incomplete_details": None,
+            "model": call.model,
+            "output": [],
+            "usage": None,
+        }
+        self._responses[response["id"]] = response
+        self.peak_running = max(self.peak_running, sum(r["status"] in _RUNNING for r in self._responses.values()))
+        task = asyncio.get_running_loop().create_task(self._finish_response(response, call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return response
+
+    async def _finish_response(self, response: dict[str, Any], call: Call) -> None:
+        await asyncio.sleep(self.delay_s / 2)
+        response["status"] = "in_progress" if response["status"] == "queued" else response["status"]
+        await asyncio.sleep(self.delay_s / 2)
+        while self.held and response["status"] == "in_progress":  # noqa: ASYNC110 - set from the test's thread
+            await asyncio.sleep(0.02)
+        if response["status"] == "cancelled":
+            return
+        status, answer, _ = self._answer_item(call, "", response["id"])
+        if status == 200:
+            response |= {**answer, "id": response["id"]}
+        else:
+            code = "server_error" if status >= 500 else answer["error"].get("code") or answer["error"].get("type")
+            response |= {"status": "failed", "error": {"code": code, "message": answer["error"]["message"]}}
 
     def _anthropic_route(self, request: HttpRequest, rest: list[str], base: str) -> Route:
         match request.method, rest:

@@ -1,7 +1,8 @@
 """A loopback server that speaks the providers' HTTP interfaces, for tests and benchmarks.
 
-It is a real server on a real socket: OpenAI chat completions, responses, files and batches, Azure's form of them,
-Anthropic messages, message batches, token counts and legacy text completions; messages on Bedrock and Vertex AI.
+It is a real server on a real socket: OpenAI chat completions, responses (background ones too), files and batches,
+Azure's form of them, Anthropic messages, message batches, token counts and legacy text completions; messages on
+Bedrock and Vertex AI.
 
 In a test::
 
@@ -114,7 +115,9 @@ class ApiServer:
             vendor=vendor,
         )
         self.log = Log(log_path, log_bodies)
-        self.batches = BatchDesk(self._answer_item, delay_s=batch_delay_s, seed=seed)
+        self.batches = BatchDesk(
+            self._answer_item, refusal_of=self.maker.refusal_of, delay_s=batch_delay_s, seed=seed
+        )
         self.in_flight = 0
         self.peak_in_flight = 0
         self._plan = FaultPlan(list(faults), seed)
@@ -230,6 +233,8 @@ class ApiServer:
         exchange = Exchange(next(self._numbers), time.time(), request.method, request.path, request.headers)
         try:
             exchange.body = json.loads(request.body) if request.body[:1] == b"{" else None
+            if dialect == "openai_responses" and (exchange.body or {}).get("background"):
+                dialect = None  # the response is answered later, see BatchDesk
             if dialect is None:
                 self.log.received(exchange, request.body if exchange.body is not None else b"")
                 await self._handle_other(request, exchange, peer)
@@ -266,10 +271,12 @@ class ApiServer:
             return
         before = len(self.batches.submitted())
         route = self._counted(request, exchange) or self.batches.route(request, self.url)
-        if len(self.batches.submitted()) > before and self.batches.drop_next_submissions > 0:
-            self.batches.drop_next_submissions -= 1
-            peer.reset()
-            return
+        if len(self.batches.submitted()) > before:
+            await asyncio.sleep(self.batches.response_delay_s)
+            if self.batches.drop_next_submissions > 0:
+                self.batches.drop_next_submissions -= 1
+                peer.reset()
+                return
         if route is None:
             message = f"Unknown request URL: {request.method} {request.path}"
             route = (404, {"error": {"message": message, "type": "invalid_request_error", "code": "unknown_url"}})

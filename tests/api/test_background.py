@@ -1,0 +1,197 @@
+"""Background responses through the real SDK: polls, kills at any point, lost ids, caps."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swe_infer.api.batch_journal import open_batches
+from swe_infer.api.ledger import Ledger
+from swe_infer.errors import BudgetExceeded, ConfigError
+from swe_infer.providers.openai_responses import OpenAIResponses
+from swe_infer.runners.api import ApiRunner
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Skip
+from tests.api.scripted import context, requests
+from tests.api.test_batches import FAST, QUICK, child_of, run, stopped_once_submitted
+from tests.api.test_runner import Outcomes
+from tests.support.api_server import ApiServer, Fault
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-0123456789")
+
+
+def runner(url: str, directory: Path, *, cap: str | None = None, **settings: Any) -> ApiRunner:
+    api = ApiRunner(
+        model=ApiModel(name="gpt-5.4"),
+        provider=OpenAIResponses(base_url=f"{url}/v1", **{"background": True, **settings}),
+        decoding=Decoding(temperature=None, max_new_tokens=256),
+        budget=Budget(max_usd=Decimal(cap) if cap else None),
+        retry=FAST,
+        batches=QUICK,
+    )
+    api.check()
+    api.bind(context(directory))
+    return api
+
+
+def test_each_request_is_one_polled_response_priced_by_its_own_tier(tmp_path: Path) -> None:
+    faults = [Fault("bad_request", contains="fix it 3"), Fault("context_overflow", contains="fix it 5")]
+    with ApiServer(faults=[*faults, Fault("server_error", per_prompt=1, fraction=0.3)], batch_delay_s=0.2) as server:
+        server.maker.project_tier = "priority"
+        api = runner(server.url, tmp_path, max_concurrency=5)
+        outcomes = run(api, requests(12, samples=2))
+        completions = [o for o in outcomes.values() if isinstance(o, Completion)]
+        assert len(completions) == 20
+        assert {type(outcomes["i3", 0]), type(outcomes["i5", 0])} == {Failure, Skip}
+        assert set(server.log.answers_by_prompt().values()) == {2}
+        assert server.batches.peak_running <= 5
+        ids = {o.details["response_id"] for o in completions}
+        assert len(ids) == 20
+        assert ids <= set(server.batches.submitted())
+        assert {o.details["service_tier"] for o in completions} == {"priority"}
+        assert sum(o.cost_usd or Decimal(0) for o in completions) == server.log.cost_usd()
+        sent = [e.body or {} for e in server.log.exchanges if e.method == "POST"]
+        assert all(body["background"] and body["store"] and "stream" not in body for body in sent)
+        assert open_batches(tmp_path) == []
+
+
+def test_a_response_that_is_lost_counts_as_possibly_billed_and_is_submitted_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ApiServer() as server:
+        server.batches.held = True
+        assert stopped_once_submitted(runner(server.url, tmp_path, cap="1"), tmp_path, requests(2)) == []
+        count = len(server.batches.submitted())
+        server.batches.forget_responses()
+        server.batches.held = False
+        server.batches.drop_next_submissions = 1  # and one whose id never arrives
+        outcomes = run(runner(server.url, tmp_path, cap="1"), requests(3))
+        completions = [o for o in outcomes.values() if isinstance(o, Completion)]
+        assert len(completions) == 3
+        lost = len(server.batches.submitted()) - 3
+        assert lost == count + 1
+        possibly = [Decimal(o.details.get("possibly_billed_usd", 0)) for o in completions]
+        assert sum(usd > 0 for usd in possibly) in (lost, lost - 1)  # one request may have lost both
+        assert caplog.text.count("may be billed and cannot be collected") == lost
+        assert "not found" in caplog.text
+        paid = sum(o.cost_usd or Decimal(0) for o in completions)
+        with closing(Ledger(tmp_path / "ledger.sqlite", Decimal(1), "run")) as ledger:
+            assert ledger.spent_usd == paid + sum(possibly)
+            assert ledger.remaining().available == ledger.remaining().unspent
+
+
+def test_a_stop_waits_for_ids_on_their_way_and_the_next_try_collects(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.held = True
+        server.batches.response_delay_s = 0.3
+        stop, outcomes = threading.Event(), Outcomes()
+
+        def stop_once_accepted() -> None:
+            while not server.batches.submitted():
+                time.sleep(0.005)
+            stop.set()
+
+        threading.Thread(target=stop_once_accepted, daemon=True).start()
+        runner(server.url, tmp_path, cap="1").generate(requests(30), outcomes, stop)
+        assert outcomes == []
+        assert {batch.id for batch in open_batches(tmp_path)} == set(server.batches.submitted())
+        server.batches.held = False
+        server.batches.response_delay_s = 0.0
+        assert len(run(runner(server.url, tmp_path, cap="1"), requests(30))) == 30
+        assert set(server.log.answers_by_prompt().values()) == {1}
+
+
+def test_a_cap_holds_and_is_used_up(tmp_path: Path) -> None:
+    with ApiServer(batch_delay_s=0.02) as server:
+        outcomes = Outcomes()
+        with pytest.raises(BudgetExceeded, match=r"budget\.max_usd"):
+            runner(server.url, tmp_path, cap="0.1").generate(requests(100), outcomes, threading.Event())
+        paid = sum(o.cost_usd or Decimal(0) for _, o in outcomes if isinstance(o, Completion))
+        assert Decimal("0.09") <= paid == server.log.cost_usd() <= Decimal("0.1")
+
+
+CHILD = """
+import json, sys, threading
+from dataclasses import replace
+from pathlib import Path
+from tests.api.test_background import runner
+from tests.api.scripted import context, requests
+from swe_infer.types import Completion
+url, _, directory = sys.argv[1:]
+records = Path(directory) / "records"
+done = {tuple(json.loads(line)) for line in records.read_text().splitlines()} if records.exists() else set()
+def keep(request, outcome):
+    assert isinstance(outcome, Completion), outcome
+    with records.open("a") as file:
+        file.write(json.dumps(request.key) + "\\n")
+api = runner(url, Path(directory), cap="20", max_concurrency=12)
+api.bind(replace(context(Path(directory)), is_recorded=lambda key, turn, auxiliary: key in done))
+api.generate([r for r in requests(20, samples=2) if r.key not in done], keep, threading.Event())
+"""
+
+
+def test_kills_at_any_moment_lose_nothing_and_pay_for_nothing_twice(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    with ApiServer(batch_delay_s=0.2) as server:
+        for attempt in range(3):
+            child = child_of(CHILD, server.url, "openai", tmp_path)
+            if attempt < 2:
+                # A moment at which no id is under way: the server has sent all ids, and they are in the journal.
+                more = len(server.batches.submitted()) + chance.randint(2, 10)
+                while child.poll() is None:
+                    journaled = {batch.id for batch in open_batches(tmp_path)}
+                    if len(server.batches.submitted()) >= more and None not in journaled:
+                        break
+                    time.sleep(0.002)
+                child.send_signal(signal.SIGKILL)
+            _, errors = child.communicate()
+            if (status := child.wait()) == 0:
+                break
+            assert status == -signal.SIGKILL, errors
+        assert status == 0, errors
+        kept = Counter((tmp_path / "records").read_text().splitlines())
+        assert len(kept) == 40
+        assert set(kept.values()) == {1}
+        lost = errors.count("may be billed and cannot be collected")
+        assert sum(server.log.answers_by_prompt().values()) <= 40 + lost
+        assert open_batches(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "batch"}, r"provider\.background=true: a batch is computed in the background"),
+        ({"stream": "always"}, r"provider\.background=true: .* not streamed"),
+        ({"store": False}, r"provider\.background=true: OpenAI deletes"),
+        ({"background": "8h", "service_tier": "flex"}, r"provider\.service_tier=flex: .*standard tier"),
+    ],
+)
+def test_what_background_excludes_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        runner("http://127.0.0.1:9", tmp_path, **settings)
+
+
+def test_open_responses_are_collected_in_background_mode_alone(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.held = True
+        stopped_once_submitted(runner(server.url, tmp_path, background="2h"), tmp_path, requests(1))
+        assert (server.log.exchanges[0].body or {})["background_options"] == {"completion_window": "2h"}
+        for mode in ("live", "batch"):
+            with pytest.raises(ConfigError, match=r"collect them with provider\.background=true first"):
+                runner(server.url, tmp_path, background=False, mode=mode)
+        server.batches.held = False
+        again = runner(server.url, tmp_path)
+        again.bind(replace(context(tmp_path), is_recorded=lambda key, turn, auxiliary: False))
+        assert run(again, []).keys() == {("i0", 0)}
