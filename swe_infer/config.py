@@ -584,17 +584,23 @@ def _is_given(key: str, value: object) -> bool:
     return key.startswith(("context.", "prompt.")) and value in (None, _GIVEN.get(key))
 
 
-_LATER_KEYS = frozenset(
-    {"model.effort", "model.thinking", "model.verbosity", "model.template_date", "provider.headers"}
-)
-"""Keys that earlier versions did not have, and that are part of a run's identity only if they are set."""
+_LATER_KEYS: Mapping[str, object] = {
+    "model.effort": None,
+    "model.thinking": None,
+    "model.verbosity": None,
+    "model.template_date": None,
+    "provider.headers": {},
+    "dataset.images": True,
+}
+"""Keys that earlier versions did not have, with their defaults. They are part of a run's identity only if they have
+another value."""
 
 
 def _is_unset(key: str, value: object) -> bool:
     """Whether a key of :data:`_LATER_KEYS` has its default."""
     group, _, rest = key.partition(".")
     plain = f"{group}.{_DEPLOYMENT.sub('', rest)}" if group == "provider" else key
-    return plain in _LATER_KEYS and value in (None, {})
+    return plain in _LATER_KEYS and (value is None or value == _LATER_KEYS[plain])
 
 
 HEADER = "# identity "

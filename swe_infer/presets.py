@@ -165,9 +165,12 @@ def with_known_rules(model: ApiModel, provider: str) -> ApiModel:
         api_version=rules.model.api_version,
         one_sampler=rules.model.one_sampler,
         billed_cache_writes=rules.model.billed_cache_writes,
+        vision=rules.model.vision if model.vision is None else model.vision,
+        image_tokens=rules.model.image_tokens if model.image_tokens == _IMAGE_TOKENS else model.image_tokens,
     )
 
 
+_IMAGE_TOKENS = parameters_of(ApiModel)["image_tokens"].default
 _NO_RULES = tuple(parameters_of(ApiModel)[key].default for key in ("parameters", "api_version"))
 
 

@@ -61,12 +61,14 @@ class Prompt:
         system: None if there is no system part.
         prefill: the beginning of the answer, which the model continues. The model's output does not include it.
         turns: the conversation after ``user``, oldest turn first. Only chat models continue one.
+        images: URLs (``http``, ``https`` or ``data``) of images that belong to ``user``; not in :attr:`text`.
     """
 
     system: str | None
     user: str
     prefill: str | None = None
     turns: tuple[Turn, ...] = ()
+    images: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
@@ -100,8 +102,9 @@ class Prompt:
 
     @property
     def sha256(self) -> str:
-        """The digest of :attr:`text` in UTF-8."""
-        return hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()
+        """The digest of :attr:`text` in UTF-8, followed by the URLs of images, if there are any."""
+        whole = "\0".join((self.text, *self.images))
+        return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +486,12 @@ class ApiModel:
         Literal["low", "medium", "high"] | None,
         Option("Length of answers: low, medium or high; null: the model's default.", "answer"),
     ] = None
+    vision: Annotated[
+        bool | None, Option("The model accepts images; null: as the preset with its name, else false.", "scope")
+    ] = None
+    image_tokens: Annotated[
+        int, Option("Upper bound on the tokens that one image is billed as, reserved under a budget.", "reporting")
+    ] = 50_000
     one_sampler: Annotated[bool, Option("The model accepts temperature or top_p, not both.", "answer")] = False
     billed_cache_writes: Annotated[
         bool, Option("OpenAI bills writes to the prompt cache (gpt-5.6 and later).", "reporting")
@@ -491,6 +500,8 @@ class ApiModel:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ConfigError("model.name is empty: set it to the provider's name of the model")
+        if self.image_tokens < 1:
+            raise ConfigError(f"model.image_tokens={self.image_tokens}: must be at least 1")
         if self.retires is not None and not _is_date(self.retires):
             raise ConfigError(f"model.retires={self.retires}: must be a date such as 2026-11-30, or null")
 

@@ -101,11 +101,12 @@ class Journal:
             kept = bounded_json(self._reader.readline(LONGEST_LINE))
             system, user, prefill = kept["system"], kept["user"], kept.get("prefill")
             turns = tuple(Turn(str(turn["answer"]), str(turn["reply"])) for turn in kept.get("turns", ()))
+            images = tuple(map(str, kept.get("images", ())))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            system, user, prefill, turns = None, None, None, ()
+            system, user, prefill, turns, images = None, None, None, (), ()
         if not isinstance(user, str) or not isinstance(system, str | None) or not isinstance(prefill, str | None):
             raise StoreError(f"{self._prompts_path}: has no prompt at byte {offset}, to which batches.jsonl refers")
-        return Prompt(system, user, prefill, turns)
+        return Prompt(system, user, prefill, turns, images)
 
     def record_planned(self, batch: Batch) -> None:
         """Records a batch before it is submitted."""

@@ -100,6 +100,7 @@ def _identity(request: Request, model: ApiModel, provider: str) -> dict[str, Any
         "user": _digest(request.prompt.user),
         **({} if request.prompt.prefill is None else {"prefill": _digest(request.prompt.prefill)}),
         **({"messages": list(map(_digest, request.prompt.parts))} if request.prompt.turns else {}),
+        **({"images": list(map(_digest, request.prompt.images))} if request.prompt.images else {}),
         "sampling": sampling,
         "sample": request.sample,
     }

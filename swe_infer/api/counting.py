@@ -63,8 +63,8 @@ class InputBounds:
         self._locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def byte_bound(self, request: Request, endpoint: Endpoint) -> int:
-        """The bound by UTF-8 bytes, which costs nothing."""
-        return byte_bound(request.prompt, endpoint.model.extra_body)
+        """The bound by UTF-8 bytes, which costs nothing. An image counts as ``model.image_tokens``."""
+        return byte_bound(request.prompt, endpoint.model.extra_body) + _image_bound(request, endpoint)
 
     def can_be_tighter(self, endpoint: Endpoint) -> bool:
         """Whether :meth:`tightest` may be less than :meth:`byte_bound`."""
@@ -96,7 +96,8 @@ class InputBounds:
         counted = self._counts.get(key)
         if counted is None or self._stats(endpoint).is_off:
             return in_bytes
-        return min(in_bytes, max(counted, in_bytes // _LARGEST_TOKEN))
+        text_bytes = in_bytes - _image_bound(request, endpoint)
+        return min(in_bytes, max(counted, text_bytes // _LARGEST_TOKEN))
 
     def observe(self, endpoint: Endpoint, usage: Usage, in_bytes: int, reserved: int) -> None:
         """Records what an answer was billed for.
@@ -138,7 +139,8 @@ class InputBounds:
                 self._give_up(endpoint, f"{type(error).__name__}: {error}")
                 return None
             else:
-                if not max(1, (in_bytes - _OWN_FRAMING) // _NO_TOKEN) <= count.tokens <= in_bytes:
+                text_bytes = in_bytes - _image_bound(request, endpoint)
+                if not max(1, (text_bytes - _OWN_FRAMING) // _NO_TOKEN) <= count.tokens <= in_bytes:
                     self._give_up(endpoint, f"{count.tokens} tokens in a prompt of {in_bytes} bytes")
                     return None
                 return count.tokens + count.beyond
@@ -153,3 +155,8 @@ class InputBounds:
 
     def _stats(self, endpoint: Endpoint) -> _TokenStats:
         return self._stats_by_endpoint.setdefault(f"{endpoint.provider.name} {endpoint.address}", _TokenStats())
+
+
+def _image_bound(request: Request, endpoint: Endpoint) -> int:
+    """The most tokens that a request's images are billed as."""
+    return endpoint.model.image_tokens * len(request.prompt.images)

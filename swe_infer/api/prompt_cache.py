@@ -42,7 +42,7 @@ Claim = Literal["lead", "cached", "wait"]
 
 def prompt_key(prompt: Prompt, model: ApiModel, provider: str, base_url: str) -> bytes:
     """Digest of the address, the model and the text, which decide whether a provider has a prompt in its cache."""
-    parts = "\x1f".join((provider, base_url, model.name, prompt.system or "", prompt.user))
+    parts = "\x1f".join((provider, base_url, model.name, prompt.system or "", prompt.user, *prompt.images))
     return hashlib.blake2b(parts.encode(errors="surrogatepass"), digest_size=16).digest()
 
 

@@ -21,6 +21,7 @@ from swe_infer.cli.training_rows import COLUMNS, METADATA, Format, fault_of, tex
 from swe_infer.compare.prompts import rendered_rows
 from swe_infer.compare.sources import find_runs
 from swe_infer.data.base import Rows
+from swe_infer.data.images import with_images
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.evaluate.command import report_errors
@@ -114,7 +115,8 @@ def _prompts_of_file(path: str) -> Rows:
         ConfigError: the file cannot be read, or its rows have no prompts.
     """
     try:
-        return JsonlDataset(path=path).open()
+        dataset = JsonlDataset(path=path)
+        return with_images(dataset.open(), dataset)
     except ConfigError as error:
         raise ConfigError(str(error).replace("dataset.path=", "--prompts ", 1)) from None
 
@@ -432,7 +434,12 @@ def _exchange(turns: Mapping[int, _Answer], turn: int, prompt: Prompt) -> tuple[
         DataError: the prompt is another one, or the answer is not one to learn.
     """
     answer = turns[turn]
-    if answer.prompt_sha256 not in (None, prompt.sha256):
+    text_alone = replace(prompt, images=())
+    if answer.prompt_sha256 == text_alone.sha256:
+        prompt = text_alone
+    elif prompt.images and answer.prompt_sha256 in (None, prompt.sha256):
+        raise DataError("the prompt has images, which rows for training do not contain")
+    elif answer.prompt_sha256 not in (None, prompt.sha256):
         raise DataError("the prompt differs from the recorded one")
     text = answer.text(prompt)
     if not all(number in turns for number in range(turn)):

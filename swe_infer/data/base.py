@@ -263,6 +263,11 @@ class Dataset(Protocol):
         """Whether a run prints the patches at its end, and writes each into a file."""
         ...
 
+    @property
+    def images(self) -> bool:
+        """Whether prompts have the images in the column ``image_assets``."""
+        ...
+
     def without_prompts(self) -> Dataset:
         """The same dataset without its prompt column."""
         ...
@@ -283,6 +288,9 @@ class DatasetOptions:
     text_column: Annotated[
         str | None, Option("The column with the prompt; null: the rows have no prompts.", "answer")
     ] = TEXT_COLUMN
+    images: Annotated[
+        bool, Option("Send the images in the column image_assets; a model without model.vision skips them.", "answer")
+    ] = True
     limit: Annotated[
         int | None, Option("Only the first N instances; applied after instance_ids, before shards.", "scope")
     ] = None

@@ -15,7 +15,9 @@ from functools import partial
 from typing import Literal
 
 from swe_infer.data.base import Dataset, Rows
+from swe_infer.data.images import NOT_ACCEPTED
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.prompt_images import IMAGES_COLUMN
 from swe_infer.types import DataShard, Prompt, Skip, TokenCounter
 
 _TEMPLATE_TOKENS = 256
@@ -129,6 +131,7 @@ class Selection:
         requested: row indices in the order for the runner, including rows with a fault.
         requested_of_all_shards: number of instances of all shards together.
         moved: number of instances that earlier versions assigned to another shard.
+        image_fault: why the model does not accept images, given by their URLs; None if it does.
     """
 
     rows: Rows
@@ -136,6 +139,7 @@ class Selection:
     requested_of_all_shards: int
     lengths: LengthFilter
     moved: Callable[[], int] = int
+    image_fault: Callable[[Sequence[str]], str | None] = lambda images: None
     _verdicts: dict[int, Skip | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -165,6 +169,9 @@ class Selection:
     def _decide(self, index: int) -> Skip | None:
         if (fault := self.rows.fault(index)) is not None:
             return fault
+        if IMAGES_COLUMN in self.rows.columns and (images := self.rows[index].prompt.images):
+            why = self.image_fault(images)
+            return self.lengths.check(self.rows[index].prompt) if why is None else Skip(NOT_ACCEPTED, why)
         if self.rows.has_known_lengths and self.lengths.allows_unread(self.rows.characters(index)):
             return None
         return self.lengths.check(self.rows[index].prompt)
@@ -179,6 +186,7 @@ def select(
     context_window: int | None,
     shard: DataShard,
     order: Literal["dataset", "longest_first"],
+    image_fault: Callable[[Sequence[str]], str | None] = lambda images: None,
 ) -> Selection:
     """Applies ``instance_ids``, ``limit`` and the shard. The length filter is applied later, row by row.
 
@@ -187,6 +195,7 @@ def select(
         reserved_output_tokens: tokens of the context window that are reserved for the output.
         context_window: tokens of prompt and output together; None: unknown.
         order: ``longest_first`` sorts by characters, then by the dataset's order.
+        image_fault: as in :class:`Selection`.
 
     Raises:
         DataError: an id of ``instance_ids`` is not in the dataset.
@@ -210,7 +219,7 @@ def select(
         indices = [index for index in indices if owners[index] == shard.index]
     if order == "longest_first":
         indices.sort(key=lambda index: (-rows.characters(index), index))
-    return Selection(rows, indices, len(all_shards), lengths, moved)
+    return Selection(rows, indices, len(all_shards), lengths, moved, image_fault)
 
 
 def _moved(rows: Rows, lengths: LengthFilter, indices: Sequence[int], owners: Sequence[int], count: int) -> int:

@@ -29,6 +29,15 @@ class AnthropicCloud(AnthropicMessages):
     def has_batches(self) -> bool:
         return False
 
+    def image_fault(self, model: ApiModel, images: Sequence[str]) -> str | None:
+        """These clouds accept images in base64 alone
+        (https://platform.claude.com/docs/en/build-with-claude/vision)."""
+        if (fault := super().image_fault(model, images)) is not None:
+            return fault
+        if all(url.startswith("data:") for url in images):
+            return None
+        return f"provider={self.name} accepts images as data URLs alone; dataset.images=false leaves the images out"
+
     def body(self, request: Request, model: ApiModel, *, cache_prompt: bool = False) -> dict[str, Any]:
         version = model.api_version or ""
         body_version = version if version >= FIRST_WITHOUT_SAMPLING else self.body_version

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from swe_infer.providers.base import Answer, Bill, InputCount, PriceTerms
 from swe_infer.providers.faults import failed_answer, one_line
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.framing import until_complete
+from swe_infer.providers.image_parts import anthropic_images, image_fault, with_content
 from swe_infer.providers.knobs import MESSAGES, Dialect
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import (
@@ -121,6 +122,9 @@ class AnthropicMessages(AnthropicBatches):
     def dialect(self) -> Dialect:
         return MESSAGES
 
+    def image_fault(self, model: ApiModel, images: Sequence[str]) -> str | None:
+        return image_fault(model)
+
     def path(self, model: ApiModel) -> str:
         return "/v1/messages"
 
@@ -167,9 +171,13 @@ class AnthropicMessages(AnthropicBatches):
 
     def _prompt_fields(self, prompt: Prompt, *, cache_prompt: bool) -> dict[str, Any]:
         messages: list[dict[str, Any]] = list(prompt.messages)
+        text: dict[str, Any] = {"type": "text", "text": prompt.user}
         if cache_prompt:
             mark = {"type": "ephemeral"} if self.cache_ttl == "5m" else {"type": "ephemeral", "ttl": self.cache_ttl}
-            messages[0]["content"] = [{"type": "text", "text": prompt.user, "cache_control": mark}]
+            text["cache_control"] = mark
+        if cache_prompt or prompt.images:
+            # Anthropic recommends images before text, and the cached prefix ends with the text.
+            messages = with_content(prompt, [*anthropic_images(prompt.images), text])
         fields: dict[str, Any] = {"messages": messages}
         return fields if prompt.system is None else {"system": prompt.system, **fields}
 

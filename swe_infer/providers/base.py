@@ -158,6 +158,14 @@ class Provider(ABC):
             "feedback=none"
         )
 
+    def image_fault(self, model: ApiModel, images: Sequence[str]) -> str | None:
+        """Why images cannot be sent to a model; None if they can.
+
+        Args:
+            images: URLs, as in :attr:`swe_infer.types.Prompt.images`.
+        """
+        return f"provider={self.name} sends text alone; dataset.images=false leaves the images out"
+
     @abstractmethod
     def check_access(self) -> None:
         """Raises ConfigError if something is missing that only sending requires: the key (the message names the

@@ -7,7 +7,7 @@ https://platform.openai.com/docs/guides/batch.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -16,6 +16,7 @@ from swe_infer.errors import ConfigError, RequestError, TransientError
 from swe_infer.options import Option
 from swe_infer.providers.base import Answer, BatchStatus, FoundBatch, PriceTerms
 from swe_infer.providers.faults import classify, one_line
+from swe_infer.providers.image_parts import image_fault
 from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, price_terms_of, whole_number
 from swe_infer.types import ApiModel, Decoding, Request
 
@@ -113,6 +114,9 @@ class OpenAIBatches(OpenAIProvider):
     @property
     def has_batches(self) -> bool:
         return True
+
+    def image_fault(self, model: ApiModel, images: Sequence[str]) -> str | None:
+        return image_fault(model)
 
     def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
         body = {**self.body(request, model), "stream": False}

@@ -20,6 +20,7 @@ from swe_infer.providers.checks import check_refused_fields
 from swe_infer.providers.faults import PromptFiltered, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.framing import DONE, until_complete
+from swe_infer.providers.image_parts import chat_messages, responses_messages
 from swe_infer.providers.knobs import Dialect, chat_dialect, needs_responses
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.unspoken import Unspoken, strings_of
@@ -166,7 +167,7 @@ class OpenAIChat(OpenAIBatches):
         decoding = request.decoding
         body: dict[str, Any] = {
             "model": model.name,
-            "messages": _messages(request.prompt),
+            "messages": [*_system(request.prompt), *chat_messages(request.prompt)],
             self.limit_key or model.max_tokens_key: decoding.max_new_tokens,
         }
         if request.prompt.prefill is not None:  # fields of vLLM and SGLang; other servers see the last message's role
@@ -236,7 +237,7 @@ class OpenAIChat(OpenAIBatches):
     async def count_input(self, request: Request, model: ApiModel, *, timeout_s: float) -> InputCount:
         """The messages as the Responses API counts them. Extra body fields have other names there, so their bytes are
         added."""
-        body = {"model": model.name, "input": _messages(request.prompt)}
+        body = {"model": model.name, "input": [*_system(request.prompt), *responses_messages(request.prompt)]}
         tokens = await self._count_tokens(COUNT_PATH, body, model, timeout_s)
         return InputCount(tokens, size_of(model.extra_body) + _OTHER_FRAMING)
 
@@ -469,9 +470,8 @@ def unshared_cache_fields(model: ApiModel) -> dict[str, Any]:
     return {"prompt_cache_options": {"mode": "explicit"}} if model.billed_cache_writes else {}
 
 
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
-    return [*system, *prompt.messages]
+def _system(prompt: Prompt) -> list[dict[str, Any]]:
+    return [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
 
 
 def _text(content: Any) -> str:

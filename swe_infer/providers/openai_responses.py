@@ -13,6 +13,7 @@ from swe_infer.options import Option
 from swe_infer.providers.base import ONLY_ITEM, Answer, BatchProvider, BatchStatus, FoundBatch, InputCount
 from swe_infer.providers.faults import classify, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
+from swe_infer.providers.image_parts import responses_messages
 from swe_infer.providers.knobs import RESPONSES, Dialect
 from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_bill, openai_usage, unshared_cache_fields
@@ -116,7 +117,7 @@ class OpenAIResponses(OpenAIBatches):
         decoding, prompt = request.decoding, request.prompt
         body: dict[str, Any] = {
             "model": model.name,
-            "input": prompt.messages if prompt.turns else prompt.user,
+            "input": responses_messages(prompt) if prompt.turns or prompt.images else prompt.user,
             "max_output_tokens": decoding.max_new_tokens,
             "store": bool(self.background) if self.store is None else self.store,
         }

@@ -226,7 +226,8 @@ def _is_plausible(usage: Usage, request: Request | None, choices: int) -> bool:
     prompt = len(request.prompt.text.encode(errors="replace"))
     inputs = max(usage.input_tokens, usage.cached_input_tokens + usage.cache_write_tokens)
     outputs = 2 * choices * request.decoding.max_new_tokens
-    return inputs <= 2 * prompt + _HIDDEN_TOKENS and usage.output_tokens <= outputs + _HIDDEN_TOKENS
+    hidden = _HIDDEN_TOKENS * (1 + len(request.prompt.images))
+    return inputs <= 2 * prompt + hidden and usage.output_tokens <= outputs + _HIDDEN_TOKENS
 
 
 def checked_usage(stated: Usage | None, request: Request | None, text: str, choices: int = 1) -> tuple[Usage, bool]:

@@ -65,6 +65,7 @@ class Record(TypedDict):
     patch_format: NotRequired[str | None]
     extractor: NotRequired[int | None]
     prompt_sha256: NotRequired[str | None]
+    images: NotRequired[list[str] | None]
     turn: NotRequired[int | None]
     feedback: NotRequired[str | None]
     purpose: NotRequired[str | None]
@@ -223,8 +224,8 @@ def split_line(line: bytes) -> list[tuple[str, Record | None]]:
 _WITHOUT_ANSWER = frozenset(
     [
         "instance_id", "sample", "status", "finish_reason", "model_patch", "patch_status", "patch_reason",
-        "patch_repairs", "patch_format", "prompt_sha256", "usage", "usage_estimated", "cost_usd", "latency_s",
-        "attempts", "service_tier", "extractor", "error", "time", "purpose",
+        "patch_repairs", "patch_format", "prompt_sha256", "images", "usage", "usage_estimated", "cost_usd",
+        "latency_s", "attempts", "service_tier", "extractor", "error", "time", "purpose",
     ]
 )  # fmt: skip
 """The keys of a record that contain no text of the model other than the patch."""

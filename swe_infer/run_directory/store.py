@@ -38,6 +38,7 @@ from swe_infer.files import (
 )  # fmt: skip
 from swe_infer.locks import Locks
 from swe_infer.patches import VERSION as EXTRACTOR
+from swe_infer.prompt_images import shown_url
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage, write_coverage
 from swe_infer.run_directory.fallback import Fallback, fallback_lines
@@ -93,6 +94,8 @@ def record_of(key: Key, outcome: Outcome, patch: PatchResult | None, prompt: Pro
             record["usage_estimated"] = True
     if prompt is not None:
         record["prompt_sha256"] = replace(prompt, turns=()).sha256
+        if prompt.images:
+            record["images"] = [shown_url(url) for url in prompt.images]
         if prompt.turns:
             record["turn"] = len(prompt.turns)
             record["feedback"] = prompt.turns[-1].reply

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -120,6 +120,10 @@ class ApiRunner:
 
     def check_conversation(self) -> None:
         self.provider.check_conversation(self._model)
+
+    def image_fault(self, images: Sequence[str]) -> str | None:
+        endpoints = self.provider.endpoints(self._model)
+        return next(filter(None, (provider.image_fault(model, images) for provider, model in endpoints)), None)
 
     def check(self, *, dry_run: bool = False) -> None:
         if self._model.max_output_tokens is not None and self.decoding.max_new_tokens > self._model.max_output_tokens:

@@ -248,6 +248,10 @@ class Runner(Protocol):
         """Raise ConfigError if the model cannot continue a conversation (:attr:`swe_infer.types.Prompt.turns`)."""
         ...
 
+    def image_fault(self, images: Sequence[str]) -> str | None:
+        """Why the model cannot be sent these images (URLs); None if it can."""
+        ...
+
     def bind(self, context: RunContext) -> None:
         """Set the run. Called once, between :meth:`check` and :meth:`generate`; opens and loads nothing."""
         ...

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from swe_infer.data.choices import FileChoices
+from swe_infer.data.images import NOT_ACCEPTED
 from swe_infer.data.select import LengthFilter, Selection
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
 from swe_infer.run_directory.figures import Totals
@@ -18,6 +19,8 @@ from swe_infer.types import Completion, Decoding, Failure, Outcome, Prompt, Requ
 
 NOT_AVAILABLE = "RepositoryNotAvailable"
 """A reason to skip that every command tries again, see :mod:`swe_infer.prompts.rows`."""
+RECHECKED_SKIPS = (NOT_AVAILABLE, NOT_ACCEPTED)
+"""Reasons to skip that every command checks again."""
 LENGTH_SKIPS = ("PromptTooShort", "PromptTooLong")
 """Reasons to skip that depend on ``dataset.min_tokens`` and ``max_tokens``, which a later command may change."""
 FAILED = "ContextRequestFailed"
@@ -33,7 +36,7 @@ def lacks_answer(totals: Totals, key: tuple[str, int], *, recheck: bool) -> bool
     if totals.status(key) not in ("completed", "skipped"):
         return True
     reason = totals.skip_reason(key)
-    return reason == NOT_AVAILABLE or (recheck and reason in LENGTH_SKIPS)
+    return reason in RECHECKED_SKIPS or (recheck and reason in LENGTH_SKIPS)
 
 
 class FileChoiceRequests:

@@ -109,6 +109,9 @@ class LlamaRunner:
     def check_prefill(self, prefill: str) -> None:
         """Every model continues one."""
 
+    def image_fault(self, images: Sequence[str]) -> str | None:
+        return "a local model reads text alone; dataset.images=false leaves the images out"
+
     def check_conversation(self) -> None:
         known = self.model.prompt_format
         if (self._load_tokenizer().prompt_format if known == "auto" else known) != "chat":

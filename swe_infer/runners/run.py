@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from swe_infer.conf_files import suggestion
 from swe_infer.data.base import TEXT_COLUMN, Dataset, Rows
 from swe_infer.data.choices import load_file_choices
+from swe_infer.data.images import with_images
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import BudgetExceeded, ConfigError, DataError, StoreError, SweInferError
 from swe_infer.feedback.base import Feedback, NoFeedback
@@ -45,7 +46,7 @@ from swe_infer.run_directory.store import (
     reusable_records,
 )  # fmt: skip
 from swe_infer.runners.base import PendingSamples, Runner
-from swe_infer.runners.choices import LENGTH_SKIPS, NOT_AVAILABLE, FileChoiceRequests, lacks_answer
+from swe_infer.runners.choices import LENGTH_SKIPS, RECHECKED_SKIPS, FileChoiceRequests, lacks_answer
 from swe_infer.runners.progress import Progress, SweepView
 from swe_infer.runners.turns import FurtherTurns
 from swe_infer.tracking.base import RunInfo, Tracker
@@ -126,7 +127,7 @@ class PromptSource:
             DataError: the dataset cannot be read.
         """
         if self.context.gives_text and self.renderer.is_plain:
-            return dataset.open()
+            return with_images(dataset.open(), dataset)
         from swe_infer.prompts.rows import RenderedRows
 
         raw = (dataset if self.context.gives_text else dataset.without_prompts()).open()
@@ -134,7 +135,8 @@ class PromptSource:
             if name not in raw.columns:
                 raise ConfigError(f"{option}: the dataset has no column {name!r}{suggestion(name, raw.columns)}")
         column = dataset.text_column or TEXT_COLUMN
-        return RenderedRows(raw, self.context, self.renderer, self.repositories, count_tokens, column)
+        rendered = RenderedRows(raw, self.context, self.renderer, self.repositories, count_tokens, column)
+        return with_images(rendered, dataset)
 
 
 def select_instances(
@@ -155,7 +157,7 @@ def select_instances(
     """
     counter = _LazyCounter(runner)
     if rows is None:
-        rows = dataset.open() if prompts is None else prompts.open(dataset, counter)
+        rows = with_images(dataset.open(), dataset) if prompts is None else prompts.open(dataset, counter)
     return select(
         rows,
         dataset,
@@ -164,6 +166,7 @@ def select_instances(
         context_window=runner.context_window,
         shard=shard,
         order=runner.order,
+        image_fault=runner.image_fault,
     )
 
 
@@ -283,7 +286,7 @@ class Remainder:
         self._finished: dict[str, set[int]] = {}
         for key, status in itertools.chain(totals.statuses(), ((key, "completed") for key in reusable)):
             reason = totals.skip_reason(key)
-            again = key not in reusable and (reason == NOT_AVAILABLE or (recheck and reason in LENGTH_SKIPS))
+            again = key not in reusable and (reason in RECHECKED_SKIPS or (recheck and reason in LENGTH_SKIPS))
             if status in _FINISHED and not again and key[1] < decoding.n:
                 self._finished.setdefault(key[0], set()).add(key[1])
 
@@ -465,7 +468,7 @@ class Run:
         self._skip_example: tuple[str, Skip] | None = None
         self._last_inputs: tuple[str, tuple[Mapping[str, str], EditFormat | None]] | None = None
         self._indices: dict[str, int] | None = None
-        self._recheck = store.recheck or store.totals.has_skip(NOT_AVAILABLE)
+        self._recheck = store.recheck or any(map(store.totals.has_skip, RECHECKED_SKIPS))
         self._samples = runner.decoding.n
         self._turns = FurtherTurns(feedback, selection, store.directory, self._samples, edit_format, self._sources)
         self._files = _file_requests(selection, runner.decoding, [store.directory], self._sources)

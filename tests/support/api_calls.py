@@ -35,6 +35,11 @@ COUNTING: dict[str, Dialect] = {
 }
 """The paths of the vendors' free counting endpoints."""
 
+IMAGE_TOKENS = 700
+
+_TEXT_PARTS = {"openai_chat": "text", "openai_responses": "input_text", "anthropic_messages": "text"}
+"""The type of a text in a message's content."""
+
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
 
@@ -47,6 +52,7 @@ class Call:
         prompt: system and user text joined by a newline, as :attr:`swe_infer.types.Prompt.text` has them.
         cache_prefix: the text up to the last ``cache_control`` mark (Anthropic); None without a mark.
         thinking: the answer begins with a thinking block (Anthropic) or bills reasoning tokens (OpenAI).
+        images: number of images, which are billed as :data:`IMAGE_TOKENS` each.
     """
 
     dialect: Dialect
@@ -64,6 +70,7 @@ class Call:
     azure: bool = False
     batch: bool = False
     cloud: Cloud | None = None
+    images: int = 0
 
     @property
     def vendor(self) -> Literal["openai", "anthropic"]:
@@ -71,7 +78,7 @@ class Call:
 
     @property
     def input_tokens(self) -> int:
-        return tokens(self.prompt) + 3
+        return tokens(self.prompt) + 3 + IMAGE_TOKENS * self.images
 
     @property
     def cached_for_an_hour(self) -> bool:
@@ -127,7 +134,36 @@ def parse_call(
         azure=path.startswith("/openai/"),
         batch=batch,
         cloud=cloud,
+        images=sum(_is_image(dialect, block) for block in _blocks(dialect, body)),
     )
+
+
+def _blocks(dialect: Dialect, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parts of all messages whose content is a list of parts."""
+    messages = body.get("input" if dialect == "openai_responses" else "messages") or []
+    contents = [message["content"] for message in messages] if isinstance(messages, list) else []
+    return [block for content in contents if isinstance(content, list) for block in content]
+
+
+def _is_image(dialect: Dialect, block: Mapping[str, Any]) -> bool:
+    """Whether a part is an image, not a text. Raises ValueError if the vendor would refuse it."""
+    match dialect, block:
+        case ("openai_chat", {"type": "image_url", "image_url": {"url": str(url)}}):
+            pass
+        case ("openai_responses", {"type": "input_image", "image_url": str(url)}):
+            pass
+        case ("anthropic_messages", {"type": "image", "source": {"type": "url", "url": str(url)}}):
+            if not url.startswith(("http://", "https://")):
+                raise ValueError("messages: only HTTP and HTTPS URLs are supported")
+        case ("anthropic_messages", {"type": "image", "source": {"type": "base64", "media_type": _, "data": _}}):
+            return True
+        case (_, {"type": kind, "text": str()}) if kind == _TEXT_PARTS.get(dialect):
+            return False
+        case _:
+            raise ValueError(f"Invalid value: {block.get('type')!r}")
+    if not url.startswith(("http://", "https://", "data:image/")):
+        raise ValueError(f"Invalid image URL: {url[:80]!r}")
+    return True
 
 
 def _prompt(dialect: Dialect, body: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -152,7 +188,7 @@ def _prompt(dialect: Dialect, body: Mapping[str, Any]) -> tuple[str, str | None]
     for message in messages:
         content = message["content"]
         blocks = [{"text": content}] if isinstance(content, str) else content
-        pieces.append("".join(block["text"] for block in blocks))
+        pieces.append("".join(block["text"] for block in blocks if "text" in block))
         if any("cache_control" in block for block in blocks):
             marked = len(pieces)
     return "\n".join(pieces), "\n".join(pieces[:marked]) if marked else None
