@@ -115,8 +115,7 @@ def _prompts_of_file(path: str) -> Rows:
         ConfigError: the file cannot be read, or its rows have no prompts.
     """
     try:
-        dataset = JsonlDataset(path=path)
-        return with_images(dataset.open(), dataset)
+        return with_images(JsonlDataset(path=path).open(), True)
     except ConfigError as error:
         raise ConfigError(str(error).replace("dataset.path=", "--prompts ", 1)) from None
 

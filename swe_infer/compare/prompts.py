@@ -27,6 +27,7 @@ from swe_infer.data.benchmark import BenchmarkDataset
 from swe_infer.data.choices import load_file_choices
 from swe_infer.data.disk import DiskDataset
 from swe_infer.data.hub import HubDataset
+from swe_infer.data.images import with_images
 from swe_infer.data.jsonl import JsonlDataset
 from swe_infer.data.parquet import ParquetDataset
 from swe_infer.data.sample import SampleDataset
@@ -141,7 +142,7 @@ def rendered_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
         recorded = rules.get(name) if isinstance(rules, Mapping) else None
         if rendered and recorded != now and not now.startswith("given"):
             raise DataError(f"the run's prompts were rendered with the rules {name}={str(recorded)[:60]}, not {now}")
-    rows = _rows(location, context, renderer, repositories)
+    rows = _with_images(_rows(location, context, renderer, repositories), config)
     load_file_choices(rows.file_choices, rows.ids, [directory])
     return rows
 
@@ -163,7 +164,7 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
     if location is None:
         raise DataError(_FOREIGN_DATASET)
     context = _context_of(config.get("context"), unlimited=True)
-    rows = _rows(location, context, PromptRenderer(style="given"), repositories)
+    rows = _with_images(_rows(location, context, PromptRenderer(style="given"), repositories), config)
     load_file_choices(rows.file_choices, rows.ids, [] if directory is None else [directory])
     return rows
 
@@ -196,6 +197,12 @@ def recorded_selector(config: Mapping[str, Any], repositories: ExitStack, direct
     if rule is None:
         return None
     return selector_of(rule, FilesOfRows(lambda: recorded_rows(config, repositories, directory)), directory)
+
+
+def _with_images(rows: Rows, config: Mapping[str, Any]) -> Rows:
+    """``rows`` with the images that a run has sent. Runs of earlier versions, without the key, sent none."""
+    node = config.get("dataset")
+    return with_images(rows, isinstance(node, Mapping) and node.get("images") is True)
 
 
 def _rows(location: dict[str, Any], context: Context, renderer: PromptRenderer, stack: ExitStack) -> Rows:

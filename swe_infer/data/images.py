@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from swe_infer.data.base import Dataset, Rows
+from swe_infer.data.base import Rows
 from swe_infer.data.choices import FileChoices
 from swe_infer.errors import DataError
 from swe_infer.prompt_images import IMAGES_COLUMN, images_of
@@ -18,9 +18,9 @@ NOT_ACCEPTED = "ImagesNotAccepted"
 """Reason to skip an instance with images that the run's model does not accept. The next command checks again."""
 
 
-def with_images(rows: Rows, dataset: Dataset) -> Rows:
-    """``rows`` with the images of their issues, if ``dataset.images`` and a row may have some."""
-    return ImageRows(rows) if dataset.images and IMAGES_COLUMN in rows.columns else rows
+def with_images(rows: Rows, is_wanted: bool) -> Rows:
+    """``rows`` with the images of their issues, if they are wanted (``dataset.images``) and a row may have some."""
+    return ImageRows(rows) if is_wanted and IMAGES_COLUMN in rows.columns else rows
 
 
 class ImageRows:

@@ -127,7 +127,7 @@ class PromptSource:
             DataError: the dataset cannot be read.
         """
         if self.context.gives_text and self.renderer.is_plain:
-            return with_images(dataset.open(), dataset)
+            return with_images(dataset.open(), dataset.images)
         from swe_infer.prompts.rows import RenderedRows
 
         raw = (dataset if self.context.gives_text else dataset.without_prompts()).open()
@@ -136,7 +136,7 @@ class PromptSource:
                 raise ConfigError(f"{option}: the dataset has no column {name!r}{suggestion(name, raw.columns)}")
         column = dataset.text_column or TEXT_COLUMN
         rendered = RenderedRows(raw, self.context, self.renderer, self.repositories, count_tokens, column)
-        return with_images(rendered, dataset)
+        return with_images(rendered, dataset.images)
 
 
 def select_instances(
@@ -157,7 +157,7 @@ def select_instances(
     """
     counter = _LazyCounter(runner)
     if rows is None:
-        rows = with_images(dataset.open(), dataset) if prompts is None else prompts.open(dataset, counter)
+        rows = with_images(dataset.open(), dataset.images) if prompts is None else prompts.open(dataset, counter)
     return select(
         rows,
         dataset,
