@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from decimal import Decimal
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from swe_infer.errors import ConfigError
@@ -53,7 +54,7 @@ class Turn:
     reply: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that digests of long texts are computed once
 class Prompt:
     """A prompt, split for chat APIs.
 
@@ -100,11 +101,16 @@ class Prompt:
             return answer
         return self.prefill + answer
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The digest of :attr:`text` in UTF-8, followed by the URLs of images, if there are any."""
         whole = "\0".join((self.text, *self.images))
         return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
+
+    @cached_property
+    def user_sha256(self) -> str:
+        """The digest of ``user`` in UTF-8."""
+        return hashlib.sha256(self.user.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

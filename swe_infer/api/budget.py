@@ -21,6 +21,8 @@ from swe_infer.errors import BudgetExceeded, StoreError
 
 logger = logging.getLogger(__name__)
 
+_WRITE_S = 0.05
+"""Charges are written after this time, unless a reservation comes first."""
 _POLL_S = 0.1
 """Other processes release reservations without a notification."""
 _MAX_OVERTAKEN = 16
@@ -64,6 +66,8 @@ class CostBudget:
         self._waiters: list[_Waiter] = []
         """Oldest first."""
         self._poll: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+        self._write_failed = False
         self._halted = False
         self._unspent: Decimal | None = None
         self._reserved_usd = self._paid_usd = Decimal(0)
@@ -112,23 +116,18 @@ class CostBudget:
 
     def charge(self, reservation: Reservation, usd: Decimal | None) -> Decimal:
         """Replaces a reservation by what was paid; None: the provider may have billed an unknown amount, so all of it
-        counts. Returns what counts under the caps."""
+        counts. Returns what counts under the caps. The ledgers are written with the next reservation, or soon."""
         if usd is not None and usd > reservation.usd and self._ledgers:
             logger.warning("a request cost $%s, more than its worst case of $%s", usd, reservation.usd)
-        failed: StoreError | None = None
-        charged = [] if self._ledgers else [reservation.usd if usd is None else usd]
-        for (_, ledger), entry in zip(self._ledgers, reservation.entries, strict=True):
-            try:
-                charged.append(ledger.charge(entry, usd))
-            except StoreError as error:  # the other ledgers are charged anyway
-                failed = error
-        if failed is not None:
-            raise failed
+        entries = zip(self._ledgers, reservation.entries, strict=True)
+        charged = [ledger.charge_later(entry, usd) for (_, ledger), entry in entries]
+        if self._ledgers and self._writing is None:
+            self._writing = asyncio.get_running_loop().call_later(_WRITE_S, self._write_charges)
         if usd:
             self._reserved_usd += reservation.usd
             self._paid_usd += usd
         self._admit()
-        return max(charged)
+        return max(charged, default=reservation.usd if usd is None else usd)
 
     def refund(self, usd: Decimal) -> None:
         """Subtracts a part of what was charged under every cap, as it turned out not to be billed."""
@@ -190,6 +189,8 @@ class CostBudget:
 
     def close(self) -> None:
         self._stop_polling()
+        if self._writing is not None:
+            self._writing.cancel()
         for _, ledger in self._ledgers:
             ledger.close()
 
@@ -204,6 +205,16 @@ class CostBudget:
                 return None
             entries.append(entry)
         return Reservation(usd, tuple(entries))
+
+    def _write_charges(self) -> None:
+        self._writing = None
+        for _, ledger in self._ledgers:
+            try:
+                ledger.write_charges()
+            except StoreError as error:  # the next reservation tries again, and stops the run if that fails too
+                level = logging.DEBUG if isinstance(error, Interrupted) or self._write_failed else logging.WARNING
+                logger.log(level, "%s", error)
+                self._write_failed = True
 
     # Waiting requests.
 
@@ -263,10 +274,7 @@ class CostBudget:
         """Releases what was granted to a request that was cancelled, and lets others go."""
         granted = waiter.granted
         if granted.done() and not granted.cancelled() and granted.exception() is None:
-            try:
-                self.charge(granted.result(), Decimal(0))
-            except StoreError as error:  # it stays reserved until the ledger is closed
-                logger.warning("%s", error)
+            self.charge(granted.result(), Decimal(0))
         else:
             granted.cancel()
             self._admit()

@@ -97,7 +97,7 @@ def _identity(request: Request, model: ApiModel, provider: str) -> dict[str, Any
         "extra_body": _plain(model.extra_body),
         **{key: value for key in _KNOBS if (value := getattr(model, key)) is not None},
         "system": _digest(request.prompt.system),
-        "user": _digest(request.prompt.user),
+        "user": request.prompt.user_sha256,
         **({} if request.prompt.prefill is None else {"prefill": _digest(request.prompt.prefill)}),
         **({"messages": list(map(_digest, request.prompt.parts))} if request.prompt.turns else {}),
         **({"images": list(map(_digest, request.prompt.images))} if request.prompt.images else {}),

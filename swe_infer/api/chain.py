@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from swe_infer.api.budget import CostBudget, Reservation
 from swe_infer.api.cache import ResponseCache, cache_key, cache_keys
-from swe_infer.api.coordination import Interrupted
 from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.first_answers import keys_of_the_api_key
@@ -159,7 +158,6 @@ class Chain:
         self._halted = asyncio.Event()
         self._stop = threading.Event()
         self.in_flight = 0
-        self._charge_failed = False
         self.counts = Counts()
 
     def stop_on(self, stop: threading.Event) -> None:
@@ -312,7 +310,7 @@ class Chain:
             flight.requests = flight.requests[: endpoint.most_samples]  # which may be known only now
             reservation = await self._reserve(flight, endpoint, permit)
             if self._halted.is_set() or self._stop.is_set():
-                self._charge(reservation, Decimal(0))
+                self._budget.charge(reservation, Decimal(0))
                 raise Halted("the run is stopping")
             flight.attempts += 1
             flight.began = flight.began or time.monotonic()
@@ -323,7 +321,7 @@ class Chain:
                 answers = await self._send(flight, endpoint)
             except BaseException as error:
                 billed = may_have_been_billed(error)
-                charged = self._charge(reservation, None if billed else Decimal(0))
+                charged = self._budget.charge(reservation, None if billed else Decimal(0))
                 if billed and charged:
                     self._add_possibly_billed(flight, charged)
                     flight.unanswered.append(_Unanswered(endpoint, flight.output_tokens, charged))
@@ -387,28 +385,18 @@ class Chain:
         usd = settled_usd(prices, usage, answers[0].bill, sent_at)
         if usd is None:
             # A tier without a price, which no request of a run with a cap asks for.
-            self._charge(reservation, max(reservation.usd, Decimal(0) if prices is None else prices.dearest(usage)))
+            dearest = Decimal(0) if prices is None else prices.dearest(usage)
+            self._budget.charge(reservation, max(reservation.usd, dearest))
             return [None] * len(answers)
         is_bill = prices is None or (prices.states_bill and answers[0].bill.usd is not None)
         if "usage_estimated" in answers[0].details and not is_bill and usd < reservation.usd:
-            self._add_possibly_billed(flight, self._charge(reservation, None) - usd)
+            self._add_possibly_billed(flight, self._budget.charge(reservation, None) - usd)
         else:
-            self._charge(reservation, usd)
+            self._budget.charge(reservation, usd)
         others = [Decimal(0)] * (len(answers) - 1)
         if prices is not None and not is_bill:
             others = [prices.price(answer.usage, answer.bill, sent_at) for answer in answers[1:]]
         return [usd - sum(others, Decimal(0)), *others]
-
-    def _charge(self, reservation: Reservation, usd: Decimal | None) -> Decimal:
-        """Charges, if the ledger can be written. If not, the reservation stays, and the next reservation stops the
-        run: the answer and its price are not lost. Returns what was charged."""
-        try:
-            return self._budget.charge(reservation, usd)
-        except StoreError as error:
-            if not self._charge_failed:
-                logger.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
-            self._charge_failed = True
-            return reservation.usd if usd is None else usd
 
     async def _send(self, flight: _InFlight, endpoint: Endpoint) -> Sequence[Answer]:
         limit_s = self._retry.attempt_timeout_s(flight.request.decoding.max_new_tokens, endpoint.provider.timeout_s)

@@ -13,7 +13,8 @@ The reservations of a dead owner are charged in full: its requests were in fligh
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
@@ -68,7 +69,8 @@ class Ledger:
     def __init__(self, path: Path | None, cap_usd: Decimal, run: str, locks: Locks = "os") -> None:
         self._cap = int((cap_usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
         self._run = run
-        self._uncharged: list[tuple[LedgerEntry, Decimal | None]] = []
+        self._uncharged: list[tuple[int, int]] = []
+        """Ids of reservations, and the amounts that replace them."""
         self._db = SharedDatabase(path, f"{path} (the budget's ledger)", _SCHEMA, locks=locks)
         try:
             with self._db.transaction():
@@ -81,7 +83,7 @@ class Ledger:
     def reserve(self, usd: Decimal) -> LedgerEntry | Refusal:
         """Reserves ``usd`` if it fits under the cap with everything that is spent and reserved."""
         amount = to_pico(usd)
-        with self._db.transaction():
+        with self._transaction():
             self._db.beat()
             spent, held = self._sums()
             if spent + held + amount > self._cap and self._release_dead():
@@ -90,37 +92,50 @@ class Ledger:
                 return "cannot_fit"
             if spent + held + amount > self._cap:
                 return "wait"
-            self._add_entry(self._db.owner, amount)
-            return LedgerEntry(self._value("SELECT last_insert_rowid()"), amount)
+            return LedgerEntry(self._add_entry(self._db.owner, amount), amount)
 
     def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
         """Replaces a reservation by what was paid; None: unknown, so all of it is charged. Returns what was charged.
 
         Raises:
-            Interrupted: :meth:`close` tries once more.
+            StoreError: it is not written yet. The next transaction tries again.
         """
-        try:
-            with self._db.transaction():
-                return Decimal(self._replace(entry, usd)) / _PICO
-        except Interrupted:
-            self._uncharged.append((entry, usd))
-            raise
+        charged = self.charge_later(entry, usd)
+        self.write_charges()
+        return charged
 
-    def _replace(self, entry: LedgerEntry, usd: Decimal | None) -> int:
+    def charge_later(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
+        """:meth:`charge` with the next transaction, which costs less than one of its own. If the process is killed
+        before, the whole reservation is charged."""
         amount = entry.amount if usd is None else to_pico(usd)
-        self._db.execute("DELETE FROM held WHERE id = ?", (entry.id,))
-        self._spend(self._run, amount)
-        return amount
+        self._uncharged.append((entry.id, amount))
+        return Decimal(amount) / _PICO
+
+    def write_charges(self) -> None:
+        """Writes what :meth:`charge_later` has not written yet. Raises StoreError."""
+        if self._uncharged:
+            with self._transaction():
+                pass
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction that first writes what is charged."""
+        with self._db.transaction():
+            for entry, amount in self._uncharged:
+                self._db.execute("DELETE FROM held WHERE id = ?", (entry,))
+                self._spend(self._run, amount)
+            yield
+        self._uncharged.clear()
 
     def refund(self, usd: Decimal) -> None:
         """Subtracts a part of what this run was charged, which it was not billed for."""
-        with self._db.transaction():
+        with self._transaction():
             amount = int((usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
             self._db.execute("UPDATE spent SET amount = max(0, amount - ?) WHERE run = ?", (amount, self._run))
 
     def remaining(self) -> Remaining:
         """What is left of the cap, after the reservations of dead processes are released."""
-        with self._db.transaction():
+        with self._transaction():
             self._db.beat()
             self._release_dead()
             spent, held = self._sums()
@@ -132,7 +147,7 @@ class Ledger:
 
         The reservation belongs to the batch, not to this process: a batch outlives the process that submitted it.
         """
-        with self._db.transaction():
+        with self._transaction():
             spent, held = self._sums()
             free, total = self._cap - spent - held, 0
             fitting: list[int] = []
@@ -147,7 +162,7 @@ class Ledger:
     def charge_batch(self, label: str, held: Decimal, paid: Decimal | None) -> Decimal:
         """Replaces ``held``, a part of a batch's reservation, by what was paid for it; None: as in :meth:`charge`.
         Returns what was charged."""
-        with self._db.transaction():
+        with self._transaction():
             part = to_pico(held)
             self._db.execute(
                 "UPDATE held SET amount = max(0, amount - ?) WHERE run = ? AND owner = ?",
@@ -160,7 +175,7 @@ class Ledger:
     def release_other_batches(self, labels: Collection[str]) -> None:
         """Releases what this run reserved for all batches except ``labels``."""
         keep = {_BATCH + label for label in labels}
-        with self._db.transaction():
+        with self._transaction():
             rows = self._db.execute("SELECT id, owner FROM held WHERE run = ?", (self._run,))
             for row, owner in rows:
                 if owner.startswith(_BATCH) and owner not in keep:
@@ -168,13 +183,14 @@ class Ledger:
 
     def record_earlier_spending(self, usd: Decimal) -> None:
         """Raises what this run has spent to ``usd``, if the ledger has less."""
-        with self._db.transaction():
+        with self._transaction():
             known = self._value("SELECT amount FROM spent WHERE run = ?", (self._run,))
             self._spend(self._run, max(0, to_pico(usd) - known))
 
     @property
     def spent_usd(self) -> Decimal:
         """What all runs were charged, in dollars."""
+        self.write_charges()
         return Decimal(self._sums()[0]) / _PICO
 
     @property
@@ -185,9 +201,7 @@ class Ledger:
         """Closes the ledger. What is still reserved is charged as for a dead process. If the file cannot be written,
         the next process that opens it does so."""
         try:
-            with self._db.transaction():
-                for entry, usd in self._uncharged:
-                    self._replace(entry, usd)
+            with self._transaction():
                 self._release(self._db.owner)
         except StoreError as error:
             log.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
@@ -199,7 +213,8 @@ class Ledger:
         return int(rows[0][0] or 0) if rows else 0
 
     def _sums(self) -> tuple[int, int]:
-        return self._value("SELECT sum(amount) FROM spent"), self._value("SELECT sum(amount) FROM held")
+        (row,) = self._db.execute("SELECT (SELECT sum(amount) FROM spent), (SELECT sum(amount) FROM held)")
+        return int(row[0] or 0), int(row[1] or 0)
 
     def _spend(self, run: str, amount: int) -> None:
         if amount:
@@ -208,8 +223,10 @@ class Ledger:
                 (run, amount, amount),
             )
 
-    def _add_entry(self, owner: str, amount: int) -> None:
+    def _add_entry(self, owner: str, amount: int) -> int:
+        """Reserves an amount. Returns the id."""
         self._db.execute("INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, owner, amount))
+        return self._value("SELECT last_insert_rowid()")
 
     def _release_dead(self) -> bool:
         """Charges and releases the reservations of dead processes. Returns whether there were any."""

@@ -37,6 +37,8 @@ _BASE_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on
 whose capacity or discount is priced apart. ``auto`` in a request may be another tier."""
 _HORIZON = timedelta(days=1)
 """How long after its reservation a request may be billed."""
+_KEPT = timedelta(minutes=1)
+"""How long the sheets that may apply are not determined again. Prices that change meanwhile are among them."""
 FREE = "free"
 """``provider.pricing_id`` of servers that charge nothing."""
 
@@ -272,6 +274,9 @@ class ListedPrices:
         self._nominal = self._nominal_context(now)
         self._served: set[tuple[str, str]] = set()
         """The contexts of the answers so far."""
+        self._possible: tuple[_PriceSheet, ...] = ()
+        """The sheets that may apply to a request, determined at ``_possible_at``."""
+        self._possible_at = now - 2 * _HORIZON
 
     def unlisted(self, *, cache_writes: bool) -> str | None:
         now = datetime.now(tz=UTC)
@@ -297,17 +302,22 @@ class ListedPrices:
         context = self._nominal
         if bill is not None:
             context = self._context_of(bill, moment)
-            self._served.add(context)
+            if context not in self._served:
+                self._served.add(context)
+                self._possible = ()
         return self._sheet(context, moment).price(_consistent(usage))
 
     def dearest(self, usage: Usage) -> Decimal:
         usage = _consistent(usage)
         now = datetime.now(tz=UTC)
-        return max(
-            self._sheet(context, moment).price(usage)
-            for moment in self._moments(now)
-            for context in set(self._possible_contexts(moment))
-        )
+        if not self._possible or not timedelta() <= now - self._possible_at < _KEPT:
+            sheets = (
+                self._sheet(context, moment)
+                for moment in self._moments(now)
+                for context in self._possible_contexts(moment)
+            )
+            self._possible, self._possible_at = tuple(dict.fromkeys(sheets)), now
+        return max(sheet.price(usage) for sheet in self._possible)
 
     # Contexts: a key and a value of genai-prices, or two empty strings for the base price.
 
@@ -366,7 +376,7 @@ class ListedPrices:
             moment = datetime.combine(now.date(), clock, tzinfo=UTC)
             yield moment if moment > now else moment + timedelta(days=1)
         for date in self._dates:
-            if now < (moment := datetime.combine(date, time(), tzinfo=UTC)) <= now + _HORIZON:
+            if now < (moment := datetime.combine(date, time(), tzinfo=UTC)) <= now + _HORIZON + _KEPT:
                 yield moment
 
     def _sheet(self, context: tuple[str, str], at: datetime) -> _PriceSheet:

@@ -17,6 +17,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import lru_cache
@@ -90,6 +91,8 @@ _BETA_HEADER = "anthropic-beta"
 """A list of features; every other header has one value."""
 _OF_ONE_BODY = ("content-length", "transfer-encoding")
 """Headers that depend on a request's body."""
+_PREPARED: ContextVar[str | None] = ContextVar("_PREPARED", default=None)
+"""The key in ``WireProvider._sent`` of the request that the SDK prepares in this task."""
 _TIERS_IN_BATCHES = (None, "auto", "default", "standard", "standard_only")
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
@@ -351,7 +354,7 @@ class WireProvider(Provider):
         self._headers: dict[str, Any] = {}
         self._transport: Any = None
         self._sent: dict[str, tuple[Any, Any]] = {}
-        """URL and headers of answered requests, by path, model and options."""
+        """URL and headers that the SDK prepared, by path, model and options."""
 
     def own_address(self) -> str:
         """The vendor's address; empty if it must be configured."""
@@ -480,7 +483,8 @@ class WireProvider(Provider):
         # A redirect would send the prompt to any host that the server names.
         self._transport = settings["transport"] = bounded(settings["transport"])
         self._sent.clear()
-        http = self._http_client(**settings, follow_redirects=False)
+        hooks = {"request": [self._keep_prepared]}
+        http = self._http_client(**settings, follow_redirects=False, event_hooks=hooks)
         self._sdk, self._client = self._open_client(http, self._key() or "none")
         if self.api_key_env is None:  # no key is sent, although the SDKs require one
             self._headers = {"Authorization": self._sdk.Omit()}
@@ -507,6 +511,7 @@ class WireProvider(Provider):
 
     def _with_headers(self, answer: Answer, headers: Mapping[str, str]) -> Answer:
         """``answer`` with the request id, quotas and cost from the headers."""
+        headers = dict(headers.items())  # each lookup in the transport's own type compares every header
         if answer.bill.usd is None and (usd := stated_dollars(headers.get(_COST_HEADER))) is not None:
             answer = replace(answer, bill=replace(answer.bill, usd=usd))
         return replace(answer, request_id=request_id_of(headers), rate_limits=rate_limits_of(headers))
@@ -632,28 +637,39 @@ class WireProvider(Provider):
         return tokens
 
     async def _post(self, path: str, body: Mapping[str, Any], options: dict[str, Any]) -> Any:
-        """The response to a request, read whole. Raises the SDK's errors."""
+        """The response to a request, read whole. Raises the SDK's errors.
+
+        The SDK prepares the first request. Later ones repeat its URL and headers, because preparing a request takes
+        the SDK more processor time than the transport needs to send it.
+        """
         import httpx2
 
         others = {name: value for name, value in options.items() if name != "timeout"}
         key = repr((path, body.get("model"), others))
-        if key not in self._sent:
-            response = await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
-            sent = response.request
-            if self.has_fixed_headers and not any("idempotency" in name for name in sent.headers):
-                headers = httpx2.Headers([h for h in sent.headers.multi_items() if h[0] not in _OF_ONE_BODY])
-                self._sent[key] = (sent.url, headers)
-            return response
-        url, headers = self._sent[key]
+        if (prepared := self._sent.get(key)) is None:
+            token = _PREPARED.set(key)
+            try:
+                return await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
+            finally:
+                _PREPARED.reset(token)
+        url, headers = prepared
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         timeout = {"timeout": options["timeout"].as_dict()}
         return await self._post_again(
             httpx2.Request("POST", url, headers=headers, content=content, extensions=timeout)
         )
 
+    async def _keep_prepared(self, sent: Any) -> None:
+        """Keeps the URL and headers of a request that the SDK is about to send for :meth:`_post`."""
+        import httpx2
+
+        key = _PREPARED.get()
+        if key is not None and self.has_fixed_headers and not any("idempotency" in name for name in sent.headers):
+            headers = httpx2.Headers([h for h in sent.headers.multi_items() if h[0] not in _OF_ONE_BODY])
+            self._sent[key] = (sent.url, headers)
+
     async def _post_again(self, request: Any) -> Any:
-        """Sends a request over the SDK's transport, without the SDK, which needs more processor time to prepare a
-        request than the transport to send it. Raises the SDK's errors."""
+        """Sends a request over the SDK's transport, without the SDK. Raises the SDK's errors."""
         import httpx2
 
         try:

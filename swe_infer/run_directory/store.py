@@ -93,7 +93,7 @@ def record_of(key: Key, outcome: Outcome, patch: PatchResult | None, prompt: Pro
         if outcome.details.get("usage_estimated"):
             record["usage_estimated"] = True
     if prompt is not None:
-        record["prompt_sha256"] = replace(prompt, turns=()).sha256
+        record["prompt_sha256"] = (replace(prompt, turns=()) if prompt.turns else prompt).sha256
         if prompt.images:
             record["images"] = [shown_url(url) for url in prompt.images]
         if prompt.turns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from decimal import Decimal
@@ -117,6 +118,31 @@ def test_a_file_that_is_not_a_ledger_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "ledger").write_text("something else entirely, and long enough to be looked at" * 20)
     with pytest.raises(StoreError, match="ledger"):
         Ledger(tmp_path / "ledger", Decimal(1), "run")
+
+
+def test_a_charge_is_written_with_the_next_reservation_or_soon(tmp_path: Path) -> None:
+    """Until then the whole reservation counts, so a kill in between loses nothing of it."""
+
+    def on_disk() -> tuple[int, int]:
+        with sqlite3.connect(tmp_path / "ledger") as db:
+            query = "SELECT (SELECT total(amount) FROM spent), (SELECT total(amount) FROM held)"
+            spent, held = db.execute(query).fetchone()
+        return int(spent / 10**10), int(held / 10**10)
+
+    async def scenario() -> None:
+        cost_budget = CostBudget([("budget.max_usd", Ledger(tmp_path / "ledger", Decimal(10), "run"))])
+        first = await cost_budget.reserve(Decimal(1))
+        assert cost_budget.charge(first, Decimal("0.25")) == Decimal("0.25")
+        assert on_disk() == (0, 100)
+        second = await cost_budget.reserve(Decimal(2))
+        assert on_disk() == (25, 200)
+        cost_budget.charge(second, Decimal("0.5"))
+        async with asyncio.timeout(60):
+            while on_disk() != (75, 0):
+                await asyncio.sleep(0.01)
+        cost_budget.close()
+
+    asyncio.run(scenario())
 
 
 def test_the_tighter_bound_is_computed_only_if_the_cheap_one_does_not_fit() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
+import pytest
 
+from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.pools import transport_settings
+from swe_infer.types import ApiModel, Decoding, Prompt, Request
 from tests.support.api_server import ApiServer
 
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Fix it."}], "stream": True}
@@ -31,3 +35,27 @@ def test_an_answer_that_is_still_being_read_counts_where_the_next_request_is_sen
             return [len(pool._pool.connections) for pool in transport._pools]
 
     assert asyncio.run(open_answers()) == [[2] * 17, [2] * 17]
+
+
+def test_the_sdk_prepares_one_request_of_many(server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Also before it is answered: a run begins with as many requests as there may be at once."""
+    server.latency_s = 0.2
+    provider = OpenAIChat(base_url=server.openai_url, api_key_env=None, pricing_id="free")
+
+    async def answer(number: int) -> str:
+        request = Request(f"i-{number}", 0, Prompt(None, f"Fix {number}."), Decoding())
+        return (await provider.complete(request, ApiModel(name="gpt-4o"), timeout_s=60.0)).text
+
+    async def answers() -> list[str]:
+        await provider.open()
+        first = asyncio.create_task(answer(0))
+        while not server.in_flight:
+            await asyncio.sleep(0.001)
+        found = await asyncio.gather(first, *map(answer, range(1, 8)))
+        await provider.close()
+        return found
+
+    with caplog.at_level(logging.DEBUG, "openai"):
+        assert all(asyncio.run(answers()))
+    assert sum(record.message.startswith("Building HTTP request") for record in caplog.records) == 1
+    assert len({str(sorted(exchange.headers)) for exchange in server.log.exchanges[-8:]}) == 1
