@@ -72,6 +72,9 @@ class PromptFiles(Mapping[str, str]):
     def __getitem__(self, path: str) -> str:
         return self._files[path]
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
@@ -130,9 +133,18 @@ def files_in_prompt(text: str) -> dict[str, str]:
 def _content(body: str) -> str | None:
     """The content of a file, without line numbers; None if ``body`` contains only excerpts."""
     lines = body.split("\n")
+    content: list[str] = []
+    for number, line in enumerate(lines, 1):
+        prefix = f"{number} "
+        if line.startswith(prefix):
+            content.append(line[len(prefix) :])
+        elif line == prefix[:-1]:
+            content.append("")
+        else:
+            break
+    else:
+        return "\n".join(content)
     numbers = [int(match[1]) if (match := _NUMBER.match(line)) else None for line in lines]
-    if numbers == list(range(1, len(lines) + 1)):
-        return "\n".join(line[len(str(n)) + 1 :] for n, line in enumerate(lines, 1))
     numbered = [number for number in numbers if number is not None]
     increasing = all(later > earlier for earlier, later in pairwise(numbered))
     rest = [line for line, number in zip(lines, numbers, strict=True) if number is None]

@@ -32,6 +32,8 @@ _KEEP: frozenset[str] = frozenset({"stop"})
 _KNOBS = ("effort", "thinking", "verbosity")
 """Keys of the model that are not part of the keys of answers if they are not set, as in earlier versions."""
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+
 _SCHEMA = """CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL, answer TEXT NOT NULL
 ) WITHOUT ROWID"""
@@ -107,8 +109,7 @@ def _identity(request: Request, model: ApiModel, provider: str) -> dict[str, Any
 
 
 def _key(identity: Mapping[str, Any], server: Mapping[str, str]) -> str:
-    text = json.dumps({**identity, **server}, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode({**identity, **server}).encode()).hexdigest()
 
 
 class ResponseCache:

@@ -106,11 +106,11 @@ class LineIndex:
     def text(self, level: MatchLevel) -> str:
         """The file, one character per line."""
         if level not in self._texts:
-            codes: dict[str, str] = {}
-            key = _KEYS[level]
+            keys = list(map(_KEYS[level], self.lines))
             try:
                 # Code 0 is reserved for lines that are not in the file.
-                text = "".join([codes.setdefault(key(line), chr(len(codes) + 1)) for line in self.lines])
+                codes = {key: chr(code) for code, key in enumerate(dict.fromkeys(keys), 1)}
+                text = "".join(map(codes.__getitem__, keys))
             except ValueError:
                 raise HunkNotFound("is for a file with too many distinct lines") from None
             self._texts[level], self._codes[level] = text, codes

@@ -652,12 +652,12 @@ class WireProvider(Provider):
                 return await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
             finally:
                 _PREPARED.reset(token)
-        url, headers = prepared
+        url, headers = prepared[0], httpx2.Headers(prepared[1])
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        headers["content-length"] = str(len(content))
         timeout = {"timeout": options["timeout"].as_dict()}
-        return await self._post_again(
-            httpx2.Request("POST", url, headers=headers, content=content, extensions=timeout)
-        )
+        stream = httpx2.ByteStream(content)  # with content=, httpx2 determines the headers again
+        return await self._post_again(httpx2.Request("POST", url, headers=headers, stream=stream, extensions=timeout))
 
     async def _keep_prepared(self, sent: Any) -> None:
         """Keeps the URL and headers of a request that the SDK is about to send for :meth:`_post`."""

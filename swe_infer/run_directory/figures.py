@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
 
@@ -743,7 +743,7 @@ class Totals:
             "infrastructure_failures": self._infrastructure_failures + (remaining if stopped_by else 0),
             "stopped_by": stopped_by,
             "patches": {status: n for status, n in sorted(self._patches.items()) if n},
-            "usage": asdict(self.usage),
+            "usage": self.usage.as_dict(),
             "cost_usd": self.cost_usd,
             "possibly_billed_usd": self.possibly_billed_usd,
             "unreadable_records": self.unreadable,

@@ -172,13 +172,16 @@ def _unanswered(key: Key, status: Status) -> Record:
 
 def _line(value: Mapping[str, Any]) -> bytes:
     """One JSON line. ASCII, because model output may contain lone surrogates, which UTF-8 cannot encode."""
-    return (json.dumps(value, default=_number) + "\n").encode("ascii")
+    return (_ENCODER.encode(value) + "\n").encode("ascii")
 
 
 def _number(value: object) -> float:
     if isinstance(value, Decimal):
         return float(value)
     raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+_ENCODER = json.JSONEncoder(default=_number)
 
 
 def reusable_records(directories: Iterable[Path], wanted: Callable[[Key], bool]) -> dict[Key, Record]:
