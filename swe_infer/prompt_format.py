@@ -133,17 +133,9 @@ def files_in_prompt(text: str) -> dict[str, str]:
 def _content(body: str) -> str | None:
     """The content of a file, without line numbers; None if ``body`` contains only excerpts."""
     lines = body.split("\n")
-    content: list[str] = []
-    for number, line in enumerate(lines, 1):
-        prefix = f"{number} "
-        if line.startswith(prefix):
-            content.append(line[len(prefix) :])
-        elif line == prefix[:-1]:
-            content.append("")
-        else:
-            break
-    else:
-        return "\n".join(content)
+    parts = [line.partition(" ") for line in lines]
+    if [number for number, _, _ in parts] == list(map(str, range(1, len(lines) + 1))):
+        return "\n".join([text for _, _, text in parts])
     numbers = [int(match[1]) if (match := _NUMBER.match(line)) else None for line in lines]
     numbered = [number for number in numbers if number is not None]
     increasing = all(later > earlier for earlier, later in pairwise(numbered))
