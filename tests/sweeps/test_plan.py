@@ -18,6 +18,7 @@ from swe_infer.cli.sweep_planner import _Planner
 from swe_infer.cli.sweep_position import short_overrides
 from swe_infer.data.base import Rows
 from swe_infer.data.jsonl import JsonlDataset, JsonlRows
+from swe_infer.data.normalise import Normaliser
 from swe_infer.types import Instance
 from tests.support import commands
 from tests.support.api_server import ApiServer
@@ -104,9 +105,9 @@ class CountingDataset(JsonlDataset):
     opened: ClassVar[list[str]] = []
     read: ClassVar[list[int]] = []
 
-    def open(self) -> JsonlRows:
+    def open(self, normaliser: Normaliser | None = None) -> JsonlRows:
         self.opened.append(self.path)
-        return cast(JsonlRows, CountingRows(super().open()))
+        return cast(JsonlRows, CountingRows(super().open(normaliser)))
 
 
 class CountingRows:
