@@ -51,8 +51,9 @@ class ImageRows:
     def content_sha256(self) -> str | None:
         return self._rows.content_sha256()
 
+    @property
     def revision(self) -> str | None:
-        return self._rows.revision()
+        return self._rows.revision
 
     def row(self, index: int) -> Mapping[str, Any]:
         return self._rows.row(index)
