@@ -1,6 +1,6 @@
 """The model families that the engine runs, each described by what it adds to Llama.
 
-A family is a module with ``parts(read)``, which returns :class:`swe_infer.llama.config.Parts`, and a line in
+A family is a module with ``parts(read)``, which returns :class:`swe_infer.llama.families.base.Parts`, and a line in
 :data:`FAMILIES`.
 """
 

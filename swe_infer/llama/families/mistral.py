@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swe_infer.llama.config import Parts, Reader
+from swe_infer.llama.families.base import Parts, Reader
 
 
 def parts(read: Reader) -> Parts:
