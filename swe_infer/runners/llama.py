@@ -143,6 +143,8 @@ class LlamaRunner:
         if window is not None and window > config.context_window:
             log.warning("model.context_window=%d: the checkpoint states %d", window, config.context_window)
         self.context_window = window or config.context_window
+        if self.model.prompt_format == "chat" or self.model.thinking is not None:
+            self._load_tokenizer()  # refuses a checkpoint without the template
         if self.model.peft_path is not None:
             check_adapter(config_directory(self.model.peft_path, "adapter_config.json", key="model.peft_path"))
 
@@ -295,6 +297,8 @@ class LlamaRunner:
                 self._engine = self._engines.get(self.model, options)
             self._load_s = time.perf_counter() - started
             self._engine.reset_stats()
+            if self.model.prompt_format == "auto":
+                log.info("%s: prompts are %s", self.label, _FORMATS[self._engine.tokenizer.prompt_format])
             self.context_window = self._engine.context_window
         return self._engine
 
@@ -305,8 +309,6 @@ class LlamaRunner:
         if self._tokenizer is None:
             directory = config_directory(self.model.path, "config.json")
             self._tokenizer = LlamaTokenizer.of(self.model, directory)
-            if self.model.prompt_format == "auto":
-                log.info("%s: prompts are %s", self.model.label, _FORMATS[self._tokenizer.prompt_format])
         return self._tokenizer
 
 

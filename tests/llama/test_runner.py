@@ -29,7 +29,11 @@ TEXT = "def add(left, right):\n    return left + right\n"
 
 
 def runner_of(directory: Path, decoding: Decoding | None = None, **options: Any) -> LlamaRunner:
-    model = {key: options.pop(key) for key in ("context_window", "prompt_format", "peft_path") if key in options}
+    model = {
+        key: options.pop(key)
+        for key in ("context_window", "prompt_format", "peft_path", "thinking")
+        if key in options
+    }
     options.setdefault("kv_cache_gb", 0.01)
     return LlamaRunner(
         model=LlamaModel(path=str(directory), **model), decoding=decoding or Decoding(max_new_tokens=8), **options
@@ -253,6 +257,15 @@ def test_an_unknown_architecture_is_refused_by_the_check(checkpoint: Path, tmp_p
     (directory / "config.json").write_text(json.dumps({**raw, "architectures": ["GemmaForCausalLM"]}))
     with pytest.raises(CheckpointError, match="GemmaForCausalLM"):
         runner_of(directory).check()
+
+
+def test_thinking_and_chat_need_a_template_which_the_check_knows(checkpoint: Path) -> None:
+    for options, message in (
+        ({"thinking": "off"}, r"model\.thinking: only a chat template can use it"),
+        ({"prompt_format": "chat"}, "has no chat template"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            runner_of(checkpoint, **options).check()
 
 
 def test_a_missing_adapter_is_refused_by_the_check(checkpoint: Path, tmp_path: Path) -> None:
