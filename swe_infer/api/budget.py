@@ -73,6 +73,10 @@ class CostBudget:
         self._reserved_usd = self._paid_usd = Decimal(0)
 
     @property
+    def has_caps(self) -> bool:
+        return bool(self._ledgers)
+
+    @property
     def waiting(self) -> int:
         """Requests that wait for a reservation."""
         return len(self._waiters)

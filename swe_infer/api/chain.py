@@ -24,7 +24,7 @@ from swe_infer.api.counting import InputBounds
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.first_answers import keys_of_the_api_key
 from swe_infer.api.limits import Halted, Permit, Rerouted
-from swe_infer.api.pricing import bill_details, caching_pays, settled_usd, with_lifetimes, worst_case
+from swe_infer.api.pricing import bill_details, caching_pays, settled_usd, with_lifetimes
 from swe_infer.api.prompt_cache import prompt_key
 from swe_infer.api.reachability import Reachability, Unreachable
 from swe_infer.api.retry import Retry, may_have_been_billed, never_connected
@@ -93,6 +93,8 @@ class _InFlight:
     unreadable: int = 0
     """Attempts that ended with an unreadable answer."""
     began: float = 0.0
+    error: RequestError | None = None
+    """Of the last attempt."""
     possibly_billed: Decimal = Decimal(0)
     unanswered: list[_Unanswered] = field(default_factory=list)
     byte_bound: int = 0
@@ -119,6 +121,15 @@ class _InFlight:
     def billing_details(self) -> dict[str, str]:
         """For the record: what may have been billed beyond the cost."""
         return {"possibly_billed_usd": str(self.possibly_billed)} if self.possibly_billed else {}
+
+    def failure(self, error: RequestError) -> Failure:
+        """The outcome if it is not sent again after ``error``."""
+        return Failure(type(error).__name__, str(error), self.attempts, self.elapsed_s, details=self.billing_details)
+
+    def continue_from(self, earlier: _InFlight) -> None:
+        """Counts the attempts of an earlier flight of the same request as its own."""
+        self.attempts, self.began, self.error = earlier.attempts, earlier.began, earlier.error
+        self.possibly_billed, self.unanswered = earlier.possibly_billed, earlier.unanswered
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +169,7 @@ class Chain:
         self._halted = asyncio.Event()
         self._stop = threading.Event()
         self.in_flight = 0
+        self._billed_without_outcome: dict[tuple[str, int], _InFlight] = {}
         self.counts = Counts()
 
     def stop_on(self, stop: threading.Event) -> None:
@@ -219,7 +231,7 @@ class Chain:
         """Sends a request to a provider: one, or several that differ only in their sample.
 
         Returns the outcomes of the leading requests: fewer than ``requests`` if the provider sent fewer answers, none
-        if the run was halted before anything was sent (again).
+        if the run was halted before anything was sent that may be billed.
 
         Args:
             requests: at most :meth:`max_samples`.
@@ -231,12 +243,28 @@ class Chain:
             ProviderFatal: no request of this run can succeed.
         """
         flight = _InFlight(requests, cache_prompt)
+        if (earlier := self._billed_without_outcome.pop(flight.request.key, None)) is not None:
+            flight.continue_from(earlier)
+        try:
+            return await self._outcomes(flight, requests, urgent=urgent)
+        except BaseException:
+            if flight.possibly_billed:
+                self._billed_without_outcome[flight.request.key] = flight
+            raise
+
+    def failure_of(self, request: Request) -> Failure | None:
+        """The failure of a request for which :meth:`complete` raised an error after attempts that may have been
+        billed; None if there are none. The record of the failure states what they may have cost."""
+        flight = self._billed_without_outcome.pop(request.key, None)
+        return None if flight is None or flight.error is None else flight.failure(flight.error)
+
+    async def _outcomes(self, flight: _InFlight, requests: Sequence[Request], *, urgent: bool) -> Sequence[Outcome]:
         while True:
             endpoint = self._endpoints.pick()
             try:
-                charged = await self._attempt_when_reachable(flight, endpoint, urgent or flight.attempts > 0)
+                charged = await self._attempt_when_priced(flight, endpoint, urgent or flight.attempts > 0)
             except Halted:
-                return []
+                return self._given_up(flight)
             except Rerouted:
                 continue
             except ContextOverflow as error:
@@ -244,6 +272,7 @@ class Chain:
             except Unreachable:  # no endpoint can be reached
                 raise
             except RequestError as error:
+                flight.error = error
                 if self._endpoints.fail_over(endpoint, _with_key(error, endpoint)):
                     continue
                 not_connected = self._reachability.is_doubtful() and never_connected(error)
@@ -260,19 +289,33 @@ class Chain:
                     )
                     if fatal is not None and self._endpoints.fail_over(endpoint, fatal):
                         continue
-                    failure = Failure(type(error).__name__, str(error), flight.attempts, flight.elapsed_s)
+                    logger.info("%s, try %d, the last one: %s", flight.request.instance_id, flight.attempts, error)
+                    failure = flight.failure(error)
                     alike = flight.samples_refused and isinstance(error, InvalidRequest)  # with one sample too
-                    others = [failure] * (len(requests if alike else flight.requests) - 1)
-                    return [replace(failure, details=flight.billing_details), *others]
+                    others = [replace(failure, details={})] * (len(requests if alike else flight.requests) - 1)
+                    return [failure, *others]
                 self.counts.retried += 1
                 if not_connected:
                     continue
                 logger.info("%s, try %d: %s", flight.request.instance_id, flight.attempts, error)
                 if not await self.sleep(delay_s):
-                    return []
+                    return self._given_up(flight)
             else:
                 self._note_samples(flight, charged)
                 return self._completions(flight, charged)
+
+    def _given_up(self, flight: _InFlight) -> Sequence[Outcome]:
+        """The outcome of a request that is not sent again because the run is halted."""
+        return [flight.failure(flight.error)] if flight.possibly_billed and flight.error is not None else []
+
+    async def _attempt_when_priced(self, flight: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
+        """:meth:`_attempt_when_reachable`. Under a cap, one request at a time is sent to a server whose answers state
+        their cost, until the first one shows whether it charges the listed price."""
+        if self._budget.has_caps and not endpoint.price_is_certain:
+            async with endpoint.first_bill_lock:
+                if not endpoint.price_is_certain:
+                    return await self._attempt_when_reachable(flight, endpoint, urgent)
+        return await self._attempt_when_reachable(flight, endpoint, urgent)
 
     async def _attempt_when_reachable(self, flight: _InFlight, endpoint: Endpoint, urgent: bool) -> _Charged:
         """:meth:`_attempt`. After a failure to connect, and until a request connects, one at a time tries.
@@ -335,6 +378,9 @@ class Chain:
             answers = [with_lifetimes(answer, endpoint.prices) for answer in answers]
             answers = self._checked(flight, endpoint, answers)
             usage = sum((answer.usage for answer in answers), Usage())
+            endpoint.has_billed = True
+            if "usage_estimated" not in answers[0].details:
+                endpoint.observe_bill(usage, answers[0].bill, cache_write=flight.cache_prompt)
             try:
                 usd = self._pay(flight, reservation, endpoint, answers, usage, sent_at)
             except Exception:  # a paid answer is never lost because of its price or a full disk
@@ -356,11 +402,10 @@ class Chain:
     def _refund_unanswered(self, flight: _InFlight, endpoint: Endpoint, input_tokens: int) -> None:
         """Lowers what was charged for attempts without an answer, when the tokens of the prompt become known. The
         server may still have billed the longest output."""
-        assert endpoint.prices is not None
         for attempt in flight.unanswered:
             if attempt.endpoint is not endpoint:
                 continue
-            most = worst_case(endpoint.prices, input_tokens, attempt.output_tokens, cache_write=flight.cache_prompt)
+            most = endpoint.worst_case(input_tokens, attempt.output_tokens, cache_write=flight.cache_prompt)
             if (surplus := attempt.usd - most) > 0:
                 try:
                     self._budget.refund(surplus)
@@ -474,12 +519,10 @@ class Chain:
 
     def _price(self, flight: _InFlight, endpoint: Endpoint, tokens: int) -> Decimal:
         """The most that a request can cost with a prompt of ``tokens`` tokens."""
-        assert endpoint.prices is not None
-        return worst_case(endpoint.prices, tokens, flight.output_tokens, cache_write=flight.cache_prompt)
+        return endpoint.worst_case(tokens, flight.output_tokens, cache_write=flight.cache_prompt)
 
     def _budget_exceeded(self, flight: _InFlight, endpoint: Endpoint, usd: Decimal) -> BudgetExceeded:
-        assert endpoint.prices is not None
-        shortest = worst_case(endpoint.prices, 1, flight.request.decoding.max_new_tokens, cache_write=False)
+        shortest = endpoint.worst_case(1, flight.request.decoding.max_new_tokens, cache_write=False)
         return self._budget.explain_refusal(usd, nothing_fits=self._budget.cannot_fit(shortest))
 
     async def explain_refusal(self, request: Request) -> BudgetExceeded:

@@ -14,6 +14,7 @@ import selectors
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from swe_infer.api.chain import Chain
@@ -218,14 +219,20 @@ class Dispatcher:
                 self._over_budget.add(requests[0].instance_id)
             if last and (self._refused is None or _size(requests[0]) < _size(self._refused[0])):
                 self._refused = (requests[0], error)
+            if last and (failed := self._chain.failure_of(requests[0])) is not None:
+                outcomes = [failed]
             if error.nothing_fits:
                 self._halt(None)
         except SweInferError as error:
+            if (failed := self._chain.failure_of(requests[0])) is not None:
+                outcomes = [failed]
             self._halt(error)
         except Exception as error:
             logger.exception("%s, sample %d: unexpected error", *requests[0].key)
             failure = Failure(type(error).__name__, " ".join(str(error).split())[:500])
             outcomes = [failure] * len(requests)
+            if (failed := self._chain.failure_of(requests[0])) is not None:
+                outcomes[0] = replace(failure, details=failed.details)
             self._bugs += 1
             if self._bugs >= _MAX_BUGS:
                 self._halt(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from swe_infer.api.first_answers import FirstAnswers
 from swe_infer.api.limits import Limiter
-from swe_infer.api.pricing import PriceTable
+from swe_infer.api.pricing import PriceTable, worst_case
 from swe_infer.errors import Overloaded, ProviderFatal, RateLimited, RequestError, TransientError
-from swe_infer.providers.base import Provider
-from swe_infer.types import ApiModel
+from swe_infer.providers.base import Bill, Provider
+from swe_infer.types import ApiModel, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +39,40 @@ class Endpoint:
     """How many samples of a prompt one request may ask for; None: as many as the provider says."""
     prompts_truncated: bool = False
     """The server has truncated a prompt, and a warning was logged."""
+    markup: Decimal = Decimal(1)
+    """How many times the listed price the server charges, at most, by the costs that its answers state."""
+    has_billed: bool = False
+    """An answer has come, which shows whether the server charges the listed price."""
+    first_bill_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the only request in flight until then."""
 
     @property
     def address(self) -> str:
         """The provider's address."""
         return self.provider.address
+
+    @property
+    def price_is_certain(self) -> bool:
+        """Whether the most that a request costs is known before the first answer."""
+        return self.prices is None or not self.prices.states_bill or self.has_billed
+
+    def worst_case(self, input_tokens: int, output_tokens: int, *, cache_write: bool) -> Decimal:
+        """The most that a request costs, see :func:`swe_infer.api.pricing.worst_case`."""
+        assert self.prices is not None
+        return self.markup * worst_case(self.prices, input_tokens, output_tokens, cache_write=cache_write)
+
+    def observe_bill(self, usage: Usage, bill: Bill, *, cache_write: bool) -> None:
+        """Raises the markup if an answer with known token counts states a cost above the list."""
+        if self.prices is None or not self.prices.states_bill or bill.usd is None:
+            return
+        listed = worst_case(self.prices, usage.input_tokens, usage.output_tokens, cache_write=cache_write)
+        if listed and bill.usd > self.markup * listed:
+            if self.markup == 1:
+                logger.warning(
+                    "%s charges $%.6f for what costs at most $%.6f by the list: reservations are as much higher now",
+                    self.provider.name, bill.usd, listed,
+                )  # fmt: skip
+            self.markup = bill.usd / listed
 
 
 class Endpoints:

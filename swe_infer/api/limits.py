@@ -300,24 +300,30 @@ class Limiter:
         of_tokens = (stated.limit_tokens, stated.remaining_tokens, stated.reset_tokens_s)
         of_output = (stated.limit_output_tokens, stated.remaining_output_tokens, stated.reset_output_tokens_s)
         reports = zip(_KINDS, self._quotas, (of_requests, of_tokens, of_output), permit.sent, strict=True)
+        if refusal is not None and self._is_contradictory(refusal, of_requests, of_tokens, of_output):
+            return False
         for kind, quota, reported, sent in reports:
             limit, remaining, reset_s = reported
             if limit is None:
                 continue
             expires_at = None
             if refusal is not None:
-                wait_s = refusal.retry_after_s
-                if _contradicts(wait_s, remaining, reset_s):
-                    logger.warning(
-                        "%s refused a request for %g s, and reported %d %s per minute, available in %g s: the report "
-                        "is not used",
-                        self._name, wait_s, limit, kind, reset_s,
-                    )  # fmt: skip
-                    continue
-                expires_at = now + max(_LEAST_EXPIRY_S, wait_s or 0.0, reset_s or 0.0)
+                expires_at = now + max(_LEAST_EXPIRY_S, refusal.retry_after_s or 0.0, reset_s or 0.0)
             quota.update_from_headers(limit, remaining, reset_s, sent_before=sent, now=now, expires_at=expires_at)
             self._log_pace(kind, quota, reported, refusal)
         return self._known_quotas > known
+
+    def _is_contradictory(self, refusal: RateLimited, *reports: tuple[int | None, int | None, float | None]) -> bool:
+        """Whether the Retry-After of a refusal contradicts a quota that it reports. Then none of them is used."""
+        for kind, (limit, remaining, reset_s) in zip(_KINDS, reports, strict=True):
+            if limit is not None and _contradicts(refusal.retry_after_s, remaining, reset_s):
+                logger.warning(
+                    "%s refused a request for %g s, and reported %d %s per minute, available in %g s: its report is "
+                    "not used",
+                    self._name, refusal.retry_after_s, limit, kind, reset_s,
+                )  # fmt: skip
+                return True
+        return False
 
     def _log_pace(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from swe_infer.errors import (
@@ -90,6 +91,9 @@ _TRY_AGAIN = re.compile(
     re.IGNORECASE,
 )
 
+_EVENTS = re.compile(r"\s*(?:data|event|id|retry)?:")
+_EVENT = re.compile(r"^data: ?(\{.*)$", re.MULTILINE)
+
 _SECRETS = (
     # a key that the vendor repeats, in full or with stars; then anything like a key, an organisation or a password
     (re.compile(r"(api key provided: )\S+", re.IGNORECASE), r"\1***"),
@@ -139,6 +143,7 @@ def classify(
         in_answer: the error ends or replaces a part of an answer, which may be billed. The request was valid, so an
             error without a known code is transient.
     """
+    body = _without_framing(body)
     if status is None:
         status = _stated_status(body)
     kinds, message = _read(body)
@@ -210,6 +215,15 @@ def failed_answer(error: Any, reason: str, *, where: str, secret: str | None = N
 def words_of(body: Any) -> str | None:
     """The message of an error body; None if it has none."""
     return _message_of(_error_of(body))
+
+
+def _without_framing(body: Any) -> Any:
+    """The first JSON object in ``body`` if it is the text of server-sent events, as which LiteLLM's proxy sends an
+    error before the first event, with the error's HTTP status."""
+    if isinstance(body, str) and _EVENTS.match(body) and (event := _EVENT.search(body[: 4 * _LONGEST_SEARCHED])):
+        with suppress(ValueError, RecursionError):
+            return json.loads(event[1])
+    return body
 
 
 def _error_of(body: Any) -> Any:

@@ -21,7 +21,7 @@ _LONGEST = 200
 """Characters of a header that are read."""
 _LARGEST = 1e15
 """Larger numbers are ignored: no quota and no delay is as large."""
-_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid")
+_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid", "x-litellm-call-id")
 
 
 def duration_s(text: str | None) -> float | None:

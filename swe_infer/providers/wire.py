@@ -83,6 +83,8 @@ _COST_HEADER = "x-litellm-response-cost"
 """https://docs.litellm.ai/docs/proxy/response_headers"""
 _SHORT = 100
 """Characters of a name that is cached."""
+_LONGEST_WORDS = 200
+"""Characters of a plain text in a stream that are quoted in an error."""
 _LONGEST_NUMBER = 40
 """Maximum digits of an integer, as Python's conversion is quadratic in their number."""
 _DEEPEST = 64
@@ -728,11 +730,12 @@ class WireProvider(Provider):
             await stream.close()
 
     async def _events(self, beginning: bytes, parts: AsyncIterator[bytes], where: str) -> AsyncGenerator[Any, None]:
-        """Yields the decoded data of server-sent events, and :data:`DONE`.
+        """Yields the decoded data of server-sent events, and :data:`DONE`. The data of an event that is plain text,
+        such as a sign of life, is yielded as it is.
 
         Raises:
             RequestError: an event is an error.
-            ValueError: an event is not JSON.
+            ValueError: an event is broken JSON.
         """
         async with aclosing(server_sent_events(beginning, parts)) as events:
             async for kind, data in events:
@@ -740,7 +743,12 @@ class WireProvider(Provider):
                     yield DONE
                     continue
                 check_values(data)
-                event = decoded_json(data)
+                try:
+                    event = decoded_json(data)
+                except ValueError:
+                    if data.lstrip().startswith("{"):  # it may have a part of the answer
+                        raise
+                    event = data
                 first = event[0] if isinstance(event, list) and event else event  # Google sends errors in a list
                 fields = first if isinstance(first, dict) else {}
                 if kind == "error" or fields.get("type") == "error" or fields.get("error"):
@@ -764,12 +772,16 @@ class WireProvider(Provider):
             streamed: whether events were requested.
         """
         ends: list[Exception] = []
+        words = ""
         passing = (ValueError, RecursionError, RequestError, self._sdk.APIError, *self._transport_errors)
 
         async def readable() -> AsyncGenerator[Any, None]:
+            nonlocal words
             try:
                 async with aclosing(events):
                     async for event in events:
+                        if isinstance(event, str) and event != DONE:
+                            words = f": {event[:_LONGEST_WORDS]}"
                         yield event
             except passing as error:
                 ends.append(error)
@@ -783,7 +795,7 @@ class WireProvider(Provider):
         except Unreadable as error:
             if ends and not isinstance(ends[0], ValueError | RecursionError):
                 raise ends[0] from None
-            why = f"a broken stream ({type(ends[0]).__name__})" if ends else str(error)
+            why = f"a broken stream ({type(ends[0]).__name__})" if ends else f"{error}{words}"
         unreadable = self._unreadable(why, where, headers)
         unreadable.is_final = not streamed
         raise unreadable

@@ -171,7 +171,7 @@ def select_instances(
 
 
 def _warn_of_skips(reasons: Mapping[str, int], asked: int, example: tuple[str, Skip] | None) -> None:
-    """Warn that every instance is skipped, so that no request is sent.
+    """Warn that every instance is skipped.
 
     Args:
         reasons: samples by the reason of their skip.
@@ -181,7 +181,7 @@ def _warn_of_skips(reasons: Mapping[str, int], asked: int, example: tuple[str, S
         return
     counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
     detail = "" if example is None else f"; {example[0]}: {example[1].message}"
-    log.warning("every instance is skipped, so no request is sent (%s)%s", counts, detail)
+    log.warning("every instance is skipped, so none has an answer (%s)%s", counts, detail)
 
 
 def coverage_of(selection: Selection, turns: int = 0) -> Coverage:
@@ -733,10 +733,16 @@ class Run:
         """
         self._stopped_by = None if error is None else type(error).__name__
         if isinstance(error, BudgetExceeded):
-            remaining = self.summary()["remaining"]
-            left = f"remaining samples: {remaining}" if remaining else "some further turns are not sent yet"
-            if not remaining and self._judge_left and not self._turns_left:
+            summary = self.summary()
+            remaining, failed = summary["remaining"], summary["failed"]
+            if remaining:
+                left = f"remaining samples: {remaining}"
+            elif self._judge_left and not self._turns_left:
                 left = "the samples of some instances are not judged yet"
+            else:
+                left = "some further turns are not sent yet" if self._turns_left else ""
+            if failed:
+                left += f"{', ' if left else ''}failed samples: {failed}"
             log.error("%s; %s; repeat this command with a larger budget", error, left)
             status = error.exit_status
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -190,10 +192,44 @@ def test_a_stop_finishes_what_is_in_flight_starts_nothing_and_interrupts_waits()
         stop.set()
 
     threading.Thread(target=stop_once_some_are_sent, daemon=True).start()
-    retry = Retry(max_retry_after_s=3600, total_s=10_000)
-    outcomes = run(runner(provider, retry=retry), requests(100), stop)
-    assert {r.key for r, _ in outcomes} == {r.key for r in provider.sent} - {("i0", 0)}
+    api = runner(provider, retry=Retry(max_retry_after_s=3600, total_s=10_000))
+    outcomes = run(api, requests(100), stop)
+    assert {r.key for r, _ in outcomes} == {r.key for r in provider.sent}
     assert 1 <= len(outcomes) < 20
+    failed = outcomes.by_key["i0", 0]  # its record says what may have been billed
+    assert isinstance(failed, Failure)
+    assert Decimal(failed.details["possibly_billed_usd"]) == Decimal(str(api.stats()["possibly_billed_usd"]))
+
+
+@pytest.mark.parametrize("end", ["budget", "budget, several samples", "key", "bug"])
+def test_an_attempt_that_may_have_been_billed_is_recorded_if_no_other_follows(end: str, tmp_path: Path) -> None:
+    ends = {"key": AuthenticationFailed("401", status=401), "bug": ValueError("?")}
+
+    def fate(request: Request, sent_before: int) -> BaseException | None:
+        return ends.get(end, TransientError("reset")) if sent_before else TransientError("reset")
+
+    class Together(ScriptedProvider):
+        def max_samples(self, model: ApiModel, decoding: Decoding) -> int:
+            return 4
+
+        async def complete_samples(
+            self, requests: Sequence[Request], model: ApiModel, **options: Any
+        ) -> list[Answer]:
+            return [await self.complete(one, model, **options) for one in requests]
+
+    provider = Together(fate) if "several" in end else ScriptedProvider(fate)
+    cap = Decimal("0.004") if "budget" in end else Decimal(5)  # two or three worst cases with one sample
+    api = runner(provider, budget=Budget(max_usd=cap), prompt_caching="never")
+    api.bind(context(tmp_path))
+    outcomes = Outcomes()
+    with contextlib.suppress(BudgetExceeded, AuthenticationFailed):
+        api.generate(requests(2, samples=4 if "several" in end else 1), outcomes, threading.Event())
+    billed = [Decimal(outcome.details.get("possibly_billed_usd", "0")) for outcome in outcomes.by_key.values()]  # type: ignore[union-attr]
+    assert max(billed) > 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
+        ((spent,),) = ledger.execute("SELECT sum(amount) FROM spent").fetchall()
+    assert sum(billed) == Decimal(spent) / 10**12
+    assert float(sum(billed)) == pytest.approx(api.stats()["possibly_billed_usd"])
 
 
 def test_a_stop_ends_the_wait_for_a_cap_that_other_processes_use(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ anthropic.types.Usage (``speed``, ``cache_creation``).
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,9 @@ from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Pricing, Usage
 from tests.api.scripted import context, requests
 from tests.api.test_runner import Outcomes
+from tests.providers.test_dialects import CHAT
 from tests.support.api_server import ApiServer
+from tests.support.loopback import Handler, Server
 
 OUTPUT = 100
 PLAIN = Decoding(temperature=None, max_new_tokens=OUTPUT)
@@ -228,6 +231,38 @@ def test_a_cap_holds_by_the_server_s_own_bill(case: str, tmp_path: Path) -> None
         assert {outcome.details.get("service_tier") for outcome in done} == {tier}
         if case == "the project's tier":  # a budget needs to know the price before the answer
             assert {e.body["service_tier"] for e in server.log.asked()} == {"default"}
+
+
+@pytest.mark.parametrize("states_cost", [True, False])
+def test_a_cap_holds_if_the_server_charges_more_than_the_list(states_cost: bool, tmp_path: Path) -> None:
+    served = []
+
+    class Dear(Handler):
+        def respond(self) -> None:
+            if "messages" in json.loads(self.body()):
+                served.append(Decimal("0.004"))
+                usage = {"prompt_tokens": 2_000, "completion_tokens": 100}  # $0.002 by the list
+                self.send(200, {**CHAT, "usage": {**usage, "cost": 0.004} if states_cost else usage})
+            else:
+                self.send(404, {})  # it counts no tokens
+
+    price = Pricing(input_per_mtok=Decimal("0.95"), output_per_mtok=Decimal(1))
+    with Server(Dear) as server:
+        provider = OpenAIChat(
+            name="openrouter", base_url=f"{server.url}/v1", api_key_env=None, pricing_id="openrouter"
+        )
+        model, budget = ApiModel(name="m", pricing=price), Budget(max_usd=Decimal("0.1"))
+        api = ApiRunner(model=model, provider=provider, decoding=Decoding(max_new_tokens=100), budget=budget)
+        api.check()
+        api.bind(context(tmp_path))
+        outcomes = Outcomes()
+        with pytest.raises(BudgetExceeded):
+            api.generate(requests(80, text="fix it " * 286), outcomes, threading.Event())
+    assert len(outcomes) == len(served)
+    if states_cost:
+        assert Decimal("0.08") < sum(served) <= Decimal("0.1")
+    else:
+        assert len(served) > 45
 
 
 def test_the_tier_of_the_answer_decides_the_price_without_a_budget() -> None:

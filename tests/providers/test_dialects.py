@@ -198,6 +198,16 @@ def test_no_odd_event_costs_a_streamed_answer(name: str, events: Sequence[Any]) 
     assert answer.details.get("reasoning") == ("hm" if name == "lists" else None)
 
 
+@pytest.mark.parametrize("name", ["openai_compatible", "openai_responses", "anthropic"])
+def test_plain_text_in_a_stream_is_no_part_of_the_answer_but_of_the_error(name: str) -> None:
+    whole = {"openai_compatible": CHAT_EVENTS, "openai_responses": RESPONSE_EVENTS, "anthropic": MESSAGE_EVENTS}[name]
+    first, _, rest = whole.partition(b"\n\n")
+    answer = ask(Recorded(first + b"\n\ndata: ping\n\n" + rest, SSE), name, stream="always")
+    assert answer.text == "PATCH"
+    with pytest.raises(TransientError, match="upstream went away"):
+        ask(Recorded(first + b"\n\ndata: upstream went away\n\n", SSE), name, stream="always")
+
+
 def test_usage_is_found_where_servers_put_it_in_streams() -> None:
     usage = CHAT["usage"]
     for events in (
@@ -445,6 +455,18 @@ def test_errors_of_gateways_and_other_vendors(
     served = Recorded(json.dumps(body).encode(), status=status)
     with pytest.raises(kind):
         ask(served)
+
+
+def test_an_error_that_is_sent_as_events_is_read_as_one() -> None:
+    # LiteLLM's proxy 1.108.7 (common_request_processing.create_response): an error before the first event of a stream
+    for status, error, kind in (
+        (500, {"message": "Error processing stream start", "type": "internal_server_error", "code": "500"},
+         TransientError),
+        (429, {"message": "no credit", "type": "insufficient_quota", "code": "insufficient_quota"}, QuotaExhausted),
+    ):  # fmt: skip
+        events = sse({"error": error}, done=True)
+        with pytest.raises(kind, match=f"{status}: {error['message']}$"):
+            ask(Recorded(events, SSE, status), stream="always")
 
 
 def test_the_words_of_a_server_are_kept_in_the_error() -> None:

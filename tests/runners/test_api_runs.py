@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ from swe_infer.run_directory.records import Key, Record, read_records
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
 from tests.support.instances import write_instances
+from tests.support.wandb_files import read_offline_runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = {
@@ -454,3 +456,39 @@ def test_records_and_summary_say_what_was_billed_and_what_may_have_been(server: 
     assert "perhaps" in result.stderr
     shown = as_json(compare([load_run(tmp_path / "run")]))["runs"][0]
     assert shown["possibly_billed_usd"] == float(summary["possibly_billed_usd"])
+
+
+def test_every_place_shows_what_may_have_been_billed_for_attempts_given_up_at_the_cap(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    data = write_instances(tmp_path / "instances.jsonl", 6)
+    arguments = [
+        "model=gpt-5.4", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker.mode=offline",
+        f"output_dir={tmp_path / 'run'}", "provider.max_concurrency=1", "decoding.max_new_tokens=256",
+        "runner.retry.backoff_s=0.01", "provider.send_cache_key=false",
+    ]  # fmt: skip
+    server.script("cut", None, "cut", "cut", "cut", "cut", "cut", "cut", "cut", "cut")
+    result = run(*arguments, "budget.max_usd=0.02", cwd=tmp_path)
+    assert result.returncode == 3, result.stderr
+    assert re.search(r"used up: .* remaining samples: \d, failed samples: \d; repeat", result.stderr)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)
+    records = list(read_records(tmp_path / "run" / "records.jsonl"))
+    assert Counter(record["status"] for record in records)["failed"] == summary["failed"] > 0
+    recorded = sum(Decimal((record.get("details") or {}).get("possibly_billed_usd", "0")) for record in records)
+    with contextlib.closing(sqlite3.connect(tmp_path / "run" / "ledger.sqlite")) as ledger:
+        ((spent,),) = ledger.execute("SELECT sum(amount) FROM spent").fetchall()
+    assert summary["cost_usd"] + recorded == Decimal(spent) / 10**12
+    assert server.log.cost_usd() <= Decimal(spent) / 10**12 <= Decimal("0.02")
+    (tracked,) = read_offline_runs(tmp_path / "run")
+    shown = [
+        summary["possibly_billed_usd"], summary["stats"]["possibly_billed_usd"],
+        tracked.summary["possibly_billed_usd"], tracked.history[-1]["possibly_billed_usd"],
+    ]  # fmt: skip
+    assert [float(usd) for usd in shown] == pytest.approx([float(recorded)] * 4)
+    assert float(tracked.summary["cost_usd"]) == pytest.approx(float(summary["cost_usd"]))
+    assert f"perhaps up to ${recorded:.4f}" in result.stderr
+    server.reset()
+    result = run(*arguments, "budget.max_usd=5", "tracker=none", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    after = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)
+    assert (after["completed"], after["possibly_billed_usd"]) == (6, summary["possibly_billed_usd"])
