@@ -19,13 +19,18 @@ off at the second refusal of a server whose refusals end with a backoff, and kee
 a tenth of all requests.
 
 A timeout shrinks the window if the server answered fewer requests in that time than are in flight: more of them would
-time out too. The number of those answers is then the size of the window.
+time out too. The number of those answers is then about the size of the window, which grows again only while answers
+take much less time than the timeout did: each probe of a server's queue costs a timeout and brings no more answers.
 """
 
 from __future__ import annotations
 
 _GROWTH = 0.05
 _GROWTH_BELOW_LAST_BACKOFF = 0.1
+_QUEUE_MARGIN = 0.9
+"""Part of the answers within the time of a timeout that may be in flight after it."""
+_NEAR_TIMEOUT = 0.7
+"""The window does not grow with an answer that took longer than this part of the time of the last timeout."""
 _TIMED_ANSWERS = 3
 """Answers after which the window does not grow with time."""
 _LARGEST_STEP = 0.1
@@ -57,6 +62,8 @@ class ConcurrencyWindow:
         self._grown_at: float | None = None
         self._backoff_at = float("-inf")
         self._backoff_from = 0.0
+        self._timeout_s = float("inf")
+        """Seconds after which the last request timed out in the server's queue."""
         self._refusal_sum = 0.0
         self._background = _BACKGROUND
         self.backoffs = 0
@@ -65,7 +72,7 @@ class ConcurrencyWindow:
     def value(self) -> int:
         return int(self._value)
 
-    def answered(self, sent_at: float, in_flight: int) -> None:
+    def answered(self, sent_at: float, in_flight: int, now: float = float("-inf")) -> None:
         """Records the answer to a request that was sent at ``sent_at`` and still counts as in flight."""
         self._answers += 1
         if sent_at < self._backoff_at:
@@ -75,7 +82,7 @@ class ConcurrencyWindow:
             0.0, self._refusal_sum - min(_MOST_RELIEF, max(_LEAST_RELIEF, 3.0 * self._background))
         )
         self._observe(0.0)
-        if is_resting or in_flight < self.value:
+        if is_resting or in_flight < self.value or now - sent_at > _NEAR_TIMEOUT * self._timeout_s:
             return
         growth = _GROWTH_BELOW_LAST_BACKOFF if self._value < self._backoff_from else _GROWTH
         step = 1.0 if self._starting else max(1.0, growth * self._value) / self._value
@@ -101,8 +108,9 @@ class ConcurrencyWindow:
         if sent_at < self._backoff_at or answers >= in_flight:
             return
         self._back_off(in_flight, now)
+        self._timeout_s = now - sent_at
         if answers:
-            self._value = min(self._value, float(answers))
+            self._value = min(self._value, max(1.0, _QUEUE_MARGIN * answers))
 
     def _back_off(self, in_flight: int, now: float) -> None:
         self._starting = False

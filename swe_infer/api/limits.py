@@ -219,7 +219,7 @@ class Limiter:
         if newly_known:
             self._window.forget_refusals(now, restart=not self._overloaded)
         self._awaits_first_answer = False
-        self._window.answered(permit.sent_at, self.in_flight)
+        self._window.answered(permit.sent_at, self.in_flight, now)
 
     def refund(self, permit: Permit) -> None:
         """Returns a permit's share of the quota if nothing was sent."""

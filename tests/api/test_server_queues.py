@@ -135,11 +135,17 @@ async def _until_cancelled(limiter: Limiter) -> None:
 
 def test_timeouts_shrink_the_window_to_what_the_server_answers() -> None:
     window = ConcurrencyWindow(40, 0.2, 0.7, 64)
-    window.timed_out(1.0, 40, 5, 11.0)
-    assert (window.value, window.backoffs) == (5, 1)
+    window.timed_out(1.0, 40, 10, 11.0)
+    assert (window.value, window.backoffs) == (9, 1)
     window.timed_out(2.0, 40, 5, 11.5)  # sent before the backoff
-    assert (window.value, window.backoffs) == (5, 1)
-    window.timed_out(12.0, 5, 60, 22.0)  # one of many
-    assert (window.value, window.backoffs) == (5, 1)
-    window.timed_out(12.0, 5, 0, 22.0)
-    assert (window.value, window.backoffs) == (3, 2)
+    assert (window.value, window.backoffs) == (9, 1)
+    window.timed_out(12.0, 9, 60, 22.0)  # one of many
+    assert (window.value, window.backoffs) == (9, 1)
+    for _ in range(200):
+        window.answered(12.0, window.value, 20.0)  # after eight seconds, as its queue is almost too long
+    assert window.value == 9
+    for _ in range(200):
+        window.answered(22.0, window.value, 26.0)
+    assert window.value > 18
+    window.timed_out(26.0, 8, 0, 36.0)
+    assert (window.value, window.backoffs) == (5, 2)

@@ -241,8 +241,8 @@ def test_a_cap_holds_if_the_server_charges_more_than_the_list(states_cost: bool,
         def respond(self) -> None:
             if "messages" in json.loads(self.body()):
                 served.append(Decimal("0.004"))
-                usage = {"prompt_tokens": 2_000, "completion_tokens": 100}  # $0.002 by the list
-                self.send(200, {**CHAT, "usage": {**usage, "cost": 0.004} if states_cost else usage})
+                usage: dict[str, object] = {"prompt_tokens": 2_000, "completion_tokens": 100}  # $0.002 by the list
+                self.send(200, {**CHAT, "usage": usage | ({"cost": 0.004} if states_cost else {})})
             else:
                 self.send(404, {})  # it counts no tokens
 
