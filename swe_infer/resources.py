@@ -1,11 +1,12 @@
 """Paths: ``package://MODULE/PATH`` for files inside a package, ``~``, the user's cache and state directories, and
-names on the Hugging Face hub."""
+names on the Hugging Face hub. Which modules are installed."""
 
 from __future__ import annotations
 
 import os
 import re
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
@@ -74,6 +75,14 @@ def read_named(path: str, key: str) -> bytes:
         raise ConfigError(f"{key}={path}: there is no such file (looked for {place.absolute()})") from None
     except OSError as error:
         raise ConfigError(f"{key}={path} cannot be read: {error.strerror}") from None
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported. Its parent packages are imported, the module itself is not."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent is missing, or the module is blocked
+        return False
 
 
 def cache_home() -> Path | None:

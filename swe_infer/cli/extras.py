@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from swe_infer.conf_files import conf_dir
+from swe_infer.resources import is_installed
 
 _PLUGINS = {
     # module that the option needs: (options that need it, extra to install)
@@ -46,7 +46,7 @@ def missing_plugin(hydra: Any) -> str | None:
     for node in (hydra.launcher, hydra.sweeper):
         plugin = ".".join(str(node.get("_target_", "")).split(".")[:2])
         plugin = "optuna" if plugin == _SEARCH else plugin
-        if plugin in _PLUGINS and not _is_installed(plugin):
+        if plugin in _PLUGINS and not is_installed(plugin):
             return _hint(plugin)
     return None
 
@@ -54,16 +54,9 @@ def missing_plugin(hydra: Any) -> str | None:
 def missing_extra(group: str, option: str) -> str | None:
     """Returns an error line if an unknown option belongs to a plug-in that is not installed."""
     plugin = _OPTIONS.get((group, option))
-    return _hint(plugin) if plugin is not None and not _is_installed(plugin) else None
+    return _hint(plugin) if plugin is not None and not is_installed(plugin) else None
 
 
 def _hint(plugin: str) -> str:
     options, extra = _PLUGINS[plugin]
     return f"{options}: needs an extra that is not installed; pip install 'swe_infer[{extra}]'"
-
-
-def _is_installed(plugin: str) -> bool:
-    try:
-        return find_spec(plugin) is not None
-    except ModuleNotFoundError:  # no plug-in is installed, so the namespace package is missing too
-        return False

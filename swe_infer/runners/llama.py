@@ -21,6 +21,7 @@ from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.pool import EnginePool
 from swe_infer.options import Option
 from swe_infer.prompt_format import prose_in_prompt
+from swe_infer.resources import is_installed
 from swe_infer.runners.base import EngineSharing, Order, PendingSamples, RequestStream, RunContext
 from swe_infer.text import first_line
 from swe_infer.types import (
@@ -124,6 +125,7 @@ class LlamaRunner:
         """Read the checkpoint's configuration, not its weights. A dry run needs its context window, too.
 
         Raises:
+            ConfigError: the extra ``llama`` is not installed.
             CheckpointError: the checkpoint does not exist, or the engine does not support it.
             ConfigError: a context window below 2 tokens, or an invalid environment variable for the compiled kernels.
         """
@@ -132,6 +134,7 @@ class LlamaRunner:
         from swe_infer.llama.hub import config_directory
         from swe_infer.llama.native.build import check_limit
 
+        _check_extra()
         check_limit()
         if self.ray is not None and not dry_run:
             self.ray.check()
@@ -303,6 +306,7 @@ class LlamaRunner:
         return self._engine
 
     def _load_tokenizer(self) -> LlamaTokenizer:
+        _check_extra()
         from swe_infer.llama.hub import config_directory
         from swe_infer.llama.tokenizer import LlamaTokenizer
 
@@ -377,6 +381,14 @@ def _prepared(
             seed=sample_seed(decoding, request.instance_id, request.sample),
             drafter=decoding.drafter,
             source=source,
+        )
+
+
+def _check_extra() -> None:
+    if not all(map(is_installed, ("torch", "transformers", "tokenizers"))):
+        raise ConfigError(
+            "runner=llama: local models need an extra that is not installed; pip install 'swe_infer[llama]', or "
+            "choose a model behind an API, such as model=gpt-4o"
         )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from swe_infer import __version__
 from tests.support import commands
+from tests.support.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = (
@@ -300,3 +301,51 @@ def test_without_an_argument_the_bundled_model_answers_the_bundled_instances(tmp
     for line in ("  instances  40\n", "  completed  40\n", "  cost       $0\n"):
         assert line in result.stderr
     assert list((directory / "wandb").rglob("*.wandb")), "tracked offline"
+
+
+WITHOUT_LLAMA = """
+import runpy, sys
+from importlib.machinery import PathFinder
+
+absent = {"torch", "transformers", "tokenizers", "safetensors", "sentencepiece", "peft", "accelerate"}
+assert not absent & sys.modules.keys()
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in absent else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+module = sys.argv.pop(1)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_without_the_extra_llama_everything_but_local_models_works(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"}
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return commands.run("-c", WITHOUT_LLAMA, module, *arguments, cwd=tmp_path, env=environment)
+
+    with ApiServer() as server:
+        model = ("model=gpt-4o", f"provider.base_url={server.openai_url}")
+        prompts = ("dataset=sample", "context=oracle", "prompt=style2", "dataset.limit=3", "--out", "rows.parquet")
+        for module, *arguments in (
+            ("swe_infer.prompts", *model, *prompts),
+            ("swe_infer", *model, "dataset=parquet", "dataset.path=rows.parquet", "tracker=none", "output_dir=a"),
+            ("swe_infer", *model, "dataset.limit=3", "dataset.run_tests=false", "tracker=none", "output_dir=b"),
+            ("swe_infer.evaluate", "b", "--unsafe"),
+            ("swe_infer.compare", "a", "b", "--html", "page.html"),
+        ):
+            done = run(module, *arguments)
+            assert done.returncode == 0, done.stderr
+        assert len(server.log.asked()) == 6
+    assert "resolved" in json.loads((tmp_path / "b" / "summary.json").read_text())
+    refused = run("swe_infer", "model=llama", "model.path=no/checkpoint", "output_dir=c")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: runner=llama: local models need an extra that is not installed; pip install 'swe_infer[llama]', or "
+        "choose a model behind an API, such as model=gpt-4o\n"
+    )
+    assert not (tmp_path / "c").exists()
