@@ -48,10 +48,8 @@ Examples:
   swe-infer model=gpt-4o dataset=swebench_lite_oracle budget.max_usd=20
   swe-infer -m decoding=sample decoding.temperature=0.2,0.8     a sweep: one run for each value
 
-Flags: --help GROUP lists its options and shows its keys; --help GROUP=OPTION shows one file; --cfg job shows the
-composed configuration; --version; --hydra-help shows the rest.
-Your own provider, dataset, context, prompt, selection or drafter: --config-dir DIR adds DIR/GROUP/OPTION.yaml, whose
-_target_ names a class. PYTHONPATH=DIR makes its module importable. See examples/plugin and docs/extending.md.
+Flags: --help GROUP[=OPTION] shows options and keys; --cfg job the configuration; --version; --hydra-help the rest.
+Your own classes: --config-dir DIR adds DIR/GROUP/OPTION.yaml; PYTHONPATH=DIR finds the class; docs/extending.md.
 Completion: eval "$(swe-infer -sc install=bash)", the same with zsh, or swe-infer -sc install=fish | source
 API keys come from the environment alone: OPENAI_API_KEY, AZURE_OPENAI_API_KEY, ANTHROPIC_API_KEY, WANDB_API_KEY, …"""
 

@@ -42,14 +42,14 @@ def _unknown_key(error: BaseException) -> str:
     names = sorted(str(k) for k in parent if k != "_target_") if isinstance(parent, DictConfig) else []
     if any(typing.get_origin(parameter.hint) is Mapping for parameter in parameters_at(key.rpartition(".")[0])):
         return f"{key}: is not set yet; a new key of a mapping is added with +{key}=VALUE"
-    if isinstance(parent, DictConfig) and not str(parent.get("_target_") or "swe_infer.").startswith("swe_infer."):
-        listed = f"; its YAML file sets {', '.join(names)}" if names else ""
-        return f"{key}: unknown key{listed}; a key that the file does not list is added with +{key}=VALUE"
     meant = key_named(key)
     if meant is not None and meant != key:
         return f"{key}: unknown key; did you mean {meant}?"
     if close := difflib.get_close_matches(name, names, n=1):
         return f"{key}: unknown key; did you mean {key.removesuffix(name)}{close[0]}?"
+    if isinstance(parent, DictConfig) and not str(parent.get("_target_") or "swe_infer.").startswith("swe_infer."):
+        listed = f"; its YAML file sets {', '.join(names)}" if names else ""
+        return f"{key}: unknown key{listed}; a key that the file does not list is added with +{key}=VALUE"
     if options := _options_with(key):
         return f"{key}: unknown key of the chosen option; it belongs to {', '.join(options)}"
     return f"{key}: unknown key" + (f"; available: {', '.join(names)}" if names else "")
