@@ -152,7 +152,9 @@ def build(cfg: DictConfig) -> Experiment:
             **{k: _check(cfg[k], hint, k) for k, hint in ROOT_KEYS.items() if k not in ("objective", "from")},
         )
         context = experiment.context
-        experiment.prompt.check_context(gives_text=context.gives_text, context=context.rules.partition("-")[0])
+        experiment.prompt.check_context(
+            gives_text=context.gives_text, context=context.rules.partition("-")[0], names_lines=context.names_lines
+        )
         if experiment.prompt.prefill is not None:
             experiment.runner.check_prefill(experiment.prompt.prefill)
         _check_feedback(experiment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +33,8 @@ class Shown:
             ``/dev/null``.
         left_out: chosen files that are not shown: path -> reason.
         keeps_order: the prompt shows ``files`` in their order. Otherwise SWE-bench's layouts sort them by path.
+        windows: the lines that the prompt shows of a file, see :data:`swe_infer.context.windows.Windows`. Other files
+            are shown whole.
         tokens: the tokens of the chosen files, shown or not, best first. Files of more than 100,000 tokens may be
             missing. Empty if the context does not count all of them.
     """
@@ -42,6 +44,7 @@ class Shown:
     creates_file: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
     keeps_order: bool = False
+    windows: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -70,8 +73,13 @@ class FileRequests(Protocol):
         """
         ...
 
-    def choose_answered(self, answer: str, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+    def choose_answered(
+        self, answer: str, row: Row, commit: Commit | None, count_tokens: CountTokens, lines: int | None = None
+    ) -> Shown:
         """The files to show, where ``answer`` is the model's answer to :meth:`prompt`.
+
+        Args:
+            lines: shown before and after each place; None: whole files.
 
         Raises:
             DataError: as :meth:`Context.choose`.
@@ -111,6 +119,11 @@ class Context(ABC):
         return None
 
     @property
+    def names_lines(self) -> bool:
+        """Whether :meth:`choose_lines` is implemented."""
+        return False
+
+    @property
     @abstractmethod
     def needs_repository(self) -> bool:
         """Whether :meth:`choose` reads a commit."""
@@ -125,3 +138,11 @@ class Context(ABC):
         Raises:
             DataError: this row cannot be shown; the message says why.
         """
+
+    def choose_lines(self, row: Row, commit: Commit | None, count_tokens: CountTokens, lines: int) -> Shown:
+        """As :meth:`choose`, with the ``lines`` before and after each place that the context names in the files.
+
+        Raises:
+            DataError: as :meth:`choose`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names no lines")

@@ -12,8 +12,10 @@ from swe_infer.context.base import Commit, CountTokens, Row, Shown
 from swe_infer.context.reading import as_shown
 from swe_infer.context.repository import Order, RepositoryContext, required
 from swe_infer.context.term_cache import TermCache
-from swe_infer.context.terms import Ranking, TermCounts, count_terms, rank
+from swe_infer.context.terms import Ranking, TermCounts, count_terms, hash_of, rank
 from swe_infer.context.tree import is_code, is_test
+from swe_infer.context.windows import windows_of_words
+from swe_infer.context.words import split_words
 from swe_infer.errors import ConfigError, DataError, ObjectTooLarge
 from swe_infer.options import Option
 
@@ -101,9 +103,40 @@ class Bm25Context(SearchedFiles):
         return {ISSUE: f"context={self.rules.partition('-')[0]}"}
 
     def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
-        repository = required(commit)
-        ranking = self.rank(row, repository)
-        return self._show(repository, list(ranking.scores)[: self.k], count_tokens, order=self.order, counts_all=True)
+        return self._choose(row, required(commit), count_tokens, None)
+
+    @property
+    def names_lines(self) -> bool:
+        return True
+
+    def choose_lines(self, row: Row, commit: Commit | None, count_tokens: CountTokens, lines: int) -> Shown:
+        return self._choose(row, required(commit), count_tokens, lines)
+
+    def _choose(self, row: Row, commit: Commit, count_tokens: CountTokens, lines: int | None) -> Shown:
+        return self._show_ranked(row, (), False, commit, count_tokens, lines)
+
+    def _show_ranked(
+        self,
+        row: Row,
+        first: Sequence[str],
+        creates_file: bool,
+        commit: Commit,
+        count_tokens: CountTokens,
+        lines: int | None,
+    ) -> Shown:
+        """Shows the files in ``first``, then the best other ones."""
+        ranking = self.rank(row, commit)
+        windows = None if lines is None else windows_of_words(word_weights(row[ISSUE], ranking), lines)
+        retrieved = [path for path in ranking.scores if path not in first][: self.k]
+        return self._show(
+            commit,
+            [*first, *retrieved],
+            count_tokens,
+            creates_file=creates_file,
+            order=self.order,
+            counts_all=True,
+            windows=windows,
+        )
 
     def rank(self, row: Row, commit: Commit) -> Ranking:
         """Ranks the files of a commit for a row's issue.
@@ -137,6 +170,12 @@ class Bm25Context(SearchedFiles):
             by_id |= new
         found = {path: by_id[ids[path]] if path in ids else by_path[path] for path in paths}
         return {path: counts for path, counts in found.items() if counts is not None}
+
+
+def word_weights(issue: str, ranking: Ranking) -> dict[str, float]:
+    """The weights of an issue's words that occur in a file."""
+    hashes = {word: hash_of(word) for word in split_words(issue)}
+    return {word: ranking.weights[term] for word, term in hashes.items() if term in ranking.weights}
 
 
 def _counted(commit: Commit, paths: Sequence[str]) -> dict[str, TermCounts | None]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from swe_infer.context.base import Commit, CountTokens, Row, Shown
 from swe_infer.context.repository import RepositoryContext, required
+from swe_infer.context.windows import Range, equal_weights, path_and_place, windows_of_words
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.resources import read_named
@@ -23,7 +24,8 @@ _FORM = 'a JSON object such as {"django__django-11099": ["django/forms/models.py
 class FilesContext(RepositoryContext):
     """The files that ``context.column`` or ``context.path`` names, in that order.
 
-    Paths that are not in the repository are left out, because models invent some. A row without any valid path fails.
+    A path may end in a line or lines: ``pkg/a.py:10-20``. Paths that are not in the repository are left out, because
+    models invent some. A row without any valid path fails.
     """
 
     column: Annotated[str | None, Option("The column of the dataset that lists the paths.", "answer")] = None
@@ -51,16 +53,34 @@ class FilesContext(RepositoryContext):
     def required_columns(self) -> Mapping[str, str]:
         return {} if self.column is None else {self.column: "context.column"}
 
+    @property
+    def names_lines(self) -> bool:
+        return True
+
     def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+        return self._choose(row, required(commit), count_tokens, None)
+
+    def choose_lines(self, row: Row, commit: Commit | None, count_tokens: CountTokens, lines: int) -> Shown:
+        return self._choose(row, required(commit), count_tokens, lines)
+
+    def _choose(self, row: Row, repository: Commit, count_tokens: CountTokens, lines: int | None) -> Shown:
         written = self._written(row)
-        repository = required(commit)
         names = {path: path.removeprefix("./") for path in written}
-        tree = repository.entries(names.values())
+        tree = repository.entries((*names.values(), *(path_and_place(name)[0] for name in names.values())))
+        places: dict[str, list[Range]] = {}
+        for path, name in names.items():
+            plain, place = path_and_place(name)
+            if name not in tree and place is not None and plain in tree:
+                names[path] = plain
+                places.setdefault(plain, []).append(place)
         left_out = {path: "it is not in the repository" for path, name in names.items() if name not in tree}
         if written and len(left_out) == len(names):
             raise DataError(f"none of the files to show is in the repository: {', '.join(written[:3])}")
         found = (name for path, name in names.items() if path not in left_out)
-        return self._show(repository, found, count_tokens, left_out=left_out)
+        windows = (
+            None if lines is None else windows_of_words(equal_weights(row.get("problem_statement")), lines, places)
+        )
+        return self._show(repository, found, count_tokens, left_out=left_out, windows=windows)
 
     def _written(self, row: Row) -> list[str]:
         if self.column is not None:

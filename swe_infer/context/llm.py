@@ -10,6 +10,7 @@ from typing import Annotated
 from swe_infer.context.base import Commit, CountTokens, FileRequests, Row, Shown
 from swe_infer.context.repository import RepositoryContext, required
 from swe_infer.context.tree import fit_paths
+from swe_infer.context.windows import Range, equal_weights, path_and_place, windows_of_words
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.patches.diff import PathIndex
@@ -24,6 +25,7 @@ _ITEM = re.compile(r"\s*(?:[-*+\u2022]|\d{1,4}[.):])\s+")
 _LINES = re.compile(r"(?::\d+(?:-\d+)?)?[,;:.]?$")
 """A line number and punctuation after a path."""
 _LONGEST_LINE = 1000
+_PLACE = re.compile(r"(?<=[\w`'\"*])(:\d{1,9}(?:-\d{1,9})?)(?!\d)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,20 @@ class LlmContext(RepositoryContext):
         return self
 
     def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
-        return self.choose_answered("", commit, count_tokens)
+        return self.choose_answered("", row, commit, count_tokens)
 
-    def choose_answered(self, answer: str, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+    @property
+    def names_lines(self) -> bool:
+        return True
+
+    def choose_answered(
+        self, answer: str, row: Row, commit: Commit | None, count_tokens: CountTokens, lines: int | None = None
+    ) -> Shown:
         """See :class:`swe_infer.context.base.FileRequests`."""
         repository = required(commit)
-        return self._show(repository, self._named(answer, repository), count_tokens)
+        named = self._named(answer, repository)
+        windows = None if lines is None else windows_of_words(equal_weights(row.get(_ISSUE)), lines, named)
+        return self._show(repository, named, count_tokens, windows=windows)
 
     def prompt(self, row: Row, commit: Commit | None, count_tokens: CountTokens, most_tokens: int | None) -> Prompt:
         """See :class:`swe_infer.context.base.FileRequests`."""
@@ -93,30 +103,35 @@ class LlmContext(RepositoryContext):
             "lines with three backticks:\n\n```\nfolder/file\n```\n"
         )
 
-    def _named(self, answer: str, commit: Commit) -> list[str]:
-        """The files that an answer names, in its order. The last fence with any counts, then the whole text."""
+    def _named(self, answer: str, commit: Commit) -> dict[str, list[Range]]:
+        """The files that an answer names, in its order, each with the lines that it names there. The last fence with
+        any counts, then the whole text."""
         lines = without_reasoning(answer).text.splitlines()
         index: PathIndex | None = None
         for part in (*fenced_parts(lines), lines):
             if index is None and any(line.strip() for line in part):
                 index = PathIndex(dict.fromkeys(_files(commit), ""))
-            named = [] if index is None else [path for line in part if (path := _path_in(line, index)) is not None]
+            named: dict[str, list[Range]] = {}
+            for path, place in [] if index is None else [_path_in(line, index) for line in part]:
+                if path is not None and (path in named or len(named) < self.files):
+                    named.setdefault(path, []).extend([] if place is None else [place])
             if named:
-                return list(dict.fromkeys(named))[: self.files]
-        return []
+                return named
+        return {}
 
 
 def _files(commit: Commit) -> list[str]:
     return [path for path, entry in commit.paths().items() if entry.type != "submodule"]
 
 
-def _path_in(line: str, index: PathIndex) -> str | None:
-    """The file that a line names; None if it names none."""
+def _path_in(line: str, index: PathIndex) -> tuple[str | None, Range | None]:
+    """The file that a line names, and the lines after its path; None if it names none."""
     for text in _readings(line[:_LONGEST_LINE]):
         cleaned = index.clean(text)
         if cleaned and (path := index.find(cleaned)) is not None and (path == cleaned or "/" in cleaned):
-            return path
-    return None
+            place = _PLACE.search(line[:_LONGEST_LINE])
+            return path, None if place is None else path_and_place(f"_{place[1]}")[1]
+    return None, None
 
 
 def _readings(line: str) -> Iterator[str]:

@@ -9,7 +9,6 @@ from swe_infer.context.base import Commit, CountTokens, Row, Shown
 from swe_infer.context.bm25 import Bm25Context
 from swe_infer.context.gold import COLUMN
 from swe_infer.context.oracle import edited_files
-from swe_infer.context.repository import required
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +23,6 @@ class OracleAndBm25Context(Bm25Context):
     def required_columns(self) -> Mapping[str, str]:
         return {COLUMN: "context=oracle_and_bm25", **super().required_columns}
 
-    def choose(self, row: Row, commit: Commit | None, count_tokens: CountTokens) -> Shown:
-        repository = required(commit)
-        gold, creates_file = edited_files(row, repository)
-        retrieved = [path for path in self.rank(row, repository).scores if path not in gold]
-        paths = [*gold, *retrieved[: self.k]]
-        return self._show(
-            repository, paths, count_tokens, creates_file=creates_file, order=self.order, counts_all=True
-        )
+    def _choose(self, row: Row, commit: Commit, count_tokens: CountTokens, lines: int | None) -> Shown:
+        gold, creates_file = edited_files(row, commit)
+        return self._show_ranked(row, gold, creates_file, commit, count_tokens, lines)

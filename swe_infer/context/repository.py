@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from swe_infer.context.base import Commit, Context, CountTokens, Shown
 from swe_infer.context.reading import README_PREFIX, as_shown, followed
 from swe_infer.context.tree import LONGEST_TOKEN
+from swe_infer.context.windows import Range, Windows, excerpt
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.options import Option
 from swe_infer.repositories.options import RepositoryOptions
@@ -63,6 +64,7 @@ class RepositoryContext(RepositoryOptions, Context):
         left_out: Mapping[str, str] | None = None,
         order: Order = "path",
         counts_all: bool = False,
+        windows: Windows | None = None,
     ) -> Shown:
         """The texts of ``paths``, which are in the tree, and of the READMEs, read in one request.
 
@@ -72,6 +74,7 @@ class RepositoryContext(RepositoryOptions, Context):
         Args:
             order: how the prompt sorts the files, where ``paths`` are in the order of their ranks.
             counts_all: also count files that are too long for the tokens that are left, up to :data:`MOST_COUNTED`.
+            windows: the lines to show of each file; None: whole files.
         """
         wanted = list(dict.fromkeys(paths))
         root = commit.top_level() if self.readmes else {}
@@ -81,16 +84,19 @@ class RepositoryContext(RepositoryOptions, Context):
         available = self.max_tokens
         counts: dict[str, int] = {}
         shown: list[dict[str, str]] = [{}, {}]
+        shown_lines: dict[str, Sequence[Range]] = {}
         for part, group in zip(shown, (wanted, readmes), strict=True):
             for path in group:
                 text, why = as_shown(contents[path])
+                ranges = windows(path, text) if windows is not None and text is not None and group is wanted else ()
                 if text is not None and available is not None and self.max_tokens is not None:
                     most = max(self.max_tokens, MOST_COUNTED) if counts_all else available
-                    if len(text) > LONGEST_TOKEN * most:  # counting would be slow
+                    if len(text) > LONGEST_TOKEN * most and not ranges:  # counting would be slow
                         why = f"its {len(text):,} characters do not fit in context.max_tokens"
                         text = None
                     else:
-                        counts[path] = tokens = count_tokens(f"{path}\n{text}\n")
+                        part_shown = excerpt(text, ranges, numbers=False) if ranges else text
+                        counts[path] = tokens = count_tokens(f"{path}\n{part_shown}\n")
                         if tokens > available:
                             text, why = None, f"its {tokens:,} tokens do not fit in context.max_tokens"
                         else:
@@ -99,6 +105,8 @@ class RepositoryContext(RepositoryOptions, Context):
                     missing[path] = why
                 else:
                     part[path] = text
+                    if ranges:
+                        shown_lines[path] = ranges
         files = dict(reversed(shown[0].items())) if order == "reversed" else shown[0]
         counted = {path: counts[path] for path in wanted if path in counts} if counts_all else {}
-        return Shown(files, shown[1], creates_file, missing, order != "path", counted)
+        return Shown(files, shown[1], creates_file, missing, order != "path", shown_lines, counted)

@@ -1,7 +1,6 @@
 """Counts the terms of files, and ranks files for a query by BM25.
 
-Terms are the words of a text in lower case, of two characters or more, without English stop words. An identifier is
-one word. A term is represented by a 64-bit hash, so counts of different files need no common vocabulary.
+A term is represented by a 64-bit hash of its word, so counts of different files need no common vocabulary.
 
 BM25: Kamphuis et al. 2020, "Which BM25 do you mean?", the variant of Lucene with exact document lengths.
 """
@@ -9,7 +8,6 @@ BM25: Kamphuis et al. 2020, "Which BM25 do you mean?", the variant of Lucene wit
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -18,21 +16,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from swe_infer.context.words import is_term, split_words
+
 VERSION = 1
 """Change it with the rules for terms: stored counts of other versions are not used."""
 
-_WORD = re.compile(r"\w\w+")
-_STOP_WORD = re.compile(
-    "a|an|and|are|as|at|be|but|by|for|if|in|into|is|it|no|not|of|on|or|such|that|the|their|then|there|these|they|"
-    "this|to|was|will|with"
-)
-"""Lucene's English stop words."""
-_LOWER_WORDS = bytes(
-    byte if chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in bytes(range(256)).lower()
-)
-"""Of ASCII: letters in lower case, digits and underscores; anything else becomes a space."""
-_LONGEST_WORD = 255
-"""Characters, as in Lucene. Longer words are data, such as Base64."""
 _HASH_BYTES, _COUNT_BYTES = 8, 4
 _MOST_TERMS = 1 << 24
 _MOST_WORDS = 1_000_000
@@ -84,7 +72,7 @@ class _Hashes(dict[str, int]):
 
     def __missing__(self, word: str) -> int:
         found = 0
-        if 1 < len(word) <= _LONGEST_WORD and not _STOP_WORD.fullmatch(word):
+        if is_term(word):
             digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()
             found = int.from_bytes(digest)
         if len(self) >= _MOST_WORDS:
@@ -96,13 +84,14 @@ class _Hashes(dict[str, int]):
 _HASHES = _Hashes()
 
 
+def hash_of(word: str) -> int:
+    """The hash of a word in lower case; 0 if it is no term."""
+    return _HASHES[word]
+
+
 def count_terms(text: str) -> TermCounts:
     """The terms of a text."""
-    if text.isascii():  # much faster than a regular expression
-        words = text.encode("ascii").translate(_LOWER_WORDS).decode("ascii").split()
-    else:
-        words = _WORD.findall(text.lower())
-    frequency = Counter(words)
+    frequency = Counter(split_words(text))
     hashes = np.fromiter(map(_HASHES.__getitem__, frequency), np.uint64, len(frequency))
     counts = np.fromiter(frequency.values(), np.uint32, len(frequency))
     order = np.argsort(hashes)

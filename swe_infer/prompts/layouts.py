@@ -6,7 +6,9 @@ Format: SWE-bench's ``make_datasets/create_instance.py`` and ``create_text_datas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
+from swe_infer.context.windows import Range, excerpt
 from swe_infer.patches.diff import FilePatch
 from swe_infer.prompts.edit_formats import INSTRUCTIONS
 from swe_infer.types import EditFormat
@@ -180,16 +182,29 @@ def numbered(text: str) -> str:
     return "\n".join(f"{number} {line}" for number, line in enumerate(text.split("\n"), 1))
 
 
-def whole_files(files: Mapping[str, str], *, numbers: bool, keeps_order: bool = False) -> str:
+def whole_files(
+    files: Mapping[str, str],
+    *,
+    numbers: bool,
+    keeps_order: bool = False,
+    windows: Mapping[str, Sequence[Range]] = MappingProxyType({}),
+) -> str:
     """The files, each between a start and an end line; empty without files.
 
     Args:
         keeps_order: otherwise they are sorted by path, as in SWE-bench.
+        windows: the lines to show of a file by its path; others are shown whole.
     """
     return "\n".join(
-        f"[start of {path}]\n{numbered(text) if numbers else text}\n[end of {path}]"
+        f"[start of {path}]\n{_body(text, windows.get(path), numbers)}\n[end of {path}]"
         for path, text in (files.items() if keeps_order else sorted(files.items()))
     )
+
+
+def _body(text: str, windows: Sequence[Range] | None, numbers: bool) -> str:
+    if windows:
+        return excerpt(text, windows, numbers=numbers)
+    return numbered(text) if numbers else text
 
 
 _BEFORE = 15

@@ -63,6 +63,10 @@ class PromptRenderer:
     hints: Annotated[
         bool | None, Option("Show hints_text after the issue; null: only if a template uses `hints`.", "answer")
     ] = None
+    lines: Annotated[
+        int | None,
+        Option("Lines before and after each place that the context names; null: whole files.", "answer"),
+    ] = None
     prefill: Annotated[str | None, Option("The beginning of the answer, if the provider supports it.", "answer")] = (
         None
     )
@@ -70,6 +74,8 @@ class PromptRenderer:
     def __post_init__(self) -> None:
         if self.prefill is not None and not self.prefill.strip():
             raise ConfigError("prompt.prefill is blank: give the beginning of the answer, or null")
+        if self.lines is not None:
+            self._check_lines(self.lines)
         template = self._template
         if template is None:
             if self.examples is not None:
@@ -82,6 +88,20 @@ class PromptRenderer:
                 raise ConfigError(f"prompt.{name} is set, but prompt.template={self.template} does not name {name}")
         if "examples" in template.names and self.examples is None:
             raise ConfigError(f"prompt.template={self.template} names examples: set prompt.examples to their file")
+
+    def _check_lines(self, lines: int) -> None:
+        """Raises ConfigError if this prompt cannot show parts of files."""
+        if lines < 0:
+            raise ConfigError(f"prompt.lines={lines}: must be at least 0, or null for whole files")
+        if self.takes_text or self.style == "edits_only":
+            raise ConfigError(
+                f"prompt.lines={lines}: prompt={self.style} shows no whole files; choose another prompt"
+            )
+        if self.edit_format == "whole_file":
+            raise ConfigError(
+                f"prompt.lines={lines}: prompt.edit_format=whole_file requests whole files, of which the prompt "
+                "would show parts; choose another form"
+            )
 
     @cached_property
     def _template(self) -> Template | None:
@@ -114,16 +134,22 @@ class PromptRenderer:
             return self._template.required_columns | hints
         return {} if self.style == "given" else {ISSUE_COLUMN: f"prompt.style={self.style}"} | hints
 
-    def check_context(self, *, gives_text: bool, context: str) -> None:
+    def check_context(self, *, gives_text: bool, context: str, names_lines: bool = False) -> None:
         """Raise ConfigError if this prompt cannot be combined with the context named ``context``.
 
         Args:
             gives_text: the context uses the row's own text.
+            names_lines: the context names places in files.
         """
         if self.takes_text and not gives_text:
             raise ConfigError(
                 f"context={context} chooses files, but prompt=given uses the row's own text: choose a prompt that "
                 "shows them, such as prompt=style3"
+            )
+        if self.lines is not None and not names_lines:
+            raise ConfigError(
+                f"prompt.lines={self.lines}: context={context} names no places in files; choose context=bm25, "
+                "oracle_and_bm25, files or llm, or prompt.lines=null"
             )
         if gives_text and self.template is None and self.style != "given":
             raise ConfigError(
@@ -170,7 +196,10 @@ class PromptRenderer:
         readmes = layouts.whole_files(shown.readmes, numbers=numbers)
         if self.style == "edits_only":
             return f"{readmes}\n{layouts.edited_parts(files, gold_changes(row), keeps_order=shown.keeps_order)}"
-        return f"{readmes}\n{layouts.whole_files(files, numbers=numbers, keeps_order=shown.keeps_order)}"
+        shown_files = layouts.whole_files(
+            files, numbers=numbers, keeps_order=shown.keeps_order, windows=shown.windows
+        )
+        return f"{readmes}\n{shown_files}"
 
     def _variables(self, row: Row, shown: Shown) -> dict[str, Any]:
         from swe_infer.prompts.template import variables

@@ -146,9 +146,11 @@ class RenderedRows:
             row = self._rows.row(index)
             commit = self.commit(row) if self._context.needs_repository else None
             if self.file_choices is not None:
-                shown = self.file_choices.shown(index, commit, self._count)
-            else:
+                shown = self.file_choices.shown(index, row, commit, self._count, self._renderer.lines)
+            elif self._renderer.lines is None:
                 shown = self._context.choose(row, commit, self._count)
+            else:
+                shown = self._context.choose_lines(row, commit, self._count, self._renderer.lines)
             self._last_shown = (index, shown)
         return self._last_shown[1]
 
@@ -264,7 +266,9 @@ class ModelChoices:
         answer = self._answers.get(index, _NOT_CHOSEN)
         return answer if isinstance(answer, Skip) else None
 
-    def shown(self, index: int, commit: Commit | None, count_tokens: CountTokens) -> Shown:
+    def shown(
+        self, index: int, row: Row, commit: Commit | None, count_tokens: CountTokens, lines: int | None
+    ) -> Shown:
         """The files to show.
 
         Raises:
@@ -273,7 +277,7 @@ class ModelChoices:
         answer = self._answers.get(index, _NOT_CHOSEN)
         if isinstance(answer, Skip):
             raise DataError(answer.message)
-        return self._requests.choose_answered(answer, commit, count_tokens)
+        return self._requests.choose_answered(answer, row, commit, count_tokens, lines)
 
 
 @dataclass(frozen=True, slots=True)

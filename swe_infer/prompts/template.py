@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any
@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from swe_infer.conf_files import suggestion
 from swe_infer.context.base import Row, Shown
+from swe_infer.context.windows import Range, excerpt
 from swe_infer.errors import ConfigError, DataError
 from swe_infer.prompts.edit_formats import INSTRUCTIONS
 from swe_infer.prompts.layouts import numbered
@@ -71,12 +72,18 @@ class ShownFile:
     """A file as a template sees it."""
 
     path: str
-    text: str
+    whole_text: str
+    windows: Sequence[Range] = ()
+
+    @cached_property
+    def text(self) -> str:
+        """The text, or its parts with ``prompt.lines``."""
+        return excerpt(self.whole_text, self.windows, numbers=False) if self.windows else self.whole_text
 
     @cached_property
     def numbered(self) -> str:
         """The text with a number before each line, as in SWE-bench's forms."""
-        return numbered(self.text)
+        return excerpt(self.whole_text, self.windows, numbers=True) if self.windows else numbered(self.whole_text)
 
 
 def variables(row: Row, shown: Shown, issue: str, hints: str, edit_format: EditFormat) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def variables(row: Row, shown: Shown, issue: str, hints: str, edit_format: EditF
         **{name: row[name] for name in COLUMNS if row.get(name) is not None},
         "issue": issue,
         "hints": hints,
-        "files": [ShownFile(path, text) for path, text in shown.files.items()],
+        "files": [ShownFile(path, text, shown.windows.get(path, ())) for path, text in shown.files.items()],
         "readmes": [ShownFile(path, text) for path, text in shown.readmes.items()],
         "edit_format": edit_format,
         "instructions": INSTRUCTIONS[edit_format],

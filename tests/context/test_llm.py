@@ -84,7 +84,7 @@ def test_a_large_tree_is_counted_a_few_times_only() -> None:
 )  # fmt: skip
 def test_the_files_that_an_answer_names(answer: str, files: list[str]) -> None:
     commit = MemoryCommit(dict.fromkeys(PATHS, b"text\n"), submodules=frozenset({"vendor"}))
-    shown = LlmContext().choose_answered(answer, commit, characters)
+    shown = LlmContext().choose_answered(answer, ROW, commit, characters)
     assert list(shown.files) == files
     assert list(shown.readmes) == ["README.md"]
 
@@ -99,7 +99,7 @@ def test_the_request_and_the_files_stay_within_their_tokens() -> None:
     window = context.prompt(ROW, commit, characters, len(prompt.user))
     assert len(window.user) <= len(prompt.user)
     assert "Not all files are listed" in window.user
-    shown = context.choose_answered("```\npkg/util.py\nsetup.py\n```", commit, characters)
+    shown = context.choose_answered("```\npkg/util.py\nsetup.py\n```", ROW, commit, characters)
     assert list(shown.files) == ["setup.py"]
     assert list(shown.left_out) == ["pkg/util.py"]
     assert context.prompt(ROW, commit, characters, None) == prompt

@@ -26,6 +26,7 @@ REQUIRED = {
     "dataset=disk": ["dataset.path=folder"],
     "dataset=hub": ["dataset.name=owner/name"],
     "dataset=benchmark": ["dataset.name=owner/name", "dataset.benchmark=swebench"],
+    "dataset=issue": ["dataset.url=https://github.com/owner/name/issues/1"],
     "model=llama": ["model.path=folder"],
     "runner=api": ["model=gpt-4o"],
     "model=api": ["model.name=some-model", "provider=openai"],
