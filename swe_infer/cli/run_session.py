@@ -306,8 +306,8 @@ class RunSession:
         from swe_infer.evaluate.harness import other_harness
 
         run, directory = self.run, self.run.store.directory
-        summary, harness = run.summary(), other_harness(self.dataset)
-        shown = None if harness is None or "resolved" in summary else harness(directory / layout.PREDICTIONS)
+        summary, how = run.summary(), other_harness(self.dataset, directory / layout.PREDICTIONS)
+        shown = None if "resolved" in summary else how
         print_summary(summary, directory, run.tracker.address, run.store.totals.skip_reasons(), shown)
 
 

@@ -24,7 +24,7 @@ from swe_infer.compare.prompts import recorded_rows
 from swe_infer.conf_files import options_of, suggestion
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.command import report_errors
-from swe_infer.evaluate.harness import official_name
+from swe_infer.evaluate.harness import official_name, other_harness
 from swe_infer.files import replacing
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
@@ -89,12 +89,11 @@ def select(directories: Sequence[Path], by: str, out: Path, name: str | None = N
         else:
             new.write_bytes(b"".join(map(json_line, lines)))
     benchmark = benchmark_of(runs[0].config.get("dataset"))
-    harness = out
     if benchmark is not None and benchmark.form is not None and out.is_file():
-        harness = write_harness_predictions(out, benchmark.form, lines)
+        write_harness_predictions(out, benchmark.form, lines)
     _print_figures(runs, lines, by)
-    if benchmark is not None:
-        print(f"  {'harness':<10} {benchmark.instructions(str(harness), runs[0].config['dataset'])}", file=sys.stderr)
+    if (how := other_harness(runs[0].config.get("dataset") or {}, out)) is not None:
+        print(f"  {'harness':<10} {how}", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,8 @@ def recorded_column(config: Mapping[str, Any], column: str) -> dict[str, str]:
     if location is None:
         raise DataError(_FOREIGN_DATASET)
     rows = _open_recorded({**location, "text_column": None})
+    if column not in rows.columns:
+        return {}
     found = {instance_id: rows.row(index).get(column) for index, instance_id in enumerate(rows.ids)}
     return {name: str(value) for name, value in found.items() if isinstance(value, str | int | float)}
 

@@ -191,7 +191,9 @@ def _tests(column: str, value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         names = value.get("name")
         value = names if isinstance(names, list) else [name for name, result in value.items() if result is not None]
-    if not isinstance(value, Sequence | set | frozenset) or isinstance(value, str | bytes):
+    if isinstance(value, set):
+        value = sorted(value, key=str)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise RowFault(column, f"is of type {type(value).__name__}, not a list of tests")
     for test in value:
         name = test.get("name") if isinstance(test, Mapping) else test

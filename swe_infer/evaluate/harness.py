@@ -21,7 +21,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,28 +154,26 @@ def verdicts_of_report(run: EvaluableRun, report: Path, sample: int, *, source: 
 
 
 def refuse_other_harness(run: EvaluableRun) -> None:
-    """Raises ConfigError if the benchmark of a run has a harness of its own; the message says how to use it."""
-    if (other := other_harness(run.dataset)) is not None:
-        raise ConfigError(f"{run.directory}: {other(run.predictions(0))}; pass its report with --report FILE")
+    """Raises ConfigError if the benchmark of a run has a harness of its own; the message says how to start it."""
+    if (how := other_harness(run.dataset, run.predictions(0))) is not None:
+        raise ConfigError(f"{run.directory}: its benchmark has a harness of its own. Start it {how}; {REPORT}")
 
 
-def other_harness(dataset: Mapping[str, Any]) -> Callable[[Path], str] | None:
-    """How to evaluate a predictions file of a benchmark with a harness of its own, in one line; None for SWE-bench's
-    datasets, and for others that are not known. The line names the file in the form of that harness.
+REPORT = "then swe-infer-evaluate RUN_DIR --report FILE reads its report"
+
+
+def other_harness(dataset: Mapping[str, Any], predictions: Path) -> str | None:
+    """How to evaluate the predictions of a benchmark that has a harness of its own, in one line with the file that
+    it reads; None for SWE-bench's datasets, and for others that are not known.
 
     Args:
         dataset: the ``dataset`` group of a run's configuration.
+        predictions: the run's predictions file.
     """
     benchmark = benchmark_of(dataset)
     if benchmark is None or benchmark == BENCHMARKS["swebench"]:
         return None
-    title = benchmark.title
-
-    def instructions(path: Path) -> str:
-        file = layout.harness_predictions(path, benchmark.form)
-        return f"{title} has its own harness: {benchmark.instructions(str(file), dataset)}"
-
-    return instructions
+    return benchmark.instructions(str(layout.harness_predictions(predictions, benchmark.form)), dataset)
 
 
 def official_name(dataset: Mapping[str, Any]) -> str | None:

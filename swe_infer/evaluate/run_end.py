@@ -160,13 +160,13 @@ class Harness:
 
     def check(self, dataset: Dataset, description: Mapping[str, Any]) -> None:
         """Raises ConfigError if the harness does not know the dataset, is not installed, or has no Docker daemon."""
-        from swe_infer.evaluate.harness import check_harness, official_name, other_harness
+        from swe_infer.evaluate.harness import REPORT, check_harness, official_name, other_harness
 
-        if self.dataset is None and (other := other_harness(description)) is not None:
-            how = other(Path("RUN_DIR") / layout.PREDICTIONS)
+        how = other_harness(description, Path("RUN_DIR") / layout.PREDICTIONS)
+        if self.dataset is None and how is not None:
             raise ConfigError(
-                f"evaluation=harness: {how}; choose evaluation=none, and pass the report of that harness to "
-                "swe-infer-evaluate RUN_DIR --report FILE"
+                "evaluation=harness: this benchmark has a harness of its own. Choose evaluation=none, and start it "
+                f"{how}; {REPORT}"
             )
         if self.dataset is None and official_name(description) is None:
             raise ConfigError(

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
         ("swe-infer model=gpt-4o runner.retry.tr", ["runner.retry.tries="]),
         ("swe-infer provider=[openai,azure_openai] provider.second.max", ["provider.second.max_concurrency="]),
         # unknown names
-        ("swe-infer dataset.path=", []),
+        ("swe-infer dataset.name=", []),
         ("swe-infer nobody.x", []),
         ("swe-infer nobody=x", []),
     ],

@@ -103,12 +103,12 @@ def faults(preset: str, shape: Shape, directory: Path) -> list[str]:
     count = len(layout.all_harness_predictions(directory / "run"))
     if count != (0 if form is None else 3):
         wrong.append(f"{count} files for the harness")
-    how = other_harness(node)
+    how = other_harness(node, Path("RUN/predictions.jsonl"))
     if dataset.benchmark == "swebench":
         if how is not None or official_name(node) != node["name"]:
             wrong.append("the official harness should evaluate it")
-    elif how is None or "{" in (line := how(Path("RUN/predictions.jsonl"))) or "\n" in line or "RUN/" not in line:
-        wrong.append(f"its harness: {how and how(Path('RUN/predictions.jsonl'))}")
+    elif how is None or any(mark in how for mark in "{\n") or "RUN/" not in how:
+        wrong.append(f"its harness: {how}")
     return wrong
 
 
