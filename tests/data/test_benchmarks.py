@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from swe_infer.cli.prompts import main as freeze
 from swe_infer.conf_files import node_of, options_of
 from swe_infer.context.oracle import OracleContext
 from swe_infer.data.benchmark import BenchmarkDataset
@@ -43,7 +45,7 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> Clones:
 
 def dataset_of(preset: str, path: Path, **options: Any) -> BenchmarkDataset:
     node = {key: value for key, value in node_of("dataset", preset).items() if key in ("benchmark", "name", "split")}
-    return BenchmarkDataset(**node, path=str(path), text_column=None, **options)
+    return BenchmarkDataset(**node, path=str(path), **{"text_column": None, **options})
 
 
 def rendered(dataset: BenchmarkDataset, repositories: Repositories) -> RenderedRows:
@@ -276,3 +278,28 @@ def test_the_base_of_a_synthetic_bug_is_on_its_branch(clones: Clones, tmp_path: 
     rows[0]["instance_id"] = "o__n.1234.gone"
     (said, *_) = found(RepositoryOptions(repositories=str(clones.root), offline=True))
     assert said.startswith("swesmith/o__n.1234: branch o__n.1234.gone is not in ")
+
+
+def test_frozen_prompts_of_a_benchmark_are_still_its_rows(
+    clones: Clones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = RepositoryOptions(repositories=str(clones.root), offline=True)
+    for preset in ("swe_smith", "multi_swe_bench", "swebench_pro"):
+        path = write(tmp_path / f"{preset}.jsonl", [clones.shapes()[preset].row])
+        command = [
+            "swe-infer-prompts", f"dataset={preset}", f"dataset.path={path}", f"context.repositories={clones.root}",
+            "context.offline=true", "model=gpt-4o", "--out", str(tmp_path / f"{preset}_frozen.jsonl"),
+        ]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", command)
+        assert freeze() == 0
+        benchmark = node_of("dataset", preset)["benchmark"]
+        assert (
+            f"dataset=benchmark dataset.path={command[-1]} dataset.benchmark={benchmark} " in capsys.readouterr().err
+        )
+        frozen = dataset_of(preset, Path(command[-1]), text_column="text").open()
+        with Repositories(options) as repositories:
+            rows = rendered(dataset_of(preset, path), repositories)
+            assert frozen[0].prompt.text == rows[0].prompt.text
+        assert {**frozen.row(0), "text": 0, "files": 0} == {**rows.row(0), "text": 0, "files": 0} | {
+            name: frozen.row(0)[name] for name in ("system", "edit_format") if name in frozen.row(0)
+        }
