@@ -33,7 +33,7 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded, state_home
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.provenance import describe, record_provenance
+from swe_infer.run_directory.provenance import SweepMembership, describe, record_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.text import clean
@@ -141,12 +141,16 @@ class PreparedRun:
         """Records the run's provenance, and describes the run for the tracker."""
         folder = None if self._sweep is None else self._sweep.directory
         member = None if self._sweep is None else membership(self._sweep.directory, self._sweep.overrides)
+        if member is None and (label := self.experiment.sweep.name) is not None:
+            member = SweepMembership(label, "")
         entry = describe(command_line(folder), selection.rows.content_sha256(), selection.rows.revision)
-        sweep = record_provenance(self.directory, entry, member).sweep
+        provenance = record_provenance(self.directory, entry, member)
+        sweep, further = provenance.sweep, [f"sweep={other.group}" for other in provenance.sweeps[1:]]
         plain = {**self._plain, "provenance": entry}
         info = RunInfo(run_id, self._name, plain, self.directory.resolve(), resumed)
         if sweep is not None:
-            info = replace(info, group=sweep.group or None, name=sweep.name or self._name, tags=sweep.tags)
+            tags = (*sweep.tags, *further)  # W&B shows a run in one group alone
+            info = replace(info, group=sweep.group or None, name=sweep.name or self._name, tags=tags)
         if self.experiment.shard.index is not None:
             whole = config.unsharded_name(self._name, self._plain)
             info = replace(info, group=whole, name=self._name, job_type="shard")

@@ -298,7 +298,8 @@ def _sync(options: argparse.Namespace) -> int:
     if not os.environ.get("WANDB_API_KEY"):
         raise ConfigError("swe-infer-runs sync needs WANDB_API_KEY in the environment")
     paths, filters = _split(options.paths)
-    runs, unreadable = _selected(paths or [Path(_DEFAULT_FOLDER)], filters)
+    folders = paths or [Path(_DEFAULT_FOLDER)]
+    runs, unreadable = _selected(folders, filters)
     for line in unreadable:
         print(f"error: {line}", file=sys.stderr)
     destination = Destination(options.entity, options.project)
@@ -332,9 +333,25 @@ def _sync(options: argparse.Namespace) -> int:
                 print(f"error: {clean(str(error))}; repeat the command to sync the rest", file=sys.stderr)
                 return 1
         print(f"{len(uploads) - failed:,} runs synced, {failed:,} failed, {unchanged:,} unchanged", file=sys.stderr)
+        if not failed and not filters:
+            _sync_sweeps(folders)
     elif not uploads:
         print(f"nothing to sync: {unchanged:,} runs are unchanged, or not tracked with W&B", file=sys.stderr)
     return status or int(failed > 0)
+
+
+def _sync_sweeps(folders: Sequence[Path]) -> None:
+    """Uploads the summaries of the sweeps in some folders, once their runs are uploaded."""
+    from swe_infer.tracking.state import is_synced, read_state
+
+    for sweep in dict.fromkeys(sweep for folder in folders for sweep in search(folder).sweeps):
+        if read_state(sweep) is not None and not is_synced(sweep):
+            from swe_infer.cli.sweep_log import SweepLog
+            from swe_infer.cli.sweep_tracking import log_sweep
+
+            jobs = SweepLog(sweep).jobs()
+            merged = [run for run in search(sweep / "merged").runs if (sweep / "merged").is_dir()]
+            log_sweep(sweep, jobs, merged or None, max((job.status for job in jobs), default=0))
 
 
 def _positive(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from swe_infer.compare.sources import Source, find_sources
 from swe_infer.errors import INFRASTRUCTURE_ERRORS
+from swe_infer.progress import progress
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.figures import Summary, Totals, TurnFigures, sum_usd
 from swe_infer.run_directory.predictions import Selected
@@ -142,10 +143,13 @@ def load_sources(sources: Sequence[Source]) -> list[LoadedRun]:
         ConfigError: a file of a run cannot be read.
     """
     names = distinct_names([source.label for source in sources])
-    return [
-        replace(load_run(source.directory, name), address=source.address, remark=source.remark)
-        for source, name in zip(sources, names, strict=True)
-    ]
+    runs = []
+    with progress("reading runs", len(sources)) as advance:
+        for source, name in zip(sources, names, strict=True):
+            run = load_run(source.directory, name)
+            runs.append(replace(run, address=source.address, remark=source.remark))
+            advance()
+    return runs
 
 
 def load_run(directory: Path, name: str | None = None) -> LoadedRun:

@@ -23,6 +23,7 @@ from swe_infer.evaluate.evaluable import EvaluableRun
 from swe_infer.files import special_kind
 from swe_infer.patches.apply import apply_patch
 from swe_infer.patches.diff import PatchError
+from swe_infer.progress import progress
 from swe_infer.redaction import without_secrets
 from swe_infer.run_directory.records import LONGEST_LINE
 from swe_infer.run_directory.verdicts import Verdict
@@ -107,8 +108,10 @@ def run_own_tests(
     """
     items = sorted(run.patches.items())
     stop = threading.Event()
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool, progress("testing", len(items)) as advance:
         findings = [pool.submit(_finding, patch, rows[key[0]], timeout_s, contained, stop) for key, patch in items]
+        for finding in findings:
+            finding.add_done_callback(lambda _: advance())
         try:
             found = [finding.result() for finding in findings]
         except BaseException:  # on Ctrl-C, stop the running tests
