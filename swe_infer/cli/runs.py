@@ -351,7 +351,7 @@ def _sync_sweeps(folders: Sequence[Path]) -> None:
 
             jobs = SweepLog(sweep).jobs()
             merged = [run for run in search(sweep / "merged").runs if (sweep / "merged").is_dir()]
-            log_sweep(sweep, jobs, merged or None, max((job.status for job in jobs), default=0))
+            log_sweep(sweep, jobs, merged or None, max((job.status for job in jobs), default=0), online=True)
 
 
 def _positive(text: str) -> int:

@@ -32,11 +32,19 @@ class _Point:
     run_id: str | None
 
 
-def log_sweep(directory: Path, jobs: Sequence[SweepJob], merged: Sequence[Path] | None, status: int) -> None:
+def log_sweep(
+    directory: Path,
+    jobs: Sequence[SweepJob],
+    merged: Sequence[Path] | None,
+    status: int,
+    *,
+    online: bool = False,
+) -> None:
     """Logs the sweep in ``directory`` where its first tracked run is logged. Does nothing without one.
 
     Args:
         merged: the runs of merged shards, in place of those of the jobs; None if the jobs are no shards.
+        online: also if its runs were to be logged offline.
     """
     if merged is not None and len(merged) < 2:
         return  # the parts of one run
@@ -44,6 +52,8 @@ def log_sweep(directory: Path, jobs: Sequence[SweepJob], merged: Sequence[Path] 
     tracker = next((found[0] for found in map(WandbTracker.of_run, runs) if found is not None), None)
     if tracker is None:
         return
+    if online:
+        tracker.options["mode"] = "online"
     plan = SearchPlan.read(directory)
     if plan is not None:
         jobs = plan.points(jobs)

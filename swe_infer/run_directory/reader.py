@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from swe_infer.errors import ConfigError
 from swe_infer.files import open_regular
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage, read_coverage
-from swe_infer.run_directory.figures import Summary, plausible
+from swe_infer.run_directory.figures import Summary, Totals, plausible
 from swe_infer.run_directory.predictions import Candidate, Selected, read_selected
 from swe_infer.run_directory.records import (
     LONGEST_LINE,
@@ -37,6 +37,8 @@ _Part = TypeVar("_Part")
 
 _MAX_BYTES = 1 << 26
 """Maximum bytes of a summary or a configuration, enough for 500,000 instance ids."""
+_TIMES = frozenset({"wall_s", "output_tokens_per_s", "stats", "stopped_by"})
+"""What a summary has beside the counts of the records."""
 _MAX_DEPTH = 100
 _MAX_EVENTS = 1_000_000
 """Maximum YAML parser events: one for each value, two for each list and mapping."""
@@ -101,6 +103,31 @@ class RunDirectory:
         if not isinstance(summary, dict):
             raise ConfigError(f"{self.path / layout.SUMMARY}: not a JSON object")
         return plausible(summary)
+
+    def latest_summary(self) -> Summary:
+        """The summary, with counts from the records if it has none, or is older than they are: a killed run wrote its
+        last records after it.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        summary = self.summary()
+        if summary.get("remaining") == 0 or (summary and not self._is_outdated()):
+            return summary
+        coverage = self.coverage()
+        totals = Totals() if coverage is None else Totals(coverage.ids, coverage.turns)
+        for record in self.records(auxiliary=True):
+            totals.add_record(record)
+        asked = None if coverage is None or coverage.instance_ids is None else len(coverage.instance_ids)
+        counted = totals.summary(instances=asked, samples=summary.get("samples"))
+        return cast(Summary, {**counted, **{key: value for key, value in summary.items() if key in _TIMES}})
+
+    def _is_outdated(self) -> bool:
+        try:
+            written, recorded = ((self.path / name).lstat().st_mtime_ns for name in (layout.SUMMARY, layout.RECORDS))
+        except OSError:
+            return False
+        return recorded > written
 
     def coverage(self) -> Coverage | None:
         """The coverage of the last command; None if no file states it.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from swe_infer.errors import SweInferError
 from swe_infer.run_directory import layout
-from swe_infer.run_directory.figures import Summary, Totals, covered_samples, figure
+from swe_infer.run_directory.figures import Summary, covered_samples, figure
 from swe_infer.run_directory.lock import is_locked
 from swe_infer.run_directory.provenance import read_provenance
 from swe_infer.run_directory.reader import RunDirectory
@@ -172,7 +172,7 @@ def memberships(sweeps: Iterable[Path]) -> dict[str, list[str]]:
 
 
 def read_run(directory: Path, name: str, listed_in: Sequence[str] = ()) -> ListedRun:
-    """Reads a run directory without its records, unless it has no summary. Raises nothing.
+    """Reads a run directory. Its records are read only if it was killed. Raises nothing.
 
     Args:
         listed_in: the sweeps whose lists of jobs contain the run.
@@ -191,7 +191,7 @@ def read_run(directory: Path, name: str, listed_in: Sequence[str] = ()) -> Liste
     except (SweInferError, OSError) as error:
         errors.append(str(error))
     try:
-        summary = run.summary() or _counted(run)
+        summary = run.summary() if running else run.latest_summary()
     except (SweInferError, OSError) as error:
         errors.append(str(error))
     groups = [sweep.group for sweep in read_provenance(directory).sweeps]
@@ -230,16 +230,6 @@ def _modified(directory: Path) -> float:
         except FileNotFoundError:
             continue
     return max(times, default=0.0)
-
-
-def _counted(run: RunDirectory) -> Summary:
-    """The figures of a run without a summary: it was killed before it wrote one."""
-    coverage = run.coverage()
-    totals = Totals() if coverage is None else Totals(coverage.ids, coverage.turns)
-    for record in run.records(auxiliary=True):
-        totals.add_record(record)
-    asked = None if coverage is None or coverage.instance_ids is None else len(coverage.instance_ids)
-    return totals.summary(instances=asked)
 
 
 def _state(summary: Summary, *, running: bool, damaged: bool) -> State:

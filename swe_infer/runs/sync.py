@@ -76,7 +76,13 @@ def upload_of(directory: Path, to: Destination, *, trusted: bool) -> Upload | No
     if tracked is None:
         raise ConfigError(f"{directory}: the state of its W&B run is invalid")
     tracker, info = tracked
-    options = {**tracker.options, "init_timeout_s": _INIT_TIMEOUT_S, "finish_timeout_s": _FINISH_TIMEOUT_S}
+    mode = state.values["options"]["mode"]
+    options = {
+        **tracker.options,
+        "mode": mode,
+        "init_timeout_s": _INIT_TIMEOUT_S,
+        "finish_timeout_s": _FINISH_TIMEOUT_S,
+    }
     chosen = {"entity": to.entity, "project": to.project}
     options |= {key: value for key, value in chosen.items() if value is not None}
     message = start_message(replace(info, directory=directory), options)

@@ -70,7 +70,7 @@ def _upload(start: Mapping[str, Any]) -> str:
     if not start["may_extend"]:
         _claim(directory, start)
     run = RunDirectory(directory)
-    summary = run.summary()
+    summary = run.latest_summary()
     if lacking := [key for key in ("instances", "samples") if key not in summary]:
         raise SweInferError(f"its summary lacks {lacking[0]}; run its command again")
     history = list(totals_over_time([directory], run.coverage(), summary, _POINTS))

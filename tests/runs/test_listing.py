@@ -86,12 +86,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "complete": {}, "interrupted": {"answered": 1}, "failed": {"answered": 1, "failed": 1}
     }  # fmt: skip
     originals = [made(place / name, **counts) for name, counts in kinds.items()]
-    for number in range(288):
+    for number in range(287):
         copy = place / f"nested/run{number:03}"
         shutil.copytree(originals[number % 3], copy)
         changed = {**CONFIG, "decoding": {**CONFIG["decoding"], "temperature": number % 10 / 10}}
         (copy / "config.yaml").write_text(yaml.safe_dump(changed))
         (copy / "records.jsonl").write_text("not read\n")
+        os.utime(copy / "summary.json")
     damaged = [place / f"damaged{number}" for number in range(7)]
     for directory in damaged:
         shutil.copytree(originals[0], directory)
@@ -108,8 +109,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     escaping = place / "ansi\x1b]0;title\x07\x1b[2J"
     shutil.copytree(originals[0], escaping)
     (escaping / "config.yaml").write_text(json.dumps({"model": {"name": "\x1b[31mred"}}))
-    unsummarized = made(place / "unsummarized", answered=1)
-    (unsummarized / "summary.json").unlink()
+    for killed in (made(place / "killed1", answered=1), made(place / "killed2", answered=1)):
+        (killed / "summary.json").unlink()  # at its start, or some seconds after its last summary
+    (killed / "summary.json").write_text('{"instances": 9, "samples": 1, "completed": 0, "remaining": 9}')
+    os.utime(killed / "summary.json", (1, 1))
     (place / "loop").symlink_to(place)
     (place / "link").symlink_to(originals[0])
     return place
@@ -119,10 +122,11 @@ def test_a_folder_of_300_runs_of_all_states_is_listed(folder: Path, capsys: pyte
     with opened(folder / "running", answered=1):
         runs = listed(capsys, str(folder))
     assert Counter(run["state"] for run in runs) == {
-        "complete": 98, "interrupted": 98, "failed": 97, "damaged": 7, "running": 1
+        "complete": 98, "interrupted": 99, "failed": 96, "damaged": 7, "running": 1
     }  # fmt: skip
     assert {run["name"] for run in runs if run["error"]} == {f"damaged{number}" for number in range(7)}
     (one,) = [run for run in runs if run["name"] == "nested/run001"]
+    assert {(run["done"], run["total"]) for run in runs if run["name"].startswith("killed")} == {(1, 2)}
     expected = {"done": 1, "total": 2, "applies": 0.5, "cost": 0.5, "model": "gpt-4o", "dataset": "lite.jsonl"}
     assert expected.items() <= one.items()
     assert one["prompt"] == "style3+oracle"
@@ -135,7 +139,7 @@ def test_a_folder_of_300_runs_of_all_states_is_listed(folder: Path, capsys: pyte
     lines = output.splitlines()
     assert len(lines) == 301
     assert not any(c for c in output if not c.isprintable() and c != "\n")
-    assert "300 runs (98 complete, 7 damaged, 97 failed, 98 interrupted)" in counts
+    assert "300 runs (98 complete, 7 damaged, 96 failed, 99 interrupted)" in counts
     assert [line.split()[0] for line in lines].count("complete") == 1, "the link to a run is listed once"
 
 
