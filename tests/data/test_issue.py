@@ -128,7 +128,7 @@ RESET = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time())
         ({PATH: (410, {}, {"message": "This issue was deleted"})}, None, r"the issue was deleted"),
         ({PATH: (401, {}, {"message": "Bad credentials"})}, TOKEN, r"does not accept GITHUB_TOKEN"),
         ({PATH: (403, {}, {"message": f"SSO {TOKEN}\x1b[31m"})}, TOKEN, r"access with GITHUB_TOKEN \(SSO \*\*\*\)"),
-        ({PATH: (403, RESET, {})}, None, r"no more requests until 20\d\d-.* UTC \(in \d+ min\); with GITHUB_TOKEN in"),
+        ({PATH: (403, RESET, {})}, None, r"no more requests until 20\d\d-.* UTC \(in \d+ min\); with GITHUB_TOK"),
         ({PATH: (429, {"Retry-After": "61"}, {})}, TOKEN, r"no more requests until .* \(in 2 min\)$"),
         ({PATH: (403, {}, {"message": "You have exceeded a secondary rate limit"})}, TOKEN, r"no more requests$"),
         ({PATH: (503, {}, b"<html>")}, None, r"answers with status 503$"),
