@@ -8,8 +8,8 @@ Each side runs in a process of its own against a fresh server process, in turns.
 transport, ``same`` the SDK with the transport of ``ours``. ``ours`` is the whole command with its store (fsync),
 budget, response cache and offline W&B; ``chain`` is the runner alone, with budget and cache. Wall time counts from
 the first request's arrival at the server to the last answer's end, so that start-up does not blur it; start-up is
-shown apart. CPU and memory are those of the process and of what it started; what a run over a single prompt takes is
-shown beside the CPU, since it is a matter of imports, not of requests.
+shown apart. CPU and memory are those of the process and of what it started. A request's CPU is the difference to
+runs over a single prompt, which are shown beside it, since they are a matter of imports.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def main() -> None:
         _write_prompts(options.prompts, options.count, prompts)
         single = scratch / "single.jsonl"
         single.write_text(prompts.open().readline())
-        empty = {side: _measure(side, options, single, 1, scratch / f"{side}-empty")["cpu_s"] for side in sides}
+        empty: dict[str, list[float]] = {side: [] for side in sides}
         results: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for turn in range(options.repeat):
             for side in sides:
+                empty[side].append(_measure(side, options, single, 1, scratch / f"{side}{turn}-empty")["cpu_s"])
                 result = _measure(side, options, prompts, options.count, scratch / f"{side}{turn}")
                 results[side].append(result)
                 print(f"{side:7} {json.dumps(result)}", file=sys.stderr, flush=True)
@@ -71,12 +72,15 @@ def main() -> None:
         f"{options.count} prompts, {options.concurrency} at a time, {options.latency:g} s each: ideal {ideal:.1f} s"
     )
     medians = {s: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for s, rs in results.items()}
+    begin = {side: statistics.median(seconds) for side, seconds in empty.items()}
+    each = {s: 1000 * (medians[s]["cpu_s"] - begin[s]) / max(1, options.count - 1) for s in sides}
     for side, figures in medians.items():
         ratio = figures["wall_s"] / medians["bare"]["wall_s"] if "bare" in medians else float("nan")
+        share = each[side] / each["same"] if "same" in each else float("nan")
         print(
             f"{side:7} wall {figures['wall_s']:6.2f} s ({ratio:.3f} of bare)  "
-            f"CPU {1000 * figures['cpu_s'] / options.count:5.2f} ms each, "
-            f"{1000 * empty[side] / options.count:.2f} of it to begin with  "
+            f"({figures['wall_s'] / ideal:.3f} of the ideal)  "
+            f"CPU {each[side]:5.2f} ms each ({share:.2f} of same) and {begin[side]:.2f} s to begin with  "
             f"start-up {figures['startup_s']:.2f} s  in all {figures['total_s']:.2f} s  "
             f"memory {figures['memory_mb']:.0f} MB"
         )
