@@ -7,8 +7,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -132,9 +132,7 @@ class PreparedRun:
             return None, 0
         with self.open(resources) as session:
             status = session.run.execute()
-            session.print_summary()
-            if self.experiment.dataset.prints_patches:
-                print_patches(self.directory)
+            session.print_summary(prints_patches=self._sweep is None)
         return self.directory, status
 
     def _run_info(self, run_id: str, selection: Selection, *, resumed: bool) -> RunInfo:
@@ -284,7 +282,7 @@ class PreparedRun:
                 feedback=experiment.feedback,
                 judge=selector if isinstance(selector, JudgeSelector) else None,
             )
-            return RunSession(run, plain["dataset"], stack.pop_all())
+            return RunSession(run, plain["dataset"], experiment.dataset.has_patch_files, stack.pop_all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,10 +291,12 @@ class RunSession:
 
     Args:
         dataset: the ``dataset`` group of its configuration.
+        has_patch_files: each submitted patch is also written into a file.
     """
 
     run: Run
     dataset: Mapping[str, Any]
+    has_patch_files: bool
     _exit_stack: ExitStack
 
     def __enter__(self) -> RunSession:
@@ -305,38 +305,42 @@ class RunSession:
     def __exit__(self, *exception: object) -> None:
         self._exit_stack.close()
 
-    def print_summary(self) -> None:
-        """Prints the closing table."""
+    def print_summary(self, *, prints_patches: bool = False) -> None:
+        """Prints the closing table to standard error, and writes the files of patches.
+
+        Args:
+            prints_patches: also prints these patches to standard output.
+        """
         from swe_infer.evaluate.harness import other_harness
 
         run, directory = self.run, self.run.store.directory
         summary, how = run.summary(), other_harness(self.dataset, directory / layout.PREDICTIONS)
         shown = None if "resolved" in summary else how
         print_summary(summary, directory, run.tracker.address, run.store.totals.skip_reasons(), shown)
+        for patch in _written_patches(directory) if self.has_patch_files else ():
+            if prints_patches:
+                text = clean(patch) if sys.stdout.isatty() else patch.encode("utf-8", "replace").decode()
+                print(text, end="" if text.endswith("\n") else "\n", flush=True)
 
 
-def print_patches(directory: Path) -> None:
-    """Prints the submitted patch of each instance to standard output, and writes it into a file of its own.
-
-    Raises:
-        StoreError: a file cannot be written.
-    """
+def _written_patches(directory: Path) -> Iterator[str]:
+    """Writes the submitted patch of each instance into a file of its own, and yields it."""
     content = layout.content(directory, layout.PREDICTIONS, _MOST_PREDICTIONS_BYTES) or b""
     for line in content.splitlines():
         prediction = json.loads(line)
         patch, path = prediction["model_patch"], directory / layout.patch_name(prediction["instance_id"])
         if not patch:
-            path.unlink(missing_ok=True)  # of an earlier command
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # of an earlier command
             log.warning("%s: the answer contains no patch", prediction["instance_id"])
             continue
         try:
             with replacing(path) as new:
                 new.write_bytes(patch.encode("utf-8", "surrogateescape"))
+            log.info("the patch is in %s (patch_status: %s)", path, prediction["patch_status"])
         except OSError as error:
-            raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
-        text = clean(patch) if sys.stdout.isatty() else patch.encode("utf-8", "replace").decode()
-        print(text, end="" if text.endswith("\n") else "\n", flush=True)
-        log.info("the patch is in %s (patch_status: %s)", path, prediction["patch_status"])
+            log.warning("%s: cannot be written (%s); %s has the patch", path, error.strerror, layout.PREDICTIONS)
+        yield patch
 
 
 def _previous_coverage(plain: Mapping[str, Any] | None) -> Coverage:

@@ -259,8 +259,8 @@ class Dataset(Protocol):
         ...
 
     @property
-    def prints_patches(self) -> bool:
-        """Whether a run prints the patches at its end, and writes each into a file."""
+    def has_patch_files(self) -> bool:
+        """Whether a run writes each submitted patch into a file, and prints it."""
         ...
 
     @property
@@ -309,8 +309,8 @@ class DatasetOptions:
         return "given"
 
     @property
-    def prints_patches(self) -> bool:
-        """Whether a run prints the patches at its end, and writes each into a file."""
+    def has_patch_files(self) -> bool:
+        """Whether a run writes each submitted patch into a file, and prints it."""
         return False
 
     def without_prompts(self) -> Self:

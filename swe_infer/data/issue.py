@@ -92,7 +92,7 @@ class IssueDataset(DatasetOptions):
             raise ConfigError(f"dataset.api_url={self.api_url}: a token would not be encrypted; use https")
 
     @property
-    def prints_patches(self) -> bool:
+    def has_patch_files(self) -> bool:
         return True
 
     @property
