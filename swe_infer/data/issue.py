@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -168,6 +170,10 @@ class IssueRows(IndexedRows):
         self._row = row
         self.columns = tuple(row)
         self._index([(1, row["instance_id"], row.get(self._measured_column))])
+
+    def content_sha256(self) -> str:
+        """SHA-256 of the row, which changes if the issue is edited."""
+        return hashlib.sha256(json.dumps(self._row, sort_keys=True).encode()).hexdigest()
 
     def _read(self, index: int) -> Mapping[str, Any]:
         return self._row
