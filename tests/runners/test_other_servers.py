@@ -143,7 +143,8 @@ def test_litellm_answers_and_prices_every_api(
     )  # fmt: skip
     assert [record["full_output"] for record in records] == [TEXT] * 8
     assert all(record["attempts"] == 1 for record in records)
-    assert all(record["usage"]["input_tokens"] and not record.get("usage_estimated") for record in records)
+    assert all((record["usage"] or {}).get("input_tokens") for record in records)
+    assert not any(record.get("usage_estimated") for record in records)
     assert all((record["details"] or {}).get("request_id") for record in records)
     stated = [Decimal((record["details"] or {}).get("stated_cost_usd", "0")) for record in records]
     assert summary["cost_usd"] == (pytest.approx(sum(stated)) if states_cost else None)
@@ -256,7 +257,7 @@ def test_the_engine_writes_what_transformers_serve_writes(tmp_path: Path) -> Non
                     "provider.max_concurrency=2", *shared, cwd=tmp_path,
                 )  # fmt: skip
                 assert {record["instance_id"]: record["full_output"] for record in records} == texts
-                assert sum(record["usage"]["output_tokens"] for record in records) > 0
+                assert all((record["usage"] or {}).get("output_tokens") for record in records)
 
 
 # openwandb
