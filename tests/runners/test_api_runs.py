@@ -463,12 +463,12 @@ def test_every_place_shows_what_may_have_been_billed_for_attempts_given_up_at_th
 ) -> None:
     data = write_instances(tmp_path / "instances.jsonl", 6)
     arguments = [
-        "model=gpt-5.4", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}", "tracker.mode=offline",
+        "model=gpt-5.4", address(server, "openai"), "dataset=jsonl", f"dataset.path={data}",
         f"output_dir={tmp_path / 'run'}", "provider.max_concurrency=1", "decoding.max_new_tokens=256",
         "runner.retry.backoff_s=0.01", "provider.send_cache_key=false",
     ]  # fmt: skip
     server.script("cut", None, "cut", "cut", "cut", "cut", "cut", "cut", "cut", "cut")
-    result = run(*arguments, "budget.max_usd=0.02", cwd=tmp_path)
+    result = run(*arguments, "budget.max_usd=0.02", "tracker.mode=offline", cwd=tmp_path)
     assert result.returncode == 3, result.stderr
     assert re.search(r"used up: .* remaining samples: \d, failed samples: \d; repeat", result.stderr)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_float=Decimal)
