@@ -22,7 +22,7 @@ from swe_infer.compare.levels import Group
 from swe_infer.compare.loading import LoadedRun, distinct_names, load_run, read_texts
 from swe_infer.compare.plots import Plot, plot_costs, plot_rates
 from swe_infer.compare.sources import Source, find_sources, jobs_without_run
-from swe_infer.compare.table import as_html, as_latex, as_markdown, rows_as_html
+from swe_infer.compare.table import as_html, as_latex, as_markdown, print_comparison, rows_as_html
 from swe_infer.conf_files import suggestion
 from swe_infer.errors import ConfigError
 from swe_infer.files import replacing
@@ -411,13 +411,30 @@ def _shown_keys(runs: Sequence[Run], keys: Collection[str] | None) -> list[str]:
     return names
 
 
-@dataclass(frozen=True)
+_WIDTH = 160  # columns of a comparison as plain text
+
+
+@dataclass(frozen=True, repr=False)
 class RunComparison(Comparison):
     """A comparison of runs with all its figures, as tables and as plots. A notebook shows it.
 
     ``runs[0].applies.interval``, ``pairs[0].difference`` and the other attributes are those of
     :class:`swe_infer.compare.analysis.Comparison`.
     """
+
+    def __repr__(self) -> str:
+        runs = "; ".join(f"{one.letter}: {one.label}" for one in self.runs)
+        return f"<RunComparison by {self.metric}: {runs}>"
+
+    def __str__(self) -> str:
+        """The tables as plain text."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        text = StringIO()
+        print_comparison(self, Console(file=text, width=_WIDTH, color_system=None))
+        return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON values: the content of ``swe-infer-compare --json``."""

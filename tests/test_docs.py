@@ -99,6 +99,22 @@ def needs(package: str) -> None:
         pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
 
 
+@pytest.mark.slow
+@pytest.mark.full
+def test_the_notebook_runs_and_shows_its_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [set(output.get("data", ())) for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("text/html" in types for types in shown) >= 4, "a run, two data frames and the comparison"
+    assert sum("image/svg+xml" in types for types in shown) == 1
+
+
 @pytest.mark.full
 def test_workflows_forms_and_citation_fit_their_schemas() -> None:
     needs("check_jsonschema")

@@ -208,6 +208,8 @@ def test_a_comparison_has_the_figures_of_the_command_and_is_shown_inline(outputs
     comparison.save_page(outputs / "page.html")
     assert (outputs / "page.html").stat().st_size > 10_000
     assert "| A |" in comparison.to_markdown()
+    assert "Outcomes" in str(comparison)
+    assert repr(comparison).startswith("<RunComparison by applies: A: ")
     assert "cold" in cold._repr_html_()
     for arguments, message in (
         ({"by": "repo"}, "by=repo: unknown"), ({"margin": 2}, "margin=2: must be between 0 and 1"),

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Plot:
         svg: one ``<svg>`` element.
     """
 
-    svg: str
+    svg: str = field(repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plot to a file that ends in ``.svg``.
