@@ -201,13 +201,13 @@ def _prepared(overrides: Sequence[str], config_dir: PathLike | None) -> Prepared
 def _checked(overrides: Sequence[str]) -> list[str]:
     from swe_infer.cli.start import check_arguments
 
-    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+    if isinstance(overrides, str | Mapping) or not all(isinstance(one, str) for one in overrides):
         raise ConfigError(f"{overrides!r}: must be a list of KEY=VALUE, such as ['model=gpt-4o', 'dataset.limit=10']")
     if flags := [one for one in overrides if one.startswith("-")]:
         raise ConfigError(
             f"{flags[0]}: only KEY=VALUE; use config_dir=DIR for --config-dir, and the command swe-infer for a sweep"
         )
-    check_arguments(overrides)
+    check_arguments(list(overrides))
     return list(overrides)
 
 
@@ -217,9 +217,8 @@ def _without_event_loop() -> Iterator[None]:
 
     The code stays in the caller's thread because only the main thread can handle interrupts.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = asyncio._get_running_loop()
+    if loop is None:
         yield
         return
     task = asyncio.current_task(loop)
@@ -239,7 +238,7 @@ def load_runs(folder: PathLike | Sequence[PathLike], where: Mapping[str, Any] | 
 
     Args:
         folder: one or several, also addresses on W&B as ``swe-infer-compare`` accepts them.
-        where: conditions on the configuration by dotted keys. A condition is a value, a set of values, or a function
+        where: conditions on the configuration by dotted keys. A condition is a value, several values, or a function
             of the value, as in ``{"model.name": {"gpt-4o", "gpt-5"}, "decoding.n": lambda n: n > 1}``.
 
     Returns:
@@ -266,7 +265,7 @@ def _satisfies(one: Run, key: str, wanted: Any) -> bool:
     value = one.get(key, _ABSENT)
     if value is _ABSENT:
         return False
-    if isinstance(wanted, set | frozenset):
+    if isinstance(wanted, set | frozenset) or (isinstance(wanted, list | tuple) and not isinstance(value, list)):
         return any(_equal(value, each) for each in wanted)
     if isinstance(wanted, Callable):  # type: ignore[arg-type]
         return bool(wanted(value))
