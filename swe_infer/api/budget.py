@@ -21,7 +21,7 @@ from swe_infer.errors import BudgetExceeded, StoreError
 
 logger = logging.getLogger(__name__)
 
-_WRITE_S = 0.05
+_WRITE_S = 0.002
 """Charges are written after this time, unless a reservation comes first."""
 _POLL_S = 0.1
 """Other processes release reservations without a notification."""
