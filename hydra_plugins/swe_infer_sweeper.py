@@ -56,7 +56,7 @@ class PointSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self._loader)
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
         jobs = sweep_jobs(overrides, self._config.sweep.points, JobComposer(self._loader, self._config))
-        announce_sweep(self._config, jobs, lambda job: self._planned.plan(self._config, job))
+        announce_sweep(self._config, jobs, lambda job: self._planned.load_sweep_config(self._config, list(job)))
         size = self._max_batch_size or max(1, len(jobs))
         returned = []
         for start in range(0, len(jobs), size):

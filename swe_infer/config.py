@@ -5,6 +5,7 @@ The signatures of the constructors are the schema, so a new class needs only its
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -258,6 +259,16 @@ _REFERENCE = re.compile(r"\$\{(\w+)\}")
 """An interpolation of a root key."""
 
 
+@functools.cache
+def _instantiable(target: str) -> Callable[..., Any]:
+    """The class ``target``, which Hydra permits to instantiate. It is called without Hydra, which would convert
+    dataclasses among the arguments to configs."""
+    from hydra.utils import instantiate
+
+    partial: Callable[..., Any] = instantiate({"_target_": target, "_partial_": True})
+    return partial
+
+
 class _Constructor:
     """Constructs each node once, so that ``runner.model: ${model}`` and ``model`` are one object."""
 
@@ -270,7 +281,7 @@ class _Constructor:
         return self._built[id(node)]
 
     def _construct(self, node: DictConfig, key: str) -> Any:
-        from hydra.utils import get_object, instantiate
+        from hydra.utils import get_object
 
         target = node["_target_"]
         if not isinstance(target, str) or not target:
@@ -303,10 +314,8 @@ class _Constructor:
         for name, parameter in parameters.items():
             if parameter.default is parameter.empty and name not in values:
                 raise ConfigError(f"{key}.{name} is missing: set {key}.{name}=…")
-        # Partial: Hydra would convert dataclasses among the values to configs.
-        constructor = instantiate({"_target_": target, "_partial_": True})
         try:
-            return constructor(**values)
+            return _instantiable(target)(**values)
         except SweInferError:
             raise
         except Exception as error:

@@ -349,7 +349,8 @@ class Chain:
         """One attempt: waits for a permit, reserves, sends, charges."""
         size = len(flight.request.prompt.text)
         self._refuse_early(flight, endpoint)
-        async with endpoint.limiter.permit(size, flight.output_tokens, urgent=urgent) as permit:
+        user = self._endpoints
+        async with endpoint.limiter.permit(size, flight.output_tokens, urgent=urgent, user=user) as permit:
             flight.requests = flight.requests[: endpoint.most_samples]  # which may be known only now
             reservation = await self._reserve(flight, endpoint, permit)
             if self._halted.is_set() or self._stop.is_set():

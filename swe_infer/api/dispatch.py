@@ -15,7 +15,7 @@ import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from swe_infer.api.chain import Chain
 from swe_infer.api.prompt_cache import PromptCacheIndex
@@ -23,6 +23,8 @@ from swe_infer.errors import BudgetExceeded, ProviderFatal, SweInferError
 from swe_infer.types import Completion, Failure, OnOutcome, Outcome, Request, Skip
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PromptCaching = Literal["auto", "always", "never"]
 
@@ -309,10 +311,10 @@ def by_prompt(requests: Iterable[Request], most: int | None = None) -> Iterator[
             yield part
 
 
-def run_fairly(main: Coroutine[Any, Any, None]) -> None:
+def run_fairly(main: Coroutine[Any, Any, T]) -> T:
     """As :func:`asyncio.run`, but timers run between answers that arrive together."""
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_FairSelector())) as runner:
-        runner.run(main)
+        return runner.run(main)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class Endpoints:
             endpoint.fatal = error
             if all(other.fatal is not None for other in self.all):
                 raise error
-            endpoint.limiter.reroute_waiters()
+            endpoint.limiter.reroute_waiters(self)
             return True
         if len(self.all) == 1 or not isinstance(error, RateLimited | TransientError):
             return False
@@ -121,7 +121,7 @@ class Endpoints:
             other.fatal is None and other.down_until <= now for other in self.all
         )
         if can_move:
-            endpoint.limiter.reroute_waiters()
+            endpoint.limiter.reroute_waiters(self)
         return can_move
 
     def mark_up(self, endpoint: Endpoint) -> None:
@@ -130,6 +130,6 @@ class Endpoints:
         endpoint.first_answers.answered = True
 
     def halt(self) -> None:
-        """Stops all endpoints from sending."""
+        """Stops this run from sending. Other runs may share the limiters."""
         for endpoint in self.all:
-            endpoint.limiter.halt()
+            endpoint.limiter.halt(self)

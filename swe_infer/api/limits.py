@@ -18,6 +18,7 @@ import heapq
 import itertools
 import logging
 from array import array
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -147,13 +148,14 @@ class Limiter:
         self._requests = RateLimiter(limits.requests_per_minute, now, parts)
         self._tokens = RateLimiter(limits.tokens_per_minute, now, parts)
         self._output = RateLimiter(limits.output_tokens_per_minute, now, parts)
-        self._waiters: list[tuple[bool, int, int, float, asyncio.Future[Permit]]] = []
+        self._waiters: list[tuple[bool, int, int, float, asyncio.Future[Permit], object]] = []
+        self._halted_users: set[object] = set()
+        self._users = Counter[object]()
         self._order = itertools.count()
         self._shared = (
             None if limits.shared is None else SharedRateLimiter(expanded(limits.shared, "runner.limits.shared"))
         )
         self._timer: asyncio.TimerHandle | None = None
-        self._halted = False
         self.in_flight = 0
         self.peak = 0
 
@@ -181,24 +183,33 @@ class Limiter:
         return self._tokens.per_minute
 
     @asynccontextmanager
-    async def permit(self, characters: int, output_tokens: float, *, urgent: bool = False) -> AsyncIterator[Permit]:
+    async def permit(
+        self, characters: int, output_tokens: float, *, urgent: bool = False, user: object = None
+    ) -> AsyncIterator[Permit]:
         """Waits for permission to send. The request counts as in flight while the body runs.
 
         Args:
             characters: length of the prompt.
             output_tokens: upper bound.
             urgent: granted before others (retries; requests whose prompt a provider has just cached).
+            user: of several runs that share this limiter, see :meth:`halt`.
 
         Raises:
             Halted: the run is stopping.
             Rerouted: the request must be sent to another endpoint.
         """
-        permit = await self._acquire(characters, output_tokens, urgent)
+        permit = await self._acquire(characters, output_tokens, urgent, user)
+        self._users[user] += 1
         try:
             yield permit
         finally:
+            self._users[user] -= 1
             self.in_flight -= 1
             self._pump()
+
+    def in_flight_of(self, user: object) -> int:
+        """Requests of ``user`` in flight."""
+        return self._users[user]
 
     def answered(self, permit: Permit, stated: RateLimits, usage: Usage) -> None:
         """Records an answer: updates the quotas, refunds tokens that were not used, and grows the window."""
@@ -359,20 +370,23 @@ class Limiter:
     def _known_quotas(self) -> int:
         return sum(quota.per_minute is not None for quota in self._quotas)
 
-    def halt(self) -> None:
-        """Grants nothing from now on. All waiting requests raise :class:`Halted`."""
-        self._halted = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._dismiss(Halted("the run is stopping"))
+    def halt(self, user: object = None) -> None:
+        """Grants nothing to the requests of ``user`` from now on. Those that wait raise :class:`Halted`."""
+        self._halted_users.add(user)
+        self._dismiss(Halted("the run is stopping"), [waiter for waiter in self._waiters if waiter[-1] is user])
+        self._pump()
 
-    def reroute_waiters(self) -> None:
-        """All waiting requests raise :class:`Rerouted`."""
-        self._dismiss(Rerouted("the request goes to another endpoint"))
+    def reroute_waiters(self, user: object = None) -> None:
+        """The waiting requests of ``user`` raise :class:`Rerouted`."""
+        error = Rerouted("the request goes to another endpoint")
+        self._dismiss(error, [waiter for waiter in self._waiters if waiter[-1] is user])
+        self._pump()
 
-    def _dismiss(self, error: SweInferError) -> None:
-        waiters, self._waiters = self._waiters, []
-        for *_, future in waiters:
+    def _dismiss(
+        self, error: SweInferError, waiters: list[tuple[bool, int, int, float, asyncio.Future[Permit], object]]
+    ) -> None:
+        """``waiters`` raise ``error``. :meth:`_pump` drops them from the queue."""
+        for *_, future, _ in waiters:
             if not future.done():
                 future.set_exception(error)
 
@@ -386,11 +400,11 @@ class Limiter:
         if self._shared is not None:
             self._shared.close()
 
-    async def _acquire(self, characters: int, output_tokens: float, urgent: bool) -> Permit:
-        if self._halted:
+    async def _acquire(self, characters: int, output_tokens: float, urgent: bool, user: object) -> Permit:
+        if user in self._halted_users:
             raise Halted("the run is stopping")
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiters, (not urgent, next(self._order), characters, output_tokens, future))
+        heapq.heappush(self._waiters, (not urgent, next(self._order), characters, output_tokens, future, user))
         self._pump()
         try:
             return await future
@@ -406,9 +420,9 @@ class Limiter:
             self._timer.cancel()
             self._timer = None
         wait_s = 0.0
-        while self._waiters and not self._halted:
-            _, _, characters, output_tokens, future = self._waiters[0]
-            if future.done():  # cancelled while it waited
+        while self._waiters:
+            _, _, characters, output_tokens, future, _ = self._waiters[0]
+            if future.done():  # cancelled or dismissed while it waited
                 heapq.heappop(self._waiters)
                 continue
             now = self._clock()
@@ -423,7 +437,8 @@ class Limiter:
             try:
                 wait_s = self._wait_s(characters, output_tokens, now)
             except StoreError as error:  # a timer's callback must not leave requests waiting
-                self._dismiss(error)
+                self._dismiss(error, self._waiters)
+                self._waiters.clear()
                 return
             if wait_s > 0.0:
                 break

@@ -1,8 +1,9 @@
-"""Jobs of a sweep that share one engine.
+"""Jobs of a sweep that share an engine or a connection.
 
-Hydra's launcher hands over one job after the other. A job of a local model is opened and waits. When the next job
-cannot join, or no further one comes, all waiting jobs run together and their answers are decoded in the same batches:
-a forward pass reads the weights once, however many rows it has.
+Hydra's launcher hands over one job after the other. A job that may share is opened and waits, in one queue for each
+engine or connection. When a queue is full, or no further job comes, its jobs run together. The answers of a local
+model are decoded in the same batches: a forward pass reads the weights once, however many rows it has. Requests to an
+API share its rate limits and connections.
 
 Only jobs in the sweep's own process wait. A launcher's workers, a search, and a job with its own environment
 variables run each job at once.
@@ -10,7 +11,7 @@ variables run each job at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,16 @@ from typing import Any
 from swe_infer.cli.run_session import PreparedRun, RunSession
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.interrupts import INTERRUPTED
-from swe_infer.runners.base import EngineSharing, ProcessResources
+from swe_infer.runners.base import ProcessResources
 from swe_infer.runners.concurrent import run_concurrently
+
+_MOST_WAITING = 64
+"""Open jobs in all queues, at most: each has a locked directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class _WaitingJob:
     prepared: PreparedRun
-    sharing: EngineSharing
     session: RunSession
     sweep: SweepLog
 
@@ -46,36 +49,42 @@ class JobBatcher:
     ) -> None:
         self._resources = resources
         self._on_end = on_end
-        self._waiting: list[_WaitingJob] = []
+        self._queues: dict[Hashable, list[_WaitingJob]] = {}
 
     def submit(self, prepared: PreparedRun, sweep: SweepLog) -> bool:
-        """Opens a run and queues it. Runs the queue before, if the new run cannot join it, or after, if it is full.
+        """Opens a run and queues it. Runs its queue when it is full.
 
         Returns:
-            Whether the run was queued; False if this run may not share an engine with other jobs.
+            Whether the run was queued; False if this run may not share with other jobs.
 
         Raises:
             DataError, StoreError: see :meth:`PreparedRun.open`.
         """
-        sharing = prepared.experiment.runner.sharing
+        runner = prepared.experiment.runner
+        sharing = runner.sharing or runner.connection
         if sharing is None or prepared.experiment.dry_run:
             return False
-        if self._waiting and not self._can_join(prepared, sharing):
-            self.run_waiting()
-        self._waiting.append(_WaitingJob(prepared, sharing, prepared.open(self._resources), sweep))
-        if len(self._waiting) >= sharing.max_concurrent_jobs:
-            self.run_waiting()
+        waiting = [job for queue in self._queues.values() for job in queue]
+        if any(job.prepared.identity == prepared.identity for job in waiting):
+            self.run_waiting()  # this run reuses the answers of the other one
+        elif len(waiting) >= _MOST_WAITING:
+            self._run(max(self._queues, key=lambda key: len(self._queues[key])))
+        key = sharing.engine_key
+        session = prepared.open(self._resources)
+        queue = self._queues.setdefault(key, [])
+        queue.append(_WaitingJob(prepared, session, sweep))
+        if len(queue) >= sharing.max_concurrent_jobs:
+            self._run(key)
         return True
 
-    def _can_join(self, prepared: PreparedRun, sharing: EngineSharing) -> bool:
-        identities = [waiting.prepared.identity for waiting in self._waiting]  # the second reuses the first's answers
-        return self._waiting[0].sharing.engine_key == sharing.engine_key and prepared.identity not in identities
-
     def run_waiting(self) -> None:
-        """Runs the queue and reports how each job ended, in the order of submission."""
-        jobs, self._waiting = self._waiting, []
-        if not jobs:
-            return
+        """Runs the queues and reports how each job ended."""
+        while self._queues:
+            self._run(next(iter(self._queues)))
+
+    def _run(self, key: Hashable) -> None:
+        """Runs the queue of ``key`` and reports how each job ended, in the order of submission."""
+        jobs = self._queues.pop(key)
         if jobs[0].sweep.is_stopped:
             self._report_interrupted(jobs)
             return
@@ -94,9 +103,10 @@ class JobBatcher:
                     self._on_end(job.sweep, None, end)
 
     def abandon(self) -> None:
-        """Drops the queue: the sweep ended early."""
-        jobs, self._waiting = self._waiting, []
-        self._report_interrupted(jobs)
+        """Drops the queues: the sweep ended early."""
+        queues, self._queues = self._queues, {}
+        for jobs in queues.values():
+            self._report_interrupted(jobs)
 
     def _report_interrupted(self, jobs: Sequence[_WaitingJob]) -> None:
         for job in jobs:

@@ -40,6 +40,7 @@ from swe_infer.runners.base import ProcessResources
 
 if TYPE_CHECKING:
     from swe_infer.cli.job_batches import JobBatcher
+    from swe_infer.tracking.writer import SweepWriter
 
 log = logging.getLogger("swe_infer")
 
@@ -70,6 +71,8 @@ def main() -> NoReturn:
             sys.exit(2)
         task.abandon_waiting()
         sys.exit(_report_stopped_sweep(error))
+    finally:
+        task.finish_tracking()
     sys.exit(task.status)
 
 
@@ -246,6 +249,8 @@ class HydraTask:
             sweep.record_end(None, INTERRUPTED)
             return None
         sweep.record_start()
+        if not self.in_worker:
+            _ = self.tracking  # a launcher's worker processes log each run on their own
         directory: Path | None = None
         end: int | Exception
         try:
@@ -298,6 +303,20 @@ class HydraTask:
         if directory is not None and not self.in_worker:
             print(directory, flush=True)
         return values
+
+    @property
+    def tracking(self) -> SweepWriter:
+        """Logs the runs of this process to W&B."""
+        from swe_infer.tracking.writer import SweepWriter
+
+        return self.resources.get(SweepWriter)
+
+    def finish_tracking(self) -> None:
+        """Waits a limited time for the runs that are not logged completely."""
+        from swe_infer.tracking.writer import SweepWriter
+
+        if (writer := self.resources.find(SweepWriter)) is not None:
+            writer.finish()
 
     def allow_batching(self) -> None:
         """Jobs may be deferred: the sweep's callback calls :meth:`run_waiting` once all were launched."""

@@ -38,6 +38,8 @@ from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.text import clean
 from swe_infer.tracking.base import RunInfo
+from swe_infer.tracking.wandb import WandbTracker
+from swe_infer.tracking.writer import SweepWriter
 
 if TYPE_CHECKING:
     from swe_infer.data.select import Selection
@@ -263,6 +265,8 @@ class PreparedRun:
                 is_recorded=lambda key, turn, auxiliary: store.totals.is_answered(key, turn, auxiliary),
             )
             experiment.runner.bind(context)
+            if (writer := resources.find(SweepWriter)) is not None and isinstance(experiment.tracker, WandbTracker):
+                experiment.tracker.share(writer)
             run = Run(
                 experiment.runner,
                 selection,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
@@ -21,6 +21,9 @@ from swe_infer.cli.sweeper import expand_for_search
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 
+if TYPE_CHECKING:
+    from swe_infer.tracking.writer import SweepWriter
+
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +36,11 @@ class SweepTask(Protocol):
 
     def run_waiting(self) -> None:
         """Run the deferred jobs."""
+        ...
+
+    @property
+    def tracking(self) -> SweepWriter:
+        """Logs the runs of this process to W&B."""
         ...
 
 
@@ -65,23 +73,27 @@ class SweepReport(Callback):
         """Lets the task defer jobs, except in a search, which needs the result of each job before it chooses the
         next.
         """
-        if config.hydra.mode == RunMode.MULTIRUN and not study.is_search(config.hydra):
+        if config.hydra.mode == RunMode.MULTIRUN:
             self._task = task_function
-            task_function.allow_batching()
+            if not study.is_search(config.hydra):
+                task_function.allow_batching()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Runs the deferred jobs, prints the report and ends the process with the sweep's exit status."""
+        tracking = None
         if self._task is not None:
             self._task.run_waiting()
+            tracking = self._task.tracking
         # SystemExit, because Hydra's own entry point has no way to return a sweep's status to its caller.
-        raise SystemExit(report_sweep(Path(config.hydra.sweep.dir)))
+        raise SystemExit(report_sweep(Path(config.hydra.sweep.dir), tracking=tracking))
 
 
-def report_sweep(directory: Path, stopped: str | None = None) -> int:
+def report_sweep(directory: Path, stopped: str | None = None, *, tracking: SweepWriter | None = None) -> int:
     """Prints the report of the sweep in ``directory`` and returns its exit status.
 
     Args:
         stopped: why the sweep ended early.
+        tracking: logs the runs of this process to W&B; None if other processes ran them.
     """
     from swe_infer.cli.sweep_report import print_sweep_report  # a single run does not need it
 
@@ -93,4 +105,4 @@ def report_sweep(directory: Path, stopped: str | None = None) -> int:
     if jobs and all(job.status or (job.objective is None and job.error) for job in jobs) and not lost:
         stopped = None  # a search stops when no job has an objective; the jobs' own errors say why
     with INTERRUPTS.stoppable():
-        return print_sweep_report(directory, jobs, lost, plan, stopped)
+        return print_sweep_report(directory, jobs, lost, plan, stopped, tracking=tracking)

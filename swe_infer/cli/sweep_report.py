@@ -29,6 +29,7 @@ from swe_infer.cli.tables import print_estimate
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.tracking.writer import SweepWriter
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def print_sweep_report(
     stopped: str | None = None,
     *,
     interrupted: bool = False,
+    tracking: SweepWriter | None = None,
 ) -> int:
     """Prints the end of the sweep in ``directory`` and returns its exit status. A failure in here does not change it.
 
@@ -49,6 +51,7 @@ def print_sweep_report(
         plan: of the sweep; its estimate is that of a dry run.
         stopped: why the sweep ended early.
         interrupted: the user waits for the prompt: merge and compare nothing.
+        tracking: logs the runs of this process to W&B.
     """
     if (search := SearchPlan.read(directory)) is not None:
         jobs = search.points(jobs)
@@ -62,11 +65,13 @@ def print_sweep_report(
     page = None
     if not interrupted and estimate is None and any(job.run for job in jobs):
         merged: Sequence[Path] | None = None
+        if tracking is not None and "shard.index" in swept_keys(directory):
+            tracking.wait()  # the W&B run of merged shards continues the data of theirs
         with _never_fatal("the shards were not merged"):
             merged = merge_shards(directory, jobs)
         page = _write_comparison(directory, merged) if merged is None or len(merged) > 1 else None
         with _never_fatal("the sweep was not logged to W&B"):
-            log_sweep(directory, jobs, merged, status)
+            log_sweep(directory, jobs, merged, status, tracking)
     with _never_fatal("the best point is unknown"):
         _print_best(directory, jobs)
     _print_failures(jobs, lost, stopped)

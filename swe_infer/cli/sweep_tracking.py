@@ -18,6 +18,7 @@ from swe_infer.run_directory.provenance import SweepMembership, read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.tracking.base import RunInfo, SweepSummary
 from swe_infer.tracking.wandb import WandbTracker
+from swe_infer.tracking.writer import SweepWriter
 
 _COUNTS = ("instances", "completed", "failed", "skipped", "resolved_by_any")
 _AMOUNTS = ("resolved_rate", "apply_rate", "pass_at_k", "cost_usd", "cost_per_resolved_usd", "wall_s")
@@ -37,6 +38,7 @@ def log_sweep(
     jobs: Sequence[SweepJob],
     merged: Sequence[Path] | None,
     status: int,
+    tracking: SweepWriter | None = None,
     *,
     online: bool = False,
 ) -> None:
@@ -44,14 +46,19 @@ def log_sweep(
 
     Args:
         merged: the runs of merged shards, in place of those of the jobs; None if the jobs are no shards.
+        tracking: logs the runs of this process. All of them are logged afterwards.
         online: also if its runs were to be logged offline.
     """
     if merged is not None and len(merged) < 2:
         return  # the parts of one run
     runs = [Path(job.run) for job in jobs if job.run]
-    tracker = next((found[0] for found in map(WandbTracker.of_run, runs) if found is not None), None)
+    tracker = None if tracking is None else WandbTracker.of_sweep(tracking)
     if tracker is None:
-        return
+        tracker = next((found[0] for found in map(WandbTracker.of_run, runs) if found is not None), None)
+        if tracker is None:
+            return
+        if tracking is not None:
+            tracker.share(tracking)
     if online:
         tracker.options["mode"] = "online"
     plan = SearchPlan.read(directory)
@@ -74,6 +81,8 @@ def log_sweep(
     )
     chosen = [] if plan is None else plan.parsed
     tracker.log_sweep(info, _summary(name, points, chosen, candidates), status)
+    if tracking is not None:
+        tracking.finish()
     if tracker.address is not None:
         print(f"W&B run of the sweep: {tracker.address}", file=sys.stderr)
 

@@ -154,7 +154,7 @@ class _Job:
     def values(self) -> dict[str, Any]:
         """The values of its keys, for display."""
         parser = OverridesParser.create()
-        parsed = [parser.parse_override(override) for override in self.overrides if _is_assignment(override)]
+        parsed = [parser.parse_override(override) for override in self.overrides if is_assignment(override)]
         values: dict[str, Any] = {one.key_or_group: one.value() for one in parsed}
         return {key: value.text if isinstance(value, QuotedString) else value for key, value in values.items()}
 
@@ -200,7 +200,7 @@ class _Jobs:
     def _job(self, overrides: Sequence[str]) -> _Job:
         sources = [text_value(override) for override in overrides if override.startswith("from=")]
         source = sources[-1] if sources and sources[-1] else None
-        options = [override for override in overrides if not _is_assignment(override)]
+        options = [override for override in overrides if not is_assignment(override)]
         combination = self._combination(options, source, {_key(override) for override in overrides})
         applicable = [_applicable(override, combination.plain) for override in overrides]
         kept = [override for override in applicable if override is not None]
@@ -262,7 +262,7 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _is_assignment(override: str) -> bool:
+def is_assignment(override: str) -> bool:
     """Whether an override sets a key to a value, instead of choosing an option or deleting a key."""
     key, is_assigned, _ = override.lstrip("+").partition("=")
     is_key = ("." in key and not key.startswith("hydra.")) or key in ROOT_KEYS
@@ -270,17 +270,17 @@ def _is_assignment(override: str) -> bool:
 
 
 def _is_mapping(override: str) -> bool:
-    return _is_assignment(override) and override.partition("=")[2].startswith("{")
+    return is_assignment(override) and override.partition("=")[2].startswith("{")
 
 
 def _adds(override: str) -> bool:
     """Whether an override adds a key that must not exist."""
-    return _is_assignment(override) and override.startswith("+") and not override.startswith("++")
+    return is_assignment(override) and override.startswith("+") and not override.startswith("++")
 
 
 def _applicable(override: str, plain: Mapping[str, Any]) -> str | None:
     """The override as the job needs it; None if its options lack the key."""
-    if not _is_assignment(override):
+    if not is_assignment(override):
         return override
     node: Any = plain
     for depth, name in enumerate(_key(override).split(".")):

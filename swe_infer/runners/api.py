@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from swe_infer.api.background import BackgroundResponses
 from swe_infer.api.batch import Batches, BatchSettings
@@ -37,7 +38,7 @@ from swe_infer.options import Option
 from swe_infer.presets import warnings_of, with_known_rules
 from swe_infer.providers.base import Provider
 from swe_infer.resources import expanded
-from swe_infer.runners.base import Order, PendingSamples, RunContext
+from swe_infer.runners.base import ConcurrentRun, ConnectionSharing, Order, PendingSamples, RunContext
 from swe_infer.types import (
     ApiModel,
     Budget,
@@ -96,8 +97,13 @@ class ApiRunner:
         PathText | None, Option("A directory for answers that runs share; null: none.", "speed")
     ] = None
     locks: Annotated[Locks, Option("How ledgers and caches are locked between processes.", "speed")] = "os"
+    max_concurrent_jobs: Annotated[
+        int, Option("Maximum number of jobs of a sweep that share one connection and its rate limits.", "speed")
+    ] = 8
 
     def __post_init__(self) -> None:
+        if self.max_concurrent_jobs < 1:
+            raise ConfigError(f"runner.max_concurrent_jobs={self.max_concurrent_jobs}: must be at least 1")
         self.label = self.model.label
         self._model = with_known_rules(self.provider.served(_with_prompt_format(self.model)), self.provider.name)
         self._cache_directory = (
@@ -114,6 +120,8 @@ class ApiRunner:
         self._chain: Chain | None = None
         self._batches: Batches | None = None
         self._endpoints: Endpoints | None = None
+        self._budget: CostBudget | None = None
+        self._max_pending = 0
 
     def check_prefill(self, prefill: str) -> None:
         self.provider.check_prefill(self._model, prefill)
@@ -134,7 +142,7 @@ class ApiRunner:
         self.provider.check(self._model, self.decoding)
         if self.provider.mode == "batch" and not self.provider.has_batches:
             raise ConfigError(f"provider.mode=batch: {self.provider.name} has no batches; use provider.mode=live")
-        prices = self._price_table()
+        prices = self._price_table(self.provider)
         if prices is not None and (missing := prices.unlisted(cache_writes=self.prompt_caching != "never")):
             logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
         if not dry_run:
@@ -174,67 +182,118 @@ class ApiRunner:
         self, rounds: Iterable[Iterable[Request]], on_outcome: OnOutcome, stop: threading.Event
     ) -> None:
         """See :class:`swe_infer.runners.base.Runner`. The provider stays open, with its server if it runs one."""
+        run = ConcurrentRun(self, rounds, on_outcome, stop, on_done=lambda: None)
+        (error,) = self.generate_concurrently([run], stop)
+        if error is not None:
+            raise error
+
+    @property
+    def connection(self) -> ConnectionSharing | None:
+        live = self.provider.mode == "live" and not self.provider.background
+        return self if self.max_concurrent_jobs > 1 and live and self.locks == "os" else None
+
+    @property
+    def engine_key(self) -> str:
+        """Equal for runs with the same model, provider and limits. The provider names where its key comes from."""
+        part: Any = self.provider
+        provider = asdict(part) if is_dataclass(part) and not isinstance(part, type) else id(part)
+        has_cap = self.budget.max_usd is not None or self.budget.sweep_max_usd is not None  # it decides the tier
+        return repr((type(self.provider), provider, self._model, self.limits, self._parts, has_cap))
+
+    def generate_concurrently(
+        self, runs: Sequence[ConcurrentRun], stop: threading.Event
+    ) -> list[BaseException | None]:
+        """See :class:`swe_infer.runners.base.ConnectionSharing`. Each run has its own budget, retries and records."""
         try:
-            run_fairly(self._generate(rounds, on_outcome, stop))
-        except Interrupted as error:
-            logger.debug("%s", error)
+            return run_fairly(self._generate(runs, stop))
         except asyncio.CancelledError:  # the second Ctrl-C
             raise KeyboardInterrupt from None
 
-    async def _generate(
-        self, rounds: Iterable[Iterable[Request]], on_outcome: OnOutcome, stop: threading.Event
-    ) -> None:
-        batch = self.provider.mode == "batch"
-        prices = self._price_table()
-        if prices is not None:
-            logger.info("prices of %s: %s%s", self._model.name, prices.source, ", in batches" if batch else "")
-        self._endpoints = Endpoints(
-            [
-                Endpoint(
-                    provider,
-                    model,
-                    self._price_table_at(provider, model),
-                    Limiter(self.limits, provider.max_concurrency, self._parts, provider.name),
-                    first_answers=FirstAnswers(self._context is not None and self._context.spent_usd > 0),
-                )
-                for provider, model in self.provider.endpoints(self._model)
-            ]
-        )
+    async def _generate(self, runs: Sequence[ConcurrentRun], stop: threading.Event) -> list[BaseException | None]:
+        errors: list[BaseException | None] = [None] * len(runs)
+        runners: dict[int, ApiRunner] = {}
+        limiters: dict[int, Limiter] = {}
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         async with AsyncExitStack() as stack:
             # Cancel between two steps of the loop, so that no answer is lost between the socket and the disk.
             stack.enter_context(INTERRUPTS.second(lambda: loop.call_soon_threadsafe(task.cancel)))
-            try:
-                cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
-                if cache is not None:
-                    stack.callback(cache.close)
-                budget = self._cost_budget()
-            except StoreError:
-                if stop.is_set():  # it ended the wait for another process
-                    return
-                raise
-            stack.callback(budget.close)
-            self._chain = Chain(self._endpoints, budget, self.retry, self.token_counter(), cache)
-            for endpoint in self._endpoints.all:
-                stack.callback(endpoint.limiter.close)
+            for number, run in enumerate(runs):
+                assert isinstance(run.runner, ApiRunner)
+                try:
+                    run.runner._open_chain(self.provider, limiters, stack, len(runs))
+                    runners[number] = run.runner
+                except StoreError as error:
+                    if not stop.is_set():  # otherwise it ended the wait for another process
+                        errors[number] = error
+                except Exception as error:  # noqa: BLE001 - ends this run alone, which reports it
+                    errors[number] = error
+            for limiter in limiters.values():
+                stack.callback(limiter.close)
             stack.push_async_callback(self.provider.close)
-            if not await self._open_provider(stop):
-                return
+            if not runners or not await self._open_provider(stop):
+                return errors
             stack.enter_context(relaxed_gc())
-            if batch or self.provider.background:
-                await self._run_batches(self._endpoints.all[0], budget, rounds, on_outcome, stop)
-            else:
-                max_pending = 2 * sum(endpoint.provider.max_concurrency for endpoint in self._endpoints.all)
-                cached_prompts = self._prompt_cache_index()
-                if cached_prompts is not None:
-                    stack.callback(cached_prompts.close)
+            ends = await asyncio.gather(
+                *(runner._answer(runs[number]) for number, runner in runners.items()), return_exceptions=True
+            )
+            for number, end in zip(runners, ends, strict=True):
+                if isinstance(end, Interrupted):
+                    logger.debug("%s", end)
+                else:
+                    errors[number] = end
+        return errors
+
+    def _open_chain(self, provider: Provider, limiters: dict[int, Limiter], stack: AsyncExitStack, runs: int) -> None:
+        """Opens the caches and ledgers of this run, which ``stack`` closes.
+
+        Args:
+            provider: shared by all runs.
+            limiters: of its endpoints, in their order; created by the first run.
+            runs: number of runs that share them.
+        """
+        prices = self._price_table(provider)
+        if prices is not None:
+            batch = ", in batches" if provider.mode == "batch" else ""
+            logger.info("prices of %s: %s%s", self._model.name, prices.source, batch)
+        has_answers = self._context is not None and self._context.spent_usd > 0
+        endpoints = []
+        for number, (part, model) in enumerate(provider.endpoints(self._model)):
+            if number not in limiters:
+                limiters[number] = Limiter(self.limits, part.max_concurrency, self._parts, part.name)
+            first_answers = FirstAnswers(has_answers)
+            prices_there = self._price_table_at(part, model)
+            endpoints.append(Endpoint(part, model, prices_there, limiters[number], first_answers=first_answers))
+        self._endpoints = Endpoints(endpoints)
+        cache = None if self._cache_directory is None else ResponseCache(self._cache_directory, self.locks)
+        if cache is not None:
+            stack.callback(cache.close)
+        self._budget = self._cost_budget()
+        stack.callback(self._budget.close)
+        self._chain = Chain(self._endpoints, self._budget, self.retry, self.token_counter(), cache)
+        ahead = 2 if runs == 1 else 1  # the prompts of all runs are in memory
+        self._max_pending = ahead * sum(part.max_concurrency for part, _ in provider.endpoints(self._model))
+
+    async def _answer(self, run: ConcurrentRun) -> None:
+        """Answers the requests of this run; its chain and the provider are open."""
+        chain, endpoints, budget = self._chain, self._endpoints, self._budget
+        assert chain is not None
+        assert endpoints is not None
+        assert budget is not None
+        try:
+            if self.provider.mode == "batch" or self.provider.background:
+                await self._run_batches(endpoints.all[0], budget, run.rounds, run.on_outcome, run.stop)
+                return
+            cached_prompts = self._prompt_cache_index()
+            with contextlib.closing(cached_prompts) if cached_prompts is not None else contextlib.nullcontext():
                 over_budget = None if self._context is None else self._context.over_budget
-                for requests in rounds:
+                for requests in run.rounds:
                     dispatcher = Dispatcher(
-                        self._chain, max_pending, self.prompt_caching, cached_prompts, over_budget
+                        chain, self._max_pending, self.prompt_caching, cached_prompts, over_budget
                     )
-                    await dispatcher.dispatch(requests, on_outcome, stop)
+                    await dispatcher.dispatch(requests, run.on_outcome, run.stop)
+        finally:
+            run.on_done()
 
     async def _open_provider(self, stop: threading.Event) -> bool:
         """Open the provider, which may load a model first; False if ``stop`` was set meanwhile."""
@@ -361,7 +420,7 @@ class ApiRunner:
                 "response_cache_hits": float(counts.cache_hits),
             }
         stats = {
-            "concurrency": float(sum(e.limiter.in_flight for e in endpoints.all)),
+            "concurrency": float(sum(e.limiter.in_flight_of(endpoints) for e in endpoints.all)),
             "concurrency_level": float(sum(e.limiter.concurrency for e in endpoints.all)),
             "requests_sent": float(counts.sent),
             "requests_retried": float(counts.retried),
@@ -377,14 +436,13 @@ class ApiRunner:
             stats["prompt_cache_hit_rate"] = counts.usage.cached_input_tokens / counts.usage.input_tokens
         return stats
 
-    def _price_table(self) -> PriceTable | None:
+    def _price_table(self, provider: Provider) -> PriceTable | None:
         """The prices of the first endpoint; None with ``model.pricing=unknown``.
 
         Raises:
             ConfigError: the price of an endpoint is not known, and not declared unknown, or a cap needs it.
         """
-        endpoints = self.provider.endpoints(self._model)
-        first, *_ = [self._price_table_at(provider, model) for provider, model in endpoints]
+        first, *_ = [self._price_table_at(part, model) for part, model in provider.endpoints(self._model)]
         return first
 
     def _price_table_at(self, provider: Provider, model: ApiModel) -> PriceTable | None:

@@ -38,6 +38,10 @@ class ProcessResources:
         instance: T = self._instances[kind]
         return instance
 
+    def find(self, kind: type[T]) -> T | None:
+        """The instance of ``kind``; None if there is none yet."""
+        return self._instances.get(kind)
+
     def close(self) -> None:
         """Close the instances. Commands leave that to the end of their process."""
         while self._instances:
@@ -206,6 +210,43 @@ class EngineSharing(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ConcurrentRun:
+    """The requests of one run among several, see :meth:`Runner.generate_rounds`.
+
+    Args:
+        on_done: called after the last outcome.
+    """
+
+    runner: Runner
+    rounds: Iterable[Iterable[Request]]
+    on_outcome: OnOutcome
+    stop: threading.Event
+    on_done: Callable[[], None]
+
+
+class ConnectionSharing(Protocol):
+    """Serves several runs through one connection to a provider, under its rate limits."""
+
+    max_concurrent_jobs: int
+    """Runs that are served concurrently, at most."""
+
+    @property
+    def engine_key(self) -> Hashable:
+        """Runners with equal keys can share a connection."""
+        ...
+
+    def generate_concurrently(
+        self, runs: Sequence[ConcurrentRun], stop: threading.Event
+    ) -> list[BaseException | None]:
+        """Answer the requests of several runs as :meth:`Runner.generate_rounds` does. ``stop`` ends all of them.
+
+        Returns:
+            For each run what ended it early, or None. An error of one run does not stop another.
+        """
+        ...
+
+
 class Runner(Protocol):
     """The ``runner`` group. Constructors are cheap: no weights, no client, no key, no network."""
 
@@ -226,6 +267,11 @@ class Runner(Protocol):
     @property
     def sharing(self) -> EngineSharing | None:
         """How several runs share one engine; None if they cannot."""
+        ...
+
+    @property
+    def connection(self) -> ConnectionSharing | None:
+        """How several runs share one connection to a provider; None if they cannot."""
         ...
 
     def check(self, *, dry_run: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Concurrent runs of one local model on a shared engine.
+"""Concurrent runs of one local model on a shared engine, or of one model behind an API on a shared connection.
 
 Everything happens in the calling thread, so Ctrl-C, logs and trackers work as in a single run. Each run gets the same
 answers as without sharing. Its ``wall_s`` ends with its own last answer, and includes work for the other runs.
@@ -13,14 +13,15 @@ from decimal import Decimal
 from typing import Any
 
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
-from swe_infer.runners.base import EngineSharing, RequestStream
+from swe_infer.run_directory.figures import sum_usd
+from swe_infer.runners.base import ConcurrentRun, ConnectionSharing, EngineSharing, RequestStream
 from swe_infer.runners.progress import Progress
 from swe_infer.runners.run import ProgressLine, Run
 
 
 def run_concurrently(runs: Sequence[Run]) -> list[int | Exception]:
-    """Execute ``runs``, whose runners can share an engine and have equal ``engine_key``. A run that fails stops no
-    other.
+    """Execute ``runs``, whose runners can share an engine or a connection and have equal ``engine_key``. A run that
+    fails stops no other.
 
     Returns:
         For each run its exit status, or the exception that it raised before or after generation.
@@ -38,7 +39,9 @@ def run_concurrently(runs: Sequence[Run]) -> list[int | Exception]:
 
 def _in_progress(runs: Sequence[Run]) -> str:
     number = sum(run.runner.in_flight for run in runs)
-    return f"finishing {number} answers" if number else "no further answer is started"
+    if not number:
+        return "no further answer is started"
+    return f"finishing {number} {'requests in flight' if runs[0].runner.costs_money else 'answers'}"
 
 
 def _guarded(work: Callable[..., int | None], *arguments: int) -> Any:
@@ -52,30 +55,63 @@ def _guarded(work: Callable[..., int | None], *arguments: int) -> Any:
 
 def _generate(runs: Sequence[Run], stop: threading.Event) -> list[int]:
     """Answer the requests of the runs and flush their records; returns their exit statuses so far."""
-    errors: dict[int, BaseException] = {}
     progress = _SharedProgress(runs)
     try:
-        active = list(enumerate(runs))
-        for _ in range(max(run.most_rounds for run in runs)):
-            streams = _round(active, errors)
-            try:
-                if streams and not stop.is_set():
-                    runners = {number: _sharing(runs[number]) for number in streams}
-                    for number, stream in streams.items():
-                        runners[number].join(stream, len(runs))
-                    next(iter(runners.values())).serve(list(streams.values()), stop)
-            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - ends all runs that are not done
-                for stream in streams.values():
-                    stream.fail(error)
-            errors |= {number: stream.error for number, stream in streams.items() if stream.error is not None}
-            active = [(number, runs[number]) for number in streams if number not in errors]
-        for _, run in active:
-            next(run.rounds(), None)  # the last round is recorded
+        connection = runs[0].runner.connection
+        if connection is not None:
+            errors = _generate_on_connection(connection, runs, stop)
+        else:
+            errors = _generate_on_engine(runs, stop)
         for run in runs:
             run.freeze_figures()
         return [run.close_records(errors.get(number)) for number, run in enumerate(runs)]
     finally:
         progress.close()
+
+
+def _generate_on_connection(
+    connection: ConnectionSharing, runs: Sequence[Run], stop: threading.Event
+) -> dict[int, BaseException]:
+    """Answer the requests of the runs; returns what ended runs early, by the number of the run."""
+    if stop.is_set():
+        return {}
+    concurrent = [
+        ConcurrentRun(
+            run.runner,
+            run.rounds() if run.most_rounds > 1 else [run.requests()],
+            run.record_outcome,
+            run.stop,
+            run.freeze_figures,
+        )
+        for run in runs
+    ]
+    try:
+        ends = connection.generate_concurrently(concurrent, stop)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - ends all runs, which report it
+        ends = [error] * len(runs)
+    return {number: end for number, end in enumerate(ends) if end is not None}
+
+
+def _generate_on_engine(runs: Sequence[Run], stop: threading.Event) -> dict[int, BaseException]:
+    """As :func:`_generate_on_connection`. The runs have their rounds at the same time."""
+    errors: dict[int, BaseException] = {}
+    active = list(enumerate(runs))
+    for _ in range(max(run.most_rounds for run in runs)):
+        streams = _round(active, errors)
+        try:
+            if streams and not stop.is_set():
+                runners = {number: _sharing(runs[number]) for number in streams}
+                for number, stream in streams.items():
+                    runners[number].join(stream, len(runs))
+                next(iter(runners.values())).serve(list(streams.values()), stop)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - ends all runs that are not done
+            for stream in streams.values():
+                stream.fail(error)
+        errors |= {number: stream.error for number, stream in streams.items() if stream.error is not None}
+        active = [(number, runs[number]) for number in streams if number not in errors]
+    for _, run in active:
+        next(run.rounds(), None)  # the last round is recorded
+    return errors
 
 
 def _round(active: Sequence[tuple[int, Run]], errors: dict[int, BaseException]) -> dict[int, RequestStream]:
@@ -107,6 +143,7 @@ class _SharedProgress:
     """One progress line for all runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
         self._summaries: list[Mapping[str, Any]] = [run.summary() for run in runs]
         total = sum(s["instances"] * s["samples"] for s in self._summaries)
         remaining = sum(s["remaining"] + s["failed"] for s in self._summaries)
@@ -120,9 +157,13 @@ class _SharedProgress:
         def update(record: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
             self._summaries[index] = summary
             totals = self._totals()
-            usage = totals["usage"]
-            rate = usage["cached_input_tokens"] / max(1, usage["input_tokens"])
-            self._progress.update(record, totals, {**summary["stats"], "cache_hit_rate": rate})
+            usage, stats = totals["usage"], dict(summary["stats"])
+            if "concurrency" in stats:
+                in_flight = sum(run.runner.in_flight for run in self._runs)
+                self._progress.update(record, totals, {**stats, "concurrency": float(in_flight)})
+            else:
+                rate = usage["cached_input_tokens"] / max(1, usage["input_tokens"])
+                self._progress.update(record, totals, {**stats, "cache_hit_rate": rate})
 
         return update
 
@@ -137,7 +178,10 @@ class _SharedProgress:
                 patches[status] = patches.get(status, 0) + count
         names = ("input_tokens", "cached_input_tokens", "output_tokens")
         usage = {name: sum(s["usage"][name] for s in self._summaries) for name in names}
-        return totals | {"patches": patches, "usage": usage, "cost_usd": Decimal(0)}
+        cost: Decimal | None = Decimal(0)
+        for summary in self._summaries:
+            cost = sum_usd(cost, summary["cost_usd"])
+        return totals | {"patches": patches, "usage": usage, "cost_usd": cost}
 
     def close(self) -> None:
         self._progress.close()

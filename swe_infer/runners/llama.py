@@ -57,6 +57,7 @@ class LlamaRunner:
     """Answers requests with a Llama model on this machine or on a Ray cluster."""
 
     order: ClassVar[Order] = "longest_first"
+    connection: ClassVar[None] = None
     costs_money: ClassVar[bool] = False
 
     model: Annotated[LlamaModel, Option("The checkpoint.", "answer")]

@@ -576,7 +576,7 @@ class Run:
         evaluates = status == 0 and self._needs_evaluation(summary)
         if evaluates:
             status = self._evaluated(summary)
-        if self._always_track or self._changed or evaluates:
+        if self._always_track or self._changed or evaluates or self.tracker.is_incomplete(self.info):
             self.tracker.start(self.info)
             return self._tracked(self.summary(), status)
         return status

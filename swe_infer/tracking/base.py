@@ -52,6 +52,10 @@ class SweepSummary:
 class Tracker(Protocol):
     """Logs a run. No method raises, and each returns within microseconds, except :meth:`finish`."""
 
+    def is_incomplete(self, run: RunInfo) -> bool:
+        """Whether an earlier command was ended before it had logged all of the run."""
+        ...
+
     def start(self, run: RunInfo) -> None: ...
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
@@ -72,6 +76,10 @@ class NoTracker:
     """``tracker=none``."""
 
     address: str | None = None
+
+    def is_incomplete(self, run: RunInfo) -> bool:
+        """Nothing is logged."""
+        return False
 
     def start(self, run: RunInfo) -> None:
         """Does nothing."""

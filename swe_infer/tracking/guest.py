@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -108,10 +109,13 @@ def main() -> int:
     os.dup2(2, 1)
     os.chdir(folder)
 
+    lock = threading.Lock()
+
     def reply(**message: Any) -> None:
         try:
-            replies.write(json.dumps(message) + "\n")
-            replies.flush()
+            with lock:
+                replies.write(json.dumps(message) + "\n")
+                replies.flush()
         except OSError:
             return  # the parent has ended
 

@@ -26,6 +26,7 @@ from swe_infer.run_directory.layout import refuse_links
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
 
 _NAME = "state.json"
+_INCOMPLETE = "incomplete"
 _SYNCED = "synced.json"
 _CLOUD = "https://api.wandb.ai"
 _MAX_BYTES = 1 << 20
@@ -119,6 +120,27 @@ def last_step(directory: Path) -> int:
     content = _read(directory)
     step = None if content is None else content[0].get("step")
     return step if isinstance(step, int) else -1
+
+
+def mark_incomplete(directory: Path) -> None:
+    """Note that a command has begun to log a run directory, until :func:`mark_complete`.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+    folder = folder_of(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.close(open_regular(folder / _INCOMPLETE, os.O_WRONLY | os.O_CREAT))
+
+
+def mark_complete(directory: Path) -> None:
+    """Note that all of a run directory is logged."""
+    (folder_of(directory) / _INCOMPLETE).unlink(missing_ok=True)
+
+
+def is_incomplete(directory: Path) -> bool:
+    """Whether a command has begun to log a run directory, and was ended before all of it was logged."""
+    return (folder_of(directory) / _INCOMPLETE).exists()
 
 
 def write_state(directory: Path, values: Mapping[str, Any], key: str | None) -> None:

@@ -12,25 +12,20 @@ The worker reads the predictions from the run directory. The run sends it only t
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from swe_infer.errors import ConfigError, StoreError
-from swe_infer.files import open_regular
+from swe_infer.errors import ConfigError
 from swe_infer.options import Option
 from swe_infer.text import clean, shown
 from swe_infer.tracking.base import RunInfo, SweepSummary
-from swe_infer.tracking.guest import send, start
-from swe_infer.tracking.state import checked_folder, folder_of, read_state, signing_key
+from swe_infer.tracking.state import is_incomplete, read_state, signing_key
+from swe_infer.tracking.writer import LoggedRun, RunWriter, SweepWriter
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +104,9 @@ class WandbTracker:
             raise ConfigError("tracker.mode=online needs WANDB_API_KEY in the environment; offline does not")
         self.options: dict[str, Any] = {**asdict(self), "tags": list(self.tags)}
         self.address: str | None = None
-        self._worker: _Worker | None = None
+        self._sweep: SweepWriter | None = None
+        self._writer: RunWriter | None = None
+        self._run: LoggedRun | None = None
 
     @classmethod
     def of_run(cls, directory: Path, *, trusted: bool = False) -> tuple[WandbTracker, RunInfo] | None:
@@ -151,183 +148,70 @@ class WandbTracker:
         except (ValueError, KeyError, TypeError, ConfigError):
             return None
 
+    def share(self, writer: SweepWriter) -> None:
+        """Log in the process of a sweep. :meth:`finish` does not wait for W&B then."""
+        self._sweep = writer
+
+    def is_incomplete(self, run: RunInfo) -> bool:
+        return is_incomplete(run.directory)
+
+    @classmethod
+    def of_sweep(cls, writer: SweepWriter) -> WandbTracker | None:
+        """The tracker of the first run that ``writer`` has logged; None if it has logged none."""
+        if writer.options is None:
+            return None
+        tracker = cls(**{**writer.options, "tags": tuple(writer.options["tags"])})
+        tracker.share(writer)
+        return tracker
+
     def start(self, run: RunInfo) -> None:
-        """Start the worker in the background."""
-        if self._worker is not None:
-            return
-        self.address = None
-        self._worker = _Worker(run, self.options, self._set_address)
-        self._worker.start()
+        """Start to log the run in the background."""
+        if self._run is None:
+            self.address = None
+            self._start(run, self.options)
 
     def record(self, record: Mapping[str, Any], totals: Mapping[str, Any]) -> None:
         """Send the totals. The worker reads the record from the run directory."""
-        if self._worker is not None:
-            self._worker.update_totals(totals)
+        if self._run is not None:
+            self._run.update_totals(totals)
 
     def finish(self, summary: Mapping[str, Any], files: list[Path], exit_status: int) -> None:
-        """Send the summary and wait for the worker, at most ``finish_timeout_s``."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            paths = [str(file.absolute()) for file in files]
-            worker.finish({"summary": dict(summary), "files": paths, "exit_status": exit_status})
+        """Send the summary. Outside a sweep, wait for the worker, at most ``finish_timeout_s``."""
+        paths = [str(file.absolute()) for file in files]
+        self._finish({"summary": dict(summary), "files": paths, "exit_status": exit_status})
 
     def log_history(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Log earlier totals, one point each, before :meth:`finish`."""
-        if self._worker is not None:
-            self._worker.history = [dict(point) for point in points]
+        if self._run is not None:
+            self._run.history = [dict(point) for point in points]
 
     def log_sweep(self, run: RunInfo, sweep: SweepSummary, exit_status: int) -> None:
         """Log the summary of a sweep as a W&B run, with the options of this tracker except the name and job type.
-        Waits for the worker, at most ``finish_timeout_s``."""
-        worker = _Worker(run, {**self.options, "name": None, "job_type": None, "notes": None}, self._set_address)
-        worker.start()
-        worker.finish({"sweep": asdict(sweep), "exit_status": exit_status})
+        Waits as :meth:`finish`."""
+        self._start(run, {**self.options, "name": None, "job_type": None, "notes": None})
+        self._finish({"sweep": asdict(sweep), "exit_status": exit_status})
+
+    def _start(self, run: RunInfo, options: Mapping[str, Any]) -> None:
+        message = start_message(run, options)
+        self._run = LoggedRun(message, run.directory, self.log_interval_s, self._set_address)
+        if self._sweep is not None:
+            self._sweep.add(self._run, options)
+        else:
+            self._writer = RunWriter()
+            self._writer.add(self._run)
+
+    def _finish(self, final: dict[str, Any]) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        run.end(final)
+        if self._sweep is not None:
+            self._sweep.await_address(run)
+        elif self._writer is not None:
+            self._writer.finish(self.finish_timeout_s)
 
     def _set_address(self, address: str) -> None:
         self.address = address
-
-
-class _Worker:
-    """The worker process, a writer thread for requests, and a reader thread for replies.
-
-    Args:
-        on_address: called in the reader thread with the address of the W&B run.
-    """
-
-    def __init__(self, run: RunInfo, options: Mapping[str, Any], on_address: Callable[[str], None]) -> None:
-        self._on_address = on_address
-        self._options = options
-        self._interval_s: float = options["log_interval_s"]
-        self._start_message = start_message(run, options)
-        self._run_directory = run.directory.absolute()
-        self._directory = folder_of(self._run_directory)
-        self.history: list[dict[str, Any]] = []
-        self._latest: dict[str, Any] | None = None
-        self._final: dict[str, Any] | None = None
-        self._wake = threading.Event()
-        self._finishing = threading.Event()
-        self._ended = threading.Event()
-        self._disabled = False
-        self._warned = False
-        self._done = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._writer = threading.Thread(target=self._write, name="wandb-writer", daemon=True)
-
-    def start(self) -> None:
-        try:
-            self._writer.start()
-        except RuntimeError as error:  # no more threads
-            self._warn(f"cannot start: {error}")
-            self._disabled = True
-            self._ended.set()
-
-    def update_totals(self, totals: Mapping[str, Any]) -> None:
-        if self._disabled:
-            return
-        try:
-            copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in totals.items()}
-        except RuntimeError:  # modified by another thread; the next record brings newer totals
-            return
-        copy["_time"] = time.time()
-        self._latest = copy
-        self._wake.set()
-
-    def finish(self, final: dict[str, Any]) -> None:
-        self._final = final
-        self._finishing.set()
-        self._wake.set()
-        timeout_s: float = self._options["finish_timeout_s"]
-        try:
-            ended = self._ended.wait(timeout_s)
-        except KeyboardInterrupt:
-            self._kill()
-            raise
-        if not ended:
-            self._warn(f"did not finish in {timeout_s:g} s; its data is in {self._directory}")
-            self._kill()
-
-    def _write(self) -> None:
-        """The writer thread: starts the process, writes to it, and waits for its end."""
-        try:
-            process = self._process = self._spawn()
-        except (OSError, ValueError, StoreError) as error:
-            self._warn(f"the worker cannot be started: {error}")
-            self._disabled = True
-            self._ended.set()
-            return
-        reader = threading.Thread(target=self._read, args=(process,), name="wandb-reader", daemon=True)
-        reader.start()
-        try:
-            assert process.stdin is not None
-            with process.stdin as pipe:
-                send(pipe, {"start": self._start_message})
-                self._send_totals(pipe)
-        except BrokenPipeError:
-            pass  # the worker has ended; its replies say why
-        except (OSError, TypeError, ValueError) as error:
-            self._warn(f"{type(error).__name__}: {error}")
-        self._disabled = True
-        process.wait()
-        reader.join()
-        if not self._done:
-            log_file = self._directory / "worker.log"
-            self._warn(f"the worker ended with status {process.returncode} (see {log_file})")
-        self._ended.set()
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        log = open_regular(checked_folder(self._run_directory) / "worker.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            return start("worker", self._directory, log)
-        finally:
-            os.close(log)
-
-    def _send_totals(self, pipe: IO[bytes]) -> None:
-        while self._final is None:
-            self._wake.wait()
-            self._wake.clear()
-            self._send_latest(pipe)
-            self._finishing.wait(self._interval_s)
-        self._send_latest(pipe)
-        if self.history:
-            send(pipe, {"history": self.history})
-        send(pipe, {"finish": self._final})
-
-    def _send_latest(self, pipe: IO[bytes]) -> None:
-        latest, self._latest = self._latest, None
-        if latest is not None:
-            send(pipe, {"totals": latest})
-
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
-        """The reader thread: handles the replies."""
-        assert process.stdout is not None
-        with process.stdout as pipe:
-            for line in pipe:
-                try:
-                    message = json.loads(line)
-                except ValueError:
-                    continue
-                if "address" in message:
-                    self._on_address(message["address"])
-                if "warning" in message:
-                    self._warn(message["warning"])
-                if "error" in message:
-                    self._warn(f"{message['kind']}: {message['error']}")
-                if "done" in message:
-                    self._done = True
-                    self._ended.set()  # the files are written; do not wait for the interpreter's shutdown
-
-    def _warn(self, text: str) -> None:
-        """Log the first problem; later ones usually have the same cause."""
-        if not self._warned:
-            self._warned = True
-            _log.warning("W&B: %s. The run goes on.", " ".join(text.split())[:500].rstrip("."))
-
-    def _kill(self) -> None:
-        self._disabled = True
-        self._warned = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()  # its wandb-core then exits
-            self._writer.join(2.0)
 
 
 def start_message(run: RunInfo, options: Mapping[str, Any]) -> dict[str, Any]:

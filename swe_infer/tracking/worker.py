@@ -1,7 +1,11 @@
-"""The guest that logs a run to W&B, started by the tracker, see :mod:`swe_infer.tracking.guest`.
+"""The guest that logs runs to W&B, started by :mod:`swe_infer.tracking.writer`, see :mod:`swe_infer.tracking.guest`.
 
-The requests are ``start``, then any number of ``totals``, then ``finish``. If the input ends without ``finish``, the
-run was killed, and W&B shows a crashed run. The replies are ``address`` and ``warning``.
+Each message has the number of its run as ``run``. The requests of a run are ``start``, then any number of ``totals``,
+then ``finish``. If the input ends without ``finish``, the run was killed, and W&B shows a crashed run. The replies
+about a run are ``address``, ``warning`` with its ``topic``, and at last ``done`` or ``error``.
+
+Each run has a thread, so that the end of one does not delay another. The first run that starts finds out whether the
+server answers. If it does not, the following runs are logged offline.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import base64
 import hashlib
 import json
 import os
+import queue
 import re
 import shlex
 import shutil
@@ -21,12 +26,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.records import without_answers
-from swe_infer.tracking.guest import Reply, Requests, one_line
+from swe_infer.tracking import guest
+from swe_infer.tracking.guest import Message, Reply, Requests, one_line
 from swe_infer.tracking.metrics import (
     COLUMNS,
     DEFINITIONS,
@@ -39,7 +46,7 @@ from swe_infer.tracking.metrics import (
     number,
     summary_of,
 )
-from swe_infer.tracking.state import folder_of, last_step, write_state, write_synced
+from swe_infer.tracking.state import folder_of, last_step, mark_complete, write_state, write_synced
 
 if TYPE_CHECKING:
     import wandb
@@ -52,23 +59,160 @@ _MIN_TABLE_ROWS, _MAX_TABLE_ROWS = 500, 10_000  # the second is W&B's own limit
 _CRASHED = 255
 # The SDK imports these (half a second) to check for arrays and data frames, which are never logged here.
 BLOCKED_IMPORTS = ("numpy", "pandas")
+_MAX_OPEN_RUNS = 32
+"""Runs that are open at W&B at once. Further ones wait for the end of another."""
 
 
 def serve(requests: Requests, reply: Reply) -> None:
-    """Track one run."""
+    """Track the runs of the requests."""
     for name in BLOCKED_IMPORTS:
         sys.modules[name] = None  # type: ignore[assignment] # documented: an import of it fails at once
-    session = Session(next(requests)["start"], reply)
-    final = None
+    service, runs = _Service(), dict[int, queue.SimpleQueue[Message | None]]()
+    threads = []
     for message in requests:
+        run: int = message.pop("run")
+        if run not in runs:
+            runs[run] = queue.SimpleQueue()
+            reply_about = partial(reply, run=run)
+            threads.append(threading.Thread(target=_track, args=(service, _messages(runs[run]), reply_about)))
+            threads[-1].start()
+        runs[run].put(message)
+    for messages in runs.values():
+        messages.put(None)
+    for thread in threads:
+        thread.join()
+    service.close()
+
+
+def _messages(received: queue.SimpleQueue[Message | None]) -> Iterator[Message]:
+    """The messages of one run, up to ``finish`` or the end of the input."""
+    while (message := received.get()) is not None:
+        yield message
+        if "finish" in message:
+            return
+
+
+def _track(service: _Service, messages: Iterator[Message], reply: Reply) -> None:
+    """Track one run, and reply with its end."""
+    try:
+        start = next(messages)["start"]
+        try:
+            with service.open_runs:
+                _track_here(service, start, messages, reply)
+        except _NotStarted:
+            _track_elsewhere({**start, "online": False}, messages, reply)
+    except Exception as error:  # noqa: BLE001 - the SDK may raise anything; the parent logs one line
+        reply(error=one_line(error), kind=type(error).__name__)
+    else:
+        reply(done=True)
+
+
+def _track_here(service: _Service, start: Mapping[str, Any], messages: Iterator[Message], reply: Reply) -> None:
+    session = Session(start, reply, service)
+    final = None
+    for message in messages:
         if "totals" in message:
             session.log(message["totals"])
         elif "history" in message:
             session.log_history(message["history"])
         elif "finish" in message:
             final = message["finish"]
-            break
     session.finish(final)
+
+
+def _track_elsewhere(start: Mapping[str, Any], messages: Iterator[Message], reply: Reply) -> None:
+    """Track one run in a guest of its own: this ``wandb-core`` keeps the id of a run that it could not start in use,
+    and it must not end, because other runs are open."""
+    folder = folder_of(Path(start["directory"]))
+    with guest.start("worker", folder, sys.stderr.fileno()) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reader = threading.Thread(target=_forward_replies, args=(process.stdout, reply))
+        reader.start()
+        with process.stdin as pipe:
+            guest.send(pipe, {"run": 0, "start": start})
+            for message in messages:
+                guest.send(pipe, {"run": 0, **message})
+        reader.join()
+
+
+def _forward_replies(replies: IO[bytes], reply: Reply) -> None:
+    for message in map(json.loads, replies):
+        if message.pop("run", None) is not None and "done" not in message:
+            reply(**message)
+
+
+class _NotStarted(Exception):
+    """The server did not answer, so that an online run was not started."""
+
+
+class _Service:
+    """What the runs of this process share: ``wandb-core``, and whether the server answers."""
+
+    def __init__(self) -> None:
+        self.open_runs = threading.BoundedSemaphore(_MAX_OPEN_RUNS)
+        self._first = threading.Lock()
+        self._is_started = False
+        self._is_down = False
+        self._staging = threading.Lock()
+        self._started_at: dict[str, int] = {}
+
+    def init(self, start: Mapping[str, Any], config: Mapping[str, Any], reply: Reply) -> tuple[wandb.Run, bool]:
+        """Create a W&B run. Returns it, and whether it is online.
+
+        Raises:
+            _NotStarted: it must be logged offline, in another process.
+        """
+        import wandb
+
+        if self._is_started:
+            return self._init(start, config, reply)
+        with self._first:
+            try:
+                run = self._init(start, config, reply)
+            except _NotStarted:
+                wandb.teardown(_CRASHED)  # otherwise wandb-core keeps the run's id in use
+                run = self._init(start, config, reply)
+            self._is_started = True
+            return run
+
+    def _init(self, start: Mapping[str, Any], config: Mapping[str, Any], reply: Reply) -> tuple[wandb.Run, bool]:
+        import wandb
+
+        online = bool(start["online"]) and not self._is_down
+        self._await_new_name(start["directory"])
+        try:
+            return wandb.init(settings=_settings(start, online), config=dict(config) or None), online
+        except Exception as error:
+            if not online or start.get("sync"):
+                raise
+            self._is_down = True
+            reply(
+                warning=f"no online run could be started ({one_line(error)}); from now on this command is logged "
+                f"offline, `{_sync_command(Path(start['directory']))}` uploads a run",
+                topic="server",
+            )
+            raise _NotStarted from None
+
+    def _await_new_name(self, directory: str) -> None:
+        """Wait for the next second if needed: the SDK names the files of a run after the second of its start."""
+        while self._started_at.get(directory) == int(time.time()):
+            time.sleep(0.05)
+        self._started_at[directory] = int(time.time())
+
+    @contextmanager
+    def staging_in(self, folder: Path) -> Iterator[None]:
+        """The SDK copies the files of artifacts to a folder that the environment names. Within the block it is in
+        ``folder``."""
+        with self._staging:
+            os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(folder / "data")
+            yield
+
+    def close(self) -> None:
+        """End ``wandb-core`` and remove its cache."""
+        if (wandb := sys.modules.get("wandb")) is not None:
+            wandb.teardown(0)
+        shutil.rmtree(os.environ["WANDB_CACHE_DIR"], ignore_errors=True)
 
 
 class Session:
@@ -78,15 +222,16 @@ class Session:
     :meth:`finish` waits until the server has stored the artifacts.
     """
 
-    def __init__(self, start: Mapping[str, Any], reply: Reply) -> None:
+    def __init__(self, start: Mapping[str, Any], reply: Reply, service: _Service | None = None) -> None:
+        self._service = service or _Service()
         self._options: Mapping[str, Any] = start["options"]
         self._syncs: bool = start.get("sync", False)
         self._reply = reply
         self._directory = Path(start["directory"])
         self._state_key: str | None = start["state_key"]
         self._predictions = Predictions(self._directory)
-        staged = folder_of(self._directory) / "data" / "staged"
-        self._staging = Staging(staged, answers=self._options["log_answers"])
+        self._folder = folder_of(self._directory)
+        self._staging = Staging(self._folder / "data" / "staged", answers=self._options["log_answers"])
         config: Mapping[str, Any] = start["config"]
         budget = config.get("budget") or {}
         self._alerts = Alerts(
@@ -98,7 +243,9 @@ class Session:
             "options": dict(self._options),
             **{key: start[key] for key in ("group", "job_type", "tags")},
         }
-        self._run = self._init(start, config)
+        self._run, self._online = self._service.init(start, config, reply)
+        self.address = (self._run.url if self._online else None) or str(self._run.settings.sync_dir)
+        reply(address=self.address)
         # A later step needs the run's actual place: that of an agent is in the project of its sweep.
         self._state["run_id"] = self._run.id
         self._state["options"] |= {"project": self._run.project, "entity": self._run.entity or None}
@@ -115,28 +262,8 @@ class Session:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the SDK may raise anything
-            self._reply(warning=f"{what} could not be logged: {type(error).__name__}: {one_line(error)}")
-
-    def _init(self, start: Mapping[str, Any], config: Mapping[str, Any]) -> wandb.Run:
-        import wandb
-
-        online = bool(start["online"])
-        try:
-            run = wandb.init(settings=_settings(start, online), config=dict(config) or None)
-        except Exception as error:
-            if not online or self._syncs:
-                raise
-            online = False
-            wandb.teardown(_CRASHED)  # otherwise the service keeps the run's id in use
-            run = wandb.init(settings=_settings(start, online), config=dict(config) or None)
-            self._reply(
-                warning=f"no online run could be started ({one_line(error)}); it is logged offline, "
-                f"`{self._sync_command()}` uploads it",
-            )
-        self._online = online
-        self.address = (run.url if online else None) or str(run.settings.sync_dir)
-        self._reply(address=self.address)
-        return run
+            text = f"{what} could not be logged: {type(error).__name__}: {one_line(error)}"
+            self._reply(warning=text, topic=what)
 
     def _in_thread(self, what: str, task: Callable[[], None]) -> threading.Thread:
         """Run ``task`` in a thread, so that metrics do not wait for the SDK's requests about artifacts."""
@@ -216,37 +343,31 @@ class Session:
         table.data = sweep["rows"]
         charts = {name: wandb.Html(page, inject=False) for name, page in sweep["charts"].items()}
         self._step += 1
-        self._run.log({"points": table, **charts}, step=self._step)
+        with self._service.staging_in(self._folder):
+            self._run.log({"points": table, **charts}, step=self._step)
         self._run.summary.update(sweep["figures"])
 
     def _close(self, exit_status: int) -> None:
-        """Close the W&B run."""
-        import wandb
-
+        """Close the W&B run. Its files are on disk afterwards."""
         self._save_state()
         try:
             self._run.finish(exit_code=exit_status)
         except TimeoutError:
-            self._reply(warning=f"the upload did not finish in time; `{self._sync_command()}` uploads the rest")
+            text = f"the upload did not finish in time; `{_sync_command(self._directory)}` uploads the rest"
+            self._reply(warning=text, topic="upload")
         else:
-            if not self._syncs:
-                wandb.teardown(0)  # the files are on disk once the service has ended
             self._tidy_up()
             if self._online and not self._syncs:
                 write_synced(self._directory, self.address)
-
-    def _sync_command(self) -> str:
-        return f"swe-infer-runs sync {shlex.quote(str(self._directory))}"
+            mark_complete(self._directory)
 
     def _tidy_up(self) -> None:
-        """Remove links, the cache, and copies of uploaded files; a sync does not need them."""
-        folder = folder_of(self._directory)
+        """Remove links and copies of uploaded files; a sync does not need them."""
         for path in Path(self._run.settings.sync_dir).rglob("*"):
             if path.is_symlink():
                 path.unlink()
-        shutil.rmtree(folder / "cache", ignore_errors=True)
         if self._online:
-            shutil.rmtree(folder / "data", ignore_errors=True)
+            shutil.rmtree(self._folder / "data", ignore_errors=True)
 
     def _log_predictions(self, wall_s: float) -> None:
         import wandb
@@ -265,7 +386,8 @@ class Session:
         if len(self._predictions) > limit:
             text = f"the table shows {limit} of {len(self._predictions)} predictions, the artifact contains all"
             self._run.summary["predictions_note"] = text
-        self._run.log(point, step=self._step)
+        with self._service.staging_in(self._folder):
+            self._run.log(point, step=self._step)
 
     def _log_files(self, files: list[str]) -> None:
         import wandb
@@ -298,7 +420,10 @@ class Session:
                 str(name or str(description.get("_target_", kind)).rpartition(".")[2]).rstrip("/").rpartition("/")[2]
             )
             artifact = wandb.Artifact(f"{kind}-{_artifact_name(label)}", type=kind, metadata=dict(description))
-            with artifact.new_file(f"{kind}.json", mode="w", encoding="utf-8") as file:
+            with (
+                self._service.staging_in(self._folder),
+                artifact.new_file(f"{kind}.json", mode="w", encoding="utf-8") as file,
+            ):
                 json.dump(description, file, indent=2, sort_keys=True)
             self._run.use_artifact(artifact)
 
@@ -338,6 +463,7 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
         "mode": "online" if online else "offline",
         "run_id": start["run_id"],
         "resume": "allow",
+        "reinit": "create_new",  # other runs of this process stay open
         "run_name": options["name"] or start["name"],
         "run_notes": options["notes"],
         "run_group": options["group"] or start["group"],
@@ -370,6 +496,10 @@ def _settings(start: Mapping[str, Any], online: bool) -> wandb.Settings:
         values |= {"project": options["project"], "entity": options["entity"]}
     values |= start.get("settings") or {}
     return wandb.Settings(**{key: value for key, value in values.items() if value is not None})
+
+
+def _sync_command(directory: Path) -> str:
+    return f"swe-infer-runs sync {shlex.quote(str(directory))}"
 
 
 def _interrupt(parent: int) -> None:

@@ -50,10 +50,10 @@ def test_the_line_counts_what_is_paid_for_and_the_display_is_one_for_all_points(
         assert line_of(first.stderr) == line, "the dry run ends with the same total"
         assert len(server.log.asked()) == 10
         lines = first.stderr.splitlines()
-        shown = [one for one in lines if one.startswith("point ")]
-        assert shown[0].startswith("point 1 of 4 · limit=2 temperature=0.5 · 0/2 0% · sweep 0/14 0% · $0 · ")
+        shown = [one for one in lines if one.startswith("points ")]
+        assert shown[0].startswith("points 1 to 2 of 4 · 0/4 0% · sweep 0/14 0% · $0 · ")
         assert lines.index(line) < lines.index(shown[0]), "before anything is sent"
-        assert shown[-1].startswith("point 4 of 4 · limit=5 temperature=0.6 · 5/5 100% · sweep 14/14 100% · ")
+        assert shown[-1].startswith("points 3 to 4 of 4 · 10/10 100% · sweep 14/14 100% · ")
         total = sum(
             json.loads((tmp_path / run / "summary.json").read_text())["cost_usd"] for run in first.stdout.split()
         )
@@ -181,4 +181,4 @@ def test_the_launch_of_a_job_does_not_compose_it_again(tmp_path: Path) -> None:
         asked = {exchange.body["temperature"] for exchange in server.log.asked()}
     assert done.returncode == 0, done.stderr
     assert asked == {0.1, 0.2, 0.3}
-    assert done.stdout.splitlines()[-1] == "composed 4", "one for the check of all, and one for each job"
+    assert done.stdout.splitlines()[-1] == "composed 2", "one for the check of all jobs, and one for their launch"

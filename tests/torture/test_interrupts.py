@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ def test_an_interrupted_sweep_starts_no_further_job_even_if_the_current_one_fini
     server: ApiServer, tmp_path: Path
 ) -> None:
     """The signal comes when the rest of the first job is in flight: the job succeeds, the sweep is interrupted."""
-    trial, findings = Trial(KINDS["sweep"], tmp_path / "sweep", server), Findings("sweep")
+    one_at_a_time = replace(KINDS["sweep"], command=(*KINDS["sweep"].command, "runner.max_concurrent_jobs=1"))
+    trial, findings = Trial(one_at_a_time, tmp_path / "sweep", server), Findings("sweep")
     with forked():
         first = trial.interrupt(findings, lambda process: asked(server, 12, process))
         assert len(server.log.asked()) == 12

@@ -17,6 +17,7 @@ import pytest
 
 from swe_infer.run_directory.records import records_of
 from swe_infer.tracking.wandb import WandbTracker
+from swe_infer.tracking.writer import SweepWriter
 from tests.support.wandb_files import read_offline_runs
 from tests.support.wandb_server import API_KEY, FakeWandbServer, served
 from tests.tracking.scripted import CONFIG, info, play
@@ -145,6 +146,33 @@ def test_a_server_that_does_not_answer_leads_to_an_offline_run(
     play(tmp_path, WandbTracker(init_timeout_s=1.0, finish_timeout_s=300.0), info(tmp_path), range(4))
     assert len(warnings(caplog)) == 1
     assert read_offline_runs(tmp_path)[-1].summary["completed"] == 4
+
+
+def test_a_sweep_logs_in_one_process_and_offline_once_the_server_does_not_answer(
+    server: FakeWandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = SweepWriter()
+    for number in range(4):
+        if number >= 2:
+            writer.wait()
+        if number == 2:
+            assert {run.run_id: run.exit_code for run in server.runs.values()} == {"run-0": 0, "run-1": 0}
+            server.fault = "error"
+        directory = tmp_path / str(number)
+        tracker = WandbTracker(init_timeout_s=1.0, finish_timeout_s=300.0)
+        tracker.share(writer)
+        play(directory, tracker, info(directory, f"run-{number}"), range(number + 1))
+    writer.finish()
+    assert set(server.runs) == {"run-0", "run-1"}
+    assert server.runs["run-1"].summary["completed"] == 2
+    (warning,) = warnings(caplog)
+    assert "from now on this command is logged offline" in warning
+    assert not any(b"run-3" in body for body in server.bodies), "the server is not asked again"
+    for number in (2, 3):
+        directory = tmp_path / str(number)
+        (offline,) = (run for run in read_offline_runs(directory) if run.directory.name.startswith("offline-run-"))
+        assert (offline.exit_code, offline.summary["completed"]) == (0, number + 1)
+        assert not WandbTracker().is_incomplete(info(directory))
 
 
 def test_a_server_that_hangs_in_the_middle_neither_slows_the_run_nor_holds_its_end(
