@@ -29,6 +29,8 @@ _ADDRESS_S = 2.0
 """Seconds of a whole sweep that its runs wait for their addresses, for their closing tables."""
 _INTERRUPTED_S = 10.0
 """Seconds that an interrupted sweep waits for its finished runs, at most."""
+_MOST_FAILURES = 3
+"""Processes of a sweep that end before W&B has started a run, after which no other is started."""
 _POLL_S = 0.1
 _NOTICE_S = 5.0
 
@@ -232,19 +234,20 @@ class RunWriter:
     def _send_due(self, pipe: IO[bytes], number: int, run: LoggedRun) -> float | None:
         """Write the messages of one run that are due. Returns the seconds until its next one."""
         try:
-            for message in run.messages(time.monotonic()):
-                try:
-                    send(pipe, {"run": number, **message})
-                except (TypeError, ValueError) as error:  # JSON cannot express it
-                    self._warn(f"{type(error).__name__}: {error}", run)
-                if "finish" in message:
-                    self._pending.remove((number, run))
-                    return None
-        except StoreError as error:
+            messages = list(run.messages(time.monotonic()))
+        except (OSError, StoreError) as error:  # of its folder; the other runs are logged
             self._warn(str(error), run)
             run.ended.set()
             self._pending.remove((number, run))
             return None
+        for message in messages:
+            try:
+                send(pipe, {"run": number, **message})
+            except (TypeError, ValueError) as error:  # JSON cannot express it
+                self._warn(f"{type(error).__name__}: {error}", run)
+            if "finish" in message:
+                self._pending.remove((number, run))
+                return None
         return run.next_due_s(time.monotonic())
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
@@ -301,10 +304,6 @@ class RunWriter:
 class SweepWriter:
     """Logs all runs of a sweep in one process. It starts with the first run, and runs end in the background."""
 
-    def close(self) -> None:
-        """As :meth:`finish`."""
-        self.finish()
-
     def __init__(self) -> None:
         self.options: Mapping[str, Any] | None = None
         """The tracker's options of the first run."""
@@ -312,6 +311,7 @@ class SweepWriter:
         self._last: dict[Path, LoggedRun] = {}
         self._timeout_s = 0.0
         self._patience_s = _ADDRESS_S
+        self._failures = 0
 
     def add(self, run: LoggedRun, options: Mapping[str, Any]) -> None:
         """Log a run.
@@ -326,7 +326,10 @@ class SweepWriter:
         if before is not None:  # a run that grows: its files must not change while they are copied
             before.ended.wait(timeout_s)
         self._last[run.directory] = run
-        if self._writer is None or (self._writer.has_ended and self._writer.has_worked):
+        if self._writer is not None and self._writer.has_ended:
+            self._failures += not self._writer.has_worked
+            self._writer = self._writer if self._failures >= _MOST_FAILURES else None
+        if self._writer is None:
             self._writer = RunWriter(is_shared=True)
         self._writer.add(run)
 
@@ -352,3 +355,7 @@ class SweepWriter:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.finish(self._timeout_s)
+
+    def close(self) -> None:
+        """As :meth:`finish`, for :meth:`swe_infer.runners.base.ProcessResources.close`."""
+        self.finish()
