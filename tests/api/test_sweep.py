@@ -77,6 +77,6 @@ def test_the_cap_holds_when_processes_are_killed_and_started_again(tmp_path: Pat
                 process.communicate()
         process = point(server, tmp_path, 0, cap)
         assert "budget.sweep_max_usd" in process.communicate(timeout=90)[0]
-        # What was in flight at a kill counts at its worst price, whether or not the server came to answer it. On a busy
-        # machine that is most of the cap.
+        # What was in flight at a kill counts at its worst price, whether or not the server came to answer it: on a
+        # busy machine most of the cap.
         assert Decimal("0.3") * Decimal(cap) <= server.log.cost_usd() <= Decimal(cap)
