@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print a JSON list with every column")
     show = _command(commands, "show", _show, "what a run or sweep is, its figures and errors, and how to resume it")
     show.add_argument("paths", nargs="+", metavar="RUN_DIR|SWEEP_DIR")
-    remove = _command(commands, "rm", _remove, "remove runs")
-    remove.add_argument("paths", nargs="+", metavar="RUN_DIR|FOLDER|FILTER", help="a folder needs a filter")
+    remove = _command(commands, "rm", _remove, "remove runs, and the directories of sweeps")
+    remove.add_argument("paths", nargs="+", metavar="RUN_DIR|SWEEP_DIR|FOLDER|FILTER", help="a folder needs a filter")
     remove.add_argument("--force", action="store_true", help="also runs whose answers cost money")
     remove.add_argument("--dry-run", action="store_true", help="print what would be removed")
     upload = _command(commands, "sync", _sync, "upload runs to W&B that were logged offline or not completely")
@@ -274,7 +274,7 @@ def sweeps_near(run: Path) -> list[Path]:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from swe_infer.runs.directories import remove_run
+    from swe_infer.runs.directories import is_sweep, remove_run, remove_sweep
 
     paths, filters = _split(options.paths)
     if filters:
@@ -285,7 +285,8 @@ def _remove(options: argparse.Namespace) -> int:
         print("no runs", file=sys.stderr)
 
     def remove(run: Path) -> None:
-        remove_run(run, force=options.force, dry_run=options.dry_run)
+        remove_one = remove_sweep if is_sweep(run) else remove_run
+        remove_one(run, force=options.force, dry_run=options.dry_run)
         print(f"{'would remove' if options.dry_run else 'removed'} {clean(str(run))}")
 
     return _each(runs, remove)
@@ -333,10 +334,10 @@ def _sync(options: argparse.Namespace) -> int:
                 print(f"error: {clean(str(error))}; repeat the command to sync the rest", file=sys.stderr)
                 return 1
         print(f"{len(uploads) - failed:,} runs synced, {failed:,} failed, {unchanged:,} unchanged", file=sys.stderr)
-        if not failed and not filters:
-            _sync_sweeps(folders)
     elif not uploads:
         print(f"nothing to sync: {unchanged:,} runs are unchanged, or not tracked with W&B", file=sys.stderr)
+    if not (failed or filters or options.dry_run):
+        _sync_sweeps(folders)
     return status or int(failed > 0)
 
 

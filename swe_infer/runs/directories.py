@@ -21,11 +21,11 @@ from swe_infer.locks import Locks, locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.fallback import fallback_lines
 from swe_infer.run_directory.figures import Totals, sum_usd
-from swe_infer.run_directory.lock import locked
+from swe_infer.run_directory.lock import is_locked, locked
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import Damage
 from swe_infer.run_directory.store import recover_records
-from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, from_stored, sweep_entries, to_stored
+from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, from_stored, sweep_entries, sweep_runs, to_stored
 from swe_infer.text import dollars
 from swe_infer.tracking.state import moved_state
 
@@ -58,6 +58,52 @@ def remove_run(directory: Path, *, force: bool = False, dry_run: bool = False) -
             raise ConfigError(f"{directory}: {why}; --force removes it nevertheless")
         if not dry_run:
             _remove(directory)
+
+
+_SWEEP_FILES = re.compile(
+    r"(runs|begun|same_answers)\.jsonl|(plan|swept|search)\.json|command\.txt|stopped|comparison\.html|error\.log|run_id"
+    r"|same_answers-\w+\.lock|multirun\.yaml|optimization_results\.yaml|[\w.-]+\.sqlite(-\w+)?|.*\.owner|\..*\.new",
+    re.ASCII,
+)
+"""Files of a sweep's directory."""
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether a directory is that of a sweep, and no run."""
+    return os.path.isfile(directory / SWEEP_JOBS) and not layout.is_run(directory)
+
+
+def remove_sweep(directory: Path, *, force: bool = False, dry_run: bool = False) -> None:
+    """Removes the directory of a sweep; its runs elsewhere stay.
+
+    Args:
+        force: also if it has the ledger of a paid sweep, which holds the sweep's budget.
+        dry_run: check alone.
+
+    Raises:
+        ConfigError: it is a link, contains runs or other files, one of its runs is in use, or its runs cost money.
+        OSError: it cannot be removed.
+    """
+    if directory.is_symlink():
+        raise ConfigError(f"{directory}: is a symbolic link; name the directory of the sweep itself")
+    with os.scandir(directory) as entries:
+        foreign = sorted(
+            entry.name
+            for entry in entries
+            if entry.name not in _FOLDERS and (entry.is_dir() or not _SWEEP_FILES.fullmatch(entry.name))
+        )
+    if foreign:
+        named = ", ".join(foreign[:_MOST_NAMED]) + (" …" if len(foreign) > _MOST_NAMED else "")
+        raise ConfigError(f"{directory}: contains {named}; remove runs in it first, and move other files elsewhere")
+    if any(is_locked(run / layout.LOCK) for run in sweep_runs(directory)):
+        raise ConfigError(f"{directory}: a run of the sweep is in progress; wait for it")
+    if not force and (directory / "sweep_ledger.sqlite").exists():
+        raise ConfigError(
+            f"{directory}: has the ledger of budget.sweep_max_usd, without which the same sweep may spend its budget "
+            "again; --force removes it nevertheless"
+        )
+    if not dry_run:
+        _remove(directory)
 
 
 def _check_is_run(directory: Path) -> None:

@@ -309,6 +309,18 @@ def test_a_run_is_listed_with_all_of_its_sweeps(tmp_path: Path, capsys: pytest.C
         (found,) = listed(capsys, str(tmp_path), f"sweep={one}")
         assert found["sweeps"] == ["first", "second", "third"]
     assert listed(capsys, str(tmp_path), "sweep=fourth") == []
-    assert main(["show", str(tmp_path / "sweeps" / "third")]) == 0
+    ledger = third.directory / "sweep_ledger.sqlite"
+    ledger.touch()
+    with RunStore(run, "gpt-4o"):
+        assert main(["rm", str(third.directory), "--force"]) == 2
+    (third.directory / "mine").mkdir()
+    assert main(["rm", str(third.directory), "--force"]) == 2
+    (third.directory / "mine").rmdir()
+    assert main(["rm", str(third.directory)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert ["in progress" in errors[0], "contains mine" in errors[1], "ledger" in errors[2]] == [True] * 3
+    assert main(["show", str(third.directory)]) == 0
     assert "1 run (1 complete)" in capsys.readouterr().err
+    assert main(["rm", str(third.directory), "--force"]) == 0
+    assert not third.directory.exists()
     assert RunDirectory(run).summary()["cost_usd"] == Decimal(1)
