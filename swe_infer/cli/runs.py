@@ -161,6 +161,8 @@ def _as_json(run: ListedRun, differing: Sequence[str]) -> dict[str, Any]:
 
 _SHOWN_ELSEWHERE = ("model.name", "model.path", "model.peft_path", "dataset.name", "dataset.path", "prompt.style")
 """Keys that a column shows."""
+_OFTEN_SHARED = ("model", "dataset", "prompt", "sweep")
+"""Columns that a narrow terminal shows once, below the table, if all runs have the same value."""
 
 
 def _print_table(runs: Sequence[ListedRun], differing: Sequence[str]) -> None:
@@ -171,17 +173,26 @@ def _print_table(runs: Sequence[ListedRun], differing: Sequence[str]) -> None:
     head = ["name", "state", "done", "rate", "cost", "age", "model", "dataset", "prompt", "sweep", "differs"]
     rows = [_row(run, keys) for run in runs]
     used = [index for index in range(len(head)) if any(row[index] not in ("", "-") for row in rows)]
-    table = [[row[index] for index in used] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for row in table:
-        line = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+    lines = _lines([head, *rows], used)
+    same = ""
+    if width is not None and max(map(len, lines)) > width:
+        shared = [index for index in used if head[index] in _OFTEN_SHARED and len({row[index] for row in rows}) == 1]
+        lines = _lines([head, *rows], [index for index in used if index not in shared])
+        same = "".join(f", {head[index]} {rows[0][index]}" for index in shared)
+    for line in lines:
         print(line if width is None or len(line) <= width else f"{line[: width - 1]}…")
     states = Counter(run.state for run in runs)
     counts = ", ".join(f"{number:,} {state}" for state, number in sorted(states.items()))
     costs = [run.columns["cost"] for run in runs]
     known = sum(cost for cost in costs if cost is not None)
-    print(f"{len(runs):,} run{'s' * (len(runs) != 1)} ({counts}), {dollars(known)}", file=sys.stderr)
+    print(f"{len(runs):,} run{'s' * (len(runs) != 1)} ({counts}), {dollars(known)}{same}", file=sys.stderr)
+
+
+def _lines(table: Sequence[Sequence[str]], columns: Sequence[int]) -> list[str]:
+    """The rows of a table as lines with aligned columns."""
+    widths = [max(len(row[index]) for row in table) for index in columns]
+    return ["  ".join(row[n].ljust(size) for n, size in zip(columns, widths, strict=True)).rstrip() for row in table]
 
 
 def _row(run: ListedRun, keys: Sequence[str]) -> list[str]:

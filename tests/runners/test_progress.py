@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import struct
+import sys
 import termios
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any, TextIO
 
 import pytest
 
+from swe_infer.progress import progress
 from swe_infer.runners.progress import OtherRuns, Progress, SweepView
 
 
@@ -270,3 +272,20 @@ def test_threads_may_update_at_once() -> None:
         thread.join()
     progress.close()
     assert out.getvalue().splitlines()[-1].startswith("400/400 100%")
+
+
+def test_long_commands_show_a_bar_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    written = []
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress("testing", 3) as advance:
+            for _ in range(3):
+                advance()
+        written.append(stream.getvalue())
+    assert written[0] == ""
+    assert "testing" in written[1]
+    assert "3/3" in written[1]
