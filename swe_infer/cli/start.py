@@ -23,7 +23,7 @@ _WITH_VALUE = frozenset(
 )
 """Flags of Hydra that take a value."""
 _KEY = re.compile(r"(~|\+{0,2})[\w./@:-]+", re.ASCII)
-_COMMANDS = ("compare", "evaluate", "merge", "prompts")
+_COMMANDS = ("compare", "evaluate", "export", "merge", "patches", "prompts", "runs", "select")
 _SHOWN = ("job", "hydra", "all")
 
 

@@ -19,6 +19,7 @@ import yaml
 
 from swe_infer.cli.runs import main
 from swe_infer.cli.sweep_log import SweepLog
+from swe_infer.cli.tables import print_summary
 from swe_infer.locks import OwnerFile
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.run_directory.fallback import Fallback, fallback_lines
@@ -324,3 +325,12 @@ def test_a_run_is_listed_with_all_of_its_sweeps(tmp_path: Path, capsys: pytest.C
     assert main(["rm", str(third.directory), "--force"]) == 0
     assert not third.directory.exists()
     assert RunDirectory(run).summary()["cost_usd"] == Decimal(1)
+
+
+def test_the_closing_table_of_an_offline_run_has_the_command_that_syncs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "a run")
+    for address in (str(run / "wandb" / "offline-run-1"), "https://wandb.ai/team/project/runs/1", None):
+        print_summary(RunDirectory(run).summary(), run, address)
+    assert capsys.readouterr().err.count(f"swe-infer-runs sync '{run}'") == 1
