@@ -315,12 +315,13 @@ class RunSession:
         Args:
             prints_patches: also prints these patches to standard output.
         """
-        from swe_infer.evaluate.harness import other_harness
+        run, directory, how = self.run, self.run.store.directory, None
+        summary = run.summary()
+        if benchmark_of(self.dataset) is not None and "resolved" not in summary:
+            from swe_infer.evaluate.harness import other_harness
 
-        run, directory = self.run, self.run.store.directory
-        summary, how = run.summary(), other_harness(self.dataset, directory / layout.PREDICTIONS)
-        shown = None if "resolved" in summary else how
-        print_summary(summary, directory, run.tracker.address, run.store.totals.skip_reasons(), shown)
+            how = other_harness(self.dataset, directory / layout.PREDICTIONS)
+        print_summary(summary, directory, run.tracker.address, run.store.totals.skip_reasons(), how)
         for patch in _written_patches(directory) if self.has_patch_files else ():
             if prints_patches:
                 text = clean(patch) if sys.stdout.isatty() else patch.encode("utf-8", "replace").decode()
