@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.cli.prompts import main as freeze
 from swe_infer.conf_files import node_of, options_of
 from swe_infer.context.oracle import OracleContext
 from swe_infer.data.benchmark import BenchmarkDataset
@@ -23,6 +22,7 @@ from swe_infer.prompts.rows import RenderedRows
 from swe_infer.repositories import Repositories
 from swe_infer.repositories.options import RepositoryOptions
 from tests.data.benchmark_rows import BRANCH, BUG, BUGGY, GOLD, SECRET, TESTS, Clones, Row, Shape
+from tests.support import commands
 from tests.support.git_server import git, git_server
 
 if TYPE_CHECKING:
@@ -280,26 +280,19 @@ def test_the_base_of_a_synthetic_bug_is_on_its_branch(clones: Clones, tmp_path: 
     assert said.startswith("swesmith/o__n.1234: branch o__n.1234.gone is not in ")
 
 
-def test_frozen_prompts_of_a_benchmark_are_still_its_rows(
-    clones: Clones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = RepositoryOptions(repositories=str(clones.root), offline=True)
-    for preset in ("swe_smith", "multi_swe_bench", "swebench_pro"):
-        path = write(tmp_path / f"{preset}.jsonl", [clones.shapes()[preset].row])
-        command = [
-            "swe-infer-prompts", f"dataset={preset}", f"dataset.path={path}", f"context.repositories={clones.root}",
-            "context.offline=true", "model=gpt-4o", "--out", str(tmp_path / f"{preset}_frozen.jsonl"),
-        ]  # fmt: skip
-        monkeypatch.setattr(sys, "argv", command)
-        assert freeze() == 0
-        benchmark = node_of("dataset", preset)["benchmark"]
-        assert (
-            f"dataset=benchmark dataset.path={command[-1]} dataset.benchmark={benchmark} " in capsys.readouterr().err
-        )
-        frozen = dataset_of(preset, Path(command[-1]), text_column="text").open()
-        with Repositories(options) as repositories:
-            rows = rendered(dataset_of(preset, path), repositories)
-            assert frozen[0].prompt.text == rows[0].prompt.text
-        assert {**frozen.row(0), "text": 0, "files": 0} == {**rows.row(0), "text": 0, "files": 0} | {
-            name: frozen.row(0)[name] for name in ("system", "edit_format") if name in frozen.row(0)
-        }
+def test_frozen_prompts_of_a_benchmark_are_still_its_rows(clones: Clones, tmp_path: Path) -> None:
+    preset, out = "swe_smith", tmp_path / "frozen.jsonl"
+    path = write(tmp_path / "rows.jsonl", [clones.shapes()[preset].row])
+    done = commands.run(
+        "swe_infer.prompts", f"dataset={preset}", f"dataset.path={path}", f"context.repositories={clones.root}",
+        "context.offline=true", "model=gpt-4o", "--out", str(out),
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"dataset=benchmark dataset.path={out} dataset.benchmark={preset} " in done.stderr
+    frozen = dataset_of(preset, out, text_column="text").open()
+    with Repositories(RepositoryOptions(repositories=str(clones.root), offline=True)) as repositories:
+        rows = rendered(dataset_of(preset, path), repositories)
+        assert frozen[0].prompt.text == rows[0].prompt.text
+    row = {name: value for name, value in frozen.row(0).items() if name in rows.row(0)}
+    assert row == rows.row(0)
