@@ -158,7 +158,7 @@ class Batches:
         self._last_prompt: tuple[int, Prompt] | None = None
         self._reachability = Reachability([provider.address])
         self._pending: deque[Item] = deque()
-        self._possibly_billed: dict[tuple[str, int, int, str], Decimal] = {}
+        self._possibly_billed = dict(journal.possibly_billed)
         self._unknown: dict[str, str] = {}
         """By label, why the state of a batch is unknown."""
         self._shortest_refused: tuple[int, Item] | None = None
@@ -187,6 +187,8 @@ class Batches:
         following = {asyncio.create_task(self._follow(batch, on_outcome)) for batch in self._journal.open.values()}
         try:
             await self._until_done(following, watcher, on_outcome)
+            for item in self._pending:
+                self._report_unanswered(item, on_outcome)
         finally:
             for task in (watcher, *following):
                 task.cancel()
@@ -312,7 +314,7 @@ class Batches:
         waiting: list[Item] = []
         for index, (key, item) in enumerate(chosen.items()):
             if key not in held and remaining is not None and index in tight and amounts[index] > remaining.unspent:
-                self._refuse(item)
+                self._refuse(item, on_outcome)
             elif key not in held:
                 waiting.append(item)
         self._pending.extendleft(reversed(waiting))
@@ -327,8 +329,9 @@ class Batches:
             following.add(asyncio.create_task(self._follow(batch, on_outcome)))
         return True
 
-    def _refuse(self, item: Item) -> None:
-        """Skips a request that does not fit under a cap."""
+    def _refuse(self, item: Item, on_outcome: OnOutcome) -> None:
+        """Skips a request that does not fit under a cap. If it may have been billed before, it has failed."""
+        self._report_unanswered(item, on_outcome)
         self._wanted.discard(item.key)
         self._asked.discard(item.key)
         self._over_budget.add(item.instance_id)
@@ -379,7 +382,7 @@ class Batches:
             item = self._pending[0]
             request = self._request(item)
             if self._is_too_dear(request):
-                self._refuse(self._pending.popleft())
+                self._refuse(self._pending.popleft(), on_outcome)
                 continue
             key = self._custom_id(label, len(chosen))
             line = self._provider.batch_item(key, request, self._model)
@@ -450,7 +453,8 @@ class Batches:
         if isinstance(error, ProviderFatal):
             raise error
         for item in batch.items.values():
-            self._report(item, Failure(type(error).__name__, str(error), item.tries + 1), on_outcome)
+            details = self._billing_details(item)
+            self._report(item, Failure(type(error).__name__, str(error), item.tries + 1, details=details), on_outcome)
 
     # Polling.
 
@@ -600,7 +604,9 @@ class Batches:
 
     def _charge_unknown(self, batch: Batch, item: Item) -> None:
         """Charges a request that may have been billed, of which no answer is known."""
-        self._add_possibly_billed(item, self._budget.charge_batch(batch.label, self._reserved(item), None))
+        usd = self._budget.charge_batch(batch.label, self._reserved(item), None)
+        self._journal.record_possibly_billed(item, usd)
+        self._add_possibly_billed(item, usd)
 
     def _add_possibly_billed(self, item: Item, usd: Decimal) -> None:
         self._possibly_billed[item.key] = self._possibly_billed.get(item.key, Decimal(0)) + usd
@@ -631,6 +637,8 @@ class Batches:
         if item.key in self._wanted:
             request = self._request(item)
             on_outcome(request, outcome)
+            if item.key not in self._possibly_billed:
+                self._journal.record_reported(item)
             if item.key not in self._asked:
                 self._reported_unread.add(item.key)
             for keys in (self._wanted, self._asked, self._in_batches):
@@ -650,6 +658,13 @@ class Batches:
                 message = f"no answer in {tries} {self.nouns}"
                 failure = Failure("TransientError", message, tries, details=self._billing_details(item))
                 self._report(item, failure, on_outcome)
+
+    def _report_unanswered(self, item: Item, on_outcome: OnOutcome) -> None:
+        """Reports a request that may have been billed and is not submitted again by this command."""
+        if item.key in self._possibly_billed:
+            message = f"the answers of earlier {self.nouns} are lost, and it was not submitted again"
+            failure = Failure("TransientError", message, item.tries, details=self._billing_details(item))
+            self._report(item, failure, on_outcome)
 
     def _is_asked(self, item: Item) -> bool:
         """Whether an item without an answer was read and is still requested. If it is read later, it is in no

@@ -4,7 +4,8 @@ A background response is journaled as a batch of one request. Two files in the r
 lines:
 
 * ``batches.jsonl``: ``planned`` (label, time, items) is written before a batch is submitted, ``submitted`` (its id)
-  after the provider has accepted it, ``closed`` after it is collected or refused. A torn last line is removed.
+  after the provider has accepted it, ``closed`` after it is collected or refused. ``possibly_billed`` is a charge
+  for a request that is submitted again, ``reported`` the record that includes it. A torn last line is removed.
 * ``batch_prompts.jsonl``: the prompts of the planned requests, for their answers up to a day later, so that they need
   not stay in memory. It is removed when no batch is open.
 """
@@ -30,6 +31,8 @@ from swe_infer.types import Prompt, Purpose, Turn
 
 logger = logging.getLogger(__name__)
 
+ItemKey = tuple[str, int, int, str]
+"""Instance, sample, turn, and :attr:`swe_infer.types.Request.auxiliary`."""
 BatchKind = Literal["batch", "background"]
 """``background``: a response that is computed in the background, journaled as a batch of one request."""
 
@@ -49,8 +52,7 @@ class Item:
     auxiliary: str = ""
 
     @property
-    def key(self) -> tuple[str, int, int, str]:
-        """Instance, sample, turn, and ``auxiliary``."""
+    def key(self) -> ItemKey:
         return (self.instance_id, self.sample, self.turn, self.auxiliary)
 
     @property
@@ -77,7 +79,9 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "batches.jsonl"
         self._prompts_path = directory / "batch_prompts.jsonl"
-        self.open = {batch.label: batch for batch in open_batches(directory)}
+        self.possibly_billed: dict[ItemKey, Decimal] = {}
+        """Dollars that may have been billed for requests, and that no record includes yet."""
+        self.open = {batch.label: batch for batch in _replayed(directory, self.possibly_billed)}
         if not self.open:
             self._prompts_path.unlink(missing_ok=True)
         self._file = _appended(self._path)
@@ -126,6 +130,16 @@ class Journal:
         self._append({"event": "closed", "label": batch.label, "why": why, "at": time.time()})
         self.open.pop(batch.label, None)
 
+    def record_possibly_billed(self, item: Item, usd: Decimal) -> None:
+        """Records a charge for a request that has no outcome yet, so that a later process reports it."""
+        self._append({"event": "possibly_billed", "key": item.key, "usd": str(usd)})
+        self.possibly_billed[item.key] = self.possibly_billed.get(item.key, Decimal(0)) + usd
+
+    def record_reported(self, item: Item) -> None:
+        """Records that the record of a request includes what may have been billed for it."""
+        if self.possibly_billed.pop(item.key, None) is not None:
+            self._append({"event": "reported", "key": item.key})
+
     def close(self) -> None:
         for file in (self._file, self._prompts):
             os.close(file)
@@ -144,6 +158,11 @@ def open_batches(directory: Path) -> list[Batch]:
     An unreadable line loses only its event: an id is found by the batch's label, and a closed batch is collected
     again.
     """
+    return _replayed(directory, {})
+
+
+def _replayed(directory: Path, possibly_billed: dict[ItemKey, Decimal]) -> list[Batch]:
+    """:func:`open_batches`. Adds to ``possibly_billed``."""
     path = directory / "batches.jsonl"
     batches: dict[str, Batch] = {}
     unreadable = 0
@@ -158,7 +177,7 @@ def open_batches(directory: Path) -> list[Batch]:
             if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
                 break  # torn: the event was not completed
             try:
-                _replay(bounded_json(line), batches)
+                _replay(bounded_json(line), batches, possibly_billed)
             except (ValueError, ArithmeticError, TypeError, KeyError, AttributeError, RecursionError):
                 unreadable += 1
     if unreadable:
@@ -166,9 +185,18 @@ def open_batches(directory: Path) -> list[Batch]:
     return list(batches.values())
 
 
-def _replay(event: dict[str, Any], batches: dict[str, Batch]) -> None:
+def _replay(event: dict[str, Any], batches: dict[str, Batch], possibly_billed: dict[ItemKey, Decimal]) -> None:
+    if (kind_of_event := event["event"]) in ("possibly_billed", "reported"):
+        instance_id, sample, turn, auxiliary = event["key"]
+        usd = event["usd"] if kind_of_event == "possibly_billed" else None
+        item = _item(instance_id, sample, 0, 0, usd, turn, auxiliary)
+        if item.usd is None:
+            possibly_billed.pop(item.key, None)
+        else:
+            possibly_billed[item.key] = possibly_billed.get(item.key, Decimal(0)) + Decimal(item.usd)
+        return
     label = event["label"]
-    match event["event"]:
+    match kind_of_event:
         case "planned":
             items = {key: _item(*item) for key, item in event["items"].items()}
             kind: BatchKind = "background" if event.get("kind") == "background" else "batch"

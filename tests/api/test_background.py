@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
@@ -15,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from swe_infer.api.batch_journal import open_batches
+from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.ledger import Ledger
 from swe_infer.errors import BudgetExceeded, ConfigError
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
-from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Skip
+from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Skip
 from tests.api.scripted import context, requests
 from tests.api.test_batches import FAST, QUICK, child_of, run, stopped_once_submitted
 from tests.api.test_runner import Outcomes
@@ -90,6 +91,46 @@ def test_a_response_that_is_lost_counts_as_possibly_billed_and_is_submitted_agai
         with closing(Ledger(tmp_path / "ledger.sqlite", Decimal(1), "run")) as ledger:
             assert ledger.spent_usd == paid + sum(possibly)
             assert ledger.remaining().available == ledger.remaining().unspent
+
+
+def test_what_lost_responses_may_have_cost_is_reported_by_a_later_process(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.held = True
+        assert stopped_once_submitted(runner(server.url, tmp_path, cap="1"), tmp_path, requests(1)) == []
+        server.batches.forget_responses()
+        stop, stopped = threading.Event(), Outcomes()
+
+        def stop_once_submitted_again() -> None:
+            while not any(batch.id in server.batches.submitted()[1:] for batch in open_batches(tmp_path)):
+                time.sleep(0.01)
+            stop.set()
+
+        threading.Thread(target=stop_once_submitted_again, daemon=True).start()
+        runner(server.url, tmp_path, cap="1").generate(requests(1), stopped, stop)
+        assert stopped == []
+        server.batches.held = False
+        reported = list(run(runner(server.url, tmp_path, cap="1"), requests(1)).values())
+        assert possibly_billed(reported) > 0
+        with closing(Journal(tmp_path)) as journal:
+            assert journal.possibly_billed == {}
+        with closing(Ledger(tmp_path / "ledger.sqlite", Decimal(1), "run")) as ledger:
+            paid = sum(o.cost_usd or Decimal(0) for o in reported if isinstance(o, Completion))
+            assert ledger.spent_usd == paid + possibly_billed(reported)
+
+            # A request that is not submitted again, because the cap is used up.
+            server.batches.drop_next_submissions = 1
+            outcomes = Outcomes()
+            cap = str(ledger.spent_usd + Decimal("0.005"))
+            with pytest.raises(BudgetExceeded):
+                runner(server.url, tmp_path, cap=cap).generate(requests(2)[1:], outcomes, threading.Event())
+            ((_, failure),) = outcomes
+            assert isinstance(failure, Failure)
+            assert ledger.spent_usd == paid + possibly_billed([*reported, failure])
+
+
+def possibly_billed(outcomes: Iterable[Outcome]) -> Decimal:
+    details = [o.details for o in outcomes if isinstance(o, Completion | Failure)]
+    return sum((Decimal(each.get("possibly_billed_usd", 0)) for each in details), Decimal(0))
 
 
 def test_a_stop_waits_for_ids_on_their_way_and_the_next_try_collects(tmp_path: Path) -> None:
