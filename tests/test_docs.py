@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from swe_infer import __version__
+from swe_infer import __version__, config
+from tests.support.options import composed
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (".", ".github", "benchmarks", "docs", "examples", "tests")
@@ -73,6 +74,17 @@ def test_every_page_of_docs_is_in_the_navigation_of_the_site() -> None:
 def test_the_set_up_is_one_command_everywhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md", ".ci/run"):
         assert SET_UP in (ROOT / name).read_text(encoding="utf-8").splitlines(), name
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), [("README.md", ()), ("README.md", ("model=gpt-4o",)), ("docs/api.md", ("model=gpt-4o",))]
+)
+def test_a_page_shows_the_name_that_its_command_gives_the_run_directory(page: str, command: tuple[str, ...]) -> None:
+    cfg = composed(*command)
+    experiment = config.build(cfg)
+    name = config.run_name(config.with_rules(config.resolved(cfg), experiment), experiment.runner.label, "sample")
+    shown = re.findall(r"outputs/(\w[\w.-]*__sample__[0-9a-f]{12})", (ROOT / page).read_text(encoding="utf-8"))
+    assert {each for each in shown if each.startswith(name.partition("__")[0])} == {name}
 
 
 def test_the_version_and_its_date_are_the_same_everywhere() -> None:

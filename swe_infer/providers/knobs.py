@@ -266,10 +266,11 @@ _FAMILIES: Mapping[str, tuple[Family, ...]] = {
 }
 
 _ONLY_RESPONSES = re.compile(
-    r"(?:o\d-pro|gpt-5(?:\.\d)?-pro|gpt-5(?:\.\d)?-codex(?:-max|-mini)?|codex-mini|o\d(?:-mini)?-deep-research"
+    r"(?:o\d-pro|gpt-(?!4)\d(?:\.\d)?-pro|gpt-5(?:\.\d)?-codex(?:-max|-mini)?|codex-mini|o\d(?:-mini)?-deep-research"
     r"|computer-use-preview)(?:-latest|-\d{4}-\d{2}-\d{2})?"
 )
-"""OpenAI's models that chat completions answer with 404 (litellm, ``mode: responses``)."""
+"""OpenAI's models that chat completions answer with 404 (litellm, ``mode: responses``). Newer pro models are assumed
+to be alike; the Responses API serves every model."""
 
 
 def needs_responses(model: ApiModel) -> bool:

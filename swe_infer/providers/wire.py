@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import re
 import time
@@ -52,8 +51,6 @@ from swe_infer.providers.headers import rate_limits_of, request_id_of
 from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
-
-logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 15.0
 _KEEP_ALIVE_S = 60.0
@@ -436,8 +433,6 @@ class WireProvider(Provider):
         check_extra_body(model, self.reserved)
         self._check_terms(model)
         check_knobs(self.name, self.dialect(), model, decoding)
-        if model.extra_body:
-            logger.info("model.extra_body: %s: sent as given, not checked", ", ".join(model.extra_body))
 
     def supported_parameters(self) -> tuple[str, ...]:
         """The sampling parameters that may be sent."""

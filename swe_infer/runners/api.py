@@ -147,7 +147,10 @@ class ApiRunner:
             logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
         if not dry_run:
             self.provider.check_access()
-        for warning in warnings_of(self._model, self.provider.name):  # last: an error is the only line
+        # Last: an error is the only line.
+        if self._model.extra_body:
+            logger.info("model.extra_body: %s: sent as given, not checked", ", ".join(self._model.extra_body))
+        for warning in warnings_of(self._model, self.provider.name):
             _warn_once(warning)
 
     def bind(self, context: RunContext) -> None:

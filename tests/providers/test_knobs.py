@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def test_a_value_that_the_model_does_not_accept_is_refused_with_those_it_does(
     assert [word for word in words if word not in message] == [], message
 
 
-def test_an_effort_excludes_sampling_and_the_same_field_in_extra_body(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_effort_excludes_sampling_and_the_same_field_in_extra_body() -> None:
     provider, plain = provider_of("openai"), request_of(temperature=None).decoding
     with pytest.raises(ConfigError, match=r"decoding\.temperature=0\.0: gpt-5\.4 .*model\.effort=high"):
         provider.check(model_for("openai", name="gpt-5.4", effort="high"), request_of(temperature=0.0).decoding)
@@ -157,9 +158,17 @@ def test_an_effort_excludes_sampling_and_the_same_field_in_extra_body(caplog: py
         provider_of("anthropic").check(
             model_for("anthropic", **claude), request_of(max_new_tokens=4096, temperature=None).decoding
         )
+
+
+def test_extra_fields_are_logged_once_unless_they_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    note = ["model.extra_body: num_ctx: sent as given, not checked"]
     with caplog.at_level(logging.INFO):
-        provider.check(model_for("openai", name="gpt-5.4", extra_body={"metadata": {}}), plain)
-    assert caplog.messages == ["model.extra_body: metadata: sent as given, not checked"]
+        for name, expected in (("openai", note), ("ollama", [])):
+            node = option_composed("provider", name, "+model.extra_body.num_ctx=8192", "model.pricing=unknown")
+            caplog.clear()
+            with nullcontext() if expected else pytest.raises(ConfigError, match=r"extra_body\.num_ctx"):
+                config.build(node).runner.check(dry_run=True)
+            assert [line for line in caplog.messages if "extra_body" in line] == expected
 
 
 def test_claude_that_thinks_takes_neither_a_temperature_nor_a_prefill() -> None:
@@ -171,7 +180,16 @@ def test_claude_that_thinks_takes_neither_a_temperature_nor_a_prefill() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["gpt-5-pro", "o1-pro", "o3-pro-2025-06-10", "gpt-5.3-codex", "gpt-5.1-codex-max", "codex-mini-latest"]
+    "model",
+    [
+        "gpt-5-pro",
+        "gpt-6.2-pro",
+        "o1-pro",
+        "o3-pro-2025-06-10",
+        "gpt-5.3-codex",
+        "gpt-5.1-codex-max",
+        "codex-mini-latest",
+    ],
 )
 def test_a_model_that_chat_does_not_serve_is_pointed_to_responses(model: str) -> None:
     for name, address in (("openai", ""), ("azure_openai", "openai.azure.com/openai/v1")):

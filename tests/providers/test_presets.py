@@ -6,6 +6,8 @@ Also what the presets say about names: retirement, successors, and the rules of 
 from __future__ import annotations
 
 import asyncio
+import re
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 
 from swe_infer.api.pricing import price_table_for
-from swe_infer.conf_files import conf_dir, node_of
+from swe_infer.conf_files import conf_dir, file_of, node_of
 from swe_infer.presets import newest_rules, presets, warnings_of, with_known_rules
+from swe_infer.providers.knobs import chat_dialect, check_knobs
 from swe_infer.types import ApiModel, Decoding, Pricing, Usage
 from tests.providers.conftest import CONF, VENDORS, build, request_of
 from tests.support import model_presets
@@ -161,6 +164,18 @@ def test_the_presets_are_those_of_the_tables() -> None:
     assert model_presets.main(["--check"]) == 0
     assert model_presets.retirements()["claude-opus-4-5"] == "2027-01-22"
     assert model_presets.retirements()["gpt-4-32k"] == "2025-06-06"
+
+
+def test_the_efforts_that_a_comment_states_are_accepted() -> None:
+    stated = 0
+    for option, preset in presets().items():
+        comment = file_of("model", option).read_text(encoding="utf-8").partition("\n")[0]
+        found = re.search(r"effort ((?:\w+(?:, | to | or ))*\w+)", comment)
+        for effort in re.findall(r"none|minimal|low|medium|x?high|max|default", found[1] if found else ""):
+            model = replace(preset.model, effort=effort)
+            check_knobs(preset.vendor, chat_dialect(preset.vendor), model, Decoding(temperature=None))
+            stated += 1
+    assert stated > 20
 
 
 def test_a_refresh_changes_what_has_no_source_of_its_own() -> None:
