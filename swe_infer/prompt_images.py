@@ -71,7 +71,9 @@ def _fault_of_url(url: object) -> str | None:
     if url.startswith("data:"):
         if len(url) > _LONGEST_DATA_URL:
             return f"the data URL is longer than {_LONGEST_DATA_URL >> 20} MiB"
-        return None if DATA_URL.fullmatch(url) else "the data URL is not a PNG, JPEG, GIF or WebP image in base64"
+        match = DATA_URL.fullmatch(url)
+        is_image = match is not None and len(match[2]) % 4 == 0
+        return None if is_image else "the data URL is not a PNG, JPEG, GIF or WebP image in base64"
     if len(url) > _LONGEST_URL:
         return f"the URL is longer than {_LONGEST_URL:,} characters"
     if not url.isprintable() or " " in url or not url.isascii():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from swe_infer.errors import ConfigError
@@ -123,6 +123,7 @@ class Family:
         source: where it is documented; ``pydantic-ai``: its profiles of August 2026; ``litellm``: its table in 1.108.
         unsure: values of ``model.effort`` that the source does not mention, and that the API's types have.
         off_efforts: values of ``model.effort`` that can be combined with ``model.thinking=off``; empty: all.
+        samples_when_off: without thinking they accept a temperature and ``top_p``.
     """
 
     models: str
@@ -132,6 +133,7 @@ class Family:
     source: str = ""
     unsure: str = ""
     off_efforts: str = ""
+    samples_when_off: bool = False
 
 
 _ALL = "none minimal low medium high xhigh max"
@@ -151,8 +153,15 @@ _OPENAI = (
     Family(r"gpt-5\.1-codex-max|gpt-5\.2-codex", "low medium high xhigh", verbosity="medium", source=_GPT5),
     Family(r"gpt-5(?:\.1)?-codex|codex-mini", _LEVELS, verbosity="medium", source=_GPT5),
     Family(r"gpt-5(?![.\d])", "minimal low medium high", verbosity=_ANY_VERBOSITY, source=_GPT5),
-    Family(r"gpt-5\.1", "none low medium high", verbosity=_ANY_VERBOSITY, source=_GPT5),
-    Family(r"gpt-5\.[2-5]", "none low medium high xhigh", verbosity=_ANY_VERBOSITY, source="litellm"),
+    Family(r"gpt-5\.1", "none low medium high", verbosity=_ANY_VERBOSITY, source=_GPT5, samples_when_off=True),
+    Family(
+        r"gpt-5\.[2-4]",
+        "none low medium high xhigh",
+        verbosity=_ANY_VERBOSITY,
+        source="litellm; sampling: pydantic-ai, profiles/openai.py",
+        samples_when_off=True,
+    ),
+    Family(r"gpt-5\.5", "none low medium high xhigh", verbosity=_ANY_VERBOSITY, source="litellm"),
     Family(r"gpt-5\.6", "none low medium high xhigh", verbosity=_ANY_VERBOSITY, source="litellm", unsure="max"),
     Family(r"gpt-6-astra|gpt-6\.1-sol", "low medium high xhigh max", verbosity=_ANY_VERBOSITY, source="litellm"),
     Family(r"gpt-6-(?:sol|luna)", "none low medium high xhigh max", verbosity=_ANY_VERBOSITY, source="litellm"),
@@ -199,6 +208,7 @@ _DEEPSEEK = (
         "low high max",
         "off adaptive",
         source="https://api-docs.deepseek.com/guides/thinking_mode",
+        samples_when_off=True,
     ),
 )
 _GROK = "https://docs.x.ai/developers/model-capabilities/text/reasoning"
@@ -303,6 +313,15 @@ def _mode(model: ApiModel) -> Mode | None:
             return "adaptive"
         case _:
             return "budget"
+
+
+def with_sampling(vendor: str, model: ApiModel) -> ApiModel:
+    """``model`` with the sampling parameters that it accepts because it does not think."""
+    family = _family(vendor, model)
+    is_off = _mode(model) == "off" or model.effort == "none"
+    if family is None or not family.samples_when_off or not is_off:
+        return model
+    return replace(model, parameters=tuple(dict.fromkeys((*model.parameters, "temperature", "top_p"))))
 
 
 def is_set(model: ApiModel) -> bool:

@@ -48,7 +48,7 @@ from swe_infer.providers.environment import (
 from swe_infer.providers.faults import PromptFiltered, classify, one_line, words_of
 from swe_infer.providers.framing import DONE, beginning_of, is_event_stream, server_sent_events
 from swe_infer.providers.headers import rate_limits_of, request_id_of
-from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged
+from swe_infer.providers.knobs import Dialect, check_knobs, fields_of, is_set, merged, with_sampling
 from swe_infer.providers.pools import transport_settings
 from swe_infer.types import ApiModel, Decoding, Request, Usage
 
@@ -424,7 +424,7 @@ class WireProvider(Provider):
         if self.address:
             check_base_url(self.address, self._address_key())
         check_decoding(
-            model,
+            with_sampling(self.name, model),
             decoding,
             provider=self.name,
             supported=self.supported_parameters(),

@@ -82,6 +82,7 @@ HOSTILE: Mapping[str, Any] = {
     "longer than 8 MiB": {"problem_statement": ["data:image/png;base64," + "A" * (9 << 20)]},
     "not a PNG": {"problem_statement": ["data:text/html;base64,AAAA"]},
     "500 images; at most 100": {"problem_statement": [f"{URL}?{n}" for n in range(500)]},
+    "image 1: the data URL is not": {"problem_statement": ["data:image/png;base64,iVBORw0KGg="]},
     "a user or a password": {"problem_statement": ["https://user:secret@host.example/x.png"]},
     "control characters": {"problem_statement": ["https://host.example/\u202ex.png"]},
     "but not JSON": "[" * 100_000,

@@ -20,7 +20,7 @@ from tests.providers.conftest import PROVIDERS, build, model_for, request_of
 from tests.support import commands
 from tests.support.api_server import ApiServer
 from tests.support.instances import write_instances
-from tests.support.options import option_composed
+from tests.support.options import composed, option_composed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ADDRESS = "https://host.example"
@@ -157,6 +157,22 @@ def test_an_effort_excludes_sampling_and_the_same_field_in_extra_body() -> None:
     with pytest.raises(ConfigError, match=r"model\.extra_body\.thinking\.type: model\.thinking sets the same field"):
         provider_of("anthropic").check(
             model_for("anthropic", **claude), request_of(max_new_tokens=4096, temperature=None).decoding
+        )
+
+
+def test_models_sample_without_thinking() -> None:
+    for preset, key in (
+        ("gpt-5.4", "model.effort=none"),
+        ("gpt-5.1", "model.thinking=off"),
+        ("deepseek-flash", "model.thinking=off"),
+    ):
+        sampled = (f"model={preset}", "decoding.temperature=0.5", "decoding.top_p=0.9")
+        with pytest.raises(ConfigError, match="does not support temperature"):
+            config.build(composed(*sampled)).runner.check(dry_run=True)
+        config.build(composed(*sampled, key)).runner.check(dry_run=True)
+    with pytest.raises(ConfigError, match="does not support temperature"):
+        config.build(composed("model=gpt-5.6-sol", "model.effort=none", "decoding.temperature=0.5")).runner.check(
+            dry_run=True
         )
 
 
