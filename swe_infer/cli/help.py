@@ -140,7 +140,8 @@ def _group(group: str, config_dir: Path | None) -> Iterator[str]:
     width = max(map(len, files))
     texts = {option: path.read_text(encoding="utf-8") for option, path in files.items()}
     lines = {
-        option: f"  {option:{width}}  {_first_comment(text)}"[:_WIDTH].rstrip() for option, text in texts.items()
+        option: f"  {option:{width}}  {_shortened(_first_comment(text), _WIDTH - width - 4)}".rstrip()
+        for option, text in texts.items()
     }
     yield "\n".join([f"== {group}: options ==", *(_by_provider(lines) if group == "model" else lines.values()), ""])
     with_keys = [option for option, text in texts.items() if "\n_target_:" in f"\n{text}"]
@@ -159,7 +160,8 @@ def _by_provider(lines: Mapping[str, str]) -> Iterator[str]:
         retires = node_of("model", option).get("retires") if is_ours else None
         by_provider.setdefault(provider, []).append(f"{line} Retires {retires}." if retires else line)
     for provider, group in sorted(by_provider.items()):
-        yield f"provider={provider}:" if provider else "local checkpoints, and your own options:"
+        names = {"none": "local models:", "": "your own options:"}
+        yield names.get(provider, f"provider={provider}:")
         yield from group
 
 
@@ -179,6 +181,14 @@ def _representatives(texts: Mapping[str, str]) -> Iterator[str]:
 def _file_section(name: str) -> str:
     """A file of ``conf/`` under a heading."""
     return f"== {name}.yaml ==\n{(conf_dir() / name).with_name(name.rpartition('/')[2] + '.yaml').read_text()}"
+
+
+def _shortened(text: str, most: int) -> str:
+    """``text`` in at most ``most`` characters: its first sentences, if one fits, or else the beginning."""
+    if len(text) <= most:
+        return text
+    sentences = text[: most + 1].rpartition(". ")[0]
+    return f"{sentences}." if sentences else f"{text[: most - 1].rstrip()}…"
 
 
 def _first_comment(text: str) -> str:

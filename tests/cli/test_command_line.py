@@ -88,7 +88,7 @@ def test_answers_come_without_a_heavy_import(arguments: list[str], status: int, 
         (
             ["--help", "model"],
             180,
-            ["provider=deepseek:\n  deepseek-chat ", "Retires 2026-07-24.\n  deepseek-flash "],
+            ["provider=deepseek:\n  deepseek-chat ", "Retires 2026-07-24.\n  deepseek-flash ", "\nlocal models:\n"],
         ),
         (["--help", "model=mine", "--config-dir=own"], 180, ["name: my-tune"]),
         (["--help", "hydra/launcher"], 180, ["== hydra/launcher/ray.yaml =="]),

@@ -130,6 +130,9 @@ class Maker:
         return text, "stop"
 
 
+_SAMPLES_WITHOUT_EFFORT = re.compile(r"gpt-5\.[1-4](?!-pro|-codex)")
+
+
 def _complaint(call: Call) -> str | None:
     body = call.body
     sampling = [key for key in ("temperature", "top_p", "top_k") if key in body]
@@ -148,7 +151,9 @@ def _complaint(call: Call) -> str | None:
         unknown = [key for key in ("n", "seed", "messages_extra") if key in body]
         return f"{unknown[0]}: Extra inputs are not permitted" if unknown else None
     if _FIXED_SAMPLING.match(call.model):
-        if sampling:
+        effort = body.get("reasoning_effort") or (body.get("reasoning") or {}).get("effort")
+        samples = effort == "none" and _SAMPLES_WITHOUT_EFFORT.match(call.model)
+        if sampling and not samples:
             return f"Unsupported parameter: '{sampling[0]}' is not supported with this model."
         if "max_tokens" in body:
             return (
