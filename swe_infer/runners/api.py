@@ -60,9 +60,9 @@ _MAX_MISSES = 1_000
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    """Logs a warning. The runs of a sweep in one process repeat none."""
-    logger.warning("%s", message)
+def _log_once(level: int, message: str) -> None:
+    """Logs a message. The runs of a sweep in one process repeat none."""
+    logger.log(level, "%s", message)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -149,9 +149,10 @@ class ApiRunner:
             self.provider.check_access()
         # Last: an error is the only line.
         if self._model.extra_body:
-            logger.info("model.extra_body: %s: sent as given, not checked", ", ".join(self._model.extra_body))
+            fields = ", ".join(self._model.extra_body)
+            _log_once(logging.INFO, f"model.extra_body: {fields}: sent as given, not checked")
         for warning in warnings_of(self._model, self.provider.name):
-            _warn_once(warning)
+            _log_once(logging.WARNING, warning)
 
     def bind(self, context: RunContext) -> None:
         self._context = context
