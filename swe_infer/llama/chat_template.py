@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.text import first_line
 from swe_infer.types import Prompt, PromptFormat
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
 DEFAULT_DATE = "2024-07-26"
 """The date that the templates of Llama 3.1 to 3.3 state where no clock is available."""
@@ -35,7 +38,11 @@ def find_template(
         return None
     tokenizer = load_tokenizer(directory)
     if tokenizer.chat_template:
-        return ChatTemplate(tokenizer, thinking, template_date)
+        try:
+            template = str(tokenizer.get_chat_template())
+        except ValueError as error:
+            raise CheckpointError(f"{directory}: no chat template can be chosen: {first_line(error)}") from error
+        return ChatTemplate(tokenizer, template, thinking, template_date)
     if prompt_format == "chat":
         raise ConfigError(f"model.prompt_format=chat, but {directory} has no chat template; use raw")
     return None
@@ -51,7 +58,7 @@ def load_tokenizer(directory: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # transformers raises many types for damaged files
         raise CheckpointError(f"{directory}: the tokenizer cannot be read: {first_line(error)}") from error
 
 
@@ -61,7 +68,7 @@ def _may_have_template(directory: Path) -> bool:
         return True
     try:
         return bool(json.loads((directory / "tokenizer_config.json").read_bytes()).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -69,16 +76,25 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     Args:
-        tokenizer: of transformers, with a ``chat_template``.
+        tokenizer: of transformers.
+        template: in Jinja's syntax.
         thinking: value of the variables ``enable_thinking`` and ``thinking``; None: the template's default.
         template_date: today's date for the template, as YYYY-MM-DD; None: :data:`DEFAULT_DATE`.
+
+    Raises:
+        ConfigError: the template cannot render a question.
     """
 
-    def __init__(self, tokenizer: Any, thinking: bool | None, template_date: str | None) -> None:
+    def __init__(self, tokenizer: Any, template: str, thinking: bool | None, template_date: str | None) -> None:
         self._tokenizer = tokenizer
-        self._template = _with_date(tokenizer.get_chat_template(), date.fromisoformat(template_date or DEFAULT_DATE))
+        self._template = _with_date(template, date.fromisoformat(template_date or DEFAULT_DATE))
         self._variables = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
-        self._accepts_system = self._renders_system()
+        try:
+            self._accepts_system = self._renders(system=_SYSTEM, user=_QUESTION)
+        except ConfigError:
+            self._accepts_system = False
+        if not self._accepts_system and not self._renders(user=_QUESTION):
+            raise ConfigError("model.prompt_format=chat: the chat template leaves out the user's message; use raw")
 
     def is_of_instruct_model(self, end_tokens: set[str]) -> bool:
         """Whether the template ends an assistant's turn with one of ``end_tokens``. Base models are published with
@@ -90,6 +106,10 @@ class ChatTemplate:
             return False
         _, found, rest = text.rpartition(_ANSWER)
         return bool(found) and any(token in rest for token in end_tokens)
+
+    def controls(self, token: AddedToken) -> bool:
+        """Whether a token structures conversations: a special one, or one that the template writes."""
+        return token.special or (token.content in self._template and not token.content.isspace())
 
     def conversation(self, prompt: Prompt) -> list[dict[str, str]]:
         """The messages of a prompt without its prefill. A system message that the template refuses becomes the
@@ -110,7 +130,7 @@ class ChatTemplate:
         return str(self._rendered(messages, tokenize=False))
 
     def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The token ids of a conversation, in which special tokens that a message spells are plain text.
+        """The token ids of a conversation, in which tokens that :meth:`controls` names are text in a message.
 
         Raises:
             ConfigError: the template refuses the conversation.
@@ -134,13 +154,10 @@ class ChatTemplate:
             **self._variables,
         )
 
-    def _renders_system(self) -> bool:
-        """Whether the template accepts a system message; some refuse it, some leave it out."""
-        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _QUESTION}]
-        try:
-            return _SYSTEM in self.render(messages)
-        except ConfigError:
-            return False
+    def _renders(self, **contents: str) -> bool:
+        """Whether the template renders messages, by role; some refuse a system message, some leave it out."""
+        text = self.render([{"role": role, "content": content} for role, content in contents.items()])
+        return all(content in text for content in contents.values())
 
 
 def _with_date(template: str, today: date) -> str:

@@ -19,6 +19,10 @@ from swe_infer.llama.families.base import LLAMA_NAMES, Parts, Reader, TensorName
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
+_ROPE_OPTIONAL = (
+    *("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
+    *("attention_factor", "mscale", "mscale_all_dim"),
+)
 _ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -27,7 +31,6 @@ _ROPE_REQUIRED: Mapping[str, tuple[str, ...]] = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
 }
-_ROPE_OLD_NAMES = {"su": "longrope"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +187,15 @@ class LlamaConfig:
         head_dim = parts.get("head_dim") or read.positive("head_dim", hidden // heads)
         fraction = read.rotary_fraction()
         rotary_dim = int(head_dim * fraction)
-        if rotary_dim % 2 or not rotary_dim:
-            raise CheckpointError(f"{source}: {rotary_dim} dimensions of a head would be rotated, which is not even")
+        if rotary_dim % 2 or rotary_dim < 4:
+            raise CheckpointError(
+                f"{source}: {rotary_dim} dimensions of a head would be rotated: must be an even number above 2"
+            )
         positions = read.positive("max_position_embeddings", 2048)
         dtype = raw.get("dtype") or raw.get("torch_dtype")
         fields: dict[str, Any] = {
             "rms_norm_eps": read.number("rms_norm_eps", 1e-6),
-            "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+            "tie_word_embeddings": read.flag("tie_word_embeddings"),
             **parts,
             "head_dim": head_dim,
         }
@@ -198,7 +203,7 @@ class LlamaConfig:
             vocab_size=read.positive("vocab_size"),
             hidden_size=hidden,
             intermediate_size=read.positive("intermediate_size"),
-            num_hidden_layers=read.positive("num_hidden_layers"),
+            num_hidden_layers=read.layers,
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             rotary_fraction=fraction,
@@ -265,14 +270,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def _family(raw: Mapping[str, Any], source: str) -> str:
     """The module of :mod:`swe_infer.llama.families` that describes the architecture."""
     architectures = raw.get("architectures") or []
-    if not isinstance(architectures, list):
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise CheckpointError(f"{source}: architectures={architectures!r} is not a list of names")
     if not architectures and raw.get("model_type") == "llama":
         return "llama"
     for name in architectures:
         if name in FAMILIES:
             return FAMILIES[name]
-    named = ", ".join(map(str, architectures)) or raw.get("model_type") or "none named"
+    named = ", ".join(architectures) or raw.get("model_type") or "none named"
     raise CheckpointError(
         f"{source}: unknown architecture ({named}); this engine runs {', '.join(FAMILIES)}. "
         "vLLM serves others: provider=vllm runner=api"
@@ -292,37 +297,31 @@ def _refuse_unsupported(raw: Mapping[str, Any], source: str) -> None:
 def _read_rope(raw: Mapping[str, Any], source: str, positions: int, rotary_dim: int) -> RopeConfig:
     merged = rope_parameters(raw, source)
     name = merged.get("rope_type", merged.get("type", "default"))
-    name = _ROPE_OLD_NAMES.get(name, name)
+    name = "longrope" if name == "su" else name
     if name not in get_args(RopeType):
         raise CheckpointError(f"{source}: unknown RoPE type {name}; known are {', '.join(get_args(RopeType))}")
     missing = [key for key in _ROPE_REQUIRED[name] if key not in merged]
     if missing:
         raise CheckpointError(f"{source}: RoPE type {name} needs {', '.join(missing)}")
     read = Reader(merged, source)
-    original = merged.get("original_max_position_embeddings")
-    if original is None and name in ("llama3", "yarn", "longrope"):
-        original = positions
-    factors = {}
+    fields: dict[str, Any] = {key: read.number(key) for key in _ROPE_OPTIONAL if key in merged}
+    if name in ("llama3", "yarn", "longrope"):
+        original = read.positive("original_max_position_embeddings", positions, least=2)
+        fields = {"factor": positions / original, **fields, "original_max_positions": original}
     if name == "longrope":
-        factors = {side: read.numbers(f"{side}_factor", rotary_dim // 2) for side in ("short", "long")}
-    optional = {
-        key: None if merged.get(key) is None else read.number(key)
-        for key in ("attention_factor", "mscale", "mscale_all_dim")
-    }
-    return RopeConfig(
+        for side in ("short", "long"):
+            fields[f"{side}_factors"] = read.numbers(f"{side}_factor", rotary_dim // 2)
+    rope = RopeConfig(
         theta=read.number("rope_theta", 10_000.0),
         type=cast(RopeType, name),
-        factor=read.number("factor", positions / int(original) if original and name == "longrope" else 1.0),
-        original_max_positions=None if original is None else int(original),
-        low_freq_factor=read.number("low_freq_factor", 1.0),
-        high_freq_factor=read.number("high_freq_factor", 4.0),
-        beta_fast=read.number("beta_fast", 32.0),
-        beta_slow=read.number("beta_slow", 1.0),
-        truncate=bool(merged.get("truncate", True)),
-        short_factors=factors.get("short", ()),
-        long_factors=factors.get("long", ()),
-        **optional,
+        truncate=read.flag("truncate", default=True),
+        **fields,
     )
+    if rope.theta <= 1 or rope.low_freq_factor >= rope.high_freq_factor:
+        raise CheckpointError(
+            f"{source}: rope_theta must be above 1, and high_freq_factor of RoPE above low_freq_factor"
+        )
+    return rope
 
 
 def _token_ids(value: Any, source: str) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ class RMSNorm(nn.Module):
         self._kernels = fused_kernels(device, dtype) if shard.count == 1 else None
 
     def forward(self, x_TE: Tensor, delta_TE: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return ``x + delta`` and its norm."""
+        """Return ``x + delta`` and its norm. Both must be contiguous, which the kernels do not check."""
         if self._kernels is not None:
             total_TE, normed_TE = self._kernels.add_rms_norm(x_TE, delta_TE, self.weight, self.eps)
             return total_TE, normed_TE
@@ -272,7 +272,7 @@ class Attention(nn.Module):
 
 def _normed(norm: RMSNorm, x_THD: Tensor) -> Tensor:
     """The norm of each head, or of all heads together, by the size of ``norm``."""
-    normed: Tensor = norm(x_THD.reshape(-1, len(norm.weight)))[1]
+    normed: Tensor = norm(x_THD.reshape(-1, len(norm.weight)).contiguous())[1]
     return normed.view(x_THD.shape)
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.adapter import check_adapter
 from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.weights import TensorSource, open_tensors, parameter_views
+from swe_infer.llama.weights import Piece, TensorSource, open_tensors, pieces
 
 _PREFIX = "base_model.model."
 
@@ -34,7 +34,9 @@ def merge_adapter(model: LlamaForCausalLM, directory: Path, *, allow_pickle: boo
     """
     config = check_adapter(directory)
     source = open_tensors(directory, "adapter_model.safetensors", "adapter_model.bin", allow_pickle=allow_pickle)
-    views = parameter_views(model)
+    parts: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces(model):
+        parts[piece.name].append(piece)
     remaining = source.names()
     if not remaining:
         raise CheckpointError(f"{directory}: the adapter has no tensors")
@@ -43,11 +45,11 @@ def merge_adapter(model: LlamaForCausalLM, directory: Path, *, allow_pickle: boo
             continue
         module, kind = _split(name)
         if kind == "full":
-            _replace(source, name, views, module, model, directory)
+            _replace(source, name, parts.get(module), module, model, directory)
             remaining.discard(name)
             continue
         a_name, b_name = (_PREFIX + module + f".lora_{side}.weight" for side in "AB")
-        weight = views.get(f"{module}.weight")
+        weight = parts.get(f"{module}.weight")
         if weight is None:
             raise CheckpointError(
                 f"{directory}: tensor {name} belongs to {module}, which the base model does not have"
@@ -59,43 +61,49 @@ def merge_adapter(model: LlamaForCausalLM, directory: Path, *, allow_pickle: boo
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The base module of an adapter's tensor, and whether the tensor is a low-rank factor or a full replacement."""
+    """The base module of a low-rank factor (``factor``), or the base parameter that a tensor replaces (``full``)."""
     module = name.removeprefix(_PREFIX)
     match = re.fullmatch(r"(?P<module>.+)\.lora_[AB]\.weight", module)
     if match:
         return match["module"], "factor"
-    return module.replace(".modules_to_save.", ".").removesuffix(".weight"), "full"
+    return module.replace(".modules_to_save.", "."), "full"
 
 
-def _add(source: TensorSource, a_name: str, b_name: str, weight: Tensor, scale: float, directory: Path) -> None:
+def _add(
+    source: TensorSource, a_name: str, b_name: str, weight: Sequence[Piece], scale: float, directory: Path
+) -> None:
     rank = source.shape(a_name)[0]
-    outputs, inputs = weight.shape
+    outputs, inputs = weight[0].shape
     if source.shape(a_name) != (rank, inputs) or source.shape(b_name) != (outputs, rank):
         raise CheckpointError(
             f"{directory}: {a_name} {list(source.shape(a_name))} and {b_name} {list(source.shape(b_name))} do not "
-            f"fit the base weight {list(weight.shape)}"
+            f"fit the base weight {[outputs, inputs]}"
         )
     a_RI, b_OR = torch.empty(rank, inputs), torch.empty(outputs, rank)
-    source.read_into(a_name, a_RI)
-    source.read_into(b_name, b_OR)
-    delta_OI = (b_OR.to(weight.device) @ a_RI.to(weight.device)).mul_(scale)
-    weight.copy_(delta_OI.add_(weight))
+    source.read(a_name, a_RI)
+    source.read(b_name, b_OR)
+    device = weight[0].target.device
+    delta_OI = (b_OR.to(device) @ a_RI.to(device)).mul_(scale)
+    for piece in weight:
+        piece.target.copy_(delta_OI[piece.rows, piece.columns].add_(piece.target))
 
 
 def _replace(
     source: TensorSource,
     name: str,
-    views: Mapping[str, Tensor],
+    parameter: Sequence[Piece] | None,
     module: str,
     model: LlamaForCausalLM,
     directory: Path,
 ) -> None:
     """Replace the base weight of a fully trained module (``modules_to_save``)."""
-    target = views.get(f"{module}.weight")
-    if target is None or (model.config.tie_word_embeddings and module == "model.embed_tokens"):
-        reason = "is tied to lm_head" if target is not None else "is not a part of the base model"
+    tied = model.config.tie_word_embeddings and module == f"{model.config.names.embeddings}.weight"
+    if parameter is None or tied:
+        reason = "is tied to lm_head" if tied else "is not a part of the base model"
+        module = module.removesuffix(".weight")
         raise CheckpointError(f"{directory}: tensor {name} would replace {module}, which {reason}")
-    source.read_into(name, target)
+    for piece in parameter:
+        piece.read(source, name, directory)
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -92,30 +92,30 @@ class RotaryEmbedding:
 
     def _dynamic(self, positions_T: Tensor, lengths_T: Tensor) -> tuple[Tensor, Tensor]:
         rope, dim, window = self.config.rope, self.config.rotary_dim, self.config.max_position_embeddings
-        length_T = lengths_T.clamp(min=window).float()
+        length_T = lengths_T.clamp(min=window).double()  # transformers computes the base in double precision
         base_T = rope.theta * ((rope.factor * length_T / window) - (rope.factor - 1)) ** (dim / (dim - 2))
         exponents_F = torch.arange(0, dim, 2, device=self.device).float() / dim
-        freqs_TF = 1.0 / (base_T[:, None] ** exponents_F)
+        freqs_TF = 1.0 / (base_T.float()[:, None] ** exponents_F)
         cos_TD, sin_TD = self._cos_sin(positions_T[:, None].float() * freqs_TF)
         return cos_TD.unsqueeze(1), sin_TD.unsqueeze(1)
 
 
 def _frequencies(config: LlamaConfig) -> tuple[list[Tensor], float]:
     """Inverse frequencies (F, float32), for longrope those of short and of long sequences, and the factor on cosines
-    and sines."""
+    and sines. Bit-identical to transformers: positions multiply every rounding error."""
     rope, dim = config.rope, config.rotary_dim
-    freqs_F = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    powers_F = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+    freqs_F = 1.0 / powers_F
     if rope.type == "linear":
         return [freqs_F / rope.factor], 1.0
     if rope.type == "llama3":
         return [_llama3(freqs_F, rope)], 1.0
     if rope.type == "yarn":
-        scaled_F, scaling = _yarn(rope, dim)
+        scaled_F, scaling = _yarn(rope, powers_F)
         return [scaled_F], scaling
     if rope.type == "longrope":
-        return [freqs_F / torch.tensor(factors) for factors in (rope.short_factors, rope.long_factors)], _scaling(
-            rope
-        )
+        sides = (rope.short_factors, rope.long_factors)
+        return [1.0 / (torch.tensor(factors) * powers_F) for factors in sides], _scaling(rope)
     return [freqs_F], 1.0
 
 
@@ -136,7 +136,9 @@ def _llama3(freqs_F: Tensor, rope: RopeConfig) -> Tensor:
     return torch.where(wavelengths_F < original / rope.high_freq_factor, freqs_F, scaled_F)
 
 
-def _yarn(rope: RopeConfig, dim: int) -> tuple[Tensor, float]:
+def _yarn(rope: RopeConfig, powers_F: Tensor) -> tuple[Tensor, float]:
+    dim = 2 * len(powers_F)
+
     def mscale(weight: float) -> float:
         return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
 
@@ -150,9 +152,8 @@ def _yarn(rope: RopeConfig, dim: int) -> tuple[Tensor, float]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     high = high + 0.001 if low == high else high
-    ramp_F = ((torch.arange(dim // 2, dtype=torch.float) - low) / (high - low)).clamp(0, 1)
-    powers_F = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
-    freqs_F = ramp_F / (rope.factor * powers_F) + (1 - ramp_F) / powers_F
+    kept_F = 1 - ((torch.arange(dim // 2, dtype=torch.float) - low) / (high - low)).clamp(0, 1)
+    freqs_F = 1.0 / (rope.factor * powers_F) * (1 - kept_F) + 1.0 / powers_F * kept_F
     if rope.attention_factor is not None:
         return freqs_F, rope.attention_factor
     if rope.mscale and rope.mscale_all_dim:

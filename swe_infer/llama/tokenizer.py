@@ -52,12 +52,12 @@ class LlamaTokenizer:
         self._add_bos: bool | None = config.get("add_bos_token")
         self._bos = self._special(config, "bos_token")
         self.eos = self._special(config, "eos_token")
-        added = self._backend.get_added_tokens_decoder().values()
-        self._special_tokens = [token.content for token in added if token.special]
         chat = find_template(directory, prompt_format, thinking, template_date)
         if chat is not None and prompt_format == "auto" and not chat.is_of_instruct_model(self._end_tokens()):
             chat = None
         self._chat = chat
+        added = self._backend.get_added_tokens_decoder().values()
+        self._control_tokens = [token.content for token in added if chat is not None and chat.controls(token)]
         self.prompt_format: Literal["raw", "chat"] = "raw" if chat is None else "chat"
         if chat is None and thinking is not None:
             raise ConfigError(
@@ -76,7 +76,8 @@ class LlamaTokenizer:
             if (path := self.directory / name).is_file():
                 stated = read_json(path).get("eos_token_id")
                 ids += stated if isinstance(stated, list) else [stated]
-        found = (self._backend.id_to_token(token) for token in ids if isinstance(token, int))
+        known = (token for token in ids if isinstance(token, int) and 0 <= token < self.size)
+        found = (self._backend.id_to_token(token) for token in known)
         return {text for text in found if text}
 
     @property
@@ -112,12 +113,12 @@ class LlamaTokenizer:
         return len(encoded) - (self._add_bos is False and starts_with_bos)
 
     def _encode_chat(self, prompt: Prompt) -> list[int]:
-        """The ids of a rendered conversation and the prefill. Special tokens are those of the template; spelt in a
-        message, they are plain text."""
+        """The ids of a rendered conversation and the prefill. A control token is one that the template writes; spelt
+        in a message, it is plain text."""
         assert self._chat is not None
         messages, prefill = self._chat.conversation(prompt), prompt.prefill or ""
         written = "".join([*(message["content"] for message in messages), prefill])
-        if any(token in written for token in self._special_tokens):
+        if any(token in written for token in self._control_tokens):
             return self._chat.encode(messages) + self.encode_text(prefill)
         self._treat_special_tokens_as_text(False)
         return list(self._backend.encode(self._chat.render(messages) + prefill, add_special_tokens=False).ids)
@@ -138,7 +139,7 @@ class LlamaTokenizer:
     def _special(self, config: dict[str, Any], key: str) -> int | None:
         value = config.get(key)
         content = value.get("content") if isinstance(value, dict) else value
-        found = None if content is None else self._backend.token_to_id(content)
+        found = self._backend.token_to_id(content) if isinstance(content, str) else None
         return None if found is None else int(found)
 
 

@@ -5,6 +5,7 @@ Maps the tensor names of a checkpoint to our fused parameters, for adapters too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.config import LlamaConfig, read_json
-from swe_infer.llama.model import Layer, Linear, LlamaForCausalLM
+from swe_infer.llama.model import Layer, LlamaForCausalLM
 from swe_infer.llama.safetensors import SafetensorsFile, TensorEntry
 from swe_infer.llama.tp_rank import TPRank
 from swe_infer.text import first_line
@@ -30,12 +31,12 @@ class TensorSource(Protocol):
 
     def dtype(self, name: str) -> torch.dtype: ...
 
-    def read_into(self, name: str, target: Tensor) -> None:
-        """Read into ``target``. Raises CheckpointError on another shape or non-finite values."""
-        ...
+    def read(self, name: str, target: Tensor, part: tuple[slice, slice] | None = None) -> None:
+        """Read into ``target``. ``part``: rows and columns of a matrix, or of a vector as one column; None: all.
 
-    def read_part(self, name: str, target: Tensor, rows: slice, columns: slice) -> None:
-        """Read a part of a matrix, or of a vector with ``columns`` ``slice(0, 1)``, into ``target``."""
+        Raises:
+            CheckpointError: the tensor has another shape, or values that are not finite.
+        """
         ...
 
 
@@ -56,9 +57,17 @@ class Piece:
     columns: slice
     target: Tensor
 
-    @property
-    def is_whole(self) -> bool:
-        return (self.rows, self.columns) == (slice(0, self.shape[0]), slice(0, self.shape[1]))
+    def read(self, source: TensorSource, name: str, directory: Path) -> None:
+        """Read this part of the tensor ``name``. Raises CheckpointError as :meth:`TensorSource.read`."""
+        if self.target.numel() == math.prod(self.shape):
+            source.read(name, self.target)
+            return
+        if (*source.shape(name), 1)[:2] != self.shape:
+            expected = list(self.shape)[: self.target.ndim]
+            raise CheckpointError(
+                f"{directory}: tensor {name} has shape {list(source.shape(name))}, expected {expected}"
+            )
+        source.read(name, self.target, (self.rows, self.columns))
 
 
 def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool) -> None:
@@ -73,16 +82,7 @@ def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool
     for piece in pieces(model):
         if piece.name not in names:
             raise CheckpointError(f"{directory}: tensor {piece.name} is missing from the checkpoint")
-        if piece.is_whole:
-            source.read_into(piece.name, piece.target)
-            continue
-        shape = (*source.shape(piece.name), 1)[:2]
-        if shape != piece.shape:
-            raise CheckpointError(
-                f"{directory}: tensor {piece.name} has shape {list(source.shape(piece.name))}, of which a part of "
-                f"{model.shard.count} does not have the shape {list(piece.target.shape)}"
-            )
-        source.read_part(piece.name, piece.target, piece.rows, piece.columns)
+        piece.read(source, piece.name, directory)
 
 
 def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
@@ -96,11 +96,6 @@ def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
     return found.pop() if len(found) == 1 else None
 
 
-def parameter_views(model: LlamaForCausalLM) -> dict[str, Tensor]:
-    """Map the checkpoint's tensor names to views of our parameters, if each is a view of one parameter."""
-    return {piece.name: piece.target for piece in pieces(model) if piece.is_whole}
-
-
 def pieces(model: LlamaForCausalLM) -> Iterator[Piece]:
     """The parts of the checkpoint's tensors that make up our parameters."""
     config, shard, names = model.config, model.shard, model.config.names
@@ -108,10 +103,10 @@ def pieces(model: LlamaForCausalLM) -> Iterator[Piece]:
     yield _whole(f"{names.final_norm}.weight", model.norm.weight)
     if not config.tie_word_embeddings and shard.rank == 0:
         yield _whole(f"{names.lm_head}.weight", model.lm_head.weight)
-    heads, kv, inner = (
-        config.num_attention_heads * config.head_dim,
-        config.num_key_value_heads * config.head_dim,
-        config.intermediate_size,
+    heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    qkv = _rows(names.qkv, ((names.q, heads), (names.k, kv), (names.v, kv)), config, shard)
+    gate_up = _rows(
+        names.gate_up, ((names.gate, config.intermediate_size), (names.up, config.intermediate_size)), config, shard
     )
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
@@ -119,20 +114,19 @@ def pieces(model: LlamaForCausalLM) -> Iterator[Piece]:
         yield _whole(f"{prefix}{names.attention_norm}.weight", layer.attention_norm.weight)
         yield _whole(f"{prefix}{names.mlp_norm}.weight", layer.mlp_norm.weight)
         for norm, name, size in ((attention.q_norm, names.q_norm, heads), (attention.k_norm, names.k_norm, kv)):
-            if norm is not None:
-                part = _part(0, size, shard) if config.qk_norm == "projection" else slice(0, config.head_dim)
-                full = size if config.qk_norm == "projection" else config.head_dim
-                yield Piece(f"{prefix}{name}.weight", (full, 1), part, slice(0, 1), norm.weight.data)
-        qkv, gate_up = ((names.q, heads), (names.k, kv), (names.v, kv)), ((names.gate, inner), (names.up, inner))
-        if names.grouped_qkv and names.qkv is not None:
-            yield from _by_group(f"{prefix}{names.qkv}", attention.qkv_proj, config, shard)
-        else:
-            yield from _by_row(prefix, names.qkv, qkv, attention.qkv_proj, shard)
-        yield from _by_row(prefix, names.gate_up, gate_up, layer.mlp.gate_up_proj, shard)
-        for name, product, columns in ((names.o, attention.o_proj, heads), (names.down, layer.mlp.down_proj, inner)):
-            full_shape = (config.hidden_size, columns)
-            part = _part(0, columns, shard)
-            yield Piece(f"{prefix}{name}.weight", full_shape, slice(0, full_shape[0]), part, product.weight.data)
+            if norm is not None and config.qk_norm == "head":
+                yield _whole(f"{prefix}{name}.weight", norm.weight)
+            elif norm is not None:
+                yield from _of_rows(prefix, _rows(None, ((name, size),), config, shard), norm.weight, "weight")
+        for segments, product in ((qkv, attention.qkv_proj), (gate_up, layer.mlp.gate_up_proj)):
+            yield from _of_rows(prefix, segments, product.weight, "weight")
+            if product.bias is not None:
+                yield from _of_rows(prefix, segments, product.bias, "bias")
+        for name, product in ((names.o, attention.o_proj), (names.down, layer.mlp.down_proj)):
+            outputs, own = product.weight.shape
+            columns = slice(shard.rank * own, (shard.rank + 1) * own)
+            shape = (outputs, own * shard.count)
+            yield Piece(f"{prefix}{name}.weight", shape, slice(0, outputs), columns, product.weight.data)
             if product.bias is not None:
                 yield _whole(f"{prefix}{name}.bias", product.bias)
 
@@ -142,53 +136,41 @@ def _whole(name: str, parameter: Tensor) -> Piece:
     return Piece(name, (rows, columns), slice(0, rows), slice(0, columns), parameter.data)
 
 
-def _part(start: int, size: int, shard: TPRank) -> slice:
-    """This rank's part of ``size`` rows or columns from ``start`` on."""
-    own = shard.divide(size)
-    return slice(start + shard.rank * own, start + (shard.rank + 1) * own)
+def _rows(
+    fused: str | None, parts: Sequence[tuple[str, int]], config: LlamaConfig, shard: TPRank
+) -> list[tuple[str, int, int, int]]:
+    """Where the rows of this rank's projection come from, in order: a tensor, its number of rows, the first row, and
+    the number of rows.
+
+    Args:
+        fused: the tensor with the rows of all ``parts``; None: each has its own.
+        parts: names and numbers of rows.
+    """
+    total, first = sum(size for _, size in parts), 0
+    found = []
+    for name, size in parts:
+        own = shard.divide(size)
+        if fused is None:
+            found.append((name, size, shard.rank * own, own))
+        elif not config.names.grouped_qkv:
+            found.append((fused, total, first + shard.rank * own, own))
+        else:
+            groups = config.num_key_value_heads
+            for group in range(shard.rank * shard.divide(groups), (shard.rank + 1) * shard.divide(groups)):
+                found.append((fused, total, (group * total + first) // groups, size // groups))
+        first += size
+    return found
 
 
-def _by_row(
-    prefix: str, fused: str | None, parts: Sequence[tuple[str, int]], product: Linear, shard: TPRank
+def _of_rows(
+    prefix: str, segments: Sequence[tuple[str, int, int, int]], parameter: Tensor, kind: str
 ) -> Iterator[Piece]:
-    """The pieces of projections that are divided by rows, from a tensor each or from one that is ``fused``."""
-    total = sum(size for _, size in parts)
-    for kind, parameter in (("weight", product.weight), ("bias", product.bias)):
-        if parameter is None:
-            continue
-        columns = parameter.shape[1] if kind == "weight" else 1
-        if fused is not None and shard.count == 1:
-            yield _whole(f"{prefix}{fused}.{kind}", parameter)
-            continue
-        first = start = 0
-        for name, size in parts:
-            source, full, offset = (fused, total, first) if fused is not None else (name, size, 0)
-            part, own = _part(offset, size, shard), shard.divide(size)
-            target = parameter.data[start : start + own]
-            yield Piece(f"{prefix}{source}.{kind}", (full, columns), part, slice(0, columns), target)
-            first, start = first + size, start + own
-
-
-def _by_group(name: str, product: Linear, config: LlamaConfig, shard: TPRank) -> Iterator[Piece]:
-    """The pieces of a projection whose rows are ordered by key-value head: its queries, its key, its value."""
-    dim, groups = config.head_dim, config.num_key_value_heads
-    queries, own = config.num_attention_heads // groups * dim, shard.divide(groups)
-    full = groups * (queries + 2 * dim)
-    for kind, parameter in (("weight", product.weight), ("bias", product.bias)):
-        if parameter is None:
-            continue
-        columns = parameter.shape[1] if kind == "weight" else 1
-        for group in range(own):
-            start = (shard.rank * own + group) * (queries + 2 * dim)
-            targets = (
-                (group * queries, queries),
-                (own * queries + group * dim, dim),
-                (own * (queries + dim) + group * dim, dim),
-            )
-            for at, size in targets:
-                target = parameter.data[at : at + size]
-                yield Piece(f"{name}.{kind}", (full, columns), slice(start, start + size), slice(0, columns), target)
-                start += size
+    """The pieces of a parameter that consists of ``segments`` of rows."""
+    columns, target = (*parameter.shape, 1)[1], parameter.data
+    for name, total, first, rows in segments:
+        part = slice(first, first + rows)
+        yield Piece(f"{prefix}{name}.{kind}", (total, columns), part, slice(0, columns), target[:rows])
+        target = target[rows:]
 
 
 def open_tensors(directory: Path, safe_name: str, pickle_name: str, *, allow_pickle: bool) -> TensorSource:
@@ -242,13 +224,12 @@ class _SafeTensors:
     def dtype(self, name: str) -> torch.dtype:
         return self.tensors[name][1].dtype
 
-    def read_into(self, name: str, target: Tensor) -> None:
+    def read(self, name: str, target: Tensor, part: tuple[slice, slice] | None = None) -> None:
         file, entry = self.tensors[name]
-        file.read_into(entry, target)
-
-    def read_part(self, name: str, target: Tensor, rows: slice, columns: slice) -> None:
-        file, entry = self.tensors[name]
-        file.read_part(entry, target, rows, columns)
+        if part is None:
+            file.read_into(entry, target)
+        else:
+            file.read_part(entry, target, *part)
 
 
 class _PickledTensors:
@@ -272,8 +253,11 @@ class _PickledTensors:
     def dtype(self, name: str) -> torch.dtype:
         return self.tensors[name][1].dtype
 
-    def read_into(self, name: str, target: Tensor) -> None:
+    def read(self, name: str, target: Tensor, part: tuple[slice, slice] | None = None) -> None:
         path, tensor = self.tensors[name]
+        if part is not None:
+            tensor = tensor.view(len(tensor), -1)[part]
+            target = target.view(tensor.shape)
         if tensor.shape != target.shape:
             raise CheckpointError(
                 f"{path}: tensor {name} has shape {list(tensor.shape)}, expected {list(target.shape)}"
@@ -281,10 +265,3 @@ class _PickledTensors:
         if not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
             raise CheckpointError(f"{path}: tensor {name} has values that are not finite")
         target.copy_(tensor)
-
-    def read_part(self, name: str, target: Tensor, rows: slice, columns: slice) -> None:
-        path, tensor = self.tensors[name]
-        part_RC = tensor.view(len(tensor), -1)[rows, columns]
-        if not all(bool(edge.isfinite()) for edge in part_RC.aminmax()):
-            raise CheckpointError(f"{path}: tensor {name} has values that are not finite")
-        target.view(part_RC.shape).copy_(part_RC)

@@ -116,6 +116,11 @@ class VLLM(OpenAIChat):
         if isinstance(model, LlamaModel):
             _check_llama(model)
             self._raw = model.prompt_format == "raw"
+            if self._raw and model.thinking is not None:
+                raise ConfigError(
+                    "model.thinking: only a chat template can use it; set model.prompt_format=chat or "
+                    "model.thinking=null"
+                )
             self.dtype = self.dtype or model.dtype
             self.tensor_parallel_size = self.tensor_parallel_size or model.tensor_parallel
             self._load_format = None if model.allow_pickle else "safetensors"
@@ -126,6 +131,7 @@ class VLLM(OpenAIChat):
                 parameters=("temperature", "top_p", "seed", "stop", "n"),
                 max_tokens_key="max_tokens",
                 pricing=_FREE,
+                thinking=None if model.thinks is None else "adaptive" if model.thinks else "off",
             )
         else:
             window = self.max_model_len or model.context_window
@@ -275,6 +281,8 @@ def _check_llama(model: LlamaModel) -> None:
         raise ConfigError("model.peft_path: provider=vllm loads no adapter; merge it into the checkpoint first")
     if model.device != "auto":
         raise ConfigError(f"model.device={model.device}: vLLM uses CUDA_VISIBLE_DEVICES; set auto")
+    if model.template_date is not None:
+        raise ConfigError("model.template_date: vLLM's templates read the clock; set null")
     if model.attention != AttentionChoice():
         raise ConfigError("model.attention: vLLM chooses the backend; leave model/attention=auto")
 

@@ -31,7 +31,7 @@ from swe_infer.api.pricing import PriceTable, price_table_for
 from swe_infer.api.prompt_cache import PromptCacheIndex
 from swe_infer.api.retry import Retry
 from swe_infer.api.tokens import counter_of
-from swe_infer.errors import ConfigError, StoreError
+from swe_infer.errors import CheckpointError, ConfigError, StoreError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.locks import Locks
 from swe_infer.options import Option
@@ -513,4 +513,7 @@ def _with_prompt_format(model: ApiModel | LlamaModel) -> ApiModel | LlamaModel:
         return model
     from swe_infer.llama.tokenizer import prompt_format_of
 
-    return replace(model, prompt_format=prompt_format_of(model))
+    try:
+        return replace(model, prompt_format=prompt_format_of(model))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; model.prompt_format=chat or raw does not need it") from error

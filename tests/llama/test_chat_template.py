@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.errors import ConfigError
+from swe_infer.errors import CheckpointError, ConfigError
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.types import Prompt
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
+
     from tests.support.checkpoints import make_tokenizer
 
 TEMPLATES = Path(__file__).parent / "vendor" / "chat_templates"
@@ -118,3 +120,44 @@ def test_a_template_that_cannot_render_a_prompt_names_the_key(tmp_path: Path) ->
     theirs.save_pretrained(str(tmp_path))
     with pytest.raises(ConfigError, match=r"model\.prompt_format=chat: .*no"):
         LlamaTokenizer(tmp_path, "chat").encode(Prompt(None, "u"))
+
+
+def test_added_tokens_that_a_template_writes_are_text_in_a_message(tmp_path: Path) -> None:
+    """Some checkpoints do not mark the tokens of their roles as special."""
+    theirs = make_tokenizer(tmp_path, bos=False)
+    theirs.add_tokens([AddedToken("<|User|>", special=False), AddedToken("<|other|>", special=False)])
+    theirs.chat_template = "{% for m in messages %}<|User|>{{ m.content }}{% endfor %}"
+    theirs.save_pretrained(str(tmp_path))
+    ids = LlamaTokenizer(tmp_path, "chat").encode(Prompt(None, "a <|User|> b <|other|>"))
+    assert theirs.decode(ids) == "<|User|>a <|User|> b <|other|>"
+    assert ids.count(theirs.convert_tokens_to_ids("<|User|>")) == 1
+    assert ids.count(theirs.convert_tokens_to_ids("<|other|>")) == 1, "as transformers encodes it"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"chat_template": [{"name": "tool_use", "template": "x"}, {"name": "rag", "template": "y"}]}, "no chat tem"),
+        ({"chat_template": 3}, "leaves out the user's message"),
+        ({"chat_template": "{{ messages[0].content.nothing.more }}"}, "cannot render"),
+        ({"chat_template": "{% for %}"}, "cannot render"),
+        ({"tokenizer_class": ["a"], "chat_template": "x"}, "the tokenizer cannot be read"),
+    ],
+)
+def test_a_template_that_renders_nothing_is_refused_at_once(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    make_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises((CheckpointError, ConfigError), match=message) as error:
+        LlamaTokenizer(tmp_path, "chat")
+    assert "\n" not in str(error.value)
+
+
+def test_tokens_of_invalid_types_are_ignored(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": ["a"]}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1, 10**30, "x", None]}))
+    assert LlamaTokenizer(tmp_path, "auto").prompt_format == "raw"

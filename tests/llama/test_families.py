@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swe_infer.errors import CheckpointError
-from swe_infer.llama.config import read_config
+from swe_infer.llama.config import LlamaConfig, read_config
 from swe_infer.llama.families import FAMILIES
 from swe_infer.types import LlamaModel
 
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
+    from transformers import LlamaConfig as HFConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     from swe_infer.llama.engine import Engine, EngineOptions
+    from swe_infer.llama.model import RMSNorm
     from swe_infer.llama.peft import merge_adapter
+    from swe_infer.llama.rope import RotaryEmbedding
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, with_constant_step_cost
     from tests.support.checkpoints import make_checkpoint, make_family_checkpoint, reference
 
@@ -129,10 +133,11 @@ def test_two_ranks_generate_what_one_process_does(family: str, checkpoints: dict
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_is_merged_as_peft_does(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     ids = torch.tensor([random_prompt(40, 0)])
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    full, factors = {"phi3": ("lm_head", "all-linear"), "qwen2": ("q_proj", ["k_proj", "up_proj"])}[family]
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=factors, modules_to_save=[full])
     model = get_peft_model(reference(checkpoints[family]), config)
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter.data, std=0.2)
     model.save_pretrained(str(tmp_path))
     with torch.no_grad():
@@ -179,6 +184,18 @@ def test_renamed_llamas_have_the_logits_of_the_llama(tmp_path: Path) -> None:
         save_file(content, directory / "model.safetensors")
         assert torch.equal(load(directory)(ids), expected)
 
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    wqkv, a_RI, b_OR = "model.layers.1.attention.wqkv", torch.randn(2, 64), torch.randn(128, 2)
+    factors = {f"base_model.model.{wqkv}.lora_{side}.weight": factor for side, factor in (("A", a_RI), ("B", b_OR))}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    adapted = load(tmp_path / "InternLM2ForCausalLM")
+    merge_adapter(adapted, adapter, allow_pickle=False)
+    renamed[f"{wqkv}.weight"] += b_OR @ a_RI
+    save_file(renamed, tmp_path / "InternLM2ForCausalLM" / "model.safetensors")
+    assert torch.equal(adapted(ids), load(tmp_path / "InternLM2ForCausalLM")(ids))
+
 
 def test_other_architectures_are_refused_with_the_way_to_serve_them(tmp_path: Path) -> None:
     known = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
@@ -199,6 +216,79 @@ def test_other_architectures_are_refused_with_the_way_to_serve_them(tmp_path: Pa
         with pytest.raises(CheckpointError) as error:
             read_config(tmp_path)
         assert message in str(error.value)
+
+
+def test_invalid_values_of_any_kind_cost_one_line(tmp_path: Path) -> None:
+    known = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    yarn = {"rope_type": "yarn", "factor": 2}
+    for values, message in (
+        ({"architectures": [["a"]]}, "is not a list of names"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: must be a positive integer up to 10000"),
+        ({"vocab_size": 10**30}, "vocab_size=1000"),
+        ({"rms_norm_eps": 10**400}, "must be a positive number"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false': must be true or false"),
+        ({"original_max_position_embeddings": ["x"], "rope_scaling": yarn}, "embeddings=['x']: must be an integer"),
+        ({"rope_scaling": {**yarn, "rope_theta": 1}}, "rope_theta must be above 1"),
+        ({"rope_scaling": {**yarn, "rope_type": ["a"]}}, "unknown RoPE type ['a']"),
+        ({"hidden_size": 4, "rope_scaling": {"type": "dynamic", "factor": 2}}, "must be an even number above 2"),
+        ({"layer_types": [{"a": 1}] * 2}, "layer_types must be"),
+    ):
+        raw = {**known, "architectures": ["MistralForCausalLM"], "num_attention_heads": 2, **values}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        with pytest.raises(CheckpointError) as error:
+            read_config(tmp_path)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_windows_of_a_configuration_that_lacks_keys(tmp_path: Path) -> None:
+    """As in transformers: a missing window is the family's default, null is none."""
+    known = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": 0}
+    for values, windows in (
+        ({"architectures": ["MistralForCausalLM"]}, (4096, 4096)),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": None}, ()),
+        ({**qwen, "sliding_window": 7}, (7, 7)),
+        ({**qwen, "max_window_layers": 1}, (None, 4096)),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**known, "num_attention_heads": 2, **values}))
+        assert read_config(tmp_path).windows == windows
+
+
+def test_norms_get_contiguous_inputs(checkpoints: dict[str, Path]) -> None:
+    """The kernels of GPUs and of CPUs with AVX-512 read them without strides."""
+    contiguous: list[bool] = []
+    for directory in checkpoints.values():
+        model = load(directory)
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                module.register_forward_pre_hook(lambda _, inputs: contiguous.append(inputs[0].is_contiguous()))
+        model(torch.tensor([random_prompt(9, 1)]))
+    assert len(contiguous) >= 7 * len(checkpoints)
+    assert all(contiguous)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope", "llama3", "linear"])
+def test_frequencies_equal_those_of_transformers_bit_for_bit(kind: str) -> None:
+    """At position 100,000 the error of one bit is a hundredth of a radian."""
+    raw: dict[str, Any] = {"vocab_size": 8, "hidden_size": 256, "intermediate_size": 8, "num_hidden_layers": 1}
+    raw |= {"num_attention_heads": 2, "max_position_embeddings": 131072}
+    rope = {"rope_type": kind, "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {
+        f"{side}_factor": [1 + base * index for index in range(64)]
+        for side, base in (("short", 0.013), ("long", 0.7))
+    }
+    raw["rope_parameters"] = rope
+    config = LlamaConfig.from_dict({**raw, "architectures": ["LlamaForCausalLM"]})
+    found = RotaryEmbedding(config, torch.device("cpu"), torch.float32)
+    theirs = HFConfig(**raw)
+    position = 100_000
+    for length in (30_000, 100_000):
+        freqs_F, scaling = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"), seq_len=length)
+        cos_T1D, _ = found(torch.tensor([position]), position, torch.tensor([length]))
+        assert torch.equal(cos_T1D[0, 0, :64], (position * freqs_F).cos() * scaling)
 
 
 def test_every_family_has_a_module() -> None:

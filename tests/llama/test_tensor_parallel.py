@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from swe_infer.llama.model import LlamaForCausalLM
     from swe_infer.llama.tensor_parallel import RankDied
     from swe_infer.llama.tp_rank import TPRank
-    from swe_infer.llama.weights import load_weights, parameter_views
+    from swe_infer.llama.weights import load_weights, pieces
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, with_constant_step_cost
     from tests.support.checkpoints import make_checkpoint
 
@@ -76,17 +76,18 @@ def test_outputs_equal_those_of_one_process(biased: Path, divided: Engine) -> No
 def test_the_ranks_together_have_every_weight(biased: Path, count: int) -> None:
     """Every weight is where its rank expects it; only embeddings and norms are replicated."""
     config = read_config(biased)
-    whole = parameter_views(load(biased))
+    whole = {piece.name: piece.target for piece in pieces(load(biased))}
     for rank in range(count):
         part = LlamaForCausalLM(config, shard=TPRank(rank, count))
         load_weights(part, biased, allow_pickle=False)
-        for name, view in parameter_views(part).items():
+        for name, view in ((piece.name, piece.target) for piece in pieces(part)):
             expected = whole[name]
             for axis, size in enumerate(view.shape):
                 if size < expected.shape[axis]:
                     expected = expected.narrow(axis, rank * size, size)
             assert view.equal(expected), name
-    assert "model.layers.0.self_attn.o_proj.bias" not in parameter_views(LlamaForCausalLM(config, shard=TPRank(1, 2)))
+    second = {piece.name for piece in pieces(LlamaForCausalLM(config, shard=TPRank(1, 2)))}
+    assert "model.layers.0.self_attn.o_proj.bias" not in second
 
 
 @pytest.mark.parametrize("during_a_step", [True, pytest.param(False, marks=pytest.mark.full)])

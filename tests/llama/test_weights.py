@@ -83,7 +83,7 @@ def change_tensors(directory: Path, **values: torch.Tensor | None) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE type yarn needs factor"),
         ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3"),
         ({"hidden_size": "64"}, "hidden_size='64': must be a positive integer"),
-        ({"head_dim": 15}, "15 dimensions of a head would be rotated, which is not even"),
+        ({"head_dim": 15}, "15 dimensions of a head would be rotated: must be an even"),
         ({"rms_norm_eps": 0}, "rms_norm_eps=0: must be a positive number"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
     ],

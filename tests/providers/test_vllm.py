@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from swe_infer.errors import ConfigError, ProviderFatal
 from swe_infer.providers.vllm import VLLM
-from swe_infer.types import ApiModel, Decoding, LlamaModel
+from swe_infer.types import ApiModel, Decoding, LlamaModel, Prompt, Request
 from tests.support import commands
 from tests.support.instances import write_instances
 
@@ -80,7 +80,7 @@ def until_gone(notes: Path, seconds: float = 60.0) -> None:
 def command(program: Path, *arguments: str) -> list[str]:
     data = write_instances(program.parent / "instances.jsonl", 12)
     return [
-        "swe_infer", "model=llama", "model.path=some/checkpoint", "provider=vllm",
+        "swe_infer", "model=llama", "model.path=some/checkpoint", "model.prompt_format=raw", "provider=vllm",
         f"provider.executable={program}", "tracker=none", "dataset=jsonl", f"dataset.path={data}",
         f"output_dir={program.parent / 'run'}", *arguments,
     ]  # fmt: skip
@@ -113,6 +113,18 @@ def test_the_parts_of_a_layer_are_the_model_s_unless_the_provider_says_otherwise
         command = provider.command(8000)
         assert command[command.index("--tensor-parallel-size") + 1] == wanted
         assert "--load-format" not in command
+
+
+def test_thinking_of_a_checkpoint_reaches_the_chat_template() -> None:
+    request = Request("a__b-1", 0, Prompt(None, "u"), Decoding())
+    cases: tuple[tuple[Literal["off", "adaptive"] | bool | None, bool | None], ...]
+    cases = ((None, None), ("off", False), ("adaptive", True), (False, False))
+    for thinking, expected in cases:
+        provider = VLLM()
+        served = provider.served(LlamaModel(path="some/Qwen3-8B", prompt_format="chat", thinking=thinking))
+        provider.check(served, Decoding())
+        body = provider.body(request, served)
+        assert body.get("chat_template_kwargs", {}).get("enable_thinking") == expected
 
 
 def test_a_model_is_never_an_option_of_the_server() -> None:
@@ -165,6 +177,8 @@ def test_what_cannot_work_is_said_before_anything_is_started(keys: dict[str, Any
     [
         ({"peft_path": "x"}, r"model\.peft_path: provider=vllm loads no adapter"),
         ({"device": "cuda:1"}, r"model\.dev"),
+        ({"template_date": "2026-01-31"}, r"model\.template_date: vLLM's templates read the clock"),
+        ({"prompt_format": "raw", "thinking": "off"}, r"model\.thinking: only a chat template can use it"),
     ],
 )
 def test_what_only_our_own_engine_does_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -72,24 +71,32 @@ class Reader:
         self.raw = raw
         self.source = source
 
-    def positive(self, key: str, default: int | None = None) -> int:
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return self.positive("num_hidden_layers", most=10_000)
+
+    def positive(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 31) -> int:
         value = self.raw.get(key)
         if value is None:
             value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{self.source}: {key}={value!r}: must be a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
+            raise CheckpointError(f"{self.source}: {key}={_short(value)}: must be {kind} up to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.raw.get(key)
         if value is None:
             value = default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise CheckpointError(f"{self.source}: {key}={value!r}: must be a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value <= 1e30:
+            raise CheckpointError(f"{self.source}: {key}={_short(value)}: must be a positive number up to 1e30")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.raw.get(key)
+        if value not in (None, False, True):
+            raise CheckpointError(f"{self.source}: {key}={_short(value)}: must be true or false")
         return default if value is None else bool(value)
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
@@ -109,22 +116,29 @@ class Reader:
             raise CheckpointError(f"{self.source}: partial_rotary_factor={fraction}: must be at most 1")
         return fraction
 
-    def windows(self, *, enabled: bool = True, first: int = 0) -> tuple[int | None, ...]:
+    def windows(self, *, enabled: bool = True, first: int = 0, default: int | None = None) -> tuple[int | None, ...]:
         """The attention window of each layer, from ``sliding_window`` and ``layer_types``.
 
         Args:
             enabled: False: no layer has a window.
             first: without ``layer_types``, the first layer that has one.
+            default: the window where ``sliding_window`` is missing; where it is null, there is none.
         """
-        if not enabled or self.raw.get("sliding_window") is None:
+        if not enabled or self.raw.get("sliding_window", default) is None:
             return ()
-        window, layers = self.positive("sliding_window"), self.positive("num_hidden_layers")
+        window, layers = self.positive("sliding_window", default), self.layers
         types, known = self.raw.get("layer_types"), ("sliding_attention", "full_attention")
         if types is None:
             return tuple(window if index >= first else None for index in range(layers))
         if not isinstance(types, list) or len(types) != layers or not all(kind in known for kind in types):
             raise CheckpointError(f"{self.source}: layer_types must be {' or '.join(known)} for each layer")
         return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def _short(value: object) -> str:
+    """``value``, cut so that an error fits a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def rope_parameters(raw: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -6,4 +6,4 @@ from swe_infer.llama.families.base import Parts, Reader
 
 
 def parts(read: Reader) -> Parts:
-    return {"windows": read.windows()}
+    return {"windows": read.windows(default=4096)}

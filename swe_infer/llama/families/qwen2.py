@@ -9,6 +9,8 @@ def parts(read: Reader) -> Parts:
     return {
         "qkv_bias": True,
         "windows": read.windows(
-            enabled=read.flag("use_sliding_window"), first=read.positive("max_window_layers", 28)
+            enabled=read.flag("use_sliding_window"),
+            first=read.positive("max_window_layers", 28, least=0),
+            default=4096,
         ),
     }

@@ -13,6 +13,8 @@ def parts(read: Reader) -> Parts:
         "qk_norm": "head",
         "head_dim": read.positive("head_dim", 128),
         "windows": read.windows(
-            enabled=read.flag("use_sliding_window"), first=read.positive("max_window_layers", 28)
+            enabled=read.flag("use_sliding_window"),
+            first=read.positive("max_window_layers", 28, least=0),
+            default=4096,
         ),
     }

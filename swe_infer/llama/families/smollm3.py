@@ -7,7 +7,7 @@ from swe_infer.llama.families.base import Parts, Reader
 
 
 def parts(read: Reader) -> Parts:
-    bias, layers = read.flag("attention_bias"), read.positive("num_hidden_layers")
+    bias, layers = read.flag("attention_bias"), read.layers
     stated, interval = read.raw.get("no_rope_layers"), read.positive("no_rope_layer_interval", 4)
     if stated is None:
         stated = [(index + 1) % interval != 0 for index in range(layers)]
