@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
 LEVELS = [
     {"errors", "interrupts", "options"},
     {"types", "resources", "files", "redaction", "text", "locks", "progress", "instance_files"},
-    {"prompt_format", "prompt_images", "conf_files", "patches", "benchmarks"},
+    {"prompt_format", "prompt_images", "conf_files", "patches", "harnesses"},
     {"presets", "providers", "llama", "sample", "run_directory", "repositories"},
     {"context"},
     {"api", "data", "prompts", "tracking"},

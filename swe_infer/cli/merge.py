@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer import config
-from swe_infer.benchmarks import benchmark_of
 from swe_infer.compare.prompts import recorded_selector
 from swe_infer.errors import ConfigError, StoreError, SweInferError
 from swe_infer.evaluate.evaluable import evaluated_figures
 from swe_infer.files import write_atomically
+from swe_infer.harnesses import benchmark_of
 from swe_infer.locks import locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage

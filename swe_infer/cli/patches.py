@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from swe_infer.benchmarks import benchmark_of
 from swe_infer.compare.prompts import recorded_rows, recorded_selector
 from swe_infer.data.base import Rows
 from swe_infer.errors import ConfigError, DataError, SweInferError
 from swe_infer.evaluate.command import for_each_run
 from swe_infer.evaluate.evaluable import evaluated_figures
+from swe_infer.harnesses import benchmark_of
 from swe_infer.locks import locks_of
 from swe_infer.patches import VERSION
 from swe_infer.patches.pipeline import make_patch

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from swe_infer import __version__
-from swe_infer.benchmarks import benchmark_of
 from swe_infer.cli.config_dir import config_dir_of
 from swe_infer.cli.start import check_arguments
 from swe_infer.data import export
@@ -30,6 +29,7 @@ from swe_infer.data.base import TEXT_COLUMN
 from swe_infer.data.choices import load_file_choices
 from swe_infer.data.select import Selection, select
 from swe_infer.errors import ConfigError, RepositoryInterrupted, StoreError, SweInferError
+from swe_infer.harnesses import benchmark_of
 from swe_infer.instance_files import FILES_COLUMN, files_of
 from swe_infer.interrupts import INTERRUPTED, INTERRUPTS
 from swe_infer.prompt_format import prompt_of

@@ -19,7 +19,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from swe_infer import config
-from swe_infer.benchmarks import benchmark_of
 from swe_infer.cli.answer_sharing import RunLocation, claim_directory, has_identity, identity_lock, read_config
 from swe_infer.cli.command_line import command_line
 from swe_infer.cli.recorded_run import WANDB
@@ -29,6 +28,7 @@ from swe_infer.cli.sweep_position import SweepPosition
 from swe_infer.cli.tables import print_estimate, print_summary
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import replacing
+from swe_infer.harnesses import benchmark_of
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded, state_home
 from swe_infer.run_directory import layout

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from swe_infer import config
-from swe_infer.benchmarks import benchmark_of
 from swe_infer.compare.loading import distinct_names
 from swe_infer.compare.prompts import recorded_rows
 from swe_infer.conf_files import options_of, suggestion
@@ -26,6 +25,7 @@ from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.evaluate.command import report_errors
 from swe_infer.evaluate.harness import official_name, other_harness
 from swe_infer.files import replacing
+from swe_infer.harnesses import benchmark_of
 from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import SelectionGap, covered_samples, selection_gap

@@ -12,11 +12,13 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from swe_infer.context.words import is_term, split_words
+
+if TYPE_CHECKING:  # imported late: a run that is finished counts no terms
+    import numpy as np
+    from numpy.typing import NDArray
 
 VERSION = 1
 """Change it with the rules for terms: stored counts of other versions are not used."""
@@ -55,6 +57,8 @@ class TermCounts:
         Raises:
             ValueError: the data is damaged.
         """
+        import numpy as np
+
         unpacker = zlib.decompressobj()
         try:
             content = unpacker.decompress(data, _MOST_TERMS * (_HASH_BYTES + _COUNT_BYTES))
@@ -91,6 +95,8 @@ def hash_of(word: str) -> int:
 
 def count_terms(text: str) -> TermCounts:
     """The terms of a text."""
+    import numpy as np
+
     frequency = Counter(split_words(text))
     hashes = np.fromiter(map(_HASHES.__getitem__, frequency), np.uint64, len(frequency))
     counts = np.fromiter(frequency.values(), np.uint32, len(frequency))
@@ -128,6 +134,8 @@ def rank(files: dict[str, TermCounts], query: TermCounts, *, k1: float, b: float
         k1: how slowly a term's weight saturates with its count.
         b: how much long files are penalized, from 0 to 1.
     """
+    import numpy as np
+
     paths = sorted(files)
     if not paths or not len(query.hashes):
         return Ranking({}, {})

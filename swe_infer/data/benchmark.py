@@ -12,7 +12,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from swe_infer.benchmarks import BenchmarkName
 from swe_infer.data.arrow import ArrowRows
 from swe_infer.data.base import ID_COLUMN, Rows
 from swe_infer.data.choices import FileChoices
@@ -22,6 +21,7 @@ from swe_infer.data.jsonl import JsonlDataset, JsonlRows
 from swe_infer.data.normalise import Normaliser
 from swe_infer.data.parquet import ParquetDataset
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.harnesses import BenchmarkName
 from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.text import first_line

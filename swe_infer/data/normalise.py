@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swe_infer.benchmarks import BenchmarkName
 from swe_infer.errors import DataError
+from swe_infer.harnesses import BenchmarkName
 from swe_infer.instance_files import BRANCH_COLUMN
 from swe_infer.patches.diff import PatchError, reversed_patch
 from swe_infer.text import bounded_json

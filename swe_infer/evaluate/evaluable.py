@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swe_infer.benchmarks import benchmark_of
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.harnesses import benchmark_of
 from swe_infer.locks import Locks, locks_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import Summary, resolved_figures, selection_figures

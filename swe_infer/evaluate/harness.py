@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swe_infer.benchmarks import BENCHMARKS, benchmark_of
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun, EvaluationError, evaluation_folder
 from swe_infer.evaluate.process import run_process
 from swe_infer.files import read_regular
+from swe_infer.harnesses import BENCHMARKS, benchmark_of
 from swe_infer.redaction import without_secrets
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.verdicts import Verdict

@@ -8,9 +8,9 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from swe_infer.benchmarks import PredictionsForm
 from swe_infer.errors import ConfigError, StoreError
 from swe_infer.files import read_regular, special_kind
+from swe_infer.harnesses import PredictionsForm
 
 RECORDS = "records.jsonl"
 PREDICTIONS = "predictions.jsonl"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from swe_infer.benchmarks import PredictionsForm
 from swe_infer.errors import StoreError
 from swe_infer.files import OpenFiles, create_beside, open_regular, replacing, write_whole
+from swe_infer.harnesses import PredictionsForm
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.records import LONGEST_LINE, Key, Record, key_of
 from swe_infer.text import bounded_json

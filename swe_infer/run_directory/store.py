@@ -27,7 +27,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from swe_infer.benchmarks import Benchmark
 from swe_infer.errors import INFRASTRUCTURE_ERRORS, ConfigError, StoreError
 from swe_infer.files import (
     Syncer,
@@ -36,6 +35,7 @@ from swe_infer.files import (
     sync_directory,
     write_whole,
 )  # fmt: skip
+from swe_infer.harnesses import Benchmark
 from swe_infer.locks import Locks
 from swe_infer.patches import VERSION as EXTRACTOR
 from swe_infer.prompt_images import shown_url

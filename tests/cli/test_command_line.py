@@ -165,9 +165,9 @@ def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "nothing is left to do" in again.stderr
     modules = imported(again)
-    assert not {name.partition(".")[0] for name in modules} & {*HEAVY, "pydantic"}
+    assert not {name.partition(".")[0] for name in modules} & {*HEAVY, "pydantic", "numpy"}
     assert not modules & {"swe_infer.patches.pipeline", "swe_infer.evaluate.own_tests", "swe_infer.tracking.worker"}
-    assert len(modules) < 600
+    assert len(modules) < 520
     assert not (tmp_path / "run" / "wandb").exists()
 
 

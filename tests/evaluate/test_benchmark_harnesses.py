@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from swe_infer.benchmarks import BENCHMARKS, benchmark_of
 from swe_infer.cli.merge import main as merge
 from swe_infer.cli.patches import main as patches
 from swe_infer.cli.select import main as select
 from swe_infer.conf_files import node_of
 from swe_infer.evaluate.command import run as evaluate
 from swe_infer.evaluate.harness import official_name, other_harness, read_report
+from swe_infer.harnesses import BENCHMARKS, benchmark_of
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, PatchResult, Usage
