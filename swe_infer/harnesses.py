@@ -88,15 +88,23 @@ def _pro_entry(one: Prediction) -> Mapping[str, Any]:
     return {"instance_id": one["instance_id"], "patch": one["model_patch"], "prefix": f"{label}-{digest}"}
 
 
-_PULL_REQUEST = re.compile(r"(?P<org>.+?)__(?P<repo>.+)-(?P<number>\d{1,18})")
+_PULL_REQUEST = re.compile(
+    r"(?P<org>[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*)__(?P<repo>[A-Za-z0-9_.-]+)-(?P<number>[0-9]{1,18})"
+)
+
+
+def pull_request_of(instance_id: str) -> tuple[str, str, int] | None:
+    """Organization, repository and number of a pull request in Multi-SWE-bench; None for another id."""
+    match = _PULL_REQUEST.fullmatch(instance_id)
+    return None if match is None else (match["org"], match["repo"], int(match["number"]))
 
 
 def _pull_requests(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """Multi-SWE-bench: its reader refuses other keys. An owner on GitHub has no underscore, so the id is unambiguous.
-    An id of another form is left out: the row was invalid, and has no answer."""
+    """Multi-SWE-bench: its reader refuses other keys. An id of another form is left out: the row was invalid, and has
+    no answer."""
     for one in predictions:
-        if (match := _PULL_REQUEST.fullmatch(one["instance_id"])) is not None:
-            entry = {"org": match["org"], "repo": match["repo"], "number": int(match["number"])}
+        if (found := pull_request_of(one["instance_id"])) is not None:
+            entry = dict(zip(("org", "repo", "number"), found, strict=True))
             yield json.dumps({**entry, "fix_patch": one["model_patch"]}) + "\n"
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ast
 import datetime
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from swe_infer.errors import DataError
-from swe_infer.harnesses import BenchmarkName
+from swe_infer.harnesses import BenchmarkName, pull_request_of
 from swe_infer.instance_files import BRANCH_COLUMN
 from swe_infer.patches.diff import PatchError, reversed_patch
 from swe_infer.text import bounded_json
@@ -106,7 +107,7 @@ class Normaliser:
 
     def identity(self, row: Row) -> object:
         """The ``instance_id`` of a row; anything but a string if it has none."""
-        if self.benchmark == _MULTI and all(row.get(name) is not None for name in _PULL_REQUEST):
+        if self.benchmark == _MULTI and not any(_is_null(row.get(name)) for name in _PULL_REQUEST):
             org, repo, number = (row[name] for name in _PULL_REQUEST)
             number = int(number) if isinstance(number, float) and number.is_integer() else number
             return f"{org}__{str(repo).rpartition('/')[2]}-{number}"
@@ -117,8 +118,10 @@ class Normaliser:
         if row.get(MARK) != self.benchmark and self.benchmark == _MULTI and "problem_statement" not in row:
             return _issue_of_pull_request(row)
         text = row.get("problem_statement")
-        if not isinstance(text, str) or row.get(MARK) == self.benchmark:
-            return text if isinstance(text, str) else ""
+        if not isinstance(text, str) or not text.strip():
+            return ""
+        if row.get(MARK) == self.benchmark:
+            return text
         shows = self.benchmark == _PRO if self.interface is None else self.interface
         parts = [text]
         if self.benchmark == _PRO:
@@ -134,11 +137,11 @@ class Normaliser:
             RowFault: a column has a value of another kind.
         """
         if row.get(MARK) == self.benchmark:
-            return {name: value for name, value in row.items() if value is not None}
+            return {name: value for name, value in row.items() if not _is_null(value)}
         found: dict[str, Any] = {}
         for name, value in row.items():
             known = _NAMES.get(name, name)
-            if value is None or (known != name and row.get(known) is not None):
+            if _is_null(value) or (known != name and not _is_null(row.get(known))):
                 continue
             found[known] = _converted(name, known, value)
         if self.benchmark == _MULTI:
@@ -152,8 +155,13 @@ class Normaliser:
         return {**found, MARK: self.benchmark}
 
     def _of_pull_request(self, row: Row, found: Mapping[str, Any]) -> dict[str, Any]:
+        instance_id = self.identity(row)
+        stated = pull_request_of(instance_id) if isinstance(instance_id, str) else None
+        org, repo = (row.get("org"), str(row.get("repo")).rpartition("/")[2])
+        if stated is None or (not _is_null(org) and stated[:2] != (org, repo)):
+            raise RowFault("instance_id", f"is {str(instance_id)[:60]!r}, not ORG__REPO-NUMBER of a pull request")
         kept = {name: value for name, value in found.items() if name not in _OF_PULL_REQUESTS}
-        if row.get("org") is not None and "/" not in str(row.get("repo")):
+        if not _is_null(row.get("org")) and "/" not in str(row.get("repo")):
             kept["repo"] = f"{row['org']}/{row.get('repo')}"
         if "base_commit" not in kept:
             base = _json_of("base", row.get("base"))
@@ -161,9 +169,13 @@ class Normaliser:
             if not isinstance(sha, str):
                 raise RowFault("base", "is not a mapping with the commit as `sha`")
             kept["base_commit"] = sha
-        if row.get("number") is not None:
-            kept.setdefault("version", str(row["number"]))
+        kept.setdefault("version", str(stated[2]))
         return kept
+
+
+def _is_null(value: object) -> bool:
+    """Whether a row has no value: pandas writes NaN for null."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _converted(name: str, known: str, value: Any) -> Any:
@@ -212,10 +224,35 @@ def _literal(column: str, value: Any) -> Any:
         return bounded_json(value)
     except (ValueError, RecursionError):
         pass
+    text = value.strip()
     try:
-        return ast.literal_eval(value.strip())
+        strings = _strings(text)
+        if strings is None and len(text) > _LONGEST_LITERAL:
+            raise RowFault(column, f"is longer than {_LONGEST_LITERAL:,} characters and no list of strings")
+        return ast.literal_eval(text) if strings is None else strings
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise RowFault(column, f"is neither JSON nor a Python literal: {value[:60]!r}") from None
+
+
+_LONGEST_LITERAL = 500_000
+"""Characters. The syntax tree of a literal needs up to 500 bytes for each."""
+_STRING = re.compile(r"""\s*('(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")\s*(?:,|$)""", re.DOTALL)
+
+
+def _strings(text: str) -> list[str] | None:
+    """The strings of a list, tuple or set of string literals, without a syntax tree; None for another text."""
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
+        return None
+    body, at = text[1:-1].rstrip(), 0
+    found: list[str] = []
+    while at < len(body):
+        match = _STRING.match(body, at)
+        if match is None:
+            return None
+        literal = match[1]
+        found.append(ast.literal_eval(literal) if "\\" in literal else literal[1:-1])
+        at = match.end()
+    return found
 
 
 def _json_of(column: str, value: Any) -> Any:
@@ -236,13 +273,16 @@ def _iso_date(column: str, value: Any) -> str:
     moment: object = value
     if isinstance(value, str):
         try:
-            moment = int(value) if value.isdecimal() else datetime.datetime.fromisoformat(value)
+            is_number = re.fullmatch(r"[0-9]{9,19}", value)  # 20240506 is a date
+            moment = int(value) if is_number else datetime.datetime.fromisoformat(value)
         except ValueError:
             return value
     try:
         if isinstance(moment, int | float) and not isinstance(moment, bool):
             divisor = next(divisor for most, divisor in _UNITS if abs(moment) < most)
             moment = datetime.datetime.fromtimestamp(moment / divisor, datetime.UTC)
+        if isinstance(moment, datetime.date) and not isinstance(moment, datetime.datetime):
+            moment = datetime.datetime.combine(moment, datetime.time())
         if isinstance(moment, datetime.datetime):
             aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
             return aware.astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -262,8 +302,11 @@ def _issue_of_pull_request(row: Row) -> str:
     if isinstance(issues, Mapping) and all(isinstance(column, list) for column in issues.values()):
         # a list of structs, by column
         issues = [dict(zip(issues, values, strict=False)) for values in zip(*issues.values(), strict=False)]
-    first = issues[0] if isinstance(issues, Sequence) and issues and isinstance(issues[0], Mapping) else row
-    return "\n".join(filter(None, (_text_or_empty(first, "title"), _text_or_empty(first, "body"))))
+    first = issues[0] if isinstance(issues, Sequence) and issues and isinstance(issues[0], Mapping) else {}
+    texts = [
+        "\n".join(filter(None, (_text_or_empty(one, "title"), _text_or_empty(one, "body")))) for one in (first, row)
+    ]
+    return next(filter(str.strip, texts), "")
 
 
 def _text_or_empty(row: Row, column: str) -> str:

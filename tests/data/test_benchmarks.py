@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Mapping
@@ -151,18 +152,22 @@ def test_a_row_that_cannot_be_normalised_costs_itself_alone(clones: Clones, tmp_
         "text": ({"FAIL_TO_PASS": "__import__('os')"}, "column 'FAIL_TO_PASS' is neither JSON nor a Python literal"),
         "deep": ({"FAIL_TO_PASS": "[" * 100_000}, "column 'FAIL_TO_PASS' is neither JSON nor a Python literal"),
         "patch": ({"patch": ["diff"]}, "column 'patch' is of type list, not a string"),
+        "big": (
+            {"FAIL_TO_PASS": "[" + "()," * 200_000 + "]"},
+            "is longer than 500,000 characters and no list of strings",
+        ),
         "date": ({"created_at": [2024]}, "column 'created_at' is not a time: '[2024]'"),
-        "line-7": ({"instance_id": None}, "instance_id is null; it should be a string that is not blank"),
-        "line-8": ({"instance_id": "good"}, "instance_id 'good' is already used in line 9"),
+        "line-8": ({"instance_id": None}, "instance_id is null; it should be a string that is not blank"),
+        "line-9": ({"instance_id": "good"}, "instance_id 'good' is already used in line 10"),
         "good": ({}, ""),
     }
     rows = [{**row, "instance_id": name, **change} for name, (change, _) in bad.items()]
-    rows[7], rows[8] = rows[8], rows[7]
+    rows[8], rows[9] = rows[9], rows[8]
     opened = dataset_of("swe_gym", write(tmp_path / "rows.jsonl", rows)).open()
     faults = ((name, opened.fault(index)) for index, name in enumerate(opened.ids))
     found = {name: fault.message for name, fault in faults if fault is not None}
     expected = {name: message for name, (_, message) in bad.items() if message}
-    expected["line-9"] = expected.pop("line-8").replace("line 9", "line 8")
+    expected["line-10"] = expected.pop("line-9").replace("line 10", "line 9")
     assert found.keys() == expected.keys()
     assert {name: found[name] for name, message in expected.items() if message not in found[name]} == {}
     assert opened.row(0) == {"instance_id": "list"}
@@ -195,8 +200,38 @@ def test_the_interface_is_shown_if_asked_for(clones: Clones) -> None:
     assert shown.endswith("\n\nNew interfaces introduced:\narea(r)")
     pro = clones.shapes()["swebench_pro"].row
     assert Normaliser("swebench_pro", interface=False).normalised(pro)["problem_statement"].endswith("Use 3.")
+    assert Normaliser("swebench_pro").statement({**pro, "problem_statement": " "}) == "", "there is no issue"
     multi = {**clones.shapes()["multi_swe_bench"].row, "resolved_issues": []}
     assert Normaliser("multi_swe_bench").statement(multi).startswith("Fix area\n")
+    multi["resolved_issues"] = [{"number": 7, "title": None, "body": " "}]
+    assert Normaliser("multi_swe_bench").statement(multi).startswith("Fix area\n"), "the issue has no text"
+
+
+def test_a_long_list_of_strings_needs_no_syntax_tree() -> None:
+    tests = [f't.py::it\'s[{number}]\n\\ "x"' for number in range(30_000)]
+    row = {"instance_id": "a", "problem_statement": "b"}
+    for text in (repr(tests), repr(tuple(tests)), "[\n  " + "".join(f"{test!r} ,\n  " for test in tests) + "]"):
+        assert len(text) > 500_000
+        assert Normaliser("swebench_pro").normalised({**row, "fail_to_pass": text})["FAIL_TO_PASS"] == tests
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"number": 10**18},
+        {"number": 1.5},
+        {"number": -1},
+        {"number": True},
+        {"org": "a/b"},
+        {"org": "a__b"},
+        {"org": 5},
+    ],
+)
+def test_a_row_whose_prediction_its_harness_would_not_read_is_not_run(changed: Row, clones: Clones) -> None:
+    """Otherwise its answer would be paid for, and the predictions file would lack it."""
+    row = clones.shapes()["multi_swe_bench"].row
+    with pytest.raises(RowFault, match=r"column 'instance_id' is .*, not ORG__REPO-NUMBER of a pull request"):
+        Normaliser("multi_swe_bench").normalised({**row, **changed})
 
 
 def test_times_of_every_kind_become_iso_8601() -> None:
@@ -207,7 +242,13 @@ def test_times_of_every_kind_become_iso_8601() -> None:
     found = {Normaliser("swebench").normalised({**row, "created_at": time})["created_at"] for time in times}
     assert found == {"2024-05-06T07:08:09Z"}
     assert Normaliser("swebench").normalised({**row, "created_at": "in May"})["created_at"] == "in May"
-    for time in (float("nan"), True, 10**30):
+    for text in ("2024", "20240506T"):
+        assert Normaliser("swebench").normalised({**row, "created_at": text})["created_at"] == text
+    for day in ("20240506", datetime.date(2024, 5, 6)):
+        assert Normaliser("swebench").normalised({**row, "created_at": day})["created_at"] == "2024-05-06T00:00:00Z"
+    empty = dict.fromkeys(("created_at", "version", "hints_text", "FAIL_TO_PASS"), float("nan"))
+    assert Normaliser("swebench").normalised({**row, **empty}).keys() == {*row, "benchmark"}, "pandas writes null so"
+    for time in (float("inf"), True, 10**30):
         with pytest.raises(RowFault, match="column 'created_at' is not a time"):
             Normaliser("swebench").normalised({**row, "created_at": time})
 
