@@ -33,7 +33,7 @@ from swe_infer.interrupts import INTERRUPTS
 from swe_infer.resources import expanded, state_home
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.asked import Coverage
-from swe_infer.run_directory.provenance import SweepMembership, describe, record_provenance
+from swe_infer.run_directory.provenance import SweepMembership, describe, read_provenance, record_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.runners.base import ProcessResources, RunContext
 from swe_infer.text import clean
@@ -144,6 +144,12 @@ class PreparedRun:
         if member is None and (label := self.experiment.sweep.name) is not None:
             member = SweepMembership(label, "")
         entry = describe(command_line(folder), selection.rows.content_sha256(), selection.rows.revision)
+        known = {one.get("dataset_sha256") for one in read_provenance(self.directory).commands} - {None}
+        if resumed and known and entry["dataset_sha256"] not in (*known, None):
+            log.warning(
+                "the dataset has changed since this run began: its answers are kept; for new ones choose another "
+                "output_dir"
+            )
         provenance = record_provenance(self.directory, entry, member)
         sweep, further = provenance.sweep, [f"sweep={other.group}" for other in provenance.sweeps[1:]]
         plain = {**self._plain, "provenance": entry}

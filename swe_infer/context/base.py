@@ -36,7 +36,7 @@ class Shown:
         windows: the lines that the prompt shows of a file, see :data:`swe_infer.context.windows.Windows`. Other files
             are shown whole.
         tokens: the tokens of the chosen files, shown or not, best first. Files of more than 100,000 tokens may be
-            missing. Empty if the context does not count all of them.
+            missing. None: the context does not count all of them.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Shown:
     left_out: Mapping[str, str] = field(default_factory=dict)
     keeps_order: bool = False
     windows: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
-    tokens: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -108,5 +108,6 @@ class RepositoryContext(RepositoryOptions, Context):
                     if ranges:
                         shown_lines[path] = ranges
         files = dict(reversed(shown[0].items())) if order == "reversed" else shown[0]
-        counted = {path: counts[path] for path in wanted if path in counts} if counts_all else {}
+        counts_all = counts_all and self.max_tokens is not None
+        counted = {path: counts[path] for path in wanted if path in counts} if counts_all else None
         return Shown(files, shown[1], creates_file, missing, order != "path", shown_lines, counted)

@@ -131,6 +131,8 @@ class IssueDataset(DatasetOptions):
         moved = _REPOSITORY_URL.search(_string(issue, "repository_url"))
         repo = repo if moved is None else moved[1]  # it was renamed, or the issue was transferred
         created = _string(issue, "created_at")
+        if not created:  # without it, the commit would be today's
+            raise DataError(f"{self.url}: {api.host} answers with an issue without a date")
         texts = [_string(issue, "title"), _string(issue, "body")]
         if self.comments_until is not None and issue.get("comments") != 0:
             until = _moment(self.comments_until)

@@ -97,11 +97,12 @@ def figures_of(row: Mapping[str, Any], files: Mapping[str, str], shown: Shown | 
     if shown is None:
         return RowFigures(gold_files=len(gold), gold_files_shown=len(gold.intersection(files)))
     left_out = Counter(_without_numbers(why) for why in shown.left_out.values())
+    within = {} if shown.tokens is None else {str(most): _shown_within(shown.tokens, gold, most) for most in BUDGETS}
     return RowFigures(
         gold_files=len(gold),
         gold_files_shown=len(gold.intersection((*files, *shown.paths))),
         left_out=dict(left_out),
-        gold_files_within={str(most): _shown_within(shown.tokens, gold, most) for most in BUDGETS if shown.tokens},
+        gold_files_within=within,
     )
 
 

@@ -21,6 +21,7 @@ from swe_infer.context.oracle_and_bm25 import OracleAndBm25Context
 from swe_infer.context.term_cache import TermCache
 from swe_infer.context.terms import TermCounts, count_terms
 from swe_infer.errors import ConfigError, DataError
+from swe_infer.prompts.frozen import BUDGETS, figures_of
 from swe_infer.repositories import Repositories
 from tests.support import commands
 from tests.support.commits import MemoryCommit
@@ -123,6 +124,7 @@ def test_files_are_searched_by_type_and_ranked_in_the_configured_order() -> None
 def test_files_fill_the_tokens_by_rank_and_their_counts_are_known() -> None:
     context = Bm25Context(readmes=False, order="rank", file_types=(".py",))
     whole = context.choose(ROW, MemoryCommit(FILES), len)
+    assert whole.tokens is not None
     first, second = list(whole.tokens)[:2]
     limited = Bm25Context(readmes=False, max_tokens=whole.tokens[first], order="rank", file_types=(".py",))
     shown = limited.choose(ROW, MemoryCommit(FILES), len)
@@ -130,6 +132,12 @@ def test_files_fill_the_tokens_by_rank_and_their_counts_are_known() -> None:
     assert shown.keeps_order
     assert shown.tokens == whole.tokens, "also of the files that do not fit, for the recall at other limits"
     assert "do not fit in context.max_tokens" in shown.left_out[second]
+    gold = {**ROW, "patch": f"--- a/{first}\n+++ b/{first}\n@@ -1 +1 @@\n-a\n+b\n"}
+    for row, within in ((gold, 1), ({**gold, "problem_statement": "?!"}, 0)):  # an issue that no file matches
+        found = figures_of(row, {}, context.choose(row, MemoryCommit(FILES), len)).gold_files_within
+        assert found == {str(most): within for most in BUDGETS}
+    uncounted = Bm25Context(max_tokens=None).choose(gold, MemoryCommit(FILES), len)
+    assert figures_of(gold, {}, uncounted).gold_files_within == {}
 
 
 def test_gold_files_come_first_or_every_file_is_shown() -> None:

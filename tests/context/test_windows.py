@@ -45,6 +45,7 @@ def test_retrieved_files_show_the_lines_that_match_the_issue() -> None:
     shown = Bm25Context(file_types=("py",)).choose_lines(ROW, commit, len, 2)
     assert shown.files["pkg/long.py"] == LONG, "patches are located in the whole file"
     assert shown.windows == {"pkg/long.py": [(18, 22), (68, 72)]}
+    assert shown.tokens is not None
     assert shown.tokens["pkg/long.py"] < 240, "the limit of tokens is one of the lines that are shown"
     limited = Bm25Context(file_types=("py",), max_tokens=300, order="rank")
     assert set(limited.choose_lines(ROW, commit, len, 2).files) == {"pkg/long.py", "pkg/short.py"}

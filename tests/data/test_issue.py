@@ -135,6 +135,7 @@ RESET = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time())
         ({PATH: b"<html>"}, None, r"something else than JSON; is dataset\.api_url right"),
         ({PATH: b"[" * 100_000}, None, r"something else than JSON"),
         ({PATH: []}, None, r"something else than an issue"),
+        ({PATH: {**ISSUE, "created_at": None}}, None, r"answers with an issue without a date"),
         ({"/repos/octo/calc/commits": []}, None, r"has no commit before 2024-03-02T10:00:00Z; set dataset\.commit"),
         ({"/repos/octo/calc/commits": [{"sha": "--upload-pack=x"}]}, None, r"something else than a commit"),
         ({"/repos/octo/calc/commits": (409, {}, {})}, None, r"the repository has no commits"),
@@ -213,7 +214,13 @@ def test_run_prints_and_writes_the_patch_and_sends_the_token_to_the_api_alone(tm
         assert done.returncode == 0, done.stderr
         (exchange,) = model.log.asked()
         assert server.authorizations == [f"Bearer {TOKEN}"] * 2
-    assert done.stdout == f"{patch}run\n"
+        server.answers[PATH] = {**ISSUE, "body": "It should divide."}
+        again = commands.run("swe_infer", *arguments, cwd=tmp_path, env=environment)
+        assert again.returncode == 0, again.stderr
+        assert len(model.log.asked()) == 1
+    assert "the dataset has changed since this run began: its answers are kept" in again.stderr
+    assert "has changed" not in done.stderr
+    assert done.stdout == again.stdout == f"{patch}run\n"
     assert (tmp_path / "run" / "octo__calc-7.patch").read_text() == patch
     (record,) = map(json.loads, (tmp_path / "run" / "records.jsonl").read_text().splitlines())
     assert record["patch_status"] == "applies"
