@@ -19,7 +19,7 @@ from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, sweep_entries
 from swe_infer.runs.filters import Filter, check_keys, sorted_by
-from swe_infer.runs.listing import ListedRun, memberships, read_run, read_runs, search
+from swe_infer.runs.listing import ListedRun, explained_keys, memberships, read_run, read_runs, search
 from swe_infer.text import clean, dollars, shown
 
 _COMMANDS = ("list", "show", "rm", "sync", "move")
@@ -169,7 +169,8 @@ def _print_table(runs: Sequence[ListedRun], differing: Sequence[str]) -> None:
     if not runs:
         print("no runs", file=sys.stderr)
         return
-    keys = [key for key in differing if key not in _SHOWN_ELSEWHERE]
+    explained = explained_keys(runs, differing)
+    keys = [key for key in differing if key not in _SHOWN_ELSEWHERE and key not in explained]
     head = ["name", "state", "done", "rate", "cost", "age", "model", "dataset", "prompt", "sweep", "differs"]
     rows = [_row(run, keys) for run in runs]
     used = [index for index in range(len(head)) if any(row[index] not in ("", "-") for row in rows)]
@@ -344,9 +345,9 @@ def _sync(options: argparse.Namespace) -> int:
             except ServerNotReachable as error:
                 print(f"error: {clean(str(error))}; repeat the command to sync the rest", file=sys.stderr)
                 return 1
-        print(f"{len(uploads) - failed:,} runs synced, {failed:,} failed, {unchanged:,} unchanged", file=sys.stderr)
+        print(f"runs: {len(uploads) - failed:,} synced, {failed:,} failed, {unchanged:,} unchanged", file=sys.stderr)
     elif not uploads:
-        print(f"nothing to sync: {unchanged:,} runs are unchanged, or not tracked with W&B", file=sys.stderr)
+        print(f"nothing to sync; runs that are unchanged or not tracked with W&B: {unchanged:,}", file=sys.stderr)
     if not (failed or filters or options.dry_run):
         _sync_sweeps(folders)
     return status or int(failed > 0)

@@ -168,9 +168,19 @@ def _costs(directory: Path) -> str | None:
         return f"its answers cost {dollars(largest)}"
     if totals.possibly_billed_usd:
         return f"its requests may have cost up to {dollars(totals.possibly_billed_usd)}"
+    if damage.unreadable and _is_paid(directory):
+        return f"its records have {damage.unreadable:,} unreadable lines, which may have cost money"
     if open_batches(directory):
         return "it has batches at a provider that are not collected yet"
     return "it has answers that are not in its records yet" if any(fallback_lines(directory).values()) else None
+
+
+def _is_paid(directory: Path) -> bool:
+    """Whether the model of a run is behind an API, or unknown."""
+    try:
+        return RunDirectory(directory).config().get("provider", True) not in ({}, None)
+    except SweInferError:
+        return True
 
 
 def _remove(directory: Path) -> None:
@@ -215,7 +225,12 @@ def move_run(directory: Path, target: Path, sweeps: Iterable[Path] = ()) -> Path
             if error.errno != errno.EXDEV:
                 raise
             _copy(directory, target)
-            _remove(directory)
+            try:
+                _remove(directory)
+            except OSError:
+                if layout.is_run(directory):  # otherwise only a part of the hidden directory is left
+                    shutil.rmtree(target, ignore_errors=True)
+                raise
     for sweep, (name, line) in entries:
         _append(sweep / name, {**line, "run": to_stored(sweep, target)})
     return target

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import ge, gt, le, lt
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from swe_infer.conf_files import suggestion
 from swe_infer.errors import ConfigError
 from swe_infer.run_directory.figures import is_figure
-from swe_infer.runs.listing import ListedRun
+from swe_infer.runs.listing import ListedRun, State
 from swe_infer.text import shown
 
-_FORM = re.compile(r"([A-Za-z_][\w.]*)(!=|>=|<=|=|>|<)(.*)", re.DOTALL | re.ASCII)
+_FORM = re.compile(r"([A-Za-z_][\w.]*)\s*(!=|>=|<=|==?|>|<)\s*(.*)", re.DOTALL | re.ASCII)
 _ORDERS: dict[str, Callable[[float, float], bool]] = {">": gt, ">=": ge, "<": lt, "<=": le}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_STATES = get_args(State)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -40,20 +41,25 @@ class Filter:
         """Parses ``KEY=VALUE`` and the like; None if ``text`` has another form.
 
         Raises:
-            ConfigError: an order needs a number.
+            ConfigError: an order needs a number, or a state does not exist.
         """
         match = _FORM.fullmatch(text)
         if match is None:
             return None
-        parsed = cls(*match.groups())
-        if parsed.operator in _ORDERS and _number(parsed.value) is None:
+        key, operator, value = match.groups()
+        parsed = cls(key, operator.replace("==", "="), value.strip())
+        if parsed.key == "state":
+            for pattern in parsed.value.split(","):
+                if not any(fnmatchcase(state, pattern) for state in _STATES):
+                    raise ConfigError(f"{text}: {pattern} is not a state{suggestion(pattern, _STATES)}")
+        if parsed.operator in _ORDERS and _bound(parsed.value) is None:
             raise ConfigError(f"{text}: {parsed.operator} needs a number or, for age, a duration such as 2d")
         return parsed
 
     def __call__(self, run: ListedRun) -> bool:
         value = run.value(self.key)
         if self.operator in _ORDERS:
-            number, bound = _number(value), _number(self.value)
+            number, bound = _number(value), _bound(self.value)
             return number is not None and bound is not None and _ORDERS[self.operator](number, bound)
         values = run.sweeps if self.key == "sweep" and run.sweeps else (value,)
         equal = any(_matches(one, pattern) for one in values for pattern in self.value.split(","))
@@ -72,7 +78,10 @@ def check_keys(keys: Iterable[str], runs: Sequence[ListedRun]) -> None:
         if is_figure(key) or any(key in run.columns or key in run.config for run in runs):
             continue
         known = {*runs[0].columns, *(name for run in runs for name in run.config)}
-        raise ConfigError(f"{key}: no run has this key{suggestion(key, known)}")
+        hint = suggestion(key, known)
+        if "did you mean" not in hint:
+            hint = f"; columns: {', '.join(runs[0].columns)}; other keys: as in config.yaml and summary.json"
+        raise ConfigError(f"{key}: no run has this key{hint}")
 
 
 def sorted_by(runs: Sequence[ListedRun], key: str) -> list[ListedRun]:
@@ -99,10 +108,20 @@ def _number(value: Any) -> float | None:
     return None if number is None or math.isnan(number) else number
 
 
+def _bound(text: str) -> float | None:
+    """The number in a filter, which may be written as ``$0.5`` or ``80%``."""
+    if text.endswith("%"):
+        number = _number(text[:-1])
+        return None if number is None else number / 100
+    return _number(text.removeprefix("$"))
+
+
 def _matches(value: Any, pattern: str) -> bool:
     if value is None:
         return pattern in ("null", "")
+    if isinstance(value, bool):
+        return shown(value).lower() == pattern.lower()
     number = _number(value) if not isinstance(value, str) else None
-    if number is not None and number == _number(pattern):
+    if number is not None and number == _bound(pattern):
         return True
     return fnmatchcase(shown(value), pattern)

@@ -15,7 +15,7 @@ from swe_infer.errors import SweInferError
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import Summary, covered_samples, figure
 from swe_infer.run_directory.lock import is_locked
-from swe_infer.run_directory.provenance import read_provenance
+from swe_infer.run_directory.provenance import Provenance, read_provenance
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, sweep_runs
 from swe_infer.text import clean, flatten, shown
@@ -35,6 +35,7 @@ class ListedRun:
         name: its path relative to the listed folder.
         config: the flattened configuration; empty without one.
         sweeps: the names of the sweeps that contain the run.
+        arguments: what its commands set, such as ``decoding.temperature=0.2``, with other words of the commands.
         modified: when its figures last changed, in seconds since the epoch.
         error: why it cannot be read, in one line; None if it can.
     """
@@ -45,6 +46,7 @@ class ListedRun:
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
     sweeps: tuple[str, ...] = ()
+    arguments: frozenset[str] = frozenset()
     modified: float = 0.0
     error: str | None = None
 
@@ -194,7 +196,10 @@ def read_run(directory: Path, name: str, listed_in: Sequence[str] = ()) -> Liste
         summary = run.summary() if running else run.latest_summary()
     except (SweInferError, OSError) as error:
         errors.append(str(error))
-    groups = [sweep.group for sweep in read_provenance(directory).sweeps]
+    if summary.get("completed") and not os.path.lexists(directory / layout.RECORDS):
+        errors.append(f"{layout.RECORDS}: is missing")
+    provenance = read_provenance(directory)
+    groups = [sweep.group for sweep in provenance.sweeps]
     sweeps = tuple(clean(group) for group in dict.fromkeys([*groups, *listed_in]) if group)
     line = errors[0].removeprefix(f"{directory}/").removeprefix(f"{directory}: ") if errors else ""
     return ListedRun(
@@ -204,9 +209,39 @@ def read_run(directory: Path, name: str, listed_in: Sequence[str] = ()) -> Liste
         config,
         summary,
         sweeps,
+        _arguments(provenance),
         modified,
         shown(line)[:_LONGEST_ERROR] if errors else None,
     )
+
+
+def _arguments(provenance: Provenance) -> frozenset[str]:
+    words = " ".join(str(command.get("command")) for command in provenance.commands).replace("'", " ").split()
+    return frozenset([*words, *(tag for sweep in provenance.sweeps for tag in sweep.tags)])
+
+
+def explained_keys(runs: Sequence[ListedRun], keys: Iterable[str]) -> set[str]:
+    """The keys that no command set and whose values follow from the model, or from the model and its provider: those
+    of the options that the models choose."""
+    given = {word.partition("=")[0].lstrip("+") for run in runs for word in run.arguments}
+    if "experiment" in given or "from" in given:
+        given |= {"decoding", "context", "prompt", "dataset", "selection", "feedback", "evaluation"}
+
+    def follows(key: str) -> bool:
+        group = key.partition(".")[0]
+        if key in given or (group in given and group not in ("model", "provider")):
+            return False
+        of_provider = () if key == "provider.name" else ("provider.name",)
+        found: dict[tuple[str, ...], str] = {}
+        for run in runs:
+            if run.config:
+                origin = tuple(repr(run.value(name)) for name in ("model", *of_provider))
+                value = repr(run.config.get(key))
+                if found.setdefault(origin, value) != value:
+                    return False
+        return len(found) > 1
+
+    return {key for key in keys if follows(key)}
 
 
 def _special_markers(directory: Path) -> Iterator[str]:

@@ -154,7 +154,14 @@ def test_runs_are_filtered_by_any_key_and_sorted(folder: Path, capsys: pytest.Ca
     assert len(listed(capsys, str(folder), "model.temperature_limit=null", "age<1h", "name=run*")) == 0
     assert main(["list", str(folder), "decoding.temprature=1"]) == 2
     assert "did you mean decoding.temperature?" in capsys.readouterr().err
-    for bad, said in (("cost>cheap", "needs a number"), ("outptus", "not found"), ("rm", "comes first")):
+    assert (
+        len(listed(capsys, str(folder), "applies >= 50%", "cost<$0.9", "state==failed", "decoding.temperature=1e-1"))
+        == 10
+    )
+    for bad, said in (
+        ("cost>cheap", "needs a number"), ("state!=complet", "did you mean complete?"), ("prce=1", "columns: name, "),
+        ("outptus", "not found"), ("rm", "comes first"),
+    ):  # fmt: skip
         assert main(["list", str(folder), bad]) == 2
         assert said in capsys.readouterr().err
 
@@ -224,6 +231,11 @@ def test_rm_refuses_what_cost_money_is_running_or_is_no_run(
     paid, free = made(tmp_path / "paid"), made(tmp_path / "free", usd="0")
     (paid / "summary.json").write_text('{"cost_usd": 0.0}')  # the records count
     assert "cost $1.0000; --force" in refused(str(paid))
+    unreadable = made(tmp_path / "unreadable", usd="0", provider={"name": "openai"})
+    (unreadable / "records.jsonl").write_bytes(b"\xff{\n")
+    assert "1 unreadable lines, which may have cost money" in refused(str(unreadable))
+    (unreadable / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "provider": {}}))
+    assert main(["rm", str(unreadable)]) == 0, "the answers of a local model cost nothing"
     with opened(tmp_path / "busy", usd="0"):
         assert "in use by process" in refused(str(tmp_path / "busy"), "--force")
     single = made(tmp_path / "single", usd="0", locks="single_writer")
@@ -253,6 +265,49 @@ def other_file_system(near: Path) -> Path | None:
     shared = Path("/dev/shm")
     usable = shared.is_dir() and os.access(shared, os.W_OK) and shared.stat().st_dev != near.stat().st_dev
     return shared / f"swe-infer-test-{os.getpid()}" if usable else None
+
+
+def test_a_run_that_cannot_be_removed_is_not_moved_to_another_file_system(tmp_path: Path) -> None:
+    target = other_file_system(tmp_path)
+    if target is None:
+        pytest.skip("no other file system")
+    run = made(tmp_path / "closed" / "run")
+    run.parent.chmod(0o500)
+    command = [sys.executable, "-m", "swe_infer.runs", "move", str(run), str(target)]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-all", *command]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "Permission denied" in done.stderr
+        assert not target.exists()
+        assert [path.name for path in run.parent.iterdir()] == ["run"]
+    finally:
+        run.parent.chmod(0o700)
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def test_what_differs_leaves_out_what_the_model_chooses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (model, temperature) in enumerate(
+        [("gpt-4o", 0.0), ("gpt-4o", 0.5), ("claude-1", 0.0), ("claude-1", 0.0)]
+    ):
+        run = made(
+            tmp_path / f"run{number}",
+            model={"name": model, "context_window": len(model), "effort": len(model)},
+            provider={"name": f"vendor of {model}", "timeout_s": len(model)},
+            decoding={"temperature": temperature},
+            dataset={"limit": len(model)},
+        )
+        record_provenance(
+            run, {"command": f"swe-infer model.effort=1 dataset.limit={len(model)} model.name={model}"}, None
+        )
+    assert main(["list", str(tmp_path), "--sort=name"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert "limit=6 temperature=0.5" in lines[1]
+    assert "effort=6" in lines[0], "a command sets it"
+    assert not any(key in line for key in ("context_window", "timeout_s", "vendor") for line in lines)
+    (tmp_path / "run0" / "records.jsonl").unlink()
+    assert listed(capsys, str(tmp_path), "state=damaged")[0]["error"] == "records.jsonl: is missing"
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

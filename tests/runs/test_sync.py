@@ -117,7 +117,7 @@ def test_moved_offline_runs_arrive_whole_and_a_second_sync_sends_nothing(
     received = len(server.bodies)
     status, output, errors = sync(folder)
     assert (status, output) == (0, [])
-    assert "3 runs are unchanged" in errors[0]
+    assert "unchanged or not tracked with W&B: 3" in errors[0]
     assert len(server.bodies) == received
 
     first, copied = folder / "run0", tmp_path / "copied"
