@@ -280,7 +280,7 @@ def _family(raw: Mapping[str, Any], source: str) -> str:
     named = ", ".join(architectures) or raw.get("model_type") or "none named"
     raise CheckpointError(
         f"{source}: unknown architecture ({named}); this engine runs {', '.join(FAMILIES)}. "
-        "vLLM serves others: provider=vllm runner=api"
+        "vLLM serves others: add provider=vllm runner=api"
     )
 
 
