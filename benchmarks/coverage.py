@@ -19,11 +19,19 @@ from swe_infer.compare.statistics import (
     bootstrap_ratio,
     clustered_mean,
     clustered_wilson,
+    independent_outcomes,
     mcnemar_exact,
     paired_score,
     pass_at_k,
 )
 
+_CASES = (  # rate, correlation within an instance, share of instances that are equally difficult for both runs
+    (0.1, 0.3, 0.5),
+    (0.3, 0.3, 0.5),
+    (0.3, 0.6, 0.9),
+    (0.4, 0.0, 0.5),
+    (0.5, 0.2, 0.9),
+)
 _SHARES = (73, 16, 14, 11, 10, 9, 7, 3, 3, 2, 1, 1)  # instances of twelve repositories, like those of SWE-bench
 
 
@@ -42,7 +50,13 @@ def rates(generator: np.random.Generator, repetitions: int) -> None:
     print("instances  samples  mean  within  alike |  rate  pass@k  paired |  false positives  exact McNemar")
     for n in (30, 50, 100, 300, 500):
         for k in (1, 2, 4, 8):
-            for mean, within, alike in ((0.1, 0.3, 0.5), (0.3, 0.3, 0.5), (0.3, 0.6, 0.9), (0.5, 0.2, 0.9)):
+            for mean, within, alike in (
+                (0.1, 0.3, 0.5),
+                (0.3, 0.3, 0.5),
+                (0.3, 0.6, 0.9),
+                (0.4, 0.0, 0.5),
+                (0.5, 0.2, 0.9),
+            ):
                 first = beta_rates(generator, mean, within, (repetitions, n))
                 same = generator.random(first.shape) < alike
                 second = np.where(same, first, beta_rates(generator, mean, within, first.shape))
@@ -55,7 +69,8 @@ def rates(generator: np.random.Generator, repetitions: int) -> None:
                 for a, b in zip(*counts, strict=True):
                     interval = clustered_wilson((a / k).tolist(), [1] * n, samples=n * k)
                     hits[0] += interval is not None and interval.low <= mean <= interval.high
-                    interval = clustered_wilson(pass_k[a].tolist(), [1] * n, samples=n * (k // most))
+                    outcomes = independent_outcomes(float(pass_k[a].mean()), most, k)
+                    interval = clustered_wilson(pass_k[a].tolist(), [1] * n, samples=n * outcomes)
                     hits[1] += interval is not None and interval.low <= true_pass <= interval.high
                     test = paired_score(((b - a) / k).tolist())
                     hits[2] += test.interval.low <= 0 <= test.interval.high

@@ -21,6 +21,7 @@ from swe_infer.compare.statistics import (
     bootstrap_ratio,
     cluster_degrees,
     clustered_wilson,
+    independent_outcomes,
     pass_at_k,
     student_t,
     wilson,
@@ -33,6 +34,7 @@ Metric = Literal["resolved", "applies"]
 Cluster = Literal["instance", "repository"]
 
 RESAMPLES = 10_000
+_FEWEST_FOR_INTERVALS = 50  # instances; see the simulations in docs/statistics.md
 _FEWEST_SUCCESSES = 10  # for an interval of the cost per success
 _MOST_DRAWS = 50_000_000  # instances drawn in all resamples together: a few seconds
 
@@ -348,9 +350,13 @@ def _rate(run: LoadedRun, metric: Metric, asked: int, by_repository: bool) -> Ra
     return _clustered_rate(values, asked, run.samples, by_repository)
 
 
-def _clustered_rate(values: Mapping[str, float], asked: int, samples: int, by_repository: bool) -> Rate:
+def _clustered_rate(values: Mapping[str, float], asked: int, samples: float, by_repository: bool) -> Rate:
     """The mean of ``values`` over ``asked`` instances, with an interval clustered by instance or by repository.
-    Instances without a value count as 0."""
+    Instances without a value count as 0.
+
+    Args:
+        samples: independent outcomes of each instance.
+    """
     total = sum(values.values())
     missing = asked - len(values)
     if by_repository and values:
@@ -362,7 +368,7 @@ def _clustered_rate(values: Mapping[str, float], asked: int, samples: int, by_re
             if missing:
                 sums, sizes = [*sums, 0.0], [*sizes, missing]
             quantile = float(student_t(cluster_degrees(sizes)).ppf(0.975))
-            interval = clustered_wilson(sums, sizes, samples=asked * samples, quantile=quantile, few_clusters=True)
+            interval = clustered_wilson(sums, sizes, samples=asked * samples, few_clusters_quantile=quantile)
             return Rate(total, asked, interval)
     each = list(values.values())
     return Rate(total, asked, clustered_wilson(each, [1] * len(each), samples=asked * samples, failed=missing))
@@ -429,7 +435,8 @@ def _pass_at(run: LoadedRun, asked: int, by_repository: bool) -> dict[int, Rate]
     for k in sorted({k for k in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100) if k <= most} | {most}):
         each = {count: pass_at_k({"": (most, count)}, k) for count in set(counts.values())}
         values = {name: found[0] for name, count in counts.items() if (found := each[count]) is not None}
-        rates[k] = _clustered_rate(values, asked, most // k, by_repository)
+        outcomes = independent_outcomes(sum(values.values()) / asked, k, most)
+        rates[k] = _clustered_rate(values, asked, outcomes, by_repository)
     return rates
 
 
@@ -485,6 +492,15 @@ def _notes(figures: Sequence[Figures], metric: Metric) -> list[str]:
         concerned = [f"{one.letter} {count:,}" for one, count in zip(figures, counts, strict=True) if count]
         if concerned:
             notes.append(f"{what}: {', '.join(concerned)}.")
+    few = [
+        f"{one.letter} {one.rate(metric).instances}"
+        for one in figures
+        if one.rate(metric).instances < _FEWEST_FOR_INTERVALS
+    ]
+    if few:
+        notes.append(
+            f"Fewer than {_FEWEST_FOR_INTERVALS} instances ({', '.join(few)}): intervals and p-values are rough."
+        )
     notes += [f"{one.letter} is {one.run.remark}." for one in figures if one.run.remark]
     versions = [
         sorted({result.extractor for result in one.run.results.values() if result.status == "completed"})

@@ -211,7 +211,13 @@ def write_csv(comparison: Comparison, file: IO[str]) -> None:
     """Writes one row per figure of :func:`as_json`, with the letters of its runs (RFC 4180)."""
     writer = csv.writer(file)
     writer.writerow(("section", "runs", "figure", "value"))
-    for section, found in as_json(comparison).items():
+    data = as_json(comparison)
+    data["levels"] = [
+        {"letter": letter, f"{level['group']}.{level['level']}": rate}
+        for level in data["levels"]
+        for letter, rate in level["runs"].items()
+    ]
+    for section, found in data.items():
         for entry in found if isinstance(found, list) else [found]:
             if not isinstance(entry, dict):  # "seed", "metric", "notes": no runs
                 writer.writerow([section, "", "", _inert(entry)])
@@ -226,7 +232,7 @@ def _leaves(entry: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """The figures of an entry; the items of a list, such as the ends of an interval, by their numbers."""
     for name, value in flatten(entry):
         if isinstance(value, list):
-            yield from ((f"{name}.{number}", item) for number, item in enumerate(value))
+            yield from _leaves({f"{name}.{number}": item for number, item in enumerate(value)})
         elif value is not None and value != {}:
             yield name, value
 

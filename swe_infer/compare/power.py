@@ -46,6 +46,9 @@ def power_of(
         return None
     mean = math.fsum(b - a for a, b in pairs) / count
     variance = math.fsum((b - a - mean) ** 2 for a, b in pairs) / (count - 1)
+    detectable = _Z * math.sqrt(variance / count)
+    if samples == (1, 1) or not variance:  # a difference d needs a share d of discordant pairs: variance d (1 - d)
+        detectable = max(detectable, _Z * _Z / (count + _Z * _Z))
     needed = {}
     if min(samples) > 1:
         within = [
@@ -55,8 +58,8 @@ def power_of(
         between = max(0.0, variance - within[0] / samples[0] - within[1] / samples[1])
         needed = {k: _instances(between + sum(within) / k, difference) for k in _SAMPLES}
     elif samples == (1, 1):
-        needed = {1: _instances(variance, difference)}
-    return Power(first, second, _Z * math.sqrt(variance / count), difference, needed)
+        needed = {1: _instances(max(variance, difference * (1 - difference)), difference)}
+    return Power(first, second, detectable, difference, needed)
 
 
 def _instances(variance: float, difference: float) -> int:

@@ -77,35 +77,73 @@ def clustered_wilson(
     successes: Sequence[float],
     trials: Sequence[float],
     *,
-    samples: int,
-    quantile: float = Z95,
-    few_clusters: bool = False,
+    samples: float,
+    few_clusters_quantile: float | None = None,
     failed: int = 0,
 ) -> Interval | None:
     """Wilson's interval of a rate with the effective number of trials (Korn and Graubard 1998; Franco et al. 2019).
 
-    The effective number is ``r (1 - r)`` over the variance of the rate between clusters. With one trial in each
-    cluster the interval is Wilson's own.
+    The effective number is ``r (1 - r)`` over the variance of the rate between clusters, which is estimated: the
+    quantile is Student's. If all trials of each cluster have the same outcome, the interval is Wilson's own.
 
     Args:
         successes, trials: of each cluster; the rate is the quotient of their sums.
         failed: further clusters of one trial without success; their number may be that of a stranger's summary.
         samples: independent outcomes in total, which limit the effective number.
-        quantile: 97.5th percentile of the reference distribution.
-        few_clusters: estimate the variance without bias for few clusters of different sizes (CR2, Bell and McCaffrey
-            2002); ``quantile`` is that of Student's t with ``cluster_degrees`` then.
+        few_clusters_quantile: estimate the variance without bias for few clusters of different sizes (CR2, Bell and
+            McCaffrey 2002), with this 97.5th percentile of Student's t with ``cluster_degrees``.
     """
     clusters, total, good = len(successes) + failed, math.fsum(trials) + failed, math.fsum(successes)
     if not total:
         return None
     rate = good / total
+    equal_sizes = len({*trials, *([1] if failed else [])}) == 1
+    binary = equal_sizes and all(s in (0, t) for s, t in zip(successes, trials, strict=True))
+    if few_clusters_quantile is None and (binary or clusters < 2):
+        return wilson(rate * clusters, clusters)
+    quantile = few_clusters_quantile or student_quantile(clusters - 1)
     if not 0 < rate < 1:
         return wilson(rate * clusters, clusters, quantile)
     residuals = ((s - rate * t, t / total) for s, t in zip(successes, trials, strict=True))
-    squares = math.fsum(r * r / (1 - share) if few_clusters else r * r for r, share in residuals)
-    variance = (squares + failed * rate**2) / total**2
-    effective = min(rate * (1 - rate) / variance, samples) if variance > 0 else samples
+    if few_clusters_quantile is None:
+        squares = (math.fsum(r * r for r, _ in residuals) + failed * rate**2) * clusters / (clusters - 1)
+    else:
+        squares = math.fsum(r * r / (1 - share) for r, share in residuals) + failed * rate**2
+    effective = min(rate * (1 - rate) * total**2 / squares, samples) if squares > 0 else samples
     return wilson(rate * effective, effective, quantile)
+
+
+def independent_outcomes(rate: float, k: int, samples: int) -> float:
+    """The independent outcomes of one instance's pass@k: ``r (1 - r)`` over its variance if all instances are equally
+    difficult. It is ``samples`` for k = 1, and 1 for k = ``samples``.
+
+    Args:
+        rate: pass@k of all instances.
+        samples: of each instance.
+    """
+    if not 0 < rate < 1:
+        return 1.0
+    p = 1 - (1 - rate) ** (1 / k)
+    variance = 0.0
+    for correct in range(samples + 1):
+        ways = math.lgamma(samples + 1) - math.lgamma(correct + 1) - math.lgamma(samples - correct + 1)
+        probability = math.exp(ways + correct * math.log(p) + (samples - correct) * math.log1p(-p))
+        value = 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+        variance += probability * (value - rate) ** 2
+    return rate * (1 - rate) / variance
+
+
+def student_quantile(degrees: float) -> float:
+    """The 97.5th percentile of Student's t, within 0.2 % from 3 degrees of freedom (Abramowitz and Stegun 1964,
+    26.7.5)."""
+    z = Z95
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +173,16 @@ def paired_score(differences: Sequence[float]) -> PairedMean:
 
 def _half_width(differences: Sequence[float], mean: float, quantile: float) -> float:
     """Half the width of the score interval. Equal differences have that of the score interval of Tango (1998) without
-    discordant pairs."""
+    discordant pairs, or less, so that it agrees with the test."""
     count, z2 = len(differences), quantile * quantile
     variance = math.fsum((d - mean) ** 2 for d in differences) / count
-    if variance <= 1e-18:
+    if variance <= 1e-18 and not mean:
         return z2 / (count + z2)
-    return quantile * math.sqrt(variance / (count - z2)) if count > z2 else 2.0
+    if count <= z2:
+        return 2.0
+    if variance <= 1e-18:
+        return min(z2 / (count + z2), abs(mean) * z2 / count)
+    return quantile * math.sqrt(variance / (count - z2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,6 +222,7 @@ def test_an_outage_is_told_apart_from_a_weaker_model(tmp_path: Path) -> None:
     assert "A : B rests on infrastructure failures: on 3 of the 3 instances that differ" in notes
     assert "without them +0.0 points over 1 instances, p 1.0000" in notes
     assert "A : C rests" not in notes
+    assert "Fewer than 50 instances (A 4, B 4, C 4)" in notes
     with StringIO() as out:
         print_comparison(comparison, Console(file=out, width=160))
         text = out.getvalue()

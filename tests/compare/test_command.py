@@ -149,7 +149,9 @@ def test_json_contains_every_figure(runs: list[Path], tmp_path: Path) -> None:
 
 def test_csv_has_the_figures_of_the_json_and_the_answers_and_no_formulas(runs: list[Path], tmp_path: Path) -> None:
     written = ("--csv", tmp_path / "c.csv", "--samples", tmp_path / "s.csv", "--json", tmp_path / "c.json")
-    assert compare(*runs, *written).returncode == 0
+    groups = ("--by", "repository", "--by", "finish_reason", "--margin", "5", "--power")
+    done = compare(*runs, *written, *groups)
+    assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "c.json").read_text())
     with (tmp_path / "c.csv").open(newline="") as file:
         figures = {(row["section"], row["runs"], row["figure"]): row["value"] for row in csv.DictReader(file)}
@@ -157,6 +159,9 @@ def test_csv_has_the_figures_of_the_json_and_the_answers_and_no_formulas(runs: l
     assert float(figures["runs", "A", "applies.wilson_95.1"]) == data["runs"][0]["applies"]["wilson_95"][1]
     assert float(figures["pairs", "A B", "rate_difference"]) == data["pairs"][0]["rate_difference"]
     assert figures["overlap", "A B", "instances"] == "3"
+    level = data["levels"][0]
+    assert figures["levels", "B", "repository.repo/repo.successes"] == str(level["runs"]["B"]["successes"])
+    assert not [value for value in figures.values() if value.startswith(("{", "["))]
     with (tmp_path / "s.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24

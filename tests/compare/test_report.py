@@ -124,7 +124,7 @@ def test_prompts_of_rendered_runs_are_rendered_again_from_what_is_here(tmp_path:
     page = Page(report(tmp_path, run, other).read_text())
     assert "[start of src/dos.py]\n1 a = 1\n2 b = 'caf\ufffd'\n" in page.detail(0)["prompt"]
     assert page.detail(0)["gold"] == GOLD
-    assert page.data()["notes"][1:] == ["The prompts of b differ from those that are shown."]
+    assert page.data()["notes"][2:] == ["The prompts of b differ from those that are shown."]
 
 
 def test_a_recorded_configuration_reads_no_file_and_runs_no_code(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_recorded_configuration_reads_no_file_and_runs_no_code(tmp_path: Path)
     for number, (changes, said) in enumerate(cases):
         run = write_run(tmp_path / str(number), [answer("o__n-0")], rendered(dataset, **changes))
         page = Page(report(tmp_path, run).read_text())
-        _, note = page.data()["notes"]
+        note = page.data()["notes"][-1]
         assert said in note
         assert (page.detail(0)["prompt"] or "").count("secret") == 0
 

@@ -23,9 +23,11 @@ from swe_infer.compare.statistics import (
     clustered_wilson,
     equivalence,
     holm,
+    independent_outcomes,
     mcnemar_exact,
     paired_score,
     pass_at_k,
+    student_quantile,
     wilson,
 )
 
@@ -234,3 +236,46 @@ def test_coverage_and_false_positives(instances: int, samples: int, correlation:
         false_positives += paired_score((b - a).tolist()).p < 0.05
     assert 0.94 <= covered / 2000 <= 0.96
     assert 0.04 <= false_positives / 2000 <= 0.06
+
+
+def test_the_interval_of_pass_at_k_covers_even_if_all_instances_are_equally_difficult() -> None:
+    """The variance is less than that of the two disjoint groups of 4 samples: with 2 outcomes it covers 98 %."""
+    counts = np.random.default_rng(5).binomial(8, 0.4, (2000, 60))
+    covered = 0
+    for row in np.array([1 - math.comb(8 - c, 4) / math.comb(8, 4) for c in range(9)])[counts]:
+        outcomes = independent_outcomes(float(row.mean()), 4, 8)
+        interval = clustered_wilson(row.tolist(), [1] * 60, samples=60 * outcomes)
+        covered += interval is not None and interval.low <= 1 - 0.6**4 <= interval.high
+    assert 0.94 <= covered / 2000 <= 0.97
+    assert independent_outcomes(0.3, 1, 8) == pytest.approx(8)
+    assert independent_outcomes(0.3, 8, 8) == pytest.approx(1)
+
+
+def test_rates_of_several_samples_have_students_quantile_and_an_unbiased_variance() -> None:
+    scores = [0.0, 0.25, 0.25, 0.5, 1.0, 1.0]
+    rate = float(np.mean(scores))
+    effective = rate * (1 - rate) / float(scipy.stats.sem(scores)) ** 2
+    interval = clustered_wilson(scores, [1] * 6, samples=24)
+    expected = wilson(rate * effective, effective, float(scipy.stats.t(5).ppf(0.975)))
+    assert interval is not None
+    assert expected is not None
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+def test_interval_and_p_value_agree_with_few_instances_and_equal_differences() -> None:
+    for count in (1, 2, 3, 4, 5, 30):
+        for difference in (-1.0, -0.25, 0.0, 0.25, 1.0):
+            test = paired_score([difference] * count)
+            assert (test.interval.low <= 0 <= test.interval.high) == (test.p >= 0.05)
+
+
+def test_runs_without_a_difference_do_not_detect_every_difference() -> None:
+    power = power_of(0, 1, [(1.0, 1.0)] * 50, (1, 1), 0.05)
+    assert power is not None
+    assert power.detectable == pytest.approx(7.849 / (50 + 7.849), abs=1e-4)
+    assert power.instances == {1: math.ceil(7.849 * 0.95 / 0.05)}
+
+
+def test_the_quantile_of_student_is_scipys() -> None:
+    for degrees in (3, 5, 11, 29, 499):
+        assert student_quantile(degrees) == pytest.approx(scipy.stats.t(degrees).ppf(0.975), rel=2e-3)
