@@ -224,11 +224,13 @@ def test_a_comparison_has_the_figures_of_the_command_and_is_shown_inline(outputs
 def test_a_label_of_a_run_cannot_add_markup_to_a_comparison(tmp_path: Path) -> None:
     entries = [answer("example__pkg-1", cost="1")]
     for name in ("a", "b"):
-        write_run(tmp_path / name, entries, {"model": {"name": f"<img src=x onerror=alert('{name}')>\x1b[31m"}})
-    html = si.compare_runs(tmp_path)._repr_html_()
+        write_run(tmp_path / name, entries, {"model": {"name": f"<img src=x onerror=alert('{name}')>\x1b[31m|--"}})
+    comparison = si.compare_runs(tmp_path)
+    html = comparison._repr_html_()
     ElementTree.fromstring(f"<div>{html}</div>")
     assert "<img" not in html
     assert "\x1b" not in html
+    assert r"\textgreater{}\textbar{}-{}-" in comparison.to_latex()  # | would be a dash, as would two hyphens
 
 
 def test_patches_are_made_as_in_a_run() -> None:

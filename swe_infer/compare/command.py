@@ -135,10 +135,9 @@ def _baseline_path(options: argparse.Namespace) -> list[str]:
 
 
 def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 0")
+    return int(text)
 
 
 def _print(comparison: Comparison, options: argparse.Namespace) -> None:

@@ -158,13 +158,15 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "[": "{[}",  # after \\\\ a bracket would be an option
+    "|": r"\textbar{}",
     "±": r"$\pm$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    escaped = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens would be a dash
 
 
 def as_html(comparison: Comparison, *, every_instance: bool = False, every_key: bool = False) -> str:

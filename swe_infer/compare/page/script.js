@@ -33,11 +33,13 @@ function filled(node, attributes, children) {
 
 // ---- numbers as text
 
-const percent = (rate) => (rate === null || rate === undefined ? '–' : `${(100 * rate).toFixed(1)} %`);
+// One decimal as in the tables of the command: ties go to the even digit, toFixed takes the larger one.
+const fixed = (value) => (Math.abs(value) % 1 === 0.25 ? value - 0.05 * Math.sign(value) : value).toFixed(1);
+const percent = (rate) => (rate === null || rate === undefined ? '–' : `${fixed(100 * rate)} %`);
 const count = (value) => value.toLocaleString('en');
 const seconds = (value) => {
   if (value === null) return '–';
-  if (value < 60) return `${value.toFixed(1)} s`;
+  if (value < 60) return `${fixed(value)} s`;
   const whole = Math.round(value);
   return whole < 3600
     ? `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, '0')} s`
@@ -56,7 +58,7 @@ const shown = (value) => {
   if (value === null || value === undefined) return '–';
   return typeof value === 'string' ? value : JSON.stringify(value);
 };
-const pointInterval = (bounds) => (bounds ? ` [${(100 * bounds[0]).toFixed(1)} to ${(100 * bounds[1]).toFixed(1)}]` : '');
+const pointInterval = (bounds) => (bounds ? ` [${fixed(100 * bounds[0])} to ${fixed(100 * bounds[1])}]` : '');
 const dollarInterval = (bounds) => (bounds ? ` [${dollars(bounds[0])} to ${dollars(bounds[1])}]` : '');
 const rateText = (rate) => (rate ? `${percent(rate.value)}${pointInterval(rate.wilson_95)}` : '–');
 
@@ -209,7 +211,7 @@ function drawRuns() {
       run.cost_per_success_usd === null ? '–' : dollars(run.cost_per_success_usd) + dollarInterval(run.cost_per_success_95),
       count(run.usage.input_tokens), count(run.usage.cached_input_tokens), count(run.usage.output_tokens),
       count(run.usage.reasoning_tokens), seconds(run.wall_s),
-      run.output_tokens_per_s === null ? '–' : run.output_tokens_per_s.toFixed(1), seconds(run.median_latency_s),
+      run.output_tokens_per_s === null ? '–' : fixed(run.output_tokens_per_s), seconds(run.median_latency_s),
     ],
   }));
   byId('runs-table').replaceChildren(table(columns, rows, 'Runs'));
@@ -373,7 +375,7 @@ function drawTests() {
   const columns = [['1st', 'text'], ['2nd', 'text'], ['common', ''], ['both solved', ''], ['only 1st', ''], ['only 2nd', ''], ['neither', ''], ['rate difference (2nd − 1st)', ''],
     ['p', ''], ['p (Holm)', ''], ['test', 'text'], ...(failures ? [['without infrastructure failures', '']] : []), ['cost per instance (2nd − 1st)', ''], ['p (Holm)', '']];
   const strong = (p) => (p === null ? '–' : element('span', { class: p < 0.05 ? 'significant' : 'weak', text: pValue(p) }));
-  const points = (value) => `${value >= 0 ? '+' : '−'}${Math.abs(100 * value).toFixed(1)} points`;
+  const points = (value) => `${value >= 0 ? '+' : '−'}${fixed(Math.abs(100 * value))} points`;
   const without = (test) => {
     if (test === null) return '–';
     return test.difference === null ? 'no instance left' : `${points(test.difference)}${pointInterval(test.difference_95)}, p ${pValue(test.p)} over ${count(test.instances)}`;
