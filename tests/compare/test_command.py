@@ -186,6 +186,7 @@ def test_mistakes_are_one_line_and_exit_2(runs: list[Path], tmp_path: Path) -> N
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert compare().returncode == 2
+    assert "argument --seed: '1.5': must be a whole number from 0" in compare(*runs, "--seed", "1.5").stderr
 
 
 def test_a_closed_pipe_is_not_an_error(runs: list[Path]) -> None:
