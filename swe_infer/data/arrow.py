@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swe_infer.data.base import FOREIGN_TOKENS, ID_COLUMN, NO_TEXT_COLUMN, IndexedRows, sha256_of_files
-from swe_infer.data.normalise import Normaliser
+from swe_infer.data.normalise import Normaliser, RowFault
 from swe_infer.errors import DataError
 from swe_infer.text import first_line
 
@@ -65,6 +66,11 @@ class ArrowRows(IndexedRows):
         try:
             row: dict[str, Any] = self._table[index]
             return row
+        except OverflowError as error:  # a time beyond those of Python
+            why = f"has a value out of range: {first_line(error)}"
+            if self._normaliser is not None:
+                raise RowFault(None, why) from error
+            raise DataError(f"{self._label}, row {index} {why}") from error
         except (ValueError, OSError, SystemError) as error:
             raise DataError(f"{self._label}, row {index} is damaged: {first_line(error)}") from error
 
@@ -77,6 +83,14 @@ class ArrowRows(IndexedRows):
             for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                 yield self._entry(number, dict(zip(names, values, strict=True)))
                 number += 1
+
+
+def silence_datasets() -> None:
+    """Turns off progress bars and logs of the library, whose errors are raised too."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
 
 
 def check_columns(types: Mapping[str, pa.DataType], text_column: str | None, label: str) -> None:

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from swe_infer.data.arrow import ArrowRows
+from swe_infer.data.arrow import ArrowRows, silence_datasets
 from swe_infer.data.base import ID_COLUMN, Rows
 from swe_infer.data.choices import FileChoices
 from swe_infer.data.disk import DiskDataset
@@ -119,10 +119,15 @@ class BenchmarkDataset(HubDataset):
         label = self.path or self.name
         try:
             with paths[0].open(newline="", encoding="utf-8-sig") as file:
-                header = next(csv.reader(file), [])
+                reader = csv.reader(file)
+                header, first = next(reader, []), next(reader, None)
+            if first is None:
+                raise DataError(f"dataset.path={label} has no rows")
+            silence_datasets()
             features = datasets.Features({name: datasets.Value("string") for name in header})
-            datasets.disable_progress_bars()
             table = datasets.Dataset.from_csv([str(path) for path in paths], features=features, keep_default_na=False)
+        except DataError:
+            raise
         except Exception as error:  # the builder wraps errors of pandas, Arrow and the OS
             reason = first_line(error.__cause__ or error)
             raise DataError(f"dataset.path={label} cannot be read as CSV: {reason}") from error

@@ -54,10 +54,11 @@ _SMITH = "swe_smith"
 
 
 class RowFault(Exception):
-    """A row that cannot be normalised. ``str(error)`` names the column and what is wrong, in one line."""
+    """A row that cannot be normalised. ``str(error)`` names the column, if it is known, and what is wrong, in one
+    line."""
 
-    def __init__(self, column: str, why: str) -> None:
-        super().__init__(f"column {column!r} {why}")
+    def __init__(self, column: str | None, why: str) -> None:
+        super().__init__(f"the row {why}" if column is None else f"column {column!r} {why}")
 
 
 @dataclass(frozen=True, slots=True)

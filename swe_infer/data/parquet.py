@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from swe_infer.data.arrow import ArrowRows, check_columns
+from swe_infer.data.arrow import ArrowRows, check_columns, silence_datasets
 from swe_infer.data.base import DatasetOptions
 from swe_infer.data.normalise import Normaliser
 from swe_infer.errors import ConfigError, DataError
@@ -42,7 +42,7 @@ class ParquetDataset(DatasetOptions):
             self._check(files)
         import datasets
 
-        datasets.disable_progress_bars()
+        silence_datasets()
         try:
             table = datasets.Dataset.from_parquet([str(file) for file in files])
         except Exception as error:  # the builder wraps errors of Arrow and the OS

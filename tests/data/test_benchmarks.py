@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from swe_infer.conf_files import node_of, options_of
@@ -205,6 +207,25 @@ def test_the_interface_is_shown_if_asked_for(clones: Clones) -> None:
     assert Normaliser("multi_swe_bench").statement(multi).startswith("Fix area\n")
     multi["resolved_issues"] = [{"number": 7, "title": None, "body": " "}]
     assert Normaliser("multi_swe_bench").statement(multi).startswith("Fix area\n"), "the issue has no text"
+
+
+def test_a_time_beyond_those_of_python_costs_its_row_alone(
+    clones: Clones, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    datasets.config.HF_DATASETS_CACHE = tmp_path / "cache"
+    times = pa.array([0, 2**62], pa.timestamp("ms"))
+    table = pa.table({"instance_id": ["a", "b"], "problem_statement": ["x", "y"], "created_at": times})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    opened = dataset_of("swe_gym", tmp_path / "rows.parquet").open()
+    assert opened.row(0)["created_at"] == "1970-01-01T00:00:00Z"
+    fault = opened.fault(1)
+    assert fault is not None
+    assert "b: the row has a value out of range" in fault.message
+    for name, content in (("rows.csv", "instance_id,problem_statement\n"), ("bad.csv", 'instance_id\na,b,"c\n')):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match="has no rows" if name == "rows.csv" else "cannot be read as CSV"):
+            dataset_of("swe_polybench", tmp_path / name).open()
+    assert capfd.readouterr().err == "", "the library logs errors that are raised too"
 
 
 def test_a_long_list_of_strings_needs_no_syntax_tree() -> None:
