@@ -79,8 +79,8 @@ class IssueDataset(DatasetOptions):
         if self.api_url is None:
             if match["host"].lower().removeprefix("www.") != "github.com":
                 raise ConfigError(
-                    f"dataset.url={self.url}: its host is not github.com; set dataset.api_url, such as "
-                    f"https://{match['host']}/api/v3"
+                    f"dataset.url={self.url}: its host is not github.com; set dataset.api_url=https://{match['host']}"
+                    f"/api/v3 and context.repository_url=https://{match['host']}/{{repo}}.git"
                 )
             return
         try:

@@ -170,7 +170,7 @@ def test_commit_or_server_that_does_not_exist_is_one_line() -> None:
         ({"url": "https://user:secret@github.com/octo/calc/issues/7"}, r"give an address such as"),
         (
             {"url": "https://git.example.org/octo/calc/issues/7"},
-            r"set dataset\.api_url, such as https://git\.example",
+            r"api_url=https://git\.example\.org/api/v3 and context\.repository_url=https://git\.example\.org/\{repo\}",
         ),
         ({"commit": "--help"}, r"dataset\.commit=--help: give a commit id, branch or tag"),
         ({"comments_until": "yesterday"}, r"dataset\.comments_until=yesterday: give a date such as 2024-05-01"),
