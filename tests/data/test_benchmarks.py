@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from swe_infer.conf_files import node_of, options_of
@@ -209,9 +207,10 @@ def test_the_interface_is_shown_if_asked_for(clones: Clones) -> None:
     assert Normaliser("multi_swe_bench").statement(multi).startswith("Fix area\n"), "the issue has no text"
 
 
-def test_a_time_beyond_those_of_python_costs_its_row_alone(
-    clones: Clones, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_time_beyond_those_of_python_costs_its_row_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     datasets.config.HF_DATASETS_CACHE = tmp_path / "cache"
     times = pa.array([0, 2**62], pa.timestamp("ms"))
     table = pa.table({"instance_id": ["a", "b"], "problem_statement": ["x", "y"], "created_at": times})
