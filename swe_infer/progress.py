@@ -8,21 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_FEWEST = 2
-"""A bar for a single step would show nothing until it ends."""
-
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress(what: str, total: int, *, fewest: int = 2) -> Iterator[Callable[[], None]]:
     """Shows a bar on standard error while the block runs, if that is a terminal. Otherwise nothing is written.
 
     Args:
         what: such as ``evaluating``.
+        fewest: steps that are shown. 1: a single step too, which takes long; the bar then shows the elapsed time.
 
     Yields:
         A thread-safe function to call after each of ``total`` steps.
     """
-    if total < _FEWEST or not is_terminal(sys.stderr):
+    if total < fewest or not is_terminal(sys.stderr):
         yield lambda: None
         return
     from rich.console import Console
@@ -36,7 +34,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     )
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    # What the block prints goes above the bar, unless standard output is a file or a pipe.
+    redirect = is_terminal(sys.stdout)
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bars:
         task = bars.add_task(what, total=total)
         yield lambda: bars.advance(task)
 

@@ -27,6 +27,7 @@ from swe_infer.compare.statistics import (
     wilson,
 )
 from swe_infer.errors import ConfigError
+from swe_infer.progress import progress
 from swe_infer.text import p_value
 from swe_infer.types import Usage
 
@@ -196,25 +197,25 @@ def compare(
     names = labels(runs, deciding)
     base = None if baseline is None else _baseline(runs, names, baseline)
     by_repository = cluster == "repository"
-    figures = [
-        replace(
-            figures_of(run, _letter(index), keys, by_repository=by_repository),
-            label=names[index],
-            cost_per_success_interval=_cost_interval(run, seed, resamples),
+    with progress("computing figures", len(runs) + 1) as advance:
+        figures = []
+        for index, run in enumerate(runs):
+            found = figures_of(run, _letter(index), keys, by_repository=by_repository)
+            interval = _cost_interval(run, seed, resamples)
+            figures.append(replace(found, label=names[index], cost_per_success_interval=interval))
+            advance()
+        front = _pareto_front(figures, metric)
+        figures = [replace(one, on_front=index in front) for index, one in enumerate(figures)]
+        pairs = paired_tests(
+            runs,
+            scores,
+            seed=seed,
+            resamples=resamples,
+            baseline=base,
+            margin=margin,
+            by_repository=by_repository,
         )
-        for index, run in enumerate(runs)
-    ]
-    front = _pareto_front(figures, metric)
-    figures = [replace(one, on_front=index in front) for index, one in enumerate(figures)]
-    pairs = paired_tests(
-        runs,
-        scores,
-        seed=seed,
-        resamples=resamples,
-        baseline=base,
-        margin=margin,
-        by_repository=by_repository,
-    )
+        advance()
     solved_by = Counter(tuple(bool(value) for value in row) for row in scores.values())
     return Comparison(
         metric=metric,

@@ -77,6 +77,7 @@ class LoadedRun:
         unreadable_usd: their cost; None if a price is unknown.
         address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was downloaded from W&B.
         remark: a note for the reader on how the run was loaded.
+        samples: samples per instance, from the summary or, without one, from the records.
     """
 
     directory: Path
@@ -95,13 +96,12 @@ class LoadedRun:
     unreadable_usd: Decimal | None = Decimal(0)
     address: str | None = None
     remark: str | None = None
+    samples: int = field(init=False)
 
-    @property
-    def samples(self) -> int:
-        """Samples per instance, from the summary or, without one, from the records."""
+    def __post_init__(self) -> None:
         asked = self.summary.get("samples")
         stated = asked if isinstance(asked, int) and asked <= MAX_SAMPLES else 0
-        return max([stated, *(1 + sample for _, sample in self.results)])
+        object.__setattr__(self, "samples", max([stated, *(1 + sample for _, sample in self.results)]))
 
     @property
     def stopped_by_infrastructure(self) -> bool:

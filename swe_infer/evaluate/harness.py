@@ -31,6 +31,7 @@ from swe_infer.evaluate.evaluable import EvaluableRun, EvaluationError, evaluati
 from swe_infer.evaluate.process import run_process
 from swe_infer.files import read_regular
 from swe_infer.harnesses import BENCHMARKS, benchmark_of
+from swe_infer.progress import progress
 from swe_infer.redaction import without_secrets
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.verdicts import Verdict
@@ -120,18 +121,20 @@ def run_harness(run: EvaluableRun, options: HarnessOptions) -> list[Verdict]:
     split = options.split or str(run.dataset.get("split") or "test")
     folder = evaluation_folder(run)
     verdicts: list[Verdict] = []
-    for sample in run.samples:
-        run_id = _run_id(run, sample)
-        command = [sys.executable, "-P", "-m", "swebench.harness.run_evaluation"]
-        command += ["--dataset_name", dataset, "--split", split, "--run_id", run_id, "--report_dir", "."]
-        command += ["--predictions_path", str(run.predictions(sample).absolute())]
-        command += ["--max_workers", str(options.max_workers), "--timeout", str(options.timeout_s)]
-        log = folder / f"harness.sample{sample}.log"
-        status = run_process(command, output=log, log=log, folder=folder)
-        reports = sorted(folder.glob(f"*.{run_id}.json"))
-        if status or not reports:
-            raise EvaluationError(f"the harness ended with status {status} and no report; see {log}")
-        verdicts += verdicts_of_report(run, reports[-1], sample, source="swebench")
+    with progress("evaluating with the harness", len(run.samples), fewest=1) as advance:
+        for sample in run.samples:
+            run_id = _run_id(run, sample)
+            command = [sys.executable, "-P", "-m", "swebench.harness.run_evaluation"]
+            command += ["--dataset_name", dataset, "--split", split, "--run_id", run_id, "--report_dir", "."]
+            command += ["--predictions_path", str(run.predictions(sample).absolute())]
+            command += ["--max_workers", str(options.max_workers), "--timeout", str(options.timeout_s)]
+            log = folder / f"harness.sample{sample}.log"
+            status = run_process(command, output=log, log=log, folder=folder)
+            reports = sorted(folder.glob(f"*.{run_id}.json"))
+            if status or not reports:
+                raise EvaluationError(f"the harness ended with status {status} and no report; see {log}")
+            verdicts += verdicts_of_report(run, reports[-1], sample, source="swebench")
+            advance()
     return verdicts
 
 

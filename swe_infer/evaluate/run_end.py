@@ -20,6 +20,7 @@ from swe_infer.data.base import Dataset
 from swe_infer.errors import ConfigError
 from swe_infer.evaluate.evaluable import EvaluableRun, EvaluationError, evaluation_folder, open_run, save_verdicts
 from swe_infer.options import Option
+from swe_infer.progress import progress
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.verdicts import Verdict
@@ -237,9 +238,11 @@ class Command:
 
         folder = evaluation_folder(run)
         verdicts: list[Verdict] = []
-        for sample in run.samples:
-            report = self._run(run, sample, folder)
-            verdicts += verdicts_of_report(run, report, sample, source=self.name)
+        with progress("evaluating with the command", len(run.samples), fewest=1) as advance:
+            for sample in run.samples:
+                report = self._run(run, sample, folder)
+                verdicts += verdicts_of_report(run, report, sample, source=self.name)
+                advance()
         return Evaluated(verdicts)
 
     def _run(self, run: EvaluableRun, sample: int, folder: Path) -> Path:

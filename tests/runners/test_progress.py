@@ -279,13 +279,18 @@ def test_long_commands_show_a_bar_on_a_terminal_alone(monkeypatch: pytest.Monkey
         def isatty(self) -> bool:
             return True
 
+    piped = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", piped)
     written = []
-    for stream in (io.StringIO(), Terminal()):
+    for stream, steps in ((io.StringIO(), 3), (Terminal(), 3), (Terminal(), 1)):
         monkeypatch.setattr(sys, "stderr", stream)
-        with progress("testing", 3) as advance:
-            for _ in range(3):
+        with progress("testing", steps, fewest=1) as advance:
+            for _ in range(steps):
+                print("a line")
                 advance()
         written.append(stream.getvalue())
     assert written[0] == ""
     assert "testing" in written[1]
     assert "3/3" in written[1]
+    assert "1/1" in written[2], "a single long step"
+    assert piped.getvalue() == 7 * "a line\n", "a pipe gets what is printed"
