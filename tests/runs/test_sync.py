@@ -87,7 +87,7 @@ def test_moved_offline_runs_arrive_whole_and_a_second_sync_sends_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = offline_runs(tmp_path, 3)
 
-    status, output, errors = sync(folder, WANDB_BASE_URL="http://127.0.0.1:9")
+    status, output, errors = sync(folder, "--processes", "1", WANDB_BASE_URL="http://127.0.0.1:9")
     assert (status, output, len(errors)) == (1, [], 1)
     assert "does not answer" in errors[0]
     assert not any(map(is_synced, folder.iterdir()))
