@@ -11,6 +11,7 @@ variables run each job at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.interrupts import INTERRUPTED
 from swe_infer.runners.base import ProcessResources
 from swe_infer.runners.concurrent import run_concurrently
+from swe_infer.text import clean
 
 _MOST_WAITING = 64
 """Open jobs in all queues, at most: each has a locked directory."""
@@ -97,6 +99,8 @@ class JobBatcher:
                 ends = [error] * len(jobs)
             for job, end in zip(jobs, ends, strict=True):
                 if isinstance(end, int):
+                    if len(jobs) > 1 and job.session.run.sweep is not None:  # the progress line named all of them
+                        print(clean(job.session.run.sweep.label), file=sys.stderr)
                     job.session.print_summary()
                     self._on_end(job.sweep, job.prepared.directory, end)
                 else:

@@ -41,6 +41,9 @@ def test_points_at_once_have_the_records_summaries_and_w_and_b_runs_of_points_in
         together = sweep.run(*options, "output_dir=together")
         assert together.returncode == 0, together.stderr
         paid = server.log.cost_usd()
+        lines = together.stderr.splitlines()
+        tables = [at for at, line in enumerate(lines) if line.startswith("  instances ")]
+        assert [lines[at - 1] for at in tables] == [f"point {n} of 2 · temperature=0.{n}" for n in (1, 2)]
         assert max(in_flight(server)) > 3, "requests of several points are in flight together"
         in_turn = sweep.run(*options, "output_dir=in_turn", "runner.max_concurrent_jobs=1")
         assert in_turn.returncode == 0, in_turn.stderr
