@@ -12,6 +12,7 @@ from typing import Any, Self, get_args
 
 from swe_infer.conf_files import suggestion
 from swe_infer.errors import ConfigError
+from swe_infer.run_directory import layout
 from swe_infer.run_directory.figures import is_figure
 from swe_infer.runs.listing import ListedRun, State
 from swe_infer.text import shown
@@ -80,7 +81,7 @@ def check_keys(keys: Iterable[str], runs: Sequence[ListedRun]) -> None:
         known = {*runs[0].columns, *(name for run in runs for name in run.config)}
         hint = suggestion(key, known)
         if "did you mean" not in hint:
-            hint = f"; columns: {', '.join(runs[0].columns)}; other keys: as in config.yaml and summary.json"
+            hint = f"; columns: {', '.join(runs[0].columns)}; other keys: as in {layout.CONFIG} and {layout.SUMMARY}"
         raise ConfigError(f"{key}: no run has this key{hint}")
 
 
