@@ -67,6 +67,7 @@ class LoadedRun:
         name: a short name, unique among the runs that were loaded together.
         config: the flattened configuration, ``{"decoding.temperature": 0.0, …}``; empty without one.
         results: of the samples that the last command requested, by (instance, sample), in record order.
+        samples: of each instance, by the summary or, without one, by the records.
         evaluated: whether any instance has a verdict of its tests.
         feedback: the figures of further turns; None without any.
         selected: the selected answer of each instance, of a run with several samples.
@@ -77,7 +78,6 @@ class LoadedRun:
         unreadable_usd: their cost; None if a price is unknown.
         address: ``wandb:ENTITY/PROJECT/RUN_ID`` of a run that was downloaded from W&B.
         remark: a note for the reader on how the run was loaded.
-        samples: samples per instance, from the summary or, without one, from the records.
     """
 
     directory: Path
@@ -86,6 +86,7 @@ class LoadedRun:
     nested_config: Mapping[str, Any]
     summary: Summary
     results: Mapping[Key, Result]
+    samples: int
     evaluated: bool
     feedback: TurnFigures | None = None
     selected: Mapping[str, Selected] = field(default_factory=dict)
@@ -96,12 +97,6 @@ class LoadedRun:
     unreadable_usd: Decimal | None = Decimal(0)
     address: str | None = None
     remark: str | None = None
-    samples: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        asked = self.summary.get("samples")
-        stated = asked if isinstance(asked, int) and asked <= MAX_SAMPLES else 0
-        object.__setattr__(self, "samples", max([stated, *(1 + sample for _, sample in self.results)]))
 
     @property
     def stopped_by_infrastructure(self) -> bool:
@@ -182,6 +177,8 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
             if result is not None:
                 results[key] = result
     damage.reconcile_cost(recorded.cost_usd, summary)
+    stated = summary.get("samples")
+    stated = stated if isinstance(stated, int) and stated <= MAX_SAMPLES else 0
     return LoadedRun(
         directory,
         name or directory.name,
@@ -189,6 +186,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
         nested_config=config,
         summary=summary,
         results=results,
+        samples=max([stated, *(1 + sample for _, sample in results)]),
         evaluated=any(result.resolved is not None for result in results.values()),
         feedback=recorded.summary().get("feedback"),
         selected=run.selected(),
