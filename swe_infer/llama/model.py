@@ -113,7 +113,7 @@ class Linear(nn.Module):
 
     Args:
         dtype: of ``x``, the bias and the output.
-        weights: type of the stored weight; None: ``dtype``.
+        weights: type of the stored weight.
     """
 
     packed: Tensor | PackedWeight | None = None
@@ -126,12 +126,10 @@ class Linear(nn.Module):
         bias: bool,
         device: torch.device,
         dtype: torch.dtype,
-        weights: torch.dtype | None = None,
+        weights: torch.dtype,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.empty(outputs, inputs, device=device, dtype=weights or dtype), requires_grad=False
-        )
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=weights), requires_grad=False)
         self.bias = (
             nn.Parameter(torch.empty(outputs, device=device, dtype=dtype), requires_grad=False) if bias else None
         )
@@ -194,20 +192,35 @@ def _converting_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtyp
     return out_RO.to(x.dtype).view(*x.shape[:-1], outputs)
 
 
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What all modules of a model are built with.
+
+    Args:
+        dtype: of activations and arithmetic.
+        weights: type of the stored projection weights.
+    """
+
+    config: LlamaConfig
+    device: torch.device
+    dtype: torch.dtype
+    weights: torch.dtype
+    shard: TPRank
+
+    def linear(self, inputs: int, outputs: int, bias: bool) -> Linear:
+        return Linear(inputs, outputs, bias, self.device, self.dtype, self.weights)
+
+    def norm(self, size: int, shard: TPRank = SINGLE_RANK) -> RMSNorm:
+        return RMSNorm(size, self.config.rms_norm_eps, self.device, self.dtype, shard)
+
+
 class Attention(nn.Module):
-    def __init__(
-        self,
-        config: LlamaConfig,
-        layer: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        weights: torch.dtype,
-        shard: TPRank,
-    ) -> None:
+    def __init__(self, build: _Build, layer: int) -> None:
         super().__init__()
+        config, shard = build.config, build.shard
         self.shard = shard
         self.layer = layer
-        kernels = fused_kernels(device, dtype)
+        kernels = fused_kernels(build.device, build.dtype)
         self._rotate = rotate if kernels is None else kernels.rotate
         self.heads, self.kv_heads, self.head_dim = (
             shard.divide(config.num_attention_heads),
@@ -220,26 +233,14 @@ class Attention(nn.Module):
         if config.attention_multiplier is not None:  # backends divide by the square root of the head dimension
             self._query_factor = config.attention_multiplier * math.sqrt(config.head_dim)
         outputs = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv_proj = Linear(config.hidden_size, outputs, config.qkv_bias, device, dtype, weights)
-        self.o_proj = Linear(
-            self.heads * self.head_dim,
-            config.hidden_size,
-            config.output_bias and shard.rank == 0,  # only one rank adds the bias
-            device,
-            dtype,
-            weights,
-        )
+        self.qkv_proj = build.linear(config.hidden_size, outputs, config.qkv_bias)
+        output_bias = config.output_bias and shard.rank == 0  # only one rank adds the bias
+        self.o_proj = build.linear(self.heads * self.head_dim, config.hidden_size, output_bias)
         self.q_norm, self.k_norm = None, None
         if config.qk_norm is not None:
             per_head = config.qk_norm == "head"
             self.q_norm, self.k_norm = (
-                RMSNorm(
-                    self.head_dim * (1 if per_head else heads),
-                    config.rms_norm_eps,
-                    device,
-                    dtype,
-                    SINGLE_RANK if per_head else shard,
-                )
+                build.norm(self.head_dim) if per_head else build.norm(self.head_dim * heads, shard)
                 for heads in (self.heads, self.kv_heads)
             )
 
@@ -277,15 +278,14 @@ def _normed(norm: RMSNorm, x_THD: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    def __init__(
-        self, config: LlamaConfig, device: torch.device, dtype: torch.dtype, weights: torch.dtype, shard: TPRank
-    ) -> None:
+    def __init__(self, build: _Build) -> None:
         super().__init__()
+        config, shard = build.config, build.shard
         self.shard = shard
-        self._kernels = fused_kernels(device, dtype)
+        self._kernels = fused_kernels(build.device, build.dtype)
         hidden, inner = config.hidden_size, shard.divide(config.intermediate_size)
-        self.gate_up_proj = Linear(hidden, 2 * inner, config.mlp_bias, device, dtype, weights)
-        self.down_proj = Linear(inner, hidden, config.mlp_bias and shard.rank == 0, device, dtype, weights)
+        self.gate_up_proj = build.linear(hidden, 2 * inner, config.mlp_bias)
+        self.down_proj = build.linear(inner, hidden, config.mlp_bias and shard.rank == 0)
 
     def forward(self, x_TE: Tensor) -> Tensor:
         both_TI = self.gate_up_proj(x_TE)
@@ -300,20 +300,13 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(
-        self,
-        config: LlamaConfig,
-        layer: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        weights: torch.dtype,
-        shard: TPRank,
-    ) -> None:
+    def __init__(self, build: _Build, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
-        self.self_attn = Attention(config, layer, device, dtype, weights, shard)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
-        self.mlp = FeedForward(config, device, dtype, weights, shard)
+        config = build.config
+        self.attention_norm = build.norm(config.hidden_size)
+        self.self_attn = Attention(build, layer)
+        self.mlp_norm = build.norm(config.hidden_size)
+        self.mlp = FeedForward(build)
         self._post_norm = config.post_norm
         self._multiplier = config.residual_multiplier
 
@@ -376,12 +369,11 @@ class LlamaForCausalLM(nn.Module):
         self.embed_tokens = nn.Parameter(
             torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=weights), requires_grad=False
         )
-        self.layers = nn.ModuleList(
-            Layer(config, index, device, dtype, weights, shard) for index in range(config.num_hidden_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
+        build = _Build(config, device, dtype, weights, shard)
+        self.layers = nn.ModuleList(Layer(build, index) for index in range(config.num_hidden_layers))
+        self.norm = build.norm(config.hidden_size)
         vocabulary = 0 if shard.rank else config.vocab_size
-        self.lm_head = Linear(config.hidden_size, vocabulary, False, device, dtype, weights)
+        self.lm_head = build.linear(config.hidden_size, vocabulary, False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
         self._compiled_layers: Layers | None = None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt
-    from tests.support.checkpoints import make_checkpoint, reference
+    from tests.support.checkpoints import greedy_tokens, make_checkpoint, reference
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped_query": {},
@@ -60,19 +60,11 @@ def test_logits_and_greedy_tokens_equal_those_of_transformers(variant: str, tmp_
             expected = model(ids).logits
         torch.testing.assert_close(ours(ids), expected, atol=1e-4, rtol=0)
 
-    model.generation_config.eos_token_id = None  # both continue after an end token
     engine = engine_of(directory, context_window=512, max_batch_tokens=64)
     for length, count in ((30, 16), (112, 48), (180, 32)):
         prompt = random_prompt(length, 3)
-        generated = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, length, dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=count,
-            pad_token_id=0,
-        )[0, length:]
         answer = generate(engine, [ask("a", prompt, count), ask("b", random_prompt(50, 4), 24)])["a"]
-        assert list(answer.token_ids) == generated.tolist(), (length, count)
+        assert list(answer.token_ids) == greedy_tokens(model, prompt, count), (length, count)
 
 
 @pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling_with_type", "rope_scaling_with_rope_type"])

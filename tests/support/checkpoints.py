@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["CORPUS", "make_checkpoint", "make_family_checkpoint", "make_tokenizer", "reference"]
+__all__ = ["CORPUS", "greedy_tokens", "make_checkpoint", "make_family_checkpoint", "make_tokenizer", "reference"]
 
 CORPUS = (
     "def add(left, right):\n    return left + right\n",
@@ -113,6 +114,20 @@ def reference(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     _quiet()
     loader: Any = AutoModelForCausalLM
     return loader.from_pretrained(str(directory), dtype=dtype).eval()
+
+
+def greedy_tokens(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """What transformers' ``model`` generates greedily; it continues after an end token."""
+    model.generation_config.eos_token_id = None
+    generated = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=count,
+        pad_token_id=0,
+    )
+    tokens: list[int] = generated[0, len(prompt) :].tolist()
+    return tokens
 
 
 def _quiet() -> None:
