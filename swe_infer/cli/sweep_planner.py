@@ -10,7 +10,7 @@ import logging
 import operator
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -28,15 +28,15 @@ from swe_infer.cli.run_session import PreparedRun
 from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_plan import PlannedPoint, SweepPlan
 from swe_infer.cli.sweeper import is_assignment
+from swe_infer.data.base import RowsView
 from swe_infer.errors import SweInferError
 from swe_infer.interrupts import INTERRUPTS
 from swe_infer.run_directory.asked import Coverage
 from swe_infer.text import dollars
-from swe_infer.types import EditFormat, Estimate, Instance, Range, Skip
+from swe_infer.types import Estimate, Instance, Range, Skip
 
 if TYPE_CHECKING:
     from swe_infer.data.base import Rows
-    from swe_infer.data.choices import FileChoices
     from swe_infer.data.select import Selection
     from swe_infer.runners.run import Remainder
 
@@ -297,49 +297,14 @@ def _cap(caps: Mapping[str, set[Decimal | None]]) -> str:
     return ", ".join(parts) or "no cap"
 
 
-class _CachedRows:
+class _CachedRows(RowsView):
     """Rows of a dataset whose prompts are rendered once, up to a number of characters. Their instances have no files
     and no metadata."""
 
     def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+        super().__init__(rows)
         self._cached: dict[int, Instance | Skip] = {}
         self._characters = 0
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self._rows.ids
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def columns(self) -> Collection[str]:
-        return self._rows.columns
-
-    @property
-    def has_known_lengths(self) -> bool:
-        return self._rows.has_known_lengths
-
-    @property
-    def file_choices(self) -> FileChoices | None:
-        return self._rows.file_choices
-
-    def content_sha256(self) -> str | None:
-        return self._rows.content_sha256()
-
-    @property
-    def revision(self) -> str | None:
-        return self._rows.revision
-
-    def characters(self, index: int) -> int:
-        return self._rows.characters(index)
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        return self._rows.row(index)
-
-    def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
-        return self._rows.inputs_of_check(index)
 
     def fault(self, index: int) -> Skip | None:
         made = self._read(index)

@@ -103,6 +103,54 @@ class Rows(Protocol):
         ...
 
 
+class RowsView:
+    """Rows that forward to other rows. Subclasses change what they need to."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._rows.ids
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def columns(self) -> Collection[str]:
+        return self._rows.columns
+
+    @property
+    def has_known_lengths(self) -> bool:
+        return self._rows.has_known_lengths
+
+    @property
+    def file_choices(self) -> FileChoices | None:
+        return self._rows.file_choices
+
+    def characters(self, index: int) -> int:
+        return self._rows.characters(index)
+
+    def fault(self, index: int) -> Skip | None:
+        return self._rows.fault(index)
+
+    def content_sha256(self) -> str | None:
+        return self._rows.content_sha256()
+
+    @property
+    def revision(self) -> str | None:
+        return self._rows.revision
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        return self._rows.row(index)
+
+    def inputs_of_check(self, index: int) -> tuple[Mapping[str, str], EditFormat | None]:
+        return self._rows.inputs_of_check(index)
+
+    def __getitem__(self, index: int) -> Instance:
+        return self._rows[index]
+
+
 class IndexedRows:
     """Base class of the formats' rows: ids, lengths and faults, all known once the dataset is open.
 

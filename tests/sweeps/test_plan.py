@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import pytest
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from swe_infer.cli.sweep_log import SweepLog
 from swe_infer.cli.sweep_plan import SweepPlan
 from swe_infer.cli.sweep_planner import _Planner
 from swe_infer.cli.sweep_position import short_overrides
-from swe_infer.data.base import Rows
+from swe_infer.data.base import RowsView
 from swe_infer.data.jsonl import JsonlDataset, JsonlRows
 from swe_infer.data.normalise import Normaliser
 from swe_infer.types import Instance
@@ -110,16 +110,7 @@ class CountingDataset(JsonlDataset):
         return cast(JsonlRows, CountingRows(super().open(normaliser)))
 
 
-class CountingRows:
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rows, name)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
+class CountingRows(RowsView):
     def __getitem__(self, index: int) -> Instance:
         CountingDataset.read.append(index)
         return self._rows[index]
