@@ -556,7 +556,7 @@ _DEPLOYMENT = re.compile(r"^(first|second|third|fourth)\.")
 
 def _own_parameters(key: str, plain: Mapping[str, Any]) -> list[Parameter]:
     """The parameter that a key sets in a class of the user's own. Only classes that are imported already are found:
-    the configuration may come from a stranger, so nothing is imported for it."""
+    the configuration may be untrusted, so nothing is imported for it."""
     group, _, rest = key.partition(".")
     node = plain.get(group)
     if group == "provider" and (match := _DEPLOYMENT.match(rest)) and isinstance(node, Mapping):
@@ -625,7 +625,7 @@ def as_yaml(plain: Mapping[str, Any]) -> str:
 
 def shard_of(plain: Mapping[str, Any]) -> tuple[int | None, int]:
     """Index and count of a resolved configuration's shard; ``(None, 1)`` without a shard, or with invalid values,
-    which may come from a stranger."""
+    which may be untrusted."""
     shard = plain.get("shard")
     index, count = (shard.get("index"), shard.get("count")) if isinstance(shard, Mapping) else (None, None)
     if type(index) is not int or type(count) is not int or not 0 <= index < count:
@@ -746,7 +746,7 @@ def run_id_of(directory: Path, plain: Mapping[str, Any]) -> str:
 
 
 def read_run_id(path: Path) -> str:
-    """Reads the file that :func:`run_id_of` writes. It may come from a stranger.
+    """Reads the file that :func:`run_id_of` writes. It may be untrusted.
 
     Raises:
         StoreError: the file cannot be read, or contains no valid run id.

@@ -1,6 +1,6 @@
 """Durable files: whole appends, atomic replacement, syncing to disk.
 
-Run directories may come from strangers, so no function follows a symbolic link to a file, blocks on a FIFO, or writes
+Run directories may be untrusted, so no function follows a symbolic link to a file, blocks on a FIFO, or writes
 through a predictable name.
 """
 

@@ -168,7 +168,7 @@ BENCHMARKS: Mapping[BenchmarkName, Benchmark] = {
 
 
 def benchmark_of(dataset: object) -> Benchmark | None:
-    """The benchmark that the ``dataset`` group of a run's configuration names, which may come from a stranger; None
+    """The benchmark that the ``dataset`` group of a run's configuration names, which may be untrusted; None
     if it names none."""
     name = dataset.get("benchmark") if isinstance(dataset, Mapping) else None
     return BENCHMARKS[name] if isinstance(name, str) and name in get_args(BenchmarkName) else None  # type: ignore[index]

@@ -97,7 +97,7 @@ class OwnerFile:
 
 
 def _content(path: Path) -> bytes:
-    """Reads a lock file, which may come from a stranger. Does not follow links or block on a FIFO."""
+    """Reads a lock file, which may be untrusted. Does not follow links or block on a FIFO."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         return file.read(_MAX_BYTES)
 

@@ -115,7 +115,7 @@ class Ledger:
         """Writes what :meth:`charge_later` has not written yet. Raises StoreError."""
         if self._uncharged:
             with self._transaction():
-                pass
+                pass  # its beginning writes them
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The recorded configuration of a run, for ``from=RUN_DIR`` and ``from=wandb:ENTITY/PROJECT/ID``.
 
-It may be a stranger's. Interpolations, such as of environment variables, are refused. So are remote addresses, names
+It may be untrusted. Interpolations, such as of environment variables, are refused. So are remote addresses, names
 of credentials, and permissions to execute code, unless the user gives them again.
 """
 
@@ -77,7 +77,7 @@ class RecordedRun:
         """The override that sets a recorded value.
 
         Raises:
-            ConfigError: a stranger's configuration must not set it, or Hydra's grammar has no form for it.
+            ConfigError: an untrusted configuration must not set it, or Hydra's grammar has no form for it.
         """
         if difference.is_absent:
             return f"~{difference.key}"

@@ -279,7 +279,7 @@ def sweeps_near(run: Path) -> list[Path]:
     found: list[Path] = []
     for folder in list(run.absolute().parents)[:3]:
         places = [folder, folder / "sweeps"]
-        with suppress(OSError):
+        with suppress(OSError):  # usually there is no such folder
             places += sorted((folder / "sweeps").iterdir())
         found += [place for place in places if (place / SWEEP_JOBS).is_file()]
     return list(dict.fromkeys(found))

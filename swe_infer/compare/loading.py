@@ -199,7 +199,7 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
 
 
 def _finite(value: Any) -> Any:
-    """A configuration's value as JSON can represent it: a stranger's file may contain infinities."""
+    """A configuration's value as JSON can represent it: an untrusted file may contain infinities."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

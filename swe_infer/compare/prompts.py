@@ -1,7 +1,7 @@
 """The prompts of a comparison, from the datasets that the runs' configurations name, if they are still available.
 
 A dataset is opened with the options in the run's configuration, without Hydra and without a network. Rendered prompts
-are rendered again from repositories on this machine. A configuration may come from a stranger: only classes of this
+are rendered again from repositories on this machine. A configuration may be untrusted: only classes of this
 project are used, with options of plain types. Files that it names as templates, few-shot examples or lists of paths
 are not read, and nothing is fetched.
 """
@@ -124,7 +124,7 @@ def rendered_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
     Where the run's model has chosen the files to show, all of them are shown: tokens are not counted.
 
     Args:
-        config: the run's configuration, which may come from a stranger.
+        config: the run's configuration, which may be untrusted.
         repositories: closes the repositories.
         directory: of the run.
 
@@ -153,7 +153,7 @@ def recorded_rows(config: Mapping[str, Any], repositories: ExitStack, directory:
     Prompts are not rendered: if the context has a token limit, all its files count as shown.
 
     Args:
-        config: the run's configuration, which may come from a stranger.
+        config: the run's configuration, which may be untrusted.
         repositories: closes the repositories.
         directory: of the run, where its model has chosen the files to show.
 
@@ -173,7 +173,7 @@ def recorded_column(config: Mapping[str, Any], column: str) -> dict[str, str]:
     """A column of text or numbers of a run's dataset by instance, without network access.
 
     Args:
-        config: the run's configuration, which may come from a stranger.
+        config: the run's configuration, which may be untrusted.
 
     Raises:
         ConfigError: the dataset is not available here.
@@ -329,7 +329,7 @@ def _benchmark(keys: Mapping[str, Any]) -> BenchmarkDataset:
 def _location_of(node: object) -> dict[str, Any] | None:
     """The keys of a ``dataset`` node that locate the dataset; None for a class that is not of this project.
 
-    The node may come from a stranger, so no other key is used and no other class is imported.
+    The node may be untrusted, so no other key is used and no other class is imported.
     """
     if not isinstance(node, Mapping) or str(node.get("_target_")) not in _OPENERS:
         return None

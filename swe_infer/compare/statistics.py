@@ -88,7 +88,7 @@ def clustered_wilson(
 
     Args:
         successes, trials: of each cluster; the rate is the quotient of their sums.
-        failed: further clusters of one trial without success; their number may be that of a stranger's summary.
+        failed: further clusters of one trial without success; their number may be that of an untrusted summary.
         samples: independent outcomes in total, which limit the effective number.
         few_clusters_quantile: estimate the variance without bias for few clusters of different sizes (CR2, Bell and
             McCaffrey 2002), with this 97.5th percentile of Student's t with ``cluster_degrees``.

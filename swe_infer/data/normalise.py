@@ -224,7 +224,7 @@ def _literal(column: str, value: Any) -> Any:
     try:
         return bounded_json(value)
     except (ValueError, RecursionError):
-        pass
+        pass  # a Python literal, as some benchmarks have
     text = value.strip()
     try:
         strings = _strings(text)
@@ -288,7 +288,7 @@ def _iso_date(column: str, value: Any) -> str:
             aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
             return aware.astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     except (StopIteration, ValueError, OverflowError, OSError):
-        pass
+        pass  # no known form, or beyond Python's range
     raise RowFault(column, f"is not a time: {str(value)[:60]!r}")
 
 

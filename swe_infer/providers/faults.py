@@ -221,7 +221,7 @@ def _without_framing(body: Any) -> Any:
     """The first JSON object in ``body`` if it is the text of server-sent events, as which LiteLLM's proxy sends an
     error before the first event, with the error's HTTP status."""
     if isinstance(body, str) and _EVENTS.match(body) and (event := _EVENT.search(body[: 4 * _LONGEST_SEARCHED])):
-        with suppress(ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):  # the text itself is quoted then
             return json.loads(event[1])
     return body
 

@@ -84,11 +84,7 @@ class Repositories:
             RepositoryError: it is not available; the message says why.
         """
         repo, commit = checked_repo(repo), checked_commit(commit)
-        with self._lock:
-            repository = self._known.get(repo)
-            if repository is None:
-                repository = self._known[repo] = Repository(self, repo)
-        return repository.commit(commit)
+        return self._repository(repo).commit(commit)
 
     def open_bug(self, repo: str, branch: str) -> Commit:
         """The commit of a branch of SWE-smith that introduces its bug: the head of the branch, or its parent if the
@@ -98,13 +94,17 @@ class Repositories:
             RepositoryError: it is not available; the message says why.
         """
         repo, branch = checked_repo(repo), checked_branch(branch)
+        repository = self._repository(repo)
+        head = repository.head(branch)
+        message, parent = repository.message(head)
+        return repository.commit(parent if parent is not None and _REMOVES_TESTS in message else head)
+
+    def _repository(self, repo: str) -> Repository:
         with self._lock:
             repository = self._known.get(repo)
             if repository is None:
                 repository = self._known[repo] = Repository(self, repo)
-        head = repository.head(branch)
-        message, parent = repository.message(head)
-        return repository.commit(parent if parent is not None and _REMOVES_TESTS in message else head)
+        return repository
 
     def close(self) -> None:
         """Ends all git processes. Nothing can be read afterwards."""
@@ -444,12 +444,12 @@ _LONGEST_PACKED_REFS = 1 << 28
 
 
 def _ref(git_dir: Path, name: str) -> str | None:
-    """The id that a ref names in a clone, which may come from a stranger; None if it has no such ref."""
+    """The id that a ref names in a clone, which may be untrusted; None if it has no such ref."""
     try:
         found = read_regular(git_dir / name, 64).decode("ascii", "replace").strip()
         return found if re.fullmatch(r"[0-9a-f]{40}", found) else None
     except OSError:
-        pass
+        pass  # a ref without a file of its own may be packed
     try:
         packed = read_regular(git_dir / "packed-refs", _LONGEST_PACKED_REFS)
     except OSError:

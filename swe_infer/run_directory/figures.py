@@ -289,7 +289,7 @@ def why_absent(summary: Mapping[str, Any], name: str) -> str:
 
 
 def plausible(summary: Mapping[str, Any]) -> Summary:
-    """Drops figures of an invalid type or above 10^18 from a summary, which may come from a stranger."""
+    """Drops figures of an invalid type or above 10^18 from a summary, which may be untrusted."""
 
     def is_count(value: object) -> bool:
         return type(value) is int and abs(value) <= _MAX_FIGURE

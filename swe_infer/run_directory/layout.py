@@ -91,7 +91,7 @@ def result_files(directory: Path) -> list[Path]:
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a directory is a run directory. False for an impossible path, which may come from a stranger."""
+    """Whether a directory is a run directory. False for an impossible path, which may be untrusted."""
     return any(os.path.isfile(directory / mark) for mark in MARKERS)
 
 
@@ -110,7 +110,7 @@ def records_size(directory: Path) -> int:
 
 def refuse_links(directory: Path, *, deep: bool = False, allow_hard_links: bool = True) -> None:
     """Check that a run directory contains only regular files and folders, before a file in it is opened for writing.
-    A run directory may come from a stranger, and a link in it may point anywhere.
+    A run directory may be untrusted, and a link in it may point anywhere.
 
     Args:
         deep: check subfolders, except those of single W&B runs, which are never written again.

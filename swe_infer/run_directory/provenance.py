@@ -88,7 +88,7 @@ def describe(command: str, dataset_sha256: str | None, dataset_revision: str | N
 
 
 def read_provenance(directory: Path) -> Provenance:
-    """The provenance of a run directory, which may come from a stranger; empty if it is missing or invalid."""
+    """The provenance of a run directory, which may be untrusted; empty if it is missing or invalid."""
     try:
         found = bounded_json(layout.content(directory, layout.PROVENANCE, _MAX_BYTES) or b"{}")
         commands = tuple(entry for entry in found.get("commands") or () if isinstance(entry, dict))

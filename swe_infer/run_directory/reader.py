@@ -1,4 +1,4 @@
-"""Reads run directories, which may be damaged, unfinished, or from a stranger.
+"""Reads run directories, which may be damaged, unfinished, or untrusted.
 
 Links and special files are not read, and memory use is bounded. ``config.yaml`` may not contain YAML aliases or tags.
 """
@@ -242,7 +242,7 @@ def _fraction(text: str) -> Decimal:
 
 
 def read_yaml(content: bytes, path: Path) -> dict[str, Any]:
-    """Parses YAML from a stranger to plain values, in one pass and in memory proportional to the text.
+    """Parses untrusted YAML to plain values, in one pass and in memory proportional to the text.
 
     Raises:
         ConfigError: it is not YAML, not a mapping, or contains aliases, tags or deep nesting. Names ``path``.

@@ -8,7 +8,7 @@ Predictions and totals are derived from the records at every start, for the inst
 Records that cannot be written because the disk is full or fails are stored in the ``fallback``, and are appended once
 that is possible, by this process or the next.
 
-Links and special files in the directory are refused, see :func:`.layout.refuse_links`: it may come from a stranger.
+Links and special files in the directory are refused, see :func:`.layout.refuse_links`: it may be untrusted.
 """
 
 from __future__ import annotations

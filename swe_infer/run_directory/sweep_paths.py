@@ -20,7 +20,7 @@ def to_stored(sweep: Path, run: Path) -> str:
     """The path of ``run`` relative to the sweep's directory; absolute if they share no folder but the root."""
     try:
         start, target = sweep.resolve(), run.resolve()
-    except ValueError:  # a NUL, from a stranger's file
+    except ValueError:  # a NUL, from an untrusted file
         return str(run)
     if os.path.commonpath([start, target]) == os.sep:
         return str(target)

@@ -262,13 +262,13 @@ _SHARED_ANSWERS = "same_answers.jsonl"
 def _entries_of(sweep: Path, run: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """The lines in the files of a sweep that name a run, with the name of the file."""
     place = run.resolve()
-    with suppress(SweInferError, OSError):
+    with suppress(SweInferError, OSError):  # a damaged sweep does not keep a run from being moved
         for entry in sweep_entries(sweep):
             stored = entry.get("run")
             if isinstance(stored, str) and from_stored(sweep, stored).resolve() == place:
                 yield SWEEP_JOBS, entry
         for line in (layout.content(sweep, _SHARED_ANSWERS, 1 << 28) or b"").splitlines():
-            with suppress(ValueError, LookupError, TypeError, RecursionError):
+            with suppress(ValueError, LookupError, TypeError, RecursionError):  # a damaged line names no run
                 shared = json.loads(line)
                 if from_stored(sweep, shared["run"]).resolve() == place:
                     yield _SHARED_ANSWERS, shared

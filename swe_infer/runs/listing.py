@@ -1,4 +1,4 @@
-"""The runs of a folder, read without their records. They may be damaged, in progress, or from a stranger."""
+"""The runs of a folder, read without their records. They may be damaged, in progress, or untrusted."""
 
 from __future__ import annotations
 

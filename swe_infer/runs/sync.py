@@ -214,7 +214,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with suppress(OSError):
+            with suppress(OSError):  # it has ended, and cannot read the rest
                 pipe.close()
     process.wait()
 

@@ -48,7 +48,7 @@ def rule_named(name: str) -> SelectionRule:
 
 def recorded_rule(config: Mapping[str, object]) -> SelectionRule | None:
     """The rule that the configuration of a run names; ``first`` if it names none. None for a class outside this
-    package: the configuration may come from a stranger, so nothing is imported for it."""
+    package: the configuration may be untrusted, so nothing is imported for it."""
     recorded = config.get("selection")
     if recorded is None:
         return rule_named("first")
