@@ -16,7 +16,7 @@ from typing import Literal
 
 from swe_infer.patches.diff import Hunk, Line, PatchError, split_lines
 from swe_infer.patches.edit import PlacedLine
-from swe_infer.patches.reflow import TokenIndex
+from swe_infer.patches.reflow import FEWEST_TOKENS, TokenIndex, tokens_of
 
 MatchLevel = Literal["exact", "trailing", "around", "typography"]
 """In what two lines may differ: nothing, trailing white space, white space on both sides, or also the style of quotes
@@ -75,6 +75,8 @@ _FEWEST_EQUAL = 2
 _SIMILAR = 0.9
 _SHORTEST_SIMILAR, _LONGEST_SIMILAR = 20, 500
 """Characters of a removed line that may differ in punctuation."""
+_LEAST_WRITTEN = 0.75
+"""The share of the file's tokens that a removed line has that leaves out others."""
 _DEFINED = re.compile(r"[(:{<=]")
 _LONGEST_NAME = 200
 
@@ -267,6 +269,7 @@ def _match(hunk: Hunk, index: LineIndex, choice: _Choice) -> tuple[Placement, st
         or _match_reflowed(hunk.lines, index)
         or _match_import(hunk.lines, index, choice)
         or _match_words(hunk.lines, index, choice)
+        or _match_left_out_words(hunk.lines, index)
     )
     if placement is None:
         raise problem
@@ -687,6 +690,70 @@ def _are_similar(text: str, has: str) -> bool:
         return True
     matcher = SequenceMatcher(None, text, has, autojunk=False)
     return _SHORTEST_SIMILAR <= len(text) <= _LONGEST_SIMILAR and matcher.ratio() >= _SIMILAR
+
+
+def _match_left_out_words(lines: Sequence[Line], index: LineIndex) -> Placement | None:
+    """Matches removed lines that leave out words of the file's, if the lines that replace them have these words.
+
+    Nothing of the file is lost then. The context must match on both sides, except for one line.
+    """
+    lead, core, trail = _split(lines)
+    old, new = _sides(core)
+    if not old or len(old) != len(new) or any(line.tag == " " for line in core):
+        return None
+    above, below = [line.text for line in lead], [line.text for line in trail]
+    upper, lower = _through_first_nonblank(above[::-1])[::-1], _through_first_nonblank(below)
+    starts = {at + len(upper) for at in index.find_all(upper, "trailing", MOST_LOCATIONS + 1)}
+    starts.update(at - len(old) for at in index.find_all(lower, "trailing", MOST_LOCATIONS + 1))
+    if len(starts) > MOST_LOCATIONS:
+        return None
+    places = [range(at, at + len(old)) for at in starts if at >= 0]
+    found = [
+        place
+        for place in places
+        if _adds_words(old, index.lines[place.start : place.stop], new)
+        and _have_all_but_one(above, below, index.lines, place)
+    ]
+    if len(found) != 1:
+        return None
+    return _placement_at(core, found[0], index, "exact", "guessed that removed lines leave out words of the file's")
+
+
+def _adds_words(old: Sequence[str], base: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether some lines of ``base`` differ from those of ``old``, but begin like them and have their tokens in
+    order, and the lines of ``new`` have those of ``base``."""
+    if len(old) != len(base) or any(len(text) > _LONGEST_SIMILAR for text in (*old, *base, *new)):
+        return False
+    differing = [(o, b, n) for o, b, n in zip(old, base, new, strict=True) if o.strip() != b.strip()]
+    for text, has, added in differing:
+        removed, kept = tokens_of(text), tokens_of(has)
+        if removed[:1] != kept[:1] or not (_is_within(removed, kept) and _is_within(kept, tokens_of(added))):
+            return False
+        if len(removed) < FEWEST_TOKENS or len(removed) < _LEAST_WRITTEN * len(kept):
+            return False
+    return bool(differing)
+
+
+def _is_within(part: Sequence[str], whole: Sequence[str]) -> bool:
+    """Whether ``whole`` has the items of ``part`` in this order."""
+    rest = iter(whole)
+    return all(item in rest for item in part)
+
+
+def _have_all_but_one(above: Sequence[str], below: Sequence[str], lines: Sequence[str], place: range) -> bool:
+    """Whether the file has the context around a place, except for at most one line, and some on both sides."""
+    missing = 0
+    for texts, near in (
+        (above, lines[max(place.start - len(above), 0) : place.start]),
+        (below, lines[place.stop : place.stop + len(below)]),
+    ):
+        shown = [text.rstrip() for text in texts if text.strip()]
+        known = {line.rstrip() for line in near}
+        absent = sum(text not in known for text in shown)
+        if absent == len(shown):
+            return False
+        missing += absent
+    return missing <= 1
 
 
 def _match_in_parts(lines: Sequence[Line], index: LineIndex) -> Placement | None:

@@ -15,7 +15,7 @@ from swe_infer.patches.diff import Line
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _CLOSING = frozenset(")]}")
-_FEWEST_TOKENS = 6
+FEWEST_TOKENS = 6
 """Tokens of the shortest text that is looked for. Shorter ones differ too little from others."""
 
 
@@ -84,7 +84,7 @@ class TokenIndex:
         """The line that the only match begins; None if lines that both have are indented differently."""
         parts = list(_tokens(old))
         pattern = "".join(self.codes.get(token, "\0") for tokens in parts for token in tokens)
-        at = self.text.find(pattern) if len(pattern) >= _FEWEST_TOKENS and "\0" not in pattern else -1
+        at = self.text.find(pattern) if len(pattern) >= FEWEST_TOKENS and "\0" not in pattern else -1
         if at < 0 or self.text.find(pattern, at + 1) >= 0:
             return None
         token = at
@@ -107,9 +107,14 @@ class TokenIndex:
         return range(start, stop) if self.starts[stop] == token and _depth(found) == depth else None
 
 
+def tokens_of(line: str) -> list[str]:
+    """Words and single other characters of a line."""
+    return _TOKEN.findall(line)
+
+
 def _tokens(lines: Sequence[str]) -> Iterator[list[str]]:
     """The tokens of each line that count."""
-    parts = [_TOKEN.findall(line) for line in lines]
+    parts = [tokens_of(line) for line in lines]
     following = ""
     kept: list[list[str]] = []
     for part in reversed(parts):

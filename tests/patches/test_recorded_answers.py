@@ -35,7 +35,7 @@ def test_recorded_answers_become_patches_that_apply() -> None:
         tally.add(row, files)
     assert tally.reference_same == tally.reference == 142
     assert (tally.checkable, tally.edits) == (253, 23)
-    assert tally.applied >= 231
+    assert tally.applied >= 232
     assert tally.edits_applied >= 15
     assert tally.disagreements == []
     assert tally.foreign_lines == []

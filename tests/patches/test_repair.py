@@ -517,6 +517,44 @@ def test_a_removed_line_may_differ_in_punctuation_between_lines_of_the_file(
     assert not applies or any(note.startswith("guessed") for note in result.repairs)
 
 
+ENTRY = """\
+    def entry(i, j):
+        if j < pos:
+            return self[i, j]
+        elif j < pos + other.cols:
+            return other[i, j - pos]
+        return self[i, j - pos - other.cols]
+
+    return self._new(self.rows, entry)
+"""
+ELIF = "         elif j < pos + other.cols:\n             return other[i, j - pos]\n         else:\n"
+NEW = " \n     return self._new(self.rows, entry)\n"
+
+
+@pytest.mark.parametrize(
+    ("above", "removed", "added", "applies"),
+    [
+        (ELIF, "return self[i, j - other.cols]", "return self[i, pos + (j - pos - other.cols)]", True),
+        (ELIF, "return self[i, j - other.cols]", "return self[i, j - 1 - other.cols]", False),  # loses "pos"
+        (ELIF, "return self[i]", "return self[i, pos + (j - pos - other.cols)]", False),  # too little of the line
+        (ELIF, "self[i, j - pos - other.cols]", "return -self[i, j - pos - other.cols]", False),  # another statement
+        (f" x\n{ELIF}", "return self[i, j - other.cols]", "return self[i, pos + (j - pos - other.cols)]", False),
+        (" else:\n", "return self[i, j - other.cols]", "return self[i, pos + (j - pos - other.cols)]", False),
+    ],
+)
+def test_a_removed_line_may_leave_out_words_that_the_added_one_has(
+    git: GitRepository, above: str, removed: str, added: str, *, applies: bool
+) -> None:
+    hunk = f"--- a/a.py\n+++ b/a.py\n@@ -1,9 +1,9 @@\n{above}-            {removed}\n+            {added}\n{NEW}"
+    files = {"a.py": ENTRY, "b.py": ""}
+    result = make_patch(hunk, files)
+    wanted = {"a.py": ENTRY.replace("return self[i, j - pos - other.cols]", added), "b.py": ""}
+    assert git.apply(result.patch, files) == (wanted if applies else None), result
+    assert not applies or any(note.startswith("guessed") for note in result.repairs)
+    twice = {"a.py": ENTRY * 2}
+    assert make_patch(hunk, twice).status == "does_not_apply"
+
+
 LOOP = "+        log()\n         for part in value:\n \n             self.go(part)\n"
 PART = "     def run(self, value):\n         for part in value:\n+            self.go(part)\n         return None\n"
 
