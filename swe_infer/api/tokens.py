@@ -1,22 +1,26 @@
 """Token counts of prompts without network access.
 
-For an approximate count (length filter, rate limits, dry run): tiktoken if it knows the model and its vocabulary is
-on this machine, else an estimate. For an upper bound (budget): the number of UTF-8 bytes, because a byte-level token
-has at least one byte; :mod:`swe_infer.api.counting` has tighter bounds.
+For an approximate count (length filter, rate limits, dry run): tiktoken (an extra) if it knows the model and its
+vocabulary is on this machine, else an estimate. For an upper bound (budget): the number of UTF-8 bytes, because a
+byte-level token has at least one byte; :mod:`swe_infer.api.counting` has tighter bounds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from swe_infer.types import ApiModel, Prompt, TokenCounter
+
+logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN = 3.3
 """Characters per token of SWE-bench prompts (Python with line numbers): 3.3 (long ones) to 3.9 (short ones)."""
@@ -25,7 +29,8 @@ _FRAMING_TOKENS = 64
 """Role names, separators and the start of the answer; providers add fewer than 20 for two messages."""
 
 _VOCABULARIES = "https://openaipublic.blob.core.windows.net/encodings/"
-
+_ENCODINGS = ("o200k_base", "cl100k_base")
+"""The encodings of OpenAI's chat models."""
 
 IMAGE_TOKENS = 1_500
 """Estimated tokens of one image: 765 for a square one of 1024 pixels with gpt-4o, 1,600 at most with Claude 4, 1,120
@@ -84,12 +89,23 @@ def counter_of(model: ApiModel, provider_id: str | None) -> TokenCounter:
 
 
 def _encoding_name(model: str) -> str | None:
-    from tiktoken.model import encoding_name_for_model
-
+    """tiktoken's encoding of a model; None if tiktoken does not know the model, or is not installed."""
+    try:
+        from tiktoken.model import encoding_name_for_model
+    except ImportError:
+        if any(_vocabulary_file(name).is_file() for name in _ENCODINGS):
+            _warn_without_tiktoken()
+        return None
     try:
         return encoding_name_for_model(model)
     except KeyError:
         return None
+
+
+@cache
+def _warn_without_tiktoken() -> None:
+    """Logs once how counts become exact."""
+    logger.warning("Token counts are estimates. For exact ones: pip install 'swe_infer[tiktoken]'")
 
 
 def _vocabulary_file(encoding: str) -> Path:

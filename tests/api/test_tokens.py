@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def test_a_damaged_vocabulary_falls_back_to_the_estimate(monkeypatch: pytest.Mon
     address = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
     (tmp_path / hashlib.sha1(address.encode()).hexdigest()).write_bytes(b"not a vocabulary")
     assert not counter_of(ApiModel(name="gpt-4o"), "openai").exact
+
+
+def test_without_tiktoken_a_cached_vocabulary_gives_one_hint_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tiktoken.model", None)  # its import fails, as if it were not installed
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert isinstance(counter_of(ApiModel(name="gpt-4o"), "openai"), EstimatedCounter)
+    assert not caplog.messages
+    address = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+    (tmp_path / hashlib.sha1(address.encode()).hexdigest()).touch()
+    for _ in range(2):
+        assert isinstance(counter_of(ApiModel(name="gpt-4o"), "openai"), EstimatedCounter)
+    assert [line for line in caplog.messages if "pip install 'swe_infer[tiktoken]'" in line] == caplog.messages
+    assert len(caplog.messages) == 1
 
 
 def test_a_model_of_another_vendor_is_never_counted_with_openai_s_vocabulary() -> None:
