@@ -18,9 +18,10 @@ import torch
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.adapter import check_adapter
 from swe_infer.llama.model import LlamaForCausalLM
-from swe_infer.llama.weights import Piece, TensorSource, open_tensors, pieces
+from swe_infer.llama.weights import Piece, StoredTensor, open_tensors, pieces
 
 _PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 
 @torch.inference_mode()
@@ -33,77 +34,55 @@ def merge_adapter(model: LlamaForCausalLM, directory: Path, *, allow_pickle: boo
             shape than its base weight.
     """
     config = check_adapter(directory)
-    source = open_tensors(directory, "adapter_model.safetensors", "adapter_model.bin", allow_pickle=allow_pickle)
-    parts: dict[str, list[Piece]] = defaultdict(list)
+    tensors = open_tensors(directory, "adapter_model.safetensors", "adapter_model.bin", allow_pickle=allow_pickle)
+    weights: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces(model):
-        parts[piece.name].append(piece)
-    remaining = source.names()
-    if not remaining:
+        weights[piece.name].append(piece)
+    if not tensors:
         raise CheckpointError(f"{directory}: the adapter has no tensors")
-    for name in sorted(remaining):
-        if name not in remaining:
+    for name, tensor in sorted(tensors.items()):
+        match = _FACTOR.fullmatch(name)
+        if match is None:
+            _replace(tensor, weights, model, directory)
             continue
-        module, kind = _split(name)
-        if kind == "full":
-            _replace(source, name, parts.get(module), module, model, directory)
-            remaining.discard(name)
-            continue
-        a_name, b_name = (_PREFIX + module + f".lora_{side}.weight" for side in "AB")
-        weight = parts.get(f"{module}.weight")
-        if weight is None:
+        module = match["module"].removeprefix(_PREFIX)
+        weight = weights.get(f"{module}.weight", [])
+        if not weight or len(weight[0].shape) < 2:
             raise CheckpointError(
-                f"{directory}: tensor {name} belongs to {module}, which the base model does not have"
+                f"{directory}: tensor {name} belongs to {module}, which the base model does not have as a matrix"
             )
-        if a_name not in remaining or b_name not in remaining:
+        partner = tensors.get(f"{match['module']}.lora_{'B' if match['side'] == 'A' else 'A'}.weight")
+        if partner is None:
             raise CheckpointError(f"{directory}: tensor {name} lacks its partner")
-        _add(source, a_name, b_name, weight, _scale(config, module, source.shape(a_name)[0]), directory)
-        remaining -= {a_name, b_name}
+        if match["side"] == "A":
+            _add(tensor, partner, weight, config, module)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The base module of a low-rank factor (``factor``), or the base parameter that a tensor replaces (``full``)."""
-    module = name.removeprefix(_PREFIX)
-    match = re.fullmatch(r"(?P<module>.+)\.lora_[AB]\.weight", module)
-    if match:
-        return match["module"], "factor"
-    return module.replace(".modules_to_save.", "."), "full"
-
-
-def _add(
-    source: TensorSource, a_name: str, b_name: str, weight: Sequence[Piece], scale: float, directory: Path
-) -> None:
-    rank = source.shape(a_name)[0]
+def _add(a: StoredTensor, b: StoredTensor, weight: Sequence[Piece], config: Mapping[str, Any], module: str) -> None:
+    """Add ``scale * B A`` to the base weight."""
     outputs, inputs = weight[0].shape
-    if source.shape(a_name) != (rank, inputs) or source.shape(b_name) != (outputs, rank):
-        raise CheckpointError(
-            f"{directory}: {a_name} {list(source.shape(a_name))} and {b_name} {list(source.shape(b_name))} do not "
-            f"fit the base weight {[outputs, inputs]}"
-        )
+    rank = a.shape[0] if a.shape else 0
     a_RI, b_OR = torch.empty(rank, inputs), torch.empty(outputs, rank)
-    source.read(a_name, a_RI)
-    source.read(b_name, b_OR)
+    a.read(a_RI)
+    b.read(b_OR)
     device = weight[0].target.device
-    delta_OI = (b_OR.to(device) @ a_RI.to(device)).mul_(scale)
+    delta_OI = (b_OR.to(device) @ a_RI.to(device)).mul_(_scale(config, module, rank))
     for piece in weight:
-        piece.target.copy_(delta_OI[piece.rows, piece.columns].add_(piece.target))
+        piece.target.copy_(delta_OI[piece.part].add_(piece.target))
 
 
 def _replace(
-    source: TensorSource,
-    name: str,
-    parameter: Sequence[Piece] | None,
-    module: str,
-    model: LlamaForCausalLM,
-    directory: Path,
+    tensor: StoredTensor, weights: Mapping[str, Sequence[Piece]], model: LlamaForCausalLM, directory: Path
 ) -> None:
     """Replace the base weight of a fully trained module (``modules_to_save``)."""
-    tied = model.config.tie_word_embeddings and module == f"{model.config.names.embeddings}.weight"
-    if parameter is None or tied:
+    parameter = tensor.name.removeprefix(_PREFIX).replace(".modules_to_save.", ".")
+    tied = model.config.tie_word_embeddings and parameter == f"{model.config.names.embeddings}.weight"
+    if parameter not in weights or tied:
         reason = "is tied to lm_head" if tied else "is not a part of the base model"
-        module = module.removesuffix(".weight")
-        raise CheckpointError(f"{directory}: tensor {name} would replace {module}, which {reason}")
-    for piece in parameter:
-        piece.read(source, name, directory)
+        module = parameter.removesuffix(".weight")
+        raise CheckpointError(f"{directory}: tensor {tensor.name} would replace {module}, which {reason}")
+    for piece in weights[parameter]:
+        tensor.read(piece.target, piece.shape, piece.part)
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -7,37 +7,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from swe_infer.errors import CheckpointError
 from swe_infer.llama.config import LlamaConfig, read_json
 from swe_infer.llama.model import Layer, LlamaForCausalLM
-from swe_infer.llama.safetensors import SafetensorsFile, TensorEntry
 from swe_infer.llama.tp_rank import TPRank
 from swe_infer.text import first_line
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CHUNK = 1 << 24
+"""Bytes of a file that are mapped at a time: pages of a mapped file count as this process's memory."""
 
-class TensorSource(Protocol):
-    """Named tensors of a checkpoint in any file format."""
 
-    def names(self) -> set[str]: ...
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file of a checkpoint.
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    Args:
+        loaded: from a pickle; None: to be read from the safetensors file ``path``.
+    """
 
-    def dtype(self, name: str) -> torch.dtype: ...
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    loaded: Tensor | None = None
 
-    def read(self, name: str, target: Tensor, part: tuple[slice, slice] | None = None) -> None:
-        """Read into ``target``. ``part``: rows and columns of a matrix, or of a vector as one column; None: all.
+    def read(self, target: Tensor, shape: Sequence[int] | None = None, part: tuple[slice, ...] | None = None) -> None:
+        """Copy the tensor, or a part of it, into ``target``, whose type and device may differ.
+
+        Args:
+            shape: that the whole tensor must have; None: that of ``target``.
+            part: rows, and columns of a matrix; None: all.
 
         Raises:
-            CheckpointError: the tensor has another shape, or values that are not finite.
+            CheckpointError: the tensor has another shape, or values that are not finite, or cannot be read.
         """
-        ...
+        expected = tuple(target.shape if shape is None else shape)
+        if self.shape != expected:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.name} has shape {list(self.shape)}, expected {list(expected)}"
+            )
+        rows, *columns = part or (slice(0, expected[0]),)
+        step = max(1, _CHUNK // (self.dtype.itemsize * max(1, math.prod(expected[1:]))))
+        for start in range(rows.start, rows.stop, step):
+            stop = min(start + step, rows.stop)
+            chunk = self._slice((slice(start, stop), *columns))
+            if chunk.numel() and not all(bool(edge.isfinite()) for edge in chunk.aminmax()):
+                raise CheckpointError(f"{self.path}: tensor {self.name} has values that are not finite")
+            target[start - rows.start : stop - rows.start].copy_(chunk)
+
+    def _slice(self, part: tuple[slice, ...]) -> Tensor:
+        if self.loaded is not None:
+            return self.loaded[part]
+        with _safetensors(self.path) as file:
+            found: Tensor = file.get_slice(self.name)[part]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +79,15 @@ class Piece:
 
     Args:
         name: of the tensor.
-        shape: of the whole tensor; a vector has one column.
-        rows, columns: of the part.
+        shape: of the whole tensor.
+        part: rows, and columns if not all.
         target: a view of one of our parameters.
     """
 
     name: str
-    shape: tuple[int, int]
-    rows: slice
-    columns: slice
+    shape: tuple[int, ...]
+    part: tuple[slice, ...]
     target: Tensor
-
-    def read(self, source: TensorSource, name: str, directory: Path) -> None:
-        """Read this part of the tensor ``name``. Raises CheckpointError as :meth:`TensorSource.read`."""
-        if self.target.numel() == math.prod(self.shape):
-            source.read(name, self.target)
-            return
-        if (*source.shape(name), 1)[:2] != self.shape:
-            expected = list(self.shape)[: self.target.ndim]
-            raise CheckpointError(
-                f"{directory}: tensor {name} has shape {list(source.shape(name))}, expected {expected}"
-            )
-        source.read(name, self.target, (self.rows, self.columns))
 
 
 def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool) -> None:
@@ -77,12 +97,11 @@ def load_weights(model: LlamaForCausalLM, directory: Path, *, allow_pickle: bool
         CheckpointError: there are no weights or only pickled ones, or a tensor is missing, truncated, of another
             shape, or not finite; the error names file and tensor.
     """
-    source = open_tensors(directory, "model.safetensors", "pytorch_model.bin", allow_pickle=allow_pickle)
-    names = source.names()
+    tensors = open_tensors(directory, "model.safetensors", "pytorch_model.bin", allow_pickle=allow_pickle)
     for piece in pieces(model):
-        if piece.name not in names:
+        if piece.name not in tensors:
             raise CheckpointError(f"{directory}: tensor {piece.name} is missing from the checkpoint")
-        piece.read(source, piece.name, directory)
+        tensors[piece.name].read(piece.target, piece.shape, piece.part)
 
 
 def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
@@ -91,8 +110,8 @@ def stored_dtype(directory: Path, *, allow_pickle: bool) -> torch.dtype | None:
     Raises:
         CheckpointError: see :func:`open_tensors`.
     """
-    source = open_tensors(directory, "model.safetensors", "pytorch_model.bin", allow_pickle=allow_pickle)
-    found = {source.dtype(name) for name in source.names() if len(source.shape(name)) > 1}
+    tensors = open_tensors(directory, "model.safetensors", "pytorch_model.bin", allow_pickle=allow_pickle)
+    found = {tensor.dtype for tensor in tensors.values() if len(tensor.shape) > 1}
     return found.pop() if len(found) == 1 else None
 
 
@@ -126,14 +145,13 @@ def pieces(model: LlamaForCausalLM) -> Iterator[Piece]:
             outputs, own = product.weight.shape
             columns = slice(shard.rank * own, (shard.rank + 1) * own)
             shape = (outputs, own * shard.count)
-            yield Piece(f"{prefix}{name}.weight", shape, slice(0, outputs), columns, product.weight.data)
+            yield Piece(f"{prefix}{name}.weight", shape, (slice(0, outputs), columns), product.weight.data)
             if product.bias is not None:
                 yield _whole(f"{prefix}{name}.bias", product.bias)
 
 
 def _whole(name: str, parameter: Tensor) -> Piece:
-    rows, columns = (*parameter.shape, 1)[:2]
-    return Piece(name, (rows, columns), slice(0, rows), slice(0, columns), parameter.data)
+    return Piece(name, tuple(parameter.shape), (slice(0, len(parameter)),), parameter.data)
 
 
 def _rows(
@@ -166,18 +184,22 @@ def _of_rows(
     prefix: str, segments: Sequence[tuple[str, int, int, int]], parameter: Tensor, kind: str
 ) -> Iterator[Piece]:
     """The pieces of a parameter that consists of ``segments`` of rows."""
-    columns, target = (*parameter.shape, 1)[1], parameter.data
+    target = parameter.data
     for name, total, first, rows in segments:
-        part = slice(first, first + rows)
-        yield Piece(f"{prefix}{name}.{kind}", (total, columns), part, slice(0, columns), target[:rows])
+        part = (slice(first, first + rows),)
+        yield Piece(f"{prefix}{name}.{kind}", (total, *parameter.shape[1:]), part, target[:rows])
         target = target[rows:]
 
 
-def open_tensors(directory: Path, safe_name: str, pickle_name: str, *, allow_pickle: bool) -> TensorSource:
-    """Open the tensors of a directory: one safetensors file, several with an index, or pickled ones if allowed."""
+def open_tensors(directory: Path, safe_name: str, pickle_name: str, *, allow_pickle: bool) -> dict[str, StoredTensor]:
+    """The tensors of a directory by name: from one safetensors file, several with an index, or pickles if allowed.
+
+    Raises:
+        CheckpointError: there is no file or only pickles, or a file is damaged or has a tensor of another type.
+    """
     files = _files(directory, safe_name)
     if files:
-        return _SafeTensors(files)
+        return {tensor.name: tensor for path in files for tensor in _stored(path)}
     files = _files(directory, pickle_name)
     if not files:
         hint = (
@@ -191,7 +213,7 @@ def open_tensors(directory: Path, safe_name: str, pickle_name: str, *, allow_pic
             f"{directory} has only pickled weights ({files[0].name}), which can run code when they are loaded; "
             "set model.allow_pickle=true if you trust their source"
         )
-    return _PickledTensors(files)
+    return {tensor.name: tensor for path in files for tensor in _unpickled(path)}
 
 
 def _files(directory: Path, name: str) -> list[Path]:
@@ -208,60 +230,34 @@ def _files(directory: Path, name: str) -> list[Path]:
     return files
 
 
-class _SafeTensors:
-    def __init__(self, files: list[Path]) -> None:
-        self.tensors: dict[str, tuple[SafetensorsFile, TensorEntry]] = {}
-        for path in files:
-            file = SafetensorsFile(path)
-            self.tensors.update({name: (file, entry) for name, entry in file.entries.items()})
-
-    def names(self) -> set[str]:
-        return set(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name][1].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name][1].dtype
-
-    def read(self, name: str, target: Tensor, part: tuple[slice, slice] | None = None) -> None:
-        file, entry = self.tensors[name]
-        if part is None:
-            file.read_into(entry, target)
-        else:
-            file.read_part(entry, target, *part)
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file, or is cut short ({first_line(error)})") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-class _PickledTensors:
-    """``pytorch_model.bin``, read with ``weights_only``, which is safer than a plain unpickler but not safe."""
+def _stored(path: Path) -> Iterator[StoredTensor]:
+    with _safetensors(path) as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            entry = file.get_slice(name)
+            dtype = _DTYPES.get(entry.get_dtype())
+            if dtype is None:
+                raise CheckpointError(
+                    f"{path}: tensor {name} has type {entry.get_dtype()}; known are {', '.join(_DTYPES)}"
+                )
+            yield StoredTensor(path, name, tuple(entry.get_shape()), dtype)
 
-    def __init__(self, files: list[Path]) -> None:
-        self.tensors: dict[str, tuple[Path, Tensor]] = {}
-        for path in files:
-            try:
-                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # torch raises many types for damaged files
-                raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-            self.tensors.update({name: (path, tensor) for name, tensor in loaded.items()})
 
-    def names(self) -> set[str]:
-        return set(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name][1].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name][1].dtype
-
-    def read(self, name: str, target: Tensor, part: tuple[slice, slice] | None = None) -> None:
-        path, tensor = self.tensors[name]
-        if part is not None:
-            tensor = tensor.view(len(tensor), -1)[part]
-            target = target.view(tensor.shape)
-        if tensor.shape != target.shape:
-            raise CheckpointError(
-                f"{path}: tensor {name} has shape {list(tensor.shape)}, expected {list(target.shape)}"
-            )
-        if not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
-            raise CheckpointError(f"{path}: tensor {name} has values that are not finite")
-        target.copy_(tensor)
+def _unpickled(path: Path) -> Iterator[StoredTensor]:
+    """The tensors of a pickle, read with ``weights_only``, which is safer than a plain unpickler but not safe."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for name, tensor in loaded.items():
+            yield StoredTensor(path, name, tuple(tensor.shape), tensor.dtype, tensor)
+    except Exception as error:  # torch raises many types for damaged files
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error

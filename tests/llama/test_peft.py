@@ -124,6 +124,26 @@ def test_an_adapter_of_a_larger_model_is_refused(checkpoint: Path, tmp_path: Pat
         merged(checkpoint, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        ("layers.1.input_layernorm", (4, 64), "which the base model does not have as a matrix"),
+        ("layers.1.self_attn.q_proj", (), r"has shape \[\], expected"),
+        ("layers.1.self_attn.q_proj", (4, 65), r"lora_A\.weight has shape \[4, 65\], expected \[4, 64\]"),
+    ],
+)
+def test_a_factor_of_another_shape_is_named(
+    checkpoint: Path, tmp_path: Path, module: str, shape: tuple[int, ...], message: str
+) -> None:
+    make_adapter(checkpoint, tmp_path, **VARIANTS["attention"])
+    path = tmp_path / "adapter_model.safetensors"
+    name = f"base_model.model.model.{module}.lora_"
+    factors = {f"{name}A.weight": torch.ones(shape), f"{name}B.weight": torch.ones(64, 4)}
+    save_file({**load_file(path), **factors}, path)
+    with pytest.raises(CheckpointError, match=message):
+        merged(checkpoint, tmp_path)
+
+
 def test_a_directory_that_is_no_adapter_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no adapter_config\.json"):
         merged(checkpoint, checkpoint)
