@@ -222,7 +222,9 @@ class Engine:
         chosen = iter(self._forward(chunks, complete))
         self._step_running = False
         if all(chunk.count == 1 for chunk in chunks):
-            self.speculation.record_step(sum(len(chunk.draft) for chunk in chunks), time.perf_counter() - scheduled)
+            self.speculation.gain.cost.record(
+                sum(len(chunk.draft) for chunk in chunks), time.perf_counter() - scheduled
+            )
         finished = []
         for chunk in complete:
             answer = self._advance(chunk, list(islice(chosen, 1 + len(chunk.draft))))
@@ -367,7 +369,7 @@ class Engine:
     def reset_stats(self) -> None:
         """Reset the statistics for the next run of this engine."""
         self.stats = EngineStats(preemptions_before=self.scheduler.preemptions)
-        self.speculation.set_stats(self.stats)
+        self.speculation.stats = self.stats
 
     def _has_capacity(self) -> bool:
         return len(self.scheduler.waiting) + len(self.scheduler.running) < self.options.max_sequences

@@ -7,7 +7,8 @@ from collections.abc import Hashable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field, replace
 
-from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftLength, DraftSource
+from swe_infer.llama.drafting import NO_SOURCE, Drafter, DraftSource
+from swe_infer.llama.drafting.gain import MAX_DRAFT, DraftState
 from swe_infer.llama.stopping import StopCriteria, StopParams
 from swe_infer.types import DrafterFactory, DrafterKind, FinishReason
 
@@ -62,10 +63,6 @@ class RequestOutput:
     latency_s: float
 
 
-MAX_DRAFT = 32
-"""Maximum tokens of a draft."""
-
-
 @dataclass(eq=False, slots=True)
 class Sequence:
     """State of a request in the engine. The keys and values of the first ``computed`` tokens are in ``blocks``."""
@@ -91,7 +88,7 @@ class Sequence:
     """Created for the first draft."""
     drafter_synced: int = 0
     """Generated tokens that the drafter has received."""
-    draft_length: DraftLength | None = None
+    draft_state: DraftState | None = None
     """Created when a draft is first considered."""
     drafted: int = 0
     accepted: int = 0

@@ -9,23 +9,12 @@ logits are equal up to rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
 from itertools import takewhile
 
-from swe_infer.llama.drafting import (
-    AcceptanceModel,
-    Codec,
-    DraftBudget,
-    Drafter,
-    DraftLength,
-    NoDrafter,
-    SharedPrompts,
-    SharedSuffixes,
-    StepCostModel,
-    drafter_of,
-)
+from swe_infer.llama.drafting import Codec, Drafter, NoDrafter, SharedPrompts, SharedSuffixes, drafter_of
+from swe_infer.llama.drafting.gain import DraftGain, DraftState
 from swe_infer.llama.drafting.suffix import TokenIndex
-from swe_infer.llama.sequence import MAX_DRAFT, RequestOutput, Sequence
+from swe_infer.llama.sequence import RequestOutput, Sequence
 from swe_infer.llama.stats import EngineStats
 from swe_infer.types import DrafterFactory, DrafterKind
 
@@ -43,68 +32,53 @@ class Speculation:
         self._vocabulary = vocabulary
         self.prompts = SharedPrompts()
         self.stats = EngineStats()
+        """Counts drafted tokens."""
+        self.gain = DraftGain()
         self._active: dict[int, tuple[DrafterKind, SharedSuffixes, TokenIndex]] = {}
         """The unfinished outputs that have a drafter."""
-        self.step_cost = StepCostModel()
-        """Estimated cost of a row in this engine's steps."""
-        self._acceptance: dict[Hashable, AcceptanceModel] = {}
-        self._budget = DraftBudget()
         self._build_s = 1e-6
         """Seconds to build a drafter, per prompt token."""
         self._inspect_s = 1e-4
         self._draft_s = 1e-4
         """Seconds to inspect a sequence, and to draft: running means that limit outliers."""
 
-    def set_stats(self, stats: EngineStats) -> None:
-        """Count drafted tokens in ``stats`` from now on."""
-        self.stats = stats
-
-    def record_step(self, drafted_rows: int, seconds: float) -> None:
-        """Record the duration of a decode step with ``drafted_rows`` drafted rows."""
-        self.step_cost.record(drafted_rows, seconds)
-
     def draft(self, sequence: Sequence, most: int, batch: int) -> list[int]:
-        """Return a draft of at most ``most`` tokens, while ``batch`` sequences are decoded.
-
-        A drafted row delays the whole batch and speeds up one sequence, so its cost counts ``batch`` times.
-        """
-        self._budget.batch = batch
-        kind, length = sequence.request.drafter, sequence.draft_length
-        if kind == "none" or (length is not None and length.should_skip()):
+        """Return a draft of at most ``most`` tokens, while ``batch`` sequences are decoded."""
+        gain, state = self.gain, sequence.draft_state
+        gain.batch = batch
+        kind = sequence.request.drafter
+        if kind == "none" or (state is not None and state.should_skip()):
             return []
         most = min(most, sequence.max_draft_tokens)
         if most < 1:
             return []
-        row, steps_per_s = self.step_cost.relative_costs(batch)
-        inspect_cost, draft_cost = self._inspect_s * steps_per_s, self._draft_s * steps_per_s
-        if length is None:
-            acceptance = self._acceptance.setdefault(_key(kind), AcceptanceModel(MAX_DRAFT))
-            length = sequence.draft_length = DraftLength(acceptance, self._budget)
-            self._budget.earn(batch * row * (len(sequence.request.prompt_ids) - sequence.cached_tokens))
-        if not length.can_afford(inspect_cost + draft_cost):
-            return []
+        if state is None:
+            state = sequence.draft_state = DraftState(kind if isinstance(kind, str) else type(kind))
+            gain.earn(gain.row_cost * (len(sequence.request.prompt_ids) - sequence.cached_tokens))
+        inspect_cost, draft_cost = gain.steps(self._inspect_s), gain.steps(self._draft_s)
         started = time.perf_counter()
-        drafter = sequence.drafter or self._build_drafter(sequence, kind, steps_per_s)
+        drafter = None
+        if gain.can_afford(inspect_cost + draft_cost):
+            drafter = sequence.drafter or self._build_drafter(sequence, kind)
         if drafter is None:
-            length.back_off()
+            state.back_off()
             return []
         prepared = time.perf_counter()
         sequence.sync_drafter()
-        limit = length.next_length(drafter.situation, batch * row, draft_cost, most)
+        limit = gain.next_length(state, drafter.situation, draft_cost, most)
         inspected = time.perf_counter()
         draft = drafter.draft(limit) if limit else []
         now = time.perf_counter()
         self._inspect_s = _mean(self._inspect_s, inspected - prepared)
-        length.spend(inspect_cost + batch * row * len(draft))
+        cost = inspect_cost + gain.row_cost * len(draft)
         if limit:
             self._draft_s = _mean(self._draft_s, now - inspected)
-            length.spend(draft_cost)
+            cost += draft_cost
+        gain.spend(cost, state)
         self.stats.draft_s += now - started
         return list(takewhile(lambda token: 0 <= token < self._vocabulary, draft[:limit]))
 
-    def _build_drafter(
-        self, sequence: Sequence, kind: DrafterKind | DrafterFactory, steps_per_s: float
-    ) -> Drafter | None:
+    def _build_drafter(self, sequence: Sequence, kind: DrafterKind | DrafterFactory) -> Drafter | None:
         """Build a drafter for a sequence; None while the budget does not cover its cost.
 
         Where drafts fail everywhere, only one sequence at a time keeps trying.
@@ -114,15 +88,15 @@ class Speculation:
             own: Drafter = kind.create(request.prompt_ids, request.source.files, self._codec)
             sequence.drafter = own
             return own
-        if not self._acceptance[kind].promising and any(other == kind for other, _, _ in self._active.values()):
+        if not self.gain.promising(kind) and any(other == kind for other, _, _ in self._active.values()):
             return None
         prompt = sequence.request.prompt_ids
         shared = self.prompts.get(prompt, sequence.request.source)
         if not shared.is_prepared(kind):
-            cost = len(prompt) * self._build_s * steps_per_s
-            if not self._budget.can_afford(cost):
+            cost = self.gain.steps(len(prompt) * self._build_s)
+            if not self.gain.can_afford(cost):
                 return None
-            self._budget.spend(cost)
+            self.gain.spend(cost)
             started = time.perf_counter()
             shared.prepare(kind)
             self._build_s = _mean(self._build_s, (time.perf_counter() - started) / len(prompt))
@@ -136,13 +110,12 @@ class Speculation:
     def record_verified(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         """Record the verification of a draft: ``taken`` are the model's tokens."""
         if sequence.drafter is None:
-            if sequence.draft_length is not None:
-                self._budget.earn(1.0)
+            if sequence.draft_state is not None:
+                self.gain.earn(1.0)
             return
         accepted = sum(token == drafted for token, drafted in zip(taken, draft, strict=False))
-        if sequence.draft_length is not None:
-            sequence.draft_length.record(len(draft), accepted, len(taken))
-            self._acceptance[_key(sequence.request.drafter)].record_step(accepted)
+        if sequence.draft_state is not None:
+            self.gain.record(sequence.draft_state, len(draft), accepted, len(taken))
         sequence.drafted += len(draft)
         sequence.accepted += accepted
         self.stats.drafted_tokens += len(draft)
@@ -160,11 +133,6 @@ class Speculation:
         if (active := self._active.pop(id(sequence), None)) is not None:
             _, shared, written = active
             shared.remove_active(written)
-
-
-def _key(kind: DrafterKind | DrafterFactory) -> Hashable:
-    """Drafters with the same key learn their acceptance together."""
-    return kind if isinstance(kind, str) else type(kind)
 
 
 def _mean(mean: float, seconds: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from swe_infer.llama.config import read_config
-from swe_infer.llama.drafting import StepCostModel
+from swe_infer.llama.drafting.gain import StepCost
 from swe_infer.llama.engine import Engine, EngineOptions
 from swe_infer.llama.model import LlamaForCausalLM
 from swe_infer.llama.sequence import GenerationRequest, RequestOutput
@@ -42,7 +42,7 @@ def engine_of(
     return Engine.load(LlamaModel(path=str(directory), **model), options)
 
 
-class _ConstantStepCost(StepCostModel):
+class _ConstantStepCost(StepCost):
     """Step costs that never change."""
 
     def record(self, rows: int, seconds: float) -> None:
@@ -51,7 +51,7 @@ class _ConstantStepCost(StepCostModel):
 
 def with_constant_step_cost(engine: Engine) -> Engine:
     """Make drafting independent of measured step times, so that tests do not depend on the load of the machine."""
-    engine.speculation.step_cost = _ConstantStepCost()
+    engine.speculation.gain.cost = _ConstantStepCost()
     return engine
 
 

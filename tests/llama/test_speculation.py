@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swe_infer.llama.sequence import MAX_DRAFT, GenerationRequest, RequestOutput
+from swe_infer.llama.drafting.gain import MAX_DRAFT
+from swe_infer.llama.sequence import GenerationRequest, RequestOutput
 from swe_infer.llama.sequence import Sequence as EngineSequence
 from swe_infer.llama.stopping import StopCriteria
 from swe_infer.llama.tokenizer import LlamaTokenizer
