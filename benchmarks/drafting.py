@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from swe_infer.llama.drafting import Drafter, DraftSource, SharedSuffixes, drafter_of
 from swe_infer.prompt_format import PromptFiles, prose_in_prompt
-from swe_infer.types import DrafterKind, Prompt
+from swe_infer.types import Prompt
 
 PACKAGED = Path(__file__).resolve().parent.parent / "swe_infer" / "sample" / "instances.jsonl"
 
@@ -147,7 +147,7 @@ def measure(rows: Sequence[dict[str, Any]], codec: Codec, k: int) -> dict[str, T
         prompt_ids = codec.encode_text(text)
         patch_ids = codec.encode_text(str(row["patch"]).strip() + "\n")
         follow(PromptLookup(prompt_ids), patch_ids, k, tallies.setdefault("prompt lookup", Tally()))
-        for kind in get_args(DrafterKind):
+        for kind in ("diff", "suffix"):
             shared = SharedSuffixes(prompt_ids, source_of(text))
             index(shared)
             follow(drafter_of(kind, codec, shared), patch_ids, k, tallies.setdefault(kind, Tally()))

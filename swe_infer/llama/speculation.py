@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from itertools import takewhile
 
-from swe_infer.llama.drafting import Codec, Drafter, NoDrafter, SharedPrompts, SharedSuffixes, drafter_of
+from swe_infer.llama.drafting import Codec, Drafter, SharedPrompts, SharedSuffixes, drafter_of
 from swe_infer.llama.drafting.gain import DraftGain, DraftState
 from swe_infer.llama.drafting.suffix import TokenIndex
 from swe_infer.llama.sequence import RequestOutput, Sequence
@@ -102,9 +102,8 @@ class Speculation:
             self._build_s = _mean(self._build_s, (time.perf_counter() - started) / len(prompt))
         drafter = drafter_of(kind, self._codec, shared)
         sequence.drafter = drafter
-        if not isinstance(drafter, NoDrafter):
-            shared.add_active(drafter.written)
-            self._active[id(sequence)] = (kind, shared, drafter.written)
+        shared.add_active(drafter.written)
+        self._active[id(sequence)] = (kind, shared, drafter.written)
         return drafter
 
     def record_verified(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:

@@ -67,7 +67,6 @@ def token_by_token() -> DraftRun:
 
 
 def test_a_patch_takes_fewer_steps_than_with_suffix_drafts() -> None:
-    assert run_draft(PATCH, "none").rate == 1.0
     assert run_draft(PATCH).rate > 1.5 * run_draft(PATCH, "suffix").rate > 3.0
 
 
@@ -243,7 +242,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES | st.text(max_size=12), max_size=25), st.integers(0, 9))
 def test_no_output_breaks_a_drafter(pieces: list[str], limit: int) -> None:
     ids = CODEC.encode_text("".join(pieces))
-    for kind in ("diff", "suffix", "none"):
+    for kind in ("diff", "suffix"):
         made = drafter(kind)
         for token in ids:
             draft = made.draft(limit)

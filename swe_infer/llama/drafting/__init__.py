@@ -5,7 +5,7 @@ a prompt share :class:`SharedSuffixes`; :mod:`swe_infer.llama.drafting.gain` cho
 of this package imports torch.
 """
 
-from swe_infer.llama.drafting.base import Codec, Drafter, NoDrafter
+from swe_infer.llama.drafting.base import Codec, Drafter
 from swe_infer.llama.drafting.diff import drafter_of
 from swe_infer.llama.drafting.shared import NO_SOURCE, DraftSource, SharedPrompts, SharedSuffixes
 
@@ -14,7 +14,6 @@ __all__ = [
     "Codec",
     "DraftSource",
     "Drafter",
-    "NoDrafter",
     "SharedPrompts",
     "SharedSuffixes",
     "drafter_of",

@@ -33,17 +33,3 @@ class Drafter(Protocol):
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens that the model generated, in order, each once."""
         ...
-
-
-class NoDrafter:
-    """Never drafts."""
-
-    @property
-    def situation(self) -> Hashable:
-        return None
-
-    def draft(self, limit: int) -> list[int]:
-        return []
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 
-from swe_infer.llama.drafting.base import Codec, NoDrafter
+from swe_infer.llama.drafting.base import Codec
 from swe_infer.llama.drafting.content import added_line, prose_line
 from swe_infer.llama.drafting.patch_state import DraftHunk, PatchState
 from swe_infer.llama.drafting.plan import Planner
@@ -143,15 +143,13 @@ class TokenAligner:
         return None
 
 
-def drafter_of(kind: DrafterKind, codec: Codec, shared: SharedSuffixes) -> NoDrafter | SuffixDrafter | DiffDrafter:
+def drafter_of(kind: DrafterKind, codec: Codec, shared: SharedSuffixes) -> SuffixDrafter | DiffDrafter:
     """Create a drafter for one sequence.
 
     Args:
-        kind: ``diff`` drafts unified diffs and falls back on suffixes; ``suffix`` uses repetition only.
+        kind: ``diff`` drafts unified diffs and falls back on suffixes; ``suffix`` uses repetition only. Not ``none``.
         shared: the prompt and the outputs of its other samples.
     """
-    if kind == "none":
-        return NoDrafter()
     if kind == "suffix":
         return SuffixDrafter(shared.prompt_ids, shared.token_indexes)
     return DiffDrafter(codec, shared)

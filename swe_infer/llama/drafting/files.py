@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -23,9 +24,9 @@ class SourceFile:
 
     @cached_property
     def _places(self) -> dict[str, list[int]]:
-        places: dict[str, list[int]] = {}
+        places = defaultdict(list)
         for number, line in enumerate(self.lines):
-            places.setdefault(line, []).append(number)
+            places[line].append(number)
         return places
 
     def nearest(self, line: str, around: int) -> int | None:

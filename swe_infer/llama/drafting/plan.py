@@ -11,11 +11,8 @@ AddedLine = Callable[[DraftHunk, str, Sequence[str], int], Iterator[str]]
 """(hunk, line so far, lines before, how many) to texts that may follow, each up to the line's end at most."""
 
 _LINES = 24
-_START = re.compile(r"@@ -(\d*)$")
-_OLD = re.compile(r"@@ -(\d+),(\d*)$")
-_NEW = re.compile(r"@@ -(\d+),(\d+) (?:\+(\d*))?$")
-_COUNT = re.compile(r"@@ -(\d+),(\d+) \+\d+,(\d*)$")
-_HEAD = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))?( @?@? ?.*)$")
+_HEADER = re.compile(r"@@ -(\d+)(?:,(\d*))?(?: \+(\d+)(?:,(\d*))?)?(?P<rest> .*)?$")
+"""A hunk header or the start of one: old line and count, new line and count, and the rest."""
 
 
 class Planner:
@@ -112,50 +109,36 @@ class Planner:
 
     def _hunk_header(self, current: str, size: int) -> Iterator[str]:
         """Continuations of ``@@ -start,old +begin,new @@ heading`` from any point."""
+        match = _HEADER.match(current)
+        if match is None:
+            if "@@ -".startswith(current):
+                yield "@@ -"[len(current) :]
+            return
+        start, old, begin, new, rest = match.groups()
+        if begin and rest is not None:
+            head = f"{current[: match.start('rest')]} @@"
+            yield from self._headed(current, int(start), int(old or 1), int(new or 1), head, size)
+            return
         usual = 2 * self._state.style.context
-        if "@@ -".startswith(current):
-            yield "@@ -"[len(current) :]
-        elif match := _START.match(current):
-            if match[1]:
-                yield from self._new_side(int(match[1]), usual + 1, f",{usual + 1} ", size)
-        elif match := _OLD.match(current):
-            start = int(match[1])
-            if match[2]:
-                yield from self._new_side(start, int(match[2]), " ", size)
-            else:
-                yield from self._new_side(start, usual + 1, f"{usual + 1} ", size)
-                yield from self._new_side(start, usual, f"{usual} ", size)
-        elif match := _NEW.match(current):
-            start, old = int(match[1]), int(match[2])
-            for text in self._new_side(start, old, f"@@ -{start},{old} ", size):
-                if text.startswith(current):
-                    yield text[len(current) :]
-        elif match := _COUNT.match(current):
-            start, old = int(match[1]), int(match[2])
-            if match[3]:
-                yield from self._headed(start, old, int(match[3]), " @@", size)
-            else:
-                for new in _sizes(old, self._state.style.context):
-                    yield from self._headed(start, old, new, f"{new} @@", size)
-        elif match := _HEAD.match(current):
-            for text in self._headed(int(match[1]), int(match[2] or 1), int(match[3] or 1), " @@", size):
-                if text.startswith(match[4]):
-                    yield text[len(match[4]) :]
+        line = int(begin) if begin and new is not None else int(start) + self._state.offset
+        for removed in [int(old)] if old else [usual + 1, usual][: 1 if old is None else 2]:
+            sizes = _sizes(removed, self._state.style.context)
+            for added in [int(new)] if new else sizes[: 1 if new is None else 3]:
+                head = f"@@ -{start},{removed} +{line},{added} @@"
+                if head.startswith(current):
+                    yield from self._headed(current, int(start), removed, added, head, size)
 
-    def _new_side(self, start: int, old: int, prefix: str, size: int) -> Iterator[str]:
-        """The new side's line follows from the old one and the offset of earlier hunks."""
-        new = _sizes(old, self._state.style.context)[0]
-        return self._headed(start, old, new, f"{prefix}+{start + self._state.offset},{new} @@", size)
-
-    def _headed(self, start: int, old: int, new: int, prefix: str, size: int) -> Iterator[str]:
+    def _headed(self, current: str, start: int, old: int, new: int, head: str, size: int) -> Iterator[str]:
+        """Texts after ``current`` that complete the header ``head``, with and without a heading, and its lines."""
         state = self._state
         at = max(0, start - 1)
         heading = "" if state.source is None else state.source.heading(at)
-        hunk = state.new_hunk(at, old, new)
-        body = self._lines(hunk, [], size) if start else "+"
+        body = self._lines(state.new_hunk(at, old, new), [], size) if start else "+"
         variants = [f" {heading}" if heading else "", ""]
         for variant in variants if state.style.headings else reversed(variants):
-            yield f"{prefix}{variant}\n{body}"
+            text = f"{head}{variant}\n{body}"
+            if text.startswith(current):
+                yield text[len(current) :]
 
     # The lines of a hunk
 

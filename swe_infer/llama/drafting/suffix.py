@@ -8,7 +8,9 @@ compares a bounded number of places.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import pairwise
 
 _PLACES = 64
 """Maximum occurrences of a pair that are compared: the latest."""
@@ -23,21 +25,14 @@ class TokenIndex:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._after: dict[tuple[int, int], list[int]] = {}
+        self._after: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens. Linear in their number."""
-        held, after = self.tokens, self._after
-        for token in tokens:
-            held.append(token)
-            place = len(held)
-            if place > 1:
-                key = (held[-2], token)
-                places = after.get(key)
-                if places is None:
-                    after[key] = [place]
-                else:
-                    places.append(place)
+        first = max(1, len(self.tokens))
+        self.tokens.extend(tokens)
+        for place, pair in enumerate(pairwise(self.tokens[first - 1 :]), first + 1):
+            self._after[pair].append(place)
 
     def longest(self, tail: Sequence[int]) -> tuple[int, int]:
         """Return ``(length, place)`` of the longest match of ``tail``'s end, the latest if several are equal.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -56,29 +57,17 @@ class WordIndex:
 
     def __init__(self) -> None:
         self.words: list[str] = []
-        self._pairs: dict[tuple[str, str], list[int]] = {}
-        self._singles: dict[str, list[int]] = {}
+        self._pairs: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        self._singles: defaultdict[str, list[int]] = defaultdict(list)
         self._vocabulary: list[str] = []
 
     def extend(self, words: Sequence[str]) -> None:
         """Append ``words``. Linear in their number."""
         held, pairs, singles = self.words, self._pairs, self._singles
         before = held[-1] if held else ""
-        at = len(held)
-        for word in words:
-            at += 1
-            bare = word[1:] if word[0] == " " and len(word) > 1 else word  # _bare, inlined for speed
-            places = singles.get(bare)
-            if places is None:
-                singles[bare] = [at]
-            else:
-                places.append(at)
-            key = (before, word)
-            places = pairs.get(key)
-            if places is None:
-                pairs[key] = [at]
-            else:
-                places.append(at)
+        for at, word in enumerate(words, len(held) + 1):
+            singles[word[1:] if word[0] == " " and len(word) > 1 else word].append(at)  # _bare, inlined for speed
+            pairs[before, word].append(at)
             before = word
         held.extend(words)
 
@@ -135,7 +124,7 @@ def continuations(
         most: maximum number of texts.
         words: maximum words of a text.
     """
-    votes: dict[str, list[Vote]] = {}
+    votes: defaultdict[str, list[Vote]] = defaultdict(list)
     for part, place in extra:
         _vote(votes, part, [place])
     whole = list(query.words)
@@ -147,35 +136,27 @@ def continuations(
         if whole:
             _vote(votes, whole[-1], _votes_after(index, whole[:-1], query, weight, first))
         first = False
-    if not votes and whole and _bare(whole[-1]).isidentifier():
+    part = _bare(whole[-1]) if whole else ""
+    if not votes and part.isidentifier():
         for index, weight in indexes:
-            end = len(index.words)
-            places: list[Vote] = [(index.words, at, end, weight) for at in index.complete(_bare(whole[-1]))]
-            _vote_bare(votes, _bare(whole[-1]), places)
+            for at in index.complete(part):
+                rest = _bare(index.words[at])[len(part) :]
+                votes[rest].append((index.words, at, len(index.words), weight))
     totals = {rest: sum(place[3] for place in places) for rest, places in votes.items()}
     for rest in nlargest(most, totals, key=totals.__getitem__):
         yield _continue_line(rest, votes[rest], words)
 
 
-def _vote_bare(votes: dict[str, list[Vote]], part: str, places: Sequence[Vote]) -> None:
-    for place in places:
-        votes.setdefault(_bare(place[0][place[1]])[len(part) :], []).append(place)
-
-
-def _vote(votes: dict[str, list[Vote]], part: str, places: Sequence[Vote]) -> None:
+def _vote(votes: defaultdict[str, list[Vote]], part: str, places: Sequence[Vote]) -> None:
     """Group places by the text that they continue ``part`` with."""
     length = len(part)
     for place in places:
-        rest = place[0][place[1]]
+        word = place[0][place[1]]
         if part:
-            if not rest.startswith(part) or len(rest) == length:
+            if not word.startswith(part) or len(word) == length:
                 continue
-            rest = rest[length:]
-        held = votes.get(rest)
-        if held is None:
-            votes[rest] = [place]
-        else:
-            held.append(place)
+            word = word[length:]
+        votes[word].append(place)
 
 
 def _votes_after(index: WordIndex, context: Sequence[str], query: Query, weight: float, first: bool) -> list[Vote]:
