@@ -21,7 +21,7 @@ import torch
 
 from swe_infer.llama.config import read_config
 from swe_infer.llama.large_pages import zeros
-from swe_infer.llama.model import Layer, Linear, LlamaForCausalLM, Step
+from swe_infer.llama.model import Layer, Linear, LlamaForCausalLM, ModelInput, Step
 from swe_infer.llama.native.kernels import Kernels, PackedWeight, Units, load_kernels
 from swe_infer.llama.weights import load_weights
 
@@ -70,11 +70,11 @@ class StepBenchmark:
             used += blocks
         cache = self.model.new_cache(used)
         rows = [count * (n + 1) - 1 for n in range(len(starts))]
-        step = self.model.step(starts, [count] * len(starts), tables, rows)
-        ids_T = torch.randint(5, config.vocab_size, (count * len(starts),))
+        ids = torch.randint(5, config.vocab_size, (count * len(starts),)).tolist()
+        step = self.model.step(ModelInput(ids, starts, [count] * len(starts), tables, rows))
         for pool in (*cache.keys, *cache.values):
             pool.normal_()
-        whole = seconds(lambda: self.model.decode(ids_T, step, cache), self.rounds)
+        whole = seconds(lambda: self.model.decode(step, cache), self.rounds)
         head_weights = config.vocab_size * config.hidden_size
         weights = config.parameters - (0 if config.tie_word_embeddings else head_weights)  # of all products
         seen = sum(count * start + count * (count + 1) / 2 for start in starts)

@@ -26,7 +26,7 @@ from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config,
 from swe_infer.llama.graphs import DecodeGraphs
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import BlockPool, KVCache
-from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.model import LlamaForCausalLM, ModelInput
 from swe_infer.llama.placement import available_bytes, choose_device
 from swe_infer.llama.sampler import Sampler, SamplingParams
 from swe_infer.llama.scheduler import Chunk, Scheduler
@@ -34,13 +34,7 @@ from swe_infer.llama.sequence import GenerationRequest, RequestOutput, Sequence
 from swe_infer.llama.speculation import Speculation
 from swe_infer.llama.stats import EngineStats
 from swe_infer.llama.stopping import StopCriteria
-from swe_infer.llama.tensor_parallel import (
-    ModelInput,
-    TensorParallelGroup,
-    check_tensor_parallel,
-    load_part,
-    run_step,
-)
+from swe_infer.llama.tensor_parallel import TensorParallelGroup, check_tensor_parallel, load_part
 from swe_infer.llama.tokenizer import LlamaTokenizer
 from swe_infer.llama.tp_rank import SINGLE_RANK
 from swe_infer.types import LlamaModel
@@ -278,10 +272,10 @@ class Engine:
         if logits_RV is not None:
             return logits_RV
         if self._tp_group is None:
-            return run_step(self.model, self.cache, model_input)
+            return self.model.run(model_input, self.cache)
         self._tp_group.send(model_input)
         try:
-            return run_step(self.model, self.cache, model_input)
+            return self.model.run(model_input, self.cache)
         except RuntimeError as error:
             raise self._tp_group.failure() from error
 

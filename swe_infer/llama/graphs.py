@@ -18,8 +18,7 @@ from torch import Tensor
 
 from swe_infer.llama.attention.base import PagedBackend, PagedPlan
 from swe_infer.llama.kv_cache import SCRATCH, KVCache
-from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, Step, positions_and_slots
-from swe_infer.llama.tensor_parallel import ModelInput
+from swe_infer.llama.model import MIN_ROWS, LlamaForCausalLM, ModelInput, Step, positions_and_slots
 
 ROWS = (MIN_ROWS, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Row counts that steps are padded to. Larger steps run without a graph, since launch overhead matters little
@@ -106,13 +105,14 @@ class StaticStep:
     def forward(self, cache: KVCache) -> Tensor:
         """Return the logits of all rows, padding included (RV, float32). Reads only device memory."""
         step = Step(
+            ids_T=self._ids_R,
             positions_T=self._positions_R.long(),
             max_position=self._max_position,
             slots=self.model.backend.slots(self._slots_R.long()),
             rows_R=self._rows_R,
             plan=self._plan,
         )
-        return self.model.decode(self._ids_R, step, cache)
+        return self.model.decode(step, cache)
 
 
 class DecodeGraphs:

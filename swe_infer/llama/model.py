@@ -45,10 +45,33 @@ row's bits are too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One forward pass over packed tokens. Tensors are on the model's device.
+class ModelInput:
+    """A forward pass as the scheduler states it: of sequence ``s`` the tokens
+    ``starts[s] : starts[s] + query_lens[s]``.
 
     Args:
+        ids: the tokens of all sequences, one after the other.
+        block_tables: each sequence's cache blocks, enough for its tokens.
+        rows: tokens whose logits are computed.
+        rope_lengths: for each token, if RoPE depends on the length of its sequence.
+        allocation_ids: owner of each sequence's blocks, see :class:`Layout`.
+    """
+
+    ids: list[int]
+    starts: Sequence[int]
+    query_lens: Sequence[int]
+    block_tables: Sequence[Sequence[int]]
+    rows: Sequence[int]
+    rope_lengths: Sequence[int] | None = None
+    allocation_ids: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A :class:`ModelInput` prepared for the model, with tensors on its device. Padding rows follow the tokens.
+
+    Args:
+        ids_T: of the tokens.
         positions_T: position of each token in its sequence.
         max_position: the largest of them.
         slots: cache slots of each token's key and value, as computed by the backend.
@@ -57,6 +80,7 @@ class Step:
         rope_lengths_T: lengths for RoPE that depends on them, see :class:`RotaryEmbedding`.
     """
 
+    ids_T: Tensor
     positions_T: Tensor
     max_position: int
     slots: Tensor
@@ -436,28 +460,27 @@ class LlamaForCausalLM(nn.Module):
         Raises:
             ValueError: a token id is outside the vocabulary.
         """
-        sequences, length = input_ids_BL.shape
-        vocabulary = self.config.vocab_size
-        if ((input_ids_BL < 0) | (input_ids_BL >= vocabulary)).any():
+        (sequences, length), vocabulary = input_ids_BL.shape, self.config.vocab_size
+        ids = input_ids_BL.flatten().tolist()
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
             raise ValueError(f"a token id is outside the vocabulary of {vocabulary}")
-        tables = []
-        for index in range(sequences):
-            count = -(-length // self.backend.block_size)
-            tables.append(range(1 + index * count, 1 + (index + 1) * count))
-        cache = self.new_cache(1 + sum(map(len, tables)))
-        lengths = [length] * (sequences * length) if self.config.rope.depends_on_length else None
-        step = self.step([0] * sequences, [length] * sequences, tables, rows=None, rope_lengths=lengths)
-        logits_TV: Tensor = self.decode(input_ids_BL.flatten(), step, cache)
+        blocks = -(-length // self.backend.block_size)
+        tables = [range(1 + index * blocks, 1 + (index + 1) * blocks) for index in range(sequences)]
+        lengths = [length] * len(ids) if self.config.rope.depends_on_length else None
+        model_input = ModelInput(ids, [0] * sequences, [length] * sequences, tables, range(len(ids)), lengths)
+        logits_TV: Tensor = self.run(model_input, self.new_cache(1 + sequences * blocks))
         return logits_TV.view(sequences, length, -1)
 
+    def run(self, model_input: ModelInput, cache: KVCache) -> Tensor:
+        """:meth:`decode` for an input on the host."""
+        return self.decode(self.step(model_input), cache)
+
     @torch.inference_mode()
-    def decode(self, input_ids_T: Tensor, step: Step, cache: KVCache) -> Tensor:
+    def decode(self, step: Step, cache: KVCache) -> Tensor:
         """Run packed tokens and write their keys and values into ``cache``. Returns the logits of ``step.rows_R``
         (RV, float32), empty on a rank without the language-model head."""
-        tokens, logit_rows = len(input_ids_T), len(step.rows_R)
-        padding = len(step.positions_T) - tokens
-        ids_T = functional.pad(input_ids_T, (0, padding)) if padding else input_ids_T
-        x_TE = self._embed(ids_T)
+        logit_rows = len(step.rows_R)
+        x_TE = self._embed(step.ids_T)
         cos_sin = self.rope(step.positions_T, step.max_position, step.rope_lengths_T)
         delta_TE = None
         if self._compiled_layers is not None:
@@ -482,36 +505,22 @@ class LlamaForCausalLM(nn.Module):
             x_TE = functional.embedding(ids_T, self.embed_tokens).to(self.dtype)
         return x_TE if self.config.embedding_multiplier == 1.0 else x_TE * self.config.embedding_multiplier
 
-    def step(
-        self,
-        starts: Sequence[int],
-        query_lens: Sequence[int],
-        block_tables: Sequence[Sequence[int]],
-        rows: Sequence[int] | None,
-        rope_lengths: Sequence[int] | None = None,
-        allocation_ids: Sequence[int] | None = None,
-    ) -> Step:
-        """Prepare a forward pass in which sequence ``s`` has tokens ``starts[s] : starts[s] + query_lens[s]``.
-
-        Args:
-            block_tables: each sequence's cache blocks, enough for its tokens.
-            rows: packed tokens whose logits are computed; None: all.
-            rope_lengths: for each packed token, if RoPE depends on the length of its sequence.
-            allocation_ids: owner of each sequence's blocks, see :class:`Layout`.
-        """
-        positions, slots = positions_and_slots(starts, query_lens, block_tables, self.backend.block_size)
-        total = len(positions)
-        padding = [0] * max(0, self._min_rows - total)
-        key_lens = [s + c for s, c in zip(starts, query_lens, strict=True)]
-        layout = Layout(query_lens, key_lens, block_tables, allocation_ids)
-        lengths_T = None if rope_lengths is None else self._send([*rope_lengths, *padding])
+    def step(self, model_input: ModelInput) -> Step:
+        """Prepare a forward pass, with padding rows where the library's products need them."""
+        starts, query_lens, tables = model_input.starts, model_input.query_lens, model_input.block_tables
+        positions, slots = positions_and_slots(starts, query_lens, tables, self.backend.block_size)
+        padding = [0] * max(0, self._min_rows - len(positions))
+        key_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
+        layout = Layout(query_lens, key_lens, tables, model_input.allocation_ids)
+        lengths = model_input.rope_lengths
         return Step(
+            ids_T=self._send(model_input.ids + padding),
             positions_T=self._send(positions + padding),
             max_position=max(positions, default=0),
             slots=self.backend.slots(self._send(slots + padding)),
-            rows_R=self._send(range(total) if rows is None else rows),
+            rows_R=self._send(model_input.rows),
             plan=self.backend.plan(layout),
-            rope_lengths_T=lengths_T,
+            rope_lengths_T=None if lengths is None else self._send([*lengths, *padding]),
         )
 
     def new_cache(self, blocks: int) -> KVCache:

@@ -1,7 +1,7 @@
 """Tensor parallelism: one model in several processes, of which rank 0 leads.
 
 The leader is an ordinary :class:`~swe_infer.llama.engine.Engine`: it schedules and samples. Before each step it sends
-the :class:`ModelInput` to the other ranks through pipes. Then all ranks run it on their part of the weights and of
+the :class:`.ModelInput` to the other ranks through pipes. Then all ranks run it on their part of the weights and of
 the KV cache and all-reduce with ``torch.distributed`` (NCCL on GPUs, gloo on a CPU). A rank that ends unexpectedly
 ends the run with a one-line error.
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -21,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.hub import snapshot_directory
-from swe_infer.llama.kv_cache import KVCache
-from swe_infer.llama.model import LlamaForCausalLM
+from swe_infer.llama.model import LlamaForCausalLM, ModelInput
 from swe_infer.llama.peft import merge_adapter
 from swe_infer.llama.placement import available_bytes, check_memory, choose_dtype, choose_weight_dtype, free_bytes
 from swe_infer.llama.tp_rank import TPRank
@@ -43,19 +41,6 @@ _PEER_LOST = 71
 
 class RankDied(SweInferError):
     """A rank ended unexpectedly. Running the same command again answers the remaining requests."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInput:
-    """The tokens of a step and the arguments of :meth:`LlamaForCausalLM.step`."""
-
-    ids: list[int]
-    starts: list[int]
-    query_lens: list[int]
-    block_tables: list[list[int]]
-    rows: list[int]
-    rope_lengths: list[int] | None
-    allocation_ids: list[int] | None = None
 
 
 def check_tensor_parallel(model: LlamaModel, device: torch.device) -> None:
@@ -235,20 +220,6 @@ def _worker_loop(pipe: Connection, network: LlamaForCausalLM) -> None:
     while True:
         message = pipe.recv()
         if isinstance(message, ModelInput):
-            run_step(network, cache, message)
+            network.run(message, cache)
         else:
             cache.copy(*message)
-
-
-def run_step(network: LlamaForCausalLM, cache: KVCache, model_input: ModelInput) -> Tensor:
-    """Run a step. Returns the logits of ``model_input.rows`` (RV, float32)."""
-    step = network.step(
-        model_input.starts,
-        model_input.query_lens,
-        model_input.block_tables,
-        model_input.rows,
-        model_input.rope_lengths,
-        model_input.allocation_ids,
-    )
-    ids_T = torch.tensor(model_input.ids, dtype=torch.int64, pin_memory=network.device.type == "cuda")
-    return network.decode(ids_T.to(network.device, non_blocking=True), step, cache)

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from swe_infer.llama.attention.base import AttentionShape
     from swe_infer.llama.graphs import MAX_QUERIES, ROWS, DecodeGraphs, StaticStep
     from swe_infer.llama.kv_cache import KVCache
-    from swe_infer.llama.model import LlamaForCausalLM
-    from swe_infer.llama.tensor_parallel import ModelInput, run_step
+    from swe_infer.llama.model import LlamaForCausalLM, ModelInput
     from tests.llama.helpers import load, random_prompt
     from tests.llama.scenes import PlainPaged
 
@@ -44,13 +43,13 @@ def cache_of(model: LlamaForCausalLM, starts: list[int], seed: int) -> tuple[KVC
     tables = [[order.pop() for _ in range((start + MAX_QUERIES) // 256 + 1)] for start in starts]
     for index, (start, table) in enumerate(zip(starts, tables, strict=True)):
         if start:
-            run_step(model, cache, ModelInput(random_prompt(start, index), [0], [start], [table], [0], None))
+            model.run(ModelInput(random_prompt(start, index), [0], [start], [table], [0]), cache)
     return cache, tables
 
 
 def model_input_of(starts: list[int], counts: list[int], tables: list[list[int]], seed: int) -> ModelInput:
     rows = sum(counts)
-    return ModelInput(random_prompt(rows, seed), starts, counts, tables, list(range(rows)), None)
+    return ModelInput(random_prompt(rows, seed), starts, counts, tables, list(range(rows)))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,7 @@ def test_a_static_step_equals_an_ordinary_one(
     static = StaticStep(model, rows, 4, len(counts) == sum(counts), LIMIT - 1)
     for seed in (50, 51):  # the second step finds stale data in the buffers
         model_input = model_input_of(starts, counts, tables, seed)
-        expected = run_step(model, cache, model_input)
+        expected = model.run(model_input, cache)
         static.fill(model_input)
         found = static.forward(cache)
         assert found.shape[0] == rows
@@ -87,7 +86,7 @@ def test_stale_buffers_do_not_affect_the_next_step(model: LlamaForCausalLM) -> N
     static.forward(cache)
     model_input = model_input_of([200, 20], [3, 1], tables[4:], 61)
     static.fill(model_input)
-    torch.testing.assert_close(static.forward(cache)[:4], run_step(model, cache, model_input), atol=1e-4, rtol=0)
+    torch.testing.assert_close(static.forward(cache)[:4], model.run(model_input, cache), atol=1e-4, rtol=0)
 
 
 def test_padding_rows_write_only_to_the_scratch_block(model: LlamaForCausalLM) -> None:
@@ -105,8 +104,8 @@ def test_padding_rows_write_only_to_the_scratch_block(model: LlamaForCausalLM) -
 def test_steps_without_a_graph_use_the_ordinary_path(model: LlamaForCausalLM) -> None:
     graphs = DecodeGraphs(model, model.new_cache(2), LIMIT)
     block = [[1]]
-    assert graphs.logits(ModelInput([3] * 9, [0], [9], block, [8], None)) is None, "a prompt's last chunk"
-    assert graphs.logits(ModelInput([3] * 65, [0], [65], block, list(range(65)), None)) is None, (
+    assert graphs.logits(ModelInput([3] * 9, [0], [9], block, [8])) is None, "a prompt's last chunk"
+    assert graphs.logits(ModelInput([3] * 65, [0], [65], block, list(range(65)))) is None, (
         "too many rows of one sequence"
     )
     many = ROWS[-1] + 1
