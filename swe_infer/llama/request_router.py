@@ -24,12 +24,14 @@ class _WorkerState:
     outstanding: dict[Hashable, GenerationRequest] = field(default_factory=dict)
     queued: dict[Hashable, int] = field(default_factory=dict)
     """Prompt tokens of requests that are assigned and not started."""
-    queued_tokens: int = 0
-    load: int = 0
-    """Prompt tokens and maximum output tokens of outstanding requests."""
     prompt: tuple[int, ...] | None = None
     source: DraftSource | None = None
     """The source of the last request with a drafter."""
+
+    @property
+    def load(self) -> int:
+        """Prompt tokens and maximum output tokens of outstanding requests."""
+        return sum(len(r.prompt_ids) + r.stop_params.max_new_tokens for r in self.outstanding.values())
 
 
 class RequestRouter(Generic[W]):
@@ -68,25 +70,21 @@ class RequestRouter(Generic[W]):
         Samples of a prompt go to the worker of the first one, whose prefix cache has the prompt, unless that worker
         is full while another is idle. Otherwise the worker with the least outstanding tokens is chosen.
         """
-        available = {worker: state for worker, state in self._workers.items() if self._has_slot(state)}
-        same_prompt = [worker for worker, state in self._workers.items() if state.prompt == request.prompt_ids]
-        for worker in same_prompt:
-            if worker in available:
-                return worker
+        workers = self._workers
+        available = [worker for worker, state in workers.items() if len(state.outstanding) < self._max_sequences]
+        same_prompt = [worker for worker, state in workers.items() if state.prompt == request.prompt_ids]
         if same_prompt:
-            return next((worker for worker, state in available.items() if not state.outstanding), None)
-        free = [worker for worker, state in available.items() if state.queued_tokens < self._max_queued_tokens]
-        return min(free, key=lambda worker: self._workers[worker].load, default=None)
+            idle = (worker for worker in available if not workers[worker].outstanding)
+            return next((worker for worker in same_prompt if worker in available), next(idle, None))
+        free = [worker for worker in available if sum(workers[worker].queued.values()) < self._max_queued_tokens]
+        return min(free, key=lambda worker: workers[worker].load, default=None)
 
     def assign(self, request: GenerationRequest, worker: W) -> bool:
         """Assign ``request`` to ``worker``. Returns whether its source must be sent, which samples of a prompt
         share."""
         state = self._workers[worker]
-        tokens = 1 if state.prompt == request.prompt_ids else len(request.prompt_ids)
         state.outstanding[request.key] = request
-        state.queued[request.key] = tokens
-        state.queued_tokens += tokens
-        state.load += _size(request)
+        state.queued[request.key] = 1 if state.prompt == request.prompt_ids else len(request.prompt_ids)
         state.prompt = request.prompt_ids
         if request.drafter == "none" or state.source is request.source:
             return False
@@ -95,26 +93,15 @@ class RequestRouter(Generic[W]):
 
     def mark_started(self, worker: W, keys: Iterable[Hashable]) -> None:
         """Mark requests as started, which frees queue capacity of ``worker``."""
-        state = self._workers[worker]
         for key in keys:
-            state.queued_tokens -= state.queued.pop(key, 0)
+            self._workers[worker].queued.pop(key, None)
 
     def mark_done(self, worker: W, key: Hashable) -> None:
         """Mark a request as answered, rejected or dropped by ``worker``."""
-        state = self._workers[worker]
         self.mark_started(worker, [key])
-        request = state.outstanding.pop(key, None)
-        if request is not None:
-            state.load -= _size(request)
+        self._workers[worker].outstanding.pop(key, None)
 
     def clear(self) -> None:
         """Forget all requests."""
         for worker in self._workers:
             self._workers[worker] = _WorkerState()
-
-    def _has_slot(self, state: _WorkerState) -> bool:
-        return len(state.outstanding) < self._max_sequences
-
-
-def _size(request: GenerationRequest) -> int:
-    return len(request.prompt_ids) + request.stop_params.max_new_tokens

@@ -86,31 +86,20 @@ class LlamaTokenizer:
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return the token ids of a prompt.
+        """Return the token ids of a prompt. Other threads run meanwhile.
 
         Special tokens in the text of a dataset, such as ``</s>``, are encoded as plain text.
         """
         if self._chat is not None:
             return self._encode_chat(prompt)
         self._treat_special_tokens_as_text(True)
-        ids = list(self._backend.encode(prompt.text).ids)
+        ids = list(self._backend.encode_batch_fast([prompt.text])[0].ids)
         starts_with_bos = bool(ids) and ids[0] == self._bos
         if self._add_bos and self._bos is not None and not starts_with_bos:
             return [self._bos, *ids]
         if self._add_bos is False and starts_with_bos:
             return ids[1:]
         return ids
-
-    def count(self, prompt: Prompt) -> int:
-        """Return the number of token ids of a prompt. Faster than :meth:`encode`, and other threads run meanwhile."""
-        if self._chat is not None:
-            return len(self._encode_chat(prompt))
-        self._treat_special_tokens_as_text(True)
-        encoded = self._backend.encode_batch_fast([prompt.text])[0]
-        starts_with_bos = len(encoded) > 0 and encoded.ids[0] == self._bos
-        if self._add_bos and self._bos is not None and not starts_with_bos:
-            return len(encoded) + 1
-        return len(encoded) - (self._add_bos is False and starts_with_bos)
 
     def _encode_chat(self, prompt: Prompt) -> list[int]:
         """The ids of a rendered conversation and the prefill. A control token is one that the template writes; spelt

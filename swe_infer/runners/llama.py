@@ -327,7 +327,7 @@ class _Counter:
         self._tokenizer = tokenizer
 
     def __call__(self, prompt: Prompt) -> int:
-        return self._tokenizer.count(prompt)
+        return len(self._tokenizer.encode(prompt))
 
 
 def _merged(streams: Sequence[RequestStream]) -> Iterator[tuple[int, Request]]:
