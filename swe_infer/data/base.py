@@ -172,6 +172,7 @@ class IndexedRows:
         self._unit = unit
         self._normaliser = normaliser
         self._last: tuple[int, Mapping[str, Any] | Skip] | None = None
+        self._last_instance: tuple[int, Instance] | None = None
         self._ids: list[str] = []
         self._characters = array("Q")
         self._faults: dict[int, Skip] = {}
@@ -220,7 +221,10 @@ class IndexedRows:
         return instance.files, instance.edit_format
 
     def __getitem__(self, index: int) -> Instance:
-        return make_instance(self.row(index), self._text_column)
+        last = self._last_instance  # a prompt is measured, then sent
+        if last is None or last[0] != index:
+            last = self._last_instance = index, make_instance(self.row(index), self._text_column)
+        return last[1]
 
     def content_sha256(self) -> str | None:
         """SHA-256 of the dataset's files, in hexadecimal; None if it is unknown."""

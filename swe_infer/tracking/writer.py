@@ -57,6 +57,7 @@ class LoggedRun:
         self._interval_s = interval_s
         self._due = 0.0
         self._latest: dict[str, Any] | None = None
+        self._lock = threading.Lock()
         self._final: dict[str, Any] | None = None
         self._wake = threading.Event()
 
@@ -72,8 +73,10 @@ class LoggedRun:
         except RuntimeError:  # modified by another thread; the next record brings newer totals
             return
         copy["_time"] = time.time()
-        self._latest = copy
-        self._wake.set()
+        with self._lock:
+            is_awaited, self._latest = self._latest is not None, copy
+        if not is_awaited:  # otherwise the writer thread wakes when totals are due: a wake per record is expensive
+            self._wake.set()
 
     def end(self, final: dict[str, Any]) -> None:
         """Send ``final`` as the last message."""
@@ -88,7 +91,8 @@ class LoggedRun:
             yield {"start": first}
         final = self._final
         if self._latest is not None and (final is not None or now >= self._due):
-            latest, self._latest = self._latest, None
+            with self._lock:
+                latest, self._latest = self._latest, None
             self._due = now + self._interval_s
             yield {"totals": latest}
         if final is not None:
