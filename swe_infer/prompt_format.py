@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -25,6 +25,8 @@ _START, _END = "[start of ", "[end of "
 _MARKER = re.compile(r"\[(?P<kind>start|end) of (?P<path>[^\r\n]+)\]\r?$", re.MULTILINE)
 _NUMBER = re.compile(r"(\d{1,9})(?: |$)")
 _ELLIPSIS = "..."
+_USUAL_LINES = 10_000
+"""Longer files are read more slowly."""
 
 
 def split_prompt(text: str) -> Prompt:
@@ -133,6 +135,8 @@ def files_in_prompt(text: str) -> dict[str, str]:
 def _content(body: str) -> str | None:
     """The content of a file, without line numbers; None if ``body`` contains only excerpts."""
     lines = body.split("\n")
+    if len(lines) <= _USUAL_LINES and all(map(str.startswith, lines, _prefixes())):
+        return "\n".join(map(str.removeprefix, lines, _prefixes()))
     parts = [line.partition(" ") for line in lines]
     if [number for number, _, _ in parts] == list(map(str, range(1, len(lines) + 1))):
         return "\n".join([text for _, _, text in parts])
@@ -143,3 +147,9 @@ def _content(body: str) -> str | None:
     if numbered and increasing and all(line.strip() in (_ELLIPSIS, "") for line in rest) and len(numbered) > 1:
         return None
     return body
+
+
+@cache
+def _prefixes() -> tuple[str, ...]:
+    """The line numbers of a file, with the space behind them."""
+    return tuple(f"{number} " for number in range(1, _USUAL_LINES + 1))

@@ -10,7 +10,7 @@ file that no answer may touch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swe_infer.instance_files import obstacle, why_absent
@@ -101,12 +101,15 @@ def _apply_hunks(patch: FilePatch, content: str, result: Applied) -> str:
 
 
 class _Image:
-    """A file with each distinct line encoded as one character, so that a search for lines is a substring search."""
+    """A file to which hunks are applied, one after the other."""
 
     def __init__(self, content: str) -> None:
         self._lines = split_lines(content)
-        self._index = LineIndex(tuple(self._lines))
-        self._text = self._index.text("exact")
+        self._unchanged: list[str | None] = list(self._lines)
+        """The lines that a hunk may match; None in place of changed ones."""
+        self._index: LineIndex | None = None
+        self._text = ""
+        """The same lines in the alphabet of the index, once there is one: a search for lines is a substring search."""
         self.guessed = False
 
     def content(self) -> str:
@@ -123,15 +126,30 @@ class _Image:
         guess = max(header.new_start - 1, 0)
         if not old and self._lines and guess != len(self._lines):
             return "adds lines without any line around them"
-        pattern = self._index.encode(old, "exact")
-        if _CHANGED in pattern or pattern not in self._text:
-            return "has old lines that are not in the file"
-        at = self._find(pattern, guess, at_start=header.old_start <= 1, at_end=not trailing)
+        at_start, at_end = header.old_start <= 1, not trailing
+        at: int | None = guess
+        if not self._matches(old, guess, at_start=at_start, at_end=at_end):
+            if self._index is None:
+                self._index = LineIndex(tuple(self._lines))
+                self._text = self._index.encode([line or "" for line in self._unchanged], "exact")
+            pattern = self._index.encode(old, "exact")
+            if _CHANGED in pattern or pattern not in self._text:
+                return "has old lines that are not in the file"
+            at = self._find(pattern, guess, at_start=at_start, at_end=at_end)
         if at is None:
             return "does not match the file at the position in its header"
         self._lines[at : at + len(old)] = new
-        self._text = self._text[:at] + _CHANGED * len(new) + self._text[at + len(old) :]
+        self._unchanged[at : at + len(old)] = [None] * len(new)
+        if self._index is not None:
+            self._text = self._text[:at] + _CHANGED * len(new) + self._text[at + len(old) :]
         return None
+
+    def _matches(self, old: Sequence[str], at: int, *, at_start: bool, at_end: bool) -> bool:
+        """Whether :meth:`_find` would return ``at``, its guess. Usually it does, and needs no index."""
+        end = at + len(old)
+        if not old or (at_start and at) or (at_end and end != len(self._unchanged)):
+            return False
+        return self._unchanged[at:end] == old
 
     def _find(self, pattern: str, guess: int, *, at_start: bool, at_end: bool) -> int | None:
         """The match nearest to ``guess``; of two equally near ones the later, as in git."""
