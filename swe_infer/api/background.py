@@ -72,7 +72,7 @@ class BackgroundResponses(Batches):
         limiter, permit = self._endpoint.limiter, self._permits[batch.label]
         try:
             timeout_s = self._provider.timeout_s
-            response_id = await self._provider.submit(encoded, label=batch.label, timeout_s=timeout_s)
+            response_id = await self._provider.submit(encoded, self._model, label=batch.label, timeout_s=timeout_s)
         except RequestError as error:
             if isinstance(error, RateLimited):
                 limiter.refused(permit, error, self._retry.max_retry_after_s)

@@ -412,7 +412,7 @@ class Batches:
                 return False
             try:
                 timeout_s = self._provider.timeout_s
-                batch_id = await self._provider.submit(encoded, label=batch.label, timeout_s=timeout_s)
+                batch_id = await self._provider.submit(encoded, self._model, label=batch.label, timeout_s=timeout_s)
                 self._reachability.record(self._provider.address, None)
             except RequestError as error:
                 try:

@@ -30,6 +30,9 @@ BATCH_FACTOR = Decimal("0.5")
 """OpenAI, Azure and Anthropic bill a batch at half of every token price
 (platform.openai.com/docs/guides/batch, docs.claude.com/en/docs/build-with-claude/batch-processing)."""
 _HALF_PRICED_BATCHES = frozenset({"openai", "azure", "anthropic"})
+_FULLY_PRICED_BATCHES = frozenset({"together"})
+"""Together bills batches of a few models at half, and of all others at the standard price, which is used for all
+(docs.together.ai/docs/inference/batch/overview)."""
 _STATES_BILL = frozenset({"openrouter"})
 """Providers whose ``usage.cost`` is what they charge (openrouter.ai/docs/use-cases/usage-accounting)."""
 _BASE_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on_demand", "scale", "batch"})
@@ -234,8 +237,8 @@ class ListedPrices:
     """Prices from ``genai-prices``.
 
     Args:
-        batch: of requests in batches. A vendor without listed batch prices bills half (OpenAI, Azure, Anthropic), or
-            the price is unlisted.
+        batch: of requests in batches. A vendor without listed batch prices bills half (OpenAI, Azure, Anthropic) or
+            at most the standard price (Together), or the price is unlisted.
         terms: how requests are sent.
 
     Raises:
@@ -267,6 +270,9 @@ class ListedPrices:
         self._times = sorted({_utc(end) for c in daily for end in (c.start_time, c.end_time)})
         self._sheets: dict[tuple[str, str, int, int], _PriceSheet] = {}
         self._batch_is_listed = self._has("processing", "batch", now)
+        self._batch_is_unlisted = batch and not (
+            self._batch_is_listed or found.provider.id in _HALF_PRICED_BATCHES | _FULLY_PRICED_BATCHES
+        )
         self.depends_on_tier = not batch and any("service_tier" in variant.when for variant in self._variants)
         half = batch and not self._batch_is_listed and found.provider.id in _HALF_PRICED_BATCHES
         self.factor = BATCH_FACTOR if half else Decimal(1)
@@ -281,7 +287,7 @@ class ListedPrices:
     def unlisted(self, *, cache_writes: bool) -> str | None:
         now = datetime.now(tz=UTC)
         terms = self.terms
-        if self._batch and not self._batch_is_listed and self.factor == 1:
+        if self._batch_is_unlisted:
             return "provider.mode=batch"
         if not self._batch and not _is_base(terms.service_tier, asked=True):
             tier = terms.service_tier or ""
@@ -435,7 +441,7 @@ def price_table_for(
         return StatedPrices(Pricing(input_per_mtok=Decimal(0), output_per_mtok=Decimal(0)), source="no charge")
     found_id, ids = _listed_provider(provider_id, address)
     if model.pricing is not None:
-        factor = BATCH_FACTOR if batch else Decimal(1)
+        factor = BATCH_FACTOR if batch and found_id not in _FULLY_PRICED_BATCHES else Decimal(1)
         return StatedPrices(model.pricing, factor, terms=terms, states_bill=found_id in _STATES_BILL)
     if found_id is None:
         why = "is not set, and the server's address is of no listed provider"

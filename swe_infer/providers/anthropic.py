@@ -154,7 +154,7 @@ class AnthropicBatches(AnthropicProvider):
         item = {"custom_id": custom_id, "params": {**self.body(request, model), "stream": False}}
         return json.dumps(item, separators=(",", ":")).encode()
 
-    async def submit(self, items: Mapping[str, bytes], *, label: str, timeout_s: float) -> str:
+    async def submit(self, items: Mapping[str, bytes], model: ApiModel, *, label: str, timeout_s: float) -> str:
         order = b'{"requests":[' + b",".join(items.values()) + b"]}"
         headers = {"content-type": "application/json"}
         batch = await self._call("POST", _PATH, timeout_s=timeout_s, content=order, options={"headers": headers})

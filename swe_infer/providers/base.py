@@ -303,12 +303,12 @@ class BatchProvider(Protocol):
         """The encoded request; the sizes of a batch's items must sum to less than ``max_batch_bytes``."""
         ...
 
-    async def submit(self, items: Mapping[str, bytes], *, label: str, timeout_s: float) -> str:
+    async def submit(self, items: Mapping[str, bytes], model: ApiModel, *, label: str, timeout_s: float) -> str:
         """Submits a batch and returns its id.
 
         Args:
-            items: encoded by :meth:`batch_item`, by custom id. An id consists of letters, digits, ``-`` and ``_``,
-                starts with ``label`` and has at most 64 characters.
+            items: encoded for ``model`` by :meth:`batch_item`, by custom id. An id consists of letters, digits, ``-``
+                and ``_``, starts with ``label`` and has at most 64 characters.
             label: names the batch, so that :meth:`find` finds it if the response to this call is lost.
         """
         ...

@@ -59,6 +59,8 @@ _REJECTION_TYPES = {"invalid_request_error", "request_too_large", "invalid_value
 _UNKNOWN_MODEL = re.compile(
     r"model identifier is invalid|model id .{0,200}isn.t supported|invalid model name passed in", re.IGNORECASE
 )
+_INVALID_KEY = re.compile(r"\bAPI key (?:not valid|expired)\b", re.IGNORECASE)
+"""Google refuses a key with status 400 (``API_KEY_INVALID``)."""
 _NO_KEY_DATABASE = re.compile(r"\bno connected db\b", re.IGNORECASE)
 """LiteLLM's proxy without a database refuses every key but its master key in these words."""
 _CLOUD_KINDS = {  # Amazon's exceptions and Google's status codes, as the error types above
@@ -187,7 +189,7 @@ def classify(
     if status == 403:
         # Without the vendor's error body it is from a firewall, which may object to this prompt only.
         return made(AuthenticationFailed if kinds else InvalidRequest)
-    if rejected and _NO_KEY_DATABASE.search(message):
+    if rejected and (_NO_KEY_DATABASE.search(message) or _INVALID_KEY.search(message)):
         return made(AuthenticationFailed)
     if status == 404 or kinds & _MODEL_CODES or (rejected and _UNKNOWN_MODEL.search(message)):
         return made(ModelNotFound)

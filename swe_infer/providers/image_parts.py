@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from swe_infer.prompt_images import DATA_URL
 from swe_infer.types import ApiModel, Prompt
@@ -44,6 +46,16 @@ def responses_messages(prompt: Prompt) -> list[dict[str, Any]]:
 def anthropic_images(images: Sequence[str]) -> list[dict[str, Any]]:
     """Image blocks for Messages (anthropic.types.ImageBlockParam)."""
     return [{"type": "image", "source": _anthropic_source(url)} for url in images]
+
+
+def google_part(url: str) -> dict[str, Any]:
+    """An image for Gemini (google.genai.types.Part). Its API opens URLs
+    (https://ai.google.dev/gemini-api/docs/file-input-methods)."""
+    if (match := DATA_URL.fullmatch(url)) is not None:
+        return {"inlineData": {"mimeType": match[1], "data": match[2]}}
+    kind = mimetypes.guess_type(urlsplit(url).path)[0]
+    is_known = kind is not None and kind.startswith("image/")
+    return {"fileData": {"fileUri": url, **({"mimeType": kind} if is_known else {})}}
 
 
 def _anthropic_source(url: str) -> dict[str, str]:

@@ -15,14 +15,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from swe_infer.errors import ConfigError
 from swe_infer.options import Option
-from swe_infer.providers.base import Answer, Bill, InputCount
+from swe_infer.providers.base import Answer, BatchProvider, Bill, InputCount
 from swe_infer.providers.checks import check_refused_fields
 from swe_infer.providers.faults import PromptFiltered, failed_answer
+from swe_infer.providers.file_batches import FileBatches
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.framing import DONE, until_complete
+from swe_infer.providers.gemini_batches import GeminiBatches
 from swe_infer.providers.image_parts import chat_messages, responses_messages
 from swe_infer.providers.knobs import Dialect, chat_dialect, needs_responses
-from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
+from swe_infer.providers.mistral_batches import MistralBatches
+from swe_infer.providers.openai import COUNT_PATH, OpenAIProvider
+from swe_infer.providers.openai_batches import OpenAIBatches
+from swe_infer.providers.together_batches import TogetherBatches
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import (
     Implausible,
@@ -39,6 +44,14 @@ from swe_infer.providers.wire import (
 from swe_infer.types import ApiModel, Decoding, FinishReason, Prompt, Request, Usage, sample_seed
 
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
+BatchForm = Literal["openai", "mistral", "together", "gemini"]
+
+_BATCH_FORMS: Mapping[BatchForm, type[FileBatches]] = {
+    "openai": OpenAIBatches,
+    "mistral": MistralBatches,
+    "together": TogetherBatches,
+    "gemini": GeminiBatches,
+}
 
 _MAX_CHOICES = 128
 
@@ -47,10 +60,9 @@ _OTHER_FRAMING = 16
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class OpenAIChat(OpenAIBatches):
+class OpenAIChat(OpenAIProvider):
     """Chat completions."""
 
-    batch_endpoint: ClassVar[str] = "/v1/chat/completions"
     counts_input: ClassVar[bool] = True
     responses_address: ClassVar[str] = ""
     """Further overrides with which ``provider=openai_responses`` reaches the same server, for messages."""
@@ -101,11 +113,22 @@ class OpenAIChat(OpenAIBatches):
     api_key_optional: Annotated[
         bool, Option("Without a key in the environment, send a placeholder instead of an error.", "address")
     ] = False
-    batches: Annotated[bool, Option("The server has OpenAI's batch API; for provider.mode=batch.", "address")] = True
+    batches: Annotated[
+        BatchForm | bool,
+        Option(
+            "Form of the server's batch API: openai (or true), mistral, together, gemini; false: none.", "address"
+        ),
+    ] = True
 
     @property
     def has_batches(self) -> bool:
-        return self.batches
+        return self.batches is not False
+
+    def deferred(self) -> BatchProvider:
+        return self._batches()
+
+    def _batches(self) -> FileBatches:
+        return _BATCH_FORMS["openai" if isinstance(self.batches, bool) else self.batches](self)
 
     @property
     def temperature_range(self) -> tuple[float, float]:
@@ -127,6 +150,8 @@ class OpenAIChat(OpenAIBatches):
 
     def check(self, model: ApiModel, decoding: Decoding) -> None:
         super().check(model, decoding)
+        if self.mode == "batch":
+            self._batches().check(model, decoding)
         check_refused_fields(model, self.refused_fields, self.name)
         if self.service_tier is not None and "service_tier" in self.refused_fields:
             raise ConfigError(

@@ -15,7 +15,8 @@ from swe_infer.providers.faults import classify, failed_answer
 from swe_infer.providers.finish_reasons import finish_reason_of, is_failure
 from swe_infer.providers.image_parts import responses_messages
 from swe_infer.providers.knobs import RESPONSES, Dialect
-from swe_infer.providers.openai import COUNT_PATH, OpenAIBatches
+from swe_infer.providers.openai import COUNT_PATH, OpenAIProvider
+from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_chat import cache_fields, openai_bill, openai_usage, unshared_cache_fields
 from swe_infer.providers.unspoken import Unspoken, strings_of
 from swe_infer.providers.wire import StreamChoice, Unreadable, named, size_of, streams_output
@@ -40,13 +41,12 @@ _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class OpenAIResponses(OpenAIBatches):
+class OpenAIResponses(OpenAIProvider):
     """Responses. The API has neither ``stop`` nor ``seed``."""
 
     parameters: ClassVar[tuple[str, ...]] = ("temperature", "top_p")
-    batch_endpoint: ClassVar[str] = "/v1/responses"
     counts_input: ClassVar[bool] = True
-    service_tiers: ClassVar[tuple[str, ...]] = (*OpenAIBatches.service_tiers, "ultrafast")
+    service_tiers: ClassVar[tuple[str, ...]] = (*OpenAIProvider.service_tiers, "ultrafast")
     reserved: ClassVar[tuple[str, ...]] = (
         "model",
         "input",
@@ -101,8 +101,12 @@ class OpenAIResponses(OpenAIBatches):
                 "standard tier; leave provider.service_tier out"
             )
 
+    @property
+    def has_batches(self) -> bool:
+        return True
+
     def deferred(self) -> BatchProvider:
-        return _BackgroundCalls(self) if self.background else super().deferred()
+        return _BackgroundCalls(self) if self.background else OpenAIBatches(self, "/v1/responses")
 
     def dialect(self) -> Dialect:
         return RESPONSES
@@ -206,7 +210,7 @@ class _BackgroundCalls:
             body["background_options"] = {"completion_window": self._provider.background}
         return json.dumps(body).encode()
 
-    async def submit(self, items: Mapping[str, bytes], *, label: str, timeout_s: float) -> str:
+    async def submit(self, items: Mapping[str, bytes], model: ApiModel, *, label: str, timeout_s: float) -> str:
         body = json.loads(items[ONLY_ITEM])
         created = await self._provider._call("POST", "/responses", timeout_s=timeout_s, body=body)
         return self._provider._id(created, "responses")

@@ -93,7 +93,6 @@ _OF_ONE_BODY = ("content-length", "transfer-encoding")
 _PREPARED: ContextVar[str | None] = ContextVar("_PREPARED", default=None)
 """The key in ``WireProvider._sent`` of the request that the SDK prepares in this task."""
 _TIERS_IN_BATCHES = (None, "auto", "default", "standard", "standard_only")
-_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([\w-]{1,64})"', re.ASCII)
 _ID = re.compile(r"[\w.:/=+-]{1,256}", re.ASCII)
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
 _SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError)
@@ -153,9 +152,9 @@ def _without_deep_values(text: str) -> str:
     return "".join([*kept, text[start:]])
 
 
-def _custom_id(line: bytes) -> str | None:
+def _custom_id(line: bytes, key: str) -> str | None:
     """The custom id in the first bytes of a line that is too long."""
-    found = _CUSTOM_ID.search(line)
+    found = re.search(rb'"%s"\s*:\s*"([\w-]{1,64})"' % key.encode(), line, re.ASCII)
     return None if found is None else found[1].decode("ascii")
 
 
@@ -553,9 +552,21 @@ class WireProvider(Provider):
         return self._decode(response.content, response.headers, where), response.headers
 
     async def _call(
-        self, method: Literal["GET", "POST"], path: str, *, timeout_s: float, **request: Any
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        *,
+        timeout_s: float,
+        describes_failures: bool = False,
+        **request: Any,
     ) -> dict[str, Any]:
-        """The decoded JSON answer of another endpoint of the vendor. Raises RequestError."""
+        """The decoded JSON answer of another endpoint of the vendor. Raises RequestError.
+
+        Args:
+            path: relative to the client's address, or a URL.
+            describes_failures: the answer is about jobs. A field ``error`` in it is the error of a job, not of this
+                call, and a list is returned under the key ``data``.
+        """
         import httpx2
 
         where = self._where(path.rpartition("/")[2])
@@ -563,13 +574,23 @@ class WireProvider(Provider):
         options = self._options(timeout_s, request.pop("options", {}))
         async with self._translated(where, timeout_s):
             response = await send(path, cast_to=httpx2.Response, options=options, **request)
-        return self._decode(response.content, response.headers, where)
+        return self._decode(response.content, response.headers, where, describes_failures=describes_failures)
 
     async def _results(
-        self, path: str, what: str, *, timeout_s: float
+        self,
+        path: str,
+        what: str,
+        *,
+        timeout_s: float,
+        id_key: str = "custom_id",
+        options: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[tuple[str, dict[str, Any] | RequestError], None]:
         """Yields (custom id, entry) of each line of a result file; an error instead of an entry that is too long.
-        ``timeout_s`` is a read timeout, because the file may be long.
+
+        Args:
+            timeout_s: a read timeout, because the file may be long.
+            id_key: the key of the custom id in a line.
+            options: headers and query parameters.
 
         Raises:
             RequestError: after all entries, TransientError with status 200 if lines cannot be read.
@@ -577,17 +598,17 @@ class WireProvider(Provider):
         broken = 0
         custom_id: str | None
         value: dict[str, Any] | RequestError
-        async with aclosing(self._lines(path, what, timeout_s)) as found:
+        async with aclosing(self._lines(path, what, timeout_s, options or {})) as found:
             async for line, is_whole in found:
                 try:
                     if is_whole:
                         check_values(line)
                         entry = decoded_json(line)
-                        custom_id, value = str(entry["custom_id"]), entry
+                        custom_id, value = str(entry[id_key]), entry
                     else:
                         raise BodyTooLarge(f"its line is longer than {LINE_BYTES >> 20} MiB")
                 except BodyTooLarge as error:
-                    custom_id, value = _custom_id(line), self._too_large(error, self._where(what))
+                    custom_id, value = _custom_id(line, id_key), self._too_large(error, self._where(what))
                 except _SHAPE_ERRORS:
                     custom_id = None
                 if custom_id is None:
@@ -597,13 +618,15 @@ class WireProvider(Provider):
         if broken:
             raise self._unreadable(f"broken: {broken} lines of the results cannot be read", self._where(what), {})
 
-    async def _lines(self, path: str, what: str, timeout_s: float) -> AsyncGenerator[tuple[bytes, bool], None]:
+    async def _lines(
+        self, path: str, what: str, timeout_s: float, options: Mapping[str, Any]
+    ) -> AsyncGenerator[tuple[bytes, bool], None]:
         """The lines of a file, as :func:`swe_infer.providers.bounds.lines` yields them."""
         async with self._translated(self._where(what), None):
             stream = await self._client.get(
                 path,
                 cast_to=object,
-                options=self._options(timeout_s, {}),
+                options=self._options(timeout_s, options),
                 stream=True,
                 stream_cls=self._sdk.AsyncStream[object],
             )
@@ -828,8 +851,14 @@ class WireProvider(Provider):
         message = one_line(f"{where}: the answer is {why}", self._key())
         return TransientError(message, status=200, request_id=request_id_of(headers))
 
-    def _decode(self, content: bytes, headers: Mapping[str, str], where: str) -> dict[str, Any]:
-        """The JSON object of a body with status 200. Raises RequestError."""
+    def _decode(
+        self, content: bytes, headers: Mapping[str, str], where: str, *, describes_failures: bool = False
+    ) -> dict[str, Any]:
+        """The JSON object of a body with status 200. Raises RequestError.
+
+        Args:
+            describes_failures: see :meth:`_call`.
+        """
         try:
             check_values(content)
             decoded = decoded_json(content)
@@ -839,6 +868,8 @@ class WireProvider(Provider):
             kind = headers.get("content-type", "no content type")
             beginning = content[:320].decode(errors="replace")[:80]
             raise self._unreadable(f"no JSON ({kind}): {beginning}", where, headers) from None
+        if describes_failures and isinstance(decoded, dict | list):
+            return decoded if isinstance(decoded, dict) else {"data": decoded}
         body = decoded[0] if isinstance(decoded, list) and decoded else decoded
         if isinstance(body, dict) and body.get("error") and not _is_response(body):
             in_answer = bool(body.get("choices") or body.get("usage"))

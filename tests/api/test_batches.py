@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -25,26 +25,29 @@ from swe_infer.api.pricing import price_table_for
 from swe_infer.api.retry import Retry
 from swe_infer.errors import BudgetExceeded, ConfigError, ModelNotFound, ProviderFatal
 from swe_infer.providers.anthropic_messages import AnthropicMessages
-from swe_infer.providers.base import BatchProvider, Provider
+from swe_infer.providers.base import Provider
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding, Failure, Outcome, Prompt, Request, Skip
 from tests.api.scripted import context, request, requests
 from tests.api.test_runner import Outcomes
+from tests.providers.conftest import build
 from tests.support import commands
 from tests.support.api_server import ApiServer, Fault
 
 VENDORS = ("openai", "anthropic")
-EVERY = (*VENDORS, "openai_responses")
+OTHERS = {"mistral": "mistral-large-4", "together": "openai/gpt-oss-120b", "gemini": "gemini-3.8-flash"}
+"""A model of each vendor whose batches have a form of their own."""
+EVERY = (*VENDORS, "openai_responses", *OTHERS)
 QUICK = BatchSettings(first_poll_s=0.05, max_poll_s=0.1, settle_s=0.3)
 FAST = Retry(backoff_s=0.02, max_backoff_s=0.05)
 
 
 @pytest.fixture(autouse=True)
 def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
-        monkeypatch.setenv(name, "sk-loopback-0123456789")
+    for name in ("OPENAI", "ANTHROPIC", *map(str.upper, OTHERS)):
+        monkeypatch.setenv(f"{name}_API_KEY", "sk-loopback-0123456789")
 
 
 def runner(
@@ -55,6 +58,10 @@ def runner(
         provider, model = OpenAIChat(base_url=f"{url}/v1", mode="batch"), ApiModel(name="gpt-4o")
     elif vendor == "openai_responses":
         provider, model = OpenAIResponses(base_url=f"{url}/v1", mode="batch"), ApiModel(name="gpt-5-pro")
+    elif vendor in OTHERS:
+        version = "v1beta/openai/" if vendor == "gemini" else "v1"
+        provider = build(vendor, base_url=f"{url}/{version}", mode="batch")
+        model = ApiModel(name=OTHERS[vendor])
     else:
         provider, model = AnthropicMessages(base_url=url, mode="batch"), ApiModel(name="claude-sonnet-4-5")
     budget = Budget(max_usd=Decimal(cap) if cap else None)
@@ -92,16 +99,17 @@ def test_every_request_is_answered_once_at_half_the_price(vendor: str, tmp_path:
         assert set(server.log.answers_by_prompt().values()) == {2}
         assert len(server.batches.submitted()) == 6
         assert isinstance(api.model, ApiModel)
-        live = price_table_for(api.model, vendor.partition("_")[0])
+        live = price_table_for(api.model, api.provider.pricing_id)
         assert live is not None
-        assert all(o.cost_usd is not None and 2 * o.cost_usd == live.price(o.usage) for o in completions)
+        share = 1 if vendor == "together" else 2  # Together's discount is not for all models
+        assert all(o.cost_usd is not None and share * o.cost_usd == live.price(o.usage) for o in completions)
         assert sum(o.cost_usd or Decimal(0) for o in completions) == server.log.cost_usd()
         assert all(o.details["batch_id"] in server.batches.submitted() for o in completions)
         assert open_batches(tmp_path) == []
         assert not (tmp_path / "batch_prompts.jsonl").exists()
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
 def test_expired_missing_and_unknown_results_are_submitted_again(vendor: str, tmp_path: Path) -> None:
     faults = [
         Fault(kind, fraction=0.15) for kind in ("batch_expired", "batch_lost", "batch_wrong_id", "server_error")
@@ -114,7 +122,7 @@ def test_expired_missing_and_unknown_results_are_submitted_again(vendor: str, tm
         assert max(o.attempts for o in outcomes.values() if isinstance(o, Completion)) > 1
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
 def test_items_that_cannot_succeed_fail_or_are_skipped_individually(vendor: str, tmp_path: Path) -> None:
     faults = [Fault("bad_request", contains="fix it 3"), Fault("context_overflow", contains="fix it 5")]
     with ApiServer(faults=faults) as server:
@@ -124,7 +132,7 @@ def test_items_that_cannot_succeed_fail_or_are_skipped_individually(vendor: str,
         assert sum(isinstance(o, Completion) for o in outcomes.values()) == 8
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("vendor", [*VENDORS, *OTHERS])
 def test_a_submission_whose_response_is_lost_is_found_and_not_repeated(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.drop_next_submissions = 1
@@ -166,13 +174,13 @@ def hand_in(url: str, directory: Path, wanted: list[Request]) -> None:
     journal.record_planned(Batch("swe-x", time.time(), items))
     journal.close()
     first = runner(url, "openai", directory)
-    provider = cast(BatchProvider, first.provider)
-    assert isinstance(first.model, ApiModel)
-    lines = {key: provider.batch_item(key, r, first.model) for key, r in zip(items, wanted, strict=True)}
+    provider, model = first.provider.deferred(), first.model
+    assert isinstance(model, ApiModel)
+    lines = {key: provider.batch_item(key, r, model) for key, r in zip(items, wanted, strict=True)}
 
     async def submit() -> None:
         await first.provider.open()
-        await provider.submit(lines, label="swe-x", timeout_s=10.0)
+        await provider.submit(lines, model, label="swe-x", timeout_s=10.0)
         await first.provider.close()
 
     asyncio.run(submit())
@@ -303,7 +311,44 @@ def child_of(code: str, url: str, vendor: str, directory: Path) -> commands.Comm
     return commands.start("-c", code, url, vendor, str(directory), cwd=Path.cwd(), env=os.environ)
 
 
-@pytest.mark.parametrize("vendor", EVERY)
+@pytest.mark.parametrize("vendor", OTHERS)
+def test_a_batch_whose_id_is_lost_in_a_kill_is_collected_and_not_repeated(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.response_delay_s = 5.0
+        child = child_of(CHILD.replace("requests(60, samples=2)", "requests(4)"), server.url, vendor, tmp_path)
+        while not server.batches.submitted() and child.poll() is None:
+            time.sleep(0.002)
+        child.kill()
+        _, errors = child.communicate()
+        assert [batch.id for batch in open_batches(tmp_path)] == [None], errors
+        server.batches.response_delay_s = 0.0
+        outcomes = run(runner(server.url, vendor, tmp_path, cap="1"), requests(6))
+        assert len(outcomes) == 6
+        assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
+        assert set(server.log.answers_by_prompt().values()) == {1}
+        assert len(server.batches.submitted()) == 2  # the killed process's batch, and one of the other two requests
+
+
+@pytest.mark.parametrize("vendor", OTHERS)
+def test_batches_that_expire_or_fail_cost_their_unanswered_requests_alone(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.batches.expire_next_after = 3
+        outcomes = run(runner(server.url, vendor, tmp_path / "a", cap="1"), requests(8))
+        assert Counter(o.attempts for o in outcomes.values() if isinstance(o, Completion)) == {1: 3, 2: 5}
+        assert set(server.log.answers_by_prompt().values()) == {1}
+        server.batches.fail_next = "an internal error"
+        outcomes = run(runner(server.url, vendor, tmp_path / "b", cap="1"), requests(2, text="mend"))
+        assert [o.attempts for o in outcomes.values() if isinstance(o, Completion)] == [2, 2]
+        server.batches.fail_next = "Invalid file: line 1 has no body"
+        outcomes = run(runner(server.url, vendor, tmp_path / "c", cap="1"), requests(2, text="solve"))
+        assert {type(outcome) for outcome in outcomes.values()} == {Failure}
+        assert all("line 1 has no body" in o.message for o in outcomes.values() if isinstance(o, Failure))
+        assert set(server.log.answers_by_prompt().values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "vendor", [*VENDORS, "openai_responses", *(pytest.param(vendor, marks=pytest.mark.full) for vendor in OTHERS)]
+)
 def test_kills_at_any_moment_lose_nothing_and_submit_nothing_twice(vendor: str, tmp_path: Path) -> None:
     chance = random.Random(vendor)
     with ApiServer(batch_delay_s=0.3) as server:

@@ -74,6 +74,8 @@ def build(name: str, server: ApiServer | None = None, **changes: Any) -> WirePro
     if server is not None:
         versioned = name.startswith("openai") or name == "vertex" or name in VENDORS
         keys["base_url"] = server.openai_url if versioned else server.url
+        if name == "gemini":
+            keys["base_url"] = server.gemini_url
     provider = getattr(importlib.import_module(module), attribute)(**{**keys, **changes})
     assert isinstance(provider, WireProvider)
     return provider

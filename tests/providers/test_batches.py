@@ -6,21 +6,28 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar, cast
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 
 from swe_infer.errors import (
     AuthenticationFailed,
+    ConfigError,
     ContextOverflow,
     RateLimited,
     RequestError,
     TransientError,
 )
 from swe_infer.providers.anthropic_messages import AnthropicMessages
-from swe_infer.providers.base import Answer, BatchProvider, BatchStatus, Provider
-from swe_infer.providers.openai_chat import OpenAIChat
+from swe_infer.providers.base import Answer, BatchProvider, BatchStatus
+from swe_infer.providers.gemini_batches import GeminiBatches
+from swe_infer.providers.mistral_batches import MistralBatches
+from swe_infer.providers.openai_batches import OpenAIBatches
+from swe_infer.providers.together_batches import TogetherBatches
+from swe_infer.types import ApiModel, Decoding, Prompt, Request, Turn
 from tests.providers.conftest import SECRETS, build, model_for, request_of
+from tests.support.api_batch_forms import FORMS
 from tests.support.api_hostile import hostile_server
 from tests.support.api_http import HttpRequest
 from tests.support.api_server import ApiServer, Fault
@@ -28,8 +35,10 @@ from tests.support.api_server import ApiServer, Fault
 T = TypeVar("T")
 Result = Answer | RequestError
 
-NAMES = ["openai", "azure_openai", "openai_responses", "anthropic"]
+NAMES = ["openai", "azure_openai", "openai_responses", "anthropic", "mistral", "together", "gemini"]
 named = pytest.mark.parametrize("name", NAMES)
+COUNTLESS = ("together",)
+"""Vendors whose batches have no counts."""
 
 
 @pytest.fixture
@@ -43,7 +52,7 @@ def with_open(name: str, server: ApiServer, use: Callable[[BatchProvider], Await
         provider: Any = build(name, server, mode="batch")
         await provider.open()
         try:
-            return await use(provider)
+            return await use(provider.deferred())
         finally:
             await provider.close()
 
@@ -72,7 +81,7 @@ async def results_of(provider: BatchProvider, batch_id: str) -> dict[str, Result
 def whole_life(name: str, server: ApiServer, count: int = 4) -> tuple[BatchStatus, dict[str, Result]]:
     async def life(provider: BatchProvider) -> tuple[BatchStatus, dict[str, Result]]:
         items = items_of(provider, name, "run-a", count)
-        batch_id = await provider.submit(items, label="run-a", timeout_s=60)
+        batch_id = await provider.submit(items, model_for(name), label="run-a", timeout_s=60)
         return await ended(provider, batch_id), await results_of(provider, batch_id)
 
     return with_open(name, server, life)
@@ -81,7 +90,7 @@ def whole_life(name: str, server: ApiServer, count: int = 4) -> tuple[BatchStatu
 @named
 def test_every_item_is_answered_under_its_own_id(server: ApiServer, name: str) -> None:
     status, results = whole_life(name, server, count=30)
-    assert status == BatchStatus("ended", 30, 30)
+    assert status == (BatchStatus("ended", 0, 0) if name in COUNTLESS else BatchStatus("ended", 30, 30))
     exchanges = {exchange.custom_id: exchange for exchange in server.log.answers()}
     assert set(results) == set(exchanges) == {f"run-a-{number}" for number in range(30)}
     for custom_id, result in results.items():
@@ -101,16 +110,104 @@ def test_results_do_not_come_in_the_order_of_the_requests(server: ApiServer, nam
     assert list(results) != sorted(results, key=lambda i: int(i.rpartition("-")[2]))
 
 
-@named
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gemini"])
 def test_a_batch_item_is_what_a_live_request_sends(server: ApiServer, name: str) -> None:
-    async def both(provider: BatchProvider) -> dict[str, Any]:
-        request = request_of()
-        assert isinstance(provider, Provider)
+    async def item_and_live() -> dict[str, Any]:
+        provider, request = build(name, server, mode="batch"), request_of()
+        await provider.open()
         await provider.complete(request, model_for(name), timeout_s=60)
-        item = json.loads(provider.batch_item("a", request, model_for(name)))
+        await provider.close()
+        item = json.loads(provider.deferred().batch_item("a", request, model_for(name)))
         return dict(item.get("body") or item["params"])
 
-    assert with_open(name, server, both) == server.log.asked()[0].body
+    item = asyncio.run(item_and_live())
+    left_out = {"mistral": ("model", "stream"), "together": ("stream",)}.get(name, ())
+    assert item == {key: value for key, value in server.log.asked()[0].body.items() if key not in left_out}
+
+
+def native(model: ApiModel, prompt: Prompt, **decoding: Any) -> Any:
+    """The native request of Gemini's batches."""
+    batches = build("gemini", mode="batch").deferred()
+    request = Request("a__b-1", 0, prompt, Decoding(**{"max_new_tokens": 256, **decoding}))
+    return json.loads(batches.batch_item("a", request, model))["request"]
+
+
+def test_gemini_s_batches_have_the_native_form_of_a_request() -> None:
+    """google.genai.types: GenerateContentRequest, Content, Part, GenerationConfig, ThinkingConfig."""
+    picture, data = "https://a.example/shot.png?size=2", "data:image/png;base64,iVBORw0KGgo="
+    prompt = Prompt(
+        "You fix bugs.", "Fix it.", turns=(Turn("a patch", "It does not apply."),), images=(picture, data)
+    )
+    model = ApiModel(name="gemini-3.8-flash", vision=True, effort="low")
+    assert native(model, prompt, temperature=0.5, top_p=0.9, stop=("END",)) == {
+        "contents": [
+            {
+                "role": "user",
+                "parts": [
+                    {"text": "Fix it."},
+                    {"fileData": {"fileUri": picture, "mimeType": "image/png"}},
+                    {"inlineData": {"mimeType": "image/png", "data": "iVBORw0KGgo="}},
+                ],
+            },
+            {"role": "model", "parts": [{"text": "a patch"}]},
+            {"role": "user", "parts": [{"text": "It does not apply."}]},
+        ],
+        "systemInstruction": {"parts": [{"text": "You fix bugs."}]},
+        "generationConfig": {
+            "maxOutputTokens": 256,
+            "temperature": 0.5,
+            "topP": 0.9,
+            "stopSequences": ["END"],
+            "thinkingConfig": {"thinkingLevel": "LOW"},
+        },
+    }
+    flash = ApiModel(name="gemini-2.5-flash")
+    with_thoughts = {"extra_body": {"google": {"thinking_config": {"include_thoughts": True}}}}
+    for thinking, changes in (
+        (None, {}),
+        ({"thinkingBudget": 0}, {"thinking": "off"}),
+        ({"thinkingBudget": -1}, {"thinking": "adaptive"}),
+        ({"thinkingBudget": 512}, {"thinking": 512}),
+        ({"thinkingBudget": 8192}, {"effort": "medium"}),
+        (
+            {"thinkingBudget": 24576, "includeThoughts": True},
+            {"effort": "high", "extra_body": with_thoughts},
+        ),
+    ):
+        changed: Any = changes
+        body = native(replace(flash, **changed), Prompt(None, "Fix it."))
+        assert body["generationConfig"].get("thinkingConfig") == thinking
+        assert "systemInstruction" not in body
+
+
+@pytest.mark.parametrize(
+    ("extra_body", "complaint"),
+    [
+        ({"top_k": 4}, r"model.extra_body.top_k: Gemini's batches have no such field"),
+        ({"reasoning_effort": "max"}, r"reasoning_effort=max: must be one of minimal, low, medium, high"),
+        (
+            {"extra_body": {"google": {"cached_content": "x"}}},
+            r"model.extra_body.extra_body.google: .*thinking_config",
+        ),
+        ({"extra_body": {"google": {"thinking_config": {"odd": 1}}}}, r"thinking_config: must have no fields but"),
+        ({"extra_body": 7}, r"model.extra_body.extra_body: "),
+    ],
+)
+def test_what_gemini_s_batches_cannot_express_is_refused_before_anything_is_sent(
+    extra_body: dict[str, Any], complaint: str
+) -> None:
+    model = ApiModel(name="gemini-3.8-flash", extra_body=extra_body)
+    decoding = Decoding(temperature=None, max_new_tokens=256)
+    build("gemini").check(model, decoding)
+    with pytest.raises(ConfigError, match=complaint):
+        build("gemini", mode="batch").check(model, decoding)
+
+
+def test_gemini_s_batches_need_google_s_address() -> None:
+    model, decoding = ApiModel(name="gemini-3.8-flash"), Decoding(temperature=None, max_new_tokens=256)
+    with pytest.raises(ConfigError, match=r"provider.base_url=https://gateway.example/v1: batches of Gemini need"):
+        build("gemini", mode="batch", base_url="https://gateway.example/v1").check(model, decoding)
+    build("gemini", mode="batch", base_url="https://gateway.example/google/v1beta/openai").check(model, decoding)
 
 
 @named
@@ -158,13 +255,16 @@ def test_a_batch_whose_submission_broke_off_is_found_by_its_label(server: ApiSer
 
     async def life(provider: BatchProvider) -> None:
         with pytest.raises(TransientError):
-            await provider.submit(items_of(provider, name, "run-a", 4), label="run-a", timeout_s=60)
-        other = await provider.submit(items_of(provider, name, "run-b", 2), label="run-b", timeout_s=60)
+            await provider.submit(items_of(provider, name, "run-a", 4), model_for(name), label="run-a", timeout_s=60)
+        other = await provider.submit(
+            items_of(provider, name, "run-b", 2), model_for(name), label="run-b", timeout_s=60
+        )
         await ended(provider, other)
         (lost,) = [batch for batch in server.batches.submitted() if batch != other]
         await ended(provider, lost)
         found = await provider.find("run-a", since=started, timeout_s=60)
-        assert [(batch.id, batch.certain, batch.total) for batch in found] == [(lost, True, 4)]
+        total = 0 if name in COUNTLESS else 4
+        assert [(batch.id, batch.certain, batch.total) for batch in found] == [(lost, True, total)]
         assert len(await results_of(provider, lost)) == 4
         assert await provider.find("run-c", since=started, timeout_s=60) == []
 
@@ -175,7 +275,9 @@ def test_anthropic_cannot_tell_a_running_batch_s_owner_and_says_so(server: ApiSe
     server.batches.delay_s = 30
 
     async def life(provider: BatchProvider) -> None:
-        batch_id = await provider.submit(items_of(provider, "anthropic", "run-a", 3), label="run-a", timeout_s=60)
+        batch_id = await provider.submit(
+            items_of(provider, "anthropic", "run-a", 3), model_for("anthropic"), label="run-a", timeout_s=60
+        )
         (found,) = await provider.find("run-a", since=time.time(), timeout_s=60)
         assert (found.id, found.certain, found.total) == (batch_id, False, 3)
 
@@ -185,10 +287,12 @@ def test_anthropic_cannot_tell_a_running_batch_s_owner_and_says_so(server: ApiSe
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 def test_finding_reads_every_page_and_stops_at_its_time(server: ApiServer, name: str) -> None:
     async def life(provider: BatchProvider) -> None:
-        mine = await provider.submit(items_of(provider, name, "run-a", 1), label="run-a", timeout_s=60)
+        mine = await provider.submit(
+            items_of(provider, name, "run-a", 1), model_for(name), label="run-a", timeout_s=60
+        )
         for number in range(120):
             label = f"other-{number}"
-            await provider.submit(items_of(provider, name, label, 1), label=label, timeout_s=60)
+            await provider.submit(items_of(provider, name, label, 1), model_for(name), label=label, timeout_s=60)
         await ended(provider, server.batches.submitted()[-1])
         listed = len([e for e in server.log.exchanges if e.method == "GET" and e.path.endswith("batches")])
         found = await provider.find("run-a", since=time.time() - 60, timeout_s=60)
@@ -206,7 +310,9 @@ def test_a_cancelled_batch_ends(server: ApiServer, name: str) -> None:
     server.batches.delay_s = 30
 
     async def life(provider: BatchProvider) -> dict[str, Result]:
-        batch_id = await provider.submit(items_of(provider, name, "run-a", 3), label="run-a", timeout_s=60)
+        batch_id = await provider.submit(
+            items_of(provider, name, "run-a", 3), model_for(name), label="run-a", timeout_s=60
+        )
         assert (await provider.status(batch_id, timeout_s=60)).state == "running"
         await provider.cancel(batch_id, timeout_s=60)
         assert (await ended(provider, batch_id)).state == "ended"
@@ -217,13 +323,14 @@ def test_a_cancelled_batch_ends(server: ApiServer, name: str) -> None:
     assert server.log.answers() == []
 
 
-def test_a_batch_that_openai_refuses_says_why(server: ApiServer) -> None:
+@pytest.mark.parametrize("name", ["openai", *FORMS])
+def test_a_batch_that_is_refused_says_why(server: ApiServer, name: str) -> None:
     async def life(provider: BatchProvider) -> BatchStatus:
-        items = items_of(provider, "openai", "run-a", 2)
+        items = items_of(provider, name, "run-a", 2)
         items["run-a-1"] = items["run-a-0"]  # one custom id twice
-        return await ended(provider, await provider.submit(items, label="run-a", timeout_s=60))
+        return await ended(provider, await provider.submit(items, model_for(name), label="run-a", timeout_s=60))
 
-    status = with_open("openai", server, life)
+    status = with_open(name, server, life)
     assert status.state == "failed"
     assert status.error is not None
     assert "custom ids repeat" in str(status.error)
@@ -235,7 +342,9 @@ def test_errors_of_the_batch_interface_have_their_class(name: str) -> None:
 
         async def life(provider: BatchProvider) -> None:
             with pytest.raises(AuthenticationFailed) as caught:
-                await provider.submit(items_of(provider, name, "run-a", 1), label="run-a", timeout_s=60)
+                await provider.submit(
+                    items_of(provider, name, "run-a", 1), model_for(name), label="run-a", timeout_s=60
+                )
             assert not any(secret in str(caught.value) for secret in SECRETS.values())
             with pytest.raises(RequestError):
                 await provider.status("no-such-batch", timeout_s=60)
@@ -261,10 +370,10 @@ def test_every_step_of_a_batch_classifies_its_faults(
 ) -> None:
     async def life(provider: BatchProvider) -> None:
         items = items_of(provider, name, "run-a", 3)
-        batch_id = await provider.submit(items, label="run-a", timeout_s=60)
+        batch_id = await provider.submit(items, model_for(name), label="run-a", timeout_s=60)
         await ended(provider, batch_id)
         steps: list[Callable[[], Awaitable[Any]]] = [
-            lambda: provider.submit(items, label="run-b", timeout_s=0.5),
+            lambda: provider.submit(items, model_for(name), label="run-b", timeout_s=0.5),
             lambda: provider.find("run-a", since=0.0, timeout_s=0.5),
             lambda: provider.status(batch_id, timeout_s=0.5),
             lambda: results_of(provider, batch_id),
@@ -279,27 +388,37 @@ def test_every_step_of_a_batch_classifies_its_faults(
 
 
 def test_the_vendors_limits_are_stated() -> None:
-    assert (OpenAIChat.max_batch_requests, OpenAIChat.max_batch_bytes) == (50_000, 200_000_000)
-    assert (AnthropicMessages.max_batch_requests, AnthropicMessages.max_batch_bytes) == (100_000, 256_000_000)
+    limits: dict[Any, tuple[int, int]] = {
+        OpenAIBatches: (50_000, 200_000_000),
+        AnthropicMessages: (100_000, 256_000_000),
+        MistralBatches: (100_000, 512_000_000),
+        TogetherBatches: (50_000, 100_000_000),
+        GeminiBatches: (50_000, 2_000_000_000),
+    }
+    assert {kind: (kind.max_batch_requests, kind.max_batch_bytes) for kind in limits} == limits
 
 
 @named
 def test_a_line_that_names_no_request_costs_no_other_line(name: str) -> None:
     torn = ["", "{", "[]", '"x"', "null", '{"response": {}}', '{"custom_id": "a", "response":']
-    odd = {"custom_id": "run-1", "response": {"status_code": 200, "body": {"odd": 1}}}
+    odd = {"custom_id": "run-1", "key": "run-1", "response": {"status_code": 200, "body": {"odd": 1}}}
     odd["result"] = {"type": "succeeded", "message": {"odd": 1}}
-    ended = {"status": "completed", "output_file_id": "file-1", "processing_status": "ended"}
+    ended: dict[str, Any] = {"status": "completed", "output_file_id": "file-1", "processing_status": "ended"}
+    ended |= {"output_file": "file-1", "metadata": {"state": "JOB_STATE_SUCCEEDED"}}
+    ended["response"] = {"responsesFile": "files/1"}
 
     def body(request: HttpRequest) -> tuple[int, bytes]:
-        is_file = request.path.endswith(("content", "results"))
+        is_file = request.path.endswith(("content", "results", "download"))
         return 200, "\n".join([*torn, json.dumps(odd)]).encode() if is_file else json.dumps(ended).encode()
 
     async def life(url: str) -> list[Any]:
-        provider = build(name, base_url=f"{url}/torn{'/v1' if name.startswith('openai') else ''}")
+        versioned = name.startswith("openai") or name in FORMS
+        end = "/v1beta/openai" if name == "gemini" else "/v1" if versioned else ""
+        provider = build(name, base_url=f"{url}/torn{end}")
         found: list[Any] = []
         await provider.open()
         try:
-            async for custom_id, result in cast(BatchProvider, provider).results("batch_1", timeout_s=60):
+            async for custom_id, result in provider.deferred().results("batch_1", timeout_s=60):
                 found += [custom_id, result]
         except RequestError as error:
             found.append(error)
@@ -313,3 +432,42 @@ def test_a_line_that_names_no_request_costs_no_other_line(name: str) -> None:
     assert (custom_id, type(result)) == ("run-1", TransientError)
     assert (type(error), error.status) == (TransientError, 200)
     assert "6 lines" in str(error)
+
+
+JOBS: list[tuple[str, dict[str, Any], bool]] = [
+    ("mistral", {"status": "SUCCESS"}, False),
+    ("mistral", {"status": "CANCELLED", "succeeded_requests": 2, "error_file": "file-2"}, False),
+    ("mistral", {"status": "FAILED", "succeeded_requests": 2}, False),
+    ("mistral", {"status": "TIMEOUT_EXCEEDED", "succeeded_requests": 0}, True),
+    ("together", {"status": "COMPLETED"}, False),
+    ("together", {"status": "FAILED", "progress": 50.0, "error": "internal"}, False),
+    ("together", {"status": "EXPIRED", "progress": 0.0}, True),
+    ("gemini", {"metadata": {"state": "BATCH_STATE_SUCCEEDED"}, "done": True}, False),
+    ("gemini", {"metadata": {"state": "JOB_STATE_FAILED", "batchStats": {"successfulRequestCount": "2"}}}, False),
+    ("gemini", {"metadata": {"state": "BATCH_STATE_EXPIRED"}}, True),
+]
+"""(vendor, an ended batch without a file of answers, whether that is plausible because it has none)."""
+
+
+@pytest.mark.parametrize(("name", "job", "is_plausible"), JOBS)
+def test_an_ended_batch_whose_answers_are_missing_stays_open(
+    name: str, job: dict[str, Any], is_plausible: bool
+) -> None:
+    async def life(url: str) -> None:
+        provider = build(name, base_url=f"{url}/job/{'v1beta/openai' if name == 'gemini' else 'v1'}")
+        await provider.open()
+        try:
+            batches = provider.deferred()
+            assert (await batches.status("batches/1", timeout_s=60)).state == "ended"
+            if is_plausible:
+                assert await results_of(batches, "batches/1") == {}
+                return
+            with pytest.raises(TransientError, match="without the file of its results") as caught:
+                await results_of(batches, "batches/1")
+            assert caught.value.status == 200
+        finally:
+            await provider.close()
+
+    with hostile_server() as server:
+        server.bodies["job"] = lambda request: (200, json.dumps(job).encode())
+        asyncio.run(life(server.url))

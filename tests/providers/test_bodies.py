@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,12 @@ from swe_infer.providers.anthropic_messages import AnthropicMessages
 from swe_infer.providers.anthropic_text import AnthropicText
 from swe_infer.providers.azure_openai import AzureOpenAI
 from swe_infer.providers.base import Answer, BatchProvider, Provider
+from swe_infer.providers.gemini_batches import GeminiBatches
+from swe_infer.providers.mistral_batches import MistralBatches
+from swe_infer.providers.openai_batches import OpenAIBatches
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.providers.openai_responses import OpenAIResponses
+from swe_infer.providers.together_batches import TogetherBatches
 from swe_infer.providers.unspoken import MAX_KEPT
 from swe_infer.providers.wire import Unreadable, WireProvider
 from swe_infer.types import Usage, sample_seed
@@ -450,7 +455,14 @@ WORDS = [
     "error",
     "code",
     "cache_read_input_tokens",
+    "candidates",
+    "parts",
+    "usageMetadata",
+    "promptTokenCount",
+    "response",
+    "error",
 ]
+CHAT = OpenAIChat()
 VALUES = ["text", "message", "output_text", "completed", "incomplete", "stop", "end_turn", "max_tokens"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(VALUES),
@@ -467,12 +479,21 @@ JSON = st.recursive(
 @example({"status": "completed", "output": [{"type": "message", "content": 7}]})
 @example({"content": [], "stop_reason": "end_turn", "usage": {"input_tokens": -1}})
 @example({"status": "incomplete", "output": [], "incomplete_details": "x"})
+@example({"candidates": [{"content": {"parts": [{"text": "a"}, 7]}}]})
+@example(
+    {"candidates": [{"finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": "9", "totalTokenCount": []}}
+)
+@example({"error": {"code": 8, "message": [], "details": 7}})
 def test_no_body_breaks_the_reading(body: dict[str, Any]) -> None:
     """Every JSON object is either an answer or a RequestError, whatever stands in it."""
+    found: list[Answer | RequestError] = []
     for provider in (OpenAIChat(), OpenAIResponses(), AnthropicMessages(), AnthropicText()):
-        try:
-            answer = provider.parse_answer(body, request_of(), "host, model", {})
-        except RequestError:
+        with suppress(RequestError):
+            found.append(provider.parse_answer(body, request_of(), "host, model", {}))
+    for batches in (GeminiBatches(CHAT), MistralBatches(CHAT)):
+        found += [batches._result("a-1", body), batches._result("a-1", {"response": body})]
+    for answer in found:
+        if isinstance(answer, RequestError):
             continue
         assert isinstance(answer.text, str)
         assert min(answer.usage.input_tokens, answer.usage.cached_input_tokens, answer.usage.output_tokens) >= 0
@@ -482,7 +503,10 @@ def test_no_body_breaks_the_reading(body: dict[str, Any]) -> None:
 def test_every_provider_keeps_the_contract() -> None:
     """For the type checker: the classes have the shape that the chain and the batches build on."""
     live: list[Provider] = [OpenAIChat(), AzureOpenAI(), OpenAIResponses(), AnthropicMessages(), AnthropicText()]
-    batched: list[BatchProvider] = [OpenAIChat(), AzureOpenAI(), OpenAIResponses(), AnthropicMessages()]
+    chat: OpenAIChat
+    batched: list[BatchProvider] = [AnthropicMessages(), OpenAIBatches(OpenAIResponses(), "/v1/responses")]
+    for chat in (OpenAIChat(), AzureOpenAI()):
+        batched += [form(chat) for form in (OpenAIBatches, MistralBatches, TogetherBatches, GeminiBatches)]
     assert {provider.mode for provider in live} == {"live"}
     assert [provider for provider in live if provider.has_batches] == live[:4]
-    assert len(batched) == 4
+    assert all(batches.max_batch_requests >= 50_000 for batches in batched)

@@ -16,6 +16,7 @@ from swe_infer.providers.base import Answer
 from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.types import ApiModel, SamplingParameter, Usage
 from tests.providers.conftest import VENDORS, build, model_for, request_of
+from tests.support.api_batch_forms import FORMS
 from tests.support.api_server import ApiServer
 from tests.support.api_vendors import VENDORS as QUIRKS
 
@@ -137,8 +138,8 @@ def test_a_missing_key_is_named_and_servers_of_ones_own_need_none(
 
 
 @pytest.mark.parametrize("name", VENDORS)
-def test_batches_are_refused_where_the_vendor_has_none_of_openais_form(name: str) -> None:
-    if name in ("groq", "azure_v1"):
+def test_batches_are_refused_where_the_vendor_has_none(name: str) -> None:
+    if name in ("groq", "azure_v1", *FORMS):
         assert vendor(name, mode="batch").has_batches
     else:
         with pytest.raises(ConfigError, match=f"provider.mode=batch: the provider {name} has no batches"):

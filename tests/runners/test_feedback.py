@@ -30,6 +30,7 @@ from tests.support.api_server import ApiServer, Fault
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = {
     **os.environ, "OPENAI_API_KEY": "sk-planted-openai", "ANTHROPIC_API_KEY": "sk-planted-anthropic",
+    "GEMINI_API_KEY": "planted-gemini", "MISTRAL_API_KEY": "planted-mistral", "TOGETHER_API_KEY": "planted-together",
     "PYTHONPATH": str(ROOT),
 }  # fmt: skip
 INSTANCES = 6
@@ -260,15 +261,24 @@ def test_a_failed_turn_replaces_nothing_and_is_tried_again(tmp_path: Path) -> No
         assert summary(directory)["feedback"]["failed"] == 0
 
 
-@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
-def test_batches_of_a_turn_are_collected_as_that_turn_after_a_kill(vendor: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "name"),
+    [
+        ("openai", "gpt-4o"),
+        ("anthropic", "claude-sonnet-4-5"),
+        pytest.param("gemini", "gemini-3.8-flash", marks=pytest.mark.full),
+        pytest.param("mistral", "mistral-large-4", marks=pytest.mark.full),
+        pytest.param("together", "gpt-oss-120b-together", marks=pytest.mark.full),
+    ],
+)
+def test_batches_of_a_turn_are_collected_as_that_turn_after_a_kill(vendor: str, name: str, tmp_path: Path) -> None:
     directory, model = tmp_path / "run", Model()
     with ApiServer(answer=model) as server:
         # The first batch is being answered: it ends, and all later ones are held.
         model.on_answer = lambda: setattr(server.batches, "held", True)
-        url = server.openai_url if vendor == "openai" else server.anthropic_url
+        url = {"anthropic": server.anthropic_url, "gemini": server.gemini_url}.get(vendor, server.openai_url)
         arguments = [
-            f"model={'gpt-4o' if vendor == 'openai' else 'claude-sonnet-4-5'}", f"provider.base_url={url}",
+            f"model={name}", f"provider.base_url={url}",
             f"output_dir={directory}", "provider.mode=batch", "dataset.run_tests=false",
             "runner.batches.first_poll_s=0.05", "runner.batches.max_poll_s=0.1", model.ids(),
             "decoding.max_new_tokens=512", "tracker=none",

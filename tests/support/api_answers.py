@@ -72,6 +72,13 @@ class Maker:
     def wrong_key(self, call: Call) -> HttpError | None:
         if self.api_key is None or _key_of(call) == self.api_key:
             return None
+        if "x-goog-api-key" in call.headers:
+            words = {
+                "code": 400,
+                "message": "API key not valid. Please pass a valid API key.",
+                "status": "INVALID_ARGUMENT",
+            }
+            return HttpError(400, json.dumps({"error": words}).encode(), {"content-type": "application/json"})
         return error_of(Fault("auth"), call, time.time())
 
     def make(self, call: Call, number: int, fault: Fault | None) -> Made:
@@ -165,7 +172,8 @@ def _complaint(call: Call) -> str | None:
 def _key_of(call: Call) -> str | None:
     headers = call.headers
     bearer = headers.get("authorization", "").removeprefix("Bearer ")
-    return headers.get("x-api-key") or headers.get("api-key") or bearer or None
+    named = (headers.get(name) for name in ("x-api-key", "api-key", "x-goog-api-key"))
+    return next(filter(None, named), bearer or None)
 
 
 def _snapshot(model: str) -> str:

@@ -1,5 +1,5 @@
-"""OpenAI's files, batches and background responses, and Anthropic's message batches, of the loopback API server (in
-memory)."""
+"""OpenAI's files, batches and background responses, Anthropic's message batches, and the batches of Mistral, Together
+and Gemini, of the loopback API server (in memory)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from email.parser import BytesParser
 from typing import Any, Literal
 
+from tests.support.api_batch_forms import FORMS, file_of
 from tests.support.api_calls import Call, dialect_of, parse_call
 from tests.support.api_faults import ERROR_FAULTS, Fault, HttpError, error_of
 from tests.support.api_http import HttpRequest
 
 __all__ = ["BatchDesk", "Route"]
 
-Route = tuple[int, bytes | dict[str, Any]]
+Route = tuple[int, bytes | dict[str, Any] | list[Any]]
 """Status and body."""
 
 AnswerItem = Callable[[Call, str, str], tuple[int, dict[str, Any], Fault | None]]
@@ -33,11 +34,12 @@ _RUNNING = ("queued", "in_progress")
 @dataclass
 class _Batch:
     id: str
-    vendor: Literal["openai", "anthropic"]
+    vendor: Literal["openai", "anthropic", "mistral", "together", "gemini"]
     items: list[dict[str, Any]]
     created_at: float
     headers: dict[str, str]
     endpoint: str = "/v1/messages"
+    model: str = ""
     input_file_id: str | None = None
     metadata: dict[str, str] | None = None
     status: str = "in_progress"
@@ -80,10 +82,16 @@ class BatchDesk:
         """Number of submissions that are accepted before the connection breaks without a response."""
         self.listing_status: int | None = None
         """The HTTP status of the response to a list request; None: the list."""
+        self.answer_headers: dict[str, str] = {}
+        """Headers of the current response."""
         self.torn = False
         """While set, the first line of a file of results is truncated."""
         self.held = False
         """While set, no batch ends."""
+        self.expire_next_after: int | None = None
+        """The next batch expires after this number of its items were answered."""
+        self.fail_next = ""
+        """The next batch fails as a whole, with this message."""
         self._answer_item = answer_item
         self._chance = random.Random(seed)
         self._files: dict[str, dict[str, Any]] = {}
@@ -100,14 +108,25 @@ class BatchDesk:
 
     def route(self, request: HttpRequest, base: str) -> Route | None:
         """Answer a request for files or batches; None for other paths. ``base``: the server's root."""
+        if match := re.fullmatch(r"(/upload|/download|)/v1beta/((?:files|models|batches)\b.*)", request.path):
+            return self._gemini_route(request, match[1], match[2])
         path = re.sub(r"^(/openai)?(/v1)?", "", request.path)
         parts = path.strip("/").split("/")
-        listed = request.method == "GET" and parts[-1] == "batches"
+        listed = request.method == "GET" and parts[-1] in ("batches", "jobs")
         if listed and self.listing_status is not None:
             return self.listing_status, {"error": {"message": "no list here", "type": "invalid_request_error"}}
         match parts:
+            case ["batch", "jobs", *rest]:
+                return self._mistral_route(request, rest)
+            case ["files", "upload"]:
+                fields = _multipart(request)
+                if fields["purpose"] != b"batch-api" or not fields["file_name"].endswith(b".jsonl"):
+                    return 400, _openai_error("purpose must be batch-api", "invalid_value")
+                return 200, _file_object(self._store_file(fields["file"], "batch-api", fields["file_name"]))
             case ["files", *rest]:
                 return self._file_route(request, rest)
+            case ["batches", *rest] if any(file["purpose"] == "batch-api" for file in self._files.values()):
+                return self._together_route(request, rest)
             case ["batches", *rest]:
                 return self._openai_route(request, rest)
             case ["messages", "batches", *rest]:
@@ -189,6 +208,114 @@ class BatchDesk:
             batch.errors = [{"code": "mismatched_model", "message": "one model for each batch", "line": 1}]
         if len(batch.items) > self.max_requests:
             batch.errors = [{"code": "too_many_tasks", "message": "too many requests", "line": None}]
+        if batch.errors:
+            batch.status, batch.ended_at = "failed", time.time()
+        else:
+            self._work(batch)
+        return batch
+
+    def _mistral_route(self, request: HttpRequest, rest: list[str]) -> Route:
+        match request.method, rest:
+            case "POST", []:
+                body = json.loads(request.body)
+                if set(body) - {"input_files", "model", "endpoint", "metadata", "timeout_hours"}:
+                    return 422, {"detail": [{"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}]}
+                (file_id,) = body["input_files"]
+                batch = self._open_batch("mistral", file_id, body["model"], body["metadata"], request)
+                return 200, FORMS["mistral"].job(batch)
+            case "GET", []:
+                jobs = [FORMS["mistral"].job(b) for b in reversed(self._batches.values())]
+                size = int(request.query["page_size"])
+                start = int(request.query["page"]) * size
+                return 200, {"object": "list", "data": jobs[start : start + size], "total": len(jobs)}
+            case _, [batch_id, *tail] if batch_id in self._batches:
+                if tail == ["cancel"]:
+                    self._cancel(self._batches[batch_id], "cancelling")
+                return 200, FORMS["mistral"].job(self._batches[batch_id])
+            case _:
+                return 404, {"detail": "Job not found"}
+
+    def _together_route(self, request: HttpRequest, rest: list[str]) -> Route:
+        match request.method, rest:
+            case "POST", []:
+                body = json.loads(request.body)
+                assert body["endpoint"] == "/v1/chat/completions"
+                batch = self._open_batch("together", body["input_file_id"], "", None, request)
+                return 201, {"job": FORMS["together"].job(batch), "warning": "no discount for this model"}
+            case "GET", []:
+                return 200, [FORMS["together"].job(b) for b in self._batches.values()]
+            case _, [batch_id, *tail] if batch_id in self._batches:
+                if tail == ["cancel"]:
+                    self._cancel(self._batches[batch_id], "cancelling")
+                return 200, FORMS["together"].job(self._batches[batch_id])
+            case _:
+                return 404, _openai_error("Batch not found", "not_found")
+
+    def _gemini_route(self, request: HttpRequest, kind: str, path: str) -> Route:
+        if not request.headers.get("x-goog-api-key") or "authorization" in request.headers:
+            return 401, _google_error(16, "Request had invalid authentication credentials.")
+        name, _, verb = path.partition(":")
+        match request.method, kind, name.split("/"), verb:
+            case "POST", "/upload", ["files"], "":
+                return self._gemini_upload(request)
+            case "GET", "/download", ["files", _], "download" if name in self._files:
+                return 200, self._shown(self._files[name]["content"])
+            case "POST", "", ["models", model], "batchGenerateContent":
+                order = json.loads(request.body)["batch"]
+                metadata = {"displayName": order["displayName"]}
+                batch = self._open_batch("gemini", order["inputConfig"]["fileName"], model, metadata, request)
+                return 200, FORMS["gemini"].job(batch)
+            case "GET", "", ["batches"], "":
+                jobs = [FORMS["gemini"].job(b) for b in self._batches.values()]
+                start, size = int(request.query.get("pageToken", 0)), int(request.query["pageSize"])
+                more = {"nextPageToken": str(start + size)} if start + size < len(jobs) else {}
+                return 200, {"operations": jobs[start : start + size], **more}
+            case _, "", ["batches", _], "" | "cancel" if name in self._batches:
+                if verb == "cancel":
+                    self._cancel(self._batches[name], "cancelling")
+                    return 200, {}
+                return 200, FORMS["gemini"].job(self._batches[name])
+            case _:
+                return 404, _google_error(5, "Requested entity was not found.")
+
+    def _gemini_upload(self, request: HttpRequest) -> Route:
+        """A resumable upload in one piece. The first answer names an address on another host, which must not be
+        used."""
+        command = request.headers["x-goog-upload-command"]
+        if command == "start":
+            assert request.headers["x-goog-upload-protocol"] == "resumable"
+            file_name = json.loads(request.body)["file"]["displayName"]
+            self.answer_headers = {
+                "x-goog-upload-url": f"https://uploads.invalid/upload/v1beta/files?upload_id={file_name}"
+            }
+            return 200, {}
+        assert (command, request.headers["x-goog-upload-offset"]) == ("upload, finalize", "0")
+        stored = self._store_file(request.body, "batch", request.query["upload_id"].encode())
+        name = f"files/{stored['id']}"
+        self._files[name] = {**self._files.pop(stored["id"]), "id": name}
+        return 200, {"file": {"name": name, "displayName": stored["filename"], "mimeType": "application/jsonl"}}
+
+    def _open_batch(
+        self, vendor: str, file_id: str, model: str, metadata: dict[str, str] | None, request: HttpRequest
+    ) -> _Batch:
+        batch = _Batch(
+            id=f"{FORMS[vendor].id_prefix}{len(self._batches) + 1:012d}",
+            vendor=vendor,  # type: ignore[arg-type]
+            items=[json.loads(line) for line in self._files[file_id]["content"].splitlines()],
+            created_at=time.time(),
+            headers=dict(request.headers),
+            model=model,
+            metadata=metadata,
+            input_file_id=file_id,
+        )
+        self._batches[batch.id] = batch
+        ids = [item[FORMS[vendor].id_key] for item in batch.items]
+        if len(set(ids)) < len(ids):
+            batch.errors = [{"message": "custom ids repeat"}]
+        if self.fail_next:
+            batch.errors, self.fail_next = [{"message": self.fail_next}], ""
+        if len(ids) > self.max_requests:
+            batch.errors = [{"message": "too many requests"}]
         if batch.errors:
             batch.status, batch.ended_at = "failed", time.time()
         else:
@@ -307,12 +434,32 @@ class BatchDesk:
             await asyncio.wait_for(batch.cancelled.wait(), self.delay_s)
         while self.held and not batch.cancelled.is_set():  # noqa: ASYNC110 - set from the test's thread
             await asyncio.sleep(0.02)
-        results = []
-        for item in batch.items:
+        results: list[dict[str, Any]] = []
+        answered = batch.items
+        if batch.vendor in FORMS and self.expire_next_after is not None:
+            answered = batch.items[: self.expire_next_after]
+        for item in answered:
             await asyncio.sleep(0)
             results += list(self._result(batch, item))
         self._chance.shuffle(results)
         batch.results = results
+        if batch.vendor in FORMS:
+            is_good = FORMS[batch.vendor].is_good
+            good = [line for line in results if batch.vendor == "gemini" or is_good(line)]
+            files = {"output_file_id": good, "error_file_id": [line for line in results if line not in good]}
+            is_empty = not results and not batch.cancelled.is_set()  # answers were lost
+            for name, lines in files.items():
+                if lines or (is_empty and name == "output_file_id"):
+                    stored = self._store_file(file_of(lines), "batch_output")
+                    file_id = f"files/{stored['id']}" if batch.vendor == "gemini" else stored["id"]
+                    self._files[file_id] = self._files.pop(stored["id"])
+                    setattr(batch, name, file_id)
+            batch.ended_at = time.time()
+            if len(answered) < len(batch.items):
+                batch.status, self.expire_next_after = "expired", None
+            else:
+                batch.status = "cancelled" if batch.cancelled.is_set() else "completed"
+            return
         if batch.vendor == "openai":
             good = [line for line in results if line["response"] and line["response"]["status_code"] == 200]
             bad = [line for line in results if line not in good] if len(good) < len(results) else []
@@ -326,6 +473,9 @@ class BatchDesk:
         batch.status = "cancelled" if cancelled else ended
 
     def _result(self, batch: _Batch, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if batch.vendor in FORMS:
+            yield from self._result_in_form(batch, item)
+            return
         custom_id = item["custom_id"]
         if batch.cancelled.is_set():
             if batch.vendor == "anthropic":
@@ -350,6 +500,24 @@ class BatchDesk:
             yield {"custom_id": custom_id, "result": {"type": "errored", "error": answer}}
         else:
             yield {"custom_id": custom_id, "result": {"type": "succeeded", "message": answer}}
+
+    def _result_in_form(self, batch: _Batch, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if batch.cancelled.is_set():
+            return
+        form = FORMS[batch.vendor]
+        custom_id = item[form.id_key]
+        try:
+            call = form.call(batch, item)
+        except (KeyError, TypeError, ValueError) as error:
+            refused = {"error": {"message": f"malformed request: {error!r}", "code": "invalid_value"}}
+            yield form.line(batch, custom_id, 400, refused, expired=False)
+            return
+        status, answer, fault = self._answer_item(call, batch.id, custom_id)
+        kind = fault.kind if fault else None
+        if kind == "batch_wrong_id":
+            custom_id = f"other-{custom_id}"[:64]
+        if kind != "batch_lost":
+            yield form.line(batch, custom_id, status, answer, expired=kind == "batch_expired")
 
 
 def item_error(fault: Fault | None, call: Call) -> tuple[int, dict[str, Any]] | None:
@@ -451,6 +619,12 @@ def _multipart(request: HttpRequest) -> dict[str, bytes]:
 
 def _openai_error(message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+
+
+def _google_error(code: int, message: str) -> dict[str, Any]:
+    return {
+        "error": {"code": {16: 401, 5: 404}[code], "message": message, "status": "NOT_FOUND" if code == 5 else ""}
+    }
 
 
 def _anthropic_error(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:

@@ -22,7 +22,7 @@ AnswerFunction = Callable[[str], str]
 """Prompt to answer."""
 
 _PATHS: tuple[tuple[re.Pattern[str], Dialect], ...] = (
-    (re.compile(r"(/v1|/openai/v1)?/chat/completions"), "openai_chat"),
+    (re.compile(r"(/v1|/openai/v1|/v1beta/openai)?/chat/completions"), "openai_chat"),
     (re.compile(r"/openai/deployments/[^/]+/chat/completions"), "openai_chat"),
     (re.compile(r"(/v1|/openai|/openai/v1)?/responses"), "openai_responses"),
     (re.compile(r"/v1/messages"), "anthropic_messages"),

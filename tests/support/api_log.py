@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from swe_infer.types import Usage
+from tests.support.api_batch_forms import FORMS
 from tests.support.api_calls import Dialect, parse_call
 from tests.support.api_clouds import cloud_of
 
@@ -219,6 +220,9 @@ def _list_price(exchange: Exchange) -> Decimal:
     )
     vendor = "openai" if (exchange.dialect or "").startswith("openai") else "anthropic"
     vendor = {"bedrock": "aws", "vertex": "google", None: vendor}[cloud_of(exchange.path)]
+    forms = (name for name, form in FORMS.items() if (exchange.batch_id or "").startswith(form.id_prefix))
+    if (form := next(forms, None)) is not None:
+        vendor = {"gemini": "google"}.get(form, form)
     context = {"service_tier": exchange.service_tier or "", "speed": exchange.speed or ""}
     if exchange.batch_id:
         context = {"processing": "batch"}

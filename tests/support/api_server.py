@@ -2,7 +2,7 @@
 
 It is a real server on a real socket: OpenAI chat completions, responses (background ones too), files and batches,
 Azure's form of them, Anthropic messages, message batches, token counts and legacy text completions; messages on
-Bedrock and Vertex AI.
+Bedrock and Vertex AI; the batches of Mistral, Together and Gemini.
 
 In a test::
 
@@ -151,6 +151,10 @@ class ApiServer:
         return self.url
 
     @property
+    def gemini_url(self) -> str:
+        return f"{self.url}/v1beta/openai/"
+
+    @property
     def vertex_url(self) -> str:
         return f"{self.url}/v1"
 
@@ -232,7 +236,8 @@ class ApiServer:
             return
         exchange = Exchange(next(self._numbers), time.time(), request.method, request.path, request.headers)
         try:
-            exchange.body = json.loads(request.body) if request.body[:1] == b"{" else None
+            is_file = request.headers.get("content-type") == "application/jsonl"
+            exchange.body = json.loads(request.body) if request.body[:1] == b"{" and not is_file else None
             if dialect == "openai_responses" and (exchange.body or {}).get("background"):
                 dialect = None  # the response is answered later, see BatchDesk
             if dialect is None:
@@ -285,8 +290,9 @@ class ApiServer:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = {"content-type": "application/x-jsonl"} if isinstance(body, bytes) else _JSON
         headers = {**kind, "request-id": f"req_{exchange.number}"}
+        more, self.batches.answer_headers = self.batches.answer_headers, {}
         if fault is None:
-            peer.send(status, headers, raw)
+            peer.send(status, {**headers, **more}, raw)
         elif fault.kind == "cut":
             peer.cut(status, headers, raw[: len(raw) // 2], promised=len(raw))
         elif fault.kind == "broken_json":

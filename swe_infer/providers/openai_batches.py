@@ -1,0 +1,93 @@
+"""OpenAI's batches. Format and limits: https://platform.openai.com/docs/guides/batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swe_infer.errors import RequestError, TransientError
+from swe_infer.providers.base import BatchStatus, FoundBatch
+from swe_infer.providers.faults import classify, one_line
+from swe_infer.providers.file_batches import GRACE_S, LABEL, FileBatches, json_line
+from swe_infer.providers.wire import MAX_PAGES, WireProvider, named, whole_number
+from swe_infer.types import ApiModel, Request
+
+_STATES = {"completed": "ended", "expired": "ended", "cancelled": "ended", "failed": "failed"}
+
+
+class OpenAIBatches(FileBatches):
+    """Batches of an OpenAI API.
+
+    Args:
+        endpoint: the endpoint of the requests.
+    """
+
+    max_batch_requests = 50_000
+    max_batch_bytes = 200_000_000
+
+    def __init__(self, provider: WireProvider, endpoint: str = "/v1/chat/completions") -> None:
+        super().__init__(provider)
+        self._endpoint = endpoint
+
+    def batch_item(self, custom_id: str, request: Request, model: ApiModel) -> bytes:
+        body = {**self._provider.body(request, model), "stream": False}
+        return json_line({"custom_id": custom_id, "method": "POST", "url": self._endpoint, "body": body})
+
+    async def submit(self, items: Mapping[str, bytes], model: ApiModel, *, label: str, timeout_s: float) -> str:
+        order = {
+            "input_file_id": await self._upload(items, label, {"purpose": "batch"}, timeout_s=timeout_s),
+            "endpoint": self._endpoint,
+            "completion_window": "24h",
+            "metadata": {LABEL: label},
+        }
+        batch = await self._provider._call("POST", "/batches", timeout_s=timeout_s, body=order)
+        return self._provider._id(batch, "batches")
+
+    async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
+        provider = self._provider
+        found: list[FoundBatch] = []
+        params: dict[str, Any] = {"limit": 100}
+        for _ in range(MAX_PAGES):
+            page = await provider._call("GET", "/batches", timeout_s=timeout_s, options={"params": params})
+            with provider._shape_errors("batches"):
+                batches = page.get("data") or []
+                for batch in batches:
+                    if (batch.get("metadata") or {}).get(LABEL) == label:
+                        batch_id = provider._id(batch, "batches")
+                        found.append(FoundBatch(batch_id, certain=True, total=_counts(batch)[0]))
+                # Newest first: entries before ``since`` are not needed.
+                if not page.get("has_more") or not batches or batches[-1]["created_at"] < since - GRACE_S:
+                    return found
+                params["after"] = provider._id(batches[-1], "batches")
+        raise provider._unreadable("an endless list", provider._where("batches"), {})
+
+    async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
+        provider = self._provider
+        batch = await provider._call("GET", f"/batches/{batch_id}", timeout_s=timeout_s)
+        with provider._shape_errors(batch_id):
+            total, done = _counts(batch)
+            error = None
+            if batch.get("status") == "failed":
+                causes = (batch.get("errors") or {}).get("data") or [{}]
+                where = provider._where(batch_id)
+                error = classify(None, {"error": causes[0]}, {}, where=where, secret=provider._key())
+            state: Any = _STATES.get(str(batch.get("status")), "running")
+            return BatchStatus(state, total, done, error)
+
+    async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
+        await self._provider._call("POST", f"/batches/{batch_id}/cancel", timeout_s=timeout_s)
+
+    async def _result_files(self, batch_id: str, timeout_s: float) -> Sequence[str]:
+        batch = await self._provider._call("GET", f"/batches/{batch_id}", timeout_s=timeout_s)
+        ids = [batch[key] for key in ("output_file_id", "error_file_id") if batch.get(key)]
+        return [f"/files/{self._provider._id({'id': file_id}, batch_id)}/content" for file_id in ids]
+
+    def _error_without_response(self, error: Any, where: str) -> RequestError:
+        """OpenAI states no response if a request was not executed, such as ``batch_expired``."""
+        words = [named(error.get(key)) for key in ("code", "message")] if isinstance(error, dict) else ["no answer"]
+        return TransientError(one_line(f"{where}: {': '.join(map(str, words))}", self._provider._key()))
+
+
+def _counts(batch: Mapping[str, Any]) -> tuple[int, int]:
+    counts = batch.get("request_counts") or {}
+    return whole_number(counts.get("total")), whole_number(counts.get("completed"))
