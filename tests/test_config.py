@@ -21,7 +21,7 @@ from swe_infer.options import parameters_of
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Decoding
 from tests.support import option_docs
-from tests.support.options import CONF, OPTIONS, composed, option_composed
+from tests.support.options import CONF, OPTIONS, composed, composed_by_hydra, option_composed
 
 
 def error_of(*overrides: str) -> str:
@@ -48,6 +48,12 @@ def fault_of_option(group: str, option: str) -> str | None:
 @pytest.mark.slow
 def test_every_option_composes_and_its_parts_are_built() -> None:
     assert [fault for option in OPTIONS if (fault := fault_of_option(*option))] == []
+
+
+@pytest.mark.full
+def test_an_option_of_a_kind_composes_as_the_other_options_of_the_kind() -> None:
+    """What the tests merge themselves, to save time, is what Hydra composes."""
+    assert [option for option in OPTIONS if option_composed(*option) != composed_by_hydra(*option)] == []
 
 
 def faults_of_keys(group: str, option: str) -> Iterator[str]:

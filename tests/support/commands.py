@@ -186,7 +186,7 @@ def _serve(listener: socket.socket, packages: list[str]) -> tuple[str, list[str]
     for package in (*packages, *_our_modules()):
         with suppress(ModuleNotFoundError):
             import_module(package)
-    _parse_once()
+    _fill_caches()
     assert threading.active_count() == 1, "a process with threads cannot be forked safely"
     gc.collect()
     gc.freeze()
@@ -236,11 +236,21 @@ def _our_modules() -> list[str]:
     return [".".join(path.parts) for path in files if path.parts[1] != "llama" and path.stem[:2] != "__"]
 
 
-def _parse_once() -> None:
-    """Build the tables of Hydra's and OmegaConf's parsers, which takes longer than the parsing."""
+def _fill_caches() -> None:
+    """Fill what each process would fill again: the tables of Hydra's and OmegaConf's parsers, which take longer than
+    the parsing, the files of ``conf/`` and the parameters of the classes that they name."""
+    from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
+    from swe_infer import conf_files, config, presets
+
+    with initialize_config_dir(str(conf_files.conf_dir()), version_base="1.3"):
+        for choice in ("model=gpt-4o", "model=claude-sonnet-4-5", "model=tiny"):
+            cfg = compose("config", [choice])
+            config.build(cfg)
+            config.run_name(config.resolved(cfg), "model", "data")
+    presets.presets()
     OverridesParser.create().parse_overrides(
         ["a=b", "a.b=1", "+a=[1,'2']", "a@b.c={d:1.0}", "~a", "a=1,2", "a=${b:c}"]
     )
