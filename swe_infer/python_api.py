@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swe_infer.compare.analysis import RESAMPLES, Cluster, Comparison, compare, figures_of
+from swe_infer.compare.analysis import FULL, RESAMPLES, Cluster, Comparison, compare, figures_of
 from swe_infer.compare.export import COLUMNS, as_json, run_as_json, sample_rows
 from swe_infer.compare.keys import deciding_keys
 from swe_infer.compare.levels import Group
@@ -452,19 +452,22 @@ class RunComparison(Comparison):
         plots = [self.plot_rates().svg, *([self.plot_costs().svg] if self._has_costs else [])]
         return f"<div>{''.join(plots)}</div>{as_html(self)}"
 
-    def save_page(self, path: PathLike, *, prompts: bool = True) -> None:
-        """Writes the interactive page of ``swe-infer-compare --html``, with all answers side by side.
+    def save_page(self, path: PathLike, *, prompts: bool = True, full: int | Sequence[str] = FULL) -> None:
+        """Writes the interactive page of ``swe-infer-compare --html``, with all patches.
 
         Args:
-            prompts: include the prompts, if their dataset is available.
+            prompts: include prompts, gold patches and files, if their dataset is available.
+            full: the instances to include with prompt, answers and reasoning: their ids, or their number, of which
+                those on which the runs differ are the first.
 
         Raises:
+            ConfigError: no run has an instance of ``full``.
             OSError: ``path`` cannot be written.
         """
         from swe_infer.compare.report import write_report
 
         with replacing(Path(path)) as new:
-            write_report(self, new, prompts=prompts)
+            write_report(self, new, prompts=prompts, full=full)
 
     def plot_rates(self) -> Plot:
         """The rate of each run with its 95 % interval."""

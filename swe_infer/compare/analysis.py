@@ -35,6 +35,8 @@ Metric = Literal["resolved", "applies"]
 Cluster = Literal["instance", "repository"]
 
 RESAMPLES = 10_000
+FULL = 50
+"""Number of instances that a page has with their prompts and answers, if the user names no other."""
 _FEWEST_FOR_INTERVALS = 50  # instances; see the simulations in docs/statistics.md
 _FEWEST_SUCCESSES = 10  # for an interval of the cost per success
 _MOST_DRAWS = 50_000_000  # instances drawn in all resamples together: a few seconds

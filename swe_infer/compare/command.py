@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from swe_infer.compare.analysis import RESAMPLES, Cluster, Comparison, compare
+from swe_infer.compare.analysis import FULL, RESAMPLES, Cluster, Comparison, compare
 from swe_infer.compare.export import as_json, write_csv, write_samples
 from swe_infer.compare.levels import GROUPS
 from swe_infer.compare.loading import load_sources
@@ -109,7 +109,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="POINTS",
         help="what the runs can detect, and how many instances and samples this difference needs (default 5)",
     )
-    parser.add_argument("--no-prompts", action="store_true", help="leave the prompts out of the page")
+    parser.add_argument(
+        "--full",
+        type=_full,
+        default=FULL,
+        metavar="N|IDS",
+        help="the instances that the page has with prompt, answers and reasoning: their number, or ids with commas "
+        f"(default {FULL}, those on which the runs differ first)",
+    )
+    parser.add_argument(
+        "--no-prompts", action="store_true", help="leave prompts, gold patches and files out of the page"
+    )
     parser.add_argument("--seed", type=_natural, default=0, help="seed of the resampling tests (default 0)")
     parser.add_argument(
         "--resamples", type=_natural, default=RESAMPLES, help=f"number of resamples (default {RESAMPLES:,})"
@@ -126,6 +136,13 @@ def _points(text: str) -> float:
     if not 0 < value < 100:
         raise argparse.ArgumentTypeError(f"{text!r}: must be points between 0 and 100, such as 5")
     return value / 100
+
+
+def _full(text: str) -> int | list[str]:
+    """A number of instances, or their ids."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _baseline_path(options: argparse.Namespace) -> list[str]:
@@ -181,5 +198,5 @@ def _write(comparison: Comparison, options: argparse.Namespace) -> None:
         from swe_infer.compare.report import write_report
 
         with replacing(options.html) as new:
-            write_report(comparison, new, prompts=not options.no_prompts)
+            write_report(comparison, new, prompts=not options.no_prompts, full=options.full)
         print(f"report: {options.html}", file=sys.stderr)

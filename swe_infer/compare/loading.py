@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -114,12 +116,35 @@ class LoadedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One answer of a conversation.
+
+    Args:
+        number: 0 for the first answer.
+        feedback: the message that it answers; empty for the first answer.
+        reasoning: as far as the provider returned it.
+    """
+
+    number: int
+    feedback: str
+    answer: str
+    reasoning: str
+    patch: str
+
+
+@dataclass(frozen=True, slots=True)
 class Texts:
-    """The long parts of a record."""
+    """The long parts of the record that counts.
+
+    Args:
+        notes: turn, repairs, reason of the patch status and error.
+        turns: all turns of the conversation up to that record.
+    """
 
     answer: str
     patch: str
     notes: tuple[str, ...] = field(default=())
+    turns: tuple[Turn, ...] = field(default=())
 
 
 def load_runs(paths: Sequence[str]) -> list[LoadedRun]:
@@ -209,14 +234,24 @@ def total_cost(costs: Iterable[Decimal | None]) -> Decimal | None:
     return None if None in known else sum((cost for cost in known if cost is not None), Decimal(0))
 
 
-def read_texts(run: LoadedRun) -> dict[Key, Texts]:
-    """Reads the answers and patches of a run, which :func:`load_run` does not keep in memory."""
+def read_texts(
+    run: LoadedRun, only: str | None = None, *, answers: Callable[[str], bool] | None = None
+) -> dict[Key, Texts]:
+    """Reads the answers and patches of a run, which :func:`load_run` does not keep in memory.
+
+    Args:
+        only: the instance to read; None: all.
+        answers: for which instances to keep answers and reasoning; None: for all.
+    """
     texts: dict[Key, Texts] = {}
     last: dict[Key, tuple[str, int]] = {}
     directory = RunDirectory(run.directory)
     coverage = directory.coverage() or Coverage(None, turns=None)
-    for record in directory.records():
+    containing = only.encode() if only is not None and _PLAIN_ID.fullmatch(only) else b""
+    for record in directory.records(containing=containing):
         key, turn = key_of(record), turn_of(record)
+        if only is not None and key[0] != only:
+            continue
         status_before, turn_before = last.get(key, (None, 0))
         if not coverage.has_turn(turn) or not supersedes(record["status"], status_before, turn, turn_before):
             continue
@@ -228,8 +263,34 @@ def read_texts(run: LoadedRun) -> dict[Key, Texts]:
             *([str(record["patch_reason"])] if record.get("patch_reason") else []),
             *([f"{error.get('type')}: {error.get('message')}"] if error else []),
         ]
-        texts[key] = Texts(str(record.get("full_output") or ""), str(record.get("model_patch") or ""), tuple(notes))
+        kept = answers is None or answers(key[0])
+        found = Turn(
+            turn,
+            str(record.get("feedback") or ""),
+            str(record.get("full_output") or "") if kept else "",
+            _reasoning(record) if kept else "",
+            str(record.get("model_patch") or ""),
+        )
+        before = texts[key].turns if key in texts else ()
+        turns = (*(one for one in before if one.number < turn), found)
+        texts[key] = Texts(found.answer, found.patch, tuple(notes), turns)
     return texts
+
+
+_PLAIN_ID = re.compile(r"[\w.-]+", re.ASCII)
+"""Ids whose JSON has no escapes, so that the bytes of their records contain them."""
+
+
+def _reasoning(record: Record) -> str:
+    details: Mapping[str, Any] = record.get("details") or {}
+    found = record.get("reasoning") or details.get("reasoning")
+    return (
+        found
+        if isinstance(found, str)
+        else ""
+        if found is None
+        else json.dumps(found, ensure_ascii=False, default=str)
+    )
 
 
 def _result(record: Record, before: Result | None, verdict: bool | None, *, covered: bool) -> Result | None:

@@ -8,9 +8,9 @@ are not read, and nothing is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -50,10 +50,12 @@ class Task:
     Args:
         prompt: None if it cannot be rendered here.
         gold: the gold patch; None if the dataset has none.
+        files: the files of the repository that the prompt shows, by path.
     """
 
     prompt: str | None
     gold: str | None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class PromptSource:
@@ -62,11 +64,17 @@ class PromptSource:
     If runs have different prompts, those of the first one are returned.
 
     Args:
+        digests: for runs of strangers: the ``prompt_sha256`` of the records of an instance. A task whose prompt has
+            another digest, and the content of an unreadable dataset, are not returned: the configuration may name a
+            private file. None: every task is returned.
+
+    Attributes:
         notes: why the prompts of a dataset are missing.
     """
 
-    def __init__(self, runs: Iterable[LoadedRun]) -> None:
+    def __init__(self, runs: Iterable[LoadedRun], digests: Callable[[str], Collection[str]] | None = None) -> None:
         self.notes: list[str] = []
+        self._digests = digests
         self._rows: list[tuple[Rows, dict[str, int]]] = []
         self._open_repositories = ExitStack()
         seen: list[tuple[Any, ...]] = []
@@ -99,23 +107,42 @@ class PromptSource:
             index = indices.get(instance_id)
             if index is None:
                 continue
-            prompt = rows[index].prompt.text if rows.fault(index) is None else None
-            gold = rows.row(index).get("patch")
-            found = Task(prompt, gold if isinstance(gold, str) else None)
-            if prompt is not None:
-                break
+            instance = rows[index] if rows.fault(index) is None else None
+            if self._digests is not None and (
+                instance is None or instance.prompt.sha256 not in self._digests(instance_id)
+            ):
+                continue
+            gold = _gold(rows, index)
+            if instance is not None:
+                return Task(instance.prompt.text, gold, instance.files)
+            found = Task(None, gold)
         return found
+
+    def gold(self, instance_id: str) -> str | None:
+        """The gold patch, without rendering the prompt; None if no available dataset has it."""
+        if self._digests is not None:
+            task = self[instance_id]
+            return None if task is None else task.gold
+        for rows, indices in self._rows:
+            if (index := indices.get(instance_id)) is not None:
+                return _gold(rows, index)
+        return None
 
     def _open(self, config: Mapping[str, Any], directory: Path) -> bool:
         try:
             rows = rendered_rows(config, self._open_repositories, directory)
         except ConfigError as error:
-            self.notes.append(f"No prompts: {error}")
+            self.notes.append("No prompts." if self._digests is not None else f"No prompts: {error}")
             return False
-        if not rows.has_known_lengths and (fault := rows.fault(0)) is not None:
+        if self._digests is None and not rows.has_known_lengths and (fault := rows.fault(0)) is not None:
             self.notes.append(f"No prompt of {rows.ids[0]}: {fault.message}")
         self._rows.append((rows, {instance_id: index for index, instance_id in enumerate(rows.ids)}))
         return True
+
+
+def _gold(rows: Rows, index: int) -> str | None:
+    gold = rows.row(index).get("patch")
+    return gold if isinstance(gold, str) else None
 
 
 def rendered_rows(config: Mapping[str, Any], repositories: ExitStack, directory: Path) -> Rows:

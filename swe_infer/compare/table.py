@@ -23,7 +23,7 @@ _MOST_PAIRS = 20
 _MOST_INSTANCES = 20
 _WIDEST = {"left": 24, "right": 40}  # characters to which cells are folded if a table is too wide
 
-_METRIC = {"resolved": "resolved", "applies": "patch applies"}
+METRIC_NAMES = {"resolved": "resolved", "applies": "patch applies"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +47,47 @@ def tables_of(comparison: Comparison, *, every_instance: bool = False, every_key
         every_instance: list all instances, not only the first ones on which the runs differ.
         every_key: list all configuration keys that differ, not only those that decide answers.
     """
+    tables = _figure_tables(comparison)
+    tables["configuration"] = _configuration(comparison, every_key)
+    tables["instances"] = _instances(comparison, every_instance)
+    return [_cleaned(table) for table in tables.values()]
+
+
+def page_tables(comparison: Comparison) -> dict[str, Table]:
+    """The tables of :func:`tables_of` by name, without that of the instances."""
+    tables = {**_figure_tables(comparison), "configuration": _configuration(comparison, every_key=False)}
+    return {name: _cleaned(table) for name, table in tables.items()}
+
+
+def _figure_tables(comparison: Comparison) -> dict[str, Table]:
+    """The tables of rates and costs by name, in order."""
     runs = comparison.runs
-    tables = [_outcomes(comparison)]
+    tables = {"outcomes": _outcomes(comparison)}
     if any(one.infrastructure_failures for one in runs):
-        tables.append(_without_failures(comparison))
+        tables["without_failures"] = _without_failures(comparison)
     if comparison.pools:
-        tables.append(_pools(comparison))
+        tables["pools"] = _pools(comparison)
     if any(one.pass_at for one in runs):
-        tables.append(_pass_at(comparison))
+        tables["pass_at"] = _pass_at(comparison)
     if comparison.pairs:
-        tables += _pairs(comparison)
+        tables |= _pairs(comparison)
         if any(pair.without_failures for pair in comparison.pairs):
-            tables.append(_pairs_without_failures(comparison))
+            tables["pairs_without_failures"] = _pairs_without_failures(comparison)
     if comparison.power:
-        tables.append(_power(comparison))
-    tables += [_levels(comparison, group) for group in dict.fromkeys(level.group for level in comparison.levels)]
-    tables.append(_costs(comparison))
+        tables["power"] = _power(comparison)
+    for group in dict.fromkeys(level.group for level in comparison.levels):
+        tables[group] = _levels(comparison, group)
+    tables["costs"] = _costs(comparison)
     if any(one.selections for one in runs):
-        tables.append(_selections(comparison))
+        tables["selections"] = _selections(comparison)
     if any(one.run.feedback for one in runs):
-        tables.append(_turns(comparison))
-    tables += [_configuration(comparison, every_key), _instances(comparison, every_instance)]
-    return [
-        Table(clean(one.title), one.columns, [[clean(cell) for cell in row] for row in one.rows], one.left)
-        for one in tables
-    ]
+        tables["turns"] = _turns(comparison)
+    return tables
+
+
+def _cleaned(table: Table) -> Table:
+    rows = [[clean(cell) for cell in row] for row in table.rows]
+    return Table(clean(table.title), table.columns, rows, table.left)
 
 
 def print_comparison(
@@ -227,9 +243,9 @@ def _outcomes(comparison: Comparison) -> Table:
         [
             one.letter,
             one.label,
-            *([_rate(one.resolved)] if evaluated else []),
-            _rate(one.applies),
-            *([_rate(one.checked), f"{one.patches.get('unchecked', 0):,}"] if unchecked else []),
+            *([rate_text(one.resolved)] if evaluated else []),
+            rate_text(one.applies),
+            *([rate_text(one.checked), f"{one.patches.get('unchecked', 0):,}"] if unchecked else []),
             f"{one.recorded:,}" + (f" x {one.samples}" if one.samples > 1 else ""),
             *(f"{one.statuses.get(status, 0):,}" for status in ("completed", "failed", "skipped")),
         ]
@@ -245,11 +261,11 @@ def _pools(comparison: Comparison) -> Table:
             "+".join(comparison.runs[index].letter for index in pool.runs),
             f"{len(pool.runs)}",
             f"{100 * pool.mean:.1f} ± {100 * pool.deviation:.1f} %",
-            _rate(pool.rate),
+            rate_text(pool.rate),
         ]
         for pool in comparison.pools
     ]
-    title = f"Repeated runs (mean ± standard deviation of the runs), by {_METRIC[comparison.metric]}"
+    title = f"Repeated runs (mean ± standard deviation of the runs), by {METRIC_NAMES[comparison.metric]}"
     return Table(title, ["", "runs", "mean ± sd", "pooled"], rows)
 
 
@@ -258,14 +274,16 @@ def _levels(comparison: Comparison, group: str) -> Table:
         [
             level.name,
             *(
-                "-" if one is None else _share(one.successes, one.samples, one.successes / one.samples, one.interval)
+                "-"
+                if one is None
+                else share_text(one.successes, one.samples, one.successes / one.samples, one.interval)
                 for one in level.rates
             ),
         ]
         for level in comparison.levels
         if level.group == group
     ]
-    title = f"By {group.replace('_', ' ')}: {_METRIC[comparison.metric]}, of the samples with a record"
+    title = f"By {group.replace('_', ' ')}: {METRIC_NAMES[comparison.metric]}, of the samples with a record"
     return Table(title, [group.replace("_", " "), *(one.letter for one in comparison.runs)], rows)
 
 
@@ -291,26 +309,26 @@ def _without_failures(comparison: Comparison) -> Table:
         [
             one.letter,
             f"{one.infrastructure_failures:,}",
-            _rate(one.applies_without_failures),
-            *([_rate(one.resolved_without_failures)] if evaluated else []),
+            rate_text(one.applies_without_failures),
+            *([rate_text(one.resolved_without_failures)] if evaluated else []),
         ]
         for one in comparison.runs
     ]
     return Table("Outcomes without infrastructure failures", columns, rows)
 
 
-def _rate(rate: Rate | None) -> str:
-    return "-" if rate is None else _share(rate.successes, rate.instances, rate.value, rate.interval)
+def rate_text(rate: Rate | None) -> str:
+    return "-" if rate is None else share_text(rate.successes, rate.instances, rate.value, rate.interval)
 
 
-def _share(successes: float, count: int, value: float | None, interval: Interval | None) -> str:
+def share_text(successes: float, count: int, value: float | None, interval: Interval | None) -> str:
     if value is None or interval is None:
         return "-"
     text = f"{successes:.4g}" if successes % 1 else f"{successes:.0f}"
-    return f"{text}/{count} {percent(value)} {_points(interval)}"
+    return f"{text}/{count} {percent(value)} {points_interval(interval)}"
 
 
-def _points(interval: Interval) -> str:
+def points_interval(interval: Interval) -> str:
     return f"[{100 * interval.low:.1f} to {100 * interval.high:.1f}]"
 
 
@@ -413,12 +431,12 @@ def _pass_at(comparison: Comparison) -> Table:
         for k in ks:
             interval = one.pass_at_intervals.get(k)
             known = k in estimates and interval is not None
-            cells.append(f"{percent(estimates[k][0])} {_points(interval)}" if known and interval else "-")
+            cells.append(f"{percent(estimates[k][0])} {points_interval(interval)}" if known and interval else "-")
         rows.append([one.letter, *cells])
     return Table("pass@k, unbiased (95 % intervals)", ["", *(f"pass@{k}" for k in ks)], rows)
 
 
-def _pairs(comparison: Comparison) -> list[Table]:
+def _pairs(comparison: Comparison) -> dict[str, Table]:
     pairs = sorted(comparison.pairs, key=lambda pair: pair.p)
     kept = pairs[:_MOST_PAIRS]
     columns = ["", "difference", "p", "p (Holm)", "common", "only 1st", "only 2nd"]
@@ -428,16 +446,16 @@ def _pairs(comparison: Comparison) -> list[Table]:
     if comparison.baseline is not None:
         count += f" with the baseline {comparison.runs[comparison.baseline].letter}"
     shown_ = count if len(pairs) <= _MOST_PAIRS else f"the {_MOST_PAIRS} with the smallest p of {count}"
-    what = f"2nd - 1st in points, by {_METRIC[comparison.metric]}; {shown_}"
+    what = f"2nd - 1st in points, by {METRIC_NAMES[comparison.metric]}; {shown_}"
     differences = [_pair(pair, comparison) for pair in kept]
     if len(tests) == 1:
         what += f"; test: {tests.pop()}"
         columns, differences = columns[:-1], [row[:-1] for row in differences]
-    tables = [Table(f"Paired differences ({what})", columns, differences)]
+    tables = {"pairs": Table(f"Paired differences ({what})", columns, differences)}
     rows = [
         [
             _letters(pair, comparison),
-            f"{100 * pair.difference:+.1f} {_points(found.interval)}",
+            f"{100 * pair.difference:+.1f} {points_interval(found.interval)}",
             p_value(found.p),
             "yes" if found.equivalent else "not shown",
         ]
@@ -446,7 +464,7 @@ def _pairs(comparison: Comparison) -> list[Table]:
     ]
     if rows and (found := pairs[0].equivalence) is not None:
         title = f"Equivalence within {100 * found.margin:g} points (two one-sided tests, 90 % intervals)"
-        tables.append(Table(title, ["", "difference", "p", "equivalent"], rows))
+        tables["equivalence"] = Table(title, ["", "difference", "p", "equivalent"], rows)
     return tables
 
 
@@ -458,7 +476,7 @@ def _pair(pair: Pair, comparison: Comparison) -> list[str]:
     cost = pair.cost
     return [
         _letters(pair, comparison),
-        f"{100 * pair.difference:+.1f} {_points(pair.interval)}",
+        f"{100 * pair.difference:+.1f} {points_interval(pair.interval)}",
         p_value(pair.p),
         p_value(pair.p_holm),
         f"{pair.instances:,}",
@@ -483,9 +501,11 @@ def _pairs_without_failures(comparison: Comparison) -> Table:
             [
                 _letters(pair, comparison),
                 f"{test.instances:,}",
-                f"{100 * (test.difference or 0):+.1f} {_points(test.interval)}" if known and test.interval else "-",
+                f"{100 * (test.difference or 0):+.1f} {points_interval(test.interval)}"
+                if known and test.interval
+                else "-",
                 p_value(test.p or 0) if known else "-",
-                f"{100 * pair.difference:+.1f} {_points(pair.interval)}",
+                f"{100 * pair.difference:+.1f} {points_interval(pair.interval)}",
             ]
         )
     columns = ["", "common", "difference", "p", "with failures"]
@@ -500,10 +520,10 @@ def _instances(comparison: Comparison, every: bool) -> Table:
     if len(kept) < len(rows):
         title += f"; the first {len(kept)} (--instances lists all)"
     letters = [one.letter for one in comparison.runs]
-    return Table(title, ["instance", *letters], [[name, *map(_mark, row)] for name, row in kept])
+    return Table(title, ["instance", *letters], [[name, *map(mark, row)] for name, row in kept])
 
 
-def _mark(value: float | None) -> str:
+def mark(value: float | None) -> str:
     if value is None:
         return ""
     return {0.0: "-", 1.0: "yes"}.get(value, f"{100 * value:.0f} %")

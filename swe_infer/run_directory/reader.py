@@ -53,17 +53,20 @@ class RunDirectory:
 
     path: Path
 
-    def records(self, damage: Damage | None = None, *, auxiliary: bool = False) -> Iterator[Record]:
+    def records(
+        self, damage: Damage | None = None, *, auxiliary: bool = False, containing: bytes = b""
+    ) -> Iterator[Record]:
         """The records in write order, see :func:`.records.read_records`.
 
         Args:
             auxiliary: include the records of auxiliary requests, which are not samples.
+            containing: only parse the lines that contain these bytes.
 
         Raises:
             ConfigError: the file cannot be read.
         """
         try:
-            for record in read_records(self.path / layout.RECORDS, damage):
+            for record in read_records(self.path / layout.RECORDS, damage, containing=containing):
                 if auxiliary or purpose_of(record) is None:
                     yield record
         except OSError as error:

@@ -167,15 +167,16 @@ class Damage:
             self.cost_usd += Decimal(repr(float(before))) - known
 
 
-def read_records(path: Path, damage: Damage | None = None) -> Iterator[Record]:
+def read_records(path: Path, damage: Damage | None = None, *, containing: bytes = b"") -> Iterator[Record]:
     """The records of a file in write order, without duplicates. Dollars are Decimal.
 
     Args:
         damage: filled in after the last record.
+        containing: only parse the lines that contain these bytes.
     """
     seen: set[int] = set()
     parts: list[str] = []
-    for _, text, record in _pieces(path):
+    for _, text, record in _pieces(path, containing):
         if record is None:
             parts.append(text)
         elif (mark := hash(text)) not in seen:
@@ -311,8 +312,9 @@ def usage_of(record: Record) -> Usage:
     return Usage(**(record.get("usage") or {}))
 
 
-def _pieces(path: Path) -> Iterator[tuple[int, str, Record | None]]:
-    """The parts of all lines as :func:`split_line` returns them, each after the offset of its line."""
+def _pieces(path: Path, containing: bytes = b"") -> Iterator[tuple[int, str, Record | None]]:
+    """The parts of the lines that contain some bytes as :func:`split_line` returns them, each after the offset of its
+    line."""
     offset = 0
     try:
         file = os.fdopen(open_regular(path), "rb")
@@ -324,7 +326,7 @@ def _pieces(path: Path) -> Iterator[tuple[int, str, Record | None]]:
                 while (rest := file.readline(_SKIP_CHUNK)) and not rest.endswith(b"\n"):
                     _skip_hole(file)
                 yield offset, "", None
-            else:
+            elif containing in line:
                 for text, record in split_line(line):
                     yield offset, text, record
             offset = file.tell()

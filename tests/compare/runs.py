@@ -14,7 +14,9 @@ from swe_infer.run_directory.figures import Summary
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, Failure, FinishReason, Outcome, PatchResult, PatchStatus, Skip, Usage
 
-__all__ = ["Entry", "answer", "failure", "skip", "write_run"]
+__all__ = ["HOSTILE", "Entry", "answer", "failure", "hostile_run", "skip", "write_run"]
+
+HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror="document.title=1"><!--\u2028\ud800 & é'
 
 USAGE = Usage(input_tokens=100, cached_input_tokens=40, output_tokens=10, reasoning_tokens=4)
 
@@ -67,3 +69,9 @@ def write_run(
         lines = [{"instance_id": i, "sample": s, "resolved": i in good} for i, s in dict.fromkeys(seen)]
         (directory / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return directory
+
+
+def hostile_run(directory: Path, dataset: dict[str, Any]) -> Path:
+    name = HOSTILE.replace("\ud800", "")
+    config = {"dataset": dataset, "model": {"name": name + directory.name}}
+    return write_run(directory, [answer("i-1", text=HOSTILE, patch=HOSTILE), answer(HOSTILE)], config)

@@ -1,12 +1,12 @@
-"""The page: its content, that it executes nothing from runs, and its rendering in Chromium if available."""
+"""The page as a file: its content, and that it executes nothing from runs."""
 
 from __future__ import annotations
 
 import base64
+import bisect
+import hashlib
 import json
 import re
-import shutil
-import subprocess
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
+from swe_infer.compare import report as report_module
 from swe_infer.compare.analysis import compare
+from swe_infer.compare.export import as_json
 from swe_infer.compare.loading import load_runs
-from swe_infer.compare.report import write_report
-from tests.compare.runs import answer, skip, write_run
+from swe_infer.compare.page_data import page_data
+from swe_infer.compare.report import page_json, write_report
+from swe_infer.compare.table import tables_of
+from swe_infer.errors import ConfigError
+from tests.compare.runs import HOSTILE, answer, hostile_run, skip, write_run
 from tests.support.base_commit import GOLD, BaseCommit
-
-HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror="document.title=1"><!--\u2028\ud800 & é'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -40,28 +42,39 @@ class Page(HTMLParser):
         if self.cdata_elem == "script":
             self.scripts.append((self.elements[-1][1], data))
 
-    def data(self) -> dict[str, Any]:
-        (text,) = (text for attributes, text in self.scripts if attributes.get("id") == "data")
-        data: dict[str, Any] = json.loads(text)
-        return data
+    def text(self, name: str) -> str:
+        (text,) = (text for attributes, text in self.scripts if attributes.get("id") == name)
+        return text
 
-    def detail(self, number: int) -> dict[str, Any]:
-        (text,) = (text for attributes, text in self.scripts if attributes.get("id") == f"detail-{number}")
-        detail: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text)))
-        return detail
+    def packed(self, name: str) -> Any:
+        return json.loads(zlib.decompress(base64.b64decode(self.text(name))))
+
+    def has(self, name: str) -> bool:
+        return any(attributes.get("id") == name for attributes, _ in self.scripts)
+
+    def figures(self) -> dict[str, Any]:
+        figures: dict[str, Any] = json.loads(self.text("figures"))
+        return figures
+
+    def detail(self, name: str) -> dict[str, Any]:
+        """The details of an instance, as the page's script finds them."""
+        index = self.packed("index")
+        number = index["names"].index(name)
+        chunk = bisect.bisect_right(index["chunks"], number) - 1
+        details: dict[str, Any] = self.packed(f"chunk-{chunk}")[number - index["chunks"][chunk]]
+        return details | (self.packed(f"full-{number}") if self.has(f"full-{number}") else {})
+
+    def prompt(self, name: str) -> str | None:
+        parts = self.detail(name)["prompt"]
+        return None if parts is None else "".join(part["text"] for part in parts)
+
+    def answers(self, name: str) -> list[list[str]]:
+        return [[sample[-1]["answer"] for sample in run] for run in self.detail(name)["turns"]]
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> dict[str, Any]:
-    path = tmp_path / "data.jsonl"
-    row = {"instance_id": "i-1", "text": f"The issue.\n{HOSTILE}", "patch": "the gold patch"}
-    path.write_text(json.dumps({**row, "text": row["text"].replace("\ud800", "")}) + "\n")
-    return {"_target_": "swe_infer.data.jsonl.JsonlDataset", "path": str(path), "text_column": "text", "limit": None}
-
-
-def report(tmp_path: Path, *runs: Path, prompts: bool = True) -> Path:
+def report(tmp_path: Path, *runs: Path, **options: Any) -> Path:
     path = tmp_path / "report.html"
-    write_report(compare(load_runs([str(run) for run in runs]), resamples=1000), path, prompts=prompts)
+    write_report(compare(load_runs([str(run) for run in runs]), resamples=1000), path, **options)
     return path
 
 
@@ -69,37 +82,109 @@ def test_both_answers_both_patches_and_the_task_are_in_the_page(tmp_path: Path, 
     a = write_run(tmp_path / "a", [answer("i-1", text="left", patch="lp"), answer("i-2")], {"dataset": dataset})
     b = write_run(tmp_path / "b", [answer("i-1", text="right", patch="rp"), skip("i-2")], {"dataset": dataset})
     page = Page(report(tmp_path, a, b).read_text())
-    detail = page.detail(0)
-    assert detail["prompt"].startswith("The issue.\n")
-    assert detail["gold"] == "the gold patch"
-    assert [[sample["answer"] for sample in run] for run in detail["runs"]] == [["left"], ["right"]]
-    assert [[sample["patch"] for sample in run] for run in detail["runs"]] == [["lp"], ["rp"]]
-    assert page.detail(1)["prompt"] is None
-    assert page.data()["cells"]["i-2"][1][0]["status"] == "skipped"
+    detail = page.detail("i-1")
+    assert (page.prompt("i-1") or "").startswith("The issue.\n")
+    assert detail["patches"] == ["the gold patch", "lp", "rp"]
+    assert detail["gold"] == 0
+    assert [[sample["patch"] for sample in run] for run in detail["runs"]] == [[1], [2]]
+    assert page.answers("i-1") == [["left"], ["right"]]
+    assert page.prompt("i-2") is None
+    assert page.detail("i-2")["runs"][1][0]["outcome"] == "skipped: ContextOverflow"
 
 
-def test_the_page_contains_the_order_of_its_instances(tmp_path: Path, dataset: dict[str, Any]) -> None:
-    """JavaScript puts integer-like keys first, so the order of an object's keys is not reliable."""
-    names = ["b", "10", "2", "a"]
-    run = write_run(tmp_path / "a", [answer(name, text=f"answer of {name}") for name in names], {"dataset": dataset})
-    page = Page(report(tmp_path, run).read_text())
-    order = page.data()["order"]
-    assert sorted(order) == sorted(names)
-    assert order == list(page.data()["cells"])
-    for number, name in enumerate(order):
-        assert page.detail(number)["runs"][0][0]["answer"] == f"answer of {name}"
+def test_details_are_found_by_the_order_of_the_names(tmp_path: Path, dataset: dict[str, Any]) -> None:
+    """JavaScript puts integer-like keys first, so the order of an object's keys is not reliable. 300 kB of patches
+    are more than one chunk."""
+    names = ["b", "10", "2", "a", *(f"long-{number}" for number in range(3))]
+    entries = [
+        answer(name, text=f"answer of {name}", patch=name * (40_000 if "long" in name else 1)) for name in names
+    ]
+    page = Page(report(tmp_path, write_run(tmp_path / "a", entries, {"dataset": dataset})).read_text())
+    assert page.packed("index")["names"] == sorted(names)
+    assert len(page.packed("index")["chunks"]) > 1
+    for name in names:
+        assert page.detail(name)["id"] == name
+        assert page.answers(name) == [[f"answer of {name}"]]
+        assert page.detail(name)["patches"][-1].startswith(name)
+
+
+def test_prompts_and_answers_are_those_of_the_chosen_instances(tmp_path: Path, dataset: dict[str, Any]) -> None:
+    a = write_run(tmp_path / "a", [answer(name) for name in ("i-0", "i-1", "7")], {"dataset": dataset})
+    b = write_run(tmp_path / "b", [answer("i-0"), answer("i-1", "none"), answer("7")], {"dataset": dataset})
+    full = {
+        chosen: [name for name in ("i-0", "i-1", "7") if "turns" in page.detail(name)]
+        for chosen in (0, 1, 2, ("i-0", "7"))
+        for page in [Page(report(tmp_path, a, b, full=chosen).read_text())]
+    }
+    # The runs differ on i-1, so it is the first.
+    assert full == {0: [], 1: ["i-1"], 2: ["i-1", "7"], ("i-0", "7"): ["i-0", "7"]}
+    with pytest.raises(ConfigError, match="--full i-9: no run has this instance"):
+        report(tmp_path, a, b, full=["i-9"])
+
+
+def test_all_turns_of_a_conversation_are_in_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [answer("i-1", "does_not_apply", text="first", patch="p1")])
+    record = {
+        "instance_id": "i-1", "sample": 0, "status": "completed", "full_output": "second", "model_patch": "p2",
+        "patch_status": "applies", "turn": 1, "feedback": "It does not apply.", "cost_usd": 0.25, "latency_s": 1,
+        "patch_repairs": ["a repair"], "details": {"reasoning": "a thought"},
+    }  # fmt: skip
+    with (run / "records.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    (run / "evaluation.jsonl").write_text(
+        json.dumps({"instance_id": "i-1", "sample": 0, "turn": 1, "resolved": False, "reason": "1 != 2"}) + "\n"
+    )
+    (sample,) = Page(report(tmp_path, run).read_text()).detail("i-1")["runs"][0]
+    assert sample["outcome"] == "not resolved, patch applies"
+    assert sample["verdict"] == "not resolved\n1 != 2"
+    assert "repair: a repair" in sample["notes"]
+    (turns,) = Page(report(tmp_path, run).read_text()).detail("i-1")["turns"][0]
+    assert turns == [
+        {"feedback": "", "reasoning": "", "answer": "first", "patch": "p1"},
+        {"feedback": "It does not apply.", "reasoning": "a thought", "answer": "second", "patch": None},
+    ]
+
+
+def test_the_page_has_the_figures_and_tables_of_the_command(tmp_path: Path) -> None:
+    runs = [
+        write_run(
+            tmp_path / f"t{t}",
+            [answer(f"o__r{n % 2}-{n}", "applies" if n < 20 + 5 * t else "none", cost=f"0.{t}") for n in range(40)],
+            {"decoding": {"temperature": t / 10}},
+        )
+        for t in (1, 2)
+    ]
+    comparison = compare(load_runs([str(run) for run in runs]), resamples=1000)
+    data = json.loads(page_json(page_data(comparison)))
+    exported = json.loads(json.dumps(as_json(comparison)))
+    assert exported.pop("instances").keys() == set(data["index"]["names"])
+    assert exported.items() <= data["figures"].items()
+    printed = {(table.title, *map(tuple, table.rows)) for table in tables_of(comparison)}
+    shown = {(t["title"], *map(tuple, t["rows"])) for t in data["figures"]["tables"].values()}
+    assert {title for title, *_ in printed - shown} == {"Instances: the runs differ on 5 of 40"}
+    assert data["figures"]["summary"] == [
+        "The patches of B (temperature=0.2) apply 12.5 points more often than those of A (temperature=0.1) (95 % "
+        "interval 1.7 to 23.3, p = 0.0253), at 2.0 times the cost ($0.2000 and $0.1000 for each instance).",
+        "The Pareto frontier of cost and rate, cheapest first: A (62.5 % for $0.1000 an instance) and "
+        "B (75.0 % for $0.2000 an instance).",
+        "Of 40 instances, both solve 25, at least one solves 30; the runs differ on 5.",
+    ]
+    assert [one["rates"]["applies"]["text"] for one in data["figures"]["points"]] == [
+        row[2] for row in data["figures"]["tables"]["outcomes"]["rows"]
+    ]
+    assert [row["name"] for row in data["figures"]["repositories"]["rows"]] == ["o/r0", "o/r1"]
 
 
 def test_prompts_can_be_left_out_and_their_absence_is_explained(tmp_path: Path, dataset: dict[str, Any]) -> None:
     run = write_run(tmp_path / "a", [answer("i-1")], {"dataset": dataset})
-    assert Page(report(tmp_path, run, prompts=False).read_text()).detail(0)["prompt"] is None
+    assert Page(report(tmp_path, run, prompts=False).read_text()).prompt("i-1") is None
     gone = {**dataset, "path": str(tmp_path / "gone.jsonl")}
     lost = write_run(tmp_path / "b", [answer("i-1")], {"dataset": gone})
     page = Page(report(tmp_path, lost).read_text())
-    assert page.detail(0)["prompt"] is None
-    assert any("No prompts:" in note and "gone.jsonl" in note for note in page.data()["notes"])
+    assert page.prompt("i-1") is None
+    assert any("No prompts:" in note and "gone.jsonl" in note for note in page.figures()["notes"])
     foreign = write_run(tmp_path / "c", [answer("i-1")], {"dataset": {"_target_": "os.system", "path": "x"}})
-    assert Page(report(tmp_path, foreign).read_text()).detail(0)["prompt"] is None
+    assert Page(report(tmp_path, foreign).read_text()).prompt("i-1") is None
 
 
 def rendered(dataset: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -122,9 +207,9 @@ def test_prompts_of_rendered_runs_are_rendered_again_from_what_is_here(tmp_path:
         rendered(dataset, **clones, prompt={"style": "style3"}, rules={"prompt": "style3-1"}),
     )
     page = Page(report(tmp_path, run, other).read_text())
-    assert "[start of src/dos.py]\n1 a = 1\n2 b = 'caf\ufffd'\n" in page.detail(0)["prompt"]
-    assert page.detail(0)["gold"] == GOLD
-    assert page.data()["notes"][2:] == ["The prompts of b differ from those that are shown."]
+    assert "[start of src/dos.py]\n1 a = 1\n2 b = 'caf\ufffd'\n" in (page.prompt("o__n-0") or "")
+    assert page.detail("o__n-0")["patches"][0] == GOLD
+    assert page.figures()["notes"][2:] == ["The prompts of b differ from those that are shown."]
 
 
 def test_a_recorded_configuration_reads_no_file_and_runs_no_code(tmp_path: Path) -> None:
@@ -145,15 +230,9 @@ def test_a_recorded_configuration_reads_no_file_and_runs_no_code(tmp_path: Path)
     for number, (changes, said) in enumerate(cases):
         run = write_run(tmp_path / str(number), [answer("o__n-0")], rendered(dataset, **changes))
         page = Page(report(tmp_path, run).read_text())
-        note = page.data()["notes"][-1]
+        note = page.figures()["notes"][-1]
         assert said in note
-        assert (page.detail(0)["prompt"] or "").count("secret") == 0
-
-
-def hostile_run(directory: Path, dataset: dict[str, Any]) -> Path:
-    name = HOSTILE.replace("\ud800", "")
-    config = {"dataset": dataset, "model": {"name": name + directory.name}}
-    return write_run(directory, [answer("i-1", text=HOSTILE, patch=HOSTILE), answer(HOSTILE)], config)
+        assert "a secret" not in (page.prompt("o__n-0") or "")
 
 
 def test_output_of_models_adds_no_element_to_the_page(tmp_path: Path, dataset: dict[str, Any]) -> None:
@@ -163,8 +242,8 @@ def test_output_of_models_adds_no_element_to_the_page(tmp_path: Path, dataset: d
     page = Page(report(tmp_path, *runs).read_text())
     assert [tag for tag, _ in page.elements] == expected
     shown = HOSTILE.replace("\ud800", "\ufffd")
-    assert shown in page.data()["instances"]
-    assert page.detail(list(page.data()["instances"]).index("i-1"))["runs"][0][0]["answer"] == shown
+    assert shown in page.packed("index")["names"]
+    assert page.answers("i-1") == [[shown], [shown]]
 
 
 def test_the_page_needs_and_may_use_no_network(tmp_path: Path, dataset: dict[str, Any]) -> None:
@@ -176,76 +255,16 @@ def test_the_page_needs_and_may_use_no_network(tmp_path: Path, dataset: dict[str
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert len(re.findall(r"sha256-[A-Za-z0-9+/]{43}=", policy)) == 2
+    assert len(re.findall(r"sha256-[A-Za-z0-9+/]{43}=", policy)) == 4  # two libraries, our script, the style
     script = page.scripts[-1][1]
     for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "http:"):
-        assert forbidden not in script.replace("http://www.w3.org/2000/svg", "")
+        assert forbidden not in script.replace("await fetch(this.#address", "")  # of a served page
 
 
-def browsed(page: Path, tmp_path: Path, fragment: str = "") -> str:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --virtual-time-budget=3000 --dump-dom"
+def test_the_libraries_are_those_that_their_list_names() -> None:
+    vendor = Path(report_module.__file__).parent / "page" / "vendor"
+    listed = dict(
+        re.findall(r"^\| `(\S+\.js)` .*`([0-9a-f]{64})` \|$", (vendor / "README.md").read_text(), re.MULTILINE)
     )
-    done = subprocess.run(
-        [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri() + fragment],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.full
-def test_chromium_draws_the_plots_and_lists_the_instances(tmp_path: Path, dataset: dict[str, Any]) -> None:
-    runs = [
-        write_run(
-            tmp_path / f"t{t}",
-            [
-                answer(f"i-{n}", "applies" if s < n < 3 + t else "none", sample=s, cost=f"0.{t}")
-                for n in range(8)
-                for s in (0, 1)
-            ],
-            {"decoding": {"temperature": t / 10}},
-        )
-        for t in (1, 2, 3)
-    ]
-    dom = browsed(report(tmp_path, *runs), tmp_path)
-    assert "<title>Comparison of 3 runs</title>" in dom
-    for plot in ("cost-plot", "sweep-plot", "passk-plot"):
-        start = dom.index(f'id="{plot}"')
-        drawn = dom[start : dom.index("</svg>", start)]
-        assert drawn.count('tabindex="0"') == (6 if plot == "passk-plot" else 3)
-        assert "<polyline" in drawn
-    assert dom.count('<a href="#i-') == 8
-    assert "solved by A, B, C" in dom
-    assert "56.2 % [" in dom  # 9 of 16, rounded as in the command's tables
-
-
-@pytest.mark.full
-def test_chromium_shows_the_instance_of_the_address_as_text(tmp_path: Path, dataset: dict[str, Any]) -> None:
-    runs = [hostile_run(tmp_path / name, dataset) for name in ("a", "b")]
-    dom = browsed(report(tmp_path, *runs), tmp_path, "#i-1")
-    view = dom[dom.index('<dialog id="view"') : dom.index("</dialog>")]
-    assert ' open=""' in view[: view.index(">")]
-    assert view.count("<article") == 2
-    assert view.count('&lt;/script&gt;&lt;script&gt;document.title="taken"') == 5  # 2 patches, 2 answers, the prompt
-    assert "<img" not in dom
-    assert "<title>Comparison of 2 runs</title>" in dom
-
-
-@pytest.mark.full
-def test_chromium_shows_the_answer_of_the_instance_that_was_asked_for(
-    tmp_path: Path, dataset: dict[str, Any]
-) -> None:
-    names = ["b", "10", "2", "a", "-1", "01"]
-    runs = [
-        write_run(tmp_path / run, [answer(n, text=f"answer of {n} in {run}") for n in names], {"dataset": dataset})
-        for run in ("x", "y")
-    ]
-    page = report(tmp_path, *runs)
-    for name in names:
-        dom = browsed(page, tmp_path, f"#{name}")
-        view = dom[dom.index('<dialog id="view"') : dom.index("</dialog>")]
-        assert set(re.findall(r"answer of (\S+) in", view)) == {name}
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in vendor.glob("*.js")}
+    assert listed == found
