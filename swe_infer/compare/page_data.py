@@ -393,16 +393,13 @@ _PATCH = {
 
 def _facts(result: Result) -> list[tuple[str, str]]:
     usage = result.usage
-    tokens = [f"{usage.input_tokens:,} in"]
-    if usage.cached_input_tokens:
-        tokens.append(f"{usage.cached_input_tokens:,} of them cached")
-    tokens.append(f"{usage.output_tokens:,} out")
-    if usage.reasoning_tokens:
-        tokens.append(f"{usage.reasoning_tokens:,} of them reasoning")
     facts = [
         ("cost", dollars(result.cost_usd)),
         ("latency", duration(result.latency_s)),
-        ("tokens", ", ".join(tokens)),
+        ("tokens in", f"{usage.input_tokens:,}"),
+        ("cached", f"{usage.cached_input_tokens:,}"),
+        ("tokens out", f"{usage.output_tokens:,}"),
+        ("reasoning", f"{usage.reasoning_tokens:,}"),
         ("finish", result.finish_reason or "-"),
     ]
     if result.attempts > 1:

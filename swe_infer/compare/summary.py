@@ -25,7 +25,10 @@ def summary_of(comparison: Comparison) -> list[str]:
     if comparison.baseline is not None:
         base = comparison.baseline
         others = [index for index in _ranked(comparison) if index != base][:_MOST_NAMES]
-        sentences += [_difference(index, base, comparison) for index in others]
+        sentences += [
+            _difference(index, base, comparison, known=base if number else None)
+            for number, index in enumerate(others)
+        ]
     elif len(runs) == 2:
         sentences.append(_difference(best, 1 - best, comparison))
     else:
@@ -64,12 +67,19 @@ def _percents(one: Figures, comparison: Comparison) -> str:
     return "" if interval is None else points_interval(interval)[1:-1]
 
 
-def _difference(first: int, second: int, comparison: Comparison) -> str:
-    """How the run ``first`` differs from ``second``, by their paired test."""
+def _difference(first: int, second: int, comparison: Comparison, *, known: int | None = None) -> str:
+    """How the run ``first`` differs from ``second``, by their paired test.
+
+    Args:
+        known: a run whose label an earlier sentence has.
+    """
     one, other = comparison.runs[first], comparison.runs[second]
+    name, other_name = (
+        run.letter if index == known else _name(run) for index, run in ((first, one), (second, other))
+    )
     pair, sign = _pair(first, second, comparison)
     if pair is None:
-        return f"{_name(one)} and {_name(other)} have no instance in common, so they are not compared."
+        return f"{name} and {other_name} have no instance in common, so they are not compared."
     points = sign * 100 * pair.difference
     low, high = sorted((sign * pair.interval.low, sign * pair.interval.high))
     size = f"{abs(points):.1f} points {'more' if points >= 0 else 'less'}"
@@ -80,13 +90,13 @@ def _difference(first: int, second: int, comparison: Comparison) -> str:
     cost = _cost_ratio(one, other)
     if not pair.difference:
         return (
-            f"{_name(one)} and {_name(other)} have the same rate on their {pair.instances:,} common instances"
+            f"{name} and {other_name} have the same rate on their {pair.instances:,} common instances"
             f"{cost and f', {one.letter} {cost}'}."
         )
     if comparison.metric == "resolved":
-        sentence = f"{_name(one)} resolves {size} than {_name(other)}"
+        sentence = f"{name} resolves {size} than {other_name}"
     else:
-        sentence = f"the patches of {_name(one)} apply {size} often than those of {_name(other)}"
+        sentence = f"the patches of {name} apply {size} often than those of {other_name}"
     sentence += f" ({certainty}){cost and f', {cost}'}."
     if pair.p_holm >= _SIGNIFICANT:
         return f"No significant difference: {sentence}"
@@ -136,7 +146,7 @@ def _ranking(best: int, comparison: Comparison) -> list[str]:
     rate = percent(one.rate(comparison.metric).value)
     sentences = [f"Of {len(runs)} runs, {what}: {rate}{interval and f' (95 % interval {interval})'}."]
     last = ranked[-1]
-    sentences += [_difference(best, ranked[1], comparison), _difference(best, last, comparison)]
+    sentences += [_difference(best, index, comparison, known=best) for index in (ranked[1], last)]
     close = []
     for index in ranked[2:-1]:
         pair, _ = _pair(best, index, comparison)
@@ -169,7 +179,7 @@ def _overlap(comparison: Comparison) -> str:
     some = sum(any(row) for row in rows)
     every = sum(all(value for value in row) for row in rows)
     differing = sum(differ(row) for row in rows)
-    both = "both" if runs == 2 else f"all {runs}"
+    both = "both" if runs == 2 else f"all {runs} runs"
     return (
         f"Of {len(rows):,} instances, {both} solve {every:,}, at least one solves {some:,}; "
         f"the runs differ on {differing:,}."

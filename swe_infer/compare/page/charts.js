@@ -5,7 +5,7 @@ import { byId, element, shortened } from './dom.js';
 
 const COLOURS = 8;
 const SYMBOLS = ['circle', 'square', 'triangle', 'diamond', 'star', 'hexagon'];
-const FEW = 12; // runs that are labelled with more than their letters
+const FEW = 6; // runs that are labelled with more than their letters
 
 export const colourOf = (index) => `var(--run-${index % COLOURS})`;
 const symbolOf = (index) => SYMBOLS[Math.floor(index / COLOURS) % SYMBOLS.length];
@@ -57,14 +57,16 @@ function costDomain(values) {
   return [low > 0.5 * high ? Math.max(0, low - margin) : 0, high + margin];
 }
 
-/** The names of the runs with their colours and symbols. */
-function legend(points) {
-  return element('ul', { class: 'legend' }, ...points.map((point) => {
-    const item = element('li', {}, element('span', { class: 'swatch' }), `${point.letter}  ${shortened(point.label, 60)}`);
-    item.firstChild.style.background = colourOf(point.index);
-    return item;
+/** Names with the colours and symbols of their points. */
+function legend(names) {
+  return element('ul', { class: 'legend' }, ...names.map(([index, name]) => {
+    const swatch = element('span', { class: `swatch ${symbolOf(index)}` });
+    swatch.style.background = colourOf(index);
+    return element('li', {}, swatch, shortened(name, 60));
   }));
 }
+
+const legendOfRuns = (points) => legend(points.map((point) => [point.index, `${point.letter}  ${point.label}`]));
 
 const withIndex = (figures) => figures.points.map((point, index) => ({ ...point, index, colour: colourOf(index), symbol: symbolOf(index) }));
 
@@ -115,7 +117,7 @@ export function drawCosts(figures, axis, metric, name, logarithmic) {
       ...base(width, height),
       marginLeft: 52,
       marginRight: 24,
-      marginBottom: 42,
+      marginBottom: 48,
       x: {
         label: COSTS[axis], labelArrow: 'none', labelAnchor: 'center', ...(logarithmic ? { type: 'log' } : { domain: costDomain(rows.map((row) => row.x)) }), ticks: Math.max(3, width / 110), nice: true,
         tickFormat: axis === 'cost' ? (value) => `$${Number(value.toPrecision(3))}` : axis === 'time' ? (value) => `${Number(value.toPrecision(3))} s` : (value) => value.toLocaleString('en'),
@@ -128,9 +130,10 @@ export function drawCosts(figures, axis, metric, name, logarithmic) {
       ],
     });
     const [x, y] = [plot.scale('x'), plot.scale('y')];
+    const few = rows.length <= FEW && width > 480;
     placeLabels(plot, width, height, rows.map((row) => ({
       x: x.apply(row.x), y: y.apply(row.value), letter: row.letter,
-      text: rows.length <= FEW && width > 480 ? `${row.letter}  ${shortened(row.label, 30)}` : row.letter,
+      text: few ? `${row.letter}  ${shortened(row.label, 30)}` : row.letter,
       first: front.includes(row),
     })));
     return plot;
@@ -140,7 +143,7 @@ export function drawCosts(figures, axis, metric, name, logarithmic) {
 /** Adds the labels of points where they overlap neither a point nor another label; those of the frontier first. */
 function placeLabels(plot, width, height, points) {
   const taken = points.map(({ x, y }) => [x - 7, y - 7, x + 7, y + 7]);
-  const free = (box) => box[0] >= 50 && box[2] <= width && box[1] >= 0 && box[3] <= height - 44 &&
+  const free = (box) => box[0] >= 50 && box[2] <= width && box[1] >= 0 && box[3] <= height - 50 &&
     !taken.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]);
   const svg = d3.select(plot);
   for (const { x, y, letter, text } of [...points].sort((a, b) => b.first - a.first)) {
@@ -151,7 +154,7 @@ function placeLabels(plot, width, height, points) {
     }).find(({ box }) => free(box));
     if (!place) continue;
     taken.push(place.box);
-    svg.append('text').attr('class', 'label').attr('x', place.box[0] + 2).attr('y', place.box[1] + 12).text(place.label);
+    svg.append('text').attr('class', 'label').attr('text-anchor', 'start').attr('x', place.box[0] + 2).attr('y', place.box[1] + 12).text(place.label);
   }
 }
 
@@ -171,17 +174,12 @@ export function drawSweep(figures, axisKey, lineKey, metric, name, logarithmic) 
   const means = names.flatMap((line) => [...d3.rollup(rows.filter((row) => row.line === line), (own) => d3.mean(own, (row) => row.value), (row) => row.x)]
     .map(([x, value]) => ({ x, value, line, lineColour: colourOf(names.indexOf(line)) })).sort((a, b) => a.x - b.x));
   const title = `${name} over ${axisKey}${lines ? `, a line for each ${lineKey}` : ''}`;
-  const keys = element('ul', { class: 'legend' }, ...(lines ? names : []).map((line, index) => {
-    const item = element('li', {}, element('span', { class: 'swatch' }), `${lineKey} = ${shortened(line, 60)}`);
-    item.firstChild.style.background = colourOf(index);
-    return item;
-  }));
   const description = `${title}: ${rows.map((row) => `${axisKey} ${axis.texts[row.index]}${lines ? `, ${row.line}` : ''}: ${row.text}`).join('; ')}`;
   chart('sweep-plot', title, description, (width) => Plot.plot({
     ...base(width, Math.min(420, Math.max(260, width * 0.45))),
     marginLeft: 52,
     marginRight: 24,
-    marginBottom: 42,
+    marginBottom: 48,
     x: { label: axisKey, labelArrow: 'none', labelAnchor: 'center', type: logarithmic ? 'log' : 'linear', nice: true, ticks: Math.max(3, width / 110), tickFormat: (value) => value.toLocaleString('en', { maximumSignificantDigits: 4 }) },
     y: rateAxis(rows),
     marks: [
@@ -189,7 +187,7 @@ export function drawSweep(figures, axisKey, lineKey, metric, name, logarithmic) 
       Plot.line(means, { x: 'x', y: 'value', z: 'line', stroke: 'lineColour', strokeWidth: 2 }),
       Plot.dot(rows, { x: 'x', y: 'value', fill: 'lineColour', symbol: 'lineSymbol', r: 5, tip: true, title: (row) => `${row.letter}  ${row.label}\n${axisKey} = ${axis.texts[row.index]}${lines ? `\n${lineKey} = ${row.line}` : ''}\n${row.text}` }),
     ],
-  }), ...(lines ? [keys] : []));
+  }), ...(lines ? [legend(names.map((line, index) => [index, `${lineKey} = ${line}`]))] : []));
 }
 
 // ---- pass@k
@@ -206,7 +204,7 @@ export function drawPassAt(figures) {
     ...base(width, Math.min(400, Math.max(260, width * 0.42))),
     marginLeft: 52,
     marginRight: 24,
-    marginBottom: 42,
+    marginBottom: 48,
     x: { label: 'k', labelArrow: 'none', labelAnchor: 'center', type: ks.length > 5 ? 'log' : 'linear', ticks: ks, tickFormat: String },
     y: rateAxis(rows),
     marks: [
@@ -214,7 +212,7 @@ export function drawPassAt(figures) {
       Plot.line(rows, { x: 'k', y: 'value', z: 'index', stroke: 'colour', strokeWidth: 2 }),
       Plot.dot(rows, { x: 'k', y: 'value', fill: 'colour', symbol: 'symbol', r: 5, tip: true, title: (row) => `${row.letter}  ${row.label}\npass@${row.k}: ${row.text}` }),
     ],
-  }), legend(drawn));
+  }), legendOfRuns(drawn));
 }
 
 // ---- repositories
@@ -247,5 +245,5 @@ export function drawRepositories(figures) {
         Plot.dot(rows, { ...where, x: 'value', fill: 'colour', symbol: 'symbol', r: 4, tip: true, title: (row) => `${row.repository}\n${row.letter}  ${row.label}\n${row.text}` }),
       ],
     });
-  }, legend(points));
+  }, legendOfRuns(points));
 }

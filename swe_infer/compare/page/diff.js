@@ -166,7 +166,8 @@ export function patchTable(patch, label, { split, files }) {
   const body = element('tbody');
   const show = (most) => body.replaceChildren(...items.slice(0, most).map(split ? splitRow : unifiedRow));
   show(MOST_ROWS);
-  const table = element('table', { class: split ? 'diff split' : 'diff', 'aria-label': label }, body);
+  const table = element('table', { class: split ? 'diff split' : 'diff', 'aria-label': label },
+    ...(split ? [element('colgroup', {}, ...['number', '', 'number', ''].map((kind) => element('col', { class: kind })))] : []), body);
   const holder = element('div', { class: 'wide', tabindex: 0, role: 'group', 'aria-label': label }, table);
   if (items.length <= MOST_ROWS) return [holder];
   const more = button(`Show all ${count(items.length)} lines`, () => { show(Infinity); more.remove(); });

@@ -25,12 +25,14 @@ export function breakable(text) {
   return fragment;
 }
 
-/** `text`, shortened at a word's end to `most` characters. */
+/** `text`, shortened to `most` characters in the middle, as the ends of labels distinguish runs; at words, if it can. */
 export function shortened(text, most) {
   if (text.length <= most) return text;
-  const cut = text.slice(0, most - 1);
-  const end = Math.max(cut.lastIndexOf(' '), cut.lastIndexOf('='), cut.lastIndexOf('/'));
-  return `${end > most / 2 ? cut.slice(0, end) : cut}…`;
+  const last = text.slice(text.lastIndexOf(' ') + 1);
+  if (last.length + 2 > most) return `${text.slice(0, Math.max(1, most - 1))}…`;
+  const start = text.slice(0, most - last.length - 2);
+  const cut = Math.max(...[' ', '-', '=', '/', '_'].map((sign) => start.lastIndexOf(sign)));
+  return `${start.slice(0, Math.max(0, cut))}… ${last}`;
 }
 
 export const count = (value) => value.toLocaleString('en');

@@ -42,22 +42,24 @@ function chosenSides() {
 const encoded = (side) => (side === GOLD ? GOLD : side ? side.join('.') : '');
 const decoded = (text) => (text === GOLD ? GOLD : text ? text.split('.').map(Number) : null);
 
+const FACTS = ['cost', 'latency', 'tokens in', 'cached', 'tokens out', 'reasoning', 'finish'];
+
 function outcomes() {
   const rows = view.details.runs.flatMap((samples, run) => (samples.length ? samples.map((sample, at) => {
     const facts = new Map(sample.facts);
     return element('tr', {},
       element('th', { scope: 'row', class: 'text' }, breakable(label(run) + (samples.length > 1 ? `, sample ${sample.sample}` : ''))),
       element('td', { class: `text ${sample.solved ? 'yes' : 'no'}`, text: sample.outcome }),
-      ...['cost', 'latency', 'tokens', 'finish'].map((fact) => element('td', { text: facts.get(fact) })),
-      element('td', { class: 'text' }, ...['left', 'right'].map((name, place) => button(name, () => show(place, [run, at]), {
+      ...FACTS.map((fact) => element('td', { text: facts.get(fact) ?? '' })),
+      element('td', {}, ...['left', 'right'].map((name, place) => button(name, () => { show(place, [run, at]); byId('view').scrollTop = 0; }, {
         id: `show-${name}-${run}-${at}`, class: 'plain', 'aria-label': `Show ${figures.points[run].letter}, sample ${sample.sample}, on the ${name}`,
       }))));
-  }) : [element('tr', {}, element('th', { scope: 'row', class: 'text' }, breakable(label(run))), element('td', { class: 'text weak', colspan: 6, text: 'no record' }))]));
-  const head = ['run', 'outcome', 'cost', 'latency', 'tokens', 'finish', 'show'];
-  const table = element('table', {}, element('caption', { text: 'Outcomes' }),
-    element('thead', {}, element('tr', {}, ...head.map((text, at) => element('th', { scope: 'col', text, class: at < 2 || at === 6 ? 'text' : null })))),
+  }) : [element('tr', {}, element('th', { scope: 'row', class: 'text' }, breakable(label(run))), element('td', { class: 'text weak', colspan: FACTS.length + 2, text: 'no record' }))]));
+  const head = ['run', 'outcome', ...FACTS, 'show'];
+  const table = element('table', { class: 'samples' }, element('caption', { text: 'All samples' }),
+    element('thead', {}, element('tr', {}, ...head.map((text, at) => element('th', { scope: 'col', text, class: at < 2 ? 'text' : null })))),
     element('tbody', {}, ...rows));
-  return wide(table, 'Outcomes');
+  return wide(table, 'All samples');
 }
 
 function show(place, side) {
@@ -142,9 +144,8 @@ function draw() {
   const sides = chosenSides();
   const panes = sides.map((side, place) => side && pane(side, place)).filter(Boolean);
   byId('view').replaceChildren(bar,
-    outcomes(), element('h3', { text: 'Side by side' }), controls(sides),
-    element('div', { class: view.split ? 'panes stacked' : 'panes' }, ...panes),
-    element('h3', { text: 'Prompt' }), ...task());
+    controls(sides), element('div', { class: view.split ? 'panes stacked' : 'panes' }, ...panes),
+    element('h3', { text: 'Prompt' }), ...task(), element('h3', { text: 'Samples' }), outcomes());
 }
 
 /** Shows an instance in the dialog. */
