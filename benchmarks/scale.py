@@ -1,9 +1,9 @@
 """What each part of a run does a second on this machine, for docs/scale.md: ``python -m benchmarks.scale``.
 
 Store: records of 4 kB appended, as a run appends them (the disk is told twice a second), and appends that wait for
-the disk each. Ledger: reservations made and settled by 1 and by 4 processes on one file. Pace: turns taken by 4
-processes. Data: a JSON-lines file of 100,000 instances, opened, and one of 1,000 shards chosen. W&B: the end of an
-offline run of 10,000 records.
+the disk each. Ledger: reservations made and settled by 1 and by 4 processes on one file, and through a budget server
+on this machine. Pace: turns taken by 4 processes. Data: a JSON-lines file of 100,000 instances, opened, and one of
+1,000 shards chosen. W&B: the end of an offline run of 10,000 records.
 """
 
 from __future__ import annotations
@@ -38,6 +38,17 @@ while time.monotonic() < end:
     count += 1
 print(count)
 """
+_REMOTE_SPENDER = """
+import sys, time
+from decimal import Decimal
+from swe_infer.api.budget_client import RemoteLedger
+ledger = RemoteLedger(sys.argv[1], Decimal(10**6), sys.argv[2], "budget.ledger")
+end, count = time.monotonic() + float(sys.argv[3]), 0
+while time.monotonic() < end:
+    ledger.charge_later(ledger.reserve(Decimal("0.04")), Decimal("0.01"))
+    count += 1
+print(count)
+"""
 _PACER = """
 import sys, time
 from pathlib import Path
@@ -62,8 +73,17 @@ def main() -> None:
         found: dict[str, float] = {"load": round(os.getloadavg()[0], 1)}
         found |= store(folder, options.records, options.seconds)
         for count in (1, 4):
-            found[f"ledger_reservations_per_s_{count}_processes"] = together(_SPENDER, folder, count, options.seconds)
-        found["pace_turns_per_s_4_processes"] = together(_PACER, folder, 4, options.seconds)
+            shared = str(folder / f"ledger{count}")
+            found[f"ledger_reservations_per_s_{count}_processes"] = together(_SPENDER, shared, count, options.seconds)
+        command = [sys.executable, "-m", "swe_infer.budget", str(folder / "budgets"), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            address = f"{server.stdout.readline().split()[0]}/sweep"
+            for count in (1, 4):
+                name = f"budget_server_reservations_per_s_{count}_processes"
+                found[name] = together(_REMOTE_SPENDER, address, count, options.seconds)
+            server.terminate()
+        found["pace_turns_per_s_4_processes"] = together(_PACER, str(folder / "pace"), 4, options.seconds)
         found |= data(folder, options.instances, options.characters)
         found |= wandb(folder / "run", options.records)
     print(json.dumps(found, indent=2))
@@ -94,11 +114,10 @@ def store(folder: Path, count: int, seconds: float) -> dict[str, float]:
     }
 
 
-def together(code: str, folder: Path, count: int, seconds: float) -> float:
-    """The sum of what ``count`` processes do a second with one file."""
-    arguments = [str(folder / f"shared{len(code)}_{count}")]
+def together(code: str, shared: str, count: int, seconds: float) -> float:
+    """The sum of what ``count`` processes do a second with one file or server."""
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, *arguments, f"run{n}", str(seconds)], stdout=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", code, shared, f"run{n}", str(seconds)], stdout=subprocess.PIPE)
         for n in range(count)
     ]
     return round(sum(int(process.communicate()[0]) for process in processes) / seconds)

@@ -50,8 +50,9 @@ def has_no_locks(error: OSError) -> bool:
 def no_locks(what: str, error: OSError) -> StoreError:
     """The error for a file system without locks; ``what`` names the key or the file."""
     return StoreError(
-        f"{what}: its file system has no file locks ({error.strerror}); choose a folder on another one, or set "
-        "locks=single_writer, which allows one process at a time"
+        f"{what}: its file system has no file locks ({error.strerror}); choose a folder on another one, set "
+        "locks=single_writer, which allows one process at a time, or keep what processes share on a swe-infer-budget "
+        "server (budget.ledger, runner.limits.shared)"
     )
 
 

@@ -554,9 +554,9 @@ class SweepOptions:
 class Budget:
     """Hard caps in dollars.
 
-    With ``across="ledger"``, ``max_usd`` applies to each shard, and shards share ledgers and limits through files.
-    With ``division``, for workers without shared files, ``max_usd`` and all rate limits apply to the whole run, and
-    each shard gets an equal part.
+    With ``across="ledger"``, ``max_usd`` applies to each shard, and shards share ledgers and limits through files, or
+    through a server (``ledger``). With ``division``, for workers without shared files, ``max_usd`` and all rate
+    limits apply to the whole run, and each shard gets an equal part.
     """
 
     max_usd: Annotated[
@@ -567,8 +567,12 @@ class Budget:
     ] = None
     across: Annotated[
         Literal["ledger", "division"],
-        Option("How shards share caps: ledger: through a file; division: in equal parts.", "scope"),
+        Option("How shards share caps: ledger: through a ledger; division: in equal parts.", "scope"),
     ] = "ledger"
+    ledger: Annotated[
+        str | None,
+        Option("Where sweep_max_usd is kept: http://HOST:PORT/NAME of swe-infer-budget; null: a file.", "address"),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.across == "division" and self.sweep_max_usd is not None:
@@ -576,6 +580,8 @@ class Budget:
                 "budget.sweep_max_usd needs a ledger that runs share; with budget.across=division set "
                 "budget.max_usd, which is divided among the shards of one run"
             )
+        if self.ledger is not None and self.sweep_max_usd is None:
+            raise ConfigError(f"budget.ledger={self.ledger}: keeps budget.sweep_max_usd, which is not set")
         for key in ("max_usd", "sweep_max_usd"):
             value = getattr(self, key)
             if value is not None and (not value.is_finite() or value < 0):

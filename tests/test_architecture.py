@@ -25,7 +25,7 @@ LEVELS = [
     {"runners", "compare", "evaluate", "runs"},
     {"config", "view"},
     {"cli"},
-    {"merge", "export", "select", "python_api"},
+    {"merge", "export", "select", "budget", "python_api"},
 ]
 """Lowest first. A package may import from lower levels and from itself, see docs/layout.md."""
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
+from swe_infer.api.budget_client import Unreachable
 from swe_infer.api.coordination import Interrupted
-from swe_infer.api.ledger import Ledger, LedgerEntry, Remaining
+from swe_infer.api.ledger import CapLedger, LedgerEntry, Remaining
 from swe_infer.api.limits import Halted
 from swe_infer.errors import BudgetExceeded, StoreError
 
@@ -25,6 +27,11 @@ _WRITE_S = 0.002
 """Charges are written after this time, unless a reservation comes first."""
 _POLL_S = 0.1
 """Other processes release reservations without a notification."""
+_UNREACHABLE_POLL_S = 1.0
+_UNREACHABLE_S = 60.0
+"""How long requests wait for a ledger's server that does not reply."""
+_BEAT_S = 15.0
+"""Other machines take a process for dead that shows no sign of life for much longer."""
 _MAX_OVERTAKEN = 16
 """How many later requests may overtake a waiting one."""
 _USUAL_SHARE = Decimal("0.25")
@@ -61,13 +68,15 @@ class CostBudget:
         ledgers: one for each cap, with the key that set it, such as ``budget.max_usd``. Empty: no cap.
     """
 
-    def __init__(self, ledgers: Sequence[tuple[str, Ledger]] = ()) -> None:
+    def __init__(self, ledgers: Sequence[tuple[str, CapLedger]] = ()) -> None:
         self._ledgers = tuple(ledgers)
         self._waiters: list[_Waiter] = []
         """Oldest first."""
         self._poll: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._beat: asyncio.TimerHandle | None = None
         self._write_failed = False
+        self._unreachable_since: float | None = None
         self._halted = False
         self._unspent: Decimal | None = None
         self._reserved_usd = self._paid_usd = Decimal(0)
@@ -96,11 +105,15 @@ class CostBudget:
         """
         if not self._ledgers:
             return Reservation(usd, ())
+        if self._beat is None:
+            self._show_life()
         try:
             if not self._waiters and (reservation := self._try_reserve(usd)) is not None:
                 return reservation
         except Interrupted as error:
             raise Halted("the run is stopping") from error
+        except Unreachable:
+            pass  # it waits
         waiter = _Waiter(usd, asyncio.get_running_loop().create_future(), is_final=tighter is None)
         self._waiters.append(waiter)
         try:
@@ -125,8 +138,8 @@ class CostBudget:
             logger.warning("a request cost $%s, more than its worst case of $%s", usd, reservation.usd)
         entries = zip(self._ledgers, reservation.entries, strict=True)
         charged = [ledger.charge_later(entry, usd) for (_, ledger), entry in entries]
-        if self._ledgers and self._writing is None:
-            self._writing = asyncio.get_running_loop().call_later(_WRITE_S, self._write_charges)
+        if self._ledgers:
+            self._write_soon()
         if usd:
             self._reserved_usd += reservation.usd
             self._paid_usd += usd
@@ -193,22 +206,31 @@ class CostBudget:
 
     def close(self) -> None:
         self._stop_polling()
-        if self._writing is not None:
-            self._writing.cancel()
+        for timer in (self._writing, self._beat):
+            if timer is not None:
+                timer.cancel()
         for _, ledger in self._ledgers:
             ledger.close()
 
     def _try_reserve(self, usd: Decimal) -> Reservation | None:
         """Reserves ``usd`` in every ledger, or in none."""
         entries: list[LedgerEntry] = []
-        for _, ledger in self._ledgers:
-            entry = ledger.reserve(usd)
-            if not isinstance(entry, LedgerEntry):
+        try:
+            for _, ledger in self._ledgers:
+                entry = ledger.reserve(usd)
+                if not isinstance(entry, LedgerEntry):
+                    return None
+                entries.append(entry)
+        finally:
+            if len(entries) < len(self._ledgers):
                 for (_, earlier), taken in zip(self._ledgers, entries, strict=False):
-                    earlier.charge(taken, Decimal(0))
-                return None
-            entries.append(entry)
+                    earlier.charge_later(taken, Decimal(0))
+                    self._write_soon()
         return Reservation(usd, tuple(entries))
+
+    def _write_soon(self) -> None:
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().call_later(_WRITE_S, self._write_charges)
 
     def _write_charges(self) -> None:
         self._writing = None
@@ -220,24 +242,39 @@ class CostBudget:
                 logger.log(level, "%s", error)
                 self._write_failed = True
 
+    def _show_life(self) -> None:
+        """Shows other machines, now and then, that this process is alive, however long its requests take."""
+        self._beat = asyncio.get_running_loop().call_later(_BEAT_S, self._show_life)
+        for _, ledger in self._ledgers:
+            with suppress(StoreError):
+                ledger.beat()
+
     # Waiting requests.
 
     def _admit(self) -> None:
         """Grants what fits, refuses what cannot fit, and sets a timer if requests still wait."""
         self._stop_polling()
+        poll_s, loop = _POLL_S, asyncio.get_running_loop()
         try:
             if self._pending() and not self._halted:
                 self._grant()
+                self._unreachable_since = None
         except Interrupted:
             self._halted = True
-        except StoreError as error:  # no request can be granted
-            for waiter in self._pending():
-                waiter.granted.set_exception(error)
+        except StoreError as error:
+            if isinstance(error, Unreachable) and self._unreachable_since is None:
+                self._unreachable_since = loop.time()
+                logger.warning("%s; requests wait for it", error)
+            poll_s = _UNREACHABLE_POLL_S
+            gone_s = loop.time() - (self._unreachable_since or loop.time())
+            if not isinstance(error, Unreachable) or gone_s > _UNREACHABLE_S:  # no request can be granted
+                for waiter in self._pending():
+                    waiter.granted.set_exception(error)
         if self._halted:
             for waiter in self._pending():
                 waiter.granted.set_exception(Halted("the run is stopping"))
         if self._pending():
-            self._poll = asyncio.get_running_loop().call_later(_POLL_S, self._admit)
+            self._poll = loop.call_later(poll_s, self._admit)
 
     def _pending(self) -> list[_Waiter]:
         return [waiter for waiter in self._waiters if not waiter.granted.done()]

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ class Interrupted(Busy):
     """Ctrl-C ended the wait for another process that has the database locked."""
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteOwner:
+    """A process on another machine, for which a server keeps rows."""
+
+    id: str
+    host: str
+
+
 class SharedDatabase:
     """The database in ``path``, created if missing. The first transaction creates the tables and checks the rows.
 
@@ -50,15 +59,28 @@ class SharedDatabase:
         name: what error messages call it.
         schema: statements separated by ``;`` that create the tables. Integers are from 0 to 10^18.
         timeout_s: how long a statement waits for other processes.
+        owner: whose rows they are; None: this process.
 
     Raises:
         StoreError: the file cannot be opened, or its file system has no locks.
     """
 
     def __init__(
-        self, path: Path | None, name: str, schema: str, *, locks: Locks = "os", timeout_s: float = 60.0
+        self,
+        path: Path | None,
+        name: str,
+        schema: str,
+        *,
+        locks: Locks = "os",
+        timeout_s: float = 60.0,
+        owner: RemoteOwner | None = None,
     ) -> None:
-        self.owner = uuid.uuid4().hex
+        if owner is None:
+            self.owner = uuid.uuid4().hex
+            self._process = (socket.gethostname(), os.getpid(), born(os.getpid()))
+        else:
+            self.owner = owner.id
+            self._process = (f"{owner.host} (remote)", 0, "")  # never this host, so that only its signs of life count
         self._name = name
         self._schema = _OWNERS + schema
         self._is_checked = False
@@ -108,16 +130,20 @@ class SharedDatabase:
             raise
 
     def beat(self) -> None:
-        """Registers this process in ``owners``, or shows other hosts that it is alive. Within a transaction."""
+        """Registers the owner in ``owners``, or shows other hosts that it is alive. Within a transaction."""
         if time.time() - self._beat > _BEAT_S:
             self._beat = time.time()
-            row = (self.owner, socket.gethostname(), os.getpid(), born(os.getpid()), self._beat)
+            row = (self.owner, *self._process, self._beat)
             self.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?, ?)", row)
 
     def dead_owners(self) -> list[str]:
         """Ids of processes that have ended; on other hosts, of those without a recent sign of life."""
         rows = self.execute("SELECT id, host, pid, born, beat FROM owners WHERE id != ?", (self.owner,))
         return [str(owner) for owner, *process in rows if _is_dead(*process)]
+
+    def renew_owners(self) -> None:
+        """Treats all processes as alive now, after a time in which they could not show it. Within a transaction."""
+        self.execute("UPDATE owners SET beat = ?", (time.time(),))
 
     def remove_owner(self, owner: str) -> None:
         self.execute("DELETE FROM owners WHERE id = ?", (owner,))

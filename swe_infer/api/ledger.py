@@ -6,6 +6,7 @@ picodollars (10^-12), which represent every listed price exactly; other amounts 
 * ``spent(run, amount)``: what each run was charged.
 * ``held(id, run, owner, amount)``: what is reserved for each request that may be in flight. The reservation for a
   provider's batch belongs to the batch, which outlives the process.
+* ``applied(id, at)``: changes that a client may send again, as it did not see the reply, and when they were made.
 
 The reservations of a dead owner are charged in full: its requests were in flight, so a provider may bill them.
 """
@@ -13,14 +14,15 @@ The reservations of a dead owner are charged in full: its requests were in fligh
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from swe_infer.api.coordination import Interrupted, SharedDatabase
+from swe_infer.api.coordination import Interrupted, RemoteOwner, SharedDatabase
 from swe_infer.errors import StoreError
 from swe_infer.locks import Locks
 
@@ -33,7 +35,10 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, amount INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held (
     id INTEGER PRIMARY KEY, run TEXT NOT NULL, owner TEXT NOT NULL, amount INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS applied (id TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 """
+_APPLIED_S = 3600.0
+"""How long ``applied`` remembers a change; clients give up after a minute."""
 
 Refusal = Literal["wait", "cannot_fit"]
 """``wait``: it may fit once other requests are charged. ``cannot_fit``: too much is spent already."""
@@ -56,22 +61,82 @@ class Remaining:
     unspent: Decimal
 
 
-class Ledger:
-    """One cap over everything that is paid through one file.
+class CapLedger(Protocol):
+    """One cap over everything that is paid through one ledger: a :class:`Ledger`, or
+    :class:`~swe_infer.api.budget_client.RemoteLedger`.
+
+    All methods raise StoreError if the ledger cannot be used."""
+
+    @property
+    def cap_usd(self) -> Decimal: ...
+
+    @property
+    def spent_usd(self) -> Decimal:
+        """What all runs were charged, in dollars."""
+
+    def reserve(self, usd: Decimal) -> LedgerEntry | Refusal:
+        """Reserves ``usd`` if it fits under the cap with everything that is spent and reserved."""
+
+    def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
+        """Replaces a reservation by what was paid; None: unknown, so all of it is charged. Returns what was charged.
+        If it raises, it is not written yet: the next transaction tries again."""
+
+    def charge_later(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
+        """:meth:`charge` with the next transaction, which costs less than one of its own. If the process is killed
+        before, the whole reservation is charged."""
+
+    def write_charges(self) -> None:
+        """Writes what :meth:`charge_later` has not written yet."""
+
+    def refund(self, usd: Decimal) -> None:
+        """Subtracts a part of what this run was charged, which it was not billed for."""
+
+    def remaining(self) -> Remaining:
+        """What is left of the cap, after the reservations of dead processes are released."""
+
+    def reserve_batch(self, label: str, amounts: Sequence[Decimal]) -> list[int]:
+        """Reserves as many of ``amounts`` as fit together, for the provider's batch ``label``, which is new. Returns
+        their indexes, in order.
+
+        The reservation belongs to the batch, not to this process: a batch outlives the process that submitted it.
+        """
+
+    def charge_batch(self, label: str, held: Decimal, paid: Decimal | None) -> Decimal:
+        """Replaces ``held``, a part of a batch's reservation, by what was paid for it; None: as in :meth:`charge`.
+        Returns what was charged."""
+
+    def release_other_batches(self, labels: Collection[str]) -> None:
+        """Releases what this run reserved for all batches except ``labels``."""
+
+    def record_earlier_spending(self, usd: Decimal) -> None:
+        """Raises what this run has spent to ``usd``, if the ledger has less."""
+
+    def beat(self) -> None:
+        """Shows other machines that this process is alive."""
+
+    def close(self) -> None:
+        """Closes the ledger. What is still reserved is charged as for a dead process."""
+
+
+class Ledger(CapLedger):
+    """A ledger in one file.
 
     Args:
         path: the database, created if missing; None keeps it in memory, for one process.
         cap_usd: the most that all runs of the ledger may spend together.
         run: the name of the run in ``spent`` and ``held``.
         locks: how processes exclude each other.
+        owner: whose reservations they are; None: this process.
     """
 
-    def __init__(self, path: Path | None, cap_usd: Decimal, run: str, locks: Locks = "os") -> None:
+    def __init__(
+        self, path: Path | None, cap_usd: Decimal, run: str, locks: Locks = "os", owner: RemoteOwner | None = None
+    ) -> None:
         self._cap = int((cap_usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
         self._run = run
         self._uncharged: list[tuple[int, int]] = []
         """Ids of reservations, and the amounts that replace them."""
-        self._db = SharedDatabase(path, f"{path} (the budget's ledger)", _SCHEMA, locks=locks)
+        self._db = SharedDatabase(path, f"{path} (the budget's ledger)", _SCHEMA, locks=locks, owner=owner)
         try:
             with self._db.transaction():
                 self._db.beat()
@@ -80,8 +145,7 @@ class Ledger:
             self._db.close()
             raise
 
-    def reserve(self, usd: Decimal) -> LedgerEntry | Refusal:
-        """Reserves ``usd`` if it fits under the cap with everything that is spent and reserved."""
+    def reserve(self, usd: Decimal, entry_id: int | None = None) -> LedgerEntry | Refusal:
         amount = to_pico(usd)
         with self._transaction():
             self._db.beat()
@@ -92,27 +156,19 @@ class Ledger:
                 return "cannot_fit"
             if spent + held + amount > self._cap:
                 return "wait"
-            return LedgerEntry(self._add_entry(self._db.owner, amount), amount)
+            return LedgerEntry(self._add_entry(self._db.owner, amount, entry_id), amount)
 
     def charge(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
-        """Replaces a reservation by what was paid; None: unknown, so all of it is charged. Returns what was charged.
-
-        Raises:
-            StoreError: it is not written yet. The next transaction tries again.
-        """
         charged = self.charge_later(entry, usd)
         self.write_charges()
         return charged
 
     def charge_later(self, entry: LedgerEntry, usd: Decimal | None) -> Decimal:
-        """:meth:`charge` with the next transaction, which costs less than one of its own. If the process is killed
-        before, the whole reservation is charged."""
         amount = entry.amount if usd is None else to_pico(usd)
         self._uncharged.append((entry.id, amount))
-        return Decimal(amount) / _PICO
+        return from_pico(amount)
 
     def write_charges(self) -> None:
-        """Writes what :meth:`charge_later` has not written yet. Raises StoreError."""
         if self._uncharged:
             with self._transaction():
                 pass  # its beginning writes them
@@ -122,32 +178,29 @@ class Ledger:
         """A transaction that first writes what is charged."""
         with self._db.transaction():
             for entry, amount in self._uncharged:
-                self._db.execute("DELETE FROM held WHERE id = ?", (entry,))
-                self._spend(self._run, amount)
+                # It is gone if another machine took this process for dead, and charged all of it.
+                if self._db.execute("DELETE FROM held WHERE id = ? RETURNING 1", (entry,)):
+                    self._spend(self._run, amount)
             yield
         self._uncharged.clear()
 
-    def refund(self, usd: Decimal) -> None:
-        """Subtracts a part of what this run was charged, which it was not billed for."""
+    def refund(self, usd: Decimal, change_id: str | None = None) -> None:
         with self._transaction():
+            if self._is_applied(change_id):
+                return
             amount = int((usd * _PICO).to_integral_value(rounding=ROUND_FLOOR))
             self._db.execute("UPDATE spent SET amount = max(0, amount - ?) WHERE run = ?", (amount, self._run))
 
     def remaining(self) -> Remaining:
-        """What is left of the cap, after the reservations of dead processes are released."""
         with self._transaction():
             self._db.beat()
             self._release_dead()
             spent, held = self._sums()
-        return Remaining(Decimal(self._cap - spent - held) / _PICO, Decimal(self._cap - spent) / _PICO)
+        return Remaining(from_pico(self._cap - spent - held), from_pico(self._cap - spent))
 
     def reserve_batch(self, label: str, amounts: Sequence[Decimal]) -> list[int]:
-        """Reserves as many of ``amounts`` as fit together, for the provider's batch ``label``. Returns their indexes,
-        in order.
-
-        The reservation belongs to the batch, not to this process: a batch outlives the process that submitted it.
-        """
         with self._transaction():
+            self._db.execute("DELETE FROM held WHERE run = ? AND owner = ?", (self._run, _BATCH + label))
             spent, held = self._sums()
             free, total = self._cap - spent - held, 0
             fitting: list[int] = []
@@ -159,21 +212,19 @@ class Ledger:
                 self._add_entry(_BATCH + label, total)
             return fitting
 
-    def charge_batch(self, label: str, held: Decimal, paid: Decimal | None) -> Decimal:
-        """Replaces ``held``, a part of a batch's reservation, by what was paid for it; None: as in :meth:`charge`.
-        Returns what was charged."""
+    def charge_batch(self, label: str, held: Decimal, paid: Decimal | None, change_id: str | None = None) -> Decimal:
+        part = to_pico(held)
+        amount = part if paid is None else to_pico(paid)
         with self._transaction():
-            part = to_pico(held)
-            self._db.execute(
-                "UPDATE held SET amount = max(0, amount - ?) WHERE run = ? AND owner = ?",
-                (part, self._run, _BATCH + label),
-            )
-            amount = part if paid is None else to_pico(paid)
-            self._spend(self._run, amount)
-            return Decimal(amount) / _PICO
+            if not self._is_applied(change_id):
+                self._db.execute(
+                    "UPDATE held SET amount = max(0, amount - ?) WHERE run = ? AND owner = ?",
+                    (part, self._run, _BATCH + label),
+                )
+                self._spend(self._run, amount)
+        return from_pico(amount)
 
     def release_other_batches(self, labels: Collection[str]) -> None:
-        """Releases what this run reserved for all batches except ``labels``."""
         keep = {_BATCH + label for label in labels}
         with self._transaction():
             rows = self._db.execute("SELECT id, owner FROM held WHERE run = ?", (self._run,))
@@ -182,27 +233,41 @@ class Ledger:
                     self._db.execute("DELETE FROM held WHERE id = ?", (row,))
 
     def record_earlier_spending(self, usd: Decimal) -> None:
-        """Raises what this run has spent to ``usd``, if the ledger has less."""
         with self._transaction():
             known = self._value("SELECT amount FROM spent WHERE run = ?", (self._run,))
             self._spend(self._run, max(0, to_pico(usd) - known))
 
     @property
     def spent_usd(self) -> Decimal:
-        """What all runs were charged, in dollars."""
         self.write_charges()
-        return Decimal(self._sums()[0]) / _PICO
+        return from_pico(self._sums()[0])
 
     @property
     def cap_usd(self) -> Decimal:
-        return Decimal(self._cap) / _PICO
+        return from_pico(self._cap)
+
+    def beat(self) -> None:
+        with self._transaction():
+            self._db.beat()
+
+    def renew_owners(self) -> None:
+        """Treats all processes as alive now, after a time in which they could not show it."""
+        with self._transaction():
+            self._db.renew_owners()
+
+    def release(self) -> None:
+        """Charges what is still reserved, as for a dead process."""
+        with self._transaction():
+            self._release(self._db.owner)
+
+    def detach(self) -> None:
+        """Closes the file. What is reserved stays reserved."""
+        self._db.close()
 
     def close(self) -> None:
-        """Closes the ledger. What is still reserved is charged as for a dead process. If the file cannot be written,
-        the next process that opens it does so."""
+        """As in the base class. If the file cannot be written, the next process that opens it charges the rest."""
         try:
-            with self._transaction():
-                self._release(self._db.owner)
+            self.release()
         except StoreError as error:
             log.log(logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING, "%s", error)
         finally:
@@ -223,10 +288,19 @@ class Ledger:
                 (run, amount, amount),
             )
 
-    def _add_entry(self, owner: str, amount: int) -> int:
+    def _add_entry(self, owner: str, amount: int, entry_id: int | None = None) -> int:
         """Reserves an amount. Returns the id."""
-        self._db.execute("INSERT INTO held (run, owner, amount) VALUES (?, ?, ?)", (self._run, owner, amount))
+        self._db.execute("INSERT INTO held VALUES (?, ?, ?, ?)", (entry_id, self._run, owner, amount))
         return self._value("SELECT last_insert_rowid()")
+
+    def _is_applied(self, change_id: str | None) -> bool:
+        """Whether a change was made before; records that it is being made."""
+        if change_id is None:
+            return False
+        self._db.execute("DELETE FROM applied WHERE at < ?", (time.time() - _APPLIED_S,))
+        return not self._db.execute(
+            "INSERT INTO applied VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1", (change_id, time.time())
+        )
 
     def _release_dead(self) -> bool:
         """Charges and releases the reservations of dead processes. Returns whether there were any."""
@@ -240,6 +314,11 @@ class Ledger:
             self._spend(run, amount)
         self._db.execute("DELETE FROM held WHERE owner = ?", (owner,))
         self._db.remove_owner(owner)
+
+
+def from_pico(amount: int) -> Decimal:
+    """Picodollars in dollars."""
+    return Decimal(amount) / _PICO
 
 
 def to_pico(usd: Decimal) -> int:

@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from swe_infer.api.budget_client import BudgetAddress, RemoteRateLimiter, is_budget_address
 from swe_infer.api.concurrency import ConcurrencyWindow
 from swe_infer.api.rate_limits import RateLimiter, SharedRateLimiter
 from swe_infer.api.tokens import CHARACTERS_PER_TOKEN
@@ -31,6 +32,8 @@ from swe_infer.errors import ConfigError, Overloaded, RateLimited, RateLimits, S
 from swe_infer.options import Option
 from swe_infer.resources import expanded
 from swe_infer.types import PathText, Usage
+
+_SHARED = "runner.limits.shared"
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,12 @@ class Limits:
         float | None, Option("Quota of output tokens (Anthropic); null: from response headers.", "speed")
     ] = None
     shared: Annotated[
-        PathText | None, Option("A file through which runs on one machine share the quotas of one API key.", "speed")
+        PathText | None,
+        Option(
+            "A file through which runs on one machine share the quotas of one API key, or http://HOST:PORT/NAME of "
+            "swe-infer-budget.",
+            "speed",
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -90,6 +98,8 @@ class Limits:
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"runner.limits.{key}={value}: must be a finite number above 0")
+        if self.shared is not None and is_budget_address(self.shared):
+            BudgetAddress.parse(self.shared, _SHARED)
 
     def divided(self, shards: int) -> Limits:
         """One shard's part of the configured quotas, divided among ``shards``.
@@ -102,6 +112,13 @@ class Limits:
         keys = ("requests_per_minute", "tokens_per_minute", "output_tokens_per_minute")
         stated = {key: getattr(self, key) for key in keys}
         return replace(self, **{key: value / shards for key, value in stated.items() if value is not None})
+
+
+def _shared_limiter(shared: str) -> SharedRateLimiter | RemoteRateLimiter:
+    """Raises StoreError if the file or the server cannot be used."""
+    if is_budget_address(shared):
+        return RemoteRateLimiter(shared, _SHARED)
+    return SharedRateLimiter(expanded(shared, _SHARED))
 
 
 @dataclass(slots=True)
@@ -152,9 +169,7 @@ class Limiter:
         self._halted_users: set[object] = set()
         self._users = Counter[object]()
         self._order = itertools.count()
-        self._shared = (
-            None if limits.shared is None else SharedRateLimiter(expanded(limits.shared, "runner.limits.shared"))
-        )
+        self._shared = None if limits.shared is None else _shared_limiter(limits.shared)
         self._timer: asyncio.TimerHandle | None = None
         self.in_flight = 0
         self.peak = 0

@@ -18,6 +18,7 @@ from swe_infer.api.background import BackgroundResponses
 from swe_infer.api.batch import Batches, BatchSettings
 from swe_infer.api.batch_journal import Journal, open_batches
 from swe_infer.api.budget import CostBudget
+from swe_infer.api.budget_client import BudgetAddress, RemoteLedger, check_budget_server, is_budget_address
 from swe_infer.api.cache import ResponseCache, cache_keys
 from swe_infer.api.chain import Chain
 from swe_infer.api.coordination import Interrupted
@@ -25,7 +26,7 @@ from swe_infer.api.dispatch import Dispatcher, PromptCaching, relaxed_gc, run_fa
 from swe_infer.api.endpoints import Endpoint, Endpoints
 from swe_infer.api.estimate import Planned, estimate
 from swe_infer.api.first_answers import FirstAnswers
-from swe_infer.api.ledger import Ledger
+from swe_infer.api.ledger import CapLedger, Ledger
 from swe_infer.api.limits import Limiter, Limits
 from swe_infer.api.pricing import PriceTable, price_table_for
 from swe_infer.api.prompt_cache import PromptCacheIndex
@@ -109,10 +110,16 @@ class ApiRunner:
         self._cache_directory = (
             None if self.response_cache is None else expanded(self.response_cache, "runner.response_cache")
         )
-        if self.locks == "single_writer" and self.limits.shared is not None:
+        if self.budget.ledger is not None:
+            BudgetAddress.parse(self.budget.ledger, "budget.ledger")
+        if (
+            self.locks == "single_writer"
+            and self.limits.shared is not None
+            and not is_budget_address(self.limits.shared)
+        ):
             raise ConfigError(
-                "runner.limits.shared coordinates processes through file locks; set it to null with "
-                "locks=single_writer"
+                "runner.limits.shared coordinates processes through file locks; set it to null, or to the address of "
+                "a swe-infer-budget server, with locks=single_writer"
             )
         self.context_window = self._model.context_window
         self._parts = 1
@@ -147,6 +154,9 @@ class ApiRunner:
             logger.warning("%s has no price for %s: the cost may be unknown", prices.source, missing)
         if not dry_run:
             self.provider.check_access()
+            for key, address in (("budget.ledger", self.budget.ledger), ("runner.limits.shared", self.limits.shared)):
+                if address is not None and is_budget_address(address):
+                    check_budget_server(address, key)
         # Last: an error is the only line.
         if self._model.extra_body:
             fields = ", ".join(self._model.extra_body)
@@ -476,14 +486,14 @@ class ApiRunner:
         """The caps and their ledgers, which are on disk so that they count what was in flight when a process was
         killed. Without a run (no :meth:`bind`) the ledger is in memory."""
         context = self._context
-        ledgers: list[tuple[str, Ledger]] = []
+        ledgers: list[tuple[str, CapLedger]] = []
         if self.budget.max_usd is not None:
             path = None if context is None else context.directory / "ledger.sqlite"
             ledgers.append(("budget.max_usd", self._ledger(path, self.budget.max_usd)))
         if self.budget.sweep_max_usd is not None:
             if context is None:
                 raise ConfigError("budget.sweep_max_usd: this runner is part of no sweep; use budget.max_usd")
-            ledgers.append(("budget.sweep_max_usd", self._ledger(context.sweep_ledger, self.budget.sweep_max_usd)))
+            ledgers.append(("budget.sweep_max_usd", self._sweep_ledger(context, self.budget.sweep_max_usd)))
         return CostBudget(ledgers)
 
     def _prompt_cache_index(self) -> PromptCacheIndex | None:
@@ -499,6 +509,13 @@ class ApiRunner:
         ledger = Ledger(path, cap_usd, "run" if context is None else context.run_id, self.locks)
         if context is not None:
             ledger.record_earlier_spending(context.spent_usd)
+        return ledger
+
+    def _sweep_ledger(self, context: RunContext, cap_usd: Decimal) -> CapLedger:
+        if self.budget.ledger is None:
+            return self._ledger(context.sweep_ledger, cap_usd)
+        ledger = RemoteLedger(self.budget.ledger, cap_usd, context.run_id, "budget.ledger")
+        ledger.record_earlier_spending(context.spent_usd)
         return ledger
 
 

@@ -1,0 +1,178 @@
+"""``swe-infer-budget``: one cap and one rate for processes that share no file system."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from swe_infer.api.budget_client import BudgetAddress, BudgetClient, RemoteLedger, RemoteRateLimiter
+from swe_infer.api.ledger import Ledger, LedgerEntry
+from swe_infer.errors import ConfigError, StoreError
+from tests.support import commands
+from tests.support.api_server import ApiServer
+from tests.support.instances import write_instances
+from tests.sweeps.command import ROOT
+
+SPENDER = """
+import sys
+from decimal import Decimal
+from swe_infer.api.budget_client import RemoteLedger, Unreachable
+ledger = RemoteLedger(sys.argv[1], Decimal(3), sys.argv[2], "budget.ledger")
+paid = 0
+while True:
+    try:
+        hold = ledger.reserve(Decimal("0.04"))
+    except Unreachable:
+        continue
+    if hold == "cannot_fit":
+        break
+    if hold != "wait":
+        ledger.charge_later(hold, Decimal("0.01"))
+        paid += 1
+        print(paid, flush=True)
+"""
+
+
+@contextmanager
+def budget_server(folder: Path, port: int = 0, token: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, and its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swe_infer.budget", str(folder), "--port", str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "SWE_INFER_BUDGET_TOKEN": token},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.match(r"(http://\S+) ", line)
+        assert found is not None, line
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_workers_keep_one_cap_while_the_server_is_killed(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (server, address):
+        port = int(address.rpartition(":")[2])
+        code = [sys.executable, "-c", SPENDER, f"{address}/sweep"]
+        workers = [subprocess.Popen([*code, f"run{n}"], stdout=subprocess.PIPE, text=True) for n in range(5)]
+        for worker in workers:
+            assert worker.stdout is not None
+            worker.stdout.readline()
+        server.kill()
+        server.wait()
+    with budget_server(tmp_path, port):
+        paid = [int(worker.communicate(timeout=120)[0].split()[-1]) for worker in workers]
+        total = sum(paid) * Decimal("0.01")
+        looker = RemoteLedger(f"{address}/sweep", Decimal(3), "looker", "budget.ledger")
+        assert Decimal("2.8") <= total <= looker.spent_usd <= 3
+        looker.close()
+
+
+def test_a_call_that_is_repeated_counts_once(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (_, address):
+        client = BudgetClient(BudgetAddress.parse(f"{address}/one", "budget.ledger"), "budget.ledger")
+        caller = {"owner": "0" * 32, "host": "here", "run": "run", "cap_usd": "10"}
+
+        def call(method: str, **arguments: object) -> object:
+            return client.call("ledgers", method, {**caller, **arguments})
+
+        assert call("reserve", id=7, usd="4") is True
+        for _ in range(2):
+            call("beat", charged=[(7, "3")])
+        for _ in range(2):
+            assert call("reserve_batch", label="a batch", usd=["2", "6"]) == [0]
+            call("charge_batch", label="a batch", held="2", usd="1.5", change="c1")
+            call("refund", usd="1", change="c2")
+        assert call("remaining") == ["4.5", "6.5"]
+        client.close()
+
+
+def test_reservations_of_a_silent_worker_are_charged(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (_, address):
+        silent, living = (RemoteLedger(f"{address}/one", Decimal(10), run, "budget.ledger") for run in "ab")
+        entry = silent.reserve(Decimal(6))
+        assert isinstance(entry, LedgerEntry)
+        assert living.reserve(Decimal(5)) == "wait"
+        with sqlite3.connect(tmp_path / "one.ledger.sqlite") as database:
+            database.execute("UPDATE owners SET beat = beat - 1000")
+        assert living.reserve(Decimal(5)) == "cannot_fit"
+        silent.charge(entry, Decimal(1))  # it was charged already
+        assert living.spent_usd == 6
+        silent.close()
+        living.close()
+
+
+def test_runs_without_a_shared_folder_keep_one_cap_and_one_rate(tmp_path: Path) -> None:
+    cap = Decimal("0.03")
+    token = {"SWE_INFER_BUDGET_TOKEN": "a-token-for-budgets"}
+    with (
+        budget_server(tmp_path / "budgets", token=token["SWE_INFER_BUDGET_TOKEN"]) as (_, address),
+        ApiServer(latency_s=0.05) as server,
+    ):
+
+        def run(name: str, *arguments: str, **environment: str) -> commands.Command:
+            home = tmp_path / name
+            home.mkdir()
+            data = write_instances(home / "instances.jsonl", 60)
+            return commands.start(
+                "swe_infer", "tracker=none", "model=gpt-4o", "dataset=jsonl", f"dataset.path={data}",
+                f"provider.base_url={server.openai_url}", "decoding.max_new_tokens=64", f"budget.sweep_max_usd={cap}",
+                f"budget.ledger={address}/sweep", f"runner.limits.shared={address}/key", *arguments, cwd=home,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test", **environment},
+            )  # fmt: skip
+
+        refused = run("refused")
+        _, errors = refused.communicate(timeout=120)
+        assert (refused.returncode, "SWE_INFER_BUDGET_TOKEN" in errors) == (2, True), errors
+        assert server.log.asked() == []
+        workers = [run(f"machine{n}", **token) for n in range(2)]
+        for worker in workers:
+            _, errors = worker.communicate(timeout=120)
+            assert worker.returncode == 3, errors
+        assert cap / 2 < server.log.cost_usd() <= cap
+        assert all("a-token-for-budgets" not in path.read_text(errors="replace") for path in tmp_path.rglob("*.yaml"))
+
+
+def test_a_rate_is_shared(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (_, address):
+        limiters = [RemoteRateLimiter(f"{address}/key", "runner.limits.shared") for _ in range(2)]
+        waits = [limiters[n % 2].acquire((1, 0, 0), (1.0, None, None)) for n in range(4)]
+        assert waits[0] == 0
+        assert waits[2] > 0
+        assert waits[3] > 0
+        limiters[0].pause(1000)
+        assert limiters[1].acquire((1, 0, 0), (1.0, None, None)) > 900
+        for limiter in limiters:
+            limiter.close()
+
+
+@pytest.mark.parametrize("address", ["http://h:1", "http://h:1/a/b", "http://u:p@h/a", "http:///a", "http://h/.a"])
+def test_addresses_name_a_server_and_a_ledger(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"http://HOST:8787/NAME"):
+        BudgetAddress.parse(address, "budget.ledger")
+
+
+def test_what_others_send_is_refused(tmp_path: Path) -> None:
+    with budget_server(tmp_path) as (_, address):
+        client = BudgetClient(BudgetAddress.parse(f"{address}/one", "budget.ledger"), "budget.ledger")
+        caller = {"owner": "0" * 32, "host": "here", "run": "run", "cap_usd": "10"}
+        for arguments in ({"usd": "-1"}, {"usd": "NaN"}, {"usd": "1", "id": -1}, {"usd": "1", "id": 1, "more": 1}):
+            with pytest.raises(StoreError, match=r"usd|id|more"):
+                client.call("ledgers", "reserve", {**caller, **arguments})
+        with pytest.raises(StoreError, match="no call"):
+            client.call("ledgers", "drop", caller)
+        assert Ledger(tmp_path / "one.ledger.sqlite", Decimal(1), "look").spent_usd == 0
+        client.close()
+    with pytest.raises(StoreError, match="no reply"):
+        RemoteLedger(f"{address}/one", Decimal(1), "run", "budget.ledger")
