@@ -132,7 +132,7 @@ class Provider(ABC):
 
     @property
     def has_batches(self) -> bool:
-        """Whether this is a :class:`BatchProvider` whose vendor has batches."""
+        """Whether the vendor has batches, which :meth:`deferred` returns."""
         return False
 
     def deferred(self) -> BatchProvider:
@@ -286,8 +286,8 @@ ONLY_ITEM = "0"
 
 
 class BatchProvider(Protocol):
-    """Additional methods of a provider with ``has_batches``: many requests submitted together, answered within a day,
-    at half the price. Background responses are batches of one request, :data:`ONLY_ITEM`.
+    """Batches in one vendor's form: many requests submitted together, answered within a day, at half the price.
+    Background responses are batches of one request, :data:`ONLY_ITEM`.
 
     Every method raises RequestError as :meth:`Provider.complete` does, and never retries.
     """

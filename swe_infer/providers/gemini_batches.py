@@ -160,7 +160,7 @@ class GeminiBatches(FileBatches):
     ) -> dict[str, Any]:
         options = {**request.pop("options", {})}
         options["headers"] = {**self._headers(), **options.get("headers", {})}
-        return await self._call(method, url, timeout_s, options=options, **request)
+        return await self._job(method, url, timeout_s, options=options, **request)
 
     async def _upload_resumable(self, content: bytes, label: str, timeout_s: float) -> str:
         """Uploads the file of requests in one piece. Returns the file's name.

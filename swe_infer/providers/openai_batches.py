@@ -40,7 +40,7 @@ class OpenAIBatches(FileBatches):
             "completion_window": "24h",
             "metadata": {LABEL: label},
         }
-        batch = await self._provider._call("POST", "/batches", timeout_s=timeout_s, body=order)
+        batch = await self._call("POST", "/batches", timeout_s, body=order)
         return self._provider._id(batch, "batches")
 
     async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
@@ -48,7 +48,7 @@ class OpenAIBatches(FileBatches):
         found: list[FoundBatch] = []
         params: dict[str, Any] = {"limit": 100}
         for _ in range(MAX_PAGES):
-            page = await provider._call("GET", "/batches", timeout_s=timeout_s, options={"params": params})
+            page = await self._call("GET", "/batches", timeout_s, options={"params": params})
             with provider._shape_errors("batches"):
                 batches = page.get("data") or []
                 for batch in batches:
@@ -63,7 +63,7 @@ class OpenAIBatches(FileBatches):
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
         provider = self._provider
-        batch = await provider._call("GET", f"/batches/{batch_id}", timeout_s=timeout_s)
+        batch = await self._call("GET", f"/batches/{batch_id}", timeout_s)
         with provider._shape_errors(batch_id):
             total, done = _counts(batch)
             error = None
@@ -75,10 +75,10 @@ class OpenAIBatches(FileBatches):
             return BatchStatus(state, total, done, error)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
-        await self._provider._call("POST", f"/batches/{batch_id}/cancel", timeout_s=timeout_s)
+        await self._call("POST", f"/batches/{batch_id}/cancel", timeout_s)
 
     async def _result_files(self, batch_id: str, timeout_s: float) -> Sequence[str]:
-        batch = await self._provider._call("GET", f"/batches/{batch_id}", timeout_s=timeout_s)
+        batch = await self._call("GET", f"/batches/{batch_id}", timeout_s)
         ids = [batch[key] for key in ("output_file_id", "error_file_id") if batch.get(key)]
         return [f"/files/{self._provider._id({'id': file_id}, batch_id)}/content" for file_id in ids]
 

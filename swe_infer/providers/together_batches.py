@@ -54,13 +54,13 @@ class TogetherBatches(FileBatches):
             ids = {file["id"] for file in files["data"] if file.get("filename") == file_name(label)}
         if not ids:
             return []
-        jobs = await self._call("GET", _PATH, timeout_s)
+        jobs = await self._job("GET", _PATH, timeout_s)
         with provider._shape_errors("batches"):
             mine = [job for job in jobs["data"] or [] if job.get("input_file_id") in ids]
             return [FoundBatch(provider._id(job, "batches"), certain=True, total=0) for job in mine]
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
-        job = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s)
+        job = await self._job("GET", f"{_PATH}/{batch_id}", timeout_s)
         state = self._state(batch_id, job.get("status"))
         if state in _ENDED or (state == "FAILED" and (job.get("progress") or any(map(job.get, _FILES)))):
             return BatchStatus("ended", 0, 0)
@@ -70,10 +70,10 @@ class TogetherBatches(FileBatches):
         return BatchStatus("failed", 0, 0, error)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
-        await self._call("POST", f"{_PATH}/{batch_id}/cancel", timeout_s)
+        await self._job("POST", f"{_PATH}/{batch_id}/cancel", timeout_s)
 
     async def _result_files(self, batch_id: str, timeout_s: float) -> Sequence[str]:
-        job = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s)
+        job = await self._job("GET", f"{_PATH}/{batch_id}", timeout_s)
         ids = [job[key] for key in _FILES if job.get(key)]
         if not ids and (job.get("status") == "COMPLETED" or job.get("progress")):
             raise self._missing_answers(batch_id)

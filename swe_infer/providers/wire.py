@@ -569,7 +569,7 @@ class WireProvider(Provider):
         """
         import httpx2
 
-        where = self._where(path.rpartition("/")[2])
+        where = self._where(path.partition("?")[0].rpartition("/")[2])
         send = self._client.get if method == "GET" else self._client.post
         options = self._options(timeout_s, request.pop("options", {}))
         async with self._translated(where, timeout_s):

@@ -328,7 +328,10 @@ def test_a_batch_that_is_refused_says_why(server: ApiServer, name: str) -> None:
     async def life(provider: BatchProvider) -> BatchStatus:
         items = items_of(provider, name, "run-a", 2)
         items["run-a-1"] = items["run-a-0"]  # one custom id twice
-        return await ended(provider, await provider.submit(items, model_for(name), label="run-a", timeout_s=60))
+        batch_id = await provider.submit(items, model_for(name), label="run-a", timeout_s=60)
+        (found,) = await provider.find("run-a", since=time.time(), timeout_s=60)
+        assert found.id == batch_id
+        return await ended(provider, batch_id)
 
     status = with_open(name, server, life)
     assert status.state == "failed"
