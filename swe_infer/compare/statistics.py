@@ -89,7 +89,8 @@ def clustered_wilson(
     Args:
         successes, trials: of each cluster; the rate is the quotient of their sums.
         failed: further clusters of one trial without success; their number may be that of an untrusted summary.
-        samples: independent outcomes in total, which limit the effective number.
+        samples: independent outcomes in total. They limit the effective number, which may be larger by chance: up to
+            one standard error of the estimated variance is allowed.
         few_clusters_quantile: estimate the variance without bias for few clusters of different sizes (CR2, Bell and
             McCaffrey 2002), with this 97.5th percentile of Student's t with ``cluster_degrees``.
     """
@@ -105,11 +106,13 @@ def clustered_wilson(
     if not 0 < rate < 1:
         return wilson(rate * clusters, clusters, quantile)
     residuals = ((s - rate * t, t / total) for s, t in zip(successes, trials, strict=True))
+    limit = samples
     if few_clusters_quantile is None:
         squares = (math.fsum(r * r for r, _ in residuals) + failed * rate**2) * clusters / (clusters - 1)
+        limit *= 1 + math.sqrt(2 / (clusters - 1))
     else:
         squares = math.fsum(r * r / (1 - share) for r, share in residuals) + failed * rate**2
-    effective = min(rate * (1 - rate) * total**2 / squares, samples) if squares > 0 else samples
+    effective = min(rate * (1 - rate) * total**2 / squares, limit) if squares > 1e-18 else samples
     return wilson(rate * effective, effective, quantile)
 
 
