@@ -341,7 +341,7 @@ class AttentionChoice:
     backends: Annotated[
         tuple[str, ...],
         Option("Backends in order of preference; the first supported one is used.", "speed"),
-    ] = ("flash_attn", "varlen", "native", "sdpa")
+    ] = ("flash_attn", "native", "sdpa")
 
     def __post_init__(self) -> None:
         if not self.backends:

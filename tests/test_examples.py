@@ -107,6 +107,7 @@ def test_classes_outside_the_package_answer_a_run(tmp_path: Path) -> None:
     again = swe_infer(f"hydra.searchpath=[file://{folder}]", "output_dir=run", "context.most=4")
     assert again.returncode == 2
     assert "another configuration (context.most: 5 → 4)" in again.stderr
+    assert again.stderr.endswith("or continue the recorded run with context.most=5\n")
     mistyped = swe_infer("--config-dir", "plugin", "prompt.greting=Hello")
     assert mistyped.stderr == (
         "error: prompt.greting: unknown key; a key that the file does not list is added with +prompt.greting=VALUE\n"

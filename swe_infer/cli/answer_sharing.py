@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.2
 _REGISTER = "same_answers.jsonl"
 _MOST_BYTES = 1 << 28
+_PLAIN_VALUE = re.compile(r"(?!None$)[\w.-]+")
+"""A value that needs no quotes on a command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def claim_directory(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | 
         if changed:
             raise StoreError(
                 f"output_dir={directory}: contains a run of another configuration ({'; '.join(changed[:3])}); "
-                "choose another output_dir"
+                f"choose another output_dir{_overrides_to_continue(before or {}, plain)}"
             )
     elif layout.records_size(directory):
         raise StoreError(f"output_dir={directory}: contains records but no {path.name}; choose another output_dir")
@@ -108,6 +110,16 @@ def claim_directory(directory: Path, plain: dict[str, Any]) -> dict[str, Any] | 
     if before is None or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
     return before
+
+
+def _overrides_to_continue(before: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+    """How to continue the recorded run, if few plain values differ: earlier versions had other defaults."""
+    recorded, now = config.identity(before), config.identity(plain)
+    values = {key: recorded.get(key) for key in recorded.keys() | now.keys() if recorded.get(key) != now.get(key)}
+    if not 0 < len(values) <= 3 or not all(_PLAIN_VALUE.fullmatch(str(value)) for value in values.values()):
+        return ""
+    overrides = (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items())
+    return f", or continue the recorded run with {' '.join(sorted(overrides))}"
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from swe_infer.errors import ConfigError
+from swe_infer.llama.attention.base import PagedBackend
 from swe_infer.llama.cluster import RayCluster
 from swe_infer.llama.config import GenerationDefaults, LlamaConfig, read_config, read_generation_defaults
 from swe_infer.llama.graphs import DecodeGraphs
 from swe_infer.llama.hub import snapshot_directory
 from swe_infer.llama.kv_cache import BlockPool, KVCache
+from swe_infer.llama.memory import DeviceMemory, cache_bytes, largest_pass
 from swe_infer.llama.model import LlamaForCausalLM, ModelInput
-from swe_infer.llama.placement import available_bytes, choose_device
+from swe_infer.llama.placement import choose_device
 from swe_infer.llama.sampler import Sampler, SamplingParams
 from swe_infer.llama.scheduler import Chunk, Scheduler
 from swe_infer.llama.sequence import GenerationRequest, RequestOutput, Sequence
@@ -83,6 +85,7 @@ class Engine:
         defaults: the checkpoint's sampling defaults.
         context_window: tokens; None: the checkpoint's.
         tp_group: the other ranks of a tensor-parallel model.
+        memory: of the model's device, which limits the cache.
     """
 
     def __init__(
@@ -94,15 +97,17 @@ class Engine:
         defaults: GenerationDefaults | None = None,
         context_window: int | None = None,
         tp_group: TensorParallelGroup | None = None,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self.model = model
+        self.sampler = Sampler()
         self._tp_group = tp_group
         self.usable = True
         self.tokenizer = tokenizer
         self.options = options or EngineOptions()
         self.defaults = defaults or GenerationDefaults()
         self.context_window = context_window or model.config.context_window
-        self.cache = self._allocate_cache()
+        self.cache = self._allocate_cache(memory or DeviceMemory(model.device))
         size = self.cache.block_size
         self.end_tokens = end_tokens(model.config, self.defaults, tokenizer)
         self.speculation = Speculation(tokenizer, model.config.vocab_size)
@@ -116,7 +121,6 @@ class Engine:
         )
         self._step_running = False
         self.graphs = DecodeGraphs.create(model, self.cache, min(self.context_window, self.cache_tokens))
-        self.sampler = Sampler()
         self.reset_stats()
 
     @classmethod
@@ -146,6 +150,12 @@ class Engine:
                 tp_group.close()
             raise
         _freeze_gc()
+        half = network.device.type == "cuda" and network.dtype != torch.float32
+        if half and not isinstance(network.backend, PagedBackend):
+            _log.warning(
+                "attention uses SDPA, which gathers keys and allows no CUDA graphs: install the extra flash-attn, or "
+                "try model/attention=varlen, which has not been measured"
+            )
         _log.info(
             "loaded %s in %.1f s: %s%s on %s, %s attention, cache of %d tokens",
             model.label,
@@ -158,25 +168,51 @@ class Engine:
         )
         return engine
 
-    def _allocate_cache(self) -> KVCache:
+    def _cache_capacity(self, memory: DeviceMemory) -> int:
+        """Bytes of this rank's part of the cache."""
+        ranks, options = self.model.shard.count, self.options
+        if options.kv_cache_gb is not None:
+            return int(options.kv_cache_gb * 1e9) // ranks
+        if memory.measures_passes:
+            self.model.rope.reserve(self.context_window)
+        largest = largest_pass(self.model, self.context_window, options.max_batch_tokens, options.max_sequences)
+
+        def run() -> None:
+            logits_RV = self.model.run(largest, self.model.new_cache(1))
+            self.sampler(logits_RV, [SamplingParams(1.0, 0.5, 0, row) for row in largest.rows])
+
+        if self._tp_group is None:
+            return cache_bytes(memory, run)
+        self._tp_group.send(largest)
+        smallest = self._tp_group.receive_min(cache_bytes(memory, run))
+        return smallest // ranks if memory.device.type == "cpu" else smallest  # ranks on a CPU share its memory
+
+    def _allocate_cache(self, memory: DeviceMemory) -> KVCache:
         config, size = self.model.config, self.model.backend.block_size
         block_bytes = KVCache.block_bytes(
             config.num_hidden_layers, size, self.model.backend.shape.kv_heads, config.head_dim, self.model.dtype
         )
-        gigabytes = self.options.kv_cache_gb
-        if gigabytes is not None:
-            capacity = int(gigabytes * 1e9) // self.model.shard.count
-        else:
-            capacity = available_bytes(self.model.device) if self._tp_group is None else self._tp_group.free_bytes
-        most = self.options.max_sequences * -(-self.context_window // size)
-        blocks = min(capacity // block_bytes, most) if gigabytes is None else capacity // block_bytes
+        capacity, automatic = self._cache_capacity(memory), self.options.kv_cache_gb is None
+        blocks = capacity // block_bytes - automatic  # beside the scratch block
+        if automatic:
+            blocks = min(blocks, self.options.max_sequences * -(-self.context_window // size))
         if blocks < 1:
+            reason = "; the weights and the largest pass leave no more: lower runner.max_batch_tokens"
             raise ConfigError(
-                f"runner.kv_cache_gb: {capacity / 1e9:.3f} GB is less than one cache block ({block_bytes} bytes)"
+                f"runner.kv_cache_gb: {max(0, capacity) / 1e9:.3f} GB is less than one cache block "
+                f"({block_bytes} bytes){reason if automatic else ''}"
             )
+        free = memory.free_bytes()
+        try:
+            cache = self.model.new_cache(1 + blocks)
+        except (torch.OutOfMemoryError, OSError) as error:
+            raise ConfigError(
+                f"runner.kv_cache_gb={self.options.kv_cache_gb}: {self.model.device} has {free / 1e9:.3f} GB free "
+                "beside the weights"
+            ) from error
         if self._tp_group is not None:
             self._tp_group.send(1 + blocks)
-        return self.model.new_cache(1 + blocks)
+        return cache
 
     @property
     def cache_tokens(self) -> int:
@@ -435,7 +471,7 @@ def _load_network(
         tp_group = TensorParallelGroup(model, directory, config)
         try:
             network = load_part(model, directory, config, tp_group.shard)
-            tp_group.init_process_group(available_bytes(network.device))
+            tp_group.init_process_group()
         except BaseException:
             tp_group.close()
             raise

@@ -102,8 +102,12 @@ class StaticStep:
             self._tables[row, : len(table)] = table
         self._device.copy_(self._host, non_blocking=True)
 
-    def forward(self, cache: KVCache) -> Tensor:
-        """Return the logits of all rows, padding included (RV, float32). Reads only device memory."""
+    def forward(self, cache: KVCache, out_RV: Tensor | None = None) -> Tensor:
+        """Return the logits of all rows, padding included (RV, float32). Reads only device memory.
+
+        Args:
+            out_RV: receives the logits.
+        """
         step = Step(
             ids_T=self._ids_R,
             positions_T=self._positions_R.long(),
@@ -112,7 +116,7 @@ class StaticStep:
             rows_R=self._rows_R,
             plan=self._plan,
         )
-        return self.model.decode(step, cache)
+        return self.model.decode(step, cache, out_RV)
 
 
 class DecodeGraphs:
@@ -126,7 +130,9 @@ class DecodeGraphs:
         self._model = model
         self._cache = cache
         self._limit = limit
-        self._graphs: dict[tuple[int, int, bool], tuple[StaticStep, Any, Tensor]] = {}
+        self._graphs: dict[tuple[int, int, bool], tuple[StaticStep, Any]] = {}
+        self._logits_RV = torch.empty(ROWS[-1], model.config.vocab_size, device=model.device)
+        """Of the step that ran last; shared by all graphs."""
         self._pool: Any = None
         self.last_graph: Any = None
         """The ``torch.cuda.CUDAGraph`` that ran last. Replaying it computes the same step again."""
@@ -157,22 +163,22 @@ class DecodeGraphs:
         key = (ROWS[bisect_left(ROWS, rows)], blocks, rows == len(model_input.query_lens))
         if key not in self._graphs:
             self._graphs[key] = self._capture(StaticStep(self._model, *key, self._limit - 1), model_input)
-        static, graph, logits_RV = self._graphs[key]
+        static, graph = self._graphs[key]
         static.fill(model_input)
         graph.replay()
         self.last_graph = graph
-        return logits_RV[:rows]
+        return self._logits_RV[:rows]
 
-    def _capture(self, static: StaticStep, model_input: ModelInput) -> tuple[StaticStep, Any, Tensor]:
+    def _capture(self, static: StaticStep, model_input: ModelInput) -> tuple[StaticStep, Any]:
         """Run the step once, so that everything is allocated and compiled, then capture it."""
         static.fill(model_input)
         stream = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._model.device))
         with torch.cuda.stream(stream):
-            static.forward(self._cache)
+            static.forward(self._cache, self._logits_RV)
         torch.cuda.current_stream(self._model.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits_RV = static.forward(self._cache)
+            static.forward(self._cache, self._logits_RV)
         self._pool = self._pool or graph.pool()
-        return static, graph, logits_RV
+        return static, graph

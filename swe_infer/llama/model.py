@@ -476,9 +476,13 @@ class LlamaForCausalLM(nn.Module):
         return self.decode(self.step(model_input), cache)
 
     @torch.inference_mode()
-    def decode(self, step: Step, cache: KVCache) -> Tensor:
+    def decode(self, step: Step, cache: KVCache, out_RV: Tensor | None = None) -> Tensor:
         """Run packed tokens and write their keys and values into ``cache``. Returns the logits of ``step.rows_R``
-        (RV, float32), empty on a rank without the language-model head."""
+        (RV, float32), empty on a rank without the language-model head.
+
+        Args:
+            out_RV: has at least R rows, of which the first receive the logits.
+        """
         logit_rows = len(step.rows_R)
         x_TE = self._embed(step.ids_T)
         cos_sin = self.rope(step.positions_T, step.max_position, step.rope_lengths_T)
@@ -495,8 +499,9 @@ class LlamaForCausalLM(nn.Module):
             x_RE = x_RE + delta_TE.index_select(0, step.rows_R)
         if logit_rows < self._min_rows:
             x_RE = functional.pad(x_RE, (0, 0, 0, self._min_rows - logit_rows))
-        logits_RV: Tensor = self.lm_head(self.norm(x_RE)[1])[:logit_rows].float()
-        return logits_RV if self.config.logits_divisor == 1.0 else logits_RV / self.config.logits_divisor
+        logits_RV: Tensor = self.lm_head(self.norm(x_RE)[1])[:logit_rows]
+        logits_RV = logits_RV.float() if out_RV is None else out_RV[:logit_rows].copy_(logits_RV)
+        return logits_RV if self.config.logits_divisor == 1.0 else logits_RV.div_(self.config.logits_divisor)
 
     def _embed(self, ids_T: Tensor) -> Tensor:
         if self.config.tie_word_embeddings:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 
@@ -27,11 +26,6 @@ _ONEDNN_SUPPORT = {
 
 _BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """CPU features that multiply bfloat16, as named by :func:`torch.cpu.get_capabilities`; the last two are ARM's."""
-
-CPU_SHARE = 0.5
-"""Share of the free memory that the cache may use; other processes and activations need the rest."""
-
-CUDA_SHARE = 0.9
 
 
 def choose_device(name: str) -> torch.device:
@@ -140,42 +134,3 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The type in which ``dtype`` is multiplied: float32 if the CPU cannot multiply 16 bits."""
     slow = device.type == "cpu" and dtype in _ONEDNN_SUPPORT and not onednn_multiplies(dtype)
     return torch.float32 if slow else dtype
-
-
-def available_bytes(device: torch.device) -> int:
-    """Bytes available for a cache on ``device`` after loading weights: a share of :func:`free_bytes`."""
-    return int(free_bytes(device) * (CUDA_SHARE if device.type == "cuda" else CPU_SHARE))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free bytes. On a CPU: MemAvailable, or what the control group allows if that is less."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = _meminfo_available()
-    limit = _cgroup_left()
-    return free if limit is None else min(free, limit)
-
-
-def _meminfo_available() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        _log.debug("no /proc/meminfo on this system")
-    return 4 << 30
-
-
-def _cgroup_left() -> int | None:
-    """Bytes left below the limit of this process's control group (version 2, then 1); None without a limit."""
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            text = Path(limit).read_text().strip()
-            if text != "max" and int(text) < 1 << 60:
-                return max(0, int(text) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
-            continue
-    return None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from swe_infer.errors import SweInferError
+from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.data_parallel import DataParallelEngine, Message, WorkerDied
 from swe_infer.llama.drafting import NO_SOURCE
 from swe_infer.llama.engine import Engine, EngineOptions, PromptTooLong, threads_for
@@ -26,7 +26,13 @@ _POLL_S = 0.2
 def process_engines(
     model: LlamaModel, options: EngineOptions, devices: list[str]
 ) -> DataParallelEngine[ProcessWorker]:
-    """Start one engine for each entry of ``devices``, which may repeat. See :class:`DataParallelEngine`."""
+    """Start one engine for each entry of ``devices``, which may repeat. See :class:`DataParallelEngine`.
+
+    Raises:
+        ConfigError: engines share a GPU, and no size of the cache is given.
+    """
+    if options.kv_cache_gb is None and "cuda" in devices[0] and len(set(devices)) < len(devices):
+        raise ConfigError(f"runner.workers={len(devices)}: engines that share a GPU need runner.kv_cache_gb")
     workers = [ProcessWorker(dataclasses.replace(model, device=device), options, len(devices)) for device in devices]
     return DataParallelEngine(model, options, workers, _readable)
 

@@ -19,6 +19,9 @@ from torch import Tensor
 
 _CANDIDATES = 256
 
+_CHUNK = 1 << 22
+"""Maximum logits that are sampled at once, each in up to ten tensors of 8 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -44,12 +47,12 @@ class Sampler:
         chosen_R = logits_RV.argmax(-1)
         whole = [i for i, d in enumerate(params) if d.temperature > 0 and (d.top_p is None or d.top_p >= 1)]
         nucleus = [i for i, d in enumerate(params) if d.temperature > 0 and d.top_p is not None and d.top_p < 1]
-        if whole:
-            rows_R = _send(whole, logits_RV)
-            chosen_R[rows_R] = _invert(*_distribution(logits_RV, rows_R, [params[i] for i in whole]))
-        if nucleus:
-            rows_R = _send(nucleus, logits_RV)
-            chosen_R[rows_R] = _nucleus(logits_RV, rows_R, [params[i] for i in nucleus])
+        most = max(1, _CHUNK // logits_RV.shape[1])
+        for method, rows in ((_whole, whole), (_nucleus, nucleus)):
+            for start in range(0, len(rows), most):
+                part = rows[start : start + most]
+                rows_R = _send(part, logits_RV)
+                chosen_R[rows_R] = method(logits_RV, rows_R, [params[i] for i in part])
         return list(map(int, chosen_R.tolist()))
 
 
@@ -65,6 +68,10 @@ def _invert(probabilities_RC: Tensor, uniforms_R1: Tensor) -> Tensor:
     mass_RC = probabilities_RC.cumsum(-1)
     place_R1 = torch.searchsorted(mass_RC, uniforms_R1 * mass_RC[:, -1:], right=True)
     return place_R1.clamp_(max=mass_RC.shape[-1] - 1).squeeze(1)
+
+
+def _whole(logits_RV: Tensor, rows_R: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    return _invert(*_distribution(logits_RV, rows_R, params))
 
 
 def _nucleus(logits_RV: Tensor, rows_R: Tensor, params: Sequence[SamplingParams]) -> Tensor:

@@ -25,9 +25,10 @@ from torch import distributed
 from swe_infer.errors import ConfigError, SweInferError
 from swe_infer.llama.config import LlamaConfig
 from swe_infer.llama.hub import snapshot_directory
+from swe_infer.llama.memory import DeviceMemory, cache_bytes
 from swe_infer.llama.model import LlamaForCausalLM, ModelInput
 from swe_infer.llama.peft import merge_adapter
-from swe_infer.llama.placement import available_bytes, check_memory, choose_dtype, choose_weight_dtype, free_bytes
+from swe_infer.llama.placement import check_memory, choose_dtype, choose_weight_dtype
 from swe_infer.llama.tp_rank import TPRank
 from swe_infer.llama.weights import load_weights, stored_dtype
 from swe_infer.types import LlamaModel
@@ -64,7 +65,7 @@ def load_part(model: LlamaModel, directory: Path, config: LlamaConfig, shard: TP
     if shard.count > 1 and device.type == "cuda":
         device = torch.device("cuda", shard.rank)
     dtype = choose_dtype(model.dtype, device, config.dtype)
-    parameters, free = shard.parameters(config), free_bytes(device)
+    parameters, free = shard.parameters(config), DeviceMemory(device).free_bytes()
     stored = stored_dtype(directory, allow_pickle=model.allow_pickle)
     adapted = model.peft_path is not None
     weights = choose_weight_dtype(dtype, device, stored, parameters, free, adapted=adapted)
@@ -92,8 +93,6 @@ class TensorParallelGroup:
 
     def __init__(self, model: LlamaModel, directory: Path, config: LlamaConfig) -> None:
         self.shard = TPRank(0, model.tensor_parallel)
-        self.free_bytes = 0
-        """Bytes that every rank has free for its part of the cache, after :meth:`init_process_group`."""
         self._device = model.device
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1", 0, self.shard.count, is_master=True, wait_for_workers=False, timeout=_TIMEOUT
@@ -110,20 +109,15 @@ class TensorParallelGroup:
             theirs.close()
             self._ranks.append((ours, process))
 
-    def init_process_group(self, free_bytes: int) -> None:
-        """Wait until all ranks have loaded, and connect them. ``free_bytes``: available for this rank's cache.
+    def init_process_group(self) -> None:
+        """Wait until all ranks have loaded, and connect them.
 
         Raises:
             CheckpointError, ConfigError: raised by a rank while loading.
             RankDied: a rank did not start.
         """
-        free = [free_bytes]
         for rank in range(1, self.shard.count):
-            answer = self._receive(rank)
-            if isinstance(answer, SweInferError):
-                raise answer
-            free.append(answer)
-        self.free_bytes = min(free)
+            self._receive(rank)
         self.send("init_process_group")
         try:
             _init_process_group(self._store, self.shard, self._device)
@@ -155,11 +149,22 @@ class TensorParallelGroup:
                 )
         return RankDied(f"the {self.shard.count} ranks that hold the model lost each other")
 
+    def receive_min(self, own: int) -> int:
+        """Return the minimum of ``own`` and of the number that each other rank sends.
+
+        Raises:
+            ConfigError, RankDied: from a rank.
+        """
+        return min(own, *(self._receive(rank) for rank in range(1, self.shard.count)))
+
     def _receive(self, rank: int) -> Any:
         try:
-            return self._ranks[rank - 1][0].recv()
+            answer = self._ranks[rank - 1][0].recv()
         except (EOFError, OSError):
             raise self.failure() from None
+        if isinstance(answer, SweInferError):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """Stop all ranks. The model cannot run afterwards."""
@@ -191,7 +196,7 @@ def _serve_rank(
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.count))
     try:
         network = load_part(model, directory, config, shard)
-        pipe.send(available_bytes(network.device))
+        pipe.send("loaded")
         pipe.recv()
         store = distributed.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1", port, shard.count, is_master=False, timeout=_TIMEOUT
@@ -216,7 +221,12 @@ def _serve_rank(
 
 @torch.inference_mode()
 def _worker_loop(pipe: Connection, network: LlamaForCausalLM) -> None:
-    cache = network.new_cache(pipe.recv())
+    message = pipe.recv()
+    if isinstance(message, ModelInput):
+        largest = message
+        pipe.send(cache_bytes(DeviceMemory(network.device), lambda: network.run(largest, network.new_cache(1))))
+        message = pipe.recv()
+    cache = network.new_cache(message)
     while True:
         message = pipe.recv()
         if isinstance(message, ModelInput):

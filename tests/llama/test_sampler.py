@@ -96,6 +96,15 @@ def test_a_row_samples_the_same_in_any_batch(logits: torch.Tensor) -> None:
     assert together[::-1] == Sampler()(logits[:4].flip(0), params[::-1])
 
 
+def test_a_row_samples_the_same_in_any_chunk() -> None:
+    """With more logits than are sampled at once."""
+    logits = 8 * torch.randn(110, 1 << 16, generator=torch.Generator().manual_seed(0))
+    params = [SamplingParams(0.9, (None, 0.9)[row % 2], row, 0) for row in range(len(logits))] * 2
+    together = Sampler()(logits.repeat(2, 1), params)
+    assert together[:110] == together[110:]
+    assert together[:110:9] == [Sampler()(logits[i : i + 1], [params[i]])[0] for i in range(0, 110, 9)]
+
+
 def test_seed_and_index_both_decide() -> None:
     numbers = {uniform(seed, index) for seed in range(100) for index in range(100)}
     assert len(numbers) == 10_000

@@ -1,0 +1,120 @@
+"""How much memory a device has, and how much of it the key-value cache gets.
+
+On a GPU the largest forward pass runs once before the cache is allocated, and the cache gets what is free less the
+memory of that pass and a reserve. On a CPU it gets a share of the free memory; only pages in use are allocated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from swe_infer.errors import ConfigError
+from swe_infer.llama.drafting.gain import MAX_DRAFT
+from swe_infer.llama.kv_cache import SCRATCH
+from swe_infer.llama.model import LlamaForCausalLM, ModelInput
+
+_log = logging.getLogger(__name__)
+
+CPU_SHARE = 0.5
+"""Share of the free memory that the cache may use; other processes and activations need the rest."""
+
+FRAGMENTATION = 1.25
+"""Memory of a pass as a multiple of its tensors: the allocator cannot reuse every gap."""
+
+
+class DeviceMemory:
+    """The memory of one device. A subclass may simulate another device."""
+
+    reserve_bytes = 1 << 30
+    """Stays free on a GPU for CUDA graphs, their logits, copies that attention keeps, and libraries."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.measures_passes = device.type == "cuda"
+
+    def free_bytes(self) -> int:
+        """Free bytes. On a CPU: MemAvailable, or what the control group allows if that is less."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        free = _meminfo_available()
+        limit = _cgroup_left()
+        return free if limit is None else min(free, limit)
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """Run ``work``. Returns the largest total of the tensors that it allocates and frees again."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        work()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
+
+
+def cache_bytes(memory: DeviceMemory, run_largest_pass: Callable[[], object]) -> int:
+    """The bytes that the cache of one rank may have, once the weights are loaded; at most 0 if nothing is left.
+
+    Raises:
+        ConfigError: the pass does not fit.
+    """
+    if not memory.measures_passes:
+        return int(memory.free_bytes() * CPU_SHARE)
+    try:
+        peak = memory.peak_bytes(run_largest_pass)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"runner.max_batch_tokens: {memory.device} has too little memory beside the weights for the largest "
+            "forward pass; lower it, or model.context_window"
+        ) from error
+    free = memory.free_bytes()
+    _log.debug("%s: %.2f GB free, the largest pass needs %.2f GB", memory.device, free / 1e9, peak / 1e9)
+    return free - int(FRAGMENTATION * peak) - memory.reserve_bytes
+
+
+def largest_pass(model: LlamaForCausalLM, context: int, max_batch_tokens: int, max_sequences: int) -> ModelInput:
+    """The input of the pass that needs most memory: as many sequences as possible, each with a context of ``context``
+    tokens, the first with a long chunk of its prompt, and the logits of all rows that drafts may ask for.
+
+    All cache blocks are the scratch block, so that a cache of one block suffices.
+    """
+    counts: list[int] = []
+    for others in reversed(range(max_sequences)):
+        left = max_batch_tokens - sum(counts)
+        if left > 0:
+            counts.append(max(1, min(context, left - others)))
+    total, size = sum(counts), model.backend.block_size
+    return ModelInput(
+        [0] * total,
+        [context - count for count in counts],
+        counts,
+        [[SCRATCH] * -(-context // size)] * len(counts),
+        range(min(total, max_sequences * (1 + MAX_DRAFT))),
+        [context] * total if model.config.rope.depends_on_length else None,
+    )
+
+
+def _meminfo_available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        _log.debug("no /proc/meminfo on this system")
+    return 4 << 30
+
+
+def _cgroup_left() -> int | None:
+    """Bytes left below the limit of this process's control group (version 2, then 1); None without a limit."""
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            text = Path(limit).read_text().strip()
+            if text != "max" and int(text) < 1 << 60:
+                return max(0, int(text) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None
