@@ -155,7 +155,7 @@ class TensorParallelGroup:
         Raises:
             ConfigError, RankDied: from a rank.
         """
-        return min(own, *(self._receive(rank) for rank in range(1, self.shard.count)))
+        return min(own, *(int(self._receive(rank)) for rank in range(1, self.shard.count)))
 
     def _receive(self, rank: int) -> Any:
         try:

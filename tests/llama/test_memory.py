@@ -27,18 +27,19 @@ if TYPE_CHECKING:
     from tests.support.checkpoints import make_checkpoint
 
 MB = 1 << 20
-SMALL = {"hidden_size": 32, "head_dim": 16, "num_hidden_layers": 1}
+SMALL: dict[str, Any] = {"hidden_size": 32, "head_dim": 16, "num_hidden_layers": 1}
 
 
 @contextmanager
 def simulated_device(budget: int) -> Iterator[Any]:
     """A device of ``budget`` bytes, on which all tensors of the block lie. One more raises OutOfMemoryError."""
 
-    class Allocations(TorchDispatchMode):
-        used = peak = 0
+    class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        used: int = 0
+        peak: int = 0
 
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.storages: dict[int, Any] = {}
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,7 +81,8 @@ def simulated_device(budget: int) -> Iterator[Any]:
             self.most_bytes = allocations.peak
             return allocations.peak - allocations.used
 
-    with Allocations() as allocations:
+    allocations = Allocations()
+    with allocations:
         yield Simulated()
 
 
@@ -101,7 +103,7 @@ def fill(engine: Engine) -> None:
     ],
 )
 def test_the_cache_leaves_memory_for_the_largest_pass(
-    tmp_path: Path, checkpoint: Path, shape: dict[str, int], options: tuple[int, int], budget: int
+    tmp_path: Path, checkpoint: Path, shape: dict[str, Any], options: tuple[int, int], budget: int
 ) -> None:
     directory = make_checkpoint(tmp_path, tokenizer=False, **SMALL, **shape)
     asked = [ask(n, random_prompt(30 + 40 * n, n), 3, temperature=n % 2, top_p=0.9, seed=n) for n in range(4)]
