@@ -8,6 +8,7 @@ before its first test is set up. Helper modules and fixtures import as usual, or
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import shutil
 import sys
@@ -49,6 +50,17 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("tests")
     config.stash[HEAVY_IMPORTS] = [f"pytest itself imports {name}" for name in sorted(HEAVY & sys.modules.keys())]
     config.stash[LATE_IMPORTS_MADE] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The thousands of collected tests stay to the end: no garbage collection looks at them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -96,6 +108,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     elif isinstance(item, pytest.Function) and item.module.__name__ not in item.config.stash[LATE_IMPORTS_MADE]:
         make_late_imports(item.module)
         item.config.stash[LATE_IMPORTS_MADE].add(item.module.__name__)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """End the commands of a test that fails. Their open streams would be the next test's unclosed files."""
+    earlier = set(commands.STARTED)
+    try:
+        return (yield)
+    except Exception:
+        for command in set(commands.STARTED) - earlier:
+            command.end()
+        raise
 
 
 def make_late_imports(module: ModuleType) -> None:

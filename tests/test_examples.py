@@ -38,7 +38,7 @@ def example(script: str, *arguments: str, cwd: Path, **environment: str) -> subp
 
 @pytest.mark.slow
 def test_the_sweep_has_a_run_for_each_temperature(tmp_path: Path) -> None:
-    result = example("sweep.sh", "dataset.limit=2", "dataset.run_tests=false", cwd=tmp_path)
+    result = example("sweep.sh", "dataset.limit=2", "dataset.run_tests=false", "tracker=none", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "outputs").glob("*/summary.json")]
     assert [summary["completed"] for summary in summaries] == [4, 4]

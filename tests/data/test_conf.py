@@ -5,30 +5,21 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 
+from swe_infer.conf_files import node_of
 from swe_infer.data.sample import SampleDataset
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "dataset"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def composed(option: str) -> dict[str, Any]:
-    with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", [f"dataset={option}"]).dataset)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
-
-
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_keys_of_each_option_are_the_arguments_of_its_class(option: str) -> None:
-    config = composed(option)
+    config = node_of("dataset", option)
     target = get_class(config.pop("_target_"))
     parameters = inspect.signature(target).parameters
     assert set(config) == set(parameters)
@@ -45,7 +36,7 @@ BENCHMARKS = [option for option in OPTIONS if "benchmark: " in (FOLDER / f"{opti
 
 @pytest.mark.parametrize("option", PROMPTED)
 def test_presets_name_published_datasets_and_their_test_split(option: str) -> None:
-    config = composed(option)
+    config = node_of("dataset", option)
     owner, _, name = config["name"].partition("/")
     assert name.lower().replace("swe-bench", "swebench") == option
     assert config["split"] == "test"
@@ -55,7 +46,7 @@ def test_presets_name_published_datasets_and_their_test_split(option: str) -> No
 
 
 def test_presets_of_benchmarks_are_pinned() -> None:
-    presets = {option: composed(option) for option in BENCHMARKS if option != "benchmark"}
+    presets = {option: node_of("dataset", option) for option in BENCHMARKS if option != "benchmark"}
     assert len(presets) > 10
     assert [
         option

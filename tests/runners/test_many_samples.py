@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import resource
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
@@ -39,6 +37,7 @@ from swe_infer.types import (
 )
 from tests.api.scripted import ScriptedProvider, context, request
 from tests.api.test_runner import Outcomes
+from tests.support import commands
 from tests.support.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -167,22 +166,19 @@ def test_a_run_of_more_samples_than_files_may_be_open_is_written_and_resumed(tmp
     assert [json.loads(line)["model_patch"] for line in lines] == ["a", "b"]
 
 
+PEAK_MEMORY = """
+import atexit, resource, runpy, sys
+atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True))
+runpy.run_module("swe_infer", run_name="__main__", alter_sys=True)
+"""
+
+
 def command(*arguments: str, cwd: Path) -> tuple[str, int, int]:
     """The output of a command, its exit status, and its peak memory in megabytes."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "swe_infer", "tracker=none", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-loopback"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return said, process.returncode, usage.ru_maxrss // 1024
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-loopback"}
+    done = commands.run("-c", PEAK_MEMORY, "tracker=none", *arguments, cwd=cwd, env=environment)
+    said, _, peak = done.stdout.rpartition("peak ")
+    return said, done.returncode, int(peak)
 
 
 def test_a_billion_samples_need_no_more_memory_than_one(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def answer(patch_text: str, status: PatchStatus = "applies") -> tuple[Completion
 
 
 def test_hostile_and_incomplete_records(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    directory, huge = tmp_path / "run", patch({"big.txt": "a line\n" * 300_000})
+    directory, huge = tmp_path / "run", patch({"big.txt": "a line\n" * 30_000})
     with RunStore(directory, "model") as store:
         for name, sample, text in (
             ("gap", 7, patch(TRIPLE[0])),

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -33,7 +34,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-__all__ = ["LOCAL", "PACKAGES", "Command", "run", "start"]
+__all__ = ["LOCAL", "PACKAGES", "STARTED", "Command", "run", "start"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = (
@@ -51,6 +52,7 @@ LOCAL = (*COMMON, "tokenizers", "torch")
 SHARED = "SWE_INFER_TESTS_COMMANDS"
 """Names the folder of the sockets that the workers of a test session share."""
 _MESSAGE = 1 << 20
+STARTED: weakref.WeakSet[Command] = weakref.WeakSet()
 
 
 class Command:
@@ -63,6 +65,7 @@ class Command:
         self.stderr = open(stderr, encoding="utf-8", errors="replace")  # noqa: SIM115
         self.returncode: int | None = None
         self._ended = ended
+        STARTED.add(self)
 
     def poll(self) -> int | None:
         return self._wait(0)
@@ -99,6 +102,12 @@ class Command:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill the process if it runs, and close its streams."""
+        self.kill()
+        for stream in (self.stdout, self.stderr):
+            stream.close()
 
     def _wait(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:

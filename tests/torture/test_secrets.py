@@ -105,7 +105,7 @@ def test_a_run_that_succeeds_leaves_no_secret_and_neither_does_its_comparison(da
     assert list(leaks(tmp_path, output, errors, listed, compared.stdout, compared.stderr)) == []
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.full), "submitit_local"])
 def test_a_launchers_pickles_contain_no_secret(launcher: str, data: Path, tmp_path: Path) -> None:
     plugin = f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher"
     pytest.importorskip(plugin, reason="the extra is not installed")

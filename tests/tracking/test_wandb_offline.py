@@ -212,10 +212,12 @@ def test_concurrent_runs_in_one_process_are_independent(tmp_path: Path, monkeypa
         assert run.summary["completed"] == number + 2
 
 
-def test_odd_names_and_long_tags_are_shortened_and_a_later_step_keeps_them(tmp_path: Path) -> None:
+def test_odd_names_are_shortened_and_a_spent_budget_and_many_failures_raise_alerts(tmp_path: Path) -> None:
     tags = ("k=" + "ü" * 100, "k=" + "ü" * 101, "k=\udcff a\nb")
-    run = info(tmp_path, name="n\x1b[31m" * 200, group="a\n" + "g" * 200, job_type="run", tags=tags)
-    play(tmp_path, WandbTracker(), run, range(1))
+    config = {**CONFIG, "budget": {"max_usd": "0.16"}}
+    names = {"name": "n\x1b[31m" * 200, "group": "a\n" + "g" * 200, "job_type": "run"}
+    run, failing = info(tmp_path, **names, tags=tags, config=config), tuple(range(0, 20, 2))
+    play(tmp_path, WandbTracker(log_interval_s=0.2), run, range(25), instances=25, failing=failing)
     (offline,) = read_offline_runs(tmp_path)
     assert [len(tag) for tag in offline.run["tags"]] == [64, 64, 6]
     assert len(set(offline.run["tags"])) == 3
@@ -223,14 +225,7 @@ def test_odd_names_and_long_tags_are_shortened_and_a_later_step_keeps_them(tmp_p
     found = WandbTracker.of_run(tmp_path)
     assert found is not None
     assert (found[1].group, list(found[1].tags)) == (offline.run["run_group"], offline.run["tags"])
-
-
-def test_alerts_for_a_nearly_used_budget_and_many_failures(tmp_path: Path) -> None:
-    config = {**CONFIG, "budget": {"max_usd": "0.16"}}
-    tracker = WandbTracker(log_interval_s=0.2)
-    play(tmp_path, tracker, info(tmp_path, config=config), range(25), instances=25, failing=tuple(range(0, 20, 2)))
-    (run,) = read_offline_runs(tmp_path)
-    assert sorted(alert["title"] for alert in run.alerts) == ["Budget nearly used", "Many failures"]
+    assert sorted(alert["title"] for alert in offline.alerts) == ["Budget nearly used", "Many failures"]
 
 
 KILLED = """

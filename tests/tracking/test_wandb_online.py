@@ -138,7 +138,7 @@ def test_a_server_that_is_down_costs_one_warning_and_a_later_sync_is_whole(
     assert len(server.used_artifacts) == 2
 
 
-@pytest.mark.parametrize("fault", ["hang", "error"])
+@pytest.mark.parametrize("fault", ["hang", pytest.param("error", marks=pytest.mark.full)])
 def test_a_server_that_does_not_answer_leads_to_an_offline_run(
     fault: str, server: FakeWandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
