@@ -6,9 +6,11 @@ import functools
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from swe_infer.conf_files import conf_dir, file_of, node_of, overridden_by
+from swe_infer.conf_files import conf_dir, file_of, groups, node_of, overridden_by
 
 __all__ = ["CONF", "OPTIONS", "composed", "composed_by_hydra", "option_composed"]
 
@@ -47,7 +49,16 @@ PARTNERS = {
 
 @functools.cache
 def composed(*overrides: str) -> DictConfig:
-    """A composed configuration, cached because composing takes 0.1 s. Tests must not change it."""
+    """A composed configuration, cached because composing takes 0.1 s. Tests must not change it.
+
+    The configuration of the chosen options is cached for all values. Hydra sets values last, by the same function.
+    """
+    choices = [each for each in overrides if each.lstrip("+~").partition("=")[0].partition("@")[0] in groups()]
+    if len(choices) < len(overrides):
+        cfg = composed(*choices).copy()
+        values = OverridesParser.create().parse_overrides([each for each in overrides if each not in choices])
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        return cfg
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides))
 
