@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from swe_infer.cli.arguments import hydra_arguments, sweep_directory
 from swe_infer.cli.quoting import quote, quote_values, text_value
 from swe_infer.errors import ConfigError
+from tests.support import commands
 from tests.support.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -161,26 +160,11 @@ def test_a_run_from_an_odd_path_with_stop_strings(tmp_path: Path) -> None:
     data = tmp_path / "daten (1)=ä, it's #1.jsonl"
     data.write_text(json.dumps({"instance_id": "a__b-1", "text": "Fix it."}) + "\n")
     with ApiServer() as server:
-        result = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "swe_infer",
-                "model=gpt-4o",
-                f"provider.base_url={server.openai_url}",
-                "tracker=none",
-                "dataset=jsonl",
-                f"dataset.path={data}",
-                f"output_dir={tmp_path}/out (1)",
-                r'decoding.stop=["\n\n"]',
-            ],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        result = commands.run(
+            "swe_infer", "model=gpt-4o", f"provider.base_url={server.openai_url}", "tracker=none", "dataset=jsonl",
+            f"dataset.path={data}", f"output_dir={tmp_path}/out (1)", r'decoding.stop=["\n\n"]',
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test"},
+        )  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert [exchange.body["stop"] for exchange in server.log.exchanges] == [["\n\n"]]
     assert result.stdout.splitlines()[-1] == f"{tmp_path}/out (1)"
