@@ -146,8 +146,11 @@ def write_whole(descriptor: int, data: bytes) -> WriteFailure | None:
     return None
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, *, modified_ns: int | None = None) -> None:
     """Replace a file atomically and durably: after a kill or power failure, it has the old or the new content.
+
+    Args:
+        modified_ns: its modification time, if not now.
 
     Raises:
         StoreError: it cannot be written; the old file is unchanged.
@@ -158,6 +161,8 @@ def write_atomically(path: Path, text: str) -> None:
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
+                if modified_ns is not None:
+                    os.utime(file.fileno(), ns=(modified_ns, modified_ns))
                 os.fsync(file.fileno())
             os.replace(new, path)
         except BaseException:
@@ -255,7 +260,7 @@ class Syncer:
         self._lines: list[bytes] = []
         self._error: OSError | None = None
         self._lock = threading.Lock()
-        self._files: dict[Path, str] = {}
+        self._files: dict[Path, tuple[str, int]] = {}
         self._files_lock = threading.Lock()
         self._dirty = threading.Event()
         self._closed = threading.Event()
@@ -286,8 +291,11 @@ class Syncer:
             return self._error
 
     def replace_later(self, path: Path, text: str) -> None:
-        """:func:`write_atomically` in the thread; a failure is logged."""
-        self._files[path] = text
+        """:func:`write_atomically` in the thread; a failure is logged.
+
+        The file gets the modification time that the synced file has now. What is appended meanwhile is newer.
+        """
+        self._files[path] = (text, os.fstat(self._descriptor).st_mtime_ns)
         self._dirty.set()
 
     def replace(self, path: Path, text: str) -> None:
@@ -320,8 +328,8 @@ class Syncer:
     def _replace_files(self) -> None:
         with self._files_lock:
             while self._files:
-                path, text = self._files.popitem()
+                path, (text, modified_ns) = self._files.popitem()
                 try:
-                    write_atomically(path, text)
+                    write_atomically(path, text, modified_ns=modified_ns)
                 except StoreError as error:
                     log.warning("%s", error)

@@ -6,7 +6,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+_HIDDEN = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Within the block, :func:`progress` shows nothing in this context."""
+    token = _HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
 
 
 @contextmanager
@@ -20,7 +33,7 @@ def progress(what: str, total: int, *, fewest: int = 2) -> Iterator[Callable[[],
     Yields:
         A thread-safe function to call after each of ``total`` steps.
     """
-    if total < fewest or not is_terminal(sys.stderr):
+    if total < fewest or _HIDDEN.get() or not is_terminal(sys.stderr):
         yield lambda: None
         return
     from rich.console import Console

@@ -48,6 +48,8 @@ HOMES = {
     "tiktoken": {"api"},
     "jinja2": {"prompts"},
     "pandas": {"python_api"},
+    "starlette": {"view"},
+    "uvicorn": {"view"},
 }
 """The packages of ours that may import a third-party package."""
 

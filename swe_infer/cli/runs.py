@@ -19,7 +19,15 @@ from swe_infer.resources import expanded
 from swe_infer.run_directory import layout
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS, sweep_entries
 from swe_infer.runs.filters import Filter, check_keys, sorted_by
-from swe_infer.runs.listing import ListedRun, explained_keys, memberships, read_run, read_runs, search
+from swe_infer.runs.listing import (
+    ListedRun,
+    distinguishing_keys,
+    memberships,
+    read_run,
+    read_runs,
+    search,
+    values_of,
+)  # fmt: skip
 from swe_infer.text import clean, dollars, shown
 
 _COMMANDS = ("list", "show", "rm", "sync", "move")
@@ -159,8 +167,6 @@ def _as_json(run: ListedRun, differing: Sequence[str]) -> dict[str, Any]:
     }
 
 
-_SHOWN_ELSEWHERE = ("model.name", "model.path", "model.peft_path", "dataset.name", "dataset.path", "prompt.style")
-"""Keys that a column shows."""
 _OFTEN_SHARED = ("model", "dataset", "prompt", "sweep")
 """Columns that a narrow terminal shows once, below the table, if all runs have the same value."""
 
@@ -169,8 +175,7 @@ def _print_table(runs: Sequence[ListedRun], differing: Sequence[str]) -> None:
     if not runs:
         print("no runs", file=sys.stderr)
         return
-    explained = explained_keys(runs, differing)
-    keys = [key for key in differing if key not in _SHOWN_ELSEWHERE and key not in explained]
+    keys = distinguishing_keys(runs, differing)
     head = ["name", "state", "done", "rate", "cost", "age", "model", "dataset", "prompt", "sweep", "differs"]
     rows = [_row(run, keys) for run in runs]
     used = [index for index in range(len(head)) if any(row[index] not in ("", "-") for row in rows)]
@@ -198,12 +203,6 @@ def _lines(table: Sequence[Sequence[str]], columns: Sequence[int]) -> list[str]:
 
 def _row(run: ListedRun, keys: Sequence[str]) -> list[str]:
     columns = run.columns
-    names = [key.rpartition(".")[2] for key in keys]
-    differs = run.error or " ".join(
-        f"{name if names.count(name) == 1 else key}={shown(run.config[key])}"
-        for name, key in zip(names, keys, strict=True)
-        if run.config.get(key) is not None
-    )
     return [
         shown(run.name),
         run.state,
@@ -212,7 +211,7 @@ def _row(run: ListedRun, keys: Sequence[str]) -> list[str]:
         dollars(columns["cost"]) if "cost_usd" in run.summary else "-",
         _age(columns["age"]) if run.modified else "-",
         *(shown(columns[key]) for key in ("model", "dataset", "prompt", "sweep")),
-        differs,
+        run.error or values_of(run, keys),
     ]
 
 

@@ -32,7 +32,7 @@ def differing_keys(runs: Sequence[Configured]) -> list[str]:
     return plain or differing
 
 
-def deciding_keys(runs: Sequence[LoadedRun]) -> list[str]:
+def deciding_keys(runs: Sequence[Configured]) -> list[str]:
     """The differing keys that decide answers or which of them is submitted, in the order in which labels use them.
 
     A key without a value equals one with an empty value.

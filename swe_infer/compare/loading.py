@@ -186,6 +186,8 @@ def load_run(directory: Path, name: str | None = None) -> LoadedRun:
     damage, recorded = Damage(), Totals(asked, coverage.turns)
     # Before the records: a run in progress must not have fewer records than its summary counts.
     config, summary = run.config(), run.summary()
+    if asked is not None and "instances" not in summary:  # a run was killed before its first summary
+        summary = {**summary, "instances": len(asked)}
     auxiliary_usage, auxiliary_usd = Usage(), dict[str, Decimal | None]()
     for record in run.records(damage, auxiliary=True):
         recorded.add_record(record)

@@ -695,6 +695,11 @@ class Totals:
         skips = (reason for key in self._latest if (reason := self.skip_reason(key)) and self.counts(key[0]))
         return Counter(" ".join(clean(str(reason)).split())[:_LONGEST_REASON] for reason in skips)
 
+    def failure_reasons(self) -> Counter[str]:
+        """How many of the counted (instance, sample) failed with each class of error."""
+        failed = (latest for key, latest in self._latest.items() if latest[0] == "failed" and self.counts(key[0]))
+        return Counter(" ".join(clean(str(error)).split())[:_LONGEST_REASON] for _, _, error, _ in failed)
+
     def has_skip(self, reason: str) -> bool:
         """Whether some (instance, sample) is skipped for ``reason``."""
         return any(latest[0] == "skipped" and latest[2] == reason for latest in self._latest.values())

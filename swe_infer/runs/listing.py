@@ -220,6 +220,26 @@ def _arguments(provenance: Provenance) -> frozenset[str]:
     return frozenset([*words, *(tag for sweep in provenance.sweeps for tag in sweep.tags)])
 
 
+_IN_COLUMNS = ("model.name", "model.path", "model.peft_path", "dataset.name", "dataset.path", "prompt.style")
+"""Keys that a column shows."""
+
+
+def distinguishing_keys(runs: Sequence[ListedRun], differing: Sequence[str]) -> list[str]:
+    """The differing keys that no column shows and that do not follow from others."""
+    explained = explained_keys(runs, differing)
+    return [key for key in differing if key not in _IN_COLUMNS and key not in explained]
+
+
+def values_of(run: ListedRun, keys: Sequence[str]) -> str:
+    """The values of some keys in one line, such as ``temperature=0.2 top_p=1.0``."""
+    names = [key.rpartition(".")[2] for key in keys]
+    return " ".join(
+        f"{name if names.count(name) == 1 else key}={shown(run.config[key])}"
+        for name, key in zip(names, keys, strict=True)
+        if run.config.get(key) is not None
+    )
+
+
 def explained_keys(runs: Sequence[ListedRun], keys: Iterable[str]) -> set[str]:
     """The keys that no command set and whose values follow from the model, or from the model and its provider: those
     of the options that the models choose."""

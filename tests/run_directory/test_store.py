@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from swe_infer.errors import StoreError
+from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.store import RunStore, record_of
 from swe_infer.types import Completion, Failure, PatchResult, Skip, Usage
@@ -124,6 +126,17 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     with RunStore(tmp_path, "model"), pytest.raises(StoreError, match="in use by process"):
         RunStore(tmp_path, "model")
     RunStore(tmp_path, "model").close()
+
+
+def test_a_summary_counts_as_older_than_a_record_that_was_appended_before_it_was_written(tmp_path: Path) -> None:
+    answer = Completion("an answer", "stop", Usage(10, output_tokens=5), Decimal("0.5"), 1.0)
+    with RunStore(tmp_path, "model") as store:
+        store.append(record_of(("a", 0), answer, PatchResult("", "none")))
+        store.write_summary(store.totals.summary(instances=3, samples=1), soon=True)
+        time.sleep(0.05)  # more than the resolution of modification times
+        store.append(record_of(("b", 0), answer, PatchResult("", "none")))
+    assert RunDirectory(tmp_path).summary()["completed"] == 1
+    assert RunDirectory(tmp_path).latest_summary()["completed"] == 2
 
 
 def test_lone_surrogates_and_control_characters_survive(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""``swe-infer-view [FOLDER]``: the runs of a folder in a browser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.resources import expanded
+from swe_infer.text import clean, shown
+
+TOKEN = "SWE_INFER_VIEW_TOKEN"
+_SHORTEST_TOKEN = 16
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit status: 2 after an error, in one line. Ends by KeyboardInterrupt."""
+    options = _parser().parse_args(arguments)
+    try:
+        _serve(options)
+    except SweInferError as error:
+        print(f"error: {clean(str(error))}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="swe-infer-view",
+        description="Serves the runs and sweeps of a folder to a browser, read-only, and follows runs in progress.",
+    )
+    parser.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help="default: outputs")
+    parser.add_argument("--port", type=_port, default=0, help="default: a free one")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default 127.0.0.1). Beyond loopback a token is required: that of "
+        f"{TOKEN}, or one that is generated and printed",
+    )
+    parser.add_argument("--open", action="store_true", help="open a browser")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 0 to 65535")
+    return int(text)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    folder = expanded(options.folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: directory not found; name a folder of runs")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot be read")
+    given = os.environ.get(TOKEN) or None
+    if given is not None and (len(given) < _SHORTEST_TOKEN or not given.isprintable() or " " in given):
+        raise ConfigError(f"{TOKEN}: must have at least {_SHORTEST_TOKEN} printable characters without spaces")
+
+    from swe_infer.view.folder import WatchedFolder
+    from swe_infer.view.security import is_loopback
+    from swe_infer.view.server import application, listening, serve
+
+    host = options.host.strip("[]")
+    listener = listening(host, options.port)
+    bound, port = listener.getsockname()[:2]
+    token = given if given is not None or is_loopback(bound) else secrets.token_urlsafe(24)
+    address = f"http://{_in_url(host)}:{port}/"
+    watched = WatchedFolder(folder)
+    watched.start()
+    app = application(watched, host=host, port=port, token=token)
+    # A token of the environment is known to its user, and is not shown.
+    shown_address = address if token is None or given is not None else f"{address}?token={token}"
+    print(shown_address, flush=True)
+    note = f"; the token is that of {TOKEN}" if given is not None else ""
+    print(f"serving {shown(str(folder))}, read-only{note}; Ctrl-C ends", file=sys.stderr, flush=True)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(address if token is None else f"{address}?token={quote(token)}")
+    try:
+        serve(app, listener)
+    finally:
+        watched.close()
+
+
+def _in_url(host: str) -> str:
+    """The host in a URL. An address for all interfaces is none that a browser can open, but its own machine's is."""
+    if host in ("0.0.0.0", "::", ""):
+        import socket
+
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
