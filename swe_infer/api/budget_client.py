@@ -1,6 +1,6 @@
 """Budgets and rate limits that a server keeps, for machines without a file system in common.
 
-The server is ``swe-infer-budget`` (:mod:`swe_infer.api.budget_server`). An address such as
+The server is ``swe-infer-budget`` (:mod:`swe_infer.budget.server`). An address such as
 ``http://budgets:8787/NAME`` names one ledger, or one rate limiter, of the server.
 
 A reply may be lost although the server did what it was asked. A reservation whose reply is lost is released with the

@@ -62,9 +62,9 @@ def _serve(options: argparse.Namespace) -> None:
     if given is not None and (len(given) < _SHORTEST_TOKEN or not given.isprintable() or " " in given):
         raise ConfigError(f"{TOKEN}: must have at least {_SHORTEST_TOKEN} printable characters without spaces")
 
+    from swe_infer.serving import is_loopback, listening, serve
     from swe_infer.view.folder import WatchedFolder
-    from swe_infer.view.security import is_loopback
-    from swe_infer.view.server import application, listening, serve
+    from swe_infer.view.server import application
 
     host = options.host.strip("[]")
     listener = listening(host, options.port)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import socket
 from collections.abc import Collection
@@ -20,6 +19,8 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from swe_infer.serving import ip_address, is_loopback
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -85,7 +86,7 @@ class Guard:
         if match is None:
             return False
         name = match[1].strip("[]").lower().rstrip(".")
-        return name in self._names or (self._any_address and _address(name) is not None)
+        return name in self._names or (self._any_address and ip_address(name) is not None)
 
     def _without_token(self, scope: Scope, headers: Headers, token: bytes) -> Response | None:
         """The response to a request without the cookie: a redirect that sets it, or a refusal."""
@@ -145,16 +146,3 @@ def _names_of(host: str) -> Collection[str]:
     if not is_loopback(host):
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     return names
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address or name."""
-    address = _address(host)
-    return host.lower() == "localhost" if address is None else address.is_loopback
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

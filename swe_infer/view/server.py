@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import html
 import json
 import re
-import socket
 import tempfile
-import threading
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -23,14 +19,11 @@ from starlette.routing import Route
 
 from swe_infer.compare.export import as_json
 from swe_infer.compare.report import write_report
-from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.errors import SweInferError
 from swe_infer.text import clean
 from swe_infer.view.comparisons import Comparisons, Made, UnknownRun
 from swe_infer.view.folder import WatchedFolder
 from swe_infer.view.security import POLICY, Guard
-
-_MOST_CONNECTIONS = 200
-_ENDING_S = 1
 
 
 def application(folder: WatchedFolder, *, host: str, port: int, token: str | None) -> Guard:
@@ -119,70 +112,3 @@ def _with_policy(page: str) -> Response:
     found = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
     policy = POLICY if found is None else f"{html.unescape(found[1])}; frame-ancestors 'none'"
     return HTMLResponse(page, headers={"Content-Security-Policy": policy})
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address.
-
-    Args:
-        port: 0: any free one.
-
-    Raises:
-        ConfigError: the port is taken, or the address is not of this machine.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        opened = socket.socket(family, kind)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--host {clean(host)}: no such address ({_reason(error)})") from None
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-        opened.listen(_MOST_CONNECTIONS)
-    except OSError as error:
-        opened.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"--port {port}: another process uses it; choose another, or 0 for a free one"
-            ) from None
-        raise ConfigError(f"--host {clean(host)} --port {port}: cannot be opened ({_reason(error)})") from None
-    return opened
-
-
-def _reason(error: OSError | UnicodeError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
-
-
-def serve(app: Guard, listener: socket.socket) -> None:
-    """Serves until KeyboardInterrupt.
-
-    Args:
-        listener: of :func:`listening`; closed at the end.
-    """
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,  # URLs may contain the token
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=_MOST_CONNECTIONS,
-        timeout_graceful_shutdown=_ENDING_S,
-    )
-    server = uvicorn.Server(config)
-    # In a thread of its own, uvicorn installs no signal handlers.
-    thread = threading.Thread(target=server.run, args=([listener],), name="view-server", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(1.0)
-    finally:
-        server.should_exit = True
-        thread.join(2 * _ENDING_S)
-        listener.close()

@@ -17,20 +17,19 @@ import time
 from abc import ABC, abstractmethod
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from swe_infer.api.budget_client import NAME
 from swe_infer.api.coordination import RemoteOwner
 from swe_infer.api.ledger import Ledger, LedgerEntry, to_pico
 from swe_infer.api.rate_limits import SharedRateLimiter
 from swe_infer.errors import StoreError
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
 
 _MAX_BODY = 1 << 24
 _IDLE_S = 600.0
@@ -171,21 +170,9 @@ class BudgetServer:
         """Ledgers whose clients may have been unable to show that they are alive, because the server did not run."""
 
     def app(self) -> Starlette:
-        from starlette.applications import Starlette
-        from starlette.routing import Route
-
         return Starlette(routes=[Route("/{kind}/{name}/{method}", self._answer, methods=["POST"])])
 
-    def close(self) -> None:
-        """Closes the files. What clients have reserved stays reserved."""
-        for ledger, _ in self._ledgers.values():
-            ledger.detach()
-        for limiter in self._limiters.values():
-            limiter.close()
-
     async def _answer(self, request: Request) -> JSONResponse:
-        from starlette.responses import JSONResponse
-
         sent = request.headers.get("authorization", "").encode()
         if self._token is not None and not hmac.compare_digest(sent, f"Bearer {self._token}".encode()):
             return JSONResponse({"error": "the token is not accepted"}, 401)

@@ -1,0 +1,104 @@
+"""HTTP servers of this package: the address they listen on, and how they end."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from swe_infer.errors import ConfigError
+from swe_infer.text import clean
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+_BACKLOG = 200
+_ENDING_S = 1
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens on an address.
+
+    Args:
+        port: 0: any free one.
+
+    Raises:
+        ConfigError: the port is taken, or the address is not of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        opened = socket.socket(family, kind)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--host {clean(host)}: no such address ({_reason(error)})") from None
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(_BACKLOG)
+        # Connections inherit it. Without it, the second part of a reply waits 40 ms for the client's delayed ACK.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        opened.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"--port {port}: another process uses it; choose another, or 0 for a free one"
+            ) from None
+        raise ConfigError(f"--host {clean(host)} --port {port}: cannot be opened ({_reason(error)})") from None
+    return opened
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+def serve(app: ASGIApp, listener: socket.socket, connections: int = 200) -> None:
+    """Serves until KeyboardInterrupt.
+
+    Args:
+        listener: of :func:`listening`; closed at the end.
+        connections: further ones get status 503.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,  # URLs may contain the token
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=connections,
+        timeout_graceful_shutdown=_ENDING_S,
+    )
+    server = uvicorn.Server(config)
+    # In a thread of its own, uvicorn installs no signal handlers.
+    thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(1.0)
+    finally:
+        server.should_exit = True
+        thread.join(2 * _ENDING_S)
+        listener.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address or name."""
+    address = ip_address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that ``host`` states; None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
