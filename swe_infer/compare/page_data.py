@@ -6,6 +6,7 @@ script only places them.
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from swe_infer.text import clean, dollars, duration, percent, shown
 from swe_infer.tracking.download import PREFIX
 from swe_infer.tracking.state import read_state
 
+_WANDB_API = "https://api.wandb.ai"
 _LONGEST_FILE = 400_000
 """Characters of a file of a repository that the page shows."""
 
@@ -167,7 +169,10 @@ def _wandb_url(run: LoadedRun) -> str | None:
     if len(parts) != 3 or not all(isinstance(part, str) and part for part in parts):
         return None
     entity, project, run_id = (quote(part, safe="") for part in parts)
-    return f"https://wandb.ai/{entity}/{project}/runs/{run_id}"
+    server = os.environ.get("WANDB_BASE_URL", "").rstrip("/")
+    if not server.startswith(("https://", "http://")) or server == _WANDB_API:
+        server = "https://wandb.ai"
+    return f"{server}/{entity}/{project}/runs/{run_id}"
 
 
 # ---- the index of instances

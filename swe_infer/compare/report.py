@@ -190,7 +190,10 @@ def _write_packed_text(file: IO[str], name: str, text: str) -> None:
 
 def page_json(value: object) -> str:
     """ASCII JSON in which no string can close the enclosing element."""
-    return json.dumps(_without_lone_surrogates(value), separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(value, separators=(",", ":"))
+    if "\\ud" in text:
+        text = json.dumps(_without_lone_surrogates(value), separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 
 def _without_lone_surrogates(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from swe_infer.compare.analysis import Comparison, Figures, differ
@@ -38,9 +39,14 @@ def summary_of(comparison: Comparison) -> list[str]:
 
 
 def _ranked(comparison: Comparison) -> list[int]:
-    """The indices of the runs, those with the highest rate first."""
-    rates = [one.rate(comparison.metric).value or 0.0 for one in comparison.runs]
-    return sorted(range(len(rates)), key=lambda index: -rates[index])
+    """The indices of the runs, those with the highest rate first; of equal ones, the cheapest."""
+
+    def rank(index: int) -> tuple[float, float]:
+        one = comparison.runs[index]
+        cost = float(one.cost_usd) / one.recorded if one.cost_usd is not None and one.recorded else math.inf
+        return -(one.rate(comparison.metric).value or 0.0), cost
+
+    return sorted(range(len(comparison.runs)), key=rank)
 
 
 def _best(comparison: Comparison) -> int:
@@ -187,7 +193,11 @@ def _overlap(comparison: Comparison) -> str:
 
 
 def _unfinished(runs: Sequence[Figures]) -> list[str]:
-    found = [f"{one.letter} ({one.remaining:,} samples remain)" for one in runs if one.remaining]
+    found = [
+        f"{one.letter} ({one.remaining:,} sample{'s remain' if one.remaining > 1 else ' remains'})"
+        for one in runs
+        if one.remaining
+    ]
     return [f"Not finished: {_listed(found)}."] if found else []
 
 

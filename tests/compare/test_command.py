@@ -210,3 +210,15 @@ def test_neither_torch_nor_hydra_nor_an_sdk_is_imported(runs: list[Path], tmp_pa
     )
     done = compare(*runs, "--html", tmp_path / "r.html", code=code)
     assert done.returncode == 0, done.stderr
+
+
+def test_full_names_instances_of_the_page(runs: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
+    done = compare(*runs, "--html", page, "--full", "no-such-id,")
+    assert (done.returncode, done.stderr) == (2, "error: --full no-such-id: no run has this instance\n")
+    assert not page.exists()
+    sizes = []
+    for full in ("0", "1"):
+        assert compare(*runs, "--html", page, "--full", full).returncode == 0
+        sizes.append(page.read_text().count('id="full-'))
+    assert sizes == [0, 1]

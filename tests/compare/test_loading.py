@@ -28,6 +28,17 @@ def test_the_last_record_wins_and_every_attempt_counts(tmp_path: Path) -> None:
     assert read_texts(run)["c", 0].notes == ("ContextOverflow: the prompt is too long",)
 
 
+def test_the_texts_of_one_instance_are_those_of_the_whole_run(tmp_path: Path) -> None:
+    names = ["a-1", "a-11", "é", 'b"<', "1"]
+    run = load_run(write_run(tmp_path / "r", [answer(name, text=f"{name} and a-1") for name in names]))
+    every = read_texts(run)
+    for name in names:
+        assert read_texts(run, name) == {(name, 0): every[name, 0]}
+    without = read_texts(run, answers=lambda name: name == "1")
+    assert {key: texts.answer for key, texts in without.items() if texts.answer} == {("1", 0): "1 and a-1"}
+    assert [texts.patch for texts in without.values()] == [texts.patch for texts in every.values()]
+
+
 def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "r", [failure("a", cost="0.25"), answer("a", cost=None)]))
     assert run.results["a", 0].cost_usd is None

@@ -231,10 +231,13 @@ def test_output_of_models_is_shown_as_text(browser: Browser, tmp_path: Path, dat
     assert shown.count('</script><script>document.title="taken"') >= 5  # 2 patches, 2 answers, the prompt
     assert browser.evaluate("document.querySelectorAll('img').length") == 0
     assert browser.evaluate("document.title") == "Comparison of 2 runs"
-    opened(browser, tmp_path, *runs)
+    path = opened(browser, tmp_path, *runs)
     browser.evaluate("document.querySelector('#instances-table a').click()")
     browser.wait(IS_OPEN)
     assert HOSTILE.split("\u2028")[0] in text(browser, "#view-title").replace("\u200b", "")
+    browser.open(f"{path.as_uri()}#i-1")
+    browser.wait(IS_OPEN)
+    browser.evaluate("for (const one of document.querySelectorAll('#view details')) one.open = true")
     assert violations(browser) == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
     assert browser.problems == []
@@ -245,9 +248,15 @@ def test_integer_ids_open_their_own_instance(browser: Browser, tmp_path: Path) -
     run = write_run(tmp_path / "x", [answer(name, text=f"answer of {name}") for name in names])
     path = opened(browser, tmp_path, run)
     for name in names:
-        browser.open(f"{path.as_uri()}#{name}")
+        browser.open(f"{path.as_uri()}#{'instance=' if name == 'instances' else ''}{name}")
         browser.wait(IS_OPEN)
         assert f"answer of {name}" in str(browser.evaluate("document.getElementById('view').textContent"))
+    browser.open(f"{path.as_uri()}#instances")  # the section of this name
+    browser.wait(DRAWN)
+    assert not browser.evaluate("document.getElementById('view').open")
+    browser.evaluate("[...document.querySelectorAll('#instances-table a')].at(-1).click()")
+    browser.wait(IS_OPEN)
+    assert text(browser, "#view-title") == "instances"
 
 
 def test_one_run_and_fifty_and_different_datasets_and_an_interrupted_run(browser: Browser, tmp_path: Path) -> None:
@@ -315,7 +324,7 @@ def test_a_served_page_follows_its_runs(browser: Browser, tmp_path: Path) -> Non
         browser.evaluate("document.dispatchEvent(new Event('swe-infer:refresh'))")
         browser.wait("document.querySelectorAll('#instances-table tbody tr').length === 1")
         assert browser.evaluate("[document.activeElement.id, document.activeElement.value]") == ["search", "2"]
-        assert "1 samples remain" in text(browser, "#sentences").replace("sample ", "samples ")
+        assert "Not finished: A (1 sample remains)." in text(browser, "#sentences")
         assert any("run=a&id=i-1" in request for request in browser.requests)
         server.shutdown()
         server.server_close()

@@ -22,6 +22,7 @@ from swe_infer.compare.page_data import page_data
 from swe_infer.compare.report import page_json, write_report
 from swe_infer.compare.table import tables_of
 from swe_infer.errors import ConfigError
+from swe_infer.tracking.state import write_state
 from tests.compare.runs import HOSTILE, answer, hostile_run, skip, write_run
 from tests.support.base_commit import GOLD, BaseCommit
 
@@ -173,6 +174,26 @@ def test_the_page_has_the_figures_and_tables_of_the_command(tmp_path: Path) -> N
         row[2] for row in data["figures"]["tables"]["outcomes"]["rows"]
     ]
     assert [row["name"] for row in data["figures"]["repositories"]["rows"]] == ["o/r0", "o/r1"]
+
+
+def test_a_run_on_wandb_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "a", [answer("i-1")])
+    state = {"run_id": "x/1", "options": {"entity": "team", "project": "a project", "mode": "online"}}
+    (run / "wandb").mkdir()
+    write_state(run, state, None)
+    other = write_run(tmp_path / "b", [answer("i-1")])
+    comparison = compare(load_runs([str(run), str(other)]), resamples=1000)
+
+    def links() -> list[str | None]:
+        return [one["address"] for one in page_data(comparison)["figures"]["points"]]
+
+    assert links() == ["https://wandb.ai/team/a%20project/runs/x%2F1", None]
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example/")
+    assert links()[0] == "https://wandb.example/team/a%20project/runs/x%2F1"
+    monkeypatch.setenv("WANDB_BASE_URL", "javascript:alert(1)")
+    assert links()[0] == "https://wandb.ai/team/a%20project/runs/x%2F1"
+    write_state(run, {**state, "options": {**state["options"], "mode": "offline"}}, None)
+    assert links() == [None, None]
 
 
 def test_prompts_can_be_left_out_and_their_absence_is_explained(tmp_path: Path, dataset: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ export function drawRates(figures, metric, name) {
     const label = (row) => `${texts.get(row).letter}  ${shortened(texts.get(row).label, most)}`;
     const longest = Math.max(...rows.map((row) => label(row.row).length));
     return Plot.plot({
-      ...base(width, Math.max(120, 58 + 26 * rows.length)),
+      ...base(width, Math.max(120, 58 + (rows.length > 20 ? 18 : 26) * rows.length)),
       marginLeft: Math.min(width * 0.42, 18 + 6.6 * longest),
       marginRight: 24,
       x: rateAxis(rows),
@@ -119,7 +119,7 @@ export function drawCosts(figures, axis, metric, name, logarithmic) {
       marginRight: 24,
       marginBottom: 48,
       x: {
-        label: COSTS[axis], labelArrow: 'none', labelAnchor: 'center', ...(logarithmic ? { type: 'log' } : { domain: costDomain(rows.map((row) => row.x)) }), ticks: Math.max(3, width / 110), nice: true,
+        label: COSTS[axis], labelArrow: 'none', labelAnchor: 'center', labelOffset: 40, ...(logarithmic ? { type: 'log' } : { domain: costDomain(rows.map((row) => row.x)) }), ticks: Math.max(3, width / 110), nice: true,
         tickFormat: axis === 'cost' ? (value) => `$${Number(value.toPrecision(3))}` : axis === 'time' ? (value) => `${Number(value.toPrecision(3))} s` : (value) => value.toLocaleString('en'),
       },
       y: rateAxis(rows),
@@ -180,7 +180,7 @@ export function drawSweep(figures, axisKey, lineKey, metric, name, logarithmic) 
     marginLeft: 52,
     marginRight: 24,
     marginBottom: 48,
-    x: { label: axisKey, labelArrow: 'none', labelAnchor: 'center', type: logarithmic ? 'log' : 'linear', nice: true, ticks: Math.max(3, width / 110), tickFormat: (value) => value.toLocaleString('en', { maximumSignificantDigits: 4 }) },
+    x: { label: axisKey, labelArrow: 'none', labelAnchor: 'center', labelOffset: 40, type: logarithmic ? 'log' : 'linear', nice: true, ticks: Math.max(3, width / 110), tickFormat: (value) => value.toLocaleString('en', { maximumSignificantDigits: 4 }) },
     y: rateAxis(rows),
     marks: [
       Plot.ruleX(rows.filter((row) => row.low !== null), { x: 'x', y1: 'low', y2: 'high', stroke: 'lineColour', strokeOpacity: 0.4, strokeWidth: 1.5 }),
@@ -205,7 +205,7 @@ export function drawPassAt(figures) {
     marginLeft: 52,
     marginRight: 24,
     marginBottom: 48,
-    x: { label: 'k', labelArrow: 'none', labelAnchor: 'center', type: ks.length > 5 ? 'log' : 'linear', ticks: ks, tickFormat: String },
+    x: { label: 'k', labelArrow: 'none', labelAnchor: 'center', labelOffset: 40, type: ks.length > 5 ? 'log' : 'linear', ticks: ks, tickFormat: String },
     y: rateAxis(rows),
     marks: [
       ...(drawn.length <= MOST_AREAS ? [Plot.areaY(rows, { x: 'k', y1: 'low', y2: 'high', z: 'index', fill: 'colour', fillOpacity: 0.1 })] : []),

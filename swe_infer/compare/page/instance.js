@@ -2,7 +2,7 @@
 
 import { breakable, button, byId, check, choice, count, element, hint, keepingFocus } from './dom.js';
 import { patchSize, patchTable } from './diff.js';
-import { addressOf, shownInstances } from './instances.js';
+import { addressOf, nameIn, shownInstances } from './instances.js';
 import { source } from './source.js';
 import { wide } from './tables.js';
 
@@ -110,7 +110,7 @@ function pane(side, place) {
   const [run, at] = side;
   const sample = view.details.runs[run][at];
   const title = label(run) + (view.details.runs[run].length > 1 ? `, sample ${sample.sample}` : '');
-  const facts = element('dl', {}, ...sample.facts.flatMap(([term, value]) => [element('dt', { text: term }), element('dd', { text: value })]));
+  const facts = element('dl', {}, ...sample.facts.map(([term, value]) => element('div', {}, element('dt', { text: term }), element('dd', { text: value }))));
   const links = sample.wandb ? [element('p', {}, element('a', { href: sample.wandb, target: '_blank', rel: 'noopener noreferrer', text: 'Run on W&B' }))] : [];
   return element('article', { 'aria-label': `${name}: ${title}` },
     element('h3', {}, breakable(title)),
@@ -180,13 +180,7 @@ function go(number) {
 
 /** Opens the instance that the URL fragment names, or closes the dialog. */
 export function follow() {
-  const text = window.location.hash.slice(1);
-  let name = text;
-  try {
-    name = decodeURIComponent(text);
-  } catch {
-    // not encoded
-  }
+  const name = nameIn(window.location.hash);
   if (!numbers.has(name)) {
     view.number = null;
     if (byId('view').open) byId('view').close();

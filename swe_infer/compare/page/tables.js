@@ -37,7 +37,8 @@ function nameOf(letters, points) {
   const others = points.map(({ letter }) => letter).filter((letter) => !letters.includes(letter));
   if (!letters.length) return 'no run';
   if (!others.length) return 'every run';
-  return others.length < letters.length ? `every run but ${others.join(', ')}` : `only ${letters.join(', ')}`;
+  const listed = (names) => (names.length <= 8 ? names.join(', ') : `${names.slice(0, 3).join(', ')} and ${names.length - 3} more`);
+  return others.length < letters.length ? `every run but ${listed(others)}` : `only ${listed(letters)}`;
 }
 
 /** For each set of runs, the instances that exactly these runs solved. `list` is called with the runs of a row. */
