@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import json
 import random
 import statistics
@@ -56,6 +57,7 @@ FILTERS = (
 """Controls of the list, their new values, and the events that these cause."""
 
 
+@functools.cache
 def sources() -> list[tuple[str, list[str]]]:
     """Files of the standard library with 100 to 2,000 lines."""
     found = []
@@ -78,18 +80,30 @@ def patch_of(name: str, lines: list[str], spots: list[int], writer: random.Rando
     return f"diff --git a/Lib/{name} b/Lib/{name}\n" + "\n".join(diff) + "\n"
 
 
-def entries(run: int, instances: int, samples: int) -> Iterator[Entry]:
+VARIANTS = 15
+"""Different patches of an instance. With more runs and samples, some have the same."""
+
+
+@functools.cache
+def variant(number: int, kind: int) -> tuple[str, str]:
+    """The file and one patch of an instance."""
     files = sources()
+    places = random.Random(number)
+    name, lines = files[places.randrange(len(files))]
+    spots = [places.randrange(len(lines)) for _ in range(3)]
+    return name, patch_of(name, lines, spots, random.Random(f"{number} {kind}"))
+
+
+def entries(run: int, instances: int, samples: int) -> Iterator[Entry]:
     for number in range(instances):
-        places = random.Random(number)
-        name, lines = files[places.randrange(len(files))]
-        spots = [places.randrange(len(lines)) for _ in range(3)]
         instance_id = f"{REPOSITORIES[number % len(REPOSITORIES)]}-{10_000 + number}"
         for sample in range(samples):
             writer = random.Random(f"{run} {number} {sample}")
+            name, patch = variant(number, (run * samples + sample) % VARIANTS)
             status = writer.choices(["applies", "does_not_apply", "none", "repaired"], [70, 10, 10, 10])[0]
-            patch = "" if status == "none" else patch_of(name, lines, spots, writer)
-            text = f"I looked at {name}.\n" + "\n".join(writer.choices(lines, k=60)) + f"\n<patch>\n{patch}</patch>"
+            if status == "none":
+                patch = ""
+            text = f"I looked at {name}.\n" + "I read the file and the issue.\n" * 40 + f"<patch>\n{patch}</patch>"
             yield answer(
                 instance_id,
                 status,  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from swe_infer.compare.statistics import Interval
 from swe_infer.compare.summary import summary_of
 from swe_infer.compare.table import METRIC_NAMES, mark, page_tables, points_interval, rate_text, share_text
 from swe_infer.patches.diff import PatchError, parse_as_git
+from swe_infer.run_directory.harness_logs import HarnessLogs
 from swe_infer.run_directory.records import Key
 from swe_infer.run_directory.verdicts import Verdict, read_verdicts
 from swe_infer.text import clean, dollars, duration, percent, shown
@@ -281,6 +282,7 @@ class InstanceDetails:
         )
         self._verdicts = [_verdicts(run) for run in self._runs]
         self._addresses = [_wandb_url(run) for run in self._runs]
+        self._logs = [HarnessLogs(run.directory) for run in self._runs]
         self._texts: list[dict[Key, Texts]] | None = None
 
     @property
@@ -330,16 +332,18 @@ class InstanceDetails:
         return details | self.full_part(instance_id) if full else details
 
     def full_part(self, instance_id: str) -> dict[str, Any]:
-        """What ``of(…, full=True)`` has in addition: ``prompt``, ``files`` and ``turns``."""
+        """What ``of(…, full=True)`` has in addition: ``prompt``, ``files``, ``turns`` and ``outputs`` of tests."""
         texts = self._texts or [read_texts(run, instance_id) for run in self._runs]
         task = self._source[instance_id]
-        turns, patches = [], []
+        turns, outputs, patches = [], [], []
         for number in range(len(self._runs)):
-            own = []
+            own, tested = [], []
             for result in self._samples[number].get(instance_id, ()):
                 found = texts[number].get((instance_id, result.sample)) or Texts("", "")
                 last = len(found.turns) - 1
                 patches.append(found.patch)
+                output = self._logs[number].test_output(instance_id, result.sample, found.patch)
+                tested.append(output and clean(output))
                 own.append(
                     [
                         {
@@ -352,11 +356,13 @@ class InstanceDetails:
                     ]
                 )
             turns.append(own)
+            outputs.append(tested)
         prompt = None if task is None else task.prompt
         return {
             "prompt": None if prompt is None else list(_prompt_parts(prompt)),
             "files": {} if task is None else _changed_files(task.files, [task.gold or "", *patches]),
             "turns": turns,
+            "outputs": outputs,
         }
 
     def _sample(self, number: int, run: LoadedRun, result: Result, texts: Texts) -> dict[str, Any]:

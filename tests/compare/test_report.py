@@ -176,6 +176,28 @@ def test_the_page_has_the_figures_and_tables_of_the_command(tmp_path: Path) -> N
     assert [row["name"] for row in data["figures"]["repositories"]["rows"]] == ["o/r0", "o/r1"]
 
 
+def test_the_output_of_the_harness_is_in_the_page(tmp_path: Path) -> None:
+    names = ["i-1", "i-2", "i-3", "..", "i/4"]
+    run = write_run(tmp_path / "a", [answer(name, patch=f"patch of {name}") for name in names])
+    model = run / "evaluation" / "logs" / "run_evaluation" / f"{'0' * 12}.sample0" / "a-model"
+    for name, patch, output in (
+        ("i-1", "patch of i-1", "x" * 30_000 + "\x1b[31m1 failed\x1b[0m"),
+        ("i-2", "an earlier patch", "of the earlier patch"),
+    ):
+        (model / name).mkdir(parents=True)
+        (model / name / "patch.diff").write_text(patch)
+        (model / name / "test_output.txt").write_text(output)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "patch.diff").write_text("patch of i-3")
+    (tmp_path / "secret" / "test_output.txt").write_text("a secret")
+    (model / "i-3").symlink_to(tmp_path / "secret")
+    page = Page(report(tmp_path, run).read_text())
+    ((output,),) = page.detail("i-1")["outputs"]
+    assert output.endswith("xx1 failed")
+    assert len(output) < 20_001
+    assert [page.detail(name)["outputs"] for name in names[1:]] == [[[None]]] * 4
+
+
 def test_a_run_on_wandb_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "a", [answer("i-1")])
     state = {"run_id": "x/1", "options": {"entity": "team", "project": "a project", "mode": "online"}}

@@ -111,6 +111,7 @@ function pane(side, place) {
   const sample = view.details.runs[run][at];
   const title = label(run) + (view.details.runs[run].length > 1 ? `, sample ${sample.sample}` : '');
   const facts = element('dl', {}, ...sample.facts.map(([term, value]) => element('div', {}, element('dt', { text: term }), element('dd', { text: value }))));
+  const output = view.details.outputs?.[run]?.[at];
   const links = sample.wandb ? [element('p', {}, element('a', { href: sample.wandb, target: '_blank', rel: 'noopener noreferrer', text: 'Run on W&B' }))] : [];
   return element('article', { 'aria-label': `${name}: ${title}` },
     element('h3', {}, breakable(title)),
@@ -119,6 +120,7 @@ function pane(side, place) {
     ...links,
     ...(sample.notes.length ? [element('ul', { class: 'notes' }, ...sample.notes.map((text) => element('li', { text })))] : []),
     ...(sample.verdict ? [element('h4', { text: 'Tests' }), preformatted(sample.verdict, 'verdict of the tests')] : []),
+    ...(output ? [folded('Output of the tests (its end)', false, preformatted(output, 'output of the tests'))] : []),
     element('h4', { text: 'Patch' }), ...patchPart(sample.patch, `patch of ${title}`),
     element('h4', { text: 'Answer' }), ...conversation(run, at));
 }
