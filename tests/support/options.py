@@ -63,6 +63,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", list(overrides))
 
 
+@functools.cache
 def option_composed(group: str, option: str, *overrides: str) -> DictConfig:
     """A configuration with an option and its required keys.
 
