@@ -15,6 +15,7 @@ runs over a single prompt, which are shown beside it, since they are a matter of
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -31,6 +32,7 @@ SIDES = ("bare", "same", "chain", "ours")
 PEERS = {"inspect": "inspect_ai", "litellm": "litellm"}
 """Names of the peers and of the packages that they are."""
 OUTPUT_TOKENS = 64
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
@@ -51,6 +53,7 @@ def main() -> None:
     if options.child:
         _child(options)
         return
+    _adopt_orphans()
     options.pythons = {peer: python for peer, python in options.peer if _is_there(peer, python)}
     sides = [*options.sides, *options.pythons]
     with tempfile.TemporaryDirectory() as folder:
@@ -115,12 +118,17 @@ def _measure(side: str, options: argparse.Namespace, prompts: Path, count: int, 
             command = _ours(url, options.concurrency, prompts, scratch)
         elif side in PEERS:
             command = _peer(side, options.pythons[side], url, options.concurrency, prompts)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once
+        before = _children()
         started = time.time()
         with (scratch / "errors.txt").open("w") as errors:
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
             _, status, used = os.wait4(process.pid, 0)
         ended = time.time()
         process.returncode = os.waitstatus_to_exitcode(status)
+        used_by = [used]
+        while orphans := _children() - before:
+            used_by += [os.wait4(child, 0)[2] for child in orphans]
     if process.returncode:
         raise SystemExit(f"{side} failed with {process.returncode}:\n{(scratch / 'errors.txt').read_text()[-3000:]}")
     arrivals, answers = _times(log)
@@ -128,11 +136,22 @@ def _measure(side: str, options: argparse.Namespace, prompts: Path, count: int, 
         raise SystemExit(f"{side}: {len(answers)} answers instead of {count}")
     return {
         "wall_s": round(max(answers) - min(arrivals), 3),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 3),
+        "cpu_s": round(sum(each.ru_utime + each.ru_stime for each in used_by), 3),
         "startup_s": round(min(arrivals) - started, 3),
         "total_s": round(ended - started, 3),
         "memory_mb": round(used.ru_maxrss / 1024, 1),
     }
+
+
+def _children() -> set[int]:
+    """The child processes of this one."""
+    return {int(child) for child in Path("/proc/thread-self/children").read_text().split()}
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of W&B's processes, which may outlive the run: their time is counted, too."""
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise SystemExit("prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 def _ours(url: str, concurrency: int, prompts: Path, scratch: Path) -> list[str]:
@@ -235,8 +254,10 @@ def _write_prompts(source: Path | None, count: int, target: Path) -> None:
     with target.open("w") as out:
         for n in range(count):
             text = chance.choice(texts)
-            size = chance.randint(4_000, 60_000)
-            row = {"instance_id": f"instance-{n}", "text": f"Solve this issue.\nNumber {n}.\n{text[:size]}"}
+            text = text[: chance.randint(4_000, 60_000)]
+            if source is None:
+                text = f"{text.rsplit(chr(10), 1)[0]}\n[end of a.py]\n"
+            row = {"instance_id": f"instance-{n}", "text": f"Solve this issue.\nNumber {n}.\n{text}"}
             out.write(json.dumps(row) + "\n")
 
 

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 INTERRUPTED = 130
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_COLLECT_AFTER = (10_000, 10, 10)
+COLLECT_AFTER = (10_000, 10, 10)
 """For :func:`gc.set_threshold`: imports create many objects, of which few become garbage."""
 _UNWIND_S = 10.0
 """Seconds until the process is ended, if a library swallows KeyboardInterrupt or its threads do not end."""
@@ -243,7 +243,7 @@ def run_command(module: str, function: str = "main", *, stoppable: bool = True) 
             ends at once.
     """
     INTERRUPTS.install()
-    gc.set_threshold(*_COLLECT_AFTER)
+    gc.set_threshold(*COLLECT_AFTER)
     status = INTERRUPTS.call(module, function, stoppable=stoppable)
     gc.freeze()  # the interpreter's shutdown would search all modules for garbage: a tenth of a short command's time
     if status == INTERRUPTED:

@@ -59,6 +59,12 @@ def test_any_content_comes_back_from_numbered_lines(files: dict[str, str]) -> No
     assert files_in_prompt(_prompt(files)) == files
 
 
+def test_line_numbers_of_a_long_file_are_removed() -> None:
+    lines = [f"line of {number}" for number in range(1, 12_001)]
+    shown = "\n".join(f"{number} {line}" for number, line in enumerate(lines, 1))
+    assert files_in_prompt(f"[start of a.py]\n{shown}\n[end of a.py]\n") == {"a.py": "\n".join(lines)}
+
+
 def test_blank_last_line_may_have_lost_the_space_behind_its_number() -> None:
     assert files_in_prompt("[start of a.py]\n1 x\n2\n[end of a.py]\n") == {"a.py": "x\n"}
 

@@ -109,7 +109,7 @@ class _Image:
         """The lines that a hunk may match; None in place of changed ones."""
         self._index: LineIndex | None = None
         self._text = ""
-        """The same lines in the alphabet of the index, once there is one, so that lines are found as a substring."""
+        """The same lines in the alphabet of the index, once there is one. A search is a substring search."""
         self.guessed = False
 
     def content(self) -> str:

@@ -675,7 +675,8 @@ class WireProvider(Provider):
         url, headers = prepared[0], httpx2.Headers(prepared[1])
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         headers["content-length"] = str(len(content))
-        timeout = {"timeout": options["timeout"].as_dict()}
+        # The whole request has a time limit; further timers for each read and write would be expensive.
+        timeout = {"timeout": {"connect": options["timeout"].connect}}
         stream = httpx2.ByteStream(content)  # with content=, httpx2 determines the headers again
         return await self._post_again(httpx2.Request("POST", url, headers=headers, stream=stream, extensions=timeout))
 

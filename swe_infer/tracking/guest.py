@@ -8,6 +8,7 @@ standard error.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from swe_infer.interrupts import COLLECT_AFTER
 from swe_infer.redaction import SECRET_NAME, without_credentials
 from swe_infer.text import first_line
 
@@ -108,6 +110,7 @@ def main() -> int:
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.chdir(folder)
+    gc.set_threshold(*COLLECT_AFTER)
 
     lock = threading.Lock()
 
@@ -125,6 +128,7 @@ def main() -> int:
         reply(error=one_line(error), kind=type(error).__name__)
         return 1
     reply(done=True)
+    gc.freeze()  # as in run_command
     return 0
 
 

@@ -179,6 +179,14 @@ def test_a_file_that_changes_during_the_run_is_noticed(rows: list[Row], write_js
         opened[0]
 
 
+def test_a_row_is_read_once_to_measure_and_to_send_its_prompt(rows: list[Row], write_jsonl: WriteJsonl) -> None:
+    opened = JsonlDataset(path=str(write_jsonl(rows))).open()
+    first = opened[0]
+    assert opened[0] is first
+    assert opened[1].instance_id != first.instance_id
+    assert opened[0] == first
+
+
 def test_a_file_that_is_replaced_or_deleted_is_read_as_it_was(rows: list[Row], write_jsonl: WriteJsonl) -> None:
     path = write_jsonl(rows)
     opened = JsonlDataset(path=str(path)).open()

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from swe_infer.errors import ConfigError
 from swe_infer.tracking.base import NoTracker
 from swe_infer.tracking.wandb import WandbTracker
+from swe_infer.tracking.writer import LoggedRun
 from tests.tracking.scripted import info, play
 
 
@@ -34,6 +37,28 @@ def another_wandb(directory: Path, monkeypatch: pytest.MonkeyPatch, code: str) -
     directory.mkdir()
     (directory / "wandb.py").write_text(textwrap.dedent(code), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(directory))
+
+
+class _CountedEvent(threading.Event):
+    sets = 0
+
+    def set(self) -> None:
+        self.sets += 1
+        super().set()
+
+
+def test_records_between_two_points_do_not_wake_the_writer_thread(tmp_path: Path) -> None:
+    wake = _CountedEvent()
+    run = LoggedRun({}, tmp_path, interval_s=60.0, on_address=lambda address: None)
+    run.wake_with(wake)
+    for completed in range(100):
+        run.update_totals({"completed": completed})
+    assert wake.sets == 1
+    *_, point = run.messages(time.monotonic())
+    assert point["totals"]["completed"] == 99
+    run.update_totals({"completed": 100})
+    assert wake.sets == 2  # the thread waits without a timeout
+    assert run.next_due_s(time.monotonic()) is not None
 
 
 @pytest.mark.parametrize(
