@@ -14,7 +14,6 @@ from swe_infer.providers.wire import MAX_PAGES, whole_number
 from swe_infer.types import ApiModel, Request
 
 _PATH = "/batch/jobs"
-_PAGE = 100
 _FILES = ("output_file", "error_file")
 _ENDED = ("SUCCESS", "TIMEOUT_EXCEEDED", "CANCELLED")
 
@@ -43,7 +42,7 @@ class MistralBatches(FileBatches):
         provider = self._provider
         found: dict[str, FoundBatch] = {}  # a new job moves others to the next page
         for page in range(MAX_PAGES):
-            params = {"page": page, "page_size": _PAGE, "order_by": "-created"}
+            params = {"page": page, "page_size": 100, "order_by": "-created"}
             listed = await self._call("GET", _PATH, timeout_s, options={"params": params})
             with provider._shape_errors("jobs"):
                 jobs = listed.get("data") or []
@@ -53,7 +52,7 @@ class MistralBatches(FileBatches):
                         total = whole_number(job.get("total_requests"))
                         found[batch_id] = FoundBatch(batch_id, certain=True, total=total)
                 # Newest first: jobs before ``since`` are not needed.
-                if len(jobs) < _PAGE or jobs[-1]["created_at"] < since - GRACE_S:
+                if not jobs or jobs[-1]["created_at"] < since - GRACE_S:
                     return list(found.values())
         raise provider._unreadable("an endless list", provider._where("jobs"), {})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+from swe_infer.errors import TransientError
 from swe_infer.providers.base import BatchStatus, FoundBatch
 from swe_infer.providers.faults import one_line
 from swe_infer.providers.file_batches import FileBatches, file_name, json_line
@@ -36,8 +37,15 @@ class TogetherBatches(FileBatches):
 
     async def submit(self, items: Mapping[str, bytes], model: ApiModel, *, label: str, timeout_s: float) -> str:
         fields = {"purpose": "batch-api", "file_name": file_name(label), "file_type": "jsonl"}
+        try:
+            file_id = await self._upload(items, label, fields, path="/files/upload", timeout_s=timeout_s)
+        except TransientError as error:
+            # An earlier attempt uploaded it (together.lib.resources.files.FileAlreadyExistsError).
+            if error.status != 409 or not (uploaded := await self._request_files(label, timeout_s)):
+                raise
+            file_id = uploaded[0]
         order = {
-            "input_file_id": await self._upload(items, label, fields, path="/files/upload", timeout_s=timeout_s),
+            "input_file_id": file_id,
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
         }
@@ -49,14 +57,11 @@ class TogetherBatches(FileBatches):
 
     async def find(self, label: str, *, since: float, timeout_s: float) -> list[FoundBatch]:
         provider = self._provider
-        files = await self._call("GET", "/files", timeout_s)
-        with provider._shape_errors("files"):
-            ids = {file["id"] for file in files["data"] if file.get("filename") == file_name(label)}
-        if not ids:
+        if not (files := await self._request_files(label, timeout_s)):
             return []
         jobs = await self._job("GET", _PATH, timeout_s)
         with provider._shape_errors("batches"):
-            mine = [job for job in jobs["data"] or [] if job.get("input_file_id") in ids]
+            mine = [job for job in jobs["data"] or [] if job.get("input_file_id") in files]
             return [FoundBatch(provider._id(job, "batches"), certain=True, total=0) for job in mine]
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
@@ -71,6 +76,13 @@ class TogetherBatches(FileBatches):
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
         await self._job("POST", f"{_PATH}/{batch_id}/cancel", timeout_s)
+
+    async def _request_files(self, label: str, timeout_s: float) -> list[str]:
+        """The ids of the files with the requests of a batch; several if its submission was repeated."""
+        files = await self._call("GET", "/files", timeout_s)
+        with self._provider._shape_errors("files"):
+            mine = [file for file in files["data"] if file.get("filename") == file_name(label)]
+            return [self._provider._id(file, "files") for file in mine]
 
     async def _result_files(self, batch_id: str, timeout_s: float) -> Sequence[str]:
         job = await self._job("GET", f"{_PATH}/{batch_id}", timeout_s)

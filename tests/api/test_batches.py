@@ -330,6 +330,15 @@ def test_a_batch_whose_id_is_lost_in_a_kill_is_collected_and_not_repeated(vendor
 
 
 @pytest.mark.parametrize("vendor", OTHERS)
+def test_a_submission_that_fails_after_its_upload_is_repeated(vendor: str, tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.script_elsewhere(*[None] * (2 if vendor == "gemini" else 1), "server_error")
+        outcomes = run(runner(server.url, vendor, tmp_path, cap="1"), requests(2))
+        assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
+        assert len(server.batches.submitted()) == 1
+
+
+@pytest.mark.parametrize("vendor", OTHERS)
 def test_batches_that_expire_or_fail_cost_their_unanswered_requests_alone(vendor: str, tmp_path: Path) -> None:
     with ApiServer() as server:
         server.batches.expire_next_after = 3

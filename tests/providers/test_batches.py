@@ -474,3 +474,26 @@ def test_an_ended_batch_whose_answers_are_missing_stays_open(
     with hostile_server() as server:
         server.bodies["job"] = lambda request: (200, json.dumps(job).encode())
         asyncio.run(life(server.url))
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemini"])
+def test_finding_reads_pages_that_are_shorter_than_requested(name: str) -> None:
+    def page(request: HttpRequest) -> tuple[int, bytes]:
+        number = int(request.query.get("page", request.query.get("pageToken", "0")))
+        job: dict[str, Any] = {"id": f"batch-{number}", "created_at": int(time.time()), "total_requests": 3}
+        job |= {"metadata": {"swe_infer": f"run-{number}", "displayName": f"run-{number}"}}
+        listed = [{**job, "name": f"batches/batch-{number}"}] if number < 3 else []
+        more = {"nextPageToken": str(number + 1)} if listed else {}
+        return 200, json.dumps({"data": listed, "operations": listed, **more}).encode()
+
+    async def life(url: str) -> list[str]:
+        provider = build(name, base_url=f"{url}/list/{'v1beta/openai' if name == 'gemini' else 'v1'}")
+        await provider.open()
+        try:
+            return [b.id for b in await provider.deferred().find("run-2", since=time.time(), timeout_s=60)]
+        finally:
+            await provider.close()
+
+    with hostile_server() as server:
+        server.bodies["list"] = page
+        assert asyncio.run(life(server.url)) == ["batches/batch-2" if name == "gemini" else "batch-2"]

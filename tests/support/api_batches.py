@@ -122,6 +122,8 @@ class BatchDesk:
                 fields = _multipart(request)
                 if fields["purpose"] != b"batch-api" or not fields["file_name"].endswith(b".jsonl"):
                     return 400, _openai_error("purpose must be batch-api", "invalid_value")
+                if any(file["content"] == fields["file"] for file in self._files.values()):
+                    return 409, _openai_error("File already exists", "conflict")
                 return 200, _file_object(self._store_file(fields["file"], "batch-api", fields["file_name"]))
             case ["files", *rest]:
                 return self._file_route(request, rest)
