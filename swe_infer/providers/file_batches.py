@@ -124,12 +124,6 @@ class FileBatches(ABC):
         """The decoded answer of one of the vendor's endpoints for batches and files. Raises RequestError."""
         return await self._provider._call(method, path, timeout_s=timeout_s, **request)
 
-    async def _job(
-        self, method: Literal["GET", "POST"], path: str, timeout_s: float, **request: Any
-    ) -> dict[str, Any]:
-        """:meth:`_call` of an endpoint whose answer may state the error of a batch."""
-        return await self._call(method, path, timeout_s, describes_failures=True, **request)
-
     async def _upload(
         self,
         items: Mapping[str, bytes],

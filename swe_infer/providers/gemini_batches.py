@@ -101,7 +101,7 @@ class GeminiBatches(FileBatches):
         raise provider._unreadable("an endless list", provider._where("batches"), {})
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
-        job = await self._google("GET", self._url(batch_id), timeout_s)
+        job = await self._google("GET", self._url(batch_id), timeout_s, describes_failures=True)
         with self._provider._shape_errors(batch_id):
             facts = job.get("metadata") or {}
             total, done = _counts(facts)
@@ -116,10 +116,10 @@ class GeminiBatches(FileBatches):
                 return BatchStatus("running", total, done)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
-        await self._google("POST", self._url(f"{batch_id}:cancel"), timeout_s)
+        await self._google("POST", self._url(f"{batch_id}:cancel"), timeout_s, describes_failures=True)
 
     async def _result_files(self, batch_id: str, timeout_s: float) -> Sequence[str]:
-        job = await self._google("GET", self._url(batch_id), timeout_s)
+        job = await self._google("GET", self._url(batch_id), timeout_s, describes_failures=True)
         with self._provider._shape_errors(batch_id):
             facts = job.get("metadata") or {}
             done = _counts(facts)[1]
@@ -160,7 +160,7 @@ class GeminiBatches(FileBatches):
     ) -> dict[str, Any]:
         options = {**request.pop("options", {})}
         options["headers"] = {**self._headers(), **options.get("headers", {})}
-        return await self._job(method, url, timeout_s, options=options, **request)
+        return await self._call(method, url, timeout_s, options=options, **request)
 
     async def _upload_resumable(self, content: bytes, label: str, timeout_s: float) -> str:
         """Uploads the file of requests in one piece. Returns the file's name.

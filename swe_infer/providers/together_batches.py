@@ -59,13 +59,13 @@ class TogetherBatches(FileBatches):
         provider = self._provider
         if not (files := await self._request_files(label, timeout_s)):
             return []
-        jobs = await self._job("GET", _PATH, timeout_s)
+        jobs = await self._call("GET", _PATH, timeout_s, describes_failures=True)
         with provider._shape_errors("batches"):
             mine = [job for job in jobs["data"] or [] if job.get("input_file_id") in files]
             return [FoundBatch(provider._id(job, "batches"), certain=True, total=0) for job in mine]
 
     async def status(self, batch_id: str, *, timeout_s: float) -> BatchStatus:
-        job = await self._job("GET", f"{_PATH}/{batch_id}", timeout_s)
+        job = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s, describes_failures=True)
         state = self._state(batch_id, job.get("status"))
         if state in _ENDED or (state == "FAILED" and (job.get("progress") or any(map(job.get, _FILES)))):
             return BatchStatus("ended", 0, 0)
@@ -75,7 +75,7 @@ class TogetherBatches(FileBatches):
         return BatchStatus("failed", 0, 0, error)
 
     async def cancel(self, batch_id: str, *, timeout_s: float) -> None:
-        await self._job("POST", f"{_PATH}/{batch_id}/cancel", timeout_s)
+        await self._call("POST", f"{_PATH}/{batch_id}/cancel", timeout_s, describes_failures=True)
 
     async def _request_files(self, label: str, timeout_s: float) -> list[str]:
         """The ids of the files with the requests of a batch; several if its submission was repeated."""
@@ -85,7 +85,7 @@ class TogetherBatches(FileBatches):
             return [self._provider._id(file, "files") for file in mine]
 
     async def _result_files(self, batch_id: str, timeout_s: float) -> Sequence[str]:
-        job = await self._job("GET", f"{_PATH}/{batch_id}", timeout_s)
+        job = await self._call("GET", f"{_PATH}/{batch_id}", timeout_s, describes_failures=True)
         ids = [job[key] for key in _FILES if job.get(key)]
         if not ids and (job.get("status") == "COMPLETED" or job.get("progress")):
             raise self._missing_answers(batch_id)

@@ -497,3 +497,21 @@ def test_finding_reads_pages_that_are_shorter_than_requested(name: str) -> None:
     with hostile_server() as server:
         server.bodies["list"] = page
         assert asyncio.run(life(server.url)) == ["batches/batch-2" if name == "gemini" else "batch-2"]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_error_in_place_of_a_list_is_not_an_empty_list(name: str) -> None:
+    """Some gateways send errors with status 200. An empty list would mean that a batch was never accepted."""
+
+    async def life(url: str) -> None:
+        provider = build(name, base_url=f"{url}/list/{'v1beta/openai' if name == 'gemini' else 'v1'}")
+        await provider.open()
+        try:
+            with pytest.raises(RequestError):
+                await provider.deferred().find("run-a", since=time.time(), timeout_s=60)
+        finally:
+            await provider.close()
+
+    with hostile_server() as server:
+        server.bodies["list"] = lambda request: (200, b'{"error": {"message": "Internal error", "code": 500}}')
+        asyncio.run(life(server.url))

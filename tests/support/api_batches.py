@@ -266,7 +266,7 @@ class BatchDesk:
                 order = json.loads(request.body)["batch"]
                 metadata = {"displayName": order["displayName"]}
                 batch = self._open_batch("gemini", order["inputConfig"]["fileName"], model, metadata, request)
-                return 200, FORMS["gemini"].job(batch)
+                return 200, {"name": batch.id, "metadata": {**metadata, "state": "BATCH_STATE_PENDING"}}
             case "GET", "", ["batches"], "":
                 jobs = [FORMS["gemini"].job(b) for b in self._batches.values()]
                 start, size = int(request.query.get("pageToken", 0)), int(request.query["pageSize"])
