@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from tests.support import commands
 from tests.support.selection import starts_a_process
 
 PACKAGE = Path(__file__).resolve().parent.parent / "swe_infer"
@@ -241,3 +246,20 @@ def test_fast_leaves_out_tests_that_start_a_process_in_a_module_that_they_call()
     functions = [value for name, value in vars(test_extract).items() if name.startswith("test_")]
     assert functions
     assert not any(map(starts_a_process, functions))
+
+
+def test_a_command_of_a_failed_test_ends_with_it(tmp_path: Path) -> None:
+    from tests.conftest import pytest_runtest_call
+
+    sleep = ("-c", "import time; time.sleep(600)")
+    earlier = commands.start(*sleep, cwd=tmp_path, env=os.environ)
+    call = pytest_runtest_call()
+    next(call)
+    started = commands.start(*sleep, cwd=tmp_path, env=os.environ)
+    with pytest.raises(AssertionError):
+        call.throw(AssertionError())
+    assert started.stdout.closed
+    assert started.stderr.closed
+    assert started.wait(60) == -signal.SIGKILL
+    assert earlier.poll() is None
+    earlier.end()
