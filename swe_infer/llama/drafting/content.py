@@ -3,11 +3,11 @@ text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from swe_infer.llama.drafting.files import SourceFile
 from swe_infer.llama.drafting.patch_state import DraftHunk
-from swe_infer.llama.drafting.words import Query, Vote, WordIndex, continuations, split_words
+from swe_infer.llama.drafting.words import Vote, WordIndex, continuations, split_words
 
 _ALIGNED = 400.0
 """Weight of the aligned place in the removed line; each matching word multiplies it by four."""
@@ -22,52 +22,35 @@ _SKIP = 8
 """Words of a removed line that an added line may skip."""
 
 
-class Corpus:
-    """The words of a prompt's files and of its other text, with the position of each line of the files."""
-
-    def __init__(self, files: Sequence[SourceFile], prose: str) -> None:
-        self.index = WordIndex()
-        self._starts: dict[str, list[int]] = {}
-        self.index.extend(split_words("\n" + prose))
-        for source in files:
-            self.index.extend(["\n\n"])
-            starts = []
-            for line in source.lines:
-                starts.append(len(self.index.words))
-                self.index.extend(split_words("\n" + line))
-            starts.append(len(self.index.words))
-            self._starts[source.path] = starts
-
-    def span(self, path: str, first: int, last: int) -> tuple[int, int]:
-        """The range of words of lines ``first : last`` of a file; empty for an unknown file."""
-        starts = self._starts.get(path)
-        if not starts:
-            return 0, 0
-        end = len(starts) - 1
-        return starts[min(max(first, 0), end)], starts[min(max(last, 0), end)]
+def corpus_of(files: Iterable[SourceFile], prose: str) -> WordIndex:
+    """The words of a prompt's files and of its other text."""
+    index = WordIndex()
+    index.extend(split_words("\n" + prose))
+    for source in files:
+        index.extend(["\n\n", *split_words("\n" + "\n".join(source.lines))])
+    return index
 
 
 def added_line(
-    hunk: DraftHunk, body: str, view: Sequence[str], corpus: Corpus, others: Sequence[WordIndex], most: int
+    hunk: DraftHunk, body: str, view: Sequence[str], corpus: WordIndex, others: Sequence[WordIndex], most: int
 ) -> Iterator[str]:
     """Texts that may follow ``body``, the added line so far, up to the line's end.
 
     A text that ends in a newline completes the line.
     """
     words = split_words("\n" + "\n".join([*view[-2:], body]))
-    query = _query(hunk, words, corpus)
     extra = _replacing(hunk, body)
     if not body:
         extra += _indented(hunk, view)
-    own = [(corpus.index, 1.0), *((index, 2.0) for index in others)]
-    return (_line_only(text) for text in continuations(query, own, extra, most, _LINE))
+    own = [(corpus, 1.0), *((index, 2.0) for index in others)]
+    return (_line_only(text) for text in continuations(words, own, extra, most, _LINE))
 
 
-def prose_line(previous: str, current: str, corpus: Corpus, others: Sequence[WordIndex]) -> Iterator[str]:
+def prose_line(previous: str, current: str, corpus: WordIndex, others: Sequence[WordIndex]) -> Iterator[str]:
     """Texts that may follow ``current`` outside a diff, in explanations, quotes or code."""
     words = split_words(f"\n{previous}\n{current}")
-    indexes = [(corpus.index, 1.0), *((index, 2.0) for index in others)]
-    return (_line_only(text) for text in continuations(Query(words), indexes, [], 2, _LINE))
+    indexes = [(corpus, 1.0), *((index, 2.0) for index in others)]
+    return (_line_only(text) for text in continuations(words, indexes, [], 2, _LINE))
 
 
 def _line_only(text: str) -> str:
@@ -77,14 +60,6 @@ def _line_only(text: str) -> str:
         return "\n"
     end = rest.find("\n")
     return text if end < 0 else head + rest[: end + 1]
-
-
-def _query(hunk: DraftHunk, words: list[str], corpus: Corpus) -> Query:
-    if hunk.source is None:
-        return Query(words)
-    low, high = corpus.span(hunk.source.path, hunk.first, hunk.at + 4)
-    edit_at, _ = corpus.span(hunk.source.path, hunk.at, hunk.at)
-    return Query(words, edit_at, (low + 1, high))
 
 
 def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Vote]]:

@@ -152,27 +152,12 @@ class Planner:
                     yield lead + self._go_on(hunk, current[1:], text, view, size)
             elif kind in " -":
                 line = hunk.upcoming()
-                if line is None:
+                if line is None or not line.startswith(current[1:]):
                     continue
-                if current and not line.startswith(current[1:]):
-                    line = self._elsewhere(hunk, current[1:])
-                    if line is None:
-                        continue
                 after = hunk.copy()
                 after.consume(kind, line)
                 seen = [*view, line] if kind == " " else view
                 yield f"{kind}{line}"[len(current) :] + "\n" + self._lines(after, seen, size - len(line))
-
-    def _elsewhere(self, hunk: DraftHunk, begin: str) -> str | None:
-        """The nearest line with this prefix, in case the header's line number is wrong."""
-        if hunk.source is None or len(begin.strip()) < 2:
-            return None
-        lines = hunk.source.lines
-        for distance in range(1, 40):
-            for place in (hunk.at + distance, hunk.at - distance):
-                if 0 <= place < len(lines) and lines[place].startswith(begin):
-                    return lines[place]
-        return None
 
     def _go_on(self, hunk: DraftHunk, body: str, text: str, view: Sequence[str], size: int) -> str:
         """``text``, which continues an added line, followed by draft lines after it."""
@@ -233,7 +218,7 @@ def _sizes(old: int, context: int) -> list[int]:
 def _kinds(hunk: DraftHunk) -> list[str]:
     """Possible signs of the hunk's next line, most likely first."""
     if hunk.old is None or hunk.new is None:
-        return _kinds_uncounted(hunk)
+        return [" ", "+", "-"]
     if hunk.old <= 0:
         return ["+", " ", "-"]
     if hunk.new <= 0:
@@ -256,13 +241,3 @@ def _kinds(hunk: DraftHunk) -> list[str]:
     if hunk.run >= (2 * hunk.context if hunk.changed else hunk.context):
         return ["-", "+", " "]
     return [" ", "-", "+"]
-
-
-def _kinds_uncounted(hunk: DraftHunk) -> list[str]:
-    if hunk.removed and not hunk.added:
-        return ["+", "-", " "]
-    if hunk.added and len(hunk.added) < len(hunk.removed):
-        return ["+", " ", "-"]
-    if not hunk.changed and hunk.run >= hunk.context:
-        return ["-", "+", " "]
-    return [" ", "+", "-"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from swe_infer.llama.drafting.content import Corpus
+from swe_infer.llama.drafting.content import corpus_of
 from swe_infer.llama.drafting.files import SourceFile, rank_files
 from swe_infer.llama.drafting.patch_state import DiffStyle
 from swe_infer.llama.drafting.suffix import TokenIndex
@@ -70,8 +70,8 @@ class SharedSuffixes:
         return rank_files(self.files, self.source.prose)
 
     @cached_property
-    def corpus(self) -> Corpus:
-        return Corpus(list(self.files.values()), self.source.prose)
+    def corpus(self) -> WordIndex:
+        return corpus_of(self.files.values(), self.source.prose)
 
     @cached_property
     def prompt_tokens(self) -> TokenIndex:

@@ -4,7 +4,7 @@ Text is split into words without loss, so that contexts do not depend on the tok
 includes the newline and indentation; other words include the space before them.
 
 Each place votes for its next word. Its weight grows fourfold with each matching word of context (in the spirit of
-prediction by partial matching, Cleary and Witten, 1984), and with closeness to the edit.
+prediction by partial matching, Cleary and Witten, 1984).
 """
 
 from __future__ import annotations
@@ -13,19 +13,15 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from heapq import nlargest
 
 _WORD = re.compile(r"\n[^\S\n]*| ?[^\W\d]\w*| ?\d+| ?[^\w\s]|[^\S\n]")
 
-_NEAREST = 8
-"""Maximum voting places of a context on each side of the edit."""
+_LATEST = 16
+"""Maximum voting places of a context: the latest."""
 _DEEPEST = 6
 """Maximum words of context that are compared."""
 _GROWTH = 4.0
-_NEAR = 4.0
-_FAR = 400
-"""A place at the edit weighs ``1 + _NEAR`` times a distant one; half of the bonus remains ``_FAR`` words away."""
 
 
 def split_words(text: str) -> list[str]:
@@ -35,21 +31,6 @@ def split_words(text: str) -> list[str]:
 
 Vote = tuple[Sequence[str], int, int, float]
 """``(words, at, end, weight)``: votes for ``words[at]`` and its successors up to ``end``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The context of a prediction.
-
-    Args:
-        words: preceding text; the last word may be incomplete.
-        edit_at: place of the edit in the first index, for closeness; None: unknown.
-        hidden: range of places in the first index that do not vote: lines of the hunk itself.
-    """
-
-    words: Sequence[str]
-    edit_at: int | None = None
-    hidden: tuple[int, int] = (0, 0)
 
 
 class WordIndex:
@@ -87,22 +68,14 @@ class WordIndex:
             return []
         return [place - 1 for place in singles[max(found, key=lambda word: len(singles[word]))][-4:]]
 
-    def after(self, context: Sequence[str], edit_at: int | None) -> Sequence[int]:
-        """Places after the last two words of ``context``, else after the last one: the closest to ``edit_at``, or the
-        latest."""
+    def after(self, context: Sequence[str]) -> Sequence[int]:
+        """Places after the last two words of ``context``, else after the last one: the latest."""
         places: Sequence[int] | None = None
         if len(context) > 1:
             places = self._pairs.get((context[-2], context[-1]))
         if not places and context:
             places = self._singles.get(_bare(context[-1]))
-        if not places:
-            return ()
-        if len(places) <= 2 * _NEAREST:
-            return places
-        if edit_at is None:
-            return places[-2 * _NEAREST :]
-        middle = bisect_left(places, edit_at)
-        return places[max(0, middle - _NEAREST) : middle + _NEAREST]
+        return places[-_LATEST:] if places else ()
 
 
 def _bare(word: str) -> str:
@@ -110,15 +83,16 @@ def _bare(word: str) -> str:
 
 
 def continuations(
-    query: Query,
+    whole: Sequence[str],
     indexes: Sequence[tuple[WordIndex, float]],
     extra: Sequence[tuple[str, Vote]],
     most: int,
     words: int,
 ) -> Iterator[str]:
-    """Texts that may follow ``query.words``, best first, each up to the end of the line.
+    """Texts that may follow ``whole``, best first, each up to the end of the line.
 
     Args:
+        whole: preceding words, of which the last may be incomplete.
         indexes: each with a weight.
         extra: other votes, each with the incomplete word that it continues ("" after a complete word).
         most: maximum number of texts.
@@ -127,15 +101,10 @@ def continuations(
     votes: defaultdict[str, list[Vote]] = defaultdict(list)
     for part, place in extra:
         _vote(votes, part, [place])
-    whole = list(query.words)
-    first = True
     for index, weight in indexes:
-        if not index.words:
-            continue
-        _vote(votes, "", _votes_after(index, whole, query, weight, first))
+        _vote(votes, "", _votes_after(index, whole, weight))
         if whole:
-            _vote(votes, whole[-1], _votes_after(index, whole[:-1], query, weight, first))
-        first = False
+            _vote(votes, whole[-1], _votes_after(index, whole[:-1], weight))
     part = _bare(whole[-1]) if whole else ""
     if not votes and part.isidentifier():
         for index, weight in indexes:
@@ -159,18 +128,16 @@ def _vote(votes: defaultdict[str, list[Vote]], part: str, places: Sequence[Vote]
         votes[word].append(place)
 
 
-def _votes_after(index: WordIndex, context: Sequence[str], query: Query, weight: float, first: bool) -> list[Vote]:
-    """The votes of ``index`` after ``context``. Only the first index uses closeness to the edit."""
-    edit_at = query.edit_at if first else None
-    low, high = query.hidden if first else (0, 0)
+def _votes_after(index: WordIndex, context: Sequence[str], weight: float) -> list[Vote]:
+    """The votes of ``index`` after ``context``."""
     words = index.words
     end = len(words)
     tail = context[: -_DEEPEST - 1 : -1]
     places: list[Vote] = []
-    for at in index.after(context, edit_at):
-        if at >= end or low <= at < high:
+    for at in index.after(context):
+        if at >= end:
             continue
-        vote = weight if edit_at is None else weight * (1.0 + _NEAR / (1.0 + abs(at - edit_at) / _FAR))
+        vote = weight
         before = at
         for word in tail:
             before -= 1
