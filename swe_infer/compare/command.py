@@ -142,7 +142,10 @@ def _full(text: str) -> int | list[str]:
     """A number of instances, or their ids."""
     if text.isascii() and text.isdigit():
         return int(text)
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of instances, or ids with commas")
+    return names
 
 
 def _baseline_path(options: argparse.Namespace) -> list[str]:

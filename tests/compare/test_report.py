@@ -200,7 +200,8 @@ def test_the_output_of_the_harness_is_in_the_page(tmp_path: Path) -> None:
 
 def test_a_run_on_wandb_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "a", [answer("i-1")])
-    state = {"run_id": "x/1", "options": {"entity": "team", "project": "a project", "mode": "online"}}
+    options = {"entity": "team", "project": "a project", "mode": "online"}
+    state = {"run_id": "x/1", "options": options}
     (run / "wandb").mkdir()
     write_state(run, state, None)
     other = write_run(tmp_path / "b", [answer("i-1")])
@@ -214,7 +215,7 @@ def test_a_run_on_wandb_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert links()[0] == "https://wandb.example/team/a%20project/runs/x%2F1"
     monkeypatch.setenv("WANDB_BASE_URL", "javascript:alert(1)")
     assert links()[0] == "https://wandb.ai/team/a%20project/runs/x%2F1"
-    write_state(run, {**state, "options": {**state["options"], "mode": "offline"}}, None)
+    write_state(run, {**state, "options": {**options, "mode": "offline"}}, None)
     assert links() == [None, None]
 
 

@@ -9,10 +9,10 @@ const FEW = 6; // runs whose problems are named beside their marks
 const NONE = { search: '', repository: '', show: 'all', solvedBy: '', notBy: '', problem: '', exactly: null, who: '' };
 const list = { ...NONE, sort: 'name', descending: false, page: 0, shown: [] };
 
-let figures, index;
+let figures, index, controls;
 
 export function setInstances(newFigures, newIndex) {
-  [figures, index] = [newFigures, newIndex];
+  [figures, index, controls] = [newFigures, newIndex, null];
   const known = (letter) => figures.points.some((point) => point.letter === letter);
   for (const key of ['solvedBy', 'notBy']) if (list[key] && !known(list[key])) list[key] = '';
 }
@@ -78,26 +78,37 @@ export function listExactly(letters, who) {
   byId('search').focus({ preventScroll: true });
 }
 
-function controls() {
-  const search = element('input', { id: 'search', type: 'search', autocomplete: 'off', spellcheck: 'false' });
-  search.value = list.search;
-  search.addEventListener('input', () => change({ search: search.value }));
-  const letters = [['', 'any run'], ...figures.points.map(({ letter }) => [letter, letter])];
+/** The menus: [id, filter, label, options]; only those with a choice. */
+function menus() {
+  const letters = figures.points.map(({ letter }) => [letter, letter]);
   const problems = index.problem_names.map((name, bit) => [String(bit), name]).filter(([bit]) => index.problems_present & (1 << Number(bit)));
-  const menus = [
-    choice('show', 'Show', Object.entries(SHOWN).map(([key, [text]]) => [key, text]), list.show, (show) => change({ show })),
-    ...(figures.points.length > 1 ? [
-      choice('solved-by', 'Solved by', letters, list.solvedBy, (solvedBy) => change({ solvedBy })),
-      choice('not-by', 'Not solved by', [['', '–'], ...letters.slice(1)], list.notBy, (notBy) => change({ notBy })),
+  const repositories = index.repositories.map((name, number) => [String(number), name]);
+  return [
+    ['show', 'show', 'Show', Object.entries(SHOWN).map(([key, [text]]) => [key, text])],
+    ...(letters.length > 1 ? [
+      ['solved-by', 'solvedBy', 'Solved by', [['', 'any run'], ...letters]],
+      ['not-by', 'notBy', 'Not solved by', [['', '–'], ...letters]],
     ] : []),
-    ...(problems.length ? [choice('problem', 'With', [['', 'any outcome'], ...problems], list.problem, (problem) => change({ problem }))] : []),
-    ...(index.repositories.length > 1 ? [choice('repository', 'Repository',
-      [['', 'all'], ...index.repositories.map((name, number) => [String(number), name])], list.repository, (repository) => change({ repository }))] : []),
+    ...(problems.length ? [['problem', 'problem', 'With', [['', 'any outcome'], ...problems]]] : []),
+    ...(repositories.length > 1 ? [['repository', 'repository', 'Repository', [['', 'all'], ...repositories]]] : []),
   ];
+}
+
+/** Draws the controls; after a change of filters only their values, as this follows every key that is typed. */
+function drawControls() {
+  if (!controls) {
+    const search = element('input', { id: 'search', type: 'search', autocomplete: 'off', spellcheck: 'false' });
+    search.addEventListener('input', () => change({ search: search.value }));
+    const selects = menus().map(([id, key, label, options]) => [key, choice(id, label, options, list[key], (value) => change({ [key]: value }))]);
+    controls = { search, selects: selects.map(([key, label]) => [key, label.querySelector('select')]), buttons: element('span', { class: 'controls' }) };
+    byId('instances-controls').replaceChildren(element('label', {}, 'Search ', search), ...selects.map(([, label]) => label), controls.buttons);
+  }
+  if (controls.search.value !== list.search) controls.search.value = list.search;
+  for (const [key, select] of controls.selects) select.value = list[key];
   const exactly = list.exactly ? [button(`Solved by ${list.who} ✕`, () => change({ exactly: null, who: '' }), { id: 'exactly', 'aria-label': `Solved by ${list.who}: remove this filter` })] : [];
   const isFiltered = Object.keys(NONE).some((key) => list[key] !== NONE[key]);
   const reset = isFiltered ? [button('Reset', () => { change({ ...NONE }); byId('search').focus(); }, { id: 'reset' })] : [];
-  return [element('label', {}, 'Search ', search), ...menus, ...exactly, ...reset];
+  controls.buttons.replaceChildren(...exactly, ...reset);
 }
 
 /** A column's heading: a button that sorts by it. */
@@ -157,13 +168,7 @@ export function drawInstances() {
   list.page = Math.min(list.page, pages - 1);
   const first = list.page * size;
   const numbers = list.shown.slice(first, first + size);
-  const searching = byId('search');
-  if (searching && searching === document.activeElement && searching.value === list.search) {
-    const [, ...rest] = controls(); // a search field that is being typed in stays
-    const label = searching.parentElement;
-    while (label.nextSibling) label.nextSibling.remove();
-    byId('instances-controls').append(...rest);
-  } else byId('instances-controls').replaceChildren(...controls());
+  drawControls();
   const total = index.names.length;
   byId('instances-count').textContent = numbers.length
     ? `${count(first + 1)} to ${count(first + numbers.length)} of ${count(list.shown.length)}${list.shown.length < total ? ` (${count(total)} in all)` : ''}. Enter opens an instance; j and k go to the next and the previous one.`
