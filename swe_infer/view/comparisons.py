@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
+import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from swe_infer.compare.analysis import RESAMPLES, Comparison, compare
 from swe_infer.compare.loading import LoadedRun, distinct_names, load_run
+from swe_infer.compare.page_data import InstanceDetails, page_data
+from swe_infer.compare.prompts import PromptSource
+from swe_infer.compare.report import page_json
 from swe_infer.errors import ConfigError, SweInferError
+from swe_infer.files import open_regular
 from swe_infer.progress import hidden
+from swe_infer.run_directory import layout
+from swe_infer.run_directory.records import LONGEST_LINE, records_of
 from swe_infer.text import clean
 from swe_infer.view.folder import Marks, WatchedFolder, run_marks
 
@@ -21,7 +31,7 @@ MOST_RUNS = 100
 """Runs in one comparison."""
 _MOST_LOADED = 100
 """Runs that are kept in memory."""
-_MOST_MADE = 4
+_MOST_KEPT = 4
 """Comparisons that are kept in memory."""
 _LIVE_RESAMPLES = 1000
 """While a run goes on. The figures of finished runs are those of ``swe-infer-compare``."""
@@ -34,6 +44,31 @@ class UnknownRun(SweInferError):
     """No run of the folder has an id, or it cannot be read."""
 
 
+class Prompts:
+    """The prompts of some runs, opened when the first one is requested. Only those that the runs have sent are shown:
+    a configuration may be untrusted, and name a private file as its dataset."""
+
+    def __init__(self, runs: Sequence[LoadedRun]) -> None:
+        self.configs = [run.nested_config for run in runs]
+        self.guard = threading.Lock()
+        """Held while prompts are read."""
+        self._runs = runs
+        self._source: PromptSource | None = None
+
+    def source(self) -> PromptSource:
+        if self._source is None:
+            directories = [run.directory for run in self._runs]
+            digests = functools.lru_cache(maxsize=1)(functools.partial(sent_digests, directories))
+            self._source = PromptSource(self._runs, digests)
+        return self._source
+
+    def close(self) -> None:
+        with self.guard:
+            if self._source is not None:
+                self._source.__exit__(None, None, None)
+                self._source = None
+
+
 @dataclass(slots=True)
 class Made:
     """A comparison of some runs.
@@ -41,15 +76,30 @@ class Made:
     Args:
         marks: of the runs when it was made.
         live: whether a run was in progress.
-        tag: identifies the figures.
+        body: the data of its page as JSON.
+        tag: identifies the body.
     """
 
     marks: Marks
     live: bool
     comparison: Comparison
+    body: str
     tag: str
     made: float
     took_s: float
+    prompts: Prompts
+    _details: InstanceDetails | None = field(default=None, repr=False)
+
+    def instance(self, instance_id: str) -> dict[str, Any] | None:
+        """The details of an instance, see :class:`swe_infer.compare.page_data.InstanceDetails`.
+
+        Raises:
+            SweInferError, OSError: its records or its prompt cannot be read.
+        """
+        with self.prompts.guard, hidden():
+            if self._details is None:
+                self._details = InstanceDetails(self.comparison, prompts=self.prompts.source())
+            return self._details.of(instance_id)
 
 
 class Comparisons:
@@ -62,7 +112,7 @@ class Comparisons:
     def __init__(self, folder: WatchedFolder) -> None:
         self._folder = folder
         self._loaded: OrderedDict[Path, tuple[Marks, LoadedRun]] = OrderedDict()
-        self._made: OrderedDict[tuple[str, ...], Made] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], Made] = OrderedDict()
         self._guard = threading.Lock()
         """Only one comparison is computed at a time."""
 
@@ -73,21 +123,31 @@ class Comparisons:
             UnknownRun: see there.
             SweInferError: no comparison can be made.
         """
-        directories = self._directories(ids)
+        directories = self.directories(ids)
+        key = tuple(ids)
         with self._guard, hidden():
-            key = tuple(ids)
-            made = self._made.get(key)
+            kept = self._kept.get(key)
             marks = tuple(run_marks(directory) for directory in directories)
             live = any(map(self._folder.is_running, directories))
-            if made is None or ((marks, live) != (made.marks, made.live) and time.monotonic() >= _due(made)):
-                made = self._make(directories, marks, live)
-            self._made[key] = made
-            self._made.move_to_end(key)
-            while len(self._made) > _MOST_MADE:
-                self._made.popitem(last=False)
-            return made
+            if kept is None or ((marks, live) != (kept.marks, kept.live) and time.monotonic() >= _due(kept)):
+                kept = self._make(directories, marks, live, None if kept is None else kept.prompts)
+            self._kept[key] = kept
+            self._kept.move_to_end(key)
+            dropped = self._kept.popitem(last=False)[1] if len(self._kept) > _MOST_KEPT else None
+        if dropped is not None:
+            dropped.prompts.close()
+        return kept
 
-    def _directories(self, ids: Sequence[str]) -> list[Path]:
+    def latest(self, ids: Sequence[str]) -> Made:
+        """The last comparison of the runs with these ids, without a wait for a new one if there is one."""
+        return self._kept.get(tuple(ids)) or self.of(ids)
+
+    def directories(self, ids: Sequence[str]) -> list[Path]:
+        """The directories of the runs with these ids.
+
+        Raises:
+            UnknownRun: see there.
+        """
         if not 0 < len(ids) <= MOST_RUNS:
             raise UnknownRun(f"name 1 to {MOST_RUNS} runs: run=ID&run=ID")
         found = []
@@ -97,10 +157,10 @@ class Comparisons:
             found.append(directory)
         return found
 
-    def _make(self, directories: Sequence[Path], marks: Marks, live: bool) -> Made:
+    def _make(self, directories: Sequence[Path], marks: Marks, live: bool, prompts: Prompts | None) -> Made:
         started = time.monotonic()
         runs, notes = [], []
-        for directory in dict.fromkeys(directories):
+        for directory in directories:
             try:
                 runs.append(self._load(directory))
             except (SweInferError, OSError) as error:
@@ -110,9 +170,14 @@ class Comparisons:
         names = distinct_names([run.directory for run in runs])
         runs = [replace(run, name=clean(name)) for run, name in zip(runs, names, strict=True)]
         comparison = compare(runs, notes=notes, resamples=_LIVE_RESAMPLES if live else RESAMPLES)
+        body = page_json(page_data(comparison))
+        if prompts is None or prompts.configs != [run.nested_config for run in runs]:
+            if prompts is not None:
+                prompts.close()
+            prompts = Prompts(runs)
         now = time.monotonic()
-        tag = hashlib.sha256(repr((marks, live)).encode()).hexdigest()[:20]
-        return Made(marks, live, comparison, tag, now, now - started)
+        tag = hashlib.sha256(body.encode()).hexdigest()[:32]
+        return Made(marks, live, comparison, body, tag, now, now - started, prompts)
 
     def _load(self, directory: Path) -> LoadedRun:
         marks = run_marks(directory)
@@ -126,5 +191,22 @@ class Comparisons:
         return known[1]
 
 
-def _due(made: Made) -> float:
-    return made.made + max(_SHORTEST_INTERVAL_S, made.took_s / _MOST_TIME)
+def _due(kept: Made) -> float:
+    return kept.made + max(_SHORTEST_INTERVAL_S, kept.took_s / _MOST_TIME)
+
+
+def sent_digests(directories: Sequence[Path], instance_id: str) -> Collection[str]:
+    """The digests of the prompts that runs have sent for an instance, from their records.
+
+    Raises:
+        OSError: the records of a run cannot be read.
+    """
+    found = set()
+    needle = json.dumps(instance_id)[1:-1].encode()  # as records are written; only such lines are parsed
+    for directory in directories:
+        with os.fdopen(open_regular(directory / layout.RECORDS), "rb") as file:
+            while line := file.readline(LONGEST_LINE):
+                if needle in line:
+                    records = (record for record in records_of(line) if record["instance_id"] == instance_id)
+                    found |= {str(record.get("prompt_sha256")) for record in records}
+    return found

@@ -31,7 +31,7 @@ from swe_infer.run_directory.lock import is_locked
 from swe_infer.run_directory.reader import RunDirectory
 from swe_infer.run_directory.sweep_paths import SWEEP_JOBS
 from swe_infer.runs.listing import ListedRun, distinguishing_keys, memberships, read_run, search, values_of
-from swe_infer.text import clean, dollars, percent, shown
+from swe_infer.text import clean, dollars, first_line, percent, shown
 from swe_infer.view.rates import Rates, rates_of_records, rates_of_run, rates_of_summary
 from swe_infer.view.tail import LiveFigures, RecordsReplaced
 
@@ -48,7 +48,7 @@ _EXACT_S = 0.5
 _FIRST_SCAN_S = 2.0
 """The longest wait of a first request."""
 _MOST_REMOVED = 10_000
-_LONGEST_DIFFERENCE = 300
+_LONGEST_DIFFERENCE = _LONGEST_ERROR = 300
 _OUTSIDE = "a symbolic link to a place outside this folder; start swe-infer-view with that folder"
 
 
@@ -106,7 +106,12 @@ class WatchedFolder:
         self._wanted.set()
 
     def directories(self, ids: Sequence[str]) -> list[Path | None]:
-        """The run directories with these ids; None for an unknown id, and for a run that cannot be read."""
+        """The run directories with these ids; None for an unknown id, and for a run that cannot be read.
+
+        Also requests the next scan.
+        """
+        self._wanted.set()
+        self._scanned.wait(_FIRST_SCAN_S)
         with self._guard:
             found = [self._runs.get(one) for one in ids]
         return [None if run is None or run.listed.state == "damaged" else run.listed.directory for run in found]
@@ -174,8 +179,9 @@ class WatchedFolder:
             started = time.thread_time()
             try:
                 self.scan()
-            except Exception:  # the server must outlive any directory
-                log.exception("%s: cannot be read", clean(str(self.folder)))
+            except Exception as error:  # the server must outlive any directory
+                log.warning("%s: cannot be read: %s", clean(str(self.folder)), _in_one_line(error))
+                log.debug("traceback", exc_info=True)
                 self._scanned.set()
             self._closed.wait(max(_SHORTEST_INTERVAL_S, (time.thread_time() - started) / _MOST_TIME))
 
@@ -203,9 +209,9 @@ class WatchedFolder:
             else:
                 run = self._whole(directory, listed_in, marks, lock)
         except Exception as error:  # one hostile directory must not hide the others
-            log.warning("%s: cannot be read", clean(str(directory)), exc_info=True)
+            log.debug("%s: cannot be read", directory, exc_info=True)
             name = os.path.relpath(directory, self._place)
-            run = _Run(marks, lock, ListedRun(directory, name, "damaged", error=type(error).__name__))
+            run = _Run(marks, lock, ListedRun(directory, name, "damaged", error=_in_one_line(error)))
         run.row = self._row(run_id, run)
         self._publish(run_id, run)
 
@@ -343,6 +349,10 @@ def _marks(directory: Path | str, name: str) -> Marks:
 def _modified(directory: Path) -> float:
     times = [mark[3] for name in (layout.RECORDS, layout.SUMMARY) if (mark := _marks(directory, name))]
     return max((time_ns / 1e9 for time_ns in times if isinstance(time_ns, int)), default=0.0)
+
+
+def _in_one_line(error: Exception) -> str:
+    return shown(f"{type(error).__name__}: {first_line(error)}")[:_LONGEST_ERROR]
 
 
 def _samples(config: Mapping[str, Any]) -> int | None:

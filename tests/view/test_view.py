@@ -33,12 +33,13 @@ from swe_infer.view.tail import RecordsReplaced, RecordTail
 from tests.compare.runs import Entry, answer, failure
 from tests.support import commands
 from tests.support.api_server import ApiServer
-from tests.support.browser import CHROMIUM, browser
-from tests.support.instances import write_instances
+from tests.support.browser import CHROMIUM, Browser
+from tests.support.instances import prompt_text, write_instances
 
 IDS = tuple(f"r__x-{number}" for number in range(7))
 MARKUP = "<img src=x onerror=document.title=1>"
 TIMEOUT_S = 120.0
+AXE = Path(__file__).parent.parent / "compare" / "vendor" / "axe.min.js"
 
 Headers = Mapping[str, str]
 Answer = tuple[int, dict[str, str], str]
@@ -143,8 +144,15 @@ def test_a_run_is_followed_from_its_first_to_its_last_answer(
         process.communicate(TIMEOUT_S)
         assert process.wait() == 0
         page.wait_for(lambda rows: rows["run"]["finished"] is None)
-        status, _, text = page.get(f"/data/comparison.json?run={page.rows['run']['id']}")
+        path = f"/data/comparison.json?run={page.rows['run']['id']}"
+        status, headers, text = page.get(path)
         assert status == 200
+        assert page.get(path, {"If-None-Match": headers["etag"]})[::2] == (304, "")
+        instance = f"/data/instance.json?run={page.rows['run']['id']}&id="
+        details = json.loads(page.get(f"{instance}example__pkg-3")[2])
+        assert "".join(part["text"] for part in details["prompt"]) == prompt_text(3)
+        assert details["turns"][0][0][0]["answer"].startswith("Here is the change.")
+        assert page.get(f"{instance}../../x")[0] == 404
 
     first, second = (rows["run"] for rows in running)
     assert (first["state"], first["total"], first["remaining"]) == ("running", 10, 8)
@@ -157,7 +165,7 @@ def test_a_run_is_followed_from_its_first_to_its_last_answer(
     assert final["applies"]["value"] == in_list["applies"]
     figures = as_json(compare(load_runs([str(folder / "run")])))["runs"][0]
     assert final["applies"]["wilson_95"] == figures["applies"]["wilson_95"]
-    assert json.loads(text)["runs"][0]["applies"] == figures["applies"]
+    assert json.loads(text)["figures"]["runs"][0]["applies"] == figures["applies"]
 
 
 def scanned(folder: Path) -> dict[str, dict[str, Any]]:
@@ -359,14 +367,21 @@ def test_a_hostile_folder_is_shown_read_only_and_shows_nothing_outside(hostile: 
         assert rows["good"]["error"] is None
         texts = [page.get("/data/runs.json")[2]]
         for name, row in rows.items():
-            for path in (f"/data/comparison.json?run={row['id']}", f"/compare?run={row['id']}"):
+            query = f"run={row['id']}"
+            instances = (
+                f"/data/instance.json?{query}&id={name}" for name in ("r__x-1", "SECRET", "..%2f..%2fSECRET")
+            )
+            for path in (f"/data/comparison.json?{query}", f"/compare?{query}", *instances):
                 status, _, text = page.get(path)
-                assert status == (404 if row["state"] == "damaged" else status)
+                assert status == 404 or row["state"] != "damaged"
                 assert status in (200, 404, 409), (name, text)
                 texts.append(text)
         everything = "&".join(f"run={row['id']}" for row in rows.values() if row["state"] != "damaged")
         status, _, text = page.get(f"/data/comparison.json?{everything}")
         assert status == 200
+        one = json.loads(page.get(f"/data/instance.json?{everything}&id=r__x-1")[2])
+        assert (one["prompt"], one["gold"]) == (None, None)
+        assert "a good answer" in json.dumps(one)
         assert "SECRET" not in "".join([*texts, text]).replace("../../SECRET", "").replace(str(hostile.parent), "")
         for path in (
             "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/data/../../x", "/list.js/../../x", "//etc/passwd",
@@ -458,11 +473,11 @@ def test_a_bad_folder_port_or_token_is_one_line(
 @pytest.mark.full
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_chromium_follows_a_run_and_opens_a_comparison(hostile: Path, tmp_path: Path) -> None:
-    with view(hostile) as page, browser(tmp_path / "profile") as tab:
-        tab.open(page.address)
+    with view(hostile) as page, Browser(tmp_path / "profile") as tab:
         rows = "[...document.querySelectorAll('#body tr')]"
         row = f"{rows}.find((tr) => tr.querySelector('th').textContent.startsWith('live'))"
-        tab.wait_for("document.querySelectorAll('#body tr').length >= 20")
+        tab.open(page.address)
+        tab.wait(f"{rows}.length >= 20")
         assert tab.evaluate("document.querySelectorAll('#runs img').length") == 0
         assert tab.evaluate("document.getElementById('runs').textContent.includes('<img src=x')")
         with RunStore(hostile / "live", "model") as store:
@@ -471,23 +486,31 @@ def test_chromium_follows_a_run_and_opens_a_comparison(hostile: Path, tmp_path: 
                 outcome = Completion("an answer", "stop", Usage(10, output_tokens=5), Decimal("0.5"), 1.0)
                 store.append(record_of((name, 0), outcome, PatchResult("--- a/x\n+++ b/x\n", "applies")))
                 if number % 3 == 0:
-                    text = tab.wait_for(f"{row}?.textContent.includes('{number + 1} / 7') && {row}.textContent")
-                    assert "running" in text
-                    assert f"${(number + 1) / 2:.4f}" in text
-            tab.wait_for("document.title.startsWith('(1 running)')")
+                    tab.wait(f"{row}?.textContent.includes('{number + 1} / 7')")
+                    assert "running" in tab.evaluate(f"{row}.textContent")
+                    assert f"${(number + 1) / 2:.4f}" in tab.evaluate(f"{row}.textContent")
+            tab.wait("document.title.startsWith('(1 running)')")
+            tab.evaluate(f"{row}.querySelector('a').click()")
+            tab.wait("document.querySelectorAll('#instances-table tbody tr').length === 7")
             store.write_summary(store.totals.summary(instances=7, samples=1, wall_s=2.0))
-        tab.wait_for(f"{row}.textContent.includes('complete')")
+        assert tab.problems == []
+        tab.open(page.address)
+        tab.wait(f"{row}?.textContent.includes('complete')")
         tab.evaluate(f"{row}.querySelector('input').click()")
         tab.evaluate("document.getElementById('search').value = 'pipe .lock'")
         tab.evaluate("document.getElementById('search').dispatchEvent(new Event('input'))")
-        assert tab.evaluate("document.querySelectorAll('#body tr').length") == 1
+        assert tab.evaluate(f"{rows}.length") == 1
         tab.evaluate("document.getElementById('select-all').click()")
         assert tab.evaluate("document.getElementById('selected').textContent") == "2 selected"
-        for width in (400, 1000, 2000):
-            tab.resize(width, 800)
-            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
-        assert tab.problems == []
         tab.evaluate("document.getElementById('compare').click()")
-        tab.wait_for("location.pathname === '/compare' && document.readyState === 'complete'")
-        assert tab.wait_for("document.title") == "Comparison of 2 runs"
+        tab.wait("location.pathname === '/compare' && document.querySelector('#instances-table table')")
+        assert tab.evaluate("document.title") == "Comparison of 2 runs"
+        for width, dark in ((400, False), (1000, True), (2000, False)):
+            tab.open(page.address, width=width, height=800, dark=dark)
+            tab.wait(f"{rows}.length >= 20")
+            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+            assert tab.evaluate(f"{row}.querySelector('input').checked"), "the selection is kept"
+            tab.evaluate(AXE.read_text(encoding="utf-8"))
+            found = tab.evaluate("axe.run().then(({violations}) => violations)")
+            assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], width
         assert tab.problems == []
