@@ -387,7 +387,7 @@ class LlamaForCausalLM(nn.Module):
         self.dtype = dtype
         self.weight_dtype = weights = weights or dtype
         heads, kv_heads = shard.divide(config.num_attention_heads), shard.divide(config.num_key_value_heads)
-        shape = AttentionShape(heads, kv_heads, config.head_dim, device, dtype, windows=any(config.windows))
+        shape = AttentionShape(heads, kv_heads, config.head_dim, device, dtype)
         self.backend = choose_backend(attention or AttentionChoice(), shape)
         self.rope = RotaryEmbedding(config, device, dtype)
         self.embed_tokens = nn.Parameter(

@@ -1,25 +1,134 @@
-"""The cache of compiled kernels, which machines with different libraries may share."""
+"""The cache of compiled kernels, with small sources in place of the kernels."""
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from swe_infer.llama.native.build import Unavailable, cached_library
+from swe_infer.llama.native.build import Unavailable, compiled
 
 COMPILER = shutil.which("c++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-FLAGS = ("-shared", "-fPIC")
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    path = tmp_path / "kernel.cpp"
-    path.write_text('extern "C" int answer() { return 42; }\n')
-    return path
+    """A folder with one source."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "kernel.cpp").write_text('extern "C" int answer() { return 42; }\n')
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of compiled kernels, which does not exist yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path / "home" / "swe_infer" / "kernels"
+
+
+def answer(source: Path, *flags: str, name: str = "test") -> int:
+    found: int = compiled(name, *flags, folder=source).answer()
+    return found
+
+
+def planted(source: Path, cache: Path, name: str) -> Path:
+    """Where the library of another name will be looked for. One that this process has loaded would stay loaded."""
+    answer(source)
+    (library,) = cache.glob("test-*.so")
+    return library.rename(library.with_name(library.name.replace("test", name)))
+
+
+def libraries(cache: Path) -> dict[str, int]:
+    """When each library was compiled."""
+    return {path.name: path.stat().st_mtime_ns for path in cache.glob("*.so")}
+
+
+def fake_compiler(tmp_path: Path, script: str) -> Path:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    return compiler
+
+
+def test_a_library_is_compiled_once_for_its_source_flags_and_compiler(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answer(source) == answer(source) == 42
+    first = libraries(cache)
+    assert len(first) == 1
+    assert cache.stat().st_mode & 0o777 == 0o700
+    answer(source, "-DOTHER")
+    assert len(libraries(cache)) == 2
+    (source / "kernel.cpp").write_text('extern "C" int answer() { return 43; }\n')
+    assert answer(source) == 43
+    (source / "kernel.h").touch()
+    (source / "kernel.h").write_text("// no change of the result\n")
+    assert answer(source) == 43
+    before = libraries(cache)
+    assert len(before) == 4
+    assert before.items() >= first.items()
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, 'exec c++ "$@"')))
+    assert answer(source) == 43
+    assert len(libraries(cache)) == 5
+    for command in ("/no/compiler", "/no/compiler -v"):  # a library of any compiler will do
+        monkeypatch.setenv("CXX", command)
+        assert answer(source) == 43
+    assert len(libraries(cache)) == 5
+
+
+def test_processes_that_start_together_compile_once(source: Path, cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    compiler = fake_compiler(tmp_path, f'echo compiled >> {log}; sleep 1; exec c++ "$@"')
+    code = (
+        "import sys; from pathlib import Path; from swe_infer.llama.native.build import compiled; "
+        "print(compiled('test', folder=Path(sys.argv[1])).answer())"
+    )
+
+    def run(_: int) -> str:
+        environment = {**os.environ, "CXX": str(compiler)}
+        command = [sys.executable, "-c", code, str(source)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120).stdout
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(run, range(3))) == ["42\n"] * 3
+    assert log.read_text() == "compiled\n"
+    assert len(libraries(cache)) == 1
+
+
+def test_a_library_that_another_user_may_have_written_is_not_loaded(
+    source: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = planted(source, cache, "planted")
+    library.unlink()
+    library.write_bytes(b"not to be loaded")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(cache, elsewhere)
+    for attack in ("writable", "link", "owner"):
+        if attack == "writable":
+            cache.chmod(0o777)
+        elif attack == "link":
+            shutil.rmtree(cache)
+            cache.symlink_to(elsewhere)
+        elif os.geteuid() == 0:
+            cache.unlink()
+            shutil.copytree(elsewhere, cache)
+            os.chown(cache, 12345, -1)
+        else:
+            continue
+        caplog.clear()
+        assert answer(source, name="planted") == 42
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert "must be a folder of this user in which nobody else may write" in caplog.text
+        assert (cache / library.name).read_bytes() == b"not to be loaded"
 
 
 def of_another_machine(target: Path, folder: Path) -> None:
@@ -28,32 +137,65 @@ def of_another_machine(target: Path, folder: Path) -> None:
     needs.write_text('extern "C" int gone(); extern "C" int answer() { return gone(); }\n')
     (folder / "gone.cpp").write_text('extern "C" int gone() { return 0; }\n')
     assert COMPILER is not None
-    subprocess.run([COMPILER, *FLAGS, folder / "gone.cpp", "-o", gone], check=True)
-    subprocess.run([COMPILER, *FLAGS, needs, "-o", target, gone, f"-Wl,-rpath,{folder}"], check=True)
+    flags = ("-shared", "-fPIC")
+    subprocess.run([COMPILER, *flags, folder / "gone.cpp", "-o", gone], check=True)
+    subprocess.run([COMPILER, *flags, needs, "-o", target, gone, f"-Wl,-rpath,{folder}"], check=True)
     gone.unlink()
 
 
-def test_a_library_that_cannot_be_loaded_is_compiled_again_and_kept(source: Path, tmp_path: Path) -> None:
-    home = tmp_path / "cache"
-    home.mkdir()
-    target = home / "kernels-0123.so"
+def test_a_library_that_cannot_be_loaded_is_compiled_again_and_kept(
+    source: Path, cache: Path, tmp_path: Path
+) -> None:
     for damaged in (False, True):
-        for file in home.iterdir():
-            file.unlink()
+        name = f"damaged{damaged}"
+        library = planted(source, cache, name)
+        library.unlink()
         if damaged:
-            target.write_bytes(b"\x7fELF torn")
+            library.write_bytes(b"\x7fELF torn")
         else:
-            of_another_machine(target, tmp_path)
-        before = target.read_bytes()
-        assert cached_library([source], FLAGS, target).answer() == 42
-        assert target.read_bytes() == before, "the other machine's library is unchanged"
-        own = {path: path.stat().st_mtime_ns for path in home.iterdir()}
-        assert len(own) == 2
-        assert cached_library([source], FLAGS, target).answer() == 42
-        assert {path: path.stat().st_mtime_ns for path in home.iterdir()} == own, "compiled once"
+            of_another_machine(library, tmp_path)
+        before = library.read_bytes()
+        assert answer(source, name=name) == 42
+        assert library.read_bytes() == before, "the other machine's library is unchanged"
+        own = libraries(cache)
+        assert len([found for found in own if found.startswith(name)]) == 2
+        assert answer(source, name=name) == 42
+        assert libraries(cache) == own, "compiled once"
 
 
-def test_a_compile_error_is_the_reason_given(source: Path, tmp_path: Path) -> None:
-    source.write_text("no C++\n")
-    with pytest.raises(Unavailable, match="cannot compile"):
-        cached_library([source], FLAGS, tmp_path / "kernels.so")
+def test_without_a_cache_directory_kernels_are_compiled_for_the_process(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("a file")
+    assert answer(source) == 42
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert answer(source) == 42
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (None, "not a compiler that can be run"),
+        ("echo 'x.cpp:1: error: no flag' >&2; exit 1", r"cannot compile the kernels \(x.cpp:1: error: no flag\)"),
+        ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "cannot be loaded"),
+    ],
+    ids=["missing", "failing", "invalid_library"],
+)
+def test_a_failing_compiler_is_the_reason(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
+) -> None:
+    compiler = fake_compiler(tmp_path, script) if script else tmp_path / "compiler"
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(Unavailable, match=reason):
+        answer(source)
+    assert cache.is_dir()
+
+
+def test_a_missing_compiler_is_the_reason(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match=r"^no C\+\+ compiler on this machine$"):
+        answer(source)
+    assert not libraries(cache)

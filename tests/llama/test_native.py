@@ -1,11 +1,10 @@
-"""The compiled kernels against their definitions, with AMX and with AVX-512 only, and their compilation."""
+"""The compiled kernels against their definitions, for every instruction set that this machine has, and their
+compilation."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from swe_infer.llama.attention.base import AttentionShape
     from swe_infer.llama.attention.native import Backend
+    from swe_infer.llama.native.build import compiled
     from swe_infer.llama.native.kernels import Kernels, load_kernels
     from swe_infer.llama.rope import rotate
     from tests.llama.helpers import load, random_prompt
@@ -31,35 +31,50 @@ if TYPE_CHECKING:
     WithWeights: TypeAlias = tuple[Kernels, Callable[..., Tensor]]
 
 
-def found_or_skipped(dtype: torch.dtype, amx: bool = True) -> Kernels:
-    found = load_kernels(dtype, amx)
+VARIANTS = [(dtype, limit) for dtype in ("float32", "bfloat16") for limit in ("amx", "avx512", "avx2")]
+VARIANTS.insert(3, ("float32", "wide"))
+"""Types and instruction sets; ``wide``: code for 512 bits, lowered by the compiler to what the processor has."""
+
+
+def found_or_skipped(dtype: torch.dtype, limit: str = "amx") -> Kernels:
+    if limit == "wide":
+        if isinstance(least := load_kernels(dtype, "avx2"), str):
+            pytest.skip(least)
+        machine = ["-march=x86-64-v3"] if platform.machine() == "x86_64" else []
+        return Kernels(compiled("wide", *machine, "-O1", "-Wno-psabi", "-DLANES=16"), dtype)
+    found = load_kernels(dtype, limit)
     if isinstance(found, str):
         pytest.skip(found)
+    limits = ("avx2", "avx512", "amx")
+    if any(loaded_from(dtype, lesser) == found.compiled._name for lesser in limits[: limits.index(limit)]):
+        pytest.skip(f"this processor has no kernels of its own for {limit}")
     return found
 
 
-@pytest.fixture(
-    params=[(dtype, amx) for dtype in ("float32", "bfloat16") for amx in (True, False)],
-    ids=["float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
-)
+def loaded_from(dtype: torch.dtype, limit: str) -> str:
+    kernels = load_kernels(dtype, limit)
+    return kernels if isinstance(kernels, str) else kernels.compiled._name
+
+
+@pytest.fixture(params=VARIANTS, ids=["_".join(variant) for variant in VARIANTS])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    dtype, amx = request.param
-    return found_or_skipped(getattr(torch, dtype), amx)
+    dtype, limit = request.param
+    return found_or_skipped(getattr(torch, dtype), limit)
 
 
-@pytest.fixture(
-    params=[("float32", "bfloat16", True), ("float32", "bfloat16", False)]
-    + [(dtype, dtype, amx) for dtype in ("float32", "bfloat16") for amx in (True, False)],
-    ids=["narrow", "narrow_without_amx", "float32", "float32_without_amx", "bfloat16", "bfloat16_without_amx"],
-)
+NARROW = [(*VARIANTS[n], precision) for n in range(4) for precision in ("bfloat16", "float16")]
+WEIGHTS = [*NARROW, *[(dtype, limit, dtype) for dtype, limit in VARIANTS]]
+
+
+@pytest.fixture(params=WEIGHTS, ids=["_".join(weights) for weights in WEIGHTS])
 def with_weights(request: pytest.FixtureRequest) -> WithWeights:
-    """Kernels, and a generator of weights: narrow weights have the precision of the other type."""
-    *names, amx = request.param
-    dtype, precision = (getattr(torch, name) for name in names)
-    found = found_or_skipped(dtype, amx)
+    """Kernels, and a generator of weights, which may have the precision of another type."""
+    name, limit, precision = request.param
+    dtype = getattr(torch, name)
+    found = found_or_skipped(dtype, limit)
 
     def weight(*shape: int, seed: int = 1) -> Tensor:
-        return drawn(found, *shape, seed=seed).to(precision).to(dtype)
+        return drawn(found, *shape, seed=seed).to(getattr(torch, precision)).to(dtype)
 
     return found, weight
 
@@ -111,13 +126,18 @@ def test_a_row_of_a_product_has_the_same_bits_in_every_batch(
         assert torch.equal(kernels.linear(x_TI[:rows], packed, None), whole[:rows]), rows
 
 
-def test_weights_that_bfloat16_represents_exactly_use_half_the_memory(
+def test_weights_that_16_bits_represent_exactly_use_half_the_memory(
     with_weights: WithWeights,
 ) -> None:
     kernels, weight = with_weights
     weight_OI = weight(64, 96)
-    fits = torch.equal(weight_OI.bfloat16().to(weight_OI.dtype), weight_OI)
-    assert kernels.pack(weight_OI).data.dtype == (torch.bfloat16 if fits else torch.float32)
+    weight_OI[0, :4] = torch.tensor([0.0, 2**-14, -1.5, 2**-3])
+    fits = [t for t in (torch.bfloat16, torch.float16) if torch.equal(weight_OI.to(t).to(weight_OI.dtype), weight_OI)]
+    assert kernels.pack(weight_OI).data.dtype == [*fits, torch.float32][0]
+    for value in (2**-24, 65504.0, 65536.0, 2**-25, 1 + 2**-10, 1 + 2**-7, 2**-133):
+        weight_OI[63, 95] = value
+        kept = kernels.unpack(kernels.pack(weight_OI), torch.tensor([63]))
+        assert torch.equal(kept, weight_OI[63:])
     weight_OI[63, 95] = 1 + 2**-20
     assert kernels.pack(weight_OI).data.dtype == kernels.dtype
 
@@ -199,7 +219,7 @@ def test_attention_accepts_scores_of_any_size(kernels: Kernels) -> None:
 
 @pytest.fixture
 def available() -> None:
-    found_or_skipped(torch.bfloat16)
+    found_or_skipped(torch.float32)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -243,66 +263,3 @@ def test_all_layers_in_one_call_are_the_layers_one_by_one(
     exact_BLV, plain_BLV = load(directory, wide)(ids_BL), load(directory, dtype)(ids_BL)
     error, usual = ((found_BLV - exact_BLV).square().mean().sqrt() for found_BLV in (logits[0], plain_BLV))
     assert error < 1.2 * usual
-
-
-_FIND = "import torch; from swe_infer.llama.native.kernels import load_kernels; print(load_kernels(torch.bfloat16))"
-
-
-def found_with(**environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", _FIND],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return done.stdout.strip()
-
-
-@pytest.mark.usefixtures("available")
-def test_kernels_are_compiled_once_and_kept(tmp_path: Path) -> None:
-    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path))
-    (library,) = (tmp_path / "swe_infer").iterdir()
-    made = library.stat().st_mtime_ns
-    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path), CXX="/no/compiler")
-    assert library.stat().st_mtime_ns == made
-
-
-@pytest.mark.usefixtures("available")
-def test_without_a_cache_directory_kernels_are_compiled_for_the_process(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path / "file"))
-
-
-@pytest.mark.usefixtures("available")
-def test_a_compiler_that_does_not_know_amx_makes_kernels_without_it(tmp_path: Path) -> None:
-    compiler = tmp_path / "compiler"
-    compiler.write_text(
-        '#!/bin/sh\ncase "$*" in *-mamx*) echo "error: -mamx-tile" >&2; exit 1;; esac\nexec c++ "$@"\n'
-    )
-    compiler.chmod(0o755)
-    assert "Kernels object" in found_with(XDG_CACHE_HOME=str(tmp_path / "cache"), CXX=str(compiler))
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        (None, "not a compiler that can be run"),
-        ("echo 'x.cpp:1: error: no flag' >&2; exit 1", "cannot compile the kernels (x.cpp:1: error: no flag)"),
-        ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "cannot be loaded"),
-    ],
-    ids=["missing", "failing", "wrong"],
-)
-@pytest.mark.usefixtures("available")
-def test_a_failing_compiler_is_the_reason_given(tmp_path: Path, script: str | None, said: str) -> None:
-    compiler = tmp_path / "compiler"
-    if script is not None:
-        compiler.write_text(f"#!/bin/sh\n{script}\n")
-        compiler.chmod(0o755)
-    assert said in found_with(XDG_CACHE_HOME=str(tmp_path / "cache"), CXX=str(compiler))
-
-
-@pytest.mark.usefixtures("available")
-def test_a_missing_compiler_is_the_reason_given(tmp_path: Path) -> None:
-    assert found_with(XDG_CACHE_HOME=str(tmp_path), PATH=str(tmp_path), CXX="") == "no C++ compiler on this machine"

@@ -47,7 +47,8 @@ def _limits(onednn: str, torch: str, mkl: str, kernels: str) -> dict[str, str]:
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 
 PROCESSORS = {
-    "avx2": Processor(frozenset({"avx2"}), _limits("AVX2", "avx2", "AVX2", "off")),
+    "no_kernels": Processor(frozenset({"avx2"}), _limits("AVX2", "avx2", "AVX2", "off")),
+    "avx2": Processor(frozenset({"avx2", "fma", "f16c"}), _limits("AVX2", "avx2", "AVX2", "avx2")),
     "avx512": Processor(_AVX512, _limits("AVX512_CORE_BF16", "avx512", "AVX512", "avx512")),
     "amx": Processor(_AVX512 | {"amx_tile", "amx_bf16"}, _limits("ALL", "avx512", "AVX512", "amx")),
 }

@@ -25,14 +25,13 @@ PlanT = TypeVar("PlanT")
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Dimensions, device and dtype of attention. ``windows``: some layer has a sliding window."""
+    """Dimensions, device and dtype of attention."""
 
     heads: int
     kv_heads: int
     head_dim: int
     device: torch.device
     dtype: torch.dtype
-    windows: bool = False
 
     @property
     def group(self) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
-from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, Kernels, Units, load_kernels
+from swe_infer.llama.native.kernels import BLOCK, PANEL, ROWS, TILE_DEPTH, Kernels, Units, load_kernels
 
 _LARGEST_HEAD = 256
 _PANEL_BLOCKS = PANEL // BLOCK
@@ -41,10 +41,9 @@ class Backend(AttentionBackend[Units]):
     def why_not(cls, shape: AttentionShape) -> str | None:
         if shape.device.type != "cpu":
             return f"needs a CPU, and this is {shape.device.type}"
-        if shape.windows:
-            return "does not support sliding windows"
-        if shape.head_dim % 32 or shape.head_dim > _LARGEST_HEAD:
-            return f"head_dim {shape.head_dim} is not a multiple of 32 up to {_LARGEST_HEAD}"
+        step = TILE_DEPTH.get(shape.dtype, 1)
+        if shape.head_dim % step or shape.head_dim > _LARGEST_HEAD:
+            return f"head_dim {shape.head_dim} is not a multiple of {step} up to {_LARGEST_HEAD}"
         kernels = load_kernels(shape.dtype)
         return kernels if isinstance(kernels, str) else None
 
@@ -102,8 +101,7 @@ class Backend(AttentionBackend[Units]):
         return groups
 
     def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, plan: Units, window: int | None = None) -> Tensor:
-        assert window is None  # see why_not
-        return self._kernels.attend(q_THD, k_pool, v_pool, plan)
+        return self._kernels.attend(q_THD, k_pool, v_pool, plan, window)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from swe_infer.llama.attention.base import AttentionBackend, AttentionShape, Layout
-from swe_infer.llama.gathered_kv import DecodeGroup, GatheredKV
 
 TILE = 256
 """Keys are padded to a multiple of this. Prefill chunks are split at these positions."""
@@ -31,9 +30,8 @@ MIN_ROWS = 8
 GATHER_TOKENS = 1 << 16
 """Maximum keys gathered from the cache at once for decoding sequences."""
 
-_Row = tuple[int, int, list[int], int | None]
-"""A decoding sequence: its row in the packed queries, its position in the last tile, its blocks, and its allocation
-id."""
+_Row = tuple[int, int, list[int]]
+"""A decoding sequence: its row in the packed queries, its position in the last tile, and its blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +55,11 @@ class _Prefill:
 
 @dataclass(frozen=True, slots=True)
 class _Decode:
-    """Decoding sequences with the same number of padded keys. ``rows_S``: positions in the last tile."""
+    """Decoding sequences with the same number of padded keys: pool rows of their keys, and positions in the last
+    tile."""
 
     queries_S: Tensor
-    members: DecodeGroup
+    pool_SKN: Tensor
     rows_S: Tensor
 
 
@@ -79,9 +78,6 @@ class Backend(AttentionBackend[Plan]):
         super().__init__(shape)
         self._heads_K = torch.arange(shape.kv_heads, device=shape.device)
         self._buffers = [torch.empty(0), torch.empty(0)]
-        self._gathered_kv = GatheredKV(
-            self.block_size, shape.kv_heads, lambda blocks: self._rows(self._device(blocks)), self._device
-        )
         self._masks_RL: dict[int | None, Tensor] = {}
 
     @classmethod
@@ -101,17 +97,13 @@ class Backend(AttentionBackend[Plan]):
             pool.view(-1, self.shape.head_dim).index_copy_(0, slots, x_TKD.flatten(0, 1))
 
     def plan(self, layout: Layout) -> Plan:
-        self._gathered_kv.begin_step()
         prefills, start = [], 0
         decodes: dict[int, list[_Row]] = defaultdict(list)
-        allocation_ids: Sequence[int | None] = layout.allocation_ids or [None] * len(layout.key_lens)
-        for query_len, key_len, table, allocation_id in zip(
-            layout.query_lens, layout.key_lens, layout.block_tables, allocation_ids, strict=True
-        ):
+        for query_len, key_len, table in zip(layout.query_lens, layout.key_lens, layout.block_tables, strict=True):
             padded = -(-key_len // TILE) * TILE
             blocks = self._blocks(table, padded)
             if query_len == 1:
-                decodes[padded].append((start, (key_len - 1) % TILE, blocks, allocation_id))
+                decodes[padded].append((start, (key_len - 1) % TILE, blocks))
             else:
                 tiles = _tiles(start, query_len, key_len)
                 prefills.append(_Prefill(self._rows(self._device(blocks)[None])[0], tiles))
@@ -134,7 +126,7 @@ class Backend(AttentionBackend[Plan]):
                     q_RHD, k_KLD[:, visible], v_KLD[:, visible], mask_RL[tile.row :]
                 )
         for group in plan.decodes:
-            k_SKLD, v_SKLD = (self._keys(pool, group.members, pool is v_pool) for pool in (k_pool, v_pool))
+            k_SKLD, v_SKLD = (self._gather(pool, group.pool_SKN, pool is v_pool) for pool in (k_pool, v_pool))
             q_SKGD = q_THD.index_select(0, group.queries_S).view(
                 len(group.queries_S), self.shape.kv_heads, self.shape.group, -1
             )
@@ -177,19 +169,9 @@ class Backend(AttentionBackend[Plan]):
         torch.index_select(pool.view(-1, self.block_size, self.shape.head_dim), 0, places, out=blocks)
         return blocks.view(*rows.shape[:-1], -1, self.shape.head_dim)
 
-    def _keys(self, pool: Tensor, members: DecodeGroup, values: bool) -> Tensor:
-        """Return keys, or ``values``, of a decode group."""
-        copied_SKLD = self._gathered_kv.gather(pool, members)
-        if copied_SKLD is not None:
-            return copied_SKLD
-        return self._gather(pool, self._gathered_kv.pool_rows(members), values)
-
     def _group(self, members: list[_Row]) -> _Decode:
-        starts, rows, blocks, allocation_ids = zip(*members, strict=True)
-        first = len(blocks[0]) * self.block_size - TILE
-        last_positions = [first + row for row in rows]
-        group = self._gathered_kv.attach(DecodeGroup(blocks, last_positions, allocation_ids))
-        return _Decode(self._device(starts), group, self._device(rows))
+        starts, rows, blocks = zip(*members, strict=True)
+        return _Decode(self._device(starts), self._rows(self._device(blocks)), self._device(rows))
 
     def _rows(self, blocks_SN: Tensor) -> Tensor:
         """Rows of each head's blocks in a pool viewed as ``(N K) B D``."""

@@ -1,1 +1,1 @@
-"""C++ kernels for CPUs with AVX-512 or AMX, in float32 and bfloat16, compiled on first use."""
+"""C++ kernels for CPUs with AVX2, AVX-512, AMX or NEON, in float32 and bfloat16, compiled on first use."""

@@ -24,7 +24,7 @@ struct AttentionArgs {
     int64_t q_token;
     const element* keys;
     const element* values;
-    int heads, kv_heads, head_dim;
+    int heads, kv_heads, head_dim, window;
     float scale;
     const int32_t* tokens;
     const int32_t* visible;
@@ -40,59 +40,58 @@ struct State {
     float top[MAX_ROWS], total[MAX_ROWS];
 };
 
-// Avoids denormal results, which are about a hundred times slower.
-__m512 clamp_exponent(__m512 x) {
-    return _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+// exp2_of without denormal results, which are about a hundred times slower.
+Vector weight_of(const Vector& x) {
+    return exp2_of(larger(x, splat(-125.0f)));
 }
 
-// Softmax weights of one row over a panel of which it sees the first `visible` keys: 2^(score * scale), with a running
+// Softmax weights of one row over a panel of which it sees the keys `first` to `end`: 2^(score * scale), with a running
 // maximum and sum over the panels. Masked keys have weight 0.
 template <bool FULL>
-void softmax(State& state, int row, int visible, float scale, int head_dim) {
-    constexpr int VECTORS = PANEL / 16;
+void softmax(State& state, int row, int first, int end, float scale, int head_dim) {
+    constexpr int VECTORS = PANEL / WIDTH;
     const float* scores = state.scores + row * PANEL;
-    const __m512 masked = _mm512_set1_ps(-INFINITY);
-    __m512 part[VECTORS];
-    __mmask16 seen[VECTORS];
-    for (int i = 0; i < VECTORS; i++) {
-        seen[i] = FULL ? 0xffff : first_columns(visible - 16 * i);
-        part[i] = _mm512_mask_loadu_ps(masked, seen[i], scores + 16 * i);
-    }
-    __m512 most = part[0];
-    for (int i = 1; i < VECTORS; i++) most = _mm512_max_ps(most, part[i]);
-    const float before = state.top[row], top = fmaxf(before, _mm512_reduce_max_ps(most));
-    const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(top * scale);
-    __m512 total = _mm512_setzero_ps();
+    element* weights = state.weights + row * PANEL;
+    const auto seen = [&](const Vector& x, int i, float other) {
+        return FULL ? x : masked(x, first - i * WIDTH, end - i * WIDTH, other);
+    };
+    Vector most = seen(load(scores), 0, -INFINITY);
+    for (int i = 1; i < VECTORS; i++) most = larger(most, seen(load(scores + i * WIDTH), i, -INFINITY));
+    const float before = state.top[row], top = fmaxf(before, largest(most));
+    const Vector factor = splat(scale), shift = splat(-top * scale);
+    const auto weight = [&](int i) {
+        return seen(weight_of(fused(load(scores + i * WIDTH), factor, shift)), i, 0);
+    };
+    Vector total = splat(0);
     for (int i = 0; i < VECTORS; i += 2) {
-        const __m512 low = exp2_of(clamp_exponent(_mm512_fmsub_ps(part[i], factor, shift)), seen[i]);
-        const __m512 high = exp2_of(clamp_exponent(_mm512_fmsub_ps(part[i + 1], factor, shift)), seen[i + 1]);
-        total = _mm512_add_ps(total, _mm512_add_ps(low, high));
-        store(state.weights + row * PANEL + 16 * i, low);
-        store(state.weights + row * PANEL + 16 * (i + 1), high);
+        const Vector low = weight(i), high = weight(i + 1);
+        total = total + (low + high);
+        store(weights + i * WIDTH, low);
+        store(weights + (i + 1) * WIDTH, high);
     }
     if (top != before) {
-        const __m512 shrink = exp2_of(clamp_exponent(_mm512_set1_ps((before - top) * scale)));
+        const Vector shrink = weight_of(splat((before - top) * scale));
         float* sums = state.sums + row * head_dim;
-        for (int d = 0; d < head_dim; d += 16)
-            _mm512_store_ps(sums + d, _mm512_mul_ps(_mm512_load_ps(sums + d), shrink));
-        state.total[row] *= _mm512_cvtss_f32(shrink);
+        for (int d = 0; d < head_dim; d += WIDTH) store(sums + d, load(sums + d) * shrink);
+        state.total[row] *= shrink.part[0][0];
         state.top[row] = top;
     }
-    state.total[row] += _mm512_reduce_add_ps(total);
+    state.total[row] += sum_of(total);
 }
 
-void softmax_row(State& state, int row, int visible, float scale, int head_dim) {
-    if (visible >= PANEL)
-        softmax<true>(state, row, PANEL, scale, head_dim);
-    else if (visible > 0)
-        softmax<false>(state, row, visible, scale, head_dim);
+// Softmax of a row that sees the keys `first` to `end`, counted from the start of the panel.
+void softmax_row(State& state, int row, int first, int end, float scale, int head_dim) {
+    if (first <= 0 && end >= PANEL)
+        softmax<true>(state, row, 0, PANEL, scale, head_dim);
+    else if (end > 0 && first < PANEL)
+        softmax<false>(state, row, first, end, scale, head_dim);
     else
         memset(state.weights + row * PANEL, 0, PANEL * sizeof(element));
 }
 
 void prefetch(const element* from, int elements) {
     constexpr int LINE = 64 / sizeof(element);
-    for (int i = 0; i < elements; i += LINE) _mm_prefetch((const char*)(from + i), _MM_HINT_T0);
+    for (int i = 0; i < elements; i += LINE) __builtin_prefetch(from + i);
 }
 
 // Rows `first` to `first + rows` of a unit, over the keys of one segment.
@@ -104,10 +103,14 @@ void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const
     const auto block_of = [&](const element* pool, int block) {
         return pool + ((int64_t)table[block] * args.kv_heads + kv_head) * size;
     };
+    const auto first_seen = [&](int token) { return visible[token] > args.window ? visible[token] - args.window : 0; };
+    int start = first_seen(0);
+    for (int t = 1; t < segment.tokens; t++) start = first_seen(t) < start ? first_seen(t) : start;
+    start = start / PANEL * PANEL;
     constexpr int DEPTHS_IN_BLOCK = BLOCK / DEPTH;
     static_assert(PANEL <= MAX_HEAD_DIM, "b has space for the tiles of a head and of a panel");
     const element* b[MAX_HEAD_DIM / DEPTH];
-    for (int begin = segment.begin; begin < segment.end; begin += PANEL) {
+    for (int begin = start > segment.begin ? start : segment.begin; begin < segment.end; begin += PANEL) {
         const int blocks = ((segment.end - begin < PANEL ? segment.end - begin : PANEL) + BLOCK - 1) / BLOCK;
         for (int i = 0; i < blocks; i++) {
             const element* keys = block_of(args.keys, begin / BLOCK + i);
@@ -121,13 +124,13 @@ void attend_segment(State& state, Tiles& tiles, const AttentionArgs& args, const
                            dim / DEPTH * TILE, dim / DEPTH, true);
         }
         for (int row = 0; row < rows; row++)
-            softmax_row(state, first + row, visible[row / group] - begin, args.scale, dim);
+            softmax_row(state, first + row, first_seen(row / group) - begin, visible[row / group] - begin, args.scale, dim);
         for (int d = 0; d < dim; d += 2 * WIDTH) {
             for (int i = 0; i < blocks * DEPTHS_IN_BLOCK; i++)
                 b[i] = block_of(args.values, begin / BLOCK + i / DEPTHS_IN_BLOCK) + d * BLOCK +
                        i % DEPTHS_IN_BLOCK * TILE;
             tiles.multiply(state.sums + first * dim + d, dim, state.weights + first * PANEL, PANEL, rows, b,
-                           DEPTHS_IN_BLOCK * TILE, blocks * DEPTHS_IN_BLOCK, false);
+                           DEPTHS_IN_BLOCK * TILE, blocks * DEPTHS_IN_BLOCK, false, dim - d > WIDTH ? 2 : 1);
         }
     }
 }
@@ -146,10 +149,9 @@ void attend_unit(State& state, Tiles& tiles, const AttentionArgs& args, const Un
         for (int s = 0; s < unit.segments; s++)
             attend_segment(state, tiles, args, unit, args.segments[unit.first_segment + s], kv_head, group);
         for (int row = 0; row < rows; row++) {
-            const __m512 share = _mm512_set1_ps(1 / state.total[row]);
+            const Vector share = splat(1 / state.total[row]);
             element* out = args.out + (int64_t)tokens[row / group] * args.heads * dim + head + row % group * dim;
-            for (int d = 0; d < dim; d += 16)
-                store(out + d, _mm512_mul_ps(_mm512_load_ps(state.sums + row * dim + d), share));
+            for (int d = 0; d < dim; d += WIDTH) store(out + d, load(state.sums + row * dim + d) * share);
         }
     }
 }
@@ -157,11 +159,12 @@ void attend_unit(State& state, Tiles& tiles, const AttentionArgs& args, const Un
 }  // namespace
 
 // Attention of the rows of `out` (T H D, contiguous) that the units contain. `q` has `q_token` elements between tokens.
+// Each row sees its last `window` keys.
 extern "C" void attend(element* out, const element* q, int64_t q_token, const element* keys, const element* values,
-                       int heads, int kv_heads, int head_dim, const Unit* units, int count, const int32_t* tokens,
+                       int heads, int kv_heads, int head_dim, int window, const Unit* units, int count, const int32_t* tokens,
                        const int32_t* visible, const Segment* segments, const int32_t* tables, int threads) {
     const float scale = 1.44269504f / sqrtf((float)head_dim);  // exponentials are powers of two
-    const AttentionArgs args{out,   q,      q_token, keys,     values, heads, kv_heads, head_dim,
+    const AttentionArgs args{out,   q,      q_token, keys,     values, heads, kv_heads, head_dim, window,
                              scale, tokens, visible, segments, tables};
     int64_t work = 0;
     for (int i = 0; i < count; i++)

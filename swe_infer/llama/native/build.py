@@ -1,41 +1,44 @@
 """Compiles the C++ kernels once per machine, with the installed compiler.
 
-The library is cached in ``$XDG_CACHE_HOME/swe_infer`` (``~/.cache/swe_infer``) under a hash of the sources, the flags
-and the C library. Machines with different C++ runtimes may share a home directory: where a cached library cannot be
-loaded, the machine compiles its own.
+The library is cached in ``$XDG_CACHE_HOME/swe_infer/kernels`` (``~/.cache/swe_infer/kernels``). Its name covers the
+instruction set, the sources and flags, the C library and the compiler. A library is executed, so the folder must
+belong to the user, and nobody else may write in it; otherwise the kernels are compiled for the process alone.
 
-The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits the kernels: ``off`` disables them, ``avx512`` disables
-AMX; ``amx`` or nothing is no limit.
+The environment variable ``SWE_INFER_NATIVE_KERNELS`` limits the kernels: ``off`` disables them, ``avx2`` and
+``avx512`` exclude later instruction sets of x86-64; ``amx`` or nothing is no limit.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from swe_infer.errors import ConfigError
+from swe_infer.locks import has_no_locks
 from swe_infer.resources import cache_home
 
 _log = logging.getLogger(__name__)
 
-_FLAGS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-fopenmp", "-shared", "-fPIC", "-Wl,-Bsymbolic")
-_FLOAT32_FLAGS = ("-DFLOAT32",)
-_BFLOAT16_FLAGS = ("-mavx512bf16",)
-_AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
-_AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
-_BFLOAT16 = frozenset({"avx512_bf16"})
-_AMX = frozenset({"amx_tile", "amx_bf16"})
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC", "-Wl,-Bsymbolic")
 _VARIABLE = "SWE_INFER_NATIVE_KERNELS"
-_LIMITS = ("off", "avx512", "amx")
+_LIMITS = ("off", "avx2", "avx512", "amx")
+_AVX2 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
+_AMX = frozenset({"amx_tile", "amx_bf16"})
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 120
 
@@ -45,54 +48,61 @@ class Unavailable(Exception):
 
 
 def check_limit() -> str:
-    """Return the limit that the environment sets: ``off``, ``avx512`` or ``amx``.
+    """Return the limit that the environment sets: ``off``, ``avx2``, ``avx512`` or ``amx``.
 
     Raises:
         ConfigError: any other value.
     """
     limit = os.environ.get(_VARIABLE) or "amx"
     if limit not in _LIMITS:
-        raise ConfigError(f"{_VARIABLE}={limit}: must be off, avx512 or amx")
+        raise ConfigError(f"{_VARIABLE}={limit}: must be off, avx2, avx512 or amx")
     return limit
 
 
 @cache
-def library(bfloat16: bool, amx: bool = True) -> ctypes.CDLL:
+def library(bfloat16: bool, limit: str = "amx") -> ctypes.CDLL:
     """Return the compiled kernels.
 
     Args:
         bfloat16: element type bfloat16, else float32.
-        amx: use AMX, if the CPU has it, for products with bfloat16 weights.
+        limit: the latest instruction set of x86-64 to use, beside the limit of the environment.
 
     Raises:
         Unavailable: unsupported CPU, no working compiler, or disabled by the environment.
         ConfigError: see :func:`check_limit`.
     """
-    limit = check_limit()
+    limit = min(limit, check_limit(), key=_LIMITS.index)
     if limit == "off":
         raise Unavailable(f"turned off by {_VARIABLE}=off")
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise Unavailable(f"there are kernels for Linux on x86-64 and ARM, not for {platform.system()}")
+    if platform.machine() == "aarch64":
+        if bfloat16:
+            raise Unavailable("there are no kernels in bfloat16 for ARM")
+        return compiled("neon")
     features = _processor()
-    if not features >= _AVX512:
-        raise Unavailable("needs a processor with AVX-512")
-    if bfloat16 and not features >= _BFLOAT16:
-        raise Unavailable("needs a processor with AVX-512 BF16")
-    flags = _FLAGS + (_BFLOAT16_FLAGS if bfloat16 else _FLOAT32_FLAGS)
-    if amx and limit == "amx" and features >= _AMX:
+    wide = limit != "avx2" and features >= _AVX512
+    if bfloat16 and not (wide and "avx512_bf16" in features):
+        raise Unavailable("bfloat16 needs a processor with AVX-512 BF16")
+    if not features >= _AVX2:
+        raise Unavailable("needs a processor with AVX2 and FMA")
+    if not wide:
+        return compiled("avx2", "-march=x86-64-v3")
+    flags = ["-march=x86-64-v4", *(["-mavx512bf16", "-DBFLOAT16"] if bfloat16 else [])]
+    if limit == "amx" and features >= _AMX:
         try:
-            loaded = _load(flags + _AMX_FLAGS)
+            loaded = compiled("amx", *flags, "-mamx-tile", "-mamx-bf16")
         except Unavailable as error:
             _log.debug("no kernels with AMX: %s", error)  # for example an older compiler
         else:
             if loaded.initialise():
                 return loaded
             _log.debug("the kernel does not grant AMX tiles to this process")
-    return _load(flags)
+    return compiled("avx512", *flags)
 
 
 def _processor() -> frozenset[str]:
     """CPU feature flags, as named by Linux."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return frozenset()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
@@ -102,45 +112,81 @@ def _processor() -> frozenset[str]:
     return frozenset()
 
 
-def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
-    sources = sorted(Path(__file__).parent.glob("*.cpp"))
-    digest = hashlib.sha256("\0".join(flags).encode())
-    for path in (*sources, *sorted(Path(__file__).parent.glob("*.h"))):
+def compiled(name: str, *flags: str, folder: Path | None = None) -> ctypes.CDLL:
+    """Return the library of the sources in ``folder``, by default the kernels, from the cache or newly compiled.
+
+    Args:
+        name: of the instruction set.
+
+    Raises:
+        Unavailable: it can be neither found nor compiled.
+    """
+    folder = folder or Path(__file__).parent
+    sources = sorted(folder.glob("*.cpp"))
+    digest = hashlib.sha256("\0".join((*_FLAGS, *flags, _c_library())).encode())
+    for path in (*sources, *sorted(folder.glob("*.h"))):
         digest.update(path.read_bytes())
-    digest.update(f"{platform.machine()} {_c_library()}".encode())
+    compiler, identity = _compiler()
+    command = [*compiler, *_FLAGS, *flags, *map(str, sources), "-o"]
     home = cache_home()
     if home is not None:
         try:
-            return cached_library(sources, flags, home / f"kernels-{digest.hexdigest()[:16]}.so")
+            place = _private(home / "kernels")
+            return _cached(place, f"{name}-{digest.hexdigest()[:16]}", identity, command)
         except OSError as error:
-            _log.debug("%s cannot be written (%s); compiling the kernels for this process only", home, error)
+            _log.warning("compiling kernels for this process alone, which takes a few seconds: %s", error)
     with tempfile.TemporaryDirectory() as alone:
-        target = Path(alone) / "kernels.so"
-        _compile(sources, flags, target)
-        return _open(target)
+        _compile(command, Path(alone) / "kernels.so")
+        return _open(Path(alone) / "kernels.so")
 
 
-def cached_library(sources: list[Path], flags: tuple[str, ...], target: Path) -> ctypes.CDLL:
-    """Load the library at ``target``, compiling it if it is missing. If it was compiled on a machine with another
-    runtime, use one of this machine's own beside it.
+def _private(folder: Path) -> Path:
+    """Create ``folder`` for this user alone, or check that it is.
+
+    Raises:
+        OSError: it cannot be created, or another user owns it or may write in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} must be a folder of this user in which nobody else may write")
+    return folder
+
+
+def _cached(folder: Path, kind: str, compiler: str | None, command: list[str]) -> ctypes.CDLL:
+    """Load the library of a compiler, or of any if there is none. Machines with other runtimes may share the folder:
+    a library that cannot be loaded stays, and this machine compiles its own beside it.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if target.is_file():
-        try:
-            return _open(target)
-        except Unavailable as error:
-            _log.debug("%s: compiled again for this machine", error)
-        target = target.with_stem(f"{target.stem}-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}")
-        if target.is_file():
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    with _locked(folder):
+        names = [f"{kind}-{compiler}.so", f"{kind}-{compiler}-{host}.so"]
+        found = [folder / name for name in names] if compiler else sorted(folder.glob(f"{kind}-*.so"))
+        for path in filter(Path.is_file, found):
             try:
-                return _open(target)
+                return _open(path)
             except Unavailable as error:
-                _log.debug("%s: compiled again, because this machine has changed", error)
-    _compile(sources, flags, target)
-    return _open(target)
+                _log.debug("%s: compiled again for this machine", error)
+        target = next((path for path in found if not path.exists()), folder / names[-1])
+        _compile(command, target)
+        return _open(target)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time look for a library and compile it. Without file locks several may compile."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if not has_no_locks(error):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _c_library() -> str:
@@ -151,6 +197,18 @@ def _c_library() -> str:
         return " ".join(platform.libc_ver())
 
 
+def _compiler() -> tuple[list[str], str | None]:
+    """The command of the compiler, and what identifies its version; None: there is no such program."""
+    command = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, _COMPILERS), "")]
+    found = shutil.which(command[0])
+    if found is None:
+        return command, None
+    path = Path(found).resolve()
+    program = path.stat()
+    identity = f"{path} {program.st_size} {program.st_mtime_ns} {command[1:]}"
+    return command, hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+
 def _open(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
@@ -158,17 +216,18 @@ def _open(path: Path) -> ctypes.CDLL:
         raise Unavailable(f"the compiled kernels cannot be loaded ({error})") from error
 
 
-def _compile(sources: list[Path], flags: tuple[str, ...], target: Path) -> None:
-    """Compile into ``target``, which is created atomically, since several processes may do so."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
-    if compiler is None:
+def _compile(command: list[str], target: Path) -> None:
+    """Compile into ``target``, which is created atomically."""
+    compiler = command[0]
+    if not compiler:
         raise Unavailable("no C++ compiler on this machine")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [*compiler.split(), *flags, *map(str, sources), "-o", str(made)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S)
+            done = subprocess.run(
+                [*command, str(made)], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+            )
         except (FileNotFoundError, PermissionError) as error:
             raise Unavailable(f"CXX={compiler}: not a compiler that can be run") from error
         except subprocess.TimeoutExpired as error:

@@ -15,22 +15,20 @@ extern "C" void add_rms_norm(element* total, element* out, const element* x, con
     for (int64_t row = 0; row < rows; row++) {
         const element* from = x + row * size;
         element* to = out + row * size;
-        __m512 squares = _mm512_setzero_ps();
-        for (int i = 0; i < size; i += 16) {
-            const __mmask16 mask = first_columns(size - i);
-            __m512 value = load(from + i, mask);
+        Vector squares = splat(0);
+        for (int i = 0; i < size; i += WIDTH) {
+            Vector value = load(from + i, size - i);
             if (delta) {
-                value = rounded(_mm512_add_ps(value, load(delta + row * size + i, mask)));
-                store(total + row * size + i, value, mask);
+                value = rounded(value + load(delta + row * size + i, size - i));
+                store(total + row * size + i, value, size - i);
             }
-            squares = _mm512_fmadd_ps(value, value, squares);
+            squares = fused(value, value, squares);
         }
         if (delta) from = total + row * size;
-        const __m512 scale = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(squares) / (float)size + eps));
-        for (int i = 0; i < size; i += 16) {
-            const __mmask16 mask = first_columns(size - i);
-            const __m512 normed = rounded(_mm512_mul_ps(load(from + i, mask), scale));
-            store(to + i, _mm512_mul_ps(normed, load(weight + i, mask)), mask);
+        const Vector scale = splat(1 / sqrtf(sum_of(squares) / (float)size + eps));
+        for (int i = 0; i < size; i += WIDTH) {
+            const Vector normed = rounded(load(from + i, size - i) * scale);
+            store(to + i, normed * load(weight + i, size - i), size - i);
         }
     }
 }
@@ -45,15 +43,14 @@ extern "C" void rotate(element* out, const element* x, int64_t x_token, const el
         for (int head = 0; head < heads; head++) {
             const element* from = x + token * x_token + head * head_dim;
             element* to = out + (token * heads + head) * head_dim;
-            for (int i = 0; i < half; i += 16) {
-                const __mmask16 mask = first_columns(half - i);
-                const __m512 first = load(from + i, mask), second = load(from + half + i, mask);
+            for (int i = 0; i < half; i += WIDTH) {
+                const int count = half - i;
+                const Vector first = load(from + i, count), second = load(from + half + i, count);
                 const element* c = cos + token * head_dim + i;
                 const element* s = sin + token * head_dim + i;
-                const __m512 low = rounded(_mm512_mul_ps(first, load(c, mask)));
-                const __m512 high = rounded(_mm512_mul_ps(second, load(c + half, mask)));
-                store(to + i, _mm512_fmadd_ps(second, load(s, mask), low), mask);
-                store(to + half + i, _mm512_fmadd_ps(first, load(s + half, mask), high), mask);
+                const Vector low = rounded(first * load(c, count)), high = rounded(second * load(c + half, count));
+                store(to + i, fused(second, load(s, count), low), count);
+                store(to + half + i, fused(first, load(s + half, count), high), count);
             }
         }
 }
@@ -62,10 +59,9 @@ extern "C" void rotate(element* out, const element* x, int64_t x_token, const el
 extern "C" void silu_mul(element* out, const element* gate_up, int64_t rows, int size, int threads) {
 #pragma omp parallel for num_threads(thread_count(threads, rows * size * COST))
     for (int64_t row = 0; row < rows; row++)
-        for (int i = 0; i < size; i += 16) {
-            const __mmask16 mask = first_columns(size - i);
-            const __m512 gate = rounded(silu_of(load(gate_up + 2 * row * size + i, mask)));
-            const __m512 up = load(gate_up + (2 * row + 1) * size + i, mask);
-            store(out + row * size + i, _mm512_mul_ps(gate, up), mask);
+        for (int i = 0; i < size; i += WIDTH) {
+            const Vector gate = rounded(silu_of(load(gate_up + 2 * row * size + i, size - i)));
+            const Vector up = load(gate_up + (2 * row + 1) * size + i, size - i);
+            store(out + row * size + i, gate * up, size - i);
         }
 }

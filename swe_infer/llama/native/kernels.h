@@ -30,19 +30,19 @@ void silu_mul(element* out, const element* gate_up, int64_t rows, int size, int 
 
 int64_t packed_size(int outputs, int inputs);
 
-int fits_bfloat16(const element* weight, int64_t count, int threads);
+int packed_type(const element* weight, int64_t count, int threads);
 
-void pack(void* packed, const element* weight, int outputs, int inputs, int gated, int narrow, int threads);
+void pack(void* packed, const element* weight, int outputs, int inputs, int gated, int type, int threads);
 
-void unpack(element* out, const void* packed, const int64_t* ids, int64_t count, int inputs, int narrow, int threads);
+void unpack(element* out, const void* packed, const int64_t* ids, int64_t count, int inputs, int type, int threads);
 
 void linear(element* out, const element* x, const void* packed, const element* bias, int64_t rows, int outputs, int inputs,
-            int gated, int narrow, int threads);
+            int gated, int type, int threads);
 
 void write_cache(element* keys, element* values, const element* k, int64_t k_token, const element* v, int64_t v_token,
                  const int64_t* places, int count, int kv_heads, int head_dim, int threads);
 
 void attend(element* out, const element* q, int64_t q_token, const element* keys, const element* values, int heads, int kv_heads,
-            int head_dim, const Unit* units, int count, const int32_t* tokens, const int32_t* visible,
+            int head_dim, int window, const Unit* units, int count, const int32_t* tokens, const int32_t* visible,
             const Segment* segments, const int32_t* tables, int threads);
 }

@@ -32,9 +32,12 @@ PANEL = 128
 ROWS = 32
 """Maximum rows of a unit: its tokens times the query heads per key-value head, or one token."""
 
+TILE_DEPTH = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 16}
+"""The inputs of a packed weight, and the head dimension, must be a multiple of this."""
+
 _TILE_WIDTH = 16
-_TILE_DEPTH = {torch.float32: 16, torch.bfloat16: 32}
-"""The inputs of a packed weight must be a multiple of this."""
+_PACKED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NO_WINDOW = 2**31 - 1
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ _ARGUMENTS = {
     "pack": [c_void_p, c_void_p, *[c_int] * 5],
     "unpack": [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int],
     "linear": [*[c_void_p] * 4, c_int64, *[c_int] * 5],
-    "attend": [c_void_p, c_void_p, c_int64, *[c_void_p] * 2, *[c_int] * 3, c_void_p, c_int, *[c_void_p] * 4, c_int],
+    "attend": [c_void_p, c_void_p, c_int64, *[c_void_p] * 2, *[c_int] * 4, c_void_p, c_int, *[c_void_p] * 4, c_int],
     "run_layers": [c_void_p] * 3,
     "write_cache": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, *[c_int] * 4],
 }
@@ -56,16 +59,19 @@ class PackedWeight:
     """A weight in the layout of the kernels.
 
     Args:
-        data: also bfloat16 for a float32 weight that bfloat16 represents exactly.
+        data: also bfloat16 or float16 for a float32 weight that the type represents exactly.
         gated: the first half of the outputs are gates of the second half, and a product returns the gated values.
-        narrow: ``data`` is bfloat16 and activations are float32.
     """
 
     data: Tensor
     outputs: int
     inputs: int
     gated: bool
-    narrow: bool
+
+    @property
+    def code(self) -> int:
+        """The type of ``data`` under float32 activations, as in ``linear.cpp``."""
+        return _PACKED_TYPES.index(self.data.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, None
         compiled.layers_scratch_size.argtypes, compiled.layers_scratch_size.restype = [c_void_p, c_int], c_int64
         compiled.packed_size.argtypes, compiled.packed_size.restype = [c_int, c_int], c_int64
-        compiled.fits_bfloat16.argtypes, compiled.fits_bfloat16.restype = [c_void_p, c_int64, c_int], c_int
+        compiled.packed_type.argtypes, compiled.packed_type.restype = [c_void_p, c_int64, c_int], c_int
         self.compiled = compiled
 
     def add_rms_norm(
@@ -159,21 +165,20 @@ class Kernels:
 
     def can_pack(self, outputs: int, inputs: int, gated: bool = False) -> bool:
         """Whether :meth:`pack` supports a weight of this shape."""
-        return inputs % _TILE_DEPTH[self.dtype] == 0 and not (gated and outputs % (2 * _TILE_WIDTH))
+        return inputs % TILE_DEPTH[self.dtype] == 0 and not (gated and outputs % (2 * _TILE_WIDTH))
 
     def pack(self, weight_OI: Tensor, gated: bool = False, arena: Arena | None = None) -> PackedWeight:
         """Return a packed copy of a weight, allocated from ``arena`` if given."""
         outputs, inputs = weight_OI.shape
         threads = torch.get_num_threads()
-        narrow = (
-            self.dtype == torch.float32
-            and inputs % _TILE_DEPTH[torch.bfloat16] == 0
-            and bool(self.compiled.fits_bfloat16(weight_OI.data_ptr(), weight_OI.numel(), threads))
-        )
-        dtype = torch.bfloat16 if narrow else self.dtype
+        found = self.compiled.packed_type(weight_OI.data_ptr(), weight_OI.numel(), threads)
+        dtype = _PACKED_TYPES[found] if self.dtype == torch.float32 else self.dtype
+        if inputs % TILE_DEPTH[dtype]:
+            dtype = self.dtype
         data = (arena or Arena()).empty(self.compiled.packed_size(outputs, inputs), dtype)
-        self.compiled.pack(data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), int(narrow), threads)
-        return PackedWeight(data, outputs, inputs, gated, narrow)
+        packed = PackedWeight(data, outputs, inputs, gated)
+        self.compiled.pack(data.data_ptr(), weight_OI.data_ptr(), outputs, inputs, int(gated), packed.code, threads)
+        return packed
 
     def unpack(self, weight: PackedWeight, rows_T: Tensor) -> Tensor:
         """Return rows of a weight that is not gated, unpacked: an embedding lookup. ``rows_T`` is int64."""
@@ -185,7 +190,7 @@ class Kernels:
             rows_T.data_ptr(),
             len(rows_T),
             weight.inputs,
-            int(weight.narrow),
+            weight.code,
             torch.get_num_threads(),
         )
         return out_TI
@@ -204,7 +209,7 @@ class Kernels:
             weight.outputs,
             weight.inputs,
             int(weight.gated),
-            int(weight.narrow),
+            weight.code,
             torch.get_num_threads(),
         )
         return out
@@ -230,8 +235,14 @@ class Kernels:
             torch.get_num_threads(),
         )
 
-    def attend(self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, units: Units) -> Tensor:
-        """Return the attention output of the rows in ``units``; other rows are zero."""
+    def attend(
+        self, q_THD: Tensor, k_pool: Tensor, v_pool: Tensor, units: Units, window: int | None = None
+    ) -> Tensor:
+        """Return the attention output of the rows in ``units``; other rows are zero.
+
+        Args:
+            window: number of keys that each row sees, its own included; None: all.
+        """
         tokens, heads, head_dim = q_THD.shape
         out_THD = torch.empty((tokens, heads, head_dim), dtype=q_THD.dtype)
         if len(units.tokens) < tokens:
@@ -245,6 +256,7 @@ class Kernels:
             heads,
             k_pool.shape[1],
             head_dim,
+            _NO_WINDOW if window is None else min(window, _NO_WINDOW),
             units.units.data_ptr(),
             len(units.units),
             units.tokens.data_ptr(),
@@ -257,16 +269,16 @@ class Kernels:
 
 
 @cache
-def load_kernels(dtype: torch.dtype, amx: bool = True) -> Kernels | str:
+def load_kernels(dtype: torch.dtype, limit: str = "amx") -> Kernels | str:
     """Return the kernels for a type, compiled on first use, or the reason why they are not available.
 
     Args:
-        amx: use AMX where the CPU has it, else AVX-512 only.
+        limit: see :func:`swe_infer.llama.native.build.library`.
     """
-    if dtype not in _TILE_DEPTH:
-        return f"there are kernels for float32 and bfloat16, and this is {dtype}"
     try:
-        return Kernels(library(dtype == torch.bfloat16, amx), dtype)
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise Unavailable(f"there are kernels for float32 and bfloat16, and this is {dtype}")
+        return Kernels(library(dtype == torch.bfloat16, limit), dtype)
     except Unavailable as error:
-        _log.info("no compiled kernels here: %s", error)
+        _log.warning("no compiled kernels, so torch's slower operations run: %s", error)
         return str(error)

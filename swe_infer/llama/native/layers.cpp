@@ -6,7 +6,7 @@ namespace {
 struct Weight {
     const void* packed;
     const element* bias;
-    int32_t narrow;
+    int32_t type;
 };
 
 struct Layer {
@@ -65,19 +65,19 @@ extern "C" void run_layers(const Shape* shape, const Layer* layers, const StepAr
         element* values = step->values + i * step->pool;
         add_rms_norm(step->x, normed, step->x, i ? step->delta : nullptr, layer.input_norm, shape->eps, rows, hidden,
                      threads);
-        linear(qkv, normed, layer.qkv.packed, layer.qkv.bias, rows, all_heads * dim, hidden, 0, layer.qkv.narrow,
+        linear(qkv, normed, layer.qkv.packed, layer.qkv.bias, rows, all_heads * dim, hidden, 0, layer.qkv.type,
                threads);
         rotate(turned, qkv, all_heads * dim, step->cos, step->sin, rows, turned_heads, dim, threads);
         write_cache(keys, values, turned + heads * dim, turned_heads * dim, qkv + turned_heads * dim, all_heads * dim,
                     step->places, rows, shape->kv_heads, dim, threads);
-        attend(attended, turned, turned_heads * dim, keys, values, heads, shape->kv_heads, dim, step->units, step->count,
+        attend(attended, turned, turned_heads * dim, keys, values, heads, shape->kv_heads, dim, INT32_MAX, step->units, step->count,
                step->tokens, step->visible, step->segments, step->tables, threads);
-        linear(step->delta, attended, layer.o.packed, layer.o.bias, rows, hidden, heads * dim, 0, layer.o.narrow,
+        linear(step->delta, attended, layer.o.packed, layer.o.bias, rows, hidden, heads * dim, 0, layer.o.type,
                threads);
         add_rms_norm(step->x, normed, step->x, step->delta, layer.post_norm, shape->eps, rows, hidden, threads);
-        linear(inner, normed, layer.gate_up.packed, nullptr, rows, 2 * shape->inner, hidden, 1, layer.gate_up.narrow,
+        linear(inner, normed, layer.gate_up.packed, nullptr, rows, 2 * shape->inner, hidden, 1, layer.gate_up.type,
                threads);
-        linear(step->delta, inner, layer.down.packed, layer.down.bias, rows, hidden, shape->inner, 0, layer.down.narrow,
+        linear(step->delta, inner, layer.down.packed, layer.down.bias, rows, hidden, shape->inner, 0, layer.down.type,
                threads);
     }
 }

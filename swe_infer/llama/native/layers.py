@@ -36,7 +36,7 @@ class LayersShape(ctypes.Structure):
 
 
 class _Weight(ctypes.Structure):
-    _fields_ = (("packed", c_void_p), ("bias", c_void_p), ("narrow", c_int32))
+    _fields_ = (("packed", c_void_p), ("bias", c_void_p), ("type", c_int32))
 
 
 class _Layer(ctypes.Structure):
@@ -143,4 +143,4 @@ def _layer(weights: LayerWeights) -> _Layer:
 
 
 def _weight(packed: PackedWeight, bias: Tensor | None) -> _Weight:
-    return _Weight(packed.data.data_ptr(), None if bias is None else bias.data_ptr(), packed.narrow)
+    return _Weight(packed.data.data_ptr(), None if bias is None else bias.data_ptr(), packed.code)

@@ -4,18 +4,19 @@
 // second-level cache and streams rows past it. A gated weight (SwiGLU; Shazeer, 2020) has panels of 16 gates and their
 // 16 values, so that one product computes the gated values without storing intermediates.
 //
-// Float weights that bfloat16 represents exactly, as in most checkpoints, are packed as bfloat16: this halves the
-// memory traffic, and AMX can multiply them. No precision is lost, since activations stay float.
+// Float weights that bfloat16 or float16 represents exactly, as in most checkpoints, are packed as such: this halves the
+// memory traffic, and AMX can multiply bfloat16. No precision is lost, since activations stay float.
 #include "kernels.h"
 
 namespace {
 
 constexpr int PANEL = 2 * WIDTH;
-constexpr int GROUP_BYTES = 512 << 10;  // panels that a thread processes together
-constexpr int MAX_PANELS = 32;         // in a group
-constexpr int ROWS = 512;               // streamed past a panel group
+constexpr int GROUP_BYTES = (LANES == 16 ? 512 : 1024) << 10;  // panels that a thread processes together
+constexpr int MAX_PANELS = 32;                                // in a group
+constexpr int BLOCK_ROWS = LANES == 16 ? MAX_ROWS : 36;        // rows of one product
+constexpr int ROWS = 512;                                     // streamed past a panel group
 
-// A block of rows of activations, in the layout that products with weights of type W read: row by row.
+// A block of rows of activations, in the layout that products with weights of type W read.
 template <typename W>
 class Activations {
 public:
@@ -35,7 +36,54 @@ private:
     Tiles tiles_;
 };
 
-#if defined(FLOAT32) && defined(__AMX_BF16__)
+#ifndef BFLOAT16
+
+// Floats are copied, since rows that are a power of two apart would evict each other from the cache.
+template <typename W>
+class FloatActivations {
+public:
+    using Layout = TileLayout<W>;
+    static constexpr int DEPTH = 128, CHUNKS = DEPTH / Layout::DEPTH;
+
+    void load_rows(const float* x, int row, int rows, int chunks) {
+        rows_ = rows;
+        for (int r = 0; r < rows; r++) memcpy(x_[r], x + (int64_t)r * row, chunks * Layout::DEPTH * sizeof(float));
+    }
+
+    void multiply(float* c, const W* const* b, int chunks, bool zero_init) {
+        if (sizeof(W) == sizeof(float) || rows_ < FEW) {
+            VectorProduct<W>{c, PANEL, x_[0], DEPTH, b, Layout::TILE, chunks, zero_init}.multiply(rows_);
+            return;
+        }
+        for (int i = 0; i < chunks; i++)
+            for (int place = 0; place < PANEL * Layout::DEPTH; place += WIDTH * Layout::GRAIN) widen(i, place, b[i] + place);
+        const float* wide[DEPTH / 16];
+        for (int i = 0; i < DEPTH / 16; i++) wide[i] = wide_[0] + i * 16 * WIDTH;
+        VectorProduct<float>{c, PANEL, x_[0], DEPTH, wide, DEPTH * WIDTH, chunks * Layout::GRAIN, zero_init}.multiply(rows_);
+    }
+
+private:
+    static constexpr int FEW = 13;  // fewer rows cost less without a converted copy of the panel
+
+    // Convert the line at `place` of the tiles of chunk `i`.
+    void widen(int i, int place, const W* line) {
+        constexpr float ONES[] = {1, 1};
+        float* to = wide_[place / Layout::TILE] + i * Layout::TILE + place % Layout::TILE;
+        for (int step = 0; step < Layout::GRAIN; step++)
+            for (int j = 0; j < WIDTH; j += LANES)
+                *(UnalignedPart*)(to + step * WIDTH + j) = accumulated(Part{}, ONES, line + j * Layout::GRAIN, step);
+    }
+
+    int rows_ = 0;
+    alignas(64) float x_[BLOCK_ROWS][DEPTH];
+    alignas(64) float wide_[2][DEPTH * WIDTH];
+};
+
+template <> class Activations<float> : public FloatActivations<float> {};
+template <> class Activations<float16> : public FloatActivations<float16> {};
+#ifndef __AMX_BF16__
+template <> class Activations<bfloat16> : public FloatActivations<bfloat16> {};
+#else
 
 // A float has 24 bits of precision and is the sum of three bfloat16 numbers of 8 bits each.
 template <>
@@ -76,32 +124,26 @@ private:
     }
 
     int rows_ = 0;
-    alignas(64) bfloat16 parts_[MAX_ROWS / 16 * CHUNKS * PARTS * TILE];
+    alignas(64) bfloat16 parts_[BLOCK_ROWS / 16 * CHUNKS * PARTS * TILE];
     MatrixTiles tiles_;
 };
 
 #endif
-
-__m512 biased(const float* sums, const element* bias, __mmask16 columns) {
-    const __m512 x = _mm512_load_ps(sums);
-    return bias ? _mm512_add_ps(x, load(bias, columns)) : x;
-}
+#endif
 
 // Store `columns` of 32 sums for each row.
 void store_panel(element* out, int64_t out_row, const float* sums, int rows, int columns, const element* bias) {
-    const __mmask16 left = first_columns(columns), right = first_columns(columns - WIDTH);
-    for (int r = 0; r < rows; r++, out += out_row, sums += PANEL) {
-        store(out, biased(sums, bias, left), left);
-        store(out + WIDTH, biased(sums + WIDTH, bias ? bias + WIDTH : nullptr, right), right);
-    }
+    for (int r = 0; r < rows; r++, out += out_row, sums += PANEL)
+        for (int i = 0; i < PANEL && i < columns; i += WIDTH) {
+            const Vector x = load(sums + i);
+            store(out + i, bias ? x + load(bias + i, columns - i) : x, columns - i);
+        }
 }
 
 // Store 16 gated values for each row, rounded as a separate activation and product would round.
 void store_gated(element* out, int64_t out_row, const float* sums, int rows) {
-    for (int r = 0; r < rows; r++, out += out_row, sums += PANEL) {
-        const __m512 gate = rounded(silu_of(rounded(_mm512_load_ps(sums))));
-        store(out, _mm512_mul_ps(gate, rounded(_mm512_load_ps(sums + WIDTH))));
-    }
+    for (int r = 0; r < rows; r++, out += out_row, sums += PANEL)
+        store(out, rounded(silu_of(rounded(load(sums)))) * rounded(load(sums + WIDTH)));
 }
 
 uint32_t bits_of(float x) {
@@ -110,19 +152,46 @@ uint32_t bits_of(float x) {
     return bits;
 }
 
-// Convert a number that both types represent exactly.
+float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Conversions between float and narrower types. To a narrower type they truncate: see fits.
 template <typename To, typename From>
 To converted(From x) {
-    if constexpr (sizeof(To) == sizeof(From)) {
-        return x;
-    } else if constexpr (sizeof(To) < sizeof(From)) {
-        return (To)(bits_of(x) >> 16);
-    } else {
-        const uint32_t bits = (uint32_t)x << 16;
-        To wide;
-        memcpy(&wide, &bits, sizeof wide);
-        return wide;
-    }
+    return x;
+}
+
+template <>
+bfloat16 converted(float x) {
+    return (bfloat16)(bits_of(x) >> 16);
+}
+
+template <>
+float converted(bfloat16 x) {
+    return float_of((uint32_t)x << 16);
+}
+
+template <>
+float16 converted(float x) {
+    const uint32_t size = bits_of(fabsf(x) * 0x1p-112f) >> 13;  // the exponents' biases differ by 112
+    return {(uint16_t)((bits_of(x) >> 16 & 0x8000) | (size < 0x7c00 ? size : 0x7c00))};
+}
+
+template <>
+float converted(float16 x) {
+    const float size = float_of((uint32_t)(x.bits & 0x7fff) << 13) * 0x1p112f;
+    return x.bits & 0x8000 ? -size : size;
+}
+
+template <typename W>
+bool fits_as(const element* weight, int64_t count, int threads) {
+    int lost = 0;
+#pragma omp parallel for num_threads(thread_count(threads, count)) reduction(| : lost)
+    for (int64_t i = 0; i < count; i++) lost |= converted<element>(converted<W>(weight[i])) != weight[i];
+    return !lost;
 }
 
 template <typename W>
@@ -137,7 +206,7 @@ void pack_as(W* packed, const element* weight, int outputs, int inputs, int gate
             for (int d = 0; d < inputs; d++) {
                 W& place =
                     to[d / Layout::DEPTH * 2 * Layout::TILE + Layout::offset_of(d % Layout::DEPTH, column % WIDTH)];
-                place = output < outputs ? converted<W>(from[d]) : W(0);
+                place = output < outputs ? converted<W>(from[d]) : W{};
             }
         }
 }
@@ -172,14 +241,14 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
 #pragma omp parallel num_threads(thread_count(threads, rows * outputs * inputs))
     {
         Activations<W> activations;
-        alignas(64) float sums[MAX_PANELS][MAX_ROWS * PANEL];
+        alignas(64) float sums[MAX_PANELS][BLOCK_ROWS * PANEL];
         const W* b[CHUNKS];
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < blocks * groups; i++) {
             const int first = i / blocks * group, last = first + group < panels ? first + group : panels;
             const int64_t begin = (int64_t)(i % blocks) * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
-            for (int64_t row = begin; row < end; row += MAX_ROWS) {
-                const int row_count = end - row < MAX_ROWS ? (int)(end - row) : MAX_ROWS;
+            for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
+                const int row_count = end - row < BLOCK_ROWS ? (int)(end - row) : BLOCK_ROWS;
                 for (int chunk = 0; chunk < chunks; chunk += CHUNKS) {
                     const int deep = chunks - chunk < CHUNKS ? chunks - chunk : CHUNKS;
                     activations.load_rows(x + row * inputs + chunk * Layout::DEPTH, inputs, row_count, deep);
@@ -202,14 +271,25 @@ void multiply(element* out, const element* x, const W* packed, const element* bi
     }
 }
 
+// How a weight is packed (`type` below): 0 as elements, 1 as bfloat16, 2 as float16.
+template <typename F>
+void as_type(int type, F f) {
+#ifndef BFLOAT16
+    if (type == 1) return f(bfloat16{});
+    if (type == 2) return f(float16{});
+#endif
+    f(element{});
+}
+
 }  // namespace
 
-// Whether bfloat16 represents each of `count` elements exactly.
-extern "C" int fits_bfloat16(const element* weight, int64_t count, int threads) {
-    uint32_t lost = 0;
-#pragma omp parallel for num_threads(thread_count(threads, count)) reduction(| : lost)
-    for (int64_t i = 0; i < count; i++) lost |= sizeof(element) > 2 ? bits_of(weight[i]) & 0xffff : 0;
-    return !lost;
+// The narrowest type that represents each of `count` elements exactly.
+extern "C" int packed_type(const element* weight, int64_t count, int threads) {
+#ifndef BFLOAT16
+    if (fits_as<bfloat16>(weight, count, threads)) return 1;
+    if (fits_as<float16>(weight, count, threads)) return 2;
+#endif
+    return 0;
 }
 
 // Number of elements of a packed weight. `inputs` is a multiple of a tile's depth.
@@ -217,29 +297,21 @@ extern "C" int64_t packed_size(int outputs, int inputs) {
     return (int64_t)(outputs + PANEL - 1) / PANEL * PANEL * inputs;
 }
 
-// Pack a weight. If `gated`, the first half of `outputs` are gates, and half of them is a multiple of 16. If `narrow`
-// (here and below), the packed weight is bfloat16 and must represent the weight exactly.
-extern "C" void pack(void* packed, const element* weight, int outputs, int inputs, int gated, int narrow, int threads) {
-    if (narrow)
-        pack_as((bfloat16*)packed, weight, outputs, inputs, gated, threads);
-    else
-        pack_as((element*)packed, weight, outputs, inputs, gated, threads);
+// Pack a weight. If `gated`, the first half of `outputs` are gates, and half of them is a multiple of 16.
+extern "C" void pack(void* packed, const element* weight, int outputs, int inputs, int gated, int type, int threads) {
+    as_type(type, [&](auto w) { pack_as((decltype(w)*)packed, weight, outputs, inputs, gated, threads); });
 }
 
 // Unpack rows `ids` of a weight that is not gated.
-extern "C" void unpack(element* out, const void* packed, const int64_t* ids, int64_t count, int inputs, int narrow,
+extern "C" void unpack(element* out, const void* packed, const int64_t* ids, int64_t count, int inputs, int type,
                        int threads) {
-    if (narrow)
-        unpack_as(out, (const bfloat16*)packed, ids, count, inputs, threads);
-    else
-        unpack_as(out, (const element*)packed, ids, count, inputs, threads);
+    as_type(type, [&](auto w) { unpack_as(out, (const decltype(w)*)packed, ids, count, inputs, threads); });
 }
 
 // out (rows x outputs; half as many if gated) = x (rows x inputs) W^T + bias. A gated weight has no bias.
 extern "C" void linear(element* out, const element* x, const void* packed, const element* bias, int64_t rows, int outputs,
-                       int inputs, int gated, int narrow, int threads) {
-    if (narrow)
-        multiply(out, x, (const bfloat16*)packed, bias, rows, outputs, inputs, gated, threads);
-    else
-        multiply(out, x, (const element*)packed, bias, rows, outputs, inputs, gated, threads);
+                       int inputs, int gated, int type, int threads) {
+    as_type(type, [&](auto w) {
+        multiply(out, x, (const decltype(w)*)packed, bias, rows, outputs, inputs, gated, threads);
+    });
 }
