@@ -105,20 +105,20 @@ def test_a_record_costs_the_run_a_few_calls(tmp_path: Path) -> None:
     tracker = WandbTracker()
     tracker.start(info(tmp_path))
     totals = {"completed": 1, "patches": {"applies": 1}, "usage": {"input_tokens": 5}, "stats": {"concurrency": 1.0}}
+    tracker.record({}, totals)  # Python caches the results of isinstance
     calls: list[object] = []
 
     def seen(frame: FrameType, event: str, argument: object) -> None:
         if event in ("call", "c_call"):
             calls.append((frame.f_code.co_qualname, argument))
 
-    for _ in range(100):
-        calls.clear()
-        sys.setprofile(seen)
-        try:
+    sys.setprofile(seen)
+    try:
+        for _ in range(100):
             tracker.record({}, totals)
-        finally:
-            sys.setprofile(None)
-        assert len(calls) < 30, calls
+    finally:
+        sys.setprofile(None)
+    assert len(calls) < 2_500, calls[:30]
     tracker.finish(totals, [], 0)
 
 
