@@ -40,7 +40,7 @@ async def one(name, changes, kind, url):
     try:
         if kind == "results":
             found = {}
-            async for custom_id, result in provider.results("batch_1", timeout_s=300):
+            async for custom_id, result in provider.deferred().results("batch_1", timeout_s=300):
                 found[custom_id] = getattr(result, "text", None) or type(result).__name__
             return found
         ask = lambda: provider.complete(request_of(temperature=None), model_for(name), timeout_s=300)
