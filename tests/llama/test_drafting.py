@@ -83,7 +83,6 @@ def test_a_patch_takes_fewer_steps_than_with_suffix_drafts() -> None:
             "         for start, _, title in self.appointments:\n",
             "-            if start > now:\n+            if start",
         ),
-        ("+            if start >=", " now:\n                 return title\n         return None\n"),
         ("+    for start, _,", " title in calendar.appointments:\n         lines.append("),
         (
             "         return None\ndiff",
@@ -96,7 +95,6 @@ def test_a_patch_takes_fewer_steps_than_with_suffix_drafts() -> None:
         "heading and context come from the file, at the hunk's line",
         "the new side's line follows from the hunk before",
         "a removed line, and the added one that resembles it",
-        "after an edit the rest of the removed line, then context",
         "a name that replaces a name",
         "the next file of the prompt",
         "the end of the patch, after the last file",
@@ -135,12 +133,10 @@ def test_a_wrong_line_number_is_noticed_and_the_place_found_by_its_text() -> Non
     assert found.after("         now = now or datetime.datetime.now()\n").startswith("         for start, _, title")
 
 
-def test_wrong_hunk_counts_are_no_longer_trusted() -> None:
-    wrong = PATCH.replace("-12,6 +12,8", "-12,9 +12,9")
-    shared = SharedSuffixes(PROMPT_IDS, source_of(PROMPT))
-    assert shared.style.trusts_counts
-    follow(drafter(shared=shared), CODEC, wrong[: wrong.index("+++ b/office/report.py")])
-    assert not shared.style.trusts_counts
+@pytest.mark.parametrize("counts", ["-12,9 +12,9", "-12,4 +12,5"])
+def test_a_hunk_with_wrong_counts_is_drafted_with_few_more_steps(counts: str) -> None:
+    wrong = PATCH.replace("-12,6 +12,8", counts)
+    assert run_draft(wrong).steps < run_draft(PATCH).steps + 12
 
 
 def test_a_smaller_context_is_learned_from_the_first_hunk() -> None:

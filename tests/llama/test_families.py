@@ -123,6 +123,20 @@ def test_two_ranks_generate_what_one_process_does(family: str, checkpoints: dict
         engine.close()
 
 
+def test_shards_in_bfloat16_give_the_logits_of_transformers(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """In float32 over weights that stay in bfloat16."""
+    ids = torch.tensor([random_prompt(40, 0)])
+    for family, directory in checkpoints.items():
+        model, stored = reference(directory).to(torch.bfloat16), tmp_path / family
+        model.save_pretrained(str(stored), max_shard_size="100KB")
+        assert len(list(stored.glob("model-*.safetensors"))) > 1
+        ours = LlamaForCausalLM(read_config(stored), weights=torch.bfloat16)
+        load_weights(ours, stored, allow_pickle=False)
+        with torch.no_grad():
+            expected = model.float()(ids).logits
+        torch.testing.assert_close(ours(ids), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("family", ["phi3", "qwen2"])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_is_merged_as_peft_does(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:

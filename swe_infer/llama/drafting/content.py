@@ -13,9 +13,6 @@ _ALIGNED = 400.0
 """Weight of the aligned place in the removed line; each matching word multiplies it by four."""
 _START = 4
 """Words that the start of a line counts for: replacement lines mostly start like the lines they replace."""
-_EDITED = 6.0
-"""Weight of the two places where a line may continue after a word that the removed line lacks: after the replaced
-word, or before it."""
 _LINE = 24
 """Maximum words of a draft."""
 _SKIP = 8
@@ -63,17 +60,11 @@ def _line_only(text: str) -> str:
 
 
 def _replacing(hunk: DraftHunk, body: str) -> list[tuple[str, Vote]]:
-    """Votes of removed lines that no added line has replaced yet."""
+    """Votes of the removed lines."""
     votes: list[tuple[str, Vote]] = []
     mine = split_words("\n" + body)
-    for place in range(hunk.used, min(hunk.used + 4, len(hunk.removed))):
-        text = hunk.removed[place]
-        theirs = split_words("\n" + text)
-        if hunk.shift and text:
-            theirs[0] = "\n" + " " * max(0, len(theirs[0]) - 1 + hunk.shift)
-        theirs.append("\n")
-        weight = 1.0 / (1 + 3 * (place - hunk.used))
-        votes += _aligned(mine, theirs, weight)
+    for place, text in enumerate(hunk.removed[:4]):
+        votes += _aligned(mine, [*split_words("\n" + text), "\n"], 1.0 / (1 + 3 * place))
     return votes
 
 
@@ -95,19 +86,10 @@ def _aligned(mine: list[str], theirs: list[str], weight: float) -> list[tuple[st
     weight *= 1.0 + agreed
     if at < end and not fresh:
         votes.append(("", (theirs, at, end, weight * _ALIGNED * 4.0 ** min(streak, 5))))
-    elif at < end:
-        alike = _is_name(mine[-1]) == _is_name(theirs[at])
-        if at + 1 < end:
-            votes.append(("", (theirs, at + 1, end, weight * _EDITED * (1.0 if alike else 0.3))))
-        votes.append(("", (theirs, at, end, weight * _EDITED * (0.9 if alike else 1.0))))
     at, streak = before
     for skip in range(at, min(end, at + _SKIP)):
         votes.append((mine[-1], (theirs, skip, end, weight * _ALIGNED * 4.0 ** min(streak, 5) / (1 + skip - at))))
     return votes
-
-
-def _is_name(word: str) -> bool:
-    return word.strip().isidentifier()
 
 
 def _indented(hunk: DraftHunk, view: Sequence[str]) -> list[tuple[str, Vote]]:

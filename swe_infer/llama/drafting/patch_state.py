@@ -1,7 +1,6 @@
 """Tracks the position of an output in a unified diff: file, hunk, and next line of the file.
 
-The format is that of GNU diff and git. Errors of the model are tolerated: wrong counts are ignored once noticed, and
-wrong line numbers are corrected by matching the text of lines.
+The format is that of GNU diff and git. Wrong line numbers are corrected by matching the text of lines.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ CONTEXT = 3
 """Context lines that git shows around a change."""
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)")
-_WORDS = re.compile(r"\w+")
 
 
 @dataclass(slots=True)
@@ -27,19 +25,11 @@ class DiffStyle:
         context: lines shown before a change.
         headings: whether section headings follow ``@@``.
         git_headers: whether ``diff --git`` lines precede ``---``; None: not observed.
-        correct_counts, wrong_counts: hunks whose header counts were right, and wrong.
     """
 
     context: int = CONTEXT
     headings: bool = True
     git_headers: bool | None = None
-    correct_counts: int = 0
-    wrong_counts: int = 0
-
-    @property
-    def trusts_counts(self) -> bool:
-        """Whether the counts of hunk headers are reliable."""
-        return 2 * self.wrong_counts <= self.correct_counts
 
 
 @dataclass(slots=True)
@@ -48,11 +38,9 @@ class DraftHunk:
 
     Args:
         at: next line of the old file, from 0.
-        old, new: lines remaining on each side according to the header; None: unknown or unreliable.
+        old, new: lines remaining on each side according to the header; None: unknown.
         run: context lines since the start of the hunk or the last change.
         removed, added: lines of the current change, without signs.
-        used: removed lines that added lines have replaced.
-        shift: indentation change of the last replacement.
         first: first line of the hunk.
         context: context lines around a change.
     """
@@ -65,8 +53,6 @@ class DraftHunk:
     changed: bool = False
     removed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
-    used: int = 0
-    shift: int = 0
     first: int = 0
     context: int = CONTEXT
 
@@ -95,14 +81,13 @@ class DraftHunk:
             self.new -= 1
         if sign == " ":
             self.run += 1
-            self.removed, self.added, self.used, self.shift = [], [], 0, 0
+            self.removed, self.added = [], []
             return
         if sign == "-":
             if self.added:
-                self.removed, self.added, self.used, self.shift = [], [], 0, 0
+                self.removed, self.added = [], []
             self.removed.append(text)
         else:
-            self._pair(text)
             self.added.append(text)
         self.run, self.changed = 0, True
 
@@ -113,26 +98,6 @@ class DraftHunk:
         if place is not None:
             self.at = place
 
-    def _pair(self, text: str) -> None:
-        """Find the removed line that an added line replaces."""
-        words = set(_WORDS.findall(text))
-        best, where = 0.4, -1
-        for place in range(self.used, min(self.used + 6, len(self.removed))):
-            other = set(_WORDS.findall(self.removed[place]))
-            if not words and not other:
-                likeness = 1.0 if self.removed[place].strip() == text.strip() else 0.0
-            else:
-                likeness = len(words & other) / max(1, len(words | other))
-            if likeness > best:
-                best, where = likeness, place
-        if where >= 0:
-            self.shift = _indent(text) - _indent(self.removed[where])
-            self.used = where + 1
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
 
 class PatchState:
     """Parses an output's text, line by line.
@@ -142,6 +107,7 @@ class PatchState:
         style: how the model writes diffs; shared with its other outputs.
         path: current file; None before the first.
         hunk: None outside hunks.
+        offset: lines added minus lines removed by the file's hunks so far.
         touched: paths so far, in order.
         view: the last lines of the new file in the hunk.
     """
@@ -153,14 +119,12 @@ class PatchState:
         self.previous = ""
         self.path: str | None = None
         self.hunk: DraftHunk | None = None
-        self._offset = 0
+        self.offset = 0
         self.lines = 0
         self.touched: list[str] = []
         self.view: list[str] = []
         self.tagged = False
         self.fence = ""
-        self._header_counts: tuple[int, int] | None = None
-        self._seen_counts = (0, 0)
 
     def push(self, text: str) -> list[str]:
         """Append text. Returns the lines that it completes, without line ends."""
@@ -172,18 +136,11 @@ class PatchState:
         return done
 
     @property
-    def offset(self) -> int:
-        """Lines added minus lines removed by the file's hunks so far."""
-        return self._offset + self._seen_counts[1] - self._seen_counts[0]
-
-    @property
     def source(self) -> SourceFile | None:
         return None if self.path is None else self.files.get(self.path)
 
     def new_hunk(self, at: int, old: int | None, new: int | None) -> DraftHunk:
         """Create a hunk of the current file at line ``at``, with the counts of its header if known."""
-        if not self.style.trusts_counts:
-            old = new = None
         context = self.style.context
         if old is not None and new is not None and 0 < old < 2 * context and new:
             context = max(1, min(old // 2, context))  # the header has fewer lines than two full contexts
@@ -194,16 +151,14 @@ class PatchState:
         if hunk is not None and not self._ends(hunk, line):
             self._body(hunk, line)
         else:
-            self._end_hunk(hunk)
+            self.hunk, self.view = None, []
             self._header(line)
 
     def _ends(self, hunk: DraftHunk, line: str) -> bool:
         """Whether ``line`` is outside the hunk, regardless of its header."""
         if line.startswith(("@@ -", "diff --git ", "</patch>", "```")):
             return True
-        if hunk.complete:
-            return not line.startswith("\\")
-        return line.startswith("--- a/") and not self.style.trusts_counts
+        return hunk.complete and not line.startswith("\\")
 
     def _body(self, hunk: DraftHunk, line: str) -> None:
         sign, text = (line[0], line[1:]) if line else (" ", "")
@@ -214,23 +169,9 @@ class PatchState:
         if sign != " " and not hunk.changed and hunk.run and hunk.first:
             self.style.context = hunk.run
         hunk.consume(sign, text)
-        old, new = self._seen_counts
-        self._seen_counts = (old + (sign != "+"), new + (sign != "-"))
+        self.offset += (sign == "+") - (sign == "-")
         if sign != "-":
             self.view = [*self.view[-2:], text]
-
-    def _end_hunk(self, hunk: DraftHunk | None) -> None:
-        if hunk is None:
-            return
-        if self._header_counts is not None:
-            if self._header_counts == self._seen_counts:
-                self.style.correct_counts += 1
-            else:
-                self.style.wrong_counts += 1
-        self._offset = self.offset
-        self._seen_counts = (0, 0)
-        self.hunk = None
-        self.view = []
 
     def _header(self, line: str) -> None:
         if line.startswith("@@ -"):
@@ -251,19 +192,17 @@ class PatchState:
 
     def _start_file(self, path: str) -> None:
         if path != self.path:
-            self.path, self._offset = path, 0
+            self.path, self.offset = path, 0
             if path not in self.touched:
                 self.touched.append(path)
 
     def _start_hunk(self, line: str) -> None:
         match = _HUNK.match(line)
-        self._header_counts = None
         if match is None:
             self.hunk = self.new_hunk(0, None, None)
             return
         start, old, _, new, heading = match.groups(default="1")
-        self._header_counts = int(old), int(new)
-        self.hunk = self.new_hunk(max(0, int(start) - 1), *self._header_counts)
+        self.hunk = self.new_hunk(max(0, int(start) - 1), int(old), int(new))
         expected = "" if self.source is None else self.source.heading(self.hunk.at)
         if heading or expected:
             self.style.headings = bool(heading)

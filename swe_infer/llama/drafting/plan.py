@@ -38,8 +38,6 @@ class Planner:
         hunk = state.hunk
         if hunk is not None and not hunk.complete:
             yield from self._in_hunk(hunk, state.current, size)
-            if not state.current.strip() and not state.style.trusts_counts:
-                yield from self._between(state.current)
         elif state.current.startswith("@@"):
             yield from self._hunk_header(state.current, size)
         else:
@@ -122,11 +120,10 @@ class Planner:
         usual = 2 * self._state.style.context
         line = int(begin) if begin and new is not None else int(start) + self._state.offset
         for removed in [int(old)] if old else [usual + 1, usual][: 1 if old is None else 2]:
-            sizes = _sizes(removed, self._state.style.context)
-            for added in [int(new)] if new else sizes[: 1 if new is None else 3]:
-                head = f"@@ -{start},{removed} +{line},{added} @@"
-                if head.startswith(current):
-                    yield from self._headed(current, int(start), removed, added, head, size)
+            added = int(new) if new else removed + (removed <= usual)
+            head = f"@@ -{start},{removed} +{line},{added} @@"
+            if head.startswith(current):
+                yield from self._headed(current, int(start), removed, added, head, size)
 
     def _headed(self, current: str, start: int, old: int, new: int, head: str, size: int) -> Iterator[str]:
         """Texts after ``current`` that complete the header ``head``, with and without a heading, and its lines."""
@@ -206,13 +203,6 @@ class Planner:
             yield "\n</patch>\n"
         elif state.fence:
             yield f"{state.fence}\n"
-
-
-def _sizes(old: int, context: int) -> list[int]:
-    """Line counts of the new side, given the old side's, most likely first."""
-    if old <= 2 * context:
-        return [old + 1, old + 2, old + 3]
-    return [old, old + 1, old + 2]
 
 
 def _kinds(hunk: DraftHunk) -> list[str]:
