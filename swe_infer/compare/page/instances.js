@@ -1,9 +1,9 @@
 // The list of instances: search, filters, sort, pages.
 
-import { breakable, button, byId, choice, count, element, keepingFocus } from './dom.js';
+import { button, byId, choice, count, element, keepingFocus } from './dom.js';
 import { wide } from './tables.js';
 
-const CELLS = 600; // of a page of the list: more make filters slow
+const ROWS = 30; // of a page of the list, about a screen: more make filters slow
 const FEW = 6; // runs whose problems are named beside their marks
 
 const NONE = { search: '', repository: '', show: 'all', solvedBy: '', notBy: '', problem: '', exactly: null, who: '' };
@@ -156,14 +156,14 @@ function row(number) {
   const name = index.names[number];
   const named = figures.points.length <= FEW;
   return element('tr', {},
-    element('th', { scope: 'row', class: 'text' }, element('a', { href: addressOf(name) }, breakable(name))),
+    element('th', { scope: 'row', class: 'text' }, element('a', { href: addressOf(name), text: name })),
     ...figures.points.map((_, run) => cell(run, number, named)),
     element('td', { text: index.costs.texts[number] }), element('td', { text: index.latencies.texts[number] }));
 }
 
 export function drawInstances() {
   list.shown = filtered();
-  const size = Math.min(50, Math.max(15, Math.floor(CELLS / (figures.points.length + 3))));
+  const size = figures.points.length > 20 ? ROWS / 2 : ROWS;
   const pages = Math.max(1, Math.ceil(list.shown.length / size));
   list.page = Math.min(list.page, pages - 1);
   const first = list.page * size;
