@@ -11,6 +11,13 @@ export const colourOf = (index) => `var(--run-${index % COLOURS})`;
 const symbolOf = (index) => SYMBOLS[Math.floor(index / COLOURS) % SYMBOLS.length];
 const percent = (value) => `${Math.round(1000 * value) / 10} %`;
 
+const MOST_DESCRIBED = 12;
+
+/** A chart in words: its title with the figures of its points, unless there are many. */
+function described(title, parts) {
+  return parts.length <= MOST_DESCRIBED ? `${title}: ${parts.join('; ')}` : `${title}. The figures are in the tables of this page.`;
+}
+
 /** Draws a chart as wide as its figure, again whenever that changes. `draw` returns a plot for a width. */
 function chart(id, title, description, draw, ...more) {
   const figure = byId(id);
@@ -77,7 +84,7 @@ export function drawRates(figures, metric, name) {
     .map((point) => ({ ...point, ...point.rates[metric], row: String(point.index) }));
   const texts = new Map(rows.map((row) => [row.row, row]));
   const title = `${name}, with 95 % intervals`;
-  chart('rates-plot', title, `${title}: ${rows.map((row) => `${row.letter} ${row.text}`).join('; ')}`, (width) => {
+  chart('rates-plot', title, described(title, rows.map((row) => `${row.letter} ${row.text}`)), (width) => {
     const most = Math.max(6, Math.floor((width * 0.36) / 6.6));
     const label = (row) => `${texts.get(row).letter}  ${shortened(texts.get(row).label, most)}`;
     const longest = Math.max(...rows.map((row) => label(row.row).length));
@@ -110,7 +117,7 @@ export function drawCosts(figures, axis, metric, name, logarithmic) {
   const front = rows.filter((row) => !rows.some((other) => other.x <= row.x && other.value >= row.value && (other.x < row.x || other.value > row.value)));
   front.sort((a, b) => a.x - b.x);
   const title = `${name} over ${COSTS[axis]}, with the Pareto frontier`;
-  const description = `${title}: ${front.map((row) => `${row.letter} ${row.text} at ${row.cost}`).join('; ')} are on the frontier`;
+  const description = described(`${title}, which has`, front.map((row) => `${row.letter} ${row.text} at ${row.cost}`));
   chart('cost-plot', title, description, (width) => {
     const height = Math.min(460, Math.max(280, width * 0.6));
     const plot = Plot.plot({
@@ -174,7 +181,7 @@ export function drawSweep(figures, axisKey, lineKey, metric, name, logarithmic) 
   const means = names.flatMap((line) => [...d3.rollup(rows.filter((row) => row.line === line), (own) => d3.mean(own, (row) => row.value), (row) => row.x)]
     .map(([x, value]) => ({ x, value, line, lineColour: colourOf(names.indexOf(line)) })).sort((a, b) => a.x - b.x));
   const title = `${name} over ${axisKey}${lines ? `, a line for each ${lineKey}` : ''}`;
-  const description = `${title}: ${rows.map((row) => `${axisKey} ${axis.texts[row.index]}${lines ? `, ${row.line}` : ''}: ${row.text}`).join('; ')}`;
+  const description = described(title, rows.map((row) => `${axisKey} ${axis.texts[row.index]}${lines ? `, ${row.line}` : ''}: ${row.text}`));
   chart('sweep-plot', title, description, (width) => Plot.plot({
     ...base(width, Math.min(420, Math.max(260, width * 0.45))),
     marginLeft: 52,
@@ -230,7 +237,7 @@ export function drawRepositories(figures) {
   const title = figures.repositories.title + (rest > 0 ? `; the ${shown.length} largest` : '');
   chart('repositories-plot', title, `${title}. The figures are in the table that follows.`, (width) => {
     const most = Math.max(8, Math.floor((width * 0.3) / 6.6));
-    const name = (text) => shortened(text, most);
+    const name = (text) => (text.length <= most ? text : shortened(text.slice(text.lastIndexOf('/') + 1), most));
     const longest = Math.max(...shown.map((repository) => name(repository.name).length));
     const where = apart ? { fy: 'repository', y: 'row' } : { y: 'repository' };
     const names = { domain: shown.map((repository) => repository.name), label: null, tickFormat: name, tickSize: 0 };
