@@ -1,8 +1,9 @@
-"""What listing and syncing runs take: ``python -m benchmarks.runs [--runs 300] [--synced 50] [--rounds 5]``.
+"""What listing, viewing and syncing runs take: ``python -m benchmarks.runs [--runs 300] [--synced 50] [--rounds 5]``.
 
 The listed folder has copies of one run of the bundled model, each with another temperature. The synced ones were
 logged offline and moved, and are uploaded to the W&B server of the tests on loopback. Printed are the median
-processor time of the commands, without that of ``wandb-core``, and their wall time.
+processor time of the commands, without that of ``wandb-core``, and their wall time; for the view, that of its first
+reading of the folder and of a refresh, while one of the runs goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from swe_infer.run_directory.reader import RunDirectory
+from swe_infer.run_directory.store import RunStore
+from swe_infer.view.folder import WatchedFolder
 from tests.support.wandb_server import served
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +41,33 @@ def main() -> None:
         copies(folder / "run", folder / "listed", given.runs)
         listed = [command("swe_infer.runs", "list", str(folder / "listed")) for _ in range(given.rounds)]
         report(f"list {given.runs} runs", listed)
+        view(folder / "listed", given.rounds)
         if given.synced:
             copies(folder / "run", folder / "synced", given.synced)
             (folder / "home").mkdir()
             with served(folder / "home"):
                 for what in (f"sync {given.synced} runs", "sync them again"):
                     report(what, [command("swe_infer.runs", "sync", str(folder / "synced"))])
+
+
+def view(folder: Path, rounds: int) -> None:
+    """Measures the reading of a folder in ``swe-infer-view``. The last run has a new answer before each refresh."""
+    watched = WatchedFolder(folder)
+
+    def scan() -> tuple[float, float]:
+        before, started = time.process_time(), time.perf_counter()
+        watched.scan()
+        return time.process_time() - before, time.perf_counter() - started
+
+    run = max(folder.iterdir())
+    with RunStore(run, "model") as store:
+        records = list(RunDirectory(run).records())
+        report("view: first", [scan()])
+        times = []
+        for number in range(rounds):
+            store.append({**records[number % len(records)], "time": time.time()})
+            times.append(scan())
+    report("view: refresh", times)
 
 
 def copies(run: Path, target: Path, count: int) -> None:

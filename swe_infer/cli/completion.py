@@ -42,7 +42,8 @@ _swe_infer() {
     done < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" "$1" -sc query=bash 2>/dev/null)
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then compopt -o nospace 2>/dev/null; fi
 }
-complete -o default -F _swe_infer COMMAND""",
+complete -o default -F _swe_infer COMMAND
+complete -d -W "--help --host --open --port" swe-infer-view""",
     "zsh": """\
 _swe_infer() {
     local -a found
@@ -55,13 +56,21 @@ _swe_infer() {
         _files
     fi
 }
-compdef _swe_infer COMMAND""",
-    "fish": "complete -c COMMAND -f -a '(COMP_LINE=(commandline -cp) COMMAND -sc query=fish 2>/dev/null)'",
+compdef _swe_infer COMMAND
+_swe_infer_view() { _arguments --help --open '--host:address' '--port:port' '1:folder:_directories' }
+compdef _swe_infer_view swe-infer-view""",
+    "fish": """\
+complete -c COMMAND -f -a '(COMP_LINE=(commandline -cp) COMMAND -sc query=fish 2>/dev/null)'
+complete -c swe-infer-view -f -a '(__fish_complete_directories)'
+complete -c swe-infer-view -l help
+complete -c swe-infer-view -l open
+complete -c swe-infer-view -x -l host
+complete -c swe-infer-view -x -l port""",
 }
 _UNINSTALL = {
-    "bash": "complete -r COMMAND; unset -f _swe_infer",
-    "zsh": "compdef -d COMMAND; unfunction _swe_infer",
-    "fish": "complete -e -c COMMAND",
+    "bash": "complete -r COMMAND swe-infer-view; unset -f _swe_infer",
+    "zsh": "compdef -d COMMAND swe-infer-view; unfunction _swe_infer _swe_infer_view",
+    "fish": "complete -e -c COMMAND; complete -e -c swe-infer-view",
 }
 
 

@@ -71,7 +71,8 @@ def test_bash_completes(tmp_path: Path) -> None:
     complete -p swe-infer
     """
     script += "".join(f"complete_line '{line}'\n" for line in asked)
-    script += 'eval "$(swe-infer -sc uninstall=bash)"; complete -p swe-infer\n'
+    script += r"""eval "$(complete -p swe-infer-view | sed 's/complete/compgen/; s/swe-infer-view$/-- --po/')"; """
+    script += 'eval "$(swe-infer -sc uninstall=bash)"; complete -p swe-infer; complete -p swe-infer-view\n'
     result = subprocess.run(
         ["bash", "--norc", "-c", script],
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
@@ -80,8 +81,8 @@ def test_bash_completes(tmp_path: Path) -> None:
         check=False,
     )
     # Readline replaces only the part after "=".
-    assert result.stdout.splitlines()[1:] == ["provider.mode=", "batch", "o1,o3-mini"], result.stderr
-    assert "no completion specification" in result.stderr
+    assert result.stdout.splitlines()[1:] == ["provider.mode=", "batch", "o1,o3-mini", "--port"], result.stderr
+    assert result.stderr.count("no completion specification") == 2
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -16,16 +16,16 @@ let order = { key: "modified", descending: true };
 let shown = [];
 let limit = ROWS_SHOWN;
 
-// name, key to sort by, whether a first click sorts descending, cell content
+// Texts sort ascending at first, numbers descending.
 const COLUMNS = [
   { label: "Run", key: "name", text: true },
   { label: "State", key: "state", text: true, fill: fillState },
   { label: "Progress", key: "share", fill: fillProgress },
+  { label: "Cost", key: "cost_usd", fill: fillCost },
+  { label: "Errors", key: "failed", fill: fillErrors },
   { label: "Resolved", key: "resolvedValue", fill: (cell, run) => fillRate(cell, run.resolved) },
   { label: "Applies", key: "appliesValue", fill: (cell, run) => fillRate(cell, run.applies) },
   { label: "So far", key: "finishedValue", fill: (cell, run) => fillRate(cell, run.finished) },
-  { label: "Cost", key: "cost_usd", fill: fillCost },
-  { label: "Errors", key: "failed", fill: fillErrors },
   { label: "Model", key: "model", text: true },
   { label: "Dataset", key: "dataset", text: true },
   { label: "Prompt", key: "prompt", text: true },
