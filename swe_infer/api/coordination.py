@@ -125,13 +125,14 @@ class SharedDatabase:
             self.execute("COMMIT")
             self._is_checked = True
         except BaseException:
+            self._beat = 0.0  # if it is written, it is rolled back
             if self._db.in_transaction:  # SQLite has rolled back already if the disk is full
                 self.execute("ROLLBACK")
             raise
 
     def beat(self) -> None:
         """Registers the owner in ``owners``, or shows other hosts that it is alive. Within a transaction."""
-        if time.time() - self._beat > _BEAT_S:
+        if not 0 <= time.time() - self._beat <= _BEAT_S:  # negative: the clock was set back
             self._beat = time.time()
             row = (self.owner, *self._process, self._beat)
             self.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?, ?)", row)

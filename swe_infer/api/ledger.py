@@ -4,8 +4,9 @@ File format: a :class:`~swe_infer.api.coordination.SharedDatabase` with two more
 picodollars (10^-12), which represent every listed price exactly; other amounts are rounded up.
 
 * ``spent(run, amount)``: what each run was charged.
-* ``held(id, run, owner, amount)``: what is reserved for each request that may be in flight. The reservation for a
-  provider's batch belongs to the batch, which outlives the process.
+* ``held(id, run, owner, amount)``: what is reserved for each request that may be in flight. Ids are random: an id
+  that is used again would let a process charge another's reservation. The reservation for a provider's batch belongs
+  to the batch, which outlives the process.
 * ``applied(id, at)``: changes that a client may send again, as it did not see the reply, and when they were made.
 
 The reservations of a dead owner are charged in full: its requests were in flight, so a provider may bill them.
@@ -14,6 +15,7 @@ The reservations of a dead owner are charged in full: its requests were in fligh
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ from swe_infer.locks import Locks
 log = logging.getLogger(__name__)
 
 _PICO = Decimal(10) ** 12
+_MOST = 10**18
+"""Larger amounts, which a server may state, count as this one: the file's integers have 63 bits."""
 _BATCH = "batch:"
 
 _SCHEMA = """
@@ -179,7 +183,7 @@ class Ledger(CapLedger):
         with self._db.transaction():
             for entry, amount in self._uncharged:
                 # It is gone if another machine took this process for dead, and charged all of it.
-                if self._db.execute("DELETE FROM held WHERE id = ? RETURNING 1", (entry,)):
+                if self._db.execute("DELETE FROM held WHERE id = ? AND owner = ? RETURNING 1", (entry, self._db.owner)):
                     self._spend(self._run, amount)
             yield
         self._uncharged.clear()
@@ -284,14 +288,15 @@ class Ledger(CapLedger):
     def _spend(self, run: str, amount: int) -> None:
         if amount:
             self._db.execute(
-                "INSERT INTO spent VALUES (?, ?) ON CONFLICT (run) DO UPDATE SET amount = amount + ?",
-                (run, amount, amount),
+                "INSERT INTO spent VALUES (?, ?) ON CONFLICT (run) DO UPDATE SET amount = min(?, amount + ?)",
+                (run, amount, _MOST, amount),
             )
 
     def _add_entry(self, owner: str, amount: int, entry_id: int | None = None) -> int:
         """Reserves an amount. Returns the id."""
+        entry_id = new_entry_id() if entry_id is None else entry_id
         self._db.execute("INSERT INTO held VALUES (?, ?, ?, ?)", (entry_id, self._run, owner, amount))
-        return self._value("SELECT last_insert_rowid()")
+        return entry_id
 
     def _is_applied(self, change_id: str | None) -> bool:
         """Whether a change was made before; records that it is being made."""
@@ -316,11 +321,16 @@ class Ledger(CapLedger):
         self._db.remove_owner(owner)
 
 
+def new_entry_id() -> int:
+    """A random id for a reservation."""
+    return secrets.randbits(59)
+
+
 def from_pico(amount: int) -> Decimal:
     """Picodollars in dollars."""
     return Decimal(amount) / _PICO
 
 
 def to_pico(usd: Decimal) -> int:
-    """Whole picodollars, rounded up."""
-    return int((usd * _PICO).to_integral_value(rounding=ROUND_CEILING))
+    """Whole picodollars, rounded up, and a million dollars at most."""
+    return min(_MOST, int((usd * _PICO).to_integral_value(rounding=ROUND_CEILING)))

@@ -217,7 +217,8 @@ class SharedRateLimiter:
             StoreError: the file cannot be written.
         """
         with suppress(Busy), self._state() as state:
-            now, due = self._clock(), state[1:4]
+            now = self._clock()
+            due = [min(each, now + _MINUTE_S) for each in state[1:4]]  # later ones: the clock was set back
             known = [old if rate is None else rate for old, rate in zip(state[4:], rates, strict=True)]
             waits = [each - _TOLERANCE_S - now for each, rate in zip(due, known, strict=True) if rate > 0]
             wait_s = max(state[0] - now, *waits, 0.0)
@@ -232,7 +233,8 @@ class SharedRateLimiter:
 
     def pause(self, seconds: float) -> None:
         """Lets no run send for ``seconds``."""
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
+        if seconds > 0:  # a pause that is over would begin again if the clock is set back
+            self._paused_until = max(self._paused_until, self._clock() + seconds)
         with suppress(Busy), self._state():
             pass
 

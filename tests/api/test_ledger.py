@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from swe_infer.api.budget import CostBudget
+from swe_infer.api.coordination import SharedDatabase
 from swe_infer.api.ledger import Ledger, LedgerEntry
 from swe_infer.errors import BudgetExceeded, StoreError
 from tests.support.steps import lines_executed
@@ -96,6 +98,46 @@ def test_the_same_run_goes_on_with_what_it_spent_before(tmp_path: Path) -> None:
     assert again.spent_usd == Decimal("0.4")
     again.record_earlier_spending(Decimal("0.6"))  # or of more
     assert again.spent_usd == Decimal("0.6")
+
+
+def test_who_was_taken_for_dead_charges_nothing_of_others(tmp_path: Path) -> None:
+    """Ids are unique: the reservations of the dead are deleted, and others are made."""
+    silent, living = (Ledger(tmp_path / "ledger", Decimal(10), run) for run in ("silent", "living"))
+    before = silent.reserve(Decimal(6))
+    assert isinstance(before, LedgerEntry)
+    with sqlite3.connect(tmp_path / "ledger") as database:
+        database.execute("UPDATE owners SET host = 'another', beat = beat - 1000")
+    assert living.reserve(Decimal(5)) == "cannot_fit"  # 6 are charged
+    assert isinstance(living.reserve(Decimal(2)), LedgerEntry)
+    after = silent.reserve(Decimal(1))
+    assert isinstance(after, LedgerEntry)
+    silent.charge(before, Decimal("0.5"))
+    remaining = living.remaining()
+    assert (remaining.unspent, remaining.available) == (4, 1)
+    silent.charge(after, Decimal("0.5"))
+    assert (living.spent_usd, living.remaining().available) == (Decimal("6.5"), Decimal("1.5"))
+
+
+def test_a_process_stays_registered_after_a_transaction_that_failed(tmp_path: Path) -> None:
+    """Otherwise nobody releases what it has reserved when it dies."""
+    database = SharedDatabase(tmp_path / "shared", "shared", "CREATE TABLE IF NOT EXISTS t (a TEXT NOT NULL)")
+    for failure in (RuntimeError, None):
+        with contextlib.suppress(RuntimeError), database.transaction():
+            database.beat()
+            if failure is not None:
+                raise failure
+    assert database.execute("SELECT id FROM owners") == [(database.owner,)]
+    database.close()
+
+
+def test_absurd_amounts_that_a_server_states_are_bounded(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger", Decimal(1), "run")
+    for _ in range(2):
+        entry = ledger.reserve(Decimal(0))
+        if isinstance(entry, LedgerEntry):
+            ledger.charge(entry, Decimal("1e30"))
+    assert ledger.reserve(Decimal(0)) == "cannot_fit"
+    assert Ledger(tmp_path / "ledger", Decimal(1), "look").spent_usd == 1_000_000
 
 
 def test_a_cap_may_be_raised_between_tries(tmp_path: Path) -> None:

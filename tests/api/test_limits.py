@@ -428,6 +428,16 @@ def test_runs_with_one_key_share_a_quota_through_a_file(tmp_path: Path) -> None:
         run.close()
 
 
+def test_a_clock_that_is_set_back_does_not_stop_the_runs(tmp_path: Path) -> None:
+    now = 10_000.0
+    run = SharedRateLimiter(tmp_path / "pace", clock=lambda: now)
+    while run.acquire((1.0, 0.0, 0.0), (1.0, None, None)) == 0:
+        pass
+    now = 1000.0
+    assert run.acquire((1.0, 0.0, 0.0), (1.0, None, None)) <= 60
+    run.close()
+
+
 def test_limiters_that_share_a_file_wait_for_each_other(tmp_path: Path) -> None:
     """In real time, as the file's clock is every process's; what is waited for is an hour away."""
     file = str(tmp_path / "pace")
