@@ -183,7 +183,9 @@ class Ledger(CapLedger):
         with self._db.transaction():
             for entry, amount in self._uncharged:
                 # It is gone if another machine took this process for dead, and charged all of it.
-                if self._db.execute("DELETE FROM held WHERE id = ? AND owner = ? RETURNING 1", (entry, self._db.owner)):
+                if self._db.execute(
+                    "DELETE FROM held WHERE id = ? AND owner = ? RETURNING 1", (entry, self._db.owner)
+                ):
                     self._spend(self._run, amount)
             yield
         self._uncharged.clear()

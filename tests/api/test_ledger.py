@@ -113,7 +113,7 @@ def test_who_was_taken_for_dead_charges_nothing_of_others(tmp_path: Path) -> Non
     assert isinstance(after, LedgerEntry)
     silent.charge(before, Decimal("0.5"))
     remaining = living.remaining()
-    assert (remaining.unspent, remaining.available) == (4, 1)
+    assert (remaining.unspent, remaining.available) == (Decimal(4), Decimal(1))
     silent.charge(after, Decimal("0.5"))
     assert (living.spent_usd, living.remaining().available) == (Decimal("6.5"), Decimal("1.5"))
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     from swe_infer.llama.engine import Engine, EngineOptions
-    from swe_infer.llama.model import RMSNorm
+    from swe_infer.llama.model import LlamaForCausalLM, RMSNorm
     from swe_infer.llama.peft import merge_adapter
     from swe_infer.llama.rope import RotaryEmbedding
+    from swe_infer.llama.weights import load_weights
     from tests.llama.helpers import ask, engine_of, generate, load, random_prompt, with_constant_step_cost
     from tests.support.checkpoints import greedy_tokens, make_checkpoint, make_family_checkpoint, reference
 
