@@ -23,9 +23,9 @@ from swe_infer.providers.openai_chat import OpenAIChat
 from swe_infer.runners.api import ApiRunner
 from swe_infer.types import ApiModel, Budget, Completion, Decoding
 from tests.api.scripted import context, requests
-url, directory, name, cap, count = sys.argv[1:]
+url, directory, name, cap, concurrency = sys.argv[1:]
 decoding = Decoding(max_new_tokens=64, temperature=float(name) / 10)
-provider = OpenAIChat(base_url=url, max_concurrency=32)
+provider = OpenAIChat(base_url=url, max_concurrency=int(concurrency))
 budget = Budget(sweep_max_usd=Decimal(cap))
 api = ApiRunner(model=ApiModel(name="gpt-4o"), provider=provider, decoding=decoding, budget=budget)
 api.check()
@@ -36,15 +36,15 @@ def keep(request, outcome):
     assert isinstance(outcome, Completion), outcome
     spent.append(outcome.cost_usd)
 try:
-    api.generate(requests(int(count), text="word " * 400, decoding=decoding), keep, threading.Event())
+    api.generate(requests(800, text="word " * 400, decoding=decoding), keep, threading.Event())
 except BudgetExceeded as error:
     print(error)
 print(sum(spent, Decimal(0)))
 """
 
 
-def point(server: ApiServer, directory: Path, name: int, cap: str, count: int = 800) -> commands.Command:
-    arguments = [server.openai_url, str(directory), str(name), cap, str(count)]
+def point(server: ApiServer, directory: Path, name: int, cap: str, concurrency: int = 32) -> commands.Command:
+    arguments = [server.openai_url, str(directory), str(name), cap, str(concurrency)]
     return commands.start("-c", POINT, *arguments, cwd=Path.cwd(), env=os.environ)
 
 
@@ -68,15 +68,17 @@ def test_the_cap_holds_when_processes_are_killed_and_started_again(tmp_path: Pat
     cap, chance = "0.5", random.Random(3)
     with ApiServer(latency_s=(0.02, 0.1)) as server:
         for _ in range(3):
-            points = [point(server, tmp_path, n, cap) for n in range(2)]
+            points = [point(server, tmp_path, n, cap, concurrency=8) for n in range(2)]
             for process in points:
                 assert process.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0.8, 1.2))
+            answered = len(server.log.answers()) + chance.randint(20, 40)
+            while len(server.log.answers()) < answered and any(process.poll() is None for process in points):
+                time.sleep(0.01)
             for process in points:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
         process = point(server, tmp_path, 0, cap)
         assert "budget.sweep_max_usd" in process.communicate(timeout=90)[0]
-        # What was in flight at a kill counts at its worst price, whether or not the server came to answer it: on a
-        # busy machine most of the cap.
-        assert Decimal("0.3") * Decimal(cap) <= server.log.cost_usd() <= Decimal(cap)
+        # What was in flight at a kill counts at its worst price, also where the server did not answer it: up to 16
+        # requests of a third of a cent at each kill.
+        assert Decimal("0.6") * Decimal(cap) <= server.log.cost_usd() <= Decimal(cap)
