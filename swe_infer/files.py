@@ -105,7 +105,11 @@ def create_beside(path: Path) -> tuple[int, Path]:
         OSError: it cannot be created.
     """
     new = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(6)))
-    return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), new
+    try:
+        return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), new
+    except KeyboardInterrupt:  # also right after the creation, when the caller does not know the path yet
+        new.unlink(missing_ok=True)
+        raise
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ import yaml
 from swe_infer.cli.export import main
 from swe_infer.cli.training_rows import Format, fault_of, training_row
 from swe_infer.data.sample import SampleDataset
+from swe_infer.files import replacing
 from swe_infer.run_directory.records import read_records
 from swe_infer.run_directory.verdicts import read_verdicts
 from swe_infer.types import Prompt, Turn
@@ -256,6 +259,21 @@ def test_interrupt_leaves_no_half_of_a_file(run: Path) -> None:
     command.communicate(60)
     assert command.returncode == 130
     assert list(out.parent.iterdir()) == []
+
+
+def test_an_interrupt_right_after_the_creation_of_a_file_leaves_none(tmp_path: Path) -> None:
+    def interrupt(frame: FrameType, event: str, function: object) -> None:
+        if event == "c_return" and function is os.open:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "rows.jsonl"):
+            raise AssertionError("not interrupted")
+    finally:
+        sys.setprofile(None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_schema_check_refuses_what_the_formats_do_not_allow() -> None:
