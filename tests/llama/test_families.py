@@ -134,8 +134,10 @@ def test_shards_in_bfloat16_give_the_logits_of_transformers(checkpoints: dict[st
         tensors = {name: value.bfloat16() for name, value in load_file(directory / "model.safetensors").items()}
         shards = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(tensors)}
         for shard in set(shards.values()):
-            save_file({name: tensors[name] for name in tensors if shards[name] == shard}, stored / shard)
-        (stored / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+            save_file(
+                {name: tensors[name] for name in tensors if shards[name] == shard}, stored / shard, {"format": "pt"}
+            )
+        (stored / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
         ours = LlamaForCausalLM(read_config(stored), weights=torch.bfloat16)
         load_weights(ours, stored, allow_pickle=False)
         with torch.no_grad():
