@@ -202,6 +202,8 @@ def signing_key() -> str | None:
 def _read(directory: Path) -> tuple[dict[str, Any], str, int] | None:
     """The content of the file without the signature, the signature, and the inode."""
     path = folder_of(directory) / _NAME
+    if path.parent.is_symlink():  # of an untrusted directory
+        return None
     try:
         inode = path.lstat().st_ino
         values = json.loads(read_regular(path, _MAX_BYTES))

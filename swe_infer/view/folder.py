@@ -48,6 +48,7 @@ _EXACT_S = 0.5
 _FIRST_SCAN_S = 2.0
 """The longest wait of a first request."""
 _MOST_REMOVED = 10_000
+_MOST_NOTES = 10
 _LONGEST_DIFFERENCE = _LONGEST_ERROR = 300
 _OUTSIDE = "a symbolic link to a place outside this folder; start swe-infer-view with that folder"
 
@@ -83,7 +84,7 @@ class WatchedFolder:
         """The version up to which removed runs are no longer known."""
         self._version = 0
         self._epoch = secrets.token_hex(4)
-        self._notes: Sequence[str] = ()
+        self._notes: list[str] = []
         self._keys: Sequence[str] = ()
         """Configuration keys that distinguish the runs."""
         self._configs: dict[str, Marks] = {}
@@ -114,7 +115,9 @@ class WatchedFolder:
         self._scanned.wait(_FIRST_SCAN_S)
         with self._guard:
             found = [self._runs.get(one) for one in ids]
-        return [None if run is None or run.listed.state == "damaged" else run.listed.directory for run in found]
+        readable = [None if run is None or run.listed.state == "damaged" else run.listed.directory for run in found]
+        # Checked again, as a folder may have been replaced by a link since the last scan.
+        return [None if directory is None or self._is_outside(directory) else directory for directory in readable]
 
     def is_running(self, directory: Path) -> bool:
         """Whether a run was in progress when it was last read."""
@@ -152,16 +155,26 @@ class WatchedFolder:
         """Reads the directories that changed since the last call."""
         found = search(self._place)
         listed_in = self._memberships(found.sweeps)
+        links = [directory for directory in found.runs if os.path.islink(directory)]
+        # A link to a run that has a row of its own gets none.
+        places = (
+            {os.path.realpath(directory) for directory in found.runs if directory not in links} if links else set()
+        )
+        repeated = {directory for directory in links if os.path.realpath(directory) in places}
         present = set()
         for directory in found.runs:
             if self._closed.is_set():
                 return
+            if directory in repeated:
+                continue
             run_id = self._ids.get(directory) or self._ids.setdefault(directory, self._id(directory))
             present.add(run_id)
             sweeps = listed_in.get(os.path.realpath(directory), ()) if listed_in else ()
             self._read(run_id, directory, tuple(sweeps))
         with self._guard:
-            self._notes = [shown(note) for note in found.unreadable]
+            self._notes = [shown(note) for note in found.unreadable[:_MOST_NOTES]]
+            if (more := len(found.unreadable) - _MOST_NOTES) > 0:
+                self._notes.append(f"{more:,} more folders cannot be read")
             for run_id in self._runs.keys() - present:
                 self._version += 1
                 del self._runs[run_id]
@@ -260,11 +273,8 @@ class WatchedFolder:
         return _Run(marks, run.lock, replace(listed, summary=summary, modified=modified), rates, live)
 
     def _is_outside(self, directory: Path) -> bool:
-        """Whether a run is a link to a place outside the folder. :func:`search` follows no other link."""
-        if directory == self._place or not os.path.islink(directory):
-            return False
-        target = os.path.realpath(directory)
-        return os.path.commonpath([target, self._root]) != self._root
+        """Whether links lead from a run to a place outside the folder."""
+        return os.path.commonpath([os.path.realpath(directory), self._root]) != self._root
 
     def _update_differences(self) -> None:
         """Finds the keys that decide answers and distinguish the runs, if a configuration has changed."""
@@ -325,6 +335,13 @@ class WatchedFolder:
             "output_tokens_per_s": _number(summary.get("output_tokens_per_s")),
             "modified": listed.modified or None,
         }
+
+
+def _repeated(runs: Sequence[Path]) -> set[Path]:
+    """The links among some run directories to others of them."""
+    links = {run for run in runs if os.path.islink(run)}
+    places = {os.path.realpath(run) for run in runs if run not in links} if links else set()
+    return {link for link in links if os.path.realpath(link) in places}
 
 
 def run_marks(directory: Path) -> Marks:

@@ -299,6 +299,11 @@ def hostile(tmp_path: Path) -> Path:
         return Path(shutil.copytree(good, folder / "bad" / name))
 
     (folder / "link").symlink_to(secret)
+    (folder / "again").symlink_to(good)
+    (secret / "wandb").mkdir()
+    state = {"options": {"entity": "SECRET", "project": "SECRET"}, "run_id": "SECRET"}
+    (secret / "wandb" / "state.json").write_text(json.dumps(state))
+    (bad("link to wandb") / "wandb").symlink_to(secret / "wandb")
     for name in ("records.jsonl", "summary.json", "config.yaml", "asked.json", "evaluation.jsonl"):
         place = bad(f"link to {name}")
         (place / name).unlink()
@@ -376,10 +381,10 @@ def test_a_hostile_folder_is_shown_read_only_and_shows_nothing_outside(hostile: 
                 assert status == 404 or row["state"] != "damaged"
                 assert status in (200, 404, 409), (name, text)
                 texts.append(text)
-        everything = "&".join(f"run={row['id']}" for row in rows.values() if row["state"] != "damaged")
-        status, _, text = page.get(f"/data/comparison.json?{everything}")
+        several = f"run={rows['good']['id']}&run={rows['bad/dataset']['id']}&run={rows['bad/broken']['id']}"
+        status, _, text = page.get(f"/data/comparison.json?{several}")
         assert status == 200
-        one = json.loads(page.get(f"/data/instance.json?{everything}&id=r__x-1")[2])
+        one = json.loads(page.get(f"/data/instance.json?{several}&id=r__x-1")[2])
         assert (one["prompt"], one["gold"]) == (None, None)
         assert "a good answer" in json.dumps(one)
         assert "SECRET" not in "".join([*texts, text]).replace("../../SECRET", "").replace(str(hostile.parent), "")
@@ -393,7 +398,12 @@ def test_a_hostile_folder_is_shown_read_only_and_shows_nothing_outside(hostile: 
             assert "root:" not in text
             assert headers["content-type"].startswith("text/plain")
         assert page.get("/")[0] == 200
-    assert tree(hostile) == before
+        assert tree(hostile) == before
+        os.rename(hostile / "bad", hostile / ".bad")
+        (hostile / "bad").symlink_to(hostile.parent)
+        os.rename(hostile.parent / "elsewhere", hostile.parent / "broken")
+        status, _, text = page.get(f"/data/comparison.json?run={rows['bad/broken']['id']}")
+        assert (status, "SECRET" in text) == (404, False), "a folder was replaced by a link"
 
 
 def test_requests_are_refused_without_a_known_host_or_the_token(tmp_path: Path) -> None:
